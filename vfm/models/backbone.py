@@ -1,0 +1,153 @@
+"""Any timm backbone behind one contract: uint8 pixels' normalised tensor in, `Features` out."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from vfm.models.weights import LoadReport, WeightsError, load_weights
+from vfm.preprocess import Fit, Preprocess
+from vfm.types import FeatureInfo, Features
+
+_SOURCES = ("hf-hub:", "local-dir:")
+
+
+class BackboneError(ValueError):
+    """No such backbone, or it does not take the given arguments."""
+
+
+class Backbone(nn.Module):
+    """A timm model without its classifier.
+
+    Attributes:
+        model: The timm model; its `group_matcher`, `set_grad_checkpointing` and `pretrained_cfg` stay in reach.
+        info: Sizes of the features.
+        preprocess: What its images must go through, from timm's configuration of the model.
+        report: What a load of weights did; None for a random start.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool = True,
+        weights: str | None = None,
+        image_size: int | None = None,
+        fit: Fit | None = None,
+        drop_path: float = 0.0,
+        arguments: dict[str, Any] | None = None,
+    ) -> None:
+        """Make the model and load its weights.
+
+        Args:
+            name: A name of timm, with or without a tag of weights (`vit_small_patch14_reg4_dinov2.lvd142m`).
+            pretrained: Fetch the weights that timm names for it. Ignored when `weights` is given.
+            weights: A local file of weights.
+            image_size: Side of the square input in pixels, in place of the model's own.
+            fit: How other aspect ratios are met, in place of the model's own way.
+            drop_path: Rate of stochastic depth.
+            arguments: More arguments for `timm.create_model`, such as `embed_dim` or `depth`.
+
+        Raises:
+            BackboneError: timm has no such model, or it does not take an argument.
+            WeightsError: The weights cannot be had or do not fit.
+        """
+        super().__init__()
+        _check_name(name)
+        extra = dict(arguments or {})
+        if drop_path:
+            extra["drop_path_rate"] = drop_path
+        if image_size is not None and _takes_image_size(name):
+            extra["img_size"] = image_size
+        fetch = pretrained and weights is None
+        self.name = name
+        self.model = _create(name, fetch, extra)
+        self.report: LoadReport | None = None
+        if weights is not None:
+            self.report = load_weights(self.model, weights)
+        elif fetch:
+            total = len(self.model.state_dict())
+            self.report = LoadReport(f"timm:{self.model.pretrained_cfg['hf_hub_id']}", total, total)
+        self.info = FeatureInfo(
+            width=int(getattr(self.model, "head_hidden_size", self.model.num_features)),
+            token_width=int(self.model.feature_info[-1]["num_chs"]),
+        )
+        config = resolve_model_data_config(self.model)
+        size = (image_size, image_size) if image_size is not None else None
+        self.preprocess = Preprocess.from_timm(config, size=size, fit=fit)
+
+    @property
+    def license(self) -> str | None:
+        """Licence of the weights as timm states it; None when there are none or it does not say."""
+        if self.report is None:
+            return None
+        licence = self.model.pretrained_cfg.get("license")
+        return str(licence) if licence else None
+
+    def forward(self, images: Tensor) -> Features:
+        """Compute the features.
+
+        Args:
+            images: float [N, 3, H, W], normalised.
+        """
+        final, maps = self.model.forward_intermediates(
+            images, indices=1, norm=True, output_fmt="NCHW"
+        )
+        pooled = self.model.forward_head(final, pre_logits=True)
+        return Features(
+            pooled=pooled, tokens=maps[-1].flatten(2).transpose(1, 2), maps=tuple(maps)
+        )
+
+
+def _check_name(name: str) -> None:
+    if name.startswith(_SOURCES):
+        return
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        names = timm.list_models()
+        near = [n for n in names if n.startswith(base)] or difflib.get_close_matches(base, names)
+        raise BackboneError(
+            f"timm {timm.__version__} has no model '{name}'. Near: {', '.join(near[:4]) or 'none'}. "
+            f"List names with python -c \"import timm; print(timm.list_models('*vit*'))\"."
+        )
+    tags = [n.partition(".")[2] for n in timm.list_pretrained(base + ".*")]
+    if tag and tag not in tags:
+        raise BackboneError(
+            f"'{base}' has no weights tagged '{tag}'. Choices: {', '.join(tags) or 'none'}. "
+            f"Give '{base}' alone for timm's default."
+        )
+
+
+def _takes_image_size(name: str) -> bool:
+    """Whether timm must be told the size when the model is made (position embeddings, windows)."""
+    config = None if name.startswith(_SOURCES) else timm.get_pretrained_cfg(name)
+    return bool(config and config.fixed_input_size)
+
+
+def _create(name: str, pretrained: bool, extra: dict[str, Any]) -> Any:
+    config = None if name.startswith(_SOURCES) else timm.get_pretrained_cfg(name)
+    if pretrained and config is not None and not config.has_weights:
+        raise WeightsError(
+            f"timm has no pretrained weights for '{name}'. "
+            "Start at random with --model.pretrained false, or give a file with --model.weights."
+        )
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **extra)
+    except TypeError as error:
+        raise BackboneError(
+            f"'{name}' does not take one of the arguments {sorted(extra)}: {error}. "
+            "Change --model.backbone_args, --model.drop_path or --model.image_size."
+        ) from error
+    except (OSError, ImportError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise WeightsError(
+            f"The weights of '{name}' could not be fetched: {first}\n"
+            "Check the connection (HF_ENDPOINT, HF_HUB_OFFLINE, proxies), give a local file with --model.weights, "
+            "or start at random with --model.pretrained false."
+        ) from error

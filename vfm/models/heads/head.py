@@ -1,0 +1,46 @@
+"""The contract of all heads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from vfm.spec import Component
+from vfm.types import FeatureInfo, Features, Raw
+
+
+class Head(Component, nn.Module, ABC):
+    """Answers from features.
+
+    The constructor takes plain arguments only. The layers are made in `build`, when the width of the backbone and
+    the number of labels are known: at the start of training from the data, or from the checkpoint.
+
+    Attributes:
+        labels: Label names in the order of the outputs; empty until `prepare`.
+    """
+
+    labels: tuple[str, ...] = ()
+
+    def prepare(self, info: FeatureInfo, labels: Sequence[str]) -> None:
+        """Make the layers for these label names. Called once, by the task."""
+        self.labels = tuple(labels)
+        self.build(info, len(self.labels))
+
+    @abstractmethod
+    def build(self, info: FeatureInfo, num_labels: int) -> None:
+        """Make the layers.
+
+        Args:
+            info: Sizes of the features that `forward` will get.
+            num_labels: How many labels there are.
+        """
+
+    @abstractmethod
+    def forward(self, features: Features) -> Raw:
+        """Raw outputs by name, as a loss wants them."""
+
+    @abstractmethod
+    def decode(self, raw: Raw) -> dict[str, Tensor]:
+        """Answers by name from raw outputs; exported with the model, so made of tensor operations only."""

@@ -1,0 +1,165 @@
+"""Components remember how they were made, so that a checkpoint can rebuild its model.
+
+A component is any class that derives from `Component`: tasks, heads, data. Its constructor arguments are recorded as a
+*spec*, plain data of the form `{"class_path": "package.module.Name", "init_args": {...}}`, the form that the
+command line reads and writes too. `build` turns a spec back into an object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_type_hints
+
+Spec = dict[str, Any]
+
+
+class SpecError(ValueError):
+    """A spec cannot be recorded or rebuilt; the message says what to do."""
+
+
+class Component:
+    """Base of everything that a checkpoint can rebuild.
+
+    Subclass it and give the constructor plain arguments (numbers, strings, lists, dicts, dataclasses of these) or other
+    components; nothing else needs to be done.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+
+    @property
+    def spec(self) -> Spec:
+        """Plain data from which `build` makes an equal component.
+
+        Raises:
+            SpecError: An argument is neither plain nor a component.
+        """
+        name = class_path(type(self))
+        arguments = self.__dict__.get("_init_args", {})
+        return {
+            "class_path": name,
+            "init_args": {key: _plain(value, f"{name}({key})") for key, value in arguments.items()},
+        }
+
+
+def class_path(cls: type) -> str:
+    """Where a class is imported from, as `package.module.Name`."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def build(spec: Mapping[str, Any], *, base: type, trust: Collection[str] = ()) -> Any:
+    """Make the component that a spec describes.
+
+    Args:
+        spec: As given by `Component.spec`.
+        base: The class that the result must derive from.
+        trust: Packages besides vfm whose code may be imported, such as `["mypkg"]`.
+
+    Raises:
+        SpecError: The module is not trusted, cannot be imported, or does not hold such a component.
+    """
+    cls = _import_class(str(spec["class_path"]), trust)
+    if not (issubclass(cls, base) and issubclass(cls, Component)):
+        raise SpecError(
+            f"'{spec['class_path']}' is not a {base.__name__}. "
+            f"Give a class that derives from {class_path(base)}."
+        )
+    hints = _hints(cls)
+    arguments = {
+        name: _rebuilt(value, hints.get(name), trust) for name, value in spec["init_args"].items()
+    }
+    return cls(**arguments)
+
+
+def _recording(init: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        # Only the outermost constructor sees what the caller wrote; those of base classes come later.
+        if "_init_args" not in self.__dict__:
+            bound = signature.bind(self, *args, **kwargs)
+            # Defaults are recorded too: a later version may change them, a checkpoint may not.
+            bound.apply_defaults()
+            self.__dict__["_init_args"] = _flat(signature, bound.arguments)
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
+def _flat(signature: inspect.Signature, bound: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in list(bound.items())[1:]:
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            flat.update(value)
+        else:
+            flat[name] = value
+    return flat
+
+
+def _plain(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        # Enums of str or int are plain only by their value.
+        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, Component):
+        return value.spec
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}") for f in fields}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise SpecError(
+        f"A checkpoint cannot remember {where}: it is a {class_path(type(value))}. "
+        "Arguments of a component are numbers, strings, lists, dicts, dataclasses of these, or components "
+        "(classes that derive from vfm.Component). Pass what the object is made from instead."
+    )
+
+
+def _rebuilt(value: Any, hint: Any, trust: Collection[str]) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) == {"class_path", "init_args"}:
+            return build(value, base=Component, trust=trust)
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            return hint(**value)
+    return value
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(inspect.unwrap(cls.__init__))  # type: ignore[misc]
+
+
+def _import_class(path: str, trust: Collection[str]) -> type:
+    module_name, _, name = path.rpartition(".")
+    package = module_name.partition(".")[0]
+    # Checked before the import: importing a module already runs its code.
+    if package != "vfm" and not any(_covers(trusted, module_name) for trusted in trust):
+        raise SpecError(
+            f"The checkpoint uses '{path}', whose code is not part of vfm. Loading would run it. "
+            f"If you trust it, say so: trust=['{package}'] in Python, --trust {package} on the command line."
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(
+            f"The checkpoint uses '{path}', which cannot be imported: {error}. "
+            "Install the package or run where it can be found (the working folder counts), in the version it was trained with."
+        ) from error
+    if not isinstance(found, type):
+        raise SpecError(f"'{path}' is not a class.")
+    return found
+
+
+def _covers(trusted: str, module: str) -> bool:
+    return module == trusted or module.startswith(trusted + ".")

@@ -1,0 +1,267 @@
+"""The base of all tasks: backbone and head, spec'd checkpoints, optimiser, and labels from the data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Self
+
+import lightning as L
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from vfm.data import ImageData
+from vfm.models.backbone import Backbone
+from vfm.models.heads import Head
+from vfm.preprocess import Fit, Preprocess
+from vfm.spec import Component, build
+from vfm.tasks import callbacks
+from vfm.tasks.checkpoint import FORMAT, KEY, CheckpointError, read_checkpoint, versions
+from vfm.tasks.optim import Optim, learning_rate_factor, optimizer
+from vfm.types import Batch, Raw
+
+
+class BaseTask(Component, L.LightningModule, ABC):
+    """A backbone and a head that learn together.
+
+    Attributes:
+        backbone: Gives features.
+        head: Gives answers; its layers are made when the labels are known.
+        preprocess: What images go through before the backbone.
+        recipe: The resolved recipe of the command line, carried by the checkpoint; None from Python.
+    """
+
+    monitor: str = "val/loss"
+    """Metric that chooses the best checkpoint."""
+    monitor_mode: str = "min"
+
+    def __init__(
+        self,
+        backbone: str,
+        head: Head,
+        *,
+        pretrained: bool,
+        weights: Path | None,
+        image_size: int | None,
+        fit: Fit | None,
+        drop_path: float,
+        backbone_args: dict[str, Any] | None,
+        optim: Optim,
+    ) -> None:
+        super().__init__()
+        self.backbone = Backbone(
+            backbone,
+            pretrained=pretrained,
+            weights=str(weights) if weights is not None else None,
+            image_size=image_size,
+            fit=fit,
+            drop_path=drop_path,
+            arguments=backbone_args,
+        )
+        if self.backbone.report is not None:
+            rank_zero_info(f"Weights {self.backbone.report}")
+        self.head = head
+        self.preprocess = self.backbone.preprocess
+        self.optim = optim
+        self.recipe: dict[str, Any] | None = None
+        self.source: Path | None = None
+        self.skipped = callbacks.SkippedFiles()
+        self._weights_report = self.backbone.report.to_dict() if self.backbone.report else None
+        self._license = self.backbone.license
+        self._data: dict[str, Any] | None = None
+
+    @abstractmethod
+    def loss(self, raw: Raw, target: Tensor) -> Tensor:
+        """Sum of the losses of a batch, so that unequal batches weigh each image alike."""
+
+    @classmethod
+    def load(cls, path: str | Path, *, trust: Collection[str] = ()) -> Self:
+        """Rebuild a task from nothing but its checkpoint.
+
+        Args:
+            path: A checkpoint, made by the command line or by Python.
+            trust: Packages besides vfm whose code the checkpoint may name, such as that of your own head.
+
+        Raises:
+            CheckpointError: The file cannot be read.
+            SpecError: It names code that is not trusted or not found.
+        """
+        content = read_checkpoint(path)
+        entry = content[KEY]
+        spec = {**entry["model"], "init_args": {**entry["model"]["init_args"]}}
+        # The weights are in the file: nothing is fetched, and a file that stood beside the training need not be here.
+        spec["init_args"] |= {"pretrained": False, "weights": None}
+        task: Self = build(spec, base=cls, trust=trust)
+        task.__dict__["_init_args"] |= {
+            key: entry["model"]["init_args"][key] for key in ("pretrained", "weights")
+        }
+        task.on_load_checkpoint(content)
+        task.load_state_dict(content["state_dict"])
+        task.source = Path(path)
+        return task.eval()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of the scores; empty before training."""
+        return self.head.labels
+
+    @property
+    def license(self) -> str | None:
+        """Licence of the pretrained weights that training started from, as timm states it."""
+        return self._license
+
+    def forward(self, pixels: Tensor) -> Raw:
+        """Raw outputs of the head.
+
+        Args:
+            pixels: uint8 [N, H, W, 3], at the model's size.
+        """
+        raw: Raw = self.head(self.backbone(self.preprocess.normalise(pixels)))
+        return raw
+
+    def answer(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Decoded answers, such as `scores` [N, C]; what the exported model computes."""
+        return self.head.decode(self(pixels))
+
+    def setup(self, stage: str) -> None:
+        """Take the labels from the data, and give it the preprocessing."""
+        data = self._datamodule()
+        data.preprocess = self.preprocess
+        if stage == "fit":
+            if not self.labels:
+                self.head.prepare(self.backbone.info, data.labels)
+            self._require_same_labels(data.labels, "the data")
+            self._data = {
+                "spec": data.spec,
+                "fingerprint": data.fingerprint(),
+                "splits": data.describe(),
+            }
+        elif not self.labels and self.trainer.ckpt_path is None:
+            raise CheckpointError(
+                f"{type(self).__name__} has not been trained. Give a checkpoint (--ckpt_path best.ckpt), "
+                f"or start from {type(self).__name__}.load('best.ckpt')."
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a batch, weighed by its share of all ranks' images."""
+        num_images = len(batch["image"])
+        share = self._global_count(num_images)
+        if num_images == 0:
+            # Every file of the batch was unreadable; other ranks still wait for gradients of every weight.
+            return sum(
+                (p.sum() * 0.0 for p in self.parameters() if p.requires_grad), torch.zeros(())
+            )
+        raw = self(batch["image"])
+        loss = self.loss(raw, batch["label"]) / share
+        self.log(
+            "train/loss", loss.detach(), batch_size=num_images, prog_bar=True, on_epoch=True
+        )
+        return loss
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Answers of a batch."""
+        return self.answer(batch["image"])
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, and a learning rate that changes with every step."""
+        adamw = optimizer(self.backbone.model, self.head, self.optim)
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            adamw, lambda step: learning_rate_factor(step, num_steps, self.optim)
+        )
+        return {
+            "optimizer": adamw,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer says, or else as `optim.clip` does."""
+        value = self.optim.clip if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, value, gradient_clip_algorithm or "norm")
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What every run gets; a ModelCheckpoint that the user set up takes the place of ours."""
+        added: list[Callback] = [
+            callbacks.Throughput(),
+            self.skipped,
+            callbacks.PredictionWriter(),
+        ]
+        checkpoints = [c for c in self.trainer.callbacks if isinstance(c, ModelCheckpoint)]
+        if checkpoints and all(callbacks.is_default_checkpoint(c) for c in checkpoints):
+            monitor = self.monitor if self.trainer.limit_val_batches else None
+            added.append(callbacks.best_checkpoint(monitor, self.monitor_mode))
+        return added
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add all that is needed to rebuild the task, and where it comes from."""
+        checkpoint[KEY] = {
+            "format": FORMAT,
+            "model": self.spec,
+            "labels": list(self.labels),
+            "preprocess": self.preprocess.to_dict(),
+            "recipe": self.recipe,
+            "data": self._data,
+            "weights": self._weights_report,
+            "license": self._license,
+            "versions": versions(),
+            "seed": torch.initial_seed(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the head for the checkpoint's labels, and check that it fits this task."""
+        if KEY not in checkpoint:
+            raise CheckpointError(
+                f"The checkpoint has no entry '{KEY}': it was not written by vfm."
+            )
+        entry = checkpoint[KEY]
+        stored, own = (s["init_args"]["backbone"] for s in (entry["model"], self.spec))
+        if stored != own:
+            raise CheckpointError(
+                f"The checkpoint's backbone is '{stored}', this task's is '{own}'. "
+                f"Give --model.backbone {stored}, or another checkpoint."
+            )
+        if not self.labels:
+            self.head.prepare(self.backbone.info, entry["labels"])
+        self._require_same_labels(tuple(entry["labels"]), "the checkpoint")
+        self.preprocess = Preprocess.from_dict(entry["preprocess"])
+        self._data, self._license = entry["data"], entry["license"]
+        self._weights_report = entry["weights"]
+        if self._trainer is not None and self._trainer.datamodule is not None:  # type: ignore[attr-defined]
+            self._datamodule().preprocess = self.preprocess
+
+    def _datamodule(self) -> ImageData:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ImageData):
+            raise TypeError(
+                f"{type(self).__name__} takes its labels from an ImageData, got {type(data).__name__}. "
+                "Pass one, such as FolderData('images/'): trainer.fit(task, datamodule=data)."
+            )
+        return data
+
+    def _require_same_labels(self, labels: tuple[str, ...], where: str) -> None:
+        if labels == self.labels:
+            return
+        more, fewer = sorted(set(labels) - set(self.labels)), sorted(set(self.labels) - set(labels))
+        raise CheckpointError(
+            f"The labels of {where} are not those of the model: {len(labels)} against {len(self.labels)}; "
+            f"only there: {more[:5]}, only in the model: {fewer[:5]}. "
+            "Resume with the data it was trained on; to learn other labels, start a new task from these weights "
+            "(--model.weights)."
+        )
+
+    def _global_count(self, num_images: int) -> float:
+        """What to divide a rank's summed loss by, so that the mean over ranks is the mean over images."""
+        if self.trainer.world_size == 1:
+            return max(1, num_images)
+        count = torch.tensor(float(num_images), device=self.device)
+        torch.distributed.all_reduce(count)
+        return max(1.0, count.item()) / self.trainer.world_size

@@ -1,0 +1,199 @@
+"""What every task adds to a Trainer: best checkpoint, images/s, a list of unreadable files, written predictions."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+MAX_UNREADABLE = 0.01
+"""Largest share of a split's files that training goes on without."""
+
+_SHOWN = 5
+
+
+class UnreadableFilesError(ValueError):
+    """Too many files of the training data cannot be read."""
+
+
+def output_dir(trainer: Trainer) -> Path:
+    """The folder of this run: the logger's, or else the Trainer's root."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def is_default_checkpoint(callback: Callback) -> bool:
+    """Whether this is the ModelCheckpoint that Lightning adds by itself, rather than one that the user set up."""
+    own = ModelCheckpoint()
+    return (
+        type(callback) is ModelCheckpoint
+        and callback.state_key == own.state_key
+        and (callback.dirpath is None or callback.filename is None)
+        and callback.filename is None
+        and callback.save_last is None
+        and callback.save_top_k == own.save_top_k
+    )
+
+
+def best_checkpoint(monitor: str | None, mode: str) -> ModelCheckpoint:
+    """Keeps `best.ckpt` by a metric, and `last.ckpt` to resume from."""
+    return ModelCheckpoint(
+        monitor=monitor,
+        mode=mode,
+        filename="best" if monitor else "last",
+        save_last=True if monitor else None,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
+
+
+class Throughput(Callback):
+    """Shows and logs `images/s` of training, over all ranks, without the first batch of each epoch."""
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        """Set how often to measure.
+
+        Args:
+            seconds: Least time between two figures.
+        """
+        self.seconds = seconds
+        self._since: float | None = None
+        self._images = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the pause since the last epoch."""
+        self._since = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a batch."""
+        now = time.perf_counter()
+        if self._since is None:
+            self._since, self._images = now, 0
+            return
+        self._images += len(batch["image"])
+        if now - self._since >= self.seconds or trainer.is_last_batch:
+            rate = self._images * trainer.world_size / (now - self._since)
+            pl_module.log("images/s", rate, prog_bar=True, on_step=True, on_epoch=False)
+            self._since, self._images = now, 0
+
+
+class SkippedFiles(Callback):
+    """Counts and lists the files that could not be read; ends training when there are too many.
+
+    Attributes:
+        files: For each split, the reason by file name.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, str]] = defaultdict(dict)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the batch's skipped files, and stop when they are more than 1 % of the split."""
+        if batch["skipped"]:
+            self.files["train"].update(batch["skipped"])
+            self._check(trainer, "train")
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Note the batch's skipped files."""
+        self.files["val"].update(batch["skipped"])
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Note the batch's skipped files."""
+        self.files["test"].update(batch["skipped"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the ranks' lists, and write them."""
+        self._finish(trainer, "train")
+        self._finish(trainer, "val")
+        self._check(trainer, "train")
+        if trainer.fit_loop.epoch_loop.val_loop.num_dataloaders:
+            self._check(trainer, "val")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the ranks' lists, and write them."""
+        if trainer.validating:
+            self._finish(trainer, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the ranks' lists, and write them."""
+        self._finish(trainer, "test")
+
+    def _finish(self, trainer: Trainer, split: str) -> None:
+        if trainer.world_size > 1:
+            ranks: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(ranks, self.files[split])
+            for files in ranks:
+                self.files[split].update(files)
+        if self.files[split] and trainer.is_global_zero:
+            path = output_dir(trainer) / f"skipped_{split}.csv"
+            _write_rows(path, ("file", "reason"), sorted(self.files[split].items()))
+            rank_zero_warn(
+                f"{len(self.files[split])} files of '{split}' could not be read and were left out; see {path}."
+            )
+
+    def _check(self, trainer: Trainer, split: str) -> None:
+        total = len(trainer.datamodule.records[split])  # type: ignore[attr-defined]
+        files = self.files[split]
+        if len(files) <= MAX_UNREADABLE * total:
+            return
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in list(files.items())[:_SHOWN])
+        raise UnreadableFilesError(
+            f"{len(files)} of {total} files of '{split}' cannot be read, more than {MAX_UNREADABLE:.0%}:\n{listed}\n"
+            "Mend or remove these files, then train again (--ckpt_path last.ckpt goes on from the last epoch)."
+        )
+
+
+class PredictionWriter(Callback):
+    """Writes `predictions.csv`: path, label, score, and the reason for each file that could not be read."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, str, str, str]] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew."""
+        self._rows = []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Keep the batch's answers."""
+        score, best = outputs["scores"].max(dim=-1)
+        labels = pl_module.head.labels  # type: ignore[union-attr]
+        for name, value, k in zip(batch["name"], score.tolist(), best.tolist(), strict=True):
+            self._rows.append((name, labels[k], f"{value:.6f}", ""))  # type: ignore[index]
+        self._rows += [(name, "", "", reason) for name, reason in batch["skipped"]]
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        rows = self._rows
+        if trainer.world_size > 1:
+            ranks: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(ranks, rows)
+            rows = [row for rank in ranks for row in rank]
+        if trainer.is_global_zero:
+            path = output_dir(trainer) / "predictions.csv"
+            # A sampler that fills up a rank repeats samples; a name stands for one file.
+            _write_rows(path, ("path", "label", "score", "error"), sorted(set(rows)))
+            rank_zero_info(f"Predictions of {len(set(rows))} images: {path}")
+
+
+def _write_rows(path: Path, header: tuple[str, ...], rows: list[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

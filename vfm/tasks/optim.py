@@ -1,0 +1,81 @@
+"""AdamW with its parameter groups, and the schedule of the learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How the weights are trained: AdamW, a linear warm-up, a cosine to near zero, clipped gradients.
+
+    Raises:
+        ValueError: A value is outside its range.
+    """
+
+    lr: float = 1e-4
+    """Highest learning rate, reached after the warm-up."""
+    weight_decay: float = 0.05
+    """Decay of weight matrices; biases, norms and embeddings that timm exempts have none."""
+    warmup: float = 0.05
+    """Share of all steps in which the learning rate grows from zero."""
+    final: float = 0.01
+    """Learning rate of the last step as a share of `lr`."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging of gradients and of their squares."""
+    clip: float | None = 1.0
+    """Largest norm of all gradients together; null leaves them. A Trainer's gradient_clip_val goes before it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        ranges = {
+            "lr": (self.lr > 0, "above 0"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "warmup": (0 <= self.warmup < 1, "from 0 to below 1"),
+            "final": (0 <= self.final <= 1, "from 0 to 1"),
+            "clip": (self.clip is None or self.clip > 0, "above 0, or null"),
+        }
+        for name, (good, expected) in ranges.items():
+            if not good:
+                raise ValueError(
+                    f"optim.{name} is {getattr(self, name)}; it must be {expected}. Change --model.optim.{name}."
+                )
+
+
+def optimizer(backbone: nn.Module, head: nn.Module, optim: Optim) -> torch.optim.AdamW:
+    """AdamW over all trainable weights, decayed ones apart from the others.
+
+    Args:
+        backbone: A timm model.
+        head: Any module.
+        optim: Its settings.
+    """
+    exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+    groups: list[dict[str, Any]] = [
+        *param_groups_weight_decay(backbone, optim.weight_decay, exempt),
+        *param_groups_weight_decay(head, optim.weight_decay),
+    ]
+    groups = [group for group in groups if group["params"]]
+    on_gpu = all(p.is_cuda for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=on_gpu)
+
+
+def learning_rate_factor(step: int, num_steps: int, optim: Optim) -> float:
+    """Learning rate at a step as a share of the highest: linear up, then half a cosine down (Loshchilov & Hutter, 2017).
+
+    Args:
+        step: Optimiser steps done.
+        num_steps: Optimiser steps of the whole training.
+        optim: Its settings.
+    """
+    num_warmup = round(optim.warmup * num_steps)
+    if step < num_warmup:
+        return (step + 1) / (num_warmup + 1)
+    progress = min(1.0, (step - num_warmup) / max(1, num_steps - num_warmup))
+    return optim.final + (1 - optim.final) * 0.5 * (1 + math.cos(math.pi * progress))

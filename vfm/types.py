@@ -1,0 +1,48 @@
+"""The contracts between the layers: what data gives a task, a backbone gives a head, a head gives a loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from torch import Tensor
+
+Raw = dict[str, Tensor]
+"""What a head's forward gives: named tensors, before they are decoded to an answer."""
+
+
+class Batch(TypedDict):
+    """Images of one size with their labels. Files that could not be read are not in it, but listed."""
+
+    image: Tensor
+    """uint8 [N, H, W, 3], RGB, already at the model's size."""
+    label: Tensor
+    """int64 [N], index into the data's label names; -1 where there is none."""
+    index: Tensor
+    """int64 [N], position of each sample in its split."""
+    name: list[str]
+    """Path or name of each sample."""
+    skipped: list[tuple[str, str]]
+    """Name and reason of each sample of this batch that could not be read."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What every backbone gives, whatever its family. N images, width D, a last grid of h x w."""
+
+    pooled: Tensor
+    """[N, D], one vector an image, pooled as the backbone was trained."""
+    tokens: Tensor
+    """[N, h * w, D'], one vector a place, row by row; class and register tokens are left out."""
+    maps: tuple[Tensor, ...]
+    """Feature maps [N, D', h, w], finest first; the last one holds the tokens."""
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """Sizes of `Features`, known before the first image: what a head is built from."""
+
+    width: int
+    """D, the width of `pooled`."""
+    token_width: int
+    """D', the width of `tokens`."""
