@@ -79,6 +79,22 @@ def build(spec: Mapping[str, Any], *, base: type, trust: Collection[str] = ()) -
     return cls(**arguments)
 
 
+def check_trust(spec: Any, trust: Collection[str]) -> None:
+    """Refuse a spec that names code outside vfm and the trusted packages, at any depth.
+
+    Raises:
+        SpecError: It does.
+    """
+    if isinstance(spec, Mapping):
+        if "class_path" in spec:
+            _require_trusted(str(spec["class_path"]), trust)
+        for value in spec.values():
+            check_trust(value, trust)
+    elif isinstance(spec, list):
+        for value in spec:
+            check_trust(value, trust)
+
+
 def _recording(init: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(init)
 
@@ -141,14 +157,8 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _import_class(path: str, trust: Collection[str]) -> type:
+    _require_trusted(path, trust)
     module_name, _, name = path.rpartition(".")
-    package = module_name.partition(".")[0]
-    # Checked before the import: importing a module already runs its code.
-    if package != "vfm" and not any(_covers(trusted, module_name) for trusted in trust):
-        raise SpecError(
-            f"The checkpoint uses '{path}', whose code is not part of vfm. Loading would run it. "
-            f"If you trust it, say so: trust=['{package}'] in Python, --trust {package} on the command line."
-        )
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
@@ -159,6 +169,18 @@ def _import_class(path: str, trust: Collection[str]) -> type:
     if not isinstance(found, type):
         raise SpecError(f"'{path}' is not a class.")
     return found
+
+
+def _require_trusted(path: str, trust: Collection[str]) -> None:
+    # Asked before the import: importing a module already runs its code.
+    module = path.rpartition(".")[0]
+    package = module.partition(".")[0]
+    if package == "vfm" or any(_covers(trusted, module) for trusted in trust):
+        return
+    raise SpecError(
+        f"The checkpoint uses '{path}', whose code is not part of vfm; loading would run it. "
+        f"If you trust it, say so: trust=['{package}'] in Python, --trust {package} on the command line."
+    )
 
 
 def _covers(trusted: str, module: str) -> bool:

@@ -1,0 +1,69 @@
+"""Runs the bundles that vfm exports: images in, answers out, without torch.
+
+    import vfm_runtime
+
+    model = vfm_runtime.load("bundle/")
+    print(model.predict("cat.jpg"))
+
+Names are imported on first use (PEP 562), so `import vfm_runtime` costs milliseconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vfm_runtime.bundle import BundleError, read_bundle, sha256, write_manifest
+    from vfm_runtime.contract import Contract, ContractError
+    from vfm_runtime.image import IMAGE_SUFFIXES, ImageError, find_images, open_image
+    from vfm_runtime.model import Model, load
+    from vfm_runtime.providers import ProviderError
+    from vfm_runtime.types import Prediction
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "BundleError",
+    "Contract",
+    "ContractError",
+    "ImageError",
+    "Model",
+    "Prediction",
+    "ProviderError",
+    "__version__",
+    "find_images",
+    "load",
+    "open_image",
+    "read_bundle",
+    "sha256",
+    "write_manifest",
+]
+
+_HOME = {
+    "BundleError": "bundle",
+    "Contract": "contract",
+    "ContractError": "contract",
+    "IMAGE_SUFFIXES": "image",
+    "ImageError": "image",
+    "Model": "model",
+    "Prediction": "types",
+    "ProviderError": "providers",
+    "find_images": "image",
+    "load": "model",
+    "open_image": "image",
+    "read_bundle": "bundle",
+    "sha256": "bundle",
+    "write_manifest": "bundle",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vfm_runtime' has no attribute '{name}'")
+    value: object = getattr(import_module(f"vfm_runtime.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,227 @@
+"""The command `vfm-runtime`: predict, check and info, without torch."""
+
+import argparse
+import difflib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vfm_runtime import __version__
+from vfm_runtime.bundle import BundleError
+from vfm_runtime.image import ImageError, find_images
+from vfm_runtime.model import Model, load
+from vfm_runtime.providers import DEVICES, ProviderError
+from vfm_runtime.replay import replay
+from vfm_runtime.types import Prediction
+
+OK, FAILED, MISUSED = 0, 1, 2
+"""Exit codes: done; an image, a bundle or a check failed; the command was misused."""
+
+_MAX_ERROR_LINES = 8
+
+
+class _UsageError(ValueError):
+    """The command line makes no sense."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises instead of exiting and suggests what may have been meant."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{message}. See `{self.prog} --help`.")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 1 failed, 2 misused.
+
+    Args:
+        args: The words after `vfm-runtime`; None for those of this process.
+    """
+    words = sys.argv[1:] if args is None else args
+    debug = "--debug" in words
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING)
+    try:
+        options = _parse(words)
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except SystemExit as stop:
+        # argparse leaves this way after --help and --version.
+        return int(stop.code or OK)
+    except BrokenPipeError:
+        # The reader (`| head`) has enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (ValueError, ProviderError, OSError) as error:
+        if debug:
+            raise
+        _complain(error)
+        return MISUSED if isinstance(error, _UsageError) else FAILED
+    return code
+
+
+def _complain(error: Exception) -> None:
+    lines = str(error).splitlines()[:_MAX_ERROR_LINES]
+    print("error: " + "\n".join(lines), file=sys.stderr)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser, commands = _build_parser()
+    _check_command(words, commands)
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        _refuse_flags(unknown, commands[options.command])
+    return options
+
+
+def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(prog="vfm-runtime", description="Runs the bundles that vfm exports.")
+    parser.add_argument("--version", action="version", version=f"vfm-runtime {__version__}")
+    common = _Parser(add_help=False)
+    common.add_argument("bundle", metavar="BUNDLE", help="folder that `vfm export` wrote")
+    common.add_argument(
+        "--device", choices=DEVICES, default="auto", help="auto: CUDA where it loads, else CPU"
+    )
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    made = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    predict = made.add_parser("predict", parents=[common], help="answer for images and folders")
+    predict.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+")
+    predict.add_argument("--top", type=_count, default=5, help="classes to show (default: 5)")
+    predict.add_argument("--batch-size", type=_count, default=32, help="default: 32")
+    predict.add_argument("--json", action="store_true", help="one JSON object a line and image")
+    predict.set_defaults(run=_predict)
+
+    check = made.add_parser("check", parents=[common], help="find damage, replay golden images")
+    check.set_defaults(run=_check)
+
+    info = made.add_parser("info", parents=[common], help="show what a bundle is")
+    info.add_argument("--json", action="store_true", help="as one JSON object")
+    info.set_defaults(run=_info)
+    return parser, {"predict": predict, "check": check, "info": info}
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 up")
+    return int(text)
+
+
+def _check_command(words: list[str], commands: dict[str, _Parser]) -> None:
+    choices = ", ".join(commands)
+    if not words:
+        raise _UsageError(f"Name a command: {choices}. See `vfm-runtime --help`.")
+    word = words[0]
+    if word in commands or word in ("-h", "--help", "--version"):
+        return
+    if word.startswith("-"):
+        raise _UsageError(f"Options come after the command, '{word}' before it. Say {choices}.")
+    hint = _near(word, list(commands))
+    raise _UsageError(f"There is no command '{word}'.{hint} Commands: {choices}.")
+
+
+def _refuse_flags(unknown: list[str], command: _Parser) -> NoReturn:
+    word = unknown[0].split("=")[0]
+    flags = [flag for flag in command._option_string_actions if flag.startswith("--")]
+    if not word.startswith("-"):
+        raise _UsageError(f"'{word}' is one word too many. See `{command.prog} --help`.")
+    hint = _near(word, flags)
+    raise _UsageError(
+        f"`{command.prog}` has no option '{word}'.{hint} Options: {', '.join(sorted(flags))}."
+    )
+
+
+def _near(word: str, choices: list[str]) -> str:
+    near = difflib.get_close_matches(word, choices, n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _predict(options: argparse.Namespace) -> int:
+    files = list(_files(options.images))
+    model = load(options.bundle, device=options.device, batch_size=options.batch_size)
+    code = OK
+    for start in range(0, len(files), options.batch_size):
+        batch = files[start : start + options.batch_size]
+        for path, answer in zip(batch, model.predict(batch, errors="return"), strict=True):
+            if isinstance(answer, ImageError):
+                code = FAILED
+            _show(path, answer, options)
+    return code
+
+
+def _files(sources: list[str]) -> Iterator[Path]:
+    for source in sources:
+        path = Path(source)
+        if not path.is_dir():
+            yield path
+            continue
+        found = find_images(path)
+        if not found:
+            raise ImageError(str(path), "no images in this folder", "Check the path.")
+        yield from found
+
+
+def _show(path: Path, answer: Prediction | ImageError, options: argparse.Namespace) -> None:
+    if isinstance(answer, ImageError):
+        _complain(answer)
+        if options.json:
+            print(json.dumps({"image": str(path), "error": str(answer)}))
+    elif options.json:
+        print(json.dumps({"image": str(path), **answer.to_dict(options.top)}))
+    else:
+        best = ", ".join(f"{label} {score:.4f}" for label, score in answer.top(options.top))
+        print(f"{path}: {best}")
+
+
+def _check(options: argparse.Namespace) -> int:
+    model = load(options.bundle, device=options.device)
+    print(f"{len(model.manifest.files)} files intact")
+    results = replay(model)
+    for result in results:
+        print(result)
+    failed = sum(not result.passed for result in results)
+    if failed:
+        raise BundleError(
+            f"{failed} of {len(results)} golden images answer otherwise than at export, on "
+            f"{model.device}. Do not use the bundle here; try another version of ONNX Runtime, "
+            "or --device cpu."
+        )
+    print(f"OK: {len(results)} golden answers on {model.device}")
+    return OK
+
+
+def _info(options: argparse.Namespace) -> int:
+    model = load(options.bundle, device=options.device)
+    names = sorted(model.manifest.files)
+    files = {name: (model.path / name).stat().st_size for name in names}
+    if options.json:
+        facts = {"contract": model.contract.to_dict(), "files": files, "device": model.device}
+        print(json.dumps(facts, indent=2))
+        return OK
+    for line in _info_lines(model, files):
+        print(line)
+    return OK
+
+
+def _info_lines(model: Model, files: dict[str, int]) -> Iterator[str]:
+    contract = model.contract
+    shown = ", ".join(contract.labels[:5]) + (", ..." if len(contract.labels) > 5 else "")
+    yield f"task       {contract.task}"
+    yield f"labels     {len(contract.labels)}: {shown}"
+    yield f"backbone   {contract.backbone}"
+    yield f"size       {contract.size[0]} x {contract.size[1]} (height x width)"
+    yield f"license    {contract.license or 'not stated'}"
+    yield f"versions   {', '.join(f'{k} {v}' for k, v in sorted(contract.versions.items()))}"
+    yield f"device     {model.device}"
+    for name, size in files.items():
+        yield f"{size:>12,} B  {name}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""What a bundle promises: the schema that the training side writes and the runtime reads."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn, Self
+
+METADATA_KEY = "vfm"
+"""Key of the contract's JSON in the `metadata_props` of each ONNX file."""
+
+FORMAT = 1
+"""The newest bundle format that this version reads."""
+
+TASKS = ("classification",)
+"""The tasks that this version can answer."""
+
+PREPROCESS_FILE = "preprocess.onnx"
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+ONEFILE_FILE = "onefile.onnx"
+MANIFEST_FILE = "vfm.json"
+PARITY_FILE = "parity.json"
+CARD_FILE = "card.md"
+GOLDEN_DIR = "golden"
+GOLDEN_FILE = "golden/golden.json"
+
+_REMEDY = "Export the bundle anew with this version of vfm."
+
+
+class ContractError(ValueError):
+    """The contract of a bundle is incomplete, malformed or newer than this version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What a model takes, what it answers, and where it comes from; checked when made."""
+
+    task: str
+    """What the model does; one of `TASKS`."""
+
+    labels: tuple[str, ...]
+    """Class names, in the order of the columns of `scores`."""
+
+    preprocess: dict[str, Any]
+    """How `preprocess.onnx` makes pixels; plain values, with `size` as [height, width]."""
+
+    backbone: str
+    """Name of the backbone the model was trained from."""
+
+    license: str | None
+    """Licence of the weights, or None where it is not known."""
+
+    versions: dict[str, str]
+    """Version by package of what wrote the bundle."""
+
+    format: int = FORMAT
+    """Version of this schema."""
+
+    def __post_init__(self) -> None:
+        # Trainers pass lists and tuples; files can only hold lists. One form makes `==` meaningful.
+        object.__setattr__(self, "labels", _labels(self.labels))
+        _check_format(self.format)
+        if self.task not in TASKS:
+            _refuse("task", self.task, f"one of {', '.join(TASKS)}", "Upgrade vfm-runtime.")
+        if not isinstance(self.backbone, str) or not self.backbone:
+            _refuse("backbone", self.backbone, "a name")
+        if self.license is not None and not isinstance(self.license, str):
+            _refuse("license", self.license, "a string or null")
+        object.__setattr__(self, "preprocess", _preprocess(self.preprocess))
+        object.__setattr__(self, "versions", _versions(self.versions))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pixels that the model takes."""
+        height, width = self.preprocess["size"]
+        return height, width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contract as plain values that JSON can hold."""
+        return {
+            "task": self.task,
+            "labels": list(self.labels),
+            "preprocess": _plain("preprocess", self.preprocess),
+            "backbone": self.backbone,
+            "license": self.license,
+            "versions": dict(self.versions),
+            "format": self.format,
+        }
+
+    def to_json(self) -> str:
+        """Return one JSON text for one contract: sorted keys, no spaces, ASCII only."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a contract from plain values and check every one of them.
+
+        Args:
+            values: What `to_dict` returned.
+
+        Raises:
+            ContractError: A key is missing, unknown or holds a value it cannot hold.
+        """
+        if not isinstance(values, Mapping):
+            _refuse("contract", values, "a JSON object")
+        names = [field.name for field in fields(cls)]
+        # A newer format may have other keys, so its number is looked at before the keys are.
+        for name in ["format", *names]:
+            if name not in values:
+                raise ContractError(f"The contract has no key '{name}'. {_REMEDY}")
+            if name == "format":
+                _check_format(values["format"])
+        for name in values:
+            # Refused, not ignored: a damaged key name must not pass as an extra.
+            if name not in names:
+                expected = ", ".join(names)
+                raise ContractError(
+                    f"The contract has an unknown key {name!r}. Known: {expected}. {_REMEDY}"
+                )
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Build a contract from the JSON text that `to_json` returned.
+
+        Args:
+            text: The JSON text, as found in the metadata of an ONNX file.
+
+        Raises:
+            ContractError: The text is not JSON, or not a contract.
+        """
+        try:
+            values = parse_json(text)
+        except ValueError as error:
+            raise ContractError(f"The contract is not valid JSON: {error}. {_REMEDY}") from error
+        return cls.from_dict(values)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON strictly: no key twice, no NaN or Infinity.
+
+    Python's parser keeps the last of two equal keys, which would let a damaged key name hide
+    another entry.
+
+    Args:
+        text: JSON text, or its UTF-8 bytes.
+
+    Raises:
+        ValueError: The text is not strict JSON.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("an object holds the same key twice")
+    return values
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _refuse(key: str, value: object, expected: str, remedy: str = _REMEDY) -> NoReturn:
+    given = repr(value)
+    given = given if len(given) <= 80 else f"{given[:77]}..."
+    raise ContractError(f"The contract's '{key}' is {given}; expected {expected}. {remedy}")
+
+
+def _is_int(value: object) -> bool:
+    # In Python True is an int; in a contract it is a mistake.
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_format(value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        _refuse("format", value, f"a whole number from 1 to {FORMAT}")
+    if value > FORMAT:
+        raise ContractError(
+            f"The bundle was written by a newer vfm: its format is {value}, this version reads up "
+            f"to {FORMAT}. To read it, upgrade vfm-runtime: pip install --upgrade vfm-runtime."
+        )
+
+
+def _labels(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        _refuse("labels", value, "a list of at least one name")
+    names: set[str] = set()
+    for name in value:
+        if not isinstance(name, str) or not name:
+            _refuse("labels", name, "names that are strings and not empty")
+        if name in names:
+            _refuse("labels", name, "each name once")
+        names.add(name)
+    return tuple(value)
+
+
+def _plain(key: str, value: object) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        _refuse(key, value, f"plain JSON values ({error})")
+
+
+def _preprocess(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        _refuse("preprocess", value, "an object with the key 'size'")
+    plain: dict[str, Any] = _plain("preprocess", value)
+    size = plain.get("size")
+    expected = "[height, width], two whole numbers above 0"
+    if not isinstance(size, list) or len(size) != 2:
+        _refuse("preprocess.size", size, expected)
+    if not all(_is_int(side) and side > 0 for side in size):
+        _refuse("preprocess.size", size, expected)
+    return plain
+
+
+def _versions(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        _refuse("versions", value, "an object of package to version")
+    for name, version in value.items():
+        if not isinstance(name, str) or not isinstance(version, str):
+            _refuse("versions", {name: version}, "strings only")
+    return dict(value)

@@ -1,0 +1,298 @@
+"""Opening an image: one way for training and production, so both see the same pixels."""
+
+import errno
+import io
+import logging
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+Pixels: TypeAlias = NDArray[np.uint8]
+"""Uint8 RGB, [height, width, 3]."""
+
+ImageSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[Any] | Image.Image
+)
+"""Everything that `open_image` opens."""
+
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".png",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".avif",
+    ".jp2",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+)
+"""Names of image files end so; compared in lower case."""
+
+_log = logging.getLogger(__name__)
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What Pillow's decoders were seen to raise on damaged files, besides its own errors.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_PNG_END = b"IEND\xaeB`\x82"
+_UINT8 = "Give uint8 values 0..255 of shape [height, width, 3] in the order red, green, blue."
+
+
+class ImageError(ValueError):
+    """An image cannot be opened; says which, why and what to do.
+
+    Attributes:
+        source: The name of the image as it was given.
+        reason: Why it cannot be opened.
+    """
+
+    source: str
+    reason: str
+
+    def __init__(self, source: str, reason: str, remedy: str) -> None:
+        self.source = source
+        self.reason = reason
+        self.remedy = remedy
+        super().__init__(source, reason, remedy)
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}. {self.remedy}"
+
+
+def open_image(source: ImageSource) -> Pixels:
+    """Open an image as uint8 RGB, [height, width, 3], upright and without alpha.
+
+    The EXIF orientation is applied, the first frame of an animation taken, alpha laid over white,
+    16-bit grey scaled to 8 bits, and every other mode converted to RGB.
+
+    Args:
+        source: A path, the bytes of a file, a uint8 array or an image of Pillow.
+
+    Raises:
+        ImageError: The file is missing, damaged, truncated or no image, or the array has another
+            shape or type.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _from_pillow(source, f"Pillow image {source.mode} {source.width}x{source.height}")
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+        return _from_bytes(data, f"image of {len(data)} bytes")
+    if isinstance(source, str | os.PathLike):
+        return _from_bytes(_read(source), os.fspath(source))
+    raise ImageError(
+        f"{type(source).__name__} object",
+        "not an image",
+        "Give a path, the bytes of a file, a uint8 array or an image of Pillow.",
+    )
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the image files in a folder and the folders below it, sorted.
+
+    Hidden files and folders and the `__MACOSX` folders of unpacked archives are left out.
+
+    Args:
+        folder: Where to look.
+
+    Raises:
+        ImageError: It is not a folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ImageError(str(root), "not a folder", "Give a folder that holds images.")
+    found = []
+    for place, folders, files in os.walk(root):
+        # In place: os.walk then does not go down into the others.
+        folders[:] = [name for name in folders if not _is_ignored(name)]
+        found += [Path(place, name) for name in files if _is_image_name(name)]
+    # By parts: the same order on every system, whatever its separator is.
+    return sorted(found, key=lambda path: path.parts)
+
+
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_image_name(name: str) -> bool:
+    return not _is_ignored(name) and name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _read(source: str | os.PathLike[str]) -> bytes:
+    name = os.fspath(source)
+    try:
+        return Path(source).read_bytes()
+    except FileNotFoundError as error:
+        remedy = f"Check the path; relative paths start at {Path.cwd()}."
+        if "://" in name:
+            remedy = "Download it first and give its path or its bytes."
+        raise ImageError(name, "no such file", remedy) from error
+    except (IsADirectoryError, PermissionError) as error:
+        # Windows answers "permission denied" when a folder is opened as a file.
+        if Path(source).is_dir():
+            remedy = "Give its files: vfm_runtime.find_images lists them."
+            raise ImageError(name, "a folder, not an image", remedy) from error
+        raise ImageError(name, "not readable", "Check its permissions.") from error
+    except (OSError, ValueError) as error:
+        short = name if len(name) <= 80 else f"{name[:77]}..."
+        too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+        reason = "too long for a path" if too_long else f"not readable ({error})"
+        remedy = "Give a path; the content of a file goes in as bytes."
+        raise ImageError(short, reason, remedy) from error
+
+
+def _from_bytes(data: bytes, name: str) -> Pixels:
+    if not data:
+        raise ImageError(name, "the file is empty", "Copy or download it again.")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            name,
+            "not an image, damaged at its start, or in a format that Pillow does not read",
+            "Open it in a viewer; if it is an image there, save it as PNG or JPEG.",
+        ) from error
+    except _BOMB as error:
+        raise _bomb(name) from error
+    except _DAMAGE as error:
+        raise _damaged(name, error) from error
+    # Pillow shows a PNG cut within its last bytes; cut files are refused whatever is missing.
+    if image.format == "PNG" and _PNG_END not in data:
+        raise _damaged(name, "the end of the PNG is missing")
+    return _from_pillow(image, name)
+
+
+def _from_pillow(image: Image.Image, name: str) -> Pixels:
+    if not image.width or not image.height:
+        size = f"{image.width}x{image.height}"
+        raise ImageError(name, f"it has no pixels ({size})", "Leave it out.")
+    try:
+        image.load()
+        # After load: only then has Pillow turned a TIFF itself and dropped its tag.
+        turn = _TURNS.get(_orientation(image, name))
+        return _to_rgb(image if turn is None else image.transpose(turn), name)
+    except ImageError:
+        raise
+    except _BOMB as error:
+        raise _bomb(name) from error
+    except _DAMAGE as error:
+        raise _damaged(name, error) from error
+
+
+def _orientation(image: Image.Image, name: str) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _DAMAGE as error:
+        # The pixels are whole and every viewer shows such a photo; it may lie on its side, though.
+        _log.warning("%s: its EXIF is damaged (%s), so it is taken as upright.", name, error)
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _bomb(name: str) -> ImageError:
+    limit = Image.MAX_IMAGE_PIXELS
+    return ImageError(
+        name,
+        f"more pixels than is safe to decode (Pillow's limit is {limit}, refused above its double)",
+        "If you trust the file, make it smaller first.",
+    )
+
+
+def _damaged(name: str, error: Exception | str) -> ImageError:
+    first = next(iter(str(error).splitlines()), "") or type(error).__name__
+    reason = f"damaged or truncated ({first})"
+    return ImageError(name, reason, "Copy or download it again.")
+
+
+def _to_rgb(image: Image.Image, name: str) -> Pixels:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_grey16(image, name)
+    if image.mode == "F":
+        raise ImageError(
+            name,
+            "its pixels are floating-point numbers, whose range nothing says",
+            "Scale them to 0..255 yourself and save them as 8-bit PNG.",
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    # A copy, so that the caller may write to it: torch and albumentations ask for that.
+    return np.array(image.convert("RGB"))
+
+
+def _from_grey16(image: Image.Image, name: str) -> Pixels:
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(
+            name,
+            f"its 32-bit values go from {low} to {high}; 16-bit grey goes from 0 to 65535",
+            "Scale them to 0..255 yourself and save them as 8-bit PNG.",
+        )
+    # 257 = 65535 / 255: white stays white. Adding its half rounds.
+    grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey[values == key] = 255
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _from_array(array: NDArray[Any]) -> Pixels:
+    name = f"array of shape {list(array.shape)} and type {array.dtype}"
+    if array.dtype != np.uint8:
+        remedy = _UINT8
+        if array.dtype.kind == "f":
+            remedy = f"{_UINT8} For values 0..1: (array * 255).round().astype('uint8')."
+        raise ImageError(name, f"its type is {array.dtype}, not uint8", remedy)
+    if array.ndim not in (2, 3):
+        remedy = f"{_UINT8} A batch goes to Model.predict as a list." if array.ndim == 4 else _UINT8
+        raise ImageError(name, f"it has {array.ndim} dimensions", remedy)
+    if not array.size:
+        raise ImageError(name, "it has no pixels", _UINT8)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    channels = array.shape[2]
+    if channels not in (1, 3, 4):
+        remedy = _UINT8
+        if array.shape[0] in (1, 3, 4):
+            remedy = f"{_UINT8} Channels come last: array.transpose(1, 2, 0)."
+        raise ImageError(name, f"its last dimension is {channels}, not 1, 3 or 4", remedy)
+    if channels == 4:
+        return _to_rgb(Image.fromarray(np.ascontiguousarray(array), "RGBA"), name)
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3))).copy()

@@ -1,0 +1,71 @@
+import pytest
+
+from vfm.data.sampler import EpochSampler
+
+
+def take(sampler, epoch=0):
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    first = take(EpochSampler(50, shuffle=True, seed=3), epoch=4)
+    assert first == take(EpochSampler(50, shuffle=True, seed=3), epoch=4)
+    assert {epoch for epoch, _ in first} == {4}
+    order = [index for _, index in first]
+    assert sorted(order) == list(range(50))
+    assert order != [i for _, i in take(EpochSampler(50, shuffle=True, seed=3), epoch=5)]
+    assert order != [i for _, i in take(EpochSampler(50, shuffle=True, seed=2), epoch=4)]
+
+
+def test_order_stays_what_it_was():
+    # A checkpoint of an older version resumes in the middle of this order.
+    assert [i for _, i in EpochSampler(10, shuffle=True, seed=0)] == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
+
+
+def test_without_shuffle_the_order_is_that_of_the_records():
+    assert take(EpochSampler(4, shuffle=False), epoch=2) == [(2, 0), (2, 1), (2, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("num_images", [16, 17, 1])
+def test_two_ranks_see_what_one_sees_with_a_batch_of_double_size(num_images):
+    one = take(EpochSampler(num_images, shuffle=True, seed=1), epoch=3)
+    ranks = [
+        take(EpochSampler(num_images, shuffle=True, seed=1, rank=r, num_replicas=2), epoch=3)
+        for r in range(2)
+    ]
+    assert len(ranks[0]) == len(ranks[1]) == (num_images + 1) // 2
+    size = 4
+    for step in range(0, len(ranks[0]), size):
+        union = {*ranks[0][step : step + size], *ranks[1][step : step + size]}
+        alone = set(one[2 * step : 2 * step + 2 * size])
+        # An odd number wraps around: the first image comes once more.
+        assert alone <= union <= alone | {one[0]}
+
+
+def test_more_ranks_than_images_wrap_around():
+    for rank in range(5):
+        sampler = EpochSampler(2, shuffle=False, rank=rank, num_replicas=5)
+        assert list(sampler) == [(0, rank % 2)]
+        assert len(sampler) == 1
+
+
+def test_start_leaves_out_samples_once():
+    sampler = EpochSampler(10, shuffle=True, seed=7)
+    whole = list(sampler)
+    sampler.start = 6
+    assert list(sampler) == whole[6:]
+    assert list(sampler) == whole
+    assert len(sampler) == 10
+
+
+def test_epoch_set_between_iter_and_next_counts():
+    sampler = EpochSampler(10, shuffle=True)
+    iterator = iter(sampler)
+    sampler.set_epoch(9)
+    assert next(iterator)[0] == 9
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match="at least 1 image, not 0"):
+        EpochSampler(0, shuffle=True)

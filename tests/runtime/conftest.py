@@ -1,0 +1,23 @@
+import shutil
+
+import pytest
+from tests.runtime import toy
+
+import vfm_runtime
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    """A whole bundle; tests must not change it."""
+    return toy.build(tmp_path_factory.mktemp("toy") / "bundle")
+
+
+@pytest.fixture
+def own_bundle(bundle, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(bundle, tmp_path / "bundle")
+
+
+@pytest.fixture(scope="session")
+def model(bundle):
+    return vfm_runtime.load(bundle, device="cpu")

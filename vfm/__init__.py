@@ -1,0 +1,71 @@
+"""Adapt a vision foundation model to your task, prove the result, and ship it as an ONNX bundle."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vfm.api import Model, load
+    from vfm.bundle import export
+    from vfm.data import DigitsData, FolderData, ImageData, SyntheticData
+    from vfm.models.heads import ClassificationHead, Head, LinearHead
+    from vfm.preprocess import Preprocess
+    from vfm.spec import Component
+    from vfm.tasks import BaseTask, ClassificationTask, Optim
+    from vfm.types import FeatureInfo, Features, Raw
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BaseTask": "vfm.tasks",
+    "ClassificationHead": "vfm.models.heads",
+    "ClassificationTask": "vfm.tasks",
+    "Component": "vfm.spec",
+    "DigitsData": "vfm.data",
+    "FeatureInfo": "vfm.types",
+    "Features": "vfm.types",
+    "FolderData": "vfm.data",
+    "Head": "vfm.models.heads",
+    "ImageData": "vfm.data",
+    "LinearHead": "vfm.models.heads",
+    "Model": "vfm.api",
+    "Optim": "vfm.tasks",
+    "Preprocess": "vfm.preprocess",
+    "Raw": "vfm.types",
+    "SyntheticData": "vfm.data",
+    "export": "vfm.bundle",
+    "load": "vfm.api",
+}
+
+__all__ = [  # noqa: RUF022 - as users meet them
+    "load",
+    "Model",
+    "export",
+    "ClassificationTask",
+    "BaseTask",
+    "Optim",
+    "LinearHead",
+    "ClassificationHead",
+    "Head",
+    "Features",
+    "FeatureInfo",
+    "Raw",
+    "FolderData",
+    "DigitsData",
+    "SyntheticData",
+    "ImageData",
+    "Preprocess",
+    "Component",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562): `import vfm` loads no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'vfm' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,216 @@
+"""Proof that a bundle answers as the model does: both ways from the same files on disk, image by image."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import vfm_runtime
+from vfm.tasks import BaseTask
+from vfm_runtime.image import ImageError, find_images, open_image
+
+MIN_IMAGES = 32
+"""Least number of images that prove anything, unless fewer are asked for."""
+
+_SHOWN = 5
+
+
+class ParityError(ValueError):
+    """The bundle's answers are not those of the model."""
+
+
+@dataclass(frozen=True)
+class ImageParity:
+    """One image both ways."""
+
+    name: str
+    size: tuple[int, int]
+    """Height and width of the file's image."""
+    difference: float
+    """Largest difference of a probability, alone or in a batch of mixed sizes."""
+    torch_label: str
+    onnx_label: str
+
+    @property
+    def changed(self) -> bool:
+        """Whether the best label is another."""
+        return self.torch_label != self.onnx_label
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The model against its bundle on real images."""
+
+    images: tuple[ImageParity, ...]
+    tolerance: float
+    skipped: dict[str, str]
+    """Reason by file that could not be read."""
+    torch_ms: float
+    """Median time of one image from the file to the answer, torch on the CPU."""
+    onnx_ms: float
+    """The same through the bundle."""
+    device: str
+
+    @property
+    def max_difference(self) -> float:
+        """Largest difference of a probability over all images."""
+        return max(image.difference for image in self.images)
+
+    @property
+    def num_changed(self) -> int:
+        """Images whose best label is another."""
+        return sum(image.changed for image in self.images)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every difference is within the tolerance and no best label changed."""
+        return self.max_difference <= self.tolerance and self.num_changed == 0
+
+    def worst(self, count: int = _SHOWN) -> list[ImageParity]:
+        """The images that differ most, changed labels first."""
+        return sorted(self.images, key=lambda i: (i.changed, i.difference), reverse=True)[:count]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for `parity.json`."""
+        return {
+            "passed": self.passed,
+            "num_images": len(self.images),
+            "max_difference": self.max_difference,
+            "mean_difference": statistics.fmean(image.difference for image in self.images),
+            "top1_changes": self.num_changed,
+            "tolerance": self.tolerance,
+            "torch_ms": self.torch_ms,
+            "onnx_ms": self.onnx_ms,
+            "device": self.device,
+            "skipped": self.skipped,
+            "images": [asdict(image) for image in self.images],
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.images)} images: largest difference {self.max_difference:.1e}, "
+            f"{self.num_changed} other labels"
+        )
+
+
+def choose_images(folder: Path, count: int) -> list[Path]:
+    """Up to `count` images spread evenly over a folder.
+
+    Raises:
+        ParityError: There are too few.
+    """
+    if not folder.is_dir():
+        raise ParityError(f"There is no folder {folder}. Give one with real images to --images.")
+    found = find_images(folder)
+    needed = min(count, MIN_IMAGES)
+    if len(found) < needed:
+        raise ParityError(
+            f"{folder} holds {len(found)} images; parity needs at least {needed}. "
+            f"Give a folder with more to --images, or ask for fewer with --num_images."
+        )
+    picks = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
+    return [found[i] for i in picks]
+
+
+def compare(task: BaseTask, bundle: Path, paths: Sequence[Path], tolerance: float) -> Parity:
+    """Answer every image by torch, by the bundle alone and by the bundle in batches of mixed sizes.
+
+    Args:
+        task: The model, on the CPU, in float32.
+        bundle: Its exported folder.
+        paths: Image files.
+        tolerance: Largest accepted difference of a probability.
+
+    Raises:
+        ParityError: No image can be read.
+    """
+    runtime = vfm_runtime.load(bundle, device="cpu")
+    readable, skipped = _readable(paths)
+    if not readable:
+        raise ParityError(
+            f"None of the {len(paths)} images can be read: {next(iter(skipped.values()))}"
+        )
+    scores, torch_ms = _timed(lambda path: torch_scores(task, open_image(path)), list(readable))
+    alone, onnx_ms = _timed(lambda path: runtime.predict(path).scores, list(readable))
+    together = [p.scores for p in runtime.predict(list(readable), batch_size=7)]
+    images = []
+    rows = zip(readable.items(), scores, alone, together, strict=True)
+    for (path, size), expected, single, batched in rows:
+        difference = max(np.abs(expected - got).max() for got in (single, batched))
+        # A label that changes in either way counts.
+        best = {int(got.argmax()) for got in (single, batched)} - {int(expected.argmax())}
+        onnx_best = best.pop() if best else int(expected.argmax())
+        images.append(
+            ImageParity(
+                name=str(path),
+                size=size,
+                # NaN compares as small; it is the largest difference there is.
+                difference=float("inf") if np.isnan(difference) else float(difference),
+                torch_label=task.labels[int(expected.argmax())],
+                onnx_label=task.labels[onnx_best],
+            )
+        )
+    return Parity(tuple(images), tolerance, skipped, torch_ms, onnx_ms, runtime.device)
+
+
+def torch_scores(task: BaseTask, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Scores [C] of one opened image, by torch."""
+    pixels, _ = task.preprocess.resize(image)
+    with torch.inference_mode():
+        scores = task.answer(torch.from_numpy(pixels).unsqueeze(0))["scores"]
+    return np.asarray(scores[0].numpy(), dtype=np.float32)
+
+
+def require(parity: Parity, where: Path) -> None:
+    """Refuse a bundle that does not agree.
+
+    Args:
+        parity: The comparison.
+        where: Folder of the rejected bundle.
+
+    Raises:
+        ParityError: With the worst images.
+    """
+    if parity.passed:
+        return
+    rows = "\n".join(
+        f"  {i.name}: difference {i.difference:.2e}, torch '{i.torch_label}', ONNX '{i.onnx_label}'"
+        for i in parity.worst()
+    )
+    raise ParityError(
+        f"The bundle does not agree with the model on {len(parity.images)} images: largest difference "
+        f"{parity.max_difference:.2e} (tolerance {parity.tolerance:.0e}), {parity.num_changed} other labels.\n{rows}\n"
+        f"It is kept for a look in {where}; do not ship it."
+    )
+
+
+def _readable(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dict[str, str]]:
+    readable: dict[Path, tuple[int, int]] = {}
+    skipped: dict[str, str] = {}
+    for path in paths:
+        try:
+            height, width = open_image(path).shape[:2]
+            readable[path] = (height, width)
+        except ImageError as error:
+            skipped[str(path)] = error.reason
+    return readable, skipped
+
+
+def _timed(
+    answer: Callable[[Path], NDArray[np.float32]], paths: Sequence[Path]
+) -> tuple[list[NDArray[np.float32]], float]:
+    answer(paths[0])  # the first call of a graph is slower
+    answers, times = [], []
+    for path in paths:
+        start = time.perf_counter()
+        answers.append(answer(path))
+        times.append(time.perf_counter() - start)
+    return answers, 1000 * statistics.median(times)

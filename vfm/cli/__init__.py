@@ -1,0 +1,91 @@
+"""The command `vfm`: a table of commands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from vfm.cli.errors import UsageError, explain, near
+
+TRAINING = {
+    "fit": "train a task on your data",
+    "validate": "score a checkpoint on the validation images",
+    "test": "score a checkpoint on the test images",
+    "predict": "label images with a checkpoint",
+}
+COMMANDS = {
+    "demo": ("vfm.demo:demo", "the whole job on a small real data set, in minutes"),
+    "export": ("vfm.bundle:export", "make an ONNX bundle from a checkpoint, and prove that it agrees"),
+}
+
+_HELP = """usage: vfm COMMAND [options]
+
+Adapt a vision foundation model to your task, and ship it as an ONNX bundle.
+
+{commands}
+
+vfm COMMAND --help lists a command's options; --debug adds the traceback to an error; --version prints the version.
+First steps: vfm demo
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        args: Words after `vfm`; the process's own by default.
+
+    Returns:
+        Exit status: 0 done, 1 the work failed, 2 it was called wrongly.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        from vfm import __version__
+
+        print(f"vfm {__version__}")
+        return 0
+    try:
+        _run(words[0], words[1:])
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    except Exception as error:  # the one place where every error becomes a message
+        if debug:
+            raise
+        print(explain(error), file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def _run(command: str, words: list[str]) -> None:
+    # The user's own heads are found in the folder that vfm is called from, after all installed packages.
+    if os.getcwd() not in sys.path:  # noqa: PTH109 - a string, as sys.path holds
+        sys.path.append(os.getcwd())  # noqa: PTH109
+    if command in TRAINING:
+        _function("vfm.cli.training:run")(command, words)
+    elif command in COMMANDS:
+        _function("vfm.cli.command:run")(command, _function(COMMANDS[command][0]), words)
+    else:
+        raise UsageError(
+            f"There is no command '{command}'.{near(command, [*TRAINING, *COMMANDS])}\n"
+            f"Commands: {', '.join([*TRAINING, *COMMANDS])}. See vfm --help."
+        )
+
+
+def _function(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _help() -> str:
+    table = TRAINING | {name: text for name, (_, text) in COMMANDS.items()}
+    width = max(map(len, table))
+    rows = [f"  {name:<{width}}  {text}" for name, text in table.items()]
+    return _HELP.format(commands="\n".join(rows)).rstrip()

@@ -1,0 +1,44 @@
+"""Errors as a user should meet them: cause, value given, near choices, remedy, on a few lines."""
+
+from __future__ import annotations
+
+import difflib
+import traceback
+from collections.abc import Iterable
+
+_MAX_LINES = 10
+
+
+class UsageError(ValueError):
+    """The command line or a recipe is wrong; the message says how to mend it."""
+
+
+def near(given: str, choices: Iterable[str]) -> str:
+    """A sentence that names the choices near to what was given, or nothing."""
+    names = list(choices)
+    begun = [name for name in names if given and name.startswith(given)]
+    found = (begun or difflib.get_close_matches(given, names, cutoff=0.6))[:3]
+    return f" Did you mean {' or '.join(repr(name) for name in found)}?" if found else ""
+
+
+def explain(error: BaseException) -> str:
+    """The text for an error that ends a command.
+
+    Errors of vfm say themselves what to do; of others the place in the code is added.
+    """
+    text = str(error).strip() or type(error).__name__
+    if not type(error).__module__.startswith(("vfm", "vfm_runtime")):
+        text = f"{type(error).__name__}: {text}"
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > _MAX_LINES - 1:
+        lines = [*lines[: _MAX_LINES - 2], f"... ({len(lines) - _MAX_LINES + 2} more lines)"]
+    if not isinstance(error, UsageError):
+        lines.append(f"({_place(error)}--debug shows the traceback)")
+    return "vfm: " + "\n".join(lines)
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    return f"raised at {frames[-1].filename}:{frames[-1].lineno}; "

@@ -1,0 +1,167 @@
+"""`vfm fit|validate|test|predict`: one LightningCLI call."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from vfm.cli import TRAINING
+from vfm.cli.errors import UsageError
+from vfm.cli.parsing import OPTIONS, cause, known_keys, rewrite
+from vfm.data import ImageData
+from vfm.spec import check_trust
+from vfm.tasks import BaseTask
+from vfm.tasks.checkpoint import KEY, read_checkpoint
+
+_DEFAULTS = {"max_epochs": 10, "default_root_dir": "runs", "log_every_n_steps": 10}
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with CSV and TensorBoard logs, and the resolved recipe in the checkpoint."""
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse, and explain what does not fit."""
+        try:
+            super().parse_arguments(parser, args)
+        except argparse.ArgumentError as error:
+            known = known_keys(self._subcommand_parsers[args[0]])
+            raise UsageError(rewrite(str(error), known)) from error
+
+    def instantiate_classes(self) -> None:
+        """Make the task, the data and the Trainer; what a constructor refuses reads as it said it."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise UsageError(cause(str(error))) from error
+
+    def after_instantiate_classes(self) -> None:
+        """Hand the resolved recipe to the task, which puts it into its checkpoints."""
+        dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        self.model.recipe = dumped[self.subcommand]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer, with a fresh folder `runs/N` for the logs of a fit."""
+        config = self.config_init[self.subcommand]["trainer"]
+        if config["logger"] is None:
+            kwargs["logger"] = self.subcommand == "fit" and _loggers(config["default_root_dir"])
+        return super().instantiate_trainer(**kwargs)
+
+
+def run(command: str, words: list[str]) -> None:
+    """Run one of Lightning's commands.
+
+    Args:
+        command: fit, validate, test or predict.
+        words: Options as typed.
+
+    Raises:
+        UsageError: An option, value, path or class does not fit.
+    """
+    words, trust = _take_trust(words)
+    _check_yaml(words)
+    with tempfile.TemporaryDirectory() as folder:
+        stored = _stored_recipe(command, words, trust)
+        if stored:
+            path = Path(folder) / "checkpoint.yaml"
+            path.write_text(yaml.safe_dump(stored), encoding="utf-8")
+            words = ["--config", str(path), *words]
+        _call([command, *words])
+
+
+def _call(words: list[str]) -> None:
+    # Lightning warns that sys.argv and args differ; they do, by what the checkpoint adds.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    kwargs: dict[str, Any] = OPTIONS | {name: dict(OPTIONS) for name in TRAINING}
+    TrainingCLI(
+        model_class=BaseTask,
+        datamodule_class=ImageData,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        trainer_defaults=_DEFAULTS,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs=kwargs,
+        args=words,
+    )
+
+
+def _check_yaml(words: list[str]) -> None:
+    """Name the recipe that is no YAML; the parser would only say that one is not."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        path = Path(word.partition("=")[2] if word.startswith("--config=") else following)
+        if word.startswith(("--config", "-c")) and path.is_file():
+            try:
+                yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise UsageError(f"The recipe {path} is not valid YAML:\n{error}") from error
+
+
+def _loggers(root: str) -> list[Any]:
+    folder = Path(root)
+    taken = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+    version = str(max(taken, default=-1) + 1)
+    return [make(save_dir=root, name="", version=version) for make in (CSVLogger, TensorBoardLogger)]
+
+
+def _take_trust(words: list[str]) -> tuple[list[str], list[str]]:
+    """Split `--trust PACKAGE` (any number of times) from the words."""
+    rest: list[str] = []
+    trust: list[str] = []
+    following = iter(words)
+    for word in following:
+        if word == "--trust":
+            trust.append(next(following, ""))
+        elif word.startswith("--trust="):
+            trust.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    return rest, trust
+
+
+def _stored_recipe(command: str, words: list[str], trust: list[str]) -> dict[str, Any] | None:
+    """What `--ckpt_path` already says, so that it need not be typed again."""
+    path = _value(words, "--ckpt_path")
+    if path is None:
+        return None
+    entry = read_checkpoint(path)[KEY]
+    model, data = entry["model"], (entry["data"] or {}).get("spec")
+    for spec in filter(None, (model, data)):
+        check_trust(spec, trust)
+    recipe: dict[str, Any] = {}
+    if command == "fit" and entry["recipe"]:
+        recipe = {k: entry["recipe"][k] for k in ("seed_everything", "trainer")}
+    elif command != "fit":
+        # The weights come from the checkpoint; nothing is fetched.
+        fixed = model["init_args"] | {"pretrained": False, "weights": None}
+        model = {**model, "init_args": fixed}
+    recipe["model"] = model
+    if data is not None:
+        recipe["data"] = _data_section(data, words)
+    return recipe
+
+
+def _data_section(data: Mapping[str, Any], words: list[str]) -> dict[str, Any]:
+    """The data of the checkpoint; its list of splits does not fit another folder."""
+    arguments = dict(data["init_args"])
+    if any(word.startswith("--data") for word in words):
+        arguments.pop("split_file", None)
+    return {**data, "init_args": arguments}
+
+
+def _value(words: list[str], option: str) -> str | None:
+    for i, word in enumerate(words):
+        if word.startswith(option + "="):
+            return word.partition("=")[2]
+        if word == option and i + 1 < len(words):
+            return words[i + 1]
+    return None

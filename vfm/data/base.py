@@ -1,0 +1,309 @@
+"""What every data module does: read records once, check them, and give loaders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate
+from vfm.data.loader import Position, ResumableLoader
+from vfm.data.sampler import EpochSampler
+from vfm.data.transforms import Augment, TrainTransform, check_augment
+from vfm.preprocess import Preprocess
+from vfm.spec import Component
+
+_STAGE_SPLIT = {"fit": "train", "validate": "val", "test": "test"}
+_MOST_WORKERS = 8
+
+
+class ImageData(LightningDataModule, Component, ABC):
+    """Images with one label each, in splits.
+
+    A subclass implements `read`; everything else follows. The task sets `preprocess` before loaders
+    are made.
+    """
+
+    labels: tuple[str, ...]
+    """Names of the classes, by label; known after `setup`."""
+    records: dict[str, list[Record]]
+    """The images of each split; known after `setup`."""
+    preprocess: Preprocess | None
+    """Of the model; the task sets it."""
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        augment: Augment = "standard",
+        seed: int = 0,
+    ) -> None:
+        """Make the data module; nothing is read yet.
+
+        Args:
+            batch_size: Images in a batch, on each process.
+            num_workers: Processes that open images, for each training process; by default one less
+                than its share of the cores, at most 8.
+            augment: Augmentation of training images: `none`, `light` or `standard`.
+            seed: Of order, augmentation and splits.
+
+        Raises:
+            ValueError: An argument lies outside its range.
+        """
+        super().__init__()
+        _check_least("batch_size", batch_size, 1)
+        _check_least("num_workers", num_workers or 0, 0)
+        _check_least("seed", seed, 0)
+        check_augment(augment)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.augment = augment
+        self.seed = seed
+        self.labels = ()
+        self.records = {}
+        self.preprocess = None
+        self._was_read = False
+
+    @abstractmethod
+    def read(self) -> dict[str, list[Record]]:
+        """Find the images, without opening them, and set `labels`.
+
+        Returns:
+            The records of `train`, `val`, `test` and `predict`; any may be missing.
+        """
+
+    def read_predict(self) -> list[Record]:
+        """Find the images that `predict` answers for; they need no labels."""
+        return self.read().get("predict", [])
+
+    def remedy(self, split: str) -> str:
+        """What to do about a missing split: the end of the error's message."""
+        return f"Return '{split}' from {type(self).__name__}.read()."
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the records, once.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict` as Lightning says; `predict` needs no
+                classes.
+
+        Raises:
+            ValueError: What the stage needs is missing, or a class cannot be learned.
+        """
+        if stage == "predict":
+            if "predict" not in self.records:
+                self.records["predict"] = self.read_predict()
+            return
+        if not self._was_read:
+            records = self.read()
+            _check_classes(records, self.labels)
+            self.records.update(records)
+            self._was_read = True
+        if stage in _STAGE_SPLIT:
+            self._split(_STAGE_SPLIT[stage])
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches in a new order every epoch, augmented, resumable.
+
+        All images take part, but for a last batch of one: batch norm cannot learn from a single
+        image. The order differs from epoch to epoch, so it is another image each time.
+        """
+        self._leave_finished_epoch()
+        rank, world = self._place()
+        dataset = self._dataset("train", TrainTransform(self.augment, self._preprocess()))
+        sampler = EpochSampler(
+            len(dataset), shuffle=True, seed=self.seed, rank=rank, num_replicas=world
+        )
+        # Lightning asks for the first batches of a resumed training before it names the epoch.
+        sampler.set_epoch(self._position().epoch)
+        lonely = len(sampler) > 1 and len(sampler) % self.batch_size == 1 and self.batch_size > 1
+        return ResumableLoader(
+            dataset, position=self._position, sampler=sampler, drop_last=lonely, **self._options()
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample | Skipped]:
+        """Every validation image, in order; over several processes some come twice, by `index`."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample | Skipped]:
+        """Every test image, in order; over several processes some come twice, by `index`."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Sample | Skipped]:
+        """Every image to answer for, in order."""
+        self.setup("predict")
+        # No sampler: for prediction Lightning's own shares images among processes without repeating
+        # any.
+        return DataLoader(self._dataset("predict"), **self._options())
+
+    def fingerprint(self) -> str:
+        """A sha256 that changes with images, labels or split; files count by name and size."""
+        self._read_once()
+        digest = hashlib.sha256(repr(self.labels).encode())
+        lines = [
+            f"{split}\t{record.name}\t{record.label}\t{_content(record)}"
+            for split, records in self.records.items()
+            # The images of `predict` are known only after a prediction was asked for.
+            if split != "predict"
+            for record in records
+        ]
+        digest.update("\n".join(sorted(lines)).encode())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Class names, and the number of images per split and class, ready for JSON."""
+        self._read_once()
+        splits = {split: self._counts(records) for split, records in self.records.items()}
+        return {
+            "data": type(self).__name__,
+            "labels": list(self.labels),
+            "splits": splits,
+            "fingerprint": self.fingerprint(),
+        }
+
+    def _counts(self, records: Sequence[Record]) -> dict[str, Any]:
+        counts = Counter(record.label for record in records)
+        per_class = (
+            {label: counts[i] for i, label in enumerate(self.labels)} if counts[-1] == 0 else {}
+        )
+        return {"images": len(records), "per_class": per_class}
+
+    def _read_once(self) -> None:
+        if not self._was_read:
+            self.setup()
+
+    def _eval_loader(self, split: str) -> DataLoader[Sample | Skipped]:
+        rank, world = self._place()
+        dataset = self._dataset(split)
+        sampler = EpochSampler(len(dataset), shuffle=False, rank=rank, num_replicas=world)
+        return DataLoader(dataset, sampler=sampler, **self._options())
+
+    def _dataset(self, split: str, transform: TrainTransform | None = None) -> ImageDataset:
+        return ImageDataset(self._split(split), self._preprocess(), transform, self.seed)
+
+    def _options(self) -> dict[str, Any]:
+        workers = self._workers()
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": workers,
+            "collate_fn": collate,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": workers > 0,
+            "worker_init_fn": _one_thread,
+        }
+
+    def _split(self, split: str) -> list[Record]:
+        if split != "predict":
+            self._read_once()
+        records = self.records.get(split)
+        if not records:
+            found = (
+                ", ".join(f"{len(r)} {s}" for s, r in self.records.items() if r) or "none at all"
+            )
+            raise ValueError(f"There are no {split} images; found: {found}. {self.remedy(split)}")
+        return records
+
+    def _preprocess(self) -> Preprocess:
+        if self.preprocess is None:
+            raise ValueError(
+                f"{type(self).__name__} does not know the size of the model's input. "
+                "A task sets it in its setup(); without a task, say "
+                "data.preprocess = Preprocess(size=(224, 224)) before asking for a loader."
+            )
+        return self.preprocess
+
+    def _place(self) -> tuple[int, int]:
+        """Rank of this process and number of processes."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        return min(_MOST_WORKERS, max(0, _usable_cores() // processes - 1))
+
+    def _leave_finished_epoch(self) -> None:
+        """Keep Lightning from counting an epoch twice.
+
+        Resuming a training that is counted in steps from the end of an epoch, Lightning 2.6 runs
+        that epoch again without batches, and the next one gets the number after the next.
+        """
+        if self.trainer is None:
+            return
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        if loop.restarting and epochs.ready == epochs.processed:
+            # Its own setter says no when training is counted in steps.
+            loop._restarting = False
+            loop.epoch_loop.restarting = False
+
+    def _position(self) -> Position:
+        """How far the trainer has come; the end of an epoch is the start of the next."""
+        if self.trainer is None:
+            return Position(0, 0)
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        if epochs.ready == epochs.processed:
+            return Position(epochs.processed, 0)
+        # Not `completed`: checkpoints are saved in hooks that run before that is counted.
+        counter: Any = loop.epoch_loop.batch_progress.current
+        batches = int(counter.processed)
+        if batches >= loop.max_batches:
+            return Position(epochs.processed + 1, 0)
+        return Position(epochs.processed, batches)
+
+
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} is {value}. Give {least} or more.")
+
+
+def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> None:
+    if not records.get("train"):
+        return
+    learned = {record.label for record in records["train"]}
+    for split in ("val", "test"):
+        extra = sorted({record.label for record in records.get(split, [])} - learned - {-1})
+        if extra:
+            names = ", ".join(f"'{labels[label]}'" for label in extra)
+            raise ValueError(
+                f"The {split} split has classes without training images: {names}. "
+                "Add training images of them, or take them out of that split."
+            )
+
+
+def _content(record: Record) -> str:
+    if isinstance(record.source, np.ndarray):
+        shape = repr(record.source.shape).encode()
+        return hashlib.sha256(shape + record.source.tobytes()).hexdigest()
+    try:
+        return str(Path(record.source).stat().st_size)
+    except OSError:
+        # It will be reported as skipped when it is opened.
+        return "unreadable"
+
+
+def _usable_cores() -> int:
+    # A job on a shared machine may be given fewer cores than there are; macOS cannot tell.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _one_thread(worker_id: int) -> None:
+    """Keep OpenCV to one thread in each worker: there is a worker for every core already."""
+    import cv2
+
+    cv2.setNumThreads(0)

@@ -1,0 +1,124 @@
+"""From records to batches: what the data workers run."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from vfm_runtime.image import ImageError, open_image
+
+from vfm.data.transforms import TrainTransform
+from vfm.preprocess import Preprocess
+from vfm.types import Batch
+
+
+class Record(NamedTuple):
+    """One image of a split, not yet opened."""
+
+    source: str | NDArray[np.uint8]
+    """Path of a file, or uint8 [H, W, 3]."""
+    label: int
+    """Index into the label names; -1 where there is none."""
+    name: str
+    """Name in results: the path below the data's root, or what the data calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image, ready for a batch."""
+
+    image: NDArray[np.uint8]
+    """uint8 [h, w, 3], at the model's size."""
+    label: int
+    index: int
+    """Position in its split."""
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Stands for an image that could not be read."""
+
+    name: str
+    reason: str
+    size: tuple[int, int]
+    """Height and width that the image would have had, in pixels."""
+
+
+class ImageDataset(Dataset[Sample | Skipped]):
+    """The images of one split; what it gives depends on seed, epoch and index alone."""
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        preprocess: Preprocess,
+        transform: TrainTransform | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Make the data set.
+
+        Args:
+            records: In the order of the split.
+            preprocess: Of the model; used alone when there is no transform.
+            transform: Augmentation, for training.
+            seed: Of the augmentation.
+        """
+        self.records = records
+        self.preprocess = preprocess
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample | Skipped:
+        """Open one image.
+
+        Args:
+            key: An index, or a pair of epoch and index as `EpochSampler` gives.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record = self.records[index]
+        try:
+            image = open_image(record.source)
+        except ImageError as error:
+            return Skipped(record.name, str(error.reason), self.preprocess.size)
+        if self.transform is None:
+            pixels = self.preprocess.resize(image)[0]
+        else:
+            pixels = self.transform(image, sample_seed(self.seed, epoch, index))
+        return Sample(pixels, record.label, index, record.name)
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Seed of one sample's augmentation, 64 bits, unrelated to those of its neighbours."""
+    packed = struct.pack("<qqq", seed, epoch, index)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
+
+
+def collate(samples: Sequence[Sample | Skipped]) -> Batch:
+    """Join samples to a batch.
+
+    Unreadable ones are listed and leave the batch smaller, down to none; another image never takes
+    their place, since that would count some images twice.
+    """
+    good = [sample for sample in samples if isinstance(sample, Sample)]
+    bad = [sample for sample in samples if isinstance(sample, Skipped)]
+    if good:
+        image = np.stack([sample.image for sample in good])
+    else:
+        image = np.zeros((0, *bad[0].size, 3), dtype=np.uint8)
+    return Batch(
+        image=torch.from_numpy(image),
+        label=torch.tensor([sample.label for sample in good], dtype=torch.int64),
+        index=torch.tensor([sample.index for sample in good], dtype=torch.int64),
+        name=[sample.name for sample in good],
+        skipped=[(sample.name, sample.reason) for sample in bad],
+    )

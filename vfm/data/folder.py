@@ -1,0 +1,172 @@
+"""Images in folders named by class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from vfm.data.base import ImageData
+from vfm.data.dataset import Record
+from vfm.data.layout import Classes, check_class_names, list_images, read_tree
+from vfm.data.splits import SPLITS, SplitRow, read_split, stratified_split, write_split
+from vfm.data.transforms import Augment
+
+
+class FolderData(ImageData):
+    """Images in `root/<class>/` or `root/<split>/<class>/`.
+
+    Without split folders, validation and test images are drawn class by class; with a `train`
+    folder but none for validation, validation images are drawn from it. Split folders are `train`,
+    `val` (or `valid`, `validation`) and `test`. Folders inside a class folder are fine, hidden ones
+    are ignored.
+
+    `predict` answers for every image below `root`, whatever the folders.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_file: str | Path | None = None,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        augment: Augment = "standard",
+        seed: int = 0,
+    ) -> None:
+        """Make the data module; the folder is read by `setup`.
+
+        Args:
+            root: The folder.
+            val_fraction: Share of the images for validation, where there is no folder for it.
+            test_fraction: Share of the images for the test, where there are no split folders.
+            split_file: Table with the columns path, label and split, as `save_split` writes it;
+                used in place of folder names and fractions.
+            batch_size: Images in a batch, on each process.
+            num_workers: Processes that open images, for each training process; by default one less
+                than its share of the cores, at most 8.
+            augment: Augmentation of training images: `none`, `light` or `standard`.
+            seed: Of order, augmentation and splits.
+
+        Raises:
+            ValueError: An argument lies outside its range.
+        """
+        super().__init__(batch_size=batch_size, num_workers=num_workers, augment=augment, seed=seed)
+        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction is {val_fraction} and test_fraction is {test_fraction}. "
+                "Give shares from 0 that leave something to train on, such as 0.1 and 0.1."
+            )
+        self.root = Path(root)
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.split_file = Path(split_file) if split_file is not None else None
+
+    def read(self) -> dict[str, list[Record]]:
+        """Find the images of each split; only `predict` where there are no class folders."""
+        if self.split_file is not None:
+            return self._records(_listed(self.root, self.split_file))
+        tree = read_tree(self.root)
+        if not tree:
+            return {"predict": self.read_predict()}
+        check_class_names({name for classes in tree.values() for name in classes}, self.root)
+        return self._records(self._rows(tree))
+
+    def read_predict(self) -> list[Record]:
+        """Every image below the root, without labels."""
+        images = list_images(self.root)
+        return [Record(str(path), -1, _name(path, self.root)) for path in images]
+
+    def remedy(self, split: str) -> str:
+        """What to do about a missing split."""
+        at_root = f"{self.root}/{split}/<class>/"
+        if self.split_file is not None:
+            return f"Add lines with split '{split}' to {self.split_file}."
+        if split == "val":
+            return (
+                f"Put images in {at_root} or set val_fraction above 0; "
+                "to train without validation, set limit_val_batches=0 in the trainer."
+            )
+        if split == "test":
+            return f"Put images in {at_root}; without split folders, set test_fraction above 0."
+        return f"Put images in {self.root}/<class>/ or {at_root}."
+
+    def save_split(self, path: str | Path) -> None:
+        """Write which image is in which split, for `split_file`.
+
+        Args:
+            path: Of the table; written anew.
+        """
+        self._read_once()
+        write_split(
+            path,
+            (
+                SplitRow(record.name, self.labels[record.label], split)
+                for split in SPLITS
+                for record in self.records.get(split, [])
+            ),
+        )
+
+    def _rows(self, tree: Mapping[str, Classes]) -> list[SplitRow]:
+        given = [row for split, classes in tree.items() for row in self._labelled(classes, split)]
+        val, test = self.val_fraction, self.test_fraction
+        if "" in tree:
+            return self._drawn(given, {"train": 1 - val - test, "val": val, "test": test})
+        if "train" in tree and "val" not in tree:
+            train = [row for row in given if row.split == "train"]
+            rest = [row for row in given if row.split != "train"]
+            return self._drawn(train, {"train": 1 - val, "val": val}) + rest
+        return given
+
+    def _labelled(self, classes: Classes, split: str) -> list[SplitRow]:
+        return [
+            SplitRow(_name(path, self.root), label, split)
+            for label, paths in classes.items()
+            for path in paths
+        ]
+
+    def _drawn(self, rows: Sequence[SplitRow], fractions: Mapping[str, float]) -> list[SplitRow]:
+        names, labels = [row.path for row in rows], [row.label for row in rows]
+        splits = stratified_split(names, labels, fractions, self.seed)
+        return [row._replace(split=split) for row, split in zip(rows, splits, strict=True)]
+
+    def _records(self, rows: Iterable[SplitRow]) -> dict[str, list[Record]]:
+        rows = sorted(rows)
+        self.labels = tuple(sorted({row.label for row in rows}))
+        number = {label: index for index, label in enumerate(self.labels)}
+        records: dict[str, list[Record]] = {}
+        for split in SPLITS:
+            members = [row for row in rows if row.split == split]
+            if members:
+                records[split] = [
+                    Record(str(self.root / row.path), number[row.label], row.path)
+                    for row in members
+                ]
+        return records
+
+
+def _listed(root: Path, split_file: Path) -> list[SplitRow]:
+    rows = read_split(split_file)
+    listed = {row.path for row in rows}
+    found = {_name(path, root) for path in list_images(root)}
+    _check_equal(listed - found, f"listed in {split_file} but not in {root}", "delete their lines")
+    _check_equal(found - listed, f"in {root} but not listed in {split_file}", "add lines for them")
+    check_class_names({row.label for row in rows}, split_file)
+    return rows
+
+
+def _check_equal(difference: set[str], what: str, remedy: str) -> None:
+    if difference:
+        first = ", ".join(f"'{name}'" for name in sorted(difference)[:3])
+        count = len(difference)
+        images = "1 image is" if count == 1 else f"{count} images are"
+        raise ValueError(
+            f"{images} {what}: {first}"
+            f"{', ...' if count > 3 else ''}. Is it the table of this folder? If so, {remedy}, or "
+            "write the table anew with FolderData.save_split()."
+        )
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()

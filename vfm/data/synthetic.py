@@ -1,0 +1,171 @@
+"""Coloured shapes, made to order: for tests, examples and a first run without data."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.data.base import ImageData
+from vfm.data.dataset import Record
+from vfm.data.splits import SPLITS, stratified_split
+from vfm.data.transforms import Augment
+
+_FRACTIONS = {"train": 0.5, "val": 0.25, "test": 0.25}
+_Grid = NDArray[np.float64]
+_SHAPES: tuple[Callable[[_Grid, _Grid], NDArray[np.bool_]], ...] = (
+    lambda y, x: x**2 + y**2 < 1,
+    lambda y, x: np.maximum(abs(x), abs(y)) < 0.85,
+    lambda y, x: (abs(x) < (y + 1) / 2) & (y < 0.9),
+    lambda y, x: (np.minimum(abs(x), abs(y)) < 0.3) & (np.maximum(abs(x), abs(y)) < 1),
+)
+
+
+class SyntheticData(ImageData):
+    """Coloured shapes on a grey, noisy ground.
+
+    Half are to train, a quarter each to validate and to test; `predict` answers for the test
+    images.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 4,
+        num_images: int = 64,
+        image_size: int = 32,
+        batch_size: int = 32,
+        num_workers: int | None = 0,
+        augment: Augment = "standard",
+        seed: int = 0,
+    ) -> None:
+        """Make the data module.
+
+        Args:
+            num_classes: Each has a shape and a colour.
+            num_images: Of all classes and splits together.
+            image_size: Height and width in pixels.
+            batch_size: Images in a batch, on each process.
+            num_workers: Processes that prepare images; these are in memory and need none.
+            augment: Augmentation of training images: `none`, `light` or `standard`.
+            seed: Of images, order, augmentation and splits.
+
+        Raises:
+            ValueError: There is less than one image for each class and split, or a number is too
+                small.
+        """
+        super().__init__(batch_size=batch_size, num_workers=num_workers, augment=augment, seed=seed)
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}. Give 2 or more.")
+        if image_size < 8:
+            raise ValueError(f"image_size is {image_size}. Give 8 pixels or more.")
+        if num_images < len(SPLITS) * num_classes:
+            raise ValueError(
+                f"num_images is {num_images}, too few for {num_classes} classes. Give "
+                f"{len(SPLITS) * num_classes} or more: one for each class and split."
+            )
+        self.num_classes = num_classes
+        self.num_images = num_images
+        self.image_size = image_size
+
+    def read(self) -> dict[str, list[Record]]:
+        """Draw all images, uint8 [image_size, image_size, 3]."""
+        self.labels = tuple(_class_names(self.num_classes))
+        classes = [index % self.num_classes for index in range(self.num_images)]
+        names = [f"shape-{index:05d}" for index in range(self.num_images)]
+        labels = [self.labels[label] for label in classes]
+        splits = stratified_split(names, labels, _FRACTIONS, self.seed)
+        size = (self.image_size, self.image_size)
+        records: dict[str, list[Record]] = {split: [] for split in SPLITS}
+        for index, (label, name, split) in enumerate(zip(classes, names, splits, strict=True)):
+            image = draw_shape(label, self.num_classes, size, (self.seed, index))
+            records[split].append(Record(image, label, name))
+        return records
+
+    def read_predict(self) -> list[Record]:
+        """The test images."""
+        self._read_once()
+        return self.records["test"]
+
+
+def draw_shape(
+    label: int, num_classes: int, size: tuple[int, int], key: Sequence[int]
+) -> NDArray[np.uint8]:
+    """Draw one image of a class.
+
+    Args:
+        label: The class; its shape and hue follow.
+        num_classes: Number of classes that share the hues.
+        size: Height and width in pixels.
+        key: Numbers from 0; the same ones give the same image.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
+    height, width = size
+    radius = random.uniform(0.25, 0.4) * min(size)
+    centre_y = random.uniform(0.4, 0.6) * height
+    centre_x = random.uniform(0.4, 0.6) * width
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    inside = _SHAPES[label % len(_SHAPES)]((y - centre_y) / radius, (x - centre_x) / radius)
+    image = np.full((height, width, 3), random.uniform(60, 200))
+    colour = colorsys.hsv_to_rgb(label / num_classes, 0.9, random.uniform(0.7, 1.0))
+    image[inside] = np.array(colour) * 255
+    image += random.normal(0, 8, image.shape)
+    pixels: NDArray[np.uint8] = np.rint(image).clip(0, 255).astype(np.uint8)
+    return pixels
+
+
+def write_image_folder(
+    root: str | Path,
+    *,
+    num_classes: int = 3,
+    images_per_class: int = 8,
+    size: tuple[int, int] | Sequence[tuple[int, int]] = (32, 32),
+    seed: int = 0,
+    splits: Sequence[str] | None = None,
+    suffix: str = ".png",
+) -> Path:
+    """Write a tree of class folders with coloured shapes.
+
+    Args:
+        root: Where to; made if missing.
+        num_classes: Number of class folders.
+        images_per_class: In each class folder.
+        size: Height and width in pixels, or several of these that take turns.
+        seed: Of the images.
+        splits: Names of split folders, each with all classes; none by default.
+        suffix: Format of the files, as Pillow knows it.
+
+    Returns:
+        The root.
+    """
+    from PIL import Image
+
+    root = Path(root)
+    sizes = cycle(_sizes(size))
+    for part, split in enumerate(splits or [""]):
+        for label, name in enumerate(_class_names(num_classes)):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in range(images_per_class):
+                image = draw_shape(label, num_classes, next(sizes), (seed, part, label, index))
+                Image.fromarray(image).save(folder / f"{index:04d}{suffix}")
+    return root
+
+
+def _sizes(size: tuple[int, int] | Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+    if isinstance(size[0], int):
+        height, width = size
+        return [(int(height), int(width))]  # type: ignore[arg-type]
+    return size  # type: ignore[return-value]
+
+
+def _class_names(num_classes: int) -> list[str]:
+    digits = len(str(num_classes - 1))
+    return [f"class_{label:0{digits}d}" for label in range(num_classes)]

@@ -1,0 +1,153 @@
+"""An HTML page in one file: no network, no script, light or dark as the reader prefers."""
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+_MISSING = "–"  # noqa: RUF001  (an en dash is meant)
+# Pixels an inch has in CSS; a plot with more of them is drawn finer, not larger.
+_CSS_DPI = 96
+
+
+class Page:
+    """An HTML page built from top to bottom; every text is escaped.
+
+    Args:
+        title: Heading of the page and of the browser tab.
+        subtitle: A line under the title, such as the date and the command.
+    """
+
+    def __init__(self, title: str, subtitle: str = "") -> None:
+        self._title = title
+        self._subtitle = subtitle
+        self._blocks: list[dict[str, Any]] = []
+
+    def heading(self, text: str) -> None:
+        """Open a section."""
+        self._blocks.append({"kind": "heading", "text": text})
+
+    def text(self, paragraph: str) -> None:
+        """Add a paragraph."""
+        self._blocks.append({"kind": "text", "text": paragraph})
+
+    def code(self, text: str) -> None:
+        """Add preformatted text, such as a command or a configuration."""
+        self._blocks.append({"kind": "code", "text": text})
+
+    def facts(self, facts: Mapping[str, Any]) -> None:
+        """Add headline figures, each on a card.
+
+        Args:
+            facts: A value for each name; a pair `(value, note)` puts the note below it.
+        """
+        cards = []
+        for name, entry in facts.items():
+            value, note = entry if isinstance(entry, tuple) else (entry, "")
+            cards.append((name, _column_format([value])(value), note))
+        self._blocks.append({"kind": "facts", "facts": cards})
+
+    def table(
+        self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+    ) -> None:
+        """Add a table; columns of numbers are aligned, missing values show as a dash.
+
+        Args:
+            rows: A value for each column name. Names may be missing.
+            columns: Names of the columns to show, in order. By default all that occur.
+        """
+        known = list(dict.fromkeys(name for row in rows for name in row))
+        names = known if columns is None else list(columns)
+        unknown = [name for name in names if name not in known]
+        if rows and unknown:
+            raise ValueError(
+                f"No row has the column '{unknown[0]}'. Columns: {', '.join(known)}. "
+                "Leave it out of columns, or add it to the rows."
+            )
+        values = {name: [row.get(name) for row in rows] for name in names}
+        formats = {name: _column_format(values[name]) for name in names}
+        self._blocks.append(
+            {
+                "kind": "table",
+                "columns": [(name, _is_numeric(values[name])) for name in names],
+                "rows": [[formats[name](row.get(name)) for name in names] for row in rows],
+            }
+        )
+
+    def figure(self, png_bytes: bytes, caption: str) -> None:
+        """Add a picture, embedded in the page and shown at its physical size.
+
+        Args:
+            png_bytes: A PNG file, such as `vfm.report.plots` returns.
+            caption: Text below the picture, also read to those who cannot see it.
+        """
+        try:
+            with Image.open(io.BytesIO(png_bytes), formats=["PNG"]) as image:
+                dots_per_inch = float(image.info.get("dpi", (_CSS_DPI, _CSS_DPI))[0])
+                width = max(1, round(image.width * _CSS_DPI / dots_per_inch))
+        except UnidentifiedImageError as error:
+            raise ValueError(
+                f"The picture for '{caption}' is not a PNG file: it starts with "
+                f"{png_bytes[:8]!r}. Pass the bytes of a PNG file."
+            ) from error
+        data = base64.b64encode(png_bytes).decode("ascii")
+        block = {"kind": "figure", "data": data, "width": width, "caption": caption}
+        self._blocks.append(block)
+
+    def html(self) -> str:
+        """The whole page as one HTML document."""
+        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+        source = resources.files("vfm.report").joinpath("page.html").read_text(encoding="utf-8")
+        template = environment.from_string(source)
+        return template.render(title=self._title, subtitle=self._subtitle, blocks=self._blocks)
+
+    def write(self, path: str | Path) -> None:
+        """Write the page to a file, making its folder if needed."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(self.html(), encoding="utf-8")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _is_numeric(values: Sequence[Any]) -> bool:
+    """Whether a column holds numbers only, some values possibly missing."""
+    given = [value for value in values if value is not None]
+    return bool(given) and all(_is_number(value) for value in given)
+
+
+def _column_format(values: Sequence[Any]) -> Callable[[Any], str]:
+    """How to write each value of a column, with as many decimals for all of them."""
+    numbers = [value for value in values if _is_number(value)]
+    spec = _float_spec([float(number) for number in numbers])
+
+    def write(value: Any) -> str:
+        if value is None:
+            return _MISSING
+        if not _is_number(value):
+            return str(value)
+        if isinstance(value, int | np.integer):
+            # Four digits stay whole: they are often years or sizes in pixels.
+            return f"{int(value):,}" if abs(int(value)) >= 10_000 else str(int(value))
+        return format(float(value), spec)
+
+    return write
+
+
+def _float_spec(numbers: Sequence[float]) -> str:
+    """A format that keeps at least three significant digits of the largest number."""
+    sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
+    if not sizes:
+        return ".3f"
+    if min(sizes) < 1e-3 or max(sizes) >= 1e6:
+        return ".4g"
+    return f".{max(0, 3 - max(0, math.floor(math.log10(max(sizes)))))}f"
