@@ -164,7 +164,7 @@ def _import_class(path: str, trust: Collection[str]) -> type:
     except (ImportError, AttributeError) as error:
         raise SpecError(
             f"The checkpoint uses '{path}', which cannot be imported: {error}. "
-            "Install the package or run where it can be found (the working folder counts), in the version it was trained with."
+            "Install the package, or run where it can be found (the working folder counts)."
         ) from error
     if not isinstance(found, type):
         raise SpecError(f"'{path}' is not a class.")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vfm_runtime.contract import Contract, ContractError
     from vfm_runtime.image import IMAGE_SUFFIXES, ImageError, find_images, open_image
     from vfm_runtime.model import Model, load
+    from vfm_runtime.predictor import Predictor
     from vfm_runtime.providers import ProviderError
     from vfm_runtime.types import Prediction
 
@@ -29,6 +30,7 @@ __all__ = [
     "ImageError",
     "Model",
     "Prediction",
+    "Predictor",
     "ProviderError",
     "__version__",
     "find_images",
@@ -47,6 +49,7 @@ _HOME = {
     "ImageError": "image",
     "Model": "model",
     "Prediction": "types",
+    "Predictor": "predictor",
     "ProviderError": "providers",
     "find_images": "image",
     "load": "model",

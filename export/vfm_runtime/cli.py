@@ -138,8 +138,10 @@ def _refuse_flags(unknown: list[str], command: _Parser) -> NoReturn:
 
 
 def _near(word: str, choices: list[str]) -> str:
-    near = difflib.get_close_matches(word, choices, n=2, cutoff=0.5)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+    # Without the dashes, which would make any two short options look alike.
+    bare = {choice.lstrip("-"): choice for choice in choices}
+    near = difflib.get_close_matches(word.lstrip("-"), bare, n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(bare[name] for name in near)}?" if near else ""
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -1,24 +1,19 @@
 """Loading a bundle and asking it about images."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vfm_runtime import providers
 from vfm_runtime.bundle import BundleError, Manifest, check_metadata, read_manifest
 from vfm_runtime.contract import METADATA_KEY, MODEL_FILE, PREPROCESS_FILE, Contract
-from vfm_runtime.image import ImageError, ImageSource, open_image
-from vfm_runtime.types import Prediction
+from vfm_runtime.image import ImageSource, open_image
+from vfm_runtime.predictor import Predictor
 
 _log = logging.getLogger(__name__)
-
-Errors = Literal["raise", "return"]
-_Position = tuple[int, "NDArray[np.uint8] | ImageError"]
 
 
 def load(
@@ -44,7 +39,7 @@ def load(
     return Model(path, device=device, num_threads=num_threads, batch_size=batch_size)
 
 
-class Model:
+class Model(Predictor):
     """A loaded bundle; made by `load`. Threads may share it.
 
     Attributes:
@@ -72,10 +67,9 @@ class Model:
         batch_size: int = 32,
     ) -> None:
         self.path = Path(path)
-        self.batch_size = _batch_size(batch_size)
         self.manifest = read_manifest(self.path)
         self.contract = self.manifest.contract
-        self.labels = self.contract.labels
+        super().__init__(self.contract.labels, batch_size)
         # On the CPU always: it is small work, and the pixels are then the same on every machine.
         self._preprocess = providers.open_session(
             self.path / PREPROCESS_FILE, "cpu", num_threads=num_threads
@@ -93,68 +87,6 @@ class Model:
 
     def __repr__(self) -> str:
         return f"Model({str(self.path)!r}, {len(self.labels)} classes, {self.device})"
-
-    @overload
-    def predict(
-        self,
-        images: str | Path | bytes | Image.Image,
-        *,
-        batch_size: int | None = ...,
-        errors: Literal["raise"] = ...,
-    ) -> Prediction: ...
-
-    @overload
-    def predict(
-        self,
-        images: list[Any] | tuple[Any, ...],
-        *,
-        batch_size: int | None = ...,
-        errors: Literal["raise"] = ...,
-    ) -> list[Prediction]: ...
-
-    @overload
-    def predict(
-        self,
-        images: list[Any] | tuple[Any, ...],
-        *,
-        batch_size: int | None = ...,
-        errors: Literal["return"],
-    ) -> list[Prediction | ImageError]: ...
-
-    # An array is one image or many by its dimensions, which its type does not tell.
-    @overload
-    def predict(
-        self, images: ImageSource, *, batch_size: int | None = ..., errors: Errors = ...
-    ) -> Any: ...
-
-    def predict(
-        self,
-        images: ImageSource | list[Any] | tuple[Any, ...],
-        *,
-        batch_size: int | None = None,
-        errors: Errors = "raise",
-    ) -> Any:
-        """Answer for one image, or for each image of a list.
-
-        Args:
-            images: A path, the bytes of a file, a uint8 array or an image of Pillow; or a list of
-                them, of any sizes; or a uint8 array of shape [images, height, width, channels].
-            batch_size: Images that go through the model at once; None for that of `load`.
-            errors: With `return`, an image that cannot be opened gets its `ImageError` in its
-                place; with `raise`, it is raised and the other answers are lost.
-
-        Returns:
-            A `Prediction` for one image, a list of the same length for a list.
-        """
-        if errors not in ("raise", "return"):
-            raise ValueError(f"errors is {errors!r}. Choices: 'raise', 'return'.")
-        size = self.batch_size if batch_size is None else _batch_size(batch_size)
-        if isinstance(images, list | tuple):
-            return self._predict_many(images, size, errors)
-        if isinstance(images, np.ndarray) and images.ndim == 4:
-            return self._predict_many(images, size, errors)
-        answers = self._predict_many([images], 1, errors)
-        return answers[0]
 
     def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run `model.onnx` on pixels that `preprocess.onnx` has made.
@@ -208,30 +140,6 @@ class Model:
                 "If memory ran out, use a smaller batch_size or device='cpu'."
             ) from error
 
-    def _predict_many(
-        self, images: Iterable[Any], size: int, errors: Errors
-    ) -> list[Prediction | ImageError]:
-        answers: dict[int, Prediction | ImageError] = {}
-        for batch in _batches(self._open_each(images, errors), size):
-            good = [(index, item) for index, item in batch if not isinstance(item, ImageError)]
-            answers.update((i, item) for i, item in batch if isinstance(item, ImageError))
-            if good:
-                rows = self.scores(np.concatenate([item for _, item in good]))
-                made = [Prediction.from_scores(row, self.labels) for row in rows]
-                answers.update(zip([index for index, _ in good], made, strict=True))
-        return [answers[index] for index in range(len(answers))]
-
-    def _open_each(self, images: Iterable[Any], errors: Errors) -> Iterator[_Position]:
-        # One decoded image at a time; what waits for its batch has the model's small size.
-        for index, image in enumerate(images):
-            try:
-                yield index, self.preprocess(image)
-            except ImageError as error:
-                if errors == "raise":
-                    error.add_note(f"It is image number {index + 1} of those given.")
-                    raise
-                yield index, error
-
 
 def expect_ports(session: Any, path: Path, source: str, answer: str) -> None:
     """Refuse an ONNX file whose input and output are not those of the contract.
@@ -254,21 +162,3 @@ def expect_ports(session: Any, path: Path, source: str, answer: str) -> None:
             f"{path} takes and gives ({', '.join(found)}); a bundle of this format has "
             f"({', '.join(expected)}). Export it anew."
         )
-
-
-def _batch_size(value: int) -> int:
-    if value < 1:
-        raise ValueError(f"batch_size is {value}. Give at least 1.")
-    return value
-
-
-def _batches(items: Iterator[_Position], size: int) -> Iterator[Sequence[_Position]]:
-    # itertools.batched came with Python 3.12.
-    batch: list[_Position] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -1,9 +1,9 @@
 import shutil
 
 import pytest
-from tests.runtime import toy
-
 import vfm_runtime
+
+from tests.runtime import toy
 
 
 @pytest.fixture(scope="session")

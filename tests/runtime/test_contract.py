@@ -2,8 +2,6 @@ import json
 import re
 
 import pytest
-from tests.runtime import toy
-
 from vfm_runtime.bundle import (
     BundleError,
     check_metadata,
@@ -14,6 +12,8 @@ from vfm_runtime.bundle import (
 )
 from vfm_runtime.contract import Contract, ContractError, parse_json
 from vfm_runtime.model import load
+
+from tests.runtime import toy
 
 
 def changed(**values):
@@ -87,7 +87,7 @@ def test_bad_values(key, value, text):
 
 
 def test_unknown_key_and_newer_format():
-    with pytest.raises(ContractError, match="unknown key 'colour'. Known: task, labels"):
+    with pytest.raises(ContractError, match=r"unknown key 'colour'. Known: task, labels"):
         Contract.from_dict(changed(colour="red"))
     # A newer format is named as such, whatever else it holds.
     with pytest.raises(ContractError, match="upgrade vfm-runtime"):

@@ -6,12 +6,12 @@ import threading
 import numpy as np
 import onnxruntime
 import pytest
-from PIL import Image
-from tests.runtime import toy
-
 import vfm_runtime
+from PIL import Image
 from vfm_runtime import BundleError, ImageError, Prediction, ProviderError, load
 from vfm_runtime import model as model_module
+
+from tests.runtime import toy
 
 
 def expected(bundle, photo):
@@ -205,7 +205,7 @@ def test_nan_is_no_answer(own_bundle):
         own_bundle / "model.onnx", json.dumps(toy.CONTRACT), weights=toy.WEIGHTS * np.float32("nan")
     )
     toy.write_vfm_json(own_bundle)
-    with pytest.raises(ValueError, match="NaN or infinite scores. Check the bundle"):
+    with pytest.raises(ValueError, match=r"NaN or infinite scores. Check the bundle"):
         load(own_bundle, device="cpu").predict(toy.photos()[0])
 
 
@@ -257,7 +257,7 @@ def test_bad_predictions(scores, labels, text):
 
 
 def test_top_needs_a_class():
-    with pytest.raises(ValueError, match="k is 0. Ask for at least 1"):
+    with pytest.raises(ValueError, match=r"k is 0. Ask for at least 1"):
         Prediction.from_scores([1.0], ["a"]).top(0)
 
 

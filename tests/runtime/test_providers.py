@@ -5,7 +5,6 @@ import logging
 import types
 
 import pytest
-
 from vfm_runtime import load, providers
 from vfm_runtime.providers import ProviderError, choose, has_cuda_device, import_onnxruntime
 
@@ -101,7 +100,7 @@ def test_no_driver(monkeypatch, with_providers, caplog):
     caplog.set_level(logging.INFO)
     assert choose("auto") == "cpu"
     assert "Running on the CPU: there is no NVIDIA driver" in caplog.text
-    with pytest.raises(ProviderError, match="no NVIDIA driver .* Or use device='cpu'"):
+    with pytest.raises(ProviderError, match=r"no NVIDIA driver .* Or use device='cpu'"):
         choose("cuda")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vfm.bundle.parity import Parity
 from vfm_runtime.contract import Contract
+
+from vfm.bundle.parity import Parity
 
 
 def card(
@@ -64,4 +65,8 @@ def _results(results: Mapping[str, Any]) -> list[str]:
             )
     if not rows:
         return []
-    return ["| split | metric | value | 95 % interval | images |", "| --- | --- | ---: | --- | ---: |", *rows]
+    return [
+        "| split | metric | value | 95 % interval | images |",
+        "| --- | --- | ---: | --- | ---: |",
+        *rows,
+    ]

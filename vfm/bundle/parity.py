@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-
 import vfm_runtime
-from vfm.tasks import BaseTask
+from numpy.typing import NDArray
 from vfm_runtime.image import ImageError, find_images, open_image
+
+from vfm.tasks import BaseTask
 
 MIN_IMAGES = 32
 """Least number of images that prove anything, unless fewer are asked for."""

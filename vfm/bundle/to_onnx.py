@@ -12,10 +12,10 @@ import onnx
 import torch
 from onnx import compose
 from torch import Tensor, nn
+from vfm_runtime.contract import METADATA_KEY, Contract
 
 from vfm.preprocess import Preprocess
 from vfm.tasks import BaseTask
-from vfm_runtime.contract import METADATA_KEY, Contract
 
 MAX_PROTOBUF = 2_000_000_000
 """Bytes of weights above which they go to a file of their own; a protobuf ends at 2 GiB."""

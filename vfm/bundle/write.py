@@ -12,14 +12,6 @@ from typing import Any
 import numpy as np
 import onnx
 from PIL import Image
-
-from vfm.bundle import parity as parity_check
-from vfm.bundle.card import card
-from vfm.bundle.parity import Parity, choose_images, compare, torch_scores
-from vfm.bundle.to_onnx import write_model, write_onefile, write_preprocess
-from vfm.tasks import BaseTask
-from vfm.tasks.checkpoint import KEY, read_checkpoint, versions
-from vfm.tasks.results import RESULTS_FILE
 from vfm_runtime.bundle import write_manifest
 from vfm_runtime.contract import (
     CARD_FILE,
@@ -33,6 +25,14 @@ from vfm_runtime.contract import (
     Contract,
 )
 from vfm_runtime.image import open_image
+
+from vfm.bundle import parity as parity_check
+from vfm.bundle.card import card
+from vfm.bundle.parity import Parity, choose_images, compare, torch_scores
+from vfm.bundle.to_onnx import write_model, write_onefile, write_preprocess
+from vfm.tasks import BaseTask
+from vfm.tasks.checkpoint import KEY, read_checkpoint, versions
+from vfm.tasks.results import RESULTS_FILE
 
 _MIN_OPSET = 18  # Resize has had antialiasing since
 _GOLDEN_SIDE = 256
@@ -59,7 +59,8 @@ def export(
 
     Args:
         checkpoint: A .ckpt file of a training run.
-        images: Folder of real images on which the bundle is compared with the model; three of them, at most 256 pixels wide, go into the bundle.
+        images: Folder of real images on which the bundle is compared with the model; three of them, shrunk to at most
+            256 pixels, go into the bundle.
         out: Folder to write; -o for short.
         one_file: Also write onefile.onnx, both graphs in one for the simplest client.
         opset: Version of the ONNX operators.
@@ -147,9 +148,7 @@ def export_task(
             _replace(partial, rejected)
             parity_check.require(parity, rejected)
         _write_golden(partial, task, parity)
-        (partial / CARD_FILE).write_text(
-            card(contract, parity, results, origin), encoding="utf-8"
-        )
+        (partial / CARD_FILE).write_text(card(contract, parity, results, origin), encoding="utf-8")
         write_manifest(partial, contract)
         _replace(partial, out)
     finally:
@@ -182,9 +181,7 @@ def _write_graphs(
             "--one_file cannot hold more than 2 GB of weights. Leave it out: preprocess.onnx and "
             "model.onnx with model.onnx.data do the same."
         )
-    write_onefile(
-        folder / ONEFILE_FILE, folder / PREPROCESS_FILE, folder / MODEL_FILE, contract
-    )
+    write_onefile(folder / ONEFILE_FILE, folder / PREPROCESS_FILE, folder / MODEL_FILE, contract)
 
 
 def _write_golden(folder: Path, task: BaseTask, parity: Parity) -> None:

@@ -18,7 +18,10 @@ TRAINING = {
 }
 COMMANDS = {
     "demo": ("vfm.demo:demo", "the whole job on a small real data set, in minutes"),
-    "export": ("vfm.bundle:export", "make an ONNX bundle from a checkpoint, and prove that it agrees"),
+    "export": (
+        "vfm.bundle:export",
+        "make an ONNX bundle from a checkpoint, and prove that it agrees",
+    ),
 }
 
 _HELP = """usage: vfm COMMAND [options]

@@ -199,10 +199,8 @@ def _arguments(path: str) -> Iterator[str]:
 
 def _concrete(base: type) -> list[type]:
     """The classes of vfm and the user that derive from a class and can be made."""
-    found = [] if inspect.isabstract(base) else [base]
-    for cls in base.__subclasses__():
-        found += _concrete(cls)
-    return found
+    derived: list[type] = type.__subclasses__(base)
+    return [base] * (not inspect.isabstract(base)) + [c for d in derived for c in _concrete(d)]
 
 
 def _imported(path: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from vfm.cli import TRAINING
 from vfm.cli.errors import UsageError
 from vfm.cli.parsing import OPTIONS, cause, known_keys, rewrite
+from vfm.cli.quiet import quieten
 from vfm.data import ImageData
 from vfm.spec import check_trust
 from vfm.tasks import BaseTask
@@ -53,6 +53,8 @@ class TrainingCLI(LightningCLI):
         config = self.config_init[self.subcommand]["trainer"]
         if config["logger"] is None:
             kwargs["logger"] = self.subcommand == "fit" and _loggers(config["default_root_dir"])
+        if self.subcommand != "fit":
+            self.save_config_callback = None  # it would lie beside the runs, and belong to none
         return super().instantiate_trainer(**kwargs)
 
 
@@ -78,8 +80,7 @@ def run(command: str, words: list[str]) -> None:
 
 
 def _call(words: list[str]) -> None:
-    # Lightning warns that sys.argv and args differ; they do, by what the checkpoint adds.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    quieten()
     kwargs: dict[str, Any] = OPTIONS | {name: dict(OPTIONS) for name in TRAINING}
     TrainingCLI(
         model_class=BaseTask,
@@ -110,7 +111,9 @@ def _loggers(root: str) -> list[Any]:
     folder = Path(root)
     taken = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
     version = str(max(taken, default=-1) + 1)
-    return [make(save_dir=root, name="", version=version) for make in (CSVLogger, TensorBoardLogger)]
+    return [
+        make(save_dir=root, name="", version=version) for make in (CSVLogger, TensorBoardLogger)
+    ]
 
 
 def _take_trust(words: list[str]) -> tuple[list[str], list[str]]:

@@ -111,10 +111,8 @@ def collate(samples: Sequence[Sample | Skipped]) -> Batch:
     """
     good = [sample for sample in samples if isinstance(sample, Sample)]
     bad = [sample for sample in samples if isinstance(sample, Skipped)]
-    if good:
-        image = np.stack([sample.image for sample in good])
-    else:
-        image = np.zeros((0, *bad[0].size, 3), dtype=np.uint8)
+    none = np.zeros((0, *bad[0].size, 3), dtype=np.uint8) if bad else None
+    image = np.stack([sample.image for sample in good]) if good else none
     return Batch(
         image=torch.from_numpy(image),
         label=torch.tensor([sample.label for sample in good], dtype=torch.int64),

@@ -6,7 +6,7 @@ import difflib
 from typing import Any
 
 import timm
-from timm.data import resolve_model_data_config
+from timm import data as timm_data
 from torch import Tensor, nn
 
 from vfm.models.weights import LoadReport, WeightsError, load_weights
@@ -76,7 +76,7 @@ class Backbone(nn.Module):
             width=int(getattr(self.model, "head_hidden_size", self.model.num_features)),
             token_width=int(self.model.feature_info[-1]["num_chs"]),
         )
-        config = resolve_model_data_config(self.model)
+        config = timm_data.resolve_model_data_config(self.model)
         size = (image_size, image_size) if image_size is not None else None
         self.preprocess = Preprocess.from_timm(config, size=size, fit=fit)
 
@@ -98,9 +98,7 @@ class Backbone(nn.Module):
             images, indices=1, norm=True, output_fmt="NCHW"
         )
         pooled = self.model.forward_head(final, pre_logits=True)
-        return Features(
-            pooled=pooled, tokens=maps[-1].flatten(2).transpose(1, 2), maps=tuple(maps)
-        )
+        return Features(pooled=pooled, tokens=maps[-1].flatten(2).transpose(1, 2), maps=tuple(maps))
 
 
 def _check_name(name: str) -> None:

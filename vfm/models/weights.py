@@ -58,7 +58,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
 
     Args:
         model: A timm model without its classifier.
-        path: A `.safetensors` file, or a `.pth`, `.pt` or `.ckpt` file that holds only tensors (no code of a pickle is run).
+        path: A `.safetensors` file, or a `.pth`, `.pt` or `.ckpt` file of tensors; no code in a pickle is run.
 
     Raises:
         WeightsError: The file cannot be read, or sets less than 95 % of the backbone.
@@ -101,7 +101,9 @@ def _refusal(report: LoadReport, model: nn.Module) -> str:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise WeightsError(f"There is no weights file {path}. Give a .safetensors, .pth or .ckpt file.")
+        raise WeightsError(
+            f"There is no weights file {path}. Give a .safetensors, .pth or .ckpt file."
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

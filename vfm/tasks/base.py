@@ -10,7 +10,7 @@ from typing import Any, Self
 import lightning as L
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -140,11 +140,22 @@ class BaseTask(Component, L.LightningModule, ABC):
                 "fingerprint": data.fingerprint(),
                 "splits": data.describe(),
             }
-        elif not self.labels and self.trainer.ckpt_path is None:
+
+    def require_trained(self) -> None:
+        """Refuse to answer before training.
+
+        Raises:
+            CheckpointError: No labels are known.
+        """
+        if not self.labels:
             raise CheckpointError(
                 f"{type(self).__name__} has not been trained. Give a checkpoint (--ckpt_path best.ckpt), "
                 f"or start from {type(self).__name__}.load('best.ckpt')."
             )
+
+    def on_predict_start(self) -> None:
+        """Refuse to answer before training."""
+        self.require_trained()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch, weighed by its share of all ranks' images."""
@@ -157,9 +168,7 @@ class BaseTask(Component, L.LightningModule, ABC):
             )
         raw = self(batch["image"])
         loss = self.loss(raw, batch["label"]) / share
-        self.log(
-            "train/loss", loss.detach(), batch_size=num_images, prog_bar=True, on_epoch=True
-        )
+        self.log("train/loss", loss.detach(), batch_size=num_images, prog_bar=True, on_epoch=True)
         return loss
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -195,7 +204,9 @@ class BaseTask(Component, L.LightningModule, ABC):
             self.skipped,
             callbacks.PredictionWriter(),
         ]
-        checkpoints = [c for c in self.trainer.callbacks if isinstance(c, ModelCheckpoint)]
+        if type(self.trainer.progress_bar_callback) is TQDMProgressBar:
+            added.append(callbacks.ProgressBar())
+        checkpoints = self.trainer.checkpoint_callbacks
         if checkpoints and all(callbacks.is_default_checkpoint(c) for c in checkpoints):
             monitor = self.monitor if self.trainer.limit_val_batches else None
             added.append(callbacks.best_checkpoint(monitor, self.monitor_mode))

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 MAX_UNREADABLE = 0.01
@@ -34,7 +35,6 @@ def is_default_checkpoint(callback: Callback) -> bool:
     return (
         type(callback) is ModelCheckpoint
         and callback.state_key == own.state_key
-        and (callback.dirpath is None or callback.filename is None)
         and callback.filename is None
         and callback.save_last is None
         and callback.save_top_k == own.save_top_k
@@ -51,6 +51,18 @@ def best_checkpoint(monitor: str | None, mode: str) -> ModelCheckpoint:
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar with whole images a second, and without the number of the run."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What stands behind the bar."""
+        shown = dict(super().get_metrics(trainer, pl_module))
+        shown.pop("v_num", None)
+        if "images/s" in shown:
+            shown["images/s"] = f"{shown['images/s']:,.0f}"
+        return shown
 
 
 class Throughput(Callback):
@@ -125,7 +137,7 @@ class SkippedFiles(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the ranks' lists, and write them."""
-        if trainer.validating:
+        if trainer.state.fn == TrainerFn.VALIDATING:
             self._finish(trainer, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -172,9 +184,9 @@ class PredictionWriter(Callback):
     ) -> None:
         """Keep the batch's answers."""
         score, best = outputs["scores"].max(dim=-1)
-        labels = pl_module.head.labels  # type: ignore[union-attr]
+        labels: tuple[str, ...] = pl_module.labels  # type: ignore[assignment]
         for name, value, k in zip(batch["name"], score.tolist(), best.tolist(), strict=True):
-            self._rows.append((name, labels[k], f"{value:.6f}", ""))  # type: ignore[index]
+            self._rows.append((name, labels[k], f"{value:.6f}", ""))
         self._rows += [(name, "", "", reason) for name, reason in batch["skipped"]]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
@@ -102,13 +103,14 @@ class ClassificationTask(BaseTask):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole split."""
-        self._finish("val", write=bool(self.trainer.validating))
+        self._finish("val", write=self.trainer.state.fn == TrainerFn.VALIDATING)
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the whole split, and write them."""
         self._finish("test", write=True)
 
     def _match_labels(self) -> None:
+        self.require_trained()
         labels = self._datamodule().labels
         unknown = [name for name in labels if name not in self.labels]
         if unknown:

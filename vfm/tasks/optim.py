@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
+from timm import optim as timm_optim
 from torch import nn
 
 
@@ -48,7 +48,7 @@ class Optim:
                 )
 
 
-def optimizer(backbone: nn.Module, head: nn.Module, optim: Optim) -> torch.optim.AdamW:
+def optimizer(backbone: Any, head: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """AdamW over all trainable weights, decayed ones apart from the others.
 
     Args:
@@ -56,10 +56,12 @@ def optimizer(backbone: nn.Module, head: nn.Module, optim: Optim) -> torch.optim
         head: Any module.
         optim: Its settings.
     """
-    exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+    names = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
     groups: list[dict[str, Any]] = [
-        *param_groups_weight_decay(backbone, optim.weight_decay, exempt),
-        *param_groups_weight_decay(head, optim.weight_decay),
+        *timm_optim.param_groups_weight_decay(
+            backbone, optim.weight_decay, no_weight_decay_list=names
+        ),
+        *timm_optim.param_groups_weight_decay(head, optim.weight_decay),
     ]
     groups = [group for group in groups if group["params"]]
     on_gpu = all(p.is_cuda for group in groups for p in group["params"])
@@ -67,7 +69,7 @@ def optimizer(backbone: nn.Module, head: nn.Module, optim: Optim) -> torch.optim
 
 
 def learning_rate_factor(step: int, num_steps: int, optim: Optim) -> float:
-    """Learning rate at a step as a share of the highest: linear up, then half a cosine down (Loshchilov & Hutter, 2017).
+    """Learning rate at a step as a share of the highest: linear up, then half a cosine (Loshchilov & Hutter, 2017).
 
     Args:
         step: Optimiser steps done.

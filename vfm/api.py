@@ -1,0 +1,83 @@
+"""The way in from Python: load what was trained or exported, and ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import vfm_runtime
+from numpy.typing import NDArray
+from vfm_runtime.image import open_image
+from vfm_runtime.predictor import Predictor
+
+from vfm.bundle import Parity, export_task
+from vfm.bundle.parity import choose_images
+from vfm.tasks import BaseTask
+from vfm.tasks.checkpoint import KEY, read_checkpoint
+
+
+class Model(Predictor):
+    """A trained checkpoint, asked through torch; made by `load`.
+
+    Attributes:
+        task: The task with its weights.
+        path: The checkpoint.
+    """
+
+    def __init__(self, path: str | Path, *, device: str, trust: Collection[str]) -> None:
+        self.path = Path(path)
+        self.task = BaseTask.load(self.path, trust=trust).to(device)
+        super().__init__(self.task.labels)
+
+    def __repr__(self) -> str:
+        return f"Model({str(self.path)!r}, {len(self.labels)} classes, {self.task.device})"
+
+    def preprocess(self, image: Any) -> NDArray[np.uint8]:
+        """Open one image and bring it to the model's size, uint8 [1, height, width, 3]."""
+        return self.task.preprocess.resize(open_image(image))[0][None]
+
+    def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities [N, classes] of uint8 pixels [N, height, width, 3]."""
+        with torch.inference_mode():
+            answer = self.task.answer(torch.from_numpy(pixels).to(self.task.device))
+        return np.asarray(answer["scores"].float().cpu().numpy())
+
+    def export(self, out: str | Path, *, images: str | Path, **options: Any) -> Parity:
+        """Write a bundle, and prove on real images that it answers alike.
+
+        Args:
+            out: Folder to write.
+            images: Folder of real images.
+            options: As for `vfm.bundle.export_task`: one_file, opset, tolerance, overwrite.
+        """
+        origin = read_checkpoint(self.path)[KEY]
+        paths = choose_images(Path(images), 64)
+        device = self.task.device
+        try:
+            return export_task(self.task, paths, Path(out), origin=origin, results={}, **options)
+        finally:
+            self.task.to(device)
+
+
+def load(
+    path: str | Path, *, device: str = "auto", trust: Collection[str] = ()
+) -> Model | vfm_runtime.Model:
+    """Load a checkpoint or a bundle; both have `labels` and `predict`.
+
+    Args:
+        path: A .ckpt file of a training run, or the folder of a bundle.
+        device: `cpu`, `cuda`, or `auto` for CUDA where there is one.
+        trust: Packages besides vfm whose code a checkpoint may name, such as that of your own head.
+
+    Raises:
+        CheckpointError: The file is no checkpoint of vfm.
+        BundleError: The folder is no whole bundle.
+    """
+    if Path(path).is_dir():
+        return vfm_runtime.load(path, device=device)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Model(path, device=device, trust=trust)

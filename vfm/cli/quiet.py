@@ -1,0 +1,30 @@
+"""Leave out what Lightning says that a user can do nothing with."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+_INNER = (
+    "💡 Tip",
+    "The following callbacks returned in",
+    "TPU available",
+    "Loading `train_dataloader`",
+)
+_WARNINGS = (
+    # sys.argv and the words do differ, by what a checkpoint adds.
+    "LightningCLI's args parameter",
+    "The dirpath has changed",
+    r".*isinstance\(treespec, LeafSpec",
+)
+
+
+def quieten() -> None:
+    """Filter the advertisements and inner workings from Lightning's log and warnings."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_for_users)
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _is_for_users(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_INNER)
