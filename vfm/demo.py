@@ -22,11 +22,11 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from vfm.bundle import export
-from vfm.cli.quiet import quieten
 from vfm.data import DigitsData
 from vfm.report import Page, bars, confusion_matrix, contact_sheet, learning_curves
 from vfm.tasks import ClassificationTask, Optim
 from vfm.tasks.checkpoint import versions
+from vfm.tasks.quiet import quieten
 from vfm.tasks.results import RESULTS_FILE
 
 _NUM_SHOWN = 24

@@ -128,7 +128,8 @@ class Preprocess:
             uint8 [h, w, 3], and where it came from.
         """
         height, width = image.shape[:2]
-        pixels = self.resize_tensor(torch.from_numpy(np.ascontiguousarray(image)))
+        # torch shares the memory, and wants it writable; an array read from a file often is not.
+        pixels = self.resize_tensor(torch.from_numpy(np.require(image, requirements=["C", "W"])))
         return pixels.numpy(), self.geometry(height, width)
 
     def resize_tensor(self, image: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from vfm.cli import TRAINING
 from vfm.cli.errors import UsageError
 from vfm.cli.parsing import OPTIONS, cause, known_keys, rewrite
-from vfm.cli.quiet import quieten
 from vfm.data import ImageData
 from vfm.spec import check_trust
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import KEY, read_checkpoint
+from vfm.tasks.quiet import quieten
 
 _DEFAULTS = {"max_epochs": 10, "default_root_dir": "runs", "log_every_n_steps": 10}
 
