@@ -1,29 +1,107 @@
 """The way from an image of any size to the model's input, stated once.
 
-`Preprocess` has two halves. `resize` runs per image, in the data workers, on uint8; `normalise` runs inside the
-model, on the batch. Training, evaluation and the exported graphs all use these two functions.
+`Preprocess` has two halves. `resize` runs per image, in the data workers, on uint8; it is an ONNX graph, the very one
+that a bundle carries as `preprocess.onnx`, so that training sees the pixels that production will see. `normalise` runs
+inside the model, on the batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
+from vfm_runtime.providers import import_onnxruntime
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 Fit = Literal["crop", "squash", "letterbox"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 _PER_MILLE = 1000
-# Enlarging by a whole factor gives many values exactly half-way between two whole numbers, where the last bits of each
-# engine's arithmetic would decide. A boundary a little beside them makes all engines round alike.
-_HALF = 0.5012
+
+# The graph as text (onnx.parser). Sizes and regions are whole numbers: `geometry` says in Python exactly what it does.
+_CROP = """
+    keep = Constant<value_ints = [{keep}]>()
+    scaled_unit = ReduceMin<keepdims = 1>(crossed)
+    scaled = Mul(scaled_unit, keep)
+    twice = Add(scaled, scaled)
+    thousand = Constant<value_ints = [1000]>()
+    sides = Mul(other, thousand)
+    numerator = Add(twice, sides)
+    denominator = Add(sides, sides)
+    rounded = Div(numerator, denominator)
+    region = Max(rounded, one)
+    spare = Sub(given, region)
+    start = Div(spare, two)
+    end = Add(start, region)
+    cut = Slice(image, start, end, axes)
+    planes = Transpose<perm = [2, 0, 1]>(cut)
+    target = Identity(wanted)
+"""
+_SQUASH = """
+    planes = Transpose<perm = [2, 0, 1]>(image)
+    target = Identity(wanted)
+"""
+_LETTERBOX = """
+    planes = Transpose<perm = [2, 0, 1]>(image)
+    longest = ReduceMax<keepdims = 1>(crossed)
+    area = Constant<value_ints = [{area}]>()
+    weighted = Mul(given, area)
+    doubled = Add(weighted, weighted)
+    numerator = Add(doubled, longest)
+    denominator = Add(longest, longest)
+    rounded = Div(numerator, denominator)
+    target = Max(rounded, two)
+"""
+_PAD = """
+    spare = Sub(wanted, target)
+    before = Div(spare, two)
+    after = Sub(spare, before)
+    none = Constant<value_ints = [0, 0]>()
+    pads = Concat<axis = 0>(none, before, none, after)
+    fill = Constant<value = float[1, 3, 1, 1] {{{fill}}}>()
+    centred = Sub(resized, fill)
+    padded = Pad(centred, pads)
+    whole = Add(padded, fill)
+"""
+_GRAPH = """
+<ir_version: 10, opset_import: ["" : {opset}]>
+preprocess (uint8[H, W, 3] image) => (uint8[1, {height}, {width}, 3] pixels) {{
+    axes = Constant<value_ints = [0, 1]>()
+    one = Constant<value_ints = [1]>()
+    two = Constant<value_ints = [2]>()
+    wanted = Constant<value_ints = [{height}, {width}]>()
+    other = Constant<value_ints = [{width}, {height}]>()
+    shape = Shape(image)
+    zero = Constant<value_ints = [0]>()
+    given = Slice(shape, zero, two)
+    crossed = Mul(given, other)
+    {region}
+    batch = Unsqueeze(planes, zero)
+    values = Cast<to = 1>(batch)
+    frame = Constant<value_ints = [1, 3]>()
+    sizes = Concat<axis = 0>(frame, target)
+    resized = Resize<antialias = 1, mode = "{mode}", cubic_coeff_a = -0.5, exclude_outside = 1>(values, , , sizes)
+    {pad}
+    half = Constant<value_float = 0.5>()
+    raised = Add(whole, half)
+    floored = Floor(raised)
+    low = Constant<value_float = 0.0>()
+    high = Constant<value_float = 255.0>()
+    clipped = Clip(floored, low, high)
+    bytes = Cast<to = 2>(clipped)
+    pixels = Transpose<perm = [0, 2, 3, 1]>(bytes)
+}}
+"""
 
 
 @dataclass(frozen=True)
@@ -66,8 +144,10 @@ class Preprocess:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_choice("fit", self.fit, get_args(Fit))
         _check_choice("interpolation", self.interpolation, get_args(Interpolation))
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f"Preprocess size is {self.size}. Give height and width in pixels.")
+        if len(self.size) != 2 or min(self.size) < 2:
+            raise ValueError(
+                f"Preprocess size is {self.size}. Give height and width in pixels, 2 or more."
+            )
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(
                 f"Preprocess crop_fraction is {self.crop_fraction}. Give a number above 0, up to 1."
@@ -128,22 +208,35 @@ class Preprocess:
             uint8 [h, w, 3], and where it came from.
         """
         height, width = image.shape[:2]
-        # torch shares the memory, and wants it writable; an array read from a file often is not.
-        pixels = self.resize_tensor(torch.from_numpy(np.require(image, requirements=["C", "W"])))
-        return pixels.numpy(), self.geometry(height, width)
+        (pixels,) = _session(self, os.getpid()).run(None, {"image": np.ascontiguousarray(image)})
+        return pixels[0], self.geometry(height, width)
 
-    def resize_tensor(self, image: Tensor) -> Tensor:
-        """`resize` as traceable tensor operations: uint8 [H, W, 3] to uint8 [h, w, 3].
+    def graph(self, opset: int = 20) -> ModelProto:
+        """`resize` as an ONNX model: uint8 `image` [H, W, 3] of any size to uint8 `pixels` [1, h, w, 3].
 
-        The arithmetic is in whole numbers so that a graph with a dynamic height and width computes the same region.
+        Args:
+            opset: Version of the operators, from 18 on.
         """
-        x = image.permute(2, 0, 1).unsqueeze(0).float()
-        if self.fit == "crop":
-            top, left, height, width = self._region(image.shape[0], image.shape[1])
-            # Cutting first gives, but for half a pixel, the same as timm's order, and a 20,000 x 1 image stays small.
-            x = x.narrow(2, top, height).narrow(3, left, width)
-        x = self._letterboxed(x) if self.fit == "letterbox" else self._interpolated(x, *self.size)
-        return (x + _HALF).floor().clamp(0, 255).to(torch.uint8).squeeze(0).permute(1, 2, 0)
+        # Only workers and exports need it, and it takes a third of a second.
+        from onnx import checker, parser
+
+        h, w = self.size
+        regions = {"crop": _CROP, "squash": _SQUASH, "letterbox": _LETTERBOX}
+        region = regions[self.fit].format(keep=self._keep, area=h * w)
+        fill = ", ".join(f"{round(mean * 255):.1f}" for mean in self.mean)
+        pad = _PAD.format(fill=fill) if self.fit == "letterbox" else "whole = Identity(resized)"
+        text = _GRAPH.format(
+            opset=opset,
+            height=h,
+            width=w,
+            region=region,
+            pad=pad,
+            mode="cubic" if self.interpolation == "bicubic" else "linear",
+        )
+        model: ModelProto = parser.parse_model(text)
+        model.producer_name = "vfm"
+        checker.check_model(model, full_check=True)
+        return model
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Make the network's input from a batch of pixels.
@@ -171,36 +264,38 @@ class Preprocess:
         top, left, rh, rw = self._region(height, width)
         return Geometry(height, width, w / rw, h / rh, -left * w / rw, -top * h / rh)
 
-    def _region(self, height: int, width: int) -> tuple[Any, Any, Any, Any]:
-        """Top, left, height and width of the central region that `crop` keeps."""
+    @property
+    def _keep(self) -> int:
+        return round(self.crop_fraction * _PER_MILLE)
+
+    def _region(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width of the central region that `crop` keeps; as `_CROP` computes it."""
         h, w = self.size
-        keep = round(self.crop_fraction * _PER_MILLE)
-        scaled = torch.sym_min(height * w, width * h) * keep  # = h * w * 1000 * scale
-        rh = torch.sym_max(1, (2 * scaled + w * _PER_MILLE) // (2 * w * _PER_MILLE))
-        rw = torch.sym_max(1, (2 * scaled + h * _PER_MILLE) // (2 * h * _PER_MILLE))
+        scaled = min(height * w, width * h) * self._keep  # = h * w * 1000 * scale
+        rh = max(1, (2 * scaled + w * _PER_MILLE) // (2 * w * _PER_MILLE))
+        rw = max(1, (2 * scaled + h * _PER_MILLE) // (2 * h * _PER_MILLE))
         return (height - rh) // 2, (width - rw) // 2, rh, rw
 
-    def _fitted(self, height: int, width: int) -> tuple[Any, Any]:
-        """Height and width of the whole image inside the letterbox."""
+    def _fitted(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the whole image inside the letterbox; as `_LETTERBOX` computes it."""
         h, w = self.size
-        longest = torch.sym_max(height * w, width * h)  # = height * width / scale
-        nh = torch.sym_max(1, (2 * height * h * w + longest) // (2 * longest))
-        nw = torch.sym_max(1, (2 * width * h * w + longest) // (2 * longest))
+        longest = max(height * w, width * h)  # = height * width / scale
+        # Two at least: ONNX Runtime does not average when it resizes to a single row or column.
+        nh = max(2, (2 * height * h * w + longest) // (2 * longest))
+        nw = max(2, (2 * width * h * w + longest) // (2 * longest))
         return nh, nw
 
-    def _letterboxed(self, x: Tensor) -> Tensor:
-        h, w = self.size
-        nh, nw = self._fitted(x.shape[2], x.shape[3])
-        top, left = (h - nh) // 2, (w - nw) // 2
-        x = self._interpolated(x, nh, nw)
-        fill = torch.tensor([round(m * 255) for m in self.mean], dtype=x.dtype).view(1, 3, 1, 1)
-        padded = F.pad(x - fill, (left, w - nw - left, top, h - nh - top))
-        return padded + fill
 
-    def _interpolated(self, x: Tensor, height: int, width: int) -> Tensor:
-        return F.interpolate(
-            x, size=(height, width), mode=self.interpolation, antialias=True, align_corners=False
-        )
+@functools.lru_cache(maxsize=8)
+def _session(preprocess: Preprocess, process: int) -> Any:
+    """The graph, loaded once in each process: a session's threads do not survive a fork."""
+    runtime = import_onnxruntime()
+    options = runtime.SessionOptions()
+    # There is a data worker for every core already.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    model = preprocess.graph().SerializeToString()
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -20,17 +20,6 @@ from vfm.tasks import BaseTask
 MAX_PROTOBUF = 2_000_000_000
 """Bytes of weights above which they go to a file of their own; a protobuf ends at 2 GiB."""
 
-_EXAMPLE_SIZE = (300, 400)
-
-
-class _Resize(nn.Module):
-    def __init__(self, preprocess: Preprocess) -> None:
-        super().__init__()
-        self.preprocess = preprocess
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.preprocess.resize_tensor(image).unsqueeze(0)
-
 
 class _Answer(nn.Module):
     def __init__(self, task: BaseTask) -> None:
@@ -43,12 +32,9 @@ class _Answer(nn.Module):
 
 def write_preprocess(path: Path, contract: Contract, preprocess: Preprocess, opset: int) -> None:
     """Write the graph from uint8 `image` [H, W, 3] of any size to uint8 `pixels` [1, h, w, 3]."""
-    example = torch.zeros((*_EXAMPLE_SIZE, 3), dtype=torch.uint8)
-    sides = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    program = _exported(
-        _Resize(preprocess), {"image": example}, {"image": sides}, ["pixels"], opset
-    )
-    _save(program, path, contract, external=False)
+    graph = preprocess.graph(opset)
+    onnx.helper.set_model_props(graph, {METADATA_KEY: contract.to_json()})
+    onnx.save(graph, path)
 
 
 def write_model(path: Path, contract: Contract, task: BaseTask, opset: int) -> None:

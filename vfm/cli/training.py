@@ -17,6 +17,7 @@ from vfm.cli import TRAINING
 from vfm.cli.errors import UsageError
 from vfm.cli.parsing import OPTIONS, cause, known_keys, rewrite
 from vfm.data import ImageData
+from vfm.data.folder import SPLIT_FILE
 from vfm.spec import check_trust
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import KEY, read_checkpoint
@@ -149,15 +150,18 @@ def _stored_recipe(command: str, words: list[str], trust: list[str]) -> dict[str
         model = {**model, "init_args": fixed}
     recipe["model"] = model
     if data is not None:
-        recipe["data"] = _data_section(data, words)
+        recipe["data"] = _data_section(data, words, Path(path))
     return recipe
 
 
-def _data_section(data: Mapping[str, Any], words: list[str]) -> dict[str, Any]:
-    """The data of the checkpoint; its list of splits does not fit another folder."""
+def _data_section(data: Mapping[str, Any], words: list[str], checkpoint: Path) -> dict[str, Any]:
+    """The data of the checkpoint, with its list of splits unless other data is named."""
     arguments = dict(data["init_args"])
     if any(word.startswith("--data") for word in words):
         arguments.pop("split_file", None)
+    elif arguments.get("split_file") and not Path(arguments["split_file"]).is_file():
+        # The run's folder was moved or copied; the list lies beside its checkpoints' folder.
+        arguments["split_file"] = str(checkpoint.parent.parent / SPLIT_FILE)
     return {**data, "init_args": arguments}
 
 

@@ -20,7 +20,7 @@ from vfm.data.loader import Position, ResumableLoader
 from vfm.data.sampler import EpochSampler
 from vfm.data.transforms import Augment, TrainTransform, check_augment
 from vfm.preprocess import Preprocess
-from vfm.spec import Component
+from vfm.spec import Component, Spec
 
 _STAGE_SPLIT = {"fit": "train", "validate": "val", "test": "test"}
 _MOST_WORKERS = 8
@@ -111,6 +111,14 @@ class ImageData(LightningDataModule, Component, ABC):
             self._was_read = True
         if stage in _STAGE_SPLIT:
             self._split(_STAGE_SPLIT[stage])
+
+    def keep_split(self, folder: Path) -> Spec:
+        """Write what it takes to read the same splits again later, and give the spec that does so.
+
+        Args:
+            folder: Of the training run.
+        """
+        return self.spec
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches in a new order every epoch, augmented, resumable.

@@ -10,6 +10,9 @@ from vfm.data.dataset import Record
 from vfm.data.layout import Classes, check_class_names, list_images, read_tree
 from vfm.data.splits import SPLITS, SplitRow, read_split, stratified_split, write_split
 from vfm.data.transforms import Augment
+from vfm.spec import Spec
+
+SPLIT_FILE = "splits.csv"
 
 
 class FolderData(ImageData):
@@ -107,6 +110,19 @@ class FolderData(ImageData):
                 for record in self.records.get(split, [])
             ),
         )
+
+    def keep_split(self, folder: Path) -> Spec:
+        """Write `splits.csv`, since later files would shift a split that is drawn again.
+
+        Args:
+            folder: Of the training run.
+        """
+        path = folder.absolute() / SPLIT_FILE
+        self.save_split(path)
+        spec = self.spec
+        # Where it lies now: a relative root would be another folder tomorrow.
+        spec["init_args"] |= {"root": str(self.root.absolute()), "split_file": str(path)}
+        return spec
 
     def _rows(self, tree: Mapping[str, Classes]) -> list[SplitRow]:
         given = [row for split, classes in tree.items() for row in self._labelled(classes, split)]

@@ -18,7 +18,7 @@ from vfm.data import ImageData
 from vfm.models.backbone import Backbone
 from vfm.models.heads import Head
 from vfm.preprocess import Fit, Preprocess
-from vfm.spec import Component, build
+from vfm.spec import Component, Spec, build
 from vfm.tasks import callbacks
 from vfm.tasks.checkpoint import FORMAT, KEY, CheckpointError, read_checkpoint, versions
 from vfm.tasks.optim import Optim, learning_rate_factor, optimizer
@@ -136,7 +136,7 @@ class BaseTask(Component, L.LightningModule, ABC):
                 self.head.prepare(self.backbone.info, data.labels)
             self._require_same_labels(data.labels, "the data")
             self._data = {
-                "spec": data.spec,
+                "spec": self._kept_split(data),
                 "fingerprint": data.fingerprint(),
                 "splits": data.describe(),
             }
@@ -257,6 +257,13 @@ class BaseTask(Component, L.LightningModule, ABC):
                 "Pass one, such as FolderData('images/'): trainer.fit(task, datamodule=data)."
             )
         return data
+
+    def _kept_split(self, data: ImageData) -> Spec:
+        folder = callbacks.output_dir(self.trainer)  # asks all ranks, so not only the first
+        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]
+            return data.spec
+        folder.mkdir(parents=True, exist_ok=True)
+        return data.keep_split(folder)
 
     def _require_same_labels(self, labels: tuple[str, ...], where: str) -> None:
         if labels == self.labels:
