@@ -6,27 +6,40 @@ import inspect
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
-from vfm.cli.parsing import Parser, parse
+import docstring_parser
+
+from vfm.cli.parsing import Parser, parse, take
 
 _SHORT = {"-o": "--out"}
+_REPEATED = "trust"
 
 
 def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
     """Parse the words by the function's signature, and call it.
 
+    Args:
+        name: Of the command.
+        function: Typed, with a docstring that is the help. An argument `trust` may be given several times.
+        words: As typed.
+
     Raises:
         UsageError: A word or option does not fit.
     """
-    parser = Parser(prog=f"vfm {name}", description=inspect.getdoc(function))
+    signature = inspect.signature(function).parameters
+    described = docstring_parser.parse(inspect.getdoc(function) or "")
+    helps = {p.arg_name: p.description for p in described.params}
+    parser = Parser(prog=f"vfm {name}", description=described.short_description)
     hints = get_type_hints(function)
-    positional = [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    ]
-    for parameter in positional:
-        parser.add_argument(parameter, type=hints[parameter])
-    parser.add_function_arguments(function, skip=set(positional))
+    skipped = {_REPEATED}
+    for parameter in signature.values():
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            skipped.add(parameter.name)
+            key = parameter.name
+            parser.add_argument(key, type=hints[key], help=helps.get(key))
+    parser.add_function_arguments(function, "options", skip=skipped)
+    repeated: dict[str, Any] = {}
+    if _REPEATED in signature:
+        parser.epilog = f"--{_REPEATED} PACKAGE (any number of times): {helps[_REPEATED]}"
+        words, repeated[_REPEATED] = take(words, f"--{_REPEATED}")
     given = parse(parser, [_SHORT.get(word, word) for word in words])
-    values = parser.instantiate_classes(given).as_dict()
-    function(**values)
+    function(**parser.instantiate_classes(given).as_dict(), **repeated)

@@ -41,6 +41,29 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
         raise UsageError(rewrite(str(error), known_keys(parser))) from error
 
 
+def take(words: list[str], option: str) -> tuple[list[str], list[str]]:
+    """Split an option that may stand several times from the words.
+
+    Args:
+        words: As typed.
+        option: Such as `--trust`.
+
+    Returns:
+        The other words, and the option's values.
+    """
+    rest: list[str] = []
+    values: list[str] = []
+    following = iter(words)
+    for word in following:
+        if word == option:
+            values.append(next(following, ""))
+        elif word.startswith(option + "="):
+            values.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    return rest, values
+
+
 def known_keys(parser: ArgumentParser) -> list[str]:
     """Every option that a parser knows, such as `trainer.max_epochs`."""
     return [

@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from vfm.cli import TRAINING
 from vfm.cli.errors import UsageError
-from vfm.cli.parsing import OPTIONS, cause, known_keys, rewrite
+from vfm.cli.parsing import OPTIONS, cause, known_keys, rewrite, take
 from vfm.data import ImageData
 from vfm.data.folder import SPLIT_FILE
 from vfm.spec import check_trust
@@ -49,6 +50,20 @@ class TrainingCLI(LightningCLI):
         dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         self.model.recipe = dumped[self.subcommand]
 
+    def after_fit(self) -> None:
+        """Say where the best checkpoint lies, and what comes next."""
+        saved = self.trainer.checkpoint_callback
+        if not isinstance(saved, ModelCheckpoint) or not self.trainer.is_global_zero:
+            return
+        if path := saved.best_model_path:
+            score = saved.best_model_score
+            value = f" ({saved.monitor} {float(score):.4f})" if score is not None else ""
+            print(
+                f"Best checkpoint: {path}{value}\n"
+                f"Next: vfm test --ckpt_path {path}\n"
+                f"      vfm export {path} --images FOLDER -o bundle"
+            )
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with a fresh folder `runs/N` for the logs of a fit."""
         config = self.config_init[self.subcommand]["trainer"]
@@ -69,7 +84,7 @@ def run(command: str, words: list[str]) -> None:
     Raises:
         UsageError: An option, value, path or class does not fit.
     """
-    words, trust = _take_trust(words)
+    words, trust = take(words, "--trust")
     _check_yaml(words)
     with tempfile.TemporaryDirectory() as folder:
         stored = _stored_recipe(command, words, trust)
@@ -117,26 +132,12 @@ def _loggers(root: str) -> list[Any]:
     ]
 
 
-def _take_trust(words: list[str]) -> tuple[list[str], list[str]]:
-    """Split `--trust PACKAGE` (any number of times) from the words."""
-    rest: list[str] = []
-    trust: list[str] = []
-    following = iter(words)
-    for word in following:
-        if word == "--trust":
-            trust.append(next(following, ""))
-        elif word.startswith("--trust="):
-            trust.append(word.partition("=")[2])
-        else:
-            rest.append(word)
-    return rest, trust
-
-
 def _stored_recipe(command: str, words: list[str], trust: list[str]) -> dict[str, Any] | None:
     """What `--ckpt_path` already says, so that it need not be typed again."""
-    path = _value(words, "--ckpt_path")
-    if path is None:
+    _, paths = take(words, "--ckpt_path")
+    if not paths:
         return None
+    path = paths[-1]
     entry = read_checkpoint(path)[KEY]
     model, data = entry["model"], (entry["data"] or {}).get("spec")
     for spec in filter(None, (model, data)):
@@ -163,12 +164,3 @@ def _data_section(data: Mapping[str, Any], words: list[str], checkpoint: Path) -
         # The run's folder was moved or copied; the list lies beside its checkpoints' folder.
         arguments["split_file"] = str(checkpoint.parent.parent / SPLIT_FILE)
     return {**data, "init_args": arguments}
-
-
-def _value(words: list[str], option: str) -> str | None:
-    for i, word in enumerate(words):
-        if word.startswith(option + "="):
-            return word.partition("=")[2]
-        if word == option and i + 1 < len(words):
-            return words[i + 1]
-    return None

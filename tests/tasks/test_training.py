@@ -1,0 +1,575 @@
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+import vfm
+from vfm.cli import main
+from vfm.data import FolderData, SyntheticData
+from vfm.data.synthetic import write_image_folder
+from vfm.models.heads import LinearHead
+from vfm.spec import SpecError
+from vfm.tasks import BaseTask, ClassificationTask, Optim
+from vfm.tasks.checkpoint import CheckpointError, read_checkpoint
+from vfm.tasks.classification import LabelError
+
+VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+LABELS = ["class_0", "class_1", "class_2"]
+
+
+def vit(**changes: Any) -> ClassificationTask:
+    settings: dict[str, Any] = {
+        "backbone": "vit_tiny_patch16_224",
+        "pretrained": False,
+        "image_size": 32,
+        "backbone_args": VIT,
+        "optim": Optim(lr=3e-3),
+    }
+    return ClassificationTask(**(settings | changes))
+
+
+def shapes(**changes: Any) -> SyntheticData:
+    settings: dict[str, Any] = {"num_classes": 3, "num_images": 96, "batch_size": 16}
+    return SyntheticData(**(settings | {"augment": "none"} | changes))
+
+
+def trainer(root: Path, **changes: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "max_epochs": 1,
+    }
+    return Trainer(default_root_dir=root, **(settings | changes))
+
+
+def fit(root: Path, task: ClassificationTask, data: Any = None, **changes: Any) -> Trainer:
+    made = trainer(root, **changes)
+    made.fit(task, datamodule=data or shapes())
+    return made
+
+
+def stored(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def require_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+class Losses(Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: L.LightningModule) -> None:
+        self.values.append(float(trainer.callback_metrics["train/loss_epoch"]))
+
+
+class Norms(Callback):
+    """Norm of all gradients as the optimiser met them."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        norms = [p.grad.norm() for p in pl_module.parameters() if p.grad is not None]
+        self.values.append(float(torch.stack(norms).norm()))
+
+
+class Stop(Callback):
+    """Ends a training like a power cut, at the start of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise PowerCutError
+
+
+class PowerCutError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model: its folder, made by plain Python."""
+    root = tmp_path_factory.mktemp("run")
+    L.seed_everything(5)
+    fit(root, vit(), max_epochs=4)
+    return root
+
+
+@pytest.fixture
+def best(run: Path) -> Path:
+    return run / "checkpoints" / "best.ckpt"
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "test_efficientnet"])
+def test_loss_falls(tmp_path: Path, backbone: str) -> None:
+    L.seed_everything(0)
+    losses = Losses()
+    arguments = VIT if backbone.startswith("vit") else None
+    task = vit(backbone=backbone, backbone_args=arguments)
+    made = fit(tmp_path, task, max_epochs=5, callbacks=[losses], enable_checkpointing=False)
+    assert losses.values[-1] < 0.7 * losses.values[0]
+    # At the middle of training the loss is already lower than at its start.
+    assert losses.values[2] < losses.values[0]
+    assert float(made.callback_metrics["val/accuracy"]) > 0.6
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_best_and_last_are_written_by_default(run: Path) -> None:
+    assert sorted(p.name for p in run.rglob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
+    assert stored(run / "checkpoints" / "last.ckpt")["epoch"] == 3
+
+
+def test_last_is_of_the_last_epoch_when_the_metric_does_not_rise(tmp_path: Path) -> None:
+    fit(tmp_path, vit(optim=Optim(lr=1e-12)), max_epochs=3)
+    assert stored(tmp_path / "checkpoints" / "best.ckpt")["epoch"] == 0
+    assert stored(tmp_path / "checkpoints" / "last.ckpt")["epoch"] == 2
+
+
+def test_without_validation_only_last_is_written(tmp_path: Path) -> None:
+    fit(tmp_path, vit(), max_epochs=2, limit_val_batches=0)
+    assert [p.name for p in tmp_path.rglob("*.ckpt")] == ["last.ckpt"]
+    assert stored(tmp_path / "checkpoints" / "last.ckpt")["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"filename": "mine"},
+        {},
+        {"monitor": "val/loss"},
+        {"save_weights_only": True},
+    ],
+    ids=["filename", "folder alone", "monitor", "weights only"],
+)
+def test_a_users_own_checkpoint_callback_is_respected(
+    tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    own = ModelCheckpoint(dirpath=tmp_path / "own", **arguments)
+    fit(tmp_path, vit(), callbacks=[own], limit_train_batches=1, limit_val_batches=1)
+    found = list(tmp_path.rglob("*.ckpt"))
+    assert len(found) == 1
+    assert found[0].parent == tmp_path / "own"
+    assert found[0].name not in ("best.ckpt", "last.ckpt")
+    assert ("optimizer_states" in stored(found[0])) is ("save_weights_only" not in arguments)
+
+
+def test_the_log_has_images_per_second(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    fit(tmp_path, vit(), logger=logger, log_every_n_steps=1)
+    with (Path(logger.log_dir) / "metrics.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rates = [float(row["images/s"]) for row in rows if row.get("images/s")]
+    assert rates
+    assert all(rate > 0 for rate in rates)
+    for name in ("train/loss_step", "train/loss_epoch", "val/loss", "val/accuracy", "val/macro_f1"):
+        assert any(row[name] for row in rows), name
+
+
+def test_a_checkpoint_tells_everything(best: Path) -> None:
+    entry = stored(best)["vfm"]
+    assert entry["format"] == 1
+    assert entry["model"]["class_path"] == "vfm.tasks.classification.ClassificationTask"
+    arguments = entry["model"]["init_args"]
+    assert arguments["backbone"] == "vit_tiny_patch16_224"
+    assert arguments["backbone_args"] == VIT
+    assert arguments["optim"]["lr"] == 3e-3
+    assert arguments["optim"]["clip"] == 1.0  # defaults too
+    assert arguments["label_smoothing"] == 0.0
+    assert entry["labels"] == LABELS
+    assert entry["preprocess"]["size"] == [32, 32]
+    assert set(entry["versions"]) >= {"python", "vfm", "torch", "timm", "lightning"}
+    assert entry["versions"]["vfm"] == vfm.__version__
+    assert entry["seed"] == 5
+    assert entry["recipe"] is None
+    assert entry["weights"] is None
+    data = shapes()
+    assert entry["data"]["fingerprint"] == data.fingerprint()
+    assert entry["data"]["spec"] == data.spec
+    assert entry["data"]["splits"]["splits"]["train"]["images"] == 48
+
+
+def test_a_checkpoint_can_be_rebuilt_in_every_way(
+    best: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    pixels = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
+    tasks = [ClassificationTask.load(best), BaseTask.load(str(best)), vfm.load(best).task]
+    answers = []
+    for task in tasks:
+        assert type(task) is ClassificationTask
+        assert not task.training
+        assert list(task.labels) == LABELS
+        require_equal(task.state_dict(), stored(best)["state_dict"])
+        assert task.spec == stored(best)["vfm"]["model"]
+        with torch.inference_mode():
+            answers.append(task.answer(pixels)["scores"])
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
+    torch.testing.assert_close(answers[0].sum(1), torch.ones(5))
+
+
+def test_the_outputs_of_training_come_back(tmp_path: Path) -> None:
+    task = vit()
+    fit(tmp_path, task)
+    pixels = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = task.eval().answer(pixels)["scores"]
+        again = BaseTask.load(tmp_path / "checkpoints" / "last.ckpt").answer(pixels)["scores"]
+    assert torch.equal(expected, again)
+
+
+def test_a_weights_file_is_not_needed_again(tmp_path: Path) -> None:
+    weights = tmp_path / "backbone.pth"
+    start = {key: value + 0.01 for key, value in vit().backbone.model.state_dict().items()}
+    torch.save(start, weights)
+    task = vit(pretrained=True, weights=weights)
+    require_equal(task.backbone.model.state_dict(), start)
+    fit(tmp_path, task)
+    weights.unlink()
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    loaded = BaseTask.load(path)
+    require_equal(loaded.state_dict(), task.state_dict())
+    assert loaded.spec["init_args"]["weights"] == str(weights)
+    entry = stored(path)["vfm"]
+    assert entry["weights"]["matched"] == entry["weights"]["total"] == len(start)
+    assert entry["weights"]["source"] == str(weights)
+
+
+def test_the_weights_of_a_checkpoint_start_another_task(best: Path) -> None:
+    task = vit(weights=best)
+    report = task.backbone.report
+    assert report is not None
+    assert (report.by, report.coverage) == ("name", 1.0)
+    assert report.unexpected == ("head.linear.weight", "head.linear.bias")
+    own = task.backbone.state_dict()
+    given = stored(best)["state_dict"]
+    require_equal(own, {k.removeprefix("backbone."): given["backbone." + k] for k in own})
+
+
+def test_the_command_line_and_python_make_the_same_checkpoint(tmp_path: Path) -> None:
+    words = {
+        "--model": "ClassificationTask",
+        "--model.backbone": "vit_tiny_patch16_224",
+        "--model.pretrained": "false",
+        "--model.image_size": "32",
+        "--model.backbone_args": json.dumps(VIT),
+        "--model.optim.lr": "3e-3",
+        "--data": "SyntheticData",
+        "--data.num_classes": "3",
+        "--data.num_images": "96",
+        "--data.batch_size": "16",
+        "--seed_everything": "11",
+        "--trainer.max_epochs": "2",
+        "--trainer.accelerator": "cpu",
+        "--trainer.default_root_dir": str(tmp_path / "cli"),
+        "--trainer.enable_progress_bar": "false",
+        "--trainer.enable_model_summary": "false",
+    }
+    assert main(["fit", *(word for pair in words.items() for word in pair)]) == 0
+    L.seed_everything(11)
+    task, data = vit(), shapes(augment="standard")
+    fit(tmp_path / "python", task, data, max_epochs=2, num_sanity_val_steps=2)
+    for name in ("best.ckpt", "last.ckpt"):
+        (typed,) = (tmp_path / "cli").rglob(name)
+        first, second = stored(typed), stored(tmp_path / "python" / "checkpoints" / name)
+        assert first.keys() == second.keys()
+        assert first["vfm"].keys() == second["vfm"].keys()
+        for key in first["vfm"].keys() - {"recipe"}:
+            assert first["vfm"][key] == second["vfm"][key], key
+        assert first["callbacks"].keys() == second["callbacks"].keys()
+        assert first["epoch"] == second["epoch"]
+        require_equal(first["state_dict"], second["state_dict"])
+        assert first["vfm"]["recipe"]["model"]["init_args"]["optim"]["lr"] == 3e-3
+
+
+class Steep(ClassificationTask):
+    def loss(self, raw: Any, target: torch.Tensor) -> torch.Tensor:
+        return 1000 * super().loss(raw, target)
+
+
+@pytest.mark.parametrize(
+    ("own", "trainers", "expected"),
+    [("default", None, 1.0), (0.25, None, 0.25), (0.25, 0.5, 0.5), (None, 0.5, 0.5)],
+)
+def test_gradients_are_clipped(
+    tmp_path: Path, own: Any, trainers: float | None, expected: float
+) -> None:
+    norms = Norms()
+    optim = Optim() if own == "default" else Optim(clip=own)
+    task = Steep("test_efficientnet", pretrained=False, image_size=32, optim=optim)
+    changes = {"limit_train_batches": 2, "limit_val_batches": 0, "enable_checkpointing": False}
+    fit(tmp_path, task, callbacks=[norms], gradient_clip_val=trainers, **changes)
+    assert norms.values == pytest.approx([expected] * 2, rel=1e-3)
+
+
+def test_gradients_are_left_alone_on_request(tmp_path: Path) -> None:
+    norms = Norms()
+    task = Steep("test_efficientnet", pretrained=False, image_size=32, optim=Optim(clip=None))
+    changes = {"limit_train_batches": 2, "limit_val_batches": 0, "enable_checkpointing": False}
+    fit(tmp_path, task, callbacks=[norms], **changes)
+    assert min(norms.values) > 10
+
+
+def test_bf16_runs_on_the_cpu(tmp_path: Path) -> None:
+    task = vit()
+    made = fit(tmp_path, task, precision="bf16-mixed")
+    assert np.isfinite(float(made.callback_metrics["val/loss"]))
+    assert all(p.dtype == torch.float32 for p in task.parameters())
+    loaded = BaseTask.load(tmp_path / "checkpoints" / "last.ckpt")
+    require_equal(loaded.state_dict(), task.state_dict())
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "test_efficientnet"])
+def test_resuming_equals_straight_training(tmp_path: Path, backbone: str) -> None:
+    def task() -> ClassificationTask:
+        arguments = VIT if backbone.startswith("vit") else None
+        return vit(backbone=backbone, backbone_args=arguments)
+
+    data = {"augment": "standard", "num_images": 64}
+    L.seed_everything(3)
+    fit(tmp_path / "straight", task(), shapes(**data), max_epochs=4)
+    L.seed_everything(3)
+    with pytest.raises(PowerCutError):
+        fit(tmp_path / "cut", task(), shapes(**data), max_epochs=4, callbacks=[Stop(2)])
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    assert stored(last)["epoch"] == 1
+    L.seed_everything(99)
+    again = trainer(tmp_path / "cut", max_epochs=4)
+    again.fit(task(), datamodule=shapes(**data), ckpt_path=last)
+    first, second = stored(tmp_path / "straight" / "checkpoints" / "last.ckpt"), stored(last)
+    assert first["epoch"] == second["epoch"] == 3
+    assert first["global_step"] == second["global_step"]
+    require_equal(first["state_dict"], second["state_dict"])
+    one, two = first["optimizer_states"][0], second["optimizer_states"][0]
+    for number, state in one["state"].items():
+        require_equal(state, two["state"][number])
+    assert first["lr_schedulers"] == second["lr_schedulers"]
+
+
+def test_resuming_a_loaded_task_equals_a_new_one(tmp_path: Path) -> None:
+    L.seed_everything(3)
+    fit(tmp_path, vit(), max_epochs=1)
+    last = tmp_path / "last.ckpt"
+    shutil.copy(tmp_path / "checkpoints" / "last.ckpt", last)
+    states = []
+    for number, task in enumerate((vit(), ClassificationTask.load(last))):
+        root = tmp_path / str(number)
+        trainer(root, max_epochs=2).fit(task, datamodule=shapes(), ckpt_path=last)
+        states.append(stored(root / "checkpoints" / "last.ckpt"))
+    assert states[0]["epoch"] == 1
+    require_equal(states[0]["state_dict"], states[1]["state_dict"])
+
+
+def test_resuming_with_other_labels(tmp_path: Path, best: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        trainer(tmp_path, max_epochs=9).fit(vit(), datamodule=shapes(num_classes=4), ckpt_path=best)
+    text = str(caught.value)
+    assert "The labels of the checkpoint are not those of the model: 3 against 4" in text
+    assert "only in the model: ['class_3']" in text
+    assert "--model.weights" in text
+
+
+def test_resuming_with_another_backbone(tmp_path: Path, best: Path) -> None:
+    task = vit(backbone="test_efficientnet", backbone_args=None)
+    with pytest.raises(CheckpointError) as caught:
+        trainer(tmp_path, max_epochs=9).fit(task, datamodule=shapes(), ckpt_path=best)
+    text = str(caught.value)
+    assert "backbone is 'vit_tiny_patch16_224', this task's is 'test_efficientnet'" in text
+    assert "--model.backbone vit_tiny_patch16_224" in text
+
+
+def test_training_a_loaded_task_on_other_labels(tmp_path: Path, best: Path) -> None:
+    task = ClassificationTask.load(best)
+    with pytest.raises(CheckpointError, match="labels of the data are not those of the model"):
+        trainer(tmp_path).fit(task, datamodule=shapes(num_classes=4))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    return write_image_folder(root, num_classes=3, images_per_class=6, splits=["test"], seed=9)
+
+
+def test_fewer_classes_are_matched_by_name(tmp_path: Path, folder: Path, best: Path) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(folder, root)
+    shutil.rmtree(root / "test" / "class_0")
+    copy = tmp_path / "model" / "best.ckpt"
+    copy.parent.mkdir()
+    shutil.copy(best, copy)
+    data = FolderData(root, num_workers=0, batch_size=5)
+    (metrics,) = trainer(tmp_path).test(ClassificationTask.load(copy), datamodule=data)
+    assert data.labels == ("class_1", "class_2")
+    files = sorted(root.rglob("*.png"))
+    answers = vfm.load(copy).predict(files)
+    right = [a.label == f.parent.name for a, f in zip(answers, files, strict=True)]
+    expected = float(np.mean(right))
+    assert expected > 0.5  # with indices left as they are it would be near 0
+    assert metrics["test/accuracy"] == pytest.approx(expected)
+    results = json.loads((copy.parent / "results.json").read_text())["test"]
+    assert results["accuracy"]["value"] == pytest.approx(expected)
+    assert results["num_samples"] == 12
+    matrix = np.array(results["confusion_matrix"])
+    assert matrix.shape == (3, 3)
+    assert matrix.sum(1).tolist() == [0, 6, 6]
+
+
+def test_an_unknown_class_is_refused(tmp_path: Path, folder: Path, best: Path) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(folder, root)
+    (root / "test" / "class_1").rename(root / "test" / "zebra")
+    data = FolderData(root, num_workers=0)
+    with pytest.raises(LabelError) as caught:
+        trainer(tmp_path).test(ClassificationTask.load(best), datamodule=data)
+    text = str(caught.value)
+    assert "The data has 1 labels that the model was not trained for: ['zebra']." in text
+    assert f"The model knows 3: {LABELS}." in text
+    assert "Leave these folders out, or train with them." in text
+
+
+@pytest.mark.parametrize("function", ["test", "validate", "predict"])
+def test_an_untrained_model_does_not_answer(tmp_path: Path, function: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        getattr(trainer(tmp_path), function)(vit(), datamodule=shapes())
+    text = str(caught.value)
+    assert "ClassificationTask has not been trained." in text
+    assert "ClassificationTask.load('best.ckpt')" in text
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="takes its labels from an ImageData"):
+        trainer(tmp_path).fit(vit(), train_dataloaders=[1])
+
+
+def test_missing_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"There is no checkpoint .*none\.ckpt"):
+        BaseTask.load(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.3, 0.99])
+def test_truncated_checkpoint(tmp_path: Path, best: Path, share: float) -> None:
+    whole = best.read_bytes()
+    path = tmp_path / "cut.ckpt"
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError) as caught:
+        BaseTask.load(path)
+    text = str(caught.value)
+    assert f"{path} ({int(share * len(whole)):,} bytes) cannot be read as a checkpoint" in text
+    assert "It may be cut short" in text
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello, this is text\n", b"a b\n", b"0,1,2\n", b"\x89PNG\r\n", b"# card\n"]
+)
+def test_a_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        read_checkpoint(path)
+
+
+class Evil:
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.flag,)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    flag, path = tmp_path / "flag", tmp_path / "evil.ckpt"
+    for write in (
+        lambda content: torch.save(content, path),
+        lambda content: path.write_bytes(pickle.dumps(content)),
+    ):
+        write({"vfm": {"format": 1}, "evil": Evil(flag)})
+        with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+            vfm.load(path)
+        assert not flag.exists()
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"a": torch.zeros(2)}, [1]])
+def test_a_checkpoint_of_others(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "other.ckpt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="was not written by vfm: it has no entry 'vfm'"):
+        vfm.load(path)
+
+
+def test_resuming_from_a_checkpoint_of_others(tmp_path: Path, best: Path) -> None:
+    content = stored(best)
+    del content["vfm"]
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="was not written by vfm"):
+        trainer(tmp_path, max_epochs=9).fit(
+            vit(), datamodule=shapes(), ckpt_path=tmp_path / "other.ckpt"
+        )
+
+
+def test_a_newer_format_is_refused(tmp_path: Path, best: Path) -> None:
+    content = stored(best)
+    content["vfm"]["format"] = 2
+    torch.save(content, tmp_path / "new.ckpt")
+    with pytest.raises(CheckpointError, match=r"has format 2; this vfm reads up to 1\. Upgrade"):
+        BaseTask.load(tmp_path / "new.ckpt")
+
+
+def test_the_class_asked_for_is_required(best: Path) -> None:
+    with pytest.raises(SpecError, match="is not a Steep"):
+        Steep.load(best)
+
+
+def test_a_head_with_arguments_comes_back(tmp_path: Path) -> None:
+    fit(tmp_path, vit(head=LinearHead(dropout=0.25)), limit_train_batches=1)
+    head = BaseTask.load(tmp_path / "checkpoints" / "last.ckpt").head
+    assert isinstance(head, LinearHead)
+    assert head.dropout.p == 0.25
+
+
+def test_label_smoothing_reaches_the_loss() -> None:
+    logits, target = torch.tensor([[4.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), torch.tensor([0, 1])
+    plain = vit().loss({"logits": logits}, target)
+    smooth = vit(label_smoothing=0.3).loss({"logits": logits}, target)
+    log = logits.log_softmax(1)
+    expected = -(log[0, 0] + log[1, 1])
+    torch.testing.assert_close(plain, expected)
+    torch.testing.assert_close(smooth, 0.7 * expected - 0.3 * log.mean(1).sum())
+
+
+def test_metrics_are_those_of_the_whole_split(tmp_path: Path, best: Path) -> None:
+    """Batches of unequal size weigh each image alike."""
+    values = []
+    for batch_size in (5, 24):
+        copy = tmp_path / str(batch_size) / "best.ckpt"
+        copy.parent.mkdir()
+        shutil.copy(best, copy)
+        data = shapes(batch_size=batch_size)
+        values += trainer(tmp_path).test(ClassificationTask.load(copy), datamodule=data)
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert set(values[0]) == {"test/loss", "test/accuracy", "test/macro_f1"}

@@ -1,0 +1,63 @@
+"""`vfm demo`: the whole job, and a report of it."""
+
+import json
+import statistics
+
+import pytest
+import vfm_runtime
+
+from vfm.cli import main
+
+SECTIONS = (
+    "Learning curve",
+    "Where it errs",
+    "What the bundle answers, without torch",
+    "Does the bundle agree with the model?",
+    "Where the time went",
+    "Next: your own images",
+)
+
+
+def test_demo_in_short(tmp_path, capfd):
+    out = tmp_path / "demo"
+    assert main(["demo", "-o", str(out), "--epochs", "1", "--seed", "3"]) == 0
+    said = capfd.readouterr().out
+    html = (out / "report.html").read_text(encoding="utf-8")
+    for section in SECTIONS:
+        assert f">{section}</h2>" in html
+    assert html.count('src="data:image/png;base64,') == 4
+    assert "http://" not in html.replace("http://www.w3.org", "")
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["seed"] == 3
+    assert report["parity"]["passed"] is True
+    assert report["parity"]["num_images"] == 64
+    assert report["parity"]["max_difference"] <= report["parity"]["tolerance"]
+    assert report["parity"]["top1_changes"] == 0
+    assert report["runtime"]["torch_imported"] is False
+    test = report["test"]
+    assert test["num_samples"] == len(list((out / "images").rglob("*.png"))) > 300
+    assert report["runtime"]["accuracy"] == pytest.approx(test["accuracy"]["value"], abs=1e-9)
+    assert test["accuracy"]["low"] <= test["accuracy"]["value"] <= test["accuracy"]["high"]
+    assert len(report["curves"]["loss"]["train"]) == 1
+    assert len(report["curves"]["accuracy"]["validation"]) == 1
+    assert f"Report: {out / 'report.html'}" in said
+    for command in ("fit", "test", "export"):
+        assert f"\n  vfm {command} " in said
+        assert f"vfm {command} " in html
+    assert "\n  vfm-runtime predict bundle" in said
+    assert len(vfm_runtime.load(out / "bundle", device="cpu").labels) == 10
+
+
+@pytest.mark.slow
+def test_demo_reaches_its_accuracy(tmp_path, capfd):
+    found = []
+    for seed in range(5):
+        out = tmp_path / str(seed)
+        assert main(["demo", "-o", str(out), "--seed", str(seed)]) == 0
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        assert report["runtime"]["accuracy"] == pytest.approx(report["test"]["accuracy"]["value"])
+        found.append(report["test"]["accuracy"]["value"])
+    with capfd.disabled():
+        print(f"\nTest accuracy of 5 seeds {found}, mean {statistics.fmean(found):.4f}")
+    assert min(found) >= 0.95
+    assert statistics.fmean(found) >= 0.95

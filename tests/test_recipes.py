@@ -1,0 +1,113 @@
+"""Every recipe says what it is for, and runs."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vfm.cli import main
+from vfm.data.synthetic import write_image_folder
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+NAMES = (
+    "classification/finetune.yaml",
+    "data/folder.yaml",
+    "debug/digits.yaml",
+    "debug/synthetic.yaml",
+)
+SMALL = shlex.split(
+    "--model.pretrained false --model.image_size 32 --data.batch_size 4 --data.num_workers 0 "
+    "--trainer.fast_dev_run true --trainer.accelerator cpu --trainer.enable_progress_bar false "
+    "--trainer.enable_model_summary false"
+)
+HEAD = """
+from torch import nn
+from vfm import ClassificationHead
+
+MADE = []
+
+class TwoLayers(ClassificationHead):
+    def __init__(self, hidden: int = 8) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def build(self, info, num_labels):
+        MADE.append(self.hidden)
+        self.layers = nn.Sequential(
+            nn.Linear(info.width, self.hidden), nn.ReLU(), nn.Linear(self.hidden, num_labels)
+        )
+
+    def forward(self, features):
+        return {"logits": self.layers(features.pooled)}
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working folder with the recipes and the images that they speak of."""
+    shutil.copytree(RECIPES, tmp_path / "recipes")
+    write_image_folder(tmp_path / "my_images", images_per_class=10, size=[(40, 30), (33, 50)])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def header(name):
+    lines = (RECIPES / name).read_text(encoding="utf-8").splitlines()
+    end = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line.removeprefix("#").strip() for line in lines[:end])
+
+
+def command(name):
+    """The words after `vfm` of the first command in a recipe's header."""
+    return shlex.split(re.search(r"^vfm (fit .+)$", header(name), re.MULTILINE)[1])
+
+
+def test_recipes_are_those_known():
+    found = {p.relative_to(RECIPES).as_posix() for p in RECIPES.rglob("*") if p.is_file()}
+    assert found == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header(name):
+    words = command(name)
+    assert f"recipes/{name}" in words
+    assert words[1] == "--config"
+    assert re.search(r"Hardware|measured", header(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_command_of_the_header_runs_a_step(name, place):
+    words = command(name)
+    joined = [
+        yaml.safe_load((place / words[i + 1]).read_text())
+        for i, word in enumerate(words)
+        if word == "--config"
+    ]
+    assert any("model" in recipe for recipe in joined)
+    assert any("data" in recipe for recipe in joined)
+    if not name.startswith("debug/"):
+        words += ["--model.backbone", "test_vit"]
+    assert main([*words, *SMALL]) == 0
+
+
+def test_head_by_one_flag(place):
+    (place / "two_layers_of_mine.py").write_text(HEAD)
+    words = command("debug/synthetic.yaml")
+    assert main([*words, *SMALL, "--model.head", "two_layers_of_mine.TwoLayers"]) == 0
+    import two_layers_of_mine
+
+    assert two_layers_of_mine.MADE == [8]
+    words += ["--model.head", "two_layers_of_mine.TwoLayers", "--model.head.hidden", "5"]
+    assert main([*words, *SMALL]) == 0
+    assert two_layers_of_mine.MADE == [8, 5]
+
+
+def test_weights_and_backbone_by_a_flag(place, capsys):
+    words = command("classification/finetune.yaml")
+    missing = [*words, *SMALL, "--model.backbone", "test_vit", "--model.weights", "lite0.pth"]
+    assert main(missing) != 0
+    assert "There is no weights file lite0.pth" in capsys.readouterr().err
