@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401 - its log keeps the stderr of its import
 import pytest
 import torch
 import yaml

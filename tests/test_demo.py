@@ -3,6 +3,7 @@
 import json
 import statistics
 
+import lightning.pytorch  # noqa: F401 - its log keeps the stderr of its import
 import pytest
 import vfm_runtime
 

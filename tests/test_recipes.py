@@ -5,6 +5,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401 - its log keeps the stderr of its import
 import pytest
 import yaml
 

@@ -30,13 +30,13 @@ def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
     helps = {p.arg_name: p.description for p in described.params}
     parser = Parser(prog=f"vfm {name}", description=described.short_description)
     hints = get_type_hints(function)
-    skipped = {_REPEATED}
+    skipped: set[str | int] = {_REPEATED}
     for parameter in signature.values():
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             skipped.add(parameter.name)
             key = parameter.name
             parser.add_argument(key, type=hints[key], help=helps.get(key))
-    parser.add_function_arguments(function, "options", skip=skipped)
+    parser.add_function_arguments(function, skip=skipped)
     repeated: dict[str, Any] = {}
     if _REPEATED in signature:
         parser.epilog = f"--{_REPEATED} PACKAGE (any number of times): {helps[_REPEATED]}"
