@@ -3,7 +3,6 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +76,12 @@ def model(checkpoint: Path) -> vfm.Model:
 
 
 @pytest.fixture(scope="module")
-def bundle(
-    model: vfm.Model, images: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def bundle(model: vfm.Model, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export") / "bundle"
     parity = model.export(out, images=images, one_file=True)
     assert parity.passed
     assert len(parity.images) == 36
-    yield out
+    return out
 
 
 def sources(path: Path) -> list[Any]:

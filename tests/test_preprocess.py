@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -218,9 +217,7 @@ Session = tuple[Preprocess, onnxruntime.InferenceSession]
     params=[("crop", "bilinear"), ("crop", "bicubic"), ("letterbox", "bilinear")],
     ids="-".join,
 )
-def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Session]:
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Session:
     fit, interpolation = request.param
     way = Preprocess(size=(32, 32), fit=fit, interpolation=interpolation, mean=MEAN, std=STD)
     contract = Contract(
@@ -233,7 +230,7 @@ def exported(
     )
     path: Path = tmp_path_factory.mktemp("graph") / "preprocess.onnx"
     write_preprocess(path, contract, way, OPSET)
-    yield way, onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return way, onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def run(session: onnxruntime.InferenceSession, image: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ class Whole(Component):
         self,
         part: Part,
         *,
-        settings: Settings = Settings(),  # noqa: B008 - frozen
+        settings: Settings = Settings(),
         folder: Path | None = None,
         table: dict[str, list[int]] | None = None,
         **more: int,

@@ -89,9 +89,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
-def test_few_bad_files_are_left_out_and_listed(
-    root: Path, tmp_path: Path, batch_size: int
-) -> None:
+def test_few_bad_files_are_left_out_and_listed(root: Path, tmp_path: Path, batch_size: int) -> None:
     """With a batch of one, every file of a batch is unreadable."""
     bad = {"train/class_0/0003.png": "truncated", "train/class_1/0100.png": "empty"}
     for name, how in bad.items():
@@ -159,7 +157,9 @@ def test_test_results_count_and_list_them(root: Path, tmp_path: Path, trained: P
     assert [row["file"] for row in table(out / "skipped_test.csv")] == names
     matrix = torch.tensor(results["confusion_matrix"])
     assert matrix.sum(1).tolist() == [5, 4]
-    good = [p for p in sorted((root / "test").rglob("*.png")) if str(p.relative_to(root)) not in names]
+    good = [
+        p for p in sorted((root / "test").rglob("*.png")) if str(p.relative_to(root)) not in names
+    ]
     answers = vfm.load(checkpoint).predict(good)
     right = sum(a.label == p.parent.name for a, p in zip(answers, good, strict=True))
     assert results["accuracy"]["value"] == pytest.approx(right / 9)

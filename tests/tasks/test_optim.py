@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -87,8 +89,8 @@ def test_schedule() -> None:
     assert factors[10] == 1.0
     assert factors[55] == pytest.approx(0.02 + 0.98 / 2)
     assert factors[100] == pytest.approx(0.02)
-    assert all(a < b for a, b in zip(factors[:10], factors[1:11], strict=True))
-    assert all(a > b for a, b in zip(factors[10:-1], factors[11:], strict=True))
+    assert all(a < b for a, b in pairwise(factors[:11]))
+    assert all(a > b for a, b in pairwise(factors[10:]))
     assert learning_rate_factor(500, 100, optim) == pytest.approx(0.02)
 
 

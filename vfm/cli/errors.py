@@ -26,14 +26,15 @@ def explain(error: BaseException) -> str:
 
     Errors of vfm say themselves what to do; of others the place in the code is added.
     """
+    own = type(error).__module__.startswith(("vfm", "vfm_runtime"))
     text = str(error).strip() or type(error).__name__
-    if not type(error).__module__.startswith(("vfm", "vfm_runtime")):
-        text = f"{type(error).__name__}: {text}"
     lines = [line for line in text.splitlines() if line.strip()]
-    if len(lines) > _MAX_LINES - 1:
-        lines = [*lines[: _MAX_LINES - 2], f"... ({len(lines) - _MAX_LINES + 2} more lines)"]
-    if not isinstance(error, UsageError):
+    if not own:
+        lines[0] = f"{type(error).__name__}: {lines[0]}"
         lines.append(f"({_place(error)}--debug shows the traceback)")
+    if len(lines) > _MAX_LINES:
+        left_out = len(lines) - _MAX_LINES + 1
+        lines = [*lines[: _MAX_LINES - 2], f"... ({left_out} more lines)", lines[-1]]
     return "vfm: " + "\n".join(lines)
 
 

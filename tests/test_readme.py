@@ -1,0 +1,101 @@
+"""Every command and every example of the READMEs runs, in their order, in one folder."""
+
+import contextlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import vfm_runtime.cli
+from vfm.cli import main
+from vfm.data.synthetic import write_image_folder
+
+ROOT = Path(__file__).parents[1]
+# What a test cannot do: download weights, or train for as long as a user would.
+SMALLER = {
+    "vfm demo": ["--epochs", "2"],
+    "vfm fit --config recipes/classification/finetune.yaml": (
+        "--model.backbone test_efficientnet --model.pretrained false --model.image_size 32 "
+        "--trainer.max_epochs 1"
+    ).split(),
+    "vfm fit --config recipes/debug/digits.yaml": ["--trainer.max_epochs", "1"],
+}
+
+
+def blocks(readme: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands(readme: Path) -> list[str]:
+    lines = [line for block in blocks(readme, "bash") for line in block.splitlines()]
+    parts = [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
+    return [part for part in parts if part]
+
+
+def run(command: str) -> None:
+    words = shlex.split(command)
+    if words[0] == "vfm-runtime":
+        assert vfm_runtime.cli.main(words[1:]) == 0, command
+        return
+    extra = next((more for start, more in SMALLER.items() if command.startswith(start)), [])
+    assert main([*words[1:], *extra]) == 0, command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("readme")
+    (path / "recipes").symlink_to(ROOT / "recipes")
+    write_image_folder(
+        path / "my_images", num_classes=3, images_per_class=20, size=[(40, 30), (33, 64)], seed=0
+    )
+    with contextlib.chdir(path):
+        yield path
+
+
+@pytest.mark.slow
+def test_every_command_and_example_runs(folder, capsys):
+    readme = ROOT / "README.md"
+    shell = [c for c in commands(readme) if c.split()[0] in ("vfm", "vfm-runtime")]
+    assert len(shell) == 8
+    for command in shell:
+        run(command)
+    shown = capsys.readouterr()
+    assert "Parity on" in shown.out
+    examples = blocks(readme, "python")
+    assert len(examples) == 4
+    for example in examples:
+        exec(compile(example, str(readme), "exec"), {"__name__": "readme"})
+    printed = capsys.readouterr().out
+    assert "Prediction(" in printed
+
+
+@pytest.mark.slow
+def test_runtime_readme(folder):
+    readme = ROOT / "export" / "README.md"
+    (folder / "photos").symlink_to(folder / "my_images")
+    one = next(p for p in (folder / "my_images").rglob("*.png"))
+    for name in ("cat.jpg", "a.jpg", "b.png"):
+        (folder / name).write_bytes(one.read_bytes())
+    shell = [c for c in commands(readme) if c.startswith("vfm-runtime")]
+    assert len(shell) == 4
+    for command in shell:
+        run(command)
+    for example in blocks(readme, "python"):
+        exec(compile(example, str(readme), "exec"), {"__name__": "readme"})
+
+
+def test_installation_commands_are_those_that_ci_runs():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace(" -q", "")
+    installs = [c for c in commands(ROOT / "README.md") if c.startswith("pip install")]
+    assert len(installs) == 2
+    for command in installs:
+        assert command in script
+
+
+def test_files_to_read_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("read these six files")[1]
+    paths = re.findall(r"^\d\. `([^`]+)`", section, re.MULTILINE)
+    assert len(paths) == 6
+    assert all((ROOT / path).is_file() for path in paths)
