@@ -202,11 +202,11 @@ def test_wrong_recipe(text, expected, place, capsys):
 def test_recipe_without_class(place, capsys):
     (place / "bad.yaml").write_text("model: {init_args: {backbone: test_vit}}")
     assert main(words_of("fit --config bad.yaml $D")) == 2
-    check_message(capsys.readouterr(), ["--model", "class", "ClassificationTask"])
+    check_message(capsys.readouterr(), ["--model must be named", "ClassificationTask"])
 
 
 def test_debug_raises(place):
-    with pytest.raises(UsageError, match="'max_epoch'|max_epoch"):
+    with pytest.raises(UsageError, match=r"'trainer\.max_epoch'"):
         main(words_of("fit $R --trainer.max_epoch 1 --debug"))
     with pytest.raises(UsageError, match="no command 'fti'"):
         main(["fti", "--debug"])

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from vfm.data import ImageData
@@ -217,6 +217,7 @@ class BaseTask(Component, L.LightningModule, ABC):
         checkpoint[KEY] = {
             "format": FORMAT,
             "model": self.spec,
+            "head": self.head.spec,
             "labels": list(self.labels),
             "preprocess": self.preprocess.to_dict(),
             "recipe": self.recipe,
@@ -234,18 +235,20 @@ class BaseTask(Component, L.LightningModule, ABC):
                 f"The checkpoint has no entry '{KEY}': it was not written by vfm."
             )
         entry = checkpoint[KEY]
-        stored, own = (s["init_args"]["backbone"] for s in (entry["model"], self.spec))
-        if stored != own:
-            raise CheckpointError(
-                f"The checkpoint's backbone is '{stored}', this task's is '{own}'. "
-                f"Give --model.backbone {stored}, or another checkpoint."
-            )
+        self._require_same("backbone", entry["model"]["init_args"]["backbone"], self.backbone.name)
+        self._require_same("head", entry["head"], self.head.spec)
         if not self.labels:
             self.head.prepare(self.backbone.info, entry["labels"])
         self._require_same_labels(tuple(entry["labels"]), "the checkpoint")
         self.preprocess = Preprocess.from_dict(entry["preprocess"])
-        self._data, self._license = entry["data"], entry["license"]
-        self._weights_report = entry["weights"]
+        self._license, self._weights_report = entry["license"], entry["weights"]
+        if self._data is None:
+            self._data = entry["data"]
+        elif entry["data"] and self._data["fingerprint"] != entry["data"]["fingerprint"]:
+            rank_zero_warn(
+                "The images, labels or splits are not those that the checkpoint was trained on: training goes on "
+                "with the new ones, and its figures are not comparable with the earlier ones."
+            )
         if self._trainer is not None and self._trainer.datamodule is not None:  # type: ignore[attr-defined]
             self._datamodule().preprocess = self.preprocess
 
@@ -264,6 +267,13 @@ class BaseTask(Component, L.LightningModule, ABC):
             return data.spec
         folder.mkdir(parents=True, exist_ok=True)
         return data.keep_split(folder)
+
+    def _require_same(self, name: str, stored: Any, own: Any) -> None:
+        if stored != own:
+            raise CheckpointError(
+                f"The checkpoint's {name} is {stored}, this task's is {own}. "
+                f"Give the same with --model.{name}, or another checkpoint."
+            )
 
     def _require_same_labels(self, labels: tuple[str, ...], where: str) -> None:
         if labels == self.labels:
