@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-
 import vfm_runtime.cli
+
 from vfm.cli import main
 from vfm.data.synthetic import write_image_folder
 
@@ -15,10 +15,16 @@ ROOT = Path(__file__).parents[1]
 # What a test cannot do: download weights, or train for as long as a user would.
 SMALLER = {
     "vfm demo": ["--epochs", "2"],
-    "vfm fit --config recipes/classification/finetune.yaml": (
-        "--model.backbone test_efficientnet --model.pretrained false --model.image_size 32 "
-        "--trainer.max_epochs 1"
-    ).split(),
+    "vfm fit --config recipes/classification/finetune.yaml": [
+        "--model.backbone",
+        "test_efficientnet",
+        "--model.pretrained",
+        "false",
+        "--model.image_size",
+        "32",
+        "--trainer.max_epochs",
+        "1",
+    ],
     "vfm fit --config recipes/debug/digits.yaml": ["--trainer.max_epochs", "1"],
 }
 

@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 Spec = dict[str, Any]
 
@@ -122,9 +122,14 @@ def _flat(signature: inspect.Signature, bound: Mapping[str, Any]) -> dict[str, A
 
 
 def _plain(value: Any, where: str) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        # Enums of str or int are plain only by their value.
-        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, Enum):
+        return _plain(value.value, where)
+    for kind in (bool, int, float, str):
+        # Not numpy's and other kinds of them, which torch.load would refuse to read.
+        if isinstance(value, kind):
+            return kind(value)
+    if value is None:
+        return None
     if isinstance(value, Component):
         return value.spec
     if isinstance(value, Path):
@@ -134,7 +139,7 @@ def _plain(value: Any, where: str) -> Any:
         return {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}") for f in fields}
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     raise SpecError(
         f"A checkpoint cannot remember {where}: it is a {class_path(type(value))}. "
@@ -144,11 +149,15 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _rebuilt(value: Any, hint: Any, trust: Collection[str]) -> Any:
+    if isinstance(value, list):
+        return [_rebuilt(item, None, trust) for item in value]
     if isinstance(value, Mapping):
         if set(value) == {"class_path", "init_args"}:
             return build(value, base=Component, trust=trust)
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            return hint(**value)
+        # `Optim | None` names a dataclass too.
+        for kind in (hint, *get_args(hint)):
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                return kind(**value)
     return value
 
 

@@ -16,6 +16,7 @@ from vfm.cli.errors import UsageError, near
 
 OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 
+_SHOWN = 8
 _EXAMPLES = {
     "model": "--model ClassificationTask --model.backbone vit_small_patch14_reg4_dinov2",
     "data": "--data FolderData --data.root FOLDER",
@@ -128,6 +129,8 @@ def _required(found: re.Match[str], key: str, inside: str, known: list[str]) -> 
 def _not_accepted(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
     given = found[1].removeprefix("--").partition("=")[0]
     given = re.sub(r"^(fit|validate|test|predict)\.", "", given)
+    if nested := re.search(r"Group '([^']+)' does not accept", found.string):
+        given = f"{nested[1]}.{given}"
     choices = list(_arguments(inside)) if inside else known
     prefix = f"{key}." if inside else ""
     listed = f"\n{_short(inside)} takes: {', '.join(choices)}." if inside else ""
@@ -151,8 +154,7 @@ def _unrecognised(found: re.Match[str], key: str, inside: str, known: list[str])
 
 def _unknown_class(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
     given = found[1]
-    bases = re.findall(r"Subtypes: \[<class '([^']+)'>", found.string)
-    base = _imported(bases[-1])
+    base = _base(found.string)
     names = [cls.__name__ for cls in _concrete(base)]
     reason = ""
     if missing := re.search(r"No module named '[^']+'|cannot import name '[^']+'", found.string):
@@ -161,13 +163,12 @@ def _unknown_class(found: re.Match[str], key: str, inside: str, known: list[str]
         reason = f" It is no {base.__name__}; derive it from vfm.{base.__name__}."
     return (
         f"--{key} is '{given}', but there is no such {base.__name__}.{near(given, names)}{reason}\n"
-        f"Choices: {', '.join(names)}, or a class of your own as package.module.Name."
+        f"Choices: {', '.join(names[:_SHOWN])}, or another class as package.module.Name."
     )
 
 
 def _abstract(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
-    base = _imported(re.findall(r"Subtypes: \[<class '([^']+)'>", found.string)[-1])
-    names = ", ".join(cls.__name__ for cls in _concrete(base))
+    names = ", ".join(cls.__name__ for cls in _concrete(_base(found.string)))
     return f"--{key} must be named before its arguments. Choices: {names}. For example: {_EXAMPLES.get(key, '')}"
 
 
@@ -193,8 +194,9 @@ _CASES = [
     (r"Option '([^']+)' is not accepted", _not_accepted),
     (r"does not accept option '([^']+)'", _not_accepted),
     (r"unrecognized arguments: (.+)", _unrecognised),
-    (r"is abstract", _abstract),
+    (r"is abstract|Not a valid subclass of", _abstract),
     (r"Expected a path but (\S+) either not accessible[\s\S]*Subtypes", _unknown_class),
+    (r"Expected a dot import path string: (\S+)", _unknown_class),
     (r"File does not exist: '([^']+)'", _missing_file),
     (r"Expected a (.+)", _wrong_value),
 ]
@@ -223,7 +225,13 @@ def _arguments(path: str) -> Iterator[str]:
 def _concrete(base: type) -> list[type]:
     """The classes of vfm and the user that derive from a class and can be made."""
     derived: list[type] = type.__subclasses__(base)
-    return [base] * (not inspect.isabstract(base)) + [c for d in derived for c in _concrete(d)]
+    named = not inspect.isabstract(base) and not base.__name__.startswith("_")
+    return [base] * named + [c for d in derived for c in _concrete(d)]
+
+
+def _base(message: str) -> Any:
+    """The class that the innermost value should have been one of; of a list of them, too."""
+    return _imported(re.findall(r"Subtypes: \[(?:list\[|<class ')([\w.]+)", message)[-1])
 
 
 def _imported(path: str) -> Any:

@@ -114,9 +114,9 @@ def _call(words: list[str]) -> None:
 
 def _check_yaml(words: list[str]) -> None:
     """Name the recipe that is no YAML; the parser would only say that one is not."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        path = Path(word.partition("=")[2] if word.startswith("--config=") else following)
-        if word.startswith(("--config", "-c")) and path.is_file():
+    names = [name for option in ("--config", "-c") for name in take(words, option)[1]]
+    for path in map(Path, names):
+        if path.is_file():
             try:
                 yaml.safe_load(path.read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError) as error:

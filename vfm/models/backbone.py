@@ -66,6 +66,8 @@ class Backbone(nn.Module):
         fetch = pretrained and weights is None
         self.name = name
         self.model = _create(name, fetch, extra)
+        if image_size is not None and name.startswith(_SOURCES):
+            _resize(self.model, image_size)
         self.report: LoadReport | None = None
         if weights is not None:
             self.report = load_weights(self.model, weights)
@@ -124,6 +126,12 @@ def _takes_image_size(name: str) -> bool:
     """Whether timm must be told the size when the model is made (position embeddings, windows)."""
     config = None if name.startswith(_SOURCES) else timm.get_pretrained_cfg(name)
     return bool(config and config.fixed_input_size)
+
+
+def _resize(model: Any, image_size: int) -> None:
+    """Tell a model that was made in its own size another; convolutional ones take any."""
+    if hasattr(model, "set_input_size"):
+        model.set_input_size((image_size, image_size))
 
 
 def _create(name: str, pretrained: bool, extra: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 _MIN_COVERAGE = 0.95
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher")
 _PREFIXES = ("module.", "model.", "backbone.", "teacher.")
+
+
+class UnreadableFileError(ValueError):
+    """A file holds no tensors and plain values that can be read."""
 
 
 class WeightsError(ValueError):
@@ -99,22 +106,34 @@ def _refusal(report: LoadReport, model: nn.Module) -> str:
     )
 
 
+def read_plain(path: Path) -> Any:
+    """Read a file of tensors and plain values without running any code that it may hold.
+
+    Raises:
+        UnreadableFileError: It is cut short, of another kind, or holds other objects.
+    """
+    # What its unpickler raises depends on the byte at which a file is no longer one.
+    broken = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, *broken) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UnreadableFileError(lines[0]) from error
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(
             f"There is no weights file {path}. Give a .safetensors, .pth or .ckpt file."
         )
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        content = read_plain(path)
+    except UnreadableFileError as error:
         raise WeightsError(
-            f"{path} cannot be read as weights: {first} "
-            "It may be cut short, or hold objects besides tensors. Save it as .safetensors and give that."
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read as weights: {error}\n"
+            "The file may be cut short, or hold objects besides tensors. Save it as .safetensors and give that."
         ) from error
     return _tensors(content, path)
 
@@ -132,15 +151,10 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _stripped(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off wrappers' prefixes as long as that makes more names fit."""
-    best, best_hits = given, sum(k in own for k in given)
-    for _ in range(3):
-        for prefix in _PREFIXES:
-            cut = {k.removeprefix(prefix): v for k, v in best.items()}
-            hits = sum(k in own for k in cut)
-            if hits > best_hits:
-                best, best_hits = cut, hits
-    return best
+    """Take off the wrappers' prefixes, up to three deep, under which most names fit."""
+    chains = ("".join(c) for n in range(4) for c in itertools.product(_PREFIXES, repeat=n))
+    candidates = ({k.removeprefix(chain): v for k, v in given.items()} for chain in chains)
+    return max(candidates, key=lambda names: len(names.keys() & own.keys()))
 
 
 def _by_order(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

@@ -173,6 +173,10 @@ class BaseTask(Component, L.LightningModule, ABC):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Answers of a batch."""
+        if (
+            len(batch["image"]) == 0
+        ):  # every file was unreadable, and not every backbone takes no image
+            return {"scores": torch.zeros((0, len(self.labels)), device=self.device)}
         return self.answer(batch["image"])
 
     def configure_optimizers(self) -> Any:
@@ -206,10 +210,10 @@ class BaseTask(Component, L.LightningModule, ABC):
         ]
         if type(self.trainer.progress_bar_callback) is TQDMProgressBar:
             added.append(callbacks.ProgressBar())
-        checkpoints = self.trainer.checkpoint_callbacks
-        if checkpoints and all(callbacks.is_default_checkpoint(c) for c in checkpoints):
+        present = self.trainer.checkpoint_callbacks
+        if present and all(callbacks.is_default_checkpoint(c) for c in present):
             monitor = self.monitor if self.trainer.limit_val_batches else None
-            added.append(callbacks.best_checkpoint(monitor, self.monitor_mode))
+            added += callbacks.checkpoints(monitor, self.monitor_mode)
         return added
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -235,8 +239,9 @@ class BaseTask(Component, L.LightningModule, ABC):
                 f"The checkpoint has no entry '{KEY}': it was not written by vfm."
             )
         entry = checkpoint[KEY]
-        self._require_same("backbone", entry["model"]["init_args"]["backbone"], self.backbone.name)
-        self._require_same("head", entry["head"], self.head.spec)
+        backbone, head = entry["model"]["init_args"]["backbone"], entry["head"]
+        self._require_same("backbone", backbone, self.backbone.name, remedy=backbone)
+        self._require_same("head", head, self.head.spec, remedy=head["class_path"])
         if not self.labels:
             self.head.prepare(self.backbone.info, entry["labels"])
         self._require_same_labels(tuple(entry["labels"]), "the checkpoint")
@@ -268,11 +273,12 @@ class BaseTask(Component, L.LightningModule, ABC):
         folder.mkdir(parents=True, exist_ok=True)
         return data.keep_split(folder)
 
-    def _require_same(self, name: str, stored: Any, own: Any) -> None:
+    @staticmethod
+    def _require_same(name: str, stored: Any, own: Any, *, remedy: str) -> None:
         if stored != own:
             raise CheckpointError(
-                f"The checkpoint's {name} is {stored}, this task's is {own}. "
-                f"Give the same with --model.{name}, or another checkpoint."
+                f"The checkpoint's {name} is {stored!r}, this task's is {own!r}. "
+                f"Give --model.{name} {remedy} with its arguments, or another checkpoint."
             )
 
     def _require_same_labels(self, labels: tuple[str, ...], where: str) -> None:

@@ -35,22 +35,22 @@ def is_default_checkpoint(callback: Callback) -> bool:
     return (
         type(callback) is ModelCheckpoint
         and callback.state_key == own.state_key
+        and callback.dirpath is None
         and callback.filename is None
+        and not callback.save_weights_only
         and callback.save_last is None
         and callback.save_top_k == own.save_top_k
     )
 
 
-def best_checkpoint(monitor: str | None, mode: str) -> ModelCheckpoint:
-    """Keeps `best.ckpt` by a metric, and `last.ckpt` to resume from."""
-    return ModelCheckpoint(
-        monitor=monitor,
-        mode=mode,
-        filename="best" if monitor else "last",
-        save_last=True if monitor else None,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
+def checkpoints(monitor: str | None, mode: str) -> list[ModelCheckpoint]:
+    """Keep `best.ckpt` by a metric, where there is one, and `last.ckpt` of every epoch to resume from."""
+    common: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
+    # Not Lightning's save_last: it leaves an old file where the metric does not rise.
+    last = ModelCheckpoint(filename="last", **common)
+    if monitor is None:
+        return [last]
+    return [ModelCheckpoint(monitor=monitor, mode=mode, filename="best", **common), last]
 
 
 class ProgressBar(TQDMProgressBar):
@@ -132,8 +132,7 @@ class SkippedFiles(Callback):
         self._finish(trainer, "train")
         self._finish(trainer, "val")
         self._check(trainer, "train")
-        if trainer.fit_loop.epoch_loop.val_loop.num_dataloaders:
-            self._check(trainer, "val")
+        self._check(trainer, "val")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the ranks' lists, and write them."""
@@ -158,8 +157,10 @@ class SkippedFiles(Callback):
             )
 
     def _check(self, trainer: Trainer, split: str) -> None:
-        total = len(trainer.datamodule.records[split])  # type: ignore[attr-defined]
         files = self.files[split]
+        if not files:
+            return
+        total = len(trainer.datamodule.records[split])  # type: ignore[attr-defined]
         if len(files) <= MAX_UNREADABLE * total:
             return
         listed = "\n".join(f"  {name}: {reason}" for name, reason in list(files.items())[:_SHOWN])

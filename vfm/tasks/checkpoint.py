@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from vfm.models.weights import UnreadableFileError, read_plain
 
 KEY = "vfm"
 """Entry of the checkpoint that holds everything of vfm."""
@@ -41,11 +40,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "'checkpoints' folder of its run."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        content = read_plain(path)
+    except UnreadableFileError as error:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: {first}\n"
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: {error}\n"
             "It may be cut short or of another kind. Copy it again, or give another .ckpt file."
         ) from error
     if not isinstance(content, Mapping) or KEY not in content:

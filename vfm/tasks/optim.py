@@ -39,6 +39,10 @@ class Optim:
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "warmup": (0 <= self.warmup < 1, "from 0 to below 1"),
             "final": (0 <= self.final <= 1, "from 0 to 1"),
+            "betas": (
+                len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+                "two numbers from 0 to below 1",
+            ),
             "clip": (self.clip is None or self.clip > 0, "above 0, or null"),
         }
         for name, (good, expected) in ranges.items():
