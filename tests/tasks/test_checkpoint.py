@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -20,20 +19,6 @@ from vfm.spec import SpecError
 from vfm.tasks import BaseTask, ClassificationTask
 from vfm.tasks.checkpoint import CheckpointError, read_checkpoint
 from vfm.tasks.classification import LabelError
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained model: its folder, made by plain Python."""
-    root = tmp_path_factory.mktemp("run")
-    L.seed_everything(5)
-    fit(root, vit(), max_epochs=4)
-    return root
-
-
-@pytest.fixture
-def best(run: Path) -> Path:
-    return run / "checkpoints" / "best.ckpt"
 
 
 def test_resuming_with_other_labels(tmp_path: Path, best: Path) -> None:

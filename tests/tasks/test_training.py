@@ -55,20 +55,6 @@ class PowerCutError(Exception):
     pass
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained model: its folder, made by plain Python."""
-    root = tmp_path_factory.mktemp("run")
-    L.seed_everything(5)
-    fit(root, vit(), max_epochs=4)
-    return root
-
-
-@pytest.fixture
-def best(run: Path) -> Path:
-    return run / "checkpoints" / "best.ckpt"
-
-
 @pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "test_efficientnet"])
 def test_loss_falls(tmp_path: Path, backbone: str) -> None:
     L.seed_everything(0)
