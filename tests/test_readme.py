@@ -48,6 +48,12 @@ def run(command: str) -> None:
     assert main([*words[1:], *extra]) == 0, command
 
 
+def write_table(table: Path, root: Path) -> None:
+    images = sorted(root.rglob("*.png"))
+    rows = [f"{path.relative_to(table.parent).as_posix()},{path.parent.name}" for path in images]
+    table.write_text("\n".join(["path,label", *rows]) + "\n", encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("readme")
@@ -55,6 +61,7 @@ def folder(tmp_path_factory):
     write_image_folder(
         path / "my_images", num_classes=3, images_per_class=20, size=[(40, 30), (33, 64)], seed=0
     )
+    write_table(path / "my_images.csv", path / "my_images")
     with contextlib.chdir(path):
         yield path
 
@@ -63,7 +70,7 @@ def folder(tmp_path_factory):
 def test_every_command_and_example_runs(folder, capsys):
     readme = ROOT / "README.md"
     shell = [c for c in commands(readme) if c.split()[0] in ("vfm", "vfm-runtime")]
-    assert len(shell) == 8
+    assert len(shell) == 12
     for command in shell:
         run(command)
     shown = capsys.readouterr()

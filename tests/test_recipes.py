@@ -3,9 +3,11 @@
 import re
 import shlex
 import shutil
+import struct
 from pathlib import Path
 
 import lightning.pytorch  # noqa: F401 - its log keeps the stderr of its import
+import numpy as np
 import pytest
 import yaml
 
@@ -14,8 +16,13 @@ from vfm.data.synthetic import write_image_folder
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = (
+    "classification/fashion_mnist.yaml",
     "classification/finetune.yaml",
+    "classification/linear_probe.yaml",
+    "classification/multilabel.yaml",
     "data/folder.yaml",
+    "data/idx.yaml",
+    "data/table.yaml",
     "debug/digits.yaml",
     "debug/synthetic.yaml",
 )
@@ -24,6 +31,12 @@ SMALL = shlex.split(
     "--trainer.fast_dev_run true --trainer.accelerator cpu --trainer.enable_progress_bar false "
     "--trainer.enable_model_summary false"
 )
+# Where a recipe names files or sizes that a test has not.
+OWN = {
+    "classification/fashion_mnist.yaml": shlex.split(
+        "--model.backbone_args null --data.root fashion-mnist --data.val_fraction 0.25"
+    ),
+}
 HEAD = """
 from torch import nn
 from vfm import ClassificationHead
@@ -51,9 +64,29 @@ def place(tmp_path, monkeypatch):
     """A working folder with the recipes and the images that they speak of."""
     shutil.copytree(RECIPES, tmp_path / "recipes")
     write_image_folder(tmp_path / "my_images", images_per_class=10, size=[(40, 30), (33, 50)])
+    write_table(tmp_path)
+    write_idx(tmp_path / "fashion-mnist")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
+
+
+def write_table(folder):
+    images = sorted((folder / "my_images").rglob("*.png"))
+    rows = [f"{path.relative_to(folder).as_posix()},{path.parent.name}" for path in images]
+    (folder / "my_images.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+
+
+def write_idx(folder):
+    folder.mkdir()
+    for stem in ("train", "t10k"):
+        for kind, array in (
+            ("images-idx3", np.zeros((40, 28, 28))),
+            ("labels-idx1", np.arange(40) % 10),
+        ):
+            sizes = struct.pack(f">{array.ndim}i", *array.shape)
+            data = bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+            (folder / f"{stem}-{kind}-ubyte").write_bytes(data)
 
 
 def header(name):
@@ -91,7 +124,7 @@ def test_command_of_the_header_runs_a_step(name, place):
     assert any("model" in recipe for recipe in joined)
     assert any("data" in recipe for recipe in joined)
     if not name.startswith("debug/"):
-        words += ["--model.backbone", "test_vit"]
+        words += ["--model.backbone", "test_vit", *OWN.get(name, ())]
     assert main([*words, *SMALL]) == 0
 
 

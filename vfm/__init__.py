@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vfm.api import Model, load
     from vfm.bundle import export
-    from vfm.data import DigitsData, FolderData, ImageData, SyntheticData
-    from vfm.models.heads import ClassificationHead, Head, LinearHead
+    from vfm.data import DigitsData, FolderData, IdxData, ImageData, SyntheticData, TableData
+    from vfm.data.mixing import Mixing
+    from vfm.losses import AsymmetricLoss, BinaryCrossEntropy, CrossEntropy, FocalLoss, Loss
+    from vfm.models.heads import (
+        AttentionPoolHead,
+        ClassificationHead,
+        Head,
+        LinearHead,
+        MLPHead,
+    )
     from vfm.preprocess import Preprocess
     from vfm.spec import Component
     from vfm.tasks import BaseTask, ClassificationTask, Optim
@@ -18,22 +26,32 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AsymmetricLoss": "vfm.losses",
+    "AttentionPoolHead": "vfm.models.heads",
     "BaseTask": "vfm.tasks",
+    "BinaryCrossEntropy": "vfm.losses",
     "ClassificationHead": "vfm.models.heads",
     "ClassificationTask": "vfm.tasks",
     "Component": "vfm.spec",
+    "CrossEntropy": "vfm.losses",
     "DigitsData": "vfm.data",
     "FeatureInfo": "vfm.types",
     "Features": "vfm.types",
+    "FocalLoss": "vfm.losses",
     "FolderData": "vfm.data",
     "Head": "vfm.models.heads",
+    "IdxData": "vfm.data",
     "ImageData": "vfm.data",
     "LinearHead": "vfm.models.heads",
+    "Loss": "vfm.losses",
+    "MLPHead": "vfm.models.heads",
+    "Mixing": "vfm.data.mixing",
     "Model": "vfm.api",
     "Optim": "vfm.tasks",
     "Preprocess": "vfm.preprocess",
     "Raw": "vfm.types",
     "SyntheticData": "vfm.data",
+    "TableData": "vfm.data",
     "export": "vfm.bundle",
     "load": "vfm.api",
 }
@@ -45,13 +63,23 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "ClassificationTask",
     "BaseTask",
     "Optim",
+    "Mixing",
     "LinearHead",
+    "MLPHead",
+    "AttentionPoolHead",
     "ClassificationHead",
     "Head",
+    "Loss",
+    "CrossEntropy",
+    "FocalLoss",
+    "BinaryCrossEntropy",
+    "AsymmetricLoss",
     "Features",
     "FeatureInfo",
     "Raw",
     "FolderData",
+    "TableData",
+    "IdxData",
     "DigitsData",
     "SyntheticData",
     "ImageData",

@@ -30,7 +30,7 @@ class Model(Predictor):
     def __init__(self, path: str | Path, *, device: str, trust: Collection[str]) -> None:
         self.path = Path(path)
         self.task = BaseTask.load(self.path, trust=trust).to(device)
-        super().__init__(self.task.labels)
+        super().__init__(self.task.labels, multilabel=self.task.multilabel)
 
     def __repr__(self) -> str:
         return f"Model({str(self.path)!r}, {len(self.labels)} classes, {self.task.device})"

@@ -208,6 +208,9 @@ class Preprocess:
             uint8 [h, w, 3], and where it came from.
         """
         height, width = image.shape[:2]
+        if (height, width) == self.size and (self.fit != "crop" or self._keep == _PER_MILLE):
+            # The graph would give the same pixels.
+            return image, self.geometry(height, width)
         (pixels,) = _session(self, os.getpid()).run(None, {"image": np.ascontiguousarray(image)})
         return pixels[0], self.geometry(height, width)
 

@@ -17,7 +17,8 @@ class Batch(TypedDict):
     image: Tensor
     """uint8 [N, H, W, 3], RGB, already at the model's size."""
     label: Tensor
-    """int64 [N], index into the data's label names; -1 where there is none."""
+    """int64 [N], index into the data's label names, -1 where there is none; float32 [N, C] of zeros and ones where
+    several labels may apply."""
     index: Tensor
     """int64 [N], position of each sample in its split."""
     name: list[str]

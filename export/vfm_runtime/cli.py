@@ -93,7 +93,7 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     predict = made.add_parser("predict", parents=[common], help="answer for images and folders")
     predict.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+")
-    predict.add_argument("--top", type=_count, default=5, help="classes to show (default: 5)")
+    predict.add_argument("--top", type=_count, default=5, help="best classes to show (default: 5)")
     predict.add_argument("--batch-size", type=_count, default=32, help="default: 32")
     predict.add_argument("--json", action="store_true", help="one JSON object a line and image")
     predict.set_defaults(run=_predict)
@@ -177,8 +177,9 @@ def _show(path: Path, answer: Prediction | ImageError, options: argparse.Namespa
     elif options.json:
         print(json.dumps({"image": str(path), **answer.to_dict(options.top)}))
     else:
-        best = ", ".join(f"{label} {score:.4f}" for label, score in answer.top(options.top))
-        print(f"{path}: {best}")
+        pairs = answer.applying() if answer.multilabel else answer.top(options.top)
+        best = ", ".join(f"{label} {score:.4f}" for label, score in pairs)
+        print(f"{path}: {best or f'none (nearest: {answer.label} {answer.score:.4f})'}")
 
 
 def _check(options: argparse.Namespace) -> int:

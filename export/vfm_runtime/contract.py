@@ -11,8 +11,8 @@ METADATA_KEY = "vfm"
 FORMAT = 1
 """The newest bundle format that this version reads."""
 
-TASKS = ("classification",)
-"""The tasks that this version can answer."""
+TASKS = ("classification", "multilabel")
+"""The tasks that this version can answer: one label an image, or any number of them."""
 
 PREPROCESS_FILE = "preprocess.onnx"
 MODEL_FILE = "model.onnx"

@@ -69,7 +69,8 @@ class Model(Predictor):
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self.contract = self.manifest.contract
-        super().__init__(self.contract.labels, batch_size)
+        multilabel = self.contract.task == "multilabel"
+        super().__init__(self.contract.labels, batch_size, multilabel=multilabel)
         # On the CPU always: it is small work, and the pixels are then the same on every machine.
         self._preprocess = providers.open_session(
             self.path / PREPROCESS_FILE, "cpu", num_threads=num_threads

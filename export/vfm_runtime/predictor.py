@@ -22,19 +22,25 @@ class Predictor(ABC):
     Attributes:
         labels: Every class, in the order of the scores.
         batch_size: Images that go through the model at once.
+        multilabel: Whether several classes, or none, may apply to an image.
     """
 
     labels: tuple[str, ...]
     batch_size: int
+    multilabel: bool
 
-    def __init__(self, labels: Sequence[str], batch_size: int = 32) -> None:
+    def __init__(
+        self, labels: Sequence[str], batch_size: int = 32, *, multilabel: bool = False
+    ) -> None:
         """Remember what every answer needs.
 
         Args:
             labels: Every class, in the order of the scores.
             batch_size: Images that go through the model at once.
+            multilabel: Whether several classes, or none, may apply to an image.
         """
         self.labels = tuple(labels)
+        self.multilabel = multilabel
         self.batch_size = _batch_size(batch_size)
 
     @abstractmethod
@@ -58,6 +64,10 @@ class Predictor(ABC):
         Returns:
             Probabilities, [images, classes].
         """
+
+    def answer(self, scores: NDArray[np.float32]) -> Prediction:
+        """The answer that one row of `scores` is."""
+        return Prediction.from_scores(scores, self.labels, multilabel=self.multilabel)
 
     @overload
     def predict(
@@ -130,7 +140,7 @@ class Predictor(ABC):
             answers.update((i, item) for i, item in batch if isinstance(item, ImageError))
             if good:
                 rows = self.scores(np.concatenate([item for _, item in good]))
-                made = [Prediction.from_scores(row, self.labels) for row in rows]
+                made = [self.answer(row) for row in rows]
                 answers.update(zip([index for index, _ in good], made, strict=True))
         return [answers[index] for index in range(len(answers))]
 

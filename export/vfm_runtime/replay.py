@@ -126,7 +126,7 @@ def _replay_onefile(model: Model, images: list[Golden], tolerance: float) -> lis
     results = []
     for image in images:
         rows = session.run(None, {"image": open_image(model.path / image.file)})[0]
-        answer = Prediction.from_scores(rows[0], model.labels)
+        answer = model.answer(rows[0])
         results.append(_compare(f"{image.file} ({ONEFILE_FILE})", image, answer, tolerance))
     return results
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
-    """What a classifier says about one image."""
+    """What a model says about one image."""
 
     label: str
     """The class with the highest score."""
@@ -24,13 +24,19 @@ class Prediction:
     labels: tuple[str, ...]
     """Every class."""
 
+    multilabel: bool = False
+    """Whether several classes, or none, may apply, each with a probability of its own."""
+
     @classmethod
-    def from_scores(cls, scores: ArrayLike, labels: Sequence[str]) -> Self:
+    def from_scores(
+        cls, scores: ArrayLike, labels: Sequence[str], *, multilabel: bool = False
+    ) -> Self:
         """Build a prediction from one row of scores.
 
         Args:
             scores: One number a class.
             labels: The class names, in the order of the scores.
+            multilabel: Whether several classes may apply.
 
         Raises:
             ValueError: Their lengths differ, or a score is not finite.
@@ -50,7 +56,7 @@ class Prediction:
             )
         row.setflags(write=False)
         best = int(row.argmax())
-        return cls(names[best], float(row[best]), row, names)
+        return cls(names[best], float(row[best]), row, names, multilabel)
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """Return the best classes with their scores, best first.
@@ -66,6 +72,21 @@ class Prediction:
         order = np.argsort(-self.scores, kind="stable")[:k]
         return [(self.labels[index], float(self.scores[index])) for index in order]
 
+    def applying(self, threshold: float = 0.5) -> list[tuple[str, float]]:
+        """Return the classes that apply with their scores, best first; there may be none.
+
+        Args:
+            threshold: Least score of a class that applies, 0 to 1.
+
+        Raises:
+            ValueError: The model gives one label an image, or the threshold is no probability.
+        """
+        if not self.multilabel:
+            raise ValueError("This model gives one label an image: take `label`, or `top(k)`.")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}. Give a probability, 0 to 1.")
+        return [pair for pair in self.top(len(self.labels)) if pair[1] >= threshold]
+
     def to_dict(self, k: int = 5) -> dict[str, Any]:
         """Return the answer as plain values that JSON can hold.
 
@@ -73,15 +94,23 @@ class Prediction:
             k: How many classes to list under `top`.
         """
         top = [{"label": label, "score": score} for label, score in self.top(k)]
-        return {"label": self.label, "score": self.score, "top": top}
+        answer: dict[str, Any] = {"label": self.label, "score": self.score, "top": top}
+        if self.multilabel:
+            answer["labels"] = [label for label, _ in self.applying()]
+        return answer
 
     def __repr__(self) -> str:
+        if self.multilabel:
+            return (
+                f"Prediction({[label for label, _ in self.applying()]}, {len(self.labels)} classes)"
+            )
         return f"Prediction({self.label!r}, {self.score:.3f}, {len(self.labels)} classes)"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Prediction):
             return NotImplemented
-        return self.labels == other.labels and np.array_equal(self.scores, other.scores)
+        alike = (self.labels, self.multilabel) == (other.labels, other.multilabel)
+        return alike and np.array_equal(self.scores, other.scores)
 
     # Equal by an array of floats, so not a sensible key of a dict.
     __hash__ = None  # type: ignore[assignment]

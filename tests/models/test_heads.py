@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vfm.models.heads import ClassificationHead, Head, LinearHead
+from vfm.models.heads import AttentionPoolHead, ClassificationHead, Head, LinearHead, MLPHead
 from vfm.types import FeatureInfo, Features, Raw
 
 INFO = FeatureInfo(width=12, token_width=5)
@@ -34,7 +34,9 @@ class TokenHead(ClassificationHead):
         return {"logits": self.layers(features.tokens).mean(1)}
 
 
-@pytest.mark.parametrize("make", [LinearHead, TokenHead])
+@pytest.mark.parametrize(
+    "make", [LinearHead, TokenHead, MLPHead, lambda: AttentionPoolHead(num_heads=5)]
+)
 def test_shapes_and_decode(make: type[ClassificationHead]) -> None:
     torch.manual_seed(0)
     head = make()
@@ -98,3 +100,61 @@ def test_the_contract_is_abstract() -> None:
 
     with pytest.raises(TypeError, match="forward"):
         Half()  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize("make", [MLPHead, lambda: AttentionPoolHead(num_heads=5)])
+def test_layers_learn(make) -> None:
+    """Every weight gets a gradient, and the loss falls."""
+    torch.manual_seed(0)
+    head = make()
+    head.prepare(INFO, LABELS)
+    inputs, target = features(12), torch.arange(12) % 3
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(head(inputs)["logits"], target)
+        loss.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_attention_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    head = AttentionPoolHead(num_heads=5)
+    head.prepare(FeatureInfo(width=3, token_width=10), LABELS)
+    nn.init.normal_(head.linear.weight)
+    nn.init.normal_(head.query)
+    tokens = torch.randn(4, 6, 10)
+    theirs = nn.MultiheadAttention(10, 5, batch_first=True)
+    with torch.no_grad():
+        keys_and_values = head.keys_and_values
+        theirs.in_proj_weight.copy_(torch.cat([torch.eye(10), keys_and_values.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([torch.zeros(10), keys_and_values.bias]))
+        theirs.out_proj.weight.copy_(torch.eye(10))
+        theirs.out_proj.bias.zero_()
+    normed = head.norm(tokens)
+    pooled, _ = theirs(head.query.expand(4, 1, 10), normed, normed)
+    given = Features(pooled=torch.zeros(4, 3), tokens=tokens, maps=())
+    torch.testing.assert_close(head(given)["logits"], head.linear(pooled[:, 0]))
+
+
+def test_a_number_of_heads_that_does_not_fit() -> None:
+    head = AttentionPoolHead(num_heads=8)
+    text = r"num_heads is 8, which does not divide the backbone's width of 5\. Choices: 1, 5 \("
+    with pytest.raises(ValueError, match=text):
+        head.prepare(INFO, LABELS)
+
+
+def test_no_hidden_layer() -> None:
+    with pytest.raises(ValueError, match=r"hidden is 0\. Give the width of the hidden layer"):
+        MLPHead(hidden=0)
+
+
+def test_independent_labels_have_scores_of_their_own() -> None:
+    head = LinearHead()
+    head.multilabel = True
+    logits = torch.tensor([[3.0, 2.0, -4.0]])
+    torch.testing.assert_close(head.decode({"logits": logits})["scores"], logits.sigmoid())

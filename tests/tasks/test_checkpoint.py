@@ -12,6 +12,7 @@ import torch
 
 import vfm
 from tests.tasks.tiny import LABELS, Steep, fit, shapes, stored, trainer, vit
+from vfm.losses import CrossEntropy
 from vfm.data import FolderData
 from vfm.data.synthetic import write_image_folder
 from vfm.models.heads import LinearHead
@@ -190,7 +191,7 @@ def test_a_head_with_arguments_comes_back(tmp_path: Path) -> None:
 def test_label_smoothing_reaches_the_loss() -> None:
     logits, target = torch.tensor([[4.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), torch.tensor([0, 1])
     plain = vit().loss({"logits": logits}, target)
-    smooth = vit(label_smoothing=0.3).loss({"logits": logits}, target)
+    smooth = vit(loss=CrossEntropy(label_smoothing=0.3)).loss({"logits": logits}, target)
     log = logits.log_softmax(1)
     expected = -(log[0, 0] + log[1, 1])
     torch.testing.assert_close(plain, expected)

@@ -134,3 +134,53 @@ def test_bad_betas_are_refused_at_once(betas: tuple[float, ...]) -> None:
 def test_a_list_of_betas_is_a_tuple() -> None:
     assert Optim(betas=[0.8, 0.9]).betas == (0.8, 0.9)  # type: ignore[arg-type]
     assert Optim(clip=None).clip is None
+
+
+def rates(adamw: torch.optim.Optimizer, *modules: nn.Module) -> dict[str, float]:
+    by_id = {id(p): g["lr"] for g in adamw.param_groups for p in g["params"]}
+    return {name: by_id[id(p)] for m in modules for name, p in m.named_parameters()}
+
+
+def test_earlier_layers_learn_more_slowly() -> None:
+    backbone, head = parts()
+    found = rates(optimizer(backbone, head, Optim(lr=1.0, layer_decay=0.5)), backbone, head)
+    assert found["linear.weight"] == found["linear.bias"] == found["norm.weight"] == 1.0
+    assert found["blocks.1.mlp.fc1.weight"] == found["blocks.1.norm1.bias"] == 0.5
+    assert found["blocks.0.mlp.fc1.weight"] == 0.25
+    assert found["patch_embed.proj.weight"] == found["cls_token"] == 0.125
+
+
+def test_layer_decay_exempts_from_weight_decay_what_it_should() -> None:
+    backbone, head = parts()
+    plain = decays(optimizer(backbone, head, Optim(weight_decay=0.1)), backbone, head)
+    layered = optimizer(backbone, head, Optim(weight_decay=0.1, layer_decay=0.7))
+    assert decays(layered, backbone, head) == plain
+
+
+def test_layer_decay_lasts_through_the_schedule() -> None:
+    backbone, head = parts()
+    optim = Optim(lr=1.0, layer_decay=0.5, warmup=0.2)
+    adamw = optimizer(backbone, head, optim)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        adamw, lambda step: learning_rate_factor(step, 10, optim)
+    )
+    for _ in range(5):
+        adamw.step()
+        schedule.step()
+        found = rates(adamw, backbone, head)
+        assert found["blocks.0.mlp.fc1.weight"] == pytest.approx(0.25 * found["linear.weight"])
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (
+            {"layer_decay": 0.0},
+            r"optim\.layer_decay is 0\.0; it must be above 0, at most 1, or null",
+        ),
+        ({"ema": 1.0}, r"optim\.ema is 1\.0; it must be between 0 and 1, or null"),
+    ],
+)
+def test_new_values_out_of_range(values: dict[str, float], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Optim(**values)

@@ -129,7 +129,7 @@ def test_a_checkpoint_tells_everything(best: Path) -> None:
     assert arguments["backbone_args"] == VIT
     assert arguments["optim"]["lr"] == 3e-3
     assert arguments["optim"]["clip"] == 1.0  # defaults too
-    assert arguments["label_smoothing"] == 0.0
+    assert arguments["multilabel"] is False
     assert entry["labels"] == LABELS
     assert entry["preprocess"]["size"] == [32, 32]
     assert set(entry["versions"]) >= {"python", "vfm", "torch", "timm", "lightning"}

@@ -9,6 +9,8 @@ from vfm_runtime.contract import Contract
 
 from vfm.bundle.parity import Parity
 
+_METRICS = ("accuracy", "mAP", "macro_f1", "top5_accuracy", "auroc")
+
 
 def card(
     contract: Contract,
@@ -57,8 +59,10 @@ def _licence(contract: Contract, origin: Mapping[str, Any]) -> str:
 def _results(results: Mapping[str, Any]) -> list[str]:
     rows = []
     for split, values in results.items():
-        for name in ("accuracy", "macro_f1"):
-            v = values[name]
+        for name in _METRICS:
+            v = values.get(name)
+            if v is None or v["low"] is None:
+                continue
             rows.append(
                 f"| {split} | {name} | {v['value']:.4f} | {v['low']:.4f} to {v['high']:.4f} "
                 f"| {values['num_samples']} |"

@@ -127,7 +127,7 @@ def export_task(
     _check(out, opset, overwrite)
     task = task.cpu().float().eval()
     contract = Contract(
-        task="classification",
+        task="multilabel" if task.multilabel else "classification",
         labels=task.labels,
         preprocess=task.preprocess.to_dict(),
         backbone=task.backbone.name,

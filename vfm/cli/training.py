@@ -24,6 +24,8 @@ from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import KEY, read_checkpoint
 from vfm.tasks.quiet import quieten
 
+# Options of the data that do not change what it is.
+_LOADING = {"--data.batch_size", "--data.num_workers", "--data.augment"}
 _DEFAULTS = {"max_epochs": 10, "default_root_dir": "runs", "log_every_n_steps": 10}
 
 
@@ -158,9 +160,12 @@ def _stored_recipe(command: str, words: list[str], trust: list[str]) -> dict[str
 def _data_section(data: Mapping[str, Any], words: list[str], checkpoint: Path) -> dict[str, Any]:
     """The data of the checkpoint, with its list of splits unless other data is named."""
     arguments = dict(data["init_args"])
-    if any(word.startswith("--data") for word in words):
+    typed = {word.partition("=")[0] for word in words if word.startswith("--data")}
+    if typed - _LOADING:
         arguments.pop("split_file", None)
-    elif arguments.get("split_file") and not Path(arguments["split_file"]).is_file():
-        # The run's folder was moved or copied; the list lies beside its checkpoints' folder.
-        arguments["split_file"] = str(checkpoint.parent.parent / SPLIT_FILE)
+    for name in ("split_file", "table"):
+        kept = Path(arguments.get(name) or "")
+        if kept.name == SPLIT_FILE and not kept.is_file():
+            # The run's folder was moved or copied; the list lies beside its checkpoints' folder.
+            arguments[name] = str(checkpoint.parent.parent / SPLIT_FILE)
     return {**data, "init_args": arguments}

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate
+from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate, labels_of
 from vfm.data.loader import Position, ResumableLoader
 from vfm.data.sampler import EpochSampler
 from vfm.data.transforms import Augment, TrainTransform, check_augment
@@ -39,6 +39,10 @@ class ImageData(LightningDataModule, Component, ABC):
     """The images of each split; known after `setup`."""
     preprocess: Preprocess | None
     """Of the model; the task sets it."""
+    multilabel: bool
+    """Whether several labels, or none, may apply to an image; known after `setup`."""
+    group_columns: tuple[str, ...]
+    """Names of the records' groups."""
 
     def __init__(
         self,
@@ -54,7 +58,8 @@ class ImageData(LightningDataModule, Component, ABC):
             batch_size: Images in a batch, on each process.
             num_workers: Processes that open images, for each training process; by default one less
                 than its share of the cores, at most 8.
-            augment: Augmentation of training images: `none`, `light` or `standard`.
+            augment: Augmentation of training images: `none`, `light`, `standard`, `strong`, or a list
+                of albumentations' transforms, as `TrainTransform` takes it.
             seed: Of order, augmentation and splits.
 
         Raises:
@@ -72,6 +77,8 @@ class ImageData(LightningDataModule, Component, ABC):
         self.labels = ()
         self.records = {}
         self.preprocess = None
+        self.multilabel = False
+        self.group_columns = ()
         self._was_read = False
 
     @abstractmethod
@@ -180,10 +187,8 @@ class ImageData(LightningDataModule, Component, ABC):
         }
 
     def _counts(self, records: Sequence[Record]) -> dict[str, Any]:
-        counts = Counter(record.label for record in records)
-        per_class = (
-            {label: counts[i] for i, label in enumerate(self.labels)} if counts[-1] == 0 else {}
-        )
+        counts = Counter(label for record in records for label in labels_of(record))
+        per_class = {label: counts[i] for i, label in enumerate(self.labels)} if counts else {}
         return {"images": len(records), "per_class": per_class}
 
     def _read_once(self) -> None:
@@ -197,7 +202,8 @@ class ImageData(LightningDataModule, Component, ABC):
         return DataLoader(dataset, sampler=sampler, **self._options())
 
     def _dataset(self, split: str, transform: TrainTransform | None = None) -> ImageDataset:
-        return ImageDataset(self._split(split), self._preprocess(), transform, self.seed)
+        count = len(self.labels) if self.multilabel else 0
+        return ImageDataset(self._split(split), self._preprocess(), transform, self.seed, count)
 
     def _options(self) -> dict[str, Any]:
         workers = self._workers()
@@ -281,9 +287,10 @@ def _check_least(name: str, value: int, least: int) -> None:
 def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> None:
     if not records.get("train"):
         return
-    learned = {record.label for record in records["train"]}
+    learned = {label for record in records["train"] for label in labels_of(record)}
     for split in ("val", "test"):
-        extra = sorted({record.label for record in records.get(split, [])} - learned - {-1})
+        found = {label for record in records.get(split, []) for label in labels_of(record)}
+        extra = sorted(found - learned)
         if extra:
             names = ", ".join(f"'{labels[label]}'" for label in extra)
             raise ValueError(

@@ -6,7 +6,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +23,20 @@ class Record(NamedTuple):
     """One image of a split, not yet opened."""
 
     source: str | NDArray[np.uint8]
-    """Path of a file, or uint8 [H, W, 3]."""
-    label: int
-    """Index into the label names; -1 where there is none."""
+    """Path of a file, or uint8 [H, W, 3] or [H, W]."""
+    label: int | tuple[int, ...]
+    """Index into the label names, or all that apply where there are several; -1 where nothing is known."""
     name: str
     """Name in results: the path below the data's root, or what the data calls it."""
+    groups: tuple[str, ...] = ()
+    """A value for each of the data's group columns."""
+
+
+def labels_of(record: Record) -> tuple[int, ...]:
+    """Every label of an image; none where nothing is known."""
+    if isinstance(record.label, tuple):
+        return record.label
+    return (record.label,) if record.label >= 0 else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,8 @@ class Sample:
 
     image: NDArray[np.uint8]
     """uint8 [h, w, 3], at the model's size."""
-    label: int
+    label: NDArray[Any]
+    """int64 [], or float32 [C] of zeros and ones where several labels may apply."""
     index: int
     """Position in its split."""
     name: str
@@ -48,6 +58,8 @@ class Skipped:
 
     name: str
     reason: str
+    target: NDArray[Any]
+    """Of the kind that the batch holds; its values mean nothing."""
     size: tuple[int, int]
     """Height and width that the image would have had, in pixels."""
 
@@ -61,6 +73,7 @@ class ImageDataset(Dataset[Sample | Skipped]):
         preprocess: Preprocess,
         transform: TrainTransform | None = None,
         seed: int = 0,
+        num_labels: int = 0,
     ) -> None:
         """Make the data set.
 
@@ -69,11 +82,13 @@ class ImageDataset(Dataset[Sample | Skipped]):
             preprocess: Of the model; used alone when there is no transform.
             transform: Augmentation, for training.
             seed: Of the augmentation.
+            num_labels: C of multi-label targets; not needed where each image has one label.
         """
         self.records = records
         self.preprocess = preprocess
         self.transform = transform
         self.seed = seed
+        self.num_labels = num_labels
 
     def __len__(self) -> int:
         return len(self.records)
@@ -87,14 +102,22 @@ class ImageDataset(Dataset[Sample | Skipped]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
         try:
-            image = open_image(record.source)
+            if self.transform is None:
+                pixels = self.preprocess.resize(open_image(record.source))[0]
+            else:
+                pixels = self.transform(record.source, sample_seed(self.seed, epoch, index))
         except ImageError as error:
-            return Skipped(record.name, str(error.reason), self.preprocess.size)
-        if self.transform is None:
-            pixels = self.preprocess.resize(image)[0]
-        else:
-            pixels = self.transform(image, sample_seed(self.seed, epoch, index))
-        return Sample(pixels, record.label, index, record.name)
+            return Skipped(
+                record.name, error.reason, self._target(record.label), self.preprocess.size
+            )
+        return Sample(pixels, self._target(record.label), index, record.name)
+
+    def _target(self, label: int | tuple[int, ...]) -> NDArray[Any]:
+        if isinstance(label, int):
+            return np.array(label)
+        target = np.zeros(self.num_labels, dtype=np.float32)
+        target[list(label)] = 1
+        return target
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
@@ -111,11 +134,15 @@ def collate(samples: Sequence[Sample | Skipped]) -> Batch:
     """
     good = [sample for sample in samples if isinstance(sample, Sample)]
     bad = [sample for sample in samples if isinstance(sample, Skipped)]
-    none = np.zeros((0, *bad[0].size, 3), dtype=np.uint8) if bad else None
-    image = np.stack([sample.image for sample in good]) if good else none
+    if good:
+        image = np.stack([sample.image for sample in good])
+        label = np.stack([sample.label for sample in good])
+    else:
+        image = np.zeros((0, *bad[0].size, 3), dtype=np.uint8)
+        label = np.zeros((0, *bad[0].target.shape), dtype=bad[0].target.dtype)
     return Batch(
         image=torch.from_numpy(image),
-        label=torch.tensor([sample.label for sample in good], dtype=torch.int64),
+        label=torch.from_numpy(label),
         index=torch.tensor([sample.index for sample in good], dtype=torch.int64),
         name=[sample.name for sample in good],
         skipped=[(sample.name, sample.reason) for sample in bad],

@@ -49,7 +49,7 @@ class FolderData(ImageData):
             batch_size: Images in a batch, on each process.
             num_workers: Processes that open images, for each training process; by default one less
                 than its share of the cores, at most 8.
-            augment: Augmentation of training images: `none`, `light` or `standard`.
+            augment: Augmentation of training images, as for `ImageData`.
             seed: Of order, augmentation and splits.
 
         Raises:

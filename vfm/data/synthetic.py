@@ -51,7 +51,7 @@ class SyntheticData(ImageData):
             image_size: Height and width in pixels.
             batch_size: Images in a batch, on each process.
             num_workers: Processes that prepare images; these are in memory and need none.
-            augment: Augmentation of training images: `none`, `light` or `standard`.
+            augment: Augmentation of training images, as for `ImageData`.
             seed: Of images, order, augmentation and splits.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, Self
 
 import timm
 from timm import data as timm_data
@@ -28,7 +28,10 @@ class Backbone(nn.Module):
         info: Sizes of the features.
         preprocess: What its images must go through, from timm's configuration of the model.
         report: What a load of weights did; None for a random start.
+        frozen: Whether it stays in evaluation mode while the head is trained.
     """
+
+    frozen = False
 
     def __init__(
         self,
@@ -89,6 +92,10 @@ class Backbone(nn.Module):
             return None
         licence = self.model.pretrained_cfg.get("license")
         return str(licence) if licence else None
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode, unless frozen."""
+        return super().train(mode and not self.frozen)
 
     def forward(self, images: Tensor) -> Features:
         """Compute the features.

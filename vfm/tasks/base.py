@@ -10,16 +10,20 @@ from typing import Any, Self
 import lightning as L
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from vfm.data import ImageData
+from vfm.models.adapt import Adapt
+from vfm.models.adapt import adapt as adapt_backbone
 from vfm.models.backbone import Backbone
 from vfm.models.heads import Head
 from vfm.preprocess import Fit, Preprocess
 from vfm.spec import Component, Spec, build
-from vfm.tasks import callbacks
+from vfm.tasks import callbacks, compiling
+from vfm.tasks.averaging import WeightEMA
 from vfm.tasks.checkpoint import FORMAT, KEY, CheckpointError, read_checkpoint, versions
 from vfm.tasks.optim import Optim, learning_rate_factor, optimizer
 from vfm.types import Batch, Raw
@@ -38,6 +42,8 @@ class BaseTask(Component, L.LightningModule, ABC):
     monitor: str = "val/loss"
     """Metric that chooses the best checkpoint."""
     monitor_mode: str = "min"
+    multilabel: bool = False
+    """Whether several labels, or none, may apply to an image."""
 
     def __init__(
         self,
@@ -51,6 +57,9 @@ class BaseTask(Component, L.LightningModule, ABC):
         drop_path: float,
         backbone_args: dict[str, Any] | None,
         optim: Optim,
+        adapt: Adapt,
+        compile: bool,
+        patience: int | None,
     ) -> None:
         super().__init__()
         self.backbone = Backbone(
@@ -64,9 +73,12 @@ class BaseTask(Component, L.LightningModule, ABC):
         )
         if self.backbone.report is not None:
             rank_zero_info(f"Weights {self.backbone.report}")
+        adapt_backbone(self.backbone, adapt)
         self.head = head
         self.preprocess = self.backbone.preprocess
         self.optim = optim
+        self._compile = compile
+        self._patience = patience
         self.recipe: dict[str, Any] | None = None
         self.source: Path | None = None
         self.skipped = callbacks.SkippedFiles()
@@ -132,14 +144,24 @@ class BaseTask(Component, L.LightningModule, ABC):
         data = self._datamodule()
         data.preprocess = self.preprocess
         if stage == "fit":
-            if not self.labels:
-                self.head.prepare(self.backbone.info, data.labels)
-            self._require_same_labels(data.labels, "the data")
+            self.take_labels(data)
+            if self._compile:
+                compiling.compile_module(self.backbone)
             self._data = {
                 "spec": self._kept_split(data),
                 "fingerprint": data.fingerprint(),
                 "splits": data.describe(),
             }
+
+    def take_labels(self, data: ImageData) -> None:
+        """Make the head's layers for the labels of the data, unless it has them already.
+
+        Raises:
+            CheckpointError: The head was made for other labels.
+        """
+        if not self.labels:
+            self.head.prepare(self.backbone.info, data.labels)
+        self._require_same_labels(data.labels, "the data")
 
     def require_trained(self) -> None:
         """Refuse to answer before training.
@@ -166,10 +188,21 @@ class BaseTask(Component, L.LightningModule, ABC):
             return sum(
                 (p.sum() * 0.0 for p in self.parameters() if p.requires_grad), torch.zeros(())
             )
-        raw = self(batch["image"])
-        loss = self.loss(raw, batch["label"]) / share
+        images = self.preprocess.normalise(batch["image"])
+        images, target = self.mix(images, batch["label"], batch_idx)
+        loss = self.loss(self.head(self.backbone(images)), target) / share
         self.log("train/loss", loss.detach(), batch_size=num_images, prog_bar=True, on_epoch=True)
         return loss
+
+    def mix(self, images: Tensor, target: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Change a training batch after normalisation; a task may mix images and targets here.
+
+        Args:
+            images: float [N, 3, H, W].
+            target: As the data gives it.
+            batch_idx: Number of the batch in its epoch, on this rank.
+        """
+        return images, target
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Answers of a batch."""
@@ -210,10 +243,21 @@ class BaseTask(Component, L.LightningModule, ABC):
         ]
         if type(self.trainer.progress_bar_callback) is TQDMProgressBar:
             added.append(callbacks.ProgressBar())
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            added += self._fit_callbacks()
         present = self.trainer.checkpoint_callbacks
         if present and all(callbacks.is_default_checkpoint(c) for c in present):
             monitor = self.monitor if self.trainer.limit_val_batches else None
             added += callbacks.checkpoints(monitor, self.monitor_mode)
+        return added
+
+    def _fit_callbacks(self) -> list[Callback]:
+        added: list[Callback] = []
+        if self.optim.ema is not None:
+            added.append(WeightEMA(self.optim.ema))
+        if self._patience is not None and self.trainer.limit_val_batches:
+            stopper = EarlyStopping(self.monitor, patience=self._patience, mode=self.monitor_mode)
+            added.append(stopper)
         return added
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from vfm_runtime.types import Prediction
 
 MAX_UNREADABLE = 0.01
 """Largest share of a split's files that training goes on without."""
+
+SEPARATOR = "|"
+"""Between the labels of one image in `predictions.csv`."""
 
 _SHOWN = 5
 
@@ -129,21 +132,13 @@ class SkippedFiles(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the ranks' lists, and write them."""
-        self._finish(trainer, "train")
-        self._finish(trainer, "val")
+        self.gather(trainer, "train")
+        self.gather(trainer, "val")
         self._check(trainer, "train")
         self._check(trainer, "val")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the ranks' lists, and write them."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._finish(trainer, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the ranks' lists, and write them."""
-        self._finish(trainer, "test")
-
-    def _finish(self, trainer: Trainer, split: str) -> None:
+    def gather(self, trainer: Trainer, split: str) -> None:
+        """Join the ranks' lists of a split, and write them to `skipped_<split>.csv`."""
         if trainer.world_size > 1:
             ranks: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(ranks, self.files[split])
@@ -171,7 +166,10 @@ class SkippedFiles(Callback):
 
 
 class PredictionWriter(Callback):
-    """Writes `predictions.csv`: path, label, score, and the reason for each file that could not be read."""
+    """Writes `predictions.csv`: path, label, score, and the reason for each file that could not be read.
+
+    Where several labels may apply, those with a score of 0.5 or more stand in one cell, joined by `|`.
+    """
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, str, str, str]] = []
@@ -184,10 +182,16 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
         """Keep the batch's answers."""
-        score, best = outputs["scores"].max(dim=-1)
-        labels: tuple[str, ...] = pl_module.labels  # type: ignore[assignment]
-        for name, value, k in zip(batch["name"], score.tolist(), best.tolist(), strict=True):
-            self._rows.append((name, labels[k], f"{value:.6f}", ""))
+        for name, scores in zip(batch["name"], outputs["scores"].cpu().numpy(), strict=True):
+            answer = Prediction.from_scores(
+                scores,
+                pl_module.labels,  # type: ignore[arg-type]
+                multilabel=pl_module.multilabel,  # type: ignore[arg-type]
+            )
+            pairs = answer.applying() if answer.multilabel else answer.top(1)
+            label = SEPARATOR.join(label for label, _ in pairs)
+            score = SEPARATOR.join(f"{score:.6f}" for _, score in pairs)
+            self._rows.append((name, label, score, ""))
         self._rows += [(name, "", "", reason) for name, reason in batch["skipped"]]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

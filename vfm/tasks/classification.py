@@ -1,36 +1,35 @@
-"""One label an image."""
+"""One label an image, or several."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.nn import functional as F
 
-from vfm.metrics import accuracy, classification_results, confusion_matrix, macro_f1
+from vfm.data import ImageData
+from vfm.data.mixing import Mixing
+from vfm.losses import BinaryCrossEntropy, CrossEntropy, Loss
+from vfm.losses.classification import one_hot
+from vfm.models.adapt import Adapt
 from vfm.models.heads import ClassificationHead, LinearHead
 from vfm.preprocess import Fit
 from vfm.tasks import callbacks
 from vfm.tasks.base import BaseTask
+from vfm.tasks.labels import ClassWeights, LabelError, class_weights_of, match_labels
 from vfm.tasks.optim import Optim
-from vfm.tasks.results import Collector, write_results
+from vfm.tasks.results import Answers, Collector, metrics_of, write_results
 from vfm.types import Batch, Raw
 
 
-class LabelError(ValueError):
-    """The data has labels that the model was not trained for."""
-
-
 class ClassificationTask(BaseTask):
-    """Fine-tunes a backbone and a head to one label an image.
+    """Adapts a backbone and a head to label images.
 
-    Logs `train/loss`, `val/loss`, `val/accuracy`, `val/macro_f1`. Validating or testing a checkpoint writes
-    `results.json` and a confusion matrix beside it.
+    Logs `train/loss`, `val/loss`, `val/accuracy` and `val/macro_f1`, or with `multilabel` `val/mAP` and
+    `val/macro_f1`. Validating or testing a checkpoint writes `results.json` and a report beside it.
     """
 
     monitor = "val/accuracy"
@@ -47,8 +46,14 @@ class ClassificationTask(BaseTask):
         fit: Fit | None = None,
         drop_path: float = 0.0,
         backbone_args: dict[str, Any] | None = None,
+        adapt: Adapt = "full",
         optim: Optim = Optim(),
-        label_smoothing: float = 0.0,
+        multilabel: bool = False,
+        loss: Loss | None = None,
+        class_weights: ClassWeights = None,
+        mixing: Mixing = Mixing(),
+        compile: bool = False,
+        patience: int | None = None,
     ) -> None:
         """Build the backbone; the head's layers follow when the labels are known.
 
@@ -61,8 +66,15 @@ class ClassificationTask(BaseTask):
             fit: How other aspect ratios are met: crop, squash or letterbox; the backbone's own way by default.
             drop_path: Rate of stochastic depth in the backbone.
             backbone_args: More arguments for timm's create_model, such as embed_dim or depth.
-            optim: Optimiser and schedule.
-            label_smoothing: Share of the target spread over all labels, 0..1.
+            adapt: Which weights learn: full, or linear for the head alone.
+            optim: Optimiser, schedule, layer-wise decay and averaging of weights.
+            multilabel: Whether several labels, or none, may apply to an image; their scores are then independent.
+            loss: CrossEntropy by default, with multilabel BinaryCrossEntropy; or any other Loss.
+            class_weights: How much each class counts in training: `balanced` makes rare ones count as much as
+                common ones; or a number by class name, 1 for classes that are not named.
+            mixing: Mixup and CutMix of training batches.
+            compile: Compile the backbone with torch.compile for training.
+            patience: Validations without a better result after which training stops; null goes on to the end.
         """
         super().__init__(
             backbone,
@@ -74,16 +86,49 @@ class ClassificationTask(BaseTask):
             drop_path=drop_path,
             backbone_args=backbone_args,
             optim=optim,
+            adapt=adapt,
+            compile=compile,
+            patience=patience,
         )
-        self.label_smoothing = label_smoothing
+        self.multilabel = self.head.multilabel = multilabel
+        if multilabel:
+            self.monitor = "val/mAP"
+        self.criterion = loss or (BinaryCrossEntropy() if multilabel else CrossEntropy())
+        self.criterion.multilabel = multilabel
+        self.mixing = mixing
+        self._class_weights = class_weights
+        self._weights: Tensor | None = None
         self._collector = Collector()
-        self._order: Tensor | None = None
+        self._columns: Tensor | None = None
 
     def loss(self, raw: Raw, target: Tensor) -> Tensor:
-        """Cross-entropy, summed over the batch."""
-        return F.cross_entropy(
-            raw["logits"].float(), target, label_smoothing=self.label_smoothing, reduction="sum"
-        )
+        """The loss, summed over the batch; classes are weighted in training alone."""
+        weights = self._weights if self.training else None
+        loss: Tensor = self.criterion(raw["logits"].float(), target, weights)
+        return loss.sum()
+
+    def take_labels(self, data: ImageData) -> None:
+        """Make the head's layers, and weigh the classes."""
+        if data.multilabel != self.multilabel:
+            kind = "several labels" if data.multilabel else "one label"
+            raise LabelError(
+                f"The data has {kind} an image, the task has multilabel {self.multilabel}. "
+                f"Set --model.multilabel {str(data.multilabel).lower()}, or give other data."
+            )
+        super().take_labels(data)
+        self._weights = class_weights_of(self._class_weights, data)
+
+    def on_fit_start(self) -> None:
+        """Bring the class weights to where the model is."""
+        if self._weights is not None:
+            self._weights = self._weights.to(self.device)
+
+    def mix(self, images: Tensor, target: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Blend the batch's images and labels, as `mixing` says."""
+        if not (self.mixing.mixup or self.mixing.cutmix):
+            return images, target
+        key = (self._datamodule().seed, self.current_epoch, batch_idx, self.global_rank)
+        return self.mixing(images, one_hot(target, len(self.labels)), key)
 
     def on_validation_epoch_start(self) -> None:
         """Match the data's labels to the model's."""
@@ -111,48 +156,49 @@ class ClassificationTask(BaseTask):
 
     def _match_labels(self) -> None:
         self.require_trained()
-        labels = self._datamodule().labels
-        unknown = [name for name in labels if name not in self.labels]
-        if unknown:
-            raise LabelError(
-                f"The data has {len(unknown)} labels that the model was not trained for: {unknown[:5]}. "
-                f"The model knows {len(self.labels)}: {list(self.labels[:10])}. "
-                "Leave these folders out, or train with them."
-            )
-        order = [self.labels.index(name) for name in labels]
-        self._order = torch.tensor(order, device=self.device)
+        columns = match_labels(self._datamodule(), self.labels, self.multilabel)
+        self._columns = torch.tensor(columns, device=self.device)
+
+    def _target(self, label: Tensor) -> Tensor:
+        """The data's labels in the order of the model's."""
+        assert self._columns is not None
+        if not self.multilabel:
+            return self._columns[label]
+        target = torch.empty_like(label)
+        target[:, self._columns] = label
+        return target
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         num_images = len(batch["image"])
-        if num_images == 0 or self._order is None:
+        if num_images == 0:
             return
-        target = self._order[batch["label"]]
+        target = self._target(batch["label"])
         raw = self(batch["image"])
         loss = self.loss(raw, target) / num_images
         self.log(f"{split}/loss", loss, batch_size=num_images, on_epoch=True, sync_dist=True)
         self._collector.add(self.head.decode(raw)["scores"], target, batch["index"])
 
     def _finish(self, split: str, *, write: bool) -> None:
-        scores, target = self._collector.gather()
-        if self.trainer.sanity_checking or len(target) == 0:
+        answers = self._collector.gather()
+        if self.trainer.sanity_checking or len(answers.target) == 0:
             return
-        matrix = confusion_matrix(target, scores.argmax(1), len(self.labels))
-        values = {"accuracy": float(accuracy(matrix)), "macro_f1": float(macro_f1(matrix))}
-        for name, value in values.items():
+        for name, value in metrics_of(answers, self.multilabel).items():
             # The same on every rank, since each has gathered the whole split.
             self.log(f"{split}/{name}", value, prog_bar=True, rank_zero_only=False)
-        if write and self.trainer.is_global_zero:
-            self._write(split, scores, target)
+        if write:
+            self.skipped.gather(self.trainer, split)
+            if self.trainer.is_global_zero:
+                self._write(split, answers)
 
-    def _write(self, split: str, scores: np.ndarray, target: np.ndarray) -> None:
-        results = classification_results(scores, target, self.labels)
+    def _write(self, split: str, answers: Answers) -> None:
         skipped = self.skipped.files[split]
         checkpoint = self.trainer.ckpt_path or self.source
-        results |= {
+        more = {
             "checkpoint": str(checkpoint) if checkpoint else None,
             "num_skipped": len(skipped),
             "skipped": dict(skipped),
         }
         folder = Path(checkpoint).parent if checkpoint else callbacks.output_dir(self.trainer)
-        path = write_results(folder, split, results, self.labels)
+        data = self._datamodule()
+        path = write_results(folder, split, answers, self.labels, data, more)
         rank_zero_info(f"Results: {path}")

@@ -32,6 +32,12 @@ class Optim:
     clip: float | None = 1.0
     """Largest norm of all gradients together; null leaves them. A Trainer's gradient_clip_val goes before it."""
 
+    layer_decay: float | None = None
+    """Each block's learning rate as a share of the next one's, from the head down; 0.65 to 0.9 keeps early layers of a
+    pretrained backbone near their start. null: the same rate everywhere."""
+    ema: float | None = None
+    """Decay of a running average of the weights, such as 0.999, which is then validated, saved and exported. null: off."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         ranges = {
@@ -44,6 +50,11 @@ class Optim:
                 "two numbers from 0 to below 1",
             ),
             "clip": (self.clip is None or self.clip > 0, "above 0, or null"),
+            "layer_decay": (
+                self.layer_decay is None or 0 < self.layer_decay <= 1,
+                "above 0, at most 1, or null",
+            ),
+            "ema": (self.ema is None or 0 < self.ema < 1, "between 0 and 1, or null"),
         }
         for name, (good, expected) in ranges.items():
             if not good:
@@ -60,16 +71,27 @@ def optimizer(backbone: Any, head: nn.Module, optim: Optim) -> torch.optim.AdamW
         head: Any module.
         optim: Its settings.
     """
-    names = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
-    groups: list[dict[str, Any]] = [
-        *timm_optim.param_groups_weight_decay(
-            backbone, optim.weight_decay, no_weight_decay_list=names
-        ),
+    groups = [
+        *_backbone_groups(backbone, optim),
         *timm_optim.param_groups_weight_decay(head, optim.weight_decay),
     ]
     groups = [group for group in groups if group["params"]]
+    for group in groups:
+        # timm's own optimisers would multiply it in; a schedule of Lightning only scales what is here.
+        group["lr"] = optim.lr * group.pop("lr_scale", 1.0)
     on_gpu = all(p.is_cuda for group in groups for p in group["params"])
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=on_gpu)
+
+
+def _backbone_groups(backbone: Any, optim: Optim) -> list[dict[str, Any]]:
+    names = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+    if optim.layer_decay is None:
+        return timm_optim.param_groups_weight_decay(
+            backbone, optim.weight_decay, no_weight_decay_list=names
+        )
+    return timm_optim.param_groups_layer_decay(
+        backbone, optim.weight_decay, no_weight_decay_list=names, layer_decay=optim.layer_decay
+    )
 
 
 def learning_rate_factor(step: int, num_steps: int, optim: Optim) -> float:

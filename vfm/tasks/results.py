@@ -1,24 +1,48 @@
-"""Collect a whole split's predictions over batches and ranks, and write the figures."""
+"""Collect a whole split's answers over batches and ranks, and write the figures."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vfm.report import plots
+from vfm.data import ImageData
+from vfm.metrics import (
+    accuracy,
+    classification_results,
+    confusion_matrix,
+    macro_f1,
+    mean_average_precision,
+    multilabel_results,
+)
+from vfm.metrics.multilabel import f1_scores
+from vfm.tasks.groups import group_results
+from vfm.tasks.mistakes import Mistake, find_mistakes
+from vfm.tasks.page import write_pages
 
 RESULTS_FILE = "results.json"
 
 
+class Answers(NamedTuple):
+    """What a model said of a split, in the order of the split, each image once."""
+
+    scores: NDArray[np.float32]
+    """[N, C], probabilities."""
+    target: NDArray[Any]
+    """int64 [N], true classes; or float32 [N, C] of zeros and ones where several labels may apply."""
+    index: NDArray[np.int64]
+    """[N], position of each image in its split."""
+
+
 class Collector:
-    """Scores and labels of a split, gathered over ranks, each sample once."""
+    """Answers of a split, gathered over ranks."""
 
     def __init__(self) -> None:
         self._batches: list[tuple[NDArray[Any], ...]] = []
@@ -28,16 +52,16 @@ class Collector:
 
         Args:
             scores: float [N, C].
-            target: int [N].
-            index: int [N], position of each sample in its split.
+            target: int [N], or float [N, C].
+            index: int [N], position of each image in its split.
         """
         rows = (scores.float(), target, index)
         self._batches.append(tuple(t.detach().cpu().numpy() for t in rows))
 
-    def gather(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores [N, C] and labels [N] of all ranks in the order of the split; then starts anew.
+    def gather(self) -> Answers:
+        """The answers of all ranks; then starts anew.
 
-        Samples that a distributed sampler repeated to fill up a rank are dropped.
+        Images that a distributed sampler repeated to fill up a rank are dropped.
         """
         parts = self._batches
         self._batches = []
@@ -46,29 +70,67 @@ class Collector:
             torch.distributed.all_gather_object(ranks, parts)
             parts = [batch for rank in ranks for batch in rank]
         if not parts:
-            return np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
+            return Answers(np.zeros((0, 0), np.float32), np.zeros(0), np.zeros(0, np.int64))
         scores, target, index = (np.concatenate(column) for column in zip(*parts, strict=True))
-        _, first = np.unique(index, return_index=True)
-        return scores[first], target[first]
+        index, first = np.unique(index, return_index=True)
+        return Answers(scores[first], target[first], index)
 
 
-def write_results(folder: Path, split: str, results: dict[str, Any], labels: Sequence[str]) -> Path:
-    """Add a split's results to `results.json`, and draw its confusion matrix beside it.
+def metrics_of(answers: Answers, multilabel: bool) -> dict[str, float]:
+    """The few figures that every validation logs."""
+    if multilabel:
+        return {
+            "mAP": mean_average_precision(answers.scores, answers.target),
+            "macro_f1": f1_scores(answers.scores, answers.target)["macro_f1"],
+        }
+    matrix = confusion_matrix(answers.target, answers.scores.argmax(1), answers.scores.shape[1])
+    return {"accuracy": float(accuracy(matrix)), "macro_f1": float(macro_f1(matrix))}
+
+
+def write_results(
+    folder: Path,
+    split: str,
+    answers: Answers,
+    labels: Sequence[str],
+    data: ImageData,
+    more: dict[str, Any],
+) -> Path:
+    """Add a split's results to `results.json`, and write its page, pictures and list of mistakes beside it.
 
     Args:
         folder: Where the checkpoint lies.
         split: `val` or `test`; results of the other stay.
-        results: As given by `vfm.metrics.classification_results`, with what the task adds.
-        labels: Label names.
+        answers: Of the whole split.
+        labels: Label names of the model.
+        data: Where the images are.
+        more: What goes into the JSON besides the metrics.
 
     Returns:
         The path of `results.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    compute = multilabel_results if data.multilabel else classification_results
+    results = compute(answers.scores, answers.target, labels) | more
+    records = data.records[split]
+    results["groups"] = group_results(
+        answers.scores,
+        answers.target,
+        [records[i].groups for i in answers.index],
+        data.group_columns,
+    )
+    mistakes = find_mistakes(
+        answers.scores, answers.target, [records[i] for i in answers.index], labels
+    )
     path = folder / RESULTS_FILE
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     path.write_text(json.dumps(kept | {split: results}, indent=2) + "\n", encoding="utf-8")
-    matrix = np.asarray(results["confusion_matrix"])
-    picture = plots.confusion_matrix(matrix, list(labels))
-    (folder / f"confusion_matrix_{split}.png").write_bytes(picture)
+    _write_mistakes(folder / f"mistakes_{split}.csv", mistakes)
+    write_pages(folder, split, results, answers.scores, answers.target, labels, mistakes)
     return path
+
+
+def _write_mistakes(path: Path, mistakes: Sequence[Mistake]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "true", "answer", "score"))
+        writer.writerows((m.record.name, m.truth, m.answer, f"{m.score:.6f}") for m in mistakes)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from vfm_runtime.image import ImageError, open_image
+
+from vfm.data.decode import Source
+
+RNG = np.random.default_rng(0)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A picture without fine detail, so that all good ways of shrinking it agree."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    planes = [np.sin(5 * x + 2 * y), np.cos(4 * y), x * y]
+    return np.stack([(p - p.min()) / np.ptp(p) * 255 for p in planes], -1).astype(np.uint8)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    def write(name="a.jpg", size=(300, 420), mode="RGB", **options):
+        path = tmp_path / name
+        Image.fromarray(smooth(*size)).convert(mode).save(path, **options)
+        return str(path)
+
+    return write
+
+
+def test_whole_picture_is_that_of_evaluation(photo):
+    path = photo(quality=95)
+    source = Source.open(path)
+    assert (source.height, source.width) == (300, 420)
+    difference = source.pixels().astype(int) - open_image(path)
+    assert np.abs(difference).max() <= 2  # two builds of one decoder
+
+
+@pytest.mark.parametrize(
+    ("scale", "factor"),
+    [(1.0, 1), (0.51, 1), (0.5, 2), (0.26, 2), (0.25, 4), (0.125, 8), (0.01, 8)],
+)
+def test_scale_is_a_power_of_two_that_is_enough(photo, scale, factor):
+    pixels = Source.open(photo()).pixels(scale)
+    assert pixels.shape == (-(-300 // factor), -(-420 // factor), 3)
+    expected = Image.fromarray(smooth(300, 420)).resize(pixels.shape[1::-1], Image.Resampling.BOX)
+    assert np.abs(pixels.astype(int) - np.asarray(expected)).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation(photo, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = photo(exif=exif, quality=95)
+    upright = open_image(path)
+    source = Source.open(path)
+    assert (source.height, source.width) == upright.shape[:2]
+    assert np.abs(source.pixels().astype(int) - upright).max() <= 2
+    half = source.pixels(0.5)
+    assert half.shape == (upright.shape[0] // 2, upright.shape[1] // 2, 3)
+    assert np.abs(half[0, 0].astype(int) - upright[0, 0]).max() < 12
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("a.png", "RGB"), ("a.png", "L"), ("a.jpg", "L"), ("a.jpg", "CMYK")]
+)
+def test_other_formats_and_modes_are_as_in_evaluation(photo, name, mode):
+    path = photo(name, mode=mode)
+    assert np.abs(Source.open(path).pixels().astype(int) - open_image(path)).max() <= 2
+
+
+def test_array(photo):
+    image = smooth(20, 30)
+    assert np.array_equal(Source.open(image).pixels(0.1), image)
+    assert Source.open(image[:, :, 0]).pixels().shape == (20, 30, 3)
+
+
+def test_cut_file_is_refused_as_in_evaluation(photo, tmp_path):
+    path = tmp_path / "a.jpg"
+    photo("a.jpg")
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(ImageError, match="truncated"):
+        open_image(path)
+    with pytest.raises(ImageError, match="truncated"):
+        Source.open(str(path)).pixels(0.5)
+
+
+def test_file_that_is_no_jpeg_after_all(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"\xff\xd8\xff" + bytes(100))
+    with pytest.raises(ImageError):
+        Source.open(str(path))
+
+
+def test_too_many_pixels_go_the_way_of_evaluation(photo, monkeypatch):
+    path = photo()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="more pixels than is safe"):
+        Source.open(path)

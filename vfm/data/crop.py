@@ -1,0 +1,89 @@
+"""A random part of an image, resized: the step that decides how finely an image must be decoded."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.data.decode import Source
+
+_ATTEMPTS = 10
+
+
+class RandomCrop:
+    """A crop of random area and aspect ratio, resized to a fixed size (Szegedy et al., 2015)."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        cubic: bool = False,
+        *,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ) -> None:
+        """Set what is drawn.
+
+        Args:
+            size: Height and width of the result in pixels.
+            cubic: Enlarge by cubic interpolation in place of linear.
+            scale: Least and greatest share of the image's area.
+            ratio: Least and greatest width by height.
+
+        Raises:
+            ValueError: A range is none, or lies outside of what an image has.
+        """
+        self.size = size
+        self.enlarge = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
+        self.scale = _range("scale", scale, 1.0)
+        self.ratio = _range("ratio", ratio, math.inf)
+
+    def __call__(self, source: Source, generator: np.random.Generator) -> NDArray[np.uint8]:
+        """Crop and resize, uint8 [h, w, 3].
+
+        Args:
+            source: The image.
+            generator: Draws the crop, which does not depend on how finely the image is decoded.
+        """
+        top, left, height, width = self.box(source.height, source.width, generator)
+        h, w = self.size
+        image = source.pixels(max(h / height, w / width))
+        y, x = image.shape[0] / source.height, image.shape[1] / source.width
+        rows = slice(round(top * y), max(round(top * y) + 1, round((top + height) * y)))
+        columns = slice(round(left * x), max(round(left * x) + 1, round((left + width) * x)))
+        part = image[rows, columns]
+        shrinks = part.shape[0] >= h and part.shape[1] >= w
+        # Of OpenCV's filters only the area one is antialiased, as the resize of evaluation is.
+        how = cv2.INTER_AREA if shrinks else self.enlarge
+        resized: NDArray[np.uint8] = cv2.resize(part, (w, h), interpolation=how)  # type: ignore[assignment]
+        return resized
+
+    def box(
+        self, height: int, width: int, generator: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """Draw top, left, height and width of a part of an image of this height and width."""
+        low, high = np.log(self.ratio)
+        for _ in range(_ATTEMPTS):
+            area = height * width * generator.uniform(*self.scale)
+            aspect = math.exp(generator.uniform(low, high))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                top = int(generator.integers(height - h + 1))
+                left = int(generator.integers(width - w + 1))
+                return top, left, h, w
+        # An image too long for the ratio: its middle, as wide as the ratio lets it be.
+        w = max(1, min(width, round(height * self.ratio[1])))
+        h = max(1, min(height, round(width / self.ratio[0])))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _range(name: str, values: tuple[float, float], most: float) -> tuple[float, float]:
+    low, high = values
+    if not 0 < low <= high <= most:
+        limit = "" if math.isinf(most) else f", at most {most:g}"
+        raise ValueError(
+            f"RandomResizedCrop's {name} is {list(values)}. Give the least and the greatest value, above 0{limit}."
+        )
+    return float(low), float(high)

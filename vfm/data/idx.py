@@ -1,0 +1,168 @@
+"""MNIST's file format: all images of a split in one file, all labels in another."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.data.base import ImageData
+from vfm.data.dataset import Record
+from vfm.data.splits import stratified_split
+from vfm.data.transforms import Augment
+
+_STEMS = {"train": "train", "test": "t10k"}
+_UNSIGNED_BYTES = 0x08
+
+
+class IdxData(ImageData):
+    """MNIST, Fashion-MNIST and their kin: `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte` ..., plain or `.gz`.
+
+    Validation images are drawn from the training images, class by class; `predict` answers for the
+    test images.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        label_names: Sequence[str] = (),
+        val_fraction: float = 0.1,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        augment: Augment = "light",
+        seed: int = 0,
+    ) -> None:
+        """Make the data module; the files are read by `setup`.
+
+        Args:
+            root: The folder of the four files.
+            label_names: Names of the classes in the order of their numbers; the numbers by default.
+            val_fraction: Share of the training images for validation; 0 for none.
+            batch_size: Images in a batch, on each process.
+            num_workers: Processes that prepare images, as for `ImageData`.
+            augment: Augmentation of training images, as for `ImageData`.
+            seed: Of order, augmentation and splits.
+
+        Raises:
+            ValueError: An argument lies outside its range.
+        """
+        super().__init__(batch_size=batch_size, num_workers=num_workers, augment=augment, seed=seed)
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction is {val_fraction}. Give a share from 0 to below 1.")
+        self.root = Path(root)
+        self.label_names = tuple(map(str, label_names))
+        self.val_fraction = val_fraction
+
+    def read(self) -> dict[str, list[Record]]:
+        """All images, as uint8 [H, W]."""
+        images, labels = self._read_split("train")
+        test_images, test_labels = self._read_split("test")
+        self.labels = self._names(int(max(labels.max(), test_labels.max())) + 1)
+        names = [f"train-{index:05d}" for index in range(len(images))]
+        fractions = {"train": 1 - self.val_fraction, "val": self.val_fraction}
+        drawn = stratified_split(names, [self.labels[k] for k in labels], fractions, self.seed)
+        records: dict[str, list[Record]] = {"train": [], "val": []}
+        for image, label, name, split in zip(images, labels, names, drawn, strict=True):
+            records[split].append(Record(image, int(label), name))
+        records["test"] = [
+            Record(image, int(label), f"test-{index:05d}")
+            for index, (image, label) in enumerate(zip(test_images, test_labels, strict=True))
+        ]
+        return records
+
+    def read_predict(self) -> list[Record]:
+        """The test images."""
+        self._read_once()
+        return self.records["test"]
+
+    def remedy(self, split: str) -> str:
+        """What to do about a missing split."""
+        return (
+            "Set val_fraction above 0." if split == "val" else f"Look at the files in {self.root}."
+        )
+
+    def _read_split(self, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        stem = _STEMS[split]
+        images = read_idx(_find(self.root, f"{stem}-images-idx3-ubyte"), num_dimensions=3)
+        labels = read_idx(_find(self.root, f"{stem}-labels-idx1-ubyte"), num_dimensions=1)
+        if len(images) != len(labels) or not len(images):
+            raise ValueError(
+                f"{self.root} has {len(images)} {split} images and {len(labels)} labels. "
+                "Give one label for each image; the files may belong to different sets."
+            )
+        return images, labels
+
+    def _names(self, count: int) -> tuple[str, ...]:
+        names = self.label_names or tuple(map(str, range(count)))
+        if len(names) != count or len(set(names)) != count:
+            raise ValueError(
+                f"label_names has {len(set(names))} different names, the files of {self.root} have {count} classes. "
+                "Give one name for each class, or leave label_names out."
+            )
+        return names
+
+
+def read_idx(path: Path, *, num_dimensions: int) -> NDArray[np.uint8]:
+    """Read one file: uint8 of as many dimensions, first of them the samples.
+
+    Raises:
+        ValueError: It is cut short, of another kind, or holds other numbers than bytes.
+    """
+    data = _content(path)
+    if (
+        len(data) < 4
+        or data[:2] != b"\0\0"
+        or data[2] != _UNSIGNED_BYTES
+        or data[3] != num_dimensions
+    ):
+        raise ValueError(
+            f"{path} is no IDX file of bytes in {num_dimensions} dimensions: it starts with {data[:4].hex(' ')}, not "
+            f"00 00 08 {num_dimensions:02x}. Give MNIST's own files, unpacked or as .gz."
+        )
+    start = 4 + 4 * num_dimensions
+    if len(data) < start:
+        raise ValueError(f"{path} ends within its header. Copy or download it again.")
+    shape = tuple(int(n) for n in np.frombuffer(data, ">i4", num_dimensions, 4))
+    if len(data) - start != math.prod(shape):
+        raise ValueError(
+            f"{path} should hold {math.prod(shape):,} bytes for shape {list(shape)}, but holds {len(data) - start:,}. "
+            "Copy or download it again."
+        )
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _find(root: Path, name: str) -> Path:
+    # torchvision and others unpack to a name with a dot in place of the last dash.
+    candidates = [
+        root / (n + end) for n in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")
+    ]
+    for path in candidates:
+        if path.is_file():
+            return path
+    there = sorted(p.name for p in root.iterdir())[:5] if root.is_dir() else []
+    found = (
+        f"It holds {', '.join(there) or 'nothing'}."
+        if root.is_dir()
+        else "There is no such folder."
+    )
+    raise ValueError(
+        f"There is no {name} or {name}.gz in {root}. {found} Give the folder of MNIST's four files."
+    )
+
+
+def _content(path: Path) -> bytes:
+    data = path.read_bytes()
+    if path.suffix != ".gz":
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be unpacked: {error}. Copy or download it again."
+        ) from error

@@ -1,0 +1,11 @@
+"""Losses: what a task lowers. A new loss is a class; there is no list to edit."""
+
+from vfm.losses.classification import (
+    AsymmetricLoss,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    FocalLoss,
+    Loss,
+)
+
+__all__ = ["AsymmetricLoss", "BinaryCrossEntropy", "CrossEntropy", "FocalLoss", "Loss"]

@@ -1,0 +1,148 @@
+"""Losses of logits against labels, hard or soft, one label an image or several."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.spec import Component
+
+
+class Loss(Component, nn.Module, ABC):
+    """A loss for each image.
+
+    Attributes:
+        multilabel: Whether several labels may apply to an image; the task sets it.
+    """
+
+    multilabel: bool = False
+
+    @abstractmethod
+    def forward(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Losses of a batch, float [N].
+
+        Args:
+            logits: float [N, C].
+            target: int64 [N], the true class; or float [N, C], shares of the classes, or with
+                `multilabel` whether each label applies, 0..1.
+            weights: float [C], how much each class counts; with `multilabel` where it applies.
+        """
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy, for hard and for soft targets."""
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        """Set the smoothing.
+
+        Args:
+            label_smoothing: Share of the target spread over all labels, 0..1.
+        """
+        super().__init__()
+        self.label_smoothing = _within("label_smoothing", label_smoothing, 0, 1)
+
+    def forward(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Losses [N]."""
+        if self.multilabel:
+            raise ValueError(
+                "CrossEntropy takes one label an image, but the task is multi-label. "
+                "Give --model.loss BinaryCrossEntropy, AsymmetricLoss or FocalLoss."
+            )
+        return F.cross_entropy(
+            logits, target, weights, reduction="none", label_smoothing=self.label_smoothing
+        )
+
+
+class BinaryCrossEntropy(Loss):
+    """A yes or no for each label; the mean over labels."""
+
+    def forward(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Losses [N]."""
+        _require_multilabel(self)
+        return F.binary_cross_entropy_with_logits(
+            logits, target, pos_weight=weights, reduction="none"
+        ).mean(dim=-1)
+
+
+class FocalLoss(Loss):
+    """Cross-entropy that easy images hardly add to (Lin et al., 2017): softmax, or a sigmoid for each label."""
+
+    def __init__(self, gamma: float = 2.0) -> None:
+        """Set the focus.
+
+        Args:
+            gamma: How much less easy answers count; 0 is plain cross-entropy.
+        """
+        super().__init__()
+        self.gamma = _within("gamma", gamma, 0, 10)
+
+    def forward(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Losses [N]; with `multilabel` the mean over labels."""
+        if self.multilabel:
+            yes = _focal(F.logsigmoid(logits), self.gamma) * _factor(weights)
+            no = _focal(F.logsigmoid(-logits), self.gamma)
+            return (target * yes + (1 - target) * no).mean(dim=-1)
+        shares = one_hot(target, logits.shape[-1])
+        terms = _focal(logits.log_softmax(dim=-1), self.gamma) * _factor(weights)
+        return (shares * terms).sum(dim=-1)
+
+
+class AsymmetricLoss(Loss):
+    """For many labels of which few apply: easy negatives hardly count (Ridnik et al., 2021)."""
+
+    def __init__(
+        self, gamma_negative: float = 4.0, gamma_positive: float = 1.0, margin: float = 0.05
+    ) -> None:
+        """Set the focus.
+
+        Args:
+            gamma_negative: How much less easy negatives count.
+            gamma_positive: How much less easy positives count.
+            margin: Probability below which a negative does not count at all, 0..1.
+        """
+        super().__init__()
+        self.gamma_negative = _within("gamma_negative", gamma_negative, 0, 10)
+        self.gamma_positive = _within("gamma_positive", gamma_positive, 0, 10)
+        self.margin = _within("margin", margin, 0, 1)
+
+    def forward(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Losses [N]; the mean over labels."""
+        _require_multilabel(self)
+        yes = _focal(F.logsigmoid(logits), self.gamma_positive) * _factor(weights)
+        shifted = (logits.sigmoid() - self.margin).clamp(min=0)
+        no = -shifted.pow(self.gamma_negative) * torch.log1p(-shifted.clamp(max=1 - 1e-7))
+        return (target * yes + (1 - target) * no).mean(dim=-1)
+
+
+def one_hot(target: Tensor, num_labels: int) -> Tensor:
+    """Targets as float [N, C], whether given as classes [N] or so already."""
+    return F.one_hot(target, num_labels).float() if target.ndim == 1 else target
+
+
+def _focal(log_probability: Tensor, gamma: float) -> Tensor:
+    if gamma == 0:
+        return -log_probability
+    # 1 - p by expm1: near p = 1 the difference would be lost, and its power has no gradient at 0.
+    missing = -torch.expm1(log_probability.clamp(max=-1e-7))
+    return -missing.pow(gamma) * log_probability
+
+
+def _factor(weights: Tensor | None) -> Tensor | float:
+    return 1.0 if weights is None else weights
+
+
+def _require_multilabel(loss: Loss) -> None:
+    if not loss.multilabel:
+        raise ValueError(
+            f"{type(loss).__name__} answers yes or no for each label, but the task has one label an image. "
+            "Give --model.loss CrossEntropy or FocalLoss, or set --model.multilabel true."
+        )
+
+
+def _within(name: str, value: float, low: float, high: float) -> float:
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}. Give a number from {low} to {high}.")
+    return value

@@ -1,0 +1,46 @@
+"""A running average of the weights, which is steadier than the weights themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+
+class WeightEMA(WeightAveraging):
+    """Averages the weights of every step; validation, checkpoints and the end of training have the average.
+
+    Its state is in the checkpoint, so a resumed training goes on with both kinds of weights.
+    """
+
+    def __init__(self, decay: float) -> None:
+        """Set the decay.
+
+        Args:
+            decay: Share of the average that each step keeps; smaller in the first steps, so that
+                the random start is soon forgotten.
+        """
+        super().__init__(multi_avg_fn=_average(decay))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the model, once its head has its layers: Lightning asks callbacks before the task."""
+        if stage == "fit":
+            pl_module.take_labels(trainer.datamodule)  # type: ignore[operator, attr-defined]
+        super().setup(trainer, pl_module, stage)
+
+
+def _average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Any], None]:
+    @torch.no_grad()
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Any) -> None:
+        steps = float(num_averaged)
+        share = 1 - min(decay, (1 + steps) / (10 + steps))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(list(averaged), list(current), share)
+        else:
+            torch._foreach_copy_(list(averaged), list(current))  # counters of batch norms
+
+    return update
