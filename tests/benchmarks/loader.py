@@ -1,10 +1,10 @@
-"""One core from JPEG files to normalised 224 x 224 tensors: vfm's training loader against torchvision.
+"""One core from JPEG files to normalised 224 x 224 tensors: vfm's training loader against torchvision's.
 
     python tests/benchmarks/loader.py [--quick]
 
-Torchvision: ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor, Normalize, in a DataLoader without
-workers. vfm: FolderData with the same two augmentations and the same normalisation, without workers. A second case adds
-ColorJitter on both sides. The photos are those that scikit-image and scikit-learn carry, resized to 640 x 480 and 1920 x
+Torchvision: ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor, Normalize, in a DataLoader without workers.
+vfm: FolderData with the same two augmentations and the same normalisation, without workers. A second case adds
+ColorJitter on both sides. The photos are those of scikit-image and scikit-learn, resized to 640 x 480 and to 1920 x
 1440 and saved as JPEG of quality 90.
 """
 

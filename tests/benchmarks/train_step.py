@@ -148,6 +148,14 @@ def theirs(case: Case, batch: Batch) -> float:
     return case.batch * case.steps / (time.perf_counter() - start)
 
 
+def measure(case: Case, rounds: int) -> None:
+    batch = make_batch(case)
+    first, second, quotient = in_turns(
+        lambda: ours(case, batch), lambda: theirs(case, batch), rounds
+    )
+    report(f"train step, {case.name}, {case.precision}", first, second, "images/s", quotient)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the first case, few rounds")
@@ -157,17 +165,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     cases = GPU if torch.cuda.is_available() else CPU
     for case in cases[: 1 if quick else None]:
-        batch = make_batch(case)
-        figures = in_turns(
-            lambda: ours(case, batch), lambda: theirs(case, batch), 3 if quick else 7
-        )  # noqa: B023
-        report(
-            f"train step, {case.name}, {case.precision}",
-            figures[0],
-            figures[1],
-            "images/s",
-            figures[2],
-        )
+        measure(case, 3 if quick else 7)
 
 
 if __name__ == "__main__":

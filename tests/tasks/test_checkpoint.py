@@ -12,9 +12,9 @@ import torch
 
 import vfm
 from tests.tasks.tiny import LABELS, Steep, fit, shapes, stored, trainer, vit
-from vfm.losses import CrossEntropy
 from vfm.data import FolderData
 from vfm.data.synthetic import write_image_folder
+from vfm.losses import CrossEntropy
 from vfm.models.heads import LinearHead
 from vfm.spec import SpecError
 from vfm.tasks import BaseTask, ClassificationTask

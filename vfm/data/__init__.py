@@ -1,9 +1,10 @@
-"""Images with labels, from folders, from memory or generated, as Lightning data modules."""
+"""Images with labels, from folders, tables, MNIST files, memory or generated, as Lightning data modules."""
 
 from vfm.data.base import ImageData
 from vfm.data.digits import DigitsData
 from vfm.data.folder import FolderData
 from vfm.data.idx import IdxData
 from vfm.data.synthetic import SyntheticData
+from vfm.data.table import TableData
 
-__all__ = ["DigitsData", "FolderData", "IdxData", "ImageData", "SyntheticData"]
+__all__ = ["DigitsData", "FolderData", "IdxData", "ImageData", "SyntheticData", "TableData"]

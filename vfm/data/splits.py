@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +56,99 @@ def stratified_split(
             for _ in range(count):
                 chosen[next(ranked)] = split
     return chosen
+
+
+def grouped_split(
+    keys: Sequence[str],
+    labels: Sequence[tuple[int, ...]],
+    names: Sequence[str],
+    fractions: Mapping[str, float],
+    seed: int,
+) -> list[str]:
+    """Choose a split for every image, never dividing a key, with labels spread as evenly as that allows.
+
+    Iterative stratification: the rarest label is dealt out first, each key to the split that lacks it most (Sechidis et
+    al., 2011). Where every image has a key and one label of its own it is `stratified_split`.
+
+    Args:
+        keys: Of each image; images of one key stay together.
+        labels: The labels of each image, as indices into `names`.
+        names: Of the labels.
+        fractions: Share of each split, adding up to 1; splits of share 0 get nothing.
+        seed: Of the draw.
+
+    Returns:
+        The split of each image.
+
+    Raises:
+        ValueError: The fractions do not add up, or a label cannot be in every split (in the training images, where
+            images have several labels).
+    """
+    single = all(len(found) == 1 for found in labels)
+    if single and len(set(keys)) == len(keys):
+        return stratified_split(keys, [names[found[0]] for found in labels], fractions, seed)
+    wanted = _checked(fractions)
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for key, found in zip(keys, labels, strict=True):
+        counts[key].update(found)
+    if single:
+        _check_keys(counts, names, wanted)
+    chosen = _dealt(counts, wanted, seed)
+    learned = {label for key, split in chosen.items() if split == "train" for label in counts[key]}
+    missing = sorted({label for count in counts.values() for label in count} - learned)
+    if missing:
+        raise ValueError(
+            f"No training image has the label '{names[missing[0]]}': its images go with others to {', '.join(wanted)}. "
+            "Add images of it, or write the splits into the table."
+        )
+    return [chosen[key] for key in keys]
+
+
+def _dealt(
+    counts: Mapping[str, Counter[int]], fractions: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """A split for each key."""
+    total: Counter[int] = Counter()
+    holders: dict[int, list[str]] = defaultdict(list)
+    # By hash, so that the order of the table does not matter.
+    for key in sorted(counts, key=lambda key: _rank(seed, key)):
+        total.update(counts[key])
+        for label in counts[key]:
+            holders[label].append(key)
+    size = len(counts)
+    lack = {
+        split: {label: share * count for label, count in total.items()} | {-1: share * size}
+        for split, share in fractions.items()
+    }
+    chosen: dict[str, str] = {}
+    for label in [*sorted(holders, key=lambda label: (len(holders[label]), label)), -1]:
+        members = holders[label] if label >= 0 else [*counts]
+        waiting = [key for key in members if key not in chosen]
+        without = set(fractions) - {chosen[key] for key in members if key in chosen}
+        for left, key in zip(range(len(waiting), 0, -1), waiting, strict=True):
+            # The last ones go to the splits that have none, so that every split has each label where there are enough.
+            open_to = without if label >= 0 and 0 < left <= len(without) else fractions
+            split = max(sorted(open_to), key=lambda s: (lack[s][label], lack[s][-1]))
+            chosen[key] = split
+            without.discard(split)
+            for other, count in counts[key].items():
+                lack[split][other] -= count
+            lack[split][-1] -= 1
+    return chosen
+
+
+def _check_keys(
+    counts: Mapping[str, Counter[int]], names: Sequence[str], fractions: Mapping[str, float]
+) -> None:
+    holders = Counter(label for count in counts.values() for label in count)
+    for label, number in sorted(holders.items()):
+        if number < len(fractions):
+            keys = "1 key" if number == 1 else f"{number} keys"
+            raise ValueError(
+                f"The images of class '{names[label]}' have {keys}, too few for one each in {', '.join(fractions)}. "
+                "Add images of other keys, leave the class out, or ask for fewer splits "
+                "(val_fraction=0 or test_fraction=0)."
+            )
 
 
 def write_split(path: str | Path, rows: Iterable[SplitRow]) -> None:

@@ -204,7 +204,7 @@ def _random_crop(arguments: Mapping[str, Any], preprocess: Preprocess) -> Random
 def _compose(steps: Sequence[Any], preprocess: Preprocess) -> Any:
     # It asks the network for updates at import otherwise. The import takes two seconds.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations as A  # noqa: N812 - the name that its own documentation uses
+    import albumentations as A
 
     return A.Compose([_transform(A, *_entry(step), preprocess) for step in steps])
 

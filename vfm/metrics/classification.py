@@ -7,11 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vfm.metrics.intervals import bootstrap
+from vfm.metrics.ranking import Ranking, class_rankings, figure, mean_over_classes
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 _LEVEL = 0.95
+_TOP = 5
 
 
 def confusion_matrix(target: npt.ArrayLike, predicted: npt.ArrayLike, num_classes: int) -> IntArray:
@@ -84,7 +86,7 @@ def per_class(matrix: npt.ArrayLike, labels: Sequence[str]) -> list[dict[str, An
             "Pass one matrix of the batch."
         )
     hits, support, predicted = _margins(array)
-    _check_labels(labels, len(hits))
+    check_labels(labels, len(hits))
     precision, recall = _ratio(hits, predicted), _ratio(hits, support)
     f1 = _ratio(2 * hits, support + predicted)
     return [
@@ -104,8 +106,9 @@ def classification_results(
 ) -> dict[str, Any]:
     """Score class probabilities against the truth, as a dictionary ready for JSON.
 
-    The class with the largest score is the prediction, the first one of a tie. Accuracy
-    and macro F1 carry a 95 % bootstrap interval over the samples.
+    The class with the largest score is the prediction, the first one of a tie. Headline figures
+    carry a 95 % bootstrap interval over the samples: accuracy, macro F1, for more than five classes
+    top-5 accuracy, and the AUROC of each class against all others, averaged over the classes that occur.
 
     Args:
         probabilities: Scores by class, float `[N, C]`; only their order matters.
@@ -113,23 +116,45 @@ def classification_results(
         labels: Names of the C classes.
         seed: Seed of the bootstrap.
     """
-    scores = _checked_scores(probabilities)
+    scores = checked_scores(probabilities)
     truth = np.asarray(target)
     if truth.shape != scores.shape[:1]:
         raise ValueError(
             f"target has shape {truth.shape}, probabilities have shape {scores.shape}. "
             f"Pass one class index for each row, shape {scores.shape[:1]}."
         )
-    _check_labels(labels, scores.shape[1])
+    check_labels(labels, scores.shape[1])
     matrix = confusion_matrix(truth, scores.argmax(axis=1), scores.shape[1])
+    positive = truth[:, None] == np.arange(scores.shape[1])
+    rankings = class_rankings(scores, positive)
+    macro_auroc = mean_over_classes(Ranking.auroc, rankings)
     return {
         "num_samples": len(scores),
         "accuracy": bootstrap(accuracy, matrix, level=_LEVEL, seed=seed).to_dict(),
         "macro_f1": bootstrap(macro_f1, matrix, level=_LEVEL, seed=seed).to_dict(),
+        **_top5(scores, truth, seed),
+        "auroc": figure(macro_auroc, scores.shape, seed, _LEVEL),
         "level": _LEVEL,
-        "per_class": per_class(matrix, labels),
+        "per_class": [
+            row | ranking.to_dict()
+            for row, ranking in zip(per_class(matrix, labels), rankings, strict=True)
+        ],
         "confusion_matrix": matrix.tolist(),
     }
+
+
+def _top5(scores: npt.NDArray[Any], truth: npt.NDArray[Any], seed: int) -> dict[str, Any]:
+    """Share of samples whose class is among the five of largest score; nothing up to five classes."""
+    if scores.shape[1] <= _TOP:
+        return {}
+    own = scores[np.arange(len(truth)), truth][:, None]
+    # The first of a tie is the better one, as it is for the prediction.
+    earlier = np.arange(scores.shape[1]) < truth[:, None]
+    better = (scores > own) | ((scores == own) & earlier)
+    hits = int((better.sum(axis=1) < _TOP).sum())
+    counts = [hits, len(truth) - hits]
+    share = bootstrap(lambda drawn: drawn[:, 0] / drawn.sum(1), counts, level=_LEVEL, seed=seed)
+    return {"top5_accuracy": share.to_dict()}
 
 
 def _margins(matrix: npt.ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
@@ -178,7 +203,7 @@ def _checked_indices(name: str, values: npt.ArrayLike, num_classes: int) -> IntA
     return array.astype(np.int64)
 
 
-def _checked_scores(probabilities: npt.ArrayLike) -> npt.NDArray[Any]:
+def checked_scores(probabilities: npt.ArrayLike) -> npt.NDArray[Any]:
     """Scores `[N, C]`, refused when there are none or any is NaN."""
     scores = np.asarray(probabilities)
     if scores.ndim != 2 or scores.shape[1] == 0:
@@ -197,7 +222,8 @@ def _checked_scores(probabilities: npt.ArrayLike) -> npt.NDArray[Any]:
     return scores
 
 
-def _check_labels(labels: Sequence[str], num_classes: int) -> None:
+def check_labels(labels: Sequence[str], num_classes: int) -> None:
+    """Refuse names that are not one for each class."""
     if len(labels) != num_classes:
         raise ValueError(
             f"There are {len(labels)} labels for {num_classes} classes. "

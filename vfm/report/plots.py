@@ -17,10 +17,10 @@ _Layout = Literal["constrained", "compressed"]
 Points = Sequence[tuple[float, float]]
 
 # Okabe and Ito's colours, told apart by colour-blind readers; line styles when they run out.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES = ("-", "--", ":", "-.")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":", "-.")
 _DPI = 144
-_FONT_SIZE = 9
+FONT_SIZE = 9
 _MAX_CLASSES_WITH_COUNTS = 20
 _MAX_CLASSES_WITH_LABELS = 50
 
@@ -51,15 +51,15 @@ def learning_curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: str) 
             f"There is no series to plot in the panels {list(panels)}. "
             "Pass at least one panel with one series of (x, y) points."
         )
-    figure = _figure(max(6.0, 4.4 * len(panels)), 3.4)
+    drawing = figure(max(6.0, 4.4 * len(panels)), 3.4)
     # squeeze=False keeps an array for a single panel too.
     for axes, (ylabel, series) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+        drawing.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         _draw_series(axes, series, names)
-        axes.set_xlabel(_short(xlabel, 48), fontsize=_FONT_SIZE, parse_math=False)
-        axes.set_ylabel(_short(ylabel, 32), fontsize=_FONT_SIZE, parse_math=False)
-    return _png(figure)
+        axes.set_xlabel(shortened(xlabel, 48), fontsize=FONT_SIZE, parse_math=False)
+        axes.set_ylabel(shortened(ylabel, 32), fontsize=FONT_SIZE, parse_math=False)
+    return png(drawing)
 
 
 def confusion_matrix(
@@ -87,19 +87,19 @@ def confusion_matrix(
     shown = counts / np.maximum(support, 1) if normalise else counts
     side = min(9.5, max(4.5, 1.6 + 0.55 * num_classes))
     # "constrained" pushes the label of the y axis off a figure with square cells.
-    figure = _figure(side + 0.9, side, layout="compressed")
-    axes = figure.subplots()
+    drawing = figure(side + 0.9, side, layout="compressed")
+    axes = drawing.subplots()
     with_counts = num_classes <= _MAX_CLASSES_WITH_COUNTS
     limit = 1.0 if normalise else max(1.0, float(counts.max()))
     norm = PowerNorm(1.0 if with_counts else 0.5, 0, limit)
     image = axes.imshow(shown, cmap="Blues", norm=norm, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, aspect=30, pad=0.03)
-    bar.set_label("share of the true class" if normalise else "samples", fontsize=_FONT_SIZE)
-    bar.ax.tick_params(labelsize=_FONT_SIZE - 1)
+    bar = drawing.colorbar(image, ax=axes, aspect=30, pad=0.03)
+    bar.set_label("share of the true class" if normalise else "samples", fontsize=FONT_SIZE)
+    bar.ax.tick_params(labelsize=FONT_SIZE - 1)
     _name_classes(axes, labels)
     if with_counts:
         _write_counts(axes, counts, shown / limit)
-    return _png(figure)
+    return png(drawing)
 
 
 def bars(values: Mapping[str, float], xlabel: str) -> bytes:
@@ -115,23 +115,23 @@ def bars(values: Mapping[str, float], xlabel: str) -> bytes:
             f"Bars need at least one value, all finite and at least 0, but got {dict(values)}. "
             "Leave out what was not measured."
         )
-    figure = _figure(7.0, 0.9 + 0.36 * len(lengths))
-    axes = figure.subplots()
-    drawn = axes.barh(range(len(lengths)), lengths, color=_COLOURS[0], height=0.65)
-    axes.bar_label(drawn, [f"{value:.4g}" for value in lengths], padding=4, fontsize=_FONT_SIZE)
+    drawing = figure(7.0, 0.9 + 0.36 * len(lengths))
+    axes = drawing.subplots()
+    drawn = axes.barh(range(len(lengths)), lengths, color=COLOURS[0], height=0.65)
+    axes.bar_label(drawn, [f"{value:.4g}" for value in lengths], padding=4, fontsize=FONT_SIZE)
     axes.set_yticks(
         range(len(lengths)),
-        [_short(name, 40) for name in values],
-        fontsize=_FONT_SIZE,
+        [shortened(name, 40) for name in values],
+        fontsize=FONT_SIZE,
         parse_math=False,
     )
     axes.invert_yaxis()
     # Room for the value at the end of the longest bar.
     axes.set_xlim(0, 1.12 * max(lengths) or 1.0)
-    axes.set_xlabel(_short(xlabel, 48), fontsize=_FONT_SIZE, parse_math=False)
-    _tidy(axes)
+    axes.set_xlabel(shortened(xlabel, 48), fontsize=FONT_SIZE, parse_math=False)
+    tidy(axes)
     axes.grid(visible=False, axis="y")
-    return _png(figure)
+    return png(drawing)
 
 
 def _draw_series(axes: Axes, series: Mapping[str, Points], names: Sequence[str]) -> None:
@@ -145,24 +145,24 @@ def _draw_series(axes: Axes, series: Mapping[str, Points], names: Sequence[str])
         lines += axes.plot(
             xy[:, 0],
             xy[:, 1],
-            color=_COLOURS[index % len(_COLOURS)],
-            linestyle=_STYLES[index // len(_COLOURS) % len(_STYLES)],
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=STYLES[index // len(COLOURS) % len(STYLES)],
             linewidth=1.6,
             # A single point has no line; many points hide theirs behind the markers.
             marker="o" if len(xy) <= 30 else "",
             markersize=3.5,
         )
-    _tidy(axes)
+    tidy(axes)
     if whole:
         # Steps and epochs have no halves.
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     if not lines:
         return
-    legend = axes.legend(lines, ["series"] * len(lines), fontsize=_FONT_SIZE, frameon=False)
+    legend = axes.legend(lines, ["series"] * len(lines), fontsize=FONT_SIZE, frameon=False)
     # Named afterwards: matplotlib drops names that start with an underscore.
     for text, name in zip(legend.get_texts(), series, strict=True):
         text.set_parse_math(False)
-        text.set_text(_short(name, 40))
+        text.set_text(shortened(name, 40))
 
 
 def _checked_points(name: str, points: Points) -> npt.NDArray[np.float64]:
@@ -182,8 +182,8 @@ def _name_classes(axes: Axes, labels: Sequence[str]) -> None:
     """Name rows and columns, or say that there are too many classes for it."""
     note = ""
     if len(labels) <= _MAX_CLASSES_WITH_LABELS:
-        size = _FONT_SIZE if len(labels) <= _MAX_CLASSES_WITH_COUNTS else 6.5
-        names = [_short(label, 24) for label in labels]
+        size = FONT_SIZE if len(labels) <= _MAX_CLASSES_WITH_COUNTS else 6.5
+        names = [shortened(label, 24) for label in labels]
         turn = 0 if len(labels) * max(map(len, names)) <= 60 else 90
         ticks = range(len(labels))
         axes.set_xticks(ticks, names, rotation=turn, fontsize=size, parse_math=False)
@@ -193,15 +193,15 @@ def _name_classes(axes: Axes, labels: Sequence[str]) -> None:
         axes.set_xticks([])
         axes.set_yticks([])
     axes.tick_params(length=0)
-    axes.set_xlabel(f"predicted class{note}", fontsize=_FONT_SIZE)
-    axes.set_ylabel(f"true class{note}", fontsize=_FONT_SIZE)
+    axes.set_xlabel(f"predicted class{note}", fontsize=FONT_SIZE)
+    axes.set_ylabel(f"true class{note}", fontsize=FONT_SIZE)
 
 
 def _write_counts(
     axes: Axes, counts: npt.NDArray[np.int64], depth: npt.NDArray[np.float64]
 ) -> None:
     """Write the counts into the cells, white where the colour is deep."""
-    size = _FONT_SIZE if len(counts) <= 12 else 7
+    size = FONT_SIZE if len(counts) <= 12 else 7
     for row, column in np.argwhere(counts):
         axes.text(
             column,
@@ -214,27 +214,30 @@ def _write_counts(
         )
 
 
-def _figure(width: float, height: float, layout: _Layout = "constrained") -> Figure:
+def figure(width: float, height: float, layout: _Layout = "constrained") -> Figure:
     """A white figure, size in inches, whose parts make room for each other."""
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Light grid, no frame on top and right."""
     axes.grid(visible=True, color="#dde1e6", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=_FONT_SIZE - 1)
+    axes.tick_params(labelsize=FONT_SIZE - 1)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     # Without matplotlib's version the same data gives the same bytes after an upgrade.
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _short(text: str, width: int) -> str:
+def shortened(text: str, width: int) -> str:
+    """The text on one line of at most `width` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= width else line[: width - 1].rstrip() + "…"

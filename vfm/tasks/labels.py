@@ -27,8 +27,8 @@ def match_labels(data: ImageData, labels: Sequence[str], multilabel: bool) -> li
     """
     if data.multilabel != multilabel:
         raise LabelError(
-            f"The model was trained {'with several labels' if multilabel else 'with one label'} an image, this data has "
-            f"{'several' if data.multilabel else 'one'}. Give data of the same kind."
+            f"The model was trained with {'several labels' if multilabel else 'one label'} an image, "
+            f"this data has {'several' if data.multilabel else 'one'}. Give data of the same kind."
         )
     unknown = [name for name in data.labels if name not in labels]
     if unknown:
@@ -50,8 +50,9 @@ def match_labels(data: ImageData, labels: Sequence[str], multilabel: bool) -> li
 def class_weights_of(choice: ClassWeights, data: ImageData) -> Tensor | None:
     """How much each class counts, float [C].
 
-    Balanced weights are N / (C * n) for a class of n images out of N, so that their mean over images is 1; where several
-    labels may apply, they weigh the images that have a label by the number of those that have not (N - n) / n.
+    Balanced weights are N / (C * n) for a class of n images out of N, so that their mean over
+    images is 1; where several labels may apply, images that have a label are weighed by how many
+    more have it not, (N - n) / n.
 
     Args:
         choice: As the task takes it.

@@ -36,7 +36,7 @@ class Optim:
     """Each block's learning rate as a share of the next one's, from the head down; 0.65 to 0.9 keeps early layers of a
     pretrained backbone near their start. null: the same rate everywhere."""
     ema: float | None = None
-    """Decay of a running average of the weights, such as 0.999, which is then validated, saved and exported. null: off."""
+    """Decay of a running average of the weights, such as 0.999, which is then validated, saved, exported. null: off."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))

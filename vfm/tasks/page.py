@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vfm_runtime.image import ImageError, open_image
 
 from vfm.metrics import class_rankings
-from vfm.report import Page, contact_sheet, curves, plots
+from vfm.report import Curve, Page, contact_sheet, curves, plots
 from vfm.tasks.mistakes import Mistake
 
 _NUM_SHOWN = 24
@@ -58,8 +58,8 @@ def write_pages(
 
     page.heading("By class")
     page.table(results["per_class"])
-    positive = target > 0.5 if target.ndim == 2 else target[:, None] == np.arange(len(labels))
-    show("curves", _curves(scores, positive, labels), "Each class against all others.")
+    if picture := _curves(scores, target, results["per_class"]):
+        show("curves", picture, "Each class against all others.")
     if "confusion_matrix" in results:
         matrix = np.asarray(results["confusion_matrix"])
         show(
@@ -100,6 +100,21 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     if figure is None:
         return {}
     return {"accuracy": figure["value"], "low": figure["low"], "high": figure["high"]}
+
+
+def _curves(
+    scores: NDArray[np.float32], target: NDArray[Any], rows: Sequence[dict[str, Any]]
+) -> bytes | None:
+    positive = target > 0.5 if target.ndim == 2 else target[:, None] == np.arange(scores.shape[1])
+    drawn = {
+        row["label"]: Curve(
+            ranking.roc_curve(), ranking.pr_curve(), row["auroc"], row["average_precision"]
+        )
+        for row, ranking in zip(rows, class_rankings(scores, positive), strict=True)
+        # Without images of the class, or without others, there is no curve.
+        if row["auroc"] is not None
+    }
+    return curves(drawn) if drawn else None
 
 
 def _sheet(mistakes: Sequence[Mistake]) -> bytes | None:

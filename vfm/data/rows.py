@@ -1,0 +1,139 @@
+"""Tables as rows of text: CSV, TSV and Parquet, and what is wrong with them in plain words."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_DELIMITERS = ",;\t|"
+_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+
+
+class Table(NamedTuple):
+    """Rows of a table, every cell as text."""
+
+    path: Path
+    columns: list[str]
+    rows: list[dict[str, str]]
+    first_line: int
+    """Number of the first row as a user would count it: lines of a text file with a header start at 2."""
+
+    def where(self, index: int) -> str:
+        """How to call a row in a message."""
+        return f"{self.path}, line {index + self.first_line}"
+
+    def require(self, column: str, option: str) -> None:
+        """Refuse a table without a column.
+
+        Raises:
+            ValueError: With the columns there are.
+        """
+        if column in self.columns:
+            return
+        near = get_close_matches(column, self.columns, 1, cutoff=0.5)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ValueError(
+            f"{self.path} has no column '{column}' ({option}).{hint} "
+            f"Columns: {', '.join(self.columns)}."
+        )
+
+
+def read_table(path: Path) -> Table:
+    """Read a table.
+
+    Args:
+        path: A .csv, .tsv or .txt file in UTF-8 whose first line names the columns, or a .parquet file.
+
+    Raises:
+        ValueError: It is missing, empty, of another kind, or not a table.
+    """
+    if not path.is_file():
+        what = "is a folder, not a table" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {what} (looked in {Path.cwd()}). Check --data.table.")
+    if path.suffix.lower() not in _SUFFIXES:
+        raise ValueError(
+            f"{path} is no table that can be read. Choices: {', '.join(_SUFFIXES)}; save it as CSV."
+        )
+    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
+    twice = [name for name, count in Counter(table.columns).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path} has two columns '{twice[0]}'. Rename or delete one of them.")
+    if not table.rows:
+        raise ValueError(f"{path} has no rows below its header. Give a table with a row an image.")
+    return table
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[dict[str, str]]) -> None:
+    """Write rows as CSV, of each the given columns."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _read_text(path: Path) -> Table:
+    try:
+        # Excel puts a mark before the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header = file.readline()
+            file.seek(0)
+            cells = list(csv.reader(file, delimiter=_delimiter(header), strict=True))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not in UTF-8 (byte {error.start}). Save it as 'CSV UTF-8', or convert it: "
+            f"iconv -f latin1 -t utf8 {path.name}."
+        ) from error
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} cannot be read as a table: {error}. Look at its quotes."
+        ) from error
+    if not cells:
+        raise ValueError(
+            f"{path} is empty. Its first line must name the columns, such as path,label."
+        )
+    columns = cells[0]
+    rows = []
+    for line, row in enumerate(cells[1:], start=2):
+        if not row:
+            continue  # an empty line, most often the last
+        if len(row) != len(columns):
+            raise ValueError(
+                f"{path}, line {line}: {len(row)} cells, but the header has {len(columns)}. "
+                "Put quotes around cells that hold the delimiter."
+            )
+        rows.append(dict(zip(columns, row, strict=True)))
+    return Table(path, columns, rows, first_line=2)
+
+
+def _delimiter(header: str) -> str:
+    return max(_DELIMITERS, key=header.count)
+
+
+def _read_parquet(path: Path) -> Table:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ValueError(
+            f"{path} is a Parquet file, which takes pyarrow to read: pip install 'vfm[parquet]'. "
+            "Or save the table as CSV."
+        ) from error
+    try:
+        content = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read as Parquet: {error}. Copy or write it again."
+        ) from error
+    rows = [{name: _text(value) for name, value in row.items()} for row in content.to_pylist()]
+    return Table(path, content.column_names, rows, first_line=1)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # a column of whole numbers with gaps is stored as floats
+    return str(value)
