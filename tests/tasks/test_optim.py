@@ -145,9 +145,9 @@ def test_earlier_layers_learn_more_slowly() -> None:
     backbone, head = parts()
     found = rates(optimizer(backbone, head, Optim(lr=1.0, layer_decay=0.5)), backbone, head)
     assert found["linear.weight"] == found["linear.bias"] == found["norm.weight"] == 1.0
-    assert found["blocks.1.mlp.fc1.weight"] == found["blocks.1.norm1.bias"] == 0.5
-    assert found["blocks.0.mlp.fc1.weight"] == 0.25
-    assert found["patch_embed.proj.weight"] == found["cls_token"] == 0.125
+    assert found["blocks.1.mlp.fc1.weight"] == found["blocks.1.norm1.bias"] == 1.0
+    assert found["blocks.0.mlp.fc1.weight"] == found["blocks.0.norm1.bias"] == 0.5
+    assert found["patch_embed.proj.weight"] == found["cls_token"] == 0.25
 
 
 def test_layer_decay_exempts_from_weight_decay_what_it_should() -> None:
@@ -168,7 +168,7 @@ def test_layer_decay_lasts_through_the_schedule() -> None:
         adamw.step()
         schedule.step()
         found = rates(adamw, backbone, head)
-        assert found["blocks.0.mlp.fc1.weight"] == pytest.approx(0.25 * found["linear.weight"])
+        assert found["blocks.0.mlp.fc1.weight"] == pytest.approx(0.5 * found["linear.weight"])
 
 
 @pytest.mark.parametrize(

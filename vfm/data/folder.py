@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vfm.data.base import ImageData
-from vfm.data.dataset import Record
+from vfm.data.dataset import Record, labels_of
 from vfm.data.layout import Classes, check_class_names, list_images, read_tree
 from vfm.data.splits import SPLITS, SplitRow, read_split, stratified_split, write_split
 from vfm.data.transforms import Augment
@@ -105,7 +105,7 @@ class FolderData(ImageData):
         write_split(
             path,
             (
-                SplitRow(record.name, self.labels[record.label], split)
+                SplitRow(record.name, self.labels[labels_of(record)[0]], split)
                 for split in SPLITS
                 for record in self.records.get(split, [])
             ),

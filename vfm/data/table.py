@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from vfm.data.base import ImageData
 from vfm.data.dataset import Record
@@ -20,11 +19,6 @@ from vfm.spec import Spec
 
 _SPLIT = "split"
 _MAX_ABSENT = 0.01
-
-
-class _Row(NamedTuple):
-    name: str
-    index: int
 
 
 class TableData(ImageData):
@@ -295,7 +289,7 @@ def _check_keys(table: Table, column: str, keys: Sequence[str], splits: Sequence
 
 def _files(folders: set[str]) -> set[str]:
     """Paths of all files in these folders; one look at a folder in place of one at each file."""
-    found = set()
+    found: set[str] = set()
     for folder in folders:
         if Path(folder).is_dir():
             with os.scandir(folder) as entries:

@@ -90,7 +90,7 @@ class TrainTransform:
         self._resize = name == _RESIZE
         if self._crop or self._resize:
             steps = steps[1:]
-        self._pipeline = _compose(steps, preprocess) if steps else None
+        self._pipeline: Any = _compose(steps, preprocess) if steps else None
         # Nothing random, so training sees what evaluation will.
         self._exact = self._resize and not steps
 

@@ -89,7 +89,7 @@ def multilabel_results(
         "level": _LEVEL,
         "threshold": threshold,
         "predicted_none": int((~applies.any(axis=1)).sum()),
-        "absent": [str(labels[k]) for k in np.flatnonzero(~truth.any(axis=0))],
+        "absent": [str(labels[k]) for k in np.flatnonzero(~truth.any(axis=0)).tolist()],
         "per_class": _per_class(applies, truth, rankings, labels),
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from vfm.metrics.intervals import Interval, bootstrap
+from vfm.metrics.intervals import bootstrap
 
 FloatArray = npt.NDArray[np.float64]
 Curve = list[tuple[float, float]]
@@ -148,7 +148,7 @@ def figure(
     interval = bootstrap(
         _defined(statistic, value), ones, num_resamples=resamples, level=level, seed=seed
     )
-    return Interval(value, interval.low, interval.high).to_dict()
+    return {"value": value, "low": interval.low, "high": interval.high}
 
 
 def _defined(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from matplotlib.axes import Axes
 
@@ -81,7 +81,7 @@ def _line(axes: Axes, points: Points, label: str, style: dict[str, object]) -> N
     axes.plot(x, y, label=label, **style)  # type: ignore[arg-type]
 
 
-def _legend(axes: Axes, title: str, place: str) -> None:
+def _legend(axes: Axes, title: str, place: Literal["lower left", "lower right"]) -> None:
     legend = axes.legend(
         title=title,
         loc=place,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -90,7 +90,8 @@ class ClassificationTask(BaseTask):
             compile=compile,
             patience=patience,
         )
-        self.multilabel = self.head.multilabel = multilabel
+        self.multilabel = multilabel
+        cast(ClassificationHead, self.head).multilabel = multilabel
         if multilabel:
             self.monitor = "val/mAP"
         self.criterion = loss or (BinaryCrossEntropy() if multilabel else CrossEntropy())

@@ -43,12 +43,12 @@ def find_mistakes(
         wrong = np.flatnonzero(answer != target)
         found = [
             Mistake(records[i], labels[target[i]], labels[answer[i]], float(scores[i, answer[i]]))
-            for i in wrong
+            for i in wrong.tolist()
         ]
     else:
         found = [
             _of_label(records[i], labels[k], bool(target[i, k]), float(scores[i, k]))
-            for i, k in np.argwhere((scores >= threshold) != (target > 0.5))
+            for i, k in np.argwhere((scores >= threshold) != (target > 0.5)).tolist()
         ]
     return sorted(found, key=lambda mistake: (-mistake.score, mistake.record.name))
 

@@ -33,8 +33,8 @@ class Optim:
     """Largest norm of all gradients together; null leaves them. A Trainer's gradient_clip_val goes before it."""
 
     layer_decay: float | None = None
-    """Each block's learning rate as a share of the next one's, from the head down; 0.65 to 0.9 keeps early layers of a
-    pretrained backbone near their start. null: the same rate everywhere."""
+    """Each block's learning rate as a share of the next one's; the last block and the head have all of it. 0.65 to 0.9
+    keeps early layers of a pretrained backbone near their start. null: the same rate everywhere."""
     ema: float | None = None
     """Decay of a running average of the weights, such as 0.999, which is then validated, saved, exported. null: off."""
 
@@ -86,12 +86,14 @@ def optimizer(backbone: Any, head: nn.Module, optim: Optim) -> torch.optim.AdamW
 def _backbone_groups(backbone: Any, optim: Optim) -> list[dict[str, Any]]:
     names = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
     if optim.layer_decay is None:
-        return timm_optim.param_groups_weight_decay(
+        groups = timm_optim.param_groups_weight_decay(
             backbone, optim.weight_decay, no_weight_decay_list=names
         )
-    return timm_optim.param_groups_layer_decay(
-        backbone, optim.weight_decay, no_weight_decay_list=names, layer_decay=optim.layer_decay
-    )
+    else:
+        groups = timm_optim.param_groups_layer_decay(
+            backbone, optim.weight_decay, names, layer_decay=optim.layer_decay
+        )
+    return list(groups)
 
 
 def learning_rate_factor(step: int, num_steps: int, optim: Optim) -> float:

@@ -118,7 +118,8 @@ def _curves(
 
 
 def _sheet(mistakes: Sequence[Mistake]) -> bytes | None:
-    images, captions = [], []
+    images: list[NDArray[np.uint8]] = []
+    captions: list[str] = []
     for mistake in mistakes:
         if len(images) == _NUM_SHOWN:
             break

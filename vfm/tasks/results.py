@@ -37,8 +37,8 @@ class Answers(NamedTuple):
     """[N, C], probabilities."""
     target: NDArray[Any]
     """int64 [N], true classes; or float32 [N, C] of zeros and ones where several labels may apply."""
-    index: NDArray[np.int64]
-    """[N], position of each image in its split."""
+    position: NDArray[np.int64]
+    """[N], place of each image in its split."""
 
 
 class Collector:
@@ -115,11 +115,11 @@ def write_results(
     results["groups"] = group_results(
         answers.scores,
         answers.target,
-        [records[i].groups for i in answers.index],
+        [records[i].groups for i in answers.position],
         data.group_columns,
     )
     mistakes = find_mistakes(
-        answers.scores, answers.target, [records[i] for i in answers.index], labels
+        answers.scores, answers.target, [records[i] for i in answers.position], labels
     )
     path = folder / RESULTS_FILE
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

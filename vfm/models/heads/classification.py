@@ -107,13 +107,16 @@ class AttentionPoolHead(ClassificationHead):
         """`logits`, [N, C]."""
         keys, values = self.keys_and_values(self.norm(features.tokens)).chunk(2, dim=-1)
         query = self.query.expand(len(keys), -1, -1)
-        split = (self._split(tensor) for tensor in (query, keys, values))
-        pooled = F.scaled_dot_product_attention(*split).flatten(1)
+        pooled = F.scaled_dot_product_attention(
+            self._split(query), self._split(keys), self._split(values)
+        ).flatten(1)
         return {"logits": self.linear(self.dropout(pooled))}
 
     def _split(self, tokens: Tensor) -> Tensor:
         """[N, L, D] to [N, heads, L, D / heads]."""
-        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        num_images, length, width = tokens.shape
+        shape = (num_images, length, self.num_heads, width // self.num_heads)
+        return tokens.reshape(shape).transpose(1, 2)
 
 
 def _last_layer(width: int, num_labels: int) -> nn.Linear:
