@@ -83,7 +83,7 @@ WRONG = [
     ("fit $R --trainer.callbacks Nope", 2, "--trainer.callbacks", "Nope"),
     ("fit $D --model ClasificationTask", 2, "'ClasificationTask'", "'ClassificationTask'"),
     ("fit $M --data FolderDta", 2, "'FolderDta'", "Did you mean 'FolderData'?"),
-    ("fit $R --model.head LinerHead", 2, "'LinerHead'", "Did you mean 'LinearHead'?"),
+    ("fit $R --model.head LinerHead", 2, "'LinerHead'", "Did you mean 'LinearHead'"),
     ("fit $R --model.head torch.nn.Linear", 2, "'torch.nn.Linear'", "It is no ClassificationHead"),
     ("fit $R --model.head mypkgg.Head", 2, "'mypkgg.Head'", "No module named 'mypkgg'"),
     ("fit $R --model.head vfm.models.heads.Nope", 2, "'vfm.models.heads.Nope'", "LinearHead"),

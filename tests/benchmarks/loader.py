@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from sides import in_turns, report, seconds
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from tests.benchmarks.sides import in_turns, report, seconds
 from vfm import FolderData, Preprocess
 
 PREPROCESS = Preprocess(size=(224, 224))

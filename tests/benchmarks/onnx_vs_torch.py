@@ -15,8 +15,8 @@ import numpy as np
 import torch
 import vfm_runtime
 from PIL import Image
+from sides import in_turns, report, seconds
 
-from tests.benchmarks.sides import in_turns, report, seconds
 from vfm import ClassificationTask
 from vfm.bundle.write import export_task
 from vfm.tasks.checkpoint import versions

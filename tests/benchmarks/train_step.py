@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import lightning as L
 import timm
 import torch
+from sides import in_turns, report
 from torch import nn
 from torch.nn import functional as F
 
-from tests.benchmarks.sides import in_turns, report
 from vfm import ClassificationTask, SyntheticData
 from vfm.tasks.optim import Optim, learning_rate_factor, optimizer
 from vfm.types import Batch

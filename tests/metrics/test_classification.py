@@ -118,3 +118,37 @@ def test_scores_refuse_what_is_no_confusion_matrix() -> None:
         macro_f1(np.zeros((2, 2), dtype=int))
     with pytest.raises(ValueError, match="per_class takes one confusion matrix"):
         per_class(np.ones((1, 2, 2), dtype=int), ["a", "b"])
+
+
+def test_top5_and_auroc_are_those_of_sklearn():
+    from sklearn.metrics import roc_auc_score, top_k_accuracy_score
+
+    random = np.random.default_rng(3)
+    target = random.integers(0, 8, 500)
+    scores = random.random((500, 8))
+    scores[np.arange(500), target] += 0.3
+    scores /= scores.sum(1, keepdims=True)
+    results = classification_results(scores, target, [str(k) for k in range(8)])
+    assert results["top5_accuracy"]["value"] == top_k_accuracy_score(target, scores, k=5)
+    expected = roc_auc_score(target, scores, multi_class="ovr")
+    assert results["auroc"]["value"] == pytest.approx(expected)
+    assert results["auroc"]["low"] < expected < results["auroc"]["high"]
+    row = results["per_class"][3]
+    assert row["auroc"] == pytest.approx(roc_auc_score(target == 3, scores[:, 3]))
+
+
+def test_no_top5_of_five_classes():
+    scores = np.full((3, 5), 0.2)
+    assert "top5_accuracy" not in classification_results(scores, [0, 1, 2], list("abcde"))
+
+
+def test_ties_at_the_fifth_place_are_not_all_hits():
+    # All equal: the first five classes are the answer, so classes 5 and 6 are not among them.
+    results = classification_results(np.full((7, 7), 1 / 7), np.arange(7), list("abcdefg"))
+    assert results["top5_accuracy"]["value"] == pytest.approx(5 / 7)
+
+
+def test_a_single_true_class_has_no_auroc():
+    results = classification_results(np.full((4, 2), 0.5), [0, 0, 0, 0], ["a", "b"])
+    assert results["auroc"] == {"value": None, "low": None, "high": None}
+    assert results["per_class"][1]["average_precision"] is None

@@ -54,7 +54,11 @@ def test_missing_key(key):
 
 
 BAD_VALUES = [
-    ("task", "depth", "'task' is 'depth'; expected one of classification. Upgrade vfm-runtime"),
+    (
+        "task",
+        "depth",
+        "'task' is 'depth'; expected one of classification, multilabel. Upgrade vfm-runtime",
+    ),
     ("task", 3, "'task' is 3"),
     ("labels", [], "'labels' is []; expected a list of at least one name"),
     ("labels", "cat", "'labels' is 'cat'"),

@@ -86,7 +86,7 @@ def test_an_unknown_class_is_refused(tmp_path: Path, folder: Path, best: Path) -
     text = str(caught.value)
     assert "The data has 1 labels that the model was not trained for: ['zebra']." in text
     assert f"The model knows 3: {LABELS}." in text
-    assert "Leave these folders out, or train with them." in text
+    assert "Leave their images out, or train with them." in text
 
 
 @pytest.mark.parametrize("function", ["test", "validate", "predict"])

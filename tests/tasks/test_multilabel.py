@@ -49,14 +49,14 @@ def stripes(table: Path, **changes) -> TableData:
 
 
 def task(**changes) -> ClassificationTask:
-    return vit(multilabel=True, optim=Optim(lr=3e-3), fit="squash", **changes)
+    return vit(multilabel=True, optim=Optim(lr=5e-3), fit="squash", **changes)
 
 
 @pytest.fixture(scope="module")
 def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    made = trainer(root, max_epochs=12)
+    made = trainer(root, max_epochs=30)
     made.fit(task(), datamodule=stripes(table))
     made.test(task(), datamodule=stripes(table), ckpt_path="best", verbose=False)
     return root / "checkpoints"
