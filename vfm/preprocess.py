@@ -252,7 +252,8 @@ class Preprocess:
         """
         mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
-        return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+        # In the layout that every backbone is known to train in: channels last, torch 2.15 crashes on some.
+        return (pixels.permute(0, 3, 1, 2).contiguous().float() / 255 - mean) / std
 
     def geometry(self, height: int, width: int) -> Geometry:
         """Where an original of this size lies in the resized image."""

@@ -48,6 +48,7 @@ def lite0_words() -> list[str]:
         # Twice the size of the images: four times the work of 32 px, for features that see the seams.
         *("--model.image_size", "64", "--model.fit", "squash", "--model.optim.lr", "1e-3"),
         *("--trainer.max_epochs", "3", "--trainer.precision", "32-true"),
+        *("--model.channels_last", "true"),
     ]
 
 

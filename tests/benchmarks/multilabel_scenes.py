@@ -115,6 +115,7 @@ def main() -> None:
         *("--model.backbone", "tf_efficientnet_lite0", "--model.weights", lite0_weights()),
         *("--model.image_size", SIDE, "--model.fit", "squash", "--model.optim.lr", "1e-3"),
         *("--model.head", "AttentionPoolHead", "--trainer.precision", "32-true"),
+        *("--model.channels_last", "true"),
         *("--trainer.max_epochs", "1" if options.quick else "6", *quiet),
         *("--trainer.default_root_dir", out / "runs"),
     )

@@ -36,15 +36,14 @@ FAMILIES = [
     Family("vit_small_patch16_dinov3", 32, PLAIN),  # DINOv3: rotary positions, registers
     Family("davit_tiny", 64, STAGES | {"num_heads": (1, 2, 2, 4)}),
     Family("davit_base_fl", 64, STAGES | {"num_heads": (1, 2, 2, 4)}),  # the tower of Florence-2
-    Family("focalnet_tiny_srf", 64, {"embed_dim": 16, "depths": (1, 1, 1, 1)}),
+    Family("focalnet_tiny_srf", 64, {}),
     Family("swin_tiny_patch4_window7_224", 64, {"embed_dim": 24, "window_size": 4} | SWIN),
     Family("convnext_atto", 64, {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}),
     Family("tiny_vit_5m_224", 64, STAGES | {"num_heads": (1, 2, 2, 4), "window_sizes": (7, 7, 7, 7)}),
     Family("efficientnet_b0", 32, {}),
     Family("mobilenetv3_small_050", 32, {}),
-    Family("mobilenetv4_conv_small_050", 32, {}),
     Family("resnet10t", 32, {}),
-    Family("fastvit_t8", 64, {"layers": (1, 1, 1, 1), "embed_dims": (16, 24, 32, 48)}),
+    Family("fastvit_t8", 64, {"layers": (1, 1, 1, 1), "embed_dims": (16, 32, 64, 128)}),
 ]  # fmt: skip
 LABELS = ("class_0", "class_1", "class_2")
 
@@ -68,7 +67,7 @@ def task(family: Family, **changes: Any) -> ClassificationTask:
 
 def shapes(family: Family) -> SyntheticData:
     return SyntheticData(
-        num_classes=3, num_images=48, image_size=family.size, batch_size=24, augment="none"
+        num_classes=3, num_images=48, image_size=family.size, batch_size=8, augment="none"
     )
 
 
@@ -106,19 +105,17 @@ def test_features_have_the_shapes_that_are_promised(family: Family) -> None:
 
 
 def test_places_lie_where_they_are_in_the_image(family: Family) -> None:
-    """A change in a corner of the image changes that corner of the map most."""
+    """A change in a corner of the image changes that corner of the map more than the opposite one."""
     backbone = Backbone(
-        family.name, pretrained=False, image_size=2 * family.size, arguments=family.arguments
+        family.name, pretrained=False, image_size=4 * family.size, arguments=family.arguments
     ).eval()
-    image = torch.randn(1, 3, 2 * family.size, 2 * family.size)
+    image = torch.randn(1, 3, 4 * family.size, 4 * family.size)
     changed = image.clone()
-    changed[:, :, -family.size // 2 :, : family.size // 2] += 3
+    changed[:, :, -family.size :, : family.size] += 3
     with torch.no_grad():
         difference = (backbone(changed).maps[-1] - backbone(image).maps[-1]).abs().sum(1)[0]
-    height, width = difference.shape
-    place = int(difference.argmax())
-    assert place // width >= height // 2
-    assert place % width <= (width - 1) // 2
+    half = len(difference) // 2
+    assert difference[-half:, :half].max() > 1.2 * difference[:half, -half:].max()
 
 
 def test_it_learns_and_comes_back_from_its_checkpoint(family: Family, tmp_path: Path) -> None:
@@ -133,6 +130,17 @@ def test_it_learns_and_comes_back_from_its_checkpoint(family: Family, tmp_path: 
     pixels = torch.randint(0, 256, (3, family.size, family.size, 3), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(again.answer(pixels)["scores"], made.eval().answer(pixels)["scores"])
+
+
+def test_channels_last_trains_alike(tmp_path: Path) -> None:
+    losses = []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        made = task(Family("efficientnet_b0", 32, {}), channels_last=channels_last)
+        run = trainer(tmp_path, max_epochs=1, limit_val_batches=0, enable_checkpointing=False)
+        run.fit(made, datamodule=shapes(FAMILIES[0]))
+        losses.append(float(run.callback_metrics["train/loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("option", [{"adapt": "linear"}, {"optim": Optim(layer_decay=0.5)}])

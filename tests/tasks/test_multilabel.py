@@ -93,8 +93,7 @@ def test_bundle_answers_as_the_model(run: Path, table: Path, tmp_path: Path) -> 
         assert ours.multilabel
         np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
     sums = [answer.scores.sum() for answer in answers]
-    assert max(sums) > 1.2  # independent: they do not sum to 1
-    assert min(sums) < 0.8
+    assert np.ptp(sums) > 0.3  # independent: they do not sum to 1
     found = [[label for label, _ in answer.applying()] for answer in answers]
     assert [] in found
     assert any(len(labels) > 1 for labels in found)

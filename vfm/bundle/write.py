@@ -195,7 +195,7 @@ def _write_golden(folder: Path, task: BaseTask, parity: Parity) -> None:
         picture.thumbnail((_GOLDEN_SIDE, _GOLDEN_SIDE))
         name = f"{number:03d}.png"
         picture.save(folder / GOLDEN_DIR / name)
-        scores = torch_scores(task, np.asarray(picture))
+        scores = torch_scores(task, np.array(picture))
         rows.append(
             {
                 "file": name,

@@ -58,6 +58,7 @@ class BaseTask(Component, L.LightningModule, ABC):
         backbone_args: dict[str, Any] | None,
         optim: Optim,
         adapt: Adapt,
+        channels_last: bool,
         compile: bool,
         patience: int | None,
     ) -> None:
@@ -77,6 +78,7 @@ class BaseTask(Component, L.LightningModule, ABC):
         self.head = head
         self.preprocess = self.backbone.preprocess
         self.optim = optim
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._compile = compile
         self._patience = patience
         self.recipe: dict[str, Any] | None = None
@@ -190,6 +192,7 @@ class BaseTask(Component, L.LightningModule, ABC):
             )
         images = self.preprocess.normalise(batch["image"])
         images, target = self.mix(images, batch["label"], batch_idx)
+        images = images.contiguous(memory_format=self._layout)
         loss = self.loss(self.head(self.backbone(images)), target) / share
         self.log("train/loss", loss.detach(), batch_size=num_images, prog_bar=True, on_epoch=True)
         return loss

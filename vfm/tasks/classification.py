@@ -52,6 +52,7 @@ class ClassificationTask(BaseTask):
         loss: Loss | None = None,
         class_weights: ClassWeights = None,
         mixing: Mixing = Mixing(),
+        channels_last: bool = False,
         compile: bool = False,
         patience: int | None = None,
     ) -> None:
@@ -73,6 +74,8 @@ class ClassificationTask(BaseTask):
             class_weights: How much each class counts in training: `balanced` makes rare ones count as much as
                 common ones; or a number by class name, 1 for classes that are not named.
             mixing: Mixup and CutMix of training batches.
+            channels_last: Train on images laid out with their channels last: convolutional nets can be twice as fast,
+                but torch 2.15 crashes on some of them on the CPU, such as FastViT.
             compile: Compile the backbone with torch.compile for training.
             patience: Validations without a better result after which training stops; null goes on to the end.
         """
@@ -87,6 +90,7 @@ class ClassificationTask(BaseTask):
             backbone_args=backbone_args,
             optim=optim,
             adapt=adapt,
+            channels_last=channels_last,
             compile=compile,
             patience=patience,
         )
