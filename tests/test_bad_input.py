@@ -76,6 +76,8 @@ TABLES: list[tuple[str, str | bytes, dict[str, Any], str]] = [
     ("unknown split", split("train", "holdout"), {}, r"line 3: the split is 'holdout'\. Choices: train, val, test"),
     ("no split", split("train", ""), {}, r"line 3: the split is ''"),
     ("split column", rows(*GOOD), {"split_column": "fold"}, r"no column 'fold' \(--data\.split_column\)"),
+    ("Split for split", split("train", "test").replace("split", "Split"), {}, r"has a column 'Split', which is not 'split'.*--data\.split_column 'Split'"),
+    ("text for a list", rows(*GOOD), {"group_columns": "site"}, r"group_columns is 'site'\. Give a list: \['site'\]"),
     ("no training rows", split("val", "test"), {}, r"There are no train images; found: .*Add rows with split 'train'"),
     ("class only in the test", split("train", "test"), {"val_fraction": 0}, r"test split has classes without training images: 'cat'"),
     ("key column", rows(*GOOD), {"key_column": "patient"}, r"no column 'patient' \(--data\.key_column\)"),

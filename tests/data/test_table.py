@@ -253,3 +253,76 @@ def test_labels_of_records(table, images):
     data = made(table, images)
     assert labels_of(data.records["train"][0]) == (0,)
     assert data.describe()["splits"]["train"]["per_class"] == dict.fromkeys(data.labels, 16)
+
+
+def test_lines_are_those_of_the_file(images, tmp_path):
+    text = "path,label\n\n" + "\n".join(f"{p},{label}" for p, label, *_ in rows_of(images)[:3])
+    (tmp_path / "t.csv").write_text(text + '\n\n"x\ny.png",\n')
+    with pytest.raises(ValueError, match=r"t\.csv, line 8: no label"):
+        made(tmp_path / "t.csv", images)
+
+
+def test_spaces_around_a_separator_are_no_part_of_a_label(images, tmp_path):
+    rows = [(p, f"{label} | {site}") for p, label, _, site in rows_of(images)]
+    data = made(write(tmp_path / "t.csv", rows, ("path", "label")), images, label_separator="|")
+    assert data.labels == ("class_0", "class_1", "class_2", "n", "s")
+
+
+# --- what tables from elsewhere bring
+
+
+def refused(path, images, message, **changes):
+    with pytest.raises(ValueError, match=message):
+        made(path, images, **changes)
+
+
+def test_lines_may_be_empty_before_the_header(table, images, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("\n\n" + table.read_text())
+    assert made(path, images).records == made(table, images).records
+
+
+def test_names_of_columns_may_hold_delimiters(images, tmp_path):
+    rows = [(p, label, "x", "y") for p, label, *_ in rows_of(images)]
+    groups = ["left; a; b", "right; c; d"]
+    path = tmp_path / "t.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("path", "label", *groups), *rows])
+    data = made(path, images, group_columns=groups)
+    assert data.records["train"][0].groups == ("x", "y")
+
+
+def test_one_image_named_in_two_ways_is_found(images, tmp_path):
+    rows = [(*row[:2], ("train", "test")[i % 2]) for i, row in enumerate(rows_of(images))]
+    twin = (str(images / rows[1][0]), rows[1][1], "train")
+    path = write(tmp_path / "t.csv", [*rows, twin], ("path", "label", "split"))
+    refused(path, images, "is in test and in train, in lines 3 and 62 .*tested on")
+
+
+def test_an_image_in_two_rows_is_told_before_the_draw(images, tmp_path):
+    rows = [row[:2] for row in rows_of(images)]
+    path = write(tmp_path / "t.csv", [*rows, (rows[0][0], "rare")], ("path", "label"))
+    refused(path, images, "has two labels, in lines 2 and 62 .*label_separator")
+
+
+def test_a_label_that_never_applies_is_refused(images, tmp_path):
+    rows = [(p, i % 2, i % 3 % 2, 0) for i, (p, *_) in enumerate(rows_of(images))]
+    path = write(tmp_path / "t.csv", rows, ("path", "red", "blue", "green"))
+    message = r"No training image of .*t\.csv has the label 'green'\. Add"
+    refused(path, images, message, label_column=["red", "blue", "green"])
+
+
+def test_a_missing_image_in_the_top_folder_is_absent(images, tmp_path):
+    rows = [*(row[:2] for row in rows_of(images)), ("/no such file.png", "class_0")]
+    path = write(tmp_path / "t.csv", rows, ("path", "label"))
+    refused(path, images, "1 of the 61 files that .*: '/no such file.png'")
+
+
+def test_not_a_number_is_an_empty_cell(images, tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    names = [p for p, *_ in rows_of(images)]
+    labels = [float("nan") if i == 4 else float(i % 2) for i in range(60)]
+    parquet.write_table(pa.table({"path": names, "label": labels}), tmp_path / "t.parquet")
+    refused(tmp_path / "t.parquet", images, "line 5: no label")

@@ -65,7 +65,7 @@ def read_labels(
 def _split(cell: str, separator: str | None) -> list[str]:
     if separator is None:
         return [cell] if cell.strip() else []
-    return [part for part in cell.split(separator) if part.strip()]
+    return [part.strip() for part in cell.split(separator) if part.strip()]
 
 
 def _from_columns(table: Table, columns: Sequence[str]) -> Labels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -19,12 +20,12 @@ class Table(NamedTuple):
     path: Path
     columns: list[str]
     rows: list[dict[str, str]]
-    first_line: int
-    """Number of the first row as a user would count it: lines of a text file with a header start at 2."""
+    lines: list[int]
+    """Of each row the line of the file that it ends in; in Parquet the number of the row, from 1."""
 
     def where(self, index: int) -> str:
         """How to call a row in a message."""
-        return f"{self.path}, line {index + self.first_line}"
+        return f"{self.path}, line {self.lines[index]}"
 
     def require(self, column: str, option: str) -> None:
         """Refuse a table without a column.
@@ -79,9 +80,11 @@ def _read_text(path: Path) -> Table:
     try:
         # Excel puts a mark before the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
+            header = next((line for line in iter(file.readline, "") if line.strip()), "")
             file.seek(0)
-            cells = list(csv.reader(file, delimiter=_delimiter(header), strict=True))
+            reader = csv.reader(file, delimiter=_delimiter(header), strict=True)
+            # An empty line, most often the last, is no row.
+            cells = [(reader.line_num, row) for row in reader if row]
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not in UTF-8 (byte {error.start}). Save it as 'CSV UTF-8', or convert it: "
@@ -95,22 +98,20 @@ def _read_text(path: Path) -> Table:
         raise ValueError(
             f"{path} is empty. Its first line must name the columns, such as path,label."
         )
-    columns = cells[0]
-    rows = []
-    for line, row in enumerate(cells[1:], start=2):
-        if not row:
-            continue  # an empty line, most often the last
+    columns = cells[0][1]
+    for line, row in cells[1:]:
         if len(row) != len(columns):
             raise ValueError(
                 f"{path}, line {line}: {len(row)} cells, but the header has {len(columns)}. "
                 "Put quotes around cells that hold the delimiter."
             )
-        rows.append(dict(zip(columns, row, strict=True)))
-    return Table(path, columns, rows, first_line=2)
+    rows = [dict(zip(columns, row, strict=True)) for _, row in cells[1:]]
+    return Table(path, columns, rows, [line for line, _ in cells[1:]])
 
 
 def _delimiter(header: str) -> str:
-    return max(_DELIMITERS, key=header.count)
+    # A column may be named "left, right".
+    return max(_DELIMITERS, key=re.sub('"[^"]*"', "", header).count)
 
 
 def _read_parquet(path: Path) -> Table:
@@ -128,11 +129,11 @@ def _read_parquet(path: Path) -> Table:
             f"{path} cannot be read as Parquet: {error}. Copy or write it again."
         ) from error
     rows = [{name: _text(value) for name, value in row.items()} for row in content.to_pylist()]
-    return Table(path, content.column_names, rows, first_line=1)
+    return Table(path, content.column_names, rows, list(range(1, len(rows) + 1)))
 
 
 def _text(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # not a number: how numpy writes an empty cell
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))  # a column of whole numbers with gaps is stored as floats

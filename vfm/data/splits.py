@@ -110,8 +110,8 @@ def _dealt(
     """A split for each key."""
     total: Counter[int] = Counter()
     holders: dict[int, list[str]] = defaultdict(list)
-    # By hash, so that the order of the table does not matter.
-    for key in sorted(counts, key=lambda key: _rank(seed, key)):
+    # The largest first, while each split has room for it; then by hash, so that the table's order does not matter.
+    for key in sorted(counts, key=lambda key: (-counts[key].total(), _rank(seed, key))):
         total.update(counts[key])
         for label in counts[key]:
             holders[label].append(key)

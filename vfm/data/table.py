@@ -99,6 +99,10 @@ class TableData(ImageData):
         self.allow_no_label = allow_no_label
         self.split_column = split_column
         self.key_column = key_column
+        if isinstance(group_columns, str):
+            raise ValueError(
+                f"group_columns is '{group_columns}'. Give a list: ['{group_columns}']."
+            )
         self.group_columns = tuple(group_columns)
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
@@ -113,8 +117,12 @@ class TableData(ImageData):
         self.labels = labels.names
         for column in self.group_columns:
             table.require(column, "--data.group_columns")
-        splits = self._splits(table, names, labels)
-        self._check_names(table, names, splits, labels)
+        given = self._given(table)
+        # Before the draw, which an image in two rows would fail for a reason that is none.
+        self._check_names(table, names, given, labels)
+        splits = self._splits(table, names, labels, given)
+        if self.multilabel:
+            _check_learned(table, splits, labels)
         self._check_files(names)
         records: dict[str, list[Record]] = {}
         order = sorted(range(len(names)), key=names.__getitem__)
@@ -172,17 +180,25 @@ class TableData(ImageData):
         groups = tuple(table.rows[index][column] for column in self.group_columns)
         return Record(self._path(name), labels.of[index], name, groups)
 
-    def _splits(self, table: Table, names: Sequence[str], labels: Labels) -> list[str]:
+    def _given(self, table: Table) -> list[str]:
+        """The split of each row by the table; "" where it has no splits."""
+        if self.split_column is None and _SPLIT not in table.columns:
+            _check_no_other_split(table)
+            return [""] * len(table.rows)
+        return _given_splits(table, self.split_column or _SPLIT)
+
+    def _splits(
+        self, table: Table, names: Sequence[str], labels: Labels, given: Sequence[str]
+    ) -> list[str]:
         """The split of each row."""
         keys = list(names)
         if self.key_column is not None:
             keys = _keys(table, self.key_column)
         val, test = self.val_fraction, self.test_fraction
-        column = self.split_column
-        if column is None and _SPLIT not in table.columns:
+        if not any(given):
             shares = {"train": 1 - val - test, "val": val, "test": test}
             return grouped_split(keys, labels.stratum, labels.names, shares, self.seed)
-        splits = _given_splits(table, column or _SPLIT)
+        splits = list(given)
         if self.key_column is not None:
             _check_keys(table, self.key_column, keys, splits)
         if "train" in splits and "val" not in splits and val:
@@ -202,13 +218,14 @@ class TableData(ImageData):
         self, table: Table, names: Sequence[str], splits: Sequence[str], labels: Labels
     ) -> None:
         seen: dict[str, int] = {}
+        root = self.root.absolute()
         for index, name in enumerate(names):
-            first = seen.setdefault(name, index)
+            # One image may be named from the root in one row, and in full in another.
+            place = os.path.normpath(os.path.join(root, name))  # noqa: PTH118
+            first = seen.setdefault(place, index)
             if first == index:
                 continue
-            lines = (
-                f"lines {first + table.first_line} and {index + table.first_line} of {self.table}"
-            )
+            lines = f"lines {table.lines[first]} and {table.lines[index]} of {self.table}"
             if labels.of[first] != labels.of[index]:
                 raise ValueError(
                     f"'{name}' has two labels, in {lines}. Keep one of them; if both apply, write them in one cell and "
@@ -251,6 +268,16 @@ class TableData(ImageData):
         self._kept = (list(dict.fromkeys(names)), rows)
 
 
+def _check_no_other_split(table: Table) -> None:
+    """Refuse to draw splits where a column seems to hold them under a slightly other name."""
+    for column in table.columns:
+        if column.strip().lower() == _SPLIT:
+            raise ValueError(
+                f"{table.path} has a column '{column}', which is not '{_SPLIT}', so splits would be drawn. "
+                f"Rename it, or name it: --data.split_column '{column}'."
+            )
+
+
 def _given_splits(table: Table, column: str) -> list[str]:
     table.require(column, "--data.split_column")
     splits = []
@@ -281,17 +308,29 @@ def _check_keys(table: Table, column: str, keys: Sequence[str], splits: Sequence
         first = seen.setdefault(key, index)
         if splits[first] != splits[index]:
             raise ValueError(
-                f"{column} '{key}' is in {splits[first]} and in {splits[index]} (lines {first + table.first_line} "
-                f"and {index + table.first_line} of {table.path}): results would be too good. Put all its rows in one "
+                f"{column} '{key}' is in {splits[first]} and in {splits[index]} (lines {table.lines[first]} "
+                f"and {table.lines[index]} of {table.path}): results would be too good. Put all its rows in one "
                 "split, or delete the column of splits to have them drawn."
             )
+
+
+def _check_learned(table: Table, splits: Sequence[str], labels: Labels) -> None:
+    """Refuse labels that no training image has; a column of zeros is in no other split either."""
+    learned = {k for s, of in zip(splits, labels.stratum, strict=True) if s == "train" for k in of}
+    missing = [name for k, name in enumerate(labels.names) if k not in learned]
+    if missing and "train" in splits:
+        raise ValueError(
+            f"No training image of {table.path} has the label '{missing[0]}'. Add training images of it, or take the "
+            "label out."
+        )
 
 
 def _files(folders: set[str]) -> set[str]:
     """Paths of all files in these folders; one look at a folder in place of one at each file."""
     found: set[str] = set()
     for folder in folders:
-        if Path(folder).is_dir():
-            with os.scandir(folder) as entries:
+        # Of "/a.png" nothing is left before the last slash.
+        if Path(folder or "/").is_dir():
+            with os.scandir(folder or "/") as entries:
                 found.update(f"{folder}/{entry.name}" for entry in entries if entry.is_file())
     return found

@@ -28,7 +28,7 @@ class UnreadableFilesError(ValueError):
 
 
 def output_dir(trainer: Trainer) -> Path:
-    """The folder of this run: the logger's, or else the Trainer's root."""
+    """The folder of this run: the logger's, or else the Trainer's root. Every rank must ask: it is broadcast."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
@@ -144,8 +144,10 @@ class SkippedFiles(Callback):
             torch.distributed.all_gather_object(ranks, self.files[split])
             for files in ranks:
                 self.files[split].update(files)
-        if self.files[split] and trainer.is_global_zero:
-            path = output_dir(trainer) / f"skipped_{split}.csv"
+        if not self.files[split]:
+            return
+        path = output_dir(trainer) / f"skipped_{split}.csv"
+        if trainer.is_global_zero:
             _write_rows(path, ("file", "reason"), sorted(self.files[split].items()))
             rank_zero_warn(
                 f"{len(self.files[split])} files of '{split}' could not be read and were left out; see {path}."
@@ -201,8 +203,8 @@ class PredictionWriter(Callback):
             ranks: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(ranks, rows)
             rows = [row for rank in ranks for row in rank]
+        path = output_dir(trainer) / "predictions.csv"
         if trainer.is_global_zero:
-            path = output_dir(trainer) / "predictions.csv"
             # A sampler that fills up a rank repeats samples; a name stands for one file.
             _write_rows(path, ("path", "label", "score", "error"), sorted(set(rows)))
             rank_zero_info(f"Predictions of {len(set(rows))} images: {path}")

@@ -192,10 +192,11 @@ class ClassificationTask(BaseTask):
             self.log(f"{split}/{name}", value, prog_bar=True, rank_zero_only=False)
         if write:
             self.skipped.gather(self.trainer, split)
+            folder = callbacks.output_dir(self.trainer)
             if self.trainer.is_global_zero:
-                self._write(split, answers)
+                self._write(split, answers, folder)
 
-    def _write(self, split: str, answers: Answers) -> None:
+    def _write(self, split: str, answers: Answers, folder: Path) -> None:
         skipped = self.skipped.files[split]
         checkpoint = self.trainer.ckpt_path or self.source
         more = {
@@ -203,7 +204,7 @@ class ClassificationTask(BaseTask):
             "num_skipped": len(skipped),
             "skipped": dict(skipped),
         }
-        folder = Path(checkpoint).parent if checkpoint else callbacks.output_dir(self.trainer)
+        folder = Path(checkpoint).parent if checkpoint else folder
         data = self._datamodule()
         path = write_results(folder, split, answers, self.labels, data, more)
         rank_zero_info(f"Results: {path}")
