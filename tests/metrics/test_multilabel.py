@@ -56,6 +56,19 @@ def test_a_label_that_no_image_has():
     )
 
 
+def test_a_single_label():
+    results = multilabel_results(SCORES[:, :1], TARGET[:, :1], ["a"])
+    expected = average_precision_score(TARGET[:, 0], SCORES[:, 0])
+    assert results["mAP"]["value"] == pytest.approx(expected)
+    assert results["macro_f1"] == results["micro_f1"]
+
+
+def test_no_label_at_all():
+    results = multilabel_results(SCORES, TARGET * 0, LABELS)
+    assert results["absent"] == list(LABELS)
+    assert results["mAP"] == results["auroc"] == {"value": None, "low": None, "high": None}
+
+
 def test_threshold():
     high = multilabel_results(SCORES, TARGET, LABELS, threshold=0.9)
     assert high["threshold"] == 0.9

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from vfm.metrics import Interval
 from vfm.metrics.ranking import Ranking, class_rankings, figure, mean_over_classes
 
 RNG = np.random.default_rng(0)
@@ -55,13 +56,29 @@ def test_curves_end_where_they_must():
     roc, pr = ranking.roc_curve(), ranking.pr_curve()
     assert roc[0] == (0, 0)
     assert roc[-1] == (1, 1)
-    assert len(roc) == len(pr) == 400
+    assert 300 < len(roc) <= 400
+    assert 300 < len(pr) <= 400
+    assert pr[0][0] == 0
     assert pr[-1][0] == 1
     x, y = np.array(roc).T
     assert (np.diff(x) >= 0).all()
     assert (np.diff(y) >= 0).all()
     # The area under the thinned points is that of all.
     assert np.trapezoid(y, x) == pytest.approx(ranking.to_dict()["auroc"], abs=2e-3)
+
+
+def test_thinning_keeps_the_shape_of_a_rare_class():
+    positive = np.arange(50_000) < 60
+    ranking = Ranking(RNG.normal(size=50_000) + 3.5 * positive, positive)
+    recall, precision = np.array(ranking.pr_curve()).T
+    assert len(recall) <= 400
+    # In steps, as average precision sums them.
+    area = (np.diff(recall) * precision[1:]).sum()
+    assert area == pytest.approx(ranking.to_dict()["average_precision"], abs=5e-3)
+
+
+def test_precision_recall_of_a_perfect_class_is_a_line_across():
+    assert Ranking([1, 1, 0, 0], [True, True, False, False]).pr_curve() == [(0, 1), (1, 1)]
 
 
 def test_mean_leaves_out_what_is_not_defined():
@@ -84,6 +101,29 @@ def test_interval_contains_the_figure_and_shrinks_with_samples():
         assert found["low"] < found["value"] < found["high"]
         widths.append(found["high"] - found["low"])
     assert widths[1] < 0.4 * widths[0]
+
+
+def test_blocks_of_resamples_do_not_matter(monkeypatch):
+    ranking = Ranking(*draw(100))
+    whole = figure(ranking.auroc, (100, 1), seed=0, level=0.95)
+    monkeypatch.setattr("vfm.metrics.ranking._BLOCK", 7 * 100)
+    assert figure(ranking.auroc, (100, 1), seed=0, level=0.95) == whole
+
+
+@pytest.mark.parametrize(
+    ("shape", "resamples"),
+    [((100, 1), 1000), ((10_000, 35), 500), ((10_000, 100), 200), ((50_000, 100), 0)],
+)
+def test_resamples_fit_the_budget(monkeypatch, shape, resamples):
+    taken = []
+
+    def bootstrap(statistic, counts, *, num_resamples, level, seed):
+        taken.append(num_resamples)
+        return Interval(0.5, 0.4, 0.6)
+
+    monkeypatch.setattr("vfm.metrics.ranking.bootstrap", bootstrap)
+    figure(lambda counts: np.full(len(counts), 0.5), shape, seed=0, level=0.95)
+    assert taken == [resamples][: resamples > 0]
 
 
 def test_no_interval_for_very_large_data():

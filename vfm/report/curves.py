@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
@@ -37,7 +37,9 @@ def curves(classes: Mapping[str, Curve]) -> bytes:
     if not classes:
         raise ValueError("There is no curve to draw. Pass those of at least one class.")
     shown = _chosen(classes)
-    drawing = figure(9.4, 4.9 if len(shown) == len(classes) else 5.1)
+    # As in the confusion matrix: "constrained" leaves a gap around square panels.
+    height = 4.9 + 0.17 * ((len(shown) + 1) // 2) + 0.25 * (len(shown) < len(classes))
+    drawing = figure(9.4, height, layout="compressed")
     left, right = drawing.subplots(1, 2)
     if len(shown) < len(classes):
         text = f"the best and the worst five of {len(classes)} classes, by average precision"
@@ -45,17 +47,19 @@ def curves(classes: Mapping[str, Curve]) -> bytes:
     _frame(left, "false positive rate", "true positive rate")
     left.plot([0, 1], [0, 1], color="#9aa3ad", linewidth=0.8, linestyle=":")
     _frame(right, "recall", "precision")
-    for number, (name, curve) in enumerate(shown.items()):
-        style = {
+    for number, curve in enumerate(shown.values()):
+        style: dict[str, Any] = {
             "color": COLOURS[number % len(COLOURS)],
             "linestyle": STYLES[number // len(COLOURS) % len(STYLES)],
             "linewidth": 1.5,
         }
-        label = shortened(name, 18)
-        _line(left, curve.roc, f"{label}  {curve.auroc:.3f}", style)
-        _line(right, curve.pr, f"{label}  {curve.average_precision:.3f}", style)
-    _legend(left, "class, area", "lower right")
-    _legend(right, "class, average precision", "lower left")
+        left.plot(*zip(*curve.roc, strict=True), **style)
+        # In steps, whose area is the average precision: it does not interpolate.
+        right.plot(*zip(*curve.pr, strict=True), drawstyle="steps-pre", **style)
+    areas = {name: curve.auroc for name, curve in shown.items()}
+    precisions = {name: curve.average_precision for name, curve in shown.items()}
+    _legend(left, "class, area", areas)
+    _legend(right, "class, average precision", precisions)
     return png(drawing)
 
 
@@ -76,18 +80,20 @@ def _frame(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.set_ylabel(ylabel, fontsize=FONT_SIZE)
 
 
-def _line(axes: Axes, points: Points, label: str, style: dict[str, object]) -> None:
-    x, y = zip(*points, strict=True)
-    axes.plot(x, y, label=label, **style)  # type: ignore[arg-type]
-
-
-def _legend(axes: Axes, title: str, place: Literal["lower left", "lower right"]) -> None:
+def _legend(axes: Axes, title: str, values: Mapping[str, float]) -> None:
+    """Name the lines drawn last, each with its value, below the panel: a curve may be anywhere inside."""
     legend = axes.legend(
+        axes.lines[-len(values) :],
+        ["class"] * len(values),
         title=title,
-        loc=place,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.12),
+        ncols=2,
+        frameon=False,
         fontsize=FONT_SIZE - 2,
         title_fontsize=FONT_SIZE - 2,
-        framealpha=0.85,
     )
-    for text in legend.get_texts():
+    # Named afterwards: matplotlib drops names that start with an underscore.
+    for text, (name, value) in zip(legend.get_texts(), values.items(), strict=True):
         text.set_parse_math(False)
+        text.set_text(f"{shortened(name, 18)}  {value:.3f}")
