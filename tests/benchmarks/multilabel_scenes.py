@@ -43,7 +43,7 @@ GROUNDS = {
     "val": ("gravel", "coins"),
     "test": ("flower.jpg", "page", "moon"),
 }
-COUNTS = {"train": 3000, "val": 300, "test": 600}
+COUNTS = {"train": 2000, "val": 200, "test": 600}
 
 
 def ground(name: str) -> Image.Image:
@@ -116,7 +116,7 @@ def main() -> None:
         *("--model.image_size", SIDE, "--model.fit", "squash", "--model.optim.lr", "1e-3"),
         *("--model.head", "AttentionPoolHead", "--trainer.precision", "32-true"),
         *("--model.channels_last", "true"),
-        *("--trainer.max_epochs", "1" if options.quick else "4", *quiet),
+        *("--trainer.max_epochs", "1" if options.quick else "3", *quiet),
         *("--trainer.default_root_dir", out / "runs"),
     )
     seconds = time.perf_counter() - start
