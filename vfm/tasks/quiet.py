@@ -15,6 +15,8 @@ _WARNINGS = (
     # sys.argv and the words do differ, by what a checkpoint adds.
     "LightningCLI's args parameter",
     "The dirpath has changed",
+    # A frozen backbone is meant to be.
+    r"Found \d+ module\(s\) in eval mode",
     # Averaging and early stopping are for training alone.
     "Be aware that when using `ckpt_path`, callbacks",
     r".*isinstance\(treespec, LeafSpec",
