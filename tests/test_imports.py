@@ -13,7 +13,7 @@ ROWS = {
     6: set(),
     5: {"bundle"},
     4: {"tasks"},
-    3: set(),
+    3: {"embed"},
     2: {"models", "losses", "metrics", "data"},
     1: {"spec", "types", "preprocess", "report"},
     0: {"vfm_runtime"},

@@ -16,7 +16,7 @@ from vfm_runtime.predictor import Predictor
 from vfm.bundle import Parity, export_task
 from vfm.bundle.parity import choose_images
 from vfm.tasks import BaseTask
-from vfm.tasks.checkpoint import KEY, read_checkpoint
+from vfm.tasks.checkpoint import KEY, read_any
 
 
 class Model(Predictor):
@@ -27,9 +27,16 @@ class Model(Predictor):
         path: The checkpoint.
     """
 
-    def __init__(self, path: str | Path, *, device: str, trust: Collection[str]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str,
+        base: str | Path | None = None,
+        trust: Collection[str] = (),
+    ) -> None:
         self.path = Path(path)
-        self.task = BaseTask.load(self.path, trust=trust).to(device)
+        self.task = BaseTask.load(self.path, base=base, trust=trust).to(device)
         super().__init__(self.task.labels, multilabel=self.task.multilabel)
 
     def __repr__(self) -> str:
@@ -53,7 +60,7 @@ class Model(Predictor):
             images: Folder of real images.
             options: As for `vfm.bundle.export_task`: one_file, opset, tolerance, overwrite.
         """
-        origin = read_checkpoint(self.path)[KEY]
+        origin = read_any(self.path)[KEY]
         paths = choose_images(Path(images), 64)
         device = self.task.device
         try:
@@ -63,13 +70,18 @@ class Model(Predictor):
 
 
 def load(
-    path: str | Path, *, device: str = "auto", trust: Collection[str] = ()
+    path: str | Path,
+    *,
+    device: str = "auto",
+    base: str | Path | None = None,
+    trust: Collection[str] = (),
 ) -> Model | vfm_runtime.Model:
     """Load a checkpoint or a bundle; both have `labels` and `predict`.
 
     Args:
-        path: A .ckpt file of a training run, or the folder of a bundle.
+        path: A .ckpt file or adapter.safetensors of a training run, or the folder of a bundle.
         device: `cpu`, `cuda`, or `auto` for CUDA where there is one.
+        base: For an adapter, the file of the backbone's weights where it is no longer at its old place.
         trust: Packages besides vfm whose code a checkpoint may name, such as that of your own head.
 
     Raises:
@@ -80,4 +92,4 @@ def load(
         return vfm_runtime.load(path, device=device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Model(path, device=device, trust=trust)
+    return Model(path, device=device, base=base, trust=trust)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, Self, TypedDict
 
+import torch
 from torch import Tensor
 
 Raw = dict[str, Tensor]
@@ -15,7 +17,9 @@ class Batch(TypedDict):
     """Images of one size with their labels. Files that could not be read are not in it, but listed."""
 
     image: Tensor
-    """uint8 [N, H, W, 3], RGB, already at the model's size."""
+    """uint8 [N, H, W, 3], RGB, already at the model's size; [N, 0, 0, 3] where `features` stand in."""
+    features: NotRequired[dict[str, Tensor]]
+    """Fields of `Features` that a frozen backbone gave for these images."""
     label: Tensor
     """int64 [N], index into the data's label names, -1 where there is none; float32 [N, C] of zeros and ones where
     several labels may apply."""
@@ -37,6 +41,16 @@ class Features:
     """[N, h * w, D'], one vector a place, row by row; class and register tokens are left out."""
     maps: tuple[Tensor, ...]
     """Feature maps [N, D', h, w], finest first; the last one holds the tokens."""
+
+    @classmethod
+    def partial(cls, fields: Mapping[str, Tensor]) -> Self:
+        """Features of which only some fields are known; the others hold nothing.
+
+        Args:
+            fields: `pooled`, `tokens` or both.
+        """
+        nothing = torch.empty(0)
+        return cls(fields.get("pooled", nothing), fields.get("tokens", nothing), ())
 
 
 @dataclass(frozen=True)

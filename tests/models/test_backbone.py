@@ -159,8 +159,10 @@ def test_offline_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WeightsError) as caught:
         Backbone("test_vit")
     text = str(caught.value)
-    assert "The weights of 'test_vit' could not be fetched: " in text
-    assert "HF_HUB_OFFLINE" in text
+    assert "The weights of 'test_vit' are not on this machine" in text
+    assert "HF_HUB_OFFLINE forbids to fetch them" in text
+    assert f"copy the folder models--timm--test_vit.r160_in1k to {tmp_path}" in text
+    assert "/timm/test_vit.r160_in1k/resolve/main/model.safetensors" in text
     assert "--model.weights" in text
 
 

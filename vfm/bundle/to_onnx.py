@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ from onnx import compose
 from torch import Tensor, nn
 from vfm_runtime.contract import METADATA_KEY, Contract
 
+from vfm.models.adapters import has_adapters, merge
 from vfm.preprocess import Preprocess
 from vfm.tasks import BaseTask
 
@@ -24,10 +26,16 @@ MAX_PROTOBUF = 2_000_000_000
 class _Answer(nn.Module):
     def __init__(self, task: BaseTask) -> None:
         super().__init__()
-        self.task = task
+        self.preprocess = task.preprocess
+        self.backbone = task.backbone
+        self.head = task.head
+        if has_adapters(task.backbone):
+            # A copy: the task itself may go on learning.
+            self.backbone = copy.deepcopy(task.backbone)
+            merge(self.backbone)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        return self.task.answer(pixels)
+        return self.head.decode(self.head(self.backbone(self.preprocess.normalise(pixels))))
 
 
 def write_preprocess(path: Path, contract: Contract, preprocess: Preprocess, opset: int) -> None:

@@ -31,7 +31,7 @@ from vfm.bundle.card import card
 from vfm.bundle.parity import Parity, choose_images, compare, torch_scores
 from vfm.bundle.to_onnx import write_model, write_onefile, write_preprocess
 from vfm.tasks import BaseTask
-from vfm.tasks.checkpoint import KEY, read_checkpoint, versions
+from vfm.tasks.checkpoint import KEY, read_any, versions
 from vfm.tasks.results import RESULTS_FILE
 
 _MIN_OPSET = 18  # Resize has had antialiasing since
@@ -53,12 +53,13 @@ def export(
     num_images: int = 64,
     tolerance: float = 1e-3,
     overwrite: bool = False,
+    base: Path | None = None,
     trust: Sequence[str] = (),
 ) -> Path:
     """Make an ONNX bundle from a checkpoint, and prove on real images that it gives the same answers.
 
     Args:
-        checkpoint: A .ckpt file of a training run.
+        checkpoint: A .ckpt file of a training run, or its adapter.safetensors.
         images: Folder of real images on which the bundle is compared with the model; three of them, shrunk to at most
             256 pixels, go into the bundle.
         out: Folder to write; -o for short.
@@ -67,6 +68,7 @@ def export(
         num_images: How many images to compare on.
         tolerance: Largest accepted difference of a probability.
         overwrite: Replace an existing bundle.
+        base: For an adapter, the file of the backbone's weights where it is no longer at its old place.
         trust: Packages besides vfm whose code the checkpoint may name.
 
     Returns:
@@ -77,10 +79,10 @@ def export(
         ExportError: The folder exists, or the graphs cannot be written.
     """
     paths = choose_images(Path(images), num_images)
-    task = BaseTask.load(checkpoint, trust=trust)
+    task = BaseTask.load(checkpoint, base=base, trust=trust)
     found = Path(checkpoint).parent / RESULTS_FILE
     results = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}
-    origin = read_checkpoint(checkpoint)[KEY]
+    origin = read_any(checkpoint)[KEY]
     done = export_task(
         task,
         paths,

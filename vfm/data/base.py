@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate, labels_of
 from vfm.data.loader import Position, ResumableLoader
 from vfm.data.sampler import EpochSampler
+from vfm.data.stored import StoredFeatures
 from vfm.data.transforms import Augment, TrainTransform, check_augment
 from vfm.preprocess import Preprocess
 from vfm.spec import Component, Spec
@@ -43,6 +44,8 @@ class ImageData(LightningDataModule, Component, ABC):
     """Whether several labels, or none, may apply to an image; known after `setup`."""
     group_columns: tuple[str, ...]
     """Names of the records' groups."""
+    stored: dict[str, StoredFeatures]
+    """Splits whose images are replaced by the features that a frozen backbone gave for them; the task sets it."""
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class ImageData(LightningDataModule, Component, ABC):
         self.preprocess = None
         self.multilabel = False
         self.group_columns = ()
+        self.stored = {}
         self._was_read = False
 
     @abstractmethod
@@ -136,6 +140,7 @@ class ImageData(LightningDataModule, Component, ABC):
         self._leave_finished_epoch()
         rank, world = self._place()
         dataset = self._dataset("train", TrainTransform(self.augment, self._preprocess()))
+        options = self._options("train")
         sampler = EpochSampler(
             len(dataset), shuffle=True, seed=self.seed, rank=rank, num_replicas=world
         )
@@ -143,23 +148,28 @@ class ImageData(LightningDataModule, Component, ABC):
         sampler.set_epoch(self._position().epoch)
         lonely = len(sampler) > 1 and len(sampler) % self.batch_size == 1 and self.batch_size > 1
         return ResumableLoader(
-            dataset, position=self._position, sampler=sampler, drop_last=lonely, **self._options()
+            dataset, position=self._position, sampler=sampler, drop_last=lonely, **options
         )
 
     def val_dataloader(self) -> DataLoader[Sample | Skipped]:
         """Every validation image, in order; over several processes some come twice, by `index`."""
-        return self._eval_loader("val")
+        return self._eval_loader(self._dataset("val"), "val")
 
     def test_dataloader(self) -> DataLoader[Sample | Skipped]:
         """Every test image, in order; over several processes some come twice, by `index`."""
-        return self._eval_loader("test")
+        return self._eval_loader(self._dataset("test"), "test")
 
     def predict_dataloader(self) -> DataLoader[Sample | Skipped]:
         """Every image to answer for, in order."""
         self.setup("predict")
         # No sampler: for prediction Lightning's own shares images among processes without repeating
         # any.
-        return DataLoader(self._dataset("predict"), **self._options())
+        return DataLoader(self._dataset("predict"), **self._options("predict"))
+
+    @property
+    def num_targets(self) -> int:
+        """Numbers in a target: one for each label where several may apply to an image, or else 0."""
+        return len(self.labels) if self.multilabel else 0
 
     def fingerprint(self) -> str:
         """A sha256 that changes with images, labels or split; files count by name and size."""
@@ -173,6 +183,17 @@ class ImageData(LightningDataModule, Component, ABC):
             for record in records
         ]
         digest.update("\n".join(sorted(lines)).encode())
+        return digest.hexdigest()
+
+    def split_fingerprint(self, split: str) -> str:
+        """A sha256 of a split's images, their order and, for files, the time of their last change.
+
+        Args:
+            split: `train`, `val` or `test`.
+        """
+        digest = hashlib.sha256()
+        for record in self._split(split):
+            digest.update(f"{record.name}\t{_content(record)}\t{_changed(record)}\n".encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -195,18 +216,34 @@ class ImageData(LightningDataModule, Component, ABC):
         if not self._was_read:
             self.setup()
 
-    def _eval_loader(self, split: str) -> DataLoader[Sample | Skipped]:
+    def plain_loader(self, split: str) -> DataLoader[Sample | Skipped]:
+        """This process's share of a split's images, in order and without augmentation; some may come twice, by `index`.
+
+        Args:
+            split: `train`, `val` or `test`.
+        """
+        return self._eval_loader(self._images(split), "images")
+
+    def _eval_loader(
+        self, dataset: ImageDataset | StoredFeatures, split: str
+    ) -> DataLoader[Sample | Skipped]:
         rank, world = self._place()
-        dataset = self._dataset(split)
         sampler = EpochSampler(len(dataset), shuffle=False, rank=rank, num_replicas=world)
-        return DataLoader(dataset, sampler=sampler, **self._options())
+        return DataLoader(dataset, sampler=sampler, **self._options(split))
 
-    def _dataset(self, split: str, transform: TrainTransform | None = None) -> ImageDataset:
-        count = len(self.labels) if self.multilabel else 0
-        return ImageDataset(self._split(split), self._preprocess(), transform, self.seed, count)
+    def _dataset(
+        self, split: str, transform: TrainTransform | None = None
+    ) -> ImageDataset | StoredFeatures:
+        return self.stored.get(split) or self._images(split, transform)
 
-    def _options(self) -> dict[str, Any]:
-        workers = self._workers()
+    def _images(self, split: str, transform: TrainTransform | None = None) -> ImageDataset:
+        return ImageDataset(
+            self._split(split), self._preprocess(), transform, self.seed, self.num_targets
+        )
+
+    def _options(self, split: str) -> dict[str, Any]:
+        # What is stored is read in no time; handing it from process to process would take longer.
+        workers = 0 if split in self.stored else self._workers()
         return {
             "batch_size": self.batch_size,
             "num_workers": workers,
@@ -308,6 +345,15 @@ def _content(record: Record) -> str:
     except OSError:
         # It will be reported as skipped when it is opened.
         return "unreadable"
+
+
+def _changed(record: Record) -> int:
+    if isinstance(record.source, np.ndarray):
+        return 0
+    try:
+        return Path(record.source).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _usable_cores() -> int:

@@ -126,12 +126,14 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
 
 
-def collate(samples: Sequence[Sample | Skipped]) -> Batch:
-    """Join samples to a batch.
+def collate(samples: Sequence[Sample | Skipped | Batch]) -> Batch:
+    """Join samples to a batch; what is one already stays as it is.
 
     Unreadable ones are listed and leave the batch smaller, down to none; another image never takes
     their place, since that would count some images twice.
     """
+    if isinstance(samples[0], dict):
+        return samples[0]
     good = [sample for sample in samples if isinstance(sample, Sample)]
     bad = [sample for sample in samples if isinstance(sample, Skipped)]
     if good:

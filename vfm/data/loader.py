@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from vfm.data.dataset import ImageDataset, Sample, Skipped
 from vfm.data.sampler import EpochSampler
+from vfm.data.stored import StoredFeatures
 
 
 class Position(NamedTuple):
@@ -27,7 +28,11 @@ class ResumableLoader(DataLoader[Sample | Skipped]):
     """
 
     def __init__(
-        self, dataset: ImageDataset, *, position: Callable[[], Position], **kwargs: Any
+        self,
+        dataset: ImageDataset | StoredFeatures,
+        *,
+        position: Callable[[], Position],
+        **kwargs: Any,
     ) -> None:
         """Make the loader.
 
@@ -76,7 +81,7 @@ class ResumableLoader(DataLoader[Sample | Skipped]):
             )
 
     def _num_images(self) -> int:
-        assert isinstance(self.dataset, ImageDataset)
+        assert isinstance(self.dataset, ImageDataset | StoredFeatures)
         return len(self.dataset)
 
     def _global_batch_size(self) -> int:

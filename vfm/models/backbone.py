@@ -9,7 +9,8 @@ import timm
 from timm import data as timm_data
 from torch import Tensor, nn
 
-from vfm.models.weights import LoadReport, WeightsError, load_weights
+from vfm.models.tensors import checksum
+from vfm.models.weights import MIN_COVERAGE, LoadReport, WeightsError, load_weights
 from vfm.preprocess import Fit, Preprocess
 from vfm.types import FeatureInfo, Features
 
@@ -28,10 +29,7 @@ class Backbone(nn.Module):
         info: Sizes of the features.
         preprocess: What its images must go through, from timm's configuration of the model.
         report: What a load of weights did; None for a random start.
-        frozen: Whether it stays in evaluation mode while the head is trained.
     """
-
-    frozen = False
 
     def __init__(
         self,
@@ -39,9 +37,11 @@ class Backbone(nn.Module):
         *,
         pretrained: bool = True,
         weights: str | None = None,
+        min_coverage: float = MIN_COVERAGE,
         image_size: int | None = None,
         fit: Fit | None = None,
         drop_path: float = 0.0,
+        grad_checkpointing: bool = False,
         arguments: dict[str, Any] | None = None,
     ) -> None:
         """Make the model and load its weights.
@@ -49,10 +49,12 @@ class Backbone(nn.Module):
         Args:
             name: A name of timm, with or without a tag of weights (`vit_small_patch14_reg4_dinov2.lvd142m`).
             pretrained: Fetch the weights that timm names for it. Ignored when `weights` is given.
-            weights: A local file of weights.
+            weights: A local file of weights: .safetensors, .pth, or a checkpoint of vfm with whatever head.
+            min_coverage: Least share of its tensors that the file must set.
             image_size: Side of the square input in pixels, in place of the model's own.
             fit: How other aspect ratios are met, in place of the model's own way.
             drop_path: Rate of stochastic depth.
+            grad_checkpointing: Compute activations anew in the backward pass in place of keeping them.
             arguments: More arguments for `timm.create_model`, such as `embed_dim` or `depth`.
 
         Raises:
@@ -66,17 +68,17 @@ class Backbone(nn.Module):
             extra["drop_path_rate"] = drop_path
         if image_size is not None and _takes_image_size(name):
             extra["img_size"] = image_size
-        fetch = pretrained and weights is None
         self.name = name
-        self.model = _create(name, fetch, extra)
+        self.model = _create(name, False, extra)
+        self.report: LoadReport | None = None
+        if pretrained and weights is None:
+            self.model, self.report = _fetch(name, extra, checksum(self.model.state_dict()))
         if image_size is not None and name.startswith(_SOURCES):
             _resize(self.model, image_size)
-        self.report: LoadReport | None = None
         if weights is not None:
-            self.report = load_weights(self.model, weights)
-        elif fetch:
-            total = len(self.model.state_dict())
-            self.report = LoadReport(f"timm:{self.model.pretrained_cfg['hf_hub_id']}", total, total)
+            self.report = load_weights(self.model, weights, min_coverage=min_coverage)
+        if grad_checkpointing:
+            _checkpoint(self.model, name)
         self.info = FeatureInfo(
             width=int(getattr(self.model, "head_hidden_size", self.model.num_features)),
             token_width=int(self.model.feature_info[-1]["num_chs"]),
@@ -87,15 +89,26 @@ class Backbone(nn.Module):
 
     @property
     def license(self) -> str | None:
-        """Licence of the weights as timm states it; None when there are none or it does not say."""
+        """Licence of the weights as timm or the file states it; None when there are none or it is not known."""
         if self.report is None:
             return None
-        licence = self.model.pretrained_cfg.get("license")
+        # A file of the user's own need not hold the weights that timm would take for a name without a tag.
+        of_timm = self.report.fetched or "." in self.name
+        licence = self.model.pretrained_cfg.get("license") if of_timm else self.report.license
         return str(licence) if licence else None
 
+    @property
+    def frozen(self) -> bool:
+        """Whether none of its weights learn; it then stays in evaluation mode."""
+        return not any(p.requires_grad for p in self.parameters())
+
     def train(self, mode: bool = True) -> Self:
-        """Switch to training mode, unless frozen."""
-        return super().train(mode and not self.frozen)
+        """Switch to training mode; what does not learn keeps its statistics and drops nothing."""
+        super().train(mode and not self.frozen)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+                module.train(module.training and module.weight.requires_grad)
+        return self
 
     def forward(self, images: Tensor) -> Features:
         """Compute the features.
@@ -142,12 +155,6 @@ def _resize(model: Any, image_size: int) -> None:
 
 
 def _create(name: str, pretrained: bool, extra: dict[str, Any]) -> Any:
-    config = None if name.startswith(_SOURCES) else timm.get_pretrained_cfg(name)
-    if pretrained and config is not None and not config.has_weights:
-        raise WeightsError(
-            f"timm has no pretrained weights for '{name}'. "
-            "Start at random with --model.pretrained false, or give a file with --model.weights."
-        )
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **extra)
     except TypeError as error:
@@ -155,12 +162,55 @@ def _create(name: str, pretrained: bool, extra: dict[str, Any]) -> Any:
             f"'{name}' does not take one of the arguments {sorted(extra)}: {error}. "
             "Change --model.backbone_args, --model.drop_path or --model.image_size."
         ) from error
-    except (OSError, ImportError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        first = str(error).strip().splitlines()[0]
+
+
+def _fetch(name: str, extra: dict[str, Any], before: str) -> tuple[Any, LoadReport]:
+    """The model with the weights that timm names for it; timm refuses any that do not fit whole."""
+    config = None if name.startswith(_SOURCES) else timm.get_pretrained_cfg(name)
+    if config is not None and not config.has_weights:
         raise WeightsError(
-            f"The weights of '{name}' could not be fetched: {first}\n"
-            "Check the connection (HF_ENDPOINT, HF_HUB_OFFLINE, proxies), give a local file with --model.weights, "
-            "or start at random with --model.pretrained false."
+            f"timm has no pretrained weights for '{name}'. "
+            "Start at random with --model.pretrained false, or give a file with --model.weights."
+        )
+    try:
+        model = _create(name, True, extra)
+    except (OSError, ImportError, RuntimeError) as error:
+        raise WeightsError(
+            _cannot_fetch(name, config.hf_hub_id if config else None, error)
+        ) from error
+    state = model.state_dict()
+    source = "timm:" + (model.pretrained_cfg.get("hf_hub_id") or name)
+    return model, LoadReport(
+        source, len(state), len(state), before=before, after=checksum(state), fetched=True
+    )
+
+
+def _cannot_fetch(name: str, hub_id: str | None, error: Exception) -> str:
+    from huggingface_hub import constants
+
+    instead = (
+        "give a local file with --model.weights, or start at random with --model.pretrained false."
+    )
+    hub_id = hub_id or name.partition(":")[2]
+    if constants.HF_HUB_OFFLINE:
+        return (
+            f"The weights of '{name}' are not on this machine, and HF_HUB_OFFLINE forbids to fetch them.\n"
+            f"Where there is a network: hf download {hub_id}, then copy the folder "
+            f"models--{hub_id.replace('/', '--')} to {constants.HF_HUB_CACHE}.\n"
+            f"Or fetch {constants.ENDPOINT}/{hub_id}/resolve/main/model.safetensors and {instead}"
+        )
+    first = str(error).strip().splitlines()[0]
+    return (
+        f"The weights of '{name}' could not be fetched: {first}\n"
+        f"Check the connection (HF_ENDPOINT, proxies; HF_TOKEN for gated weights), {instead}"
+    )
+
+
+def _checkpoint(model: Any, name: str) -> None:
+    try:
+        model.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:  # how timm's families say no
+        raise BackboneError(
+            f"'{name}' has no gradient checkpointing in timm. Leave --model.grad_checkpointing out; "
+            "a smaller --data.batch_size with --trainer.accumulate_grad_batches saves memory too."
         ) from error

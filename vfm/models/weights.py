@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import pickle
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-_MIN_COVERAGE = 0.95
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher")
+from vfm.models.adapters import merged_tensors
+from vfm.models.tensors import UnreadableFileError, checksum, read_plain, tensors_in
+
+MIN_COVERAGE = 0.95
+"""Least share of a backbone's tensors that a file must set."""
+
 _PREFIXES = ("module.", "model.", "backbone.", "teacher.")
-
-
-class UnreadableFileError(ValueError):
-    """A file holds no tensors and plain values that can be read."""
+_LISTED = 8
 
 
 class WeightsError(ValueError):
@@ -41,8 +39,19 @@ class LoadReport:
     """Tensors of the backbone that the file lacks; they keep their random start."""
     unexpected: tuple[str, ...] = ()
     """Tensors of the file that the backbone has no place for, such as its former classifier."""
+    resized: tuple[str, ...] = ()
+    """Tensors that were resampled to the backbone's shape, such as position embeddings of another input size."""
     by: str = "name"
     """How tensors were matched: `name`, or `order` (same order and shapes under other names)."""
+    before: str = ""
+    """Checksum of the backbone's weights at their random start."""
+    after: str = ""
+    """Checksum of the backbone's weights as loaded."""
+    license: str | None = None
+    """Licence that the file itself states; a checkpoint of vfm does."""
+
+    fetched: bool = False
+    """Whether timm fetched them by name, rather than a file being given."""
 
     @property
     def coverage(self) -> float:
@@ -51,79 +60,79 @@ class LoadReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the checkpoint."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return plain | {"coverage": self.coverage}
 
     def __str__(self) -> str:
+        counts = f"{len(self.missing)} missing, {len(self.unexpected)} left over, {len(self.resized)} resized"
         return (
             f"{self.source}: {self.matched} of {self.total} tensors set by {self.by} "
-            f"({100 * self.coverage:.1f} %), {len(self.unexpected)} left over"
+            f"({100 * self.coverage:.1f} %), {counts}; checksum {self.before} before, {self.after} after"
         )
 
 
-def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+def load_weights(
+    model: nn.Module, path: str | Path, *, min_coverage: float = MIN_COVERAGE
+) -> LoadReport:
     """Set a backbone's weights from a file, by name or, failing that, by order and shape.
+
+    Names of other code bases that timm knows are translated, and position embeddings of another input size resized,
+    both by timm's own filter of the model's family.
 
     Args:
         model: A timm model without its classifier.
         path: A `.safetensors` file, or a `.pth`, `.pt` or `.ckpt` file of tensors; no code in a pickle is run.
+        min_coverage: Least share of the backbone's tensors that must be set.
 
     Raises:
-        WeightsError: The file cannot be read, or sets less than 95 % of the backbone.
+        WeightsError: The file cannot be read, or sets less than that.
     """
     path = Path(path)
     own = model.state_dict()
-    given = _stripped(_read(path), own)
+    tensors, licence = _read(path)
+    given, resized = _filtered(_stripped(tensors, own), model)
     fitting = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
     by = "name"
-    if len(fitting) < _MIN_COVERAGE * len(own):
-        ordered = _by_order(given, own)
+    if len(fitting) < MIN_COVERAGE * len(own):
+        ordered = _by_order(tensors, own)
         if ordered is not None:
-            fitting, by = ordered, "order"
+            given, fitting, resized, by = tensors, ordered, (), "order"
     used = {id(v) for v in fitting.values()}
+    before = checksum(own)
     report = LoadReport(
         source=str(path),
         matched=len(fitting),
         total=len(own),
         missing=tuple(k for k in own if k not in fitting),
         unexpected=tuple(k for k, v in given.items() if id(v) not in used),
+        resized=tuple(k for k in resized if k in fitting),
         by=by,
+        before=before,
+        after=checksum({**own, **fitting}),
+        license=licence,
     )
-    if report.coverage < _MIN_COVERAGE:
-        raise WeightsError(_refusal(report, model))
+    if not fitting or report.coverage < min_coverage:
+        raise WeightsError(_refusal(report, model, min_coverage))
     model.load_state_dict({**own, **fitting})
     return report
 
 
-def _refusal(report: LoadReport, model: nn.Module) -> str:
+def _refusal(report: LoadReport, model: nn.Module, least: float) -> str:
     def some(names: tuple[str, ...]) -> str:
-        return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        return ", ".join(names[:_LISTED]) + more
 
     return (
         f"{report.source} does not fit {type(model).__name__}: it sets {report.matched} of {report.total} tensors "
-        f"({100 * report.coverage:.1f} %, at least {100 * _MIN_COVERAGE:.0f} % are needed).\n"
+        f"({100 * report.coverage:.1f} %, at least {100 * least:.0f} % are needed).\n"
         f"Missing: {some(report.missing)}.\nUnexpected: {some(report.unexpected) or 'none'}.\n"
-        "Give the backbone that this file was trained with (--model.backbone), or another file."
+        "Give the backbone that this file was trained with (--model.backbone), or another file; or, to start the "
+        "missing ones at random, allow less with --model.min_coverage."
     )
 
 
-def read_plain(path: Path) -> Any:
-    """Read a file of tensors and plain values without running any code that it may hold.
-
-    Raises:
-        UnreadableFileError: It is cut short, of another kind, or holds other objects.
-    """
-    # What its unpickler raises depends on the byte at which a file is no longer one.
-    broken = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, *broken) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UnreadableFileError(lines[0]) from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a file, and the licence that a checkpoint of vfm states."""
     if not path.is_file():
         raise WeightsError(
             f"There is no weights file {path}. Give a .safetensors, .pth or .ckpt file."
@@ -135,19 +144,13 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path} ({path.stat().st_size:,} bytes) cannot be read as weights: {error}\n"
             "The file may be cut short, or hold objects besides tensors. Save it as .safetensors and give that."
         ) from error
-    return _tensors(content, path)
-
-
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        inner = next((content[k] for k in _CONTAINERS if isinstance(content.get(k), Mapping)), None)
-        if inner is None:
-            tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-            if tensors:
-                return tensors
-            break
-        content = inner
-    raise WeightsError(f"{path} holds no tensors. Give a file with a state dict.")
+    tensors = tensors_in(content)
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors. Give a file with a state dict.")
+    entry = content.get("vfm") if isinstance(content, Mapping) else None
+    if not isinstance(entry, Mapping):
+        return tensors, None
+    return merged_tensors(tensors, entry["model"]["init_args"]), entry.get("license")
 
 
 def _stripped(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -155,6 +158,25 @@ def _stripped(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, 
     chains = ("".join(c) for n in range(4) for c in itertools.product(_PREFIXES, repeat=n))
     candidates = ({k.removeprefix(chain): v for k, v in given.items()} for chain in chains)
     return max(candidates, key=lambda names: len(names.keys() & own.keys()))
+
+
+def _filtered(
+    given: dict[str, Tensor], model: nn.Module
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """What timm's filter of the family makes of a state dict, and the names whose shape it changed."""
+    module = sys.modules[type(model).__module__]
+    timm_filter: Callable[..., dict[str, Tensor]] | None = getattr(
+        module, "checkpoint_filter_fn", None
+    )
+    if timm_filter is None:
+        return given, ()
+    try:
+        made = timm_filter(dict(given), model)
+    except (KeyError, AttributeError, RuntimeError, ValueError, IndexError, AssertionError):
+        # Made for the family's own files: one of another architecture is then refused by its names and shapes.
+        return given, ()
+    resized = tuple(k for k, v in made.items() if k in given and given[k].shape != v.shape)
+    return made, resized
 
 
 def _by_order(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import lightning as L
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from vfm.data import ImageData
-from vfm.models.adapt import Adapt
+from vfm.models import licenses
+from vfm.models.adapt import LEARNING_RATES, Adapt, AdaptOptions
 from vfm.models.adapt import adapt as adapt_backbone
 from vfm.models.backbone import Backbone
 from vfm.models.heads import Head
 from vfm.preprocess import Fit, Preprocess
 from vfm.spec import Component, Spec, build
-from vfm.tasks import callbacks, compiling
-from vfm.tasks.averaging import WeightEMA
-from vfm.tasks.checkpoint import FORMAT, KEY, CheckpointError, read_checkpoint, versions
+from vfm.tasks import callbacks, compiling, frozen, probing, saving, sharding
+from vfm.tasks.adapter_file import put_adapter
+from vfm.tasks.checkpoint import ADAPTER_SUFFIX, FORMAT, KEY, CheckpointError, read_any, versions
+from vfm.tasks.effects import without_effect
+from vfm.tasks.nonfinite import require_finite
 from vfm.tasks.optim import Optim, learning_rate_factor, optimizer
-from vfm.types import Batch, Raw
+from vfm.types import Batch, Features, Raw
 
 
 class BaseTask(Component, L.LightningModule, ABC):
@@ -52,12 +54,17 @@ class BaseTask(Component, L.LightningModule, ABC):
         *,
         pretrained: bool,
         weights: Path | None,
+        min_coverage: float,
         image_size: int | None,
         fit: Fit | None,
         drop_path: float,
+        grad_checkpointing: bool,
         backbone_args: dict[str, Any] | None,
         optim: Optim,
         adapt: Adapt,
+        adapt_options: AdaptOptions,
+        probe_first: bool,
+        cache_features: bool,
         channels_last: bool,
         compile: bool,
         patience: int | None,
@@ -67,55 +74,80 @@ class BaseTask(Component, L.LightningModule, ABC):
             backbone,
             pretrained=pretrained,
             weights=str(weights) if weights is not None else None,
+            min_coverage=min_coverage,
             image_size=image_size,
             fit=fit,
             drop_path=drop_path,
+            grad_checkpointing=grad_checkpointing,
             arguments=backbone_args,
         )
+        self._weights_report = self.backbone.report.to_dict() if self.backbone.report else None
+        self._license = self.backbone.license
         if self.backbone.report is not None:
             rank_zero_info(f"Weights {self.backbone.report}")
-        adapt_backbone(self.backbone, adapt)
+            # A file that states none is the user's own affair; what timm fetches is not.
+            stated = self._license is not None or self.backbone.report.fetched
+            if stated and (notice := licenses.notice(backbone, self._license)):
+                rank_zero_warn(notice)
+        adapt_backbone(self.backbone, adapt, adapt_options)
+        for sentence in without_effect(
+            adapt, adapt_options, optim, drop_path, grad_checkpointing, probe_first
+        ):
+            rank_zero_warn(sentence)
         self.head = head
         self.preprocess = self.backbone.preprocess
-        self.optim = optim
+        # After the head has been solved, a small step keeps the features that it was solved on (Kumar et al., 2022).
+        usual = LEARNING_RATES[adapt] * (0.1 if probe_first else 1.0)
+        self.optim = optim if optim.lr is not None else replace(optim, lr=usual)
+        self._probe_first = probe_first
+        self._cache_features = cache_features
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._compile = compile
         self._patience = patience
         self.recipe: dict[str, Any] | None = None
         self.source: Path | None = None
         self.skipped = callbacks.SkippedFiles()
-        self._weights_report = self.backbone.report.to_dict() if self.backbone.report else None
-        self._license = self.backbone.license
         self._data: dict[str, Any] | None = None
+        self._num_images = 0
 
     @abstractmethod
     def loss(self, raw: Raw, target: Tensor) -> Tensor:
         """Sum of the losses of a batch, so that unequal batches weigh each image alike."""
 
     @classmethod
-    def load(cls, path: str | Path, *, trust: Collection[str] = ()) -> Self:
-        """Rebuild a task from nothing but its checkpoint.
+    def load(
+        cls, path: str | Path, *, base: str | Path | None = None, trust: Collection[str] = ()
+    ) -> Self:
+        """Rebuild a task from nothing but its checkpoint, or from an adapter and the weights that it was learned on.
 
         Args:
-            path: A checkpoint, made by the command line or by Python.
+            path: A checkpoint, made by the command line or by Python; or an `adapter.safetensors`.
+            base: For an adapter, the file of the backbone's weights, where it is no longer at its old place.
             trust: Packages besides vfm whose code the checkpoint may name, such as that of your own head.
 
         Raises:
             CheckpointError: The file cannot be read.
             SpecError: It names code that is not trusted or not found.
         """
-        content = read_checkpoint(path)
+        path = Path(path)
+        content = read_any(path)
         entry = content[KEY]
         spec = {**entry["model"], "init_args": {**entry["model"]["init_args"]}}
-        # The weights are in the file: nothing is fetched, and a file that stood beside the training need not be here.
-        spec["init_args"] |= {"pretrained": False, "weights": None}
+        if path.suffix != ADAPTER_SUFFIX:
+            # The weights are in the file: nothing is fetched, and the file that training began with need not be here.
+            spec["init_args"] |= {"pretrained": False, "weights": None}
+        elif base is not None:
+            spec["init_args"]["weights"] = str(base)
         task: Self = build(spec, base=cls, trust=trust)
         task.__dict__["_init_args"] |= {
             key: entry["model"]["init_args"][key] for key in ("pretrained", "weights")
         }
         task.on_load_checkpoint(content)
-        task.load_state_dict(content["state_dict"])
-        task.source = Path(path)
+        if path.suffix == ADAPTER_SUFFIX:
+            put_adapter(task, content["state_dict"], entry, path)
+        else:
+            task.load_state_dict(content["state_dict"])
+        task.source = path
         return task.eval()
 
     @property
@@ -141,12 +173,23 @@ class BaseTask(Component, L.LightningModule, ABC):
         """Decoded answers, such as `scores` [N, C]; what the exported model computes."""
         return self.head.decode(self(pixels))
 
+    def raw(self, batch: Batch) -> Raw:
+        """Raw outputs of the head for a batch, whose features may be there already."""
+        if stored := batch.get("features"):
+            found: Raw = self.head(Features.partial(stored))
+        else:
+            found = self(batch["image"])
+        return found
+
     def setup(self, stage: str) -> None:
         """Take the labels from the data, and give it the preprocessing."""
         data = self._datamodule()
         data.preprocess = self.preprocess
+        data.stored = {}
         if stage == "fit":
             self.take_labels(data)
+            if self._cache_features:
+                frozen.announce(self, data)
             if self._compile:
                 compiling.compile_module(self.backbone)
             self._data = {
@@ -163,7 +206,7 @@ class BaseTask(Component, L.LightningModule, ABC):
         """
         if not self.labels:
             self.head.prepare(self.backbone.info, data.labels)
-        self._require_same_labels(data.labels, "the data")
+        require_same_labels(data.labels, self.labels, "the data")
 
     def require_trained(self) -> None:
         """Refuse to answer before training.
@@ -181,21 +224,53 @@ class BaseTask(Component, L.LightningModule, ABC):
         """Refuse to answer before training."""
         self.require_trained()
 
+    def configure_model(self) -> None:
+        """Shard the weights over the ranks where the strategy is FSDP2."""
+        sharding.shard(self)
+
+    def on_fit_start(self) -> None:
+        """Compute what a frozen backbone gives once and for all, and solve the head where that comes first."""
+        saving.write_whole(self.trainer)
+        frozen.store(self, self._datamodule())
+        if self._probe_first and self.trainer.ckpt_path is None:
+            probing.solve_head(self, self._datamodule())
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch, weighed by its share of all ranks' images."""
+        """Loss of a batch; `on_before_optimizer_step` makes every image of a step count alike."""
         num_images = len(batch["image"])
-        share = self._global_count(num_images)
-        if num_images == 0:
+        self._num_images += num_images
+        if num_images:
+            loss = self._summed_loss(batch, batch_idx)
+            mean = loss.detach() / num_images
+            self.log("train/loss", mean, batch_size=num_images, prog_bar=True, on_epoch=True)
+        else:
             # Every file of the batch was unreadable; other ranks still wait for gradients of every weight.
-            return sum(
-                (p.sum() * 0.0 for p in self.parameters() if p.requires_grad), torch.zeros(())
-            )
+            learning = (p for p in self.parameters() if p.requires_grad)
+            loss = torch.stack([p.sum() * 0.0 for p in learning]).sum()
+        require_finite(self, loss, batch)
+        return loss / self._datamodule().batch_size
+
+    def _summed_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        if "features" in batch:
+            return self.loss(self.raw(batch), batch["label"])
         images = self.preprocess.normalise(batch["image"])
         images, target = self.mix(images, batch["label"], batch_idx)
         images = images.contiguous(memory_format=self._layout)
-        loss = self.loss(self.head(self.backbone(images)), target) / share
-        self.log("train/loss", loss.detach(), batch_size=num_images, prog_bar=True, on_epoch=True)
-        return loss
+        return self.loss(self.head(self.backbone(images)), target)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the gradient the mean over all images of a step: a rank's or an accumulated batch may be smaller."""
+        trainer = self.trainer
+        whole = self._datamodule().batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        count = float(self._num_images)
+        self._num_images = 0
+        if trainer.world_size > 1:
+            everywhere = torch.tensor(count, device=self.device)
+            torch.distributed.all_reduce(everywhere)
+            count = everywhere.item()
+        if count != whole:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, whole / max(count, 1.0))
 
     def mix(self, images: Tensor, target: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Change a training batch after normalisation; a task may mix images and targets here.
@@ -238,30 +313,8 @@ class BaseTask(Component, L.LightningModule, ABC):
         self.clip_gradients(optimizer, value, gradient_clip_algorithm or "norm")
 
     def configure_callbacks(self) -> list[Callback]:
-        """What every run gets; a ModelCheckpoint that the user set up takes the place of ours."""
-        added: list[Callback] = [
-            callbacks.Throughput(),
-            self.skipped,
-            callbacks.PredictionWriter(),
-        ]
-        if type(self.trainer.progress_bar_callback) is TQDMProgressBar:
-            added.append(callbacks.ProgressBar())
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            added += self._fit_callbacks()
-        present = self.trainer.checkpoint_callbacks
-        if present and all(callbacks.is_default_checkpoint(c) for c in present):
-            monitor = self.monitor if self.trainer.limit_val_batches else None
-            added += callbacks.checkpoints(monitor, self.monitor_mode)
-        return added
-
-    def _fit_callbacks(self) -> list[Callback]:
-        added: list[Callback] = []
-        if self.optim.ema is not None:
-            added.append(WeightEMA(self.optim.ema))
-        if self._patience is not None and self.trainer.limit_val_batches:
-            stopper = EarlyStopping(self.monitor, patience=self._patience, mode=self.monitor_mode)
-            added.append(stopper)
-        return added
+        """What every run gets; a callback of the same kind that the user set up takes the place of ours."""
+        return callbacks.usual(self.trainer, self, patience=self._patience, ema=self.optim.ema)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that is needed to rebuild the task, and where it comes from."""
@@ -287,11 +340,11 @@ class BaseTask(Component, L.LightningModule, ABC):
             )
         entry = checkpoint[KEY]
         backbone, head = entry["model"]["init_args"]["backbone"], entry["head"]
-        self._require_same("backbone", backbone, self.backbone.name, remedy=backbone)
-        self._require_same("head", head, self.head.spec, remedy=head["class_path"])
+        require_same("backbone", backbone, self.backbone.name, remedy=backbone)
+        require_same("head", head, self.head.spec, remedy=head["class_path"])
         if not self.labels:
             self.head.prepare(self.backbone.info, entry["labels"])
-        self._require_same_labels(tuple(entry["labels"]), "the checkpoint")
+        require_same_labels(tuple(entry["labels"]), self.labels, "the checkpoint")
         self.preprocess = Preprocess.from_dict(entry["preprocess"])
         self._license, self._weights_report = entry["license"], entry["weights"]
         if self._data is None:
@@ -319,30 +372,3 @@ class BaseTask(Component, L.LightningModule, ABC):
             return data.spec
         folder.mkdir(parents=True, exist_ok=True)
         return data.keep_split(folder)
-
-    @staticmethod
-    def _require_same(name: str, stored: Any, own: Any, *, remedy: str) -> None:
-        if stored != own:
-            raise CheckpointError(
-                f"The checkpoint's {name} is {stored!r}, this task's is {own!r}. "
-                f"Give --model.{name} {remedy} with its arguments, or another checkpoint."
-            )
-
-    def _require_same_labels(self, labels: tuple[str, ...], where: str) -> None:
-        if labels == self.labels:
-            return
-        more, fewer = sorted(set(labels) - set(self.labels)), sorted(set(self.labels) - set(labels))
-        raise CheckpointError(
-            f"The labels of {where} are not those of the model: {len(labels)} against {len(self.labels)}; "
-            f"only there: {more[:5]}, only in the model: {fewer[:5]}. "
-            "Resume with the data it was trained on; to learn other labels, start a new task from these weights "
-            "(--model.weights)."
-        )
-
-    def _global_count(self, num_images: int) -> float:
-        """What to divide a rank's summed loss by, so that the mean over ranks is the mean over images."""
-        if self.trainer.world_size == 1:
-            return max(1, num_images)
-        count = torch.tensor(float(num_images), device=self.device)
-        torch.distributed.all_reduce(count)
-        return max(1.0, count.item()) / self.trainer.world_size

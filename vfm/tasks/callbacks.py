@@ -10,9 +10,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from vfm_runtime.types import Prediction
+
+from vfm.tasks.adapter_file import AdapterWriter
+from vfm.tasks.averaging import WeightEMA
+from vfm.tasks.memory import MemoryAdvice
+from vfm.tasks.saving import Preemption, checkpoints, is_default_checkpoint
+from vfm.tasks.stalls import StallWatch
 
 MAX_UNREADABLE = 0.01
 """Largest share of a split's files that training goes on without."""
@@ -32,28 +39,33 @@ def output_dir(trainer: Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-def is_default_checkpoint(callback: Callback) -> bool:
-    """Whether this is the ModelCheckpoint that Lightning adds by itself, rather than one that the user set up."""
-    own = ModelCheckpoint()
-    return (
-        type(callback) is ModelCheckpoint
-        and callback.state_key == own.state_key
-        and callback.dirpath is None
-        and callback.filename is None
-        and not callback.save_weights_only
-        and callback.save_last is None
-        and callback.save_top_k == own.save_top_k
-    )
+def usual(
+    trainer: Trainer, task: LightningModule, *, patience: int | None, ema: float | None
+) -> list[Callback]:
+    """What every run gets; a callback of the same kind that the user set up takes the place of ours.
 
-
-def checkpoints(monitor: str | None, mode: str) -> list[ModelCheckpoint]:
-    """Keep `best.ckpt` by a metric, where there is one, and `last.ckpt` of every epoch to resume from."""
-    common: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
-    # Not Lightning's save_last: it leaves an old file where the metric does not rise.
-    last = ModelCheckpoint(filename="last", **common)
-    if monitor is None:
-        return [last]
-    return [ModelCheckpoint(monitor=monitor, mode=mode, filename="best", **common), last]
+    Args:
+        trainer: With the user's callbacks.
+        task: With `skipped`, `monitor` and `monitor_mode`.
+        patience: Validations without a better result after which training stops; None goes on.
+        ema: Decay of averaged weights; None for none.
+    """
+    added: list[Callback] = [Throughput(), task.skipped, PredictionWriter(), MemoryAdvice()]  # type: ignore[list-item]
+    if type(trainer.progress_bar_callback) is TQDMProgressBar:
+        added.append(ProgressBar())
+    monitor: Any = task.monitor if trainer.limit_val_batches else None
+    if trainer.state.fn == TrainerFn.FITTING:
+        added += [Preemption(), StallWatch(), AdapterWriter()]
+        if ema is not None:
+            added.append(WeightEMA(ema))
+        if patience is not None and monitor is not None:
+            added.append(EarlyStopping(monitor, patience=patience, mode=task.monitor_mode))  # type: ignore[arg-type]
+    present = {type(c) for c in trainer.callbacks}  # type: ignore[attr-defined]
+    added = [c for c in added if type(c) is EarlyStopping or type(c) not in present]
+    saving = trainer.checkpoint_callbacks
+    if saving and all(is_default_checkpoint(c) for c in saving):
+        added += checkpoints(monitor, task.monitor_mode)  # type: ignore[arg-type]
+    return added
 
 
 class ProgressBar(TQDMProgressBar):

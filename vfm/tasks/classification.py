@@ -14,8 +14,9 @@ from vfm.data import ImageData
 from vfm.data.mixing import Mixing
 from vfm.losses import BinaryCrossEntropy, CrossEntropy, Loss
 from vfm.losses.classification import one_hot
-from vfm.models.adapt import Adapt
+from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.heads import ClassificationHead, LinearHead
+from vfm.models.weights import MIN_COVERAGE
 from vfm.preprocess import Fit
 from vfm.tasks import callbacks
 from vfm.tasks.base import BaseTask
@@ -42,11 +43,16 @@ class ClassificationTask(BaseTask):
         *,
         pretrained: bool = True,
         weights: Path | None = None,
+        min_coverage: float = MIN_COVERAGE,
         image_size: int | None = None,
         fit: Fit | None = None,
         drop_path: float = 0.0,
+        grad_checkpointing: bool = False,
         backbone_args: dict[str, Any] | None = None,
         adapt: Adapt = "full",
+        adapt_options: AdaptOptions = AdaptOptions(),
+        probe_first: bool = False,
+        cache_features: bool = True,
         optim: Optim = Optim(),
         multilabel: bool = False,
         loss: Loss | None = None,
@@ -62,12 +68,20 @@ class ClassificationTask(BaseTask):
             backbone: A name of timm, with or without a tag of weights.
             head: Any ClassificationHead, also your own; a LinearHead by default.
             pretrained: Fetch the weights that timm names for the backbone.
-            weights: A local file of backbone weights, in place of timm's.
+            weights: A local file of backbone weights, in place of timm's: .safetensors, .pth, or a checkpoint of vfm.
+            min_coverage: Least share of the backbone's tensors that the file must set.
             image_size: Side of the square input in pixels; the backbone's own by default.
             fit: How other aspect ratios are met: crop, squash or letterbox; the backbone's own way by default.
             drop_path: Rate of stochastic depth in the backbone.
+            grad_checkpointing: Compute activations anew in the backward pass: less memory, about a third more time.
             backbone_args: More arguments for timm's create_model, such as embed_dim or depth.
-            adapt: Which weights learn: full, or linear for the head alone.
+            adapt: Which weights of the backbone learn: full (all), linear (none), ln (norm layers), lora (low-rank
+                updates), effort (smallest singular directions of the attention) or partial (the last blocks).
+            adapt_options: Of lora, effort and partial.
+            probe_first: Solve the head on the untouched features before the backbone learns (LP-FT; Kumar et al.,
+                2022), and take a tenth of the usual learning rate.
+            cache_features: Keep the features of a frozen backbone on disk, so that epochs after the first cost next to
+                nothing; needs --data.augment none and no mixing.
             optim: Optimiser, schedule, layer-wise decay and averaging of weights.
             multilabel: Whether several labels, or none, may apply to an image; their scores are then independent.
             loss: CrossEntropy by default, with multilabel BinaryCrossEntropy; or any other Loss.
@@ -86,10 +100,15 @@ class ClassificationTask(BaseTask):
             weights=weights,
             image_size=image_size,
             fit=fit,
+            min_coverage=min_coverage,
             drop_path=drop_path,
+            grad_checkpointing=grad_checkpointing,
             backbone_args=backbone_args,
             optim=optim,
             adapt=adapt,
+            adapt_options=adapt_options,
+            probe_first=probe_first,
+            cache_features=cache_features and not (mixing.mixup or mixing.cutmix),
             channels_last=channels_last,
             compile=compile,
             patience=patience,
@@ -124,9 +143,10 @@ class ClassificationTask(BaseTask):
         self._weights = class_weights_of(self._class_weights, data)
 
     def on_fit_start(self) -> None:
-        """Bring the class weights to where the model is."""
+        """Bring the class weights to where the model is, before anything learns."""
         if self._weights is not None:
             self._weights = self._weights.to(self.device)
+        super().on_fit_start()
 
     def mix(self, images: Tensor, target: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Blend the batch's images and labels, as `mixing` says."""
@@ -178,7 +198,7 @@ class ClassificationTask(BaseTask):
         if num_images == 0:
             return
         target = self._target(batch["label"])
-        raw = self(batch["image"])
+        raw = self.raw(batch)
         loss = self.loss(raw, target) / num_images
         self.log(f"{split}/loss", loss, batch_size=num_images, on_epoch=True, sync_dist=True)
         self._collector.add(self.head.decode(raw)["scores"], target, batch["index"])

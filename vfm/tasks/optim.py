@@ -19,8 +19,8 @@ class Optim:
         ValueError: A value is outside its range.
     """
 
-    lr: float = 1e-4
-    """Highest learning rate, reached after the warm-up."""
+    lr: float | None = None
+    """Highest learning rate, reached after the warm-up; null takes what suits the adaptation."""
     weight_decay: float = 0.05
     """Decay of weight matrices; biases, norms and embeddings that timm exempts have none."""
     warmup: float = 0.05
@@ -41,7 +41,7 @@ class Optim:
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         ranges = {
-            "lr": (self.lr > 0, "above 0"),
+            "lr": (self.lr is None or self.lr > 0, "above 0, or null"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "warmup": (0 <= self.warmup < 1, "from 0 to below 1"),
             "final": (0 <= self.final <= 1, "from 0 to 1"),
@@ -76,6 +76,7 @@ def optimizer(backbone: Any, head: nn.Module, optim: Optim) -> torch.optim.AdamW
         *timm_optim.param_groups_weight_decay(head, optim.weight_decay),
     ]
     groups = [group for group in groups if group["params"]]
+    assert optim.lr is not None  # the task has put its adaptation's in place
     for group in groups:
         # timm's own optimisers would multiply it in; a schedule of Lightning only scales what is here.
         group["lr"] = optim.lr * group.pop("lr_scale", 1.0)

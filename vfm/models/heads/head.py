@@ -22,6 +22,8 @@ class Head(Component, nn.Module, ABC):
     """
 
     labels: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ("pooled", "tokens", "maps")
+    """Fields of the features that `forward` reads. A head that reads no maps can be trained on stored features."""
 
     def prepare(self, info: FeatureInfo, labels: Sequence[str]) -> None:
         """Make the layers for these label names. Called once, by the task."""

@@ -1,0 +1,74 @@
+"""Features in place of images: what training reads when the backbone is frozen and has seen every image once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from vfm.data.dataset import Record, labels_of
+from vfm.types import Batch
+
+
+class StoredFeatures(Dataset[Any]):
+    """The features of one split, a whole batch at a time. Loaders may be made before they are there."""
+
+    def __init__(self, records: Sequence[Record], num_targets: int) -> None:
+        """Say whose features these will be.
+
+        Args:
+            records: The images, N.
+            num_targets: As of the data.
+        """
+        self.records = records
+        self.arrays: Mapping[str, NDArray[np.float32]] = {}
+        self.skipped: Mapping[int, str] = {}
+        self.labels = _labels(records, num_targets)
+
+    def fill(self, arrays: Mapping[str, NDArray[np.float32]], skipped: Mapping[int, str]) -> None:
+        """Give the features.
+
+        Args:
+            arrays: Fields of `Features`, such as `pooled` [N, D]; they may lie on disk.
+            skipped: The reason by position for each image that could not be read.
+        """
+        self.arrays, self.skipped = arrays, skipped
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
+        """A batch of one image."""
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Batch]:
+        """One batch, in a list as torch's loader wants it.
+
+        Args:
+            keys: Positions, or pairs of epoch and position as `EpochSampler` gives.
+        """
+        asked = [key[1] if isinstance(key, tuple) else key for key in keys]
+        good = np.array([i for i in asked if i not in self.skipped], dtype=np.int64)
+        index = torch.from_numpy(good)
+        batch = Batch(
+            image=torch.empty((len(good), 0, 0, 3), dtype=torch.uint8),
+            features={name: torch.from_numpy(array[good]) for name, array in self.arrays.items()},
+            label=self.labels[index],
+            index=index,
+            name=[self.records[i].name for i in good],
+            skipped=[(self.records[i].name, self.skipped[i]) for i in asked if i in self.skipped],
+        )
+        return [batch]
+
+
+def _labels(records: Sequence[Record], num_targets: int) -> torch.Tensor:
+    if not num_targets:
+        return torch.tensor([record.label for record in records])
+    labels = torch.zeros((len(records), num_targets))
+    for row, record in zip(labels, records, strict=True):
+        row[list(labels_of(record))] = 1
+    return labels

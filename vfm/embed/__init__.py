@@ -1,0 +1,1 @@
+"""From images to vectors, and keeping them."""

@@ -1,0 +1,218 @@
+"""Small trainable parts on a frozen model, which merge away into plain weights: LoRA (by peft) and Effort."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ADAPTER = "default"
+"""Name that peft gives the only adapter of a model."""
+
+_ATTENTION = r".*attn.*\.(qkv|q_proj|k_proj|v_proj|q|k|v|kv|proj|out_proj)"
+_EFFORT = ("u", "s", "v", "u0", "s0", "v0")
+_LORA_A = f".lora_A.{ADAPTER}.weight"
+
+
+class AdaptError(ValueError):
+    """A backbone cannot be adapted as asked."""
+
+
+def add_lora(
+    model: nn.Module, *, r: int, alpha: float, dropout: float, targets: Sequence[str] | None
+) -> None:
+    """Put low-rank updates beside linear layers and 1 x 1 convolutions (Hu et al., 2021); only they learn.
+
+    Args:
+        model: Changed in place.
+        r: Rank of the updates.
+        alpha: Their weight is alpha / r.
+        dropout: Share of their inputs set to zero in training.
+        targets: Last parts of layers' names, such as `qkv`; None for all layers.
+
+    Raises:
+        AdaptError: No layer has such a name, or peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise AdaptError(
+            f"LoRA needs peft: {error}. Install it with pip install 'vfm[lora]', "
+            "or take another adaptation: --model.adapt ln, effort or partial."
+        ) from error
+    names = list(_matching(model, targets, "lora", (nn.Linear, nn.Conv2d)))
+    _let_layers_run(model)
+    model.requires_grad_(False)
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)  # type: ignore[arg-type]
+    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+
+
+def add_effort(model: nn.Module, *, r: int, targets: Sequence[str] | None) -> None:
+    """Let only the smallest singular directions of the attention's matrices learn (Effort; Yan et al., 2025).
+
+    Args:
+        model: Changed in place.
+        r: Number of directions of each matrix.
+        targets: Last parts of layers' names; None for all matrices of the attention.
+
+    Raises:
+        AdaptError: No linear layer has such a name, or r is larger than a matrix.
+    """
+    names = list(_matching(model, targets, "effort", nn.Linear, _ATTENTION))
+    _let_layers_run(model)
+    model.requires_grad_(False)
+    for name in names:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        model.set_submodule(name, EffortLinear(layer, r))
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether anything would merge."""
+    return any(_is_adapter(module) for module in model.modules())
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Replace all adapters by plain layers that compute the same."""
+    adapters = [name for name, module in model.named_modules() if _is_adapter(module)]
+    for name in adapters:
+        module: Any = model.get_submodule(name)
+        if isinstance(module, EffortLinear):
+            model.set_submodule(name, module.merged())
+        else:
+            module.merge(safe_merge=True)
+            model.set_submodule(name, module.get_base_layer())
+
+
+def merged_tensors(
+    tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """`merge` for a state dict that has no model yet.
+
+    Args:
+        tensors: As a checkpoint holds them.
+        arguments: Of the task that wrote it.
+
+    Returns:
+        The state dict of the plain model.
+    """
+    alpha = (arguments.get("adapt_options") or {}).get("alpha")
+    merged = {k.replace(".base_layer.", "."): v for k, v in tensors.items() if ".lora_" not in k}
+    for name in (k.removesuffix(_LORA_A) for k in tensors if k.endswith(_LORA_A)):
+        a, b = tensors[name + _LORA_A], tensors[f"{name}.lora_B.{ADAPTER}.weight"]
+        weight = merged[f"{name}.weight"]
+        scale = (2 * len(a) if alpha is None else alpha) / len(a)
+        delta = b.float().flatten(1) @ a.float().flatten(1)
+        merged[f"{name}.weight"] = weight + scale * delta.view_as(weight).to(weight.dtype)
+    for name in (k.removesuffix(".effort_u") for k in tensors if k.endswith(".effort_u")):
+        parts = {part: merged.pop(f"{name}.effort_{part}") for part in _EFFORT}
+        merged[f"{name}.weight"] = merged[f"{name}.weight"] + _product(*_change(parts))
+    return merged
+
+
+class EffortLinear(nn.Linear):
+    """A linear layer of which only the smallest singular directions learn.
+
+    The weight of a fused query-key-value layer is several square matrices, each with directions of its own.
+    """
+
+    def __init__(self, layer: nn.Linear, r: int) -> None:
+        """Split the layer's weight.
+
+        Args:
+            layer: Its weights are taken over, not copied.
+            r: Number of directions.
+        """
+        wide, high = layer.in_features, layer.out_features
+        super().__init__(wide, high, bias=layer.bias is not None, device="meta")
+        num_blocks = high // wide if high % wide == 0 else 1
+        if not 1 <= r <= min(wide, high // num_blocks):
+            raise AdaptError(
+                f"Effort with r {r} does not fit a matrix of {high // num_blocks} x {wide}. "
+                f"Give 1 to {min(wide, high // num_blocks)} (--model.adapt_options.r); 1 is usual."
+            )
+        blocks = layer.weight.detach().float().view(num_blocks, -1, wide)
+        u, s, v = torch.linalg.svd(blocks, full_matrices=False)
+        self.weight, self.bias = layer.weight, layer.bias
+        start = {"u": u[:, :, -r:], "s": s[:, -r:], "v": v[:, -r:]}
+        for name, part in start.items():
+            self.register_parameter(f"effort_{name}", nn.Parameter(part.clone()))
+            # Kept, as another machine would not find the same: the smallest singular values lie close together.
+            self.register_buffer(f"effort_{name}0", part.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output; the change is applied in its factors, which is cheaper than their product."""
+        u, s, v = self._change()
+        inner = torch.einsum("...i,bri->...br", x, v) * s
+        change = torch.einsum("...br,bor->...bo", inner, u).flatten(-2)
+        return F.linear(x, self.weight, self.bias) + change
+
+    def merged(self) -> nn.Linear:
+        """A plain layer that computes the same."""
+        plain = nn.Linear(
+            self.in_features, self.out_features, bias=self.bias is not None, device="meta"
+        )
+        plain.weight = nn.Parameter(self.weight.detach() + _product(*self._change()).detach())
+        plain.bias = self.bias
+        return plain
+
+    def _change(self) -> tuple[Tensor, Tensor, Tensor]:
+        return _change({name: getattr(self, f"effort_{name}") for name in _EFFORT})
+
+
+def _change(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The directions as learned, less what they were: factors of what has been added to the weight."""
+    u = torch.cat([parts["u"], parts["u0"]], dim=2)
+    s = torch.cat([parts["s"], -parts["s0"]], dim=1)
+    return u, s, torch.cat([parts["v"], parts["v0"]], dim=1)
+
+
+def _product(u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    return ((u * s[:, None]) @ v).flatten(0, 1)
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    return isinstance(module, EffortLinear) or hasattr(module, "lora_A")
+
+
+def _matching(
+    model: nn.Module,
+    targets: Sequence[str] | None,
+    how: str,
+    kinds: type[nn.Module] | tuple[type[nn.Module], ...],
+    pattern: str = ".*",
+) -> Iterator[str]:
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+        and (not isinstance(module, nn.Conv2d) or _is_pointwise(module))
+    ]
+    if targets is None:
+        chosen = [name for name in found if re.fullmatch(pattern, name)]
+    else:
+        chosen = [n for n in found if any(n == t or n.endswith("." + t) for t in targets)]
+    if not chosen:
+        endings = sorted({name.rpartition(".")[2] for name in found})
+        wanted = "its own choice" if targets is None else f"targets {list(targets)}"
+        raise AdaptError(
+            f"--model.adapt {how} finds no layer in {type(model).__name__} for {wanted}. "
+            f"Names of its layers end in: {', '.join(endings) or 'nothing that fits'} (--model.adapt_options.targets)."
+        )
+    yield from chosen
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == (1, 1) and conv.groups == 1
+
+
+def _let_layers_run(model: nn.Module) -> None:
+    """Have attention call its layer where it would read the weight past it, as Eva, BEiT and Swin-V2 do."""
+    for module in model.modules():
+        if hasattr(module, "qkv_bias_separate"):
+            setattr(module, "qkv_bias_separate", True)  # noqa: B010 - its type is not known

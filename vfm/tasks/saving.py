@@ -1,0 +1,157 @@
+"""Checkpoints that are whole or not there, in time for a job that is stopped from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+LAST = "last"
+"""Name of the checkpoint to resume from."""
+
+_SAVE_EVERY = timedelta(minutes=15)
+_TERMINATED = 128 + signal.SIGTERM
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes beside the file's place and moves it there: a reader meets the old file or the new one, never a part.
+
+    Lightning's own writes to the system's temporary folder; from another disk, moving it is copying it.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Save; anything but a local path is left to Lightning."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())  # the name must not reach the disk before the content
+        os.replace(partial, target)  # noqa: PTH105 - atomic on every system
+
+
+def write_whole(trainer: Trainer) -> None:
+    """Put `WholeCheckpointIO` in the place of Lightning's default; a plugin of the user's own stays."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+
+def is_default_checkpoint(callback: Callback) -> bool:
+    """Whether this is the ModelCheckpoint that Lightning adds by itself, rather than one that the user set up."""
+    own = ModelCheckpoint()
+    return (
+        type(callback) is ModelCheckpoint
+        and callback.state_key == own.state_key
+        and callback.dirpath is None
+        and callback.filename is None
+        and not callback.save_weights_only
+        and callback.save_last is None
+        and callback.save_top_k == own.save_top_k
+    )
+
+
+def checkpoints(monitor: str | None, mode: str) -> list[ModelCheckpoint]:
+    """Keep `best.ckpt` by a metric, where there is one, and `last.ckpt`, of every epoch and quarter of an hour."""
+    common: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
+    # Not Lightning's save_last: it leaves an old file where the metric does not rise.
+    last = [
+        ModelCheckpoint(filename=LAST, train_time_interval=_SAVE_EVERY, **common),
+        ModelCheckpoint(filename=LAST, **common),
+    ]
+    if monitor is None:
+        return last
+    return [ModelCheckpoint(monitor=monitor, mode=mode, filename="best", **common), *last]
+
+
+class Preemption(Callback):
+    """On SIGTERM, saves `last.ckpt` after the current step and ends the job with exit status 143.
+
+    All ranks agree on the step. Lightning's own handler talks to other ranks from inside the signal, which can meet
+    them in another conversation and hang.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._previous: Any = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen; only a main thread can."""
+        self._asked = False
+        if signal.getsignal(signal.SIGTERM) is not None and _in_main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop here if asked, unless gradients are still being collected."""
+        if self._asked_anywhere(trainer) and not trainer.fit_loop._should_accumulate():
+            self._stop(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Stop here if asked."""
+        if trainer.training or trainer.validating or trainer.sanity_checking:
+            fitting = trainer.state.fn == "fit"
+            if self._asked_anywhere(trainer) and fitting and not trainer.sanity_checking:
+                self._stop(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signal back."""
+        self._give_back()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the signal back."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
+
+    def _asked_anywhere(self, trainer: Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self._asked
+        asked = torch.tensor(float(self._asked), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        return bool(asked.item())
+
+    def _stop(self, trainer: Trainer) -> None:
+        folders = [
+            c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)
+        ]
+        folder = next((Path(f) for f in folders if f), None)
+        if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn("Stopped by SIGTERM; this run keeps no checkpoints.")
+        else:
+            path = folder / f"{LAST}.ckpt"
+            trainer.save_checkpoint(path)
+            rank_zero_warn(f"Stopped by SIGTERM and saved; go on with --ckpt_path {path}")
+        raise SIGTERMException(_TERMINATED)
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
