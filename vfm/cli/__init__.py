@@ -17,6 +17,7 @@ TRAINING = {
     "predict": "label images with a checkpoint",
 }
 COMMANDS = {
+    "models": ("vfm.cli.models:models", "backbones: size, cost, licence, what each is good for"),
     "demo": ("vfm.demo:demo", "the whole job on a small real data set, in minutes"),
     "export": (
         "vfm.bundle:export",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, get_type_hints
 
 import docstring_parser
@@ -35,11 +36,25 @@ def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             skipped.add(parameter.name)
             key = parameter.name
-            parser.add_argument(key, type=hints[key], help=helps.get(key))
+            word: dict[str, Any] = {"type": hints[key], "help": helps.get(key)}
+            if parameter.default is not parameter.empty:
+                word |= {"nargs": "?", "default": parameter.default}
+            parser.add_argument(key, **word)
     parser.add_function_arguments(function, skip=skipped)
     repeated: dict[str, Any] = {}
     if _REPEATED in signature:
         parser.epilog = f"--{_REPEATED} PACKAGE (any number of times): {helps[_REPEATED]}"
         words, repeated[_REPEATED] = take(words, f"--{_REPEATED}")
-    given = parse(parser, [_SHORT.get(word, word) for word in words])
+    flags = {f"--{name}" for name, p in signature.items() if p.annotation == "bool"}
+    given = parse(parser, _switched_on([_SHORT.get(word, word) for word in words], flags))
     function(**parser.instantiate_classes(given).as_dict(), **repeated)
+
+
+def _switched_on(words: list[str], flags: set[str]) -> list[str]:
+    """Let `--flag` alone mean `--flag true`."""
+    on: list[str] = []
+    for word, following in pairwise([*words, ""]):
+        on.append(word)
+        if word in flags and following not in ("true", "false"):
+            on.append("true")
+    return on

@@ -24,7 +24,16 @@ from vfm.preprocess import Fit, Preprocess
 from vfm.spec import Component, Spec, build
 from vfm.tasks import callbacks, compiling, frozen, probing, saving, sharding
 from vfm.tasks.adapter_file import put_adapter
-from vfm.tasks.checkpoint import ADAPTER_SUFFIX, FORMAT, KEY, CheckpointError, read_any, versions
+from vfm.tasks.checkpoint import (
+    ADAPTER_SUFFIX,
+    FORMAT,
+    KEY,
+    CheckpointError,
+    read_any,
+    require_same,
+    require_same_labels,
+    versions,
+)
 from vfm.tasks.effects import without_effect
 from vfm.tasks.nonfinite import require_finite
 from vfm.tasks.optim import Optim, learning_rate_factor, optimizer

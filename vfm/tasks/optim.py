@@ -10,6 +10,8 @@ import torch
 from timm import optim as timm_optim
 from torch import nn
 
+from vfm.models.adapt import LEARNING_RATES
+
 
 @dataclass(frozen=True)
 class Optim:
@@ -76,12 +78,12 @@ def optimizer(backbone: Any, head: nn.Module, optim: Optim) -> torch.optim.AdamW
         *timm_optim.param_groups_weight_decay(head, optim.weight_decay),
     ]
     groups = [group for group in groups if group["params"]]
-    assert optim.lr is not None  # the task has put its adaptation's in place
+    highest = LEARNING_RATES["full"] if optim.lr is None else optim.lr
     for group in groups:
         # timm's own optimisers would multiply it in; a schedule of Lightning only scales what is here.
-        group["lr"] = optim.lr * group.pop("lr_scale", 1.0)
+        group["lr"] = highest * group.pop("lr_scale", 1.0)
     on_gpu = all(p.is_cuda for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=on_gpu)
+    return torch.optim.AdamW(groups, lr=highest, betas=optim.betas, fused=on_gpu)
 
 
 def _backbone_groups(backbone: Any, optim: Optim) -> list[dict[str, Any]]:
