@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vfm.api import Model, load
     from vfm.bundle import export
-    from vfm.data import DigitsData, FolderData, IdxData, ImageData, SyntheticData, TableData
+    from vfm.data import (
+        DigitsData,
+        FolderData,
+        IdxData,
+        ImageData,
+        ShardData,
+        SyntheticData,
+        TableData,
+    )
     from vfm.data.mixing import Mixing
     from vfm.losses import AsymmetricLoss, BinaryCrossEntropy, CrossEntropy, FocalLoss, Loss
     from vfm.models.heads import (
@@ -50,6 +58,7 @@ _HOME = {
     "Optim": "vfm.tasks",
     "Preprocess": "vfm.preprocess",
     "Raw": "vfm.types",
+    "ShardData": "vfm.data",
     "SyntheticData": "vfm.data",
     "TableData": "vfm.data",
     "export": "vfm.bundle",
@@ -81,6 +90,7 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "TableData",
     "IdxData",
     "DigitsData",
+    "ShardData",
     "SyntheticData",
     "ImageData",
     "Preprocess",

@@ -4,7 +4,16 @@ from vfm.data.base import ImageData
 from vfm.data.digits import DigitsData
 from vfm.data.folder import FolderData
 from vfm.data.idx import IdxData
+from vfm.data.shards import ShardData
 from vfm.data.synthetic import SyntheticData
 from vfm.data.table import TableData
 
-__all__ = ["DigitsData", "FolderData", "IdxData", "ImageData", "SyntheticData", "TableData"]
+__all__ = [
+    "DigitsData",
+    "FolderData",
+    "IdxData",
+    "ImageData",
+    "ShardData",
+    "SyntheticData",
+    "TableData",
+]

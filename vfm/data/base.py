@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate, labels_of
 from vfm.data.loader import Position, ResumableLoader
+from vfm.data.packed import Packed
 from vfm.data.sampler import EpochSampler
 from vfm.data.stored import StoredFeatures
 from vfm.data.transforms import Augment, TrainTransform, check_augment
@@ -340,6 +341,8 @@ def _content(record: Record) -> str:
     if isinstance(record.source, np.ndarray):
         shape = repr(record.source.shape).encode()
         return hashlib.sha256(shape + record.source.tobytes()).hexdigest()
+    if isinstance(record.source, Packed):
+        return str(record.source.size)
     try:
         return str(Path(record.source).stat().st_size)
     except OSError:
@@ -350,8 +353,9 @@ def _content(record: Record) -> str:
 def _changed(record: Record) -> int:
     if isinstance(record.source, np.ndarray):
         return 0
+    path = record.source.shard if isinstance(record.source, Packed) else record.source
     try:
-        return Path(record.source).stat().st_mtime_ns
+        return Path(path).stat().st_mtime_ns
     except OSError:
         return 0
 

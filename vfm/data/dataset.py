@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from vfm_runtime.image import ImageError, open_image
 
+from vfm.data.packed import Packed
 from vfm.data.transforms import TrainTransform
 from vfm.preprocess import Preprocess
 from vfm.types import Batch
@@ -22,14 +23,19 @@ from vfm.types import Batch
 class Record(NamedTuple):
     """One image of a split, not yet opened."""
 
-    source: str | NDArray[np.uint8]
-    """Path of a file, or uint8 [H, W, 3] or [H, W]."""
+    source: str | Packed | NDArray[np.uint8]
+    """Path of a file, an image in a tar file, or uint8 [H, W, 3] or [H, W]."""
     label: int | tuple[int, ...]
     """Index into the label names, or all that apply where there are several; -1 where nothing is known."""
     name: str
     """Name in results: the path below the data's root, or what the data calls it."""
     groups: tuple[str, ...] = ()
     """A value for each of the data's group columns."""
+
+
+def opened(record: Record) -> str | bytes | NDArray[np.uint8]:
+    """What `open_image` takes for a record."""
+    return record.source.read() if isinstance(record.source, Packed) else record.source
 
 
 def labels_of(record: Record) -> tuple[int, ...]:
@@ -100,12 +106,24 @@ class ImageDataset(Dataset[Sample | Skipped]):
             key: An index, or a pair of epoch and index as `EpochSampler` gives.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        return self.sample(index, epoch, opened(self.records[index]))
+
+    def sample(
+        self, index: int, epoch: int, source: str | bytes | NDArray[np.uint8]
+    ) -> Sample | Skipped:
+        """One image, from what its record names.
+
+        Args:
+            index: Position in the split.
+            epoch: Decides on the augmentation.
+            source: The record's, or the bytes that were read from there.
+        """
         record = self.records[index]
         try:
             if self.transform is None:
-                pixels = self.preprocess.resize(open_image(record.source))[0]
+                pixels = self.preprocess.resize(open_image(source))[0]
             else:
-                pixels = self.transform(record.source, sample_seed(self.seed, epoch, index))
+                pixels = self.transform(source, sample_seed(self.seed, epoch, index))
         except ImageError as error:
             return Skipped(
                 record.name, error.reason, self._target(record.label), self.preprocess.size

@@ -46,7 +46,7 @@ class Source:
     _orientation: int = 1
 
     @classmethod
-    def open(cls, source: str | Pixels) -> Source:
+    def open(cls, source: str | bytes | Pixels) -> Source:
         """Read a file, and decode it at once unless it is a JPEG.
 
         Args:
@@ -55,7 +55,8 @@ class Source:
         Raises:
             ImageError: It cannot be opened.
         """
-        return (isinstance(source, str) and cls._from_jpeg(source)) or cls._from_pixels(source)
+        jpeg = None if isinstance(source, np.ndarray) else cls._from_jpeg(source)
+        return jpeg or cls._from_pixels(source)
 
     def pixels(self, scale: float = 1.0) -> Pixels:
         """Decode the image, uint8 [h, w, 3], upright.
@@ -91,15 +92,15 @@ class Source:
         return (self.width, self.height) if sideways else (self.height, self.width)
 
     @classmethod
-    def _from_pixels(cls, source: str | Pixels) -> Source:
+    def _from_pixels(cls, source: str | bytes | Pixels) -> Source:
         whole = open_image(source)
         return cls(whole.shape[0], whole.shape[1], whole)
 
     @classmethod
-    def _from_jpeg(cls, path: str) -> Source | None:
+    def _from_jpeg(cls, source: str | bytes) -> Source | None:
         """None for everything that `open_image` should look at: other formats, rare modes, damage."""
         try:
-            data = Path(path).read_bytes()
+            data = source if isinstance(source, bytes) else Path(source).read_bytes()
             if not data.startswith(_JPEG):
                 return None
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)

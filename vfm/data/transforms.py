@@ -94,7 +94,7 @@ class TrainTransform:
         # Nothing random, so training sees what evaluation will.
         self._exact = self._resize and not steps
 
-    def __call__(self, source: str | NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    def __call__(self, source: str | bytes | NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """Open and augment one image.
 
         Args:

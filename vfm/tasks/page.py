@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.image import ImageError, open_image
 
+from vfm.data.dataset import opened
 from vfm.metrics import class_rankings
 from vfm.report import Curve, Page, contact_sheet, curves, plots
 from vfm.tasks.mistakes import Mistake
@@ -124,7 +125,7 @@ def _sheet(mistakes: Sequence[Mistake]) -> bytes | None:
         if len(images) == _NUM_SHOWN:
             break
         try:
-            images.append(open_image(mistake.record.source))
+            images.append(open_image(opened(mistake.record)))
         except ImageError:
             continue  # read once already; gone or changed since, and listed in the table all the same
         captions.append(

@@ -1,0 +1,166 @@
+"""One pretrained ViT, adapted in every way: accuracy, trained weights, time, memory; and LoRA merged against unmerged.
+
+    python tests/benchmarks/adaptations.py [--quick] [--work DIR]
+
+The ViT (6 blocks, width 128) is trained by vfm on five classes of Fashion-MNIST, 30,000 images, and adapted to the
+other five with 200 images of each; the 5,000 test images of those five are the test. --work keeps the pretrained ViT
+for another run. Needs Debian's package dataset-fashion-mnist. Prints one JSON line for each adaptation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from memory import peak_bytes, reset_peak
+from PIL import Image
+
+from vfm import ClassificationTask, FolderData, IdxData, Optim
+from vfm.models.adapt import Adapt
+from vfm.models.adapters import merge
+
+SOURCE = Path("/usr/share/datasets/fashion-mnist")
+FIRST = ("t-shirt", "trouser", "pullover", "sandal", "bag")
+SECOND = ("dress", "coat", "shirt", "sneaker", "boot")
+NAMES = [
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "boot",
+]
+VIT: dict[str, Any] = {
+    "backbone": "vit_tiny_patch16_224",
+    "image_size": 28,
+    "backbone_args": {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4},
+}
+ADAPTATIONS: tuple[Adapt, ...] = ("full", "linear", "ln", "lora", "effort", "partial")
+
+
+def write_images(root: Path, classes: tuple[str, ...], per_class: int | None) -> Path:
+    if root.is_dir():
+        return root
+    data = IdxData(SOURCE, label_names=NAMES, val_fraction=0.02)
+    data.setup()
+    for split in ("train", "val", "test"):
+        counts = dict.fromkeys(classes, 0)
+        for record in data.records[split]:
+            label = NAMES[record.label] if isinstance(record.label, int) else ""
+            limit = per_class if split == "train" else None
+            if label not in counts or (limit is not None and counts[label] == limit):
+                continue
+            counts[label] += 1
+            path = root / split / label / f"{record.name.replace('/', '_')}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(record.source)).save(path)
+    return root
+
+
+def fit(
+    task: ClassificationTask, data: FolderData, folder: Path, epochs: int, **more: Any
+) -> L.Trainer:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **more,
+    )
+    trainer.fit(task, data)
+    return trainer
+
+
+def pretrain(work: Path, quick: bool) -> Path:
+    folder = work / "pretrained"
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    if not checkpoint.is_file():
+        L.seed_everything(0, verbose=False)
+        data = FolderData(
+            write_images(work / "first", FIRST, 400 if quick else None), batch_size=128
+        )
+        task = ClassificationTask(**VIT, pretrained=False, optim=Optim(lr=1e-3))
+        trainer = fit(task, data, folder, 1 if quick else 12)
+        print(
+            json.dumps({"pretrained": float(trainer.callback_metrics["val/accuracy"])}), flush=True
+        )
+    return checkpoint
+
+
+def adapt(how: Adapt, checkpoint: Path, work: Path, epochs: int) -> dict[str, Any]:
+    L.seed_everything(0, verbose=False)
+    data = FolderData(work / "second", batch_size=64, augment="none", num_workers=1)
+    task = ClassificationTask(**VIT, weights=checkpoint, adapt=how, optim=Optim(warmup=0.1))
+    learning = sum(p.numel() for p in task.backbone.parameters() if p.requires_grad)
+    folder = work / "adapted" / how
+    reset_peak()
+    start = time.perf_counter()
+    trainer = fit(task, data, folder, epochs)
+    seconds, peak = time.perf_counter() - start, peak_bytes()
+    (results,) = trainer.test(task, data, ckpt_path="best", verbose=False)
+    saved = json.loads((folder / "checkpoints" / "results.json").read_text(encoding="utf-8"))
+    adapter = folder / "checkpoints" / "adapter.safetensors"
+    row = {
+        "name": how,
+        "learning_rate": task.optim.lr,
+        "accuracy": round(results["test/accuracy"], 4),
+        "interval": [round(saved["test"]["accuracy"][k], 4) for k in ("low", "high")],
+        "trained_of_backbone": learning,
+        "seconds": round(seconds, 1),
+        "peak_MiB": round(peak / 2**20, 1),
+        "adapter_KiB": round(adapter.stat().st_size / 2**10, 1) if adapter.is_file() else None,
+    }
+    if how in ("lora", "effort"):
+        row["merged_against_unmerged"] = merged_difference(task, data)
+    return row
+
+
+def merged_difference(task: ClassificationTask, data: FolderData) -> float:
+    """Largest difference of a logit on 1,000 test images."""
+    plain = copy.deepcopy(task.eval())
+    merge(plain.backbone)
+    data.preprocess = task.preprocess
+    pixels = torch.cat(
+        [b["image"] for b, _ in zip(data.test_dataloader(), range(16), strict=False)]
+    )
+    with torch.no_grad():
+        return float((plain(pixels)["logits"] - task(pixels)["logits"]).abs().max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one epoch each, a weak ViT")
+    parser.add_argument("--work", type=Path, default=None)
+    parser.add_argument("--only-pretrain", action="store_true")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    work = options.work or Path(tempfile.mkdtemp())
+    checkpoint = pretrain(work, options.quick)
+    if options.only_pretrain:
+        return
+    write_images(work / "second", SECOND, 200)
+    for how in ADAPTATIONS:
+        print(json.dumps(adapt(how, checkpoint, work, 1 if options.quick else 20)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

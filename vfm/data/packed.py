@@ -1,0 +1,147 @@
+"""Images inside tar files: where each lies, and how it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+from fsspec.core import url_to_fs
+
+_IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
+_BLOCK = 512
+
+
+class ShardError(ValueError):
+    """A shard cannot be read, or does not hold what was expected."""
+
+
+class Packed(NamedTuple):
+    """One image in a tar file."""
+
+    shard: str
+    """Path or URL of the tar file."""
+    offset: int
+    """Of the image's first byte."""
+    size: int
+    """In bytes."""
+
+    def read(self) -> bytes:
+        """The bytes of the image file.
+
+        Raises:
+            ShardError: The shard ends before them.
+        """
+        with fsspec.open(self.shard, "rb") as file:
+            return read_at(file, self)
+
+
+class Member(NamedTuple):
+    """One sample of a shard."""
+
+    key: str
+    """Name that its files share, up to the first dot."""
+    image: Packed
+    label: str | None
+    """Content of its label file."""
+
+
+def read_at(file: Any, image: Packed) -> bytes:
+    """Read an image from an open shard.
+
+    Raises:
+        ShardError: The shard ends before it.
+    """
+    file.seek(image.offset)
+    data: bytes = file.read(image.size)
+    if len(data) < image.size:
+        raise ShardError(_cut_off(image.shard, f"before byte {image.offset + image.size:,}"))
+    return data
+
+
+def list_shard(url: str, label_file: str) -> list[Member]:
+    """The samples of a shard, from the headers of the tar file; kept, so that it is read through once.
+
+    Args:
+        url: Path or URL.
+        label_file: Ending of the files that hold labels, such as `cls`.
+
+    Raises:
+        ShardError: It is missing, no tar file, cut off, or a sample has no image.
+    """
+    try:
+        fs, path = url_to_fs(url)
+        info = fs.info(path)
+    except (OSError, ImportError, ValueError) as error:
+        raise ShardError(
+            f"The shard {url} cannot be reached: {error}. Check the path, the credentials, and that the package for "
+            "its protocol is installed (s3fs, gcsfs, adlfs)."
+        ) from error
+    state = [
+        url,
+        info["size"],
+        str(info.get("mtime") or info.get("ETag") or info.get("etag")),
+        label_file,
+    ]
+    name = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
+    kept = _folder() / f"{name}.json"
+    if kept.is_file():
+        rows = json.loads(kept.read_text(encoding="utf-8"))
+        return [Member(key, Packed(url, offset, size), label) for key, offset, size, label in rows]
+    members = _scan(url, label_file)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    rows = [[m.key, m.image.offset, m.image.size, m.label] for m in members]
+    partial = kept.with_name(f"{kept.name}.{os.getpid()}")
+    partial.write_text(json.dumps(rows), encoding="utf-8")
+    os.replace(partial, kept)  # noqa: PTH105 - atomic on every system
+    return members
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("VFM_CACHE") or Path.home() / ".cache" / "vfm") / "shards"
+
+
+def _scan(url: str, label_file: str) -> list[Member]:
+    images: dict[str, Packed] = {}
+    labels: dict[str, str] = {}
+    try:
+        with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for entry in tar:
+                folder, _, base = entry.name.rpartition("/")
+                stem, _, ending = base.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if entry.isfile() and ending.lower() in _IMAGES:
+                    images[key] = Packed(url, entry.offset_data, entry.size)
+                elif entry.isfile() and ending == label_file:
+                    content = tar.extractfile(entry)
+                    assert content is not None
+                    labels[key] = content.read().decode("utf-8").strip()
+            # A tar file ends with two empty blocks: without them, its end is missing, and samples with it.
+            file.seek(tar.offset)
+            if file.read(_BLOCK) != bytes(_BLOCK):
+                raise ShardError(_cut_off(url, f"after {len(images)} samples"))
+    except (tarfile.TarError, EOFError) as error:
+        if _starts_as_tar(url):
+            raise ShardError(_cut_off(url, f"after {len(images)} samples")) from error
+        raise ShardError(
+            f"{url} is no tar file without compression: {error}. Unpack a .tar.gz; images gain nothing by it."
+        ) from error
+    missing = [key for key in labels if key not in images]
+    if missing or not images:
+        which = f"'{missing[0]}' has a label but no image" if missing else "it holds no image"
+        raise ShardError(f"{url}: {which}. Endings of images: {', '.join(_IMAGES)}.")
+    return [Member(key, image, labels.get(key)) for key, image in images.items()]
+
+
+def _starts_as_tar(url: str) -> bool:
+    with fsspec.open(url, "rb") as file:
+        magic: bytes = file.read(_BLOCK)[257:262]
+    return magic == b"ustar"
+
+
+def _cut_off(url: str, where: str) -> str:
+    return f"The shard {url} is cut off {where}. Copy it again."
