@@ -28,6 +28,7 @@ def explain(error: BaseException) -> str:
     """
     own = type(error).__module__.startswith(("vfm", "vfm_runtime"))
     text = str(error).strip() or type(error).__name__
+    notes = "\n".join(getattr(error, "__notes__", []))
     lines = [line for line in text.splitlines() if line.strip()]
     if not own:
         lines[0] = f"{type(error).__name__}: {lines[0]}"
@@ -35,7 +36,7 @@ def explain(error: BaseException) -> str:
     if len(lines) > _MAX_LINES:
         left_out = len(lines) - _MAX_LINES + 1
         lines = [*lines[: _MAX_LINES - 2], f"... ({left_out} more lines)", lines[-1]]
-    return "vfm: " + "\n".join(lines)
+    return "vfm: " + "\n".join([*lines, notes] if notes else lines)
 
 
 def _place(error: BaseException) -> str:

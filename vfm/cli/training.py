@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from vfm.cli import TRAINING
 from vfm.cli.errors import UsageError
 from vfm.cli.parsing import OPTIONS, cause, known_keys, rewrite, take
+from vfm.cli.resume import resolve
 from vfm.data import ImageData
 from vfm.data.folder import SPLIT_FILE
 from vfm.spec import check_trust
@@ -69,6 +71,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with a fresh folder `runs/N` for the logs of a fit."""
         config = self.config_init[self.subcommand]["trainer"]
+        _check_devices(config["accelerator"], config["devices"])
         if config["logger"] is None:
             kwargs["logger"] = self.subcommand == "fit" and _loggers(config["default_root_dir"])
         if self.subcommand != "fit":
@@ -88,6 +91,7 @@ def run(command: str, words: list[str]) -> None:
     """
     words, trust = take(words, "--trust")
     _check_yaml(words)
+    words = resolve(command, words, str(_DEFAULTS["default_root_dir"]))
     with tempfile.TemporaryDirectory() as folder:
         stored = _stored_recipe(command, words, trust)
         if stored:
@@ -112,6 +116,22 @@ def _call(words: list[str]) -> None:
         parser_kwargs=kwargs,
         args=words,
     )
+
+
+def _check_devices(accelerator: Any, devices: Any) -> None:
+    present = torch.cuda.device_count()
+    asked = max(devices, default=-1) + 1 if isinstance(devices, list) else devices
+    if not str(asked).lstrip("-").isdigit():
+        asked = 1
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and present > 0)
+    if on_gpu and int(asked) > present and not torch.backends.mps.is_available():
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(present)) or "none"
+        remedy = f"--trainer.devices {present}" if present else "--trainer.accelerator cpu"
+        raise UsageError(
+            f"--trainer.devices {devices} on {accelerator} needs {asked} GPUs; this machine has {present} ({names}), "
+            f"as torch {torch.__version__} and CUDA_VISIBLE_DEVICES show them. Give {remedy}, or "
+            "--trainer.num_nodes for several machines."
+        )
 
 
 def _check_yaml(words: list[str]) -> None:

@@ -36,7 +36,7 @@ from vfm.tasks.checkpoint import (
 )
 from vfm.tasks.effects import without_effect
 from vfm.tasks.nonfinite import require_finite
-from vfm.tasks.optim import Optim, learning_rate_factor, optimizer
+from vfm.tasks.optim import Optim, count_steps, learning_rate_factor, optimizer
 from vfm.types import Batch, Features, Raw
 
 
@@ -302,7 +302,7 @@ class BaseTask(Component, L.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """AdamW, and a learning rate that changes with every step."""
         adamw = optimizer(self.backbone.model, self.head, self.optim)
-        num_steps = int(self.trainer.estimated_stepping_batches)
+        num_steps = count_steps(self.trainer, len(self._datamodule().train_dataloader()))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             adamw, lambda step: learning_rate_factor(step, num_steps, self.optim)
         )

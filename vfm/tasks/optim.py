@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from timm import optim as timm_optim
 from torch import nn
 
@@ -97,6 +98,36 @@ def _backbone_groups(backbone: Any, optim: Optim) -> list[dict[str, Any]]:
             backbone, optim.weight_decay, names, layer_decay=optim.layer_decay
         )
     return list(groups)
+
+
+def count_steps(trainer: Trainer, num_batches: int) -> int:
+    """Optimiser steps of a whole training.
+
+    Not Lightning's own estimate: it keeps the loader that it counts, and so never tells it where to resume.
+
+    Args:
+        trainer: Of the training.
+        num_batches: Of an epoch, on each process.
+
+    Raises:
+        ValueError: The training has no end.
+    """
+    limit = trainer.limit_train_batches
+    if isinstance(limit, int):
+        num_batches = min(num_batches, limit)
+    elif limit is not None:
+        num_batches = int(num_batches * limit)
+    ends = []
+    if trainer.max_epochs is not None and trainer.max_epochs != -1:
+        ends.append(trainer.max_epochs * math.ceil(num_batches / trainer.accumulate_grad_batches))
+    if trainer.max_steps != -1:
+        ends.append(trainer.max_steps)
+    if not ends:
+        raise ValueError(
+            "The learning rate falls towards the end of training, and max_epochs -1 sets none. "
+            "Give --trainer.max_epochs or --trainer.max_steps."
+        )
+    return min(ends)
 
 
 def learning_rate_factor(step: int, num_steps: int, optim: Optim) -> float:

@@ -10,11 +10,14 @@ _INNER = (
     "The following callbacks returned in",
     "TPU available",
     "Loading `train_dataloader`",
+    "`weights_only` was not set",
 )
 _WARNINGS = (
     # sys.argv and the words do differ, by what a checkpoint adds.
     "LightningCLI's args parameter",
     "The dirpath has changed",
+    # ShardData's workers have parts of their own.
+    r"Your `IterableDataset` has `__len__` defined",
     # A frozen backbone is meant to be.
     r"Found \d+ module\(s\) in eval mode",
     # Averaging and early stopping are for training alone.

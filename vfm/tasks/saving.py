@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 LAST = "last"
@@ -90,8 +90,8 @@ class Preemption(Callback):
         self._asked = False
         self._previous: Any = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen; only a main thread can."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen in Lightning's place; only a main thread can."""
         self._asked = False
         if signal.getsignal(signal.SIGTERM) is not None and _in_main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._ask)
@@ -143,11 +143,11 @@ class Preemption(Callback):
         ]
         folder = next((Path(f) for f in folders if f), None)
         if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            rank_zero_warn("Stopped by SIGTERM; this run keeps no checkpoints.")
+            rank_zero_info("Stopped by SIGTERM; this run keeps no checkpoints.")
         else:
             path = folder / f"{LAST}.ckpt"
             trainer.save_checkpoint(path)
-            rank_zero_warn(f"Stopped by SIGTERM and saved; go on with --ckpt_path {path}")
+            rank_zero_info(f"Stopped by SIGTERM and saved; go on with --ckpt_path {path}")
         raise SIGTERMException(_TERMINATED)
 
 
