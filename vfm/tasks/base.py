@@ -214,7 +214,10 @@ class BaseTask(Component, L.LightningModule, ABC):
             CheckpointError: The head was made for other labels.
         """
         if not self.labels:
-            self.head.prepare(self.backbone.info, data.labels)
+            # From the seed alone: what else has drawn random numbers differs with the number of processes.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(torch.initial_seed() + 1)
+                self.head.prepare(self.backbone.info, data.labels)
         require_same_labels(data.labels, self.labels, "the data")
 
     def require_trained(self) -> None:

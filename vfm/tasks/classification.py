@@ -127,9 +127,13 @@ class ClassificationTask(BaseTask):
 
     def loss(self, raw: Raw, target: Tensor) -> Tensor:
         """The loss, summed over the batch; classes are weighted in training alone."""
+        return self._losses(raw, target).sum()
+
+    def _losses(self, raw: Raw, target: Tensor) -> Tensor:
+        """The loss of each image, [N]."""
         weights = self._weights if self.training else None
-        loss: Tensor = self.criterion(raw["logits"].float(), target, weights)
-        return loss.sum()
+        losses: Tensor = self.criterion(raw["logits"].float(), target, weights)
+        return losses
 
     def take_labels(self, data: ImageData) -> None:
         """Make the head's layers, and weigh the classes."""
@@ -164,12 +168,12 @@ class ClassificationTask(BaseTask):
         self._match_labels()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the scores of a batch, and log its loss."""
-        self._evaluate(batch, "val")
+        """Keep the scores and losses of a batch."""
+        self._evaluate(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the scores of a batch, and log its loss."""
-        self._evaluate(batch, "test")
+        """Keep the scores and losses of a batch."""
+        self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole split."""
@@ -193,22 +197,21 @@ class ClassificationTask(BaseTask):
         target[:, self._columns] = label
         return target
 
-    def _evaluate(self, batch: Batch, split: str) -> None:
-        num_images = len(batch["image"])
-        if num_images == 0:
+    def _evaluate(self, batch: Batch) -> None:
+        if len(batch["image"]) == 0:
             return
         target = self._target(batch["label"])
         raw = self.raw(batch)
-        loss = self.loss(raw, target) / num_images
-        self.log(f"{split}/loss", loss, batch_size=num_images, on_epoch=True, sync_dist=True)
-        self._collector.add(self.head.decode(raw)["scores"], target, batch["index"])
+        scores = self.head.decode(raw)["scores"]
+        self._collector.add(scores, target, batch["index"], self._losses(raw, target))
 
     def _finish(self, split: str, *, write: bool) -> None:
         answers = self._collector.gather()
         if self.trainer.sanity_checking or len(answers.target) == 0:
             return
+        # The same on every rank, since each has gathered the whole split.
+        self.log(f"{split}/loss", float(answers.loss.mean()), rank_zero_only=False)
         for name, value in metrics_of(answers, self.multilabel).items():
-            # The same on every rank, since each has gathered the whole split.
             self.log(f"{split}/{name}", value, prog_bar=True, rank_zero_only=False)
         if write:
             self.skipped.gather(self.trainer, split)

@@ -39,6 +39,8 @@ class Answers(NamedTuple):
     """int64 [N], true classes; or float32 [N, C] of zeros and ones where several labels may apply."""
     position: NDArray[np.int64]
     """[N], place of each image in its split."""
+    loss: NDArray[np.float32]
+    """[N]."""
 
 
 class Collector:
@@ -47,15 +49,16 @@ class Collector:
     def __init__(self) -> None:
         self._batches: list[tuple[NDArray[Any], ...]] = []
 
-    def add(self, scores: Tensor, target: Tensor, index: Tensor) -> None:
+    def add(self, scores: Tensor, target: Tensor, index: Tensor, loss: Tensor) -> None:
         """Keep a batch.
 
         Args:
             scores: float [N, C].
             target: int [N], or float [N, C].
             index: int [N], position of each image in its split.
+            loss: float [N].
         """
-        rows = (scores.float(), target, index)
+        rows = (scores.float(), target, index, loss.float())
         self._batches.append(tuple(t.detach().cpu().numpy() for t in rows))
 
     def gather(self) -> Answers:
@@ -70,10 +73,11 @@ class Collector:
             torch.distributed.all_gather_object(ranks, parts)
             parts = [batch for rank in ranks for batch in rank]
         if not parts:
-            return Answers(np.zeros((0, 0), np.float32), np.zeros(0), np.zeros(0, np.int64))
-        scores, target, index = (np.concatenate(column) for column in zip(*parts, strict=True))
+            none = np.zeros(0, np.float32)
+            return Answers(np.zeros((0, 0), np.float32), none, np.zeros(0, np.int64), none)
+        scores, target, index, loss = (np.concatenate(c) for c in zip(*parts, strict=True))
         index, first = np.unique(index, return_index=True)
-        return Answers(scores[first], target[first], index)
+        return Answers(scores[first], target[first], index, loss[first])
 
 
 def metrics_of(answers: Answers, multilabel: bool) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -12,20 +13,66 @@ if TYPE_CHECKING:
     from vfm.tasks.base import BaseTask
 
 
+class ShardingError(ValueError):
+    """A strategy asks for another sharding than over the data."""
+
+
+class FSDP2(ModelParallelStrategy):
+    """Lightning's strategy with all ranks sharing out the data, and checkpoints of one file.
+
+    On the command line: `--trainer.strategy vfm.tasks.sharding.FSDP2`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Set the defaults.
+
+        Args:
+            **kwargs: As for ModelParallelStrategy.
+        """
+        super().__init__(**({"save_distributed_checkpoint": False} | kwargs))
+
+    def setup_environment(self) -> None:
+        """Make the mesh: Lightning's own would share out tensors, not data, among the GPUs of a machine."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+
 def shard(task: BaseTask) -> None:
     """Shard a task's blocks, then what is left of it; with any other strategy than ModelParallelStrategy, nothing.
 
     Args:
         task: With its head made.
+
+    Raises:
+        ShardingError: The strategy splits single tensors, which no layer here is made for.
     """
     if not isinstance(task.trainer.strategy, ModelParallelStrategy):
         return
     assert task.device_mesh is not None
+    if task.device_mesh["tensor_parallel"].size() > 1:
+        raise ShardingError(
+            "ModelParallelStrategy splits tensors over "
+            f"{task.device_mesh['tensor_parallel'].size()} ranks, and the data over "
+            f"{task.device_mesh['data_parallel'].size()}; vfm shards over the data alone. "
+            "Give --trainer.strategy vfm.tasks.sharding.FSDP2."
+        )
+    _start_alike(task)
     mesh = task.device_mesh["data_parallel"]
     for block in blocks_of(task.backbone.model):
         fully_shard(block, mesh=mesh)
     fully_shard(task.backbone, mesh=mesh)
     fully_shard(task.head, mesh=mesh)
+
+
+@torch.no_grad()
+def _start_alike(task: BaseTask) -> None:
+    """Give every rank the weights of the first: each is about to keep a part of its own."""
+    device = task.trainer.strategy.root_device
+    for tensor in (*task.parameters(), *task.buffers()):
+        first = tensor.to(device)
+        torch.distributed.broadcast(first, src=0)
+        tensor.copy_(first)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
