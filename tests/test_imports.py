@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = {
-    7: {"cli", "api", "demo"},
+    7: {"cli", "api", "demo", "tune"},
     6: set(),
     5: {"bundle"},
     4: {"tasks"},

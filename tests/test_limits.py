@@ -13,7 +13,13 @@ MOST_LINES = 400
 MOST_BYTES = 500_000
 PACKAGES = (ROOT / "vfm", ROOT / "export" / "vfm_runtime")
 # What these say is for the user.
-SPEAKERS = ("vfm/cli/", "vfm/demo.py", "vfm/bundle/write.py", "export/vfm_runtime/cli.py")
+SPEAKERS = (
+    "vfm/cli/",
+    "vfm/demo.py",
+    "vfm/tune.py",
+    "vfm/bundle/write.py",
+    "export/vfm_runtime/cli.py",
+)
 
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 

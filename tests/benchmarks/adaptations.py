@@ -22,12 +22,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from memory import peak_bytes, reset_peak
 from PIL import Image
 
 from vfm import ClassificationTask, FolderData, IdxData, Optim
 from vfm.models.adapt import Adapt
 from vfm.models.adapters import merge
+from vfm.tasks.memory import peak_memory, reset_peak_memory
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 FIRST = ("t-shirt", "trouser", "pullover", "sandal", "bag")
@@ -110,10 +110,10 @@ def adapt(how: Adapt, checkpoint: Path, work: Path, epochs: int) -> dict[str, An
     task = ClassificationTask(**VIT, weights=checkpoint, adapt=how, optim=Optim(warmup=0.1))
     learning = sum(p.numel() for p in task.backbone.parameters() if p.requires_grad)
     folder = work / "adapted" / how
-    reset_peak()
+    held = reset_peak_memory()
     start = time.perf_counter()
     trainer = fit(task, data, folder, epochs)
-    seconds, peak = time.perf_counter() - start, peak_bytes()
+    seconds, peak = time.perf_counter() - start, peak_memory() - held
     (results,) = trainer.test(task, data, ckpt_path="best", verbose=False)
     saved = json.loads((folder / "checkpoints" / "results.json").read_text(encoding="utf-8"))
     adapter = folder / "checkpoints" / "adapter.safetensors"

@@ -14,47 +14,21 @@ import logging
 import statistics
 import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from sides import report
+from train_step import OneBatch
+
+from vfm import ClassificationTask
+from vfm.tasks.memory import peak_memory, reset_peak_memory
+from vfm.types import Batch
 
 STEPS = 3
 
 
-def reset_peak() -> None:
-    """Forget the peak so far."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes() -> int:
-    """Most memory since `reset_peak`: the GPU's allocations, or else what the process has resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return _status("VmHWM")
-
-
-def held_bytes() -> int:
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
-
-
 def megabytes(size: int, batch: int, **model: Any) -> float:
-    from train_step import OneBatch
-
-    from vfm import ClassificationTask
-    from vfm.types import Batch
 
     pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
     label = torch.arange(batch) % 10
@@ -72,10 +46,9 @@ def megabytes(size: int, batch: int, **model: Any) -> float:
             enable_checkpointing=False,
             limit_val_batches=0,
         )
-        reset_peak()
-        held = held_bytes()
+        held = reset_peak_memory()
         trainer.fit(task, data)
-        peak = peak_bytes() - held
+        peak = peak_memory() - held
     del task, trainer, data
     gc.collect()
     return peak / 2**20

@@ -109,7 +109,7 @@ def ours(case: Case, batch: Batch) -> float:
         optim=Optim(lr=1e-4),
     )
     data = OneBatch(num_classes=LABELS, num_images=64, augment="none")
-    data.batch, data.steps = batch, WARM + case.steps
+    data.batch, data.steps, data.batch_size = batch, WARM + case.steps, case.batch
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         L.Trainer(

@@ -18,6 +18,10 @@ TRAINING = {
 }
 COMMANDS = {
     "models": ("vfm.cli.models:models", "backbones: size, cost, licence, what each is good for"),
+    "tune": (
+        "vfm.tune:tune",
+        "try ways of adapting on a sample of your data, within a time budget",
+    ),
     "demo": ("vfm.demo:demo", "the whole job on a small real data set, in minutes"),
     "export": (
         "vfm.bundle:export",

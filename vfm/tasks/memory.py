@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.memory import is_oom_error
+
+_STATUS = Path("/proc/self/status")
 
 
 class MemoryAdvice(Callback):
@@ -99,3 +104,33 @@ def _smallest_share(trainer: Trainer) -> int:
     """Images of a rank's epoch: a larger batch would never be full."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     return max(1, len(data.records["train"]) // trainer.world_size)
+
+
+def reset_peak_memory() -> int:
+    """Forget the peak so far, and give the bytes that are held now."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    if _STATUS.is_file():
+        # What the C library holds back for later would hide the next peak.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        return _resident("VmRSS")
+    return 0
+
+
+def peak_memory() -> int:
+    """Most bytes since `reset_peak_memory`: the GPU's allocations, or else what the process had resident.
+
+    0 where the system does not tell, as on macOS and Windows.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return _resident("VmHWM") if _STATUS.is_file() else 0
+
+
+def _resident(name: str) -> int:
+    lines = _STATUS.read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))

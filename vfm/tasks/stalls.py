@@ -78,13 +78,12 @@ class StallWatch(Callback):
         while not stop.wait(min(1.0, self.seconds / 4)):
             if time.monotonic() - self._last <= self.seconds:
                 continue
-            print(
+            sys.stderr.write(
                 f"\nvfm: rank {rank} has made no progress for {self.seconds:g} s and ends the job. Where its threads "
                 "stand follows; the rank that waits for nobody is the one that stalled.\n"
-                "Longer patience: --trainer.callbacks+ vfm.tasks.stalls.StallWatch --trainer.callbacks.seconds 3600",
-                file=sys.stderr,
-                flush=True,
+                "Longer patience: --trainer.callbacks+ vfm.tasks.stalls.StallWatch --trainer.callbacks.seconds 3600\n"
             )
+            sys.stderr.flush()
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
             sys.stderr.flush()
             os._exit(EXIT_STATUS)  # the main thread may never come back
