@@ -25,6 +25,10 @@ SMALLER = {
         "--trainer.max_epochs",
         "1",
     ],
+    "vfm tune": [
+        *("--backbone", "test_vit", "--pretrained", "false", "--image_size", "32"),
+        *("--num_images", "24"),
+    ],
     "vfm fit --config recipes/debug/digits.yaml": ["--trainer.max_epochs", "1"],
 }
 
@@ -70,7 +74,7 @@ def folder(tmp_path_factory):
 def test_every_command_and_example_runs(folder, capsys):
     readme = ROOT / "README.md"
     shell = [c for c in commands(readme) if c.split()[0] in ("vfm", "vfm-runtime")]
-    assert len(shell) == 12
+    assert len(shell) == 17
     for command in shell:
         run(command)
     shown = capsys.readouterr()

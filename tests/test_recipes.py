@@ -9,6 +9,8 @@ from pathlib import Path
 import lightning.pytorch  # noqa: F401 - its log keeps the stderr of its import
 import numpy as np
 import pytest
+import torch
+import webdataset
 import yaml
 
 from vfm.cli import main
@@ -19,9 +21,14 @@ NAMES = (
     "classification/fashion_mnist.yaml",
     "classification/finetune.yaml",
     "classification/linear_probe.yaml",
+    "classification/lora.yaml",
+    "classification/lp_ft.yaml",
     "classification/multilabel.yaml",
+    "cluster/ddp.yaml",
+    "cluster/fsdp2.yaml",
     "data/folder.yaml",
     "data/idx.yaml",
+    "data/shards.yaml",
     "data/table.yaml",
     "debug/digits.yaml",
     "debug/synthetic.yaml",
@@ -36,6 +43,9 @@ OWN = {
     "classification/fashion_mnist.yaml": shlex.split(
         "--model.backbone_args null --data.root fashion-mnist --data.val_fraction 0.25"
     ),
+    "cluster/ddp.yaml": ["--trainer.devices", "1"],
+    "cluster/fsdp2.yaml": ["--trainer.devices", "1"],
+    "data/shards.yaml": ["--data.train", "shards/train-{000..001}.tar"],
 }
 HEAD = """
 from torch import nn
@@ -66,15 +76,29 @@ def place(tmp_path, monkeypatch):
     write_image_folder(tmp_path / "my_images", images_per_class=10, size=[(40, 30), (33, 50)])
     write_table(tmp_path)
     write_idx(tmp_path / "fashion-mnist")
+    write_shards(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path
+    monkeypatch.setenv("VFM_CACHE", str(tmp_path / "cache"))
+    yield tmp_path
+    if torch.distributed.is_initialized():  # as the recipes of recipes/cluster/ leave it
+        torch.distributed.destroy_process_group()
 
 
 def write_table(folder):
     images = sorted((folder / "my_images").rglob("*.png"))
     rows = [f"{path.relative_to(folder).as_posix()},{path.parent.name}" for path in images]
     (folder / "my_images.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+
+
+def write_shards(folder):
+    (folder / "shards").mkdir()
+    images = sorted((folder / "my_images").rglob("*.png"))
+    for name in ("train-000", "train-001", "val-000"):
+        with webdataset.TarWriter(str(folder / "shards" / f"{name}.tar")) as tar:
+            for number, path in enumerate(images[::4]):
+                sample = {"png": path.read_bytes(), "cls": path.parent.name.encode()}
+                tar.write({"__key__": f"{name}-{number}", **sample})
 
 
 def write_idx(folder):
@@ -101,7 +125,7 @@ def command(name):
 
 
 def test_recipes_are_those_known():
-    found = {p.relative_to(RECIPES).as_posix() for p in RECIPES.rglob("*") if p.is_file()}
+    found = {p.relative_to(RECIPES).as_posix() for p in RECIPES.rglob("*.yaml")}
     assert found == set(NAMES)
 
 

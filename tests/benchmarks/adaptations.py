@@ -47,6 +47,7 @@ NAMES = [
 VIT: dict[str, Any] = {
     "backbone": "vit_tiny_patch16_224",
     "image_size": 28,
+    "fit": "squash",
     "backbone_args": {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4},
 }
 ADAPTATIONS: tuple[Adapt, ...] = ("full", "linear", "ln", "lora", "effort", "partial")

@@ -99,3 +99,24 @@ def test_mirror_and_colour_are_drawn_independently():
     assert 0.4 < mirrored.mean() < 0.6
     assert 0.7 < jittered.mean() < 0.9
     assert abs(jittered[mirrored].mean() - jittered[~mirrored].mean()) < 0.15
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "standard", "strong"])
+def test_the_border_is_cut_off_once(augment):
+    """A model that crops its input must not crop what was cropped for training."""
+    preprocess = Preprocess(size=(32, 32), crop_fraction=0.875)
+    whole = Preprocess(size=(32, 32), crop_fraction=1.0)
+    image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    transform = TrainTransform(augment, preprocess)
+    if augment == "none":
+        assert np.array_equal(transform(image, 0), preprocess.resize(image)[0])
+    elif augment != "light":
+        # A random crop takes no notice of the fraction.
+        assert np.array_equal(transform(image, 7), TrainTransform(augment, whole)(image, 7))
+
+
+def test_a_pipeline_without_a_resize_is_followed_by_the_models():
+    preprocess = Preprocess(size=(32, 32), crop_fraction=0.875)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    mirrored = TrainTransform([{"HorizontalFlip": {"p": 1.0}}], preprocess)(image, 0)
+    assert np.array_equal(mirrored, preprocess.resize(np.ascontiguousarray(image[:, ::-1]))[0])

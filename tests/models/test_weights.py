@@ -10,6 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vfm.models.backbone import Backbone
+from vfm.models.tensors import (
+    UnreadableFileError,
+    checksum,
+    read_metadata,
+    read_plain,
+    tensors_in,
+    write_tensors,
+)
 from vfm.models.weights import WeightsError, load_weights
 
 ARGUMENTS = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -182,7 +190,7 @@ def test_too_few_are_refused(model: nn.Module, source: State, tmp_path: Path) ->
     text = str(caught.value)
     kept = len(source) - len(missing)
     assert f"it sets {kept} of {len(source)} tensors" in text
-    assert f"Missing: {', '.join(missing[:4])} and {len(missing) - 4} more." in text
+    assert f"Missing: {', '.join(missing[:8])} and {len(missing) - 8} more." in text
     assert "Unexpected: other.weight." in text
     assert "at least 95 % are needed" in text
     require_equal(model, before)
@@ -249,3 +257,98 @@ def test_a_backbone_keeps_the_report(source: State, tmp_path: Path) -> None:
     assert backbone.report is not None
     assert backbone.report.matched == len(source)
     require_equal(backbone.model, source)
+
+
+def test_position_embeddings_of_another_size_are_resized(source: State, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(source, path)
+    large = Backbone("vit_tiny_patch16_224", weights=str(path), image_size=64, arguments=ARGUMENTS)
+    assert large.report is not None
+    assert large.report.resized == ("pos_embed",)
+    assert large.report.coverage == 1.0
+    assert "1 resized" in str(large.report)
+    grid = large.model.pos_embed[0, 1:].reshape(4, 4, -1).detach()
+    corner = source["pos_embed"][0, 1:].reshape(2, 2, -1)[0, 0]
+    # Bicubic enlargement of 2 x 2 places: a corner stays nearest to its own.
+    others = source["pos_embed"][0, 1:].reshape(4, -1)
+    distances = (others - grid[0, 0]).norm(dim=1)
+    assert int(distances.argmin()) == 0
+    assert torch.allclose(large.model.cls_token, source["cls_token"])
+    assert corner.shape == grid[0, 0].shape
+
+
+def test_names_of_the_original_code_are_translated(tmp_path: Path) -> None:
+    small = {"embed_dim": 32, "depth": 2, "num_heads": 2, "init_values": 1e-5}
+    made = Backbone(
+        "vit_small_patch14_reg4_dinov2", pretrained=False, image_size=28, arguments=small
+    )
+    # As the authors of DINOv2 name the same tensors.
+    own = {k: torch.randn_like(v) for k, v in made.model.state_dict().items()}
+    theirs = {k.replace("reg_token", "register_tokens"): v for k, v in own.items()}
+    theirs["pos_embed"] = torch.cat([torch.randn(1, 1, 32), own["pos_embed"]], dim=1)
+    theirs["mask_token"] = torch.zeros(1, 32)
+    torch.save({"teacher": {f"backbone.{k}": v for k, v in theirs.items()}}, tmp_path / "w.pth")
+    report = load_weights(made.model, tmp_path / "w.pth")
+    assert report.by == "name"
+    assert report.matched == report.total
+    assert torch.equal(made.model.state_dict()["reg_token"], own["reg_token"])
+
+
+def test_checksums_tell_before_from_after(model: nn.Module, source: State, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(source, path)
+    first, again = load_weights(model, path), load_weights(vit(3), path)
+    assert first.before != again.before
+    assert first.after == again.after == load_weights(model, path).before
+    assert len(first.after) == 16
+    assert first.to_dict()["coverage"] == 1.0
+
+
+def test_less_is_taken_on_request(model: nn.Module, source: State, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({k: v for k, v in source.items() if "blocks.1." not in k}, path)
+    with pytest.raises(WeightsError, match=r"--model\.min_coverage"):
+        load_weights(model, path)
+    report = load_weights(model, path, min_coverage=0.5)
+    assert 0.5 < report.coverage < 0.95
+    assert all("blocks.1." in name for name in report.missing)
+    save_file({"other": torch.zeros(2)}, path)
+    with pytest.raises(WeightsError, match="sets 0 of"):
+        load_weights(model, path, min_coverage=0.0)
+
+
+def test_weights_of_another_architecture_are_refused_with_the_names(tmp_path: Path) -> None:
+    other = Backbone("test_efficientnet", pretrained=False).model
+    save_file(other.state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        load_weights(vit(1), tmp_path / "weights.safetensors")
+    text = str(caught.value)
+    assert "does not fit VisionTransformer: it sets 0 of 30 tensors (0.0 %" in text
+    assert "Missing: cls_token, pos_embed, patch_embed.proj.weight" in text
+    assert "Unexpected: blocks.0.0.bn1." in text
+    assert "Give the backbone that this file was trained with (--model.backbone)" in text
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path, source: State) -> None:
+    path = tmp_path / "new" / "weights.safetensors"
+    write_tensors(path, source, {"note": "x"})
+    assert read_metadata(path) == {"note": "x"}
+    assert checksum(tensors_in(read_plain(path))) == checksum(source)
+    assert [p.name for p in path.parent.iterdir()] == ["weights.safetensors"]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UnreadableFileError):
+        read_metadata(path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "licence"),
+    [("", None), (".lvd1689m", "dinov3-license")],
+)
+def test_a_files_licence_is_its_tags(tag: str, licence: str | None, tmp_path: Path) -> None:
+    name = "vit_small_patch16_dinov3"
+    plain = Backbone(name, pretrained=False, image_size=32, arguments=ARGUMENTS)
+    save_file(plain.model.state_dict(), tmp_path / "w.safetensors")
+    loaded = Backbone(
+        name + tag, weights=str(tmp_path / "w.safetensors"), image_size=32, arguments=ARGUMENTS
+    )
+    assert loaded.license == licence

@@ -88,6 +88,7 @@ class TrainTransform:
         name, arguments = _entry(steps[0]) if steps else ("", {})
         self._crop = _random_crop(arguments, preprocess) if name == _CROP else None
         self._resize = name == _RESIZE
+        self._whole = not (self._crop or self._resize)
         if self._crop or self._resize:
             steps = steps[1:]
         self._pipeline: Any = _compose(steps, preprocess) if steps else None
@@ -120,6 +121,8 @@ class TrainTransform:
             image = opened.pixels()
         if self._pipeline is not None:
             image = self._augmented(image, generator, seed)
+        if not self._whole and image.shape[:2] == self.preprocess.size:
+            return image  # once more would cut its border off again
         return self.preprocess.resize(image)[0]
 
     def __reduce__(self) -> tuple[type[TrainTransform], tuple[Augment, Preprocess]]:

@@ -40,6 +40,21 @@ _TERMS = {
         "commercial use is allowed; a copy of the licence and NVIDIA's notice go with every copy, guard rails may not "
         "be taken out; read https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license",
     ),
+    "cc-by-4.0": Terms(
+        True, "the authors must be named wherever the weights or what is derived are shown"
+    ),
+    "cvnets-license": Terms(
+        True, "Apple's own terms; read https://github.com/apple/ml-cvnets/blob/main/LICENSE"
+    ),
+    "mobileone-license": Terms(
+        True, "Apple's own terms; read https://github.com/apple/ml-mobileone/blob/main/LICENSE"
+    ),
+    "gemma": Terms(
+        True,
+        "Google's terms: a list of forbidden uses, which goes with every copy and whatever is derived; read "
+        "https://ai.google.dev/gemma/terms",
+    ),
+    "seer-license": Terms(False, "Meta's SEER licence: non-commercial research only"),
     "apple-amlr": Terms(
         False,
         "research only: neither the weights nor what is derived may be sold or used in a product",

@@ -1,0 +1,112 @@
+"""Training on a GPU: images/s and the share of its arithmetic (MFU) of ViT-S, B and L, bf16 and compiled.
+
+    python tests/benchmarks/gpu_train.py [--quick] [--cpu]
+
+Each case runs twice: on one batch from memory, and from JPEG files through the whole input pipeline. `ours` is the rate
+from files, `theirs` the rate from memory: the ratio is the share of the speed that the input pipeline leaves. `mfu`
+counts three forward passes an image against the GPU's dense bf16 peak. --cpu tries the script on a small model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from timm_script import write_jpegs
+from train_step import WARM, Clock, OneBatch
+
+from vfm import ClassificationTask, FolderData
+from vfm.models.measure import measure
+from vfm.types import Batch
+
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+CASES = [
+    ("vit_small_patch16_224", 256, 60),
+    ("vit_base_patch16_224", 256, 40),
+    ("vit_large_patch16_224", 128, 40),
+]
+
+
+def rate(model: str, data: Any, batch: int, compiled: bool) -> float:
+    task = ClassificationTask(model, pretrained=False, compile=compiled)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        L.Trainer(
+            max_epochs=1,
+            precision="bf16-mixed",
+            callbacks=[clock],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            default_root_dir=folder,
+        ).fit(task, data)
+    steps = len(clock.ends) - WARM
+    return batch * steps / (clock.ends[-1] - clock.ends[WARM - 1])
+
+
+def from_memory(model: str, batch: int, steps: int, compiled: bool) -> float:
+    size = measure(model).image_size
+    pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
+    label = torch.arange(batch) % 4
+    data = OneBatch(num_classes=4, num_images=64, augment="none")
+    one = Batch(image=pixels, label=label, index=label, name=[""] * batch, skipped=[])
+    data.batch, data.steps, data.batch_size = one, WARM + steps, batch
+    return rate(model, data, batch, compiled)
+
+
+def from_files(model: str, batch: int, steps: int, compiled: bool, workers: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        write_jpegs(Path(folder), batch * (WARM + steps))
+        data = FolderData(folder, batch_size=batch, num_workers=workers, augment="standard")
+        return rate(model, data, batch, compiled)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the first case, one round")
+    parser.add_argument("--cpu", action="store_true", help="a small model on the CPU")
+    options = parser.parse_args()
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu and not options.cpu:
+        raise SystemExit("No CUDA GPU is there. --cpu tries the script on a small model.")
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    cases = CASES[: 1 if options.quick else None] if on_gpu else [("vit_tiny_patch16_224", 8, 3)]
+    gpu = torch.cuda.get_device_name() if on_gpu else "CPU"
+    peak = next((value for name, value in PEAKS.items() if name in gpu), None)
+    rounds = 1 if options.quick or not on_gpu else 5
+    for model, batch, steps in cases:
+        pairs = [
+            (
+                from_files(model, batch, steps, on_gpu, 14 if on_gpu else 1),
+                from_memory(model, batch, steps, on_gpu),
+            )
+            for _ in range(rounds)
+        ]
+        files, memory = (statistics.median(side) for side in zip(*pairs, strict=True))
+        flops = 3 * 1e9 * measure(model).gflops
+        row = {
+            "name": f"training, {model}, batch {batch}, bf16{', compiled' if on_gpu else ''}, {gpu}",
+            "ours": round(files, 1),
+            "theirs": round(memory, 1),
+            "unit": "images/s",
+            "ratio": round(statistics.median(a / b for a, b in pairs), 4),
+            "mfu_from_memory": round(memory * flops / peak, 4) if peak else None,
+            "mfu_from_files": round(files * flops / peak, 4) if peak else None,
+        }
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
