@@ -43,6 +43,7 @@ PUBLIC = [
     "Optim",
     "Preprocess",
     "Raw",
+    "ShardData",
     "SyntheticData",
     "TableData",
     "export",

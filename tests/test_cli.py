@@ -53,7 +53,12 @@ CHECKPOINT = "runs/0/checkpoints/best.ckpt"
 WRONG = [
     ("fti", 2, "'fti'", "Did you mean 'fit'?"),
     ("exprt", 2, "'exprt'", "Did you mean 'export'?"),
-    ("nonsense", 2, "'nonsense'", "Commands: fit, validate, test, predict, demo, export"),
+    (
+        "nonsense",
+        2,
+        "'nonsense'",
+        "Commands: fit, validate, test, predict, models, tune, demo, export",
+    ),
     ("fit", 2, "--model", "--data", "--config"),
     ("validate", 2, "--model", "--data"),
     ("fit $M", 2, "Missing: --data", "--data FolderData"),
@@ -105,7 +110,12 @@ WRONG = [
     ("fit $R --model.backbone test_vti", 2, "'test_vti'", "test_vit"),
     ("fit $R --model.backbone vit_tiny_patch16_224.nope", 2, "'nope'", "augreg_in21k"),
     ("fit $R --model.backbone_args '{dept: 2}'", 2, "'dept'", "--model.backbone_args"),
-    ("fit $R --model.pretrained true", 2, "'test_vit' could not be fetched", "--model.weights"),
+    (
+        "fit $R --model.pretrained true",
+        2,
+        "The weights of 'test_vit' are not on this machine",
+        "--model.weights",
+    ),
     ("test $R --trainer.accelerator cpu", 1, "has not been trained", "--ckpt_path"),
     ("export", 2, "Missing: checkpoint, --images"),
     ("export a.ckpt", 2, "Missing: --images"),

@@ -230,3 +230,44 @@ def test_one_process_is_watched_on_request(tmp_path: Path) -> None:
     )
     assert done.returncode == EXIT_STATUS
     assert "where_it_hangs" in done.stderr
+
+
+KILL = """
+import os, signal, sys
+from pathlib import Path
+import lightning as L
+from lightning.pytorch import Callback
+from tests.tasks.tiny import fit, shapes, vit
+
+class Kill(Callback):
+    def on_train_batch_start(self, run, task, batch, batch_idx):
+        if (run.current_epoch, batch_idx) == (2, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+L.seed_everything(3)
+fit(Path(sys.argv[1]), vit(), shapes(num_workers=0), max_epochs=4, callbacks=[Kill()])
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    script = tmp_path / "kill.py"
+    script.write_text(KILL)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "cut")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == -signal.SIGKILL
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    assert stored(last)["epoch"] == 1
+    L.seed_everything(3)
+    whole = vit()
+    expected = fit(tmp_path / "whole", whole, shapes(num_workers=0), max_epochs=4).callback_metrics
+    L.seed_everything(9)
+    rest, run = vit(), trainer(tmp_path / "cut", max_epochs=4)
+    run.fit(rest, datamodule=shapes(num_workers=0), ckpt_path=last)
+    require_equal(whole.state_dict(), rest.state_dict())
+    assert run.callback_metrics["val/accuracy"] == expected["val/accuracy"]

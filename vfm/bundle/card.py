@@ -8,6 +8,7 @@ from typing import Any
 from vfm_runtime.contract import Contract
 
 from vfm.bundle.parity import Parity
+from vfm.models.licenses import terms
 
 _METRICS = ("accuracy", "mAP", "macro_f1", "top5_accuracy", "auroc")
 
@@ -53,7 +54,8 @@ def card(
 def _licence(contract: Contract, origin: Mapping[str, Any]) -> str:
     if origin.get("weights") is None:
         return "none used (random start)"
-    return contract.license or "not stated"
+    duties = terms(contract.license).duties
+    return (contract.license or "not stated") + (f"; {duties}" if duties else "")
 
 
 def _results(results: Mapping[str, Any]) -> list[str]:

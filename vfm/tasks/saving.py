@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -82,8 +83,9 @@ def checkpoints(monitor: str | None, mode: str) -> list[ModelCheckpoint]:
 class Preemption(Callback):
     """On SIGTERM, saves `last.ckpt` after the current step and ends the job with exit status 143.
 
-    All ranks agree on the step. Lightning's own handler talks to other ranks from inside the signal, which can meet
-    them in another conversation and hang.
+    After the last step of an epoch it saves, and ends the job when validation is through: a run that is resumed does
+    not validate again. All ranks agree on the step. Lightning's own handler talks to other ranks from inside the signal,
+    which can meet them in another conversation and hang.
     """
 
     def __init__(self) -> None:
@@ -93,27 +95,30 @@ class Preemption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen in Lightning's place; only a main thread can."""
         self._asked = False
-        if signal.getsignal(signal.SIGTERM) is not None and _in_main_thread():
+        if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._ask)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self._asked = True
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop here if asked during the validation before."""
+        if self._asked_anywhere(trainer):
+            self._stop(trainer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here if asked, unless gradients are still being collected."""
+        """Save here if asked, unless gradients are still being collected; stop, unless validation follows."""
         if self._asked_anywhere(trainer) and not trainer.fit_loop._should_accumulate():
-            self._stop(trainer)
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Stop here if asked."""
-        if trainer.training or trainer.validating or trainer.sanity_checking:
-            fitting = trainer.state.fn == "fit"
-            if self._asked_anywhere(trainer) and fitting and not trainer.sanity_checking:
+            self._save(trainer)
+            if not trainer.is_last_batch:
                 self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the state after validation, if asked."""
+        if self._asked_anywhere(trainer):
+            self._save(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signal back."""
@@ -137,21 +142,21 @@ class Preemption(Callback):
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
         return bool(asked.item())
 
+    def _save(self, trainer: Trainer) -> None:
+        path = self._path(trainer)
+        if path is not None:
+            trainer.save_checkpoint(path)
+
     def _stop(self, trainer: Trainer) -> None:
-        folders = [
-            c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)
-        ]
-        folder = next((Path(f) for f in folders if f), None)
-        if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        path = self._path(trainer)
+        if path is None:
             rank_zero_info("Stopped by SIGTERM; this run keeps no checkpoints.")
         else:
-            path = folder / f"{LAST}.ckpt"
-            trainer.save_checkpoint(path)
             rank_zero_info(f"Stopped by SIGTERM and saved; go on with --ckpt_path {path}")
         raise SIGTERMException(_TERMINATED)
 
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
+    def _path(self, trainer: Trainer) -> Path | None:
+        callbacks = trainer.checkpoint_callbacks
+        folders = [c.dirpath for c in callbacks if isinstance(c, ModelCheckpoint)]
+        folder = next((Path(f) for f in folders if f), None)
+        return folder / f"{LAST}.ckpt" if folder and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
