@@ -3,8 +3,8 @@
     python tests/benchmarks/kill_and_resume.py [--quick] [--processes N]
 
 recipes/classification/fashion_mnist.yaml with fewer batches an epoch, by the command line alone: the broken run is
-started twice with the same words, `--ckpt_path last` among them. With --processes 2 the unbroken run is of two processes
-(DDP), the broken one of one. Prints one JSON line: both test accuracies, and the largest difference of a weight.
+started twice with the same words, `--ckpt_path last` among them. With --processes 2 the unbroken run is of two
+processes (DDP), the broken one of one. Prints a JSON line: both test accuracies, the largest difference of a weight.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[2]
-VFM = [sys.executable, "-c", "import sys; from vfm.cli import main; sys.exit(main())"]
+# By its path: Lightning starts further processes with the words of the first.
+VFM = [str(Path(sys.executable).with_name("vfm"))]
 RECIPE = str(ROOT / "recipes/classification/fashion_mnist.yaml")
 
 

@@ -100,7 +100,7 @@ class Losses(Callback):
             torch.distributed.all_reduce(loss)
         self.found.append(loss.item() / 16)
 
-task = vit()
+task = vit(adapt="linear") if accumulate == 3 else vit()
 # The last batch is a small one.
 data = shapes(num_workers=0, batch_size=16 // ranks, num_images=84)
 run = trainer(out, devices=ranks, strategy=strategy, max_epochs=2, callbacks=[Losses()],
@@ -120,7 +120,12 @@ def _run_equal(tmp_path: Path, how: str, accumulate: int = 1) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(script), how, str(out), str(accumulate)],
         cwd=root,
-        env={"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        env={
+            "PYTHONPATH": str(root),
+            "OMP_NUM_THREADS": "1",
+            "PATH": "/usr/bin:/bin",
+            "VFM_CACHE": str(tmp_path / f"cache-{how}"),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -133,8 +138,16 @@ def _run_equal(tmp_path: Path, how: str, accumulate: int = 1) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("how", "accumulate"),
+    [
+        ("ddp", 1),
+        ("ddp", 2),
+        ("fsdp", 1),
+        ("fsdp", 2),
+        pytest.param("ddp", 3, id="stored features"),
+    ],
+)
 def test_two_ranks_train_as_one(tmp_path: Path, how: str, accumulate: int) -> None:
     one = _run_equal(tmp_path, "one", accumulate)
     two = _run_equal(tmp_path, how, accumulate)

@@ -207,6 +207,10 @@ class BaseTask(Component, L.LightningModule, ABC):
                 "splits": data.describe(),
             }
 
+    def teardown(self, stage: str) -> None:
+        """Give the data its images back."""
+        self._datamodule().stored = {}
+
     def take_labels(self, data: ImageData) -> None:
         """Make the head's layers for the labels of the data, unless it has them already.
 

@@ -84,7 +84,7 @@ class Preemption(Callback):
     """On SIGTERM, saves `last.ckpt` after the current step and ends the job with exit status 143.
 
     After the last step of an epoch it saves, and ends the job when validation is through: a run that is resumed does
-    not validate again. All ranks agree on the step. Lightning's own handler talks to other ranks from inside the signal,
+    not validate again. All ranks agree on the step. Lightning's handler talks to other ranks from inside the signal,
     which can meet them in another conversation and hang.
     """
 
