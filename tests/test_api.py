@@ -19,6 +19,7 @@ from vfm.data.synthetic import write_image_folder
 from vfm.tasks.checkpoint import CheckpointError
 
 PUBLIC = [
+    "AdaptOptions",
     "AsymmetricLoss",
     "AttentionPoolHead",
     "BaseTask",

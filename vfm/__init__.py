@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from vfm.data.mixing import Mixing
     from vfm.losses import AsymmetricLoss, BinaryCrossEntropy, CrossEntropy, FocalLoss, Loss
+    from vfm.models.adapt import AdaptOptions
     from vfm.models.heads import (
         AttentionPoolHead,
         ClassificationHead,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AdaptOptions": "vfm.models.adapt",
     "AsymmetricLoss": "vfm.losses",
     "AttentionPoolHead": "vfm.models.heads",
     "BaseTask": "vfm.tasks",
@@ -72,6 +74,7 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "ClassificationTask",
     "BaseTask",
     "Optim",
+    "AdaptOptions",
     "Mixing",
     "LinearHead",
     "MLPHead",

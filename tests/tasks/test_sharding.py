@@ -38,7 +38,7 @@ def test_tensor_parallelism_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(task), "trainer", trainer)
     monkeypatch.setattr(type(task), "device_mesh", mesh)
     with pytest.raises(
-        ShardingError, match=r"splits tensors over 4 ranks.*vfm\.tasks\.sharding\.FSDP2"
+        ShardingError, match=r"splits tensors over 4 ranks.*--trainer.strategy fsdp2"
     ):
         shard(task)
 

@@ -16,6 +16,8 @@ _WARNINGS = (
     # sys.argv and the words do differ, by what a checkpoint adds.
     "LightningCLI's args parameter",
     "The dirpath has changed",
+    # What is logged of a validation is the same on every rank already.
+    "It is recommended to use `self.log",
     # ShardData's workers have parts of their own.
     r"Your `IterableDataset` has `__len__` defined",
     # A frozen backbone is meant to be.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
@@ -20,7 +20,7 @@ class ShardingError(ValueError):
 class FSDP2(ModelParallelStrategy):
     """Lightning's strategy with all ranks sharing out the data, and checkpoints of one file.
 
-    On the command line: `--trainer.strategy vfm.tasks.sharding.FSDP2`.
+    A Trainer knows it as `fsdp2`: `--trainer.strategy fsdp2`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -36,6 +36,10 @@ class FSDP2(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
+
+
+if "fsdp2" not in StrategyRegistry:
+    StrategyRegistry.register("fsdp2", FSDP2, description="FSDP2 over the data, one-file checkpoints")
 
 
 def shard(task: BaseTask) -> None:
@@ -55,7 +59,7 @@ def shard(task: BaseTask) -> None:
             "ModelParallelStrategy splits tensors over "
             f"{task.device_mesh['tensor_parallel'].size()} ranks, and the data over "
             f"{task.device_mesh['data_parallel'].size()}; vfm shards over the data alone. "
-            "Give --trainer.strategy vfm.tasks.sharding.FSDP2."
+            "Give --trainer.strategy fsdp2."
         )
     _start_alike(task)
     mesh = task.device_mesh["data_parallel"]
