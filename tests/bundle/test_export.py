@@ -264,3 +264,42 @@ def test_damaged_or_foreign_checkpoint(exported, photos, tmp_path, capsys):
 def test_parity_is_of_the_files_given(exported, paths):
     assert isinstance(exported.parity, Parity)
     assert [image.name for image in exported.parity.images] == [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("how", ["lora", "effort"])
+def test_adapters_are_merged_into_the_graph_and_stay_in_the_task(how, paths, tmp_path):
+    import onnx
+
+    from tests.conftest import make_task
+    from vfm.models.adapters import has_adapters
+
+    task = make_task("test_vit", paths, image_size=48, adapt=how)
+    with torch.no_grad():
+        for name, parameter in task.backbone.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.manual_seed(0)))
+            assert parameter.requires_grad == ("lora_" in name or "effort_" in name)
+    origin = {"versions": {}, "seed": 0, "data": None, "weights": None}
+    plain = make_task("test_vit", paths, image_size=48)
+    parities = [
+        export_task(t, paths[:20], tmp_path / str(i), origin=origin, results={})
+        for i, t in enumerate((task, plain))
+    ]
+    assert all(p.passed for p in parities)
+    assert has_adapters(task.backbone)
+    sizes = [len(onnx.load(tmp_path / str(i) / "model.onnx").graph.node) for i in range(2)]
+    assert sizes[0] == sizes[1]
+
+
+def test_the_card_says_what_a_licence_obliges_to(exported):
+    from dataclasses import replace
+
+    from vfm.bundle.card import card
+
+    contract = replace(vfm_runtime.load(exported.folder).contract, license="dinov3-license")
+    origin = {"versions": {}, "seed": 0, "data": None, "weights": {"source": "timm:x"}}
+    text = card(contract, exported.parity, {}, origin)
+    assert (
+        "Licence of the pretrained weights: dinov3-license; commercial use is allowed; whoever"
+        in text
+    )

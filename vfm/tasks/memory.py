@@ -76,15 +76,15 @@ class LargestBatch(BatchSizeFinder):
             steps_per_trial=steps_per_trial,
             max_trials=max_trials,
             batch_arg_name="batch_size",
+            margin=margin,
         )
-        self._margin = margin
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Search, then set the batch size and the learning rate."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         start = data.batch_size
         super().on_fit_start(trainer, pl_module)
-        found = max(1, min(int(data.batch_size * (1 - self._margin)), _smallest_share(trainer)))
+        found = max(1, min(data.batch_size, _smallest_share(trainer)))
         data.batch_size = found
         factor = math.sqrt(found / start)
         for optimizer in trainer.optimizers:

@@ -39,7 +39,9 @@ class FSDP2(ModelParallelStrategy):
 
 
 if "fsdp2" not in StrategyRegistry:
-    StrategyRegistry.register("fsdp2", FSDP2, description="FSDP2 over the data, one-file checkpoints")
+    StrategyRegistry.register(
+        "fsdp2", FSDP2, description="FSDP2 over the data, one-file checkpoints"
+    )
 
 
 def shard(task: BaseTask) -> None:
