@@ -4,7 +4,8 @@
 
 recipes/classification/fashion_mnist.yaml with fewer batches an epoch, by the command line alone: the broken run is
 started twice with the same words, `--ckpt_path last` among them. With --processes 2 the unbroken run is of two
-processes (DDP), the broken one of one. Prints a JSON line: both test accuracies, the largest difference of a weight.
+processes (DDP) and a plain ViT, the broken one of one: rounding is then another, and grows with every step. Prints a
+JSON line: both test accuracies, the largest difference of a weight.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ import torch
 ROOT = Path(__file__).parents[2]
 # By its path: Lightning starts further processes with the words of the first.
 VFM = [str(Path(sys.executable).with_name("vfm"))]
+# Without batch norm, whose statistics are of a process's own images.
+VIT = [
+    *("--model.backbone", "vit_tiny_patch16_224", "--model.channels_last", "false"),
+    *("--model.backbone_args", "{patch_size: 4, embed_dim: 96, depth: 4, num_heads: 3}"),
+]
 RECIPE = str(ROOT / "recipes/classification/fashion_mnist.yaml")
 
 
@@ -42,7 +48,7 @@ def run(command: list[str]) -> None:
         raise SystemExit(f"vfm {command[0]} failed:\n{done.stderr[-2000:]}")
 
 
-def killed(command: list[str], root: Path, batches: int) -> None:
+def killed(command: list[str], root: Path) -> None:
     """Start a training, and kill it when it is about a third into the epoch after its first checkpoint."""
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -75,11 +81,13 @@ def main() -> None:
         whole, broken = Path(folder) / "whole", Path(folder) / "broken"
         ranks = ["--trainer.devices", str(options.processes), "--trainer.strategy", "ddp"]
         shares = ["--data.batch_size", str(128 // options.processes)]
-        more = [*ranks, *shares] if options.processes > 1 else []
-        run([*words(whole, epochs, batches), *more])
-        killed(words(broken, epochs, batches), broken, batches)
+        model, more = [], []
+        if options.processes > 1:
+            model, more = VIT, [*ranks, *shares]
+        run([*words(whole, epochs, batches), *model, *more])
+        killed([*words(broken, epochs, batches), *model], broken)
         before = torch.load(broken / "0/checkpoints/last.ckpt", weights_only=True)["global_step"]
-        run(words(broken, epochs, batches))
+        run([*words(broken, epochs, batches), *model])
         ends = [whole / "0/checkpoints/last.ckpt", broken / "1/checkpoints/last.ckpt"]
         states = [torch.load(end, weights_only=True) for end in ends]
         row = {
