@@ -16,6 +16,7 @@ import logging
 import tempfile
 import time
 import warnings
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,7 @@ def merged_difference(task: ClassificationTask, data: FolderData) -> float:
     plain = copy.deepcopy(task.eval())
     merge(plain.backbone)
     data.preprocess = task.preprocess
-    pixels = torch.cat(
-        [b["image"] for b, _ in zip(data.test_dataloader(), range(16), strict=False)]
-    )
+    pixels = torch.cat([batch["image"] for batch in islice(data.test_dataloader(), 16)])
     with torch.no_grad():
         return float((plain(pixels)["logits"] - task(pixels)["logits"]).abs().max())
 

@@ -10,6 +10,7 @@ and clipped gradients, each in a process of its own; figures are images/s from t
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -98,8 +99,6 @@ def rate(command: list[str], mark: str, case: Case) -> float:
 
 
 def ours(root: Path, case: Case, workers: int, out: str) -> float:
-    import json
-
     arguments: list[Any] = [
         str(root),
         case.model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ class ShardStream(IterableDataset[Batch]):
         plan = _drawn(share, self.window, generator)
         skip = len(range(worker, min(done, len(self)), workers)) * self.batch_size
         samples = self._read(share, plan[skip:], epoch)
-        while group := [s for _, s in zip(range(self.batch_size), samples, strict=False)]:
+        while group := list(islice(samples, self.batch_size)):
             yield collate(group)
 
     def _sequence(self, epoch: int) -> list[int]:

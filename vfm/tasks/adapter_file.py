@@ -51,6 +51,7 @@ def put_adapter(
             f"{path} was learned on weights with checksum {needed} ({(entry['weights'] or {}).get('source')}); "
             f"the backbone has {found}. Give the file with those weights (base='FILE', --base FILE)."
         )
+    # Not strict: the frozen weights are the backbone's already, and only they may be missing.
     missing, unexpected = task.load_state_dict(tensors, strict=False)
     frozen = {name for name, p in task.named_parameters() if not p.requires_grad}
     if unexpected or set(missing) - frozen:
