@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from vfm.data import FolderData
 from vfm.data.stored import StoredFeatures
 from vfm.data.synthetic import write_image_folder
 from vfm.embed.cache import CacheError
+from vfm.embed.run import Ranks, _new_partial, features_of
 from vfm.models.adapt import AdaptOptions
 from vfm.models.backbone import Backbone
 from vfm.models.heads import AttentionPoolHead, ClassificationHead
@@ -183,6 +186,40 @@ def test_unreadable_images_are_skipped_from_the_store_too(tmp_path: Path) -> Non
             FolderData(images, batch_size=8, augment="none", num_workers=0),
         )
         assert list(task.skipped.files["train"]) == [name]
+
+
+def test_two_jobs_may_compute_the_same_features(own_cache: Path) -> None:
+    backbone = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=32, arguments=VIT)
+    data = shapes(num_workers=0)
+    said: list[str] = []
+
+    def features(ranks: Ranks) -> StoredFeatures:
+        return features_of(
+            backbone, backbone.preprocess, data, "val", ["pooled"], ranks=ranks, tell=said.append
+        )
+
+    def another_job() -> None:
+        if not said:
+            features(Ranks())
+
+    data.preprocess = backbone.preprocess
+    data.setup("fit")
+    first = features(Ranks(barrier=another_job))
+    (folder,) = own_cache.iterdir()  # and nothing half done beside it
+    assert len(said) == 2
+    assert all("computed once and kept in" in text for text in said)
+    np.testing.assert_array_equal(first.arrays["pooled"], np.load(folder / "pooled.npy"))
+
+
+def test_what_a_killed_job_left_is_deleted_in_time(own_cache: Path) -> None:
+    folder = own_cache / "key"
+    for name, days in (("key.1.partial", 8), ("key.2.partial", 6), ("other.1.partial", 8)):
+        (own_cache / name).mkdir(parents=True)
+        changed = time.time() - days * 24 * 3600
+        os.utime(own_cache / name, (changed, changed))
+    new = _new_partial(folder)
+    assert new.parent == own_cache
+    assert {path.name for path in own_cache.iterdir()} == {"key.2.partial", "other.1.partial"}
 
 
 def test_augmented_images_are_not_stored_and_the_user_hears_why(

@@ -84,7 +84,11 @@ import lightning as L
 import torch
 from lightning.pytorch import Callback
 from tests.tasks.tiny import shapes, trainer, vit
+from vfm.tasks import Optim
 
+# AdamW makes a whole step of a gradient that is nothing but rounding, whatever its scale; SGD hides neither.
+torch.optim.AdamW = lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr)
+settings = {"optim": Optim(lr=0.3)}
 how, out, accumulate = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 L.seed_everything(0)
 ranks = 1 if how == "one" else 2
@@ -99,7 +103,7 @@ class Losses(Callback):
             torch.distributed.all_reduce(loss)
         self.found.append(loss.item() / 16)
 
-task = vit(adapt="linear") if accumulate == 3 else vit()
+task = vit(adapt="linear", **settings) if accumulate == 3 else vit(**settings)
 # The last batch is a small one.
 data = shapes(num_workers=0, batch_size=16 // ranks, num_images=84)
 run = trainer(out, devices=ranks, strategy=strategy, max_epochs=2, callbacks=[Losses()],
@@ -155,6 +159,4 @@ def test_two_ranks_train_as_one(tmp_path: Path, how: str, accumulate: int) -> No
     assert one["metrics"] == pytest.approx(two["metrics"], abs=1e-6)
     assert one["state"].keys() == two["state"].keys()
     for name, value in one["state"].items():
-        # The keys' bias changes no attention: its gradient is rounding alone, which AdamW blows up.
-        if not name.endswith("qkv.bias"):
-            assert torch.allclose(value, two["state"][name], atol=2e-5), name
+        assert torch.allclose(value, two["state"][name], atol=1e-6), name

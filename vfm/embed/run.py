@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ from vfm.models.backbone import Backbone
 from vfm.preprocess import Preprocess
 
 _DONE = "done.json"
+_ABANDONED = 7 * 24 * 3600
+"""Seconds after which what a stopped job left half done is deleted."""
 
 
 class Ranks(NamedTuple):
@@ -29,6 +33,8 @@ class Ranks(NamedTuple):
     rank: int = 0
     world: int = 1
     barrier: Callable[[], Any] = lambda: None
+    broadcast: Callable[[Any], Any] = lambda value: value
+    """Gives every process the value of rank 0."""
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext
     """What the backbone runs under, such as autocast."""
     precision_name: str = "32-true"
@@ -68,11 +74,16 @@ def features_of(
     key = key_of(backbone, preprocess, data.split_fingerprint(split), reads, ranks.precision_name)
     folder = (root or cache_dir()) / key
     records = data.records[split]
-    if not (folder / _DONE).is_file():
-        partial = folder.with_name(folder.name + ".partial")
-        _compute(backbone, preprocess, data, split, reads, ranks, partial)
-        if ranks.rank == 0:
-            _finish(partial, folder, ranks.world)
+    # Rank 0 decides for all: another job may finish the same features between two looks.
+    partial = ranks.broadcast(None if (folder / _DONE).is_file() else _new_partial(folder))
+    if partial is not None:
+        try:
+            _compute(backbone, preprocess, data, split, reads, ranks, partial)
+            if ranks.rank == 0:
+                _finish(partial, folder, ranks.world)
+        finally:
+            if ranks.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
         ranks.barrier()
         what = "computed once and kept in"
     else:
@@ -86,6 +97,15 @@ def features_of(
     stored = StoredFeatures(records, data.num_targets)
     stored.fill(arrays, {int(k): v for k, v in skipped.items()})
     return stored
+
+
+def _new_partial(folder: Path) -> Path:
+    """A name of this job's own, since two jobs may compute the same features at once."""
+    for left in folder.parent.glob(f"{folder.name}.*.partial"):
+        with suppress(FileNotFoundError):  # its job is through this moment
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left)
+    return folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def _compute(
@@ -141,7 +161,6 @@ def _make_arrays(
         pixels = torch.zeros((1, *preprocess.size, 3), dtype=torch.uint8, device=device)
         example = backbone(preprocess.normalise(pixels))
         shapes = {name: (num_images, *getattr(example, name).shape[1:]) for name in reads}
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
         folder.mkdir(parents=True)
         require_space(folder, sum(4 * int(np.prod(shape)) for shape in shapes.values()))
         for name, shape in shapes.items():
@@ -155,5 +174,11 @@ def _finish(partial: Path, folder: Path, world: int) -> None:
     for rank in range(world):
         skipped |= json.loads((partial / f"skipped_{rank}.json").read_text(encoding="utf-8"))
     (partial / _DONE).write_text(json.dumps({"skipped": skipped}), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)  # noqa: PTH105 - atomic on every system
+    if not (folder / _DONE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # someone deleted a part of it
+    try:
+        os.replace(partial, folder)  # noqa: PTH105 - atomic on every system
+    except OSError:
+        # Another job was first, and its features are the same.
+        if not (folder / _DONE).is_file():
+            raise

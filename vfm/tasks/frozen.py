@@ -54,6 +54,7 @@ def split_features(task: BaseTask, data: ImageData, split: str) -> StoredFeature
         trainer.global_rank,
         trainer.world_size,
         trainer.strategy.barrier,
+        trainer.strategy.broadcast,
         trainer.precision_plugin.forward_context,
         str(trainer.precision),
     )
