@@ -12,10 +12,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import logging
 import tempfile
 import time
-import warnings
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,28 +21,17 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from fashion_mnist import NAMES, SOURCE
 from PIL import Image
+from trainings import quiet, train
 
 from vfm import ClassificationTask, FolderData, IdxData, Optim
 from vfm.models.adapt import Adapt
 from vfm.models.adapters import merge
 from vfm.tasks.memory import peak_memory, reset_peak_memory
 
-SOURCE = Path("/usr/share/datasets/fashion-mnist")
 FIRST = ("t-shirt", "trouser", "pullover", "sandal", "bag")
 SECOND = ("dress", "coat", "shirt", "sneaker", "boot")
-NAMES = [
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "boot",
-]
 VIT: dict[str, Any] = {
     "backbone": "vit_tiny_patch16_224",
     "image_size": 28,
@@ -54,7 +41,10 @@ VIT: dict[str, Any] = {
 ADAPTATIONS: tuple[Adapt, ...] = ("full", "linear", "ln", "lora", "effort", "partial")
 
 
-def write_images(root: Path, classes: tuple[str, ...], per_class: int | None) -> Path:
+def write_images(
+    root: Path, classes: tuple[str, ...], training: int | None, test: int | None
+) -> Path:
+    """At most so many images a class."""
     if root.is_dir():
         return root
     data = IdxData(SOURCE, label_names=NAMES, val_fraction=0.02)
@@ -63,7 +53,7 @@ def write_images(root: Path, classes: tuple[str, ...], per_class: int | None) ->
         counts = dict.fromkeys(classes, 0)
         for record in data.records[split]:
             label = NAMES[record.label] if isinstance(record.label, int) else ""
-            limit = per_class if split == "train" else None
+            limit = training if split == "train" else test
             if label not in counts or (limit is not None and counts[label] == limit):
                 continue
             counts[label] += 1
@@ -73,33 +63,17 @@ def write_images(root: Path, classes: tuple[str, ...], per_class: int | None) ->
     return root
 
 
-def fit(
-    task: ClassificationTask, data: FolderData, folder: Path, epochs: int, **more: Any
-) -> L.Trainer:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **more,
-    )
-    trainer.fit(task, data)
-    return trainer
-
-
 def pretrain(work: Path, quick: bool) -> Path:
     folder = work / "pretrained"
     checkpoint = folder / "checkpoints" / "best.ckpt"
     if not checkpoint.is_file():
         L.seed_everything(0, verbose=False)
         data = FolderData(
-            write_images(work / "first", FIRST, 400 if quick else None), batch_size=128
+            write_images(work / "first", FIRST, 200 if quick else None, 40 if quick else None),
+            batch_size=128,
         )
         task = ClassificationTask(**VIT, pretrained=False, optim=Optim(lr=1e-3))
-        trainer = fit(task, data, folder, 1 if quick else 12)
+        trainer = train(task, data, folder, max_epochs=1 if quick else 12, accelerator="cpu")
         print(
             json.dumps({"pretrained": float(trainer.callback_metrics["val/accuracy"])}), flush=True
         )
@@ -114,7 +88,7 @@ def adapt(how: Adapt, checkpoint: Path, work: Path, epochs: int) -> dict[str, An
     folder = work / "adapted" / how
     held = reset_peak_memory()
     start = time.perf_counter()
-    trainer = fit(task, data, folder, epochs)
+    trainer = train(task, data, folder, max_epochs=epochs, accelerator="cpu")
     seconds, peak = time.perf_counter() - start, peak_memory() - held
     (results,) = trainer.test(task, data, ckpt_path="best", verbose=False)
     saved = json.loads((folder / "checkpoints" / "results.json").read_text(encoding="utf-8"))
@@ -147,17 +121,12 @@ def merged_difference(task: ClassificationTask, data: FolderData) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one epoch each, a weak ViT")
-    parser.add_argument("--work", type=Path, default=None)
-    parser.add_argument("--only-pretrain", action="store_true")
+    parser.add_argument("--work", type=Path, default=None, help="a folder to keep")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     work = options.work or Path(tempfile.mkdtemp())
     checkpoint = pretrain(work, options.quick)
-    if options.only_pretrain:
-        return
-    write_images(work / "second", SECOND, 200)
+    write_images(work / "second", SECOND, 200, 40 if options.quick else None)
     for how in ADAPTATIONS:
         print(json.dumps(adapt(how, checkpoint, work, 1 if options.quick else 20)), flush=True)
 

@@ -9,17 +9,16 @@ them; `theirs` is an epoch without. Training images alone; medians over epochs.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import statistics
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from sides import report
+from trainings import quiet, train
 
 from vfm import ClassificationTask, FolderData
 from vfm.data.synthetic import write_image_folder
@@ -45,17 +44,7 @@ def epoch_seconds(images: Path, backbone: str, size: int, cached: bool, epochs: 
     )
     data = FolderData(images, augment="none", batch_size=32, val_fraction=0.1, test_fraction=0.1)
     clock = Epochs()
-    with tempfile.TemporaryDirectory() as folder:
-        L.Trainer(
-            max_epochs=epochs,
-            callbacks=[clock],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            default_root_dir=folder,
-        ).fit(task, data)
+    train(task, data, max_epochs=epochs, callbacks=[clock])
     return statistics.median(clock.seconds[1:] or clock.seconds)
 
 
@@ -63,9 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny ViT, fewer images")
     quick = parser.parse_args().quick
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     backbone, size = ("vit_tiny_patch16_224", 112) if quick else ("vit_small_patch16_224", 224)
     number = 60 if quick else 160
     with tempfile.TemporaryDirectory() as folder:

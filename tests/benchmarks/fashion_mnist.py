@@ -27,6 +27,7 @@ from vfm.cli import main as command
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
+NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]  # fmt: skip
 AUGMENT = (
     "[HorizontalFlip, {Affine: {translate_percent: [-0.07, 0.07], scale: [0.92, 1.08], p: 0.7}}]"
 )

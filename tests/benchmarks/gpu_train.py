@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from timm_script import write_jpegs
-from train_step import WARM, Clock, OneBatch
+from trainings import WARM, Clock, OneBatch, quiet, train
 
 from vfm import ClassificationTask, FolderData
 from vfm.models.measure import measure
-from vfm.types import Batch
 
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 CASES = [
@@ -38,29 +34,12 @@ CASES = [
 def rate(model: str, data: Any, batch: int, compiled: bool) -> float:
     task = ClassificationTask(model, pretrained=False, compile=compiled)
     clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        L.Trainer(
-            max_epochs=1,
-            precision="bf16-mixed",
-            callbacks=[clock],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            default_root_dir=folder,
-        ).fit(task, data)
-    steps = len(clock.ends) - WARM
-    return batch * steps / (clock.ends[-1] - clock.ends[WARM - 1])
+    train(task, data, precision="bf16-mixed", callbacks=[clock])
+    return clock.rate(batch)
 
 
 def from_memory(model: str, batch: int, steps: int, compiled: bool) -> float:
-    size = measure(model).image_size
-    pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
-    label = torch.arange(batch) % 4
-    data = OneBatch(num_classes=4, num_images=64, augment="none")
-    one = Batch(image=pixels, label=label, index=label, name=[""] * batch, skipped=[])
-    data.batch, data.steps, data.batch_size = one, WARM + steps, batch
+    data = OneBatch(measure(model).image_size, batch, WARM + steps)
     return rate(model, data, batch, compiled)
 
 
@@ -79,9 +58,7 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     if not on_gpu and not options.cpu:
         raise SystemExit("No CUDA GPU is there. --cpu tries the script on a small model.")
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     cases = CASES[: 1 if options.quick else None] if on_gpu else [("vit_tiny_patch16_224", 8, 3)]
     gpu = torch.cuda.get_device_name() if on_gpu else "CPU"
     peak = next((value for name, value in PEAKS.items() if name in gpu), None)

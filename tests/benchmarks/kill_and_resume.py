@@ -48,9 +48,8 @@ def run(command: list[str]) -> None:
         raise SystemExit(f"vfm {command[0]} failed:\n{done.stderr[-2000:]}")
 
 
-def killed(command: list[str], root: Path) -> None:
-    """Start a training, and kill it when it is about a third into the epoch after its first checkpoint."""
-    start = time.perf_counter()
+def killed(command: list[str], root: Path, wait: float) -> None:
+    """Start a training, and kill it some seconds after its first checkpoint."""
     process = subprocess.Popen(
         [*VFM, *command],
         stdout=subprocess.DEVNULL,
@@ -60,7 +59,9 @@ def killed(command: list[str], root: Path) -> None:
     last = root / "0" / "checkpoints" / "last.ckpt"
     while not last.is_file():
         time.sleep(0.05)
-    time.sleep((time.perf_counter() - start) / 4)
+    time.sleep(wait)
+    if process.poll() is not None:
+        raise SystemExit("The training ended before it could be killed.")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two short epochs")
     parser.add_argument("--processes", type=int, default=1, help="of the unbroken run")
     options = parser.parse_args()
-    epochs, batches = (2, 8) if options.quick else (4, 120)
+    epochs, batches = (2, 24) if options.quick else (4, 120)
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder) / "whole", Path(folder) / "broken"
         ranks = ["--trainer.devices", str(options.processes), "--trainer.strategy", "ddp"]
@@ -85,7 +86,8 @@ def main() -> None:
         if options.processes > 1:
             model, more = VIT, [*ranks, *shares]
         run([*words(whole, epochs, batches), *model, *more])
-        killed([*words(broken, epochs, batches), *model], broken)
+        # About a third into the next epoch, on two cores.
+        killed([*words(broken, epochs, batches), *model], broken, 0.03 * batches)
         before = torch.load(broken / "0/checkpoints/last.ckpt", weights_only=True)["global_step"]
         run([*words(broken, epochs, batches), *model])
         ends = [whole / "0/checkpoints/last.ckpt", broken / "1/checkpoints/last.ckpt"]

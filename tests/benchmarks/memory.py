@@ -10,45 +10,25 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
 import statistics
-import tempfile
-import warnings
 from typing import Any
 
-import lightning as L
 import torch
 from sides import report
-from train_step import OneBatch
+from trainings import OneBatch, quiet, train
 
 from vfm import ClassificationTask
 from vfm.tasks.memory import peak_memory, reset_peak_memory
-from vfm.types import Batch
 
 STEPS = 3
 
 
 def megabytes(size: int, batch: int, **model: Any) -> float:
-
-    pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
-    label = torch.arange(batch) % 10
-    one = Batch(image=pixels, label=label, index=label, name=[""] * batch, skipped=[])
     task = ClassificationTask("vit_small_patch16_224", pretrained=False, image_size=size, **model)
-    data = OneBatch(num_classes=10, num_images=64, augment="none")
-    data.batch, data.steps, data.batch_size = one, STEPS, batch
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            max_epochs=1,
-            precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
-            default_root_dir=folder,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            limit_val_batches=0,
-        )
-        held = reset_peak_memory()
-        trainer.fit(task, data)
-        peak = peak_memory() - held
+    data = OneBatch(size, batch, STEPS)
+    held = reset_peak_memory()
+    trainer = train(task, data, precision="bf16-mixed" if torch.cuda.is_available() else "32-true")
+    peak = peak_memory() - held
     del task, trainer, data
     gc.collect()
     return peak / 2**20
@@ -58,9 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller images, one round")
     quick = parser.parse_args().quick
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     size, batch = (96, 16) if quick else (224, 128 if torch.cuda.is_available() else 16)
     cases: dict[str, dict[str, Any]] = {
         "gradient checkpointing": {"grad_checkpointing": True},

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from fashion_mnist import RECIPES, SOURCE, lite0_weights, run
+from fashion_mnist import NAMES, RECIPES, SOURCE, lite0_weights, run
 from PIL import Image
 from skimage import data as photos
 from sklearn.datasets import load_sample_image
@@ -26,18 +26,6 @@ from sklearn.datasets import load_sample_image
 from vfm.data.idx import read_idx
 
 SIDE = 128
-NAMES = [
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "boot",
-]
 GROUNDS = {
     "train": ("chelsea", "coffee", "brick", "grass", "rocket", "china.jpg"),
     "val": ("gravel", "coins"),

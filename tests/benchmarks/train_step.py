@@ -9,25 +9,20 @@ schedule; neither loads data in the measured time. Figures are images/s over the
 from __future__ import annotations
 
 import argparse
-import logging
-import tempfile
 import time
-import warnings
 from typing import Any, NamedTuple
 
-import lightning as L
 import timm
 import torch
 from sides import in_turns, report
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from trainings import WARM, Clock, OneBatch, quiet, synchronise, train
 
-from vfm import ClassificationTask, SyntheticData
+from vfm import ClassificationTask
 from vfm.tasks.optim import Optim, learning_rate_factor, optimizer
 from vfm.types import Batch
 
-WARM = 3
 LABELS = 10
 
 
@@ -67,39 +62,7 @@ GPU = [
 ]
 
 
-class OneBatch(SyntheticData):
-    """The same batch again and again, made once."""
-
-    batch: Batch
-    steps: int
-
-    def train_dataloader(self) -> Any:
-        return DataLoader([self.batch] * self.steps, batch_size=None)  # type: ignore[arg-type]
-
-
-class Clock(L.Callback):
-    """Notes when each step has ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        synchronise()
-        self.ends.append(time.perf_counter())
-
-
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def make_batch(case: Case) -> Batch:
-    pixels = torch.randint(0, 256, (case.batch, case.size, case.size, 3), dtype=torch.uint8)
-    label = torch.arange(case.batch) % LABELS
-    return Batch(image=pixels, label=label, index=label, name=[""] * case.batch, skipped=[])
-
-
-def ours(case: Case, batch: Batch) -> float:
+def ours(case: Case, data: OneBatch) -> float:
     task = ClassificationTask(
         case.backbone,
         pretrained=False,
@@ -108,21 +71,9 @@ def ours(case: Case, batch: Batch) -> float:
         channels_last=case.channels_last,
         optim=Optim(lr=1e-4),
     )
-    data = OneBatch(num_classes=LABELS, num_images=64, augment="none")
-    data.batch, data.steps, data.batch_size = batch, WARM + case.steps, case.batch
     clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        L.Trainer(
-            max_epochs=1,
-            precision=case.precision,  # type: ignore[arg-type]
-            default_root_dir=folder,
-            callbacks=[clock],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            limit_val_batches=0,
-        ).fit(task, data)
-    return case.batch * case.steps / (clock.ends[-1] - clock.ends[WARM - 1])
+    train(task, data, precision=case.precision, callbacks=[clock])
+    return clock.rate(case.batch)
 
 
 def theirs(case: Case, batch: Batch) -> float:
@@ -158,9 +109,9 @@ def theirs(case: Case, batch: Batch) -> float:
 
 
 def measure(case: Case, rounds: int) -> None:
-    batch = make_batch(case)
+    data = OneBatch(case.size, case.batch, WARM + case.steps, LABELS)
     first, second, quotient = in_turns(
-        lambda: ours(case, batch), lambda: theirs(case, batch), rounds
+        lambda: ours(case, data), lambda: theirs(case, data.batch), rounds
     )
     report(f"train step, {case.name}, {case.precision}", first, second, "images/s", quotient)
 
@@ -169,9 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the first case, few rounds")
     quick = parser.parse_args().quick
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     cases = GPU if torch.cuda.is_available() else CPU
     for case in cases[: 1 if quick else None]:
         measure(case, 3 if quick else 5)
