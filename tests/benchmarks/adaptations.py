@@ -69,11 +69,11 @@ def pretrain(work: Path, quick: bool) -> Path:
     if not checkpoint.is_file():
         L.seed_everything(0, verbose=False)
         data = FolderData(
-            write_images(work / "first", FIRST, 200 if quick else None, 40 if quick else None),
+            write_images(work / "first", FIRST, 64 if quick else None, 20 if quick else None),
             batch_size=128,
         )
         task = ClassificationTask(**VIT, pretrained=False, optim=Optim(lr=1e-3))
-        trainer = train(task, data, folder, max_epochs=1 if quick else 12, accelerator="cpu")
+        trainer = train(task, data, folder, max_epochs=1 if quick else 8, accelerator="cpu")
         print(
             json.dumps({"pretrained": float(trainer.callback_metrics["val/accuracy"])}), flush=True
         )
@@ -120,13 +120,17 @@ def merged_difference(task: ClassificationTask, data: FolderData) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one epoch each, a weak ViT")
+    parser.add_argument(
+        "--quick", action="store_true", help="one epoch each, few images, a weak ViT"
+    )
     parser.add_argument("--work", type=Path, default=None, help="a folder to keep")
     options = parser.parse_args()
     quiet()
     work = options.work or Path(tempfile.mkdtemp())
     checkpoint = pretrain(work, options.quick)
-    write_images(work / "second", SECOND, 200, 40 if options.quick else None)
+    write_images(
+        work / "second", SECOND, 64 if options.quick else 200, 20 if options.quick else None
+    )
     for how in ADAPTATIONS:
         print(json.dumps(adapt(how, checkpoint, work, 1 if options.quick else 20)), flush=True)
 
