@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from vfm.api import Model, load
     from vfm.bundle import export
     from vfm.data import (
+        DetectionData,
         DigitsData,
         FolderData,
         IdxData,
@@ -17,19 +18,28 @@ if TYPE_CHECKING:
         SyntheticData,
         TableData,
     )
+    from vfm.data.boxes.dataset import BoxAugment
     from vfm.data.mixing import Mixing
-    from vfm.losses import AsymmetricLoss, BinaryCrossEntropy, CrossEntropy, FocalLoss, Loss
+    from vfm.losses import (
+        AsymmetricLoss,
+        BinaryCrossEntropy,
+        CrossEntropy,
+        DetectionLoss,
+        FocalLoss,
+        Loss,
+    )
     from vfm.models.adapt import AdaptOptions
     from vfm.models.heads import (
         AttentionPoolHead,
         ClassificationHead,
+        DetectionHead,
         Head,
         LinearHead,
         MLPHead,
     )
     from vfm.preprocess import Preprocess
     from vfm.spec import Component
-    from vfm.tasks import BaseTask, ClassificationTask, Optim
+    from vfm.tasks import BaseTask, ClassificationTask, DetectionTask, Optim
     from vfm.types import FeatureInfo, Features, Raw
 
 __version__ = "0.1.0"
@@ -44,6 +54,11 @@ _HOME = {
     "ClassificationTask": "vfm.tasks",
     "Component": "vfm.spec",
     "CrossEntropy": "vfm.losses",
+    "BoxAugment": "vfm.data.boxes.dataset",
+    "DetectionData": "vfm.data",
+    "DetectionHead": "vfm.models.heads",
+    "DetectionLoss": "vfm.losses",
+    "DetectionTask": "vfm.tasks",
     "DigitsData": "vfm.data",
     "FeatureInfo": "vfm.types",
     "Features": "vfm.types",
@@ -72,6 +87,7 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "Model",
     "export",
     "ClassificationTask",
+    "DetectionTask",
     "BaseTask",
     "Optim",
     "AdaptOptions",
@@ -79,6 +95,7 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "LinearHead",
     "MLPHead",
     "AttentionPoolHead",
+    "DetectionHead",
     "ClassificationHead",
     "Head",
     "Loss",
@@ -86,11 +103,14 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "FocalLoss",
     "BinaryCrossEntropy",
     "AsymmetricLoss",
+    "DetectionLoss",
     "Features",
     "FeatureInfo",
     "Raw",
     "FolderData",
     "TableData",
+    "DetectionData",
+    "BoxAugment",
     "IdxData",
     "DigitsData",
     "ShardData",

@@ -117,6 +117,29 @@ class Geometry:
     offset_x: float
     offset_y: float
 
+    def row(self, size: tuple[int, int]) -> tuple[float, ...]:
+        """Left, top, width and height of what the input covers, then the image's width and height: six numbers.
+
+        All in pixels of the original, so that a place at a share `u` of the input's width lies at `left + u * width`.
+
+        Args:
+            size: Height and width of the input.
+        """
+        left, top = -self.offset_x / self.scale_x, -self.offset_y / self.scale_y
+        width, height = size[1] / self.scale_x, size[0] / self.scale_y
+        return left, top, width, height, float(self.width), float(self.height)
+
+    def shares(self, corners: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """Boxes as shares of the input, [M, 4]: centre x and y, width, height.
+
+        Args:
+            corners: [M, 4], left, top, right, bottom in pixels of the original.
+            size: Height and width of the input.
+        """
+        left, top, width, height, _, _ = self.row(size)
+        moved = (corners - np.array([left, top] * 2)) / np.array([width, height] * 2)
+        return as_shares(moved.astype(np.float32))
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -301,6 +324,12 @@ def _session(preprocess: Preprocess, process: int) -> Any:
     options.log_severity_level = 3
     model = preprocess.graph().SerializeToString()
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def as_shares(corners: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Centre x and y, width and height of boxes [M, 4] given by their corners."""
+    low, high = corners[:, :2], corners[:, 2:]
+    return np.concatenate([(low + high) / 2, high - low], axis=1)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

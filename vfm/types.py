@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NotRequired, Self, TypedDict
+from typing import NamedTuple, NotRequired, Self, TypedDict
 
 import torch
 from torch import Tensor
 
 Raw = dict[str, Tensor]
 """What a head's forward gives: named tensors, before they are decoded to an answer."""
+
+
+class Objects(NamedTuple):
+    """The objects of a batch's images, those of the first image first. T objects, N images."""
+
+    boxes: Tensor
+    """float32 [T, 4], centre x and y, width and height, as shares of the model's input."""
+    labels: Tensor
+    """int64 [T], index into the data's label names."""
+    counts: Tensor
+    """int64 [N], objects of each image."""
 
 
 class Batch(TypedDict):
@@ -23,6 +34,10 @@ class Batch(TypedDict):
     label: Tensor
     """int64 [N], index into the data's label names, -1 where there is none; float32 [N, C] of zeros and ones where
     several labels may apply."""
+    objects: NotRequired[Objects]
+    """What is to be found in the images, where that is the task."""
+    geometry: NotRequired[Tensor]
+    """float32 [N, 6], where each image lies in its original, as `vfm.preprocess.Geometry.row` gives it."""
     index: Tensor
     """int64 [N], position of each sample in its split."""
     name: list[str]
@@ -61,3 +76,7 @@ class FeatureInfo:
     """D, the width of `pooled`."""
     token_width: int
     """D', the width of `tokens`."""
+    map_widths: tuple[int, ...] = ()
+    """Width of each of the `maps`."""
+    map_strides: tuple[int, ...] = ()
+    """Pixels of the input for one place, of each of the `maps`."""

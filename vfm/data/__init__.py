@@ -1,6 +1,7 @@
 """Images with labels, from folders, tables, MNIST files, memory or generated, as Lightning data modules."""
 
 from vfm.data.base import ImageData
+from vfm.data.detection import DetectionData
 from vfm.data.digits import DigitsData
 from vfm.data.folder import FolderData
 from vfm.data.idx import IdxData
@@ -9,6 +10,7 @@ from vfm.data.synthetic import SyntheticData
 from vfm.data.table import TableData
 
 __all__ = [
+    "DetectionData",
     "DigitsData",
     "FolderData",
     "IdxData",

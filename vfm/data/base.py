@@ -6,7 +6,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vfm.data.stored import StoredFeatures
 from vfm.data.transforms import Augment, TrainTransform, check_augment
 from vfm.preprocess import Preprocess
 from vfm.spec import Component, Spec
+from vfm.types import Batch
 
 _STAGE_SPLIT = {"fit": "train", "validate": "val", "test": "test"}
 _MOST_WORKERS = 8
@@ -45,6 +46,8 @@ class ImageData(LightningDataModule, Component, ABC):
     """Whether several labels, or none, may apply to an image; known after `setup`."""
     group_columns: tuple[str, ...]
     """Names of the records' groups."""
+    collate: Callable[[Sequence[Any]], Batch] = staticmethod(collate)
+    """Joins samples to a batch."""
     stored: dict[str, StoredFeatures]
     """Splits whose images are replaced by the features that a frozen backbone gave for them; the task sets it."""
 
@@ -140,7 +143,7 @@ class ImageData(LightningDataModule, Component, ABC):
         """
         self._leave_finished_epoch()
         rank, world = self._place()
-        dataset = self._dataset("train", TrainTransform(self.augment, self._preprocess()))
+        dataset = self.stored.get("train") or self._training_images()
         options = self._options("train")
         sampler = EpochSampler(
             len(dataset), shuffle=True, seed=self.seed, rank=rank, num_replicas=world
@@ -177,7 +180,7 @@ class ImageData(LightningDataModule, Component, ABC):
         self._read_once()
         digest = hashlib.sha256(repr(self.labels).encode())
         lines = [
-            f"{split}\t{record.name}\t{record.label}\t{_content(record)}"
+            f"{split}\t{record.name}\t{record.label}\t{_content(record)}{_marks(record)}"
             for split, records in self.records.items()
             # The images of `predict` are known only after a prediction was asked for.
             if split != "predict"
@@ -232,15 +235,16 @@ class ImageData(LightningDataModule, Component, ABC):
         sampler = EpochSampler(len(dataset), shuffle=False, rank=rank, num_replicas=world)
         return DataLoader(dataset, sampler=sampler, **self._options(split))
 
-    def _dataset(
-        self, split: str, transform: TrainTransform | None = None
-    ) -> ImageDataset | StoredFeatures:
-        return self.stored.get(split) or self._images(split, transform)
+    def _dataset(self, split: str) -> ImageDataset | StoredFeatures:
+        return self.stored.get(split) or self._images(split)
 
-    def _images(self, split: str, transform: TrainTransform | None = None) -> ImageDataset:
-        return ImageDataset(
-            self._split(split), self._preprocess(), transform, self.seed, self.num_targets
-        )
+    def _images(self, split: str) -> ImageDataset:
+        return ImageDataset(self._split(split), self._preprocess(), None, 0, self.num_targets)
+
+    def _training_images(self) -> ImageDataset:
+        preprocess = self._preprocess()
+        transform = TrainTransform(self.augment, preprocess)
+        return ImageDataset(self._split("train"), preprocess, transform, self.seed, self.num_targets)
 
     def _options(self, split: str) -> dict[str, Any]:
         # What is stored is read in no time; handing it from process to process would take longer.
@@ -248,7 +252,7 @@ class ImageData(LightningDataModule, Component, ABC):
         return {
             "batch_size": self.batch_size,
             "num_workers": workers,
-            "collate_fn": collate,
+            "collate_fn": self.collate,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": workers > 0,
             "worker_init_fn": _one_thread,
@@ -348,6 +352,13 @@ def _content(record: Record) -> str:
     except OSError:
         # It will be reported as skipped when it is opened.
         return "unreadable"
+
+
+def _marks(record: Record) -> str:
+    if record.objects is None:
+        return ""
+    values = record.objects.corners.tobytes() + record.objects.ignored.tobytes()
+    return "\t" + hashlib.sha256(values).hexdigest()
 
 
 def _changed(record: Record) -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from vfm_runtime.image import ImageError, open_image
 
+from vfm.data.boxes.scene import Annotation
 from vfm.data.packed import Packed
 from vfm.data.transforms import TrainTransform
 from vfm.preprocess import Preprocess
@@ -31,6 +32,8 @@ class Record(NamedTuple):
     """Name in results: the path below the data's root, or what the data calls it."""
     groups: tuple[str, ...] = ()
     """A value for each of the data's group columns."""
+    objects: Annotation | None = None
+    """Where the objects are, whose classes `label` lists; None where the data has no boxes."""
 
 
 def opened(record: Record) -> str | bytes | NDArray[np.uint8]:

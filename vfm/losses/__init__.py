@@ -8,4 +8,7 @@ from vfm.losses.classification import (
     Loss,
 )
 
-__all__ = ["AsymmetricLoss", "BinaryCrossEntropy", "CrossEntropy", "FocalLoss", "Loss"]
+from vfm.losses.detection import DetectionLoss
+
+__all__ = [
+    "DetectionLoss","AsymmetricLoss", "BinaryCrossEntropy", "CrossEntropy", "FocalLoss", "Loss"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any, Self
 
 import timm
@@ -15,6 +16,10 @@ from vfm.preprocess import Fit, Preprocess
 from vfm.types import FeatureInfo, Features
 
 _SOURCES = ("hf-hub:", "local-dir:")
+_NUM_PLAIN, _NUM_STAGES = 4, 3
+
+ImageSize = int | tuple[int, int]
+"""Side of a square, or height and width, in pixels."""
 
 
 class BackboneError(ValueError):
@@ -38,7 +43,7 @@ class Backbone(nn.Module):
         pretrained: bool = True,
         weights: str | None = None,
         min_coverage: float = MIN_COVERAGE,
-        image_size: int | None = None,
+        image_size: ImageSize | None = None,
         fit: Fit | None = None,
         drop_path: float = 0.0,
         grad_checkpointing: bool = False,
@@ -51,7 +56,7 @@ class Backbone(nn.Module):
             pretrained: Fetch the weights that timm names for it. Ignored when `weights` is given.
             weights: A local file of weights: .safetensors, .pth, or a checkpoint of vfm with whatever head.
             min_coverage: Least share of its tensors that the file must set.
-            image_size: Side of the square input in pixels, in place of the model's own.
+            image_size: Side of the square input, or height and width, in pixels, in place of the model's own.
             fit: How other aspect ratios are met, in place of the model's own way.
             drop_path: Rate of stochastic depth.
             grad_checkpointing: Compute activations anew in the backward pass in place of keeping them.
@@ -79,12 +84,10 @@ class Backbone(nn.Module):
             self.report = load_weights(self.model, weights, min_coverage=min_coverage)
         if grad_checkpointing:
             _checkpoint(self.model, name)
-        self.info = FeatureInfo(
-            width=int(getattr(self.model, "head_hidden_size", self.model.num_features)),
-            token_width=int(self.model.feature_info[-1]["num_chs"]),
-        )
+        self._pools = True
+        self.serve(("pooled", "tokens"))
         config = timm_data.resolve_model_data_config(self.model)
-        size = (image_size, image_size) if image_size is not None else None
+        size = _height_and_width(image_size) if image_size is not None else None
         self.preprocess = Preprocess.from_timm(config, size=size, fit=fit)
 
     @property
@@ -96,6 +99,26 @@ class Backbone(nn.Module):
         of_timm = self.report.fetched or "." in self.name
         licence = self.model.pretrained_cfg.get("license") if of_timm else self.report.license
         return str(licence) if licence else None
+
+    def serve(self, reads: Sequence[str]) -> None:
+        """Compute what a head reads, and no more: weights that nothing reads would stop training on several GPUs.
+
+        Args:
+            reads: Fields of `Features`. With `maps` there are four evenly spaced ones of a plain ViT, the last three
+                strides of a pyramid; otherwise the last one alone.
+        """
+        levels = self.model.feature_info
+        strides = [int(level["reduction"]) for level in levels]
+        self._indices = _map_indices(strides) if "maps" in reads else [len(strides) - 1]
+        if "pooled" not in reads:
+            self._pools = False
+            self.model.prune_intermediate_layers(self._indices, prune_norm=False, prune_head=True)
+        self.info = FeatureInfo(
+            width=int(getattr(self.model, "head_hidden_size", self.model.num_features)),
+            token_width=int(levels[-1]["num_chs"]),
+            map_widths=tuple(int(levels[i]["num_chs"]) for i in self._indices),
+            map_strides=tuple(strides[i] for i in self._indices),
+        )
 
     @property
     def frozen(self) -> bool:
@@ -116,11 +139,20 @@ class Backbone(nn.Module):
         Args:
             images: float [N, 3, H, W], normalised.
         """
-        final, maps = self.model.forward_intermediates(
-            images, indices=1, norm=True, output_fmt="NCHW"
+        given = self.model.forward_intermediates(
+            images,
+            indices=self._indices,
+            norm=True,
+            output_fmt="NCHW",
+            intermediates_only=not self._pools,
         )
-        pooled = self.model.forward_head(final, pre_logits=True)
+        final, maps = given if self._pools else (None, given)
+        pooled = images.new_empty(0) if final is None else self._pooled(final)
         return Features(pooled=pooled, tokens=maps[-1].flatten(2).transpose(1, 2), maps=tuple(maps))
+
+    def _pooled(self, final: Tensor) -> Tensor:
+        pooled: Tensor = self.model.forward_head(final, pre_logits=True)
+        return pooled
 
 
 def _check_name(name: str) -> None:
@@ -148,10 +180,24 @@ def _takes_image_size(name: str) -> bool:
     return bool(config and config.fixed_input_size)
 
 
-def _resize(model: Any, image_size: int) -> None:
+def _resize(model: Any, image_size: ImageSize) -> None:
     """Tell a model that was made in its own size another; convolutional ones take any."""
     if hasattr(model, "set_input_size"):
-        model.set_input_size((image_size, image_size))
+        model.set_input_size(_height_and_width(image_size))
+
+
+def _height_and_width(image_size: ImageSize) -> tuple[int, int]:
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+def _map_indices(strides: Sequence[int]) -> list[int]:
+    """Levels that a dense head looks at, finest first."""
+    depth = len(strides)
+    if len(set(strides)) == 1:
+        number = min(_NUM_PLAIN, depth)
+        return [depth * (i + 1) // number - 1 for i in range(number)]
+    last = {stride: index for index, stride in enumerate(strides)}
+    return [last[stride] for stride in sorted(last)][-_NUM_STAGES:]
 
 
 def _create(name: str, pretrained: bool, extra: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from vfm.tasks.base import BaseTask
 from vfm.tasks.classification import ClassificationTask
+from vfm.tasks.detection import DetectionTask
 from vfm.tasks.optim import Optim
 
-__all__ = ["BaseTask", "ClassificationTask", "Optim"]
+__all__ = ["DetectionTask", "BaseTask", "ClassificationTask", "Optim"]

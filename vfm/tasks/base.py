@@ -18,7 +18,7 @@ from vfm.data import ImageData
 from vfm.models import licenses
 from vfm.models.adapt import LEARNING_RATES, Adapt, AdaptOptions
 from vfm.models.adapt import adapt as adapt_backbone
-from vfm.models.backbone import Backbone
+from vfm.models.backbone import Backbone, ImageSize
 from vfm.models.heads import Head
 from vfm.preprocess import Fit, Preprocess
 from vfm.spec import Component, Spec, build
@@ -36,7 +36,7 @@ from vfm.tasks.checkpoint import (
 )
 from vfm.tasks.effects import without_effect
 from vfm.tasks.nonfinite import require_finite
-from vfm.tasks.optim import Optim, count_steps, learning_rate_factor, optimizer
+from vfm.tasks.optim import Optim, count_steps, optimizer, schedule
 from vfm.types import Batch, Features, Raw
 
 
@@ -50,6 +50,8 @@ class BaseTask(Component, L.LightningModule, ABC):
         recipe: The resolved recipe of the command line, carried by the checkpoint; None from Python.
     """
 
+    prediction_columns: tuple[str, ...] = ("path", "label", "score", "error")
+    """Header of `predictions.csv`; the last column says why a file could not be read."""
     monitor: str = "val/loss"
     """Metric that chooses the best checkpoint."""
     monitor_mode: str = "min"
@@ -64,7 +66,7 @@ class BaseTask(Component, L.LightningModule, ABC):
         pretrained: bool,
         weights: Path | None,
         min_coverage: float,
-        image_size: int | None,
+        image_size: ImageSize | None,
         fit: Fit | None,
         drop_path: float,
         grad_checkpointing: bool,
@@ -98,6 +100,7 @@ class BaseTask(Component, L.LightningModule, ABC):
             stated = self._license is not None or self.backbone.report.fetched
             if stated and (notice := licenses.notice(backbone, self._license)):
                 rank_zero_warn(notice)
+        self.backbone.serve(head.reads)
         adapt_backbone(self.backbone, adapt, adapt_options)
         for sentence in without_effect(
             adapt, adapt_options, optim, drop_path, grad_checkpointing, probe_first
@@ -117,7 +120,7 @@ class BaseTask(Component, L.LightningModule, ABC):
         self.source: Path | None = None
         self.skipped = callbacks.SkippedFiles()
         self._data: dict[str, Any] | None = None
-        self._num_images = 0
+        self._counted = 0.0
 
     @abstractmethod
     def loss(self, raw: Raw, target: Tensor) -> Tensor:
@@ -178,9 +181,15 @@ class BaseTask(Component, L.LightningModule, ABC):
         raw: Raw = self.head(self.backbone(self.preprocess.normalise(pixels)))
         return raw
 
-    def answer(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Decoded answers, such as `scores` [N, C]; what the exported model computes."""
-        return self.head.decode(self(pixels))
+    def answer(self, pixels: Tensor, geometry: Tensor | None = None) -> dict[str, Tensor]:
+        """Decoded answers, such as `scores` [N, C]; what the exported model computes.
+
+        Args:
+            pixels: uint8 [N, H, W, 3], at the model's size.
+            geometry: float [N, 6], for heads whose answers are places in the original image.
+        """
+        raw = self(pixels)
+        return self.head.decode(raw, geometry) if self.head.places else self.head.decode(raw)
 
     def raw(self, batch: Batch) -> Raw:
         """Raw outputs of the head for a batch, whose features may be there already."""
@@ -252,12 +261,12 @@ class BaseTask(Component, L.LightningModule, ABC):
             probing.solve_head(self, self._datamodule())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch; `on_before_optimizer_step` makes every image of a step count alike."""
+        """Loss of a batch; `on_before_optimizer_step` makes every image, or object, of a step count alike."""
         num_images = len(batch["image"])
-        self._num_images += num_images
+        self._counted += self.count(batch)
         if num_images:
             loss = self._summed_loss(batch, batch_idx)
-            mean = loss.detach() / num_images
+            mean = loss.detach() / max(self.count(batch), 1)
             self.log("train/loss", mean, batch_size=num_images, prog_bar=True, on_epoch=True)
         else:
             # Every file of the batch was unreadable; other ranks still wait for gradients of every weight.
@@ -265,6 +274,10 @@ class BaseTask(Component, L.LightningModule, ABC):
             loss = torch.stack([p.sum() * 0.0 for p in learning]).sum()
         require_finite(self, loss, batch)
         return loss / self._datamodule().batch_size
+
+    def count(self, batch: Batch) -> float:
+        """What the summed loss of a batch is divided by to be a mean: images, unless a task counts otherwise."""
+        return float(len(batch["image"]))
 
     def _summed_loss(self, batch: Batch, batch_idx: int) -> Tensor:
         if "features" in batch:
@@ -275,11 +288,10 @@ class BaseTask(Component, L.LightningModule, ABC):
         return self.loss(self.head(self.backbone(images)), target)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the gradient the mean over all images of a step: a rank's or an accumulated batch may be smaller."""
+        """Make the gradient the mean over all that a step counts: a rank's or an accumulated batch may be smaller."""
         trainer = self.trainer
         whole = self._datamodule().batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        count = float(self._num_images)
-        self._num_images = 0
+        count, self._counted = self._counted, 0.0
         if trainer.world_size > 1:
             everywhere = torch.tensor(count, device=self.device)
             torch.distributed.all_reduce(everywhere)
@@ -300,23 +312,25 @@ class BaseTask(Component, L.LightningModule, ABC):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Answers of a batch."""
-        if (
-            len(batch["image"]) == 0
-        ):  # every file was unreadable, and not every backbone takes no image
+        if len(batch["image"]) == 0:  # every file was unreadable; not every backbone takes no image
             return {"scores": torch.zeros((0, len(self.labels)), device=self.device)}
-        return self.answer(batch["image"])
+        return self.answer(batch["image"], batch.get("geometry"))
+
+    def prediction_rows(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
+        """What `predictions.csv` says of a batch.
+
+        Args:
+            batch: What was answered.
+            answers: Of `predict_step`.
+        """
+        return callbacks.label_rows(self.labels, self.multilabel, batch["name"], answers["scores"])
 
     def configure_optimizers(self) -> Any:
         """AdamW, and a learning rate that changes with every step."""
         adamw = optimizer(self.backbone.model, self.head, self.optim)
         num_steps = count_steps(self.trainer, len(self._datamodule().train_dataloader()))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            adamw, lambda step: learning_rate_factor(step, num_steps, self.optim)
-        )
-        return {
-            "optimizer": adamw,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        rates = schedule(adamw, num_steps, self.optim)
+        return {"optimizer": adamw, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     def configure_gradient_clipping(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from vfm_runtime.types import Prediction
 
 from vfm.tasks.adapter_file import AdapterWriter
@@ -180,13 +182,10 @@ class SkippedFiles(Callback):
 
 
 class PredictionWriter(Callback):
-    """Writes `predictions.csv`: path, label, score, and the reason for each file that could not be read.
-
-    Where several labels may apply, those with a score of 0.5 or more stand in one cell, joined by `|`.
-    """
+    """Writes `predictions.csv`: the task's rows, and the reason for each file that could not be read."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[str, str, str, str]] = []
+        self._rows: list[tuple[str, ...]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
@@ -196,17 +195,10 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
         """Keep the batch's answers."""
-        for name, scores in zip(batch["name"], outputs["scores"].cpu().numpy(), strict=True):
-            answer = Prediction.from_scores(
-                scores,
-                pl_module.labels,  # type: ignore[arg-type]
-                multilabel=pl_module.multilabel,  # type: ignore[arg-type]
-            )
-            pairs = answer.applying() if answer.multilabel else answer.top(1)
-            label = SEPARATOR.join(label for label, _ in pairs)
-            score = SEPARATOR.join(f"{score:.6f}" for _, score in pairs)
-            self._rows.append((name, label, score, ""))
-        self._rows += [(name, "", "", reason) for name, reason in batch["skipped"]]
+        task: Any = pl_module
+        self._rows += task.prediction_rows(batch, outputs)
+        nothing = [""] * (len(task.prediction_columns) - 2)
+        self._rows += [(name, *nothing, reason) for name, reason in batch["skipped"]]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
@@ -218,8 +210,31 @@ class PredictionWriter(Callback):
         path = output_dir(trainer) / "predictions.csv"
         if trainer.is_global_zero:
             # A sampler that fills up a rank repeats samples; a name stands for one file.
-            _write_rows(path, ("path", "label", "score", "error"), sorted(set(rows)))
-            rank_zero_info(f"Predictions of {len(set(rows))} images: {path}")
+            columns: Any = pl_module.prediction_columns
+            _write_rows(path, columns, sorted(set(rows)))
+            rank_zero_info(f"Predictions of {len({row[0] for row in rows})} images: {path}")
+
+
+def label_rows(
+    labels: Sequence[str], multilabel: bool, names: Sequence[str], scores: Tensor
+) -> list[tuple[str, ...]]:
+    """A row for each image: its name, label and score, and no error.
+
+    Where several labels may apply, those with a score of 0.5 or more stand in one cell, joined by `|`.
+
+    Args:
+        labels: Names, in the order of the scores.
+        multilabel: Whether several may apply.
+        names: Of the images.
+        scores: [N, C].
+    """
+    rows = []
+    for name, row in zip(names, scores.cpu().numpy(), strict=True):
+        answer = Prediction.from_scores(row, labels, multilabel=multilabel)
+        pairs = answer.applying() if multilabel else answer.top(1)
+        label = SEPARATOR.join(label for label, _ in pairs)
+        rows.append((name, label, SEPARATOR.join(f"{score:.6f}" for _, score in pairs), ""))
+    return rows
 
 
 def _write_rows(path: Path, header: tuple[str, ...], rows: list[Any]) -> None:

@@ -10,8 +10,12 @@ import torch
 from lightning.pytorch import Trainer
 from timm import optim as timm_optim
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from vfm.models.adapt import LEARNING_RATES
+
+BACKBONE = "backbone"
+"""The `part` of its parameter groups."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Optim:
     layer_decay: float | None = None
     """Each block's learning rate as a share of the next one's; the last block and the head have all of it. 0.65 to 0.9
     keeps early layers of a pretrained backbone near their start. null: the same rate everywhere."""
+    backbone_factor: float = 1.0
+    """Learning rate of the backbone as a share of the head's."""
+    freeze: float = 0.0
+    """Share of all steps, from the first, in which the head learns alone."""
     ema: float | None = None
     """Decay of a running average of the weights, such as 0.999, which is then validated, saved, exported. null: off."""
 
@@ -57,6 +65,8 @@ class Optim:
                 self.layer_decay is None or 0 < self.layer_decay <= 1,
                 "above 0, at most 1, or null",
             ),
+            "backbone_factor": (0 < self.backbone_factor <= 10, "above 0, up to 10"),
+            "freeze": (0 <= self.freeze < 1, "from 0 to below 1"),
             "ema": (self.ema is None or 0 < self.ema < 1, "between 0 and 1, or null"),
         }
         for name, (good, expected) in ranges.items():
@@ -74,15 +84,18 @@ def optimizer(backbone: Any, head: nn.Module, optim: Optim) -> torch.optim.AdamW
         head: Any module.
         optim: Its settings.
     """
-    groups = [
-        *_backbone_groups(backbone, optim),
-        *timm_optim.param_groups_weight_decay(head, optim.weight_decay),
-    ]
-    groups = [group for group in groups if group["params"]]
+    parts = {
+        BACKBONE: (_backbone_groups(backbone, optim), optim.backbone_factor),
+        "head": (timm_optim.param_groups_weight_decay(head, optim.weight_decay), 1.0),
+    }
     highest = LEARNING_RATES["full"] if optim.lr is None else optim.lr
-    for group in groups:
-        # timm's own optimisers would multiply it in; a schedule of Lightning only scales what is here.
-        group["lr"] = highest * group.pop("lr_scale", 1.0)
+    groups = []
+    for part, (found, factor) in parts.items():
+        for group in found:
+            if group["params"]:
+                # timm's own optimisers would multiply it in; a schedule of Lightning only scales what is here.
+                rate = highest * factor * group.pop("lr_scale", 1.0)
+                groups.append({**group, "lr": rate, "part": part})
     on_gpu = all(p.is_cuda for group in groups for p in group["params"])
     return torch.optim.AdamW(groups, lr=highest, betas=optim.betas, fused=on_gpu)
 
@@ -128,6 +141,26 @@ def count_steps(trainer: Trainer, num_batches: int) -> int:
             "Give --trainer.max_epochs or --trainer.max_steps."
         )
     return min(ends)
+
+
+def schedule(adamw: torch.optim.AdamW, num_steps: int, optim: Optim) -> LambdaLR:
+    """The learning rates of all groups, step by step; those of the backbone are 0 while it is frozen.
+
+    Args:
+        adamw: Of `optimizer`.
+        num_steps: Optimiser steps of the whole training.
+        optim: Its settings.
+    """
+    frozen = round(optim.freeze * num_steps)
+
+    def head(step: int) -> float:
+        return learning_rate_factor(step, num_steps, optim)
+
+    def backbone(step: int) -> float:
+        return 0.0 if step < frozen else head(step)
+
+    parts = [group["part"] for group in adamw.param_groups]
+    return LambdaLR(adamw, [backbone if part == BACKBONE else head for part in parts])
 
 
 def learning_rate_factor(step: int, num_steps: int, optim: Optim) -> float:

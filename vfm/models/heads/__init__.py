@@ -6,6 +6,7 @@ from vfm.models.heads.classification import (
     LinearHead,
     MLPHead,
 )
+from vfm.models.heads.detection import DetectionHead
 from vfm.models.heads.head import Head
 
-__all__ = ["AttentionPoolHead", "ClassificationHead", "Head", "LinearHead", "MLPHead"]
+__all__ = ["AttentionPoolHead", "ClassificationHead", "DetectionHead", "Head", "LinearHead", "MLPHead"]

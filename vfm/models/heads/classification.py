@@ -19,7 +19,7 @@ class ClassificationHead(Head):
 
     multilabel: bool = False
 
-    def decode(self, raw: Raw) -> dict[str, Tensor]:
+    def decode(self, raw: Raw, geometry: Tensor | None = None) -> dict[str, Tensor]:
         """Probabilities `scores`, float32 [N, C]; each row sums to 1 unless labels are independent."""
         logits = raw["logits"].float()
         return {"scores": logits.sigmoid() if self.multilabel else logits.softmax(dim=-1)}

@@ -24,6 +24,8 @@ class Head(Component, nn.Module, ABC):
     labels: tuple[str, ...] = ()
     reads: tuple[str, ...] = ("pooled", "tokens", "maps")
     """Fields of the features that `forward` reads. A head that reads no maps can be trained on stored features."""
+    places: bool = False
+    """Whether answers lie in the image, so that `decode` needs to know where the pixels came from."""
 
     def prepare(self, info: FeatureInfo, labels: Sequence[str]) -> None:
         """Make the layers for these label names. Called once, by the task."""
@@ -44,5 +46,10 @@ class Head(Component, nn.Module, ABC):
         """Raw outputs by name, as a loss wants them."""
 
     @abstractmethod
-    def decode(self, raw: Raw) -> dict[str, Tensor]:
-        """Answers by name from raw outputs; exported with the model, so made of tensor operations only."""
+    def decode(self, raw: Raw, geometry: Tensor | None = None) -> dict[str, Tensor]:
+        """Answers by name from raw outputs; exported with the model, so made of tensor operations only.
+
+        Args:
+            raw: Of `forward`.
+            geometry: float [N, 6], where each image lies in its original; for heads whose answers are `places`.
+        """

@@ -1,0 +1,55 @@
+"""Boxes drawn on a picture, with Pillow alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+PALETTE = (
+    *("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080"),
+    *("#9a6324", "#808000", "#000075", "#f032e6", "#e6a000", "#469990"),
+)
+"""Colours of classes, in turn."""
+
+_LEAST_SIDE, _FONT_SHARE = 10, 45
+
+
+def draw_boxes(
+    image: NDArray[np.uint8],
+    boxes: ArrayLike,
+    *,
+    captions: Sequence[str] = (),
+    colours: Sequence[str],
+) -> NDArray[np.uint8]:
+    """Draw rectangles, and captions on them; lines and letters grow with the picture.
+
+    Args:
+        image: uint8 [H, W, 3]; it is left as it is.
+        boxes: [M, 4], left, top, right, bottom in pixels.
+        captions: One a box, or none.
+        colours: One a box, such as `#e6194b`.
+    """
+    picture = Image.fromarray(image)
+    pen = ImageDraw.Draw(picture)
+    size = max(_LEAST_SIDE, max(picture.size) // _FONT_SHARE)
+    font = ImageFont.load_default(size)
+    corners = np.asarray(boxes, np.float32).reshape(-1, 4)
+    for index, (left, top, right, bottom) in enumerate(corners.tolist()):
+        right, bottom = max(right, left + 1), max(bottom, top + 1)
+        pen.rectangle((left, top, right, bottom), outline=colours[index], width=max(1, size // 6))
+        if captions and captions[index]:
+            _write(pen, captions[index], (left, top), colours[index], font)
+    return np.asarray(picture)
+
+
+def _write(
+    pen: ImageDraw.ImageDraw, text: str, place: tuple[float, float], colour: str, font: object
+) -> None:
+    """A caption above the box's upper left corner, or inside where there is no room above."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)  # type: ignore[arg-type]
+    height, width = bottom - top + 4, right - left + 6
+    x, y = place
+    y = y - height if y >= height else y
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
+    pen.text((x + 3 - left, y + 2 - top), text, fill="white", font=font)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Boxes around objects, from the files that annotation tools write."""

@@ -1,0 +1,114 @@
+"""What every format is read to: an image and the boxes in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+
+class Box(NamedTuple):
+    """One annotated object, as the file says, before any check."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    label: str
+    ignored: bool = False
+    """A crowd, or hard to see: neither learned nor counted for or against an answer."""
+
+
+class Scene(NamedTuple):
+    """One image of a split; its file need not exist."""
+
+    path: Path
+    name: str
+    """Path below the data's root, with forward slashes."""
+    boxes: list[Box]
+    """In pixels of the image, from its upper left corner."""
+    size: tuple[int, int] | None
+    """Height and width as the annotation states them; None where it does not."""
+    where: str
+    """How to call the annotation in a message."""
+
+
+class Reading(NamedTuple):
+    """What was found below a root."""
+
+    splits: dict[str, list[Scene]]
+    """By train, val and test; by "" where the files say nothing of splits."""
+    labels: Sequence[str] | None
+    """Classes in the order of the file; None where only the boxes name them."""
+    notes: list[str]
+    """What was mended while reading, a sentence each."""
+
+
+class BoxError(ValueError):
+    """Annotations that cannot be meant; the message says where, and what to do."""
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        BoxError: It is missing, or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BoxError(f"There is no file {path} (looked in {Path.cwd()}).") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        at_end = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
+        cut = "It ends in the middle: the file was cut off. " if at_end else ""
+        raise BoxError(
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read as JSON: {error}. {cut}Export or copy it again."
+        ) from error
+
+
+def name_below(path: Path, root: Path) -> str:
+    """A path as it is called in results."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def stated_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of an upright image, from its header; None where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None  # it is listed as unreadable when it is opened
+    return (width, height) if sideways else (height, width)
+
+
+def require_keys(entry: Any, keys: Sequence[str], where: str) -> Mapping[str, Any]:
+    """Refuse an entry of a file that lacks what its format promises.
+
+    Raises:
+        BoxError: With the keys there are.
+    """
+    if not isinstance(entry, Mapping):
+        raise BoxError(f"{where} is {entry!r:.80}; expected an object with {', '.join(keys)}.")
+    for key in keys:
+        if key not in entry:
+            raise BoxError(f"{where} has no '{key}'. It has: {', '.join(map(str, entry))}.")
+    return entry
+
+
+class Annotation(NamedTuple):
+    """The checked boxes of a record. M boxes; their classes are the record's labels, in the same order."""
+
+    corners: NDArray[np.float32]
+    """[M, 4], left, top, right, bottom in pixels, inside of the image."""
+    ignored: NDArray[np.bool_]
+    """[M], neither learned nor counted for or against an answer."""
+    size: tuple[int, int]
+    """Height and width of the image, or of the tile."""
+    tile: tuple[int, int] | None = None
+    """Left and top of the tile in the file's image, for large photos that are cut up."""

@@ -1,0 +1,36 @@
+"""Boxes drawn on pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from vfm_runtime.draw import draw_boxes
+
+FOUND, MISSED, WRONG = "#1a9850", "#f0a202", "#d73027"
+"""Colours of a true box that was found, of one that was not, and of an answer that is none."""
+
+
+class Marked(NamedTuple):
+    """A picture's boxes, sorted by what became of them. Corners are [M, 4], in its pixels."""
+
+    found: NDArray[np.float32]
+    missed: NDArray[np.float32]
+    wrong: NDArray[np.float32]
+    captions: Sequence[str]
+    """Of the wrong boxes."""
+
+
+def marked_picture(image: NDArray[np.uint8], boxes: Marked) -> NDArray[np.uint8]:
+    """A picture with its boxes: green found, amber missed, red wrong.
+
+    Args:
+        image: uint8 [H, W, 3].
+        boxes: In its pixels.
+    """
+    image = draw_boxes(image, boxes.found, colours=[FOUND] * len(boxes.found))
+    image = draw_boxes(image, boxes.missed, colours=[MISSED] * len(boxes.missed))
+    colours = [WRONG] * len(boxes.wrong)
+    return draw_boxes(image, boxes.wrong, captions=boxes.captions, colours=colours)
