@@ -74,7 +74,7 @@ class SyntheticData(ImageData):
 
     def read(self) -> dict[str, list[Record]]:
         """Draw all images, uint8 [image_size, image_size, 3]."""
-        self.labels = tuple(_class_names(self.num_classes))
+        self.labels = tuple(class_names(self.num_classes))
         classes = [index % self.num_classes for index in range(self.num_images)]
         names = [f"shape-{index:05d}" for index in range(self.num_images)]
         labels = [self.labels[label] for label in classes]
@@ -111,14 +111,38 @@ def draw_shape(
     radius = random.uniform(0.25, 0.4) * min(size)
     centre_y = random.uniform(0.4, 0.6) * height
     centre_x = random.uniform(0.4, 0.6) * width
-    y, x = np.mgrid[:height, :width].astype(np.float64)
-    inside = _SHAPES[label % len(_SHAPES)]((y - centre_y) / radius, (x - centre_x) / radius)
+    inside = shape_mask(label, size, (centre_y, centre_x), radius)
     image = np.full((height, width, 3), random.uniform(60, 200))
-    colour = colorsys.hsv_to_rgb(label / num_classes, 0.9, random.uniform(0.7, 1.0))
-    image[inside] = np.array(colour) * 255
+    image[inside] = shape_colour(label, num_classes, random.uniform(0.7, 1.0))
     image += random.normal(0, 8, image.shape)
     pixels: NDArray[np.uint8] = np.rint(image).clip(0, 255).astype(np.uint8)
     return pixels
+
+
+def shape_mask(
+    label: int, size: tuple[int, int], centre: tuple[float, float], radius: float
+) -> NDArray[np.bool_]:
+    """Where the shape of a class lies, [H, W].
+
+    Args:
+        label: The class.
+        size: Height and width in pixels.
+        centre: Row and column of the shape's middle.
+        radius: Half of its height and width at most, in pixels.
+    """
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float64)
+    return _SHAPES[label % len(_SHAPES)]((y - centre[0]) / radius, (x - centre[1]) / radius)
+
+
+def shape_colour(label: int, num_classes: int, brightness: float) -> NDArray[np.float64]:
+    """Red, green and blue of a class, 0..255.
+
+    Args:
+        label: The class.
+        num_classes: Number of classes that share the hues.
+        brightness: 0..1.
+    """
+    return np.array(colorsys.hsv_to_rgb(label / num_classes, 0.9, brightness)) * 255
 
 
 def write_image_folder(
@@ -150,7 +174,7 @@ def write_image_folder(
     root = Path(root)
     sizes = cycle(_sizes(size))
     for part, split in enumerate(splits or [""]):
-        for label, name in enumerate(_class_names(num_classes)):
+        for label, name in enumerate(class_names(num_classes)):
             folder = root / split / name
             folder.mkdir(parents=True, exist_ok=True)
             for index in range(images_per_class):
@@ -166,6 +190,7 @@ def _sizes(size: tuple[int, int] | Sequence[tuple[int, int]]) -> Iterable[tuple[
     return size  # type: ignore[return-value]
 
 
-def _class_names(num_classes: int) -> list[str]:
+def class_names(num_classes: int) -> list[str]:
+    """Names whose order in the alphabet is that of the numbers."""
     digits = len(str(num_classes - 1))
     return [f"class_{label:0{digits}d}" for label in range(num_classes)]

@@ -28,6 +28,7 @@ from vfm.tasks.checkpoint import (
     ADAPTER_SUFFIX,
     FORMAT,
     KEY,
+    OTHER_DATA,
     CheckpointError,
     read_any,
     require_same,
@@ -380,10 +381,7 @@ class BaseTask(Component, L.LightningModule, ABC):
         if self._data is None:
             self._data = entry["data"]
         elif entry["data"] and self._data["fingerprint"] != entry["data"]["fingerprint"]:
-            rank_zero_warn(
-                "The images, labels or splits are not those that the checkpoint was trained on: training goes on "
-                "with the new ones, and its figures are not comparable with the earlier ones."
-            )
+            rank_zero_warn(OTHER_DATA)
         if self._trainer is not None and self._trainer.datamodule is not None:  # type: ignore[attr-defined]
             self._datamodule().preprocess = self.preprocess
 
