@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ImageData,
         ShardData,
         SyntheticData,
+        SyntheticScenes,
         TableData,
     )
     from vfm.data.boxes.dataset import BoxAugment
@@ -77,6 +78,7 @@ _HOME = {
     "Raw": "vfm.types",
     "ShardData": "vfm.data",
     "SyntheticData": "vfm.data",
+    "SyntheticScenes": "vfm.data",
     "TableData": "vfm.data",
     "export": "vfm.bundle",
     "load": "vfm.api",
@@ -115,6 +117,7 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "DigitsData",
     "ShardData",
     "SyntheticData",
+    "SyntheticScenes",
     "ImageData",
     "Preprocess",
     "Component",

@@ -6,20 +6,17 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import vfm_runtime
-from numpy.typing import NDArray
-from vfm_runtime.image import open_image
-from vfm_runtime.predictor import Predictor
 
 from vfm.bundle import Parity, export_task
 from vfm.bundle.parity import choose_images
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import KEY, read_any
+from vfm.tasks.model import TaskModel
 
 
-class Model(Predictor):
+class Model(TaskModel):
     """A trained checkpoint, asked through torch; made by `load`.
 
     Attributes:
@@ -36,21 +33,10 @@ class Model(Predictor):
         trust: Collection[str] = (),
     ) -> None:
         self.path = Path(path)
-        self.task = BaseTask.load(self.path, base=base, trust=trust).to(device)
-        super().__init__(self.task.labels, multilabel=self.task.multilabel)
+        super().__init__(BaseTask.load(self.path, base=base, trust=trust).to(device))
 
     def __repr__(self) -> str:
         return f"Model({str(self.path)!r}, {len(self.labels)} classes, {self.task.device})"
-
-    def preprocess(self, image: Any) -> NDArray[np.uint8]:
-        """Open one image and bring it to the model's size, uint8 [1, height, width, 3]."""
-        return self.task.preprocess.resize(open_image(image))[0][None]
-
-    def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Probabilities [N, classes] of uint8 pixels [N, height, width, 3]."""
-        with torch.inference_mode():
-            answer = self.task.answer(torch.from_numpy(pixels).to(self.task.device))
-        return np.asarray(answer["scores"].float().cpu().numpy())
 
     def export(self, out: str | Path, *, images: str | Path, **options: Any) -> Parity:
         """Write a bundle, and prove on real images that it answers alike.

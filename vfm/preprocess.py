@@ -73,9 +73,38 @@ _PAD = """
     padded = Pad(centred, pads)
     whole = Add(padded, fill)
 """
+# Left, top, width and height of what the input covers, width and height of the image: `Geometry.row`.
+_COVERED = {
+    "crop": """
+    corner = Cast<to = 1>(start)
+    extent = Cast<to = 1>(region)
+""",
+    "squash": """
+    corner = Constant<value_floats = [0.0, 0.0]>()
+    extent = Cast<to = 1>(given)
+""",
+    "letterbox": """
+    reals = Cast<to = 1>(given)
+    targets = Cast<to = 1>(target)
+    inputs = Cast<to = 1>(wanted)
+    borders = Cast<to = 1>(before)
+    shifted = Mul(borders, reals)
+    inner = Div(shifted, targets)
+    corner = Neg(inner)
+    spread = Mul(inputs, reals)
+    extent = Div(spread, targets)
+""",
+}
+_GEOMETRY = """
+    sides = Cast<to = 1>(given)
+    rows_first = Concat<axis = 0>(corner, extent, sides)
+    columns_first = Constant<value_ints = [1, 0, 3, 2, 5, 4]>()
+    row = Gather<axis = 0>(rows_first, columns_first)
+    geometry = Unsqueeze(row, zero)
+"""
 _GRAPH = """
 <ir_version: 10, opset_import: ["" : {opset}]>
-preprocess (uint8[H, W, 3] image) => (uint8[1, {height}, {width}, 3] pixels) {{
+preprocess (uint8[H, W, 3] image) => (uint8[1, {height}, {width}, 3] pixels{more}) {{
     axes = Constant<value_ints = [0, 1]>()
     one = Constant<value_ints = [1]>()
     two = Constant<value_ints = [2]>()
@@ -100,6 +129,7 @@ preprocess (uint8[H, W, 3] image) => (uint8[1, {height}, {width}, 3] pixels) {{
     clipped = Clip(floored, low, high)
     bytes = Cast<to = 2>(clipped)
     pixels = Transpose<perm = [0, 2, 3, 1]>(bytes)
+    {geometry}
 }}
 """
 
@@ -237,11 +267,12 @@ class Preprocess:
         (pixels,) = _session(self, os.getpid()).run(None, {"image": np.ascontiguousarray(image)})
         return pixels[0], self.geometry(height, width)
 
-    def graph(self, opset: int = 20) -> ModelProto:
+    def graph(self, opset: int = 20, *, geometry: bool = False) -> ModelProto:
         """`resize` as an ONNX model: uint8 `image` [H, W, 3] of any size to uint8 `pixels` [1, h, w, 3].
 
         Args:
             opset: Version of the operators, from 18 on.
+            geometry: Also give `geometry`, float32 [1, 6], the numbers of `Geometry.row`.
         """
         # Only workers and exports need it, and it takes a third of a second.
         from onnx import checker, parser
@@ -258,6 +289,8 @@ class Preprocess:
             region=region,
             pad=pad,
             mode="cubic" if self.interpolation == "bicubic" else "linear",
+            more=", float[1, 6] geometry" if geometry else "",
+            geometry=_COVERED[self.fit] + _GEOMETRY if geometry else "",
         )
         model: ModelProto = parser.parse_model(text)
         model.producer_name = "vfm"

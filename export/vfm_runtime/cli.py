@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from PIL import Image
+
 from vfm_runtime import __version__
 from vfm_runtime.bundle import BundleError
+from vfm_runtime.contract import DETECTION
+from vfm_runtime.detections import THRESHOLD, Detections
 from vfm_runtime.image import ImageError, find_images
 from vfm_runtime.model import Model, load
 from vfm_runtime.providers import DEVICES, ProviderError
 from vfm_runtime.replay import replay
-from vfm_runtime.types import Prediction
+from vfm_runtime.predictor import Answer
 
 OK, FAILED, MISUSED = 0, 1, 2
 """Exit codes: done; an image, a bundle or a check failed; the command was misused."""
@@ -94,6 +98,12 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     predict = made.add_parser("predict", parents=[common], help="answer for images and folders")
     predict.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+")
     predict.add_argument("--top", type=_count, default=5, help="best classes to show (default: 5)")
+    predict.add_argument(
+        "--threshold", type=_share, default=THRESHOLD, help=f"of boxes (default: {THRESHOLD})"
+    )
+    predict.add_argument(
+        "--draw", type=Path, metavar="FOLDER", help="write the pictures with their boxes here"
+    )
     predict.add_argument("--batch-size", type=_count, default=32, help="default: 32")
     predict.add_argument("--json", action="store_true", help="one JSON object a line and image")
     predict.set_defaults(run=_predict)
@@ -111,6 +121,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 up")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
+    return value
 
 
 def _check_command(words: list[str], commands: dict[str, _Parser]) -> None:
@@ -147,6 +167,8 @@ def _near(word: str, choices: list[str]) -> str:
 def _predict(options: argparse.Namespace) -> int:
     files = list(_files(options.images))
     model = load(options.bundle, device=options.device, batch_size=options.batch_size)
+    if options.draw is not None and model.kind != DETECTION:
+        raise _UsageError(f"{options.bundle} labels whole images: there are no boxes to --draw.")
     code = OK
     for start in range(0, len(files), options.batch_size):
         batch = files[start : start + options.batch_size]
@@ -169,17 +191,40 @@ def _files(sources: list[str]) -> Iterator[Path]:
         yield from found
 
 
-def _show(path: Path, answer: Prediction | ImageError, options: argparse.Namespace) -> None:
+def _show(path: Path, answer: Answer | ImageError, options: argparse.Namespace) -> None:
     if isinstance(answer, ImageError):
         _complain(answer)
         if options.json:
             print(json.dumps({"image": str(path), "error": str(answer)}))
+    elif isinstance(answer, Detections):
+        _show_boxes(path, answer, options)
     elif options.json:
         print(json.dumps({"image": str(path), **answer.to_dict(options.top)}))
     else:
         pairs = answer.applying() if answer.multilabel else answer.top(options.top)
         best = ", ".join(f"{label} {score:.4f}" for label, score in pairs)
         print(f"{path}: {best or f'none (nearest: {answer.label} {answer.score:.4f})'}")
+
+
+def _show_boxes(path: Path, answer: Detections, options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps({"image": str(path), **answer.to_dict(options.threshold)}))
+    else:
+        shown = answer.above(options.threshold)
+        rows = zip(shown.labels, shown.scores, shown.boxes.tolist(), strict=True)
+        listed = [f"{n} {s:.4f} [{', '.join(f'{v:.1f}' for v in box)}]" for n, s, box in rows]
+        best = f"none (best score {answer.scores.max(initial=0):.4f})"
+        print(f"{path}: {'; '.join(listed) or best}")
+    if options.draw is not None:
+        _draw(path, answer, options)
+
+
+def _draw(path: Path, answer: Detections, options: argparse.Namespace) -> None:
+    """Write the picture under its own path below the folder, so that equal names do not meet."""
+    parts = [part for part in path.parts if part not in (path.anchor, "..")]
+    target = Path(options.draw, *parts).with_suffix(".png")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(answer.draw(path, options.threshold)).save(target)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -11,8 +11,16 @@ METADATA_KEY = "vfm"
 FORMAT = 1
 """The newest bundle format that this version reads."""
 
-TASKS = ("classification", "multilabel")
-"""The tasks that this version can answer: one label an image, or any number of them."""
+DETECTION = "detection"
+
+TASKS = ("classification", "multilabel", DETECTION)
+"""The tasks that this version can answer: one label an image, any number of them, or objects with boxes."""
+
+_LABELLING = ({"pixels": "uint8"}, {"scores": "float"})
+_FINDING = (
+    {"pixels": "uint8", "geometry": "float"},
+    {"boxes": "float", "labels": "int64", "scores": "float"},
+)
 
 PREPROCESS_FILE = "preprocess.onnx"
 MODEL_FILE = "model.onnx"
@@ -39,7 +47,7 @@ class Contract:
     """What the model does; one of `TASKS`."""
 
     labels: tuple[str, ...]
-    """Class names, in the order of the columns of `scores`."""
+    """Class names, in the order of the columns of `scores`; of a detector, by its `labels`."""
 
     preprocess: dict[str, Any]
     """How `preprocess.onnx` makes pixels; plain values, with `size` as [height, width]."""
@@ -134,6 +142,15 @@ class Contract:
         except ValueError as error:
             raise ContractError(f"The contract is not valid JSON: {error}. {_REMEDY}") from error
         return cls.from_dict(values)
+
+
+def ports(task: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Names and element types of what `model.onnx` takes, all of which `preprocess.onnx` gives, and of its answers.
+
+    Args:
+        task: One of `TASKS`.
+    """
+    return _FINDING if task == DETECTION else _LABELLING
 
 
 def parse_json(text: str | bytes) -> Any:

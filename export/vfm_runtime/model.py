@@ -1,6 +1,7 @@
 """Loading a bundle and asking it about images."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,19 @@ from numpy.typing import NDArray
 
 from vfm_runtime import providers
 from vfm_runtime.bundle import BundleError, Manifest, check_metadata, read_manifest
-from vfm_runtime.contract import METADATA_KEY, MODEL_FILE, PREPROCESS_FILE, Contract
+from vfm_runtime.contract import (
+    DETECTION,
+    METADATA_KEY,
+    MODEL_FILE,
+    PREPROCESS_FILE,
+    Contract,
+    ports,
+)
 from vfm_runtime.image import ImageSource, open_image
-from vfm_runtime.predictor import Predictor
+from vfm_runtime.predictor import Arrays, Predictor
+
+IMAGE = {"image": "uint8"}
+"""What `preprocess.onnx` takes."""
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +80,7 @@ class Model(Predictor):
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self.contract = self.manifest.contract
-        multilabel = self.contract.task == "multilabel"
-        super().__init__(self.contract.labels, batch_size, multilabel=multilabel)
+        super().__init__(self.contract.task, self.contract.labels, batch_size)
         # On the CPU always: it is small work, and the pixels are then the same on every machine.
         self._preprocess = providers.open_session(
             self.path / PREPROCESS_FILE, "cpu", num_threads=num_threads
@@ -81,23 +91,25 @@ class Model(Predictor):
         self.device = providers.device_of(self._model)
         metadata = self._model.get_modelmeta().custom_metadata_map
         check_metadata(self.path, MODEL_FILE, metadata.get(METADATA_KEY), self.contract)
-        expect_ports(self._preprocess, self.path / PREPROCESS_FILE, "image", "pixels")
-        expect_ports(self._model, self.path / MODEL_FILE, "pixels", "scores")
+        inputs, outputs = ports(self.kind)
+        expect_ports(self._preprocess, self.path / PREPROCESS_FILE, IMAGE, inputs)
+        expect_ports(self._model, self.path / MODEL_FILE, inputs, outputs)
         self._check_labels()
         self._errors = providers.run_errors()
 
     def __repr__(self) -> str:
         return f"Model({str(self.path)!r}, {len(self.labels)} classes, {self.device})"
 
-    def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run `model.onnx` on pixels that `preprocess.onnx` has made.
+    def run(self, inputs: Arrays) -> Arrays:
+        """Run `model.onnx` on what `preprocess.onnx` has made.
 
         Args:
-            pixels: Uint8, [images, height, width, 3], of the model's own height and width.
+            inputs: By name; `pixels` is uint8, [images, height, width, 3], of the model's own height and width.
 
         Returns:
-            Probabilities, [images, classes].
+            `scores` [N, C]; of a detector `boxes` [N, K, 4], `labels` and `scores` [N, K].
         """
+        pixels = inputs["pixels"]
         expected = (*self.contract.size, 3)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
             raise ValueError(
@@ -105,23 +117,25 @@ class Model(Predictor):
                 f"uint8 of shape [images, {', '.join(map(str, expected))}]. Images of any other "
                 "size go to `predict`."
             )
-        scores: NDArray[np.float32] = self._run(self._model, MODEL_FILE, "pixels", pixels)
-        return scores
+        return self._run(self._model, MODEL_FILE, inputs)
 
-    def preprocess(self, image: ImageSource) -> NDArray[np.uint8]:
-        """Open one image and bring it to the model's size, [1, height, width, 3].
+    def prepare(self, image: ImageSource) -> Arrays:
+        """Open one image and bring it to the model's size, by `preprocess.onnx`.
 
         Args:
             image: As for `predict`.
 
+        Returns:
+            `pixels`, uint8 [1, height, width, 3]; for a detector also `geometry`, float32 [1, 6].
+
         Raises:
             ImageError: The image cannot be opened.
         """
-        opened = open_image(image)
-        pixels: NDArray[np.uint8] = self._run(self._preprocess, PREPROCESS_FILE, "image", opened)
-        return pixels
+        return self._run(self._preprocess, PREPROCESS_FILE, {"image": open_image(image)})
 
     def _check_labels(self) -> None:
+        if self.kind == DETECTION:
+            return  # its scores are as many as its boxes
         # A symbolic dimension is a name; the first answer is then checked by Prediction.
         num_scores = self._model.get_outputs()[0].shape[-1]
         if isinstance(num_scores, int) and num_scores != len(self.labels):
@@ -130,34 +144,39 @@ class Model(Predictor):
                 f"{len(self.labels)} labels. Export the bundle anew."
             )
 
-    def _run(self, session: Any, name: str, port: str, values: NDArray[Any]) -> Any:
+    def _run(self, session: Any, name: str, inputs: Arrays) -> Arrays:
         try:
-            return session.run(None, {port: values})[0]
+            answers = session.run(None, inputs)
+            return {p.name: a for p, a in zip(session.get_outputs(), answers, strict=True)}
         except self._errors as error:
             device = providers.device_of(session)
+            shape = list(next(iter(inputs.values())).shape)
             raise providers.ProviderError(
                 f"{self.path / name} failed on {device} with an input of shape "
-                f"{list(values.shape)}: {providers.first_line(error)} "
+                f"{shape}: {providers.first_line(error)} "
                 "If memory ran out, use a smaller batch_size or device='cpu'."
             ) from error
 
 
-def expect_ports(session: Any, path: Path, source: str, answer: str) -> None:
-    """Refuse an ONNX file whose input and output are not those of the contract.
+def expect_ports(
+    session: Any, path: Path, inputs: Mapping[str, str], outputs: Mapping[str, str]
+) -> None:
+    """Refuse an ONNX file whose inputs and outputs are not those of the contract.
 
     Args:
         session: Its session.
         path: The file.
-        source: Name of its input, which is uint8.
-        answer: Name of its output.
+        inputs: Element type by name, as `vfm_runtime.contract.ports` gives them.
+        outputs: The same of its answers.
 
     Raises:
         BundleError: They have other names or types.
     """
-    kinds = {"scores": "tensor(float)"}
-    expected = [f"{name}: {kinds.get(name, 'tensor(uint8)')}" for name in (source, answer)]
-    ports = [*session.get_inputs(), *session.get_outputs()]
-    found = [f"{port.name}: {port.type}" for port in ports]
+    expected = [
+        f"{name}: tensor({kind})" for name, kind in [*inputs.items(), *outputs.items()]
+    ]
+    given = [*session.get_inputs(), *session.get_outputs()]
+    found = [f"{port.name}: {port.type}" for port in given]
     if found != expected:
         raise BundleError(
             f"{path} takes and gives ({', '.join(found)}); a bundle of this format has "

@@ -2,50 +2,80 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from vfm_runtime.contract import DETECTION
+from vfm_runtime.detections import Detections
 from vfm_runtime.image import ImageError, ImageSource
 from vfm_runtime.types import Prediction
 
 Errors = Literal["raise", "return"]
-_Position = tuple[int, "NDArray[np.uint8] | ImageError"]
+Arrays = dict[str, NDArray[Any]]
+"""Inputs or outputs of a model, by name; the first dimension counts images."""
+Answer = Prediction | Detections
+_Position = tuple[int, Arrays | ImageError]
 
 
 class Predictor(ABC):
-    """A model that labels images; a loaded bundle is one, a checkpoint loaded by vfm another.
+    """A model that answers for images; a loaded bundle is one, a checkpoint loaded by vfm another.
 
     Attributes:
+        kind: What it answers, `classification`, `multilabel` or `detection`.
         labels: Every class, in the order of the scores.
         batch_size: Images that go through the model at once.
-        multilabel: Whether several classes, or none, may apply to an image.
     """
 
+    kind: str
     labels: tuple[str, ...]
     batch_size: int
-    multilabel: bool
 
-    def __init__(
-        self, labels: Sequence[str], batch_size: int = 32, *, multilabel: bool = False
-    ) -> None:
+    def __init__(self, kind: str, labels: Sequence[str], batch_size: int = 32) -> None:
         """Remember what every answer needs.
 
         Args:
+            kind: `classification`, `multilabel` or `detection`.
             labels: Every class, in the order of the scores.
             batch_size: Images that go through the model at once.
-            multilabel: Whether several classes, or none, may apply to an image.
         """
+        self.kind = kind
         self.labels = tuple(labels)
-        self.multilabel = multilabel
         self.batch_size = _batch_size(batch_size)
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether several classes, or none, may apply to an image."""
+        return self.kind == "multilabel"
+
     @abstractmethod
+    def prepare(self, image: ImageSource) -> Arrays:
+        """Open one image and bring it to the model's size.
+
+        Args:
+            image: As for `predict`.
+
+        Returns:
+            `pixels`, uint8 [1, height, width, 3]; for a detector also `geometry`, float32 [1, 6].
+
+        Raises:
+            ImageError: The image cannot be opened.
+        """
+
+    @abstractmethod
+    def run(self, inputs: Arrays) -> Arrays:
+        """Answer for what `prepare` has made, of one image or of several joined.
+
+        Args:
+            inputs: By name.
+
+        Returns:
+            `scores` [N, C]; of a detector `boxes` [N, K, 4], `labels` and `scores` [N, K].
+        """
+
     def preprocess(self, image: ImageSource) -> NDArray[np.uint8]:
-        """Open one image and bring it to the model's size, [1, height, width, 3].
+        """The pixels of `prepare`, [1, height, width, 3].
 
         Args:
             image: As for `predict`.
@@ -53,54 +83,35 @@ class Predictor(ABC):
         Raises:
             ImageError: The image cannot be opened.
         """
+        pixels: NDArray[np.uint8] = self.prepare(image)["pixels"]
+        return pixels
 
-    @abstractmethod
     def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Answer for pixels that `preprocess` has made.
+        """Answer for pixels that `preprocess` has made; for models that label images.
 
         Args:
             pixels: Uint8, [images, height, width, 3], of the model's own height and width.
 
         Returns:
             Probabilities, [images, classes].
+
+        Raises:
+            ValueError: The model finds objects, for which pixels alone do not say where they lie.
         """
+        if self.kind == DETECTION:
+            raise ValueError("This model finds objects: take `predict`, or `run(prepare(image))`.")
+        scores: NDArray[np.float32] = self.run({"pixels": pixels})["scores"]
+        return scores
 
-    def answer(self, scores: NDArray[np.float32]) -> Prediction:
-        """The answer that one row of `scores` is."""
-        return Prediction.from_scores(scores, self.labels, multilabel=self.multilabel)
-
-    @overload
-    def predict(
-        self,
-        images: str | Path | bytes | Image.Image,
-        *,
-        batch_size: int | None = ...,
-        errors: Literal["raise"] = ...,
-    ) -> Prediction: ...
-
-    @overload
-    def predict(
-        self,
-        images: list[Any] | tuple[Any, ...],
-        *,
-        batch_size: int | None = ...,
-        errors: Literal["raise"] = ...,
-    ) -> list[Prediction]: ...
-
-    @overload
-    def predict(
-        self,
-        images: list[Any] | tuple[Any, ...],
-        *,
-        batch_size: int | None = ...,
-        errors: Literal["return"],
-    ) -> list[Prediction | ImageError]: ...
-
-    # An array is one image or many by its dimensions, which its type does not tell.
-    @overload
-    def predict(
-        self, images: ImageSource, *, batch_size: int | None = ..., errors: Errors = ...
-    ) -> Any: ...
+    def answers(self, outputs: Arrays) -> list[Answer]:
+        """The answer of each image from what `run` gave."""
+        if self.kind == DETECTION:
+            rows = zip(outputs["boxes"], outputs["labels"], outputs["scores"], strict=True)
+            return [Detections.from_arrays(*row, self.labels) for row in rows]
+        return [
+            Prediction.from_scores(row, self.labels, multilabel=self.multilabel)
+            for row in outputs["scores"]
+        ]
 
     def predict(
         self,
@@ -119,7 +130,7 @@ class Predictor(ABC):
                 place; with `raise`, it is raised and the other answers are lost.
 
         Returns:
-            A `Prediction` for one image, a list of the same length for a list.
+            A `Prediction`, or of a detector `Detections`, for one image; a list of the same length for a list.
         """
         if errors not in ("raise", "return"):
             raise ValueError(f"errors is {errors!r}. Choices: 'raise', 'return'.")
@@ -133,14 +144,15 @@ class Predictor(ABC):
 
     def _predict_many(
         self, images: Iterable[Any], size: int, errors: Errors
-    ) -> list[Prediction | ImageError]:
-        answers: dict[int, Prediction | ImageError] = {}
+    ) -> list[Answer | ImageError]:
+        answers: dict[int, Answer | ImageError] = {}
         for batch in _batches(self._open_each(images, errors), size):
             good = [(index, item) for index, item in batch if not isinstance(item, ImageError)]
             answers.update((i, item) for i, item in batch if isinstance(item, ImageError))
             if good:
-                rows = self.scores(np.concatenate([item for _, item in good]))
-                made = [self.answer(row) for row in rows]
+                names = good[0][1]
+                joined = {name: np.concatenate([item[name] for _, item in good]) for name in names}
+                made = self.answers(self.run(joined))
                 answers.update(zip([index for index, _ in good], made, strict=True))
         return [answers[index] for index in range(len(answers))]
 
@@ -148,7 +160,7 @@ class Predictor(ABC):
         # One decoded image at a time; what waits for its batch has the model's small size.
         for index, image in enumerate(images):
             try:
-                yield index, self.preprocess(image)
+                yield index, self.prepare(image)
             except ImageError as error:
                 if errors == "raise":
                     error.add_note(f"It is image number {index + 1} of those given.")

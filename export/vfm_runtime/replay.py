@@ -5,14 +5,17 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vfm_runtime import providers
+from vfm_runtime.agreement import Agreement, agreement
 from vfm_runtime.bundle import BundleError
-from vfm_runtime.contract import GOLDEN_DIR, GOLDEN_FILE, ONEFILE_FILE, parse_json
+from vfm_runtime.contract import GOLDEN_DIR, GOLDEN_FILE, ONEFILE_FILE, parse_json, ports
+from vfm_runtime.detections import Detections
 from vfm_runtime.image import open_image
-from vfm_runtime.model import Model, expect_ports
-from vfm_runtime.types import Prediction
+from vfm_runtime.model import IMAGE, Model, expect_ports
+from vfm_runtime.predictor import Answer
+
+_TYPES = {"float": np.float32, "int64": np.int64}
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,8 @@ class Golden:
     file: str
     """Name of the image, relative to the bundle."""
 
-    scores: NDArray[np.float32]
-    """Its scores at export."""
-
-    label: str
-    """Its best label at export."""
+    answer: Answer
+    """The answer at export."""
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,23 @@ class Replay:
     name: str
     """The image, and the ONNX file where it is not the usual pair."""
 
-    difference: float
-    """The largest difference of a score."""
-
-    label: str
-    """The best label now."""
-
-    expected: str
-    """The best label at export."""
+    agreement: Agreement
+    """The answer at export against the answer now."""
 
     tolerance: float
-    """The largest difference allowed."""
+    """The largest difference of a score allowed."""
 
     @property
     def passed(self) -> bool:
         """Whether the answer is the one of the export."""
-        return self.difference <= self.tolerance and self.label == self.expected
+        return self.agreement.difference <= self.tolerance and not self.agreement.changed
 
     def __str__(self) -> str:
+        difference, changed, expected, found = self.agreement
         word = "OK" if self.passed else "DIFFERS"
-        label = self.label if self.label == self.expected else f"{self.label}, not {self.expected}"
+        label = f"{found}, not {expected}" if changed else found
         return (
-            f"{self.name}: {word} ({label}; largest difference {self.difference:.2g}, "
+            f"{self.name}: {word} ({label}; largest difference {difference:.2g}, "
             f"allowed {self.tolerance:.2g})"
         )
 
@@ -74,7 +69,7 @@ def replay(model: Model) -> list[Replay]:
     tolerance, images = read_golden(model)
     answers = model.predict([model.path / image.file for image in images])
     pairs = list(zip(images, answers, strict=True))
-    results = [_compare(image.file, image, answer, tolerance) for image, answer in pairs]
+    results = [Replay(i.file, agreement(i.answer, answer), tolerance) for i, answer in pairs]
     if ONEFILE_FILE in model.manifest.files:
         results += _replay_onefile(model, images, tolerance)
     return results
@@ -98,39 +93,51 @@ def read_golden(model: Model) -> tuple[float, list[Golden]]:
     try:
         values = parse_json(path.read_bytes())
         tolerance = float(values["tolerance"])
-        images = [_golden(item) for item in values["images"]]
+        images = [_golden(item, model) for item in values["images"]]
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} is malformed ({error!r}). Export the bundle anew.") from error
     for image in images:
         if image.file not in model.manifest.files:
             raise BundleError(f"{path} names {image.file}, which the bundle does not list.")
-        if image.scores.shape != (len(model.labels),):
-            raise BundleError(
-                f"{path} holds {image.scores.size} scores for {image.file}; the model has "
-                f"{len(model.labels)} labels. Export the bundle anew."
-            )
     if not images or not tolerance > 0:
         raise BundleError(f"{path} has no images or no tolerance above 0. Export the bundle anew.")
     return tolerance, images
 
 
-def _golden(item: dict[str, Any]) -> Golden:
-    scores = np.array(item["scores"], dtype=np.float32)
-    return Golden(str(PurePosixPath(GOLDEN_DIR, item["file"])), scores, str(item["label"]))
+def golden_row(file: str, answer: Answer) -> dict[str, Any]:
+    """What `golden.json` says of an image.
+
+    Args:
+        file: Its name in the folder of golden images.
+        answer: The one to be replayed.
+    """
+    if isinstance(answer, Detections):
+        return {
+            "file": file,
+            "boxes": answer.boxes.tolist(),
+            "labels": answer.class_ids.tolist(),
+            "scores": answer.scores.tolist(),
+        }
+    return {"file": file, "label": answer.label, "scores": answer.scores.tolist()}
+
+
+def _golden(item: dict[str, Any], model: Model) -> Golden:
+    outputs = {
+        name: np.array([item[name]], dtype=_TYPES[kind]) for name, kind in ports(model.kind)[1].items()
+    }
+    (answer,) = model.answers(outputs)
+    return Golden(str(PurePosixPath(GOLDEN_DIR, item["file"])), answer)
 
 
 def _replay_onefile(model: Model, images: list[Golden], tolerance: float) -> list[Replay]:
     path = model.path / ONEFILE_FILE
     session = providers.open_session(path, model.device)
-    expect_ports(session, path, "image", "scores")
+    outputs = ports(model.kind)[1]
+    expect_ports(session, path, IMAGE, outputs)
     results = []
     for image in images:
-        rows = session.run(None, {"image": open_image(model.path / image.file)})[0]
-        answer = model.answer(rows[0])
-        results.append(_compare(f"{image.file} ({ONEFILE_FILE})", image, answer, tolerance))
+        found = session.run(list(outputs), {"image": open_image(model.path / image.file)})
+        (answer,) = model.answers(dict(zip(outputs, found, strict=True)))
+        name = f"{image.file} ({ONEFILE_FILE})"
+        results.append(Replay(name, agreement(image.answer, answer), tolerance))
     return results
-
-
-def _compare(name: str, image: Golden, answer: Prediction, tolerance: float) -> Replay:
-    difference = float(np.abs(answer.scores - image.scores).max())
-    return Replay(name, difference, answer.label, image.label, tolerance)

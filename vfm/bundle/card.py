@@ -10,7 +10,7 @@ from vfm_runtime.contract import Contract
 from vfm.bundle.parity import Parity
 from vfm.models.licenses import terms
 
-_METRICS = ("accuracy", "mAP", "macro_f1", "top5_accuracy", "auroc")
+_METRICS = ("accuracy", "mAP", "macro_f1", "top5_accuracy", "auroc", "AP", "AP50")
 
 
 def card(
@@ -63,12 +63,13 @@ def _results(results: Mapping[str, Any]) -> list[str]:
     for split, values in results.items():
         for name in _METRICS:
             v = values.get(name)
-            if v is None or v["low"] is None:
-                continue
-            rows.append(
-                f"| {split} | {name} | {v['value']:.4f} | {v['low']:.4f} to {v['high']:.4f} "
-                f"| {values['num_samples']} |"
-            )
+            if isinstance(v, float):
+                rows.append(f"| {split} | {name} | {v:.4f} | | {values['num_samples']} |")
+            elif v is not None and v["low"] is not None:
+                rows.append(
+                    f"| {split} | {name} | {v['value']:.4f} | {v['low']:.4f} to {v['high']:.4f} "
+                    f"| {values['num_samples']} |"
+                )
     if not rows:
         return []
     return [

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import vfm_runtime
-from numpy.typing import NDArray
+from vfm_runtime.agreement import agreement
 from vfm_runtime.image import ImageError, find_images, open_image
+from vfm_runtime.predictor import Answer, Predictor
 
 from vfm.tasks import BaseTask
+from vfm.tasks.model import TaskModel
 
 MIN_IMAGES = 32
 """Least number of images that prove anything, unless fewer are asked for."""
@@ -35,14 +36,11 @@ class ImageParity:
     size: tuple[int, int]
     """Height and width of the file's image."""
     difference: float
-    """Largest difference of a probability, alone or in a batch of mixed sizes."""
+    """Largest difference of a score, alone or in a batch of mixed sizes."""
+    changed: bool
+    """Whether the best label is another, or a box has no partner."""
     torch_label: str
     onnx_label: str
-
-    @property
-    def changed(self) -> bool:
-        """Whether the best label is another."""
-        return self.torch_label != self.onnx_label
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Parity:
 
     @property
     def num_changed(self) -> int:
-        """Images whose best label is another."""
+        """Images whose best label is another, or of which a box has no partner."""
         return sum(image.changed for image in self.images)
 
     @property
@@ -97,7 +95,7 @@ class Parity:
     def __str__(self) -> str:
         return (
             f"{len(self.images)} images: largest difference {self.max_difference:.1e}, "
-            f"{self.num_changed} other labels"
+            f"{self.num_changed} with another answer"
         )
 
 
@@ -127,7 +125,7 @@ def compare(task: BaseTask, bundle: Path, paths: Sequence[Path], tolerance: floa
         task: The model, on the CPU, in float32.
         bundle: Its exported folder.
         paths: Image files.
-        tolerance: Largest accepted difference of a probability.
+        tolerance: Largest accepted difference of a score.
 
     Raises:
         ParityError: No image can be read.
@@ -138,35 +136,20 @@ def compare(task: BaseTask, bundle: Path, paths: Sequence[Path], tolerance: floa
         raise ParityError(
             f"None of the {len(paths)} images can be read: {next(iter(skipped.values()))}"
         )
-    scores, torch_ms = _timed(lambda path: torch_scores(task, open_image(path)), list(readable))
-    alone, onnx_ms = _timed(lambda path: runtime.predict(path).scores, list(readable))
-    together = [p.scores for p in runtime.predict(list(readable), batch_size=7)]
+    answers, torch_ms = _timed(TaskModel(task), list(readable))
+    alone, onnx_ms = _timed(runtime, list(readable))
+    together = runtime.predict(list(readable), batch_size=7)
     images = []
-    rows = zip(readable.items(), scores, alone, together, strict=True)
+    rows = zip(readable.items(), answers, alone, together, strict=True)
     for (path, size), expected, single, batched in rows:
-        difference = max(np.abs(expected - got).max() for got in (single, batched))
-        # A label that changes in either way counts.
-        best = {int(got.argmax()) for got in (single, batched)} - {int(expected.argmax())}
-        onnx_best = best.pop() if best else int(expected.argmax())
+        # An answer that changes in either way counts.
+        both = [agreement(expected, got) for got in (single, batched)]
+        worst = max(both, key=lambda one: (one.changed, one.difference))
+        difference = max(one.difference for one in both)
         images.append(
-            ImageParity(
-                name=str(path),
-                size=size,
-                # NaN compares as small; it is the largest difference there is.
-                difference=float("inf") if np.isnan(difference) else float(difference),
-                torch_label=task.labels[int(expected.argmax())],
-                onnx_label=task.labels[onnx_best],
-            )
+            ImageParity(str(path), size, difference, worst.changed, worst.expected, worst.found)
         )
     return Parity(tuple(images), tolerance, skipped, torch_ms, onnx_ms, runtime.device)
-
-
-def torch_scores(task: BaseTask, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Scores [C] of one opened image, by torch."""
-    pixels, _ = task.preprocess.resize(image)
-    with torch.inference_mode():
-        scores = task.answer(torch.from_numpy(pixels).unsqueeze(0))["scores"]
-    return np.asarray(scores[0].numpy(), dtype=np.float32)
 
 
 def require(parity: Parity, where: Path) -> None:
@@ -187,7 +170,8 @@ def require(parity: Parity, where: Path) -> None:
     )
     raise ParityError(
         f"The bundle does not agree with the model on {len(parity.images)} images: largest difference "
-        f"{parity.max_difference:.2e} (tolerance {parity.tolerance:.0e}), {parity.num_changed} other labels.\n{rows}\n"
+        f"{parity.max_difference:.2e} (tolerance {parity.tolerance:.0e}), {parity.num_changed} with another answer.\n"
+        f"{rows}\n"
         f"It is kept for a look in {where}; do not ship it."
     )
 
@@ -204,13 +188,11 @@ def _readable(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dict[
     return readable, skipped
 
 
-def _timed(
-    answer: Callable[[Path], NDArray[np.float32]], paths: Sequence[Path]
-) -> tuple[list[NDArray[np.float32]], float]:
-    answer(paths[0])  # the first call of a graph is slower
+def _timed(model: Predictor, paths: Sequence[Path]) -> tuple[list[Answer], float]:
+    model.predict(paths[0])  # the first call of a graph is slower
     answers, times = [], []
     for path in paths:
         start = time.perf_counter()
-        answers.append(answer(path))
+        answers.append(model.predict(path))
         times.append(time.perf_counter() - start)
     return answers, 1000 * statistics.median(times)

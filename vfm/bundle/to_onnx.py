@@ -13,7 +13,7 @@ import onnx
 import torch
 from onnx import compose
 from torch import Tensor, nn
-from vfm_runtime.contract import METADATA_KEY, Contract
+from vfm_runtime.contract import METADATA_KEY, Contract, ports
 
 from vfm.models.adapters import has_adapters, merge
 from vfm.preprocess import Preprocess
@@ -34,24 +34,29 @@ class _Answer(nn.Module):
             self.backbone = copy.deepcopy(task.backbone)
             merge(self.backbone)
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        return self.head.decode(self.head(self.backbone(self.preprocess.normalise(pixels))))
+    def forward(self, pixels: Tensor, geometry: Tensor | None = None) -> dict[str, Tensor]:
+        raw = self.head(self.backbone(self.preprocess.normalise(pixels)))
+        answers: dict[str, Tensor]
+        answers = self.head.decode(raw, geometry) if self.head.places else self.head.decode(raw)
+        return answers
 
 
 def write_preprocess(path: Path, contract: Contract, preprocess: Preprocess, opset: int) -> None:
-    """Write the graph from uint8 `image` [H, W, 3] of any size to uint8 `pixels` [1, h, w, 3]."""
-    graph = preprocess.graph(opset)
+    """Write the graph from uint8 `image` [H, W, 3] of any size to what the model takes of it."""
+    graph = preprocess.graph(opset, geometry="geometry" in ports(contract.task)[0])
     onnx.helper.set_model_props(graph, {METADATA_KEY: contract.to_json()})
     onnx.save(graph, path)
 
 
 def write_model(path: Path, contract: Contract, task: BaseTask, opset: int) -> None:
-    """Write the graph from uint8 `pixels` [N, h, w, 3] to the task's answers, in float32."""
-    example = torch.zeros((2, *task.preprocess.size, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        names = list(task.answer(example))
-    batch = {0: torch.export.Dim.DYNAMIC}
-    program = _exported(_Answer(task), {"pixels": example}, {"pixels": batch}, names, opset)
+    """Write the graph from uint8 `pixels` [N, h, w, 3], and `geometry` [N, 6] of a detector, to answers in float32."""
+    height, width = task.preprocess.size
+    rows = torch.tensor([[0.0, 0.0, width, height, width, height]] * 2)
+    examples = {"pixels": torch.zeros((2, height, width, 3), dtype=torch.uint8), "geometry": rows}
+    inputs, outputs = ports(contract.task)
+    given = {name: examples[name] for name in inputs}
+    batch = {name: {0: torch.export.Dim.DYNAMIC} for name in inputs}
+    program = _exported(_Answer(task), given, batch, list(outputs), opset)
     num_bytes = sum(p.numel() * p.element_size() for p in task.state_dict().values())
     _save(program, path, contract, external=num_bytes > MAX_PROTOBUF)
 
@@ -62,7 +67,7 @@ def write_onefile(path: Path, preprocess: Path, model: Path, contract: Contract)
     joined = compose.merge_models(
         compose.add_prefix(first, "preprocess/", rename_inputs=False, rename_outputs=False),
         compose.add_prefix(second, "model/", rename_inputs=False, rename_outputs=False),
-        io_map=[("pixels", "pixels")],
+        io_map=[(name, name) for name in ports(contract.task)[0]],
         producer_name="vfm",
     )
     del joined.metadata_props[:]

@@ -25,13 +25,15 @@ from vfm_runtime.contract import (
     Contract,
 )
 from vfm_runtime.image import open_image
+from vfm_runtime.replay import golden_row
 
 from vfm.bundle import parity as parity_check
 from vfm.bundle.card import card
-from vfm.bundle.parity import Parity, choose_images, compare, torch_scores
+from vfm.bundle.parity import Parity, choose_images, compare
 from vfm.bundle.to_onnx import write_model, write_onefile, write_preprocess
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import KEY, read_any, versions
+from vfm.tasks.model import TaskModel
 from vfm.tasks.results import RESULTS_FILE
 
 _MIN_OPSET = 18  # Resize has had antialiasing since
@@ -66,7 +68,7 @@ def export(
         one_file: Also write onefile.onnx, both graphs in one for the simplest client.
         opset: Version of the ONNX operators.
         num_images: How many images to compare on.
-        tolerance: Largest accepted difference of a probability.
+        tolerance: Largest accepted difference of a score; boxes must also overlap by 99 %.
         overwrite: Replace an existing bundle.
         base: For an adapter, the file of the backbone's weights where it is no longer at its old place.
         trust: Packages besides vfm whose code the checkpoint may name.
@@ -129,7 +131,7 @@ def export_task(
     _check(out, opset, overwrite)
     task = task.cpu().float().eval()
     contract = Contract(
-        task="multilabel" if task.multilabel else "classification",
+        task=task.kind,
         labels=task.labels,
         preprocess=task.preprocess.to_dict(),
         backbone=task.backbone.name,
@@ -197,14 +199,7 @@ def _write_golden(folder: Path, task: BaseTask, parity: Parity) -> None:
         picture.thumbnail((_GOLDEN_SIDE, _GOLDEN_SIDE))
         name = f"{number:03d}.png"
         picture.save(folder / GOLDEN_DIR / name)
-        scores = torch_scores(task, np.array(picture))
-        rows.append(
-            {
-                "file": name,
-                "label": task.labels[int(scores.argmax())],
-                "scores": [float(s) for s in scores],
-            }
-        )
+        rows.append(golden_row(name, TaskModel(task).predict(np.array(picture))))
     text = json.dumps({"tolerance": parity.tolerance, "images": rows}, indent=2) + "\n"
     (folder / GOLDEN_FILE).write_text(text, encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """Images with labels, from folders, tables, MNIST files, memory or generated, as Lightning data modules."""
 
 from vfm.data.base import ImageData
+from vfm.data.boxes.scenes import SyntheticScenes
 from vfm.data.detection import DetectionData
 from vfm.data.digits import DigitsData
 from vfm.data.folder import FolderData
@@ -17,5 +18,6 @@ __all__ = [
     "ImageData",
     "ShardData",
     "SyntheticData",
+    "SyntheticScenes",
     "TableData",
 ]

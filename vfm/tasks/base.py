@@ -26,14 +26,13 @@ from vfm.tasks import callbacks, compiling, frozen, probing, saving, sharding
 from vfm.tasks.adapter_file import put_adapter
 from vfm.tasks.checkpoint import (
     ADAPTER_SUFFIX,
-    FORMAT,
     KEY,
     OTHER_DATA,
     CheckpointError,
+    entry_of,
     read_any,
     require_same,
     require_same_labels,
-    versions,
 )
 from vfm.tasks.effects import without_effect
 from vfm.tasks.nonfinite import require_finite
@@ -56,8 +55,8 @@ class BaseTask(Component, L.LightningModule, ABC):
     monitor: str = "val/loss"
     """Metric that chooses the best checkpoint."""
     monitor_mode: str = "min"
-    multilabel: bool = False
-    """Whether several labels, or none, may apply to an image."""
+    kind: str = "classification"
+    """What the model does, as the contract of a bundle names it."""
 
     def __init__(
         self,
@@ -167,6 +166,11 @@ class BaseTask(Component, L.LightningModule, ABC):
     def labels(self) -> tuple[str, ...]:
         """Label names in the order of the scores; empty before training."""
         return self.head.labels
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether several labels, or none, may apply to an image."""
+        return self.kind == "multilabel"
 
     @property
     def license(self) -> str | None:
@@ -350,17 +354,10 @@ class BaseTask(Component, L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that is needed to rebuild the task, and where it comes from."""
         checkpoint[KEY] = {
-            "format": FORMAT,
-            "model": self.spec,
-            "head": self.head.spec,
-            "labels": list(self.labels),
-            "preprocess": self.preprocess.to_dict(),
-            "recipe": self.recipe,
+            **entry_of(self),
             "data": self._data,
             "weights": self._weights_report,
             "license": self._license,
-            "versions": versions(),
-            "seed": torch.initial_seed(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -7,9 +7,14 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from vfm.models.tensors import UnreadableFileError, read_metadata, read_plain
+
+if TYPE_CHECKING:
+    from vfm.tasks.base import BaseTask
 
 KEY = "vfm"
 """Entry of the checkpoint that holds everything of vfm."""
@@ -34,6 +39,20 @@ class CheckpointError(ValueError):
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a model computes."""
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def entry_of(task: BaseTask) -> dict[str, Any]:
+    """What a checkpoint says of a task besides its weights and where they come from."""
+    return {
+        "format": FORMAT,
+        "model": task.spec,
+        "head": task.head.spec,
+        "labels": list(task.labels),
+        "preprocess": task.preprocess.to_dict(),
+        "recipe": task.recipe,
+        "versions": versions(),
+        "seed": torch.initial_seed(),
+    }
 
 
 def read_any(path: str | Path) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class ClassificationTask(BaseTask):
             compile=compile,
             patience=patience,
         )
-        self.multilabel = multilabel
+        self.kind = "multilabel" if multilabel else "classification"
         cast(ClassificationHead, self.head).multilabel = multilabel
         if multilabel:
             self.monitor = "val/mAP"

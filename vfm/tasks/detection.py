@@ -41,6 +41,7 @@ class DetectionTask(BaseTask):
     `results.json` and a report with pictures beside it.
     """
 
+    kind = "detection"
     monitor = "val/AP"
     monitor_mode = "max"
     prediction_columns = ("path", "xmin", "ymin", "xmax", "ymax", "label", "score", "error")

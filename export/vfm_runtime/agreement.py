@@ -1,0 +1,88 @@
+"""Whether two answers to one image are the same: of two machines, of two precisions, of torch and ONNX."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm_runtime.detections import Detections
+from vfm_runtime.predictor import Answer
+from vfm_runtime.types import Prediction
+
+MIN_SCORE = 0.05
+"""Boxes of a lower score are not compared: they come and go with the last digit."""
+
+MIN_IOU = 0.99
+"""Least overlap of boxes that are the same."""
+
+
+class Agreement(NamedTuple):
+    """Two answers, compared."""
+
+    difference: float
+    """The largest difference of a score; infinite where one is no number."""
+    changed: bool
+    """Whether the best label is another, or a box has no partner."""
+    expected: str
+    """The first answer in a word or two."""
+    found: str
+    """The second."""
+
+
+def agreement(expected: Answer, found: Answer) -> Agreement:
+    """Compare two answers of one kind.
+
+    Args:
+        expected: What should be answered.
+        found: What is.
+    """
+    if isinstance(expected, Detections) and isinstance(found, Detections):
+        return _of_boxes(expected, found)
+    assert isinstance(expected, Prediction)
+    assert isinstance(found, Prediction)
+    difference = float(np.abs(expected.scores - found.scores).max())
+    changed = expected.label != found.label
+    return Agreement(_finite(difference), changed, expected.label, found.label)
+
+
+def _of_boxes(expected: Detections, found: Detections) -> Agreement:
+    """Each box of either answer is looked for in the other."""
+    there, back = _partners(expected, found), _partners(found, expected)
+    difference = max([0.0, *there.differences, *back.differences])
+    lost = there.num_lost + back.num_lost
+    names = [f"{part.num_boxes} boxes" for part in (there, back)]
+    if lost:
+        names[1] += f", {lost} of either without a partner"
+    return Agreement(_finite(difference), lost > 0, *names)
+
+
+class _Partners(NamedTuple):
+    differences: list[float]
+    num_lost: int
+    num_boxes: int
+
+
+def _partners(first: Detections, second: Detections) -> _Partners:
+    kept = np.flatnonzero(first.scores >= MIN_SCORE)
+    same = first.class_ids[kept][:, None] == second.class_ids[None]
+    near = _overlap(first.boxes[kept], second.boxes) >= MIN_IOU
+    apart = np.abs(first.scores[kept][:, None] - second.scores[None])
+    # Of several boxes at one place, the one whose score is nearest.
+    best = np.where(same & near, apart, np.inf).min(axis=1, initial=np.inf)
+    return _Partners(best[np.isfinite(best)].tolist(), int(np.isinf(best).sum()), len(kept))
+
+
+def _overlap(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Intersection over union, [K, M]; two boxes without area at one place are the same."""
+    a, b = first[:, None].astype(np.float64), second[None].astype(np.float64)
+    shared = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(min=0)
+    areas = [(boxes[..., 2:] - boxes[..., :2]).clip(min=0).prod(-1) for boxes in (a, b)]
+    union = areas[0] + areas[1] - shared.prod(-1)
+    alike = np.abs(a - b).max(-1) < 1e-3
+    result: NDArray[np.float64] = np.where(alike, 1.0, shared.prod(-1) / union.clip(min=1e-9))
+    return result
+
+
+def _finite(difference: float) -> float:
+    # NaN compares as small; it is the largest difference there is.
+    return float("inf") if np.isnan(difference) else difference
