@@ -18,9 +18,9 @@ from vfm_runtime.contract import DETECTION
 from vfm_runtime.detections import THRESHOLD, Detections
 from vfm_runtime.image import ImageError, find_images
 from vfm_runtime.model import Model, load
+from vfm_runtime.predictor import Answer
 from vfm_runtime.providers import DEVICES, ProviderError
 from vfm_runtime.replay import replay
-from vfm_runtime.predictor import Answer
 
 OK, FAILED, MISUSED = 0, 1, 2
 """Exit codes: done; an image, a bundle or a check failed; the command was misused."""

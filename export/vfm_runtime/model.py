@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vfm_runtime import providers
 from vfm_runtime.bundle import BundleError, Manifest, check_metadata, read_manifest
@@ -172,9 +171,7 @@ def expect_ports(
     Raises:
         BundleError: They have other names or types.
     """
-    expected = [
-        f"{name}: tensor({kind})" for name, kind in [*inputs.items(), *outputs.items()]
-    ]
+    expected = [f"{name}: tensor({kind})" for name, kind in [*inputs.items(), *outputs.items()]]
     given = [*session.get_inputs(), *session.get_outputs()]
     found = [f"{port.name}: {port.type}" for port in given]
     if found != expected:

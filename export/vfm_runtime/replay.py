@@ -123,7 +123,8 @@ def golden_row(file: str, answer: Answer) -> dict[str, Any]:
 
 def _golden(item: dict[str, Any], model: Model) -> Golden:
     outputs = {
-        name: np.array([item[name]], dtype=_TYPES[kind]) for name, kind in ports(model.kind)[1].items()
+        name: np.array([item[name]], dtype=_TYPES[kind])
+        for name, kind in ports(model.kind)[1].items()
     }
     (answer,) = model.answers(outputs)
     return Golden(str(PurePosixPath(GOLDEN_DIR, item["file"])), answer)

@@ -244,7 +244,9 @@ class ImageData(LightningDataModule, Component, ABC):
     def _training_images(self) -> ImageDataset:
         preprocess = self._preprocess()
         transform = TrainTransform(self.augment, preprocess)
-        return ImageDataset(self._split("train"), preprocess, transform, self.seed, self.num_targets)
+        return ImageDataset(
+            self._split("train"), preprocess, transform, self.seed, self.num_targets
+        )
 
     def _options(self, split: str) -> dict[str, Any]:
         # What is stored is read in no time; handing it from process to process would take longer.

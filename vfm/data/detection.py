@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +10,10 @@ from typing import Any, Literal, get_args
 
 from vfm_runtime.image import find_images
 
-from vfm.data.base import ImageData
 from vfm.data.boxes.clean import Repair, checked, present, require_inside
 from vfm.data.boxes.coco import BoxFormat, find_coco, read_coco
-from vfm.data.boxes.dataset import BoxAugment, BoxDataset, collate_boxes
+from vfm.data.boxes.data import BoxData
+from vfm.data.boxes.dataset import BoxAugment
 from vfm.data.boxes.listed import find_tables, read_tables
 from vfm.data.boxes.scene import BoxError, Reading, Scene
 from vfm.data.boxes.tiles import tiles
@@ -39,13 +38,11 @@ _FOUND: dict[str, Callable[[Path], Any]] = {
 }
 
 
-class DetectionData(ImageData):
+class DetectionData(BoxData):
     """Images with boxes in the format of COCO, YOLO, Pascal VOC or a table.
 
     Splits that the files make are followed; what is missing of train and val is drawn.
     """
-
-    collate = staticmethod(collate_boxes)  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -82,9 +79,7 @@ class DetectionData(ImageData):
         Raises:
             ValueError: An argument lies outside its range.
         """
-        super().__init__(
-            batch_size=batch_size, num_workers=num_workers, augment="none", seed=seed
-        )
+        super().__init__(augment=augment, batch_size=batch_size, num_workers=num_workers, seed=seed)
         if format not in get_args(Format):
             raise ValueError(f"format is '{format}'. Choices: {', '.join(get_args(Format))}.")
         if tile is not None and tile < 32:
@@ -104,7 +99,6 @@ class DetectionData(ImageData):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_file = Path(split_file) if split_file is not None else None
-        self.box_augment = augment
         self.repairs: list[Repair] = []
 
     def read(self) -> dict[str, list[Record]]:
@@ -125,7 +119,9 @@ class DetectionData(ImageData):
         names = self._names(reading, scenes)
         self.labels = tuple(names)
         splits = self._splits(reading.splits, names)
-        records = {split: self._records(splits[split], names) for split in SPLITS if splits.get(split)}
+        records = {
+            split: self._records(splits[split], names) for split in SPLITS if splits.get(split)
+        }
         self._tell_repairs(scenes)
         return records
 
@@ -169,25 +165,6 @@ class DetectionData(ImageData):
         found = super().describe()
         return found | {"mended": dict(Counter(repair.done for repair in self.repairs))}
 
-    def _images(self, split: str) -> BoxDataset:
-        return BoxDataset(self._split(split), self._preprocess())
-
-    def _training_images(self) -> BoxDataset:
-        records = self._split("train")
-        calm = self._calm_from(len(records))
-        return BoxDataset(records, self._preprocess(), self.box_augment, self.seed, calm)
-
-    def _calm_from(self, num_images: int) -> float:
-        """The epoch from which the end of the training goes on without mosaic."""
-        if self.trainer is None:
-            return math.inf
-        share = 1 - self.box_augment.calm
-        if self.trainer.max_steps != -1:
-            _, world = self._place()
-            a_step = self.batch_size * world * self.trainer.accumulate_grad_batches
-            return share * self.trainer.max_steps * a_step / num_images
-        return share * (self.trainer.max_epochs or math.inf)
-
     def _reading(self) -> Reading:
         if not self.root.exists():
             raise BoxError(
@@ -214,7 +191,9 @@ class DetectionData(ImageData):
         """A number for each class that a box has, in the order of the file."""
         used = {box.label for scene in scenes for box in scene.boxes}
         if not used:
-            raise BoxError(f"There is not one box in {self.root}. Check that its annotations are those of the images.")
+            raise BoxError(
+                f"There is not one box in {self.root}. Check that its annotations are those of the images."
+            )
         listed = list(reading.labels) if reading.labels is not None else sorted(used)
         unused = [name for name in listed if name not in used]
         if unused:
@@ -231,7 +210,9 @@ class DetectionData(ImageData):
         if self.split_file is not None:
             return _as_listed(given, self.split_file)
         if "" in given:
-            return self._drawn(given[""], names, {"train": 1 - val - test, "val": val, "test": test})
+            return self._drawn(
+                given[""], names, {"train": 1 - val - test, "val": val, "test": test}
+            )
         if "train" in given and "val" not in given and val:
             return {**given, **self._drawn(given["train"], names, {"train": 1 - val, "val": val})}
         return dict(given)
@@ -240,10 +221,13 @@ class DetectionData(ImageData):
         self, scenes: Sequence[Scene], names: Mapping[str, int], fractions: Mapping[str, float]
     ) -> dict[str, list[Scene]]:
         keys = [scene.name for scene in scenes]
-        labels = [tuple(sorted({names[b.label] for b in s.boxes if b.label in names})) for s in scenes]
+        labels = [
+            tuple(sorted({names[b.label] for b in s.boxes if b.label in names})) for s in scenes
+        ]
         chosen = grouped_split(keys, labels, list(names), fractions, self.seed)
         return {
-            split: [s for s, c in zip(scenes, chosen, strict=True) if c == split] for split in fractions
+            split: [s for s, c in zip(scenes, chosen, strict=True) if c == split]
+            for split in fractions
         }
 
     def _records(self, scenes: Sequence[Scene], names: dict[str, int]) -> list[Record]:

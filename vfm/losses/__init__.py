@@ -7,8 +7,13 @@ from vfm.losses.classification import (
     FocalLoss,
     Loss,
 )
-
 from vfm.losses.detection import DetectionLoss
 
 __all__ = [
-    "DetectionLoss","AsymmetricLoss", "BinaryCrossEntropy", "CrossEntropy", "FocalLoss", "Loss"]
+    "AsymmetricLoss",
+    "BinaryCrossEntropy",
+    "CrossEntropy",
+    "DetectionLoss",
+    "FocalLoss",
+    "Loss",
+]

@@ -217,9 +217,7 @@ def overlap(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
     return result
 
 
-def assign(
-    table: NDArray[np.float64], ignored: NDArray[np.bool_], iou: float
-) -> NDArray[np.int64]:
+def assign(table: NDArray[np.float64], ignored: NDArray[np.bool_], iou: float) -> NDArray[np.int64]:
     """Give each answer in turn the free box that it fits best, as COCO does.
 
     Args:

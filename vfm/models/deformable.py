@@ -71,9 +71,7 @@ class DeformableAttention(nn.Module):
         nn.init.xavier_uniform_(self.out.weight)
 
 
-def sample_points(
-    values: Tensor, points: Tensor, weights: Tensor, size: tuple[int, int]
-) -> Tensor:
+def sample_points(values: Tensor, points: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
     """Weighted sums of bilinear samples, by torch's grid_sample; 0 outside of the map.
 
     Args:
@@ -93,9 +91,7 @@ def sample_points(
     return mixed.view(num_images, num_heads, width, -1).permute(0, 3, 1, 2)
 
 
-def gather_points(
-    values: Tensor, points: Tensor, weights: Tensor, size: tuple[int, int]
-) -> Tensor:
+def gather_points(values: Tensor, points: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
     """What `sample_points` computes, from the four neighbours of each point."""
     height, width = size
     num_images, num_places, num_heads, depth = values.shape

@@ -5,4 +5,4 @@ from vfm.tasks.classification import ClassificationTask
 from vfm.tasks.detection import DetectionTask
 from vfm.tasks.optim import Optim
 
-__all__ = ["DetectionTask", "BaseTask", "ClassificationTask", "Optim"]
+__all__ = ["BaseTask", "ClassificationTask", "DetectionTask", "Optim"]

@@ -62,7 +62,11 @@ def write_box_page(
     page.heading("By class")
     page.table(results["per_class"])
     drawn = plots.learning_curve(_few(results), xlabel="recall", ylabel="precision")
-    show("curves", drawn, f"Precision and recall at an IoU of {IOU}; of many classes the best and worst five.")
+    show(
+        "curves",
+        drawn,
+        f"Precision and recall at an IoU of {IOU}; of many classes the best and worst five.",
+    )
     matrix = np.asarray(results["confusion_matrix"])
     show(
         "confusion_matrix",
@@ -117,9 +121,7 @@ def _marked(
     hit = np.isin(np.arange(len(true.labels)), matched)
     wrong = matched == -1
     captions = [f"{labels[k]} {s:.2f}" for k, s in zip(classes[wrong], scores[wrong], strict=True)]
-    return Marked(
-        true.corners[hit], true.corners[~hit & ~true.ignored], corners[wrong], captions
-    )
+    return Marked(true.corners[hit], true.corners[~hit & ~true.ignored], corners[wrong], captions)
 
 
 def _f1(marked: Marked) -> float:
@@ -134,7 +136,9 @@ def _sheet(rows: Sequence[tuple[Marked, Record]]) -> bytes | None:
             images.append(marked_picture(pixels_of(record), marked))
         except ImageError:
             continue  # read once already; gone or changed since
-        counts = f"{len(marked.found)} found, {len(marked.missed)} missed, {len(marked.wrong)} wrong"
+        counts = (
+            f"{len(marked.found)} found, {len(marked.missed)} missed, {len(marked.wrong)} wrong"
+        )
         captions.append(f"{record.name}\n{counts}")
     return contact_sheet(images, captions, columns=4, cell=280) if images else None
 

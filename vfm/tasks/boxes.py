@@ -88,9 +88,7 @@ def truth_of(record: Record, numbers: Sequence[int]) -> Truth:
     return Truth(record.objects.corners, labels, record.objects.ignored)
 
 
-def figures_of(
-    answers: BoxAnswers, truth: Sequence[Truth], num_labels: int
-) -> dict[str, float]:
+def figures_of(answers: BoxAnswers, truth: Sequence[Truth], num_labels: int) -> dict[str, float]:
     """The few figures that every validation logs; 0 where there is nothing to find."""
     stats, _ = coco_metrics(truth, answers.found, num_labels)
     return {name: stats[name] or 0.0 for name in ("AP", "AP50")}
@@ -152,7 +150,9 @@ def box_results(
             "best_threshold": threshold,
             "best_f1": f1,
         }
-        for label, ranking, ap, (threshold, f1) in zip(labels, classes, per_class, best, strict=True)
+        for label, ranking, ap, (threshold, f1) in zip(
+            labels, classes, per_class, best, strict=True
+        )
     ]
     interval = ap50_interval(classes, truth)
     return {

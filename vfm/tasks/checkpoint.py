@@ -24,8 +24,8 @@ FORMAT = 1
 """Raised when the entry changes so that older readers would misread it."""
 
 OTHER_DATA = (
-    "The images, labels or splits are not those that the checkpoint was trained on: training goes on with the new ones, "
-    "and its figures are not comparable with the earlier ones."
+    "The images, labels or splits are not those that the checkpoint was trained on: training goes on with the new "
+    "ones, and its figures are not comparable with the earlier ones."
 )
 """Said when a training goes on with other data."""
 

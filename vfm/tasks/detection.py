@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.data import DetectionData, ImageData
-
+from vfm.data import ImageData
+from vfm.data.boxes.data import BoxData
 from vfm.losses import DetectionLoss
 from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.backbone import ImageSize
@@ -27,9 +27,7 @@ from vfm.tasks.labels import match_labels
 from vfm.tasks.optim import Optim
 from vfm.types import Batch, Raw
 
-_OPTIM = Optim(
-    lr=5e-4, weight_decay=1e-4, clip=0.1, backbone_factor=0.2, freeze=0.02, ema=0.998
-)
+_OPTIM = Optim(lr=5e-4, weight_decay=1e-4, clip=0.1, backbone_factor=0.2, freeze=0.02, ema=0.998)
 _LEAST_SCORE = 0.01
 _LEAST_VALIDATIONS = 20
 
@@ -223,7 +221,7 @@ class DetectionTask(BaseTask):
         answers = self._collector.gather()
         if self.trainer.sanity_checking or not len(answers.position):
             return
-        data = self._boxes_data()
+        data = self._datamodule()
         numbers = match_labels(data, self.labels, self.multilabel)
         truth = answers.truth(data.records[split], numbers)
         num_boxes = max(sum(len(true.labels) for true in truth), 1)
@@ -246,21 +244,16 @@ class DetectionTask(BaseTask):
             "skipped": dict(skipped),
         }
         folder = Path(checkpoint).parent if checkpoint else folder
-        data = self._boxes_data()
+        data = self._datamodule()
         numbers = match_labels(data, self.labels, self.multilabel)
         path = write_box_results(
             folder, split, answers, data.records[split], self.labels, numbers, more
         )
         rank_zero_info(f"Results: {path}")
 
-    def _boxes_data(self) -> DetectionData:
-        data = self._datamodule()
-        assert isinstance(data, DetectionData)
-        return data
-
     def _datamodule(self) -> ImageData:
         data = super()._datamodule()
-        if not isinstance(data, DetectionData):
+        if not isinstance(data, BoxData):
             raise TypeError(
                 f"DetectionTask learns from boxes, but {type(data).__name__} has none. "
                 "Give --data DetectionData with --data.root."

@@ -49,7 +49,8 @@ def present(scenes: Sequence[Scene], source: Path) -> list[str]:
     if len(absent) > _MAX_ABSENT * len(scenes):
         raise BoxError(
             f"{len(absent)} of the {len(scenes)} images that the annotations of {source} name are not there, such as "
-            f"{absent[0].path} ({absent[0].where}). Put them there, or give the folder that holds images and annotations."
+            f"{absent[0].path} ({absent[0].where}). Put them there, or give the folder that holds images and "
+            "annotations."
         )
     return [scene.name for scene in absent]
 
@@ -107,12 +108,19 @@ def require_inside(scenes: Iterable[Scene], source: Path) -> None:
             number += 1
             if _leaves(box, scene.size):
                 leaving += 1
-                example = example or f"{_text(box)} in {scene.where}, {scene.size[1]} x {scene.size[0]} pixels"
+                example = (
+                    example
+                    or f"{_text(box)} in {scene.where}, {scene.size[1]} x {scene.size[0]} pixels"
+                )
                 # Read as left, top, width, height, the corners of a box reach to the sum.
-                given = Box(box.left, box.top, box.right - box.left, box.bottom - box.top, box.label)
+                given = Box(
+                    box.left, box.top, box.right - box.left, box.bottom - box.top, box.label
+                )
                 corner_like += given.right > given.left and not _leaves(given, scene.size)
     if leaving > _MAX_LEAVING * number:
-        hint = "Look whether the boxes belong to these images, and in which order their numbers stand."
+        hint = (
+            "Look whether the boxes belong to these images, and in which order their numbers stand."
+        )
         if corner_like == leaving:
             hint = (
                 "As left, top, right and bottom they would fit, but COCO has left, top, width and height: set "

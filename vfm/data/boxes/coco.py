@@ -23,7 +23,9 @@ def find_coco(root: Path) -> dict[str, Path]:
     """
     if root.is_file():
         return {"": root} if root.suffix == ".json" else {}
-    files = sorted([*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/*.coco.json")])
+    files = sorted(
+        [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/*.coco.json")]
+    )
     found: dict[str, Path] = {}
     for path in files:
         split = _split_of(path, root)
@@ -146,7 +148,9 @@ def _boxes(
         one = require_keys(entry, ("image_id", "category_id", "bbox"), f"An annotation of {path}")
         where = f"{path}, annotation {one.get('id', '(without id)')}"
         if one["image_id"] not in images:
-            raise BoxError(f"{where} is of image {one['image_id']}, which is not listed. Add it, or drop the boxes.")
+            raise BoxError(
+                f"{where} is of image {one['image_id']}, which is not listed. Add it, or drop the boxes."
+            )
         if one["category_id"] not in names:
             raise BoxError(
                 f"{where} is of category {one['category_id']}, which is not listed. Categories: "

@@ -14,7 +14,7 @@ from vfm_runtime.image import ImageError, open_image
 
 from vfm.data.boxes.scene import Annotation
 from vfm.data.boxes.transforms import Geometric, Picture, View
-from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, opened, sample_seed
+from vfm.data.dataset import ImageDataset, Record, Skipped, opened, sample_seed
 from vfm.data.decode import Source
 from vfm.data.transforms import AugmentError, TrainTransform
 from vfm.preprocess import Geometry, Preprocess, as_shares
@@ -76,13 +76,17 @@ class BoxAugment:
         for name in ("mosaic", "flip", "calm"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise AugmentError(f"augment.{name} is {value}. Give a share, from 0 to 1 (--data.augment.{name}).")
+                raise AugmentError(
+                    f"augment.{name} is {value}. Give a share, from 0 to 1 (--data.augment.{name})."
+                )
         if len(self.zoom) != 2 or not 0.1 <= self.zoom[0] <= self.zoom[1] <= 4:
             raise AugmentError(
                 f"augment.zoom is {list(self.zoom)}. Give the least and the greatest, from 0.1 to 4; [1, 1] for none."
             )
         if self.colours not in _COLOURS:
-            raise AugmentError(f"augment.colours is '{self.colours}'. Choices: {', '.join(_COLOURS)}.")
+            raise AugmentError(
+                f"augment.colours is '{self.colours}'. Choices: {', '.join(_COLOURS)}."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vfm.data.boxes.data import BoxData
 from vfm.data.boxes.dataset import BoxAugment
 from vfm.data.boxes.scene import Annotation
 from vfm.data.dataset import Record
-from vfm.data.detection import DetectionData
 from vfm.data.synthetic import class_names, shape_colour, shape_mask
 
 _GROUND, _NOISE = 128, 20
@@ -16,7 +16,7 @@ _FRACTIONS = {"train": 0.5, "val": 0.25, "test": 0.25}
 _ATTEMPTS = 20
 
 
-class SyntheticScenes(DetectionData):
+class SyntheticScenes(BoxData):
     """Coloured shapes on a grey, noisy ground, with their boxes.
 
     Half of the scenes are to train, a quarter each to validate and to test.
@@ -49,9 +49,7 @@ class SyntheticScenes(DetectionData):
         Raises:
             ValueError: A number is too small.
         """
-        super().__init__(
-            "", augment=augment, batch_size=batch_size, num_workers=num_workers, seed=seed
-        )
+        super().__init__(augment=augment, batch_size=batch_size, num_workers=num_workers, seed=seed)
         least = {"num_classes": 1, "num_images": 4, "image_size": 32, "max_objects": 1}
         given = {
             "num_classes": num_classes,
@@ -77,9 +75,7 @@ class SyntheticScenes(DetectionData):
             pixels, labels, annotation = draw_scene(
                 self.image_size, self.num_classes, self.max_objects, (self.seed, index)
             )
-            records[split].append(
-                Record(pixels, labels, f"scene-{index:05d}", objects=annotation)
-            )
+            records[split].append(Record(pixels, labels, f"scene-{index:05d}", objects=annotation))
         return records
 
     def read_predict(self) -> list[Record]:
@@ -120,9 +116,7 @@ def draw_scene(
         rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
         colour = shape_colour(label, num_classes, random.uniform(0.7, 1.0))
         image[top : top + size, left : left + size][inside] = colour
-        boxes.append(
-            (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-        )
+        boxes.append((left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1))
         labels.append(label)
     corners = np.array(boxes, np.float32).reshape(-1, 4)
     return image, tuple(labels), Annotation(corners, np.zeros(len(boxes), bool), (side, side))

@@ -16,7 +16,8 @@ def tiles(
 ) -> Iterator[tuple[Annotation, tuple[int, ...]]]:
     """The tiles of an image; the image itself where it is no larger than a tile and a half.
 
-    Tiles are spread evenly, so that all are of full size. A box of which less than 30 % lies in a tile is ignored there.
+    Tiles are spread evenly, so that all are of full size. A box of which less than 30 % lies in a tile is ignored
+    there.
 
     Args:
         annotation: Of the whole image.

@@ -72,7 +72,7 @@ class Geometric:
     def mosaic(self, pictures: Sequence[Picture], generator: np.random.Generator) -> View:
         """Parts of four images around a random centre (YOLOv4, Bochkovskiy et al., 2020)."""
         height, width = self.preprocess.size
-        y, x = (int(round(n * generator.uniform(0.3, 0.7))) for n in (height, width))
+        y, x = (round(n * generator.uniform(0.3, 0.7)) for n in (height, width))
         whole = np.empty((height, width, 3), np.uint8)
         parts = []
         quarters = ((0, 0, y, x), (0, x, y, width), (y, 0, height, x), (y, x, height, width))
@@ -145,12 +145,20 @@ def cut(picture: Picture, region: Region, size: tuple[int, int], ground: Sequenc
     top, left, bottom, right = place
     if bottom > top and right > left:
         fy, fx = image.shape[0] / source.height, image.shape[1] / source.width
-        rows = slice(round(part.top * fy), max(round(part.top * fy) + 1, round((part.top + part.height) * fy)))
-        columns = slice(round(part.left * fx), max(round(part.left * fx) + 1, round((part.left + part.width) * fx)))
+        rows = slice(
+            round(part.top * fy),
+            max(round(part.top * fy) + 1, round((part.top + part.height) * fy)),
+        )
+        columns = slice(
+            round(part.left * fx),
+            max(round(part.left * fx) + 1, round((part.left + part.width) * fx)),
+        )
         crop = image[rows, columns]
         shrink = min(crop.shape[0] / (bottom - top), crop.shape[1] / (right - left))
         kind = cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR
-        pixels[top:bottom, left:right] = cv2.resize(crop, (right - left, bottom - top), interpolation=kind)
+        pixels[top:bottom, left:right] = cv2.resize(
+            crop, (right - left, bottom - top), interpolation=kind
+        )
     return View(pixels, *_boxes(picture, region, size))
 
 
@@ -196,6 +204,4 @@ def _fitted(region: Region, size: tuple[int, int]) -> Region:
     height, width = size
     grown = max(region.width / width, region.height / height)
     w, h = grown * width, grown * height
-    return Region(
-        region.left - (w - region.width) / 2, region.top - (h - region.height) / 2, w, h
-    )
+    return Region(region.left - (w - region.width) / 2, region.top - (h - region.height) / 2, w, h)

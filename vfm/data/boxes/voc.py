@@ -51,7 +51,9 @@ def read_voc(root: Path) -> Reading:
     """
     files = find_voc(root)
     if not files:
-        raise BoxError(f"{root} has no XML files of Pascal VOC, neither in Annotations/ nor elsewhere.")
+        raise BoxError(
+            f"{root} has no XML files of Pascal VOC, neither in Annotations/ nor elsewhere."
+        )
     splits = {split: [_scene(path, root) for path in paths] for split, paths in files.items()}
     return Reading(splits, None, [])
 
@@ -64,11 +66,13 @@ def _listed(path: Path, root: Path) -> Iterable[Path]:
 
 def _scene(path: Path, root: Path) -> Scene:
     try:
-        tree = ElementTree.fromstring(path.read_bytes())  # noqa: S314 - expat has no external entities
+        tree = ElementTree.fromstring(path.read_bytes())  # expat reads no external entities
     except FileNotFoundError as error:
         raise BoxError(f"{root / _LISTS} names '{path.stem}', but there is no {path}.") from error
     except ElementTree.ParseError as error:
-        raise BoxError(f"{path} cannot be read as XML: {error}. Export or copy it again.") from error
+        raise BoxError(
+            f"{path} cannot be read as XML: {error}. Export or copy it again."
+        ) from error
     if tree.tag != "annotation":
         raise BoxError(f"{path} is no Pascal VOC: it starts with <{tree.tag}>, not <annotation>.")
     image = _image(path, tree, root)
@@ -81,7 +85,9 @@ def _box(entry: ElementTree.Element, path: Path) -> Box:
     if not name:
         raise BoxError(f"{path}: an object has no name.")
     try:
-        values = [float(entry.findtext(f"bndbox/{k}") or "") for k in ("xmin", "ymin", "xmax", "ymax")]
+        values = [
+            float(entry.findtext(f"bndbox/{k}") or "") for k in ("xmin", "ymin", "xmax", "ymax")
+        ]
     except ValueError as error:
         raise BoxError(
             f"{path}: the box of a '{name}' lacks one of xmin, ymin, xmax, ymax, or it is no number."
@@ -102,7 +108,13 @@ def _image(path: Path, tree: ElementTree.Element, root: Path) -> Path:
     stated = Path((tree.findtext("filename") or "").replace("\\", "/")).name
     names = [stated] if stated else []
     names += [path.stem + suffix for suffix in IMAGE_SUFFIXES]
-    places = [root / "JPEGImages", path.parent, path.parent.parent / "images", root / "images", root]
+    places = [
+        root / "JPEGImages",
+        path.parent,
+        path.parent.parent / "images",
+        root / "images",
+        root,
+    ]
     for place in places:
         for name in names:
             if (place / name).is_file():

@@ -48,7 +48,12 @@ def write_coco(root: Path, splits: Splits, labels: Sequence[str]) -> Path:
         ]
         content = {
             "images": [
-                {"id": i, "file_name": s.name, "height": s.pixels.shape[0], "width": s.pixels.shape[1]}
+                {
+                    "id": i,
+                    "file_name": s.name,
+                    "height": s.pixels.shape[0],
+                    "width": s.pixels.shape[1],
+                }
                 for i, s in enumerate(scenes)
             ],
             "categories": [{"id": k + 1, "name": name} for k, name in enumerate(labels)],
@@ -102,7 +107,8 @@ def write_table(root: Path, splits: Splits, labels: Sequence[str]) -> Path:
             _save(root / scene.name, scene.pixels)
             empty = dict.fromkeys(COLUMNS, "") | {"image_path": scene.name, "split": split}
             boxes = [
-                empty | dict(zip(COLUMNS[1:], (*(f"{value:g}" for value in box), label), strict=True))
+                empty
+                | dict(zip(COLUMNS[1:], (*(f"{value:g}" for value in box), label), strict=True))
                 for box, label in _boxes(scene)
             ]
             rows += boxes or [empty]

@@ -43,7 +43,9 @@ def read_yolo(root: Path) -> Reading:
         )
     folder = listed.parent
     settings = _settings(listed) if listed.suffix in (".yaml", ".yml") else {}
-    names = _names(settings["names"] if settings else listed.read_text(encoding="utf-8").split("\n"))
+    names = _names(
+        settings["names"] if settings else listed.read_text(encoding="utf-8").split("\n")
+    )
     splits: dict[str, list[Scene]] = {}
     for split, images in _images(settings, folder).items():
         splits[split] = [_scene(path, folder, names) for path in images]
@@ -138,7 +140,9 @@ def _line(
             f"{where} is '{line.strip()[:60]}'; YOLO has a class number and shares of the image: 0 0.5 0.5 0.2 0.3."
         ) from error
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        raise BoxError(f"{where} has {len(values) + 1} numbers; YOLO has 5, or the corners of an outline.")
+        raise BoxError(
+            f"{where} has {len(values) + 1} numbers; YOLO has 5, or the corners of an outline."
+        )
     if number != int(number) or not 0 <= number < len(names):
         raise BoxError(
             f"{where} is of class {number:g}; there are {len(names)}, counted from 0: {', '.join(names[:8])}."

@@ -9,4 +9,11 @@ from vfm.models.heads.classification import (
 from vfm.models.heads.detection import DetectionHead
 from vfm.models.heads.head import Head
 
-__all__ = ["AttentionPoolHead", "ClassificationHead", "DetectionHead", "Head", "LinearHead", "MLPHead"]
+__all__ = [
+    "AttentionPoolHead",
+    "ClassificationHead",
+    "DetectionHead",
+    "Head",
+    "LinearHead",
+    "MLPHead",
+]

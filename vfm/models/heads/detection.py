@@ -173,9 +173,7 @@ class _Proposer(nn.Module):
         self.classes = _class_layer(width, num_labels)
         self.boxes = _box_layers(width)
 
-    def forward(
-        self, memory: Tensor, anchors: Tensor, num_queries: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, memory: Tensor, anchors: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
         """Logits [N, Q, C] and boxes [N, Q, 4] of the best places; fewer where the map has not as many."""
         memory = self.norm(self.project(memory))
         logits = self.classes(memory)
