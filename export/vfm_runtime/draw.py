@@ -39,17 +39,22 @@ def draw_boxes(
         right, bottom = max(right, left + 1), max(bottom, top + 1)
         pen.rectangle((left, top, right, bottom), outline=colours[index], width=max(1, size // 6))
         if captions and captions[index]:
-            _write(pen, captions[index], (left, top), colours[index], font)
+            _write(pen, captions[index], (left, top), picture.width, colours[index], font)
     return np.asarray(picture)
 
 
 def _write(
-    pen: ImageDraw.ImageDraw, text: str, place: tuple[float, float], colour: str, font: object
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    place: tuple[float, float],
+    limit: int,
+    colour: str,
+    font: object,
 ) -> None:
-    """A caption above the box's upper left corner, or inside where there is no room above."""
+    """A caption above the box's upper left corner; inside, or further left, where there is no room."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)  # type: ignore[arg-type]
     height, width = bottom - top + 4, right - left + 6
-    x, y = place
+    x, y = max(0.0, min(place[0], limit - width)), place[1]
     y = y - height if y >= height else y
     pen.rectangle((x, y, x + width, y + height), fill=colour)
     pen.text((x + 3 - left, y + 2 - top), text, fill="white", font=font)  # type: ignore[arg-type]

@@ -18,39 +18,19 @@ import time
 from pathlib import Path
 
 import numpy as np
-from fashion_mnist import NAMES, RECIPES, SOURCE, lite0_weights, run
+from fashion_mnist import NAMES, RECIPES, lite0_weights, run
 from PIL import Image
-from skimage import data as photos
-from sklearn.datasets import load_sample_image
-
-from vfm.data.idx import read_idx
+from scenes import GROUNDS, ground, item, items_of, piece
 
 SIDE = 128
-GROUNDS = {
-    "train": ("chelsea", "coffee", "brick", "grass", "rocket", "china.jpg"),
-    "val": ("gravel", "coins"),
-    "test": ("flower.jpg", "page", "moon"),
-}
+SIZES = (28, 57)
 COUNTS = {"train": 2000, "val": 200, "test": 600}
 
 
-def ground(name: str) -> Image.Image:
-    pixels = load_sample_image(name) if name.endswith(".jpg") else getattr(photos, name)()
-    return Image.fromarray(pixels).convert("RGB")
-
-
 def scene(random: np.random.Generator, photo: Image.Image, items: np.ndarray) -> Image.Image:
-    side = int(random.integers(SIDE, min(photo.size)))
-    left, top = (int(random.integers(extent - side + 1)) for extent in photo.size)
-    made = photo.crop((left, top, left + side, top + side)).resize((SIDE, SIDE))
-    for item in items:
-        size = int(random.integers(28, 57))
-        shape = Image.fromarray(item).resize((size, size), Image.Resampling.BICUBIC)
-        colour = Image.new("RGB", (size, size), tuple(random.integers(60, 256, 3).tolist()))
-        shaded = Image.composite(colour, Image.new("RGB", (size, size)), shape)
-        place = tuple(random.integers(0, SIDE - size + 1, 2).tolist())
-        # An item covers the ground where it is, and not with the black around it.
-        made.paste(shaded, place, shape.point(lambda value: min(255, value * 4)))
+    made = piece(random, photo, SIDE)
+    for grey in items:
+        item(random, grey, SIDE, SIZES).paste(made)
     return made
 
 
@@ -58,13 +38,7 @@ def write_scenes(root: Path, scale: int) -> Path:
     random = np.random.default_rng(0)
     rows = []
     for split, names in GROUNDS.items():
-        stem = "t10k" if split == "test" else "train"
-        items = read_idx(SOURCE / f"{stem}-images-idx3-ubyte.gz", num_dimensions=3)
-        kinds = read_idx(SOURCE / f"{stem}-labels-idx1-ubyte.gz", num_dimensions=1)
-        half = len(items) // 2
-        pool = {"train": range(half), "val": range(half, len(items)), "test": range(len(items))}[
-            split
-        ]
+        items, kinds, pool = items_of(split)
         grounds = {name: ground(name) for name in names}
         (root / split).mkdir(parents=True)
         for number in range(COUNTS[split] // scale):

@@ -23,14 +23,22 @@ class Marked(NamedTuple):
     """Of the wrong boxes."""
 
 
-def marked_picture(image: NDArray[np.uint8], boxes: Marked) -> NDArray[np.uint8]:
+def marked_picture(image: NDArray[np.uint8], boxes: Marked, side: int) -> NDArray[np.uint8]:
     """A picture with its boxes: green found, amber missed, red wrong.
 
     Args:
         image: uint8 [H, W, 3].
         boxes: In its pixels.
+        side: Of the space it is for: a small picture is enlarged first, so that lines stay thin.
     """
-    image = draw_boxes(image, boxes.found, colours=[FOUND] * len(boxes.found))
-    image = draw_boxes(image, boxes.missed, colours=[MISSED] * len(boxes.missed))
-    colours = [WRONG] * len(boxes.wrong)
-    return draw_boxes(image, boxes.wrong, captions=boxes.captions, colours=colours)
+    scale = max(1, side // max(image.shape[:2]))
+    image = image.repeat(scale, axis=0).repeat(scale, axis=1)
+    parts = (
+        (boxes.found, FOUND, ()),
+        (boxes.missed, MISSED, ()),
+        (boxes.wrong, WRONG, boxes.captions),
+    )
+    for corners, colour, captions in parts:
+        colours = [colour] * len(corners)
+        image = draw_boxes(image, corners * scale, captions=captions, colours=colours)
+    return image

@@ -26,6 +26,7 @@ _FACTS = {
     "AR_100": "AR, 100 boxes",
 }
 _NUM_SHOWN = 12
+_CELL = 290
 _MOST_CURVES = 10
 
 
@@ -133,14 +134,14 @@ def _sheet(rows: Sequence[tuple[Marked, Record]]) -> bytes | None:
     images, captions = [], []
     for marked, record in rows:
         try:
-            images.append(marked_picture(pixels_of(record), marked))
+            images.append(marked_picture(pixels_of(record), marked, _CELL))
         except ImageError:
             continue  # read once already; gone or changed since
         counts = (
             f"{len(marked.found)} found, {len(marked.missed)} missed, {len(marked.wrong)} wrong"
         )
         captions.append(f"{record.name}\n{counts}")
-    return contact_sheet(images, captions, columns=4, cell=280) if images else None
+    return contact_sheet(images, captions, columns=4, cell=_CELL) if images else None
 
 
 def _fact(figure: Any) -> tuple[str, str]:
