@@ -3,9 +3,9 @@
     python tests/fetch_assets.py
     python tests/benchmarks/detection_scenes.py [--quick] [--out DIR]
 
-1,000 scenes to train, 100 to validate, 200 to test, 256 x 256 pixels, with one to six Fashion-MNIST items of ten classes
-on photos; test scenes have other photos and items. They are written as COCO, YOLO and Pascal VOC, and the one checkpoint
-is tested on each. Then it is exported, and the bundle answers for the test images. Needs Debian's package
+1,000 scenes to train, 100 to validate, 200 to test, 256 x 256 pixels, with one to six Fashion-MNIST items of ten kinds
+on photos; test scenes have other photos and items. They are written as COCO, YOLO and Pascal VOC, and one checkpoint is
+tested on each. Then it is exported, and the bundle answers for the test images. Needs Debian's package
 dataset-fashion-mnist. Prints one JSON line, and leaves `ap_over_time.png` in DIR.
 """
 

@@ -17,7 +17,7 @@ from vfm.data.base import ImageData
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate
 from vfm.data.loader import Position
 from vfm.data.packed import Member, Packed, ShardError, list_shard, read_at
-from vfm.data.transforms import Augment, TrainTransform
+from vfm.data.transforms import Augment
 from vfm.types import Batch
 
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -99,7 +99,7 @@ class ShardData(ImageData):
         self._leave_finished_epoch()
         if "train" in self.stored:
             return super().train_dataloader()
-        images = self._images("train", TrainTransform(self.augment, self._preprocess()))
+        images = self._training_images()
         return self._stream("train", images, self.shuffle, self._position)
 
     def _eval_loader(self, dataset: Any, split: str) -> Any:

@@ -70,9 +70,9 @@ def match(logits: Tensor, boxes: Tensor, objects: Objects, costs: Costs) -> Matc
 
 def _costs(logits: Tensor, boxes: Tensor, objects: Objects, costs: Costs) -> Tensor:
     """[L, N, G, Q, M], M the most objects of an image; columns beyond an image's own mean nothing."""
-    own = list(objects.counts.tolist())
+    own: list[int] = objects.counts.tolist()
     padded = [
-        torch.nn.utils.rnn.pad_sequence(list(part.split(own)), batch_first=True)
+        torch.nn.utils.rnn.pad_sequence(list(torch.split(part, own)), batch_first=True)
         for part in (objects.boxes, objects.labels)
     ]
     # [1, N, 1, 1, M, 4], against [L, N, G, Q, 1, 4].

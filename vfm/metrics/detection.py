@@ -151,7 +151,7 @@ def confusion(
         counted = matched != _IGNORED
         np.add.at(matrix, (rows[counted], labels[counted]), 1)
         missed = ~true.ignored & ~np.isin(np.arange(len(true.labels)), matched)
-        np.add.at(matrix, (true.labels[missed], background), 1)
+        matrix[:background, background] += np.bincount(true.labels[missed], minlength=background)
     return matrix
 
 

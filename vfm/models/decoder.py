@@ -68,8 +68,11 @@ class DecoderLayer(nn.Module):
     def _among(self, queries: Tensor, position: Tensor, num_groups: int) -> Tensor:
         shape = queries.shape
         asked, keys = self.queries_and_keys(queries + position).chunk(2, -1)
-        parts = [self._split(t, num_groups) for t in (asked, keys, self.values(queries))]
-        mixed = F.scaled_dot_product_attention(*parts)
+        mixed = F.scaled_dot_product_attention(
+            self._split(asked, num_groups),
+            self._split(keys, num_groups),
+            self._split(self.values(queries), num_groups),
+        )
         return self.mix(mixed.transpose(1, 2).reshape(shape))  # type: ignore[no-any-return]
 
     def _split(self, tokens: Tensor, num_groups: int) -> Tensor:

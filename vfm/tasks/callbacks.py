@@ -228,7 +228,7 @@ def label_rows(
         names: Of the images.
         scores: [N, C].
     """
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, row in zip(names, scores.cpu().numpy(), strict=True):
         answer = Prediction.from_scores(row, labels, multilabel=multilabel)
         pairs = answer.applying() if multilabel else answer.top(1)

@@ -197,6 +197,7 @@ def _image_folder(names: Sequence[str], path: Path, root: Path, split: str) -> P
     places = [path.parent, root, root / "images", root / year, root / "images" / year]
     for folder in folders:
         places += [root / folder, root / "images" / folder]
+    places += sorted(place for place in root.iterdir() if place.is_dir())
     if not names:
         raise BoxError(f"{path} lists no images.")
     return max(places, key=lambda place: sum((place / name).is_file() for name in names[:20]))

@@ -15,7 +15,7 @@ class BoxData(ImageData, ABC):
     A subclass implements `read`: records whose `label` lists the class of each of their `objects`.
     """
 
-    collate = staticmethod(collate_boxes)  # type: ignore[assignment]
+    collate = staticmethod(collate_boxes)
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from vfm.data.transforms import AugmentError, TrainTransform
 from vfm.preprocess import Geometry, Preprocess, as_shares
 from vfm.types import Batch, Objects
 
-_COLOURS = {
+_COLOURS: dict[str, list[Any]] = {
     "none": [],
     "mild": [
         {
@@ -184,10 +184,11 @@ class BoxDataset(ImageDataset):
 
     def _sample(self, view: View, index: int, name: str) -> BoxSample:
         height, width = view.pixels.shape[:2]
-        shares = as_shares(view.corners / np.array([width, height] * 2, np.float32))
+        whole = np.array([width, height] * 2, np.float32)
+        shares = as_shares((view.corners / whole).astype(np.float32))
         geometry = Geometry(height, width, 1.0, 1.0, 0.0, 0.0).row((height, width))
         row = np.array(geometry, np.float32)
-        return BoxSample(view.pixels, shares.astype(np.float32), view.labels, row, index, name)
+        return BoxSample(view.pixels, shares, view.labels, row, index, name)
 
 
 def collate_boxes(samples: Sequence[BoxSample | Skipped]) -> Batch:

@@ -64,8 +64,8 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise BoxError(f"There is no file {path} (looked in {Path.cwd()}).") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        at_end = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
-        cut = "It ends in the middle: the file was cut off. " if at_end else ""
+        whole = isinstance(error, json.JSONDecodeError) and error.doc.rstrip().endswith(("}", "]"))
+        cut = "" if whole else "It ends in the middle: the file was cut off. "
         raise BoxError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read as JSON: {error}. {cut}Export or copy it again."
         ) from error

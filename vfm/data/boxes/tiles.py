@@ -37,7 +37,7 @@ def tiles(
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
     number = 1 + int(np.ceil((length - side) / (side * (1 - overlap)))) if length > side else 1
-    return np.linspace(0, length - side, number).round().astype(int).tolist()
+    return [round(start) for start in np.linspace(0, length - side, number).tolist()]
 
 
 def _cut(
@@ -56,4 +56,5 @@ def _cut(
 
 def area(corners: np.ndarray) -> np.ndarray:
     """Areas [M] of boxes [M, 4]."""
-    return (corners[:, 2:] - corners[:, :2]).clip(min=0).prod(axis=1)
+    result: np.ndarray = (corners[:, 2:] - corners[:, :2]).clip(min=0).prod(axis=1)
+    return result

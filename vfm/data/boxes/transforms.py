@@ -16,6 +16,8 @@ from vfm.preprocess import Preprocess
 _LEAST_VISIBLE = 0.25
 _LEAST_SIDE = 1.0
 _ATTEMPTS = 10
+# Logarithm of the most that a view changes the ratio of the sides.
+_ASPECT = 0.3
 
 
 class View(NamedTuple):
@@ -91,9 +93,9 @@ class Geometric:
 
     def _region(self, picture: Picture, generator: np.random.Generator) -> Region:
         height, width = picture.source.height, picture.source.width
-        for _ in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS if self.zoom != (1, 1) else 0):
             side = generator.uniform(*self.zoom)
-            aspect = np.exp(generator.uniform(-0.3, 0.3))
+            aspect = np.exp(generator.uniform(-_ASPECT, _ASPECT))
             w, h = width * side * aspect, height * side / aspect
             left, top = (
                 generator.uniform(min(0.0, outer - inner), max(0.0, outer - inner))

@@ -153,8 +153,8 @@ def _line(
             "by the image's width and height, or give the data as COCO, VOC or CSV."
         )
     if len(values) > 4:  # an outline; its box
-        x, y = values[::2], values[1::2]
-        return names[int(number)], (min(x), min(y), max(x), max(y))
+        across, down = values[::2], values[1::2]
+        return names[int(number)], (min(across), min(down), max(across), max(down))
     x, y, w, h = values
     return names[int(number)], (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
 

@@ -129,9 +129,8 @@ class DetectionHead(Head):
         for layer in self.layers:
             queries = layer(queries, position, start, memory, size, num_groups)
             if self.training or layer is self.layers[-1]:
-                grouped = queries.unflatten(1, (num_groups, num_queries))
-                all_logits.append(self.classes(grouped))
-                all_boxes.append(moved(start, self.boxes(queries)).unflatten(1, grouped.shape[1:3]))
+                all_logits.append(self.classes(queries).view(*reference.shape[:3], -1))
+                all_boxes.append(moved(start, self.boxes(queries)).view_as(reference))
         if self.training:
             return {"logits": torch.stack(all_logits), "boxes": torch.stack(all_boxes)}
         return {"logits": all_logits[-1].squeeze(1), "boxes": all_boxes[-1].squeeze(1)}
