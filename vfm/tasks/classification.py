@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from vfm.data import ImageData
+from vfm.data.boxes.data import BoxData
 from vfm.data.mixing import Mixing
 from vfm.losses import BinaryCrossEntropy, CrossEntropy, Loss
 from vfm.losses.classification import one_hot
@@ -137,6 +138,11 @@ class ClassificationTask(BaseTask):
 
     def take_labels(self, data: ImageData) -> None:
         """Make the head's layers, and weigh the classes."""
+        if isinstance(data, BoxData):
+            raise TypeError(
+                f"{type(self).__name__} labels whole images, but {type(data).__name__} has boxes. "
+                "Give --model DetectionTask, or data with labels of images."
+            )
         if data.multilabel != self.multilabel:
             kind = "several labels" if data.multilabel else "one label"
             raise LabelError(

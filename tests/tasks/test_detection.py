@@ -1,0 +1,292 @@
+"""Finding objects, from generated scenes to the bundle."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import vfm_runtime
+from PIL import Image
+
+import vfm
+from tests.tasks.tiny import shapes, stored, trainer, vit
+from vfm.bundle import export
+from vfm.data import DetectionData, SyntheticScenes
+from vfm.data.boxes.dataset import BoxAugment
+from vfm.data.boxes.writing import Drawn, write_coco
+from vfm.models.heads import DetectionHead
+from vfm.tasks import BaseTask, DetectionTask, Optim
+
+ARGS = {"embed_dim": 96, "depth": 4, "num_heads": 3, "patch_size": 8}
+PLAIN = BoxAugment(mosaic=0, zoom=(1, 1), flip=0, colours="none", calm=0)
+
+
+class Same(SyntheticScenes):
+    """Validated and tested on what was trained on."""
+
+    def read(self) -> dict[str, Any]:
+        train = super().read()["train"]
+        return {"train": train, "val": train, "test": train}
+
+
+def task(**changes: Any) -> DetectionTask:
+    settings: dict[str, Any] = {
+        "backbone": "vit_tiny_patch16_224",
+        "pretrained": False,
+        "image_size": 64,
+        "backbone_args": ARGS,
+        "head": DetectionHead(num_queries=20, num_groups=2, num_layers=2),
+        "optim": Optim(lr=1e-3, clip=0.1, weight_decay=1e-4),
+    }
+    return DetectionTask(**(settings | changes))
+
+
+def scenes(**changes: Any) -> SyntheticScenes:
+    settings: dict[str, Any] = {"num_images": 24, "image_size": 64, "batch_size": 4}
+    return SyntheticScenes(**(settings | changes))
+
+
+def write_files(root: Path, number: int = 24) -> Path:
+    data = scenes(num_images=number)
+    data.setup()
+    splits = {
+        split: [
+            Drawn(f"{r.name}.png", r.source, r.objects.corners, [data.labels[k] for k in r.label])  # type: ignore[arg-type,union-attr]
+            for r in records
+        ]
+        for split, records in data.records.items()
+    }
+    return write_coco(root, splits, data.labels)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def run(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    L.seed_everything(0)
+    made = trainer(root, max_epochs=2)
+    data = DetectionData(files, batch_size=4, num_workers=0)
+    made.fit(task(), datamodule=data)
+    return root
+
+
+@pytest.fixture
+def best(run: Path) -> Path:
+    return run / "checkpoints" / "best.ckpt"
+
+
+def test_checkpoint_rebuilds_the_task(best: Path) -> None:
+    again = BaseTask.load(best)
+    assert isinstance(again, DetectionTask)
+    assert again.labels == ("class_0", "class_1", "class_2")
+    assert again.head.shape.num_queries == 20
+    pixels = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    rows = torch.tensor([[0.0, 0.0, 64.0, 64.0, 64.0, 64.0]])
+    with torch.no_grad():
+        first, second = (loaded.answer(pixels, rows) for loaded in (again, BaseTask.load(best)))
+    assert torch.equal(first["boxes"], second["boxes"])
+    assert first["boxes"].shape == (1, 20, 4)
+
+
+def test_results_and_their_page(best: Path, files: Path) -> None:
+    loaded = BaseTask.load(best)
+    made = trainer(best.parents[1])
+    data = DetectionData(files, batch_size=4, num_workers=0)
+    (logged,) = made.test(loaded, datamodule=data, verbose=False)
+    results = json.loads((best.parent / "results.json").read_text())["test"]
+    assert results["AP"] == pytest.approx(logged["test/AP"])
+    assert results["num_samples"] == 6
+    assert set(results) >= {"AP75", "AP_small", "AR_100", "per_class", "confusion_matrix", "curves"}
+    assert set(results["AP50"]) == {"value", "low", "high"}
+    assert [row["label"] for row in results["per_class"]] == list(loaded.labels)
+    page = (best.parent / "report_test.html").read_text()
+    assert "Worst images" in page
+    for name in ("curves", "confusion_matrix", "best", "worst"):
+        with Image.open(best.parent / f"{name}_test.png") as picture:
+            assert min(picture.size) > 100
+
+
+def test_predictions_as_rows(best: Path, files: Path, tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    loaded = BaseTask.load(best)
+    loaded.head.classes.bias.data += 5  # type: ignore[operator]
+    (files / "test" / "broken.png").write_bytes(b"none")
+    try:
+        made.predict(loaded, datamodule=DetectionData(files / "test", num_workers=0))
+    finally:
+        (files / "test" / "broken.png").unlink()
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert {row["path"] for row in rows} > {"broken.png"}
+    (broken,) = (row for row in rows if row["path"] == "broken.png")
+    assert broken["error"] and not broken["xmin"]
+    for row in rows:
+        if row["label"]:
+            assert 0 <= float(row["xmin"]) <= float(row["xmax"]) <= 64
+
+
+def test_python_gives_boxes_in_the_original(best: Path, tmp_path: Path) -> None:
+    model = vfm.load(best, device="cpu")
+    Image.new("RGB", (500, 130), "grey").save(tmp_path / "x.jpg")
+    answer = model.predict(tmp_path / "x.jpg")
+    assert isinstance(answer, vfm_runtime.Detections)
+    assert answer.boxes.shape == (20, 4)
+    assert answer.boxes[:, [0, 2]].max() > 64
+    assert answer.boxes[:, [1, 3]].max() <= 130
+    assert set(answer.labels) <= set(model.labels)
+
+
+@pytest.mark.parametrize("fit", ["squash", "letterbox"])
+def test_bundle_answers_as_torch(best: Path, files: Path, photos: Path, tmp_path: Path, fit: str) -> None:
+    loaded = BaseTask.load(best)
+    loaded.preprocess = type(loaded.preprocess)(**(loaded.preprocess.to_dict() | {"fit": fit}))
+    loaded.head.classes.bias.data += 4  # type: ignore[operator]
+    checkpoint = tmp_path / "x.ckpt"
+    made = trainer(tmp_path)
+    made.strategy.connect(loaded)
+    content = stored(best)
+    content["state_dict"] = loaded.state_dict()
+    content["vfm"]["preprocess"] = loaded.preprocess.to_dict()
+    torch.save(content, checkpoint)
+    out = export(checkpoint, images=photos, out=tmp_path / "bundle", one_file=True)
+    parity = json.loads((out / "parity.json").read_text())
+    assert parity["passed"]
+    assert parity["max_difference"] < 1e-4
+    assert any(int(image["torch_label"].split()[0]) > 3 for image in parity["images"])
+    model, runtime = vfm.load(checkpoint, device="cpu"), vfm_runtime.load(out, device="cpu")
+    for path in sorted(photos.iterdir())[:6]:
+        ours, theirs = runtime.predict(path), model.predict(path)
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+    assert all(replayed.passed for replayed in vfm_runtime.replay.replay(runtime))
+
+
+def test_resumed_training_goes_on(run: Path, files: Path, tmp_path: Path) -> None:
+    data = DetectionData(files, batch_size=4, num_workers=0)
+    made = trainer(tmp_path, max_epochs=3)
+    made.fit(task(), datamodule=data, ckpt_path=run / "checkpoints" / "last.ckpt")
+    assert made.global_step == 9
+
+
+def test_a_small_set_trains_for_more_epochs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = trainer(tmp_path, max_epochs=2)
+    with caplog.at_level("INFO"):
+        made.fit(task(min_steps=25), datamodule=scenes(num_images=16, batch_size=4))
+    assert made.global_step == 26
+    said = r"2 steps an epoch: training for 13 epochs to reach 25 steps \(--model\.min_steps\)"
+    assert re.search(said, caplog.text)
+
+
+def test_enough_epochs_stay(tmp_path: Path) -> None:
+    made = trainer(tmp_path, max_epochs=2)
+    made.fit(task(min_steps=3), datamodule=scenes(num_images=16, batch_size=4))
+    assert made.global_step == 4
+
+
+def test_batches_without_objects(tmp_path: Path) -> None:
+    class Empty(SyntheticScenes):
+        def read(self) -> dict[str, Any]:
+            records = super().read()
+            for number, record in enumerate(records["train"][:8]):
+                nothing = record.objects._replace(  # type: ignore[union-attr]
+                    corners=np.zeros((0, 4), np.float32), ignored=np.zeros(0, bool)
+                )
+                records["train"][number] = record._replace(label=(), objects=nothing)
+            return records
+
+    made = trainer(tmp_path, max_epochs=1)
+    learning = task()
+    made.fit(learning, datamodule=Empty(num_images=24, image_size=64, batch_size=2, augment=PLAIN))
+    assert all(p.isfinite().all() for p in learning.parameters())
+
+
+def test_several_sizes_in_training(tmp_path: Path) -> None:
+    sizes = set()
+
+    class Seen(L.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.backbone.register_forward_pre_hook(
+                lambda module, args: sizes.add(tuple(args[0].shape[2:])) if module.training else None
+            )
+
+    made = trainer(tmp_path, max_epochs=3, callbacks=[Seen()])
+    arguments = {**ARGS, "dynamic_img_size": True}
+    made.fit(task(multi_scale=0.4, backbone_args=arguments), datamodule=scenes())
+    assert len(sizes) > 2
+    assert all(side % 8 == 0 and 38 <= side <= 90 for size in sizes for side in size)
+
+
+def test_backbone_is_frozen_at_first(tmp_path: Path) -> None:
+    made = trainer(tmp_path, max_epochs=2)
+    rates: list[list[float]] = []
+
+    class Rates(L.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            groups = trainer.optimizers[0].param_groups
+            rates.append([max(g["lr"] for g in groups if g["part"] == p) for p in ("backbone", "head")])
+
+    made.callbacks.append(Rates())  # type: ignore[attr-defined]
+    optim = Optim(lr=1e-3, backbone_factor=0.1, freeze=0.5, warmup=0.0)
+    made.fit(task(optim=optim), datamodule=scenes())
+    half = len(rates) // 2
+    assert all(backbone == 0 < head for backbone, head in rates[:half])
+    assert all(backbone == pytest.approx(0.1 * head) for backbone, head in rates[half:])
+
+
+def test_rectangular_input(tmp_path: Path) -> None:
+    learning = task(image_size=(64, 96))
+    made = trainer(tmp_path, fast_dev_run=True)
+    made.fit(learning, datamodule=scenes())
+    assert learning.preprocess.size == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"fit": "crop"}, r"fit is 'crop', which would cut objects away\. Choices: squash, letterbox"),
+        ({"image_size": 60}, r"input of 60 x 60 pixels is no multiple of the backbone's stride of 8.*image_size 64"),
+        ({"multi_scale": 1.5}, r"multi_scale is 1\.5\. Give a share from 0 to below 1"),
+        ({"min_steps": -1}, r"min_steps is -1\. Give 0 or more"),
+    ],
+)
+def test_arguments_outside_their_range(arguments: dict[str, Any], match: str) -> None:
+    if arguments.get("image_size"):
+        arguments = arguments | {"backbone_args": {**ARGS, "dynamic_img_size": True}}
+    with pytest.raises(ValueError, match=match):
+        task(**arguments)
+
+
+def test_data_without_boxes(tmp_path: Path) -> None:
+    made = trainer(tmp_path, fast_dev_run=True)
+    with pytest.raises(TypeError, match=r"DetectionTask learns from boxes, but SyntheticData has none\. Give --data"):
+        made.fit(task(), datamodule=shapes())
+
+
+def test_boxes_are_no_labels_of_images(tmp_path: Path) -> None:
+    made = trainer(tmp_path, fast_dev_run=True)
+    with pytest.raises(TypeError, match=r"ClassificationTask labels whole images, but SyntheticScenes has boxes"):
+        made.fit(vit(), datamodule=scenes())
+
+
+@pytest.mark.slow
+def test_eight_scenes_are_learned_by_heart(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    made = trainer(tmp_path, max_epochs=290, check_val_every_n_epoch=290)
+    learning = task(
+        image_size=128,
+        head=DetectionHead(),
+        optim=Optim(lr=1e-3, clip=0.1, weight_decay=1e-4),
+    )
+    data = Same(num_images=16, image_size=128, batch_size=8, augment=PLAIN)
+    made.fit(learning, datamodule=data)
+    assert made.global_step == 290
+    assert float(made.callback_metrics["val/AP50"]) > 0.9
