@@ -21,7 +21,10 @@ ROWS = {
 ROW = {name: row for row, names in ROWS.items() for name in names}
 RUNTIME_MAY = {"numpy", "PIL", "onnxruntime", "vfm_runtime"} | set(sys.stdlib_module_names)
 # The only place that may import the package.
-ONLY = {"albumentations": "vfm/data/transforms.py"}
+ONLY = {
+    "albumentations": "vfm/data/transforms.py",
+    "supervision": "vfm_runtime/detections.py",
+}
 
 
 def imported(path: Path, package: str) -> Iterator[tuple[int, str]]:
@@ -66,7 +69,7 @@ def reasons(place: Path, name: str) -> Iterator[str]:
     if top in ONLY and place.as_posix() != ONLY[top]:
         yield f"only {ONLY[top]} may"
     if own == "vfm_runtime":
-        if top not in RUNTIME_MAY:
+        if top not in RUNTIME_MAY and top not in ONLY:
             yield "the runtime does without it"
         return
     if top not in ("vfm", "vfm_runtime") or place.as_posix() == "vfm/__init__.py":

@@ -1,6 +1,6 @@
 """Replaying a bundle's golden images: the same answers here as where it was exported?"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,6 +14,7 @@ from vfm_runtime.detections import Detections
 from vfm_runtime.image import open_image
 from vfm_runtime.model import IMAGE, Model, expect_ports
 from vfm_runtime.predictor import Answer
+from vfm_runtime.types import Prediction
 
 _TYPES = {"float": np.float32, "int64": np.int64}
 
@@ -127,6 +128,8 @@ def _golden(item: dict[str, Any], model: Model) -> Golden:
         for name, kind in ports(model.kind)[1].items()
     }
     (answer,) = model.answers(outputs)
+    if isinstance(answer, Prediction):
+        answer = replace(answer, label=str(item["label"]))
     return Golden(str(PurePosixPath(GOLDEN_DIR, item["file"])), answer)
 
 

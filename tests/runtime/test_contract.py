@@ -57,7 +57,7 @@ BAD_VALUES = [
     (
         "task",
         "depth",
-        "'task' is 'depth'; expected one of classification, multilabel. Upgrade vfm-runtime",
+        "'task' is 'depth'; expected one of classification, multilabel, detection. Upgrade vfm-runtime",
     ),
     ("task", 3, "'task' is 3"),
     ("labels", [], "'labels' is []; expected a list of at least one name"),

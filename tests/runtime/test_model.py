@@ -90,14 +90,14 @@ def test_bad_images_raise_or_return(model):
 
 def test_only_one_batch_is_held(model, monkeypatch):
     opened, ran = [], []
-    real_open, real_scores = model_module.open_image, model.scores
+    real_open, real_run = model_module.open_image, model.run
     monkeypatch.setattr(
         model_module, "open_image", lambda image: opened.append(1) or real_open(image)
     )
     monkeypatch.setattr(
         model,
-        "scores",
-        lambda pixels: ran.append((len(opened), len(pixels))) or real_scores(pixels),
+        "run",
+        lambda inputs: ran.append((len(opened), len(inputs["pixels"]))) or real_run(inputs),
     )
     model.predict([toy.photos()[0]] * 7, batch_size=3)
     assert ran == [(3, 3), (6, 3), (7, 1)]
@@ -197,7 +197,7 @@ def test_a_failing_run_names_file_and_remedy(model, monkeypatch):
     with pytest.raises(
         ProviderError, match=r"model.onnx failed on cpu .* use a smaller batch_size"
     ):
-        model._run(model._model, "model.onnx", "pixels", np.zeros((1, 2, 2, 3), "float32"))
+        model._run(model._model, "model.onnx", {"pixels": np.zeros((1, 2, 2, 3), "float32")})
 
 
 def test_nan_is_no_answer(own_bundle):
