@@ -19,7 +19,7 @@ LEARNING_RATES: dict[Adapt, float] = {
     "linear": 1e-3,
     "ln": 1e-3,
     "lora": 5e-4,
-    "effort": 2e-4,
+    "effort": 1e-3,
     "partial": 1e-4,
 }
 """Peak learning rates of AdamW that do well on most data; the fewer weights learn, the higher."""
