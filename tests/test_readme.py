@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import vfm_runtime.cli
 
+from tests.data.boxes_written import drawn, write
 from vfm.cli import main
 from vfm.data.synthetic import write_image_folder
 
@@ -24,6 +25,10 @@ SMALLER = {
         "32",
         "--trainer.max_epochs",
         "1",
+    ],
+    "vfm fit --config recipes/detection/finetune.yaml": [
+        *("--model.backbone", "test_vit", "--model.pretrained", "false"),
+        *("--model.image_size", "64", "--model.head.size", "nano", "--trainer.max_epochs", "1"),
     ],
     "vfm tune": [
         *("--backbone", "test_vit", "--pretrained", "false", "--image_size", "32"),
@@ -66,6 +71,7 @@ def folder(tmp_path_factory):
         path / "my_images", num_classes=3, images_per_class=20, size=[(40, 30), (33, 64)], seed=0
     )
     write_table(path / "my_images.csv", path / "my_images")
+    write(path, "coco", drawn(48)).rename(path / "my_boxes")
     with contextlib.chdir(path):
         yield path
 
@@ -74,7 +80,7 @@ def folder(tmp_path_factory):
 def test_every_command_and_example_runs(folder, capsys):
     readme = ROOT / "README.md"
     shell = [c for c in commands(readme) if c.split()[0] in ("vfm", "vfm-runtime")]
-    assert len(shell) == 17
+    assert len(shell) == 21
     for command in shell:
         run(command)
     shown = capsys.readouterr()
@@ -91,11 +97,12 @@ def test_every_command_and_example_runs(folder, capsys):
 def test_runtime_readme(folder):
     readme = ROOT / "export" / "README.md"
     (folder / "photos").symlink_to(folder / "my_images")
+    (folder / "detector").symlink_to(folder / "box_bundle")
     one = next(p for p in (folder / "my_images").rglob("*.png"))
     for name in ("cat.jpg", "a.jpg", "b.png"):
         (folder / name).write_bytes(one.read_bytes())
     shell = [c for c in commands(readme) if c.startswith("vfm-runtime")]
-    assert len(shell) == 4
+    assert len(shell) == 5
     for command in shell:
         run(command)
     for example in blocks(readme, "python"):

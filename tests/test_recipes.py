@@ -13,9 +13,8 @@ import torch
 import webdataset
 import yaml
 
+from tests.data.boxes_written import write
 from vfm.cli import main
-from vfm.data import SyntheticScenes
-from vfm.data.boxes.writing import Drawn, write_coco, write_table, write_voc, write_yolo
 from vfm.data.synthetic import write_image_folder
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -42,13 +41,13 @@ NAMES = (
     "detection/small_data.yaml",
 )
 BOXES = {
-    "data/coco.yaml": write_coco,
-    "data/voc.yaml": write_voc,
-    "data/yolo.yaml": write_yolo,
-    "detection/finetune.yaml": write_coco,
-    "detection/small_data.yaml": write_table,
+    "data/coco.yaml": "coco",
+    "data/voc.yaml": "voc",
+    "data/yolo.yaml": "yolo",
+    "detection/finetune.yaml": "coco",
+    "detection/small_data.yaml": "csv",
 }
-"""How the boxes are written that a recipe reads."""
+"""The format of the boxes that a recipe reads."""
 SMALL = shlex.split(
     "--model.pretrained false --model.image_size 32 --data.batch_size 4 --data.num_workers 0 "
     "--trainer.fast_dev_run true --trainer.accelerator cpu --trainer.enable_progress_bar false "
@@ -91,7 +90,7 @@ def place(tmp_path, monkeypatch):
     """A working folder with the recipes and the images that they speak of."""
     shutil.copytree(RECIPES, tmp_path / "recipes")
     write_image_folder(tmp_path / "my_images", images_per_class=10, size=[(40, 30), (33, 50)])
-    write_rows(tmp_path)
+    write_table(tmp_path)
     write_idx(tmp_path / "fashion-mnist")
     write_shards(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -102,7 +101,7 @@ def place(tmp_path, monkeypatch):
         torch.distributed.destroy_process_group()
 
 
-def write_rows(folder):
+def write_table(folder):
     images = sorted((folder / "my_images").rglob("*.png"))
     rows = [f"{path.relative_to(folder).as_posix()},{path.parent.name}" for path in images]
     (folder / "my_images.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
@@ -116,21 +115,6 @@ def write_shards(folder):
             for number, path in enumerate(images[::4]):
                 sample = {"png": path.read_bytes(), "cls": path.parent.name.encode()}
                 tar.write({"__key__": f"{name}-{number}", **sample})
-
-
-def write_boxes(folder, writer):
-    data = SyntheticScenes(num_images=24, image_size=48)
-    data.setup()
-    splits = {
-        split: [
-            Drawn(f"{r.name}.png", r.source, r.objects.corners, [data.labels[k] for k in r.label])
-            for r in records
-        ]
-        for split, records in data.records.items()
-    }
-    shutil.rmtree(folder)
-    folder.mkdir()
-    writer(folder, splits, list(data.labels))
 
 
 def write_idx(folder):
@@ -173,7 +157,8 @@ def test_header(name):
 def test_command_of_the_header_runs_a_step(name, place):
     words = command(name)
     if name in BOXES:
-        write_boxes(place / "my_images", BOXES[name])
+        shutil.rmtree(place / "my_images")
+        write(place, BOXES[name]).rename(place / "my_images")
     joined = [
         yaml.safe_load((place / words[i + 1]).read_text())
         for i, word in enumerate(words)

@@ -58,14 +58,20 @@ def test_boxes_follow_the_objects_in_a_mosaic(seed):
     preprocess = Preprocess(size=(128, 128), fit="squash", mean=(0.0, 0.0, 0.0))
     views = Geometric(preprocess, zoom=(1, 1), flip=0.5)
     only = picture()
-    empty = Picture(Source.open(np.zeros((50, 70, 3), np.uint8)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    empty = Picture(
+        Source.open(np.zeros((50, 70, 3), np.uint8)),
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, np.int64),
+    )
     view = views.mosaic([empty, only, empty, empty], np.random.default_rng(seed))
     check(view)
 
 
 def test_a_mosaic_shows_all_four():
     views = Geometric(SIZE, zoom=(1, 1), flip=0.0)
-    labels = [views.mosaic([picture()] * 4, np.random.default_rng(seed)).labels for seed in range(10)]
+    labels = [
+        views.mosaic([picture()] * 4, np.random.default_rng(seed)).labels for seed in range(10)
+    ]
     assert max(len(found) for found in labels) >= 6
 
 
@@ -134,7 +140,9 @@ def test_a_broken_partner_makes_no_mosaic(tmp_path):
     broken.write_bytes(b"none")
     bad = Annotation(np.zeros((0, 4), np.float32), np.zeros(0, bool), (64, 64))
     good = records(2)[0]
-    data = BoxDataset([good, Record(str(broken), (), "broken.png", objects=bad)], SIZE, BoxAugment(mosaic=1.0))
+    data = BoxDataset(
+        [good, Record(str(broken), (), "broken.png", objects=bad)], SIZE, BoxAugment(mosaic=1.0)
+    )
     samples = [data[(epoch, 0)] for epoch in range(8)]
     assert all(sample.image.shape == (96, 96, 3) for sample in samples)
     assert "broken" in data[(0, 1)].name
@@ -144,7 +152,10 @@ def test_a_broken_partner_makes_no_mosaic(tmp_path):
     ("arguments", "match"),
     [
         ({"mosaic": 2.0}, r"augment\.mosaic is 2\.0\. Give a share, from 0 to 1"),
-        ({"zoom": (2.0, 1.0)}, r"augment\.zoom is \[2\.0, 1\.0\]\. Give the least and the greatest"),
+        (
+            {"zoom": (2.0, 1.0)},
+            r"augment\.zoom is \[2\.0, 1\.0\]\. Give the least and the greatest",
+        ),
         ({"colours": "wild"}, r"augment\.colours is 'wild'\. Choices: none, mild, strong"),
     ],
 )

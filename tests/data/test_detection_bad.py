@@ -35,12 +35,20 @@ def first_box(*values):
 
 def test_coco_where_yolo_is_expected(tmp_path, scenes):
     root = write(tmp_path, "coco", scenes)
-    refused(root, r"is not in the format 'yolo'\. It looks like coco: set --data\.format coco", format="yolo")
+    refused(
+        root,
+        r"is not in the format 'yolo'\. It looks like coco: set --data\.format coco",
+        format="yolo",
+    )
 
 
 def test_yolo_where_coco_is_expected(tmp_path, scenes):
     root = write(tmp_path, "yolo", scenes)
-    refused(root, r"is not in the format 'coco'\. It looks like yolo: set --data\.format yolo", format="coco")
+    refused(
+        root,
+        r"is not in the format 'coco'\. It looks like yolo: set --data\.format yolo",
+        format="coco",
+    )
 
 
 def test_no_known_format(tmp_path):
@@ -49,20 +57,29 @@ def test_no_known_format(tmp_path):
 
 
 def test_no_such_folder(tmp_path):
-    refused(tmp_path / "nowhere", r"nowhere does not exist \(looked in .*\)\. Give the folder of images and annotations")
+    refused(
+        tmp_path / "nowhere",
+        r"nowhere does not exist \(looked in .*\)\. Give the folder of images and annotations",
+    )
 
 
 def test_images_that_are_missing(tmp_path, scenes):
     root = write(tmp_path, "coco", scenes)
     for path in (root / "train").glob("*.png"):
         path.unlink()
-    refused(root, r"12 of the 24 images that the annotations of .* name are not there, such as .*Put them there")
+    refused(
+        root,
+        r"12 of the 24 images that the annotations of .* name are not there, such as .*Put them there",
+    )
 
 
 def test_json_that_was_cut_off(tmp_path, scenes):
     path = write(tmp_path, "coco", scenes) / "train" / "_annotations.coco.json"
     path.write_text(path.read_text()[:-200])
-    refused(tmp_path / "coco", r"cannot be read as JSON: .*It ends in the middle: the file was cut off\. Export or copy")
+    refused(
+        tmp_path / "coco",
+        r"cannot be read as JSON: .*It ends in the middle: the file was cut off\. Export or copy",
+    )
 
 
 def test_json_of_something_else(tmp_path):
@@ -74,37 +91,54 @@ def test_two_images_of_one_id(tmp_path, scenes):
     def change(content):
         content["images"][1]["id"] = content["images"][0]["id"]
 
-    refused(edited(write(tmp_path, "coco", scenes), change), r"two images have the id 0, .* so its boxes may be of either")
+    refused(
+        edited(write(tmp_path, "coco", scenes), change),
+        r"two images have the id 0, .* so its boxes may be of either",
+    )
 
 
 def test_two_categories_of_one_id(tmp_path, scenes):
     def change(content):
         content["categories"][1]["id"] = 1
 
-    refused(edited(write(tmp_path, "coco", scenes), change), r"the category id 1 is 'class_0' and 'class_1'")
+    refused(
+        edited(write(tmp_path, "coco", scenes), change),
+        r"the category id 1 is 'class_0' and 'class_1'",
+    )
 
 
 def test_boxes_of_an_image_that_is_not_listed(tmp_path, scenes):
     def change(content):
         content["annotations"][0]["image_id"] = 77
 
-    refused(edited(write(tmp_path, "coco", scenes), change), r"annotation 0 is of image 77, which is not listed")
+    refused(
+        edited(write(tmp_path, "coco", scenes), change),
+        r"annotation 0 is of image 77, which is not listed",
+    )
 
 
 def test_boxes_of_a_category_that_is_not_listed(tmp_path, scenes):
     def change(content):
         content["annotations"][0]["category_id"] = 77
 
-    refused(edited(write(tmp_path, "coco", scenes), change), r"is of category 77, which is not listed\. Categories: 1 class_0")
+    refused(
+        edited(write(tmp_path, "coco", scenes), change),
+        r"is of category 77, which is not listed\. Categories: 1 class_0",
+    )
 
 
 def test_nan_boxes(tmp_path, scenes):
     root = edited(write(tmp_path, "coco", scenes), first_box(float("nan"), 1, 2, 3))
-    refused(root, r"image scene-\d+\.png: the box of a 'class_\d' is nan, 1, .*A coordinate is missing")
+    refused(
+        root, r"image scene-\d+\.png: the box of a 'class_\d' is nan, 1, .*A coordinate is missing"
+    )
 
 
 def test_a_box_of_three_numbers(tmp_path, scenes):
-    refused(edited(write(tmp_path, "coco", scenes), first_box(1, 2, 3)), r"bbox is \[1, 2, 3\]; expected four numbers")
+    refused(
+        edited(write(tmp_path, "coco", scenes), first_box(1, 2, 3)),
+        r"bbox is \[1, 2, 3\]; expected four numbers",
+    )
 
 
 def test_corners_given_as_width_and_height(tmp_path, scenes):
@@ -131,7 +165,10 @@ def test_classes_that_differ_between_splits(tmp_path, scenes):
         content["categories"][2]["name"] = "other"
 
     root = edited(write(tmp_path, "coco", scenes), rename, "val")
-    refused(root, r"The classes of .*val.* are not those of .*only there \['other'\], only in .*\['class_2'\]")
+    refused(
+        root,
+        r"The classes of .*val.* are not those of .*only there \['other'\], only in .*\['class_2'\]",
+    )
 
 
 def test_a_class_that_is_never_trained(tmp_path, scenes):
@@ -153,7 +190,10 @@ def label_file(root):
         ("0 20 30 10 10", r"line 1 holds 30, but YOLO has shares of the image, from 0 to 1"),
         ("7 0.5 0.5 0.1 0.1", r"line 1 is of class 7; there are 3, counted from 0: class_0"),
         ("0 0.5 0.5 0.1", r"line 1 has 4 numbers; YOLO has 5, or the corners of an outline"),
-        ("cat 0.5 0.5 0.1 0.1", r"line 1 is 'cat 0\.5 0\.5 0\.1 0\.1'; YOLO has a class number and shares"),
+        (
+            "cat 0.5 0.5 0.1 0.1",
+            r"line 1 is 'cat 0\.5 0\.5 0\.1 0\.1'; YOLO has a class number and shares",
+        ),
     ],
 )
 def test_lines_that_are_no_yolo(tmp_path, scenes, line, match):
@@ -179,7 +219,9 @@ def test_yolo_that_names_another_folder(tmp_path, scenes):
     root = write(tmp_path, "yolo", scenes)
     path = root / "data.yaml"
     path.write_text(path.read_text().replace("images/val", "images/other"))
-    refused(root, r"The val images are said to be in images/other, but there is no .*Mend data\.yaml")
+    refused(
+        root, r"The val images are said to be in images/other, but there is no .*Mend data\.yaml"
+    )
 
 
 def test_xml_that_was_cut_off(tmp_path, scenes):
@@ -204,7 +246,9 @@ def test_a_row_that_is_no_box(tmp_path, scenes):
     cells = lines[number].split(",")
     lines[number] = ",".join([cells[0], "", *cells[2:]])
     path.write_text("\n".join(lines) + "\n")
-    refused(root, rf"boxes\.csv, line {number + 1}: the box is ', .*expected four numbers, or all empty")
+    refused(
+        root, rf"boxes\.csv, line {number + 1}: the box is ', .*expected four numbers, or all empty"
+    )
 
 
 def test_a_table_without_boxes(tmp_path):
@@ -218,7 +262,10 @@ def test_a_table_without_boxes(tmp_path):
         ({"format": "pascal"}, r"format is 'pascal'\. Choices: auto, coco, yolo, voc, csv"),
         ({"tile": 8}, r"tile is 8\. Give the side of a tile in pixels, 32 or more"),
         ({"tile_overlap": 1.0}, r"tile_overlap is 1\.0\. Give a share from 0 to below 0\.9"),
-        ({"val_fraction": 0.9, "test_fraction": 0.2}, r"Give shares from 0 that leave something to train on"),
+        (
+            {"val_fraction": 0.9, "test_fraction": 0.2},
+            r"Give shares from 0 that leave something to train on",
+        ),
     ],
 )
 def test_arguments_outside_their_range(arguments, match):

@@ -141,7 +141,9 @@ def test_repeated_annotations_count_once(tmp_path, scenes):
 
     expected = read(write(tmp_path, "coco", scenes))
     root = coco_of(write(tmp_path / "twice", "coco", scenes), repeat)
-    with pytest.warns(UserWarning, match=r"2 annotations of .* have the id of another; 1 of them repeat"):
+    with pytest.warns(
+        UserWarning, match=r"2 annotations of .* have the id of another; 1 of them repeat"
+    ):
         data = read(root)
     count = [sum(len(r.label) for r in d.records["train"]) for d in (expected, data)]
     assert count[1] == count[0] + 1
@@ -186,7 +188,11 @@ def test_names_of_yolo_by_number(tmp_path, scenes):
 def test_difficult_objects_of_voc_are_ignored(tmp_path, scenes):
     root = write(tmp_path, "voc", scenes)
     listed = (root / "ImageSets" / "Main" / "train.txt").read_text().split()
-    path = next(p for p in (root / "Annotations" / f"{n}.xml" for n in listed) if "<object>" in p.read_text())
+    path = next(
+        p
+        for p in (root / "Annotations" / f"{n}.xml" for n in listed)
+        if "<object>" in p.read_text()
+    )
     text = path.read_text().replace("</name>", "</name><difficult>1</difficult>", 1)
     path.write_text(text)
     ignored = [r.objects.ignored.sum() for r in read(root).records["train"]]
@@ -205,9 +211,13 @@ def test_tiles_of_a_large_photo(tmp_path):
     for index, record in enumerate(records):
         left, top = record.objects.tile
         sample = data._images("train")[index]
-        part = PREPROCESS.resize(np.ascontiguousarray(pixels[top : top + 100, left : left + 100]))[0]
+        part = PREPROCESS.resize(np.ascontiguousarray(pixels[top : top + 100, left : left + 100]))[
+            0
+        ]
         np.testing.assert_array_equal(sample.image, part)
-        for label, box, ignored in zip(record.label, record.objects.corners, record.objects.ignored, strict=True):
+        for label, box, ignored in zip(
+            record.label, record.objects.corners, record.objects.ignored, strict=True
+        ):
             shift = np.array([left, top, left, top])
             inside = np.allclose(box + shift, corners[label])
             whole[label] += inside

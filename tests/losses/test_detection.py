@@ -30,8 +30,12 @@ def raw(layers=2, images=2, groups=3, queries=5, classes=3, seed=0):
 
 
 def test_overlaps_of_known_boxes():
-    first = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
-    second = torch.tensor([[1.0, 0.0, 3.0, 2.0], [0.0, 0.0, 1.0, 1.0], [2.0, 0.0, 3.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    first = torch.tensor(
+        [[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+    )
+    second = torch.tensor(
+        [[1.0, 0.0, 3.0, 2.0], [0.0, 0.0, 1.0, 1.0], [2.0, 0.0, 3.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+    )
     iou, generalised = overlaps(first, second)
     torch.testing.assert_close(iou, torch.tensor([1 / 3, 1.0, 0.0, 0.0]))
     torch.testing.assert_close(generalised[:3], torch.tensor([1 / 3, 1.0, -1 / 3]))
@@ -56,7 +60,9 @@ def test_matching_has_the_least_cost():
         chosen = (found.place[0] == layer) & (found.place[1] == 0) & (found.place[2] == group)
         cost = sum(
             float(table[layer, 0, group, query, number])
-            for query, number in zip(found.place[3][chosen].tolist(), found.object[chosen].tolist(), strict=True)
+            for query, number in zip(
+                found.place[3][chosen].tolist(), found.object[chosen].tolist(), strict=True
+            )
         )
         best = min(
             float(table[layer, 0, group, a, 0] + table[layer, 0, group, b, 1])
@@ -133,5 +139,8 @@ def test_nan_is_not_hidden():
 
 
 def test_weights_outside_their_range():
-    with pytest.raises(ValueError, match=r"distance is -1\. Give a number from 0 to 100 \(--model\.loss\.distance\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"distance is -1\. Give a number from 0 to 100 \(--model\.loss\.distance\)",
+    ):
         DetectionLoss(distance=-1)

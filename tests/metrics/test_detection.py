@@ -27,7 +27,11 @@ def truth(*rows, ignored=None):
 def found(*rows):
     """Rows of score, class, left, top, right, bottom."""
     table = np.array(rows, float).reshape(-1, 6)
-    return Found(table[:, 2:].astype(np.float32), table[:, 1].astype(np.int64), table[:, 0].astype(np.float32))
+    return Found(
+        table[:, 2:].astype(np.float32),
+        table[:, 1].astype(np.int64),
+        table[:, 0].astype(np.float32),
+    )
 
 
 BOX = (10, 10, 60, 60)
@@ -96,7 +100,9 @@ def test_nothing_found():
 
 def test_sizes():
     small, large = (0, 0, 20, 20), (0, 0, 150, 150)
-    stats, _ = coco_metrics([truth((0, *small)), truth((0, *large))], [found((0.9, 0, *small)), found()], 1)
+    stats, _ = coco_metrics(
+        [truth((0, *small)), truth((0, *large))], [found((0.9, 0, *small)), found()], 1
+    )
     assert stats["AP_small"] == pytest.approx(1)
     assert stats["AP_large"] == pytest.approx(0)
     assert stats["AP_medium"] is None
@@ -138,7 +144,9 @@ def test_interval_contains_the_value_and_shrinks_with_more_images():
 def test_images_drawn_are_the_same_for_two_models():
     true, answers = random_set(1)
     classes = rankings(true, answers, 3)
-    np.testing.assert_array_equal(ap50_samples(classes, true, 20, 5), ap50_samples(classes, true, 20, 5))
+    np.testing.assert_array_equal(
+        ap50_samples(classes, true, 20, 5), ap50_samples(classes, true, 20, 5)
+    )
     assert ap50_samples(classes, true, 20, 5).std() > 0
 
 

@@ -45,7 +45,9 @@ def test_shapes(info, fine):
     assert raw["boxes"].shape == (2, places, 4)
 
 
-@pytest.mark.parametrize(("size", "width", "queries"), [("nano", 128, 100), ("small", 192, 200), ("base", 256, 300)])
+@pytest.mark.parametrize(
+    ("size", "width", "queries"), [("nano", 128, 100), ("small", 192, 200), ("base", 256, 300)]
+)
 def test_sizes(size, width, queries):
     made = head(size=size)
     assert made.num_answers == queries
@@ -106,7 +108,9 @@ def test_an_image_alone_and_in_a_batch():
     both = features(PLAIN)
     one = Features(both.pooled, both.tokens, tuple(m[1:] for m in both.maps))
     with torch.no_grad():
-        torch.testing.assert_close(made(one)["boxes"][0], made(both)["boxes"][1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            made(one)["boxes"][0], made(both)["boxes"][1], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_boxes_move_by_their_reference():
@@ -129,7 +133,9 @@ def test_gathered_points_are_sampled_points():
     points = torch.rand(2, 7, 4, 3, 2) * 1.6 - 0.3  # some outside of the map
     weights = torch.rand(2, 7, 4, 3).softmax(-1)
     sampled = sample_points(values, points, weights, (12, 9))
-    torch.testing.assert_close(gather_points(values, points, weights, (12, 9)), sampled, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        gather_points(values, points, weights, (12, 9)), sampled, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_attention_looks_around_its_box():
@@ -180,7 +186,10 @@ class Whole(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("vit_tiny_patch16_224", {"embed_dim": 48, "depth": 4, "num_heads": 3}), ("test_efficientnet", {})],
+    [
+        ("vit_tiny_patch16_224", {"embed_dim": 48, "depth": 4, "num_heads": 3}),
+        ("test_efficientnet", {}),
+    ],
 )
 def test_graph_answers_as_torch_for_any_batch(name, arguments, tmp_path):
     torch.manual_seed(0)
@@ -192,11 +201,18 @@ def test_graph_answers_as_torch_for_any_batch(name, arguments, tmp_path):
     images, rows = torch.randn(2, 3, 64, 96), torch.tensor([[0.0, 0.0, 96.0, 64.0, 96.0, 64.0]] * 2)
     batch = {0: torch.export.Dim.DYNAMIC}
     program = torch.onnx.export(
-        whole, (images, rows), dynamic_shapes=(batch, batch), opset_version=20, dynamo=True, verbose=False
+        whole,
+        (images, rows),
+        dynamic_shapes=(batch, batch),
+        opset_version=20,
+        dynamo=True,
+        verbose=False,
     )
     assert "GridSample" not in {node.op_type for node in program.model.graph.all_nodes()}
     program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     names = [port.name for port in session.get_inputs()]
     for number in (1, 3):
         images, given = torch.randn(number, 3, 64, 96), rows[:1].expand(number, -1)
@@ -205,4 +221,6 @@ def test_graph_answers_as_torch_for_any_batch(name, arguments, tmp_path):
         found = session.run(None, dict(zip(names, (images.numpy(), given.numpy()), strict=True)))
         # In the order of their scores, which differ in the last digit; boxes of near equal scores may change places.
         np.testing.assert_allclose(found[2], expected["scores"], atol=1e-5)
-        np.testing.assert_allclose(np.sort(found[0].sum(-1)), np.sort(expected["boxes"].sum(-1)), atol=1e-2)
+        np.testing.assert_allclose(
+            np.sort(found[0].sum(-1)), np.sort(expected["boxes"].sum(-1)), atol=1e-2
+        )

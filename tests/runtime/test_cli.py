@@ -143,7 +143,10 @@ def test_check_without_golden_images_is_no_success(own_bundle, capsys):
         (lambda v: v.update(tolerance=0), "no images or no tolerance"),
         (lambda v: v.update(images=[]), "no images or no tolerance"),
         (lambda v: v["images"][0].update(file="../x.png"), "the bundle does not list"),
-        (lambda v: v["images"][0].update(scores=[1.0]), "The scores have shape [1] but there are 3 labels"),
+        (
+            lambda v: v["images"][0].update(scores=[1.0]),
+            "The scores have shape [1] but there are 3 labels",
+        ),
         (lambda v: v["images"][0].update(scores="x"), "malformed"),
     ],
 )

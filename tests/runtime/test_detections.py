@@ -68,7 +68,9 @@ def test_supervision(monkeypatch):
 
 def test_supervision_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(ImportError, match=r"to_supervision needs a package: pip install supervision"):
+    with pytest.raises(
+        ImportError, match=r"to_supervision needs a package: pip install supervision"
+    ):
         answer().to_supervision()
 
 
@@ -76,7 +78,10 @@ def test_supervision_that_is_not_installed(monkeypatch):
     ("fields", "match"),
     [
         ({"boxes": BOXES[:2]}, r"There are 3 scores, boxes of shape \[2, 4\]"),
-        ({"scores": (0.5, float("nan"), 0.1)}, r"NaN or infinite boxes or scores.*vfm-runtime check"),
+        (
+            {"scores": (0.5, float("nan"), 0.1)},
+            r"NaN or infinite boxes or scores.*vfm-runtime check",
+        ),
     ],
 )
 def test_malformed_answers(fields, match):

@@ -16,11 +16,11 @@ import vfm_runtime
 from PIL import Image
 
 import vfm
+from tests.data.boxes_written import write
 from tests.tasks.tiny import shapes, stored, trainer, vit
 from vfm.bundle import export
 from vfm.data import DetectionData, SyntheticScenes
 from vfm.data.boxes.dataset import BoxAugment
-from vfm.data.boxes.writing import Drawn, write_coco
 from vfm.models.heads import DetectionHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
 
@@ -53,22 +53,9 @@ def scenes(**changes: Any) -> SyntheticScenes:
     return SyntheticScenes(**(settings | changes))
 
 
-def write_files(root: Path, number: int = 24) -> Path:
-    data = scenes(num_images=number)
-    data.setup()
-    splits = {
-        split: [
-            Drawn(f"{r.name}.png", r.source, r.objects.corners, [data.labels[k] for k in r.label])  # type: ignore[arg-type,union-attr]
-            for r in records
-        ]
-        for split, records in data.records.items()
-    }
-    return write_coco(root, splits, data.labels)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_files(tmp_path_factory.mktemp("files"))
+    return write(tmp_path_factory.mktemp("files"), "coco")
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +134,9 @@ def test_python_gives_boxes_in_the_original(best: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fit", ["squash", "letterbox"])
-def test_bundle_answers_as_torch(best: Path, files: Path, photos: Path, tmp_path: Path, fit: str) -> None:
+def test_bundle_answers_as_torch(
+    best: Path, files: Path, photos: Path, tmp_path: Path, fit: str
+) -> None:
     loaded = BaseTask.load(best)
     loaded.preprocess = type(loaded.preprocess)(**(loaded.preprocess.to_dict() | {"fit": fit}))
     loaded.head.classes.bias.data += 4  # type: ignore[operator]
@@ -177,7 +166,9 @@ def test_resumed_training_goes_on(run: Path, files: Path, tmp_path: Path) -> Non
     assert made.global_step == 9
 
 
-def test_a_small_set_trains_for_more_epochs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_small_set_trains_for_more_epochs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     made = trainer(tmp_path, max_epochs=2)
     with caplog.at_level("INFO"):
         made.fit(task(min_steps=25), datamodule=scenes(num_images=16, batch_size=4))
@@ -215,7 +206,9 @@ def test_several_sizes_in_training(tmp_path: Path) -> None:
     class Seen(L.Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             pl_module.backbone.register_forward_pre_hook(
-                lambda module, args: sizes.add(tuple(args[0].shape[2:])) if module.training else None
+                lambda module, args: (
+                    sizes.add(tuple(args[0].shape[2:])) if module.training else None
+                )
             )
 
     made = trainer(tmp_path, max_epochs=3, callbacks=[Seen()])
@@ -232,7 +225,9 @@ def test_backbone_is_frozen_at_first(tmp_path: Path) -> None:
     class Rates(L.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
             groups = trainer.optimizers[0].param_groups
-            rates.append([max(g["lr"] for g in groups if g["part"] == p) for p in ("backbone", "head")])
+            rates.append(
+                [max(g["lr"] for g in groups if g["part"] == p) for p in ("backbone", "head")]
+            )
 
     made.callbacks.append(Rates())  # type: ignore[attr-defined]
     optim = Optim(lr=1e-3, backbone_factor=0.1, freeze=0.5, warmup=0.0)
@@ -252,8 +247,14 @@ def test_rectangular_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"fit": "crop"}, r"fit is 'crop', which would cut objects away\. Choices: squash, letterbox"),
-        ({"image_size": 60}, r"input of 60 x 60 pixels is no multiple of the backbone's stride of 8.*image_size 64"),
+        (
+            {"fit": "crop"},
+            r"fit is 'crop', which would cut objects away\. Choices: squash, letterbox",
+        ),
+        (
+            {"image_size": 60},
+            r"input of 60 x 60 pixels is no multiple of the backbone's stride of 8.*image_size 64",
+        ),
         ({"multi_scale": 1.5}, r"multi_scale is 1\.5\. Give a share from 0 to below 1"),
         ({"min_steps": -1}, r"min_steps is -1\. Give 0 or more"),
     ],
@@ -267,13 +268,18 @@ def test_arguments_outside_their_range(arguments: dict[str, Any], match: str) ->
 
 def test_data_without_boxes(tmp_path: Path) -> None:
     made = trainer(tmp_path, fast_dev_run=True)
-    with pytest.raises(TypeError, match=r"DetectionTask learns from boxes, but SyntheticData has none\. Give --data"):
+    with pytest.raises(
+        TypeError,
+        match=r"DetectionTask learns from boxes, but SyntheticData has none\. Give --data",
+    ):
         made.fit(task(), datamodule=shapes())
 
 
 def test_boxes_are_no_labels_of_images(tmp_path: Path) -> None:
     made = trainer(tmp_path, fast_dev_run=True)
-    with pytest.raises(TypeError, match=r"ClassificationTask labels whole images, but SyntheticScenes has boxes"):
+    with pytest.raises(
+        TypeError, match=r"ClassificationTask labels whole images, but SyntheticScenes has boxes"
+    ):
         made.fit(vit(), datamodule=scenes())
 
 
