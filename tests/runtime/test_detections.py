@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-
 from vfm_runtime import Detections
 from vfm_runtime.agreement import agreement
 from vfm_runtime.draw import draw_boxes
