@@ -1,6 +1,7 @@
 """Real weights on real photos."""
 
 import json
+import os
 
 import lightning.pytorch  # noqa: F401 - its log keeps the stderr of its import
 import numpy as np
@@ -12,7 +13,9 @@ from skimage import data
 from timm.data import ImageNetInfo, resolve_model_data_config
 
 import vfm
+from tests import fetch_assets
 from vfm.cli import main
+from vfm.data import DetectionData
 from vfm.data.synthetic import write_image_folder
 from vfm.models.weights import load_weights
 from vfm.preprocess import Preprocess
@@ -82,3 +85,49 @@ def test_fine_tune_and_export(lite0_weights, tmp_path, monkeypatch):
     ):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
         assert one.label == other.label
+
+
+@pytest.fixture(scope="module")
+def aerial():
+    folder = fetch_assets.FOLDER / "deepforest" / "deepforest" / "data"
+    if folder.is_dir():
+        return folder
+    message = f"The aerial photos are missing. Run: {fetch_assets.COMMAND}"
+    if os.environ.get("VFM_REQUIRE_ASSETS") == "1":
+        pytest.fail(message)
+    return pytest.skip(message)
+
+
+def test_real_boxes(aerial, tmp_path):
+    """Photos of odd sizes with XML files as tools write them: every box is read, and lies where a tree is."""
+    names = {
+        "2019_YELL_2_528000_4978000_image_crop2": 574,
+        "2019_YELL_2_541000_4977000_image_crop": 279,
+        "OSBS_029": 61,
+    }
+    for name in names:
+        for suffix in (".png", ".xml"):
+            (tmp_path / f"{name}{suffix}").write_bytes((aerial / f"{name}{suffix}").read_bytes())
+    found = DetectionData(tmp_path, val_fraction=0, test_fraction=0, num_workers=0)
+    found.setup()
+    boxes = {
+        record.name.removesuffix(".png"): len(record.label) for record in found.records["train"]
+    }
+    assert boxes == names
+    cut = DetectionData(tmp_path, tile=400, val_fraction=0, test_fraction=0, num_workers=0)
+    cut.preprocess = Preprocess(size=(400, 400), fit="squash")
+    cut.setup()
+    whole = sum(int((~r.objects.ignored).sum()) for r in cut.records["train"])
+    assert whole >= sum(names.values())  # overlapping tiles show some twice
+    batch = next(iter(cut.train_dataloader()))
+    assert len(batch["image"]) == 16
+    assert batch["objects"].boxes.min() >= 0
+
+
+def test_a_table_of_real_boxes(aerial, tmp_path):
+    for name in ("OSBS_029.png", "testfile_deepforest.csv"):
+        (tmp_path / name).write_bytes((aerial / name).read_bytes())
+    found = DetectionData(tmp_path / "testfile_deepforest.csv", val_fraction=0, test_fraction=0)
+    found.setup()
+    (record,) = found.records["train"]
+    assert len(record.label) == 61

@@ -28,7 +28,6 @@ from fashion_mnist import lite0_weights
 from faster_rcnn import faster_rcnn, targets
 from trainings import quiet, train
 
-from tests.fetch_assets import FOLDER
 from vfm import DetectionData, DetectionHead, DetectionTask, Optim
 from vfm.metrics.detection import Found, ap50, ap50_samples, rankings
 from vfm.tasks.boxes import truth_of
@@ -43,7 +42,9 @@ MEASURED = 12
 
 def write(root: Path) -> Path:
     """The photos and their XML files, a split each."""
-    source = FOLDER / "deepforest" / "deepforest" / "data"
+    source = Path(__file__).parents[2] / ".cache/assets/deepforest/deepforest/data"
+    if not source.is_dir():
+        raise SystemExit("The photos are missing. Run: python tests/fetch_assets.py")
     for split, names in (("train", (TRAIN,)), ("test", TEST)):
         for name in names:
             (root / split).mkdir(parents=True, exist_ok=True)

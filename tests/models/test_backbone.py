@@ -175,3 +175,38 @@ def test_a_folder_of_timm_is_a_backbone_at_another_size(tmp_path: Path) -> None:
     assert backbone.preprocess.size == (32, 32)
     with torch.inference_mode():
         assert backbone(torch.randn(1, 3, 32, 32)).pooled.shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "strides"),
+    [
+        ("vit_tiny_patch16_224", {"embed_dim": 48, "depth": 8, "num_heads": 3}, (16, 16, 16, 16)),
+        ("vit_tiny_patch16_224", {"embed_dim": 48, "depth": 2, "num_heads": 3}, (16, 16)),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}, (8, 16, 32)),
+        ("efficientnet_b0", {}, (8, 16, 32)),
+        ("resnet10t", {}, (8, 16, 32)),
+    ],
+)
+def test_maps_for_dense_heads(name, arguments, strides):
+    backbone = Backbone(name, pretrained=False, image_size=64, arguments=arguments)
+    backbone.serve(("maps",))
+    features = backbone.train()(torch.randn(2, 3, 64, 64))
+    assert backbone.info.map_strides == strides
+    shapes = [tuple(m.shape) for m in features.maps]
+    expected = zip(backbone.info.map_widths, strides, strict=True)
+    assert shapes == [(2, width, 64 // stride, 64 // stride) for width, stride in expected]
+    sum(m.square().sum() for m in features.maps).backward()
+    # Weights without a gradient would stop a training on several GPUs.
+    assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
+
+
+def test_evenly_spaced_blocks_of_a_plain_vit():
+    backbone = Backbone("vit_tiny_patch16_224", pretrained=False)
+    backbone.serve(("maps",))
+    assert backbone._indices == [2, 5, 8, 11]
+
+
+def test_height_and_width():
+    backbone = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=(64, 96))
+    assert backbone.preprocess.size == (64, 96)
+    assert backbone(torch.randn(1, 3, 64, 96)).maps[-1].shape[2:] == (4, 6)

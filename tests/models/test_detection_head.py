@@ -5,12 +5,13 @@ import onnxruntime
 import pytest
 import torch
 
+from vfm.losses import DetectionLoss
 from vfm.models.backbone import Backbone
 from vfm.models.decoder import box_embedding, moved
 from vfm.models.deformable import DeformableAttention, gather_points, sample_points
 from vfm.models.heads import DetectionHead
 from vfm.models.pyramid import Projector
-from vfm.types import FeatureInfo, Features
+from vfm.types import FeatureInfo, Features, Objects
 
 PLAIN = FeatureInfo(48, 48, (48, 48, 48, 48), (16, 16, 16, 16))
 PYRAMID = FeatureInfo(64, 64, (16, 32, 64), (8, 16, 32))
@@ -101,6 +102,20 @@ def test_every_weight_learns():
     raw = made(features(PYRAMID))
     (raw["logits"].square().sum() + raw["boxes"].square().sum()).backward()
     assert [name for name, p in made.named_parameters() if p.grad is None] == []
+
+
+def test_half_precision_keeps_boxes_exact():
+    made = head().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        raw = made(features(PLAIN))
+        loss = sum(
+            DetectionLoss()(
+                raw, Objects(torch.full((1, 4), 0.4), torch.tensor([1]), torch.tensor([1, 0]))
+            ).values()
+        )
+    loss.backward()
+    assert raw["boxes"].dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in made.parameters())
 
 
 def test_an_image_alone_and_in_a_batch():

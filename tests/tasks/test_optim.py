@@ -8,7 +8,7 @@ from torch import nn
 
 from vfm.models.backbone import Backbone
 from vfm.models.heads import LinearHead
-from vfm.tasks.optim import Optim, learning_rate_factor, optimizer
+from vfm.tasks.optim import Optim, learning_rate_factor, optimizer, schedule
 
 ARGUMENTS = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -101,6 +101,20 @@ def test_schedule_without_warmup_starts_at_its_peak() -> None:
     assert learning_rate_factor(0, 1, optim) == 1.0
 
 
+def test_the_backbone_learns_later_and_less() -> None:
+    optim = Optim(lr=1e-2, backbone_factor=0.1, freeze=0.5, warmup=0.0, final=1.0)
+    adamw = optimizer(*parts(), optim)
+    rates = schedule(adamw, 10, optim)
+    seen = []
+    for _ in range(10):
+        by_part = {group["part"]: group["lr"] for group in adamw.param_groups}
+        seen.append((by_part["backbone"], by_part["head"]))
+        adamw.step()
+        rates.step()
+    assert seen[:5] == [(0.0, 1e-2)] * 5
+    assert seen[5:] == [(pytest.approx(1e-3), pytest.approx(1e-2))] * 5
+
+
 def test_final_of_one_is_constant() -> None:
     optim = Optim(warmup=0, final=1)
     assert {learning_rate_factor(step, 20, optim) for step in range(20)} == {1.0}
@@ -113,6 +127,8 @@ def test_final_of_one_is_constant() -> None:
         ("lr", -1e-3, "above 0"),
         ("lr", float("nan"), "above 0"),
         ("weight_decay", -0.1, "0 or more"),
+        ("backbone_factor", 0.0, "above 0, up to 10"),
+        ("freeze", 1.0, "from 0 to below 1"),
         ("warmup", 1, "from 0 to below 1"),
         ("warmup", -0.1, "from 0 to below 1"),
         ("final", 1.1, "from 0 to 1"),

@@ -86,7 +86,10 @@ def sample_points(values: Tensor, points: Tensor, weights: Tensor, size: tuple[i
     num_images, _, num_heads, width = values.shape
     maps = values.permute(0, 2, 3, 1).reshape(num_images * num_heads, width, *size)
     grid = (2 * points - 1).transpose(1, 2).flatten(0, 1)
-    seen = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    # In the precision of the coordinates: 16 bits would move a point by a place of the map.
+    seen = F.grid_sample(
+        maps.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
     mixed = (seen * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
     return mixed.view(num_images, num_heads, width, -1).permute(0, 3, 1, 2)
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from vfm.data import ImageData
@@ -19,15 +17,14 @@ from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.heads import ClassificationHead, LinearHead
 from vfm.models.weights import MIN_COVERAGE
 from vfm.preprocess import Fit
-from vfm.tasks import callbacks
-from vfm.tasks.base import BaseTask
-from vfm.tasks.labels import ClassWeights, LabelError, class_weights_of, match_labels
+from vfm.tasks.evaluated import EvaluatedTask
+from vfm.tasks.labels import ClassWeights, LabelError, class_weights_of
 from vfm.tasks.optim import Optim
 from vfm.tasks.results import Answers, Collector, metrics_of, write_results
 from vfm.types import Batch, Raw
 
 
-class ClassificationTask(BaseTask):
+class ClassificationTask(EvaluatedTask):
     """Adapts a backbone and a head to label images.
 
     Logs `train/loss`, `val/loss`, `val/accuracy` and `val/macro_f1`, or with `multilabel` `val/mAP` and
@@ -124,7 +121,6 @@ class ClassificationTask(BaseTask):
         self._class_weights = class_weights
         self._weights: Tensor | None = None
         self._collector = Collector()
-        self._columns: Tensor | None = None
 
     def loss(self, raw: Raw, target: Tensor) -> Tensor:
         """The loss, summed over the batch; classes are weighted in training alone."""
@@ -165,75 +161,30 @@ class ClassificationTask(BaseTask):
         key = (self._datamodule().seed, self.current_epoch, batch_idx, self.global_rank)
         return self.mixing(images, one_hot(target, len(self.labels)), key)
 
-    def on_validation_epoch_start(self) -> None:
-        """Match the data's labels to the model's."""
-        self._match_labels()
-
-    def on_test_epoch_start(self) -> None:
-        """Match the data's labels to the model's."""
-        self._match_labels()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def evaluate(self, batch: Batch) -> None:
         """Keep the scores and losses of a batch."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the scores and losses of a batch."""
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the whole split."""
-        self._finish("val", write=self.trainer.state.fn == TrainerFn.VALIDATING)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the whole split, and write them."""
-        self._finish("test", write=True)
-
-    def _match_labels(self) -> None:
-        self.require_trained()
-        columns = match_labels(self._datamodule(), self.labels, self.multilabel)
-        self._columns = torch.tensor(columns, device=self.device)
-
-    def _target(self, label: Tensor) -> Tensor:
-        """The data's labels in the order of the model's."""
-        assert self._columns is not None
-        if not self.multilabel:
-            return self._columns[label]
-        target = torch.empty_like(label)
-        target[:, self._columns] = label
-        return target
-
-    def _evaluate(self, batch: Batch) -> None:
-        if len(batch["image"]) == 0:
-            return
         target = self._target(batch["label"])
         raw = self.raw(batch)
         scores = self.head.decode(raw)["scores"]
         self._collector.add(scores, target, batch["index"], self._losses(raw, target))
 
-    def _finish(self, split: str, *, write: bool) -> None:
+    def gather(self) -> Answers | None:
+        """The answers of all ranks."""
         answers = self._collector.gather()
-        if self.trainer.sanity_checking or len(answers.target) == 0:
-            return
-        # The same on every rank, since each has gathered the whole split.
-        self.log(f"{split}/loss", float(answers.loss.mean()), rank_zero_only=False)
-        for name, value in metrics_of(answers, self.multilabel).items():
-            self.log(f"{split}/{name}", value, prog_bar=True, rank_zero_only=False)
-        if write:
-            self.skipped.gather(self.trainer, split)
-            folder = callbacks.output_dir(self.trainer)
-            if self.trainer.is_global_zero:
-                self._write(split, answers, folder)
+        return answers if len(answers.target) else None
 
-    def _write(self, split: str, answers: Answers, folder: Path) -> None:
-        skipped = self.skipped.files[split]
-        checkpoint = self.trainer.ckpt_path or self.source
-        more = {
-            "checkpoint": str(checkpoint) if checkpoint else None,
-            "num_skipped": len(skipped),
-            "skipped": dict(skipped),
-        }
-        folder = Path(checkpoint).parent if checkpoint else folder
-        data = self._datamodule()
-        path = write_results(folder, split, answers, self.labels, data, more)
-        rank_zero_info(f"Results: {path}")
+    def figures(self, split: str, answers: Answers) -> dict[str, float]:
+        """Loss, accuracy or mean average precision, macro F1."""
+        return {"loss": float(answers.loss.mean()), **metrics_of(answers, self.multilabel)}
+
+    def write(self, folder: Path, split: str, answers: Answers, more: dict[str, Any]) -> Path:
+        """Write all figures of a split, its page, pictures and list of mistakes."""
+        return write_results(folder, split, answers, self.labels, self._datamodule(), more)
+
+    def _target(self, label: Tensor) -> Tensor:
+        """The data's labels in the order of the model's."""
+        if not self.multilabel:
+            return self.columns[label]
+        target = torch.empty_like(label)
+        target[:, self.columns] = label
+        return target

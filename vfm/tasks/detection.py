@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,10 +19,8 @@ from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.backbone import ImageSize
 from vfm.models.heads import DetectionHead
 from vfm.models.weights import MIN_COVERAGE
-from vfm.tasks import callbacks
-from vfm.tasks.base import BaseTask
 from vfm.tasks.boxes import BoxAnswers, BoxCollector, figures_of, write_box_results
-from vfm.tasks.labels import match_labels
+from vfm.tasks.evaluated import EvaluatedTask
 from vfm.tasks.optim import Optim
 from vfm.types import Batch, Raw
 
@@ -32,7 +29,7 @@ _LEAST_SCORE = 0.01
 _LEAST_VALIDATIONS = 20
 
 
-class DetectionTask(BaseTask):
+class DetectionTask(EvaluatedTask):
     """Adapts a backbone and a DETR head to find objects.
 
     Logs `train/loss`, `val/loss`, `val/AP` and `val/AP50` of COCO. Validating or testing a checkpoint writes
@@ -129,7 +126,6 @@ class DetectionTask(BaseTask):
         self._min_steps = min_steps
         self._multi_scale = multi_scale
         self._collector = BoxCollector()
-        self._numbers: Tensor | None = None
 
     def loss(self, raw: Raw, target: Any) -> Tensor:
         """The loss, summed over the objects of a batch.
@@ -159,29 +155,30 @@ class DetectionTask(BaseTask):
             self.log(f"train/{name}", value.detach() / number, batch_size=len(images))
         return torch.stack(list(losses.values())).sum()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the answers and losses of a batch."""
-        self._evaluate(batch)
+    def evaluate(self, batch: Batch) -> None:
+        """Keep the boxes and the loss of a batch."""
+        objects = batch["objects"]
+        objects = objects._replace(labels=self.columns[objects.labels])
+        raw = self.raw(batch)
+        found = self.head.decode(raw, batch["geometry"])
+        self._collector.add(found, batch["index"], self.loss(raw, objects))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the answers and losses of a batch."""
-        self._evaluate(batch)
+    def gather(self) -> BoxAnswers | None:
+        """The answers of all ranks."""
+        answers = self._collector.gather()
+        return answers if len(answers.position) else None
 
-    def on_validation_epoch_start(self) -> None:
-        """Match the data's labels to the model's."""
-        self._match_labels()
+    def figures(self, split: str, answers: BoxAnswers) -> dict[str, float]:
+        """Loss by object, AP and AP50."""
+        truth = answers.truth(self._datamodule().records[split], self.columns.tolist())
+        number = max(sum(len(true.labels) for true in truth), 1)
+        return {"loss": answers.loss / number, **figures_of(answers, truth, len(self.labels))}
 
-    def on_test_epoch_start(self) -> None:
-        """Match the data's labels to the model's."""
-        self._match_labels()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the figures of the whole split."""
-        self._finish("val", write=self.trainer.state.fn == TrainerFn.VALIDATING)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the figures of the whole split, and write them."""
-        self._finish("test", write=True)
+    def write(self, folder: Path, split: str, answers: BoxAnswers, more: dict[str, Any]) -> Path:
+        """Write all figures of a split, its page and pictures."""
+        records = self._datamodule().records[split]
+        columns = self.columns.tolist()
+        return write_box_results(folder, split, answers, records, self.labels, columns, more)
 
     def prediction_rows(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
         """A row for each box of a score above 0.01, in pixels of the original image."""
@@ -200,56 +197,6 @@ class DetectionTask(BaseTask):
             nothing = torch.zeros(0, 0, device=self.device)
             return {"boxes": nothing, "labels": nothing, "scores": nothing}
         return self.answer(batch["image"], batch["geometry"])
-
-    def _match_labels(self) -> None:
-        self.require_trained()
-        numbers = match_labels(self._datamodule(), self.labels, self.multilabel)
-        self._numbers = torch.tensor(numbers, device=self.device)
-
-    def _evaluate(self, batch: Batch) -> None:
-        if len(batch["image"]) == 0:
-            return
-        assert self._numbers is not None
-        objects = batch["objects"]
-        objects = objects._replace(labels=self._numbers[objects.labels])
-        raw = self.raw(batch)
-        self._collector.add(
-            self.head.decode(raw, batch["geometry"]), batch["index"], self.loss(raw, objects)
-        )
-
-    def _finish(self, split: str, *, write: bool) -> None:
-        answers = self._collector.gather()
-        if self.trainer.sanity_checking or not len(answers.position):
-            return
-        data = self._datamodule()
-        numbers = match_labels(data, self.labels, self.multilabel)
-        truth = answers.truth(data.records[split], numbers)
-        num_boxes = max(sum(len(true.labels) for true in truth), 1)
-        # The same on every rank, since each has gathered the whole split.
-        self.log(f"{split}/loss", answers.loss / num_boxes, rank_zero_only=False)
-        for name, value in figures_of(answers, truth, len(self.labels)).items():
-            self.log(f"{split}/{name}", value, prog_bar=True, rank_zero_only=False)
-        if write:
-            self.skipped.gather(self.trainer, split)
-            folder = callbacks.output_dir(self.trainer)
-            if self.trainer.is_global_zero:
-                self._write(split, answers, folder)
-
-    def _write(self, split: str, answers: BoxAnswers, folder: Path) -> None:
-        skipped = self.skipped.files[split]
-        checkpoint = self.trainer.ckpt_path or self.source
-        more = {
-            "checkpoint": str(checkpoint) if checkpoint else None,
-            "num_skipped": len(skipped),
-            "skipped": dict(skipped),
-        }
-        folder = Path(checkpoint).parent if checkpoint else folder
-        data = self._datamodule()
-        numbers = match_labels(data, self.labels, self.multilabel)
-        path = write_box_results(
-            folder, split, answers, data.records[split], self.labels, numbers, more
-        )
-        rank_zero_info(f"Results: {path}")
 
     def _datamodule(self) -> ImageData:
         data = super()._datamodule()
