@@ -96,8 +96,8 @@ _COVERED = {
 """,
 }
 _GEOMETRY = """
-    sides = Cast<to = 1>(given)
-    rows_first = Concat<axis = 0>(corner, extent, sides)
+    original = Cast<to = 1>(given)
+    rows_first = Concat<axis = 0>(corner, extent, original)
     columns_first = Constant<value_ints = [1, 0, 3, 2, 5, 4]>()
     row = Gather<axis = 0>(rows_first, columns_first)
     geometry = Unsqueeze(row, zero)
