@@ -67,7 +67,8 @@ def main() -> None:
     start = time.perf_counter()
     other = by_torchmetrics(truth, found)
     theirs = time.perf_counter() - start
-    assert abs(results["AP"] - other) < 1e-6, (results["AP"], other)
+    # torchmetrics turns corners into sides in 32 bits.
+    assert abs(results["AP"] - other) < 1e-4, (results["AP"], other)
     report(f"evaluation, {number} images of {EACH} boxes", ours, theirs, "s", theirs / ours)
 
 
