@@ -147,7 +147,10 @@ class Detections:
         captions = [
             f"{name} {score:.2f}" for name, score in zip(shown.labels, shown.scores, strict=True)
         ]
-        return draw_boxes(open_image(image), shown.boxes, captions=captions, colours=colours)
+        # The best last, so that its caption lies on top.
+        return draw_boxes(
+            open_image(image), shown.boxes[::-1], captions=captions[::-1], colours=colours[::-1]
+        )
 
     def __len__(self) -> int:
         return len(self.scores)

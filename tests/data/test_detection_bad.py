@@ -83,8 +83,8 @@ def test_json_that_was_cut_off(tmp_path, scenes):
 
 
 def test_json_of_something_else(tmp_path):
-    (tmp_path / "train.json").write_text('{"hello": 1}')
-    refused(tmp_path, r"train\.json has no 'images'\. It has: hello", format="coco")
+    (tmp_path / "train.json").write_text('{"images": []}')
+    refused(tmp_path, r"train\.json has no 'annotations'\. It has: images", format="coco")
 
 
 def test_two_images_of_one_id(tmp_path, scenes):

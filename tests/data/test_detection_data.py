@@ -177,6 +177,14 @@ def test_outlines_of_yolo_become_boxes(tmp_path, scenes):
     assert record.label == (1,)
 
 
+def test_files_of_other_programs_are_no_annotations(tmp_path, scenes):
+    root = write(tmp_path, "yolo", scenes)
+    (root / "package.json").write_text('{"name": "labels"}')
+    (root / ".idea").mkdir()
+    (root / ".idea" / "misc.xml").write_text("<project/>")
+    assert read(root).labels == tuple(LABELS)
+
+
 def test_names_of_yolo_by_number(tmp_path, scenes):
     root = write(tmp_path, "yolo", scenes)
     settings = yaml.safe_load((root / "data.yaml").read_text())

@@ -13,6 +13,7 @@ from vfm.data.layout import SPLIT_FOLDERS
 BoxFormat = Literal["xywh", "xyxy"]
 
 _KEYS = ("images", "annotations", "categories")
+_START = 65_536
 
 
 def find_coco(root: Path) -> dict[str, Path]:
@@ -22,13 +23,13 @@ def find_coco(root: Path) -> dict[str, Path]:
     such as `train.json` in the root.
     """
     if root.is_file():
-        return {"": root} if root.suffix == ".json" else {}
+        return {"": root} if root.suffix == ".json" and _names_a_key(root) else {}
     files = sorted(
         [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/*.coco.json")]
     )
     found: dict[str, Path] = {}
     for path in files:
-        split = _split_of(path, root)
+        split = _split_of(path, root) if _names_a_key(path) else None
         if split is not None and (split not in found or path.name.startswith("instances_")):
             found[split] = path
     if "" in found and len(found) > 1:
@@ -63,6 +64,13 @@ def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading:
         splits[split] = _scenes(content, path, folder, split, names, box_format, notes)
     _check_same_classes(classes)
     return Reading(splits, next(iter(classes.values())), notes)
+
+
+def _names_a_key(path: Path) -> bool:
+    """Whether a JSON file begins as one of COCO does; it may have hundreds of megabytes."""
+    with path.open("rb") as file:
+        start = file.read(_START)
+    return any(f'"{key}"'.encode() in start for key in _KEYS)
 
 
 def _split_of(path: Path, root: Path) -> str | None:

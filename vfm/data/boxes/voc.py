@@ -36,7 +36,10 @@ def find_voc(root: Path) -> dict[str, list[Path]]:
     found = {split: paths for split, paths in folders.items() if paths}
     if found:
         return found
-    paths = sorted(root.rglob("*.xml"))
+    # Editors keep XML files of their own in hidden folders.
+    paths = [
+        p for p in sorted(root.rglob("*.xml")) if not p.relative_to(root).as_posix().startswith(".")
+    ]
     return {"": paths} if paths else {}
 
 
