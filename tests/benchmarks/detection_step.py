@@ -36,7 +36,7 @@ class Case(NamedTuple):
     steps: int
 
 
-CPU = [Case("tf_efficientnet_lite0", 256, 8, 6), Case("resnet18", 256, 8, 6)]
+CPU = [Case("tf_efficientnet_lite0", 256, 8, 6)]
 GPU = [Case("resnet50", 640, 16, 30)]
 
 
