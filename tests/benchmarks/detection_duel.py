@@ -96,12 +96,21 @@ def ours(
 ) -> tuple[Callable[..., list[Found]], int]:
     L.seed_everything(seed, verbose=False)
     trial = Until(1e9)
-    train(task(), data_of(root, seed), out / "trial", max_steps=MEASURED, callbacks=[trial])
+    train(
+        task(),
+        data_of(root, seed),
+        out / "trial",
+        max_steps=MEASURED,
+        limit_val_batches=0,
+        callbacks=[trial],
+    )
     rate = trial.steps / (time.perf_counter() - trial.start)
     steps = max(MEASURED, int(seconds * rate))
     L.seed_everything(seed, verbose=False)
     learned, until = task(), Until(seconds)
-    train(learned, data_of(root, seed), out, max_steps=steps, callbacks=[until])
+    train(
+        learned, data_of(root, seed), out, max_steps=steps, limit_val_batches=0, callbacks=[until]
+    )
     learned.eval()
 
     def find(images: torch.Tensor, rows: torch.Tensor) -> list[Found]:
