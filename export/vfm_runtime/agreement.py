@@ -1,6 +1,6 @@
 """Whether two answers to one image are the same: of two machines, of two precisions, of torch and ONNX."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,21 +65,28 @@ class _Partners(NamedTuple):
 def _partners(first: Detections, second: Detections) -> _Partners:
     kept = np.flatnonzero(first.scores >= MIN_SCORE)
     same = first.class_ids[kept][:, None] == second.class_ids[None]
-    near = _overlap(first.boxes[kept], second.boxes) >= MIN_IOU
+    a, b = first.boxes[kept], second.boxes
+    # Two boxes without area at one place are the same.
+    near = (overlap(a, b) >= MIN_IOU) | (np.abs(a[:, None] - b[None]).max(-1) < 1e-3)
     apart = np.abs(first.scores[kept][:, None] - second.scores[None])
     # Of several boxes at one place, the one whose score is nearest.
     best = np.where(same & near, apart, np.inf).min(axis=1, initial=np.inf)
     return _Partners(best[np.isfinite(best)].tolist(), int(np.isinf(best).sum()), len(kept))
 
 
-def _overlap(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Intersection over union, [K, M]; two boxes without area at one place are the same."""
+def overlap(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+    """Intersection over union of every pair, [K, M].
+
+    Args:
+        first: [K, 4], left, top, right, bottom.
+        second: [M, 4].
+    """
     a, b = first[:, None].astype(np.float64), second[None].astype(np.float64)
-    shared = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(min=0)
+    sides = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(min=0)
+    shared = sides.prod(-1)
     areas = [(boxes[..., 2:] - boxes[..., :2]).clip(min=0).prod(-1) for boxes in (a, b)]
-    union = areas[0] + areas[1] - shared.prod(-1)
-    alike = np.abs(a - b).max(-1) < 1e-3
-    result: NDArray[np.float64] = np.where(alike, 1.0, shared.prod(-1) / union.clip(min=1e-9))
+    union = areas[0] + areas[1] - shared
+    result: NDArray[np.float64] = shared / union.clip(min=1e-9)
     return result
 
 

@@ -23,11 +23,12 @@ import vfm_runtime
 from fashion_mnist import NAMES, RECIPES, lite0_weights, run
 from scenes import GROUNDS, ground, item, items_of, piece
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from vfm_runtime.agreement import overlap
 
 import vfm
 from vfm.data import DetectionData
 from vfm.data.boxes.writing import Drawn, write_coco, write_voc, write_yolo
-from vfm.metrics.detection import Found, coco_metrics, overlap
+from vfm.metrics.detection import Found, coco_metrics
 from vfm.report import plots
 from vfm.tasks.boxes import truth_of
 
@@ -109,7 +110,7 @@ def main() -> None:
     out = options.out or Path(tempfile.mkdtemp())
     roots = write(out / "scenes", 20 if options.quick else 1)
     words = ["--config", RECIPES / "detection/small_data.yaml", "--data.root", roots["coco"]]
-    # Three quarters of the scenes' size, at which all of it takes half an hour.
+    # Three quarters of the scenes' size: about half the work.
     words += ["--model.image_size", "192"]
     words += ["--model.weights", lite0_weights(), "--trainer.default_root_dir", out / "runs"]
     if options.quick:

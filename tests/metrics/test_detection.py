@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from vfm_runtime.agreement import overlap
 
 from vfm.metrics.detection import (
     Found,
@@ -12,7 +13,6 @@ from vfm.metrics.detection import (
     assign,
     coco_metrics,
     confusion,
-    overlap,
     rankings,
 )
 

@@ -56,7 +56,7 @@ def match(logits: Tensor, boxes: Tensor, objects: Objects, costs: Costs) -> Matc
         for layer, image, group in np.ndindex(*table.shape[:3]):
             if number := counts[image]:
                 queries, owned = linear_sum_assignment(table[layer, image, group, :, :number])
-                for part, value in zip(found, (layer, image, group), strict=False):
+                for part, value in zip(found[:3], (layer, image, group), strict=True):
                     part.append(np.full(len(queries), value))
                 found[3].append(queries)
                 found[4].append(owned + starts[image])

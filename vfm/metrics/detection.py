@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.agreement import overlap
 
 from vfm.metrics.intervals import bootstrap
 
@@ -96,7 +97,9 @@ def coco_metrics(
     dt = gt.loadRes(list(_answers(found)))
     evaluation = COCOeval_faster(gt, dt, "bbox", print_function=silent)
     evaluation.run()
-    stats = {name: _defined(v) for name, v in zip(_STATS, evaluation.stats, strict=False)}
+    stats = {
+        name: _defined(v) for name, v in zip(_STATS, evaluation.stats[: len(_STATS)], strict=True)
+    }
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     per_class = [precision[:, :, k] for k in range(num_labels)]
     return stats, [_defined(p[p > -1].mean() if (p > -1).any() else -1) for p in per_class]
@@ -204,17 +207,6 @@ def ap50_interval(
         return {"value": None if np.isnan(value) else value, "low": None, "high": None}
     interval = bootstrap(lambda counts: ap50(classes, images, counts), once[0], num_resamples=200)
     return dict(interval.to_dict())
-
-
-def overlap(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-    """Intersection over union of boxes [K, 4] with boxes [M, 4], [K, M]."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(-1) for boxes in (first, second)]
-    union = areas[0][:, None] + areas[1][None] - shared
-    result: NDArray[np.float64] = shared / np.maximum(union, 1e-9)
-    return result
 
 
 def assign(table: NDArray[np.float64], ignored: NDArray[np.bool_], iou: float) -> NDArray[np.int64]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.agreement import overlap
 from vfm_runtime.image import ImageError
 
 from vfm.data.boxes.dataset import pixels_of
 from vfm.data.dataset import Record
-from vfm.metrics.detection import IOU, Found, Truth, assign, overlap
+from vfm.metrics.detection import IOU, Found, Truth, assign
 from vfm.report import Page, contact_sheet, plots
 from vfm.report.boxes import Marked, marked_picture
 
