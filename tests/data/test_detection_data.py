@@ -217,7 +217,7 @@ def test_tiles_of_a_large_photo(tmp_path):
     assert all(record.objects.size == (100, 100) for record in records)
     whole = {0: 0, 1: 0, 2: 0}
     for index, record in enumerate(records):
-        left, top = record.objects.tile
+        left, top = record.objects.tile[:2]
         sample = data._images("train")[index]
         part = PREPROCESS.resize(np.ascontiguousarray(pixels[top : top + 100, left : left + 100]))[
             0

@@ -238,7 +238,7 @@ class DetectionData(BoxData):
                 records.append(Record(str(scene.path), labels, scene.name, objects=annotation))
                 continue
             for part, own in tiles(annotation, labels, self.tile, self.tile_overlap):
-                place = "" if part.tile is None else f"@{part.tile[0]},{part.tile[1]}"
+                place = "" if part.tile is None else f"@{part.tile.left},{part.tile.top}"
                 records.append(Record(str(scene.path), own, scene.name + place, objects=part))
         return records
 

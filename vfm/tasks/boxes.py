@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vfm.data.boxes.tiles import centred_in
 from vfm.data.dataset import Record
 from vfm.metrics.detection import (
     Found,
@@ -35,14 +36,19 @@ class BoxAnswers(NamedTuple):
     loss: float
     """Sum over all objects."""
 
-    def truth(self, records: Sequence[Record], numbers: Sequence[int]) -> list[Truth]:
-        """The true boxes of the same images.
+    def compared(
+        self, records: Sequence[Record], numbers: Sequence[int]
+    ) -> tuple[list[Truth], list[Found]]:
+        """The true boxes and the answers of each image.
 
         Args:
             records: Of the split.
             numbers: For each class of the data its place among the model's.
         """
-        return [truth_of(records[i], numbers) for i in self.position]
+        seen = [records[i] for i in self.position]
+        return [truth_of(record, numbers) for record in seen], [
+            answer_of(record, found) for record, found in zip(seen, self.found, strict=True)
+        ]
 
 
 class BoxCollector:
@@ -81,16 +87,25 @@ class BoxCollector:
 
 
 def truth_of(record: Record, numbers: Sequence[int]) -> Truth:
-    """The true boxes of an image, in the model's classes."""
+    """The true boxes of an image, in the model's classes; a tile ignores those that a neighbour answers for."""
     assert record.objects is not None
     assert isinstance(record.label, tuple)
     labels = np.array([numbers[label] for label in record.label], np.int64)
-    return Truth(record.objects.corners, labels, record.objects.ignored)
+    tile, ignored = record.objects.tile, record.objects.ignored
+    return Truth(record.objects.corners, labels, ignored if tile is None else ignored | ~tile.own)
 
 
-def figures_of(answers: BoxAnswers, truth: Sequence[Truth], num_labels: int) -> dict[str, float]:
+def answer_of(record: Record, found: Found) -> Found:
+    """What was found in an image; of a tile, what it answers for."""
+    tile = record.objects.tile if record.objects else None
+    if tile is None:
+        return found
+    return Found(*(part[centred_in(tile.core, found.corners)] for part in found))
+
+
+def figures_of(truth: Sequence[Truth], found: Sequence[Found], num_labels: int) -> dict[str, float]:
     """The few figures that every validation logs; 0 where there is nothing to find."""
-    stats, _ = coco_metrics(truth, answers.found, num_labels)
+    stats, _ = coco_metrics(truth, found, num_labels)
     return {name: stats[name] or 0.0 for name in ("AP", "AP50")}
 
 
@@ -118,13 +133,13 @@ def write_box_results(
         The path of `results.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    truth = answers.truth(records, numbers)
-    results = box_results(truth, answers.found, labels) | dict(more)
+    truth, found = answers.compared(records, numbers)
+    results = box_results(truth, found, labels) | dict(more)
     path = folder / RESULTS_FILE
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     path.write_text(json.dumps(kept | {split: results}, indent=2) + "\n", encoding="utf-8")
     seen = [records[i] for i in answers.position]
-    write_box_page(folder, split, results, seen, truth, answers.found, labels)
+    write_box_page(folder, split, results, seen, truth, found, labels)
     return path
 
 

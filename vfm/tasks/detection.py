@@ -170,9 +170,10 @@ class DetectionTask(EvaluatedTask):
 
     def figures(self, split: str, answers: BoxAnswers) -> dict[str, float]:
         """Loss by object, AP and AP50."""
-        truth = answers.truth(self._datamodule().records[split], self.columns.tolist())
+        records = self._datamodule().records[split]
+        truth, found = answers.compared(records, self.columns.tolist())
         number = max(sum(len(true.labels) for true in truth), 1)
-        return {"loss": answers.loss / number, **figures_of(answers, truth, len(self.labels))}
+        return {"loss": answers.loss / number, **figures_of(truth, found, len(self.labels))}
 
     def write(self, folder: Path, split: str, answers: BoxAnswers, more: dict[str, Any]) -> Path:
         """Write all figures of a split, its page and pictures."""

@@ -240,7 +240,7 @@ def pixels_of(record: Record) -> NDArray[np.uint8]:
         return pixels
     assert isinstance(record.source, str)
     whole = _open_large(record.source)
-    (left, top), (height, width) = annotation.tile, annotation.size
+    (left, top), (height, width) = annotation.tile[:2], annotation.size
     part = np.ascontiguousarray(whole[top : top + height, left : left + width])
     _require_size(record, *part.shape[:2])
     return part

@@ -101,6 +101,18 @@ def require_keys(entry: Any, keys: Sequence[str], where: str) -> Mapping[str, An
     return entry
 
 
+class Tile(NamedTuple):
+    """The part of a large photo that a record shows."""
+
+    left: int
+    """Of the tile in the photo, in pixels."""
+    top: int
+    core: NDArray[np.float64]
+    """[4], the part of the tile that no neighbour answers for, in pixels of the tile; infinite at the photo's edges."""
+    own: NDArray[np.bool_]
+    """[M], boxes whose centre lies in the core: every box of the photo counts in one tile."""
+
+
 class Annotation(NamedTuple):
     """The checked boxes of a record. M boxes; their classes are the record's labels, in the same order."""
 
@@ -110,5 +122,5 @@ class Annotation(NamedTuple):
     """[M], neither learned nor counted for or against an answer."""
     size: tuple[int, int]
     """Height and width of the image, or of the tile."""
-    tile: tuple[int, int] | None = None
-    """Left and top of the tile in the file's image, for large photos that are cut up."""
+    tile: Tile | None = None
+    """For large photos that are cut up."""

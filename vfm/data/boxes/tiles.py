@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vfm.data.boxes.scene import Annotation
+from vfm.data.boxes.scene import Annotation, Tile
 
 _LEAST_VISIBLE = 0.3
 
@@ -17,7 +19,7 @@ def tiles(
     """The tiles of an image; the image itself where it is no larger than a tile and a half.
 
     Tiles are spread evenly, so that all are of full size. A box of which less than 30 % lies in a tile is ignored
-    there.
+    there. Where tiles overlap, each answers for its side of the overlap's middle.
 
     Args:
         annotation: Of the whole image.
@@ -30,28 +32,43 @@ def tiles(
         yield annotation, labels
         return
     h, w = min(side, height), min(side, width)
-    for top in _starts(height, h, overlap):
-        for left in _starts(width, w, overlap):
-            yield _cut(annotation, labels, left, top, (h, w))
+    for top, rows in _starts(height, h, overlap):
+        for left, columns in _starts(width, w, overlap):
+            core = np.array([columns[0], rows[0], columns[1], rows[1]])
+            yield _cut(annotation, labels, (left, top), core, (h, w))
 
 
-def _starts(length: int, side: int, overlap: float) -> list[int]:
+def _starts(length: int, side: int, overlap: float) -> list[tuple[int, tuple[float, float]]]:
+    """Where tiles start along an axis, and from where to where each answers, seen from its start."""
     number = 1 + int(np.ceil((length - side) / (side * (1 - overlap)))) if length > side else 1
-    return [round(start) for start in np.linspace(0, length - side, number).tolist()]
+    starts = [round(start) for start in np.linspace(0, length - side, number).tolist()]
+    middles = [(before + side + after) / 2 for before, after in pairwise(starts)]
+    limits = pairwise([-np.inf, *middles, np.inf])
+    return [(s, (low - s, high - s)) for s, (low, high) in zip(starts, limits, strict=True)]
 
 
 def _cut(
-    annotation: Annotation, labels: tuple[int, ...], left: int, top: int, size: tuple[int, int]
+    annotation: Annotation,
+    labels: tuple[int, ...],
+    corner: tuple[int, int],
+    core: NDArray[np.float64],
+    size: tuple[int, int],
 ) -> tuple[Annotation, tuple[int, ...]]:
-    shift = np.array([left, top, left, top], np.float32)
-    limit = np.array([size[1], size[0], size[1], size[0]], np.float32)
-    moved = annotation.corners - shift
-    inside = moved.clip(0, limit)
+    moved = annotation.corners - np.array(corner * 2, np.float32)
+    inside = moved.clip(0, np.array([size[1], size[0]] * 2, np.float32))
     visible = area(inside) / area(moved).clip(min=1e-6)
     kept = (area(inside) > 0) & (visible > 0)
     ignored = annotation.ignored | (visible < _LEAST_VISIBLE)
     own = tuple(label for label, there in zip(labels, kept, strict=True) if there)
-    return Annotation(inside[kept], ignored[kept], size, (left, top)), own
+    tile = Tile(*corner, core, centred_in(core, moved)[kept])
+    return Annotation(inside[kept], ignored[kept], size, tile), own
+
+
+def centred_in(core: NDArray[np.float64], corners: np.ndarray) -> NDArray[np.bool_]:
+    """Which of the boxes [M, 4] have their centre in the region [4], bool [M]."""
+    centre = (corners[:, :2] + corners[:, 2:]) / 2
+    result: NDArray[np.bool_] = ((centre >= core[:2]) & (centre < core[2:])).all(axis=1)
+    return result
 
 
 def area(corners: np.ndarray) -> np.ndarray:
