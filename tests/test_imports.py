@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROWS = {
     7: {"cli", "api", "demo", "tune"},
-    6: set(),
+    6: {"audit"},
     5: {"bundle"},
     4: {"tasks"},
     3: {"embed"},
@@ -19,7 +19,7 @@ ROWS = {
     0: {"vfm_runtime"},
 }
 ROW = {name: row for row, names in ROWS.items() for name in names}
-RUNTIME_MAY = {"numpy", "PIL", "onnxruntime", "vfm_runtime"} | set(sys.stdlib_module_names)
+RUNTIME_MAY = {"numpy", "PIL", "onnxruntime", "av", "vfm_runtime"} | set(sys.stdlib_module_names)
 # The only place that may import the package.
 ONLY = {
     "albumentations": "vfm/data/transforms.py",

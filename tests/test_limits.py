@@ -18,6 +18,10 @@ SPEAKERS = (
     "vfm/demo.py",
     "vfm/tune.py",
     "vfm/bundle/write.py",
+    "vfm/data/fakes/extract.py",
+    "vfm/audit/calibrate.py",
+    "vfm/audit/doctor.py",
+    "vfm/audit/robustness.py",
     "export/vfm_runtime/cli.py",
 )
 

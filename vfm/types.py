@@ -38,6 +38,8 @@ class Batch(TypedDict):
     """What is to be found in the images, where that is the task."""
     geometry: NotRequired[Tensor]
     """float32 [N, 6], where each image lies in its original, as `vfm.preprocess.Geometry.row` gives it."""
+    mask: NotRequired[Tensor]
+    """float32 [N, H, W], 0 to 1, how much of each pixel is forged; -1 everywhere where that is not known."""
     index: Tensor
     """int64 [N], position of each sample in its split."""
     name: list[str]

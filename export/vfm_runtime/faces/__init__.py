@@ -1,0 +1,1 @@
+"""Faces: found, chosen, and cut out aligned by five points."""

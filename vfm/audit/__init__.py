@@ -1,0 +1,1 @@
+"""Can the result be trusted? Operating points, robustness, shortcuts in the data."""
