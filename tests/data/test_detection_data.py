@@ -9,8 +9,13 @@ import yaml
 from tests.data.boxes_written import LABELS, WRITERS, drawn, write
 from vfm.data import DetectionData
 from vfm.data.boxes.dataset import collate_boxes
+from vfm.data.boxes.scene import Annotation
+from vfm.data.boxes.tiles import tiles
 from vfm.data.boxes.writing import Drawn
+from vfm.data.dataset import Record
+from vfm.metrics.detection import Found
 from vfm.preprocess import Preprocess
+from vfm.tasks.boxes import answer_of, truth_of
 
 PREPROCESS = Preprocess(size=(64, 64), fit="squash")
 
@@ -231,6 +236,26 @@ def test_tiles_of_a_large_photo(tmp_path):
             whole[label] += inside
             assert not (inside and ignored)
     assert all(whole.values())  # each object is seen as a whole somewhere
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.2, 0.5])
+def test_overlapping_tiles_count_each_object_once(overlap):
+    random = np.random.default_rng(0)
+    start = random.uniform(0, [280, 180], (200, 2))
+    corners = np.concatenate([start, start + random.uniform(2, 20, (200, 2))], 1)
+    whole = Annotation(corners.astype(np.float32), np.zeros(200, bool), (200, 300))
+    counted: list[int] = []
+    answered = np.zeros(200, int)
+    for part, numbers in tiles(whole, tuple(range(200)), 100, overlap):
+        record = Record("x.png", numbers, "x.png", objects=part)
+        truth = truth_of(record, range(200))
+        counted += truth.labels[~truth.ignored].tolist()
+        # A model that sees everything in every tile: each tile keeps what it answers for.
+        there = whole.corners - np.array([part.tile.left, part.tile.top] * 2, np.float32)
+        seen = Found(there, np.arange(200), np.ones(200, np.float32))
+        answered[answer_of(record, seen).labels] += 1
+    assert sorted(counted) == list(range(200))
+    assert (answered == 1).all()
 
 
 def test_an_image_of_another_size_is_skipped(tmp_path, scenes):

@@ -19,7 +19,7 @@ def tiles(
     """The tiles of an image; the image itself where it is no larger than a tile and a half.
 
     Tiles are spread evenly, so that all are of full size. A box of which less than 30 % lies in a tile is ignored
-    there. Where tiles overlap, each answers for its side of the overlap's middle.
+    there, unless its centre does. Where tiles overlap, each answers for its side of the overlap's middle.
 
     Args:
         annotation: Of the whole image.
@@ -58,10 +58,11 @@ def _cut(
     inside = moved.clip(0, np.array([size[1], size[0]] * 2, np.float32))
     visible = area(inside) / area(moved).clip(min=1e-6)
     kept = (area(inside) > 0) & (visible > 0)
-    ignored = annotation.ignored | (visible < _LEAST_VISIBLE)
-    own = tuple(label for label, there in zip(labels, kept, strict=True) if there)
-    tile = Tile(*corner, core, centred_in(core, moved)[kept])
-    return Annotation(inside[kept], ignored[kept], size, tile), own
+    own = centred_in(core, moved)
+    # Of a box whose centre is here, a quarter may be: it counts in no other tile.
+    ignored = annotation.ignored | ((visible < _LEAST_VISIBLE) & ~own)
+    there = tuple(label for label, seen in zip(labels, kept, strict=True) if seen)
+    return Annotation(inside[kept], ignored[kept], size, Tile(*corner, core, own[kept])), there
 
 
 def centred_in(core: NDArray[np.float64], corners: np.ndarray) -> NDArray[np.bool_]:
