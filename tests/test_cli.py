@@ -57,7 +57,7 @@ WRONG = [
         "nonsense",
         2,
         "'nonsense'",
-        "Commands: fit, validate, test, predict, models, tune, demo, export",
+        "Commands: fit, validate, test, predict, models, tune, faces, doctor, calibrate, audit, demo, export",
     ),
     ("fit", 2, "--model", "--data", "--config"),
     ("validate", 2, "--model", "--data"),

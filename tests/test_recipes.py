@@ -15,6 +15,7 @@ import yaml
 
 from tests.data.boxes_written import write
 from vfm.cli import main
+from vfm.data.fakes.procedural import write_faces
 from vfm.data.synthetic import write_image_folder
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -34,9 +35,14 @@ NAMES = (
     "data/table.yaml",
     "data/voc.yaml",
     "data/yolo.yaml",
+    "debug/deepfake.yaml",
     "debug/detection.yaml",
     "debug/digits.yaml",
     "debug/synthetic.yaml",
+    "deepfake/effort.yaml",
+    "deepfake/ln_paired.yaml",
+    "deepfake/sbi_real_only.yaml",
+    "deepfake/synthetic_image.yaml",
     "detection/finetune.yaml",
     "detection/small_data.yaml",
 )
@@ -159,6 +165,14 @@ def test_command_of_the_header_runs_a_step(name, place):
     if name in BOXES:
         shutil.rmtree(place / "my_images")
         write(place, BOXES[name]).rename(place / "my_images")
+    if name == "deepfake/synthetic_image.yaml":
+        write_image_folder(place / "drawn", num_classes=2, images_per_class=20, size=[(40, 30)])
+        for given, label in (("class_0", "real"), ("class_1", "fake")):
+            (place / "drawn" / given).rename(place / "drawn" / label)
+        shutil.rmtree(place / "my_images")
+        (place / "drawn").rename(place / "my_images")
+    elif name.startswith("deepfake/"):
+        write_faces(place / "my_faces", num_identities=10, num_frames=1, size=64)
     joined = [
         yaml.safe_load((place / words[i + 1]).read_text())
         for i, word in enumerate(words)

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from vfm.data import (
         DetectionData,
         DigitsData,
+        FakesData,
         FolderData,
         IdxData,
         ImageData,
         ShardData,
         SyntheticData,
+        SyntheticFakes,
         SyntheticScenes,
         TableData,
     )
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         AsymmetricLoss,
         BinaryCrossEntropy,
         CrossEntropy,
+        DeepfakeLoss,
         DetectionLoss,
         FocalLoss,
         Loss,
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from vfm.models.heads import (
         AttentionPoolHead,
         ClassificationHead,
+        DeepfakeHead,
         DetectionHead,
         Head,
         LinearHead,
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
     )
     from vfm.preprocess import Preprocess
     from vfm.spec import Component
-    from vfm.tasks import BaseTask, ClassificationTask, DetectionTask, Optim
+    from vfm.tasks import BaseTask, ClassificationTask, DeepfakeTask, DetectionTask, Optim
     from vfm.types import FeatureInfo, Features, Raw
 
 __version__ = "0.1.0"
@@ -56,11 +60,15 @@ _HOME = {
     "Component": "vfm.spec",
     "CrossEntropy": "vfm.losses",
     "BoxAugment": "vfm.data.boxes.dataset",
+    "DeepfakeHead": "vfm.models.heads",
+    "DeepfakeLoss": "vfm.losses",
+    "DeepfakeTask": "vfm.tasks",
     "DetectionData": "vfm.data",
     "DetectionHead": "vfm.models.heads",
     "DetectionLoss": "vfm.losses",
     "DetectionTask": "vfm.tasks",
     "DigitsData": "vfm.data",
+    "FakesData": "vfm.data",
     "FeatureInfo": "vfm.types",
     "Features": "vfm.types",
     "FocalLoss": "vfm.losses",
@@ -78,6 +86,7 @@ _HOME = {
     "Raw": "vfm.types",
     "ShardData": "vfm.data",
     "SyntheticData": "vfm.data",
+    "SyntheticFakes": "vfm.data",
     "SyntheticScenes": "vfm.data",
     "TableData": "vfm.data",
     "export": "vfm.bundle",
@@ -90,6 +99,7 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "export",
     "ClassificationTask",
     "DetectionTask",
+    "DeepfakeTask",
     "BaseTask",
     "Optim",
     "AdaptOptions",
@@ -98,6 +108,7 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "MLPHead",
     "AttentionPoolHead",
     "DetectionHead",
+    "DeepfakeHead",
     "ClassificationHead",
     "Head",
     "Loss",
@@ -106,6 +117,7 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "BinaryCrossEntropy",
     "AsymmetricLoss",
     "DetectionLoss",
+    "DeepfakeLoss",
     "Features",
     "FeatureInfo",
     "Raw",
@@ -113,11 +125,13 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "TableData",
     "DetectionData",
     "BoxAugment",
+    "FakesData",
     "IdxData",
     "DigitsData",
     "ShardData",
     "SyntheticData",
     "SyntheticScenes",
+    "SyntheticFakes",
     "ImageData",
     "Preprocess",
     "Component",

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from vfm_runtime.detections import Detections
 from vfm_runtime.predictor import Answer
 from vfm_runtime.types import Prediction
+from vfm_runtime.verdict import Verdict
 
 MIN_SCORE = 0.05
 """Boxes of a lower score are not compared: they come and go with the last digit."""
@@ -20,9 +21,9 @@ class Agreement(NamedTuple):
     """Two answers, compared."""
 
     difference: float
-    """The largest difference of a score; infinite where one is no number."""
+    """The largest difference of a score, or of a place's heat; infinite where one is no number."""
     changed: bool
-    """Whether the best label is another, or a box has no partner."""
+    """Whether the best label is another, a box has no partner, or other crops were judged."""
     expected: str
     """The first answer in a word or two."""
     found: str
@@ -38,11 +39,40 @@ def agreement(expected: Answer, found: Answer) -> Agreement:
     """
     if isinstance(expected, Detections) and isinstance(found, Detections):
         return _of_boxes(expected, found)
+    if isinstance(expected, Verdict) and isinstance(found, Verdict):
+        return _of_verdicts(expected, found)
     assert isinstance(expected, Prediction)
     assert isinstance(found, Prediction)
     difference = float(np.abs(expected.scores - found.scores).max())
     changed = expected.label != found.label
     return Agreement(_finite(difference), changed, expected.label, found.label)
+
+
+def _of_verdicts(expected: Verdict, found: Verdict) -> Agreement:
+    """The score, and crop by crop its probability and its heatmap."""
+    names = [_named(verdict) for verdict in (expected, found)]
+    scores = (expected.score, found.score)
+    shapes = [
+        [f.heatmap is not None and f.heatmap.shape for f in v.frames] for v in (expected, found)
+    ]
+    changed = names[0] != names[1] or (None in scores and scores != (None, None))
+    if shapes[0] != shapes[1]:
+        names = [
+            f"{n}, {len(v.frames)} crops" for n, v in zip(names, (expected, found), strict=True)
+        ]
+        return Agreement(0.0, True, *names)
+    differences = [0.0]
+    if expected.score is not None and found.score is not None:
+        differences.append(abs(expected.score - found.score))
+    for ours, theirs in zip(expected.frames, found.frames, strict=True):
+        differences.append(abs(expected.score_of(ours) - found.score_of(theirs)))
+        if ours.heatmap is not None and theirs.heatmap is not None:
+            differences.append(float(np.abs(ours.heatmap - theirs.heatmap).max(initial=0)))
+    return Agreement(_finite(float(np.max(differences))), changed, *names)
+
+
+def _named(verdict: Verdict) -> str:
+    return verdict.label if verdict.reason is None else f"{verdict.label} ({verdict.reason.value})"
 
 
 def _of_boxes(expected: Detections, found: Detections) -> Agreement:

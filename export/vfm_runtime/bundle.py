@@ -142,7 +142,8 @@ def check_metadata(folder: Path, name: str, text: str | None, contract: Contract
     if inside.to_json() == contract.to_json():
         return
     ours, theirs = contract.to_dict(), inside.to_dict()
-    keys = [key for key in ours if json.dumps(ours[key]) != json.dumps(theirs[key])]
+    names = {**ours, **theirs}  # not every task has rules
+    keys = [key for key in names if json.dumps(ours.get(key)) != json.dumps(theirs.get(key))]
     raise BundleError(
         f"{folder / MANIFEST_FILE} is damaged: its {', '.join(keys)} differ from the metadata "
         f"inside {name}. {_REMEDY}"

@@ -14,13 +14,16 @@ from PIL import Image
 
 from vfm_runtime import __version__
 from vfm_runtime.bundle import BundleError
-from vfm_runtime.contract import DETECTION
+from vfm_runtime.contract import DEEPFAKE, DETECTION
 from vfm_runtime.detections import THRESHOLD, Detections
-from vfm_runtime.image import ImageError, find_images
+from vfm_runtime.image import ImageError, Pixels, find_images
+from vfm_runtime.judge import Judge
 from vfm_runtime.model import Model, load
 from vfm_runtime.predictor import Answer
 from vfm_runtime.providers import DEVICES, ProviderError
 from vfm_runtime.replay import replay
+from vfm_runtime.verdict import Verdict, sigmoid
+from vfm_runtime.video import find_videos, is_video
 
 OK, FAILED, MISUSED = 0, 1, 2
 """Exit codes: done; an image, a bundle or a check failed; the command was misused."""
@@ -62,7 +65,7 @@ def main(args: list[str] | None = None) -> int:
         # The reader (`| head`) has enough. Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (ValueError, ProviderError, OSError) as error:
+    except (ValueError, ProviderError, OSError, ImportError) as error:
         if debug:
             raise
         _complain(error)
@@ -96,13 +99,21 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     made = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     predict = made.add_parser("predict", parents=[common], help="answer for images and folders")
-    predict.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+")
+    predict.add_argument(
+        "images",
+        metavar="IMAGE_OR_FOLDER",
+        nargs="+",
+        help="of a deepfake model also videos, and folders of them",
+    )
     predict.add_argument("--top", type=_count, default=5, help="best classes to show (default: 5)")
     predict.add_argument(
         "--threshold", type=_share, default=THRESHOLD, help=f"of boxes (default: {THRESHOLD})"
     )
     predict.add_argument(
-        "--draw", type=Path, metavar="FOLDER", help="write the pictures with their boxes here"
+        "--draw", type=Path, metavar="FOLDER", help="write the pictures with boxes or heatmaps here"
+    )
+    predict.add_argument(
+        "--cropped", action="store_true", help="for a deepfake model: they are face crops already"
     )
     predict.add_argument("--batch-size", type=_count, default=32, help="default: 32")
     predict.add_argument("--json", action="store_true", help="one JSON object a line and image")
@@ -165,29 +176,52 @@ def _near(word: str, choices: list[str]) -> str:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    files = list(_files(options.images))
     model = load(options.bundle, device=options.device, batch_size=options.batch_size)
-    if options.draw is not None and model.kind != DETECTION:
-        raise _UsageError(f"{options.bundle} labels whole images: there are no boxes to --draw.")
+    _check_options(options, model)
+    files = list(_files(options.images, videos=model.kind == DEEPFAKE))
     code = OK
-    for start in range(0, len(files), options.batch_size):
-        batch = files[start : start + options.batch_size]
-        for path, answer in zip(batch, model.predict(batch, errors="return"), strict=True):
+    for batch in _batches(files, options.batch_size):
+        answers = model.predict(batch, errors="return", cropped=options.cropped)
+        for path, answer in zip(batch, answers, strict=True):
             if isinstance(answer, ImageError):
                 code = FAILED
             _show(path, answer, options)
     return code
 
 
-def _files(sources: list[str]) -> Iterator[Path]:
+def _batches(files: list[Path], size: int) -> Iterator[list[Path]]:
+    """Images by the batch; each video alone, so that its answer is shown before the next one is read."""
+    batch: list[Path] = []
+    for file in files:
+        if batch and (len(batch) == size or is_video(file) or is_video(batch[-1])):
+            yield batch
+            batch = []
+        batch.append(file)
+    if batch:
+        yield batch
+
+
+def _check_options(options: argparse.Namespace, model: Model) -> None:
+    if options.draw is not None and model.kind not in (DETECTION, DEEPFAKE):
+        raise _UsageError(f"{options.bundle} labels whole images: there are no boxes to --draw.")
+    if options.cropped and model.kind != DEEPFAKE:
+        raise _UsageError(
+            f"{options.bundle} is no deepfake model: it takes no crops. Leave out --cropped."
+        )
+
+
+def _files(sources: list[str], *, videos: bool) -> Iterator[Path]:
     for source in sources:
         path = Path(source)
         if not path.is_dir():
             yield path
             continue
         found = find_images(path)
+        if videos:
+            found = sorted([*found, *find_videos(path)], key=lambda file: file.parts)
         if not found:
-            raise ImageError(str(path), "no images in this folder", "Check the path.")
+            what = "no images and no videos" if videos else "no images"
+            raise ImageError(str(path), f"{what} in this folder", "Check the path.")
         yield from found
 
 
@@ -198,6 +232,8 @@ def _show(path: Path, answer: Answer | ImageError, options: argparse.Namespace) 
             print(json.dumps({"image": str(path), "error": str(answer)}))
     elif isinstance(answer, Detections):
         _show_boxes(path, answer, options)
+    elif isinstance(answer, Verdict):
+        _show_verdict(path, answer, options)
     elif options.json:
         print(json.dumps({"image": str(path), **answer.to_dict(options.top)}))
     else:
@@ -216,15 +252,26 @@ def _show_boxes(path: Path, answer: Detections, options: argparse.Namespace) -> 
         best = f"none (best score {answer.scores.max(initial=0):.4f})"
         print(f"{path}: {'; '.join(listed) or best}")
     if options.draw is not None:
-        _draw(path, answer, options)
+        _save(path, ".png", answer.draw(path, options.threshold), options)
 
 
-def _draw(path: Path, answer: Detections, options: argparse.Namespace) -> None:
+def _show_verdict(path: Path, answer: Verdict, options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps({"image": str(path), **answer.to_dict()}))
+    else:
+        print(f"{path}: {answer.headline}. {' '.join([answer.explanation, *answer.notes])}")
+    if options.draw is not None:
+        # A video and its still often have one name but for the suffix.
+        suffix = f"{path.suffix}.png" if answer.is_video else ".png"
+        _save(path, suffix, answer.draw(path), options)
+
+
+def _save(path: Path, suffix: str, drawn: Pixels, options: argparse.Namespace) -> None:
     """Write the picture under its own path below the folder, so that equal names do not meet."""
     parts = [part for part in path.parts if part not in (path.anchor, "..")]
-    target = Path(options.draw, *parts).with_suffix(".png")
+    target = Path(options.draw, *parts).with_suffix(suffix)
     target.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(answer.draw(path, options.threshold)).save(target)
+    Image.fromarray(drawn).save(target)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -266,9 +313,25 @@ def _info_lines(model: Model, files: dict[str, int]) -> Iterator[str]:
     yield f"size       {contract.size[0]} x {contract.size[1]} (height x width)"
     yield f"license    {contract.license or 'not stated'}"
     yield f"versions   {', '.join(f'{k} {v}' for k, v in sorted(contract.versions.items()))}"
+    if model.judge is not None:
+        yield from _rule_lines(model.judge)
     yield f"device     {model.device}"
     for name, size in files.items():
         yield f"{size:>12,} B  {name}"
+
+
+def _rule_lines(judge: Judge) -> Iterator[str]:
+    crop, rules = judge.crop, judge.decision
+    faces = f", {crop.policy} face, {crop.detector}" if crop.source == "faces" else ""
+    yield f"crop       {crop.source}, {crop.size} pixels, margin {crop.margin:g}{faces}"
+    yield f"frames     {rules.num_frames} of a video"
+    if rules.threshold is None:
+        yield "threshold  0.5 assumed: not calibrated"
+        return
+    basis = ""
+    if rules.fpr is not None and rules.num_reals is not None:
+        basis = f", for {rules.fpr:.1%} false alarms, fitted on {rules.num_reals} real ones"
+    yield f"threshold  {sigmoid(rules.threshold):.4f}{basis}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn, Self
 
+from vfm_runtime.decide import Decision
+from vfm_runtime.faces.crop import CropSpec
+from vfm_runtime.verdict import VERDICT_LABELS
+
 METADATA_KEY = "vfm"
 """Key of the contract's JSON in the `metadata_props` of each ONNX file."""
 
@@ -12,14 +16,20 @@ FORMAT = 1
 """The newest bundle format that this version reads."""
 
 DETECTION = "detection"
+DEEPFAKE = "deepfake"
 
-TASKS = ("classification", "multilabel", DETECTION)
-"""The tasks that this version can answer: one label an image, any number of them, or objects with boxes."""
+TASKS = ("classification", "multilabel", DETECTION, DEEPFAKE)
+"""The tasks that this version can answer: one label an image, any number of them, objects with boxes, or whether an
+image or a video is real or fake."""
 
 _LABELLING = ({"pixels": "uint8"}, {"scores": "float"})
 _FINDING = (
     {"pixels": "uint8", "geometry": "float"},
     {"boxes": "float", "labels": "int64", "scores": "float"},
+)
+_JUDGING = (
+    {"pixels": "uint8"},
+    {"logits": "float", "heatmaps": "float", "distances": "float"},
 )
 
 PREPROCESS_FILE = "preprocess.onnx"
@@ -47,7 +57,8 @@ class Contract:
     """What the model does; one of `TASKS`."""
 
     labels: tuple[str, ...]
-    """Class names, in the order of the columns of `scores`; of a detector, by its `labels`."""
+    """Class names, in the order of the columns of `scores`; of a detector, by its `labels`; `real` and `fake` of a
+    deepfake model."""
 
     preprocess: dict[str, Any]
     """How `preprocess.onnx` makes pixels; plain values, with `size` as [height, width]."""
@@ -64,6 +75,10 @@ class Contract:
     format: int = FORMAT
     """Version of this schema."""
 
+    rules: dict[str, Any] | None = None
+    """How a deepfake model is asked and answers: `crop`, a `CropSpec`, and `decision`, a `Decision`, as plain values;
+    None for every other model, whose contract then does not name it."""
+
     def __post_init__(self) -> None:
         # Trainers pass lists and tuples; files can only hold lists. One form makes `==` meaningful.
         object.__setattr__(self, "labels", _labels(self.labels))
@@ -76,6 +91,7 @@ class Contract:
             _refuse("license", self.license, "a string or null")
         object.__setattr__(self, "preprocess", _preprocess(self.preprocess))
         object.__setattr__(self, "versions", _versions(self.versions))
+        object.__setattr__(self, "rules", _rules(self.task, self.labels, self.rules))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,7 +101,7 @@ class Contract:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as plain values that JSON can hold."""
-        return {
+        values = {
             "task": self.task,
             "labels": list(self.labels),
             "preprocess": _plain("preprocess", self.preprocess),
@@ -94,6 +110,7 @@ class Contract:
             "versions": dict(self.versions),
             "format": self.format,
         }
+        return values if self.rules is None else {**values, "rules": _plain("rules", self.rules)}
 
     def to_json(self) -> str:
         """Return one JSON text for one contract: sorted keys, no spaces, ASCII only."""
@@ -114,7 +131,7 @@ class Contract:
         names = [field.name for field in fields(cls)]
         # A newer format may have other keys, so its number is looked at before the keys are.
         for name in ["format", *names]:
-            if name not in values:
+            if name not in values and name != "rules":
                 raise ContractError(f"The contract has no key '{name}'. {_REMEDY}")
             if name == "format":
                 _check_format(values["format"])
@@ -150,7 +167,7 @@ def ports(task: str) -> tuple[dict[str, str], dict[str, str]]:
     Args:
         task: One of `TASKS`.
     """
-    return _FINDING if task == DETECTION else _LABELLING
+    return {DETECTION: _FINDING, DEEPFAKE: _JUDGING}.get(task, _LABELLING)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -245,3 +262,19 @@ def _versions(value: object) -> dict[str, str]:
         if not isinstance(name, str) or not isinstance(version, str):
             _refuse("versions", {name: version}, "strings only")
     return dict(value)
+
+
+def _rules(task: str, labels: tuple[str, ...], value: object) -> dict[str, Any] | None:
+    if task != DEEPFAKE:
+        if value is not None:
+            _refuse("rules", value, f"null for the task '{task}'")
+        return None
+    if labels != VERDICT_LABELS:
+        _refuse("labels", list(labels), f"{list(VERDICT_LABELS)} for the task '{task}'")
+    if not isinstance(value, dict) or set(value) != {"crop", "decision"}:
+        _refuse("rules", value, "an object with the keys 'crop' and 'decision'")
+    try:
+        crop, decision = CropSpec.from_dict(value["crop"]), Decision.from_dict(value["decision"])
+    except ValueError as error:
+        raise ContractError(f"The contract's 'rules' do not hold: {error}") from error
+    return {"crop": crop.to_dict(), "decision": decision.to_dict()}

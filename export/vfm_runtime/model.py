@@ -10,6 +10,7 @@ import numpy as np
 from vfm_runtime import providers
 from vfm_runtime.bundle import BundleError, Manifest, check_metadata, read_manifest
 from vfm_runtime.contract import (
+    DEEPFAKE,
     DETECTION,
     METADATA_KEY,
     MODEL_FILE,
@@ -17,7 +18,10 @@ from vfm_runtime.contract import (
     Contract,
     ports,
 )
+from vfm_runtime.decide import Decision
+from vfm_runtime.faces.crop import CropSpec
 from vfm_runtime.image import ImageSource, open_image
+from vfm_runtime.judge import Judge
 from vfm_runtime.predictor import Arrays, Predictor
 
 IMAGE = {"image": "uint8"}
@@ -79,7 +83,8 @@ class Model(Predictor):
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self.contract = self.manifest.contract
-        super().__init__(self.contract.task, self.contract.labels, batch_size)
+        judge = _judge(self.contract, num_threads)
+        super().__init__(self.contract.task, self.contract.labels, batch_size, judge=judge)
         # On the CPU always: it is small work, and the pixels are then the same on every machine.
         self._preprocess = providers.open_session(
             self.path / PREPROCESS_FILE, "cpu", num_threads=num_threads
@@ -106,7 +111,8 @@ class Model(Predictor):
             inputs: By name; `pixels` is uint8, [images, height, width, 3], of the model's own height and width.
 
         Returns:
-            `scores` [N, C]; of a detector `boxes` [N, K, 4], `labels` and `scores` [N, K].
+            `scores` [N, C]; of a detector `boxes` [N, K, 4], `labels` and `scores` [N, K]; of a deepfake model
+            `logits` [N], `heatmaps` [N, h, w] and `distances` [N].
         """
         pixels = inputs["pixels"]
         expected = (*self.contract.size, 3)
@@ -122,7 +128,7 @@ class Model(Predictor):
         """Open one image and bring it to the model's size, by `preprocess.onnx`.
 
         Args:
-            image: As for `predict`.
+            image: As for `predict`; of a deepfake model, one crop, as `judge` cuts it.
 
         Returns:
             `pixels`, uint8 [1, height, width, 3]; for a detector also `geometry`, float32 [1, 6].
@@ -133,8 +139,8 @@ class Model(Predictor):
         return self._run(self._preprocess, PREPROCESS_FILE, {"image": open_image(image)})
 
     def _check_labels(self) -> None:
-        if self.kind == DETECTION:
-            return  # its scores are as many as its boxes
+        if self.kind in (DETECTION, DEEPFAKE):
+            return  # its scores are as many as its boxes; the labels of verdicts are fixed
         # A symbolic dimension is a name; the first answer is then checked by Prediction.
         num_scores = self._model.get_outputs()[0].shape[-1]
         if isinstance(num_scores, int) and num_scores != len(self.labels):
@@ -155,6 +161,14 @@ class Model(Predictor):
                 f"{shape}: {providers.first_line(error)} "
                 "If memory ran out, use a smaller batch_size or device='cpu'."
             ) from error
+
+
+def _judge(contract: Contract, num_threads: int | None) -> Judge | None:
+    if contract.rules is None:
+        return None
+    crop = CropSpec.from_dict(contract.rules["crop"])
+    decision = Decision.from_dict(contract.rules["decision"])
+    return Judge(crop, decision, num_threads=num_threads)
 
 
 def expect_ports(

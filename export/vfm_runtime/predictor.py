@@ -7,15 +7,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm_runtime.contract import DETECTION
+from vfm_runtime.contract import DEEPFAKE, DETECTION
 from vfm_runtime.detections import Detections
-from vfm_runtime.image import ImageError, ImageSource
+from vfm_runtime.image import ImageError, ImageSource, Pixels
+from vfm_runtime.judge import Judge, judge_each
 from vfm_runtime.types import Prediction
+from vfm_runtime.verdict import Verdict
 
 Errors = Literal["raise", "return"]
 Arrays = dict[str, NDArray[Any]]
 """Inputs or outputs of a model, by name; the first dimension counts images."""
-Answer = Prediction | Detections
+Answer = Prediction | Detections | Verdict
 _Position = tuple[int, Arrays | ImageError]
 
 
@@ -23,26 +25,45 @@ class Predictor(ABC):
     """A model that answers for images; a loaded bundle is one, a checkpoint loaded by vfm another.
 
     Attributes:
-        kind: What it answers, `classification`, `multilabel` or `detection`.
+        kind: What it answers, `classification`, `multilabel`, `detection` or `deepfake`.
         labels: Every class, in the order of the scores.
         batch_size: Images that go through the model at once.
+        judge: Of a deepfake model: how it is asked and how it answers; None of every other.
     """
 
     kind: str
     labels: tuple[str, ...]
     batch_size: int
+    judge: Judge | None
 
-    def __init__(self, kind: str, labels: Sequence[str], batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        kind: str,
+        labels: Sequence[str],
+        batch_size: int = 32,
+        *,
+        judge: Judge | None = None,
+    ) -> None:
         """Remember what every answer needs.
 
         Args:
-            kind: `classification`, `multilabel` or `detection`.
+            kind: `classification`, `multilabel`, `detection` or `deepfake`.
             labels: Every class, in the order of the scores.
             batch_size: Images that go through the model at once.
+            judge: Needed by a deepfake model, and by no other.
+
+        Raises:
+            ValueError: A deepfake model has no judge, or another model has one.
         """
+        if (kind == DEEPFAKE) != (judge is not None):
+            raise ValueError(
+                f"A model of the kind {kind!r} {'needs a' if judge is None else 'has no'} judge. "
+                f"Give one where the kind is {DEEPFAKE!r}, and only there."
+            )
         self.kind = kind
         self.labels = tuple(labels)
         self.batch_size = _batch_size(batch_size)
+        self.judge = judge
 
     @property
     def multilabel(self) -> bool:
@@ -54,7 +75,7 @@ class Predictor(ABC):
         """Open one image and bring it to the model's size.
 
         Args:
-            image: As for `predict`.
+            image: As for `predict`; of a deepfake model, one crop, as `judge` cuts it.
 
         Returns:
             `pixels`, uint8 [1, height, width, 3]; for a detector also `geometry`, float32 [1, 6].
@@ -71,7 +92,8 @@ class Predictor(ABC):
             inputs: By name.
 
         Returns:
-            `scores` [N, C]; of a detector `boxes` [N, K, 4], `labels` and `scores` [N, K].
+            `scores` [N, C]; of a detector `boxes` [N, K, 4], `labels` and `scores` [N, K]; of a deepfake model
+            `logits` [N], `heatmaps` [N, h, w] and `distances` [N].
         """
 
     def preprocess(self, image: ImageSource) -> NDArray[np.uint8]:
@@ -96,18 +118,27 @@ class Predictor(ABC):
             Probabilities, [images, classes].
 
         Raises:
-            ValueError: The model finds objects, for which pixels alone do not say where they lie.
+            ValueError: The model finds objects, for which pixels alone do not say where they lie, or tells real from
+                fake.
         """
-        if self.kind == DETECTION:
-            raise ValueError("This model finds objects: take `predict`, or `run(prepare(image))`.")
+        if self.kind in (DETECTION, DEEPFAKE):
+            does = "finds objects" if self.kind == DETECTION else "tells real from fake"
+            raise ValueError(f"This model {does}: take `predict`, or `run(prepare(image))`.")
         scores: NDArray[np.float32] = self.run({"pixels": pixels})["scores"]
         return scores
 
     def answers(self, outputs: Arrays) -> list[Answer]:
-        """The answer of each image from what `run` gave."""
+        """The answer of each image from what `run` gave.
+
+        Args:
+            outputs: By name; of a deepfake model, each row is taken as a picture of its own, of which nothing but
+                the crop is known.
+        """
         if self.kind == DETECTION:
             rows = zip(outputs["boxes"], outputs["labels"], outputs["scores"], strict=True)
             return [Detections.from_arrays(*row, self.labels) for row in rows]
+        if self.judge is not None:
+            return list(self.judge.bare(outputs))
         return [
             Prediction.from_scores(row, self.labels, multilabel=self.multilabel)
             for row in outputs["scores"]
@@ -119,8 +150,9 @@ class Predictor(ABC):
         *,
         batch_size: int | None = None,
         errors: Errors = "raise",
+        cropped: bool = False,
     ) -> Any:
-        """Answer for one image, or for each image of a list.
+        """Answer for one image, or for each image of a list; a deepfake model answers for videos too.
 
         Args:
             images: A path, the bytes of a file, a uint8 array or an image of Pillow; or a list of
@@ -128,33 +160,59 @@ class Predictor(ABC):
             batch_size: Images that go through the model at once; None for that of `load`.
             errors: With `return`, an image that cannot be opened gets its `ImageError` in its
                 place; with `raise`, it is raised and the other answers are lost.
+            cropped: For a deepfake model: the images are crops already, as its `judge.crop` makes them, so no
+                face is looked for.
 
         Returns:
-            A `Prediction`, or of a detector `Detections`, for one image; a list of the same length for a list.
+            A `Prediction`, of a detector `Detections`, of a deepfake model a `Verdict`, for one image; a list of the
+            same length for a list.
+
+        Raises:
+            ImageError: An image cannot be opened, or a video, and `errors` is `raise`.
+            ValueError: `errors`, `batch_size` or `cropped` is none that this model knows.
         """
         if errors not in ("raise", "return"):
             raise ValueError(f"errors is {errors!r}. Choices: 'raise', 'return'.")
+        if cropped and self.judge is None:
+            raise ValueError(
+                f"cropped is for deepfake models, which cut faces out; this one's kind is {self.kind!r}. "
+                "Leave it out."
+            )
         size = self.batch_size if batch_size is None else _batch_size(batch_size)
         if isinstance(images, list | tuple):
-            return self._predict_many(images, size, errors)
+            return self._predict_many(images, size, errors, cropped)
         if isinstance(images, np.ndarray) and images.ndim == 4:
-            return self._predict_many(images, size, errors)
-        answers = self._predict_many([images], 1, errors)
-        return answers[0]
+            return self._predict_many(images, size, errors, cropped)
+        # Alone, a picture is a batch of one; a video's frames still go through together.
+        alone = 1 if self.judge is None else size
+        return self._predict_many([images], alone, errors, cropped)[0]
 
     def _predict_many(
-        self, images: Iterable[Any], size: int, errors: Errors
+        self, images: Iterable[Any], size: int, errors: Errors, cropped: bool
     ) -> list[Answer | ImageError]:
+        if self.judge is not None:
+            keep = errors == "return"
+            return list(
+                judge_each(
+                    self.judge,
+                    images,
+                    self._look,
+                    batch_size=size,
+                    cropped=cropped,
+                    keep_errors=keep,
+                )
+            )
         answers: dict[int, Answer | ImageError] = {}
         for batch in _batches(self._open_each(images, errors), size):
             good = [(index, item) for index, item in batch if not isinstance(item, ImageError)]
             answers.update((i, item) for i, item in batch if isinstance(item, ImageError))
             if good:
-                names = good[0][1]
-                joined = {name: np.concatenate([item[name] for _, item in good]) for name in names}
-                made = self.answers(self.run(joined))
+                made = self.answers(self.run(_joined([item for _, item in good])))
                 answers.update(zip([index for index, _ in good], made, strict=True))
         return [answers[index] for index in range(len(answers))]
+
+    def _look(self, crops: Sequence[Pixels]) -> Arrays:
+        return self.run(_joined([self.prepare(crop) for crop in crops]))
 
     def _open_each(self, images: Iterable[Any], errors: Errors) -> Iterator[_Position]:
         # One decoded image at a time; what waits for its batch has the model's small size.
@@ -166,6 +224,10 @@ class Predictor(ABC):
                     error.add_note(f"It is image number {index + 1} of those given.")
                     raise
                 yield index, error
+
+
+def _joined(items: Sequence[Arrays]) -> Arrays:
+    return {name: np.concatenate([item[name] for item in items]) for name in items[0]}
 
 
 def _batch_size(value: int) -> int:

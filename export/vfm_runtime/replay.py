@@ -15,6 +15,7 @@ from vfm_runtime.image import open_image
 from vfm_runtime.model import IMAGE, Model, expect_ports
 from vfm_runtime.predictor import Answer
 from vfm_runtime.types import Prediction
+from vfm_runtime.verdict import FAKE, REAL, UNDECIDED, Reason, Verdict
 
 _TYPES = {"float": np.float32, "int64": np.int64}
 
@@ -68,7 +69,9 @@ def replay(model: Model) -> list[Replay]:
         BundleError: The bundle has no golden images, or their list is malformed.
     """
     tolerance, images = read_golden(model)
-    answers = model.predict([model.path / image.file for image in images])
+    # The golden images of a deepfake model are crops.
+    cropped = model.judge is not None
+    answers = model.predict([model.path / image.file for image in images], cropped=cropped)
     pairs = list(zip(images, answers, strict=True))
     results = [Replay(i.file, agreement(i.answer, answer), tolerance) for i, answer in pairs]
     if ONEFILE_FILE in model.manifest.files:
@@ -109,8 +112,11 @@ def golden_row(file: str, answer: Answer) -> dict[str, Any]:
     """What `golden.json` says of an image.
 
     Args:
-        file: Its name in the folder of golden images.
-        answer: The one to be replayed.
+        file: Its name in the folder of golden images; of a deepfake model, that of a crop.
+        answer: The one to be replayed; of a deepfake model, by `predict(crop, cropped=True)`.
+
+    Raises:
+        ValueError: A verdict is not that of one crop.
     """
     if isinstance(answer, Detections):
         return {
@@ -119,6 +125,8 @@ def golden_row(file: str, answer: Answer) -> dict[str, Any]:
             "labels": answer.class_ids.tolist(),
             "scores": answer.scores.tolist(),
         }
+    if isinstance(answer, Verdict):
+        return {"file": file, **_golden_verdict(answer)}
     return {"file": file, "label": answer.label, "scores": answer.scores.tolist()}
 
 
@@ -130,7 +138,36 @@ def _golden(item: dict[str, Any], model: Model) -> Golden:
     (answer,) = model.answers(outputs)
     if isinstance(answer, Prediction):
         answer = replace(answer, label=str(item["label"]))
+    if isinstance(answer, Verdict):
+        answer = _read_verdict(answer, item)
     return Golden(str(PurePosixPath(GOLDEN_DIR, item["file"])), answer)
+
+
+def _golden_verdict(verdict: Verdict) -> dict[str, Any]:
+    heatmaps = [frame.heatmap for frame in verdict.frames]
+    if len(heatmaps) != 1 or heatmaps[0] is None:
+        raise ValueError(
+            f"A golden answer is that of one crop; this verdict is of {len(heatmaps)} crops. "
+            "Take predict(crop, cropped=True)."
+        )
+    (frame,) = verdict.frames
+    return {
+        "label": verdict.label,
+        "reason": None if verdict.reason is None else verdict.reason.value,
+        "score": verdict.score,
+        "logits": frame.logit,
+        "heatmaps": heatmaps[0].tolist(),
+        "distances": frame.distance,
+    }
+
+
+def _read_verdict(bare: Verdict, item: dict[str, Any]) -> Verdict:
+    """The verdict of the export: rules of quality, which need the crop's pixels, are not applied anew."""
+    reason = None if item["reason"] is None else Reason(item["reason"])
+    score = None if item["score"] is None else float(item["score"])
+    if item["label"] not in (REAL, FAKE, UNDECIDED):
+        raise ValueError(f"'label' is {item['label']!r}")
+    return replace(bare, label=item["label"], reason=reason, score=score)
 
 
 def _replay_onefile(model: Model, images: list[Golden], tolerance: float) -> list[Replay]:
@@ -141,7 +178,12 @@ def _replay_onefile(model: Model, images: list[Golden], tolerance: float) -> lis
     results = []
     for image in images:
         found = session.run(list(outputs), {"image": open_image(model.path / image.file)})
-        (answer,) = model.answers(dict(zip(outputs, found, strict=True)))
+        answers = dict(zip(outputs, found, strict=True))
+        if model.judge is None:
+            (answer,) = model.answers(answers)
+        else:
+            evidence = model.judge.evidence(model.path / image.file, cropped=True)
+            answer = model.judge.verdict(evidence, answers)
         name = f"{image.file} ({ONEFILE_FILE})"
         results.append(Replay(name, agreement(image.answer, answer), tolerance))
     return results

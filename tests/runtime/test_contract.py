@@ -10,10 +10,10 @@ from vfm_runtime.bundle import (
     sha256,
     write_manifest,
 )
-from vfm_runtime.contract import Contract, ContractError, parse_json
+from vfm_runtime.contract import Contract, ContractError, parse_json, ports
 from vfm_runtime.model import load
 
-from tests.runtime import toy
+from tests.runtime import toy, toy_deepfake
 
 
 def changed(**values):
@@ -57,7 +57,7 @@ BAD_VALUES = [
     (
         "task",
         "depth",
-        "'task' is 'depth'; expected one of classification, multilabel, detection. Upgrade vfm-runtime",
+        "'task' is 'depth'; expected one of classification, multilabel, detection, deepfake. Upgrade vfm-runtime",
     ),
     ("task", 3, "'task' is 3"),
     ("labels", [], "'labels' is []; expected a list of at least one name"),
@@ -88,6 +88,67 @@ BAD_VALUES = [
 def test_bad_values(key, value, text):
     with pytest.raises(ContractError, match=re.escape(text)):
         Contract.from_dict(changed(**{key: value}))
+
+
+def test_rules_of_a_deepfake_model():
+    values = toy_deepfake.contract()
+    contract = Contract.from_dict(values)
+    assert contract.to_dict() == values
+    assert Contract.from_json(contract.to_json()) == contract
+    assert ports("deepfake") == (
+        {"pixels": "uint8"},
+        {"logits": "float", "heatmaps": "float", "distances": "float"},
+    )
+
+
+def test_contracts_without_rules_are_as_they_were():
+    contract = Contract.from_dict(toy.CONTRACT)
+    assert contract.rules is None
+    assert contract.to_dict() == toy.CONTRACT
+    assert "rules" not in contract.to_json()
+
+
+def without(values, key):
+    return {name: value for name, value in values.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            {"rules": None},
+            "'rules' is None; expected an object with the keys 'crop' and 'decision'",
+        ),
+        ({"rules": {"crop": toy_deepfake.CROP}}, "expected an object with the keys"),
+        ({"labels": ["fake", "real"]}, "'labels' is ['fake', 'real']; expected ['real', 'fake']"),
+        (
+            {"labels": ["real", "fake", "other"]},
+            "expected ['real', 'fake'] for the task 'deepfake'",
+        ),
+        ({"task": "classification"}, "expected null for the task 'classification'"),
+        (
+            {
+                "rules": {
+                    "crop": {**toy_deepfake.CROP, "size": 3},
+                    "decision": toy_deepfake.DECISION,
+                }
+            },
+            "'rules' do not hold: size of the crop is 3",
+        ),
+        (
+            {
+                "rules": {
+                    "crop": toy_deepfake.CROP,
+                    "decision": without(toy_deepfake.DECISION, "min_face"),
+                }
+            },
+            "'rules' do not hold: The decision rules have no key 'min_face'",
+        ),
+    ],
+)
+def test_bad_rules(change, text):
+    with pytest.raises(ContractError, match=re.escape(text)):
+        Contract.from_dict({**toy_deepfake.contract(), **change})
 
 
 def test_unknown_key_and_newer_format():
@@ -238,6 +299,26 @@ def test_every_flipped_byte_of_the_manifest_is_refused_or_harmless(own_bundle, m
         else:
             assert parse_json(bytes(damaged)) == parse_json(content)
     assert refused > len(content) * 0.7
+
+
+def test_changed_threshold_is_found_when_loading(tmp_path):
+    bundle = toy_deepfake.build(tmp_path / "bundle")
+    path = bundle / "vfm.json"
+    changed_text = path.read_text().replace('"threshold": null', '"threshold": 3.0')
+    path.write_text(changed_text)
+    with pytest.raises(BundleError, match=r"its rules differ from the metadata inside model.onnx"):
+        load(bundle, device="cpu")
+
+
+def test_rules_that_only_one_side_has(tmp_path):
+    bundle = toy_deepfake.build(tmp_path / "bundle")
+    with pytest.raises(BundleError, match=r"its task, labels, rules differ"):
+        check_metadata(
+            bundle,
+            "model.onnx",
+            json.dumps(toy.CONTRACT),
+            Contract.from_dict(toy_deepfake.contract()),
+        )
 
 
 def test_changed_label_is_found_when_loading(own_bundle):

@@ -45,7 +45,7 @@ def _const(name, values):
     return numpy_helper.from_array(np.asarray(values), name)
 
 
-def _preprocess_nodes():
+def preprocess_nodes():
     nodes = [
         helper.make_node("Transpose", ["image"], ["chw"], perm=[2, 0, 1]),
         helper.make_node("Cast", ["chw"], ["real"], to=TensorProto.FLOAT),
@@ -82,9 +82,10 @@ def _model_nodes(weights):
     return nodes, constants
 
 
-def _save(path, nodes, constants, source, answer, metadata, **options):
+def save_graph(path, nodes, constants, source, answers, metadata, **options):
     value = helper.make_tensor_value_info
-    graph = helper.make_graph(nodes, path.stem, [value(*source)], [value(*answer)], constants)
+    made = [value(*answer) for answer in answers]
+    graph = helper.make_graph(nodes, path.stem, [value(*source)], made, constants)
     opsets = [helper.make_opsetid("", 20)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     if metadata is not None:
@@ -96,20 +97,20 @@ def _save(path, nodes, constants, source, answer, metadata, **options):
 def save_preprocess(path, metadata):
     image = ("image", TensorProto.UINT8, ["H", "W", 3])
     pixels = ("pixels", TensorProto.UINT8, [1, SIDE, SIDE, 3])
-    _save(path, *_preprocess_nodes(), image, pixels, metadata)
+    save_graph(path, *preprocess_nodes(), image, [pixels], metadata)
 
 
 def save_model(path, metadata, *, weights=WEIGHTS, **options):
     pixels = ("pixels", TensorProto.UINT8, ["N", SIDE, SIDE, 3])
     scores = ("scores", TensorProto.FLOAT, ["N", weights.shape[1]])
-    _save(path, *_model_nodes(weights), pixels, scores, metadata, **options)
+    save_graph(path, *_model_nodes(weights), pixels, [scores], metadata, **options)
 
 
 def save_onefile(path, metadata, *, weights=WEIGHTS):
-    (before, low), (after, high) = _preprocess_nodes(), _model_nodes(weights)
+    (before, low), (after, high) = preprocess_nodes(), _model_nodes(weights)
     image = ("image", TensorProto.UINT8, ["H", "W", 3])
     scores = ("scores", TensorProto.FLOAT, [1, len(LABELS)])
-    _save(path, before + after, low + high, image, scores, metadata)
+    save_graph(path, before + after, low + high, image, [scores], metadata)
 
 
 def save_golden(folder):

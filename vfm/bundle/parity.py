@@ -1,4 +1,4 @@
-"""Proof that a bundle answers as the model does: both ways from the same files on disk, image by image."""
+"""Proof that a bundle answers as the model does: both ways from the same files on disk, one by one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import vfm_runtime
 from vfm_runtime.agreement import agreement
-from vfm_runtime.image import ImageError, find_images, open_image
+from vfm_runtime.image import ImageError, Pixels, find_images, open_image
 from vfm_runtime.predictor import Answer, Predictor
+from vfm_runtime.verdict import Verdict
+from vfm_runtime.video import find_videos, is_video, read_video
 
 from vfm.tasks import BaseTask
 from vfm.tasks.model import TaskModel
@@ -30,15 +32,15 @@ class ParityError(ValueError):
 
 @dataclass(frozen=True)
 class ImageParity:
-    """One image both ways."""
+    """One image, or video, both ways."""
 
     name: str
     size: tuple[int, int]
-    """Height and width of the file's image."""
+    """Height and width of the file's image, or of the video's frames."""
     difference: float
     """Largest difference of a score, alone or in a batch of mixed sizes."""
     changed: bool
-    """Whether the best label is another, or a box has no partner."""
+    """Whether the best label is another, a box has no partner, or other crops were judged."""
     torch_label: str
     onnx_label: str
 
@@ -99,8 +101,13 @@ class Parity:
         )
 
 
-def choose_images(folder: Path, count: int) -> list[Path]:
+def choose_images(folder: Path, count: int, *, videos: bool = False) -> list[Path]:
     """Up to `count` images spread evenly over a folder.
+
+    Args:
+        folder: Where to look, also in the folders below it.
+        count: How many at most.
+        videos: Whether to take videos too.
 
     Raises:
         ParityError: There are too few.
@@ -108,10 +115,12 @@ def choose_images(folder: Path, count: int) -> list[Path]:
     if not folder.is_dir():
         raise ParityError(f"There is no folder {folder}. Give one with real images to --images.")
     found = find_images(folder)
+    if videos:
+        found = sorted([*found, *find_videos(folder)], key=lambda path: path.parts)
     needed = min(count, MIN_IMAGES)
     if len(found) < needed:
         raise ParityError(
-            f"{folder} holds {len(found)} images; parity needs at least {needed}. "
+            f"{folder} holds {len(found)} images{' and videos' if videos else ''}; parity needs at least {needed}. "
             f"Give a folder with more to --images, or ask for fewer with --num_images."
         )
     picks = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
@@ -124,11 +133,11 @@ def compare(task: BaseTask, bundle: Path, paths: Sequence[Path], tolerance: floa
     Args:
         task: The model, on the CPU, in float32.
         bundle: Its exported folder.
-        paths: Image files.
+        paths: Image files, and videos where the model takes them.
         tolerance: Largest accepted difference of a score.
 
     Raises:
-        ParityError: No image can be read.
+        ParityError: No image can be read, or none shows a face where the model looks for one.
     """
     runtime = vfm_runtime.load(bundle, device="cpu")
     readable, skipped = _readable(paths)
@@ -137,6 +146,7 @@ def compare(task: BaseTask, bundle: Path, paths: Sequence[Path], tolerance: floa
             f"None of the {len(paths)} images can be read: {next(iter(skipped.values()))}"
         )
     answers, torch_ms = _timed(TaskModel(task), list(readable))
+    _require_crops(answers)
     alone, onnx_ms = _timed(runtime, list(readable))
     together = runtime.predict(list(readable), batch_size=7)
     images = []
@@ -181,11 +191,25 @@ def _readable(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dict[
     skipped: dict[str, str] = {}
     for path in paths:
         try:
-            height, width = open_image(path).shape[:2]
+            height, width = _opened(path).shape[:2]
             readable[path] = (height, width)
         except ImageError as error:
             skipped[str(path)] = error.reason
     return readable, skipped
+
+
+def _opened(path: Path) -> Pixels:
+    return read_video(path, 1).frames[0].pixels if is_video(path) else open_image(path)
+
+
+def _require_crops(answers: Sequence[Answer]) -> None:
+    """Refuse pictures in which there is nothing to judge: that both ways find nothing proves nothing."""
+    verdicts = [answer for answer in answers if isinstance(answer, Verdict)]
+    if verdicts and not any(verdict.frames for verdict in verdicts):
+        raise ParityError(
+            f"No face was found in any of the {len(verdicts)} images and videos, so nothing was compared. Give a "
+            "folder with faces to --images."
+        )
 
 
 def _timed(model: Predictor, paths: Sequence[Path]) -> tuple[list[Answer], float]:

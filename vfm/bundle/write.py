@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from vfm_runtime.bundle import write_manifest
 from vfm_runtime.contract import (
     CARD_FILE,
+    DEEPFAKE,
     GOLDEN_DIR,
     GOLDEN_FILE,
     MODEL_FILE,
@@ -24,7 +26,7 @@ from vfm_runtime.contract import (
     WEIGHTS_FILE,
     Contract,
 )
-from vfm_runtime.image import open_image
+from vfm_runtime.image import Pixels, open_image
 from vfm_runtime.replay import golden_row
 
 from vfm.bundle import parity as parity_check
@@ -33,6 +35,7 @@ from vfm.bundle.parity import Parity, choose_images, compare
 from vfm.bundle.to_onnx import write_model, write_onefile, write_preprocess
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import KEY, read_any, versions
+from vfm.tasks.deepfake import DeepfakeTask
 from vfm.tasks.model import TaskModel
 from vfm.tasks.results import RESULTS_FILE
 
@@ -62,8 +65,8 @@ def export(
 
     Args:
         checkpoint: A .ckpt file of a training run, or its adapter.safetensors.
-        images: Folder of real images on which the bundle is compared with the model; three of them, shrunk to at most
-            256 pixels, go into the bundle.
+        images: Folder of real images, for a model that tells real from fake also of videos, on which the bundle is
+            compared with the model; three of them, shrunk to at most 256 pixels, or three crops, go into the bundle.
         out: Folder to write; -o for short.
         one_file: Also write onefile.onnx, both graphs in one for the simplest client.
         opset: Version of the ONNX operators.
@@ -80,8 +83,8 @@ def export(
         ParityError: The answers differ; nothing is written to `out`.
         ExportError: The folder exists, or the graphs cannot be written.
     """
-    paths = choose_images(Path(images), num_images)
     task = BaseTask.load(checkpoint, base=base, trust=trust)
+    paths = choose_images(Path(images), num_images, videos=task.kind == DEEPFAKE)
     found = Path(checkpoint).parent / RESULTS_FILE
     results = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}
     origin = read_any(checkpoint)[KEY]
@@ -116,7 +119,7 @@ def export_task(
 
     Args:
         task: A trained task; it is left on the CPU in evaluation mode.
-        paths: Image files to compare on.
+        paths: Image files to compare on; also videos where the model takes them.
         out: Folder to write.
         origin: The entry of the checkpoint that says where the task comes from.
         results: Metrics by split, for the card.
@@ -137,6 +140,7 @@ def export_task(
         backbone=task.backbone.name,
         license=task.license,
         versions=versions(),
+        rules=_rules(task),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     # Written beside its place and moved there when proved, so that no half or wrong bundle ever stands under its name.
@@ -188,20 +192,38 @@ def _write_graphs(
     write_onefile(folder / ONEFILE_FILE, folder / PREPROCESS_FILE, folder / MODEL_FILE, contract)
 
 
+def _rules(task: BaseTask) -> dict[str, Any] | None:
+    if not isinstance(task, DeepfakeTask):
+        return None
+    judge = task.judge()
+    return {"crop": judge.crop.to_dict(), "decision": judge.decision.to_dict()}
+
+
 def _write_golden(folder: Path, task: BaseTask, parity: Parity) -> None:
     """Keep a few images with torch's answers, for `vfm-runtime check` to replay anywhere."""
     (folder / GOLDEN_DIR).mkdir()
+    model = TaskModel(task)
+    cropped = model.judge is not None
     rows = []
-    for number, image in enumerate(parity.images[:: max(1, len(parity.images) // _NUM_GOLDEN)]):
-        if number == _NUM_GOLDEN:
-            break
-        picture = Image.fromarray(open_image(Path(image.name)))
-        picture.thumbnail((_GOLDEN_SIDE, _GOLDEN_SIDE))
+    for number, pixels in enumerate(itertools.islice(_golden(model, parity), _NUM_GOLDEN)):
         name = f"{number:03d}.png"
-        picture.save(folder / GOLDEN_DIR / name)
-        rows.append(golden_row(name, TaskModel(task).predict(np.array(picture))))
+        Image.fromarray(pixels).save(folder / GOLDEN_DIR / name)
+        rows.append(golden_row(name, model.predict(pixels, cropped=cropped)))
     text = json.dumps({"tolerance": parity.tolerance, "images": rows}, indent=2) + "\n"
     (folder / GOLDEN_FILE).write_text(text, encoding="utf-8")
+
+
+def _golden(model: TaskModel, parity: Parity) -> Iterator[Pixels]:
+    """Images spread over those compared: shrunk, or of a model that cuts faces out the crops, which are small."""
+    step = max(1, len(parity.images) // _NUM_GOLDEN)
+    # Those between stand in where one shows no face.
+    for image in (image for start in range(step) for image in parity.images[start::step]):
+        if model.judge is None:
+            picture = Image.fromarray(open_image(Path(image.name)))
+            picture.thumbnail((_GOLDEN_SIDE, _GOLDEN_SIDE))
+            yield np.array(picture)
+        else:
+            yield from model.judge.evidence(Path(image.name)).crops[:1]
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -22,6 +22,13 @@ COMMANDS = {
         "vfm.tune:tune",
         "try ways of adapting on a sample of your data, within a time budget",
     ),
+    "faces": ("vfm.data.fakes.extract:faces", "cut faces out of videos and photos, for training"),
+    "doctor": ("vfm.audit.doctor:doctor", "look for what is wrong with data: shortcuts to the label"),
+    "calibrate": (
+        "vfm.audit.calibrate:calibrate",
+        "fit a forgery detector's threshold to a rate of false alarms",
+    ),
+    "audit": ("vfm.audit.robustness:audit", "what becomes of the answers when images get worse"),
     "demo": ("vfm.demo:demo", "the whole job on a small real data set, in minutes"),
     "export": (
         "vfm.bundle:export",

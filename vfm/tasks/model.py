@@ -1,4 +1,4 @@
-"""A task that is asked for answers as a bundle is: images in, `Prediction` or `Detections` out."""
+"""A task that is asked for answers as a bundle is: images in, a `Prediction`, `Detections` or a `Verdict` out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from vfm_runtime.image import ImageSource, open_image
 from vfm_runtime.predictor import Arrays, Predictor
 
 from vfm.tasks.base import BaseTask
+from vfm.tasks.deepfake import DeepfakeTask
 
 
 class TaskModel(Predictor):
@@ -19,11 +20,12 @@ class TaskModel(Predictor):
         Args:
             task: Trained, in evaluation mode. Kept as the attribute `task`.
         """
-        super().__init__(task.kind, task.labels)
+        judge = task.judge() if isinstance(task, DeepfakeTask) else None
+        super().__init__(task.kind, task.labels, judge=judge)
         self.task = task
 
     def prepare(self, image: ImageSource) -> Arrays:
-        """Open one image and bring it to the model's size: `pixels`, and of a detector `geometry`."""
+        """Open one image, or one crop, and bring it to the model's size: `pixels`, and of a detector `geometry`."""
         preprocess = self.task.preprocess
         pixels, geometry = preprocess.resize(open_image(image))
         inputs: Arrays = {"pixels": pixels[None]}

@@ -1,0 +1,114 @@
+"""The loss of a forgery detector: the image's class, the shape of the feature space, and where it was forged."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.spec import Component
+from vfm.types import Raw
+
+_LEAST_UNIFORMITY = 1e-6
+
+
+class DeepfakeLoss(Component, nn.Module):
+    """Cross-entropy of the image; alignment and uniformity of the features; a map of the forged places.
+
+    Alignment draws the features of a class together, uniformity spreads all of them over the sphere (Wang and Isola,
+    2020), as in GenD (Yermakov et al., 2025). Places learn from the mask of what was blended in where it is known;
+    where it is not, the sharpest places stand for the image (multiple-instance learning).
+    """
+
+    def __init__(
+        self,
+        uniformity: float = 0.5,
+        alignment: float = 0.1,
+        mask: float = 1.0,
+        mil: float = 0.1,
+    ) -> None:
+        """Set the weights beside that of the cross-entropy, which is 1.
+
+        Args:
+            uniformity: Of the logarithm of the mean Gaussian potential of all pairs of features.
+            alignment: Of the mean squared distance of two features of one class.
+            mask: Of cross-entropy and Dice of the places, where the mask is known.
+            mil: Of the cross-entropy of the places' smooth maximum, where it is not.
+
+        Raises:
+            ValueError: A weight lies outside 0 to 100.
+        """
+        super().__init__()
+        given = {"uniformity": uniformity, "alignment": alignment, "mask": mask, "mil": mil}
+        for name, value in given.items():
+            if not 0 <= value <= 100:
+                raise ValueError(
+                    f"{name} is {value}. Give a number from 0 to 100 (--model.loss.{name})."
+                )
+        self.weights = given
+
+    def forward(self, raw: Raw, label: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Sums over the N images of a batch, weighted.
+
+        Args:
+            raw: Of a `DeepfakeHead`.
+            label: int64 [N], 1 for fake.
+            mask: float [N, H, W], how much of each pixel is forged, 0 to 1; -1 everywhere where it is not known, and
+                None where it is of no image.
+
+        Returns:
+            `classes`, `uniformity`, `alignment`, `mask` and `mil`.
+        """
+        # In float32: distances of near features are lost in 16 bits.
+        with torch.autocast(raw["logits"].device.type, enabled=False):
+            target = label.float()
+            patches, feature = raw["patches"].float(), raw["feature"].float()
+            uniformity, alignment = _spread(feature, label)
+            known, unknown = _places(patches, target, mask)
+            sums = {
+                "uniformity": uniformity * len(label),
+                "alignment": alignment * len(label),
+                "mask": known,
+                "mil": unknown,
+            }
+            classes = F.binary_cross_entropy_with_logits(
+                raw["logits"].float(), target, reduction="sum"
+            )
+            return {"classes": classes} | {k: v * self.weights[k] for k, v in sums.items()}
+
+
+def _spread(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniformity and alignment of unit features [N, D], over all pairs and over those of one class."""
+    first, second = torch.triu_indices(len(label), len(label), 1, device=label.device)
+    squared = (2 - 2 * (feature @ feature.T)[first, second]).clamp(min=0)
+    alike = label[first] == label[second]
+    nothing = feature.sum() * 0.0  # keeps the graph whole on every rank
+    potential = torch.exp(-2 * squared).sum() / max(len(squared), 1)
+    uniformity = potential.clamp(min=_LEAST_UNIFORMITY).log() if len(squared) else nothing
+    # A sum with zeros, not a selection, whose size would stop the GPU until it is known.
+    alignment = (squared * alike).sum() / alike.sum().clamp(min=1)
+    return uniformity, alignment + nothing
+
+
+def _places(patches: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Loss of the places' logits [N, h, w] where masks are known, and where they are not."""
+    if mask is None:
+        mask = patches.new_full((len(patches), 1, 1), -1.0)
+    is_known = (mask.flatten(1).amin(1) >= 0).float()
+    rows, columns = patches.shape[-2:]
+    share = F.adaptive_avg_pool2d(mask.float().clamp(min=0), (rows, columns))
+    entropy = F.binary_cross_entropy_with_logits(patches, share, reduction="none").mean((1, 2))
+    known = ((entropy + _dice(patches.sigmoid(), share)) * is_known).sum()
+    # The mean inside: the maximum of places that all say 0 is 0, however many there are.
+    sharpest = patches.flatten(1).logsumexp(1) - math.log(rows * columns)
+    bag = F.binary_cross_entropy_with_logits(sharpest, target, reduction="none")
+    return known, (bag * (1 - is_known)).sum()
+
+
+def _dice(found: Tensor, share: Tensor) -> Tensor:
+    """1 minus Dice (Milletari et al., 2016) of each image [N], 0 for images without a forged place."""
+    common, both = (found * share).sum((1, 2)), (found + share).sum((1, 2))
+    forged = share.sum((1, 2))
+    return (1 - (2 * common + 1) / (both + 1)) * (forged > 0)
