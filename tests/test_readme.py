@@ -9,6 +9,7 @@ import pytest
 import vfm_runtime.cli
 
 from tests.data.boxes_written import drawn, write
+from tests.runtime import toy_deepfake, videos
 from vfm.cli import main
 from vfm.data.synthetic import write_image_folder
 
@@ -101,8 +102,11 @@ def test_runtime_readme(folder):
     one = next(p for p in (folder / "my_images").rglob("*.png"))
     for name in ("cat.jpg", "a.jpg", "b.png"):
         (folder / name).write_bytes(one.read_bytes())
+    toy_deepfake.build(folder / "deepfake")
+    shown = [toy_deepfake.reddened(toy_deepfake.face_photo(), 0.05 * i) for i in range(4)]
+    (folder / "clip.mp4").write_bytes(videos.write(shown))
     shell = [c for c in commands(readme) if c.startswith("vfm-runtime")]
-    assert len(shell) == 5
+    assert len(shell) == 6
     for command in shell:
         run(command)
     for example in blocks(readme, "python"):

@@ -153,8 +153,7 @@ def _jpeg(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixel
 def _blur(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:
     # Four standard deviations to either side, for other levels than the usual ones.
     side = _KERNELS.get(level, 2 * round(4 * level) + 1)
-    blurred: Pixels = cv2.GaussianBlur(pixels, (side, side), level)
-    return blurred
+    return np.asarray(cv2.GaussianBlur(pixels, (side, side), level), np.uint8)
 
 
 def _resize(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:
@@ -163,13 +162,13 @@ def _resize(pixels: Pixels, level: float, generator: np.random.Generator) -> Pix
     chosen = _FILTERS[int(generator.integers(len(_FILTERS)))]
     if side >= min(pixels.shape[:2]):
         return pixels
-    small: Pixels = cv2.resize(pixels, (side, side), interpolation=chosen)
-    return small
+    return np.asarray(cv2.resize(pixels, (side, side), interpolation=chosen), np.uint8)
 
 
 def _noise(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:
     noise = generator.standard_normal(pixels.shape, np.float32) * (255 * level)
-    return np.rint(np.clip(pixels + noise, 0, 255)).astype(np.uint8)
+    noisy: Pixels = np.rint(np.clip(pixels + noise, 0, 255)).astype(np.uint8)
+    return noisy
 
 
 def _h264(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:

@@ -23,7 +23,10 @@ COMMANDS = {
         "try ways of adapting on a sample of your data, within a time budget",
     ),
     "faces": ("vfm.data.fakes.extract:faces", "cut faces out of videos and photos, for training"),
-    "doctor": ("vfm.audit.doctor:doctor", "look for what is wrong with data: shortcuts to the label"),
+    "doctor": (
+        "vfm.audit.doctor:doctor",
+        "look over real and forged data: what gives the labels away",
+    ),
     "calibrate": (
         "vfm.audit.calibrate:calibrate",
         "fit a forgery detector's threshold to a rate of false alarms",

@@ -1,4 +1,4 @@
-"""Images with labels, boxes or forgeries, from folders, tables, MNIST files, memory or generated, as Lightning data modules."""
+"""Images with labels, boxes or forgeries, from folders, tables, MNIST files or generated, as Lightning data modules."""
 
 from vfm.data.base import ImageData
 from vfm.data.boxes.scenes import SyntheticScenes

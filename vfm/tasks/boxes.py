@@ -100,7 +100,8 @@ def answer_of(record: Record, found: Found) -> Found:
     tile = record.objects.tile if record.objects else None
     if tile is None:
         return found
-    return Found(*(part[centred_in(tile.core, found.corners)] for part in found))
+    kept = centred_in(tile.core, found.corners)
+    return Found(found.corners[kept], found.labels[kept], found.scores[kept])
 
 
 def figures_of(truth: Sequence[Truth], found: Sequence[Found], num_labels: int) -> dict[str, float]:

@@ -265,6 +265,18 @@ def test_trap_13_the_forged_face_is_cut_and_the_mask_with_it(tmp_path):
         assert crop[covered].std() > 10
 
 
+def test_trap_13_a_face_that_was_not_forged_is_no_fake(tmp_path):
+    Image.fromarray(scene(size=(240, 420))).save(tmp_path / "fake.png")
+    mask = np.zeros((240, 420), np.uint8)
+    mask[90:140, 320:370] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    item = Item(
+        str(tmp_path / "fake.png"), "fake", "v", method="m", mask=str(tmp_path / "mask.png")
+    )
+    with pytest.raises(FakesError, match="none of the 1 faces found lies under the mask"):
+        extract.extract([item], tmp_path / "out", SPEC, num_workers=1)
+
+
 def test_every_large_face_is_cut_where_all_count(tmp_path):
     image = scene(((0, 20), (200, 20)), size=(240, 400))
     Image.fromarray(image).save(tmp_path / "two.png")

@@ -1,1 +1,1 @@
-"""Real and forged images: manifests, layouts of the public data sets, splits by identity, pairs and self-blended images."""
+"""Real and forged images: manifests, layouts of public data sets, splits by identity, pairs, self-blended images."""

@@ -122,7 +122,7 @@ class FakeImages(ImageData, ABC):
             _leave_out_fakes(found)
         if self.mode in ("sbi", "mixed"):
             _blend_evaluated(found)
-        if found.items.get("train"):
+        if "train" in found.items:
             check_training(found.items["train"], self.mode)
         self.items, self.marks = found.items, found.marks
         return {split: found.records[split] for split in SPLITS if split in found.records}

@@ -267,14 +267,23 @@ def _cut_shot(
     mask = None if found is None else _fitting(found, image, shot.item)
     faces = _faces(image, spec, detector, shot.item)
     if mask is not None and (mask >= _FORGED).any():
-        # Of a forged frame only the forged face is fake; the largest may be another one.
-        faces = [overlap_choice(faces, mask >= _FORGED)]
+        faces = [_forged_face(faces, mask >= _FORGED)]
     else:
         faces = choose(faces, spec.policy)
     return [
         _write(job, out, spec, shot, number, (image, mask), face)
         for number, face in enumerate(faces)
     ]
+
+
+def _forged_face(faces: list[Face], forged: NDArray[np.bool_]) -> Face:
+    """The face under the mask: of a forged frame only that one is fake, and the largest may be another."""
+    face = overlap_choice(faces, forged)
+    left, top = np.maximum(face.box[:2], 0).astype(int)
+    right, bottom = np.ceil(np.maximum(face.box[2:], 0)).astype(int)
+    if not forged[top:bottom, left:right].any():
+        raise _RefusedError(NO_FACE, f"none of the {len(faces)} faces found lies under the mask")
+    return face
 
 
 def _faces(image: Pixels, spec: CropSpec, detector: FaceDetector | None, item: Item) -> list[Face]:

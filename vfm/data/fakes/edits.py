@@ -239,7 +239,7 @@ def _captioned(view: View, generator: np.random.Generator) -> View:
         cv2.putText(
             image, letters, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, value, thick, cv2.LINE_AA
         )
-    return _laid_over(view, layer, opacity.astype(np.float32) / 255)
+    return _laid_over(view, layer, opacity.astype(np.float32) / np.float32(255))
 
 
 def _stickered(view: View, generator: np.random.Generator) -> View:
