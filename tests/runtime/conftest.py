@@ -3,7 +3,7 @@ import shutil
 import pytest
 import vfm_runtime
 
-from tests.runtime import toy
+from tests.runtime import toy, videos
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +21,9 @@ def own_bundle(bundle, tmp_path):
 @pytest.fixture(scope="session")
 def model(bundle):
     return vfm_runtime.load(bundle, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def mp4():
+    """The bytes of a video of sixty numbered frames."""
+    return videos.write(videos.PICTURES)

@@ -94,3 +94,13 @@ def _sound(container):
         frame.sample_rate, frame.pts = 16000, start
         container.mux(stream.encode(frame))
     return stream
+
+
+PICTURES = [picture(index) for index in range(60)]
+EIGHT = [0, 8, 17, 25, 34, 42, 51, 59]
+"""Eight of them, evenly spread."""
+
+
+def numbers(clip):
+    """The numbers that a clip's frames show."""
+    return [number(frame.pixels) for frame in clip.frames]
