@@ -10,11 +10,13 @@ from PIL import Image
 from vfm_runtime.decide import Decision
 
 from vfm.data.dataset import Record
+from vfm.data.fakes.item import Item
 from vfm.tasks.fake_results import (
     OPERATING_POINT,
     SHORTCUTS,
     FakeCollector,
     decisions,
+    most_fake,
     scored,
     videos_fingerprint,
     write_fake_results,
@@ -54,6 +56,16 @@ def test_repeated_images_count_once_and_order_is_that_of_the_split():
     assert answers.distances.tolist() == [0, 0.25, 0]
     assert answers.loss == 2
     assert len(collector.gather().position) == 0
+
+
+def test_trap_22_of_several_faces_the_most_fake_judges_the_frame():
+    faces = [("a", 0), ("a", 0), ("a", 1), ("b", -1), ("b", -1), ("c", -1)]
+    items = [Item(f"{i}.png", "real", video, frame=n) for i, (video, n) in enumerate(faces)]
+    answers = answered(torch.tensor([1.0, 3.0, -2.0, 0.5, -1.0, 0.0]), loss=6.0)
+    kept = most_fake(answers, items)
+    assert kept.position.tolist() == [1, 2, 3, 5]
+    assert kept.logits.tolist() == [3.0, -2.0, 0.5, 0.0]
+    assert kept.loss / len(kept.position) == answers.loss / len(answers.position)
 
 
 def test_half_precision_is_kept_as_float32():

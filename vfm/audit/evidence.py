@@ -16,9 +16,9 @@ from vfm_runtime.image import ImageError, open_image
 from vfm.data.dataset import Record, opened
 from vfm.data.fakes.base import FakeImages
 from vfm.data.fakes.item import LABELS, Item
-from vfm.metrics.deepfake import Key, Videos, video_logits
+from vfm.metrics.deepfake import Videos, video_logits
 from vfm.tasks.deepfake import DeepfakeTask, require_same_crop
-from vfm.tasks.fake_results import FakeAnswers, FakeCollector, key_of, scored
+from vfm.tasks.fake_results import FakeAnswers, FakeCollector, key_of, most_fake, scored
 
 
 class CalibrationError(ValueError):
@@ -61,6 +61,8 @@ def gather(task: DeepfakeTask, images: FakeImages, splits: Sequence[str]) -> Evi
     for split in splits:
         answers = _answers(task, images, split)
         lost += len(scored(answers, images.records[split]).failed)
+        if task.crop.policy == "all" and len(answers.position):
+            answers = most_fake(answers, images.items[split])
         rows = zip(answers.position, answers.logits, answers.distances, strict=True)
         shown += [
             _Shown(images.records[split][i], images.items[split][i], float(logit), float(far))
@@ -70,8 +72,6 @@ def gather(task: DeepfakeTask, images: FakeImages, splits: Sequence[str]) -> Evi
         raise CalibrationError(
             "None of the images can be read. Check that they are where the manifest says."
         )
-    if task.crop.policy == "all":
-        shown = _most_fake(shown)
     return _evidence(shown, task.crop, lost)
 
 
@@ -92,17 +92,6 @@ def _answers(task: DeepfakeTask, images: FakeImages, split: str) -> FakeAnswers:
             found = task.answer(batch["image"].to(task.device))
             collector.add(found["logits"], batch["index"], 0.0, found["distances"])
     return collector.gather()
-
-
-def _most_fake(shown: Sequence[_Shown]) -> list[_Shown]:
-    """The most fake face of each frame: by it the frame is judged where all faces count."""
-    best: dict[tuple[Key, int], _Shown] = {}
-    for one in shown:
-        # A still has no number, and is a video of its own.
-        frame = (one.item.key, one.item.frame)
-        if frame not in best or one.logit > best[frame].logit:
-            best[frame] = one
-    return list(best.values())
 
 
 def _evidence(shown: Sequence[_Shown], crop: CropSpec, num_lost: int) -> Evidence:

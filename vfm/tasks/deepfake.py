@@ -33,6 +33,7 @@ from vfm.tasks.fake_results import (
     OPERATING_POINT,
     FakeAnswers,
     FakeCollector,
+    most_fake,
     scored,
     write_fake_results,
 )
@@ -210,6 +211,7 @@ class DeepfakeTask(EvaluatedTask):
 
         An area is NaN where all images seen are real, or all fake.
         """
+        answers = self._by_frame(split, answers)
         found = scored(answers, self._datamodule().records[split])
         videos = found.videos
         methods = {key[:2] for key, fake in zip(videos.keys, videos.fake, strict=True) if fake}
@@ -237,12 +239,16 @@ class DeepfakeTask(EvaluatedTask):
         return write_fake_results(
             folder,
             split,
-            answers,
+            self._by_frame(split, answers),
             data.records[split],
             more,
             data_root=getattr(data, "root", None),
             trained_on=self.methods,
         )
+
+    def _by_frame(self, split: str, answers: FakeAnswers) -> FakeAnswers:
+        data = self._datamodule()
+        return most_fake(answers, data.items[split]) if data.crop.policy == "all" else answers
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Answers of a batch."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from vfm_runtime.decide import Decision
 
 from vfm.data.dataset import Record
+from vfm.data.fakes.item import Item
 from vfm.metrics.calibration import largest_rate, reliability
 from vfm.metrics.deepfake import (
     LABELS,
@@ -95,6 +96,24 @@ class FakeCollector:
         logits, distances, index = (np.concatenate(part) for part in zip(*parts, strict=True))
         index, first = np.unique(index, return_index=True)
         return FakeAnswers(logits[first], distances[first], index, loss)
+
+
+def most_fake(answers: FakeAnswers, items: Sequence[Item]) -> FakeAnswers:
+    """The most fake face of each frame: by it the frame is judged where all faces count.
+
+    Args:
+        answers: Of the split.
+        items: Of the whole split.
+    """
+    best: dict[tuple[Key, int], int] = {}
+    for row, position in enumerate(answers.position.tolist()):
+        # A still has no number, and is a video of its own.
+        frame = (items[position].key, items[position].frame)
+        if frame not in best or answers.logits[row] > answers.logits[best[frame]]:
+            best[frame] = row
+    kept = np.sort(np.fromiter(best.values(), np.int64))
+    rows = (answers.logits[kept], answers.distances[kept], answers.position[kept])
+    return FakeAnswers(*rows, answers.loss * len(kept) / len(answers.position))
 
 
 class Scored(NamedTuple):
