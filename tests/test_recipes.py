@@ -28,7 +28,10 @@ NAMES = (
     "classification/multilabel.yaml",
     "cluster/ddp.yaml",
     "cluster/fsdp2.yaml",
+    "data/celebdf_v2.yaml",
     "data/coco.yaml",
+    "data/dfdc.yaml",
+    "data/ffpp_c23.yaml",
     "data/folder.yaml",
     "data/idx.yaml",
     "data/shards.yaml",
@@ -54,6 +57,13 @@ BOXES = {
     "detection/small_data.yaml": "csv",
 }
 """The format of the boxes that a recipe reads."""
+FORGED = {
+    "data/celebdf_v2.yaml": "celebdf_faces",
+    "data/dfdc.yaml": "dfdc_faces",
+    "data/ffpp_c23.yaml": "ffpp_faces",
+}
+"""Where a recipe reads forged faces."""
+QUIET = shlex.split("--trainer.accelerator cpu --trainer.enable_progress_bar false")
 SMALL = shlex.split(
     "--model.pretrained false --model.image_size 32 --data.batch_size 4 --data.num_workers 0 "
     "--trainer.fast_dev_run true --trainer.accelerator cpu --trainer.enable_progress_bar false "
@@ -142,8 +152,8 @@ def header(name):
 
 
 def command(name):
-    """The words after `vfm` of the first command in a recipe's header."""
-    return shlex.split(re.search(r"^vfm (fit .+)$", header(name), re.MULTILINE)[1])
+    """The words after `vfm` of the first training, or of the test, in a recipe's header."""
+    return shlex.split(re.search(r"^vfm ((?:fit|test) .+)$", header(name), re.MULTILINE)[1])
 
 
 def test_recipes_are_those_known():
@@ -173,6 +183,13 @@ def test_command_of_the_header_runs_a_step(name, place):
         (place / "drawn").rename(place / "my_images")
     elif name.startswith("deepfake/"):
         write_faces(place / "my_faces", num_identities=10, num_frames=1, size=64)
+    elif name in FORGED:
+        write_faces(place / FORGED[name], num_identities=10, num_frames=1, size=64)
+    if words[0] == "test":
+        learn = [*command("debug/deepfake.yaml"), "--trainer.max_epochs", "1"]
+        assert main([*learn, *QUIET]) == 0
+        assert main([*words, *QUIET]) == 0
+        return
     joined = [
         yaml.safe_load((place / words[i + 1]).read_text())
         for i, word in enumerate(words)

@@ -47,7 +47,7 @@ class Model(TaskModel):
             options: As for `vfm.bundle.export_task`: one_file, opset, tolerance, overwrite.
         """
         origin = read_any(self.path)[KEY]
-        paths = choose_images(Path(images), 64)
+        paths = choose_images(Path(images), 64, videos=self.judge is not None)
         device = self.task.device
         try:
             return export_task(self.task, paths, Path(out), origin=origin, results={}, **options)

@@ -20,6 +20,7 @@ from vfm.cli.errors import UsageError
 from vfm.cli.parsing import OPTIONS, cause, known_keys, rewrite, take
 from vfm.cli.resume import resolve
 from vfm.data import ImageData
+from vfm.data.fakes.layouts import MANIFEST
 from vfm.data.folder import SPLIT_FILE
 from vfm.spec import check_trust
 from vfm.tasks import BaseTask
@@ -28,6 +29,8 @@ from vfm.tasks.quiet import quieten
 
 # Options of the data that do not change what it is.
 _LOADING = {"--data.batch_size", "--data.num_workers", "--data.augment"}
+# Options that name other data than that of the checkpoint, whose list of images then says nothing.
+_ELSEWHERE = {"--data", "--data.root", "--data.format", "--data.layout"}
 _DEFAULTS = {"max_epochs": 10, "default_root_dir": "runs", "log_every_n_steps": 10}
 
 
@@ -177,15 +180,29 @@ def _stored_recipe(command: str, words: list[str], trust: list[str]) -> dict[str
     return recipe
 
 
+def _data_of_recipes(words: list[str]) -> set[str]:
+    """The options of the data that recipes on the command line set, as they would be typed."""
+    found: set[str] = set()
+    for option in ("--config", "-c"):
+        for path in map(Path, take(words, option)[1]):
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+            section = (recipe or {}).get("data") or {}
+            found |= {f"--data.{name}" for name in section.get("init_args") or {}}
+    return found
+
+
 def _data_section(data: Mapping[str, Any], words: list[str], checkpoint: Path) -> dict[str, Any]:
     """The data of the checkpoint, with its list of splits unless other data is named."""
     arguments = dict(data["init_args"])
     typed = {word.partition("=")[0] for word in words if word.startswith("--data")}
+    typed |= _data_of_recipes(words)
     if typed - _LOADING:
         arguments.pop("split_file", None)
-    for name in ("split_file", "table"):
+    if typed & _ELSEWHERE:
+        arguments.pop("manifest", None)
+    for name in ("split_file", "table", "manifest"):
         kept = Path(arguments.get(name) or "")
-        if kept.name == SPLIT_FILE and not kept.is_file():
+        if kept.name in (SPLIT_FILE, MANIFEST) and not kept.is_file():
             # The run's folder was moved or copied; the list lies beside its checkpoints' folder.
-            arguments[name] = str(checkpoint.parent.parent / SPLIT_FILE)
+            arguments[name] = str(checkpoint.parent.parent / kept.name)
     return {**data, "init_args": arguments}

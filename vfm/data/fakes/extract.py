@@ -49,6 +49,7 @@ def faces(
     min_score: float = 0.9,
     workers: int | None = None,
     format: Format = "auto",
+    layout: dict[str, Any] | None = None,
 ) -> Path:
     """Cut aligned faces out of videos and images, for training and testing a detector of fakes.
 
@@ -67,6 +68,8 @@ def faces(
         min_score: Least score of a face, 0 to 1.
         workers: Processes; by default one for each core.
         format: Of the data set; auto to find out.
+        layout: More about it, such as --layout.compression c23 where FaceForensics++ lies in several; as
+            `vfm.data.fakes.layouts.import_layout` takes it.
 
     Returns:
         The manifest.
@@ -81,7 +84,7 @@ def faces(
             f"The crops would go into the data set itself ({out} lies in {root}), and be read as a part of it the "
             "next time. Give a folder outside with -o."
         )
-    reading = import_layout(root, format)
+    reading = import_layout(root, format, **(layout or {}))
     for note in reading.notes:
         print(note)
     counts = extract(

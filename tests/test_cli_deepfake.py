@@ -1,0 +1,58 @@
+"""The command line's way with real and forged faces: train, test on the same and on other data."""
+
+import json
+import shlex
+import shutil
+
+import pytest
+
+from vfm.cli import main
+from vfm.data.fakes.procedural import write_faces
+
+FIT = shlex.split(
+    "--model DeepfakeTask --model.backbone test_vit --model.pretrained false --model.image_size 32 --data FakesData "
+    "--data.batch_size 8 --data.num_workers 0 --trainer.max_epochs 1 --trainer.logger false"
+)
+QUIET = shlex.split(
+    "--trainer.accelerator cpu --trainer.enable_progress_bar false --trainer.enable_model_summary false"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forged")
+    write_faces(folder / "faces", num_identities=12, num_frames=1, size=48)
+    words = [*FIT, *QUIET, "--data.root", str(folder / "faces")]
+    assert main(["fit", *words, "--trainer.default_root_dir", str(folder / "run")]) == 0
+    return folder
+
+
+def results_of(checkpoint, *words):
+    assert main(["test", "--ckpt_path", str(checkpoint), *words, *QUIET]) == 0
+    return json.loads((checkpoint.parent / "results.json").read_text())["test"]
+
+
+def test_a_checkpoint_is_tested_on_its_own_split(run):
+    listed = (run / "run/manifest.csv").read_text().splitlines()
+    results = results_of(run / "run/checkpoints/best.ckpt")
+    assert results["num_videos"] == sum(",test," in line for line in listed) > 0
+
+
+def test_a_moved_run_finds_its_list_of_images(run, tmp_path):
+    before = results_of(run / "run/checkpoints/best.ckpt")
+    shutil.copytree(run / "run", tmp_path / "moved")
+    hidden = (run / "run/manifest.csv").rename(run / "run/hidden.csv")
+    try:
+        again = results_of(tmp_path / "moved/checkpoints/best.ckpt")
+    finally:
+        hidden.rename(run / "run/manifest.csv")
+    assert again["videos_fingerprint"] == before["videos_fingerprint"]
+
+
+def test_other_data_is_not_read_by_the_list_of_the_training(run, tmp_path):
+    items = write_faces(tmp_path / "other", num_identities=8, num_frames=1, size=48, seed=5)
+    results = results_of(
+        run / "run/checkpoints/best.ckpt",
+        *("--data.root", str(tmp_path / "other"), "--data.all_as", "test"),
+    )
+    assert results["num_videos"] == len({item.key for item in items})
