@@ -133,7 +133,8 @@ def audited_data(
     """
     trained = (read_any(checkpoint)[KEY]["data"] or {}).get("spec")
     if trained is not None and (data is None or _is_root(trained, data)):
-        plain = trained["init_args"] | {"mode": "plain", "edits": False, "benign_share": 0.0}
+        # The mode stays: by it a split without fakes has the blends that it was validated on.
+        plain = trained["init_args"] | {"edits": False, "benign_share": 0.0}
         module: FakeImages = build({**trained, "init_args": plain}, base=FakeImages, trust=trust)
         return module
     if data is None:

@@ -122,8 +122,6 @@ class FakeImages(ImageData, ABC):
             _leave_out_fakes(found)
         if self.mode in ("sbi", "mixed"):
             _blend_evaluated(found)
-        if "train" in found.items:
-            check_training(found.items["train"], self.mode)
         self.items, self.marks = found.items, found.marks
         return {split: found.records[split] for split in SPLITS if split in found.records}
 
@@ -136,6 +134,8 @@ class FakeImages(ImageData, ABC):
         if stage != "predict" and not self._was_read:
             self.records.update(self.read())
             self._was_read = True
+        if stage in (None, "fit") and "train" in self.items:
+            check_training(self.items["train"], self.mode)
         super().setup(stage)
 
     def describe(self) -> dict[str, Any]:
