@@ -229,7 +229,6 @@ def test_data_of_the_command_are_never_changed(checkpoint, root):
     other = audited_data(checkpoint, root)
     listed = audited_data(checkpoint, root / "manifest.csv", cropped=True)
     for data in (own, other, listed):
-        assert data.mode == "plain"
         assert data.changes == (False, 0.0)
     assert (listed.root, listed.manifest) == (root, root / "manifest.csv")
 
