@@ -45,7 +45,7 @@ BACKBONE, SIDE, PERSONS, FRAMES = "test_efficientnet", 64, 128, 4
 # At stride 32 four places would be left of a face: too coarse to show where a border runs.
 ARGUMENTS = {"output_stride": 8}
 ENOUGH, SECONDS = 0.9, 180.0
-EPOCHS = {"full": 60, "ln": 60, "shuffled": 12, "kinds": 4}
+EPOCHS = {"full": 80, "ln": 60, "shuffled": 12, "kinds": 12}
 PICTURES = 4096
 KINDS = ("lighter", "darker", "redder", "bluer", "blurred", "coarse", "sharper", "noisy")
 
@@ -145,8 +145,13 @@ def pretrained(out: Path, persons: int, pictures: int, epochs: int) -> Path:
     return path
 
 
-def tested(
-    out: Path, data: SyntheticFakes, adapt: Adapt, weights: Path | None, epochs: int
+def outcome(
+    out: Path,
+    data: SyntheticFakes,
+    adapt: Adapt,
+    weights: Path | None,
+    epochs: int,
+    checkpoint: str = "best.ckpt",
 ) -> tuple[dict[str, Any], float]:
     """Results of the test, and seconds of the training with its validations."""
     L.seed_everything(0)
@@ -157,7 +162,7 @@ def tested(
         image_size=SIDE,
         backbone_args=ARGUMENTS,
         adapt=adapt,
-        optim=Optim(lr=5e-3 if adapt == "full" else 1e-2, weight_decay=0.0),
+        optim=Optim(lr=5e-3 if adapt == "full" else 2e-2, weight_decay=0.0),
         loss=DeepfakeLoss(uniformity=0.0, alignment=0.0, mask=0.5),
     )
     start = time.process_time()
@@ -165,9 +170,9 @@ def tested(
     options: dict[str, Any] = {"max_epochs": epochs, "check_val_every_n_epoch": often}
     trainer = train(task, data, out, accelerator="cpu", **options)
     seconds = time.process_time() - start
-    best = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
-    trainer.test(BaseTask.load(best), datamodule=data, verbose=False)
-    results = json.loads((best.parent / "results.json").read_text(encoding="utf-8"))["test"]
+    path = out / "checkpoints" / checkpoint
+    trainer.test(BaseTask.load(path), datamodule=data, verbose=False)
+    results = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))["test"]
     return results, seconds
 
 
@@ -190,13 +195,14 @@ def main() -> None:
     ]
     for adapt, name, start in cases:
         data = faces(SyntheticFakes, persons)
-        results, seconds = tested(out / adapt, data, adapt, start, epochs[adapt])
+        results, seconds = outcome(out / adapt, data, adapt, start, epochs[adapt])
         auc = results["video_auc"]["value"]
         name = f"forged faces of unseen persons, {name}"
         report(name, auc, ENOUGH, "video AUC", auc / ENOUGH)
         report(f"{name}, training", seconds, SECONDS, "s", SECONDS / seconds)
     data = faces(Shuffled, persons)
-    results, _ = tested(out / "shuffled", data, "full", None, epochs["shuffled"])
+    # Not the best by the validation, whose labels are right.
+    results, _ = outcome(out / "shuffled", data, "full", None, epochs["shuffled"], "last.ckpt")
     found = results["video_auc"]
     apart, half = abs(found["value"] - 0.5), (found["high"] - found["low"]) / 2
     name = "forged faces, labels dealt out anew: distance of the video AUC from 0.5"

@@ -112,8 +112,7 @@ def choose_images(folder: Path, count: int, *, videos: bool = False) -> list[Pat
     Raises:
         ParityError: There are too few.
     """
-    if not folder.is_dir():
-        raise ParityError(f"There is no folder {folder}. Give one with real images to --images.")
+    require_folder(folder)
     found = find_images(folder)
     if videos:
         found = sorted([*found, *find_videos(folder)], key=lambda path: path.parts)
@@ -125,6 +124,16 @@ def choose_images(folder: Path, count: int, *, videos: bool = False) -> list[Pat
         )
     picks = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
     return [found[i] for i in picks]
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse a folder that is not there.
+
+    Raises:
+        ParityError: With the folder.
+    """
+    if not folder.is_dir():
+        raise ParityError(f"There is no folder {folder}. Give one with real images to --images.")
 
 
 def compare(task: BaseTask, bundle: Path, paths: Sequence[Path], tolerance: float) -> Parity:

@@ -83,6 +83,7 @@ def export(
         ParityError: The answers differ; nothing is written to `out`.
         ExportError: The folder exists, or the graphs cannot be written.
     """
+    parity_check.require_folder(Path(images))
     task = BaseTask.load(checkpoint, base=base, trust=trust)
     paths = choose_images(Path(images), num_images, videos=task.kind == DEEPFAKE)
     found = Path(checkpoint).parent / RESULTS_FILE
