@@ -63,7 +63,6 @@ class Judge:
         *,
         detector: FaceDetector | None = None,
         limits: VideoLimits = LIMITS,
-        num_threads: int | None = None,
     ) -> None:
         """Take the model's specification; a detector is loaded when the first face is looked for.
 
@@ -72,13 +71,11 @@ class Judge:
             decision: The rules of the answer.
             detector: Finds faces; None for the one that `crop` names.
             limits: What a video may cost.
-            num_threads: Threads of the detector; None for one a core.
         """
         self.crop = crop
         self.decision = decision
         self._detector = detector
         self._limits = limits
-        self._num_threads = num_threads
 
     def evidence(self, source: ImageSource, *, cropped: bool = False) -> Evidence:
         """Open a picture or a video and cut out what is to be judged.
@@ -148,7 +145,7 @@ class Judge:
 
     def _find(self) -> FaceDetector:
         if self._detector is None:
-            self._detector = load_detector(self.crop.detector, self._num_threads)
+            self._detector = load_detector(self.crop.detector)
         return self._detector
 
 

@@ -83,7 +83,7 @@ class Model(Predictor):
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self.contract = self.manifest.contract
-        judge = _judge(self.contract, num_threads)
+        judge = _judge(self.contract)
         super().__init__(self.contract.task, self.contract.labels, batch_size, judge=judge)
         # On the CPU always: it is small work, and the pixels are then the same on every machine.
         self._preprocess = providers.open_session(
@@ -163,12 +163,12 @@ class Model(Predictor):
             ) from error
 
 
-def _judge(contract: Contract, num_threads: int | None) -> Judge | None:
+def _judge(contract: Contract) -> Judge | None:
     if contract.rules is None:
         return None
     crop = CropSpec.from_dict(contract.rules["crop"])
     decision = Decision.from_dict(contract.rules["decision"])
-    return Judge(crop, decision, num_threads=num_threads)
+    return Judge(crop, decision)
 
 
 def expect_ports(

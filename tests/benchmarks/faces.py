@@ -50,7 +50,7 @@ def write_video(path: Path, seconds: float, start: int) -> None:
 
 def shares(path: Path, spec: CropSpec, out: Path) -> dict[str, float]:
     """Milliseconds of one core for each frame that is looked at, by step."""
-    detector = Mtcnn(num_threads=1)
+    detector = Mtcnn()
     start = time.process_time()
     clip = read_video(path, num_threads=1)
     decoded = time.process_time()

@@ -44,7 +44,7 @@ PHOTOS = {
 
 @pytest.fixture(scope="module")
 def detector():
-    return Mtcnn(num_threads=1)
+    return Mtcnn()
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +135,7 @@ def test_no_face_is_no_crop(detector, image):
 def test_a_face_under_the_least_size_is_not_found(detector):
     tiny = np.array(Image.fromarray(PHOTO).resize((70, 70), Image.Resampling.BICUBIC))
     assert cut(tiny, CropSpec(), detector) == []
-    assert cut(tiny, CropSpec(), Mtcnn(num_threads=1, min_face=12))
+    assert cut(tiny, CropSpec(), Mtcnn(min_face=12))
 
 
 def test_an_unsure_face_is_left_out(detector):
@@ -153,7 +153,7 @@ def test_a_size_below_the_window_is_refused():
 
 
 def test_detectors_are_loaded_by_name():
-    assert isinstance(load_detector("mtcnn", num_threads=1), Mtcnn)
+    assert isinstance(load_detector("mtcnn"), Mtcnn)
     with pytest.raises(ValueError, match=r"no face detector 'dlib'. Detectors: mtcnn, precomputed"):
         load_detector("dlib")
     with pytest.raises(ValueError, match="come from a file of boxes and landmarks"):

@@ -54,7 +54,7 @@ class Mtcnn:
     def __init__(
         self,
         *,
-        num_threads: int | None = None,
+        num_threads: int | None = 1,
         device: str = "cpu",
         max_side: int = 640,
         min_face: float = 24.0,
@@ -62,7 +62,8 @@ class Mtcnn:
         """Load the networks.
 
         Args:
-            num_threads: Threads of one run on the CPU; None for one a core.
+            num_threads: Threads of one run on the CPU; None for one a core. The networks are so small that several
+                threads wait for each other longer than they work.
             device: `cpu`, `cuda` or `auto`; the networks are small, so the CPU is fast.
             max_side: Longest side in pixels of the image that is looked at.
             min_face: Side of the smallest face in pixels of that image.
@@ -165,18 +166,17 @@ class Mtcnn:
         return answers
 
 
-def load_detector(name: str, num_threads: int | None = None) -> FaceDetector:
+def load_detector(name: str) -> FaceDetector:
     """Build the detector that a crop specification names.
 
     Args:
         name: `CropSpec.detector`.
-        num_threads: Threads of one run on the CPU; None for one a core.
 
     Raises:
         ValueError: There is no such detector, or it needs a file of landmarks.
     """
     if name == "mtcnn":
-        return Mtcnn(num_threads=num_threads)
+        return Mtcnn()
     if name == "precomputed":
         raise ValueError(
             "Precomputed faces come from a file of boxes and landmarks. Build "

@@ -229,7 +229,7 @@ def _work(job: Job) -> Cut:
 
 def _detector(spec: CropSpec) -> FaceDetector | None:
     # One thread each: the videos are what is done in parallel.
-    return None if spec.detector == "precomputed" else load_detector(spec.detector, num_threads=1)
+    return None if spec.detector == "precomputed" else load_detector(spec.detector)
 
 
 def _write(jobs: list[Job], cuts: list[Cut], out: Path) -> dict[str, Count]:
