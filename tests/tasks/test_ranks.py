@@ -176,7 +176,8 @@ def test_two_ranks_train_as_one(tmp_path: Path, how: str, accumulate: int) -> No
     one = _run_equal(tmp_path, "one", accumulate)
     two = _run_equal(tmp_path, how, accumulate)
     assert len(one["losses"]) == len(two["losses"]) > 4
-    assert one["losses"] == pytest.approx(two["losses"], abs=1e-6)
+    # Those of boxes are tens: the last digits of a float32 there are 4e-6.
+    assert one["losses"] == pytest.approx(two["losses"], rel=1e-6, abs=1e-6)
     assert one["metrics"] == pytest.approx(two["metrics"], abs=1e-6)
     assert one["state"].keys() == two["state"].keys()
     for name, value in one["state"].items():
