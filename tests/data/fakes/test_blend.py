@@ -173,7 +173,7 @@ def test_every_blend_of_face_photos_differs_visibly():
     from vfm_runtime.faces.crop import crop_face
     from vfm_runtime.faces.detector import load_detector
 
-    detector, spec = load_detector("mtcnn", 1), CropSpec()
+    detector, spec = load_detector("mtcnn"), CropSpec()
     photos = sorted(PHOTOS.glob("**/tests/test_images/*.jpg"))
     assert len(photos) >= 6
     for number, path in enumerate(photos):
