@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests import fetch_assets
+from tests.assets import missing
 
 LABELS = ("ant", "bee", "cat", "dog")
 # Height and width; odd ones, thin ones and one pixel.
@@ -102,7 +103,4 @@ def lite0_weights():
     found: list[Path] = sorted(folder.rglob("*.pth"))
     if found:
         return found[0]
-    message = f"The weights of EfficientNet-Lite0 are missing. Run: {fetch_assets.COMMAND}"
-    if os.environ.get("VFM_REQUIRE_ASSETS") == "1":
-        pytest.fail(message)
-    return pytest.skip(message)
+    return missing("The weights of EfficientNet-Lite0 are")

@@ -1,7 +1,6 @@
 """Real weights on real photos."""
 
 import json
-import os
 
 import lightning.pytorch  # noqa: F401 - its log keeps the stderr of its import
 import numpy as np
@@ -14,6 +13,7 @@ from timm.data import ImageNetInfo, resolve_model_data_config
 
 import vfm
 from tests import fetch_assets
+from tests.assets import missing
 from vfm.cli import main
 from vfm.data import DetectionData
 from vfm.data.synthetic import write_image_folder
@@ -92,10 +92,7 @@ def aerial():
     folder = fetch_assets.FOLDER / "deepforest" / "deepforest" / "data"
     if folder.is_dir():
         return folder
-    message = f"The aerial photos are missing. Run: {fetch_assets.COMMAND}"
-    if os.environ.get("VFM_REQUIRE_ASSETS") == "1":
-        pytest.fail(message)
-    return pytest.skip(message)
+    return missing("The aerial photos are")
 
 
 def test_real_boxes(aerial, tmp_path):

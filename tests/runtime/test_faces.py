@@ -1,6 +1,5 @@
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from vfm_runtime.faces.precomputed import face_of, five_points, read_landmarks
 from vfm_runtime.image import open_image
 
 from tests import fetch_assets
+from tests.assets import missing
 
 PHOTO = data.astronaut()
 # Read off the photo by eye.
@@ -53,10 +53,7 @@ def face_photos():
     found = {path.name: path for path in fetch_assets.FOLDER.rglob("tests/test_images/*.jpg")}
     if set(PHOTOS) <= set(found):
         return found
-    message = f"The photos of faces are missing. Run: {fetch_assets.COMMAND}"
-    if os.environ.get("VFM_REQUIRE_ASSETS") == "1":
-        pytest.fail(message)
-    return pytest.skip(message)
+    return missing("The photos of faces are")
 
 
 def boxes_of(faces):

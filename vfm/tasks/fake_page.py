@@ -141,6 +141,7 @@ def _histogram(videos: Videos, lines: Mapping[str, float]) -> bytes:
             axes.hist(
                 videos.logits[chosen], edges, weights=weights, color=colour, alpha=0.6, label=label
             )
+    # One or two lines: no operating point has more.
     for (name, place), style in zip(lines.items(), ("--", "-"), strict=False):
         axes.axvline(place, color="#1b1f24", linewidth=1.1, linestyle=style, label=name)
     axes.set_xlabel("mean logit of a video (above: more fake)", fontsize=FONT_SIZE)
