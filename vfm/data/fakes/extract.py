@@ -18,6 +18,7 @@ from vfm_runtime.faces.crop import CropSpec, Policy
 from vfm_runtime.faces.detector import FaceDetector, load_detector
 from vfm_runtime.video import is_video
 
+from vfm.data.fakes.base import CROP_FILE
 from vfm.data.fakes.crop_report import Count, count, crop_sheet, reasons, summary
 from vfm.data.fakes.crops import Cut, Failure, Job, cut_video, is_done, plan, read_record
 from vfm.data.fakes.item import FakesError, Item
@@ -25,7 +26,6 @@ from vfm.data.fakes.layouts import Format, import_layout
 from vfm.data.fakes.manifest import write_manifest
 from vfm.data.rows import write_rows
 
-CROP_FILE = "crop.json"
 MANIFEST_FILE = "manifest.csv"
 FAILURES_FILE = "failures.csv"
 SETTINGS_FILE = "faces.json"
