@@ -30,15 +30,20 @@ class Agreement(NamedTuple):
     """The second."""
 
 
-def agreement(expected: Answer, found: Answer) -> Agreement:
+def agreement(expected: Answer, found: Answer, *, min_iou: float = MIN_IOU) -> Agreement:
     """Compare two answers of one kind.
 
     Args:
         expected: What should be answered.
         found: What is.
+        min_iou: Least overlap of boxes that are the same; of several heads the one that differs most counts.
     """
+    if isinstance(expected, dict) and isinstance(found, dict):
+        rows = {n: agreement(expected[n], found[n], min_iou=min_iou) for n in expected}
+        name, worst = max(rows.items(), key=lambda row: (row[1].changed, row[1].difference))
+        return worst._replace(expected=f"{name}: {worst.expected}", found=f"{name}: {worst.found}")
     if isinstance(expected, Detections) and isinstance(found, Detections):
-        return _of_boxes(expected, found)
+        return _of_boxes(expected, found, min_iou)
     if isinstance(expected, Verdict) and isinstance(found, Verdict):
         return _of_verdicts(expected, found)
     assert isinstance(expected, Prediction)
@@ -75,9 +80,10 @@ def _named(verdict: Verdict) -> str:
     return verdict.label if verdict.reason is None else f"{verdict.label} ({verdict.reason.value})"
 
 
-def _of_boxes(expected: Detections, found: Detections) -> Agreement:
+def _of_boxes(expected: Detections, found: Detections, min_iou: float) -> Agreement:
     """Each box of either answer is looked for in the other."""
-    there, back = _partners(expected, found), _partners(found, expected)
+    there = _partners(expected, found, min_iou)
+    back = _partners(found, expected, min_iou)
     difference = max([0.0, *there.differences, *back.differences])
     lost = there.num_lost + back.num_lost
     names = [f"{part.num_boxes} boxes" for part in (there, back)]
@@ -92,12 +98,12 @@ class _Partners(NamedTuple):
     num_boxes: int
 
 
-def _partners(first: Detections, second: Detections) -> _Partners:
+def _partners(first: Detections, second: Detections, min_iou: float) -> _Partners:
     kept = np.flatnonzero(first.scores >= MIN_SCORE)
     same = first.class_ids[kept][:, None] == second.class_ids[None]
     a, b = first.boxes[kept], second.boxes
     # Two boxes without area at one place are the same.
-    near = (overlap(a, b) >= MIN_IOU) | (np.abs(a[:, None] - b[None]).max(-1) < 1e-3)
+    near = (overlap(a, b) >= min_iou) | (np.abs(a[:, None] - b[None]).max(-1) < 1e-3)
     apart = np.abs(first.scores[kept][:, None] - second.scores[None])
     # Of several boxes at one place, the one whose score is nearest.
     best = np.where(same & near, apart, np.inf).min(axis=1, initial=np.inf)

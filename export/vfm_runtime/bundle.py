@@ -12,7 +12,9 @@ from vfm_runtime.contract import (
     MANIFEST_FILE,
     MODEL_FILE,
     ONEFILE_FILE,
+    PRECISION_FILES,
     PREPROCESS_FILE,
+    REFERENCE_FILE,
     WEIGHTS_FILE,
     Contract,
     ContractError,
@@ -23,7 +25,10 @@ REQUIRED_FILES = (PREPROCESS_FILE, MODEL_FILE)
 """Without these there is nothing to run."""
 
 # Files that the runtime opens when they are there. Unlisted, their bytes would go unchecked.
-_READ_FILES = (PREPROCESS_FILE, MODEL_FILE, WEIGHTS_FILE, ONEFILE_FILE, GOLDEN_FILE)
+_READ_FILES = (
+    *(PREPROCESS_FILE, *PRECISION_FILES.values(), WEIGHTS_FILE, ONEFILE_FILE),
+    *(REFERENCE_FILE, GOLDEN_FILE),
+)
 
 _REMEDY = "Copy the bundle again or export anew."
 

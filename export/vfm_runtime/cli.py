@@ -1,7 +1,8 @@
-"""The command `vfm-runtime`: predict, check and info, without torch."""
+"""The command `vfm-runtime`: predict, check, info and serve, without torch."""
 
 import argparse
 import difflib
+import importlib.util
 import json
 import logging
 import os
@@ -10,25 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from PIL import Image
-
 from vfm_runtime import __version__
 from vfm_runtime.bundle import BundleError
 from vfm_runtime.contract import DEEPFAKE, DETECTION
-from vfm_runtime.detections import THRESHOLD, Detections
-from vfm_runtime.image import ImageError, Pixels, find_images
-from vfm_runtime.judge import Judge
+from vfm_runtime.detections import THRESHOLD
+from vfm_runtime.image import ImageError, find_images
 from vfm_runtime.model import Model, load
-from vfm_runtime.predictor import Answer
+from vfm_runtime.precision import PRECISIONS
 from vfm_runtime.providers import DEVICES, ProviderError
 from vfm_runtime.replay import replay
-from vfm_runtime.verdict import Verdict, sigmoid
+from vfm_runtime.server.main import add_arguments, serve, settings_of
+from vfm_runtime.show import complain, info_lines, show
 from vfm_runtime.video import find_videos, is_video
 
 OK, FAILED, MISUSED = 0, 1, 2
 """Exit codes: done; an image, a bundle or a check failed; the command was misused."""
-
-_MAX_ERROR_LINES = 8
 
 
 class _UsageError(ValueError):
@@ -68,14 +65,9 @@ def main(args: list[str] | None = None) -> int:
     except (ValueError, ProviderError, OSError, ImportError) as error:
         if debug:
             raise
-        _complain(error)
+        complain(error)
         return MISUSED if isinstance(error, _UsageError) else FAILED
     return code
-
-
-def _complain(error: Exception) -> None:
-    lines = str(error).splitlines()[:_MAX_ERROR_LINES]
-    print("error: " + "\n".join(lines), file=sys.stderr)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
@@ -93,7 +85,16 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     common = _Parser(add_help=False)
     common.add_argument("bundle", metavar="BUNDLE", help="folder that `vfm export` wrote")
     common.add_argument(
-        "--device", choices=DEVICES, default="auto", help="auto: CUDA where it loads, else CPU"
+        "--device",
+        choices=DEVICES,
+        default="auto",
+        help="auto: CUDA where it loads, else OpenVINO, else CPU",
+    )
+    common.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="auto: int8 on the CPU, fp16 on a GPU, if in the bundle",
     )
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     made = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -107,7 +108,7 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     predict.add_argument("--top", type=_count, default=5, help="best classes to show (default: 5)")
     predict.add_argument(
-        "--threshold", type=_share, default=THRESHOLD, help=f"of boxes (default: {THRESHOLD})"
+        "--threshold", type=_share, help=f"of boxes (default: the bundle's own, or {THRESHOLD})"
     )
     predict.add_argument(
         "--draw", type=Path, metavar="FOLDER", help="write the pictures with boxes or heatmaps here"
@@ -125,7 +126,12 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     info = made.add_parser("info", parents=[common], help="show what a bundle is")
     info.add_argument("--json", action="store_true", help="as one JSON object")
     info.set_defaults(run=_info)
-    return parser, {"predict": predict, "check": check, "info": info}
+
+    serve = made.add_parser("serve", help="answer over HTTP, with a page to try it")
+    add_arguments(serve)
+    serve.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    serve.set_defaults(run=_serve)
+    return parser, {"predict": predict, "check": check, "info": info, "serve": serve}
 
 
 def _count(text: str) -> int:
@@ -175,8 +181,12 @@ def _near(word: str, choices: list[str]) -> str:
     return f" Did you mean {' or '.join(bare[name] for name in near)}?" if near else ""
 
 
+def _load(options: argparse.Namespace, **more: Any) -> Model:
+    return load(options.bundle, device=options.device, precision=options.precision, **more)
+
+
 def _predict(options: argparse.Namespace) -> int:
-    model = load(options.bundle, device=options.device, batch_size=options.batch_size)
+    model = _load(options, batch_size=options.batch_size)
     _check_options(options, model)
     files = list(_files(options.images, videos=model.kind == DEEPFAKE))
     code = OK
@@ -185,7 +195,7 @@ def _predict(options: argparse.Namespace) -> int:
         for path, answer in zip(batch, answers, strict=True):
             if isinstance(answer, ImageError):
                 code = FAILED
-            _show(path, answer, options)
+            show(path, answer, options)
     return code
 
 
@@ -225,113 +235,60 @@ def _files(sources: list[str], *, videos: bool) -> Iterator[Path]:
         yield from found
 
 
-def _show(path: Path, answer: Answer | ImageError, options: argparse.Namespace) -> None:
-    if isinstance(answer, ImageError):
-        _complain(answer)
-        if options.json:
-            print(json.dumps({"image": str(path), "error": str(answer)}))
-    elif isinstance(answer, Detections):
-        _show_boxes(path, answer, options)
-    elif isinstance(answer, Verdict):
-        _show_verdict(path, answer, options)
-    elif options.json:
-        print(json.dumps({"image": str(path), **answer.to_dict(options.top)}))
-    else:
-        pairs = answer.applying() if answer.multilabel else answer.top(options.top)
-        best = ", ".join(f"{label} {score:.4f}" for label, score in pairs)
-        print(f"{path}: {best or f'none (nearest: {answer.label} {answer.score:.4f})'}")
-
-
-def _show_boxes(path: Path, answer: Detections, options: argparse.Namespace) -> None:
-    if options.json:
-        print(json.dumps({"image": str(path), **answer.to_dict(options.threshold)}))
-    else:
-        shown = answer.above(options.threshold)
-        rows = zip(shown.labels, shown.scores, shown.boxes.tolist(), strict=True)
-        listed = [f"{n} {s:.4f} [{', '.join(f'{v:.1f}' for v in box)}]" for n, s, box in rows]
-        best = f"none (best score {answer.scores.max(initial=0):.4f})"
-        print(f"{path}: {'; '.join(listed) or best}")
-    if options.draw is not None:
-        _save(path, ".png", answer.draw(path, options.threshold), options)
-
-
-def _show_verdict(path: Path, answer: Verdict, options: argparse.Namespace) -> None:
-    if options.json:
-        print(json.dumps({"image": str(path), **answer.to_dict()}))
-    else:
-        print(f"{path}: {answer.headline}. {' '.join([answer.explanation, *answer.notes])}")
-    if options.draw is not None:
-        # A video and its still often have one name but for the suffix.
-        suffix = f"{path.suffix}.png" if answer.is_video else ".png"
-        _save(path, suffix, answer.draw(path), options)
-
-
-def _save(path: Path, suffix: str, drawn: Pixels, options: argparse.Namespace) -> None:
-    """Write the picture under its own path below the folder, so that equal names do not meet."""
-    parts = [part for part in path.parts if part not in (path.anchor, "..")]
-    target = Path(options.draw, *parts).with_suffix(suffix)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(drawn).save(target)
-
-
 def _check(options: argparse.Namespace) -> int:
-    model = load(options.bundle, device=options.device)
+    model = _load(options)
     print(f"{len(model.manifest.files)} files intact")
-    results = replay(model)
-    for result in results:
-        print(result)
-    failed = sum(not result.passed for result in results)
-    if failed:
-        raise BundleError(
-            f"{failed} of {len(results)} golden images answer otherwise than at export, on "
-            f"{model.device}. Do not use the bundle here; try another version of ONNX Runtime, "
-            "or --device cpu."
-        )
-    print(f"OK: {len(results)} golden answers on {model.device}")
+    for checked in _each_precision(model, options):
+        results = replay(checked)
+        for result in results:
+            print(result)
+        where = f"{checked.precision} on {checked.device}"
+        failed = sum(not result.passed for result in results)
+        if failed:
+            raise BundleError(
+                f"{failed} of {len(results)} golden images answer otherwise than at export, {where}. Do not use the "
+                "bundle here; try another version of ONNX Runtime, --device cpu, or --precision fp32."
+            )
+        print(f"OK: {len(results)} golden answers, {where}")
     return OK
+
+
+def _each_precision(model: Model, options: argparse.Namespace) -> Iterator[Model]:
+    """The model in every precision that the bundle has for this device, unless one was asked for."""
+    yield model
+    if options.precision != "auto":
+        return
+    for precision in model.precisions:
+        if precision == model.precision or (precision == "int8" and model.device != "cpu"):
+            continue
+        yield load(options.bundle, device=options.device, precision=precision)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(
+                f"`serve` needs the package {name}, which is not installed. Run: pip install 'vfm-runtime[server]'."
+            )
+    return serve(settings_of(options))
 
 
 def _info(options: argparse.Namespace) -> int:
-    model = load(options.bundle, device=options.device)
+    model = _load(options)
     names = sorted(model.manifest.files)
     files = {name: (model.path / name).stat().st_size for name in names}
     if options.json:
-        facts = {"contract": model.contract.to_dict(), "files": files, "device": model.device}
+        facts = {
+            "contract": model.contract.to_dict(),
+            "files": files,
+            "device": model.device,
+            "precision": model.precision,
+        }
         print(json.dumps(facts, indent=2))
         return OK
-    for line in _info_lines(model, files):
+    for line in info_lines(model, files):
         print(line)
     return OK
-
-
-def _info_lines(model: Model, files: dict[str, int]) -> Iterator[str]:
-    contract = model.contract
-    shown = ", ".join(contract.labels[:5]) + (", ..." if len(contract.labels) > 5 else "")
-    yield f"task       {contract.task}"
-    yield f"labels     {len(contract.labels)}: {shown}"
-    yield f"backbone   {contract.backbone}"
-    yield f"size       {contract.size[0]} x {contract.size[1]} (height x width)"
-    yield f"license    {contract.license or 'not stated'}"
-    yield f"versions   {', '.join(f'{k} {v}' for k, v in sorted(contract.versions.items()))}"
-    if model.judge is not None:
-        yield from _rule_lines(model.judge)
-    yield f"device     {model.device}"
-    for name, size in files.items():
-        yield f"{size:>12,} B  {name}"
-
-
-def _rule_lines(judge: Judge) -> Iterator[str]:
-    crop, rules = judge.crop, judge.decision
-    faces = f", {crop.policy} face, {crop.detector}" if crop.source == "faces" else ""
-    yield f"crop       {crop.source}, {crop.size} pixels, margin {crop.margin:g}{faces}"
-    yield f"frames     {rules.num_frames} of a video"
-    if rules.threshold is None:
-        yield "threshold  0.5 assumed: not calibrated"
-        return
-    basis = ""
-    if rules.fpr is not None and rules.num_reals is not None:
-        basis = f", for {rules.fpr:.1%} false alarms, fitted on {rules.num_reals} real ones"
-    yield f"threshold  {sigmoid(rules.threshold):.4f}{basis}"
 
 
 if __name__ == "__main__":

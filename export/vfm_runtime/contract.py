@@ -1,12 +1,15 @@
 """What a bundle promises: the schema that the training side writes and the runtime reads."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, NoReturn, Self
 
 from vfm_runtime.decide import Decision
 from vfm_runtime.faces.crop import CropSpec
+from vfm_runtime.sureness import Rules
 from vfm_runtime.verdict import VERDICT_LABELS
 
 METADATA_KEY = "vfm"
@@ -32,16 +35,24 @@ _JUDGING = (
     {"logits": "float", "heatmaps": "float", "distances": "float"},
 )
 
+SEVERAL = "several"
+"""The task of a bundle with several heads on one backbone."""
+
 PREPROCESS_FILE = "preprocess.onnx"
 MODEL_FILE = "model.onnx"
+PRECISION_FILES = {"fp32": MODEL_FILE, "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+"""The graph of each precision that a bundle may have; the first is always there."""
 WEIGHTS_FILE = "model.onnx.data"
 ONEFILE_FILE = "onefile.onnx"
 MANIFEST_FILE = "vfm.json"
 PARITY_FILE = "parity.json"
 CARD_FILE = "card.md"
+REFERENCE_FILE = "reference.json"
 GOLDEN_DIR = "golden"
 GOLDEN_FILE = "golden/golden.json"
 
+_PLACE = {"components": "float", "distances": "float"}
+_OPTIONAL = ("rules", "heads")
 _REMEDY = "Export the bundle anew with this version of vfm."
 
 
@@ -50,15 +61,45 @@ class ContractError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadContract:
+    """What one head answers; checked when made."""
+
+    task: str
+    """What it does; one of `TASKS`."""
+
+    labels: tuple[str, ...]
+    """Class names, as of the contract."""
+
+    rules: dict[str, Any] | None = None
+    """When and how it answers, as of the contract."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", _labels(self.labels))
+        if self.task not in TASKS:
+            _refuse("task", self.task, f"one of {', '.join(TASKS)}", "Upgrade vfm-runtime.")
+        object.__setattr__(self, "rules", _rules(self.task, self.labels, self.rules))
+
+    @cached_property
+    def surely(self) -> Rules:
+        """When an answer of a model that labels images or finds objects is sure."""
+        return Rules() if self.rules is None else Rules.from_dict(self.rules)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        values = {"task": self.task, "labels": list(self.labels)}
+        return values if self.rules is None else {**values, "rules": _plain("rules", self.rules)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contract:
     """What a model takes, what it answers, and where it comes from; checked when made."""
 
     task: str
-    """What the model does; one of `TASKS`."""
+    """What the model does; one of `TASKS`, or `several` where it has several heads."""
 
     labels: tuple[str, ...]
     """Class names, in the order of the columns of `scores`; of a detector, by its `labels`; `real` and `fake` of a
-    deepfake model."""
+    deepfake model; the names of several heads."""
 
     preprocess: dict[str, Any]
     """How `preprocess.onnx` makes pixels; plain values, with `size` as [height, width]."""
@@ -76,14 +117,17 @@ class Contract:
     """Version of this schema."""
 
     rules: dict[str, Any] | None = None
-    """How a deepfake model is asked and answers: `crop`, a `CropSpec`, and `decision`, a `Decision`, as plain values;
-    None for every other model, whose contract then does not name it."""
+    """Of a deepfake model, how it is asked and answers: `crop`, a `CropSpec`, and `decision`, a `Decision`, as plain
+    values. Of every other model the values of `Rules`, or None, and then the contract does not name it."""
+
+    heads: dict[str, HeadContract] | None = None
+    """Each of several heads by its name; None of one head, whose contract then does not name it."""
 
     def __post_init__(self) -> None:
         # Trainers pass lists and tuples; files can only hold lists. One form makes `==` meaningful.
         object.__setattr__(self, "labels", _labels(self.labels))
         _check_format(self.format)
-        if self.task not in TASKS:
+        if self.task not in (*TASKS, SEVERAL):
             _refuse("task", self.task, f"one of {', '.join(TASKS)}", "Upgrade vfm-runtime.")
         if not isinstance(self.backbone, str) or not self.backbone:
             _refuse("backbone", self.backbone, "a name")
@@ -91,13 +135,42 @@ class Contract:
             _refuse("license", self.license, "a string or null")
         object.__setattr__(self, "preprocess", _preprocess(self.preprocess))
         object.__setattr__(self, "versions", _versions(self.versions))
-        object.__setattr__(self, "rules", _rules(self.task, self.labels, self.rules))
+        if self.task == SEVERAL and self.rules is not None:
+            _refuse("rules", self.rules, "null: each of several heads has its own")
+        if self.task != SEVERAL:
+            object.__setattr__(self, "rules", _rules(self.task, self.labels, self.rules))
+        object.__setattr__(self, "heads", _heads(self.task, self.labels, self.heads))
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the pixels that the model takes."""
         height, width = self.preprocess["size"]
         return height, width
+
+    @property
+    def each(self) -> dict[str, HeadContract]:
+        """What each head answers, by its name; the name of a single one is empty."""
+        if self.heads is not None:
+            return dict(self.heads)
+        return {"": HeadContract(task=self.task, labels=self.labels, rules=self.rules)}
+
+    def ports(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Names and element types of what `model.onnx` takes and of its answers.
+
+        The answers of several heads are named `head.answer`.
+        """
+        inputs: dict[str, str] = {}
+        outputs: dict[str, str] = {}
+        for name, head in self.each.items():
+            takes, gives = ports(head.task)
+            inputs |= takes
+            outputs |= {f"{name}.{port}" if name else port: kind for port, kind in gives.items()}
+        return inputs, outputs | (_PLACE if self.reference else {})
+
+    @property
+    def reference(self) -> bool:
+        """Whether the graph also says where an image lies among those of the training."""
+        return any(head.task != DEEPFAKE and head.surely.reference for head in self.each.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as plain values that JSON can hold."""
@@ -110,7 +183,11 @@ class Contract:
             "versions": dict(self.versions),
             "format": self.format,
         }
-        return values if self.rules is None else {**values, "rules": _plain("rules", self.rules)}
+        if self.rules is not None:
+            values["rules"] = _plain("rules", self.rules)
+        if self.heads is not None:
+            values["heads"] = {name: head.to_dict() for name, head in self.heads.items()}
+        return values
 
     def to_json(self) -> str:
         """Return one JSON text for one contract: sorted keys, no spaces, ASCII only."""
@@ -131,7 +208,7 @@ class Contract:
         names = [field.name for field in fields(cls)]
         # A newer format may have other keys, so its number is looked at before the keys are.
         for name in ["format", *names]:
-            if name not in values and name != "rules":
+            if name not in values and name not in _OPTIONAL:
                 raise ContractError(f"The contract has no key '{name}'. {_REMEDY}")
             if name == "format":
                 _check_format(values["format"])
@@ -265,12 +342,21 @@ def _versions(value: object) -> dict[str, str]:
 
 
 def _rules(task: str, labels: tuple[str, ...], value: object) -> dict[str, Any] | None:
-    if task != DEEPFAKE:
-        if value is not None:
-            _refuse("rules", value, f"null for the task '{task}'")
+    if task == DEEPFAKE:
+        return _verdict_rules(labels, value)
+    if value is None:
         return None
+    try:
+        rules = Rules.from_dict(value)  # type: ignore[arg-type]  # it refuses what is no object
+        rules.check_labels(labels)
+    except ValueError as error:
+        raise ContractError(f"The contract's 'rules' do not hold: {error} {_REMEDY}") from error
+    return rules.to_dict()
+
+
+def _verdict_rules(labels: tuple[str, ...], value: object) -> dict[str, Any]:
     if labels != VERDICT_LABELS:
-        _refuse("labels", list(labels), f"{list(VERDICT_LABELS)} for the task '{task}'")
+        _refuse("labels", list(labels), f"{list(VERDICT_LABELS)} for the task '{DEEPFAKE}'")
     if not isinstance(value, dict) or set(value) != {"crop", "decision"}:
         _refuse("rules", value, "an object with the keys 'crop' and 'decision'")
     try:
@@ -278,3 +364,29 @@ def _rules(task: str, labels: tuple[str, ...], value: object) -> dict[str, Any] 
     except ValueError as error:
         raise ContractError(f"The contract's 'rules' do not hold: {error}") from error
     return {"crop": crop.to_dict(), "decision": decision.to_dict()}
+
+
+def _heads(task: str, labels: tuple[str, ...], value: object) -> dict[str, HeadContract] | None:
+    if task != SEVERAL:
+        if value is not None:
+            _refuse("heads", value, f"null for the task '{task}'")
+        return None
+    if not isinstance(value, dict) or set(value) != set(labels):
+        _refuse("heads", value, f"an object with the keys {', '.join(labels)}")
+    # In the order of the labels, whatever the order of the file: it is that of the outputs.
+    heads = {name: _head(name, value[name]) for name in labels}
+    for name, head in heads.items():
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+            _refuse("heads", name, "names of letters, digits and underscores")
+        if head.task == DEEPFAKE:
+            _refuse("heads", name, "heads that take whole images, not crops of faces")
+    return heads
+
+
+def _head(name: str, value: object) -> HeadContract:
+    if isinstance(value, HeadContract):
+        return value
+    known = {"task", "labels", "rules"}
+    if not isinstance(value, dict) or not {"task", "labels"} <= set(value) <= known:
+        _refuse(f"heads.{name}", value, "an object with 'task', 'labels' and maybe 'rules'")
+    return HeadContract(**value)

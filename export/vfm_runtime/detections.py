@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vfm_runtime.draw import PALETTE, draw_boxes
 from vfm_runtime.image import ImageSource, open_image
+from vfm_runtime.sureness import UNLIKE_TRAINING, Doubt, Rules
 
 THRESHOLD = 0.3
 """Least score of a box that is shown, unless another is asked for."""
@@ -32,9 +33,22 @@ class Detections:
     names: tuple[str, ...]
     """Every class."""
 
+    rules: Rules = Rules()
+    """Least score of each class, and how unlike the training an image may be."""
+
+    distance: float | None = None
+    """Of the image from those of the training; None of a model that does not measure it."""
+
     @classmethod
     def from_arrays(
-        cls, boxes: ArrayLike, class_ids: ArrayLike, scores: ArrayLike, names: Sequence[str]
+        cls,
+        boxes: ArrayLike,
+        class_ids: ArrayLike,
+        scores: ArrayLike,
+        names: Sequence[str],
+        *,
+        rules: Rules = Rules(),
+        distance: float | None = None,
     ) -> Self:
         """Build an answer from one image's rows.
 
@@ -43,6 +57,8 @@ class Detections:
             class_ids: [K].
             scores: [K].
             names: Every class.
+            rules: When the answer is sure.
+            distance: Of the image from those of the training.
 
         Raises:
             ValueError: Their lengths differ, or a number is not finite.
@@ -61,38 +77,52 @@ class Detections:
             )
         for part in (corners, values, ids):
             part.setflags(write=False)
-        return cls(corners, values, ids, tuple(names))
+        return cls(corners, values, ids, tuple(names), rules, distance)
+
+    @property
+    def reason(self) -> Doubt | None:
+        """Why the answer is not to be relied on, `unlike_training`; None where it is."""
+        return UNLIKE_TRAINING if self.rules.is_unlike(self.distance) else None
+
+    @property
+    def unsure(self) -> bool:
+        """Whether there is a `reason` not to rely on the answer."""
+        return self.reason is not None
 
     @property
     def labels(self) -> list[str]:
         """Name of the class of each box."""
         return [self.names[index] for index in self.class_ids.tolist()]
 
-    def above(self, threshold: float = THRESHOLD) -> Self:
+    def above(self, threshold: float | None = None) -> Self:
         """Return the boxes of at least this score.
 
         Args:
-            threshold: 0 to 1.
+            threshold: 0 to 1; None for the one of each class in the bundle, 0.3 where it has none.
 
         Raises:
             ValueError: It lies outside that range.
         """
-        if not 0 <= threshold <= 1:
+        if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}. Give a score, 0 to 1.")
-        kept = self.scores >= threshold
-        return self.from_arrays(
-            self.boxes[kept], self.class_ids[kept], self.scores[kept], self.names
-        )
+        least = self.rules.least(self.class_ids, THRESHOLD) if threshold is None else threshold
+        kept = self.scores >= np.float32(least)
+        parts = self.boxes[kept], self.class_ids[kept], self.scores[kept], self.names
+        return self.from_arrays(*parts, rules=self.rules, distance=self.distance)
 
-    def to_dict(self, threshold: float = THRESHOLD) -> dict[str, Any]:
+    def to_dict(self, threshold: float | None = None) -> dict[str, Any]:
         """Return the boxes of at least this score as plain values that JSON can hold.
 
         Args:
-            threshold: 0 to 1.
+            threshold: As for `above`.
         """
         shown = self.above(threshold)
         rows = zip(shown.boxes.tolist(), shown.labels, shown.scores.tolist(), strict=True)
-        return {"boxes": [{"box": box, "label": name, "score": score} for box, name, score in rows]}
+        found = [{"box": box, "label": name, "score": score} for box, name, score in rows]
+        answer: dict[str, Any] = {"boxes": found}
+        if self.distance is not None:
+            answer |= {"distance": self.distance, "reason": self.reason}
+        return answer
 
     def to_coco(self, image_id: int, *, first_category: int = 1) -> list[dict[str, Any]]:
         """Return every box as an entry of a COCO results file.
@@ -114,11 +144,11 @@ class Detections:
             )
         ]
 
-    def to_supervision(self, threshold: float = THRESHOLD) -> Any:
+    def to_supervision(self, threshold: float | None = None) -> Any:
         """Return the boxes of at least this score as `supervision.Detections`.
 
         Args:
-            threshold: 0 to 1.
+            threshold: As for `above`.
 
         Raises:
             ImportError: The package supervision is not installed.
@@ -135,12 +165,12 @@ class Detections:
             data={"class_name": np.array(shown.labels)},
         )
 
-    def draw(self, image: ImageSource, threshold: float = THRESHOLD) -> NDArray[np.uint8]:
+    def draw(self, image: ImageSource, threshold: float | None = None) -> NDArray[np.uint8]:
         """Draw the boxes of at least this score, uint8 [H, W, 3].
 
         Args:
             image: The image that was answered, as for `predict`.
-            threshold: 0 to 1.
+            threshold: As for `above`.
         """
         shown = self.above(threshold)
         colours = [PALETTE[index % len(PALETTE)] for index in shown.class_ids.tolist()]
@@ -158,13 +188,16 @@ class Detections:
     def __repr__(self) -> str:
         counts = Counter(self.above().labels)
         found = ", ".join(f"{count} {name}" for name, count in counts.most_common(5)) or "nothing"
-        return f"Detections({found}; scores of {THRESHOLD} and more)"
+        least = f"{THRESHOLD} and more" if self.rules.thresholds is None else "their thresholds"
+        return f"Detections({found}; scores of {least})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Detections):
             return NotImplemented
         pairs = ((getattr(self, k), getattr(other, k)) for k in ("boxes", "scores", "class_ids"))
-        return self.names == other.names and all(np.array_equal(a, b) for a, b in pairs)
+        plain = ("names", "rules", "distance")
+        alike = all(getattr(self, name) == getattr(other, name) for name in plain)
+        return alike and all(np.array_equal(a, b) for a, b in pairs)
 
     # Equal by arrays of floats, so not a sensible key of a dict.
     __hash__ = None  # type: ignore[assignment]

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,15 +14,20 @@ from vfm_runtime.contract import (
     DETECTION,
     METADATA_KEY,
     MODEL_FILE,
+    PRECISION_FILES,
     PREPROCESS_FILE,
+    SEVERAL,
     Contract,
-    ports,
 )
 from vfm_runtime.decide import Decision
 from vfm_runtime.faces.crop import CropSpec
 from vfm_runtime.image import ImageSource, open_image
 from vfm_runtime.judge import Judge
+from vfm_runtime.precision import place
 from vfm_runtime.predictor import Arrays, Predictor
+
+if TYPE_CHECKING:
+    from vfm_runtime.drift import DriftMonitor
 
 IMAGE = {"image": "uint8"}
 """What `preprocess.onnx` takes."""
@@ -34,23 +39,37 @@ def load(
     path: str | Path,
     *,
     device: str = "auto",
+    precision: str = "auto",
     num_threads: int | None = None,
     batch_size: int = 32,
+    spin: bool = True,
 ) -> "Model":
     """Load a bundle after checking every one of its files.
 
     Args:
         path: The bundle's folder.
-        device: `cpu`, `cuda`, or `auto` for CUDA where it really loads; see `Model.device`.
+        device: `cpu`, `cuda`, `tensorrt`, `openvino`, or `auto` for CUDA where it really loads, else OpenVINO where its
+            plugin is installed; see `Model.device`.
+        precision: `fp32`, `fp16`, `int8`, `bf16`, or `auto` for fp16 on a GPU and int8 on the CPU where the bundle has
+            it, else fp32; see `Model.precision`.
         num_threads: Threads of one run on the CPU; None for one a core.
         batch_size: Images that go through the model at once.
+        spin: Whether idle threads keep their cores; better not where the same cores decode images.
 
     Raises:
         BundleError: It is not a bundle, or a file is missing or damaged.
         ContractError: The contract is malformed or newer than this version.
-        ProviderError: ONNX Runtime is not installed properly, or CUDA was asked for in vain.
+        ProviderError: ONNX Runtime is not installed properly, or a device was asked for in vain.
+        ValueError: The bundle has no graph of that precision, or it does not run on that device.
     """
-    return Model(path, device=device, num_threads=num_threads, batch_size=batch_size)
+    return Model(
+        path,
+        device=device,
+        precision=precision,
+        num_threads=num_threads,
+        batch_size=batch_size,
+        spin=spin,
+    )
 
 
 class Model(Predictor):
@@ -61,7 +80,10 @@ class Model(Predictor):
         manifest: What `vfm.json` says: the contract and the bundle's files.
         contract: What the model takes and answers.
         labels: Every class, in the order of the scores.
-        device: Where the model really runs, `cpu` or `cuda`.
+        device: Where the model really runs, such as `cpu` or `cuda`.
+        precision: Of the graph that runs.
+        precisions: Of the graphs in the bundle.
+        monitor: Watches the answers for drift, where one is set.
         batch_size: Images that go through the model at once.
     """
 
@@ -70,6 +92,9 @@ class Model(Predictor):
     contract: Contract
     labels: tuple[str, ...]
     device: str
+    precision: str
+    precisions: tuple[str, ...]
+    monitor: "DriftMonitor | None"
     batch_size: int
 
     def __init__(
@@ -77,32 +102,44 @@ class Model(Predictor):
         path: str | Path,
         *,
         device: str = "auto",
+        precision: str = "auto",
         num_threads: int | None = None,
         batch_size: int = 32,
+        spin: bool = True,
     ) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self.contract = self.manifest.contract
         judge = _judge(self.contract)
-        super().__init__(self.contract.task, self.contract.labels, batch_size, judge=judge)
+        heads = None if judge else self.contract.each
+        super().__init__(
+            self.contract.task, self.contract.labels, batch_size, judge=judge, heads=heads
+        )
+        self.precisions = tuple(p for p, name in PRECISION_FILES.items() if self._has(name))
+        where, self.precision = place(device, precision, self.precisions)
+        # What was not asked for by name may still turn out not to load, and then the CPU does it.
+        asked = "auto" if device == "auto" and where != "cpu" else where
         # On the CPU always: it is small work, and the pixels are then the same on every machine.
         self._preprocess = providers.open_session(
-            self.path / PREPROCESS_FILE, "cpu", num_threads=num_threads
+            self.path / PREPROCESS_FILE, "cpu", num_threads=num_threads, spin=spin
         )
+        self._file = PRECISION_FILES.get(self.precision, MODEL_FILE)
         self._model = providers.open_session(
-            self.path / MODEL_FILE, device, num_threads=num_threads
+            self.path / self._file,
+            asked,
+            num_threads=num_threads,
+            precision=self.precision,
+            spin=spin,
         )
         self.device = providers.device_of(self._model)
-        metadata = self._model.get_modelmeta().custom_metadata_map
-        check_metadata(self.path, MODEL_FILE, metadata.get(METADATA_KEY), self.contract)
-        inputs, outputs = ports(self.kind)
-        expect_ports(self._preprocess, self.path / PREPROCESS_FILE, IMAGE, inputs)
-        expect_ports(self._model, self.path / MODEL_FILE, inputs, outputs)
-        self._check_labels()
+        self.monitor = None
+        self._check_graphs()
         self._errors = providers.run_errors()
 
     def __repr__(self) -> str:
-        return f"Model({str(self.path)!r}, {len(self.labels)} classes, {self.device})"
+        what = "heads" if self.kind == SEVERAL else "classes"
+        where = f"{self.precision} on {self.device}"
+        return f"Model({str(self.path)!r}, {len(self.labels)} {what}, {where})"
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run `model.onnx` on what `preprocess.onnx` has made.
@@ -112,7 +149,8 @@ class Model(Predictor):
 
         Returns:
             `scores` [N, C]; of a detector `boxes` [N, K, 4], `labels` and `scores` [N, K]; of a deepfake model
-            `logits` [N], `heatmaps` [N, h, w] and `distances` [N].
+            `logits` [N], `heatmaps` [N, h, w] and `distances` [N]. Of several heads each is named `head.answer`. Where
+            the bundle has a reference also `components` [N, k] and `distances` [N].
         """
         pixels = inputs["pixels"]
         expected = (*self.contract.size, 3)
@@ -122,7 +160,10 @@ class Model(Predictor):
                 f"uint8 of shape [images, {', '.join(map(str, expected))}]. Images of any other "
                 "size go to `predict`."
             )
-        return self._run(self._model, MODEL_FILE, inputs)
+        answers = self._run(self._model, self._file, inputs)
+        if self.monitor is not None:
+            self.monitor.add(answers)
+        return answers
 
     def prepare(self, image: ImageSource) -> Arrays:
         """Open one image and bring it to the model's size, by `preprocess.onnx`.
@@ -138,16 +179,26 @@ class Model(Predictor):
         """
         return self._run(self._preprocess, PREPROCESS_FILE, {"image": open_image(image)})
 
-    def _check_labels(self) -> None:
-        if self.kind in (DETECTION, DEEPFAKE):
-            return  # its scores are as many as its boxes; the labels of verdicts are fixed
-        # A symbolic dimension is a name; the first answer is then checked by Prediction.
-        num_scores = self._model.get_outputs()[0].shape[-1]
-        if isinstance(num_scores, int) and num_scores != len(self.labels):
-            raise BundleError(
-                f"{self.path / MODEL_FILE} answers with {num_scores} scores, the contract has "
-                f"{len(self.labels)} labels. Export the bundle anew."
-            )
+    def _has(self, name: str) -> bool:
+        return name in self.manifest.files
+
+    def _check_graphs(self) -> None:
+        metadata = self._model.get_modelmeta().custom_metadata_map
+        check_metadata(self.path, self._file, metadata.get(METADATA_KEY), self.contract)
+        inputs, outputs = self.contract.ports()
+        expect_ports(self._preprocess, self.path / PREPROCESS_FILE, IMAGE, inputs)
+        expect_ports(self._model, self.path / self._file, inputs, outputs)
+        shapes = {port.name: port.shape for port in self._model.get_outputs()}
+        for name, head in self.contract.each.items():
+            if head.task in (DETECTION, DEEPFAKE):
+                continue  # its scores are as many as its boxes; the labels of verdicts are fixed
+            # A symbolic dimension is a name; the first answer is then checked by Prediction.
+            num_scores = shapes[f"{name}.scores" if name else "scores"][-1]
+            if isinstance(num_scores, int) and num_scores != len(head.labels):
+                raise BundleError(
+                    f"{self.path / self._file} answers with {num_scores} scores, the contract has "
+                    f"{len(head.labels)} labels. Export the bundle anew."
+                )
 
     def _run(self, session: Any, name: str, inputs: Arrays) -> Arrays:
         try:

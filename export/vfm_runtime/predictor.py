@@ -1,13 +1,13 @@
 """Answers for one image or many, whatever computes them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm_runtime.contract import DEEPFAKE, DETECTION
+from vfm_runtime.contract import DEEPFAKE, DETECTION, SEVERAL, HeadContract
 from vfm_runtime.detections import Detections
 from vfm_runtime.image import ImageError, ImageSource, Pixels
 from vfm_runtime.judge import Judge, judge_each
@@ -17,7 +17,9 @@ from vfm_runtime.verdict import Verdict
 Errors = Literal["raise", "return"]
 Arrays = dict[str, NDArray[Any]]
 """Inputs or outputs of a model, by name; the first dimension counts images."""
-Answer = Prediction | Detections | Verdict
+HeadAnswer = Prediction | Detections | Verdict
+Answer = HeadAnswer | dict[str, HeadAnswer]
+"""Of several heads, the answer of each by its name."""
 _Position = tuple[int, Arrays | ImageError]
 
 
@@ -25,16 +27,18 @@ class Predictor(ABC):
     """A model that answers for images; a loaded bundle is one, a checkpoint loaded by vfm another.
 
     Attributes:
-        kind: What it answers, `classification`, `multilabel`, `detection` or `deepfake`.
-        labels: Every class, in the order of the scores.
+        kind: What it answers, `classification`, `multilabel`, `detection` or `deepfake`; `several` with several heads.
+        labels: Every class, in the order of the scores; the names of several heads.
         batch_size: Images that go through the model at once.
         judge: Of a deepfake model: how it is asked and how it answers; None of every other.
+        heads: What each head answers, by its name; the name of a single one is empty.
     """
 
     kind: str
     labels: tuple[str, ...]
     batch_size: int
     judge: Judge | None
+    heads: dict[str, HeadContract]
 
     def __init__(
         self,
@@ -43,14 +47,16 @@ class Predictor(ABC):
         batch_size: int = 32,
         *,
         judge: Judge | None = None,
+        heads: Mapping[str, HeadContract] | None = None,
     ) -> None:
         """Remember what every answer needs.
 
         Args:
-            kind: `classification`, `multilabel`, `detection` or `deepfake`.
-            labels: Every class, in the order of the scores.
+            kind: `classification`, `multilabel`, `detection` or `deepfake`; `several` with several heads.
+            labels: Every class, in the order of the scores; the names of several heads.
             batch_size: Images that go through the model at once.
             judge: Needed by a deepfake model, and by no other.
+            heads: What each head answers, by its name; None for one head without rules of sureness.
 
         Raises:
             ValueError: A deepfake model has no judge, or another model has one.
@@ -64,6 +70,8 @@ class Predictor(ABC):
         self.labels = tuple(labels)
         self.batch_size = _batch_size(batch_size)
         self.judge = judge
+        single = {} if heads or judge else {"": HeadContract(task=kind, labels=self.labels)}
+        self.heads = dict(heads) if heads else single
 
     @property
     def multilabel(self) -> bool:
@@ -118,11 +126,15 @@ class Predictor(ABC):
             Probabilities, [images, classes].
 
         Raises:
-            ValueError: The model finds objects, for which pixels alone do not say where they lie, or tells real from
-                fake.
+            ValueError: The model finds objects, for which pixels alone do not say where they lie, tells real from
+                fake, or has several heads.
         """
-        if self.kind in (DETECTION, DEEPFAKE):
-            does = "finds objects" if self.kind == DETECTION else "tells real from fake"
+        does = {
+            DETECTION: "finds objects",
+            DEEPFAKE: "tells real from fake",
+            SEVERAL: "has several heads",
+        }.get(self.kind)
+        if does is not None:
             raise ValueError(f"This model {does}: take `predict`, or `run(prepare(image))`.")
         scores: NDArray[np.float32] = self.run({"pixels": pixels})["scores"]
         return scores
@@ -134,15 +146,12 @@ class Predictor(ABC):
             outputs: By name; of a deepfake model, each row is taken as a picture of its own, of which nothing but
                 the crop is known.
         """
-        if self.kind == DETECTION:
-            rows = zip(outputs["boxes"], outputs["labels"], outputs["scores"], strict=True)
-            return [Detections.from_arrays(*row, self.labels) for row in rows]
         if self.judge is not None:
             return list(self.judge.bare(outputs))
-        return [
-            Prediction.from_scores(row, self.labels, multilabel=self.multilabel)
-            for row in outputs["scores"]
-        ]
+        if self.kind != SEVERAL:
+            return list(head_answers(self.heads[""], outputs))
+        parts = [head_answers(head, part_of(outputs, name)) for name, head in self.heads.items()]
+        return [dict(zip(self.heads, row, strict=True)) for row in zip(*parts, strict=True)]
 
     def predict(
         self,
@@ -164,8 +173,8 @@ class Predictor(ABC):
                 face is looked for.
 
         Returns:
-            A `Prediction`, of a detector `Detections`, of a deepfake model a `Verdict`, for one image; a list of the
-            same length for a list.
+            A `Prediction`, of a detector `Detections`, of a deepfake model a `Verdict`, for one image; of several heads
+            a dict of them by head; a list of the same length for a list.
 
         Raises:
             ImageError: An image cannot be opened, or a video, and `errors` is `raise`.
@@ -224,6 +233,41 @@ class Predictor(ABC):
                     error.add_note(f"It is image number {index + 1} of those given.")
                     raise
                 yield index, error
+
+
+def head_answers(head: HeadContract, outputs: Arrays) -> list[HeadAnswer]:
+    """The answer of each image by one head that labels images or finds objects.
+
+    Args:
+        head: What it answers.
+        outputs: Its own, by name, and the `distances` of the images where the graph gives them.
+    """
+    rules, many = head.surely, head.task == "multilabel"
+    rows = outputs["scores"]
+    far = outputs["distances"].tolist() if "distances" in outputs else [None] * len(rows)
+    if head.task == DETECTION:
+        found = zip(outputs["boxes"], outputs["labels"], rows, far, strict=True)
+        return [
+            Detections.from_arrays(*row[:3], head.labels, rules=rules, distance=row[3])
+            for row in found
+        ]
+    return [
+        Prediction.from_scores(row, head.labels, multilabel=many, rules=rules, distance=distance)
+        for row, distance in zip(rows, far, strict=True)
+    ]
+
+
+def part_of(outputs: Arrays, head: str) -> Arrays:
+    """The answers of one of several heads, and what all of them share.
+
+    Args:
+        outputs: Of all heads, named `head.answer`.
+        head: Its name; the empty one of a single head has all.
+    """
+    if not head:
+        return outputs
+    own = {n.partition(".")[2]: v for n, v in outputs.items() if n.startswith(f"{head}.")}
+    return own | {name: values for name, values in outputs.items() if "." not in name}
 
 
 def _joined(items: Sequence[Arrays]) -> Arrays:

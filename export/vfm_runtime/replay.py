@@ -7,15 +7,31 @@ from typing import Any
 import numpy as np
 
 from vfm_runtime import providers
-from vfm_runtime.agreement import Agreement, agreement
+from vfm_runtime.agreement import MIN_IOU, Agreement, agreement
 from vfm_runtime.bundle import BundleError
-from vfm_runtime.contract import GOLDEN_DIR, GOLDEN_FILE, ONEFILE_FILE, parse_json, ports
+from vfm_runtime.contract import (
+    DEEPFAKE,
+    GOLDEN_DIR,
+    GOLDEN_FILE,
+    ONEFILE_FILE,
+    SEVERAL,
+    HeadContract,
+    parse_json,
+    ports,
+)
 from vfm_runtime.detections import Detections
 from vfm_runtime.image import open_image
 from vfm_runtime.model import IMAGE, Model, expect_ports
-from vfm_runtime.predictor import Answer
+from vfm_runtime.predictor import Answer, Arrays, HeadAnswer, head_answers
 from vfm_runtime.types import Prediction
 from vfm_runtime.verdict import FAKE, REAL, UNDECIDED, Reason, Verdict
+
+TOLERANCE = {"fp16": 1e-2, "bf16": 5e-2, "int8": 5e-2}
+"""Largest difference of a score from one machine to another: what is rounded coarsely falls to either side of a step by
+the last digit of a float."""
+
+ROUGH_IOU = 0.9
+"""Least overlap of boxes that are the same, of a precision below fp32."""
 
 _TYPES = {"float": np.float32, "int64": np.int64}
 
@@ -63,7 +79,7 @@ def replay(model: Model) -> list[Replay]:
     """Ask the model about each golden image again, also through `onefile.onnx` if there is one.
 
     Args:
-        model: The loaded bundle.
+        model: The loaded bundle; its own precision is compared with the answers of that precision at export.
 
     Raises:
         BundleError: The bundle has no golden images, or their list is malformed.
@@ -72,15 +88,18 @@ def replay(model: Model) -> list[Replay]:
     # The golden images of a deepfake model are crops.
     cropped = model.judge is not None
     answers = model.predict([model.path / image.file for image in images], cropped=cropped)
-    pairs = list(zip(images, answers, strict=True))
-    results = [Replay(i.file, agreement(i.answer, answer), tolerance) for i, answer in pairs]
-    if ONEFILE_FILE in model.manifest.files:
+    iou = MIN_IOU if model.precision == "fp32" else ROUGH_IOU
+    results = [
+        Replay(image.file, agreement(image.answer, answer, min_iou=iou), tolerance)
+        for image, answer in zip(images, answers, strict=True)
+    ]
+    if ONEFILE_FILE in model.manifest.files and model.precision == "fp32":
         results += _replay_onefile(model, images, tolerance)
     return results
 
 
 def read_golden(model: Model) -> tuple[float, list[Golden]]:
-    """Return the tolerance and the golden images of a bundle.
+    """Return the tolerance and the golden images of a bundle, for the precision that runs.
 
     Args:
         model: The loaded bundle.
@@ -96,9 +115,12 @@ def read_golden(model: Model) -> tuple[float, list[Golden]]:
         )
     try:
         values = parse_json(path.read_bytes())
-        tolerance = float(values["tolerance"])
+        if model.precision in values.get("precisions", {}):
+            values = values["precisions"][model.precision]
+        # bfloat16 is computed from the graph of float32, and has its golden answers.
+        tolerance = max(float(values["tolerance"]), TOLERANCE.get(model.precision, 0.0))
         images = [_golden(item, model) for item in values["images"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is malformed ({error!r}). Export the bundle anew.") from error
     for image in images:
         if image.file not in model.manifest.files:
@@ -118,29 +140,44 @@ def golden_row(file: str, answer: Answer) -> dict[str, Any]:
     Raises:
         ValueError: A verdict is not that of one crop.
     """
-    if isinstance(answer, Detections):
-        return {
-            "file": file,
-            "boxes": answer.boxes.tolist(),
-            "labels": answer.class_ids.tolist(),
-            "scores": answer.scores.tolist(),
-        }
+    if isinstance(answer, dict):
+        return {"file": file, "heads": {name: _row(one) for name, one in answer.items()}}
+    return {"file": file, **_row(answer)}
+
+
+def _row(answer: HeadAnswer) -> dict[str, Any]:
     if isinstance(answer, Verdict):
-        return {"file": file, **_golden_verdict(answer)}
-    return {"file": file, "label": answer.label, "scores": answer.scores.tolist()}
+        return _golden_verdict(answer)
+    if isinstance(answer, Detections):
+        row = {"boxes": answer.boxes.tolist(), "labels": answer.class_ids.tolist()}
+    else:
+        row = {"label": answer.label}
+    row["scores"] = answer.scores.tolist()
+    return row if answer.distance is None else {**row, "distances": answer.distance}
 
 
 def _golden(item: dict[str, Any], model: Model) -> Golden:
-    outputs = {
-        name: np.array([item[name]], dtype=_TYPES[kind])
-        for name, kind in ports(model.kind)[1].items()
-    }
-    (answer,) = model.answers(outputs)
-    if isinstance(answer, Prediction):
-        answer = replace(answer, label=str(item["label"]))
-    if isinstance(answer, Verdict):
-        answer = _read_verdict(answer, item)
+    answer: Answer
+    if model.judge is not None:
+        (bare,) = model.judge.bare(_arrays(item, DEEPFAKE))
+        answer = _read_verdict(bare, item)
+    elif model.kind == SEVERAL:
+        answer = {name: _read(head, item["heads"][name]) for name, head in model.heads.items()}
+    else:
+        answer = _read(model.heads[""], item)
     return Golden(str(PurePosixPath(GOLDEN_DIR, item["file"])), answer)
+
+
+def _read(head: HeadContract, row: dict[str, Any]) -> HeadAnswer:
+    arrays = _arrays(row, head.task)
+    if "distances" in row:
+        arrays["distances"] = np.array([row["distances"]], np.float32)
+    (answer,) = head_answers(head, arrays)
+    return replace(answer, label=str(row["label"])) if isinstance(answer, Prediction) else answer
+
+
+def _arrays(row: dict[str, Any], task: str) -> Arrays:
+    return {name: np.array([row[name]], _TYPES[kind]) for name, kind in ports(task)[1].items()}
 
 
 def _golden_verdict(verdict: Verdict) -> dict[str, Any]:
@@ -173,7 +210,7 @@ def _read_verdict(bare: Verdict, item: dict[str, Any]) -> Verdict:
 def _replay_onefile(model: Model, images: list[Golden], tolerance: float) -> list[Replay]:
     path = model.path / ONEFILE_FILE
     session = providers.open_session(path, model.device)
-    outputs = ports(model.kind)[1]
+    outputs = model.contract.ports()[1]
     expect_ports(session, path, IMAGE, outputs)
     results = []
     for image in images:

@@ -7,6 +7,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vfm_runtime.sureness import UNLIKE_TRAINING, Doubt, Rules
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
@@ -27,9 +29,21 @@ class Prediction:
     multilabel: bool = False
     """Whether several classes, or none, may apply, each with a probability of its own."""
 
+    rules: Rules = Rules()
+    """When the answer is sure."""
+
+    distance: float | None = None
+    """From the images of the training; None of a model that does not measure it."""
+
     @classmethod
     def from_scores(
-        cls, scores: ArrayLike, labels: Sequence[str], *, multilabel: bool = False
+        cls,
+        scores: ArrayLike,
+        labels: Sequence[str],
+        *,
+        multilabel: bool = False,
+        rules: Rules = Rules(),
+        distance: float | None = None,
     ) -> Self:
         """Build a prediction from one row of scores.
 
@@ -37,6 +51,8 @@ class Prediction:
             scores: One number a class.
             labels: The class names, in the order of the scores.
             multilabel: Whether several classes may apply.
+            rules: When the answer is sure.
+            distance: From the images of the training.
 
         Raises:
             ValueError: Their lengths differ, or a score is not finite.
@@ -56,7 +72,22 @@ class Prediction:
             )
         row.setflags(write=False)
         best = int(row.argmax())
-        return cls(names[best], float(row[best]), row, names, multilabel)
+        return cls(names[best], float(row[best]), row, names, multilabel, rules, distance)
+
+    @property
+    def reason(self) -> Doubt | None:
+        """Why the answer is not to be relied on; None where it is.
+
+        Where several classes may apply, thresholds say which ones do, and no score is too low.
+        """
+        if self.multilabel:
+            return UNLIKE_TRAINING if self.rules.is_unlike(self.distance) else None
+        return self.rules.reason(int(self.scores.argmax()), self.score, self.distance)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether there is a `reason` not to rely on the answer."""
+        return self.reason is not None
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """Return the best classes with their scores, best first.
@@ -72,20 +103,24 @@ class Prediction:
         order = np.argsort(-self.scores, kind="stable")[:k]
         return [(self.labels[index], float(self.scores[index])) for index in order]
 
-    def applying(self, threshold: float = 0.5) -> list[tuple[str, float]]:
+    def applying(self, threshold: float | None = None) -> list[tuple[str, float]]:
         """Return the classes that apply with their scores, best first; there may be none.
 
         Args:
-            threshold: Least score of a class that applies, 0 to 1.
+            threshold: Least score of a class that applies, 0 to 1; None for the one of each class in the bundle, 0.5
+                where it has none.
 
         Raises:
             ValueError: The model gives one label an image, or the threshold is no probability.
         """
         if not self.multilabel:
             raise ValueError("This model gives one label an image: take `label`, or `top(k)`.")
-        if not 0 <= threshold <= 1:
+        if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}. Give a probability, 0 to 1.")
-        return [pair for pair in self.top(len(self.labels)) if pair[1] >= threshold]
+        order = np.argsort(-self.scores, kind="stable")
+        least = self.rules.least(order, 0.5) if threshold is None else np.float64(threshold)
+        kept = order[self.scores[order] >= least]
+        return [(self.labels[index], float(self.scores[index])) for index in kept]
 
     def to_dict(self, k: int = 5) -> dict[str, Any]:
         """Return the answer as plain values that JSON can hold.
@@ -97,19 +132,24 @@ class Prediction:
         answer: dict[str, Any] = {"label": self.label, "score": self.score, "top": top}
         if self.multilabel:
             answer["labels"] = [label for label, _ in self.applying()]
-        return answer
+        if self.distance is not None:
+            answer["distance"] = self.distance
+        # Only where the bundle can be unsure; its absence is no promise.
+        return answer if self.rules == Rules() else {**answer, "reason": self.reason}
 
     def __repr__(self) -> str:
         if self.multilabel:
             return (
                 f"Prediction({[label for label, _ in self.applying()]}, {len(self.labels)} classes)"
             )
-        return f"Prediction({self.label!r}, {self.score:.3f}, {len(self.labels)} classes)"
+        why = "" if self.reason is None else f", {self.reason}"
+        return f"Prediction({self.label!r}, {self.score:.3f}{why}, {len(self.labels)} classes)"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Prediction):
             return NotImplemented
-        alike = (self.labels, self.multilabel) == (other.labels, other.multilabel)
+        names = ("labels", "multilabel", "rules", "distance")
+        alike = all(getattr(self, name) == getattr(other, name) for name in names)
         return alike and np.array_equal(self.scores, other.scores)
 
     # Equal by an array of floats, so not a sensible key of a dict.

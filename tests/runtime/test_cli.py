@@ -67,7 +67,7 @@ def test_check(bundle, capsys):
         "golden/001.png (onefile.onnx)",
     ]
     assert all(": OK (" in line for line in lines[1:5])
-    assert lines[5].startswith("OK: 4 golden answers on ")
+    assert lines[5].startswith("OK: 4 golden answers, fp32 on ")
 
 
 def golden(bundle, change):

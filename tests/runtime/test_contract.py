@@ -125,7 +125,7 @@ def without(values, key):
             {"labels": ["real", "fake", "other"]},
             "expected ['real', 'fake'] for the task 'deepfake'",
         ),
-        ({"task": "classification"}, "expected null for the task 'classification'"),
+        ({"task": "classification"}, "The rules of sureness have no key 'temperature'"),
         (
             {
                 "rules": {

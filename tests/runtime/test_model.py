@@ -27,7 +27,7 @@ def test_attributes(model, bundle):
     assert model.contract.backbone == "toy"
     assert model.device == "cpu"
     assert "model.onnx" in model.manifest.files
-    assert repr(model) == f"Model({str(bundle)!r}, 3 classes, cpu)"
+    assert repr(model) == f"Model({str(bundle)!r}, 3 classes, fp32 on cpu)"
 
 
 def test_answers_are_right(model, bundle):
