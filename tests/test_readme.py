@@ -1,8 +1,16 @@
 """Every command and every example of the READMEs runs, in their order, in one folder."""
 
 import contextlib
+import json
+import os
 import re
 import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -42,6 +50,8 @@ SMALLER = {
     ],
     "vfm calibrate": ["--fpr", "0.2"],
     "vfm export forged": ["--num_images", "8"],
+    # One of so few validation images is more than a point.
+    "vfm export runs/0/checkpoints/best.ckpt --images my_images -o small": ["--max_drop", "10"],
     "vfm tune": [
         *("--backbone", "test_vit", "--pretrained", "false", "--image_size", "32"),
         *("--num_images", "24"),
@@ -90,7 +100,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("readme")
     (path / "recipes").symlink_to(ROOT / "recipes")
     write_image_folder(
-        path / "my_images", num_classes=3, images_per_class=20, size=[(40, 30), (33, 64)], seed=0
+        path / "my_images", num_classes=3, images_per_class=200, size=[(40, 30), (33, 64)], seed=0
     )
     write_table(path / "my_images.csv", path / "my_images")
     write(path, "coco", drawn(48)).rename(path / "my_boxes")
@@ -105,9 +115,10 @@ def folder(tmp_path_factory):
 def test_every_command_and_example_runs(folder, capsys):
     readme = ROOT / "README.md"
     shell = [c for c in commands(readme) if c.split()[0] in ("vfm", "vfm-runtime")]
-    assert len(shell) == 29
+    assert len(shell) == 32
     for command in shell:
-        run(command)
+        if not command.startswith("vfm serve"):  # see test_serving_commands
+            run(command)
     shown = capsys.readouterr()
     assert "Parity on" in shown.out
     examples = blocks(readme, "python")
@@ -130,11 +141,75 @@ def test_runtime_readme(folder):
     shown = [toy_deepfake.reddened(toy_deepfake.face_photo(), 0.05 * i) for i in range(4)]
     (folder / "clip.mp4").write_bytes(videos.write(shown))
     shell = [c for c in commands(readme) if c.startswith("vfm-runtime")]
-    assert len(shell) == 6
+    assert len(shell) == 8
     for command in shell:
-        run(command)
+        if " serve " not in command:  # see test_serving_commands
+            run(command)
     for example in blocks(readme, "python"):
         exec(compile(example, str(readme), "exec"), {"__name__": "readme"})
+
+
+@contextlib.contextmanager
+def serving(command):
+    """The server that a line of a README starts, on another port."""
+    port = free_port()
+    words = shlex.split(command)
+    names = {w.split("=")[0]: w.split("=")[1] for w in words if w.startswith("VFM_")}
+    words = [w for w in words if not w.startswith("VFM_")]
+    program = str(Path(sys.executable).with_name(words[0]))
+    command = [program, *words[1:], "--port", str(port)]
+    server = subprocess.Popen(command, env={**os.environ, **names})
+    try:
+        wait_until_ready(port)
+        yield port
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def wait_until_ready(port):
+    for _ in range(300):
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5)
+            return
+        time.sleep(0.2)
+    pytest.fail("The server does not start.")
+
+
+def asked(line, port):
+    """What a line with curl prints."""
+    words = shlex.split(line.replace("localhost:8000", f"localhost:{port}"))
+    return json.loads(subprocess.run([*words, "-sS"], check=True, capture_output=True).stdout)
+
+
+@pytest.mark.slow
+def test_serving_commands(folder):
+    """After the tests above, which write the bundles."""
+    runtime = ROOT / "export" / "README.md"
+    (folder / "models" / "dogs").mkdir(parents=True)
+    shutil.copytree(folder / "bundle", folder / "models" / "dogs" / "1")
+    lines = [c for r in (ROOT / "README.md", runtime) for c in commands(r)]
+    short, plain, guarded = [c for c in lines if " serve " in c]
+    curls = [c for c in lines if c.startswith("curl")]
+    assert len(curls) == 2
+    with serving(short) as port:
+        assert asked(f"curl localhost:{port}/v2/health/live", port)["live"] is True
+    with serving(plain) as port:
+        answer, about = [asked(line, port) for line in curls]
+    assert answer["answer"]["label"]
+    assert about["name"] == "bundle"
+    with serving(guarded) as port:
+        token = "Authorization: Bearer change-me-to-16-or-more"
+        refused = asked("curl localhost:8000/v2/models/dogs", port)
+        known = asked(f"curl -H '{token}' localhost:8000/v2/models/dogs", port)
+    assert refused["code"] == "unauthorized"
+    assert known["versions"] == ["1"]
 
 
 def test_installation_commands_are_those_that_ci_runs():

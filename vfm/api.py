@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import vfm_runtime
 
-from vfm.bundle import Parity, export_task
+from vfm.bundle import Options, Parity
 from vfm.bundle.parity import choose_images
+from vfm.bundle.trained import trained_of
+from vfm.bundle.write import export_all
 from vfm.tasks import BaseTask
-from vfm.tasks.checkpoint import KEY, read_any
 from vfm.tasks.model import TaskModel
 
 
@@ -38,19 +39,23 @@ class Model(TaskModel):
     def __repr__(self) -> str:
         return f"Model({str(self.path)!r}, {len(self.labels)} classes, {self.task.device})"
 
-    def export(self, out: str | Path, *, images: str | Path, **options: Any) -> Parity:
+    def export(
+        self, out: str | Path, *, images: str | Path, data: str | Path | None = None, **options: Any
+    ) -> Parity:
         """Write a bundle, and prove on real images that it answers alike.
 
         Args:
             out: Folder to write.
             images: Folder of real images.
-            options: As for `vfm.bundle.export_task`: one_file, opset, tolerance, overwrite.
+            data: Labelled validation images, where the options need them; by default the val split of the training.
+            options: As of `vfm.bundle.Options`: int8, fp16, max_drop, calibrate, reference, one_file, overwrite, ...
         """
-        origin = read_any(self.path)[KEY]
+        given = Options(**options)
         paths = choose_images(Path(images), 64, videos=self.judge is not None)
         device = self.task.device
         try:
-            return export_task(self.task, paths, Path(out), origin=origin, results={}, **options)
+            one = trained_of(self.task, self.path, given, None if data is None else Path(data))
+            return export_all({"": one}, paths, Path(out), given)
         finally:
             self.task.to(device)
 

@@ -88,7 +88,7 @@ def demo(*, out: Path = Path("vfm_demo"), seed: int = 0, epochs: int = 30) -> No
         _write_odd_sizes(out / "odd_sizes", data)
     bundle = out / "bundle"
     with clock("export and parity"):
-        export(checkpoint, images=out / "odd_sizes", out=bundle, overwrite=True)
+        export([str(checkpoint)], images=out / "odd_sizes", out=bundle, overwrite=True)
     with clock("predict without torch"):
         client = _predict_without_torch(bundle, list(files))
     summary = _summary(task, results, files, client, bundle, clock.seconds, seed)

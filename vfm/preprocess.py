@@ -30,6 +30,8 @@ _PER_MILLE = 1000
 
 # The graph as text (onnx.parser). Sizes and regions are whole numbers: `geometry` says in Python exactly what it does.
 _CROP = """
+    axes = Constant<value_ints = [0, 1]>()
+    one = Constant<value_ints = [1]>()
     keep = Constant<value_ints = [{keep}]>()
     scaled_unit = ReduceMin<keepdims = 1>(crossed)
     scaled = Mul(scaled_unit, keep)
@@ -105,8 +107,6 @@ _GEOMETRY = """
 _GRAPH = """
 <ir_version: 10, opset_import: ["" : {opset}]>
 preprocess (uint8[H, W, 3] image) => (uint8[1, {height}, {width}, 3] pixels{more}) {{
-    axes = Constant<value_ints = [0, 1]>()
-    one = Constant<value_ints = [1]>()
     two = Constant<value_ints = [2]>()
     wanted = Constant<value_ints = [{height}, {width}]>()
     other = Constant<value_ints = [{width}, {height}]>()

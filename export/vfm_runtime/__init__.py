@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from vfm_runtime.contract import Contract, ContractError
     from vfm_runtime.decide import Decision
     from vfm_runtime.detections import Detections
+    from vfm_runtime.drift import DriftAlert, DriftMonitor, DriftReport
     from vfm_runtime.faces.crop import CropSpec
     from vfm_runtime.image import IMAGE_SUFFIXES, ImageError, find_images, open_image
     from vfm_runtime.judge import Judge
     from vfm_runtime.model import Model, load
     from vfm_runtime.predictor import Predictor
     from vfm_runtime.providers import ProviderError
+    from vfm_runtime.sureness import Rules
     from vfm_runtime.types import Prediction
     from vfm_runtime.verdict import Reason, Verdict
     from vfm_runtime.video import VideoError, find_videos, read_video
@@ -36,6 +38,9 @@ __all__ = [
     "CropSpec",
     "Decision",
     "Detections",
+    "DriftAlert",
+    "DriftMonitor",
+    "DriftReport",
     "ImageError",
     "Judge",
     "Model",
@@ -43,6 +48,7 @@ __all__ = [
     "Predictor",
     "ProviderError",
     "Reason",
+    "Rules",
     "Verdict",
     "VideoError",
     "__version__",
@@ -63,6 +69,9 @@ _HOME = {
     "CropSpec": "faces.crop",
     "Decision": "decide",
     "Detections": "detections",
+    "DriftAlert": "drift",
+    "DriftMonitor": "drift",
+    "DriftReport": "drift",
     "IMAGE_SUFFIXES": "image",
     "ImageError": "image",
     "Judge": "judge",
@@ -71,6 +80,7 @@ _HOME = {
     "Predictor": "predictor",
     "ProviderError": "providers",
     "Reason": "verdict",
+    "Rules": "sureness",
     "Verdict": "verdict",
     "VideoError": "video",
     "find_images": "image",

@@ -215,7 +215,7 @@ class Model(Predictor):
 
 
 def _judge(contract: Contract) -> Judge | None:
-    if contract.rules is None:
+    if contract.task != DEEPFAKE or contract.rules is None:
         return None
     crop = CropSpec.from_dict(contract.rules["crop"])
     decision = Decision.from_dict(contract.rules["decision"])

@@ -17,6 +17,7 @@ import time
 CASES = {
     "vfm --help": ("from vfm.cli import main; main(['--help'])", "import torch"),
     "import vfm_runtime": ("import vfm_runtime", "import onnxruntime"),
+    "from vfm_runtime import load": ("from vfm_runtime import load", "import onnxruntime"),
 }
 
 

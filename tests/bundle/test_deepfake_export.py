@@ -168,7 +168,7 @@ def test_card_without_calibration(bundle):
     rules = {**contract.rules, "decision": Decision().to_dict()}
     image = ImageParity("x.png", (48, 48), 0.0, False, "real", "real")
     parity = Parity((image,), 1e-3, {}, 1.0, 1.0, "cpu")
-    text = card(replace(contract, rules=rules), parity, {}, ORIGIN)
+    text = card(replace(contract, rules=rules), parity, {"": ({}, ORIGIN)})
     assert "- Threshold: none is calibrated: 0.5 is assumed" in text
     assert "- Undecided outside of: min_face 64, min_frames 0.25\n" in text
 

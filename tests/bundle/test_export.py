@@ -151,10 +151,10 @@ def test_large_weights_go_to_their_own_file(exported, paths, tmp_path, monkeypat
 
 @one_model
 def test_large_weights_do_not_go_into_one_file(exported, paths, tmp_path, monkeypatch):
-    def outgrown(path, *_):
+    def outgrown(path, *_, **__):
         path.with_name("model.onnx.data").touch()
 
-    monkeypatch.setattr(write, "write_model", outgrown)
+    monkeypatch.setattr(write, "write_several", outgrown)
     with pytest.raises(ExportError, match="--one_file cannot hold"):
         export_task(exported.task, paths, tmp_path / "b", origin=ORIGIN, results={}, one_file=True)
     assert list(tmp_path.iterdir()) == []
@@ -298,7 +298,7 @@ def test_the_card_says_what_a_licence_obliges_to(exported):
 
     contract = replace(vfm_runtime.load(exported.folder).contract, license="dinov3-license")
     origin = {"versions": {}, "seed": 0, "data": None, "weights": {"source": "timm:x"}}
-    text = card(contract, exported.parity, {}, origin)
+    text = card(contract, exported.parity, {"": ({}, origin)})
     assert (
         "Licence of the pretrained weights: dinov3-license; commercial use is allowed; whoever"
         in text

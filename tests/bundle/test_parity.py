@@ -21,6 +21,7 @@ from vfm.bundle import Parity, ParityError, export_task, to_onnx, write
 from vfm.bundle.parity import ImageParity, choose_images, compare
 from vfm.cli import main
 from vfm.preprocess import Preprocess
+from vfm.tasks.model import TaskModel
 
 
 def torch_scores(task, path):
@@ -111,10 +112,10 @@ def test_check_passes_and_finds_a_changed_byte(exported, tmp_path, capsys):
 def tampered(exported, monkeypatch, change):
     """Let the weights change after the graphs were written."""
 
-    def write_graphs(folder, contract, task, *_):
+    def write_graphs(folder, fitted, tasks, *_):
         for name in ("preprocess.onnx", "model.onnx"):
             shutil.copy(exported.folder / name, folder / name)
-        change(task)
+        change(tasks[""])
 
     monkeypatch.setattr(write, "_write_graphs", write_graphs)
 
@@ -186,7 +187,7 @@ def test_a_model_that_answers_nan_is_refused(exported, paths):
     with torch.no_grad():
         task.head.linear.bias += float("nan")
     with pytest.raises(ValueError, match="answered with NaN"):
-        compare(task, exported.folder, paths[:3], 1e-3)
+        compare(TaskModel(task), exported.folder, paths[:3], 1e-3)
 
 
 def image(name, difference, onnx_label="a"):

@@ -5,10 +5,15 @@ from scipy.stats import beta
 
 from vfm.metrics.calibration import (
     TooFewError,
+    best_f1,
+    calibration_error,
     conformal_threshold,
+    fit_class_temperature,
+    fit_label_temperature,
     fit_temperature,
     largest_rate,
     least_number,
+    precision_cut,
     reliability,
     sigmoid,
 )
@@ -142,3 +147,120 @@ def test_largest_rate_is_the_exact_bound(errors, number, percent):
     expected = beta.ppf(0.95, errors + 1, number - errors)
     assert largest_rate(errors, number) == pytest.approx(expected)
     assert largest_rate(number, number) == 1
+
+
+def drawn_classes(seed, number, classes, sharpness):
+    """Logits whose softmax is true once they are divided by `sharpness`."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 2, (number, classes))
+    chance = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = (chance.cumsum(1) > random.random((number, 1))).argmax(1)
+    return logits * sharpness, truth
+
+
+@pytest.mark.parametrize("sharpness", [0.2, 1.0, 3.0])
+def test_the_temperature_of_classes_is_found(sharpness):
+    logits, truth = drawn_classes(0, 4000, 5, sharpness)
+    found = fit_class_temperature(logits, truth)
+    assert found == pytest.approx(sharpness, rel=0.1)
+    # A constant for each image, as between logits and logarithms of scores, changes nothing.
+    assert fit_class_temperature(logits + 7, truth) == pytest.approx(found, rel=1e-4)
+
+
+def error_of(logits, truth, temperature):
+    divided = logits / temperature
+    powers = np.exp(divided - divided.max(1, keepdims=True))
+    chance = powers / powers.sum(1, keepdims=True)
+    return calibration_error(chance.max(1), chance.argmax(1) == truth)
+
+
+def test_on_other_images_the_calibration_error_falls():
+    logits, truth = drawn_classes(1, 1000, 10, 4.0)
+    others, true = drawn_classes(2, 5000, 10, 4.0)
+    temperature = fit_class_temperature(logits, truth)
+    assert error_of(others, true, 1.0) > 0.15
+    assert error_of(others, true, temperature) < 0.03
+
+
+def test_answers_that_are_all_right_do_not_prove_certainty():
+    logits = np.eye(4)[np.arange(100) % 4] * 2.0
+    found = fit_class_temperature(logits, np.arange(100) % 4)
+    chance = np.exp(2 / found) / (np.exp(2 / found) + 3)
+    assert chance == pytest.approx(101 / 102, abs=1e-4)
+    # Nor do wrong ones prove more than the limits.
+    assert fit_class_temperature(logits, (np.arange(100) + 1) % 4) == pytest.approx(20, rel=1e-3)
+    assert fit_class_temperature(logits / 1000, np.arange(100) % 4) == pytest.approx(0.05, rel=1e-3)
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 2.5])
+def test_the_temperature_of_independent_labels_is_found(sharpness):
+    random = np.random.default_rng(0)
+    logits = random.normal(-1, 2, (3000, 4))
+    truth = random.random(logits.shape) < sigmoid(logits)
+    assert fit_label_temperature(logits * sharpness, truth) == pytest.approx(sharpness, rel=0.1)
+
+
+def test_calibration_error_by_hand():
+    assert calibration_error([0.8] * 10, [True] * 6 + [False] * 4) == pytest.approx(0.2)
+    assert calibration_error([0.0, 1.0], [False, True]) == 0
+    assert calibration_error([0.9] * 5 + [0.1] * 5, [True] * 10) == pytest.approx(0.5)
+
+
+def test_a_precision_is_proved_not_seen():
+    scores = np.linspace(1, 0, 101)[:100]
+    right = np.arange(100) < 80
+    cut, best = precision_cut(scores, right, 0.9)
+    # Of the 80 right ones first and some wrong ones after, no more than the exact interval allows.
+    assert cut.precision >= 0.9
+    assert cut.bound >= 0.9
+    assert 1 - largest_rate(cut.num - 80, cut.num) == pytest.approx(cut.bound)
+    assert 1 - largest_rate(cut.num + 1 - 80, cut.num + 1) < 0.9
+    assert scores[cut.num] < cut.threshold < scores[cut.num - 1]
+    assert best.num == 80
+    none, best = precision_cut(scores, right, 0.99)
+    assert none is None
+    assert best.bound == pytest.approx(0.05 ** (1 / 80))
+
+
+def test_equal_scores_are_cut_together():
+    cut, _ = precision_cut([1.0] * 60 + [0.5] * 40, [True] * 60 + [False] * 40, 0.9)
+    assert (cut.num, cut.threshold) == (60, 0.75)
+    none, best = precision_cut([1.0] * 100, [True] * 60 + [False] * 40, 0.9)
+    assert none is None
+    assert best.num == 100
+
+
+def test_the_precision_holds_on_other_images():
+    random = np.random.default_rng(0)
+    kept, right = 0, 0
+    for _ in range(200):
+        scores = random.random(400)
+        cut, _ = precision_cut(scores, random.random(400) < scores, 0.8)
+        others = random.random(1000)
+        if cut is not None:
+            sure = others >= cut.threshold
+            kept += sure.sum()
+            right += (random.random(1000) < others)[sure].sum()
+    assert kept > 1000
+    assert right / kept > 0.8
+
+
+def test_best_f1():
+    assert best_f1([0.9, 0.8, 0.3, 0.2], [True, True, False, False]) == (
+        pytest.approx(0.55),
+        1.0,
+    )
+    threshold, f1 = best_f1([0.9, 0.9, 0.9, 0.1], [True, False, True, True])
+    assert threshold == pytest.approx(0.05)
+    assert f1 == pytest.approx(6 / 7)
+
+
+def test_what_cannot_be_calibrated_is_refused():
+    with pytest.raises(ValueError, match=r"log scores have shape \(3,\), the true classes \(3,\)"):
+        fit_class_temperature([1.0, 2.0, 3.0], [0, 0, 0])
+    with pytest.raises(ValueError, match=r"logits have shape \(2, 2\), the true labels \(2,\)"):
+        fit_label_temperature(np.zeros((2, 2)), [0, 1])
+    with pytest.raises(ValueError, match=r"\(0,\) probabilities and \(0,\) answers"):
+        calibration_error([], [])
+    with pytest.raises(ValueError, match=r"least is 95, .* For 1 % give 0\.01"):
+        precision_cut([0.5], [True], 95)

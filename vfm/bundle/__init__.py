@@ -1,6 +1,8 @@
 """From a checkpoint to an ONNX bundle that is proved to give the same answers."""
 
+from vfm.bundle.errors import ExportError
+from vfm.bundle.options import Options
 from vfm.bundle.parity import Parity, ParityError
-from vfm.bundle.write import ExportError, export, export_task
+from vfm.bundle.write import export, export_task
 
-__all__ = ["ExportError", "Parity", "ParityError", "export", "export_task"]
+__all__ = ["ExportError", "Options", "Parity", "ParityError", "export", "export_task"]

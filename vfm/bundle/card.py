@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from vfm_runtime.contract import Contract
+from vfm_runtime.contract import DEEPFAKE, Contract, HeadContract
 
+from vfm.bundle.calibration import Calibration
 from vfm.bundle.parity import Parity
 from vfm.models.licenses import terms
+
+Source = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""Content of the `results.json` beside a checkpoint, by split; and the checkpoint's own entry: data, seed, versions."""
 
 _METRICS = (
     *("accuracy", "mAP", "macro_f1", "top5_accuracy", "auroc", "AP", "AP50"),
@@ -20,41 +25,128 @@ _OF_VIDEOS = ("video_auc", "macro_auc")
 def card(
     contract: Contract,
     parity: Parity,
-    results: Mapping[str, Any],
-    origin: Mapping[str, Any],
+    sources: Mapping[str, Source],
+    calibrations: Mapping[str, Calibration] = MappingProxyType({}),
+    precisions: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> str:
     """Write the card as Markdown.
 
     Args:
         contract: Of the bundle.
         parity: Of the bundle.
-        results: Content of the `results.json` beside the checkpoint, by split; may be empty.
-        origin: The checkpoint's own entry: data, seed, versions.
+        sources: Where each head comes from, by its name; that of a single one is empty.
+        calibrations: What was fitted of the heads that are calibrated.
+        precisions: What was measured of each graph of fewer bits.
+        sizes: Bytes of the graph by precision.
     """
-    data = origin.get("data") or {}
+    origin = next(iter(sources.values()))[1]
+    title = f"{len(contract.labels)} {'labels' if contract.heads is None else 'heads'}"
     lines = [
-        f"# {contract.backbone}, {len(contract.labels)} labels",
+        f"# {contract.backbone}, {title}",
         "",
-        f"- Task: {contract.task}",
-        f"- Labels: {', '.join(contract.labels[:20])}{' ...' if len(contract.labels) > 20 else ''}",
         f"- Licence of the pretrained weights: {_licence(contract, origin)}",
         f"- Input: any image; brought to {contract.size[0]} x {contract.size[1]} pixels "
         f"({contract.preprocess['fit']}, {contract.preprocess['interpolation']})",
+    ]
+    for name, head in contract.each.items():
+        lines += _head(name, head, *sources[name], calibrations.get(name))
+    return "\n".join([*lines, *_agreement(parity), *_formats(parity, precisions, sizes)]) + "\n"
+
+
+def _head(
+    name: str,
+    head: HeadContract,
+    results: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    calibration: Calibration | None,
+) -> list[str]:
+    data = origin.get("data") or {}
+    more = " ..." if len(head.labels) > 20 else ""
+    return [
+        *(["", f"## Head `{name}`", ""] if name else []),
+        f"- Task: {head.task}",
+        f"- Labels: {', '.join(head.labels[:20])}{more}",
         f"- Trained with: {', '.join(f'{k} {v}' for k, v in origin['versions'].items())}; seed {origin['seed']}",
         f"- Data fingerprint: {data.get('fingerprint', 'none')}",
         "",
-        *_judging(contract),
+        *_judging(head),
+        *_sureness(head, calibration),
         "## Results",
         "",
         *(_results(results) or ["None were found beside the checkpoint; `vfm test` writes them."]),
         *_warnings(results),
         "",
+    ]
+
+
+def _agreement(parity: Parity) -> list[str]:
+    return [
         "## Agreement of the bundle with the trained model",
         "",
         f"{parity}; tolerance {parity.tolerance:.0e}. One image from file to answer on the CPU: "
         f"{parity.onnx_ms:.1f} ms, by torch {parity.torch_ms:.1f} ms.",
     ]
-    return "\n".join(lines) + "\n"
+
+
+def _formats(
+    parity: Parity, precisions: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]
+) -> list[str]:
+    """The graph of each precision beside the others."""
+    if not precisions:
+        return []
+    first = next(iter(precisions.values()))
+    rows = [
+        f"| {name} | {sizes[name] / 1e6:.1f} | {row['onnx_ms']:.1f} | {row['after']:.4f} | {row['drop']:.2f} | "
+        f"{row['max_difference']:.1e} | {row['num_changed']} |"
+        for name, row in precisions.items()
+    ]
+    return [
+        "",
+        "## Formats",
+        "",
+        f"{first['metric']} on {first['num_images']} validation images; time of one image from file to answer on the "
+        "CPU of the export, where fp16 is slow; differences from the trained model on "
+        f"{len(parity.images)} images. In int8 the answer for an image depends a little on the others of its batch.",
+        "",
+        f"| format | MB | ms | {first['metric']} | points lost | largest difference | other answers |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| fp32 | {sizes['fp32'] / 1e6:.1f} | {parity.onnx_ms:.1f} | {first['before']:.4f} | 0 | "
+        f"{parity.max_difference:.1e} | {parity.num_changed} |",
+        *rows,
+    ]
+
+
+def _sureness(head: HeadContract, calibration: Calibration | None) -> list[str]:
+    """When the answers of a model that labels images or finds objects are sure."""
+    if head.task == DEEPFAKE or head.rules is None:
+        return []
+    rules = head.surely
+    lines = []
+    if calibration is not None:
+        lines.append(
+            f"- Temperature {rules.temperature:.4g}, fitted on {calibration.num_images} validation images"
+        )
+        if calibration.error_before is not None and calibration.error_after is not None:
+            lines[-1] += (
+                f": expected calibration error {calibration.error_before:.4f} before, "
+                f"{calibration.error_after:.4f} after"
+            )
+    if rules.thresholds is not None:
+        least, most = min(rules.thresholds), max(rules.thresholds)
+        lines.append(f"- Thresholds by label: {least:.3f} to {most:.3f}")
+    if calibration is not None and calibration.min_precision is not None:
+        shared = f"; {len(calibration.shared)} labels share one threshold" * bool(
+            calibration.shared
+        )
+        lines.append(
+            f"- Sure answers: at least {calibration.min_precision:.0%} are right, at a confidence of 95 %{shared}"
+        )
+    if rules.max_distance is not None:
+        lines.append(
+            f"- Unsure beyond a distance of {rules.max_distance:.3f} from the training images"
+        )
+    return ["## When it is sure", "", *lines, ""]
 
 
 def _licence(contract: Contract, origin: Mapping[str, Any]) -> str:
@@ -64,11 +156,11 @@ def _licence(contract: Contract, origin: Mapping[str, Any]) -> str:
     return (contract.license or "not stated") + (f"; {duties}" if duties else "")
 
 
-def _judging(contract: Contract) -> list[str]:
+def _judging(head: HeadContract) -> list[str]:
     """How a model that tells real from fake cuts faces out and decides, and what its answers are not."""
-    if contract.rules is None:
+    if head.task != DEEPFAKE or head.rules is None:
         return []
-    crop, rules = contract.rules["crop"], contract.rules["decision"]
+    crop, rules = head.rules["crop"], head.rules["decision"]
     faces = f", face: {crop['policy']}, detector: {crop['detector']}"
     threshold = "none is calibrated: 0.5 is assumed, and nothing is known of false alarms"
     if rules["threshold"] is not None:

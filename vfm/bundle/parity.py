@@ -17,9 +17,6 @@ from vfm_runtime.predictor import Answer, Predictor
 from vfm_runtime.verdict import Verdict
 from vfm_runtime.video import find_videos, is_video, read_video
 
-from vfm.tasks import BaseTask
-from vfm.tasks.model import TaskModel
-
 MIN_IMAGES = 32
 """Least number of images that prove anything, unless fewer are asked for."""
 
@@ -58,6 +55,8 @@ class Parity:
     onnx_ms: float
     """The same through the bundle."""
     device: str
+    answers: tuple[Answer, ...] = ()
+    """The model's own, of each of `images`."""
 
     @property
     def max_difference(self) -> float:
@@ -136,11 +135,11 @@ def require_folder(folder: Path) -> None:
         raise ParityError(f"There is no folder {folder}. Give one with real images to --images.")
 
 
-def compare(task: BaseTask, bundle: Path, paths: Sequence[Path], tolerance: float) -> Parity:
+def compare(model: Predictor, bundle: Path, paths: Sequence[Path], tolerance: float) -> Parity:
     """Answer every image by torch, by the bundle alone and by the bundle in batches of mixed sizes.
 
     Args:
-        task: The model, on the CPU, in float32.
+        model: Torch's side of the bundle, on the CPU, in float32.
         bundle: Its exported folder.
         paths: Image files, and videos where the model takes them.
         tolerance: Largest accepted difference of a score.
@@ -148,15 +147,15 @@ def compare(task: BaseTask, bundle: Path, paths: Sequence[Path], tolerance: floa
     Raises:
         ParityError: No image can be read, or none shows a face where the model looks for one.
     """
-    runtime = vfm_runtime.load(bundle, device="cpu")
+    runtime = vfm_runtime.load(bundle, device="cpu", precision="fp32")
     readable, skipped = _readable(paths)
     if not readable:
         raise ParityError(
             f"None of the {len(paths)} images can be read: {next(iter(skipped.values()))}"
         )
-    answers, torch_ms = _timed(TaskModel(task), list(readable))
+    answers, torch_ms = timed(model, list(readable))
     _require_crops(answers)
-    alone, onnx_ms = _timed(runtime, list(readable))
+    alone, onnx_ms = timed(runtime, list(readable))
     together = runtime.predict(list(readable), batch_size=7)
     images = []
     rows = zip(readable.items(), answers, alone, together, strict=True)
@@ -168,7 +167,9 @@ def compare(task: BaseTask, bundle: Path, paths: Sequence[Path], tolerance: floa
         images.append(
             ImageParity(str(path), size, difference, worst.changed, worst.expected, worst.found)
         )
-    return Parity(tuple(images), tolerance, skipped, torch_ms, onnx_ms, runtime.device)
+    return Parity(
+        tuple(images), tolerance, skipped, torch_ms, onnx_ms, runtime.device, tuple(answers)
+    )
 
 
 def require(parity: Parity, where: Path) -> None:
@@ -221,7 +222,13 @@ def _require_crops(answers: Sequence[Answer]) -> None:
         )
 
 
-def _timed(model: Predictor, paths: Sequence[Path]) -> tuple[list[Answer], float]:
+def timed(model: Predictor, paths: Sequence[Path]) -> tuple[list[Answer], float]:
+    """The answer for each file alone, and the median time of one in milliseconds.
+
+    Args:
+        model: It is asked once before.
+        paths: Of images, or videos.
+    """
     model.predict(paths[0])  # the first call of a graph is slower
     answers, times = [], []
     for path in paths:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-from PIL import Image
+import vfm_runtime
 from vfm_runtime.bundle import write_manifest
 from vfm_runtime.contract import (
     CARD_FILE,
     DEEPFAKE,
-    GOLDEN_DIR,
-    GOLDEN_FILE,
     MODEL_FILE,
     ONEFILE_FILE,
     PARITY_FILE,
@@ -26,34 +21,39 @@ from vfm_runtime.contract import (
     WEIGHTS_FILE,
     Contract,
 )
-from vfm_runtime.image import Pixels, open_image
-from vfm_runtime.replay import golden_row
 
 from vfm.bundle import parity as parity_check
 from vfm.bundle.card import card
+from vfm.bundle.errors import ExportError
+from vfm.bundle.fit import Fitted, fit
+from vfm.bundle.golden import write_golden
+from vfm.bundle.measure import Measure, runner
+from vfm.bundle.options import Options, check
 from vfm.bundle.parity import Parity, choose_images, compare
-from vfm.bundle.to_onnx import write_model, write_onefile, write_preprocess
+from vfm.bundle.precisions import compare_precision, to_dict, write_precision
+from vfm.bundle.reference import Placed, drift_reference
+from vfm.bundle.to_onnx import write_onefile, write_preprocess, write_several
+from vfm.bundle.torch_model import TorchModel
+from vfm.bundle.trained import Trained, load_all
+from vfm.bundle.triton import write_triton
+from vfm.bundle.validation import Validation
 from vfm.tasks import BaseTask
-from vfm.tasks.checkpoint import KEY, read_any, versions
-from vfm.tasks.deepfake import DeepfakeTask
-from vfm.tasks.model import TaskModel
-from vfm.tasks.results import RESULTS_FILE
-
-_MIN_OPSET = 18  # Resize has had antialiasing since
-_GOLDEN_SIDE = 256
-_NUM_GOLDEN = 3
-
-
-class ExportError(ValueError):
-    """The bundle cannot be written; the message says why and what to do."""
 
 
 def export(
-    checkpoint: Path,
+    checkpoints: Sequence[str],
     *,
     images: Path,
     out: Path = Path("bundle"),
+    data: Path | None = None,
+    int8: bool = False,
+    fp16: bool = False,
+    max_drop: float = 0.5,
+    calibrate: bool = False,
+    min_precision: float | None = None,
+    reference: bool = False,
     one_file: bool = False,
+    triton: Path | None = None,
     opset: int = 20,
     num_images: int = 64,
     tolerance: float = 1e-3,
@@ -63,13 +63,24 @@ def export(
 ) -> Path:
     """Make an ONNX bundle from a checkpoint, and prove on real images that it gives the same answers.
 
+    Several checkpoints with one frozen backbone become one bundle, whose backbone runs once for all heads.
+
     Args:
-        checkpoint: A .ckpt file of a training run, or its adapter.safetensors.
+        checkpoints: A .ckpt file of a training run, or its adapter.safetensors; or several, each as FILE or NAME=FILE.
         images: Folder of real images, for a model that tells real from fake also of videos, on which the bundle is
             compared with the model; three of them, shrunk to at most 256 pixels, or three crops, go into the bundle.
         out: Folder to write; -o for short.
+        data: Labelled validation images for int8, fp16, calibrate and reference: a folder or table as for training; by
+            default the val split of the training.
+        int8: Also write a graph in 8 bits, for the CPU; layers that do harm stay in 32 bits.
+        fp16: Also write a graph in 16 bits, for GPUs.
+        max_drop: Points (hundredths) that accuracy, mAP, AP or AUC may lose in fewer bits.
+        calibrate: Fit a temperature, so that scores are probabilities, and thresholds for each label.
+        min_precision: With calibrate: share of the sure answers that shall be right, such as 0.95; others are unsure.
+        reference: Also answer how far an image is from those of the training; needed to watch for drift.
         one_file: Also write onefile.onnx, both graphs in one for the simplest client.
-        opset: Version of the ONNX operators.
+        triton: Folder to write a model repository for Triton to.
+        opset: Version of the ONNX operators; from 23 on, attention is one operator.
         num_images: How many images to compare on.
         tolerance: Largest accepted difference of a score; boxes must also overlap by 99 %.
         overwrite: Replace an existing bundle.
@@ -81,26 +92,32 @@ def export(
 
     Raises:
         ParityError: The answers differ; nothing is written to `out`.
-        ExportError: The folder exists, or the graphs cannot be written.
+        BudgetError: The figure drops by more than `max_drop` points.
+        ExportError: The folder exists, the checkpoints do not go together, or the graphs cannot be written.
     """
     parity_check.require_folder(Path(images))
-    task = BaseTask.load(checkpoint, base=base, trust=trust)
-    paths = choose_images(Path(images), num_images, videos=task.kind == DEEPFAKE)
-    found = Path(checkpoint).parent / RESULTS_FILE
-    results = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}
-    origin = read_any(checkpoint)[KEY]
-    done = export_task(
-        task,
-        paths,
-        Path(out),
-        origin=origin,
-        results=results,
+    options = Options(
         one_file=one_file,
         opset=opset,
         tolerance=tolerance,
         overwrite=overwrite,
+        int8=int8,
+        fp16=fp16,
+        max_drop=max_drop,
+        calibrate=calibrate,
+        min_precision=min_precision,
+        reference=reference,
+        trust=tuple(trust),
     )
+    check(Path(out), options)
+    trained = load_all(checkpoints, options, data=data, base=base)
+    videos = any(one.task.kind == DEEPFAKE for one in trained.values())
+    paths = choose_images(Path(images), num_images, videos=videos)
+    done = export_all(trained, paths, Path(out), options)
     print(f"Parity on {done}\nBundle: {out}\nTry it: vfm-runtime predict {out} {paths[0]}")
+    if triton is not None:
+        made = write_triton(Path(out), Path(triton), Path(out).resolve().name)
+        print(f"Model repository for Triton: {made}")
     return Path(out)
 
 
@@ -111,10 +128,8 @@ def export_task(
     *,
     origin: Mapping[str, Any],
     results: Mapping[str, Any],
-    one_file: bool = False,
-    opset: int = 20,
-    tolerance: float = 1e-3,
-    overwrite: bool = False,
+    images: Validation | None = None,
+    **options: Any,
 ) -> Parity:
     """`export` for a task in memory.
 
@@ -124,66 +139,134 @@ def export_task(
         out: Folder to write.
         origin: The entry of the checkpoint that says where the task comes from.
         results: Metrics by split, for the card.
-        one_file: Also write both graphs in one.
-        opset: Version of the ONNX operators.
-        tolerance: Largest accepted difference of a probability.
-        overwrite: Replace an existing bundle.
+        images: To fit and measure on, where the options ask for it.
+        options: As of `Options`.
 
     Returns:
         The comparison, which has passed.
     """
-    _check(out, opset, overwrite)
-    task = task.cpu().float().eval()
-    contract = Contract(
-        task=task.kind,
-        labels=task.labels,
-        preprocess=task.preprocess.to_dict(),
-        backbone=task.backbone.name,
-        license=task.license,
-        versions=versions(),
-        rules=_rules(task),
-    )
+    given = Options(**options)
+    return export_all({"": Trained(task, origin, results, images)}, paths, out, given)
+
+
+def export_all(
+    trained: Mapping[str, Trained], paths: Sequence[Path], out: Path, options: Options
+) -> Parity:
+    """`export` for tasks in memory, which have one backbone.
+
+    Args:
+        trained: By the names of the heads; that of a single one is empty.
+        paths: Image files to compare on.
+        out: Folder to write.
+        options: What to write.
+
+    Returns:
+        The comparison, which has passed.
+
+    Raises:
+        ExportError: The folder exists, or an option makes no sense.
+    """
+    check(out, options)
+    for one in trained.values():
+        one.task.cpu().float().eval()
     out.parent.mkdir(parents=True, exist_ok=True)
     # Written beside its place and moved there when proved, so that no half or wrong bundle ever stands under its name.
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _write_graphs(partial, contract, task, opset, one_file)
-        write_manifest(partial, contract)
-        parity = compare(task, partial, paths, tolerance)
-        text = json.dumps(parity.to_dict(), indent=2) + "\n"
-        (partial / PARITY_FILE).write_text(text, encoding="utf-8")
-        if not parity.passed:
-            rejected = out.with_name(out.name + ".rejected")
-            _replace(partial, rejected)
-            parity_check.require(parity, rejected)
-        _write_golden(partial, task, parity)
-        (partial / CARD_FILE).write_text(card(contract, parity, results, origin), encoding="utf-8")
-        write_manifest(partial, contract)
+        parity = _write(partial, trained, paths, out, options)
         _replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return parity
 
 
-def _check(out: Path, opset: int, overwrite: bool) -> None:
-    newest = onnx.defs.onnx_opset_version()
-    if not _MIN_OPSET <= opset <= newest:
+def _write(
+    folder: Path,
+    trained: Mapping[str, Trained],
+    paths: Sequence[Path],
+    out: Path,
+    options: Options,
+) -> Parity:
+    tasks = {name: one.task for name, one in trained.items()}
+    images = {name: one.validation for name, one in trained.items() if one.validation is not None}
+    fitted = fit(
+        trained,
+        calibrate=options.calibrate,
+        min_precision=options.min_precision,
+        reference=options.reference,
+        trust=options.trust,
+    )
+    contract = fitted.contract
+    _write_graphs(folder, fitted, tasks, options)
+    if fitted.placed is not None:
+        _write_reference(folder, contract, fitted.placed, next(iter(images.values())))
+    # Before anything that takes long: a graph that is wrong need not be measured.
+    write_manifest(folder, contract)
+    model = TorchModel(contract, tasks, fitted.reference)
+    parity = compare(model, folder, paths, options.tolerance)
+    _require(parity, folder, out)
+    others = _write_precisions(folder, contract, images, parity, options)
+    text = json.dumps(parity.to_dict() | {"precisions": others}, indent=2) + "\n"
+    (folder / PARITY_FILE).write_text(text, encoding="utf-8")
+    runtimes = {p: vfm_runtime.load(folder, device="cpu", precision=p) for p in others}
+    write_golden(folder, model, parity, runtimes)
+    sources = {name: (one.results, one.origin) for name, one in trained.items()}
+    sizes = {"fp32": _size(folder), **{name: row["num_bytes"] for name, row in others.items()}}
+    text = card(contract, parity, sources, fitted.calibrations, others, sizes)
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
+    write_manifest(folder, contract)
+    return parity
+
+
+def _size(folder: Path) -> int:
+    files = (folder / name for name in (MODEL_FILE, WEIGHTS_FILE))
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+def _require(parity: Parity, folder: Path, out: Path) -> None:
+    if parity.passed:
+        return
+    text = json.dumps(parity.to_dict(), indent=2) + "\n"
+    (folder / PARITY_FILE).write_text(text, encoding="utf-8")
+    rejected = out.with_name(out.name + ".rejected")
+    _replace(folder, rejected)
+    parity_check.require(parity, rejected)
+
+
+def _write_precisions(
+    folder: Path,
+    contract: Contract,
+    images: Mapping[str, Validation],
+    parity: Parity,
+    options: Options,
+) -> dict[str, dict[str, Any]]:
+    """The graphs of fewer bits that were asked for, and what was measured of each, for JSON."""
+    asked = [name for name in ("fp16", "int8") if getattr(options, name)]
+    if not asked:
+        return {}
+    if (folder / WEIGHTS_FILE).exists():
         raise ExportError(
-            f"--opset is {opset}; choices are {_MIN_OPSET} to {newest}. 20 runs almost everywhere."
+            f"--{asked[0]} cannot be had of a model with more than 2 GB of weights. Leave it out, or take a smaller "
+            "backbone."
         )
-    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(
-            f"{out} exists, and a bundle never changes once written. "
-            "Give another folder to --out, or replace it with --overwrite true."
-        )
+    measure = Measure(images, folder / MODEL_FILE)
+    written = [write_precision(name, folder, measure, options.max_drop) for name in asked]
+    write_manifest(folder, contract)
+    paths = [Path(image.name) for image in parity.images]
+    return {
+        one.name: to_dict(one, compare_precision(folder, one.name, paths, parity.answers))
+        for one in written
+    }
 
 
 def _write_graphs(
-    folder: Path, contract: Contract, task: BaseTask, opset: int, one_file: bool
+    folder: Path, fitted: Fitted, tasks: Mapping[str, BaseTask], options: Options
 ) -> None:
-    write_preprocess(folder / PREPROCESS_FILE, contract, task.preprocess, opset)
-    write_model(folder / MODEL_FILE, contract, task, opset)
-    if not one_file:
+    contract, opset = fitted.contract, options.opset
+    preprocess = next(iter(tasks.values())).preprocess
+    write_preprocess(folder / PREPROCESS_FILE, contract, preprocess, opset)
+    write_several(folder / MODEL_FILE, contract, tasks, opset, reference=fitted.reference)
+    if not options.one_file:
         return
     if (folder / WEIGHTS_FILE).exists():
         raise ExportError(
@@ -193,38 +276,10 @@ def _write_graphs(
     write_onefile(folder / ONEFILE_FILE, folder / PREPROCESS_FILE, folder / MODEL_FILE, contract)
 
 
-def _rules(task: BaseTask) -> dict[str, Any] | None:
-    if not isinstance(task, DeepfakeTask):
-        return None
-    judge = task.judge()
-    return {"crop": judge.crop.to_dict(), "decision": judge.decision.to_dict()}
-
-
-def _write_golden(folder: Path, task: BaseTask, parity: Parity) -> None:
-    """Keep a few images with torch's answers, for `vfm-runtime check` to replay anywhere."""
-    (folder / GOLDEN_DIR).mkdir()
-    model = TaskModel(task)
-    cropped = model.judge is not None
-    rows = []
-    for number, pixels in enumerate(itertools.islice(_golden(model, parity), _NUM_GOLDEN)):
-        name = f"{number:03d}.png"
-        Image.fromarray(pixels).save(folder / GOLDEN_DIR / name)
-        rows.append(golden_row(name, model.predict(pixels, cropped=cropped)))
-    text = json.dumps({"tolerance": parity.tolerance, "images": rows}, indent=2) + "\n"
-    (folder / GOLDEN_FILE).write_text(text, encoding="utf-8")
-
-
-def _golden(model: TaskModel, parity: Parity) -> Iterator[Pixels]:
-    """Images spread over those compared: shrunk, or of a model that cuts faces out the crops, which are small."""
-    step = max(1, len(parity.images) // _NUM_GOLDEN)
-    # Those between stand in where one shows no face.
-    for image in (image for start in range(step) for image in parity.images[start::step]):
-        if model.judge is None:
-            picture = Image.fromarray(open_image(Path(image.name)))
-            picture.thumbnail((_GOLDEN_SIDE, _GOLDEN_SIDE))
-            yield np.array(picture)
-        else:
-            yield from model.judge.evidence(Path(image.name)).crops[:1]
+def _write_reference(folder: Path, contract: Contract, placed: Placed, images: Validation) -> None:
+    """What later answers are compared with to find drift: those for validation images."""
+    outputs = images.outputs(runner(folder / MODEL_FILE))
+    drift_reference(outputs, contract, placed.held_out).write(folder)
 
 
 def _replace(source: Path, target: Path) -> None:

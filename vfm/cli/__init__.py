@@ -38,6 +38,8 @@ COMMANDS = {
         "make an ONNX bundle from a checkpoint, and prove that it agrees",
     ),
 }
+# Commands of vfm-runtime, which need no torch.
+RUNTIME = {"serve": "answer over HTTP with bundles, with a page to try it"}
 
 _HELP = """usage: vfm COMMAND [options]
 
@@ -90,10 +92,13 @@ def _run(command: str, words: list[str]) -> None:
         _function("vfm.cli.training:run")(command, words)
     elif command in COMMANDS:
         _function("vfm.cli.command:run")(command, _function(COMMANDS[command][0]), words)
+    elif command in RUNTIME:
+        raise SystemExit(_function("vfm_runtime.cli:main")([command, *words]))
     else:
+        known = [*TRAINING, *COMMANDS, *RUNTIME]
         raise UsageError(
-            f"There is no command '{command}'.{near(command, [*TRAINING, *COMMANDS])}\n"
-            f"Commands: {', '.join([*TRAINING, *COMMANDS])}. See vfm --help."
+            f"There is no command '{command}'.{near(command, known)}\n"
+            f"Commands: {', '.join(known)}. See vfm --help."
         )
 
 
@@ -103,7 +108,7 @@ def _function(path: str) -> Any:
 
 
 def _help() -> str:
-    table = TRAINING | {name: text for name, (_, text) in COMMANDS.items()}
+    table = TRAINING | {name: text for name, (_, text) in COMMANDS.items()} | RUNTIME
     width = max(map(len, table))
     rows = [f"  {name:<{width}}  {text}" for name, text in table.items()]
     return _HELP.format(commands="\n".join(rows)).rstrip()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
@@ -37,7 +37,9 @@ def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
             skipped.add(parameter.name)
             key = parameter.name
             word: dict[str, Any] = {"type": hints[key], "help": helps.get(key)}
-            if parameter.default is not parameter.empty:
+            if get_origin(hints[key]) is Sequence:
+                word |= {"type": get_args(hints[key])[0], "nargs": "+"}
+            elif parameter.default is not parameter.empty:
                 word |= {"nargs": "?", "default": parameter.default}
             parser.add_argument(key, **word)
     parser.add_function_arguments(function, skip=skipped)
@@ -46,8 +48,16 @@ def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
         parser.epilog = f"--{_REPEATED} PACKAGE (any number of times): {helps[_REPEATED]}"
         words, repeated[_REPEATED] = take(words, f"--{_REPEATED}")
     flags = {f"--{name}" for name, p in signature.items() if p.annotation == "bool"}
-    given = parse(parser, _switched_on([_SHORT.get(word, word) for word in words], flags))
+    given = parse(parser, _switched_on([_option(word) for word in words], flags))
     function(**parser.instantiate_classes(given).as_dict(), **repeated)
+
+
+def _option(word: str) -> str:
+    """The option as it is defined: `-o` is `--out`, and `--max-drop` is `--max_drop`."""
+    if not word.startswith("--"):
+        return _SHORT.get(word, word)
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def _switched_on(words: list[str], flags: set[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 _NUM_BINS = 15
+_LEAST_TEMPERATURE, _MOST_TEMPERATURE = 0.05, 20.0
 _MOST_STEPS = 100
 _TOLERANCE = 1e-10
 # 0.01 * 700 is a little more than 7 in binary; what is whole must not be rounded up.
@@ -78,6 +80,158 @@ def sigmoid(logits: npt.ArrayLike) -> FloatArray:
     values = np.asarray(logits, dtype=np.float64)
     chance: FloatArray = np.exp(-np.logaddexp(0, -values))
     return chance
+
+
+def fit_class_temperature(log_scores: npt.ArrayLike, target: npt.ArrayLike) -> float:
+    """The temperature by which a classifier's logits are divided for the least negative log-likelihood, 0.05 to 20.
+
+    Guo et al., On calibration of modern neural networks, 2017. The true class is taken to be true of all images but
+    one, the others share that one, as `fit_temperature` does it for two: without it, a temperature of 0 would be the
+    best where every answer is right.
+
+    Args:
+        log_scores: float [N, C], logits, or logarithms of their softmax, which differ by a constant.
+        target: int [N], true classes.
+    """
+    values, truth = np.asarray(log_scores, dtype=np.float64), np.asarray(target)
+    if (
+        values.ndim != 2
+        or truth.shape != values.shape[:1]
+        or values.shape[1] < 2
+        or not len(values)
+    ):
+        raise ValueError(
+            f"The log scores have shape {values.shape}, the true classes {truth.shape}. Pass [N, C] and [N], of at "
+            "least one image and two classes."
+        )
+    number, classes = values.shape
+    target_share = np.full(values.shape, 1 / (number + 2) / (classes - 1))
+    target_share[np.arange(number), truth] = (number + 1) / (number + 2)
+
+    def loss(temperature: float) -> float:
+        divided = values / temperature
+        return float((np.logaddexp.reduce(divided, axis=1) - (target_share * divided).sum(1)).sum())
+
+    return _least(loss)
+
+
+def fit_label_temperature(logits: npt.ArrayLike, target: npt.ArrayLike) -> float:
+    """The same for independent labels: the least negative log-likelihood over all images and labels, 0.05 to 20.
+
+    Args:
+        logits: float [N, C].
+        target: [N, C] of zeros and ones.
+    """
+    values, truth = np.asarray(logits, dtype=np.float64), np.asarray(target, dtype=bool)
+    if values.ndim != 2 or truth.shape != values.shape or not values.size:
+        raise ValueError(
+            f"The logits have shape {values.shape}, the true labels {truth.shape}. Pass [N, C] twice, of at least one "
+            "image and label."
+        )
+    given = truth.sum(axis=0)
+    share = np.where(truth, (given + 1) / (given + 2), 1 / (len(truth) - given + 2))
+
+    def loss(temperature: float) -> float:
+        return _loss(values / temperature, share, np.ones_like(values))
+
+    return _least(loss)
+
+
+def _least(loss: Callable[[float], float]) -> float:
+    """The temperature of least loss, which is convex in its inverse and so has one minimum."""
+    # Takes a while to import, and only few calls need it.
+    from scipy.optimize import minimize_scalar
+
+    ends = (math.log(_LEAST_TEMPERATURE), math.log(_MOST_TEMPERATURE))
+    found = minimize_scalar(
+        lambda power: loss(math.exp(power)), bounds=ends, method="bounded", options={"xatol": 1e-6}
+    )
+    return float(np.clip(math.exp(found.x), _LEAST_TEMPERATURE, _MOST_TEMPERATURE))
+
+
+def calibration_error(chance: npt.ArrayLike, right: npt.ArrayLike) -> float:
+    """Expected calibration error: how far probabilities lie from how often they are right, over bins of equal mass.
+
+    Args:
+        chance: float [N], 0 to 1, such as the score of the best class.
+        right: bool [N], such as whether that class is the true one.
+    """
+    values, truth = np.asarray(chance, dtype=np.float64), np.asarray(right, dtype=bool)
+    if values.ndim != 1 or values.shape != truth.shape or not len(values):
+        raise ValueError(
+            f"There are {values.shape} probabilities and {truth.shape} answers. Pass one of each, at least one."
+        )
+    bins = _bins(values, truth, np.full(len(values), 1 / len(values)))
+    return sum(mass * abs(score - share) for score, share, _, mass in bins)
+
+
+class Cut(NamedTuple):
+    """A threshold, and what is known of the answers from it on."""
+
+    threshold: float
+    """Least score."""
+    precision: float
+    """Share of the answers of at least that score that is right."""
+    bound: float
+    """The one-sided lower limit of that share."""
+    num: int
+    """Answers of at least that score."""
+
+
+def precision_cut(
+    scores: npt.ArrayLike, right: npt.ArrayLike, least: float, level: float = 0.95
+) -> tuple[Cut | None, Cut]:
+    """The least score from which answers are right often enough, and the one of the highest limit.
+
+    Often enough is not as often as they were seen to be, but the lower end of the one-sided exact interval (Clopper and
+    Pearson, 1934): few answers prove little. A threshold lies halfway down to the next lower score.
+
+    Args:
+        scores: float [N], of the answers.
+        right: bool [N].
+        least: Share that shall be right, above 0 and below 1.
+        level: Confidence of the interval, at each threshold on its own.
+
+    Returns:
+        None and the best where no threshold does.
+    """
+    from scipy.special import betaincinv
+
+    _check_share("least", least)
+    values, truth = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=bool)
+    order = np.argsort(-values, kind="stable")
+    ranked, hits = values[order], np.cumsum(truth[order])
+    # Answers of equal score pass together.
+    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    number, good = ends + 1, hits[ends]
+    bounds = np.where(good > 0, betaincinv(np.maximum(good, 1), number - good + 1, 1 - level), 0.0)
+    below = np.append(ranked, 0.0)[ends + 1]
+
+    def cut(place: int) -> Cut:
+        middle = float((ranked[ends[place]] + below[place]) / 2)
+        return Cut(
+            middle, float(good[place] / number[place]), float(bounds[place]), int(number[place])
+        )
+
+    enough = np.flatnonzero(bounds >= least)
+    return cut(int(enough[-1])) if len(enough) else None, cut(int(bounds.argmax()))
+
+
+def best_f1(scores: npt.ArrayLike, truth: npt.ArrayLike) -> tuple[float, float]:
+    """The threshold of the highest F1, halfway down to the next lower score, and that F1.
+
+    Args:
+        scores: float [N].
+        truth: bool [N], whether it applies; at least one does.
+    """
+    values, applies = np.asarray(scores, dtype=np.float64), np.asarray(truth, dtype=bool)
+    order = np.argsort(-values, kind="stable")
+    ranked, hits = values[order], np.cumsum(applies[order])
+    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    f1 = 2 * hits[ends] / (ends + 1 + applies.sum())
+    best = int(f1.argmax())
+    below = np.append(ranked, 0.0)[ends[best] + 1]
+    return float((ranked[ends[best]] + below) / 2), float(f1[best])
 
 
 class Bin(NamedTuple):

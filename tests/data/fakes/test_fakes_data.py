@@ -1,4 +1,5 @@
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -327,6 +328,13 @@ def test_kept_split_reads_the_same_images(faces, tmp_path):
     assert again.fingerprint() == data.fingerprint()
     assert again.crop == data.crop
     assert again.describe() == data.describe()
+
+
+def test_kept_split_beside_images_below_the_runs_folder(faces, tmp_path):
+    data = listed(shutil.copytree(faces, tmp_path / "faces"))
+    data.setup("fit")
+    again = build(data.keep_split(tmp_path), base=FakesData)
+    assert again.fingerprint() == data.fingerprint()
 
 
 def test_whole_data_set_can_be_one_split(faces):

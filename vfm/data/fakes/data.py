@@ -190,7 +190,8 @@ class FakesData(FakeImages):
         # Several tiles are of one image, and blends are made anew.
         items = dict.fromkeys(item for item in listed if item.method != BLENDED)
         path = folder.absolute() / MANIFEST
-        write_manifest(path, list(items))
+        # The root may lie below the run's folder, and relative paths are read from the root.
+        write_manifest(path, list(items), relative=False)
         write_crop(path.parent, self.crop)
         spec = self.spec
         spec["init_args"] |= {"root": str(self.root.absolute()), "manifest": str(path)}

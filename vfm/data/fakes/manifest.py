@@ -54,8 +54,14 @@ _JOIN = "|"
 _NO_METHOD = frozenset({"", "-", "none", "real", "original", "pristine"})
 
 
-def write_manifest(path: str | Path, items: Sequence[Item]) -> None:
-    """Write items as CSV, their paths relative to its folder where they lie below it.
+def write_manifest(path: str | Path, items: Sequence[Item], *, relative: bool = True) -> None:
+    """Write items as CSV.
+
+    Args:
+        path: Of the file.
+        items: With absolute paths.
+        relative: Write paths relative to the file's folder where they lie below it; not where they will be read
+            relative to another.
 
     Raises:
         FakesError: The items contradict each other, or an identity holds the mark that separates identities.
@@ -72,7 +78,7 @@ def write_manifest(path: str | Path, items: Sequence[Item]) -> None:
         row = {name: str(value) for name, value in item._asdict().items()}
         row["identities"] = _JOIN.join(item.identities)
         for name in ("path", "mask", "landmarks"):
-            row[name] = row[name].removeprefix(folder)
+            row[name] = row[name].removeprefix(folder) if relative else row[name]
         rows.append(row)
     write_rows(Path(path), COLUMNS, rows)
 

@@ -1,0 +1,84 @@
+import io
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+from vfm_runtime.server.app import create_app
+from vfm_runtime.server.settings import Settings
+
+from tests.runtime import toy, toy_deepfake, toy_several
+
+LOCAL = "http://127.0.0.1"
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A bundle of each kind: `toy`, `fake`, `several`."""
+    root = tmp_path_factory.mktemp("served")
+    toy.build(root / "toy", onefile=False)
+    toy_deepfake.build(root / "fake")
+    toy_several.build(root / "several")
+    return root
+
+
+@pytest.fixture(scope="session")
+def settings_for(folders):
+    def make(*names, **values):
+        bundles = tuple(str(folders / name) for name in names or ("toy",))
+        return Settings(**{"bundles": bundles, "device": "cpu", "num_threads": 1, **values})
+
+    return make
+
+
+@pytest.fixture
+def started(settings_for):
+    """Starts an application and gives a client of it, which is closed at the end of the test."""
+    clients = []
+
+    def start(*names, base_url=LOCAL, **values):
+        app = create_app(settings_for(*names, **values))
+        client = TestClient(app, base_url=base_url, raise_server_exceptions=False)
+        clients.append(client)
+        return client.__enter__()
+
+    yield start
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def client(settings_for):
+    """Of one server with a bundle of each kind; tests must leave it as it is."""
+    app = create_app(settings_for("toy", "fake", "several", reload_every=0))
+    with TestClient(app, base_url=LOCAL, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def jpeg():
+    return encoded(toy.photos()[0], "JPEG")
+
+
+@pytest.fixture(scope="session")
+def face():
+    return encoded(toy_deepfake.face_photo(), "PNG")
+
+
+def encoded(pixels, kind):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def refused():
+    """Checks that an answer is an error in the one form of all errors, and gives its text."""
+
+    def check(answer, status, code):
+        body = answer.json()
+        assert (answer.status_code, body["code"]) == (status, code), body
+        assert set(body) == {"error", "code", "request_id"}
+        assert body["request_id"] == answer.headers["x-request-id"]
+        return body["error"]
+
+    return check

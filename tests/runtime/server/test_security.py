@@ -1,0 +1,179 @@
+import pytest
+from vfm_runtime.server.security import (
+    SecurityError,
+    check_exposure,
+    is_loopback,
+    read_tokens,
+)
+from vfm_runtime.server.settings import Settings
+
+TOKEN, OTHER = "abcdefgh-01234567", "0123456789abcdef"
+GUARDED = ["/predict", "/v2/models", "/v2/models/toy", "/v2/models/toy/infer", "/metrics"]
+OPEN = ["/v2", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"]
+
+
+def settings(**values):
+    return Settings(bundles=("a",), **values)
+
+
+def test_tokens_of_the_environment_and_of_a_file(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(f"{OTHER}\n\n")
+    environ = {"VFM_TOKENS": f" {TOKEN} ,"}
+    assert read_tokens(settings(), environ) == (TOKEN.encode(),)
+    both = read_tokens(settings(token_file=path), environ)
+    assert both == (TOKEN.encode(), OTHER.encode())
+    assert read_tokens(settings(), {}) == ()
+
+
+def test_tokens_that_cannot_be_used(tmp_path):
+    with pytest.raises(SecurityError, match="A token in VFM_TOKENS has 15 characters; 16 is the"):
+        read_tokens(settings(), {"VFM_TOKENS": "a" * 15})
+    with pytest.raises(SecurityError, match="holds spaces or characters outside ASCII"):
+        read_tokens(settings(), {"VFM_TOKENS": "é" * 16})
+    path = tmp_path / "tokens"
+    with pytest.raises(SecurityError, match=f"The token file {path} cannot be read"):
+        read_tokens(settings(token_file=path), {})
+    path.write_text("\n")
+    with pytest.raises(SecurityError, match=f"{path} holds no token"):
+        read_tokens(settings(token_file=path), {})
+
+
+def test_errors_do_not_show_the_token():
+    secret = "pässwörd-of-the-company"
+    with pytest.raises(SecurityError) as caught:
+        read_tokens(settings(), {"VFM_TOKENS": secret})
+    assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        *(("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.9.9.9", True)),
+        *(("0.0.0.0", False), ("::", False), ("192.168.0.1", False), ("example.com", False)),
+        ("", False),
+    ],
+)
+def test_exposure(host, local):
+    assert is_loopback(host) == local
+    check_exposure(settings(host=host), (b"token",))
+    if local:
+        check_exposure(settings(host=host), ())
+        return
+    with pytest.raises(SecurityError, match="can be reached from other machines, and no token"):
+        check_exposure(settings(host=host), ())
+
+
+@pytest.fixture
+def guarded(started, monkeypatch):
+    monkeypatch.setenv("VFM_TOKENS", f"{TOKEN},{OTHER}")
+    return started("toy", host="0.0.0.0", base_url="http://example.com")
+
+
+def test_what_needs_a_token(guarded, refused):
+    for path in GUARDED:
+        method = "POST" if path.endswith(("predict", "infer")) else "GET"
+        answer = guarded.request(method, path)
+        text = refused(answer, 401, "unauthorized")
+        assert text == "The token is missing. Send the header `Authorization: Bearer TOKEN`."
+        assert answer.headers["www-authenticate"] == "Bearer"
+    for path in OPEN:
+        assert guarded.get(path).status_code == 200, path
+
+
+@pytest.mark.parametrize("token", [TOKEN, OTHER])
+def test_each_token_opens(guarded, jpeg, token):
+    headers = {"Authorization": f"Bearer {token}"}
+    assert guarded.get("/v2/models", headers=headers).status_code == 200
+    assert (
+        guarded.get("/metrics", headers={"Authorization": f"bearer  {token} "}).status_code == 200
+    )
+    headers["Content-Type"] = "image/jpeg"
+    assert guarded.post("/predict", content=jpeg, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("Bearer", "Bearer ", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}"),
+        *(f"Bearer {TOKEN.upper()}", f"Bearer {TOKEN},{OTHER}", f"Bearer {TOKEN} {OTHER}"),
+        "Bearer \xe9\xff\xfe",
+    ],
+)
+def test_what_does_not_open(guarded, refused, value):
+    answer = guarded.get("/v2/models", headers={"Authorization": value.encode("latin-1")})
+    text = refused(answer, 401, "unauthorized")
+    assert text.startswith("The token is not one of those that this server knows.")
+
+
+def test_other_spellings_of_a_guarded_path(guarded):
+    for path in ("/predict/", "/./predict", "/%70redict", "/v2//models", "/METRICS"):
+        assert guarded.request("POST", path).status_code in (401, 404, 405), path
+        assert guarded.get(path).status_code in (401, 404, 405), path
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1:8000", "[::1]", "[::1]:80", "LOCALHOST:1"]
+)
+def test_hosts_of_this_machine(client, host):
+    assert client.get("/v2", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.com", "evil.com:8000", "127.0.0.1.evil.com", "localhost.evil.com", "", "\xe9"]
+)
+def test_hosts_of_others(client, refused, host):
+    """Of pages whose own name leads to 127.0.0.1."""
+    answer = client.get("/v2", headers={"Host": host.encode("latin-1")})
+    assert "the Host header names another" in refused(answer, 421, "wrong_host")
+
+
+def test_tokens_free_the_host(guarded):
+    assert guarded.get("/v2", headers={"Host": "models.example.org"}).status_code == 200
+
+
+PREFLIGHT = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+
+
+def test_other_origins_are_shut_out(client, refused):
+    answer = client.get("/v2", headers={"Origin": "https://a.example"})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    answer = client.options("/predict", headers=PREFLIGHT)
+    refused(answer, 405, "method_not_allowed")
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_origins_that_are_let_in(started, refused):
+    client = started("toy", allow_origin=("https://a.example",))
+    answer = client.options("/predict", headers=PREFLIGHT)
+    assert answer.status_code == 204
+    assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    assert "Authorization" in answer.headers["access-control-allow-headers"]
+    answer = client.get("/v2", headers={"Origin": "https://a.example"})
+    assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    assert answer.headers["vary"] == "Origin"
+    # Errors too, else the page could not read them.
+    answer = client.get("/nope", headers={"Origin": "https://a.example"})
+    assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    for other in ("https://b.example", "https://a.example.evil", "null"):
+        answer = client.options("/predict", headers={**PREFLIGHT, "Origin": other})
+        refused(answer, 405, "method_not_allowed")
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_all_origins(started):
+    client = started("toy", allow_origin=("*",))
+    answer = client.get("/v2", headers={"Origin": "https://b.example"})
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+def test_headers_that_browsers_obey(client):
+    for path in ("/v2", "/docs", "/nope"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "server" not in headers
+    assert client.get("/v2").headers["content-security-policy"].startswith("default-src 'none'")
+    policy = client.get("/docs").headers["content-security-policy"]
+    assert policy.startswith("default-src 'self'; img-src 'self' data: blob:; media-src blob:")
+    assert "unsafe" not in policy

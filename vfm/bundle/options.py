@@ -1,0 +1,76 @@
+"""What an export writes, and what it must hold to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from vfm.bundle.errors import ExportError
+
+_MIN_OPSET = 18  # Resize has had antialiasing since
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What an export writes, and what it must hold to."""
+
+    one_file: bool = False
+    """Also write both graphs in one."""
+    opset: int = 20
+    """Version of the ONNX operators."""
+    tolerance: float = 1e-3
+    """Largest accepted difference of a score."""
+    overwrite: bool = False
+    """Replace an existing bundle."""
+    int8: bool = False
+    """Also write a graph in 8 bits, for the CPU."""
+    fp16: bool = False
+    """Also write a graph in 16 bits, for GPUs."""
+    max_drop: float = 0.5
+    """Points that the headline figure may lose in fewer bits."""
+    calibrate: bool = False
+    """Fit a temperature and thresholds."""
+    min_precision: float | None = None
+    """Share of sure answers that shall be right."""
+    reference: bool = False
+    """Also give the distance from the training images."""
+    trust: Sequence[str] = ()
+    """Packages besides vfm whose code a checkpoint may name."""
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether anything is to be fitted or measured on validation images."""
+        return self.int8 or self.fp16 or self.calibrate or self.reference
+
+
+def check(out: Path, options: Options) -> None:
+    """Refuse, before any work, what could only fail.
+
+    Args:
+        out: Folder to write.
+        options: What to write.
+
+    Raises:
+        ExportError: The folder exists, or an option makes no sense.
+    """
+    newest = onnx.defs.onnx_opset_version()
+    if not _MIN_OPSET <= options.opset <= newest:
+        raise ExportError(
+            f"--opset is {options.opset}; choices are {_MIN_OPSET} to {newest}. 20 runs almost everywhere."
+        )
+    if options.max_drop < 0:
+        raise ExportError(
+            f"--max_drop is {options.max_drop:g}. Give points from 0 up, such as 0.5."
+        )
+    if options.min_precision is not None and not options.calibrate:
+        raise ExportError(
+            f"--min_precision is {options.min_precision:g}, which calibration holds to. Add --calibrate."
+        )
+    if out.exists() and not options.overwrite and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(
+            f"{out} exists, and a bundle never changes once written. "
+            "Give another folder to --out, or replace it with --overwrite true."
+        )

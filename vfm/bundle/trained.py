@@ -1,0 +1,86 @@
+"""What is exported: tasks of checkpoints, and what is known of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vfm.bundle.errors import ExportError
+from vfm.bundle.options import Options
+from vfm.bundle.several import checkpoints_of, require_one_backbone
+from vfm.bundle.validation import Validation, validation
+from vfm.tasks import BaseTask
+from vfm.tasks.checkpoint import KEY, read_any
+from vfm.tasks.results import RESULTS_FILE
+
+
+class Trained(NamedTuple):
+    """A task to be exported, and what is known of it."""
+
+    task: BaseTask
+    origin: Mapping[str, Any]
+    """The checkpoint's own entry: data, seed, versions."""
+    results: Mapping[str, Any]
+    """Metrics by split, for the card."""
+    validation: Validation | None = None
+    """Images that nothing was learned from, where something is fitted or measured on them."""
+    checkpoint: Path | None = None
+    """The file that it was loaded from, where its training images are asked for."""
+
+
+def load_all(
+    checkpoints: Sequence[str],
+    options: Options,
+    *,
+    data: Path | None = None,
+    base: Path | None = None,
+) -> dict[str, Trained]:
+    """The tasks of checkpoints by the names of their heads; that of a single one is empty.
+
+    Args:
+        checkpoints: Files, or NAME=FILE.
+        options: Say whether validation images are needed.
+        data: Where those are.
+        base: As for `export`.
+
+    Raises:
+        ExportError: They do not go together.
+    """
+    # From Python a single one is given as it is.
+    single = isinstance(checkpoints, str | os.PathLike)
+    named = checkpoints_of([checkpoints] if single else checkpoints)  # type: ignore[list-item]
+    if data is not None and len(named) > 1:
+        raise ExportError(
+            f"--data is {data}, but there are {len(named)} checkpoints with labels of their own. Leave it out: each is "
+            "validated on the val split of its training."
+        )
+    trained = {}
+    for name, file in named.items():
+        task: BaseTask = BaseTask.load(file, base=base, trust=options.trust)
+        trained[name] = trained_of(task, file, options, data)
+    if len(trained) == 1:
+        return {"": next(iter(trained.values()))}
+    require_one_backbone({name: one.task for name, one in trained.items()})
+    return trained
+
+
+def trained_of(
+    task: BaseTask, checkpoint: Path, options: Options, data: Path | None = None
+) -> Trained:
+    """A task with all that is known of it.
+
+    Args:
+        task: As loaded.
+        checkpoint: Its file, with results beside it, if any.
+        options: Say whether validation images are needed.
+        data: Where those are; by default the val split of the training.
+    """
+    found = checkpoint.parent / RESULTS_FILE
+    results = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else {}
+    images = None
+    if options.needs_validation:
+        images = validation(checkpoint, task, data, trust=options.trust)
+    return Trained(task, read_any(checkpoint)[KEY], results, images, checkpoint)

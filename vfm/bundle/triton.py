@@ -1,0 +1,294 @@
+"""A bundle as a model repository of Triton Inference Server: preprocessing, model, and the ensemble of both.
+
+How the parts fit, as Triton's documentation and its core (`ensemble_utils.cc`, `ensemble_scheduler.cc`) have it:
+
+- A model with a `max_batch_size` above 0 leaves the batch out of its `dims`, one with 0 names every dimension.
+- `preprocess.onnx` takes one image of any size, so it cannot batch: 0, and its `pixels` are [1, h, w, 3].
+- `model.onnx` batches: its `pixels` are [h, w, 3]. Where a tensor passes from a model that does not batch to one that
+  does, the whole shapes must agree, here [1, h, w, 3] and [-1, h, w, 3]; the scheduler hands the row on as it is, and
+  the dynamic batcher joins rows of several requests.
+- The ensemble takes one image a request: 0, and its answers keep a first dimension of 1. Clients that want many images
+  at once send many requests.
+
+The configurations are checked against Triton's published schema and against the graphs; no server was run. Triton's
+ONNX Runtime must know the graphs' opset: 20, the default of an export, since version 1.17, and 23 since 1.23.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from vfm_runtime.bundle import read_manifest
+from vfm_runtime.contract import DEEPFAKE, PRECISION_FILES, PREPROCESS_FILE, Contract
+
+from vfm.bundle.errors import ExportError
+
+_log = logging.getLogger(__name__)
+
+_TYPES: dict[int, str] = {
+    onnx.TensorProto.UINT8: "TYPE_UINT8",
+    onnx.TensorProto.INT64: "TYPE_INT64",
+    onnx.TensorProto.FLOAT: "TYPE_FP32",
+    onnx.TensorProto.FLOAT16: "TYPE_FP16",
+}
+_Port = dict[str, Any]
+_Ports = tuple[list[_Port], list[_Port]]
+_Labels = Mapping[str, list[str]]
+
+_LABELLED = ("classification", "multilabel")
+_MAX_DELAY = 2000  # microseconds that a request may wait for others
+# The preprocessing is small work of one thread, and in front of a GPU the bottleneck unless several run at once.
+_NUM_PREPROCESSES = 4
+
+_TENSORRT = """
+# TensorRT compiles the graph when the model is loaded, which takes minutes once and then less for each batch. It needs
+# a Triton whose ONNX Runtime has it; remove the marks in front of these lines:
+# optimization { execution_accelerators { gpu_execution_accelerator: [ {
+#   name: "tensorrt"
+#   parameters { key: "precision_mode" value: "FP16" }
+#   parameters { key: "trt_engine_cache_enable" value: "true" }
+#   parameters { key: "trt_engine_cache_path" value: "/tmp/tensorrt" }
+# } ] } }
+"""
+_OF_ONE_IMAGE = """# One image a request: uint8 RGB, of any size.
+# What the answers mean, and when one is unsure, is said in vfm.json of the bundle.
+"""
+_OF_CROPS = """# One crop a request: uint8 RGB, cut as `rules.crop` in vfm.json of the bundle says.
+# Left to the client: finding the faces of an image or a video and cutting them out; the mean of the `logits` over
+# the frames, divided by the temperature; and the threshold and limits of `rules.decision`, which make it a verdict.
+"""
+
+
+class TritonError(ExportError):
+    """The model repository cannot be written; the message says why and what to do."""
+
+
+class _Word(str):
+    """A word of the schema, which stands without quotes."""
+
+
+def write_triton(
+    bundle: Path, folder: Path, name: str, *, precision: str = "fp32", max_batch: int = 8
+) -> Path:
+    """Write `NAME_preprocess`, `NAME_model` and the ensemble `NAME` into a model repository.
+
+    Args:
+        bundle: A bundle's folder; it is checked, and copied from.
+        folder: The model repository; made where there is none.
+        name: What clients call the model.
+        precision: Of the graph: fp32, fp16 or int8, where the bundle has it.
+        max_batch: Most images that go through the model at once.
+
+    Returns:
+        The repository.
+
+    Raises:
+        BundleError: It is not a bundle, or a file is damaged.
+        TritonError: The name, the precision or the batch is none that can be had, or the model is there already.
+    """
+    bundle, folder = Path(bundle), Path(folder)
+    contract = read_manifest(bundle).contract
+    model = bundle / _file(bundle, precision)
+    _check(folder, name, max_batch)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Beside its place and moved there when whole: a server may be looking at the repository.
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as draft:
+        made = list(_write(Path(draft), contract, bundle / PREPROCESS_FILE, model, name, max_batch))
+        for path in made:
+            path.replace(folder / path.name)
+    if contract.task == DEEPFAKE:
+        _log.warning(
+            "%s takes crops: finding faces, the mean over frames and the verdict are left to the client, as its "
+            "config.pbtxt says.",
+            folder / name,
+        )
+    return folder
+
+
+def _write(
+    draft: Path, contract: Contract, preprocess: Path, model: Path, name: str, max_batch: int
+) -> Iterator[Path]:
+    """Write the three folders; the ensemble last, which needs the others."""
+    first, second = f"{name}_preprocess", f"{name}_model"
+    labels = _label_files(contract)
+    before, after = _ports(preprocess), _ports(model)
+    yield _folder(draft / first, preprocess, _preprocess_config(first, before), {})
+    yield _folder(
+        draft / second, model, _model_config(second, after, labels, max_batch, model), labels
+    )
+    yield _folder(
+        draft / name, None, _ensemble_config(name, before, after, labels, contract), labels
+    )
+
+
+def _file(bundle: Path, precision: str) -> str:
+    there = [key for key, file in PRECISION_FILES.items() if (bundle / file).is_file()]
+    if precision not in there:
+        raise TritonError(
+            f"{bundle} has no graph of the precision '{precision}'. Choices: {', '.join(there)}. Export it anew with "
+            "--fp16 true or --int8 true to have others."
+        )
+    file: str = PRECISION_FILES[precision]
+    return file
+
+
+def _check(folder: Path, name: str, max_batch: int) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise TritonError(
+            f"A model cannot be called '{name}' in Triton. Give letters, digits, '_', '-' and '.'."
+        )
+    if max_batch < 1:
+        raise TritonError(f"max_batch is {max_batch}. Give 1 or more images.")
+    for each in (f"{name}_preprocess", f"{name}_model", name):
+        if (folder / each).exists():
+            raise TritonError(
+                f"{folder / each} exists, and may be served at this moment. Give another name or another folder, or "
+                "remove it first."
+            )
+
+
+def _folder(path: Path, graph: Path | None, config: str, labels: _Labels) -> Path:
+    """A model's folder with one version; Triton wants one of an ensemble too, though it holds nothing."""
+    version = path / "1"
+    version.mkdir(parents=True)
+    if graph is None:
+        (version / ".keep").touch()  # stores of objects, and git, know no empty folder
+    else:
+        shutil.copyfile(graph, version / "model.onnx")
+        for weights in _weight_files(graph):
+            shutil.copyfile(graph.parent / weights, version / weights)
+    for file, names in labels.items():
+        # One label a line, so that none may have two.
+        lines = [" ".join(name.splitlines()) for name in names]
+        (path / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (path / "config.pbtxt").write_text(config, encoding="utf-8")
+    return path
+
+
+def _weight_files(graph: Path) -> list[str]:
+    """Files beside a graph that hold its weights, as it names them."""
+    tensors = onnx.load(graph, load_external_data=False).graph.initializer
+    places = (entry.value for t in tensors for entry in t.external_data if entry.key == "location")
+    return sorted(set(places))
+
+
+def _label_files(contract: Contract) -> dict[str, list[str]]:
+    """Labels by the name of their file, of every head whose scores are in the order of its labels."""
+    return {
+        f"{name}_labels.txt" if name else "labels.txt": list(head.labels)
+        for name, head in contract.each.items()
+        if head.task in _LABELLED
+    }
+
+
+def _ports(path: Path) -> _Ports:
+    """Name, type and dimensions of what a graph takes and gives; -1 stands for any size."""
+    graph = onnx.load(path, load_external_data=False).graph
+    return [_port(value) for value in graph.input], [_port(value) for value in graph.output]
+
+
+def _port(value: onnx.ValueInfoProto) -> _Port:
+    tensor = value.type.tensor_type
+    dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
+    return {"name": value.name, "data_type": _Word(_TYPES[tensor.elem_type]), "dims": dims}
+
+
+def _preprocess_config(name: str, ports: _Ports) -> str:
+    return _text(
+        {
+            "name": name,
+            "backend": "onnxruntime",
+            "max_batch_size": 0,
+            "input": ports[0],
+            "output": ports[1],
+            "instance_group": [{"kind": _Word("KIND_CPU"), "count": _NUM_PREPROCESSES}],
+            "parameters": [{"key": "intra_op_thread_count", "value": {"string_value": "1"}}],
+        }
+    )
+
+
+def _model_config(name: str, ports: _Ports, labels: _Labels, max_batch: int, graph: Path) -> str:
+    inputs, outputs = ([_without_batch(port) for port in side] for side in ports)
+    # 8 bits are made for the CPU.
+    kind = "KIND_CPU" if graph.name == PRECISION_FILES["int8"] else "KIND_AUTO"
+    text = _text(
+        {
+            "name": name,
+            "backend": "onnxruntime",
+            "max_batch_size": max_batch,
+            "input": inputs,
+            "output": [_labelled(port, labels) for port in outputs],
+            "instance_group": [{"kind": _Word(kind), "count": 1}],
+            "dynamic_batching": {
+                "preferred_batch_size": sorted({max(1, max_batch // 2), max_batch}),
+                "max_queue_delay_microseconds": _MAX_DELAY,
+            },
+        }
+    )
+    return text + (_TENSORRT if graph.name == PRECISION_FILES["fp16"] else "")
+
+
+def _ensemble_config(
+    name: str, before: _Ports, after: _Ports, labels: _Labels, contract: Contract
+) -> str:
+    outputs = [{**port, "dims": [1, *_without_batch(port)["dims"]]} for port in after[1]]
+    text = _text(
+        {
+            "name": name,
+            "platform": "ensemble",
+            "max_batch_size": 0,
+            "input": before[0],
+            "output": [_labelled(port, labels) for port in outputs],
+            "ensemble_scheduling": {
+                "step": [
+                    _step(f"{name}_preprocess", before),
+                    _step(f"{name}_model", after),
+                ]
+            },
+        }
+    )
+    return (_OF_CROPS if contract.task == DEEPFAKE else _OF_ONE_IMAGE) + text
+
+
+def _step(model: str, ports: _Ports) -> dict[str, Any]:
+    """A step whose tensors are called alike inside and outside, as one graph's outputs are the next one's inputs."""
+    inputs, outputs = ([{"key": p["name"], "value": p["name"]} for p in side] for side in ports)
+    return {"model_name": model, "model_version": -1, "input_map": inputs, "output_map": outputs}
+
+
+def _without_batch(port: _Port) -> _Port:
+    dims = port["dims"][1:]
+    # Triton knows no tensor of no dimension: one number an image is a list of one to its clients.
+    return {**port, "dims": dims} if dims else {**port, "dims": [1], "reshape": {"shape": []}}
+
+
+def _labelled(port: _Port, labels: _Labels) -> _Port:
+    """The output with its file of labels, if it has one: clients may then ask for the names of the best."""
+    head, _, output = port["name"].rpartition(".")
+    file = f"{head}_labels.txt" if head else "labels.txt"
+    return {**port, "label_filename": file} if output == "scores" and file in labels else port
+
+
+def _text(values: Mapping[str, Any], indent: str = "") -> str:
+    """Values in the text format of protocol buffers: a field a line, messages in braces."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            lines.append(f"{indent}{key} {{\n{_text(value, indent + '  ')}{indent}}}\n")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            lines += [_text({key: one}, indent) for one in value]
+        else:
+            lines.append(f"{indent}{key}: {_scalar(value)}\n")
+    return "".join(lines)
+
+
+def _scalar(value: object) -> str:
+    return str(value) if isinstance(value, _Word) else json.dumps(value, ensure_ascii=False)
