@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one head alone, few rounds")
     quick = parser.parse_args().quick
     torch.set_num_threads(THREADS)
-    calls, rounds = 3 if quick else 5, 9 if quick else 41
+    calls, rounds = 2 if quick else 5, 9 if quick else 41
     shared = ClassificationTask(BACKBONE, pretrained=False).backbone
     tasks = {
         "breed": task_of(shared, LinearHead(), 1000, multilabel=False),

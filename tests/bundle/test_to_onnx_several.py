@@ -12,8 +12,9 @@ from vfm_runtime.contract import SEVERAL, Contract
 
 from tests.conftest import DAVIT
 from tests.tasks.tiny import VIT
+from vfm.bundle.errors import ExportError
 from vfm.bundle.reference_graph import ReferenceOutputs
-from vfm.bundle.to_onnx import Answers, write_model, write_several
+from vfm.bundle.to_onnx import OPSETS, Answers, write_model, write_several
 from vfm.models.adapters import has_adapters
 from vfm.models.heads import AttentionPoolHead, DetectionHead, MLPHead
 from vfm.models.heads.head import Head
@@ -334,6 +335,22 @@ def test_attention_is_one_operator_from_opset_23_on(name, tmp_path):
     for output, given in run(path, inputs).items():
         atol = 2e-3 if output == "boxes" else 1e-5
         np.testing.assert_allclose(given, expected[output], atol=atol)
+
+
+@pytest.mark.parametrize("opset", [17, 26])
+def test_an_opset_that_the_exporter_has_not_is_refused(opset, tmp_path):
+    task = make()
+    with pytest.raises(ExportError, match=f"opset is {opset}; choices are 18 to 25. 20 runs al"):
+        write_model(tmp_path / "model.onnx", contract_of({"": task}), task, opset)
+
+
+def test_the_newest_opset_and_a_quiet_exporter(tmp_path, capfd, caplog):
+    task = make(backbone="vit_small_patch16_dinov3", backbone_args=EVA)
+    write_model(tmp_path / "model.onnx", contract_of({"": task}), task, OPSETS[-1])
+    assert (*capfd.readouterr(), caplog.text) == ("", "", "")
+    inputs = inputs_of(task, 2)
+    found, expected = run(tmp_path / "model.onnx", inputs), by_torch(task, inputs)
+    np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-5)
 
 
 def test_reference_outputs_of_training_vectors():

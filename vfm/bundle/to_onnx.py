@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from onnx import compose
 from torch import Tensor, nn
 from vfm_runtime.contract import DEEPFAKE, METADATA_KEY, Contract, HeadContract
 
+from vfm.bundle.errors import ExportError
 from vfm.bundle.reference_graph import ReferenceOutputs, vector_of
 from vfm.models.adapters import has_adapters, merge
 from vfm.models.backbone import Backbone
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 MAX_PROTOBUF = 2_000_000_000
 """Bytes of weights above which they go to a file of their own; a protobuf ends at 2 GiB."""
+
+OPSETS = range(18, 26)
+"""Versions of the operators that a graph can have: Resize averages since 18, and the exporter converts up to 25."""
 
 _WITH_LOGITS = (ClassificationHead, DetectionHead)
 
@@ -165,8 +170,14 @@ def write_several(
         reference: As for `write_model`; it is of the backbone, so that there is one for all heads.
 
     Raises:
+        ExportError: The exporter has no such opset.
         ValueError: See `Answers`.
     """
+    if opset not in OPSETS:
+        raise ExportError(
+            f"opset is {opset}; choices are {OPSETS[0]} to {OPSETS[-1]}. 20 runs almost everywhere, and from 23 on "
+            "attention is one operator."
+        )
     module = Answers(contract, tasks, reference)
     height, width = module.preprocess.size
     rows = torch.tensor([[0.0, 0.0, width, height, width, height]] * 2)
@@ -231,9 +242,7 @@ def _exported(
     outputs: list[str],
     opset: int,
 ) -> torch.onnx.ONNXProgram:
-    # The exporter reports its progress, and warns of its own internals; failures are raised.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             kwargs=inputs,
@@ -247,6 +256,20 @@ def _exported(
     if program is None:
         raise RuntimeError("torch.onnx.export gave no graph.")
     return program
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its progress, and warns of its own internals; failures are raised."""
+    exporter = logging.getLogger("onnxscript")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)
 
 
 def _save(

@@ -215,7 +215,7 @@ def _run_one(settings: Settings, listener: socket.socket) -> int:
     from vfm_runtime.server.app import create_app
 
     server = uvicorn.Server(_config(settings, create_app(settings), factory=False))
-    with _deaf_afterwards():
+    with _gentle_signals(server):
         try:
             server.run(sockets=[listener])
         except SystemExit:
@@ -224,12 +224,16 @@ def _run_one(settings: Settings, listener: socket.socket) -> int:
 
 
 @contextmanager
-def _deaf_afterwards() -> Iterator[None]:
-    """Keep the process alive when the server, having stopped, raises the signal once more."""
-    before = {
-        number: signal.signal(number, lambda number, frame: None)
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+def _gentle_signals(server: Any) -> Iterator[None]:
+    """Stop the server for a signal that comes before it listens for them itself.
+
+    One that it was stopped by it raises once more at its end, which then does nothing.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

@@ -117,6 +117,12 @@ class Metrics:
 
     def _add_models(self) -> None:
         own = self._registry
+        self._drift = Counter(
+            "vfm_drift_alerts_total",
+            "Windows of images that are unlike those of the bundle's reference.",
+            _MODEL,
+            registry=own,
+        )
         self._reloads = Counter(
             "vfm_reloads_total", "Bundles loaded while serving.", ("model",), registry=own
         )
@@ -222,6 +228,15 @@ class Metrics:
             model: Its name, as the user gave it.
         """
         self._failures.labels(model).inc()
+
+    def drifted(self, model: str, version: str) -> None:
+        """Count a window of images that are unlike those of the bundle's reference.
+
+        Args:
+            model: Its name.
+            version: Of it.
+        """
+        self._drift.labels(model, version).inc()
 
     def batches(self, model: str, version: str) -> "BatchMetrics":
         """Return what a batcher tells of itself.

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vfm_runtime.bundle import BundleError, read_manifest
+from vfm_runtime.drift import DriftMonitor
 from vfm_runtime.model import Model, load
 from vfm_runtime.server.batching import Batcher
 from vfm_runtime.server.metrics import Metrics
@@ -178,8 +179,15 @@ class Repository:
             precision=settings.precision,
             num_threads=settings.num_threads,
             batch_size=settings.max_batch,
+            # The same cores open images and talk to clients.
+            spin=False,
         )
         warm_up(model, settings.max_batch)
+        if model.contract.reference:
+            # From here on: what was run until now was no image.
+            model.monitor = DriftMonitor(
+                model, on_alert=lambda _: self._metrics.drifted(name, version)
+            )
         batcher = Batcher(
             model.run,
             max_batch=settings.max_batch,

@@ -301,6 +301,14 @@ def test_tls(server, folders, tmp_path):
     assert started.stop() == 0
 
 
+def test_a_signal_before_the_server_listens_for_it():
+    server, before = argparse.Namespace(should_exit=False), signal.getsignal(signal.SIGTERM)
+    with main._gentle_signals(server):
+        signal.raise_signal(signal.SIGTERM)
+        assert server.should_exit
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 class Worker:
     """Stands for a process of the supervisor."""
 
