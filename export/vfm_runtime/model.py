@@ -141,6 +141,11 @@ class Model(Predictor):
         where = f"{self.precision} on {self.device}"
         return f"Model({str(self.path)!r}, {len(self.labels)} {what}, {where})"
 
+    @property
+    def output_shapes(self) -> dict[str, list[Any]]:
+        """Dimensions of each output of the graph, by name; one that is free is no number."""
+        return {port.name: port.shape for port in self._model.get_outputs()}
+
     def run(self, inputs: Arrays) -> Arrays:
         """Run `model.onnx` on what `preprocess.onnx` has made.
 
@@ -188,7 +193,7 @@ class Model(Predictor):
         inputs, outputs = self.contract.ports()
         expect_ports(self._preprocess, self.path / PREPROCESS_FILE, IMAGE, inputs)
         expect_ports(self._model, self.path / self._file, inputs, outputs)
-        shapes = {port.name: port.shape for port in self._model.get_outputs()}
+        shapes = self.output_shapes
         for name, head in self.contract.each.items():
             if head.task in (DETECTION, DEEPFAKE):
                 continue  # its scores are as many as its boxes; the labels of verdicts are fixed

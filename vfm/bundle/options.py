@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-
 from vfm.bundle.errors import ExportError
-
-_MIN_OPSET = 18  # Resize has had antialiasing since
+from vfm.bundle.to_onnx import OPSETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +53,9 @@ def check(out: Path, options: Options) -> None:
     Raises:
         ExportError: The folder exists, or an option makes no sense.
     """
-    newest = onnx.defs.onnx_opset_version()
-    if not _MIN_OPSET <= options.opset <= newest:
+    if options.opset not in OPSETS:
         raise ExportError(
-            f"--opset is {options.opset}; choices are {_MIN_OPSET} to {newest}. 20 runs almost everywhere."
+            f"--opset is {options.opset}; choices are {OPSETS[0]} to {OPSETS[-1]}. 20 runs almost everywhere."
         )
     if options.max_drop < 0:
         raise ExportError(

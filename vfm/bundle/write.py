@@ -79,7 +79,7 @@ def export(
         min_precision: With calibrate: share of the sure answers that shall be right, such as 0.95; others are unsure.
         reference: Also answer how far an image is from those of the training; needed to watch for drift.
         one_file: Also write onefile.onnx, both graphs in one for the simplest client.
-        triton: Folder to write a model repository for Triton to.
+        triton: Folder to write a model repository for Triton to, in 16 bits with fp16.
         opset: Version of the ONNX operators; from 23 on, attention is one operator.
         num_images: How many images to compare on.
         tolerance: Largest accepted difference of a score; boxes must also overlap by 99 %.
@@ -116,7 +116,9 @@ def export(
     done = export_all(trained, paths, Path(out), options)
     print(f"Parity on {done}\nBundle: {out}\nTry it: vfm-runtime predict {out} {paths[0]}")
     if triton is not None:
-        made = write_triton(Path(out), Path(triton), Path(out).resolve().name)
+        precision = "fp16" if fp16 else "fp32"
+        name = Path(out).resolve().name
+        made = write_triton(Path(out), Path(triton), name, precision=precision)
         print(f"Model repository for Triton: {made}")
     return Path(out)
 

@@ -49,6 +49,7 @@ _NUMBER: Options = {"type": "number"}
 _FLAG: Options = {"type": "boolean"}
 _INTEGER: Options = {"type": "integer"}
 _FREE: Options = {"type": "object"}
+_THRESHOLDS: Options = {"type": ["array", "null"], "items": _NUMBER}
 
 
 def _errors(*statuses: int) -> dict[int | str, Options]:
@@ -210,6 +211,13 @@ MODELS = _route(
                     default=_TEXT,
                     task=_TEXT,
                     labels=_list(_TEXT),
+                    thresholds=_THRESHOLDS,
+                    heads={
+                        "type": "object",
+                        "additionalProperties": _object(
+                            task=_TEXT, labels=_list(_TEXT), thresholds=_THRESHOLDS
+                        ),
+                    },
                     precision=_TEXT,
                     device=_TEXT,
                     ready=_FLAG,

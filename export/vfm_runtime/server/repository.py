@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vfm_runtime.bundle import BundleError, read_manifest
+from vfm_runtime.contract import REFERENCE_FILE
 from vfm_runtime.drift import DriftMonitor
 from vfm_runtime.model import Model, load
 from vfm_runtime.server.batching import Batcher
@@ -183,7 +184,7 @@ class Repository:
             spin=False,
         )
         warm_up(model, settings.max_batch)
-        if model.contract.reference:
+        if REFERENCE_FILE in model.manifest.files:
             # From here on: what was run until now was no image.
             model.monitor = DriftMonitor(
                 model, on_alert=lambda _: self._metrics.drifted(name, version)

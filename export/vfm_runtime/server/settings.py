@@ -67,7 +67,7 @@ class Settings:
     max_body_mb: float = 50
     """Largest body of a request, in MiB."""
 
-    max_pixels: int = 50_000_000
+    max_pixels: int = 25_000_000
     """Pixels of the largest image, and of a video's largest frame; looked at before decoding."""
 
     max_frames: int = 18_000

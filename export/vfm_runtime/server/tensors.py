@@ -75,7 +75,7 @@ def ports_of(model: Model) -> tuple[list[Port], list[Port]]:
         model: The model.
     """
     takes, gives = model.contract.ports()
-    shapes = {port.name: port.shape for port in model._model.get_outputs()}
+    shapes = model.output_shapes
     sides = {"pixels": (*model.contract.size, 3), "geometry": (6,)}
     inputs = [Port(name, kind, (-1, *sides[name])) for name, kind in takes.items()]
     outputs = [Port(name, kind, _sides(shapes[name])) for name, kind in gives.items()]

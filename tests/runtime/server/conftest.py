@@ -6,18 +6,20 @@ from starlette.testclient import TestClient
 from vfm_runtime.server.app import create_app
 from vfm_runtime.server.settings import Settings
 
-from tests.runtime import toy, toy_deepfake, toy_several
+from tests.runtime import toy, toy_deepfake
+from tests.runtime.server import toy_finder
 
 LOCAL = "http://127.0.0.1"
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """A bundle of each kind: `toy`, `fake`, `several`."""
+    """A bundle of each kind: `toy`, `fake`, `finder`, and `several` with two heads."""
     root = tmp_path_factory.mktemp("served")
     toy.build(root / "toy", onefile=False)
     toy_deepfake.build(root / "fake")
-    toy_several.build(root / "several")
+    toy_finder.build(root / "finder")
+    toy_finder.build(root / "several", heads=True)
     return root
 
 
@@ -49,7 +51,7 @@ def started(settings_for):
 @pytest.fixture(scope="session")
 def client(settings_for):
     """Of one server with a bundle of each kind; tests must leave it as it is."""
-    app = create_app(settings_for("toy", "fake", "several", reload_every=0))
+    app = create_app(settings_for("toy", "fake", "finder", "several", reload_every=0))
     with TestClient(app, base_url=LOCAL, raise_server_exceptions=False) as client:
         yield client
 

@@ -39,6 +39,7 @@ def test_text_and_its_type(metrics):
         ("vfm_batch_rows", "histogram"),
         ("vfm_queue_seconds", "histogram"),
         ("vfm_compute_seconds", "histogram"),
+        ("vfm_drift_alerts_total", "counter"),
         ("vfm_reloads_total", "counter"),
         ("vfm_reload_failures_total", "counter"),
         ("vfm_model_info", "gauge"),

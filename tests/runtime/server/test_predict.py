@@ -7,11 +7,13 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from vfm_runtime import load
+from vfm_runtime import Prediction, load
 from vfm_runtime.providers import ProviderError
+from vfm_runtime.server import predict
 from vfm_runtime.server.batching import ClosedError, DeadlineError, QueueFullError
 
 from tests.runtime import toy_deepfake
+from tests.runtime.server import toy_finder
 from tests.runtime.server.conftest import encoded
 
 IMAGE = {"Content-Type": "image/jpeg"}
@@ -65,14 +67,39 @@ def test_top(client, jpeg):
     assert len(ask(client, jpeg, top=2).json()["answer"]["top"]) == 2
 
 
-def test_several_heads(client, jpeg, folders):
-    expected = load(folders / "several", device="cpu").predict(jpeg)
-    answer = ask(client, jpeg, model="several", threshold=0).json()["answer"]
-    assert set(answer) == {"animal", "traits"}
-    assert answer["animal"]["label"] == expected["animal"].label
-    assert set(answer["traits"]["labels"]) == {"furred", "winged"}
-    answer = ask(client, jpeg, model="several", threshold=1).json()["answer"]
-    assert answer["traits"]["labels"] == []
+def test_several_heads(client, jpeg):
+    answer = ask(client, jpeg, model="several").json()["answer"]
+    assert set(answer) == {"scene", "things"}
+    assert answer["scene"]["label"] == "outdoor"
+    assert [box["label"] for box in answer["things"]["boxes"]] == ["cat", "ant"]
+
+
+def test_boxes(client, jpeg):
+    """In pixels of the picture that was sent, upright."""
+    body = ask(client, jpeg, model="finder", threshold=0.05, draw=True).json()
+    boxes = body["answer"]["boxes"]
+    assert [box["score"] for box in boxes] == pytest.approx(toy_finder.SCORES)
+    assert boxes[0]["box"] == pytest.approx([30, 40, 150, 120])
+    assert body["drawn"] is None
+    turned = Image.open(io.BytesIO(jpeg))
+    turned.getexif()[0x0112] = 6
+    file = io.BytesIO()
+    turned.save(file, "JPEG", exif=turned.getexif())
+    body = ask(client, file.getvalue(), model="finder").json()
+    assert (body["width"], body["height"]) == (200, 300)
+    assert body["answer"]["boxes"][0]["box"] == pytest.approx([20, 60, 100, 180])
+
+
+def test_the_threshold_of_several_labels():
+    answer = Prediction.from_scores([0.9, 0.4, 0.1], ["a", "b", "c"], multilabel=True)
+
+    def labels(threshold):
+        asked = predict._Asked(top=1, threshold=threshold, draw=False)
+        return predict._of_prediction(answer, asked)["labels"]
+
+    assert labels(None) == ["a"]
+    assert labels(0.3) == ["a", "b"]
+    assert labels(1.0) == []
 
 
 def test_a_face(client, face, folders):
@@ -146,8 +173,8 @@ def test_images_that_are_refused(client, refused):
 @pytest.mark.parametrize(
     ("size", "text"),
     [
-        ((30_000, 30_000), "The image has far more than 50000000 pixels, the limit."),
-        ((10_000, 9_000), "The image has 10000x9000 pixels; the limit is 50000000 pixels."),
+        ((30_000, 30_000), "The image has far more than 25000000 pixels, the limit."),
+        ((10_000, 9_000), "The image has 10000x9000 pixels; the limit is 25000000 pixels."),
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -178,7 +205,7 @@ def test_parameters(client, refused, jpeg):
 
 def test_which_model(client, refused, jpeg, started):
     text = refused(client.post("/predict", content=jpeg), 404, "unknown_model")
-    assert text == "There are several models: toy, fake, several. Name one."
+    assert text == "There are several models: toy, fake, finder, several. Name one."
     assert refused(ask(client, jpeg, model="dog"), 404, "unknown_model")
     only = started("toy")
     answer = only.post("/predict", content=jpeg, headers=IMAGE)

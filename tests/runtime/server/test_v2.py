@@ -2,8 +2,11 @@ import json
 
 import numpy as np
 import pytest
+from vfm_runtime.server.errors import ApiError
+from vfm_runtime.server.tensors import Port, Wanted, write_outputs
 
 from tests.runtime import toy
+from tests.runtime.server import toy_finder
 
 SHAPE = [1, toy.SIDE, toy.SIDE, 3]
 COUNT = toy.SIDE * toy.SIDE * 3
@@ -47,17 +50,21 @@ def test_health(client):
 
 def test_models(client):
     listed = {entry["name"]: entry for entry in client.get("/v2/models").json()["models"]}
-    assert set(listed) == {"toy", "fake", "several"}
+    assert set(listed) == {"toy", "fake", "finder", "several"}
     assert listed["toy"] == {
         "name": "toy",
         "versions": ["1"],
         "default": "1",
         "task": "classification",
         "labels": list(toy.LABELS),
+        "thresholds": None,
+        "heads": {},
         "precision": "fp32",
         "device": "cpu",
         "ready": True,
     }
+    assert set(listed["several"]["heads"]) == set(listed["several"]["labels"])
+    assert set(next(iter(listed["several"]["heads"].values()))) == {"task", "labels", "thresholds"}
 
 
 @pytest.mark.parametrize("path", ["/v2/models/toy", "/v2/models/toy/versions/1"])
@@ -75,13 +82,52 @@ def test_metadata(client, path):
 
 def test_metadata_of_several_heads(client):
     outputs = client.get("/v2/models/several").json()["outputs"]
-    assert [port["name"] for port in outputs][:2] == ["animal.scores", "traits.scores"]
+    names = ["scene.scores", "things.boxes", "things.labels", "things.scores"]
+    assert [port["name"] for port in outputs] == names
+
+
+def finder_inputs(pixel_rows=1, geometry=(0, 0, 100, 50, 100, 50)):
+    pixels = entry(shape=[pixel_rows, *SHAPE[1:]], data=[0] * (COUNT * pixel_rows))
+    return [
+        {"name": "geometry", "shape": [1, 6], "datatype": "FP32", "data": list(geometry)},
+        pixels,
+    ]
+
+
+def test_a_detector_takes_geometry_too(client, refused):
+    """In any order, and whole numbers for real ones."""
+    answer = ask(client, {"inputs": finder_inputs()}, model="finder")
+    boxes, labels, scores = answer.json()["outputs"]
+    assert (boxes["name"], boxes["datatype"], boxes["shape"]) == ("boxes", "FP32", [1, 3, 4])
+    assert boxes["data"][:4] == pytest.approx([10, 10, 50, 30])
+    assert (labels["datatype"], labels["data"]) == ("INT64", list(toy_finder.CLASSES))
+    assert scores["data"] == pytest.approx(toy_finder.SCORES)
+    both = f"The model takes: {PORT}; 'geometry', FP32 of shape [N, 6]."
+    text = refused(ask(client, {"inputs": [entry()]}, model="finder"), 400, "bad_request")
+    assert text == f"The inputs are ['pixels']. {both}"
+    text = refused(ask(client, {"inputs": finder_inputs(2)}, model="finder"), 400, "bad_request")
+    assert text.startswith("The inputs have different numbers of rows: 'geometry' [1, 6], 'pixels'")
+
+
+@pytest.mark.parametrize("value", [1e39, 10**400, "1", None])
+def test_geometry_that_is_no_number(client, refused, value):
+    given = finder_inputs(geometry=(value, 0.5, 1, 1, 1, 1))
+    text = refused(ask(client, {"inputs": given}, model="finder"), 400, "bad_request")
+    assert text.startswith("Input 'geometry' has ")
+
+
+def test_outputs_that_json_cannot_hold():
+    outputs = {"scores": np.array([[np.nan]], "float32")}
+    with pytest.raises(ApiError, match="Output 'scores' has values that are not finite"):
+        write_outputs(outputs, [Wanted("scores", False)], [Port("scores", "float", (-1, 1))])
+    _, tail = write_outputs(outputs, [Wanted("scores", True)], [Port("scores", "float", (-1, 1))])
+    assert tail == [outputs["scores"].tobytes()]
 
 
 def test_unknown_model_and_version(client, refused):
     for path in ("/v2/models/dog", "/v2/models/dog/ready"):
         text = refused(client.get(path), 404, "unknown_model")
-        assert text.startswith("There is no model 'dog'. Models: toy, fake, several.")
+        assert text.startswith("There is no model 'dog'. Models: toy, fake, finder, several.")
     text = refused(ask(client, b"", model="dog"), 404, "unknown_model")
     assert "There is no model 'dog'" in text
     text = refused(client.get("/v2/models/toy/versions/7"), 404, "unknown_model")
