@@ -1,4 +1,7 @@
+import gc
 import io
+import threading
+import time
 
 import pytest
 from PIL import Image
@@ -84,3 +87,15 @@ def refused():
         return body["error"]
 
     return check
+
+
+@pytest.fixture
+def threads_end():
+    """Fails where the thread of a batcher that the test has made does not end."""
+    before = set(threading.enumerate())
+    yield
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while any(t.name == "batcher" for t in set(threading.enumerate()) - before):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

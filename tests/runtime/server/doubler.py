@@ -63,11 +63,3 @@ async def queued(*asks):
     tasks = [asyncio.create_task(one) for one in asks]
     await asyncio.sleep(0.01)
     return tasks
-
-
-def await_threads():
-    """Fails where a batcher's thread does not end."""
-    deadline = soon(5)
-    while any(thread.name == "batcher" for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -9,7 +9,7 @@ import pytest
 from vfm_runtime.server.batching import Batcher, ClosedError, DeadlineError, QueueFullError
 from vfm_runtime.server.pieces import Request
 
-from tests.runtime.server.doubler import Doubler, ask, await_threads, held_up, queued, rows
+from tests.runtime.server.doubler import Doubler, ask, held_up, queued, rows
 
 
 def test_deadline_that_has_passed():
@@ -211,6 +211,7 @@ def test_answer_with_other_rows():
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("threads_end")
 def test_close_answers_what_is_held():
     async def main():
         model = Doubler(open=False)
@@ -229,9 +230,9 @@ def test_close_answers_what_is_held():
         await batcher.close(10)  # again, at no cost
 
     asyncio.run(main())
-    await_threads()
 
 
+@pytest.mark.usefixtures("threads_end")
 def test_close_has_an_end():
     model = Doubler(open=False)
 
@@ -249,7 +250,6 @@ def test_close_has_an_end():
 
     asyncio.run(main())
     model.open()  # its thread then ends, though the loop is no more
-    await_threads()
     assert model.batches == [[0]]
 
 

@@ -1,9 +1,7 @@
 """Bundles that differ in their weights, and ways to put one in the place of another."""
 
 import asyncio
-import gc
 import shutil
-import threading
 import time
 
 import numpy as np
@@ -50,15 +48,6 @@ async def none_leaves(repository):
     while repository._leaving:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
-
-
-def await_threads():
-    """Fails where a batcher's thread does not end."""
-    gc.collect()
-    deadline = time.monotonic() + 5
-    while any(thread.name == "batcher" for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def replace_files(source, target):

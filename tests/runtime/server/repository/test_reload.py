@@ -14,7 +14,6 @@ from vfm_runtime.server.batching import ClosedError
 from tests.runtime import toy
 from tests.runtime.server.repository.swaps import (
     PIXELS,
-    await_threads,
     by_files,
     by_link,
     by_rename,
@@ -235,6 +234,7 @@ def test_request_that_got_the_old_one_is_answered_by_it(put, make, bundles):
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("threads_end")
 def test_nothing_is_dropped_under_load(put, make, metrics, bundles, tmp_path):
     place = tmp_path / "toy"
     place.symlink_to(bundles / "1")
@@ -267,7 +267,6 @@ def test_nothing_is_dropped_under_load(put, make, metrics, bundles, tmp_path):
 
     asyncio.run(main())
     assert failures(metrics) == 0
-    await_threads()
 
 
 def test_bundle_that_disappears(put, make, metrics, bundles, tmp_path, caplog):

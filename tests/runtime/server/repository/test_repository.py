@@ -10,7 +10,6 @@ from vfm_runtime.server.sources import read_sources
 
 from tests.runtime import toy
 from tests.runtime.server.repository.swaps import (
-    await_threads,
     count,
     failures,
     reloads,
@@ -193,6 +192,7 @@ def test_watch(put, make, bundles, monkeypatch):
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("threads_end")
 def test_close_answers_what_is_held(put, make, bundles):
     place = put(1, "toy")
 
@@ -210,4 +210,3 @@ def test_close_answers_what_is_held(put, make, bundles):
                 await seed_of(served)
 
     asyncio.run(main())
-    await_threads()
