@@ -1,6 +1,6 @@
 """The server under 16 clients beside the bare session: images/s, delays, errors, memory. ViT-S/16 in fp32, all cores.
 
-    python tests/benchmarks/server_load.py [--quick] [--seconds 600] [--model ViT-B/16]
+    python tests/benchmarks/server_load.py [--quick] [--seconds 600] [--model ViT-B/16] [--load "JPEG files"]
 
 `theirs` is a session of ONNX Runtime in this process that runs `model.onnx` on batches of 8, without a server, before
 and after. Two loads, each of 16 connections that ask again as soon as they are answered: pixels as binary tensors
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few seconds")
     parser.add_argument("--seconds", type=float, default=600, help="of each load")
     parser.add_argument("--model", choices=list(MODELS), default="ViT-S/16")
+    parser.add_argument("--load", choices=["binary tensors", "JPEG files"], help="one of the two")
     options = parser.parse_args()
     seconds = 6.0 if options.quick else options.seconds
     port = free_port()
@@ -187,7 +188,8 @@ def main() -> None:
                     "binary tensors": infer_request("model"),
                     "JPEG files": post("/predict", jpeg(480, 640), "image/jpeg"),
                 }
-                for name, request in loads.items():
+                for name in [options.load] if options.load else loads:
+                    request = loads[name]
                     case(f"{options.model}, {name}", bundle, port, request, seconds, server.pid)
             finally:
                 server.terminate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from vfm_runtime import providers
 from vfm_runtime.bundle import sha256
 from vfm_runtime.predictor import Arrays, part_of
@@ -87,14 +88,15 @@ class Measure:
             return figures[""]
         return 1 - max(self.baseline[name] - value for name, value in figures.items())
 
-    def samples(self, count: int) -> list[Arrays]:
-        """Inputs of single images, spread evenly over the validation images of every head.
+    def samples(self, count: int, batch_size: int) -> list[Arrays]:
+        """Batches of validation images of the first head, spread evenly.
 
         Args:
-            count: How many of each head.
+            count: How many images.
+            batch_size: Images of a batch.
         """
-        found: list[Arrays] = []
-        for validation in self.validations.values():
-            step = max(1, validation.num_images // count)
-            found += list(validation.inputs(1))[::step][:count]
-        return found
+        images = next(iter(self.validations.values()))
+        step = max(1, images.num_images // count)
+        chosen = list(images.inputs(1))[::step][:count]
+        batches = (chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size))
+        return [{n: np.concatenate([row[n] for row in b]) for n in b[0]} for b in batches]

@@ -11,15 +11,13 @@ from typing import Any
 import vfm_runtime
 from vfm_runtime.agreement import agreement
 from vfm_runtime.contract import MODEL_FILE, PRECISION_FILES
-from vfm_runtime.predictor import Answer
+from vfm_runtime.predictor import Answer, Arrays
 from vfm_runtime.replay import ROUGH_IOU
 
 from vfm.bundle.budget import BudgetError, within_budget
 from vfm.bundle.half import write_fp16
 from vfm.bundle.measure import Measure
 from vfm.bundle.parity import timed
-
-_NUM_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -62,13 +60,16 @@ class Compared:
     """Median time of one image from the file to the answer."""
 
 
-def write_precision(name: str, folder: Path, measure: Measure, max_drop: float) -> Precision:
+def write_precision(
+    name: str, folder: Path, measure: Measure, samples: Sequence[Arrays], max_drop: float
+) -> Precision:
     """Write the graph of a precision beside that of float32, so that it stays within its budget.
 
     Args:
         name: `fp16` or `int8`.
         folder: Of the bundle, with `model.onnx` in it.
         measure: Of the validation data.
+        samples: Batches of images, from which the ranges of 8 bits are taken.
         max_drop: Largest loss of the figure, in points.
 
     Raises:
@@ -77,7 +78,6 @@ def write_precision(name: str, folder: Path, measure: Measure, max_drop: float) 
     source, target = folder / MODEL_FILE, folder / PRECISION_FILES[name]
     how: dict[str, Any] = {}
     if name == "int8":
-        samples = measure.samples(_NUM_SAMPLES)
         how = within_budget(source, target, samples, measure, max_drop=max_drop).to_dict()
     else:
         write_fp16(source, target)

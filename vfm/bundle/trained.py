@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vfm_runtime.predictor import Arrays
+
 from vfm.bundle.errors import ExportError
+from vfm.bundle.images import open_images, remembered
 from vfm.bundle.options import Options
 from vfm.bundle.several import checkpoints_of, require_one_backbone
-from vfm.bundle.validation import Validation, validation
+from vfm.bundle.validation import Validation, ValidationError, validation
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import KEY, read_any
 from vfm.tasks.results import RESULTS_FILE
+
+NUM_SAMPLES = 64
+"""Images from which the ranges of 8 bits are taken."""
+SAMPLE_BATCH = 8
+
+log = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
@@ -29,6 +39,8 @@ class Trained(NamedTuple):
     """Images that nothing was learned from, where something is fitted or measured on them."""
     checkpoint: Path | None = None
     """The file that it was loaded from, where its training images are asked for."""
+    samples: Sequence[Arrays] = ()
+    """Batches of training images, from which the ranges of 8 bits are taken."""
 
 
 def load_all(
@@ -83,4 +95,21 @@ def trained_of(
     images = None
     if options.needs_validation:
         images = validation(checkpoint, task, data, trust=options.trust)
-    return Trained(task, read_any(checkpoint)[KEY], results, images, checkpoint)
+    samples = _samples(checkpoint, task, options) if options.int8 else []
+    return Trained(task, read_any(checkpoint)[KEY], results, images, checkpoint, samples)
+
+
+def _samples(checkpoint: Path, task: BaseTask, options: Options) -> list[Arrays]:
+    """Batches of training images; none where they are gone."""
+    try:
+        source = remembered(checkpoint, task, split="train", trust=options.trust)
+    except ValidationError as error:
+        log.warning(
+            "The ranges of 8 bits are taken from validation images, on which the bundle is then measured, since the "
+            "training images are gone: %s",
+            error,
+        )
+        return []
+    inputs = open_images(source, task, NUM_SAMPLES).inputs
+    starts = range(0, len(inputs["pixels"]), SAMPLE_BATCH)
+    return [{n: values[at : at + SAMPLE_BATCH] for n, values in inputs.items()} for at in starts]

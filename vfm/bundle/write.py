@@ -21,6 +21,7 @@ from vfm_runtime.contract import (
     WEIGHTS_FILE,
     Contract,
 )
+from vfm_runtime.predictor import Arrays
 
 from vfm.bundle import parity as parity_check
 from vfm.bundle.card import card
@@ -34,7 +35,7 @@ from vfm.bundle.precisions import compare_precision, to_dict, write_precision
 from vfm.bundle.reference import Placed, drift_reference
 from vfm.bundle.to_onnx import write_onefile, write_preprocess, write_several
 from vfm.bundle.torch_model import TorchModel
-from vfm.bundle.trained import Trained, load_all
+from vfm.bundle.trained import NUM_SAMPLES, SAMPLE_BATCH, Trained, load_all
 from vfm.bundle.triton import write_triton
 from vfm.bundle.validation import Validation
 from vfm.tasks import BaseTask
@@ -207,7 +208,8 @@ def _write(
     model = TorchModel(contract, tasks, fitted.reference)
     parity = compare(model, folder, paths, options.tolerance)
     _require(parity, folder, out)
-    others = _write_precisions(folder, contract, images, parity, options)
+    samples = next(iter(trained.values())).samples
+    others = _write_precisions(folder, contract, images, samples, parity, options)
     text = json.dumps(parity.to_dict() | {"precisions": others}, indent=2) + "\n"
     (folder / PARITY_FILE).write_text(text, encoding="utf-8")
     runtimes = {p: vfm_runtime.load(folder, device="cpu", precision=p) for p in others}
@@ -239,6 +241,7 @@ def _write_precisions(
     folder: Path,
     contract: Contract,
     images: Mapping[str, Validation],
+    samples: Sequence[Arrays],
     parity: Parity,
     options: Options,
 ) -> dict[str, dict[str, Any]]:
@@ -251,8 +254,14 @@ def _write_precisions(
             f"--{asked[0]} cannot be had of a model with more than 2 GB of weights. Leave it out, or take a smaller "
             "backbone."
         )
+    if not images:
+        raise ExportError(
+            f"--{asked[0]} is measured on labelled validation images. Name them with --data."
+        )
     measure = Measure(images, folder / MODEL_FILE)
-    written = [write_precision(name, folder, measure, options.max_drop) for name in asked]
+    samples = samples or measure.samples(NUM_SAMPLES, SAMPLE_BATCH)
+    budget = options.max_drop
+    written = [write_precision(name, folder, measure, samples, budget) for name in asked]
     write_manifest(folder, contract)
     paths = [Path(image.name) for image in parity.images]
     return {
