@@ -24,7 +24,7 @@ from sides import in_turns, report, seconds
 from vfm_runtime import load, providers
 from vfm_runtime.contract import MODEL_FILE
 
-from vfm.bundle.quantize import write_int8
+from vfm.bundle.bits.int8 import write_int8
 
 THREADS = 2
 

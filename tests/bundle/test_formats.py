@@ -16,7 +16,7 @@ import vfm
 from tests.bundle.test_export import ORIGIN
 from tests.tasks.tiny import fit, shapes, vit
 from vfm.bundle import ExportError, export_task, precisions
-from vfm.bundle.budget import BudgetError
+from vfm.bundle.bits.budget import BudgetError
 from vfm.bundle.measure import Measure
 from vfm.bundle.validation import validation
 from vfm.cli import main

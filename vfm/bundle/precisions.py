@@ -14,8 +14,8 @@ from vfm_runtime.contract import MODEL_FILE, PRECISION_FILES
 from vfm_runtime.predictor import Answer, Arrays
 from vfm_runtime.replay import ROUGH_IOU
 
-from vfm.bundle.budget import BudgetError, within_budget
-from vfm.bundle.half import write_fp16
+from vfm.bundle.bits.budget import BudgetError, within_budget
+from vfm.bundle.bits.half import write_fp16
 from vfm.bundle.measure import Measure
 from vfm.bundle.parity import timed
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from vfm_runtime.predictor import Arrays
 
-from vfm.bundle.graph import QuantizeError
-from vfm.bundle.quantize import Int8, Method, Plan, make_plan, require_known, write_plan
+from vfm.bundle.bits.graph import QuantizeError
+from vfm.bundle.bits.int8 import Int8, Method, Plan, make_plan, require_known, write_plan
 
 Measure = Callable[[Path], float]
 """Gives the metric of an ONNX file on real data, 0 to 1, the higher the better."""

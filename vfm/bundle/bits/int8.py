@@ -12,12 +12,12 @@ from typing import Any, Literal, Protocol
 import onnx
 from vfm_runtime.predictor import Arrays
 
-from vfm.bundle import int8_conv, int8_matmul
-from vfm.bundle.fuse import fuse
-from vfm.bundle.graph import Graph, QuantizeError
-from vfm.bundle.int8_matmul import Extent, Layer
-from vfm.bundle.probe import largest_difference
-from vfm.bundle.smooth import norms, smooth
+from vfm.bundle.bits import int8_conv, int8_matmul
+from vfm.bundle.bits.fuse import fuse
+from vfm.bundle.bits.graph import Graph, QuantizeError
+from vfm.bundle.bits.int8_matmul import Extent, Layer
+from vfm.bundle.bits.probe import largest_difference
+from vfm.bundle.bits.smooth import norms, smooth
 
 Method = Literal["auto", "dynamic", "static"]
 METHODS = ("auto", "dynamic", "static")

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.bundle.perceptron import perceptron, rows, run
-from vfm.bundle import budget, quantize
-from vfm.bundle.budget import BudgetError, within_budget
-from vfm.bundle.graph import QuantizeError
-from vfm.bundle.quantize import write_int8
+from tests.bundle.bits.perceptron import perceptron, rows, run
+from vfm.bundle.bits import budget, int8
+from vfm.bundle.bits.budget import BudgetError, within_budget
+from vfm.bundle.bits.graph import QuantizeError
+from vfm.bundle.bits.int8 import write_int8
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_search_finds_the_fewest_nodes(monkeypatch, tmp_path):
 
     def write(plan, source, target, back):
         written.append(len(back))
-        return quantize.Int8("dynamic", (), back, plan.errors, 1, 2)
+        return int8.Int8("dynamic", (), back, plan.errors, 1, 2)
 
     monkeypatch.setattr(budget, "make_plan", lambda *_, **__: Plan())
     monkeypatch.setattr(budget, "write_plan", write)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from vfm.bundle.graph import Graph, QuantizeError, attribute
+from vfm.bundle.bits.graph import Graph, QuantizeError, attribute
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 # Computed in whichever precision their inputs have.

@@ -11,7 +11,7 @@ import onnxruntime
 from onnx import helper
 from vfm_runtime.predictor import Arrays
 
-from vfm.bundle.graph import Array, Graph
+from vfm.bundle.bits.graph import Array, Graph
 
 
 class Probe:

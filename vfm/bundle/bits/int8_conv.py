@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from onnx import helper
 from vfm_runtime.predictor import Arrays
 
-from vfm.bundle.graph import Graph, attribute
-from vfm.bundle.int8_matmul import TINY, Extent, Float, column_steps
-from vfm.bundle.probe import Probe
+from vfm.bundle.bits.graph import Graph, attribute
+from vfm.bundle.bits.int8_matmul import TINY, Extent, Float, column_steps
+from vfm.bundle.bits.probe import Probe
 
 # What ONNX Runtime also computes in 8 bits, so that values stay so from one convolution to the next.
 _BETWEEN = (

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from vfm.bundle.graph import Graph
-from vfm.bundle.int8_matmul import Extent, Float, Layer
+from vfm.bundle.bits.graph import Graph
+from vfm.bundle.bits.int8_matmul import Extent, Float, Layer
 
 _LEAST = 1e-5
 

@@ -11,15 +11,15 @@ from onnx import TensorProto, helper, numpy_helper
 from vfm_runtime.contract import METADATA_KEY
 from vfm_runtime.image import open_image
 
-from tests.bundle.perceptron import perceptron, rows, run
-from vfm.bundle import graph as graph_module
-from vfm.bundle import int8_conv, int8_matmul, quantize
-from vfm.bundle.fuse import drop_unused_tokens, fuse, fuse_attention
-from vfm.bundle.graph import MICROSOFT, Graph, QuantizeError
-from vfm.bundle.half import write_fp16
-from vfm.bundle.int8_matmul import extents, layers
-from vfm.bundle.quantize import write_int8
-from vfm.bundle.smooth import norms, smooth
+from tests.bundle.bits.perceptron import perceptron, rows, run
+from vfm.bundle.bits import graph as graph_module
+from vfm.bundle.bits import int8, int8_conv, int8_matmul
+from vfm.bundle.bits.fuse import drop_unused_tokens, fuse, fuse_attention
+from vfm.bundle.bits.graph import MICROSOFT, Graph, QuantizeError
+from vfm.bundle.bits.half import write_fp16
+from vfm.bundle.bits.int8 import write_int8
+from vfm.bundle.bits.int8_matmul import extents, layers
+from vfm.bundle.bits.smooth import norms, smooth
 
 VIT = ("test_vit", "davit_tiny")
 all_models = pytest.mark.parametrize("exported", [*VIT, "test_efficientnet"], indirect=True)
@@ -293,7 +293,7 @@ def test_a_rewriting_that_changes_answers_is_undone(tmp_path, target, monkeypatc
         graph._constants["shift"] = graph.constant("shift") + 1
         return 0, 0
 
-    monkeypatch.setattr(quantize, "fuse", spoil)
+    monkeypatch.setattr(int8, "fuse", spoil)
     source = perceptron(tmp_path / "m.onnx")
     with caplog.at_level(logging.WARNING):
         write_int8(source, target, [rows()])

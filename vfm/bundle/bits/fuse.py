@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from vfm.bundle.graph import MICROSOFT, Graph, attribute
+from vfm.bundle.bits.graph import MICROSOFT, Graph, attribute
 
 _TOKENWISE = (
     *("Add", "Mul", "Sub", "Div", "MatMul", "LayerNormalization", "Gelu", "Erf", "Sigmoid"),

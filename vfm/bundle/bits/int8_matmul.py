@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnx import helper
 from vfm_runtime.predictor import Arrays
 
-from vfm.bundle.graph import MICROSOFT, Graph, attribute
-from vfm.bundle.probe import Probe
+from vfm.bundle.bits.graph import MICROSOFT, Graph, attribute
+from vfm.bundle.bits.probe import Probe
 
 Float = NDArray[np.float32]
 TINY = 1e-12
