@@ -142,3 +142,23 @@ def test_cuda_gives_the_answers_of_the_cpu(bundle, model):
     photos = toy.photos()
     for one, other in zip(on_gpu.predict(photos), model.predict(photos), strict=True):
         assert abs(one.scores - other.scores).max() < 1e-4
+
+
+def test_no_tensorrt(monkeypatch, with_providers):
+    pretend_driver(monkeypatch)
+    with_providers(CUDA, CPU)
+    with pytest.raises(ProviderError, match=r"TensorRT was asked for, but .* without TensorRT"):
+        choose("tensorrt")
+    with_providers("TensorrtExecutionProvider", CUDA, CPU)
+    assert choose("tensorrt") == "tensorrt"
+
+
+@no_gpu
+def test_tensorrt_that_does_not_load_is_not_hidden(monkeypatch, bundle):
+    monkeypatch.setattr(providers, "has_cuda_device", lambda: True)
+    if "TensorrtExecutionProvider" not in import_onnxruntime().get_available_providers():
+        pytest.skip("onnxruntime-gpu is not installed")
+    with pytest.raises(
+        ProviderError, match=r"TensorRT was asked for; .* needs its CUDA, cuDNN and"
+    ):
+        load(bundle, device="tensorrt")
