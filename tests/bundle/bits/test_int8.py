@@ -224,6 +224,29 @@ def test_no_pair_of_a_convolution_can_saturate_in_either_order():
             assert (255 * np.maximum(sign * flat, 0).sum(-1)).max() < 2**15
 
 
+def test_a_channel_without_weights_keeps_its_bias(tmp_path, target):
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((4, 3, 3, 3)).astype(np.float32)
+    weight[1], weight[2] = 0, 1e-12  # as training leaves them, behind a norm
+    bias = np.array([0.1, 3, -5, 0], np.float32)
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 20]>
+        m (float[n, 3, 8, 8] x) => (float[n, 4] y) {
+            wide = Conv<pads = [1, 1, 1, 1]>(x, w, b)
+            axes = Constant<value_ints = [2, 3]>()
+            y = ReduceMean<keepdims = 0>(wide, axes)
+        }""")
+    for name, values in (("w", weight), ("b", bias)):
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    model.graph.node[0].name = "conv"
+    onnx.save(model, tmp_path / "m.onnx")
+    inputs = {"x": random.standard_normal((4, 3, 8, 8)).astype(np.float32)}
+    write_int8(tmp_path / "m.onnx", target, [inputs], method="static")
+    expected, found = run(tmp_path / "m.onnx", inputs)[0], run(target, inputs)[0]
+    assert np.abs(found - expected).max() < 0.1
+    np.testing.assert_allclose(found[:, 1:3], [[3, -5]] * 4, atol=0.1)
+
+
 def test_smoothing_keeps_the_answers_and_lowers_the_error(tmp_path):
     graph = Graph.read(perceptron(tmp_path / "m.onnx"))
     gain = graph.constant("gain").copy()

@@ -22,6 +22,10 @@ _BETWEEN = (
 _CLIPPING = ("Relu", "Clip")
 
 
+# Steps of a bias, in 32 bits that products are added to.
+_MOST_BIAS = 2**30
+
+
 def convolutions(graph: Graph) -> list[onnx.NodeProto]:
     """Find the convolutions of images with constant weights.
 
@@ -40,11 +44,12 @@ def _is_plain(graph: Graph, node: onnx.NodeProto) -> bool:
     return all(value is not None and value.dtype == np.float32 for value in constants)
 
 
-def quantised(weight: Float) -> tuple[NDArray[np.int8], Float]:
+def quantised(weight: Float, least: Float | float = 0.0) -> tuple[NDArray[np.int8], Float]:
     """Bring the weights of a convolution to 8 bits, with a step an output channel.
 
     Args:
         weight: [O, I, h, w].
+        least: Least step, of all channels or [O].
 
     Returns:
         The 8 bits, and the steps.
@@ -53,6 +58,7 @@ def quantised(weight: Float) -> tuple[NDArray[np.int8], Float]:
     by_channel = weight.reshape(len(weight), -1).T
     by_place = np.moveaxis(weight, 1, -1).reshape(len(weight), -1).T
     step = np.maximum(column_steps(by_channel), column_steps(by_place))
+    step = np.maximum(step, least).astype(np.float32)
     return np.rint(weight / _along(step, weight)).astype(np.int8), step
 
 
@@ -219,13 +225,15 @@ def _weights(graph: Graph, node: onnx.NodeProto, source: Extent) -> list[onnx.No
     """Let a convolution take its weights and bias from 8 and 32 bits; returns the nodes that make them."""
     weight = graph.constant(node.input[1])
     assert weight is not None
-    bits, step = quantised(weight)
+    bias = graph.constant(node.input[2]) if len(node.input) > 2 else None
+    # The bias counts in steps too, of 32 bits: a channel of next to no weights must leave room for it.
+    least = 0.0 if bias is None else np.abs(bias) / (_MOST_BIAS * source.scale[0])
+    bits, step = quantised(weight, least)
     made = [_constant(graph, f"{node.name}.weight", bits, step)]
     node.input[1] = made[0].output[0]
-    bias = graph.constant(node.input[2]) if len(node.input) > 2 else None
     if bias is not None:
         both = step * source.scale[0]
-        whole = np.clip(np.rint(bias / both), -(2**31), 2**31 - 1).astype(np.int32)
+        whole = np.rint(bias / both).astype(np.int32)
         made.append(_constant(graph, f"{node.name}.bias", whole, both))
         node.input[2] = made[1].output[0]
     return made
