@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Self
 
 from vfm_runtime.decide import Decision
 from vfm_runtime.faces.crop import CropSpec
+from vfm_runtime.plain import is_deep, shown
 from vfm_runtime.sureness import Rules
 from vfm_runtime.verdict import VERDICT_LABELS
 
@@ -219,7 +220,10 @@ class Contract:
                 raise ContractError(
                     f"The contract has an unknown key {name!r}. Known: {expected}. {_REMEDY}"
                 )
-        return cls(**values)
+        try:
+            return cls(**values)
+        except RecursionError as error:
+            raise ContractError(f"The contract is nested too deeply. {_REMEDY}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -279,9 +283,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _refuse(key: str, value: object, expected: str, remedy: str = _REMEDY) -> NoReturn:
-    given = repr(value)
-    given = given if len(given) <= 80 else f"{given[:77]}..."
-    raise ContractError(f"The contract's '{key}' is {given}; expected {expected}. {remedy}")
+    raise ContractError(f"The contract's '{key}' is {shown(value)}; expected {expected}. {remedy}")
 
 
 def _is_int(value: object) -> bool:
@@ -322,6 +324,8 @@ def _plain(key: str, value: object) -> Any:
 def _preprocess(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         _refuse("preprocess", value, "an object with the key 'size'")
+    if is_deep(value):
+        _refuse("preprocess", value, "values that are not nested so deeply")
     plain: dict[str, Any] = _plain("preprocess", value)
     size = plain.get("size")
     expected = "[height, width], two whole numbers above 0"
@@ -361,7 +365,7 @@ def _verdict_rules(labels: tuple[str, ...], value: object) -> dict[str, Any]:
         _refuse("rules", value, "an object with the keys 'crop' and 'decision'")
     try:
         crop, decision = CropSpec.from_dict(value["crop"]), Decision.from_dict(value["decision"])
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ContractError(f"The contract's 'rules' do not hold: {error}") from error
     return {"crop": crop.to_dict(), "decision": decision.to_dict()}
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 import numpy as np
 
+from vfm_runtime.plain import is_number, require_keys
 from vfm_runtime.verdict import (
     FAKE,
     REAL,
@@ -101,19 +102,7 @@ class Decision:
         Raises:
             ValueError: A key is missing, unknown or holds a value it cannot hold.
         """
-        if not isinstance(values, Mapping):
-            raise ValueError(f"The decision rules are {values!r}; expected an object.")
-        names = [field.name for field in fields(cls)]
-        # A rule that is missing must not become a default that nobody has chosen.
-        for name in names:
-            if name not in values:
-                raise ValueError(f"The decision rules have no key '{name}'. Write them anew.")
-        for name in values:
-            if name not in names:
-                known = ", ".join(names)
-                raise ValueError(
-                    f"The decision rules have an unknown key {name!r}. Known: {known}."
-                )
+        require_keys(values, [field.name for field in fields(cls)], "decision rules")
         return cls(**values)
 
 
@@ -305,8 +294,7 @@ def _basis(rules: Decision) -> str:
 def _check(name: str, value: object, span: str, *, optional: bool = False) -> None:
     if value is None and optional:
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not _SPANS[span](float(value)):  # type: ignore[arg-type]
+    if not is_number(value) or not _SPANS[span](float(value)):  # type: ignore[arg-type]
         _refuse(name, value, f"{span} or null" if optional else span)
 
 

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
+from vfm_runtime.boxes import read_claims
 from vfm_runtime.image import ImageError
 
 VideoSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
@@ -45,6 +46,9 @@ class VideoLimits:
     max_memory: int = 2 * 2**30
     """Bytes of all frames that are kept; of very large frames, fewer are taken."""
 
+    max_frames: int = 1_000_000
+    """Most frames; they are counted before any is decoded."""
+
     decode_seconds: float = 120.0
     """Longest time to read and decode the clip."""
 
@@ -77,9 +81,14 @@ class Guard:
         self._limits = limits
         self._deadline = time.monotonic() + limits.decode_seconds
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() > self._deadline
+
     def check_clock(self) -> None:
         """Raise `VideoError` when the time is over."""
-        if time.monotonic() > self._deadline:
+        if self.is_late:
             reason = f"reading it took longer than {self._limits.decode_seconds:g} s"
             raise VideoError(self._name, reason, "Cut it, or raise VideoLimits.decode_seconds.")
 
@@ -98,6 +107,13 @@ class Guard:
             raise VideoError(
                 self._name, reason, "Make it smaller, or raise VideoLimits.max_pixels."
             )
+
+    def check_count(self, count: int) -> None:
+        """Raise `VideoError` for a clip of too many frames."""
+        limit = self._limits.max_frames
+        if count > limit:
+            reason = f"it has more than {limit} frames, the limit"
+            raise VideoError(self._name, reason, "Cut it, or raise VideoLimits.max_frames.")
 
     def affordable(self, width: int, height: int) -> int:
         """Frames of this size that fit into the memory that is allowed, 1 at least."""
@@ -161,22 +177,60 @@ def _check_size(name: str, num_bytes: int, limits: VideoLimits) -> None:
         raise VideoError(name, reason, "Cut it, or raise VideoLimits.max_bytes.")
 
 
+class _Reader:
+    """A file that ends when the time is over: an index may send FFmpeg to and fro for hours."""
+
+    def __init__(self, raw: BinaryIO, guard: Guard) -> None:
+        self._raw, self._guard = raw, guard
+        self.seek, self.tell = raw.seek, raw.tell
+
+    def read(self, size: int) -> bytes:
+        return b"" if self._guard.is_late else self._raw.read(size)
+
+
 @contextmanager
-def opened(av: Any, file: VideoFile) -> Iterator[tuple[Any, Any]]:
-    """The container and its first stream of moving pictures."""
+def opened(av: Any, file: VideoFile, guard: Guard | None = None) -> Iterator[tuple[Any, Any]]:
+    """The container and its first stream of moving pictures.
+
+    Args:
+        av: The module.
+        file: Checked already.
+        guard: Limits the time; of the usual limits where none is given.
+    """
+    guard = guard or Guard(file.name, LIMITS)
     with file.open() as raw:
+        _check_index(file.name, raw, guard)
         try:
             options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
             # Damaged titles do not matter.
-            container = av.open(raw, metadata_errors="replace", container_options=options)
+            container = av.open(
+                _Reader(raw, guard), metadata_errors="replace", container_options=options
+            )
         except av.error.FFmpegError as error:
+            guard.check_clock()
             raise VideoError(
                 file.name,
                 f"not a video, damaged at its start, or cut before its index ({error.strerror})",
                 "Open it in a viewer; if it plays there, convert it to MP4 (H.264).",
             ) from error
         with container:
+            guard.check_clock()
             yield container, _stream(av, container, file.name)
+
+
+def _check_index(name: str, raw: BinaryIO, guard: Guard) -> None:
+    """Refuse an MP4 whose index claims more frames than the file has bytes.
+
+    FFmpeg makes room for all of them when it opens the file: gigabytes, for a claim of a few bytes.
+    """
+    size = raw.seek(0, os.SEEK_END)
+    frames, cuts, is_packed = read_claims(raw, size, guard.check_clock)
+    if is_packed:
+        raise VideoError(name, "its index is packed", "Convert it to MP4 (H.264).")
+    if frames * cuts > size:
+        times = f", {cuts} times" if cuts > 1 else ""
+        reason = f"its index claims {frames} frames{times}, and it has {size} bytes"
+        raise VideoError(name, reason, AGAIN)
 
 
 def _stream(av: Any, container: Any, name: str) -> Any:
@@ -229,7 +283,7 @@ def survey(av: Any, file: VideoFile, guard: Guard) -> Survey:
     Raises:
         VideoError: The file is no video, has no frames, or is beyond a limit.
     """
-    with opened(av, file) as (container, stream):
+    with opened(av, file, guard) as (container, stream):
         context = stream.codec_context
         guard.check_pixels(context.width, context.height)
         stamps, num_packets = _stamps(packets(av, container, stream, []), stream.time_base, guard)
@@ -285,6 +339,7 @@ def _stamps(source: Iterator[Any], base: Fraction, guard: Guard) -> tuple[list[i
         if not packet.size:
             continue  # the mark of the end
         num_packets += 1
+        guard.check_count(num_packets)
         # The others lead up to the place where an edited clip begins.
         if not packet.is_discard:
             stamps.append(packet.pts)

@@ -208,6 +208,17 @@ class DriftMonitor:
         for alert in alerts:
             self._tell(alert)
 
+    def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
+        """Refuse what `add` would, and count nothing.
+
+        Args:
+            outputs: As the model gives them, a row an image.
+
+        Raises:
+            ValueError: A figure of the reference cannot be told from them.
+        """
+        self._places(outputs)
+
     def report(self) -> DriftReport:
         """What has been seen so far."""
         with self._lock:
@@ -318,6 +329,11 @@ class _Groups(_Bins):
         super().__init__(np.bincount(self._group, weights=shares).tolist())
 
     def places(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        if values.dtype.kind != "i" or values.max(initial=0) >= len(self._group):
+            raise ValueError(
+                f"The reference's labels have {len(self._group)} shares; the outputs do not name one of as many "
+                "labels. Give those of the model that the reference belongs to."
+            )
         groups: NDArray[np.int64] = self._group[values]
         return groups
 

@@ -93,7 +93,7 @@ class ImageError(ValueError):
         return f"{self.source}: {self.reason}. {self.remedy}"
 
 
-def open_image(source: ImageSource) -> Pixels:
+def open_image(source: ImageSource, *, formats: tuple[str, ...] | None = None) -> Pixels:
     """Open an image as uint8 RGB, [height, width, 3], upright and without alpha.
 
     The EXIF orientation is applied, the first frame of an animation taken, alpha laid over white,
@@ -101,6 +101,7 @@ def open_image(source: ImageSource) -> Pixels:
 
     Args:
         source: A path, the bytes of a file, a uint8 array or an image of Pillow.
+        formats: Pillow's names of the formats that a file may have; None for all.
 
     Raises:
         ImageError: The file is missing, damaged, truncated or no image, or the array has another
@@ -112,9 +113,9 @@ def open_image(source: ImageSource) -> Pixels:
         return _from_pillow(source, f"Pillow image {source.mode} {source.width}x{source.height}")
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        return _from_bytes(data, f"image of {len(data)} bytes")
+        return _from_bytes(data, f"image of {len(data)} bytes", formats)
     if isinstance(source, str | os.PathLike):
-        return _from_bytes(_read(source), os.fspath(source))
+        return _from_bytes(_read(source), os.fspath(source), formats)
     raise ImageError(
         f"{type(source).__name__} object",
         "not an image",
@@ -176,11 +177,11 @@ def _read(source: str | os.PathLike[str]) -> bytes:
         raise ImageError(short, reason, remedy) from error
 
 
-def _from_bytes(data: bytes, name: str) -> Pixels:
+def _from_bytes(data: bytes, name: str, formats: tuple[str, ...] | None) -> Pixels:
     if not data:
         raise ImageError(name, "the file is empty", "Copy or download it again.")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:
         raise ImageError(
             name,

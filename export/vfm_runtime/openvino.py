@@ -27,14 +27,27 @@ def obstacle() -> str | None:
     runtime = importlib.import_module("onnxruntime")
     if not hasattr(runtime, "register_execution_provider_library"):
         return f"ONNX Runtime {runtime.__version__} loads no plugins; upgrade it to 1.23 or later."
+    errors: tuple[type[Exception], ...] = (*_errors(), OSError)
     try:
-        runtime.register_execution_provider_library(_REGISTERED, plugin.get_library_path())
-    except (RuntimeError, OSError) as error:
+        _register(runtime, plugin.get_library_path())
+    except errors as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         return f"its plugin does not load ({line}); install one made for ONNX Runtime {runtime.__version__}."
     if not _devices(runtime):
         return "its plugin finds no processor that it drives (it asks for Intel's)."
     return None
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    from vfm_runtime.providers import run_errors  # which needs this module
+
+    return run_errors()
+
+
+@functools.cache
+def _register(runtime: Any, path: str) -> None:
+    # ONNX Runtime refuses a second time in one process.
+    runtime.register_execution_provider_library(_REGISTERED, path)
 
 
 def new_session(

@@ -1,7 +1,7 @@
 """What a model's answers looked like before it was shipped: the content of a bundle's `reference.json`."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vfm_runtime.contract import REFERENCE_FILE, parse_json
+from vfm_runtime.plain import is_number, shown
 
 LABELS = "labels"
 """Name of the figure that is the best label; of one of several heads, with its name in front."""
@@ -81,8 +82,8 @@ class DriftReference:
     def __post_init__(self) -> None:
         if not isinstance(self.num_images, int) or isinstance(self.num_images, bool):
             _refuse("num_images", self.num_images, "a whole number from 1 up")
-        if self.num_images < 1:
-            _refuse("num_images", self.num_images, "a whole number from 1 up")
+        if not 1 <= self.num_images <= sys.maxsize:
+            _refuse("num_images", self.num_images, f"a whole number from 1 to {sys.maxsize}")
         if not self.histograms and not self.labels:
             _refuse("histograms", self.histograms, "at least one figure")
         for name, shares in self.labels.items():
@@ -138,6 +139,20 @@ class DriftReference:
             histograms[name] = Histogram(one["edges"], one["shares"])
         labels = {name: _numbers(name, shares) for name, shares in values["labels"].items()}
         return cls(values["num_images"], histograms, labels)
+
+    def check_labels(self, num_labels: Mapping[str, int]) -> None:
+        """Refuse shares that are not one a label.
+
+        Args:
+            num_labels: How many labels each head has, by its name; the name of a single one is empty.
+
+        Raises:
+            ValueError: Their numbers differ, or there is no such head.
+        """
+        for name, shares in self.labels.items():
+            number = num_labels.get(name.rpartition(".")[0])
+            if len(shares) != number:
+                _refuse(name, list(shares), f"as many shares as the model has labels, {number}")
 
     @classmethod
     def load(cls, bundle: str | Path) -> Self:
@@ -200,8 +215,7 @@ def _numbers(name: str, values: object) -> tuple[float, ...]:
     if not isinstance(values, list | tuple):
         _refuse(name, values, "a list of numbers")
     for value in values:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):
+        if not is_number(value):
             _refuse(name, value, "numbers that are finite")
     return tuple(float(value) for value in values)
 
@@ -217,6 +231,4 @@ def _check_keys(name: str, values: object, keys: Sequence[str]) -> None:
 
 
 def _refuse(name: str, value: object, expected: str) -> NoReturn:
-    given = repr(value)
-    given = given if len(given) <= 80 else f"{given[:77]}..."
-    raise ValueError(f"The reference's '{name}' is {given}; expected {expected}.")
+    raise ValueError(f"The reference's '{name}' is {shown(value)}; expected {expected}.")

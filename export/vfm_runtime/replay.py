@@ -120,7 +120,7 @@ def read_golden(model: Model) -> tuple[float, list[Golden]]:
         # bfloat16 is computed from the graph of float32, and has its golden answers.
         tolerance = max(float(values["tolerance"]), TOLERANCE.get(model.precision, 0.0))
         images = [_golden(item, model) for item in values["images"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path} is malformed ({error!r}). Export the bundle anew.") from error
     for image in images:
         if image.file not in model.manifest.files:

@@ -8,6 +8,8 @@ from typing import Any, Final, Literal, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vfm_runtime.plain import is_number, require_keys
+
 LOW_SCORE: Final = "low_score"
 UNLIKE_TRAINING: Final = "unlike_training"
 
@@ -36,7 +38,7 @@ class Rules:
     embeddings, by which drift is watched."""
 
     def __post_init__(self) -> None:
-        if not _is_number(self.temperature) or self.temperature <= 0:
+        if not is_number(self.temperature) or self.temperature <= 0:
             _refuse("temperature", self.temperature, "a number above 0")
         # Files hold lists, Python gives tuples: one form makes `==` meaningful.
         if isinstance(self.thresholds, list):
@@ -47,7 +49,7 @@ class Rules:
             _refuse("reference", self.reference, "true or false")
         if self.max_distance is None:
             return
-        if not _is_number(self.max_distance) or self.max_distance < 0:
+        if not is_number(self.max_distance) or self.max_distance < 0:
             _refuse("max_distance", self.max_distance, "a number from 0 up or null")
         if not self.reference:
             # A limit on what the graph does not give would never be passed, without a word.
@@ -138,19 +140,7 @@ class Rules:
         Raises:
             ValueError: A key is missing, unknown or holds a value it cannot hold.
         """
-        if not isinstance(values, Mapping):
-            raise ValueError(f"The rules of sureness are {values!r}; expected an object.")
-        names = [field.name for field in fields(cls)]
-        # A rule that is missing must not become a default that nobody has chosen.
-        for name in names:
-            if name not in values:
-                raise ValueError(f"The rules of sureness have no key '{name}'. Write them anew.")
-        for name in values:
-            if name not in names:
-                known = ", ".join(names)
-                raise ValueError(
-                    f"The rules of sureness have an unknown key {name!r}. Known: {known}."
-                )
+        require_keys(values, [field.name for field in fields(cls)], "rules of sureness")
         return cls(**values)
 
 
@@ -158,14 +148,8 @@ def _check_thresholds(values: object) -> None:
     if not isinstance(values, tuple) or not values:
         _refuse("thresholds", values, "a list of at least one number from 0 to 1, or null")
     for value in values:
-        if not _is_number(value) or not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             _refuse("thresholds", value, "numbers from 0 to 1")
-
-
-def _is_number(value: object) -> bool:
-    # In Python True is an int; in a rule it is a mistake.
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _refuse(name: str, value: object, expected: str) -> NoReturn:

@@ -191,7 +191,7 @@ def read_video(
     file = VideoFile.of(source, limits)
     guard = Guard(file.name, limits)
     decoder = _Decoder(file.name, survey(av, file, guard), num_frames, guard)
-    with opened(av, file) as (container, stream):
+    with opened(av, file, guard) as (container, stream):
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = num_threads
         decoder.run(av, container, stream)

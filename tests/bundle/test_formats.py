@@ -24,6 +24,8 @@ from vfm.data import FolderData
 from vfm.data.synthetic import write_image_folder
 from vfm.tasks import BaseTask
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--num_images", "8"]
 
 

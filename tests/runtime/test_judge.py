@@ -227,7 +227,7 @@ def test_pictures(model, clip):
 def test_check(deepfake, capsys):
     assert main(["check", str(deepfake), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "OK: 4 golden answers on cpu"
+    assert lines[-1] == "OK: 4 golden answers, fp32 on cpu"
     assert lines[1].startswith("golden/000.png: OK (real; ")
     assert lines[4].startswith("golden/001.png (onefile.onnx): OK (fake; ")
 

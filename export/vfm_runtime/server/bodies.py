@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import io
+import re
 import struct
 import zlib
 from functools import cache
@@ -15,6 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from vfm_runtime.contract import parse_json
+from vfm_runtime.image import Pixels, open_image
 from vfm_runtime.server.errors import ApiError, ClientGoneError
 from vfm_runtime.server.settings import Settings
 
@@ -37,6 +39,12 @@ _DAMAGE = (
     *(ArithmeticError, RuntimeError, MemoryError, struct.error, zlib.error),
 )
 _MOST_HEADERS, _MOST_PARTS = 16, 32
+# A scan of a JPEG may be a few bytes, and goes over all pixels. Programs write 10 or so.
+_MOST_SCANS, _MOST_SEGMENTS = 100, 5000
+# No JPEG is longer; a line of millions of pixels is more than resizing can take.
+_LONGEST_SIDE = 65_535
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 
 
 class Upload(NamedTuple):
@@ -263,6 +271,22 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+def open_picture(data: bytes, max_pixels: int) -> Pixels:
+    """Open an image that is of a known format and not too large.
+
+    Args:
+        data: The bytes of a file.
+        max_pixels: Of the largest image.
+
+    Raises:
+        ApiError: As of `check_pixels`.
+        ImageError: It is damaged.
+    """
+    check_pixels(data, max_pixels)
+    # Of the same formats: others might see another picture in the same bytes, and a larger one.
+    return open_image(data, formats=_formats())
+
+
 def check_pixels(data: bytes, max_pixels: int) -> None:
     """Refuse an image that is too large, from its header alone, or that is of a format not taken.
 
@@ -271,8 +295,10 @@ def check_pixels(data: bytes, max_pixels: int) -> None:
         max_pixels: Of the largest image.
 
     Raises:
-        ApiError: It has more pixels, is damaged at its start, or is no image of a known format.
+        ApiError: It has more pixels, more scans, is damaged at its start, or is no image of a known format.
     """
+    if data.startswith(b"\xff\xd8"):
+        _check_segments(data)
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             width, height = image.size
@@ -293,9 +319,32 @@ def check_pixels(data: bytes, max_pixels: int) -> None:
             f"The image is damaged at its start ({str(error)[:200]}). Send it again.",
             "bad_image",
         ) from error
+    if max(width, height) > _LONGEST_SIDE:
+        raise ApiError(
+            413,
+            f"The image has {width}x{height} pixels; the limit of a side is {_LONGEST_SIDE} pixels. "
+            "Cut it.",
+        )
     if width * height > max_pixels:
         raise ApiError(
             413,
             f"The image has {width}x{height} pixels; the limit is {max_pixels} pixels. "
             "Make it smaller.",
         )
+
+
+def _check_segments(data: bytes) -> None:
+    """Refuse a JPEG that says little in many pieces: each costs, whatever it holds."""
+    at, scans = 2, 0
+    for _ in range(_MOST_SEGMENTS):
+        marker = _MARKER.search(data, at)
+        if marker is None or marker[0] == _END:
+            return
+        scans += marker[0] == _SCAN
+        if scans > _MOST_SCANS:
+            break
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    raise ApiError(
+        413,
+        f"The JPEG has more than {_MOST_SCANS} scans or {_MOST_SEGMENTS} segments. Save it anew.",
+    )

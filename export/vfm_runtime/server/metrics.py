@@ -1,6 +1,8 @@
 """What the server counts, in the words of Prometheus."""
 
+import contextlib
 import importlib
+import logging
 import os
 import sys
 import threading
@@ -38,7 +40,11 @@ OTHER = "other"
 
 MEMORY_EVERY_S = 1.0
 
+_log = logging.getLogger(__name__)
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemax")
+# Room for what the longest names and all routes of several models take.
+_FILE_BYTES = 2**19
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _MODEL = ("model", "version")
@@ -60,7 +66,7 @@ class Metrics:
             RuntimeError: PROMETHEUS_MULTIPROC_DIR was set too late.
         """
         self._routes, self._reasons = frozenset(routes), frozenset(reasons)
-        self._folder = _multiprocess_folder()
+        self._folder = _with_room(_multiprocess_folder())
         self._registry = CollectorRegistry()
         self._models: dict[_Key, tuple[str, ...]] = {}
         self._lock = threading.Lock()
@@ -256,7 +262,8 @@ class Metrics:
         """Return all metrics as text, and its content type."""
         self._measured = 0.0
         self._measure_memory()
-        if self._folder is None:
+        # Whoever tidies up temporary files may take the folder; this process still has its own.
+        if self._folder is None or not Path(self._folder).is_dir():
             return generate_latest(self._registry), CONTENT_TYPE_LATEST
         _bury(self._folder)
         registry = CollectorRegistry()
@@ -311,11 +318,48 @@ def _multiprocess_folder() -> str | None:
     return folder or None
 
 
+def _with_room(folder: str | None) -> str | None:
+    """Take the room of this process's files before they are mapped into memory.
+
+    A page that the disk turns out to have no room for later on would end the process.
+
+    Returns:
+        The folder; None where it has no room, and this process then counts for itself.
+    """
+    if folder is None:
+        return None
+    try:
+        for name in _FILES:
+            _take_room(Path(folder, f"{name}_{os.getpid()}.db"))
+    except OSError as error:
+        _log.error(
+            "The counts have no room in %s (%s). Those of this worker stand alone until it is started anew.",
+            *(folder, error.strerror),
+        )
+        values.ValueClass = values.MutexValue
+        return None
+    return folder
+
+
+def _take_room(path: Path) -> None:
+    if path.exists():
+        return
+    # Whole before it has its name: another worker may read it at once.
+    draft = path.with_suffix(".new")
+    try:
+        draft.write_bytes(bytes(_FILE_BYTES))
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def _bury(folder: str) -> None:
     # What a worker that was killed had in its queue or in memory is no more.
     for pid in {path.stem.rpartition("_")[2] for path in Path(folder).glob("gauge_live*.db")}:
+        # Two workers may do so at once.
         if not _is_alive(int(pid)):
-            multiprocess.mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+            with contextlib.suppress(FileNotFoundError):
+                multiprocess.mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
 
 
 def _is_alive(pid: int) -> bool:

@@ -97,8 +97,10 @@ _HEADERS = [
         "name": "X-Request-Id",
         "in": "header",
         "required": False,
-        "description": "Comes back in the answer and stands in the log; another is made if it does not fit.",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+        # Without a pattern: one that does not fit is no error.
+        "description": "Comes back in the answer and stands in the log, if it has 1 to 64 letters, digits, '_', '.' "
+        "and '-'; another is made if it does not.",
+        "schema": _TEXT,
     },
 ]
 _LENGTH = {

@@ -15,12 +15,12 @@ from starlette.responses import Response
 
 from vfm_runtime.demux import Guard, VideoFile, VideoLimits, import_av, survey
 from vfm_runtime.detections import Detections
-from vfm_runtime.image import Pixels, open_image
+from vfm_runtime.image import Pixels
 from vfm_runtime.judge import Evidence, Judge
 from vfm_runtime.model import Model
 from vfm_runtime.predictor import Answer, Arrays
 from vfm_runtime.server import openapi
-from vfm_runtime.server.bodies import MediaType, Upload, check_pixels, unpack
+from vfm_runtime.server.bodies import MediaType, Upload, open_picture, unpack
 from vfm_runtime.server.errors import ApiError, json_response
 from vfm_runtime.server.repository import Served
 from vfm_runtime.server.service import Cost, Note, Service, service_of
@@ -125,8 +125,7 @@ def _open(body: bytes, media: MediaType, served: Served, settings: Settings) -> 
     if found or upload.is_video:
         source: Pixels | bytes = _checked_video(upload, settings)
     else:
-        check_pixels(upload.data, settings.max_pixels)
-        source = open_image(upload.data)
+        source = open_picture(upload.data, settings.max_pixels)
     inputs, evidence = _prepare(model, source, settings)
     ms = (time.monotonic() - started) * 1000
     return _Opened(inputs=inputs, evidence=evidence, source=source, ms=ms)
@@ -145,7 +144,8 @@ def _checked_video(upload: Upload, settings: Settings) -> bytes:
         )
     limits = _limits(settings)
     file = VideoFile.of(upload.data, limits)
-    count = survey(import_av(), file, Guard(file.name, limits)).count
+    # Packets, not times: all of them are decoded, and many may claim the same time.
+    count = survey(import_av(), file, Guard(file.name, limits)).num_packets
     if count > settings.max_frames:
         raise ApiError(
             413, f"The video has {count} frames; the limit is {settings.max_frames}. Cut it."

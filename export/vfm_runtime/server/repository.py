@@ -15,6 +15,7 @@ from vfm_runtime.bundle import BundleError, read_manifest
 from vfm_runtime.contract import REFERENCE_FILE
 from vfm_runtime.drift import DriftMonitor
 from vfm_runtime.model import Model, load
+from vfm_runtime.predictor import Arrays
 from vfm_runtime.server.batching import Batcher
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.settings import Settings
@@ -183,12 +184,12 @@ class Repository:
             # The same cores open images and talk to clients.
             spin=False,
         )
-        warm_up(model, settings.max_batch)
+        outputs = warm_up(model, settings.max_batch)
         if REFERENCE_FILE in model.manifest.files:
+            monitor = DriftMonitor(model, on_alert=lambda _: self._metrics.drifted(name, version))
+            check_monitor(monitor, model, outputs)
             # From here on: what was run until now was no image.
-            model.monitor = DriftMonitor(
-                model, on_alert=lambda _: self._metrics.drifted(name, version)
-            )
+            model.monitor = monitor
         batcher = Batcher(
             model.run,
             max_batch=settings.max_batch,
@@ -291,8 +292,8 @@ class Repository:
             _log.info("%s, version %s, is gone and not served any more.", *key)
 
 
-def warm_up(model: Model, max_batch: int) -> None:
-    """Run a model on an empty picture, alone and in a full batch, and make its answers.
+def warm_up(model: Model, max_batch: int) -> Arrays:
+    """Run a model on an empty picture, alone and in a full batch, and make its answers; return its outputs.
 
     The first runs are the slowest, and what cannot answer is better found before it is asked.
 
@@ -302,7 +303,23 @@ def warm_up(model: Model, max_batch: int) -> None:
     """
     row = model.prepare(np.zeros((*model.contract.size, 3), np.uint8))
     model.answers(model.run(row))
-    model.run({name: np.repeat(array, max_batch, axis=0) for name, array in row.items()})
+    return model.run({name: np.repeat(array, max_batch, axis=0) for name, array in row.items()})
+
+
+def check_monitor(monitor: DriftMonitor, model: Model, outputs: Arrays) -> None:
+    """Refuse a reference that is not of this model: watching by it would fail with every answer.
+
+    Args:
+        monitor: Holds the reference.
+        model: The bundle.
+        outputs: What the model gives.
+
+    Raises:
+        ValueError: A figure or a label of the reference is none of the model's.
+    """
+    labels = {name: len(head.labels) for name, head in model.contract.each.items()}
+    monitor.reference.check_labels(labels)
+    monitor.check(outputs)
 
 
 def _short(name: str) -> str:

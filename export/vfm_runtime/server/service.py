@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -146,8 +146,13 @@ class Service:
         await self._free.acquire()
         loop = asyncio.get_running_loop()
         future = self._pool.submit(work, *args, **kwargs)
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
+        future.add_done_callback(lambda _: self._release(loop))
         return await asyncio.wrap_future(future)
+
+    def _release(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Work that nobody waits for any more may outlive the loop.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._free.release)
 
     @staticmethod
     async def in_turn(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

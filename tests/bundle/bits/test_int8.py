@@ -21,6 +21,8 @@ from vfm.bundle.bits.int8 import write_int8
 from vfm.bundle.bits.int8_matmul import extents, layers
 from vfm.bundle.bits.smooth import norms, smooth
 
+pytestmark = pytest.mark.slow
+
 VIT = ("test_vit", "davit_tiny")
 all_models = pytest.mark.parametrize("exported", [*VIT, "test_efficientnet"], indirect=True)
 transformers = pytest.mark.parametrize("exported", VIT, indirect=True)

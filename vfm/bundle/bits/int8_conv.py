@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,7 +45,7 @@ def _is_plain(graph: Graph, node: onnx.NodeProto) -> bool:
     return all(value is not None and value.dtype == np.float32 for value in constants)
 
 
-def quantised(weight: Float, least: Float | float = 0.0) -> tuple[NDArray[np.int8], Float]:
+def quantised(weight: Float, least: NDArray[Any] | float = 0.0) -> tuple[NDArray[np.int8], Float]:
     """Bring the weights of a convolution to 8 bits, with a step an output channel.
 
     Args:
@@ -227,8 +228,8 @@ def _weights(graph: Graph, node: onnx.NodeProto, source: Extent) -> list[onnx.No
     assert weight is not None
     bias = graph.constant(node.input[2]) if len(node.input) > 2 else None
     # The bias counts in steps too, of 32 bits: a channel of next to no weights must leave room for it.
-    least = 0.0 if bias is None else np.abs(bias) / (_MOST_BIAS * source.scale[0])
-    bits, step = quantised(weight, least)
+    room = np.zeros(1) if bias is None else np.abs(bias) / (_MOST_BIAS * source.scale[0])
+    bits, step = quantised(weight, room)
     made = [_constant(graph, f"{node.name}.weight", bits, step)]
     node.input[1] = made[0].output[0]
     if bias is not None:
