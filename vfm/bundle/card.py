@@ -136,8 +136,9 @@ def _sureness(head: HeadContract, calibration: Calibration | None) -> list[str]:
         least, most = min(rules.thresholds), max(rules.thresholds)
         lines.append(f"- Thresholds by label: {least:.3f} to {most:.3f}")
     if calibration is not None and calibration.min_precision is not None:
-        shared = f"; {len(calibration.shared)} labels share one threshold" * bool(
-            calibration.shared
+        shared = (
+            f"; {len(calibration.shared)} labels have too few answers for a threshold of their own"
+            * bool(calibration.shared)
         )
         lines.append(
             f"- Sure answers: at least {calibration.min_precision:.0%} are right, at a confidence of 95 %{shared}"

@@ -67,7 +67,7 @@ class Source:
         if len(self.records) <= number:
             return self
         log.warning(
-            "Of %d images %d are taken, spread evenly: all would not fit into memory.",
+            "Of %d images %d are taken, spread evenly.",
             len(self.records),
             number,
         )
