@@ -260,7 +260,7 @@ def test_workers(server, folders, jpeg, tmp_path):
 def workers_of(parent):
     """The numbers of the worker processes."""
     shown = subprocess.run(
-        ["ps", "--ppid", str(parent), "-o", "pid=,args="],
+        ["ps", "-ww", "--ppid", str(parent), "-o", "pid=,args="],
         capture_output=True,
         text=True,
         check=True,
