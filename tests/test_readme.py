@@ -141,7 +141,7 @@ def test_runtime_readme(folder):
     shown = [toy_deepfake.reddened(toy_deepfake.face_photo(), 0.05 * i) for i in range(4)]
     (folder / "clip.mp4").write_bytes(videos.write(shown))
     shell = [c for c in commands(readme) if c.startswith("vfm-runtime")]
-    assert len(shell) == 8
+    assert len(shell) == 7
     for command in shell:
         if " serve " not in command:  # see test_serving_commands
             run(command)

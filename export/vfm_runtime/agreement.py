@@ -49,8 +49,16 @@ def agreement(expected: Answer, found: Answer, *, min_iou: float = MIN_IOU) -> A
     assert isinstance(expected, Prediction)
     assert isinstance(found, Prediction)
     difference = float(np.abs(expected.scores - found.scores).max())
-    changed = expected.label != found.label
-    return Agreement(_finite(difference), changed, expected.label, found.label)
+    changed = expected.label != found.label or expected.reason != found.reason
+    names = [a.label if a.reason is None else f"{a.label} ({a.reason})" for a in (expected, found)]
+    return Agreement(_finite(max(difference, _apart(expected, found))), changed, *names)
+
+
+def _apart(expected: Prediction | Detections, found: Prediction | Detections) -> float:
+    """How far the distances from the training images differ, of a distance; below 1, as they are in training, of 1."""
+    if expected.distance is None or found.distance is None:
+        return 0.0 if expected.distance == found.distance else float("inf")
+    return abs(expected.distance - found.distance) / max(1.0, abs(expected.distance))
 
 
 def _of_verdicts(expected: Verdict, found: Verdict) -> Agreement:
@@ -89,7 +97,8 @@ def _of_boxes(expected: Detections, found: Detections, min_iou: float) -> Agreem
     names = [f"{part.num_boxes} boxes" for part in (there, back)]
     if lost:
         names[1] += f", {lost} of either without a partner"
-    return Agreement(_finite(difference), lost > 0, *names)
+    changed = lost > 0 or expected.reason != found.reason
+    return Agreement(_finite(max(difference, _apart(expected, found))), changed, *names)
 
 
 class _Partners(NamedTuple):

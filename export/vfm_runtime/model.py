@@ -116,21 +116,16 @@ class Model(Predictor):
             self.contract.task, self.contract.labels, batch_size, judge=judge, heads=heads
         )
         self.precisions = tuple(p for p, name in PRECISION_FILES.items() if self._has(name))
-        where, self.precision = place(device, precision, self.precisions)
-        # What was not asked for by name may still turn out not to load, and then the CPU does it.
-        asked = "auto" if device == "auto" and where != "cpu" else where
         # On the CPU always: it is small work, and the pixels are then the same on every machine.
         self._preprocess = providers.open_session(
             self.path / PREPROCESS_FILE, "cpu", num_threads=num_threads, spin=spin
         )
-        self._file = PRECISION_FILES.get(self.precision, MODEL_FILE)
-        self._model = providers.open_session(
-            self.path / self._file,
-            asked,
-            num_threads=num_threads,
-            precision=self.precision,
-            spin=spin,
-        )
+        where, self.precision = place(device, precision, self.precisions)
+        self._open(where, device, num_threads, spin)
+        if precision == "auto" and providers.device_of(self._model) != where:
+            # The device that was hoped for does not load, and the CPU has a precision of its own.
+            where, self.precision = place("cpu", "auto", self.precisions)
+            self._open(where, "cpu", num_threads, spin)
         self.device = providers.device_of(self._model)
         self.monitor = None
         self._check_graphs()
@@ -183,6 +178,18 @@ class Model(Predictor):
             ImageError: The image cannot be opened.
         """
         return self._run(self._preprocess, PREPROCESS_FILE, {"image": open_image(image)})
+
+    def _open(self, where: str, asked: str, num_threads: int | None, spin: bool) -> None:
+        # What was not asked for by name may turn out not to load, and then the CPU does it; but not in bfloat16.
+        is_hope = asked == "auto" and where != "cpu" and self.precision != "bf16"
+        self._file = PRECISION_FILES.get(self.precision, MODEL_FILE)
+        self._model = providers.open_session(
+            self.path / self._file,
+            "auto" if is_hope else where,
+            num_threads=num_threads,
+            precision=self.precision,
+            spin=spin,
+        )
 
     def _has(self, name: str) -> bool:
         return name in self.manifest.files

@@ -8,6 +8,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "int8", "bf16")
 """What `precision` may be. `bf16` is no graph of its own: OpenVINO and TensorRT compute that of fp32 in it."""
 
 _ON_GPU = ("cuda", "tensorrt")
+_RUN_FP16 = ("cpu", "cuda", "tensorrt")
 _COMPUTES_BF16 = ("openvino", "tensorrt")
 
 
@@ -41,9 +42,14 @@ def place(device: str, precision: str, available: Sequence[str]) -> tuple[str, s
     if precision == "bf16":
         _require(device, precision, _COMPUTES_BF16)
         return providers.choose("openvino" if device == "auto" else device), precision
+    if precision == "fp16":
+        _require(device, precision, _RUN_FP16)
+        # Where OpenVINO would be taken, the CPU has the operators.
+        where = providers.choose(device)
+        return ("cpu" if where == "openvino" else where), precision
     where = providers.choose(device)
     if precision != "auto":
-        return ("cpu" if where == "openvino" and precision == "fp16" else where), precision
+        return where, precision
     if where in _ON_GPU:
         return where, "fp16" if "fp16" in available else "fp32"
     if "int8" in available and device in ("auto", "cpu"):

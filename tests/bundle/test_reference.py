@@ -25,7 +25,6 @@ from vfm.bundle.reference import (
     fit_reference,
     place,
     places,
-    reference_of,
 )
 from vfm.bundle.reference_graph import ReferenceOutputs
 from vfm.bundle.to_onnx import Answers
@@ -166,7 +165,7 @@ def test_it_is_fitted_on_training_images_and_measured_on_others(task, images, pl
     train = images.images.source.data
     train.setup()
     opened = open_images(Source(train, train.records["train"]), task)
-    own = reference_of(task, [opened.inputs])
+    own = fit_reference(embeddings(task, [opened.inputs]))
     np.testing.assert_allclose(own.mean, placed.reference.mean, atol=1e-4)
     np.testing.assert_allclose(own.axes, placed.reference.axes, rtol=0.01, atol=0.01)
     beyond = placed.outputs["distances"] > placed.max_distance

@@ -106,8 +106,8 @@ def _rules(
 
 
 def _place(trained: Mapping[str, Trained], trust: Sequence[str]) -> Placed:
-    """By the images of the first head: the backbone, of which it is, is that of all."""
-    one = next(iter(trained.values()))
+    """By the images of one head: the backbone, of which it is, is that of all."""
+    one = trained[placing_head(trained)]
     if one.task.kind == DEEPFAKE:
         raise ExportError(
             "--reference is for models that look at whole images; one that tells real from fake has distances of its "
@@ -118,6 +118,16 @@ def _place(trained: Mapping[str, Trained], trust: Sequence[str]) -> Placed:
     if one.checkpoint is None:
         raise ExportError("--reference needs the checkpoint, which says what was trained on.")
     return place(one.checkpoint, one.task, _images(one, "reference"), reads=reads, trust=trust)
+
+
+def placing_head(trained: Mapping[str, Trained]) -> str:
+    """Name of the head whose images say where the training images lie.
+
+    Args:
+        trained: By the names of the heads.
+    """
+    # The backbone of one that reads no pooled vector does not give any.
+    return max(trained, key=lambda name: "pooled" in trained[name].task.head.reads)
 
 
 def _images(one: Trained, option: str) -> Validation:

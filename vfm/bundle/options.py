@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vfm_runtime.contract import MANIFEST_FILE
+
 from vfm.bundle.errors import ExportError
 from vfm.bundle.to_onnx import OPSETS
 
@@ -57,16 +59,32 @@ def check(out: Path, options: Options) -> None:
         raise ExportError(
             f"--opset is {options.opset}; choices are {OPSETS[0]} to {OPSETS[-1]}. 20 runs almost everywhere."
         )
-    if options.max_drop < 0:
+    if not options.max_drop >= 0:
         raise ExportError(
             f"--max_drop is {options.max_drop:g}. Give points from 0 up, such as 0.5."
+        )
+    if not options.tolerance > 0:
+        raise ExportError(f"--tolerance is {options.tolerance:g}. Give a number above 0.")
+    if options.min_precision is not None and not 0 < options.min_precision < 1:
+        raise ExportError(
+            f"--min_precision is {options.min_precision:g}. Give a share between 0 and 1, such as 0.95."
         )
     if options.min_precision is not None and not options.calibrate:
         raise ExportError(
             f"--min_precision is {options.min_precision:g}, which calibration holds to. Add --calibrate."
         )
-    if out.exists() and not options.overwrite and (not out.is_dir() or any(out.iterdir())):
+    _check_place(out, options.overwrite)
+
+
+def _check_place(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
         raise ExportError(
             f"{out} exists, and a bundle never changes once written. "
             "Give another folder to --out, or replace it with --overwrite true."
+        )
+    if not (out / MANIFEST_FILE).is_file():
+        raise ExportError(
+            f"{out} is no bundle, so it is not replaced: it has no {MANIFEST_FILE}. Give another folder to --out."
         )

@@ -14,7 +14,7 @@ from vfm_runtime.contract import MODEL_FILE, PRECISION_FILES
 from vfm_runtime.predictor import Answer, Arrays
 from vfm_runtime.replay import ROUGH_IOU
 
-from vfm.bundle.bits.budget import BudgetError, within_budget
+from vfm.bundle.bits.budget import BudgetError, is_within, within_budget
 from vfm.bundle.bits.half import write_fp16
 from vfm.bundle.measure import Measure
 from vfm.bundle.parity import timed
@@ -86,7 +86,7 @@ def write_precision(
     found = Precision(
         name, measure.metric, before, after, figures, measure.num_images, target.stat().st_size, how
     )
-    if found.drop > max_drop:
+    if not is_within(found.drop, max_drop):
         target.unlink()
         raise BudgetError(
             f"In {name} the {found.metric} drops by {found.drop:.2f} points, from {before:.4f} to {after:.4f}; "

@@ -120,27 +120,6 @@ def embeddings(
     return np.concatenate(found)
 
 
-def reference_of(
-    task: BaseTask,
-    images: Iterable[Arrays],
-    *,
-    k: int = NUM_AXES,
-    reads: Collection[str] | None = None,
-) -> Reference:
-    """A reference of images.
-
-    Args:
-        task: Whose embeddings count, in evaluation mode.
-        images: Batches of `pixels`, uint8 [n, h, w, 3]; best of the training images.
-        k: Most directions.
-        reads: As for `embeddings`.
-
-    Raises:
-        ReferenceFitError: As `fit_reference`.
-    """
-    return fit_reference(embeddings(task, images, reads), k)
-
-
 @torch.inference_mode()
 def places(reference: Reference, features: NDArray[np.float32]) -> Arrays:
     """`components` [N, k] and `distances` [N] of embeddings, as the graph computes them.

@@ -64,19 +64,24 @@ def load_all(
     # From Python a single one is given as it is.
     single = isinstance(checkpoints, str | os.PathLike)
     named = checkpoints_of([checkpoints] if single else checkpoints)  # type: ignore[list-item]
+    if data is not None and not options.needs_validation:
+        raise ExportError(
+            f"--data is {data}, but nothing is measured or fitted on it. Add --int8, --fp16, --calibrate or "
+            "--reference, or leave it out."
+        )
     if data is not None and len(named) > 1:
         raise ExportError(
             f"--data is {data}, but there are {len(named)} checkpoints with labels of their own. Leave it out: each is "
             "validated on the val split of its training."
         )
-    trained = {}
-    for name, file in named.items():
-        task: BaseTask = BaseTask.load(file, base=base, trust=options.trust)
-        trained[name] = trained_of(task, file, options, data)
-    if len(trained) == 1:
-        return {"": next(iter(trained.values()))}
-    require_one_backbone({name: one.task for name, one in trained.items()})
-    return trained
+    tasks: dict[str, BaseTask] = {
+        name: BaseTask.load(file, base=base, trust=options.trust) for name, file in named.items()
+    }
+    if len(tasks) == 1:
+        ((name, task),) = tasks.items()
+        return {"": trained_of(task, named[name], options, data)}
+    require_one_backbone(tasks)
+    return {name: trained_of(task, named[name], options) for name, task in tasks.items()}
 
 
 def trained_of(

@@ -97,7 +97,7 @@ def write_triton(
     bundle, folder = Path(bundle), Path(folder)
     contract = read_manifest(bundle).contract
     model = bundle / _file(bundle, precision)
-    _check(folder, name, max_batch)
+    check_repository(folder, name, max_batch)
     folder.mkdir(parents=True, exist_ok=True)
     # Beside its place and moved there when whole: a server may be looking at the repository.
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as draft:
@@ -140,7 +140,17 @@ def _file(bundle: Path, precision: str) -> str:
     return file
 
 
-def _check(folder: Path, name: str, max_batch: int) -> None:
+def check_repository(folder: Path, name: str, max_batch: int = 8) -> None:
+    """Refuse, before any work, what could not be written.
+
+    Args:
+        folder: The model repository.
+        name: What clients call the model.
+        max_batch: Most images that go through the model at once.
+
+    Raises:
+        TritonError: The name or the batch is none that can be had, or the model is there already.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise TritonError(
             f"A model cannot be called '{name}' in Triton. Give letters, digits, '_', '-' and '.'."

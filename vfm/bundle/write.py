@@ -26,7 +26,7 @@ from vfm_runtime.predictor import Arrays
 from vfm.bundle import parity as parity_check
 from vfm.bundle.card import card
 from vfm.bundle.errors import ExportError
-from vfm.bundle.fit import Fitted, fit
+from vfm.bundle.fit import Fitted, fit, placing_head
 from vfm.bundle.golden import write_golden
 from vfm.bundle.measure import Measure, runner
 from vfm.bundle.options import Options, check
@@ -36,7 +36,7 @@ from vfm.bundle.reference import Placed, drift_reference
 from vfm.bundle.to_onnx import write_onefile, write_preprocess, write_several
 from vfm.bundle.torch_model import TorchModel
 from vfm.bundle.trained import NUM_SAMPLES, SAMPLE_BATCH, Trained, load_all
-from vfm.bundle.triton import write_triton
+from vfm.bundle.triton import check_repository, write_triton
 from vfm.bundle.validation import Validation
 from vfm.tasks import BaseTask
 
@@ -111,6 +111,10 @@ def export(
         trust=tuple(trust),
     )
     check(Path(out), options)
+    if triton is not None:
+        check_repository(Path(triton), Path(out).resolve().name)
+    if num_images < 1:
+        raise ExportError(f"--num_images is {num_images}. Give at least 1.")
     trained = load_all(checkpoints, options, data=data, base=base)
     videos = any(one.task.kind == DEEPFAKE for one in trained.values())
     paths = choose_images(Path(images), num_images, videos=videos)
@@ -202,7 +206,7 @@ def _write(
     contract = fitted.contract
     _write_graphs(folder, fitted, tasks, options)
     if fitted.placed is not None:
-        _write_reference(folder, contract, fitted.placed, next(iter(images.values())))
+        _write_reference(folder, contract, fitted.placed, images[placing_head(trained)])
     # Before anything that takes long: a graph that is wrong need not be measured.
     write_manifest(folder, contract)
     model = TorchModel(contract, tasks, fitted.reference)

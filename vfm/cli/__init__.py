@@ -73,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"vfm {__version__}")
         return 0
     try:
-        _run(words[0], words[1:])
+        _run(words[0], words[1:], debug=debug)
     except SystemExit as leaving:
         return int(leaving.code or 0)
     except Exception as error:  # the one place where every error becomes a message
@@ -84,7 +84,7 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(command: str, words: list[str]) -> None:
+def _run(command: str, words: list[str], *, debug: bool) -> None:
     # The user's own heads are found in the folder that vfm is called from, after all installed packages.
     if os.getcwd() not in sys.path:  # noqa: PTH109 - a string, as sys.path holds
         sys.path.append(os.getcwd())  # noqa: PTH109
@@ -93,7 +93,8 @@ def _run(command: str, words: list[str]) -> None:
     elif command in COMMANDS:
         _function("vfm.cli.command:run")(command, _function(COMMANDS[command][0]), words)
     elif command in RUNTIME:
-        raise SystemExit(_function("vfm_runtime.cli:main")([command, *words]))
+        more = ["--debug"] if debug else []
+        raise SystemExit(_function("vfm_runtime.cli:main")([command, *words, *more]))
     else:
         known = [*TRAINING, *COMMANDS, *RUNTIME]
         raise UsageError(

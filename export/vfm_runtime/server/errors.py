@@ -15,6 +15,7 @@ from vfm_runtime.server.repository import UnknownModelError
 CODES: Final = {
     400: ("bad_request", "bad_image"),
     401: ("unauthorized",),
+    403: ("wrong_origin",),
     404: ("not_found", "unknown_model"),
     405: ("method_not_allowed",),
     408: ("slow_body",),

@@ -84,8 +84,9 @@ class Front:
         self, scope: Scope, receive: Receive, sender: "_Sender", headers: dict[bytes, bytes]
     ) -> None:
         try:
-            self._gate.check(scope["path"], headers)
             allowed = self._preflight(scope, headers)
+            # A browser that asks whether it may ask sends no token with that.
+            self._gate.check(scope["path"], headers, needs_token=allowed is None)
             if allowed is None:
                 await self._app(scope, receive, sender)
             else:

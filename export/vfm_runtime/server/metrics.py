@@ -32,6 +32,7 @@ REASONS = (
     *("bad_image", "bad_request", "deadline", "draining", "internal", "invalid"),
     *("method_not_allowed", "model_failed", "not_found", "not_ready", "queue_full", "slow_body"),
     *("too_large", "unauthorized", "unknown_model", "unsupported_media_type", "wrong_host"),
+    "wrong_origin",
 )
 """Why a request may be refused: the `code` of the error."""
 

@@ -14,6 +14,7 @@ Options = dict[str, Any]
 _MEANINGS = {
     400: "The request or its file is malformed, damaged, or not what the model takes.",
     401: "The bearer token is missing or wrong.",
+    403: "The request is from a page of another site; only without tokens.",
     404: "There is no such model or version, or no such file.",
     408: "The body did not arrive in time.",
     413: "The body, the image or the video is larger than the limit.",
@@ -75,6 +76,8 @@ def _route(
     answer = {"description": description, "content": content}
     if headers:
         answer["headers"] = headers
+    if 421 in errors:
+        errors = (*errors, 403)  # who asks is looked at together
     guarded = 401 in errors
     more = {**extra, "security": [{"bearer": []}]} if guarded else extra
     # FastAPI adds a 422 of its own form to whatever has a parameter, unless there is one.

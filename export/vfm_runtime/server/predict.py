@@ -142,10 +142,16 @@ def _checked_video(upload: Upload, settings: Settings) -> bytes:
             f"The {len(upload.data)} bytes were sent as a video, and do not begin as one does.",
             "bad_image",
         )
+    try:
+        av = import_av()
+    except ImportError as error:
+        raise ApiError(
+            415, "This server reads no videos: install vfm-runtime[video] beside it."
+        ) from error
     limits = _limits(settings)
     file = VideoFile.of(upload.data, limits)
     # Packets, not times: all of them are decoded, and many may claim the same time.
-    count = survey(import_av(), file, Guard(file.name, limits)).num_packets
+    count = survey(av, file, Guard(file.name, limits)).num_packets
     if count > settings.max_frames:
         raise ApiError(
             413, f"The video has {count} frames; the limit is {settings.max_frames}. Cut it."

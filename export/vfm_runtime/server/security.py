@@ -125,25 +125,42 @@ class Gate:
         # A page of another site can make its own name lead to 127.0.0.1 (DNS rebinding); a browser
         # then sends that name. With tokens, the page lacks them.
         self._only_local = not tokens and is_loopback(settings.host)
+        self._names = {*_LOCAL_NAMES, settings.host.strip("[]").lower()}
 
-    def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
+    def check(self, path: str, headers: Mapping[bytes, bytes], *, needs_token: bool = True) -> None:
         """Refuse a request that may not be made.
 
         Args:
             path: What is asked for.
             headers: By name in lower case.
+            needs_token: Whether what is guarded takes a token.
 
         Raises:
             ApiError: The host is not this machine, or the token is missing or wrong.
         """
-        if self._only_local and _host_name(headers.get(b"host", b"")) not in _LOCAL_NAMES:
+        if self._only_local and _host_name(headers.get(b"host", b"")) not in self._names:
             raise ApiError(
                 421,
                 "Without tokens this server answers requests for localhost, 127.0.0.1 and [::1] "
                 "alone, and the Host header names another. Use one of those, or set tokens.",
             )
-        if self._tokens and _is_guarded(path):
+        if self._only_local:
+            self._check_origin(headers.get(b"origin"))
+        if needs_token and self._tokens and _is_guarded(path):
             self._check_token(headers.get(b"authorization"))
+
+    def _check_origin(self, origin: bytes | None) -> None:
+        """Any page that a user of this machine looks at could send pictures here, though not read the answers."""
+        if origin is None or self._allowed(origin) is not None:
+            return
+        name = _host_name(origin.partition(b"://")[2])
+        if name not in self._names:
+            raise ApiError(
+                403,
+                "Without tokens this server answers no pages of other sites. Allow the site with --allow-origin, or "
+                "set tokens.",
+                "wrong_origin",
+            )
 
     def _check_token(self, value: bytes | None) -> None:
         scheme, _, given = (value or b"").partition(b" ")

@@ -149,7 +149,7 @@ class _Search:
             raise BudgetError(
                 f"8 bits lose {lost:.2f} points of the metric ({self._before:.4f} to {self._tried[best]:.4f}) even "
                 f"with {best} of {len(self._worst)} nodes back in 32 bits; at most {self._max_drop:g} may be lost. "
-                "Allow more with --max_drop, give more and more typical samples, try the other method, or ship fp32."
+                "Allow more with --max_drop, name more validation images with --data, or leave --int8 out."
             )
         return min(max(1, 2 * number), most)
 
@@ -158,7 +158,7 @@ class _Search:
         self._tried[number] = after = _finite(self._measure(self._target), self._target)
         drop = _points(self._before, after)
         _log.info("%d nodes back in 32 bits: %.2f points lost.", number, drop)
-        return drop <= self._max_drop
+        return is_within(drop, self._max_drop)
 
     def _write(self, number: int) -> Int8:
         back = {
@@ -166,6 +166,16 @@ class _Search:
             for name in self._worst[:number]
         }
         return write_plan(self._plan, self._source, self._target, self._excluded | back)
+
+
+def is_within(drop: float, max_drop: float) -> bool:
+    """Whether a loss is within what is allowed; one that is just as large is.
+
+    Args:
+        drop: In points.
+        max_drop: In points.
+    """
+    return drop <= max_drop + 1e-9
 
 
 def _points(before: float, after: float) -> float:
