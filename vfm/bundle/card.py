@@ -141,7 +141,8 @@ def _sureness(head: HeadContract, calibration: Calibration | None) -> list[str]:
             * bool(calibration.shared)
         )
         lines.append(
-            f"- Sure answers: at least {100 * calibration.min_precision:g} % right, each threshold at a confidence of 95 %{shared}"
+            f"- Sure answers: at least {100 * calibration.min_precision:g} % right, each threshold at a "
+            f"confidence of 95 %{shared}"
         )
     if rules.max_distance is not None:
         lines.append(
