@@ -47,9 +47,9 @@ def placed(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """A headless browser."""
+    """A headless browser; closed with its module, since Playwright runs only once at a time in a process."""
     playwright = pytest.importorskip("playwright.sync_api")
     if not CHROMIUM.is_file():
         missing(f"{CHROMIUM} is", "Run: apt-get install chromium")

@@ -102,7 +102,7 @@ def within_budget(
     search = _Search(plan, source, target, measure, max_drop, tuple(exclude))
     try:
         return search.run()
-    except BaseException:
+    except BaseException:  # also when interrupted: a file of an unfinished search is no result
         target.unlink(missing_ok=True)
         raise
 
