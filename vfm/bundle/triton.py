@@ -55,7 +55,7 @@ _TENSORRT = """
 #   name: "tensorrt"
 #   parameters { key: "precision_mode" value: "FP16" }
 #   parameters { key: "trt_engine_cache_enable" value: "true" }
-#   parameters { key: "trt_engine_cache_path" value: "/tmp/tensorrt" }
+#   parameters { key: "trt_engine_cache_path" value: "/var/cache/tensorrt" }
 # } ] } }
 """
 _OF_ONE_IMAGE = """# One image a request: uint8 RGB, of any size.
