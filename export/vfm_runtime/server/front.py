@@ -86,7 +86,7 @@ class Front:
         try:
             allowed = self._preflight(scope, headers)
             # A browser that asks whether it may ask sends no token with that.
-            self._gate.check(scope["path"], headers, needs_token=allowed is None)
+            self._gate.check(scope, headers, needs_token=allowed is None)
             if allowed is None:
                 await self._app(scope, receive, sender)
             else:

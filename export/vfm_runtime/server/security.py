@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from vfm_runtime.server.errors import ApiError
 from vfm_runtime.server.settings import Settings
@@ -127,16 +127,23 @@ class Gate:
         self._only_local = not tokens and is_loopback(settings.host)
         self._names = {*_LOCAL_NAMES, settings.host.strip("[]").lower()}
 
-    def check(self, path: str, headers: Mapping[bytes, bytes], *, needs_token: bool = True) -> None:
+    def check(
+        self,
+        scope: Mapping[str, Any],
+        headers: Mapping[bytes, bytes],
+        *,
+        needs_token: bool = True,
+    ) -> None:
         """Refuse a request that may not be made.
 
         Args:
-            path: What is asked for.
+            scope: Of ASGI; its method and path count.
             headers: By name in lower case.
             needs_token: Whether what is guarded takes a token.
 
         Raises:
-            ApiError: The host is not this machine, or the token is missing or wrong.
+            ApiError: The host is not this machine, the page that asks is of another site, or the token is missing or
+                wrong.
         """
         if self._only_local and _host_name(headers.get(b"host", b"")) not in self._names:
             raise ApiError(
@@ -144,9 +151,9 @@ class Gate:
                 "Without tokens this server answers requests for localhost, 127.0.0.1 and [::1] "
                 "alone, and the Host header names another. Use one of those, or set tokens.",
             )
-        if self._only_local:
+        if self._only_local and scope["method"] == "POST":
             self._check_origin(headers.get(b"origin"))
-        if needs_token and self._tokens and _is_guarded(path):
+        if needs_token and self._tokens and _is_guarded(scope["path"]):
             self._check_token(headers.get(b"authorization"))
 
     def _check_origin(self, origin: bytes | None) -> None:

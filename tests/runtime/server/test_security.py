@@ -161,6 +161,37 @@ def test_origins_that_are_let_in(started, refused):
         assert "access-control-allow-origin" not in answer.headers
 
 
+def test_pages_of_other_sites_cannot_load_a_server_without_tokens(client, started, jpeg, refused):
+    def ask(client, origin):
+        headers = {"Origin": origin, "Content-Type": "image/jpeg"}
+        return client.post("/predict?model=toy", content=jpeg, headers=headers)
+
+    for origin in ("https://evil.example", "null", "http://localhost.evil.example"):
+        refused(ask(client, origin), 403, "wrong_origin")
+    for origin in ("http://127.0.0.1:8000", "http://localhost", "http://[::1]:8000"):
+        assert ask(client, origin).status_code == 200
+    allowed = started("toy", allow_origin=("https://a.example",))
+    assert ask(allowed, "https://a.example").status_code == 200
+
+
+def test_a_page_with_a_token_may_ask_whether_it_may_ask(started, monkeypatch, refused):
+    monkeypatch.setenv("VFM_TOKENS", "0123456789abcdef")
+    client = started("toy", allow_origin=("https://a.example",))
+    answer = client.options("/predict", headers=PREFLIGHT)
+    assert answer.status_code == 204
+    assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    # What follows without the token is refused all the same.
+    refused(client.post("/predict", headers={"Origin": "https://a.example"}), 401, "unauthorized")
+    other = {**PREFLIGHT, "Origin": "https://b.example"}
+    refused(client.options("/predict", headers=other), 401, "unauthorized")
+
+
+def test_an_address_of_the_loopback_answers_to_its_name(started, refused):
+    client = started("toy", host="127.0.0.2", base_url="http://127.0.0.2")
+    assert client.get("/v2").status_code == 200
+    refused(client.get("/v2", headers={"Host": "evil.example"}), 421, "wrong_host")
+
+
 def test_all_origins(started):
     client = started("toy", allow_origin=("*",))
     answer = client.get("/v2", headers={"Origin": "https://b.example"})
