@@ -159,6 +159,14 @@ def test_sixteen_bits_have_a_budget_too(tmp_path, monkeypatch):
             "--min_precision is 0.9, which calibration holds to. Add --cal",
         ),
         (["--opset", "99"], "--opset is 99; choices are 18 to 25."),
+        (["--max_drop", "nan"], "--max_drop is nan. Give points from 0 up"),
+        (["--tolerance", "0"], "--tolerance is 0. Give a number above 0."),
+        (["--num_images", "0"], "--num_images is 0. Give at least 1."),
+        (
+            ["--calibrate", "--min_precision", "95"],
+            "--min_precision is 95. Give a share between 0 and 1, such as 0.95.",
+        ),
+        (["--data", "x"], "--data is x, but nothing is measured or fitted on it. Add --int8,"),
     ],
 )
 def test_options_without_sense(root, checkpoint, words, text, capsys):
@@ -178,6 +186,38 @@ def test_without_validation_images(checkpoint, root):
         with pytest.raises(ExportError, match=re.escape(text)):
             export_task(task, photos, root / "y", origin=ORIGIN, results={}, **{option: True})
     assert not (root / "y").exists()
+
+
+def test_only_a_bundle_is_replaced(root, checkpoint, tmp_path, capsys):
+    kept = tmp_path / "runs"
+    kept.mkdir()
+    (kept / "best.ckpt").write_bytes(b"weeks of work")
+    file = tmp_path / "file"
+    file.touch()
+    words = ["export", str(checkpoint), "--images", str(root / "images"), "--overwrite"]
+    for place in (kept, file):
+        assert main([*words, "-o", str(place)]) == 1
+        assert f"{place} is no bundle, so it is not replaced" in capsys.readouterr().err
+    assert (kept / "best.ckpt").read_bytes() == b"weeks of work"
+
+
+def test_triton_is_looked_at_before_any_work(root, checkpoint, tmp_path, capsys):
+    words = ["export", str(checkpoint), "--images", str(root / "images")]
+    out = tmp_path / "my bundle"
+    assert main([*words, "-o", str(out), "--triton", str(tmp_path / "repo")]) == 1
+    assert "my bundle" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_reference_is_that_of_a_head_that_pools(root, heads):
+    from vfm.bundle.fit import placing_head
+    from vfm.bundle.trained import Trained
+    from vfm.models.heads import AttentionPoolHead
+
+    pools = Trained(BaseTask.load(heads[0]), {}, {})
+    looks = Trained(vit(head=AttentionPoolHead(2)), {}, {})
+    assert placing_head({"looks": looks, "pools": pools}) == "pools"
+    assert placing_head({"looks": looks}) == "looks"
 
 
 def test_from_python(root, checkpoint, tmp_path):

@@ -102,6 +102,15 @@ def test_it_is_taken_where_it_works(pretend):
     assert place("auto", "bf16", ["fp32"]) == ("openvino", "bf16")
 
 
+def test_16_bits_do_not_run_there(pretend):
+    pretend(Runtime())
+    with pytest.raises(
+        ValueError, match="fp16 does not run on 'openvino'; it runs on cpu and cuda"
+    ):
+        place("openvino", "fp16", ["fp32", "fp16"])
+    assert place("auto", "fp16", ["fp32", "fp16"]) == ("cpu", "fp16")
+
+
 @pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16")])
 def test_the_precision_is_asked_for(pretend, tmp_path, precision, hint):
     runtime = pretend(Runtime())

@@ -1,5 +1,6 @@
 """A bundle with several heads, with rules of sureness, and in several precisions."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from vfm_runtime.bundle import BundleError
 from vfm_runtime.cli import main
 from vfm_runtime.contract import Contract, ContractError
 from vfm_runtime.replay import replay
+from vfm_runtime.sureness import Rules
 
 from tests.runtime import toy, toy_several
 
@@ -182,6 +184,19 @@ def test_the_head_that_differs_most_counts(several):
     found = agreement(one, {"animal": other["animal"], "traits": one["traits"]})
     assert found.expected.startswith("animal: ")
     assert found.difference > 0
+
+
+def test_the_distance_is_part_of_the_answer(several):
+    (answer,) = several.predict(toy.photos()[:1])
+    one = answer["animal"]
+    far = dataclasses.replace(one, distance=999.0)
+    near = dataclasses.replace(one, rules=Rules())  # a NaN is refused where there is a limit
+    lost = dataclasses.replace(near, distance=float("nan"))
+    assert agreement(one, one).difference == 0
+    assert agreement(one, far).difference > 1
+    assert agreement(one, far).changed
+    assert agreement(one, dataclasses.replace(one, distance=None)).difference == float("inf")
+    assert agreement(near, lost).difference == float("inf")
 
 
 def test_an_unlisted_graph_is_refused(folder, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.bundle.bits.perceptron import perceptron, rows, run
 from vfm.bundle.bits import budget, int8
-from vfm.bundle.bits.budget import BudgetError, within_budget
+from vfm.bundle.bits.budget import BudgetError, is_within, within_budget
 from vfm.bundle.bits.graph import QuantizeError
 from vfm.bundle.bits.int8 import write_int8
 
@@ -100,3 +100,11 @@ def test_errors_say_what_to_do(tmp_path, target):
         within_budget(source, target, [rows()], lambda _: 1.0, max_drop=math.nan)
     with pytest.raises(QuantizeError, match=r"The metric of .* is nan\. Give data with labels"):
         within_budget(source, target, [rows()], lambda _: math.nan, max_drop=1)
+
+
+def test_a_loss_as_large_as_allowed_is_allowed():
+    # One of 200 images is half a point, and a little more by the last digit of a float.
+    losses = [100 * (k / 200 - (k - 1) / 200) for k in range(100, 201)]
+    assert max(losses) > 0.5
+    assert all(is_within(loss, 0.5) for loss in losses)
+    assert not is_within(0.5001, 0.5)
