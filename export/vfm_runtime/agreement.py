@@ -16,6 +16,9 @@ MIN_SCORE = 0.05
 MIN_IOU = 0.99
 """Least overlap of boxes that are the same."""
 
+ROUGH_IOU = 0.9
+"""The same where one of the answers is of fewer bits."""
+
 
 class Agreement(NamedTuple):
     """Two answers, compared."""
@@ -30,35 +33,44 @@ class Agreement(NamedTuple):
     """The second."""
 
 
-def agreement(expected: Answer, found: Answer, *, min_iou: float = MIN_IOU) -> Agreement:
-    """Compare two answers of one kind.
+def agreement(expected: Answer, found: Answer, *, rough: bool = False) -> Agreement:
+    """Compare two answers of one kind; of several heads the one that differs most counts.
+
+    Why an answer is unsure is not compared: limits are scores and distances of real images, which then lie on either
+    side of them by the last digit. The scores and distances themselves are.
 
     Args:
         expected: What should be answered.
         found: What is.
-        min_iou: Least overlap of boxes that are the same; of several heads the one that differs most counts.
+        rough: Whether one of them is of fewer bits: boxes may then differ more, and distances by any amount.
     """
     if isinstance(expected, dict) and isinstance(found, dict):
-        rows = {n: agreement(expected[n], found[n], min_iou=min_iou) for n in expected}
+        rows = {n: agreement(expected[n], found[n], rough=rough) for n in expected}
         name, worst = max(rows.items(), key=lambda row: (row[1].changed, row[1].difference))
         return worst._replace(expected=f"{name}: {worst.expected}", found=f"{name}: {worst.found}")
     if isinstance(expected, Detections) and isinstance(found, Detections):
-        return _of_boxes(expected, found, min_iou)
+        return _of_boxes(expected, found, rough)
     if isinstance(expected, Verdict) and isinstance(found, Verdict):
         return _of_verdicts(expected, found)
     assert isinstance(expected, Prediction)
     assert isinstance(found, Prediction)
     difference = float(np.abs(expected.scores - found.scores).max())
-    changed = expected.label != found.label or expected.reason != found.reason
-    names = [a.label if a.reason is None else f"{a.label} ({a.reason})" for a in (expected, found)]
-    return Agreement(_finite(max(difference, _apart(expected, found))), changed, *names)
+    difference = _worst(difference, _apart(expected, found, rough))
+    return Agreement(difference, expected.label != found.label, expected.label, found.label)
 
 
-def _apart(expected: Prediction | Detections, found: Prediction | Detections) -> float:
-    """How far the distances from the training images differ, of a distance; below 1, as they are in training, of 1."""
+def _apart(expected: Prediction | Detections, found: Prediction | Detections, rough: bool) -> float:
+    """How far the distances from the training images differ, as a share of the larger; of 1 where both are smaller."""
     if expected.distance is None or found.distance is None:
         return 0.0 if expected.distance == found.distance else float("inf")
-    return abs(expected.distance - found.distance) / max(1.0, abs(expected.distance))
+    larger = max(1.0, abs(expected.distance), abs(found.distance))
+    share = abs(expected.distance - found.distance) / larger
+    return 0.0 if rough and np.isfinite(share) else share
+
+
+def _worst(*differences: float) -> float:
+    # NaN compares as small; it is the largest difference there is.
+    return _finite(float(np.max(differences)))
 
 
 def _of_verdicts(expected: Verdict, found: Verdict) -> Agreement:
@@ -88,8 +100,9 @@ def _named(verdict: Verdict) -> str:
     return verdict.label if verdict.reason is None else f"{verdict.label} ({verdict.reason.value})"
 
 
-def _of_boxes(expected: Detections, found: Detections, min_iou: float) -> Agreement:
+def _of_boxes(expected: Detections, found: Detections, rough: bool) -> Agreement:
     """Each box of either answer is looked for in the other."""
+    min_iou = ROUGH_IOU if rough else MIN_IOU
     there = _partners(expected, found, min_iou)
     back = _partners(found, expected, min_iou)
     difference = max([0.0, *there.differences, *back.differences])
@@ -97,8 +110,7 @@ def _of_boxes(expected: Detections, found: Detections, min_iou: float) -> Agreem
     names = [f"{part.num_boxes} boxes" for part in (there, back)]
     if lost:
         names[1] += f", {lost} of either without a partner"
-    changed = lost > 0 or expected.reason != found.reason
-    return Agreement(_finite(max(difference, _apart(expected, found))), changed, *names)
+    return Agreement(_worst(difference, _apart(expected, found, rough)), lost > 0, *names)
 
 
 class _Partners(NamedTuple):

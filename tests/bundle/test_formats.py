@@ -159,7 +159,6 @@ def test_sixteen_bits_have_a_budget_too(tmp_path, monkeypatch):
             "--min_precision is 0.9, which calibration holds to. Add --cal",
         ),
         (["--opset", "99"], "--opset is 99; choices are 18 to 25."),
-        (["--max_drop", "nan"], "--max_drop is nan. Give points from 0 up"),
         (["--tolerance", "0"], "--tolerance is 0. Give a number above 0."),
         (["--num_images", "0"], "--num_images is 0. Give at least 1."),
         (

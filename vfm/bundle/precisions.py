@@ -12,7 +12,6 @@ import vfm_runtime
 from vfm_runtime.agreement import agreement
 from vfm_runtime.contract import MODEL_FILE, PRECISION_FILES
 from vfm_runtime.predictor import Answer, Arrays
-from vfm_runtime.replay import ROUGH_IOU
 
 from vfm.bundle.bits.budget import BudgetError, is_within, within_budget
 from vfm.bundle.bits.half import write_fp16
@@ -110,7 +109,7 @@ def compare_precision(
     alone, onnx_ms = timed(model, paths)
     together = model.predict(list(paths), batch_size=7)
     rows = [
-        [agreement(expected, got, min_iou=ROUGH_IOU) for got in both]
+        [agreement(expected, got, rough=True) for got in both]
         for expected, *both in zip(answers, alone, together, strict=True)
     ]
     worst = [max(one.difference for one in both) for both in rows]
