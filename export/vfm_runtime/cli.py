@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from vfm_runtime import __version__
 from vfm_runtime.bundle import BundleError
-from vfm_runtime.contract import DEEPFAKE, DETECTION
+from vfm_runtime.contract import DEEPFAKE, DETECTION, SEVERAL
 from vfm_runtime.detections import THRESHOLD
 from vfm_runtime.image import ImageError, find_images
 from vfm_runtime.model import Model, load
@@ -108,7 +108,9 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     predict.add_argument("--top", type=_count, default=5, help="best classes to show (default: 5)")
     predict.add_argument(
-        "--threshold", type=_share, help=f"of boxes (default: the bundle's own, or {THRESHOLD})"
+        "--threshold",
+        type=_share,
+        help=f"of boxes, and of several labels (default: the bundle's own, else {THRESHOLD} and 0.5)",
     )
     predict.add_argument(
         "--draw", type=Path, metavar="FOLDER", help="write the pictures with boxes or heatmaps here"
@@ -213,7 +215,13 @@ def _batches(files: list[Path], size: int) -> Iterator[list[Path]]:
 
 def _check_options(options: argparse.Namespace, model: Model) -> None:
     if options.draw is not None and model.kind not in (DETECTION, DEEPFAKE):
-        raise _UsageError(f"{options.bundle} labels whole images: there are no boxes to --draw.")
+        why = "has several heads" if model.kind == SEVERAL else "labels whole images"
+        raise _UsageError(f"{options.bundle} {why}: only boxes and heatmaps of one can be drawn.")
+    tasks = {head.task for head in model.contract.each.values()}
+    if options.threshold is not None and not tasks & {DETECTION, "multilabel"}:
+        raise _UsageError(
+            f"{options.bundle} answers with one label: --threshold is for boxes and for several labels. Leave it out."
+        )
     if options.cropped and model.kind != DEEPFAKE:
         raise _UsageError(
             f"{options.bundle} is no deepfake model: it takes no crops. Leave out --cropped."

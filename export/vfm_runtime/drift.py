@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,8 +268,7 @@ class DriftMonitor:
             return
         try:
             self._on_alert(alert)
-        except Exception:
-            # Whatever is wrong with the alarm, the answers are right.
+        except Exception:  # whatever is wrong with the alarm, the answers are right
             _log.exception("The alert of the drift monitor failed: %s", alert)
 
     def _empty(self) -> dict[str, NDArray[np.int64]]:
@@ -301,15 +301,15 @@ def psi(expected: NDArray[np.float64], found: NDArray[np.float64]) -> float:
     return float(((found - expected) * np.log(found / expected)).sum())
 
 
-class _Bins:
+class _Bins(ABC):
     """The bins of one figure."""
 
     def __init__(self, shares: Sequence[float]) -> None:
         self.shares = np.array(shares)
 
+    @abstractmethod
     def places(self, values: NDArray[Any]) -> NDArray[np.int64]:
         """The bin of each value."""
-        raise NotImplementedError
 
 
 class _Steps(_Bins):

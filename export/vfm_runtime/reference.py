@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -37,7 +38,7 @@ class Histogram:
     def __post_init__(self) -> None:
         for name in ("edges", "shares"):
             object.__setattr__(self, name, _numbers(name, getattr(self, name)))
-        if any(low >= high for low, high in zip(self.edges, self.edges[1:], strict=False)):
+        if any(low >= high for low, high in pairwise(self.edges)):
             _refuse("edges", self.edges, "numbers of which each is larger than the one before")
         if len(self.shares) != len(self.edges) + 1:
             _refuse("shares", self.shares, f"{len(self.edges) + 1} numbers, one more than edges")

@@ -14,6 +14,7 @@ from vfm_runtime.image import ImageError, Pixels
 from vfm_runtime.judge import Judge
 from vfm_runtime.model import Model
 from vfm_runtime.predictor import Answer, HeadAnswer
+from vfm_runtime.sureness import Rules
 from vfm_runtime.verdict import Verdict, sigmoid
 
 _MAX_ERROR_LINES = 8
@@ -48,7 +49,7 @@ def show(path: Path, answer: Answer | ImageError, options: argparse.Namespace) -
     elif isinstance(answer, Verdict):
         _show_verdict(path, answer, options)
     elif options.json:
-        print(json.dumps({"image": str(path), **answer.to_dict(options.top)}))
+        print(json.dumps({"image": str(path), **_plain(answer, options)}))
     else:
         print(f"{path}: {_line(answer, options)}")
 
@@ -65,7 +66,9 @@ def _show_heads(path: Path, answers: dict[str, HeadAnswer], options: argparse.Na
 def _plain(answer: HeadAnswer, options: argparse.Namespace) -> dict[str, Any]:
     if isinstance(answer, Detections):
         return answer.to_dict(options.threshold)
-    return answer.to_dict() if isinstance(answer, Verdict) else answer.to_dict(options.top)
+    if isinstance(answer, Verdict):
+        return answer.to_dict()
+    return answer.to_dict(options.top, options.threshold)
 
 
 def _line(answer: HeadAnswer, options: argparse.Namespace) -> str:
@@ -78,7 +81,8 @@ def _line(answer: HeadAnswer, options: argparse.Namespace) -> str:
         listed = [f"{n} {s:.4f} [{', '.join(f'{v:.1f}' for v in box)}]" for n, s, box in rows]
         best = "; ".join(listed) or f"none (best score {answer.scores.max(initial=0):.4f})"
     else:
-        pairs = answer.applying() if answer.multilabel else answer.top(options.top)
+        many = answer.multilabel
+        pairs = answer.applying(options.threshold) if many else answer.top(options.top)
         best = ", ".join(f"{label} {score:.4f}" for label, score in pairs)
         best = best or f"none (nearest: {answer.label} {answer.score:.4f})"
     return best if answer.reason is None else f"{best} (unsure: {answer.reason})"
@@ -90,7 +94,7 @@ def _show_boxes(path: Path, answer: Detections, options: argparse.Namespace) -> 
     else:
         print(f"{path}: {_line(answer, options)}")
     if options.draw is not None:
-        _save(path, ".png", answer.draw(path, options.threshold), options)
+        _save(path, answer.draw(path, options.threshold), options)
 
 
 def _show_verdict(path: Path, answer: Verdict, options: argparse.Namespace) -> None:
@@ -99,15 +103,14 @@ def _show_verdict(path: Path, answer: Verdict, options: argparse.Namespace) -> N
     else:
         print(f"{path}: {answer.headline}. {' '.join([answer.explanation, *answer.notes])}")
     if options.draw is not None:
-        # A video and its still often have one name but for the suffix.
-        suffix = f"{path.suffix}.png" if answer.is_video else ".png"
-        _save(path, suffix, answer.draw(path), options)
+        _save(path, answer.draw(path), options)
 
 
-def _save(path: Path, suffix: str, drawn: Pixels, options: argparse.Namespace) -> None:
-    """Write the picture under its own path below the folder, so that equal names do not meet."""
+def _save(path: Path, drawn: Pixels, options: argparse.Namespace) -> None:
+    """Write the picture under its own path below the folder, `cat.jpg` as `cat.jpg.png`, so that names do not meet."""
     parts = [part for part in path.parts if part not in (path.anchor, "..")]
-    target = Path(options.draw, *parts).with_suffix(suffix)
+    target = Path(options.draw, *parts)
+    target = target.with_name(f"{target.name}.png")
     target.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(drawn).save(target)
 
@@ -127,12 +130,26 @@ def info_lines(model: Model, files: dict[str, int]) -> Iterator[str]:
     yield f"size       {contract.size[0]} x {contract.size[1]} (height x width)"
     yield f"license    {contract.license or 'not stated'}"
     yield f"versions   {', '.join(f'{k} {v}' for k, v in sorted(contract.versions.items()))}"
+    for name, head in contract.each.items():
+        if name:
+            yield f"head       {name}: {head.task}, {len(head.labels)} labels"
+        if model.judge is None and head.rules is not None:
+            yield f"sure       {_sureness(head.surely)}"
     if model.judge is not None:
         yield from _rule_lines(model.judge)
     yield f"device     {model.device}"
     yield f"precision  {model.precision} (the bundle has {', '.join(model.precisions)})"
     for name, size in files.items():
         yield f"{size:>12,} B  {name}"
+
+
+def _sureness(rules: Rules) -> str:
+    parts = [f"temperature {rules.temperature:.4g}"]
+    if rules.thresholds is not None:
+        parts.append(f"scores from {min(rules.thresholds):.3f} to {max(rules.thresholds):.3f} up")
+    if rules.max_distance is not None:
+        parts.append(f"distance up to {rules.max_distance:.3f}")
+    return ", ".join(parts)
 
 
 def _rule_lines(judge: Judge) -> Iterator[str]:

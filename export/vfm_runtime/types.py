@@ -122,16 +122,17 @@ class Prediction:
         kept = order[self.scores[order] >= least]
         return [(self.labels[index], float(self.scores[index])) for index in kept]
 
-    def to_dict(self, k: int = 5) -> dict[str, Any]:
+    def to_dict(self, k: int = 5, threshold: float | None = None) -> dict[str, Any]:
         """Return the answer as plain values that JSON can hold.
 
         Args:
             k: How many classes to list under `top`.
+            threshold: Of `labels`, where several classes may apply, as for `applying`.
         """
         top = [{"label": label, "score": score} for label, score in self.top(k)]
         answer: dict[str, Any] = {"label": self.label, "score": self.score, "top": top}
         if self.multilabel:
-            answer["labels"] = [label for label, _ in self.applying()]
+            answer["labels"] = [label for label, _ in self.applying(threshold)]
         if self.distance is not None:
             answer["distance"] = self.distance
         # Only where the bundle can be unsure; its absence is no promise.

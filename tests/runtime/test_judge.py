@@ -282,7 +282,7 @@ def test_predict_in_the_shell(deepfake, model, clip, tmp_path, capsys):
         assert line == f"{name}: {verdict.headline}. {verdict.explanation}"
     assert lines[0].startswith(f"{folder / 'blank.png'}: undecided (no_face). No face was found")
     drawn = sorted(path.name for path in (tmp_path / "out").rglob("*.png"))
-    assert drawn == ["blank.png", "clip.mp4.png", "clip.png"]
+    assert drawn == ["blank.png.png", "clip.mp4.png", "clip.png.png"]
     one = ["predict", str(deepfake), str(names[1]), "--device", "cpu", "--json"]
     assert main(one) == 0
     row = json.loads(capsys.readouterr().out)

@@ -220,4 +220,23 @@ def test_the_command_shows_each_head(folder, capsys):
     assert set(heads) == {"animal", "traits"}
     assert heads["animal"]["label"] in toy.LABELS
     assert main(["info", str(folder)]) == 0
-    assert "precision  int8 (the bundle has fp32, int8)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "precision  int8 (the bundle has fp32, int8)" in out
+    assert "head       animal: classification, 3 labels" in out
+    assert "sure       temperature 1, scores from 0.000 to 0.900 up, distance up to 10.000" in out
+    assert "head       traits: multilabel, 2 labels" in out
+
+
+def test_a_threshold_holds_for_several_labels(folder, bundle, several, capsys):
+    image = str(folder / "golden" / "000.png")
+    words = ["predict", str(folder), image, "--precision", "fp32", "--json", "--threshold"]
+    for threshold in (0.0, 1.0):
+        assert main([*words, str(threshold)]) == 0
+        row = json.loads(capsys.readouterr().out)["heads"]["traits"]
+        assert len(row["labels"]) == (2 if threshold == 0 else 0)
+    assert main(["predict", str(bundle), image, "--threshold", "0.9"]) == 2
+    assert "answers with one label: --threshold is for boxes" in capsys.readouterr().err
+    assert main(["predict", str(folder), image, "--draw", "x"]) == 2
+    assert (
+        "has several heads: only boxes and heatmaps of one can be drawn" in capsys.readouterr().err
+    )

@@ -45,6 +45,10 @@ async def docs() -> Response:
 @router.get("/static/{file}", **openapi.STATIC)
 async def static(file: str) -> Response:
     """A file of the pages."""
+    if file.endswith(".html"):
+        raise ApiError(
+            404, "Pages have addresses of their own: / and /docs."
+        )  # and / may be left out
     return _file(file)
 
 

@@ -25,7 +25,6 @@ from vfm_runtime.server.errors import ApiError, json_response
 from vfm_runtime.server.repository import Served
 from vfm_runtime.server.service import Cost, Note, Service, service_of
 from vfm_runtime.server.settings import Settings
-from vfm_runtime.types import Prediction
 from vfm_runtime.verdict import FrameEvidence, Verdict
 from vfm_runtime.video import is_video
 
@@ -239,14 +238,7 @@ def _plain(answer: Answer, asked: _Asked) -> dict[str, Any]:
         return answer.to_dict()
     if isinstance(answer, Detections):
         return answer.to_dict(asked.threshold)
-    return _of_prediction(answer, asked)
-
-
-def _of_prediction(answer: Prediction, asked: _Asked) -> dict[str, Any]:
-    values = answer.to_dict(asked.top)
-    if answer.multilabel and asked.threshold is not None:
-        values["labels"] = [label for label, _ in answer.applying(asked.threshold)]
-    return values
+    return answer.to_dict(asked.top, asked.threshold)
 
 
 def _drawn(verdict: Verdict, source: Pixels | bytes) -> str:

@@ -72,7 +72,9 @@ def test_metrics(started, jpeg):
 
 
 def test_the_page(client):
-    for file in ("/", *(f"/static/{path.name}" for path in pages.FOLDER.glob("*"))):
+    parts = [path for path in pages.FOLDER.glob("*") if path.suffix != ".html"]
+    assert len(parts) > 4
+    for file in ("/", "/docs", *(f"/static/{path.name}" for path in parts)):
         assert client.get(file).status_code == 200, file
     assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
 
@@ -86,6 +88,7 @@ def test_files_beside_the_page(client, refused):
 def test_without_the_page(started, refused):
     client = started("toy", page=False)
     refused(client.get("/"), 404, "not_found")
+    refused(client.get("/static/index.html"), 404, "not_found")
     assert client.get("/docs").status_code == 200
 
 

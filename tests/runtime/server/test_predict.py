@@ -95,7 +95,7 @@ def test_the_threshold_of_several_labels():
 
     def labels(threshold):
         asked = predict._Asked(top=1, threshold=threshold, draw=False)
-        return predict._of_prediction(answer, asked)["labels"]
+        return predict._plain(answer, asked)["labels"]
 
     assert labels(None) == ["a"]
     assert labels(0.3) == ["a", "b"]
