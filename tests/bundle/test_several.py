@@ -21,6 +21,7 @@ def make(head=None, kind=ClassificationTask, seed=0, **changes):
 
 def refusal(*tasks):
     with pytest.raises(SeveralError) as caught:
+        # As many names as there are tasks, two or three.
         require_one_backbone(dict(zip(("one", "two", "three"), tasks, strict=False)))
     return str(caught.value)
 
