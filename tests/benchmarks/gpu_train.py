@@ -1,6 +1,6 @@
 """Training on a GPU: images/s and the share of its arithmetic (MFU) of ViT-S, B and L, bf16 and compiled.
 
-    python tests/benchmarks/gpu_train.py [--quick] [--cpu]
+    python tests/benchmarks/gpu_train.py [--quick] [--cpu] [--rounds N]
 
 Each case runs twice: on one batch from memory, and from JPEG files through the whole input pipeline. `ours` is the rate
 from files, `theirs` the rate from memory: the ratio is the share of the speed that the input pipeline leaves. `mfu`
@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the first case, one round")
     parser.add_argument("--cpu", action="store_true", help="a small model on the CPU")
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     if not on_gpu and not options.cpu:
@@ -62,7 +63,7 @@ def main() -> None:
     cases = CASES[: 1 if options.quick else None] if on_gpu else [("vit_tiny_patch16_224", 8, 3)]
     gpu = torch.cuda.get_device_name() if on_gpu else "CPU"
     peak = next((value for name, value in PEAKS.items() if name in gpu), None)
-    rounds = 1 if options.quick or not on_gpu else 5
+    rounds = 1 if options.quick or not on_gpu else options.rounds
     for model, batch, steps in cases:
         pairs = [
             (

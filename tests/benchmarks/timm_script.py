@@ -1,6 +1,6 @@
 """Whole trainings of vfm against timm's own training script, from JPEG files to the optimiser's step.
 
-    python tests/benchmarks/timm_script.py --timm-train PATH [--quick]
+    python tests/benchmarks/timm_script.py --timm-train PATH [--quick] [--rounds N]
 
 PATH is train.py of the repository huggingface/pytorch-image-models (it is not in timm's wheel). Both sides train the
 same model on the same generated JPEG files in the same precision and batch, with random crops and mirror images, AdamW
@@ -68,16 +68,24 @@ GPU = [
 ]
 
 
-def write_jpegs(root: Path, number: int) -> None:
+def write_jpegs(root: Path, number: int, distinct: int = 2048) -> None:
+    """Write `number` training files and a few to validate; beyond `distinct` they are links to earlier ones."""
     generator = np.random.default_rng(0)
+    written: list[Path] = []
     for i in range(number):
+        path = root / "train" / str(i % CLASSES) / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if i >= distinct:
+            path.hardlink_to(written[i % distinct])
+            continue
         small = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
         image = cv2.resize(small, (500, 375), interpolation=cv2.INTER_CUBIC)
-        for split in ("train", "validation"):
-            path = root / split / str(i % CLASSES) / f"{i}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if split == "train" or i < 2 * CLASSES:
-                cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        written.append(path)
+    for path in written[: 2 * CLASSES]:
+        held_out = root / "validation" / path.relative_to(root / "train")
+        held_out.parent.mkdir(parents=True, exist_ok=True)
+        held_out.hardlink_to(path)
 
 
 def rate(command: list[str], mark: str, case: Case) -> float:
@@ -139,6 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--timm-train", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="a small case, one round")
+    parser.add_argument("--rounds", type=int, default=5, help="after one that is thrown away")
     options = parser.parse_args()
     if not options.timm_train.is_file():
         raise SystemExit(
@@ -158,7 +167,7 @@ def main() -> None:
                 lambda case=case, root=root, out=out: theirs(
                     root, case, workers, out, options.timm_train
                 ),
-                1 if options.quick else 5,
+                1 if options.quick else options.rounds,
             )
         name = f"training against timm's script, {case.model}, {case.size} px, batch {case.batch}, {case.precision}"
         report(name, first, second, "images/s", quotient)
