@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 
 import vfm
 from tests.tasks.tiny import LABELS, VIT, Steep, fit, require_equal, shapes, stored, trainer, vit
@@ -254,6 +255,26 @@ def test_gradients_are_clipped(
     changes = {"limit_train_batches": 2, "limit_val_batches": 0, "enable_checkpointing": False}
     fit(tmp_path, task, callbacks=[norms], gradient_clip_val=trainers, **changes)
     assert norms.values == pytest.approx([expected] * 2, rel=1e-3)
+
+
+SCALED = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=4.0))
+"""What Lightning gives by the name of 16-mixed to GPUs alone."""
+
+
+@pytest.mark.parametrize(
+    ("precision", "fused"),
+    [({"precision": "bf16-mixed"}, True), ({"plugins": [SCALED]}, False)],
+    ids=["bf16-mixed", "16-mixed"],
+)
+def test_gradients_are_clipped_in_mixed_precision(
+    tmp_path: Path, precision: dict[str, Any], fused: bool
+) -> None:
+    norms = Norms()
+    task = Steep("test_efficientnet", pretrained=False, image_size=32, optim=Optim(clip=0.25))
+    changes = {"limit_train_batches": 2, "limit_val_batches": 0, "enable_checkpointing": False}
+    made = fit(tmp_path, task, callbacks=[norms], **precision, **changes)
+    assert norms.values == pytest.approx([0.25] * 2, rel=1e-3)
+    assert made.optimizers[0].defaults["fused"] is fused
 
 
 def test_gradients_are_left_alone_on_request(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from vfm.tasks.checkpoint import (
 )
 from vfm.tasks.effects import without_effect
 from vfm.tasks.nonfinite import require_finite
-from vfm.tasks.optim import Optim, count_steps, optimizer, schedule
+from vfm.tasks.optim import Optim, clip_gradients, configure
 from vfm.types import Batch, Features, Raw
 
 
@@ -332,10 +332,8 @@ class BaseTask(Component, L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """AdamW, and a learning rate that changes with every step."""
-        adamw = optimizer(self.backbone.model, self.head, self.optim)
-        num_steps = count_steps(self.trainer, len(self._datamodule().train_dataloader()))
-        rates = schedule(adamw, num_steps, self.optim)
-        return {"optimizer": adamw, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+        num_batches = len(self._datamodule().train_dataloader())
+        return configure(self.trainer, self.backbone.model, self.head, self.optim, num_batches)
 
     def configure_gradient_clipping(
         self,
@@ -345,7 +343,7 @@ class BaseTask(Component, L.LightningModule, ABC):
     ) -> None:
         """Clip as the Trainer says, or else as `optim.clip` does."""
         value = self.optim.clip if gradient_clip_val is None else gradient_clip_val
-        self.clip_gradients(optimizer, value, gradient_clip_algorithm or "norm")
+        clip_gradients(self.trainer, optimizer, value, gradient_clip_algorithm)
 
     def configure_callbacks(self) -> list[Callback]:
         """What every run gets; a callback of the same kind that the user set up takes the place of ours."""

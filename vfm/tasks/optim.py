@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from timm import optim as timm_optim
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -76,13 +78,51 @@ class Optim:
                 )
 
 
-def optimizer(backbone: Any, head: nn.Module, optim: Optim) -> torch.optim.AdamW:
+def configure(
+    trainer: Trainer, backbone: Any, head: nn.Module, optim: Optim, num_batches: int
+) -> dict[str, Any]:
+    """AdamW, and a learning rate that changes with every step, as Lightning asks for them.
+
+    Args:
+        trainer: Of the run.
+        backbone: A timm model.
+        head: Any module.
+        optim: Settings of both.
+        num_batches: Of an epoch.
+    """
+    # Lightning's GradScaler has to divide the gradients before they are clipped; a fused step would do it after.
+    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+    adamw = optimizer(backbone, head, optim, fused=not scaled)
+    rates = schedule(adamw, count_steps(trainer, num_batches), optim)
+    return {"optimizer": adamw, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+
+
+def clip_gradients(
+    trainer: Trainer, adamw: torch.optim.Optimizer, value: float | None, algorithm: str | None
+) -> None:
+    """Clip gradients, those of a fused optimiser too.
+
+    Args:
+        trainer: Of the run.
+        adamw: Of `configure`.
+        value: Largest norm of all together, or largest size of each; None leaves them.
+        algorithm: `norm` or `value`; None for the norm.
+    """
+    kind = GradClipAlgorithmType(algorithm or "norm")
+    # Past a check of the mixed precision, which refuses a fused optimiser where no GradScaler is at work either.
+    Precision.clip_gradients(trainer.precision_plugin, adamw, value or 0.0, kind)
+
+
+def optimizer(
+    backbone: Any, head: nn.Module, optim: Optim, *, fused: bool = True
+) -> torch.optim.AdamW:
     """AdamW over all trainable weights, decayed ones apart from the others.
 
     Args:
         backbone: A timm model.
         head: Any module.
         optim: Its settings.
+        fused: One pass over the memory in place of many, on the CPU too.
     """
     parts = {
         BACKBONE: (_backbone_groups(backbone, optim), optim.backbone_factor),
@@ -96,8 +136,7 @@ def optimizer(backbone: Any, head: nn.Module, optim: Optim) -> torch.optim.AdamW
                 # timm's own optimisers would multiply it in; a schedule of Lightning only scales what is here.
                 rate = highest * factor * group.pop("lr_scale", 1.0)
                 groups.append({**group, "lr": rate, "part": part})
-    on_gpu = all(p.is_cuda for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=highest, betas=optim.betas, fused=on_gpu)
+    return torch.optim.AdamW(groups, lr=highest, betas=optim.betas, fused=fused)
 
 
 def _backbone_groups(backbone: Any, optim: Optim) -> list[dict[str, Any]]:
