@@ -277,6 +277,17 @@ def test_gradients_are_clipped_in_mixed_precision(
     assert made.optimizers[0].defaults["fused"] is fused
 
 
+class OwnFused(ClassificationTask):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), fused=True)
+
+
+def test_scaled_gradients_of_a_fused_optimiser_are_not_clipped_wrongly(tmp_path: Path) -> None:
+    task = OwnFused("test_efficientnet", pretrained=False, image_size=32)
+    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+        fit(tmp_path, task, plugins=[SCALED])
+
+
 def test_gradients_are_left_alone_on_request(tmp_path: Path) -> None:
     norms = Norms()
     task = Steep("test_efficientnet", pretrained=False, image_size=32, optim=Optim(clip=None))

@@ -90,9 +90,8 @@ def configure(
         optim: Settings of both.
         num_batches: Of an epoch.
     """
-    # Lightning's GradScaler has to divide the gradients before they are clipped; a fused step would do it after.
-    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-    adamw = optimizer(backbone, head, optim, fused=not scaled)
+    # A GradScaler has to divide the gradients before they are clipped; a fused step would do it after.
+    adamw = optimizer(backbone, head, optim, fused=not _has_scaler(trainer))
     rates = schedule(adamw, count_steps(trainer, num_batches), optim)
     return {"optimizer": adamw, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
@@ -109,8 +108,15 @@ def clip_gradients(
         algorithm: `norm` or `value`; None for the norm.
     """
     kind = GradClipAlgorithmType(algorithm or "norm")
-    # Past a check of the mixed precision, which refuses a fused optimiser where no GradScaler is at work either.
-    Precision.clip_gradients(trainer.precision_plugin, adamw, value or 0.0, kind)
+    plugin = trainer.precision_plugin
+    if _has_scaler(trainer):
+        plugin.clip_gradients(adamw, value or 0.0, kind)
+    else:  # the mixed precision's own method refuses a fused optimiser here too, without need
+        Precision.clip_gradients(plugin, adamw, value or 0.0, kind)
+
+
+def _has_scaler(trainer: Trainer) -> bool:
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
 def optimizer(
