@@ -257,13 +257,14 @@ def test_gradients_are_clipped(
     assert norms.values == pytest.approx([expected] * 2, rel=1e-3)
 
 
-SCALED = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=4.0))
-"""What Lightning gives by the name of 16-mixed to GPUs alone."""
+def scaled() -> MixedPrecision:
+    """What Lightning gives by the name of 16-mixed to GPUs alone."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=4.0))
 
 
 @pytest.mark.parametrize(
     ("precision", "fused"),
-    [({"precision": "bf16-mixed"}, True), ({"plugins": [SCALED]}, False)],
+    [({"precision": "bf16-mixed"}, True), ({"plugins": [scaled()]}, False)],
     ids=["bf16-mixed", "16-mixed"],
 )
 def test_gradients_are_clipped_in_mixed_precision(
@@ -285,7 +286,7 @@ class OwnFused(ClassificationTask):
 def test_scaled_gradients_of_a_fused_optimiser_are_not_clipped_wrongly(tmp_path: Path) -> None:
     task = OwnFused("test_efficientnet", pretrained=False, image_size=32)
     with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
-        fit(tmp_path, task, plugins=[SCALED])
+        fit(tmp_path, task, plugins=[scaled()])
 
 
 def test_gradients_are_left_alone_on_request(tmp_path: Path) -> None:

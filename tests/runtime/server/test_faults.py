@@ -298,7 +298,7 @@ def test_counts_that_have_no_room(tmp_path, monkeypatch, caplog):
 
 @pytest.fixture
 def full_disk(tmp_path):
-    """A file system of one MiB; only root can make one."""
+    """A file system of 16 MiB; only root can make one."""
     place = tmp_path / "small"
     place.mkdir()
     made = subprocess.run(
