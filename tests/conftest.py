@@ -61,7 +61,7 @@ def paths(photos):
 def make_task(name, paths, **arguments):
     """A task with random weights whose answers differ from photo to photo."""
     import torch
-    from vfm_runtime.image import open_image
+    from vfm_runtime.media.image import open_image
 
     from vfm.tasks import ClassificationTask
 
@@ -85,7 +85,7 @@ def make_task(name, paths, **arguments):
 @pytest.fixture(scope="session", params=MODELS)
 def exported(request, paths, tmp_path_factory):
     """A task and its bundle with onefile.onnx; tests must change neither."""
-    from vfm.bundle import export_task
+    from vfm.bundle.export import export_task
 
     task = make_task(request.param, paths, **MODELS[request.param])
     folder = tmp_path_factory.mktemp(request.param) / "bundle"

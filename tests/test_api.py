@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import vfm_runtime
 from PIL import Image
-from vfm_runtime.image import ImageError, open_image
+from vfm_runtime.media.image import ImageError, open_image
 
 import vfm
 from vfm.bundle import ExportError, ParityError

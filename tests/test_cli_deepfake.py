@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from vfm.cli import main
-from vfm.data.fakes.procedural import write_faces
+from vfm.deepfake.data.procedural import write_faces
 
 FIT = shlex.split(
     "--model DeepfakeTask --model.backbone test_vit --model.pretrained false --model.image_size 32 --data FakesData "

@@ -24,7 +24,7 @@ SERVER_MAY = {"fastapi", "starlette", "uvicorn", "prometheus_client", "python_mu
 # The only place that may import the package.
 ONLY = {
     "albumentations": "vfm/data/transforms.py",
-    "supervision": "vfm_runtime/detections.py",
+    "supervision": "vfm_runtime/tasks/detection.py",
 }
 
 
@@ -150,7 +150,7 @@ def test_a_breach_is_found(tmp_path, place, code, breach):
         ("vfm/data/transforms.py", "import albumentations"),
         ("vfm/__init__.py", "from vfm.api import load"),
         ("vfm_runtime/x.py", "import json, numpy, onnxruntime\nfrom PIL import Image"),
-        ("vfm_runtime/x.py", "from .types import Prediction\nimport vfm_runtime.model"),
+        ("vfm_runtime/x.py", "from .types import Prediction\nimport vfm_runtime.bundle.model"),
         ("vfm_runtime/server/x.py", "from fastapi import FastAPI\nimport uvicorn"),
     ],
 )

@@ -13,19 +13,19 @@ MOST_LINES = 400
 MOST_BYTES = 500_000
 PACKAGES = (ROOT / "vfm", ROOT / "export" / "vfm_runtime")
 # Weights of the face detector, which production needs without a download.
-VENDORED = {"export/vfm_runtime/faces/weights/onet.onnx"}
+VENDORED = {"export/vfm_runtime/deepfake/faces/weights/onet.onnx"}
 # What these say is for the user.
 SPEAKERS = (
     "vfm/cli/",
     "vfm/demo.py",
     "vfm/tune.py",
-    "vfm/bundle/write.py",
-    "vfm/data/fakes/extract.py",
-    "vfm/audit/calibrate.py",
-    "vfm/audit/doctor.py",
-    "vfm/audit/robustness.py",
+    "vfm/bundle/export.py",
+    "vfm/deepfake/data/extract.py",
+    "vfm/deepfake/calibrate.py",
+    "vfm/deepfake/shortcuts/command.py",
+    "vfm/deepfake/robustness/command.py",
     "export/vfm_runtime/cli.py",
-    "export/vfm_runtime/show.py",
+    "export/vfm_runtime/printing.py",
 )
 
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))

@@ -78,9 +78,9 @@ def built(tmp_path_factory):
 def bundle(paths, tmp_path_factory):
     """A small bundle, and torch's answers by file."""
     import torch
-    from vfm_runtime.image import open_image
+    from vfm_runtime.media.image import open_image
 
-    from vfm.bundle import export_task
+    from vfm.bundle.export import export_task
 
     task = make_task("test_vit", paths, image_size=48)
     folder = tmp_path_factory.mktemp("packaging") / "bundle"

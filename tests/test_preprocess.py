@@ -11,9 +11,9 @@ import skimage.data
 import torch
 from PIL import Image
 from timm.data import create_transform
-from vfm_runtime.contract import Contract
+from vfm_runtime.bundle.contract import Contract
 
-from vfm.bundle.to_onnx import write_preprocess
+from vfm.bundle.onnx_graphs import write_preprocess
 from vfm.preprocess import Preprocess
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

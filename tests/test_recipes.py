@@ -15,8 +15,8 @@ import yaml
 
 from tests.data.boxes_written import write
 from vfm.cli import main
-from vfm.data.fakes.procedural import write_faces
 from vfm.data.synthetic import write_image_folder
+from vfm.deepfake.data.procedural import write_faces
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = (

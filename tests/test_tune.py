@@ -10,7 +10,7 @@ import yaml
 
 from vfm.cli import main
 from vfm.data import FolderData
-from vfm.data.detect import SampledData, SourceError, data_of, draw
+from vfm.data.auto import SampledData, SourceError, data_of, draw
 from vfm.data.synthetic import write_image_folder
 
 TINY = ["--backbone", "test_vit", "--pretrained", "false", "--image_size", "32", "--fit", "squash"]

@@ -7,27 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vfm.api import Model, load
-    from vfm.bundle import export
+    from vfm.bundle.export import export
     from vfm.data import (
         DetectionData,
         DigitsData,
-        FakesData,
         FolderData,
         IdxData,
         ImageData,
         ShardData,
         SyntheticData,
-        SyntheticFakes,
         SyntheticScenes,
         TableData,
     )
-    from vfm.data.boxes.dataset import BoxAugment
+    from vfm.data.detection.dataset import BoxAugment
     from vfm.data.mixing import Mixing
+    from vfm.deepfake import (
+        DeepfakeHead,
+        DeepfakeLoss,
+        DeepfakeTask,
+        FakesData,
+        SyntheticFakes,
+    )
     from vfm.losses import (
         AsymmetricLoss,
         BinaryCrossEntropy,
         CrossEntropy,
-        DeepfakeLoss,
         DetectionLoss,
         FocalLoss,
         Loss,
@@ -36,7 +40,6 @@ if TYPE_CHECKING:
     from vfm.models.heads import (
         AttentionPoolHead,
         ClassificationHead,
-        DeepfakeHead,
         DetectionHead,
         Head,
         LinearHead,
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     )
     from vfm.preprocess import Preprocess
     from vfm.spec import Component
-    from vfm.tasks import BaseTask, ClassificationTask, DeepfakeTask, DetectionTask, Optim
+    from vfm.tasks import BaseTask, ClassificationTask, DetectionTask, Optim
     from vfm.types import FeatureInfo, Features, Raw
 
 __version__ = "0.1.0"
@@ -59,16 +62,16 @@ _HOME = {
     "ClassificationTask": "vfm.tasks",
     "Component": "vfm.spec",
     "CrossEntropy": "vfm.losses",
-    "BoxAugment": "vfm.data.boxes.dataset",
-    "DeepfakeHead": "vfm.models.heads",
-    "DeepfakeLoss": "vfm.losses",
-    "DeepfakeTask": "vfm.tasks",
+    "BoxAugment": "vfm.data.detection.dataset",
+    "DeepfakeHead": "vfm.deepfake",
+    "DeepfakeLoss": "vfm.deepfake",
+    "DeepfakeTask": "vfm.deepfake",
     "DetectionData": "vfm.data",
     "DetectionHead": "vfm.models.heads",
     "DetectionLoss": "vfm.losses",
     "DetectionTask": "vfm.tasks",
     "DigitsData": "vfm.data",
-    "FakesData": "vfm.data",
+    "FakesData": "vfm.deepfake",
     "FeatureInfo": "vfm.types",
     "Features": "vfm.types",
     "FocalLoss": "vfm.losses",
@@ -86,10 +89,10 @@ _HOME = {
     "Raw": "vfm.types",
     "ShardData": "vfm.data",
     "SyntheticData": "vfm.data",
-    "SyntheticFakes": "vfm.data",
+    "SyntheticFakes": "vfm.deepfake",
     "SyntheticScenes": "vfm.data",
     "TableData": "vfm.data",
-    "export": "vfm.bundle",
+    "export": "vfm.bundle.export",
     "load": "vfm.api",
 }
 

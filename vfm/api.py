@@ -10,11 +10,11 @@ import torch
 import vfm_runtime
 
 from vfm.bundle import Options, Parity
+from vfm.bundle.export import export_all
 from vfm.bundle.parity import choose_images
-from vfm.bundle.trained import trained_of
-from vfm.bundle.write import export_all
+from vfm.bundle.source import trained_of
 from vfm.tasks import BaseTask
-from vfm.tasks.model import TaskModel
+from vfm.tasks.predictor import TaskModel
 
 
 class Model(TaskModel):

@@ -21,14 +21,14 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from vfm.bundle import export
+from vfm.bundle.export import export
 from vfm.data import DigitsData
 from vfm.data.dataset import labels_of
 from vfm.report import Page, bars, confusion_matrix, contact_sheet, learning_curves
 from vfm.tasks import ClassificationTask, Optim
 from vfm.tasks.checkpoint import versions
-from vfm.tasks.quiet import quieten
-from vfm.tasks.results import RESULTS_FILE
+from vfm.tasks.classification.results import RESULTS_FILE
+from vfm.training.log_filters import quieten
 
 _NUM_SHOWN = 24
 _NUM_PARITY = 64

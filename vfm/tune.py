@@ -20,16 +20,16 @@ import yaml
 from numpy.typing import NDArray
 
 from vfm.data import ImageData
-from vfm.data.detect import SampledData, data_of
-from vfm.embed.run import features_of
+from vfm.data.auto import SampledData, data_of
 from vfm.metrics import classification_results, multilabel_results
 from vfm.metrics.knn import knn_scores
 from vfm.models.adapt import LEARNING_RATES, Adapt
 from vfm.models.adapters import merge
 from vfm.preprocess import Fit
 from vfm.tasks import ClassificationTask, Optim
-from vfm.tasks.memory import peak_memory, reset_peak_memory
-from vfm.tasks.quiet import quieten
+from vfm.training.features import features_of
+from vfm.training.log_filters import quieten
+from vfm.training.oom import peak_memory, reset_peak_memory
 
 _TRAINED: tuple[Adapt, ...] = ("linear", "ln", "lora", "full")
 # Seconds of a training step in forward passes: the backward pass costs two, less where weights are frozen.

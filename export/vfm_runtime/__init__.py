@@ -12,21 +12,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vfm_runtime.bundle import BundleError, read_bundle, sha256, write_manifest
-    from vfm_runtime.contract import Contract, ContractError
-    from vfm_runtime.decide import Decision
-    from vfm_runtime.detections import Detections
-    from vfm_runtime.drift import DriftAlert, DriftMonitor, DriftReport
-    from vfm_runtime.faces.crop import CropSpec
-    from vfm_runtime.image import IMAGE_SUFFIXES, ImageError, find_images, open_image
-    from vfm_runtime.judge import Judge
-    from vfm_runtime.model import Model, load
-    from vfm_runtime.predictor import Predictor
-    from vfm_runtime.providers import ProviderError
-    from vfm_runtime.sureness import Rules
-    from vfm_runtime.types import Prediction
-    from vfm_runtime.verdict import Reason, Verdict
-    from vfm_runtime.video import VideoError, find_videos, read_video
+    from vfm_runtime.bundle.contract import Contract, ContractError
+    from vfm_runtime.bundle.manifest import BundleError, read_bundle, sha256, write_manifest
+    from vfm_runtime.bundle.model import Model, load
+    from vfm_runtime.bundle.predictor import Predictor
+    from vfm_runtime.bundle.providers import ProviderError
+    from vfm_runtime.deepfake.decision import Decision
+    from vfm_runtime.deepfake.faces.crop import CropSpec
+    from vfm_runtime.deepfake.pipeline import Judge
+    from vfm_runtime.deepfake.verdict import Reason, Verdict
+    from vfm_runtime.drift.monitor import DriftAlert, DriftMonitor, DriftReport
+    from vfm_runtime.media.image import IMAGE_SUFFIXES, ImageError, find_images, open_image
+    from vfm_runtime.media.video import VideoError, find_videos, read_video
+    from vfm_runtime.tasks.classification import Prediction
+    from vfm_runtime.tasks.confidence import Rules
+    from vfm_runtime.tasks.detection import Detections
 
 __version__ = "0.1.0"
 
@@ -63,34 +63,34 @@ __all__ = [
 ]
 
 _HOME = {
-    "BundleError": "bundle",
-    "Contract": "contract",
-    "ContractError": "contract",
-    "CropSpec": "faces.crop",
-    "Decision": "decide",
-    "Detections": "detections",
-    "DriftAlert": "drift",
-    "DriftMonitor": "drift",
-    "DriftReport": "drift",
-    "IMAGE_SUFFIXES": "image",
-    "ImageError": "image",
-    "Judge": "judge",
-    "Model": "model",
-    "Prediction": "types",
-    "Predictor": "predictor",
-    "ProviderError": "providers",
-    "Reason": "verdict",
-    "Rules": "sureness",
-    "Verdict": "verdict",
-    "VideoError": "video",
-    "find_images": "image",
-    "find_videos": "video",
-    "load": "model",
-    "open_image": "image",
-    "read_bundle": "bundle",
-    "read_video": "video",
-    "sha256": "bundle",
-    "write_manifest": "bundle",
+    "BundleError": "bundle.manifest",
+    "Contract": "bundle.contract",
+    "ContractError": "bundle.contract",
+    "CropSpec": "deepfake.faces.crop",
+    "Decision": "deepfake.decision",
+    "Detections": "tasks.detection",
+    "DriftAlert": "drift.monitor",
+    "DriftMonitor": "drift.monitor",
+    "DriftReport": "drift.monitor",
+    "IMAGE_SUFFIXES": "media.image",
+    "ImageError": "media.image",
+    "Judge": "deepfake.pipeline",
+    "Model": "bundle.model",
+    "Prediction": "tasks.classification",
+    "Predictor": "bundle.predictor",
+    "ProviderError": "bundle.providers",
+    "Reason": "deepfake.verdict",
+    "Rules": "tasks.confidence",
+    "Verdict": "deepfake.verdict",
+    "VideoError": "media.video",
+    "find_images": "media.image",
+    "find_videos": "media.video",
+    "load": "bundle.model",
+    "open_image": "media.image",
+    "read_bundle": "bundle.manifest",
+    "read_video": "media.video",
+    "sha256": "bundle.manifest",
+    "write_manifest": "bundle.manifest",
 }
 
 

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vfm_runtime import __version__
-from vfm_runtime.bundle import BundleError
-from vfm_runtime.contract import DEEPFAKE, DETECTION, SEVERAL
-from vfm_runtime.detections import THRESHOLD
-from vfm_runtime.image import ImageError, find_images
-from vfm_runtime.model import Model, load
-from vfm_runtime.precision import PRECISIONS
-from vfm_runtime.providers import DEVICES, ProviderError
-from vfm_runtime.replay import replay
+from vfm_runtime.bundle.contract import DEEPFAKE, DETECTION, SEVERAL
+from vfm_runtime.bundle.golden import replay
+from vfm_runtime.bundle.manifest import BundleError
+from vfm_runtime.bundle.model import Model, load
+from vfm_runtime.bundle.precision import PRECISIONS
+from vfm_runtime.bundle.providers import DEVICES, ProviderError
+from vfm_runtime.media.image import ImageError, find_images
+from vfm_runtime.media.video import find_videos, is_video
+from vfm_runtime.printing import complain, info_lines, show
 from vfm_runtime.server.main import add_arguments, serve, settings_of
-from vfm_runtime.show import complain, info_lines, show
-from vfm_runtime.video import find_videos, is_video
+from vfm_runtime.tasks.detection import THRESHOLD
 
 OK, FAILED, MISUSED = 0, 1, 2
 """Exit codes: done; an image, a bundle or a check failed; the command was misused."""

@@ -28,7 +28,7 @@ from trainings import quiet, train
 from vfm import ClassificationTask, FolderData, IdxData, Optim
 from vfm.models.adapt import Adapt
 from vfm.models.adapters import merge
-from vfm.tasks.memory import peak_memory, reset_peak_memory
+from vfm.training.oom import peak_memory, reset_peak_memory
 
 FIRST = ("t-shirt", "trouser", "pullover", "sandal", "bag")
 SECOND = ("dress", "coat", "shirt", "sneaker", "boot")

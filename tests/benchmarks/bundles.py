@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from vfm import ClassificationTask
-from vfm.bundle import export_task
+from vfm.bundle.export import export_task
 from vfm.tasks.checkpoint import versions
 
 MODELS = {

@@ -17,7 +17,7 @@ from sides import report
 from torchmetrics.detection import MeanAveragePrecision
 
 from vfm.metrics.detection import Found, Truth
-from vfm.tasks.boxes import box_results
+from vfm.tasks.detection.results import box_results
 
 CLASSES, EACH, SIDE = 80, 100, 640
 

@@ -32,13 +32,13 @@ from trainings import quiet, train
 
 from vfm.data.base import ImageData
 from vfm.data.dataset import Record
-from vfm.data.fakes.base import FakeImages
-from vfm.data.fakes.dataset import collate_fakes
-from vfm.data.fakes.procedural import SyntheticFakes
-from vfm.losses.deepfake import DeepfakeLoss
+from vfm.deepfake.data.base import FakeImages
+from vfm.deepfake.data.dataset import collate_fakes
+from vfm.deepfake.data.procedural import SyntheticFakes
+from vfm.deepfake.loss import DeepfakeLoss
+from vfm.deepfake.task import DeepfakeTask
 from vfm.models.adapt import Adapt
 from vfm.tasks import BaseTask, ClassificationTask, Optim
-from vfm.tasks.deepfake import DeepfakeTask
 from vfm.types import Batch
 
 BACKBONE, SIDE, PERSONS, FRAMES = "test_efficientnet", 64, 128, 4

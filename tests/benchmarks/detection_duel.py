@@ -34,7 +34,7 @@ from trainings import WARM, Clock, quiet, train
 
 from vfm import DetectionData, DetectionHead, DetectionTask, Optim
 from vfm.metrics.detection import Found, ap50, ap50_samples, rankings
-from vfm.tasks.boxes import answer_of, truth_of
+from vfm.tasks.detection.results import answer_of, truth_of
 
 BACKBONE, SIDE, TILE, BATCH = "tf_efficientnet_lite0", 384, 400, 4
 TRAIN = "2019_YELL_2_528000_4978000_image_crop2"

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from sides import in_turns, report, seconds
 from torch import Tensor, nn
-from vfm_runtime.contract import MODEL_FILE, Contract
-from vfm_runtime.providers import open_session
+from vfm_runtime.bundle.contract import MODEL_FILE, Contract
+from vfm_runtime.bundle.providers import open_session
 
 from vfm import DetectionTask
-from vfm.bundle.to_onnx import write_model
+from vfm.bundle.onnx_graphs import write_model
 from vfm.tasks.checkpoint import versions
 
 THREADS = 2

@@ -23,14 +23,14 @@ import vfm_runtime
 from fashion_mnist import NAMES, RECIPES, lite0_weights, run
 from scenes import GROUNDS, ground, item, items_of, piece
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from vfm_runtime.agreement import overlap
+from vfm_runtime.bundle.compare import overlap
 
 import vfm
 from vfm.data import DetectionData
-from vfm.data.boxes.writing import Drawn, write_coco, write_voc, write_yolo
+from vfm.data.detection.writing import Drawn, write_coco, write_voc, write_yolo
 from vfm.metrics.detection import Found, coco_metrics
 from vfm.report import plots
-from vfm.tasks.boxes import truth_of
+from vfm.tasks.detection.results import truth_of
 
 SIDE, SIZES, MOST = 256, (40, 110), 6
 COUNTS = {"train": 1000, "val": 100, "test": 200}

@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader
 from trainings import WARM, Clock, quiet, synchronise, train
 
 from vfm import DetectionTask, Optim
-from vfm.data.boxes.data import BoxData
-from vfm.data.boxes.dataset import BoxAugment
-from vfm.data.boxes.scenes import draw_scene
+from vfm.data.detection.base import BoxData
+from vfm.data.detection.dataset import BoxAugment
+from vfm.data.detection.synthetic import draw_scene
 from vfm.types import Batch, Objects
 
 CLASSES, MOST = 10, 6

@@ -20,13 +20,13 @@ import numpy as np
 from PIL import Image
 from sides import report
 from skimage import data
-from vfm_runtime.faces import CropSpec, Mtcnn
-from vfm_runtime.faces.crop import crop_face, find_faces
-from vfm_runtime.video import read_video
+from vfm_runtime.deepfake.faces import CropSpec, Mtcnn
+from vfm_runtime.deepfake.faces.crop import crop_face, find_faces
+from vfm_runtime.media.video import read_video
 
-from vfm.data.fakes.crops import plan
-from vfm.data.fakes.extract import _cut_all
-from vfm.data.fakes.item import Item
+from vfm.deepfake.data.crops import plan
+from vfm.deepfake.data.extract import _cut_all
+from vfm.deepfake.data.record import Item
 
 WORKERS = 2
 GOAL = 15.0

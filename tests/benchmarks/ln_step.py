@@ -16,11 +16,11 @@ from lightning.pytorch import LightningDataModule
 from sides import in_turns, report
 from torch.utils.data import DataLoader
 from trainings import WARM, Clock, quiet, train
-from vfm_runtime.faces.crop import CropSpec
+from vfm_runtime.deepfake.faces.crop import CropSpec
 
-from vfm.data.fakes.base import FakeImages
+from vfm.deepfake.data.base import FakeImages
+from vfm.deepfake.task import DeepfakeTask
 from vfm.models.adapt import Adapt
-from vfm.tasks.deepfake import DeepfakeTask
 from vfm.types import Batch
 
 

@@ -18,7 +18,7 @@ from sides import report
 from trainings import OneBatch, quiet, train
 
 from vfm import ClassificationTask
-from vfm.tasks.memory import peak_memory, reset_peak_memory
+from vfm.training.oom import peak_memory, reset_peak_memory
 
 STEPS = 3
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
-from vfm_runtime.image import find_images, open_image
-from vfm_runtime.verdict import Verdict
+from vfm_runtime.deepfake.verdict import Verdict
+from vfm_runtime.media.image import find_images, open_image
 
 import vfm
 

@@ -21,10 +21,11 @@ import fashion_mnist
 import torch
 from bundles import MODELS, make_bundle, new_task, pixels_of
 from sides import in_turns, report, seconds
-from vfm_runtime import load, providers
-from vfm_runtime.contract import MODEL_FILE
+from vfm_runtime import load
+from vfm_runtime.bundle import providers
+from vfm_runtime.bundle.contract import MODEL_FILE
 
-from vfm.bundle.bits.int8 import write_int8
+from vfm.quantization.int8 import write_int8
 
 THREADS = 2
 

@@ -23,9 +23,9 @@ import torch
 
 import vfm
 from vfm import Preprocess
-from vfm.data.fakes.blend import self_blend
-from vfm.data.fakes.data import FakesData
-from vfm.data.fakes.procedural import SyntheticFakes, write_faces
+from vfm.deepfake.data.blend import self_blend
+from vfm.deepfake.data.data import FakesData
+from vfm.deepfake.data.procedural import SyntheticFakes, write_faces
 
 SIDE, GOAL = 256, 60
 PREPROCESS = Preprocess(size=(224, 224))

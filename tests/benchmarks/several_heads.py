@@ -17,11 +17,11 @@ import numpy as np
 import onnxruntime
 import torch
 from sides import in_turns, report, seconds
-from vfm_runtime.contract import SEVERAL, Contract
+from vfm_runtime.bundle.contract import SEVERAL, Contract
 
 from vfm import ClassificationTask
-from vfm.bundle.several import require_one_backbone
-from vfm.bundle.to_onnx import write_several
+from vfm.bundle.multi_head import require_one_backbone
+from vfm.bundle.onnx_graphs import write_several
 from vfm.models.heads import ClassificationHead, LinearHead, MLPHead
 
 THREADS = 2

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from trainings import WARM, Clock, OneBatch, quiet, synchronise, train
 
 from vfm import ClassificationTask
-from vfm.tasks.optim import Optim, learning_rate_factor, optimizer
+from vfm.training.optim import Optim, learning_rate_factor, optimizer
 from vfm.types import Batch
 
 LABELS = 10

@@ -59,10 +59,10 @@ def clip(path: Path, seconds: float) -> None:
 def bundle(folder: Path, backbone: str) -> Path:
     """A bundle of an untrained task."""
     import torch
-    from vfm_runtime.faces.crop import CropSpec
+    from vfm_runtime.deepfake.faces.crop import CropSpec
 
-    from vfm.bundle import export_task
-    from vfm.tasks.deepfake import DeepfakeTask
+    from vfm.bundle.export import export_task
+    from vfm.deepfake.task import DeepfakeTask
 
     torch.manual_seed(0)
     task = DeepfakeTask(backbone, pretrained=False)
@@ -79,8 +79,8 @@ def bundle(folder: Path, backbone: str) -> Path:
 @contextmanager
 def timed(clock: Counter[str]) -> Iterator[None]:
     """Add up the seconds of the parts of a verdict while it is made."""
-    from vfm_runtime import judge
-    from vfm_runtime.model import Model
+    from vfm_runtime.bundle.model import Model
+    from vfm_runtime.deepfake import pipeline
 
     def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -93,8 +93,8 @@ def timed(clock: Counter[str]) -> Iterator[None]:
         return run
 
     with (
-        patch.object(judge, "read_video", watched("decode", judge.read_video)),
-        patch.object(judge, "cut", watched("faces", judge.cut)),
+        patch.object(pipeline, "read_video", watched("decode", pipeline.read_video)),
+        patch.object(pipeline, "cut", watched("faces", pipeline.cut)),
         patch.object(Model, "run", watched("model", Model.run)),
     ):
         yield

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from vfm_runtime.contract import Contract
-from vfm_runtime.sureness import Rules
+from vfm_runtime.bundle.contract import Contract
+from vfm_runtime.tasks.confidence import Rules
 
 from tests.tasks.tiny import shapes, vit
 from vfm.bundle.calibration import CalibrationError, calibration, tempered
 from vfm.bundle.images import Images, Source, open_images
-from vfm.bundle.to_onnx import Answers
+from vfm.bundle.onnx_graphs import Answers
 from vfm.bundle.validation import BoxValidation, FakeValidation, LabelValidation
 from vfm.data import SyntheticScenes
 from vfm.data.dataset import Record

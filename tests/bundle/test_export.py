@@ -10,11 +10,12 @@ import onnxruntime
 import pytest
 import torch
 import vfm_runtime
-from vfm_runtime.bundle import sha256
-from vfm_runtime.contract import Contract
+from vfm_runtime.bundle.contract import Contract
+from vfm_runtime.bundle.manifest import sha256
 
 from tests.conftest import LABELS
-from vfm.bundle import ExportError, Parity, ParityError, export, export_task, to_onnx, write
+from vfm.bundle import ExportError, Parity, ParityError, onnx_graphs
+from vfm.bundle.export import export, export_task
 from vfm.cli import main
 
 ORIGIN = {"versions": {}, "seed": 0, "data": None, "weights": None}
@@ -54,7 +55,7 @@ def quick(exported, monkeypatch):
         for name in ("preprocess.onnx", "model.onnx"):
             shutil.copy(exported.folder / name, folder / name)
 
-    monkeypatch.setattr(write, "_write_graphs", copy)
+    monkeypatch.setattr("vfm.bundle.export._write_graphs", copy)
     return exported
 
 
@@ -118,7 +119,7 @@ def test_card_has_the_results(exported):
 def test_newer_opset(exported, tmp_path):
     path = tmp_path / "model.onnx"
     contract = vfm_runtime.load(exported.folder, device="cpu").contract
-    to_onnx.write_model(path, contract, exported.task, 23)
+    onnx_graphs.write_model(path, contract, exported.task, 23)
     assert opset(path) == 23
     pixels = pixels_of(exported.task, 3)
     scores = session(path).run(None, {"pixels": pixels})[0]
@@ -134,7 +135,7 @@ def test_unknown_opset_is_refused(quick, paths, tmp_path, opset):
 
 @one_model
 def test_large_weights_go_to_their_own_file(exported, paths, tmp_path, monkeypatch):
-    monkeypatch.setattr(to_onnx, "MAX_PROTOBUF", 1000)
+    monkeypatch.setattr("vfm.bundle.onnx_graphs.MAX_PROTOBUF", 1000)
     folder = tmp_path / "bundle"
     export_task(exported.task, paths, folder, origin=ORIGIN, results={})
     weights = sum(p.numel() * 4 for p in exported.task.parameters())
@@ -154,7 +155,7 @@ def test_large_weights_do_not_go_into_one_file(exported, paths, tmp_path, monkey
     def outgrown(path, *_, **__):
         path.with_name("model.onnx.data").touch()
 
-    monkeypatch.setattr(write, "write_several", outgrown)
+    monkeypatch.setattr("vfm.bundle.export.write_several", outgrown)
     with pytest.raises(ExportError, match="--one_file cannot hold"):
         export_task(exported.task, paths, tmp_path / "b", origin=ORIGIN, results={}, one_file=True)
     assert list(tmp_path.iterdir()) == []

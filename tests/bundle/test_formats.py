@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import torch
 import vfm_runtime
-from vfm_runtime.bundle import sha256
+from vfm_runtime.bundle.manifest import sha256
 from vfm_runtime.cli import main as runtime_main
 
 import vfm
 from tests.bundle.test_export import ORIGIN
 from tests.tasks.tiny import fit, shapes, vit
-from vfm.bundle import ExportError, export_task, precisions
-from vfm.bundle.bits.budget import BudgetError
-from vfm.bundle.measure import Measure
+from vfm.bundle import ExportError, precisions
+from vfm.bundle.accuracy import Measure
+from vfm.bundle.export import export_task
 from vfm.bundle.validation import validation
 from vfm.cli import main
 from vfm.data import FolderData
 from vfm.data.synthetic import write_image_folder
+from vfm.quantization.search import BudgetError
 from vfm.tasks import BaseTask
 
 pytestmark = pytest.mark.slow
@@ -209,8 +210,8 @@ def test_triton_is_looked_at_before_any_work(root, checkpoint, tmp_path, capsys)
 
 
 def test_the_reference_is_that_of_a_head_that_pools(root, heads):
-    from vfm.bundle.fit import placing_head
-    from vfm.bundle.trained import Trained
+    from vfm.bundle.contract import placing_head
+    from vfm.bundle.source import Trained
     from vfm.models.heads import AttentionPoolHead
 
     pools = Trained(BaseTask.load(heads[0]), {}, {})
@@ -282,7 +283,7 @@ def test_checkpoints_that_do_not_go_together(heads, checkpoint, root, tmp_path, 
 
 def test_ranges_come_from_training_images(root, checkpoint, monkeypatch, caplog):
     from vfm.bundle.options import Options
-    from vfm.bundle.trained import trained_of
+    from vfm.bundle.source import trained_of
 
     task = BaseTask.load(checkpoint)
     one = trained_of(task, checkpoint, Options(int8=True))

@@ -11,17 +11,18 @@ import onnxruntime
 import pytest
 import torch
 import vfm_runtime
+from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.cli import main as runtime_main
-from vfm_runtime.contract import Contract
-from vfm_runtime.image import open_image
+from vfm_runtime.media.image import open_image
 
 from tests.bundle.test_export import ORIGIN, one_model, save_checkpoint
 from tests.conftest import LABELS
-from vfm.bundle import Parity, ParityError, export_task, to_onnx, write
+from vfm.bundle import Parity, ParityError, onnx_graphs
+from vfm.bundle.export import export_task
 from vfm.bundle.parity import ImageParity, choose_images, compare
 from vfm.cli import main
 from vfm.preprocess import Preprocess
-from vfm.tasks.model import TaskModel
+from vfm.tasks.predictor import TaskModel
 
 
 def torch_scores(task, path):
@@ -83,7 +84,7 @@ def test_preprocess_graph_gives_the_same_pixels(exported, paths, tmp_path, fit, 
         license=None,
         versions={},
     )
-    to_onnx.write_preprocess(tmp_path / "p.onnx", contract, way, 20)
+    onnx_graphs.write_preprocess(tmp_path / "p.onnx", contract, way, 20)
     session = onnxruntime.InferenceSession(
         str(tmp_path / "p.onnx"), providers=["CPUExecutionProvider"]
     )
@@ -117,7 +118,7 @@ def tampered(exported, monkeypatch, change):
             shutil.copy(exported.folder / name, folder / name)
         change(tasks[""])
 
-    monkeypatch.setattr(write, "_write_graphs", write_graphs)
+    monkeypatch.setattr("vfm.bundle.export._write_graphs", write_graphs)
 
 
 def prefer_first(task):

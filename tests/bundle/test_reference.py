@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from vfm_runtime.contract import Contract
-from vfm_runtime.drift import DriftMonitor
-from vfm_runtime.reference import DriftReference
-from vfm_runtime.sureness import Rules
+from vfm_runtime.bundle.contract import Contract
+from vfm_runtime.drift.monitor import DriftMonitor
+from vfm_runtime.drift.reference import DriftReference
+from vfm_runtime.tasks.confidence import Rules
 
 from tests.tasks.tiny import fit, vit
 from vfm.bundle.images import Source, open_images
-from vfm.bundle.reference import (
+from vfm.bundle.onnx_graphs import Answers
+from vfm.bundle.ood import (
     Reference,
     ReferenceFitError,
     distance_limit,
@@ -26,8 +27,7 @@ from vfm.bundle.reference import (
     place,
     places,
 )
-from vfm.bundle.reference_graph import ReferenceOutputs
-from vfm.bundle.to_onnx import Answers
+from vfm.bundle.ood_graph import ReferenceOutputs
 from vfm.bundle.validation import validation
 from vfm.data import FolderData
 from vfm.data.synthetic import write_image_folder

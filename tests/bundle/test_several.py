@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tests.tasks.tiny import VIT
-from vfm.bundle.several import SeveralError, checkpoints_of, names_of, require_one_backbone
+from vfm.bundle.multi_head import SeveralError, checkpoints_of, names_of, require_one_backbone
+from vfm.deepfake import DeepfakeHead, DeepfakeTask
 from vfm.models.adapt import AdaptOptions
-from vfm.models.heads import AttentionPoolHead, DeepfakeHead, DetectionHead, MLPHead
-from vfm.tasks import ClassificationTask, DeepfakeTask, DetectionTask
+from vfm.models.heads import AttentionPoolHead, DetectionHead, MLPHead
+from vfm.tasks import ClassificationTask, DetectionTask
 
 
 def make(head=None, kind=ClassificationTask, seed=0, **changes):

@@ -9,13 +9,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from vfm_runtime.contract import SEVERAL, Contract
+from vfm_runtime.bundle.contract import SEVERAL, Contract
 
 from tests.conftest import DAVIT
 from tests.tasks.tiny import VIT
 from vfm.bundle.errors import ExportError
-from vfm.bundle.reference_graph import ReferenceOutputs
-from vfm.bundle.to_onnx import OPSETS, Answers, write_model, write_several
+from vfm.bundle.onnx_graphs import OPSETS, Answers, write_model, write_several
+from vfm.bundle.ood_graph import ReferenceOutputs
 from vfm.models.adapters import has_adapters
 from vfm.models.heads import AttentionPoolHead, DetectionHead, MLPHead
 from vfm.models.heads.head import Head

@@ -11,16 +11,17 @@ import pytest
 import torch
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
-from vfm_runtime.bundle import write_manifest
-from vfm_runtime.contract import SEVERAL, Contract
-from vfm_runtime.decide import Decision
-from vfm_runtime.faces.crop import CropSpec
+from vfm_runtime.bundle.contract import SEVERAL, Contract
+from vfm_runtime.bundle.manifest import write_manifest
+from vfm_runtime.deepfake.decision import Decision
+from vfm_runtime.deepfake.faces.crop import CropSpec
 
 from tests.tasks.tiny import VIT
-from vfm.bundle import to_onnx
+from vfm.bundle import onnx_graphs
 from vfm.bundle.triton import TritonError, write_triton
-from vfm.models.heads import DeepfakeHead, DetectionHead, MLPHead
-from vfm.tasks import ClassificationTask, DeepfakeTask, DetectionTask
+from vfm.deepfake import DeepfakeHead, DeepfakeTask
+from vfm.models.heads import DetectionHead, MLPHead
+from vfm.tasks import ClassificationTask, DetectionTask
 
 CPU = ["CPUExecutionProvider"]
 LABELS = ("ant", "bee\nand wasp", "Käfer")
@@ -65,8 +66,8 @@ def bundle_of(tasks, folder, **said):
         **said,
     )
     folder.mkdir()
-    to_onnx.write_preprocess(folder / "preprocess.onnx", contract, one.preprocess, 20)
-    to_onnx.write_several(folder / "model.onnx", contract, tasks, 20)
+    onnx_graphs.write_preprocess(folder / "preprocess.onnx", contract, one.preprocess, 20)
+    onnx_graphs.write_several(folder / "model.onnx", contract, tasks, 20)
     write_manifest(folder, contract)
     return contract
 

@@ -10,21 +10,22 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from vfm_runtime.image import open_image
+from vfm_runtime.media.image import open_image
 
 from tests.data.boxes_written import write
 from tests.tasks.tiny import VIT, fit, shapes, trainer, vit
 from vfm.bundle.images import ValidationError
 from vfm.bundle.validation import validation
-from vfm.data import DetectionData, FakesData, FolderData, SyntheticData, TableData
-from vfm.data.boxes.dataset import BoxAugment
-from vfm.data.fakes.procedural import write_faces
+from vfm.data import DetectionData, FolderData, SyntheticData, TableData
+from vfm.data.detection.dataset import BoxAugment
 from vfm.data.synthetic import write_image_folder
+from vfm.deepfake import DeepfakeTask, FakesData
+from vfm.deepfake.data.procedural import write_faces
 from vfm.models.heads import DetectionHead
-from vfm.tasks import BaseTask, DeepfakeTask, DetectionTask, Optim
+from vfm.tasks import BaseTask, DetectionTask, Optim
 from vfm.tasks.checkpoint import CheckpointError
 from vfm.tasks.labels import LabelError
-from vfm.tasks.model import TaskModel
+from vfm.tasks.predictor import TaskModel
 
 SIDE = 48
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vfm.data import SyntheticScenes
-from vfm.data.boxes.writing import Drawn, write_coco, write_table, write_voc, write_yolo
+from vfm.data.detection.writing import Drawn, write_coco, write_table, write_voc, write_yolo
 
 WRITERS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc, "csv": write_table}
 LABELS = ["class_0", "class_1", "class_2"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
-from vfm_runtime.image import ImageError, open_image
+from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.data.decode import Source
 

@@ -8,14 +8,14 @@ import yaml
 
 from tests.data.boxes_written import LABELS, WRITERS, drawn, write
 from vfm.data import DetectionData
-from vfm.data.boxes.dataset import collate_boxes
-from vfm.data.boxes.scene import Annotation
-from vfm.data.boxes.tiles import tiles
-from vfm.data.boxes.writing import Drawn
 from vfm.data.dataset import Record
+from vfm.data.detection.annotation import Annotation
+from vfm.data.detection.dataset import collate_boxes
+from vfm.data.detection.tiles import tiles
+from vfm.data.detection.writing import Drawn
 from vfm.metrics.detection import Found
 from vfm.preprocess import Preprocess
-from vfm.tasks.boxes import answer_of, truth_of
+from vfm.tasks.detection.results import answer_of, truth_of
 
 PREPROCESS = Preprocess(size=(64, 64), fit="squash")
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
-from vfm_runtime.image import open_image
+from vfm_runtime.media.image import open_image
 
 from vfm.data import ShardData
 from vfm.data.loader import Position
-from vfm.data.packed import ShardError, list_shard
 from vfm.data.shards import ShardStream, expand
+from vfm.data.tar import ShardError, list_shard
 from vfm.preprocess import Preprocess
 
 COUNTS = (7, 5, 11)

@@ -7,20 +7,20 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
-from vfm_runtime.decide import Decision
-from vfm_runtime.image import open_image
+from vfm_runtime.deepfake.decision import Decision
+from vfm_runtime.media.image import open_image
 
 from tests.conftest import MODELS, make_task
 from tests.runtime import toy
 from tests.tasks.tiny import trainer
-from vfm.bundle import export, export_task
-from vfm.data.fakes.data import FakesData
-from vfm.data.fakes.procedural import write_faces
+from vfm.bundle.export import export, export_task
+from vfm.deepfake.data.data import FakesData
+from vfm.deepfake.data.procedural import write_faces
+from vfm.deepfake.head import DeepfakeHead
+from vfm.deepfake.results import OPERATING_POINT
+from vfm.deepfake.task import DeepfakeTask
 from vfm.models.heads import DetectionHead
-from vfm.models.heads.deepfake import DeepfakeHead
 from vfm.tasks import DetectionTask, Optim
-from vfm.tasks.deepfake import DeepfakeTask
-from vfm.tasks.fake_results import OPERATING_POINT
 
 KINDS = ("classification", "multilabel", "detection", "deepfake")
 ORIGIN = {"versions": {}, "seed": 0, "data": None, "weights": None}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 from skimage import data
-from vfm_runtime.image import open_image
+from vfm_runtime.media.image import open_image
 
 from tests.examples import bundles
 from tests.examples.conftest import run

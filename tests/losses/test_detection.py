@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vfm.losses import DetectionLoss
-from vfm.losses.boxes import corners, overlaps
+from vfm.losses.iou import corners, overlaps
 from vfm.losses.matching import Costs, _costs, match
 from vfm.types import Objects
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from vfm_runtime.agreement import overlap
+from vfm_runtime.bundle.compare import overlap
 
 from vfm.metrics.detection import (
     Found,

@@ -2,7 +2,8 @@ import json
 import re
 
 import pytest
-from vfm_runtime.bundle import (
+from vfm_runtime.bundle.contract import Contract, ContractError, parse_json, ports
+from vfm_runtime.bundle.manifest import (
     BundleError,
     check_metadata,
     read_bundle,
@@ -10,8 +11,7 @@ from vfm_runtime.bundle import (
     sha256,
     write_manifest,
 )
-from vfm_runtime.contract import Contract, ContractError, parse_json, ports
-from vfm_runtime.model import load
+from vfm_runtime.bundle.model import load
 
 from tests.runtime import toy, toy_deepfake
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
-from vfm_runtime.faces.crop import (
+from vfm_runtime.deepfake.faces.crop import (
     TEMPLATE,
     CropSpec,
     Face,

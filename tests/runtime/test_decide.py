@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from vfm_runtime.decide import Decision, FrameEvidence, decide
-from vfm_runtime.verdict import Reason, sigmoid
+from vfm_runtime.deepfake.decision import Decision, FrameEvidence, decide
+from vfm_runtime.deepfake.verdict import Reason, sigmoid
 
 
 def frames(*logits, **more):

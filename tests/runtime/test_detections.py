@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from vfm_runtime import Detections
-from vfm_runtime.agreement import agreement
-from vfm_runtime.draw import draw_boxes
+from vfm_runtime.bundle.compare import agreement
+from vfm_runtime.media.drawing import draw_boxes
 
 NAMES = ("ant", "bee", "cat")
 BOXES = [[10, 20, 50, 60], [0, 0, 30, 15], [70, 70, 90, 99]]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import vfm_runtime
 from skimage import data
-from vfm_runtime.drift import DriftMonitor, _chi_square, _grouped, psi
-from vfm_runtime.reference import DriftReference, Histogram, figures_of
+from vfm_runtime.drift.monitor import DriftMonitor, _chi_square, _grouped, psi
+from vfm_runtime.drift.reference import DriftReference, Histogram, figures_of
 
 from tests.runtime import toy
 

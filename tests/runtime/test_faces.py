@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import vfm_runtime.faces
+import vfm_runtime.deepfake.faces
 from PIL import Image, ImageFilter
 from skimage import data
-from vfm_runtime.faces import (
+from vfm_runtime.deepfake.faces import (
     CropSpec,
     FaceDetector,
     Mtcnn,
@@ -20,10 +20,10 @@ from vfm_runtime.faces import (
     measure,
     native_tiles,
 )
-from vfm_runtime.faces.crop import move_points, template, whole_crop
-from vfm_runtime.faces.detector import WEIGHTS, suppress
-from vfm_runtime.faces.precomputed import face_of, five_points, read_landmarks
-from vfm_runtime.image import open_image
+from vfm_runtime.deepfake.faces.crop import move_points, template, whole_crop
+from vfm_runtime.deepfake.faces.detector import WEIGHTS, suppress
+from vfm_runtime.deepfake.faces.precomputed import face_of, five_points, read_landmarks
+from vfm_runtime.media.image import open_image
 
 from tests import fetch_assets
 from tests.assets import missing
@@ -179,16 +179,16 @@ def test_the_notice_names_origin_licence_and_the_files_as_they_are():
 
 def test_names_are_imported_on_first_use():
     code = (
-        "import sys, vfm_runtime.faces as f; "
+        "import sys, vfm_runtime.deepfake.faces as f; "
         "assert 'onnxruntime' not in sys.modules and 'numpy' not in sys.modules; "
         "f.Mtcnn, f.CropSpec; assert 'torch' not in sys.modules and 'cv2' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert set(vfm_runtime.faces.__all__) <= set(dir(vfm_runtime.faces))
-    for name in vfm_runtime.faces.__all__:
-        assert getattr(vfm_runtime.faces, name)
+    assert set(vfm_runtime.deepfake.faces.__all__) <= set(dir(vfm_runtime.deepfake.faces))
+    for name in vfm_runtime.deepfake.faces.__all__:
+        assert getattr(vfm_runtime.deepfake.faces, name)
     with pytest.raises(AttributeError, match="no attribute 'Retina'"):
-        _ = vfm_runtime.faces.Retina
+        _ = vfm_runtime.deepfake.faces.Retina
 
 
 def test_faces_come_from_a_json_file(tmp_path):
@@ -300,5 +300,5 @@ def test_the_size_of_the_face_is_in_pixels_of_the_image(detector):
 
 
 def test_the_weights_go_into_the_wheel():
-    project = (Path(vfm_runtime.faces.__file__).parents[2] / "pyproject.toml").read_text()
-    assert '"vfm_runtime.faces" = ["weights/*"]' in project
+    project = (Path(vfm_runtime.deepfake.faces.__file__).parents[2] / "pyproject.toml").read_text()
+    assert '"vfm_runtime.deepfake.faces" = ["weights/*"]' in project

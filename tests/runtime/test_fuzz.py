@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 from starlette.testclient import TestClient
-from vfm_runtime.bundle import BundleError
-from vfm_runtime.contract import Contract, ContractError, parse_json
-from vfm_runtime.drift import DriftMonitor
-from vfm_runtime.image import ImageError, open_image
-from vfm_runtime.providers import ProviderError
-from vfm_runtime.reference import DriftReference
-from vfm_runtime.replay import replay
+from vfm_runtime.bundle.contract import Contract, ContractError, parse_json
+from vfm_runtime.bundle.golden import replay
+from vfm_runtime.bundle.manifest import BundleError
+from vfm_runtime.bundle.providers import ProviderError
+from vfm_runtime.drift.monitor import DriftMonitor
+from vfm_runtime.drift.reference import DriftReference
+from vfm_runtime.media.image import ImageError, open_image
+from vfm_runtime.media.video import VideoError, VideoLimits, read_video
 from vfm_runtime.server.app import create_app
 from vfm_runtime.server.bodies import open_picture, unpack
 from vfm_runtime.server.errors import ApiError
 from vfm_runtime.server.settings import Settings
-from vfm_runtime.video import VideoError, VideoLimits, read_video
 
 from tests.runtime import toy, toy_deepfake, videos
 from tests.runtime.server import toy_finder

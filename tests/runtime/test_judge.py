@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import vfm_runtime
 from PIL import Image
+from vfm_runtime.bundle.golden import golden_row
 from vfm_runtime.cli import main
-from vfm_runtime.decide import Decision
-from vfm_runtime.faces.crop import CropSpec
-from vfm_runtime.judge import Judge
-from vfm_runtime.replay import golden_row
-from vfm_runtime.verdict import Reason
+from vfm_runtime.deepfake.decision import Decision
+from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.deepfake.pipeline import Judge
+from vfm_runtime.deepfake.verdict import Reason
 
 from tests.runtime import toy, toy_deepfake, videos
 

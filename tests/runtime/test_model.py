@@ -9,7 +9,7 @@ import pytest
 import vfm_runtime
 from PIL import Image
 from vfm_runtime import BundleError, ImageError, Prediction, ProviderError, load
-from vfm_runtime import model as model_module
+from vfm_runtime.bundle import model as model_module
 
 from tests.runtime import toy
 

@@ -5,9 +5,10 @@ import json
 import types
 
 import pytest
-from vfm_runtime import load, openvino, providers
-from vfm_runtime.precision import place
-from vfm_runtime.providers import ProviderError, choose, open_session
+from vfm_runtime import load
+from vfm_runtime.bundle import openvino, providers
+from vfm_runtime.bundle.precision import place
+from vfm_runtime.bundle.providers import ProviderError, choose, open_session
 
 CPU = "OrtHardwareDeviceType.CPU"
 

@@ -5,8 +5,9 @@ import logging
 import types
 
 import pytest
-from vfm_runtime import load, providers
-from vfm_runtime.providers import ProviderError, choose, has_cuda_device, import_onnxruntime
+from vfm_runtime import load
+from vfm_runtime.bundle import providers
+from vfm_runtime.bundle.providers import ProviderError, choose, has_cuda_device, import_onnxruntime
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 

@@ -8,12 +8,12 @@ import shutil
 import numpy as np
 import pytest
 import vfm_runtime
-from vfm_runtime.agreement import agreement
-from vfm_runtime.bundle import BundleError
+from vfm_runtime.bundle.compare import agreement
+from vfm_runtime.bundle.contract import Contract, ContractError
+from vfm_runtime.bundle.golden import replay
+from vfm_runtime.bundle.manifest import BundleError
 from vfm_runtime.cli import main
-from vfm_runtime.contract import Contract, ContractError
-from vfm_runtime.replay import replay
-from vfm_runtime.sureness import Rules
+from vfm_runtime.tasks.confidence import Rules
 
 from tests.runtime import toy, toy_several
 

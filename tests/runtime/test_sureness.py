@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from vfm_runtime.sureness import Rules
+from vfm_runtime.tasks.confidence import Rules
 
 RULES = Rules(temperature=1.5, thresholds=(0.5, 0.9), max_distance=3.0, reference=True)
 

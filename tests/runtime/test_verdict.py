@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from vfm_runtime.agreement import agreement
-from vfm_runtime.decide import Decision, FrameEvidence, decide
-from vfm_runtime.heatmap import COLOURS, Tile, overlay, place, sheet
+from vfm_runtime.bundle.compare import agreement
+from vfm_runtime.deepfake.decision import Decision, FrameEvidence, decide
+from vfm_runtime.deepfake.heatmap import COLOURS, Tile, overlay, place, sheet
 
 HEAT = np.zeros((4, 4), np.float32)
 HEAT[0, 0] = 1

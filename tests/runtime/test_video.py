@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from skimage import data
-from vfm_runtime.video import (
+from vfm_runtime.media.video import (
     VIDEO_SUFFIXES,
     VideoError,
     evenly,
@@ -232,7 +232,7 @@ def test_videos_of_a_folder_are_found(tmp_path):
 def test_the_module_imports_without_pyav_and_says_how_to_get_it():
     script = (
         "import sys; sys.modules['av'] = None\n"
-        "from vfm_runtime.video import is_video, read_video\n"
+        "from vfm_runtime.media.video import is_video, read_video\n"
         "assert is_video('a.mp4')\n"
         "try: read_video('a.mp4')\n"
         "except ImportError as error: print(error)\n"

@@ -4,8 +4,8 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from vfm_runtime.image import ImageError
-from vfm_runtime.video import (
+from vfm_runtime.media.image import ImageError
+from vfm_runtime.media.video import (
     VideoError,
     VideoLimits,
     evenly,

@@ -129,7 +129,7 @@ def save_golden(folder):
 
 
 def write_vfm_json(folder, contract=CONTRACT):
-    """Write the manifest independently of vfm_runtime.bundle."""
+    """Write the manifest independently of vfm_runtime.bundle.manifest."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()

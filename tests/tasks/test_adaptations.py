@@ -18,16 +18,16 @@ from safetensors.torch import load_file, save_file
 import vfm
 from tests.tasks.tiny import VIT, fit, require_equal, shapes, stored, vit
 from vfm.data import FolderData
-from vfm.data.stored import StoredFeatures
+from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.synthetic import write_image_folder
-from vfm.embed.cache import CacheError
-from vfm.embed.run import Ranks, _new_partial, features_of
 from vfm.models.adapt import AdaptOptions
 from vfm.models.backbone import Backbone
 from vfm.models.heads import AttentionPoolHead, ClassificationHead
 from vfm.tasks import BaseTask, Optim
 from vfm.tasks.checkpoint import CheckpointError
-from vfm.tasks.probing import ProbeError
+from vfm.training.feature_store import CacheError
+from vfm.training.features import Ranks, _new_partial, features_of
+from vfm.training.lp_ft import ProbeError
 
 
 @pytest.fixture(autouse=True)
@@ -233,7 +233,7 @@ def test_augmented_images_are_not_stored_and_the_user_hears_why(
 
 def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil._ntuple_diskusage(100, 90, 10)  # type: ignore[attr-defined]
-    monkeypatch.setattr("vfm.embed.cache.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("vfm.training.feature_store.shutil.disk_usage", lambda path: usage)
     with pytest.raises(
         CacheError, match=r"The features would take .*--model\.cache_features false"
     ):

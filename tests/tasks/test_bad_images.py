@@ -16,7 +16,7 @@ from vfm.data import FolderData
 from vfm.data.synthetic import write_image_folder
 from vfm.preprocess import Preprocess
 from vfm.tasks import ClassificationTask, Optim
-from vfm.tasks.callbacks import UnreadableFilesError
+from vfm.training.callbacks import UnreadableFilesError
 
 NUM_TRAIN = 101  # of each of two classes; two bad files are just below 1 %
 

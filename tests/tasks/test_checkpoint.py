@@ -19,7 +19,7 @@ from vfm.models.heads import LinearHead
 from vfm.spec import SpecError
 from vfm.tasks import BaseTask, ClassificationTask
 from vfm.tasks.checkpoint import CheckpointError, read_checkpoint
-from vfm.tasks.classification import LabelError
+from vfm.tasks.classification.task import LabelError
 
 
 def test_resuming_with_other_labels(tmp_path: Path, best: Path) -> None:

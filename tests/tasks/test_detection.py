@@ -18,9 +18,9 @@ from PIL import Image
 import vfm
 from tests.data.boxes_written import write
 from tests.tasks.tiny import shapes, stored, trainer, vit
-from vfm.bundle import export
+from vfm.bundle.export import export
 from vfm.data import DetectionData, SyntheticScenes
-from vfm.data.boxes.dataset import BoxAugment
+from vfm.data.detection.dataset import BoxAugment
 from vfm.models.heads import DetectionHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
 
@@ -157,7 +157,7 @@ def test_bundle_answers_as_torch(
     for path in sorted(photos.iterdir())[:6]:
         ours, theirs = runtime.predict(path), model.predict(path)
         np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
-    assert all(replayed.passed for replayed in vfm_runtime.replay.replay(runtime))
+    assert all(replayed.passed for replayed in vfm_runtime.bundle.golden.replay(runtime))
 
 
 def test_resumed_training_goes_on(run: Path, files: Path, tmp_path: Path) -> None:

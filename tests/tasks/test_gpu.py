@@ -17,10 +17,10 @@ from vfm_runtime import Verdict
 import vfm
 from tests.tasks.tiny import fit, shapes, stored, vit
 from vfm.cli import main
-from vfm.data.fakes.procedural import write_faces
 from vfm.data.synthetic import write_image_folder
+from vfm.deepfake.data.procedural import write_faces
 from vfm.tasks import Optim
-from vfm.tasks.memory import LargestBatch, peak_memory, reset_peak_memory
+from vfm.training.oom import LargestBatch, peak_memory, reset_peak_memory
 
 pytestmark = pytest.mark.gpu
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.tasks.tiny import fit, shapes, vit
 from vfm.tasks import ClassificationTask, Optim
-from vfm.tasks.memory import LargestBatch, peak_memory, reset_peak_memory
+from vfm.training.oom import LargestBatch, peak_memory, reset_peak_memory
 from vfm.types import Batch
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from vfm.models.backbone import Backbone
 from vfm.models.heads import LinearHead
-from vfm.tasks.optim import Optim, learning_rate_factor, optimizer, schedule
+from vfm.training.optim import Optim, learning_rate_factor, optimizer, schedule
 
 ARGUMENTS = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vfm
-from vfm.bundle import export
+from vfm.bundle.export import export
 from vfm.cli import main
 from vfm.data.synthetic import write_image_folder
 from vfm.spec import SpecError

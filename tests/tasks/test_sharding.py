@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from tests.models.test_adapt import FAMILIES, backbone
 from tests.tasks.tiny import vit
-from vfm.tasks.sharding import ShardingError, blocks_of, shard
+from vfm.training.sharding import ShardingError, blocks_of, shard
 
 
 @pytest.mark.parametrize("name", FAMILIES)

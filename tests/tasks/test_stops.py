@@ -17,9 +17,9 @@ from lightning.pytorch import Callback
 
 from tests.tasks.tiny import fit, require_equal, shapes, stored, trainer, vit
 from vfm.cli.errors import explain
-from vfm.tasks.nonfinite import NonFiniteLossError, replay
-from vfm.tasks.saving import Preemption, WholeCheckpointIO
-from vfm.tasks.stalls import EXIT_STATUS, StallWatch
+from vfm.training.nonfinite import NonFiniteLossError, replay
+from vfm.training.saving import Preemption, WholeCheckpointIO
+from vfm.training.watchdog import EXIT_STATUS, StallWatch
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,7 +172,7 @@ import sys, time
 from pathlib import Path
 from lightning.pytorch import Callback
 from tests.tasks.tiny import shapes, trainer, vit
-from vfm.tasks.stalls import StallWatch
+from vfm.training.watchdog import StallWatch
 
 class Stall(Callback):
     def on_train_batch_start(self, run, task, batch, batch_idx):
@@ -215,7 +215,7 @@ def test_one_process_is_watched_on_request(tmp_path: Path) -> None:
         StallWatch(0)
     script = tmp_path / "alone.py"
     script.write_text(
-        "import time\nfrom types import SimpleNamespace\nfrom vfm.tasks.stalls import StallWatch\n"
+        "import time\nfrom types import SimpleNamespace\nfrom vfm.training.watchdog import StallWatch\n"
         "watch = StallWatch(0.5, alone=True)\n"
         "watch.on_train_start(SimpleNamespace(world_size=1, global_rank=0), None)\n"
         "def where_it_hangs():\n    time.sleep(60)\nwhere_it_hangs()\n"

@@ -19,8 +19,8 @@ from vfm.data.dataset import Record
 from vfm.data.mixing import Mixing
 from vfm.losses import FocalLoss
 from vfm.tasks import ClassificationTask, Optim
-from vfm.tasks.compiling import CompileError
 from vfm.tasks.labels import LabelError, class_weights_of
+from vfm.training.compiling import CompileError
 
 
 def conv(**changes: Any) -> ClassificationTask:

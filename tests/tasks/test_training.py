@@ -124,7 +124,7 @@ def test_the_log_has_images_per_second(tmp_path: Path) -> None:
 def test_a_checkpoint_tells_everything(best: Path) -> None:
     entry = stored(best)["vfm"]
     assert entry["format"] == 1
-    assert entry["model"]["class_path"] == "vfm.tasks.classification.ClassificationTask"
+    assert entry["model"]["class_path"] == "vfm.tasks.classification.task.ClassificationTask"
     arguments = entry["model"]["init_args"]
     assert arguments["backbone"] == "vit_tiny_patch16_224"
     assert arguments["backbone_args"] == VIT

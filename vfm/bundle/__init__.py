@@ -3,6 +3,5 @@
 from vfm.bundle.errors import ExportError
 from vfm.bundle.options import Options
 from vfm.bundle.parity import Parity, ParityError
-from vfm.bundle.write import export, export_task
 
-__all__ = ["ExportError", "Options", "Parity", "ParityError", "export", "export_task"]
+__all__ = ["ExportError", "Options", "Parity", "ParityError"]

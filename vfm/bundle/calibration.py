@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.detections import THRESHOLD
-from vfm_runtime.predictor import Arrays
-from vfm_runtime.sureness import Rules
+from vfm_runtime.bundle.predictor import Arrays
+from vfm_runtime.tasks.confidence import Rules
+from vfm_runtime.tasks.detection import THRESHOLD
 
 from vfm.bundle.validation import BoxValidation, LabelValidation, Validation
 from vfm.metrics.calibration import (

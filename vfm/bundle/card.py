@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vfm_runtime.contract import DEEPFAKE, Contract, HeadContract
+from vfm_runtime.bundle.contract import DEEPFAKE, Contract, HeadContract
 
 from vfm.bundle.calibration import Calibration
 from vfm.bundle.parity import Parity

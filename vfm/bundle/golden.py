@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from vfm_runtime.contract import GOLDEN_DIR, GOLDEN_FILE
-from vfm_runtime.image import Pixels, open_image
-from vfm_runtime.predictor import Predictor
-from vfm_runtime.replay import TOLERANCE, golden_row
+from vfm_runtime.bundle.contract import GOLDEN_DIR, GOLDEN_FILE
+from vfm_runtime.bundle.golden import TOLERANCE, golden_row
+from vfm_runtime.bundle.predictor import Predictor
+from vfm_runtime.media.image import Pixels, open_image
 
 from vfm.bundle.parity import Parity
 

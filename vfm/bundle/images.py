@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from vfm_runtime.predictor import Arrays
+from vfm_runtime.bundle.predictor import Arrays
 
 from vfm.data import DetectionData, FolderData, IdxData, ImageData, TableData
-from vfm.data.boxes.data import BoxData
-from vfm.data.boxes.dataset import BoxDataset
 from vfm.data.dataset import ImageDataset, Record, Skipped
-from vfm.data.fakes.base import CROP_FILE, FakeImages
-from vfm.data.fakes.data import FakesData
-from vfm.data.fakes.dataset import FakesDataset, Marks
-from vfm.data.fakes.item import Item
-from vfm.data.rows import read_table
+from vfm.data.detection.base import BoxData
+from vfm.data.detection.dataset import BoxDataset
 from vfm.data.splits import SPLITS
+from vfm.data.tables import read_table
+from vfm.deepfake.data.base import CROP_FILE, FakeImages
+from vfm.deepfake.data.data import FakesData
+from vfm.deepfake.data.dataset import FakesDataset, Marks
+from vfm.deepfake.data.record import Item
+from vfm.deepfake.task import DeepfakeTask, require_same_crop
 from vfm.preprocess import Preprocess
 from vfm.spec import Spec, build, class_path
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import KEY, read_any
-from vfm.tasks.deepfake import DeepfakeTask, require_same_crop
-from vfm.tasks.detection import DetectionTask
+from vfm.tasks.detection.task import DetectionTask
 
 MAX_IMAGES = 2000
 """Most images that are kept in memory, spread evenly over the data."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfm_runtime.contract import MANIFEST_FILE
+from vfm_runtime.bundle.contract import MANIFEST_FILE
 
 from vfm.bundle.errors import ExportError
-from vfm.bundle.to_onnx import OPSETS
+from vfm.bundle.onnx_graphs import OPSETS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import vfm_runtime
-from vfm_runtime.agreement import agreement
-from vfm_runtime.image import ImageError, Pixels, find_images, open_image
-from vfm_runtime.predictor import Answer, Predictor
-from vfm_runtime.verdict import Verdict
-from vfm_runtime.video import find_videos, is_video, read_video
+from vfm_runtime.bundle.compare import agreement
+from vfm_runtime.bundle.predictor import Answer, Predictor
+from vfm_runtime.deepfake.verdict import Verdict
+from vfm_runtime.media.image import ImageError, Pixels, find_images, open_image
+from vfm_runtime.media.video import find_videos, is_video, read_video
 
 MIN_IMAGES = 32
 """Least number of images that prove anything, unless fewer are asked for."""

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import vfm_runtime
-from vfm_runtime.agreement import agreement
-from vfm_runtime.contract import MODEL_FILE, PRECISION_FILES
-from vfm_runtime.predictor import Answer, Arrays
+from vfm_runtime.bundle.compare import agreement
+from vfm_runtime.bundle.contract import MODEL_FILE, PRECISION_FILES
+from vfm_runtime.bundle.predictor import Answer, Arrays
 
-from vfm.bundle.bits.budget import BudgetError, is_within, within_budget
-from vfm.bundle.bits.half import write_fp16
-from vfm.bundle.measure import Measure
+from vfm.bundle.accuracy import Measure
 from vfm.bundle.parity import timed
+from vfm.quantization.fp16 import write_fp16
+from vfm.quantization.search import BudgetError, is_within, within_budget
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from vfm_runtime.contract import Contract
-from vfm_runtime.image import ImageSource, open_image
-from vfm_runtime.predictor import Arrays, Predictor
+from vfm_runtime.bundle.contract import Contract
+from vfm_runtime.bundle.predictor import Arrays, Predictor
+from vfm_runtime.media.image import ImageSource, open_image
 
-from vfm.bundle.to_onnx import Answers
+from vfm.bundle.onnx_graphs import Answers
+from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import BaseTask
-from vfm.tasks.deepfake import DeepfakeTask
 
 if TYPE_CHECKING:
-    from vfm.bundle.reference import Reference
+    from vfm.bundle.ood import Reference
 
 
 class TorchModel(Predictor):

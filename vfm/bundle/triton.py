@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from vfm_runtime.bundle import read_manifest
-from vfm_runtime.contract import DEEPFAKE, PRECISION_FILES, PREPROCESS_FILE, Contract
+from vfm_runtime.bundle.contract import DEEPFAKE, PRECISION_FILES, PREPROCESS_FILE, Contract
+from vfm_runtime.bundle.manifest import read_manifest
 
 from vfm.bundle.errors import ExportError
 

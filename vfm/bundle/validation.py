@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.predictor import Arrays
+from vfm_runtime.bundle.predictor import Arrays
 
 from vfm.bundle.images import (
     MAX_IMAGES,
@@ -26,15 +26,15 @@ from vfm.bundle.images import (
     spec_of,
 )
 from vfm.data.dataset import labels_of
-from vfm.metrics.deepfake import auc
+from vfm.deepfake.metrics import auc
+from vfm.deepfake.results import FakeAnswers, most_fake
+from vfm.deepfake.task import DeepfakeTask
 from vfm.metrics.detection import Found, Truth
 from vfm.tasks import BaseTask
-from vfm.tasks.boxes import BoxAnswers, figures_of
-from vfm.tasks.deepfake import DeepfakeTask
-from vfm.tasks.detection import DetectionTask
-from vfm.tasks.fake_results import FakeAnswers, most_fake
+from vfm.tasks.classification.results import Answers, metrics_of
+from vfm.tasks.detection.results import BoxAnswers, figures_of
+from vfm.tasks.detection.task import DetectionTask
 from vfm.tasks.labels import match_labels
-from vfm.tasks.results import Answers, metrics_of
 
 __all__ = [
     "BoxValidation",

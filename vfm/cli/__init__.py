@@ -22,19 +22,25 @@ COMMANDS = {
         "vfm.tune:tune",
         "try ways of adapting on a sample of your data, within a time budget",
     ),
-    "faces": ("vfm.data.fakes.extract:faces", "cut faces out of videos and photos, for training"),
+    "faces": (
+        "vfm.deepfake.data.extract:faces",
+        "cut faces out of videos and photos, for training",
+    ),
     "doctor": (
-        "vfm.audit.doctor:doctor",
+        "vfm.deepfake.shortcuts.command:doctor",
         "look over real and forged data: what gives the labels away",
     ),
     "calibrate": (
-        "vfm.audit.calibrate:calibrate",
+        "vfm.deepfake.calibrate:calibrate",
         "fit a forgery detector's threshold to a rate of false alarms",
     ),
-    "audit": ("vfm.audit.robustness:audit", "what becomes of the answers when images get worse"),
+    "audit": (
+        "vfm.deepfake.robustness.command:audit",
+        "what becomes of the answers when images get worse",
+    ),
     "demo": ("vfm.demo:demo", "the whole job on a small real data set, in minutes"),
     "export": (
-        "vfm.bundle:export",
+        "vfm.bundle.export:export",
         "make an ONNX bundle from a checkpoint, and prove that it agrees",
     ),
 }

@@ -20,12 +20,12 @@ from vfm.cli.errors import UsageError
 from vfm.cli.parsing import OPTIONS, cause, known_keys, rewrite, take
 from vfm.cli.resume import resolve
 from vfm.data import ImageData
-from vfm.data.fakes.layouts import MANIFEST
 from vfm.data.folder import SPLIT_FILE
+from vfm.deepfake.data.layouts import MANIFEST
 from vfm.spec import check_trust
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import KEY, read_checkpoint
-from vfm.tasks.quiet import quieten
+from vfm.training.log_filters import quieten
 
 # Options of the data that do not change what it is.
 _LOADING = {"--data.batch_size", "--data.num_workers", "--data.augment"}

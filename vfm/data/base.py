@@ -16,10 +16,10 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate, labels_of
+from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.loader import Position, ResumableLoader
-from vfm.data.packed import Packed
 from vfm.data.sampler import EpochSampler
-from vfm.data.stored import StoredFeatures
+from vfm.data.tar import Packed
 from vfm.data.transforms import Augment, TrainTransform, check_augment
 from vfm.preprocess import Preprocess
 from vfm.spec import Component, Spec

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from vfm_runtime.image import ImageError, open_image
+from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.boxes.scene import Annotation
-from vfm.data.packed import Packed
+from vfm.data.detection.annotation import Annotation
+from vfm.data.tar import Packed
 from vfm.data.transforms import TrainTransform
 from vfm.preprocess import Preprocess
 from vfm.types import Batch

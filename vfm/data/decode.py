@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
-from vfm_runtime.image import open_image
+from vfm_runtime.media.image import open_image
 
 Pixels = NDArray[np.uint8]
 
@@ -50,7 +50,7 @@ class Source:
         """Read a file, and decode it at once unless it is a JPEG.
 
         Args:
-            source: As for `vfm_runtime.image.open_image`.
+            source: As for `vfm_runtime.media.image.open_image`.
 
         Raises:
             ImageError: It cannot be opened.

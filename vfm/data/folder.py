@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vfm.data.base import ImageData
+from vfm.data.class_folders import Classes, check_class_names, list_images, read_tree
 from vfm.data.dataset import Record, labels_of
-from vfm.data.layout import Classes, check_class_names, list_images, read_tree
 from vfm.data.splits import SPLITS, SplitRow, read_split, stratified_split, write_split
 from vfm.data.transforms import Augment
 from vfm.spec import Spec

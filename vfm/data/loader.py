@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader
 
 from vfm.data.dataset import ImageDataset, Sample, Skipped
+from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.sampler import EpochSampler
-from vfm.data.stored import StoredFeatures
 
 
 class Position(NamedTuple):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vfm.data.base import ImageData
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate
 from vfm.data.loader import Position
-from vfm.data.packed import Member, Packed, ShardError, list_shard, read_at
+from vfm.data.tar import Member, Packed, ShardError, list_shard, read_at
 from vfm.data.transforms import Augment
 from vfm.types import Batch
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vfm.data.base import ImageData
+from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.dataset import Record
 from vfm.data.folder import SPLIT_FILE
-from vfm.data.labelling import Labels, read_labels
-from vfm.data.layout import SPLIT_FOLDERS
-from vfm.data.rows import Table, read_table, write_rows
 from vfm.data.splits import SPLITS, grouped_split
+from vfm.data.table_labels import Labels, read_labels
+from vfm.data.tables import Table, read_table, write_rows
 from vfm.data.transforms import Augment
 from vfm.spec import Spec
 

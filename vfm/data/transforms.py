@@ -99,7 +99,7 @@ class TrainTransform:
         """Open and augment one image.
 
         Args:
-            source: As for `vfm_runtime.image.open_image`.
+            source: As for `vfm_runtime.media.image.open_image`.
             seed: At least 0; the same seed gives the same result on every machine and worker.
 
         Returns:

@@ -7,14 +7,12 @@ from vfm.losses.classification import (
     FocalLoss,
     Loss,
 )
-from vfm.losses.deepfake import DeepfakeLoss
 from vfm.losses.detection import DetectionLoss
 
 __all__ = [
     "AsymmetricLoss",
     "BinaryCrossEntropy",
     "CrossEntropy",
-    "DeepfakeLoss",
     "DetectionLoss",
     "FocalLoss",
     "Loss",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm.losses.boxes import corners, overlaps
+from vfm.losses.iou import corners, overlaps
 from vfm.losses.matching import Costs, match
 from vfm.spec import Component
 from vfm.types import Objects, Raw

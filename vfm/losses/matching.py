@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.losses.boxes import corners, overlaps
+from vfm.losses.iou import corners, overlaps
 from vfm.types import Objects
 
 _ALPHA, _GAMMA = 0.25, 2.0

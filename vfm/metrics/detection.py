@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.agreement import overlap
+from vfm_runtime.bundle.compare import overlap
 
 from vfm.metrics.intervals import bootstrap
 

@@ -22,7 +22,6 @@ from vfm.models.backbone import Backbone, ImageSize
 from vfm.models.heads import Head
 from vfm.preprocess import Fit, Preprocess
 from vfm.spec import Component, Spec, build
-from vfm.tasks import callbacks, compiling, frozen, probing, saving, sharding
 from vfm.tasks.adapter_file import put_adapter
 from vfm.tasks.checkpoint import (
     ADAPTER_SUFFIX,
@@ -34,9 +33,10 @@ from vfm.tasks.checkpoint import (
     require_same,
     require_same_labels,
 )
-from vfm.tasks.effects import without_effect
-from vfm.tasks.nonfinite import require_finite
-from vfm.tasks.optim import Optim, clip_gradients, configure
+from vfm.training import callbacks, compiling, feature_cache, lp_ft, saving, sharding
+from vfm.training.nonfinite import require_finite
+from vfm.training.optim import Optim, clip_gradients, configure
+from vfm.training.option_checks import without_effect
 from vfm.types import Batch, Features, Raw
 
 
@@ -212,7 +212,7 @@ class BaseTask(Component, L.LightningModule, ABC):
         if stage == "fit":
             self.take_labels(data)
             if self._cache_features:
-                frozen.announce(self, data)
+                feature_cache.announce(self, data)
             if self._compile:
                 compiling.compile_module(self.backbone)
             self._data = {
@@ -261,9 +261,9 @@ class BaseTask(Component, L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Compute what a frozen backbone gives once and for all, and solve the head where that comes first."""
         saving.write_whole(self.trainer)
-        frozen.store(self, self._datamodule())
+        feature_cache.store(self, self._datamodule())
         if self._probe_first and self.trainer.ckpt_path is None:
-            probing.solve_head(self, self._datamodule())
+            lp_ft.solve_head(self, self._datamodule())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch; `on_before_optimizer_step` makes every image, or object, of a step count alike."""

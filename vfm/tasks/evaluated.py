@@ -11,9 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from vfm.tasks import callbacks
 from vfm.tasks.base import BaseTask
 from vfm.tasks.labels import match_labels
+from vfm.training import callbacks
 from vfm.types import Batch
 
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from vfm_runtime.predictor import Arrays
+from vfm_runtime.bundle.predictor import Arrays
 from vfm_runtime.server.pieces import (
     Piece,
     Request,

@@ -15,8 +15,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from vfm_runtime.contract import parse_json
-from vfm_runtime.image import Pixels, open_image
+from vfm_runtime.bundle.contract import parse_json
+from vfm_runtime.media.image import Pixels, open_image
 from vfm_runtime.server.errors import ApiError, ClientGoneError
 from vfm_runtime.server.settings import Settings
 

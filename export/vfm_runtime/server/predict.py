@@ -13,20 +13,20 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vfm_runtime.demux import Guard, VideoFile, VideoLimits, import_av, survey
-from vfm_runtime.detections import Detections
-from vfm_runtime.image import Pixels
-from vfm_runtime.judge import Evidence, Judge
-from vfm_runtime.model import Model
-from vfm_runtime.predictor import Answer, Arrays
+from vfm_runtime.bundle.model import Model
+from vfm_runtime.bundle.predictor import Answer, Arrays
+from vfm_runtime.deepfake.pipeline import Evidence, Judge
+from vfm_runtime.deepfake.verdict import FrameEvidence, Verdict
+from vfm_runtime.media.demux import Guard, VideoFile, VideoLimits, import_av, survey
+from vfm_runtime.media.image import Pixels
+from vfm_runtime.media.video import is_video
 from vfm_runtime.server import openapi
 from vfm_runtime.server.bodies import MediaType, Upload, open_picture, unpack
 from vfm_runtime.server.errors import ApiError, json_response
 from vfm_runtime.server.repository import Served
 from vfm_runtime.server.service import Cost, Note, Service, service_of
 from vfm_runtime.server.settings import Settings
-from vfm_runtime.verdict import FrameEvidence, Verdict
-from vfm_runtime.video import is_video
+from vfm_runtime.tasks.detection import Detections
 
 router = APIRouter()
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vfm_runtime.bundle import BundleError, read_manifest
-from vfm_runtime.contract import REFERENCE_FILE
-from vfm_runtime.drift import DriftMonitor
-from vfm_runtime.model import Model, load
-from vfm_runtime.predictor import Arrays
+from vfm_runtime.bundle.contract import REFERENCE_FILE
+from vfm_runtime.bundle.manifest import BundleError, read_manifest
+from vfm_runtime.bundle.model import Model, load
+from vfm_runtime.bundle.predictor import Arrays
+from vfm_runtime.drift.monitor import DriftMonitor
 from vfm_runtime.server.batching import Batcher
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.settings import Settings

@@ -15,7 +15,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vfm_runtime.predictor import Arrays
+from vfm_runtime.bundle.predictor import Arrays
 from vfm_runtime.server.bodies import read_body
 from vfm_runtime.server.budget import usable_cores
 from vfm_runtime.server.errors import ApiError, ClientGoneError

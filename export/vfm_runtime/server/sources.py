@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from vfm_runtime.contract import MANIFEST_FILE
+from vfm_runtime.bundle.contract import MANIFEST_FILE
 
 ONLY_VERSION = "1"
 """Version of a bundle that is no folder of versions."""

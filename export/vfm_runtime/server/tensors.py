@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm_runtime.model import Model
-from vfm_runtime.predictor import Arrays
+from vfm_runtime.bundle.model import Model
+from vfm_runtime.bundle.predictor import Arrays
 from vfm_runtime.server.bodies import json_object
 from vfm_runtime.server.errors import ApiError
 

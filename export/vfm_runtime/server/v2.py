@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from vfm_runtime import __version__
-from vfm_runtime.contract import DEEPFAKE, HeadContract
+from vfm_runtime.bundle.contract import DEEPFAKE, HeadContract
 from vfm_runtime.server import openapi
 from vfm_runtime.server.errors import ApiError, json_response
 from vfm_runtime.server.repository import Served

@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 from PIL import Image
-from vfm_runtime.video import VideoError, VideoLimits, read_video
+from vfm_runtime.media.video import VideoError, VideoLimits, read_video
 
 from tests.runtime import videos
 from tests.runtime.server.live import PATIENCE_S, Live, code_of

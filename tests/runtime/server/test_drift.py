@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import vfm_runtime
-from vfm_runtime.reference import DriftReference
+from vfm_runtime.drift.reference import DriftReference
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.repository import Repository
 from vfm_runtime.server.settings import Settings

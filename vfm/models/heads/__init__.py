@@ -6,14 +6,12 @@ from vfm.models.heads.classification import (
     LinearHead,
     MLPHead,
 )
-from vfm.models.heads.deepfake import DeepfakeHead
 from vfm.models.heads.detection import DetectionHead
 from vfm.models.heads.head import Head
 
 __all__ = [
     "AttentionPoolHead",
     "ClassificationHead",
-    "DeepfakeHead",
     "DetectionHead",
     "Head",
     "LinearHead",

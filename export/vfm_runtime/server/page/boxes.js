@@ -1,6 +1,6 @@
 // Boxes on a canvas that lies over the picture.
 
-// As in vfm_runtime/draw.py: a class has one colour wherever it is drawn.
+// As in vfm_runtime/media/drawing.py: a class has one colour wherever it is drawn.
 const PALETTE = [
   "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080",
   "#9a6324", "#808000", "#000075", "#f032e6", "#e6a000", "#469990",

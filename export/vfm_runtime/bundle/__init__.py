@@ -1,0 +1,1 @@
+"""A bundle on disk: contract, manifest, sessions of ONNX Runtime, golden answers."""

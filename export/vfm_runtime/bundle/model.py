@@ -1,0 +1,258 @@
+"""Loading a bundle and asking it about images."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vfm_runtime.bundle import providers
+from vfm_runtime.bundle.contract import (
+    DEEPFAKE,
+    DETECTION,
+    METADATA_KEY,
+    MODEL_FILE,
+    PRECISION_FILES,
+    PREPROCESS_FILE,
+    SEVERAL,
+    Contract,
+)
+from vfm_runtime.bundle.manifest import BundleError, Manifest, check_metadata, read_manifest
+from vfm_runtime.bundle.precision import place
+from vfm_runtime.bundle.predictor import Arrays, Predictor
+from vfm_runtime.deepfake.decision import Decision
+from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.deepfake.pipeline import Judge
+from vfm_runtime.media.image import ImageSource, open_image
+
+if TYPE_CHECKING:
+    from vfm_runtime.drift.monitor import DriftMonitor
+
+IMAGE = {"image": "uint8"}
+"""What `preprocess.onnx` takes."""
+
+_log = logging.getLogger(__name__)
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    num_threads: int | None = None,
+    batch_size: int = 32,
+    spin: bool = True,
+) -> "Model":
+    """Load a bundle after checking every one of its files.
+
+    Args:
+        path: The bundle's folder.
+        device: `cpu`, `cuda`, `tensorrt`, `openvino`, or `auto` for CUDA where it really loads, else OpenVINO where its
+            plugin is installed; see `Model.device`.
+        precision: `fp32`, `fp16`, `int8`, `bf16`, or `auto` for fp16 on a GPU and int8 on the CPU where the bundle has
+            it, else fp32; see `Model.precision`.
+        num_threads: Threads of one run on the CPU; None for one a core.
+        batch_size: Images that go through the model at once.
+        spin: Whether idle threads keep their cores; better not where the same cores decode images.
+
+    Raises:
+        BundleError: It is not a bundle, or a file is missing or damaged.
+        ContractError: The contract is malformed or newer than this version.
+        ProviderError: ONNX Runtime is not installed properly, or a device was asked for in vain.
+        ValueError: The bundle has no graph of that precision, or it does not run on that device.
+    """
+    return Model(
+        path,
+        device=device,
+        precision=precision,
+        num_threads=num_threads,
+        batch_size=batch_size,
+        spin=spin,
+    )
+
+
+class Model(Predictor):
+    """A loaded bundle; made by `load`. Threads may share it.
+
+    Attributes:
+        path: The bundle's folder.
+        manifest: What `vfm.json` says: the contract and the bundle's files.
+        contract: What the model takes and answers.
+        labels: Every class, in the order of the scores.
+        device: Where the model really runs, such as `cpu` or `cuda`.
+        precision: Of the graph that runs.
+        precisions: Of the graphs in the bundle.
+        monitor: Watches the answers for drift, where one is set.
+        batch_size: Images that go through the model at once.
+    """
+
+    path: Path
+    manifest: Manifest
+    contract: Contract
+    labels: tuple[str, ...]
+    device: str
+    precision: str
+    precisions: tuple[str, ...]
+    monitor: "DriftMonitor | None"
+    batch_size: int
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        num_threads: int | None = None,
+        batch_size: int = 32,
+        spin: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        self.contract = self.manifest.contract
+        judge = _judge(self.contract)
+        heads = None if judge else self.contract.each
+        super().__init__(
+            self.contract.task, self.contract.labels, batch_size, judge=judge, heads=heads
+        )
+        self.precisions = tuple(p for p, name in PRECISION_FILES.items() if self._has(name))
+        # On the CPU always: it is small work, and the pixels are then the same on every machine.
+        self._preprocess = providers.open_session(
+            self.path / PREPROCESS_FILE, "cpu", num_threads=num_threads, spin=spin
+        )
+        where, self.precision = place(device, precision, self.precisions)
+        self._open(where, device, num_threads, spin)
+        if precision == "auto" and providers.device_of(self._model) != where:
+            # The device that was hoped for does not load, and the CPU has a precision of its own.
+            where, self.precision = place("cpu", "auto", self.precisions)
+            self._open(where, "cpu", num_threads, spin)
+        self.device = providers.device_of(self._model)
+        self.monitor = None
+        self._check_graphs()
+        self._errors = providers.run_errors()
+
+    def __repr__(self) -> str:
+        what = "heads" if self.kind == SEVERAL else "classes"
+        where = f"{self.precision} on {self.device}"
+        return f"Model({str(self.path)!r}, {len(self.labels)} {what}, {where})"
+
+    @property
+    def output_shapes(self) -> dict[str, list[Any]]:
+        """Dimensions of each output of the graph, by name; one that is free is no number."""
+        return {port.name: port.shape for port in self._model.get_outputs()}
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Run `model.onnx` on what `preprocess.onnx` has made.
+
+        Args:
+            inputs: By name; `pixels` is uint8, [images, height, width, 3], of the model's own height and width.
+
+        Returns:
+            `scores` [N, C]; of a detector `boxes` [N, K, 4], `labels` and `scores` [N, K]; of a deepfake model
+            `logits` [N], `heatmaps` [N, h, w] and `distances` [N]. Of several heads each is named `head.answer`. Where
+            the bundle has a reference also `components` [N, k] and `distances` [N].
+        """
+        pixels = inputs["pixels"]
+        expected = (*self.contract.size, 3)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
+            raise ValueError(
+                f"The pixels are {pixels.dtype} of shape {list(pixels.shape)}; the model takes "
+                f"uint8 of shape [images, {', '.join(map(str, expected))}]. Images of any other "
+                "size go to `predict`."
+            )
+        answers = self._run(self._model, self._file, inputs)
+        if self.monitor is not None:
+            self.monitor.add(answers)
+        return answers
+
+    def prepare(self, image: ImageSource) -> Arrays:
+        """Open one image and bring it to the model's size, by `preprocess.onnx`.
+
+        Args:
+            image: As for `predict`; of a deepfake model, one crop, as `judge` cuts it.
+
+        Returns:
+            `pixels`, uint8 [1, height, width, 3]; for a detector also `geometry`, float32 [1, 6].
+
+        Raises:
+            ImageError: The image cannot be opened.
+        """
+        return self._run(self._preprocess, PREPROCESS_FILE, {"image": open_image(image)})
+
+    def _open(self, where: str, asked: str, num_threads: int | None, spin: bool) -> None:
+        # What was not asked for by name may turn out not to load, and then the CPU does it; but not in bfloat16.
+        is_hope = asked == "auto" and where != "cpu" and self.precision != "bf16"
+        self._file = PRECISION_FILES.get(self.precision, MODEL_FILE)
+        self._model = providers.open_session(
+            self.path / self._file,
+            "auto" if is_hope else where,
+            num_threads=num_threads,
+            precision=self.precision,
+            spin=spin,
+        )
+
+    def _has(self, name: str) -> bool:
+        return name in self.manifest.files
+
+    def _check_graphs(self) -> None:
+        metadata = self._model.get_modelmeta().custom_metadata_map
+        check_metadata(self.path, self._file, metadata.get(METADATA_KEY), self.contract)
+        inputs, outputs = self.contract.ports()
+        expect_ports(self._preprocess, self.path / PREPROCESS_FILE, IMAGE, inputs)
+        expect_ports(self._model, self.path / self._file, inputs, outputs)
+        shapes = self.output_shapes
+        for name, head in self.contract.each.items():
+            if head.task in (DETECTION, DEEPFAKE):
+                continue  # its scores are as many as its boxes; the labels of verdicts are fixed
+            # A symbolic dimension is a name; the first answer is then checked by Prediction.
+            num_scores = shapes[f"{name}.scores" if name else "scores"][-1]
+            if isinstance(num_scores, int) and num_scores != len(head.labels):
+                raise BundleError(
+                    f"{self.path / self._file} answers with {num_scores} scores, the contract has "
+                    f"{len(head.labels)} labels. Export the bundle anew."
+                )
+
+    def _run(self, session: Any, name: str, inputs: Arrays) -> Arrays:
+        try:
+            answers = session.run(None, inputs)
+            return {p.name: a for p, a in zip(session.get_outputs(), answers, strict=True)}
+        except self._errors as error:
+            device = providers.device_of(session)
+            shape = list(next(iter(inputs.values())).shape)
+            raise providers.ProviderError(
+                f"{self.path / name} failed on {device} with an input of shape "
+                f"{shape}: {providers.first_line(error)} "
+                "If memory ran out, use a smaller batch_size or device='cpu'."
+            ) from error
+
+
+def _judge(contract: Contract) -> Judge | None:
+    if contract.task != DEEPFAKE or contract.rules is None:
+        return None
+    crop = CropSpec.from_dict(contract.rules["crop"])
+    decision = Decision.from_dict(contract.rules["decision"])
+    return Judge(crop, decision)
+
+
+def expect_ports(
+    session: Any, path: Path, inputs: Mapping[str, str], outputs: Mapping[str, str]
+) -> None:
+    """Refuse an ONNX file whose inputs and outputs are not those of the contract.
+
+    Args:
+        session: Its session.
+        path: The file.
+        inputs: Element type by name, as `vfm_runtime.bundle.contract.ports` gives them.
+        outputs: The same of its answers.
+
+    Raises:
+        BundleError: They have other names or types.
+    """
+    expected = [f"{name}: tensor({kind})" for name, kind in [*inputs.items(), *outputs.items()]]
+    given = [*session.get_inputs(), *session.get_outputs()]
+    found = [f"{port.name}: {port.type}" for port in given]
+    if found != expected:
+        raise BundleError(
+            f"{path} takes and gives ({', '.join(found)}); a bundle of this format has "
+            f"({', '.join(expected)}). Export it anew."
+        )

@@ -1,0 +1,82 @@
+"""Running on OpenVINO, through the plugin that ONNX Runtime loads; it drives Intel's processors."""
+
+import functools
+import importlib
+import json
+from typing import Any
+
+NAME = "OpenVINOExecutionProvider"
+"""Of the provider, as sessions list it."""
+
+_PACKAGE = "onnxruntime_ep_openvino"
+_REGISTERED = "vfm_runtime_openvino"
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class PluginError(RuntimeError):
+    """The plugin is there, and does not work here."""
+
+
+@functools.cache
+def obstacle() -> str | None:
+    """Why OpenVINO cannot be used, a sentence with its remedy; None where it can."""
+    try:
+        plugin = importlib.import_module(_PACKAGE)
+    except ImportError:
+        return "the plugin is not installed: pip install onnxruntime-ep-openvino."
+    runtime = importlib.import_module("onnxruntime")
+    if not hasattr(runtime, "register_execution_provider_library"):
+        return f"ONNX Runtime {runtime.__version__} loads no plugins; upgrade it to 1.23 or later."
+    errors: tuple[type[Exception], ...] = (*_errors(), OSError)
+    try:
+        _register(runtime, plugin.get_library_path())
+    except errors as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"its plugin does not load ({line}); install one made for ONNX Runtime {runtime.__version__}."
+    if not _devices(runtime):
+        return "its plugin finds no processor that it drives (it asks for Intel's)."
+    return None
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    from vfm_runtime.bundle.providers import run_errors  # which needs this module
+
+    return run_errors()
+
+
+@functools.cache
+def _register(runtime: Any, path: str) -> None:
+    # ONNX Runtime refuses a second time in one process.
+    runtime.register_execution_provider_library(_REGISTERED, path)
+
+
+def new_session(
+    runtime: Any, path: str, options: Any, *, precision: str, num_threads: int | None
+) -> Any:
+    """Open a session on OpenVINO's CPU device; `obstacle` has said that there is none.
+
+    Args:
+        runtime: The module `onnxruntime`.
+        path: The ONNX file.
+        options: Of the session.
+        precision: `fp32`, or `bf16` to compute in it where the processor can. Without a hint OpenVINO would take
+            bfloat16 by itself, and answer otherwise than the same bundle elsewhere.
+        num_threads: Of one run; None for one a core.
+
+    Raises:
+        PluginError: The session ended up elsewhere.
+    """
+    properties = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
+    if num_threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = str(num_threads)
+    settings = {"load_config": json.dumps({"CPU": properties})}
+    options.add_provider_for_devices(_devices(runtime)[:1], settings)
+    session = runtime.InferenceSession(path, options)
+    if NAME not in session.get_providers():
+        raise PluginError(f"the session runs on {', '.join(session.get_providers())}.")
+    return session
+
+
+def _devices(runtime: Any) -> list[Any]:
+    kind = runtime.OrtHardwareDeviceType.CPU
+    return [d for d in runtime.get_ep_devices() if d.ep_name == NAME and d.device.type == kind]

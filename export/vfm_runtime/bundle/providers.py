@@ -1,0 +1,315 @@
+"""Choosing where a model runs, and never ending up elsewhere without saying so."""
+
+import contextlib
+import ctypes
+import difflib
+import importlib
+import importlib.metadata
+import io
+import logging
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vfm_runtime.bundle import openvino
+from vfm_runtime.bundle.manifest import BundleError
+
+DEVICES = ("auto", "cpu", "cuda", "openvino", "tensorrt")
+"""What `device` may be."""
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_TENSORRT = "TensorrtExecutionProvider"
+_NAMES = {_TENSORRT: "tensorrt", _CUDA: "cuda", openvino.NAME: "openvino"}
+_ON_GPU = {"cuda": _CUDA, "tensorrt": _TENSORRT}
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+# ONNX Runtime reports by itself, in red, on stderr; what it could not do is raised here instead.
+_ONLY_FATAL = 4
+
+_log = logging.getLogger(__name__)
+
+
+class ProviderError(RuntimeError):
+    """ONNX Runtime is not installed properly, or cannot run where it was asked to."""
+
+
+def import_onnxruntime() -> Any:
+    """Return the module `onnxruntime`, refusing an installation that is known to break.
+
+    Raises:
+        ProviderError: None of its distributions is installed, or both are.
+    """
+    installed = [name for name in _DISTRIBUTIONS if _is_installed(name)]
+    if len(installed) == 2:
+        raise ProviderError(
+            "Both onnxruntime and onnxruntime-gpu are installed; they overwrite each other's "
+            "files, so neither can be trusted. Uninstall both and install one:\n"
+            "  pip uninstall -y onnxruntime onnxruntime-gpu\n"
+            "  pip install 'vfm-runtime[cpu]'   or   pip install 'vfm-runtime[gpu]'"
+        )
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        cause = f"cannot be imported ({error})" if installed else "is not installed"
+        raise ProviderError(
+            f"ONNX Runtime {cause}. Install one of:\n"
+            "  pip install 'vfm-runtime[cpu]'\n"
+            "  pip install 'vfm-runtime[gpu]'   for NVIDIA GPUs"
+        ) from error
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def has_cuda_device() -> bool:
+    """Tell whether the NVIDIA driver is installed and sees a GPU."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return False
+    return count.value > 0
+
+
+def choose(device: str = "auto") -> str:
+    """Return the device worth trying, before any model is loaded.
+
+    Args:
+        device: `cpu`, `cuda`, `tensorrt`, `openvino`, or `auto` for CUDA where there is a GPU and a build for it, else
+            OpenVINO where its plugin is installed and drives this processor, else the CPU.
+
+    Raises:
+        ProviderError: The device was asked for and cannot be had.
+        ValueError: `device` is none of these.
+    """
+    if device not in DEVICES:
+        near = difflib.get_close_matches(device, DEVICES, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"There is no device '{device}'.{hint} Devices: {', '.join(DEVICES)}.")
+    runtime = import_onnxruntime()
+    if device == "cpu":
+        return "cpu"
+    if device == "openvino":
+        if (cause := openvino.obstacle()) is not None:
+            raise ProviderError(
+                f"OpenVINO was asked for, but {cause} Or use device='cpu', or device='auto'."
+            )
+        return "openvino"
+    obstacle = _obstacle(runtime, _ON_GPU.get(device, _CUDA))
+    if obstacle is None:
+        return "cuda" if device == "auto" else device
+    if device != "auto":
+        name = "CUDA" if device == "cuda" else "TensorRT"
+        raise ProviderError(f"{name} was asked for, but {obstacle} Or use device='cpu'.")
+    if openvino.obstacle() is None:
+        _log.info("Running on OpenVINO: %s", obstacle)
+        return "openvino"
+    _log.info("Running on the CPU: %s", obstacle)
+    return "cpu"
+
+
+def _obstacle(runtime: Any, provider: str) -> str | None:
+    # The driver first: without one ONNX Runtime fills stderr with red lines when CUDA is tried.
+    if not has_cuda_device():
+        return (
+            "there is no NVIDIA driver with a GPU on this machine. "
+            "Check `nvidia-smi`; in a container, start it with --gpus all."
+        )
+    if provider not in runtime.get_available_providers():
+        name = "CUDA" if provider == _CUDA else "TensorRT"
+        return (
+            f"the ONNX Runtime installed ({runtime.__version__}) is built without {name}. Run: "
+            "pip uninstall -y onnxruntime && pip install 'vfm-runtime[gpu]'."
+        )
+    return None
+
+
+def open_session(
+    path: Path,
+    device: str = "auto",
+    *,
+    num_threads: int | None = None,
+    precision: str = "fp32",
+    spin: bool = True,
+) -> Any:
+    """Load an ONNX file and make sure that it runs where it should.
+
+    Args:
+        path: The ONNX file.
+        device: One of `DEVICES`.
+        num_threads: Threads of one run on the CPU; None for one a core.
+        precision: Of the graph; `bf16` where the device computes that of fp32 in it.
+        spin: Whether idle threads wait for work without giving up their core. It makes the next run a little faster,
+            and takes the core from everything else, such as decoding images.
+
+    Raises:
+        ProviderError: The device was asked for and did not load.
+        BundleError: ONNX Runtime cannot load the file.
+    """
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads is {num_threads}. Give at least 1, or None for one a core.")
+    runtime = import_onnxruntime()
+    where = choose(device)
+    setup = _Setup(runtime, path, num_threads, precision, spin)
+    if where == "cpu":
+        return _create(setup)
+    session, cause = _try_openvino(setup) if where == "openvino" else _try_gpu(setup, where)
+    if session is not None:
+        _log.info("%s runs on %s.", path.name, where)
+        return session
+    message = _failure(runtime, where, cause)
+    if device != "auto":
+        name = {"cuda": "CUDA", "tensorrt": "TensorRT", "openvino": "OpenVINO"}[where]
+        raise ProviderError(f"{name} was asked for; {message} Or use device='cpu'.")
+    _log.warning("Running on the CPU: %s", message)
+    return _create(setup)
+
+
+def _failure(runtime: Any, where: str, cause: str) -> str:
+    if where == "openvino":
+        return f"OpenVINO did not load the model: {cause}"
+    name = "CUDA" if where == "cuda" else "TensorRT"
+    libraries = "CUDA and cuDNN" if where == "cuda" else "CUDA, cuDNN and TensorRT"
+    return (
+        f"this machine has a GPU, but {name} did not load: {cause} ONNX Runtime "
+        f"{runtime.__version__} needs its {libraries} libraries: "
+        "pip install 'onnxruntime-gpu[cuda,cudnn]'."
+    )
+
+
+def device_of(session: Any) -> str:
+    """Return the device that a session really runs on, such as `cuda` or `cpu`.
+
+    Args:
+        session: A session of ONNX Runtime.
+    """
+    given = session.get_providers()
+    return next((name for provider, name in _NAMES.items() if provider in given), "cpu")
+
+
+def run_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises; its errors have no common base of their own."""
+    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    names = (
+        "EPFail",
+        "EngineError",
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NoModel",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+    # RuntimeError and ValueError: its Python layer raises those.
+    return (RuntimeError, ValueError, *(getattr(state, name) for name in names))
+
+
+def first_line(error: Exception) -> str:
+    """Return the start of an error's text; ONNX Runtime's can run over pages.
+
+    Args:
+        error: The error.
+    """
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+class _Setup(NamedTuple):
+    """What a session is opened with."""
+
+    runtime: Any
+    path: Path
+    num_threads: int | None
+    precision: str
+    spin: bool
+
+    def options(self) -> Any:
+        options = self.runtime.SessionOptions()
+        options.log_severity_level = _ONLY_FATAL
+        if self.num_threads is not None:
+            options.intra_op_num_threads = self.num_threads
+        if not self.spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+
+def _try_gpu(setup: _Setup, where: str) -> tuple[Any, str]:
+    runtime = setup.runtime
+    wanted = [_TENSORRT, _CUDA, _CPU] if where == "tensorrt" else [_CUDA, _CPU]
+    # Both print to stdout what they could not load, which would spoil the output of a program.
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        if hasattr(runtime, "preload_dlls"):
+            runtime.preload_dlls()
+        try:
+            session = _new_session(setup, wanted)
+        except run_errors() as error:
+            return None, f"{first_line(error)}."
+    # ONNX Runtime falls back without raising, so the session is asked what it got.
+    if device_of(session) == where:
+        return session, ""
+    return None, next(iter(printed.getvalue().splitlines()), "its libraries were not found.")
+
+
+def _try_openvino(setup: _Setup) -> tuple[Any, str]:
+    try:
+        return openvino.new_session(
+            setup.runtime,
+            str(setup.path),
+            setup.options(),
+            precision=setup.precision,
+            num_threads=setup.num_threads,
+        ), ""
+    except run_errors() as error:
+        return None, first_line(error)
+
+
+def _create(setup: _Setup) -> Any:
+    try:
+        return _new_session(setup, [_CPU])
+    except run_errors() as error:
+        raise BundleError(
+            f"{setup.path} cannot be loaded by ONNX Runtime {setup.runtime.__version__}: {first_line(error)} "
+            "Upgrade ONNX Runtime, or export the bundle anew."
+        ) from error
+
+
+def _new_session(setup: _Setup, providers: list[str]) -> Any:
+    session = setup.runtime.InferenceSession(
+        str(setup.path),
+        setup.options(),
+        providers=providers,
+        provider_options=[_settings(name, setup.precision) for name in providers],
+        enable_fallback=0,
+    )
+    # Else a failed run prints to stdout and is tried again on the CPU.
+    session.disable_fallback()
+    return session
+
+
+def _settings(provider: str, precision: str) -> dict[str, str]:
+    if provider == _CUDA:
+        # TF32 rounds to 10 bits: an answer would depend on the GPU's generation.
+        return {"use_tf32": "0"}
+    if provider == _TENSORRT:
+        # An engine takes minutes to build; it is kept beside other caches, since a bundle never changes.
+        cache = Path.home() / ".cache" / "vfm-runtime" / "tensorrt"
+        return {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(cache),
+            "trt_timing_cache_enable": "1",
+            "trt_fp16_enable": str(int(precision == "fp16")),
+            "trt_bf16_enable": str(int(precision == "bf16")),
+        }
+    return {}

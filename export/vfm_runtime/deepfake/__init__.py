@@ -1,0 +1,1 @@
+"""Deepfake detection: faces, crops, decisions, verdicts and heatmaps."""

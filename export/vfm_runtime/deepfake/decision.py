@@ -1,0 +1,308 @@
+"""From the logits of frames to one answer: calibration, thresholds, and when not to answer."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, NamedTuple, NoReturn, Self
+
+import numpy as np
+
+from vfm_runtime.deepfake.verdict import (
+    FAKE,
+    REAL,
+    UNDECIDED,
+    FrameEvidence,
+    Label,
+    Reason,
+    Verdict,
+    sigmoid,
+)
+from vfm_runtime.validation import is_number, require_keys
+
+__all__ = ["Combine", "Decision", "FrameEvidence", "decide", "sigmoid"]
+
+Combine = Literal["max", "mean"]
+"""How the crops of one frame become its logit: the most fake of its faces, or the mean of its tiles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The rules of an answer; part of a bundle. Checked when made."""
+
+    num_frames: int = 32
+    """Frames of a video that are looked at, spread evenly."""
+
+    temperature: float = 1.0
+    """What the mean logit of a video is divided by, so that its sigmoid is a probability."""
+
+    threshold: float | None = None
+    """Calibrated logit above which the answer is fake; None, taken as 0, where none was fitted."""
+
+    real_below: float | None = None
+    """Calibrated logit below which the answer is real, and undecided up to `threshold`; None for no such band."""
+
+    fpr: float | None = None
+    """Share of real videos that `threshold` was fitted to call fake, 0 to 1."""
+
+    num_reals: int | None = None
+    """Real videos that `threshold` was fitted on."""
+
+    calibration: str | None = None
+    """Fingerprint of the data that `temperature` and `threshold` were fitted on."""
+
+    min_face: float = 64.0
+    """Least side of a face in pixels of the frame; smaller ones do not count."""
+
+    min_frames: float = 0.25
+    """Least share of the frames of a video that must count."""
+
+    min_sharpness: float | None = None
+    """Least sharpness of a crop that counts, in the unit of `vfm_runtime.deepfake.faces.quality.blur`."""
+
+    max_distance: float | None = None
+    """Largest distance from the training data, by the median over the crops."""
+
+    max_spread: float | None = None
+    """Largest standard deviation of the logits of a video's frames."""
+
+    def __post_init__(self) -> None:
+        _check_count("num_frames", self.num_frames)
+        _check("temperature", self.temperature, _ABOVE)
+        _check("threshold", self.threshold, _FINITE, optional=True)
+        _check("real_below", self.real_below, _FINITE, optional=True)
+        _check("fpr", self.fpr, _SHARE, optional=True)
+        if self.num_reals is not None:
+            _check_count("num_reals", self.num_reals)
+        if self.calibration is not None and not isinstance(self.calibration, str):
+            _refuse("calibration", self.calibration, "a string or null")
+        _check("min_face", self.min_face, _UP)
+        _check("min_frames", self.min_frames, _SHARE)
+        for name in ("min_sharpness", "max_distance", "max_spread"):
+            _check(name, getattr(self, name), _UP, optional=True)
+        if self.real_below is not None and self.real_below > self.limit:
+            _refuse("real_below", self.real_below, f"no more than the threshold, {self.limit}")
+
+    @property
+    def limit(self) -> float:
+        """Calibrated logit above which the answer is fake."""
+        return 0.0 if self.threshold is None else self.threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rules as plain values that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the rules from plain values and check every one of them.
+
+        Args:
+            values: What `to_dict` returned.
+
+        Raises:
+            ValueError: A key is missing, unknown or holds a value it cannot hold.
+        """
+        require_keys(values, [field.name for field in fields(cls)], "decision rules")
+        return cls(**values)
+
+
+def decide(
+    frames: Sequence[FrameEvidence],
+    num_asked: int,
+    is_video: bool,
+    rules: Decision,
+    *,
+    combine: Combine = "max",
+    notes: Sequence[str] = (),
+) -> Verdict:
+    """Answer for a picture or a video from what the model says of its crops.
+
+    The score of a video is the sigmoid of the mean logit over its frames, divided by the temperature.
+
+    Args:
+        frames: One entry a crop; those of one frame share `frame`. A frame in which there was nothing to cut has none.
+        num_asked: Frames that were looked at; 1 for a picture.
+        is_video: Whether the rules for videos apply (`min_frames`, `max_spread`).
+        rules: Thresholds and limits.
+        combine: How the crops of one frame become its logit.
+        notes: Passed on to the verdict.
+
+    Raises:
+        ValueError: A logit is not finite, or `num_asked` is below the number of frames.
+    """
+    _check_evidence(frames, num_asked)
+    lost = {i: _flaw(frame, rules) for i, frame in enumerate(frames)}
+    good = [frame for i, frame in enumerate(frames) if lost[i] is None]
+    causes = Counter(reason for reason in lost.values() if reason is not None)
+    logits = _frame_logits(good, combine)
+    logit = float(np.mean(logits)) if logits else None
+    value = None if logit is None else logit / rules.temperature
+    outcome = _unusable(len(logits), num_asked, is_video, causes, rules)
+    if value is not None:
+        outcome = outcome or _doubt(good, logits, is_video, rules) or _compare(value, rules)
+    assert outcome is not None  # without a logit nothing is usable
+    return Verdict(
+        label=outcome.label,
+        reason=outcome.reason,
+        explanation=outcome.text,
+        score=None if value is None else sigmoid(value),
+        logit=logit,
+        temperature=rules.temperature,
+        threshold=sigmoid(rules.limit),
+        calibrated=rules.threshold is not None,
+        frames=tuple(frames),
+        num_asked=num_asked,
+        is_video=is_video,
+        num_frames=rules.num_frames if is_video else 1,
+        notes=tuple(notes),
+    )
+
+
+class _Outcome(NamedTuple):
+    label: Label
+    reason: Reason | None
+    text: str
+
+
+_WORDS = {
+    Reason.FACE_TOO_SMALL: "face{s} smaller than {rules.min_face:g} pixels",
+    Reason.TOO_BLURRED: "crop{s} less sharp than {rules.min_sharpness:g}",
+}
+
+_FINITE, _UP, _ABOVE, _SHARE = (
+    "a finite number",
+    "a number from 0 up",
+    "a number above 0",
+    "a number from 0 to 1",
+)
+_SPANS: dict[str, Callable[[float], bool]] = {
+    _FINITE: math.isfinite,
+    _UP: lambda value: 0 <= value < math.inf,
+    _ABOVE: lambda value: 0 < value < math.inf,
+    _SHARE: lambda value: 0 <= value <= 1,
+}
+
+
+def _check_evidence(frames: Sequence[FrameEvidence], num_asked: int) -> None:
+    if not all(math.isfinite(f.logit) and math.isfinite(f.distance) for f in frames):
+        raise ValueError(
+            "The model answered with NaN or infinite logits or distances. Check the bundle with "
+            "`vfm-runtime check`, and export it anew with 32-bit weights if it fails."
+        )
+    num_found = len({frame.frame for frame in frames})
+    if num_asked < max(1, num_found):
+        raise ValueError(
+            f"num_asked is {num_asked}, but there are crops of {num_found} frames. "
+            "Give the number of frames that were looked at, at least 1."
+        )
+
+
+def _flaw(frame: FrameEvidence, rules: Decision) -> Reason | None:
+    if frame.face_px is not None and frame.face_px < rules.min_face:
+        return Reason.FACE_TOO_SMALL
+    least = rules.min_sharpness
+    if least is not None and frame.sharpness is not None and frame.sharpness < least:
+        return Reason.TOO_BLURRED
+    return None
+
+
+def _frame_logits(frames: Sequence[FrameEvidence], combine: Combine) -> list[float]:
+    groups: dict[int, list[float]] = {}
+    for frame in frames:
+        groups.setdefault(frame.frame, []).append(frame.logit)
+    together = max if combine == "max" else np.mean
+    return [float(together(group)) for group in groups.values()]
+
+
+def _unusable(
+    num_good: int, num_asked: int, is_video: bool, causes: Counter[Reason], rules: Decision
+) -> _Outcome | None:
+    if num_good == 0 and not causes:
+        where = f"any of the {num_asked} frames looked at" if is_video else "the picture"
+        return _undecided(Reason.NO_FACE, f"No face was found in {where}.")
+    found = [
+        f"{count} {_WORDS[reason].format(s='s' * (count > 1), rules=rules)}"
+        for reason, count in causes.most_common()
+    ]
+    if num_good == 0:
+        where = f"in {num_asked} frames" if is_video else "in the picture"
+        text = f"Nothing {where} can be judged: {', '.join(found)}."
+        return _undecided(causes.most_common()[0][0], text)
+    if is_video and num_good < rules.min_frames * num_asked:
+        but = f" ({', '.join(found)} left out)" if found else ""
+        text = f"Only {num_good} of {num_asked} frames can be judged{but}"
+        return _undecided(
+            Reason.TOO_FEW_FRAMES, f"{text}; at least {rules.min_frames:.0%} are needed."
+        )
+    return None
+
+
+def _doubt(
+    good: Sequence[FrameEvidence], logits: Sequence[float], is_video: bool, rules: Decision
+) -> _Outcome | None:
+    distance = float(np.median([frame.distance for frame in good]))
+    if rules.max_distance is not None and distance > rules.max_distance:
+        text = (
+            f"This is unlike the training data: its distance is {distance:.3f}, answers are given "
+            f"up to {rules.max_distance:.3f}."
+        )
+        return _undecided(Reason.UNLIKE_TRAINING, text)
+    spread = float(np.std(logits))
+    if is_video and rules.max_spread is not None and spread > rules.max_spread:
+        text = (
+            f"The frames disagree: their logits have a standard deviation of {spread:.2f}, "
+            f"answers are given up to {rules.max_spread:.2f}. A part of the video may be forged."
+        )
+        return _undecided(Reason.FRAMES_DISAGREE, text)
+    return None
+
+
+def _compare(value: float, rules: Decision) -> _Outcome:
+    score, limit, basis = sigmoid(value), sigmoid(rules.limit), _basis(rules)
+    if value > rules.limit:
+        return _Outcome(
+            FAKE, None, f"The score {score:.3f} is above the threshold {limit:.3f}.{basis}"
+        )
+    if rules.real_below is None:
+        return _Outcome(
+            REAL, None, f"The score {score:.3f} is not above the threshold {limit:.3f}.{basis}"
+        )
+    lower = sigmoid(rules.real_below)
+    if value < rules.real_below:
+        return _Outcome(
+            REAL, None, f"The score {score:.3f} is below {lower:.3f}, the limit of real.{basis}"
+        )
+    text = (
+        f"The score {score:.3f} lies between {lower:.3f}, below which the answer is real, "
+        f"and {limit:.3f}, above which it is fake.{basis}"
+    )
+    return _undecided(Reason.NEAR_THRESHOLD, text)
+
+
+def _undecided(reason: Reason, text: str) -> _Outcome:
+    return _Outcome(UNDECIDED, reason, text)
+
+
+def _basis(rules: Decision) -> str:
+    if rules.threshold is None:
+        return " The threshold is not calibrated: 0.5 is assumed, and nothing is known of false alarms."
+    if rules.fpr is None or rules.num_reals is None:
+        return ""
+    return f" It was fitted on {rules.num_reals} real ones to call {rules.fpr:.1%} of such fake."
+
+
+def _check(name: str, value: object, span: str, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if not is_number(value) or not _SPANS[span](float(value)):  # type: ignore[arg-type]
+        _refuse(name, value, f"{span} or null" if optional else span)
+
+
+def _check_count(name: str, value: object) -> None:
+    # In Python True is an int; in a rule it is a mistake.
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        _refuse(name, value, "a whole number from 1 up")
+
+
+def _refuse(name: str, value: object, expected: str) -> NoReturn:
+    raise ValueError(f"The decision rules' '{name}' is {value!r}; expected {expected}.")

@@ -1,0 +1,59 @@
+"""Whether a crop is good enough to be judged: how large the face was, how sharp, how sure."""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vfm_runtime.deepfake.faces.crop import Crop, CropSpec
+from vfm_runtime.media.image import Pixels
+
+_SIDE = 128
+
+
+class Quality(NamedTuple):
+    """What is known about a crop besides its pixels."""
+
+    face_px: float | None
+    """Side of the face in pixels of the image; None for `native`, where no face is looked for."""
+
+    sharpness: float
+    """Variance of the Laplacian; below about 10 for what is out of focus or much enlarged."""
+
+    score: float | None
+    """How sure the detector is, 0 to 1; None where no face was looked for."""
+
+
+def measure(crop: Crop, spec: CropSpec) -> Quality:
+    """Measure a crop.
+
+    The size of the face is that of the crop at margin 1 in pixels of the image: it follows the
+    distances between the landmarks, and holds for declared crops as well.
+
+    Args:
+        crop: The crop.
+        spec: The specification that it was made by.
+    """
+    side = None
+    if spec.source != "native":
+        side = spec.size / _scale(crop) / spec.margin
+    return Quality(side, blur(crop.pixels), crop.face.score if crop.face else None)
+
+
+def blur(crop: Pixels) -> float:
+    """Return how sharp a crop is: the variance of the Laplacian of its grey values at 128 pixels.
+
+    Pech-Pacheco et al., ICPR 2000. The fixed size makes crops of different sizes comparable; the
+    outermost pixels are left out.
+
+    Args:
+        crop: Uint8 RGB, [height, width, 3].
+    """
+    grey = Image.fromarray(crop).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    values = np.asarray(grey, np.float32)
+    neighbours = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:]
+    return float((neighbours - 4 * values[1:-1, 1:-1]).var())
+
+
+def _scale(crop: Crop) -> float:
+    return float(np.sqrt(abs(np.linalg.det(crop.matrix[:, :2]))))

@@ -1,0 +1,1 @@
+"""Drift: are today's images like those that a model was validated on?"""

@@ -1,0 +1,389 @@
+"""Are the images of today still like those that a model was validated on? Counted while it answers."""
+
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm_runtime.drift.reference import DriftReference, figures_of
+
+LARGE = 0.25
+"""The usual limit of a large change: PSI below 0.1 is taken for none, up to 0.25 for a moderate one."""
+
+MIN_WINDOW = 50
+"""Fewest images that are compared at once."""
+
+_HALF = 0.5
+_LEAST_SHARE = 0.05
+# A window of images like those of the reference raises an alarm this often at most, whatever the number of figures.
+_FALSE_ALARMS = 0.002
+
+_log = logging.getLogger(__name__)
+
+
+class Bundle(Protocol):
+    """What has a bundle: a loaded model."""
+
+    @property
+    def path(self) -> Path:
+        """The bundle's folder."""
+
+
+@dataclass(frozen=True)
+class DriftFigure:
+    """How one figure of a window differs from the reference."""
+
+    name: str
+    """`component_0` and so on, `distance`, `score` or `labels`; of several heads with the head's name in front."""
+
+    psi: float
+    """The population stability index, 0 for no change."""
+
+    limit: float
+    """What it must not pass: the monitor's threshold, or more where chance alone would pass that."""
+
+    expected: tuple[float, ...]
+    """Shares of the reference by bin."""
+
+    found: tuple[float, ...]
+    """Shares of the window by bin."""
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the limit is passed."""
+        return self.psi > self.limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {
+            "name": self.name,
+            "psi": self.psi,
+            "limit": self.limit,
+            "drifted": self.drifted,
+            "expected": list(self.expected),
+            "found": list(self.found),
+        }
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """What a monitor has seen."""
+
+    num_images: int
+    """All that were added."""
+
+    num_windows: int
+    """Windows that are full."""
+
+    num_alerts: int
+    """Windows in which a figure passed its limit."""
+
+    window: int
+    """Images in a window."""
+
+    figures: tuple[DriftFigure, ...]
+    """Of the last full window, the largest change first; empty before there is one."""
+
+    @property
+    def drifted(self) -> bool:
+        """Whether a figure of the last full window passed its limit."""
+        return any(figure.drifted for figure in self.figures)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {
+            "num_images": self.num_images,
+            "num_windows": self.num_windows,
+            "num_alerts": self.num_alerts,
+            "window": self.window,
+            "drifted": self.drifted,
+            "figures": [figure.to_dict() for figure in self.figures],
+        }
+
+
+@dataclass(frozen=True)
+class DriftAlert:
+    """A window of images that are not like those of the reference."""
+
+    figures: tuple[DriftFigure, ...]
+    """Those that passed their limits, the largest change first."""
+
+    report: DriftReport
+    """All figures of the window."""
+
+    def __str__(self) -> str:
+        listed = ", ".join(f"{f.name} {f.psi:.2f} (limit {f.limit:.2f})" for f in self.figures[:5])
+        more = ", ..." if len(self.figures) > 5 else ""
+        return f"The last {self.report.window} images are unlike those of the validation: {listed}{more}."
+
+
+class DriftMonitor:
+    """Compares windows of answers with the reference of a bundle. Threads may share it.
+
+    Of each figure (the components of the embeddings, the distance from the training images, the best score, the best
+    label) the shares of the images by bin are compared by the population stability index (Siddiqi, Credit risk
+    scorecards, 2006):
+
+        PSI = sum over bins of (a - e) ln(a / e)
+
+    with e the share in the reference and a the share in the window. Half an image is added to every bin, since an empty
+    one would make it infinite. Below 0.1 there is said to be no change, above 0.25 a large one. By chance alone it is
+    about (B - 1) (1 / n + 1 / m) for B bins, n images in the window and m in the reference, and over that sum of
+    inverses it is distributed as a chi-square with B - 1 degrees of freedom (Yurdakul and Naranjo, 2020). Where a
+    window of the same kind of images would pass the threshold more often than in one of 500, the limit is raised to
+    where it does not. That holds of images that have nothing to do with each other: neighbouring frames of a video
+    are alike, and call for a longer window.
+
+    Attributes:
+        reference: What is compared with.
+        window: Images in a window.
+        threshold: PSI above which there is drift.
+    """
+
+    def __init__(
+        self,
+        model: Bundle | DriftReference,
+        *,
+        window: int = 500,
+        threshold: float = LARGE,
+        on_alert: Callable[[DriftAlert], None] | None = None,
+    ) -> None:
+        """Read the reference.
+
+        Args:
+            model: A loaded bundle with a `reference.json`, or a reference.
+            window: Images in a window, which then starts anew.
+            threshold: PSI above which there is drift.
+            on_alert: Called once for each window with drift, by the thread that completes it. What it raises is logged,
+                and stops nothing.
+
+        Raises:
+            ValueError: The bundle has no reference, or an argument lies outside its range.
+        """
+        if window < MIN_WINDOW:
+            raise ValueError(
+                f"window is {window}. Give {MIN_WINDOW} images or more: fewer say nothing of shares."
+            )
+        if not threshold > 0:
+            raise ValueError(
+                f"threshold is {threshold}. Give a number above 0; usual are 0.1 and 0.25."
+            )
+        self.reference = (
+            model if isinstance(model, DriftReference) else DriftReference.load(model.path)
+        )
+        self.window = window
+        self.threshold = threshold
+        self._on_alert = on_alert
+        self._bins = _bins(self.reference)
+        self._limits = self._raised()
+        self._lock = threading.Lock()
+        self._counts = self._empty()
+        self._num_open = self._num_images = self._num_windows = self._num_alerts = 0
+        self._figures: tuple[DriftFigure, ...] = ()
+
+    def add(self, outputs: Mapping[str, NDArray[Any]]) -> None:
+        """Count the answers for some images.
+
+        Args:
+            outputs: As the model gives them, a row an image.
+
+        Raises:
+            ValueError: A figure of the reference cannot be told from them.
+        """
+        rows = self._places(outputs)
+        alerts = []
+        with self._lock:
+            done, number = 0, len(next(iter(rows.values())))
+            while done < number:
+                taken = min(number - done, self.window - self._num_open)
+                alerts += self._count(rows, slice(done, done + taken), taken)
+                done += taken
+        # Outside of the lock: what is called may take its time, or ask for a report.
+        for alert in alerts:
+            self._tell(alert)
+
+    def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
+        """Refuse what `add` would, and count nothing.
+
+        Args:
+            outputs: As the model gives them, a row an image.
+
+        Raises:
+            ValueError: A figure of the reference cannot be told from them.
+        """
+        self._places(outputs)
+
+    def report(self) -> DriftReport:
+        """What has been seen so far."""
+        with self._lock:
+            return self._report()
+
+    def _places(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.int64]]:
+        values = figures_of(outputs)
+        missing = [name for name in self._bins if name not in values]
+        if missing:
+            raise ValueError(
+                f"The outputs ({', '.join(outputs)}) do not say '{missing[0]}', which the reference has. Give those of "
+                "the model that the reference belongs to."
+            )
+        return {name: bins.places(values[name]) for name, bins in self._bins.items()}
+
+    def _count(
+        self, rows: Mapping[str, NDArray[np.int64]], part: slice, number: int
+    ) -> list[DriftAlert]:
+        for name, places in rows.items():
+            counts = self._counts[name]
+            counts += np.bincount(places[part], minlength=len(counts))
+        self._num_open += number
+        self._num_images += number
+        return self._close() if self._num_open == self.window else []
+
+    def _close(self) -> list[DriftAlert]:
+        """Compare the full window, and start anew."""
+        figures = [
+            _figure(name, bins.shares, self.reference.num_images, self._counts[name], limit)
+            for (name, bins), limit in zip(self._bins.items(), self._limits, strict=True)
+        ]
+        self._figures = tuple(sorted(figures, key=lambda f: f.psi / f.limit, reverse=True))
+        self._counts, self._num_open = self._empty(), 0
+        self._num_windows += 1
+        drifted = tuple(figure for figure in self._figures if figure.drifted)
+        self._num_alerts += bool(drifted)
+        return [DriftAlert(drifted, self._report())] if drifted else []
+
+    def _report(self) -> DriftReport:
+        seen = (self._num_images, self._num_windows, self._num_alerts)
+        return DriftReport(*seen, self.window, self._figures)
+
+    def _tell(self, alert: DriftAlert) -> None:
+        _log.warning("%s", alert)
+        if self._on_alert is None:
+            return
+        try:
+            self._on_alert(alert)
+        except Exception:  # whatever is wrong with the alarm, the answers are right
+            _log.exception("The alert of the drift monitor failed: %s", alert)
+
+    def _empty(self) -> dict[str, NDArray[np.int64]]:
+        return {name: np.zeros(len(bins.shares), np.int64) for name, bins in self._bins.items()}
+
+    def _raised(self) -> list[float]:
+        """The limit of each figure: the threshold, or what chance passes hardly ever."""
+        spread = 1 / self.window + 1 / self.reference.num_images
+        rate = _FALSE_ALARMS / len(self._bins)
+        chance = [_chi_square(len(b.shares) - 1, rate) * spread for b in self._bins.values()]
+        if max(chance) > self.threshold:
+            _log.warning(
+                "A window of %d images beside a reference of %d passes a PSI of %.2f by chance: the limit is raised to "
+                "%.2f. A longer window, or a reference of more images, finds smaller changes.",
+                self.window,
+                self.reference.num_images,
+                self.threshold,
+                max(chance),
+            )
+        return [max(self.threshold, value) for value in chance]
+
+
+def psi(expected: NDArray[np.float64], found: NDArray[np.float64]) -> float:
+    """The population stability index of two distributions over the same bins.
+
+    Args:
+        expected: Shares above 0, adding up to 1.
+        found: The same.
+    """
+    return float(((found - expected) * np.log(found / expected)).sum())
+
+
+class _Bins(ABC):
+    """The bins of one figure."""
+
+    def __init__(self, shares: Sequence[float]) -> None:
+        self.shares = np.array(shares)
+
+    @abstractmethod
+    def places(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        """The bin of each value."""
+
+
+class _Steps(_Bins):
+    def __init__(self, reference: DriftReference, name: str) -> None:
+        self._histogram = reference.histograms[name]
+        super().__init__(self._histogram.shares)
+
+    def places(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        return self._histogram.bins(values)
+
+
+class _Groups(_Bins):
+    """Frequent labels each on their own; rare ones together, as far as it takes to count any of them."""
+
+    def __init__(self, shares: Sequence[float]) -> None:
+        self._group = np.array(_grouped(shares), np.int64)
+        super().__init__(np.bincount(self._group, weights=shares).tolist())
+
+    def places(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        if values.dtype.kind != "i" or values.max(initial=0) >= len(self._group):
+            raise ValueError(
+                f"The reference's labels have {len(self._group)} shares; the outputs do not name one of as many "
+                "labels. Give those of the model that the reference belongs to."
+            )
+        groups: NDArray[np.int64] = self._group[values]
+        return groups
+
+
+def _bins(reference: DriftReference) -> dict[str, _Bins]:
+    steps: dict[str, _Bins] = {name: _Steps(reference, name) for name in reference.histograms}
+    return steps | {name: _Groups(shares) for name, shares in reference.labels.items()}
+
+
+def _grouped(shares: Sequence[float]) -> list[int]:
+    """The group of each label, of which all but the last have a share that a window shows."""
+    groups = [-1] * len(shares)
+    count, together = 0, 0.0
+    for label, share in enumerate(shares):
+        if share >= _LEAST_SHARE:
+            groups[label] = count
+            count += 1
+    for label, share in enumerate(shares):
+        if groups[label] >= 0:
+            continue
+        groups[label] = count
+        together += share
+        if together >= _LEAST_SHARE:
+            count, together = count + 1, 0.0
+    return groups
+
+
+def _figure(
+    name: str,
+    shares: NDArray[np.float64],
+    num_reference: int,
+    counts: NDArray[np.int64],
+    limit: float,
+) -> DriftFigure:
+    expected = _smoothed(shares * num_reference)
+    found = _smoothed(counts)
+    value = psi(expected, found)
+    return DriftFigure(
+        name, value, limit, tuple(shares.tolist()), tuple((counts / counts.sum()).tolist())
+    )
+
+
+def _smoothed(counts: NDArray[Any]) -> NDArray[np.float64]:
+    raised = counts + _HALF
+    return np.asarray(raised / raised.sum(), np.float64)
+
+
+def _chi_square(degrees: int, rate: float) -> float:
+    """What a chi-square passes at this rate, by Wilson and Hilferty (1931)."""
+    if degrees < 1:
+        return 0.0
+    part = 2 / (9 * degrees)
+    return float(degrees * (1 - part + NormalDist().inv_cdf(1 - rate) * part**0.5) ** 3)

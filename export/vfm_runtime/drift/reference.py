@@ -1,0 +1,235 @@
+"""What a model's answers looked like before it was shipped: the content of a bundle's `reference.json`."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vfm_runtime.bundle.contract import REFERENCE_FILE, parse_json
+from vfm_runtime.validation import is_number, shown
+
+LABELS = "labels"
+"""Name of the figure that is the best label; of one of several heads, with its name in front."""
+
+_NUM_BINS = 10
+_DIGITS = 3
+_SLACK = 1e-6
+
+Values = dict[str, NDArray[Any]]
+"""Figures of images by name: float [N], or of the labels the place of the best one, int64 [N]."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Shares of images by the value of one figure. B bins; checked when made."""
+
+    edges: tuple[float, ...]
+    """Upwards, B - 1; a value at an edge belongs to the bin above it."""
+
+    shares: tuple[float, ...]
+    """B, adding up to 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("edges", "shares"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        if any(low >= high for low, high in pairwise(self.edges)):
+            _refuse("edges", self.edges, "numbers of which each is larger than the one before")
+        if len(self.shares) != len(self.edges) + 1:
+            _refuse("shares", self.shares, f"{len(self.edges) + 1} numbers, one more than edges")
+        _check_shares(self.shares)
+
+    @classmethod
+    def of(cls, values: ArrayLike) -> Self:
+        """The deciles of some values; fewer bins where many values are equal.
+
+        Args:
+            values: float [N], at least one.
+        """
+        given = np.asarray(values, np.float64)
+        cuts = np.quantile(given, np.arange(1, _NUM_BINS) / _NUM_BINS)
+        # Nothing lies below an edge at the least value.
+        edges = [float(edge) for edge in np.unique(cuts) if edge > given.min()]
+        counts = np.bincount(np.searchsorted(edges, given, "right"), minlength=len(edges) + 1)
+        return cls(tuple(edges), tuple((counts / len(given)).tolist()))
+
+    def bins(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        """The bin of each value, [N].
+
+        Args:
+            values: float [N].
+        """
+        return np.searchsorted(self.edges, values, "right").astype(np.int64)
+
+
+@dataclass(frozen=True)
+class DriftReference:
+    """What is compared with later answers; checked when made."""
+
+    num_images: int
+    """Images that it was made from, none of which the model has learned from."""
+
+    histograms: dict[str, Histogram]
+    """By the name of the figure: `component_0` and so on, `distance`, `score`."""
+
+    labels: dict[str, tuple[float, ...]]
+    """Share of the images of which each label is the best one, by the name of the figure."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_images, int) or isinstance(self.num_images, bool):
+            _refuse("num_images", self.num_images, "a whole number from 1 up")
+        if not 1 <= self.num_images <= sys.maxsize:
+            _refuse("num_images", self.num_images, f"a whole number from 1 to {sys.maxsize}")
+        if not self.histograms and not self.labels:
+            _refuse("histograms", self.histograms, "at least one figure")
+        for name, shares in self.labels.items():
+            _check_shares(_numbers(name, shares))
+
+    @classmethod
+    def of(cls, outputs: Mapping[str, NDArray[Any]], num_labels: Mapping[str, int]) -> Self:
+        """Made from the outputs of a model for images that it has not learned from.
+
+        Args:
+            outputs: As the model gives them, of all images.
+            num_labels: How many labels each head has, by its name; the name of a single one is empty.
+        """
+        values = figures_of(outputs)
+        histograms, labels = {}, {}
+        for name, found in values.items():
+            head, _, figure = name.rpartition(".")
+            if figure == LABELS:
+                counts = np.bincount(found, minlength=num_labels[head])
+                labels[name] = tuple((counts / len(found)).tolist())
+            else:
+                histograms[name] = Histogram.of(found)
+        return cls(len(next(iter(values.values()))), histograms, labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the reference as plain values that JSON can hold."""
+        return {
+            "num_images": self.num_images,
+            "histograms": {
+                name: {"edges": list(one.edges), "shares": list(one.shares)}
+                for name, one in self.histograms.items()
+            },
+            "labels": {name: list(shares) for name, shares in self.labels.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a reference from plain values and check every one of them.
+
+        Args:
+            values: What `to_dict` returned.
+
+        Raises:
+            ValueError: A key is missing, unknown or holds a value it cannot hold.
+        """
+        _check_keys("reference", values, ("num_images", "histograms", "labels"))
+        for name in ("histograms", "labels"):
+            if not isinstance(values[name], Mapping):
+                _refuse(name, values[name], "an object")
+        histograms = {}
+        for name, one in values["histograms"].items():
+            _check_keys(name, one, ("edges", "shares"))
+            histograms[name] = Histogram(one["edges"], one["shares"])
+        labels = {name: _numbers(name, shares) for name, shares in values["labels"].items()}
+        return cls(values["num_images"], histograms, labels)
+
+    def check_labels(self, num_labels: Mapping[str, int]) -> None:
+        """Refuse shares that are not one a label.
+
+        Args:
+            num_labels: How many labels each head has, by its name; the name of a single one is empty.
+
+        Raises:
+            ValueError: Their numbers differ, or there is no such head.
+        """
+        for name, shares in self.labels.items():
+            number = num_labels.get(name.rpartition(".")[0])
+            if len(shares) != number:
+                _refuse(name, list(shares), f"as many shares as the model has labels, {number}")
+
+    @classmethod
+    def load(cls, bundle: str | Path) -> Self:
+        """Read the `reference.json` of a bundle.
+
+        Args:
+            bundle: Its folder.
+
+        Raises:
+            ValueError: There is none, or it is damaged.
+        """
+        path = Path(bundle) / REFERENCE_FILE
+        if not path.is_file():
+            raise ValueError(
+                f"{bundle} has no {REFERENCE_FILE}, so there is nothing to tell drift by. Export the bundle anew with "
+                "a reference."
+            )
+        try:
+            return cls.from_dict(parse_json(path.read_bytes()))
+        except ValueError as error:
+            raise ValueError(f"{path} is no reference: {error}") from error
+
+    def write(self, folder: Path) -> None:
+        """Write `reference.json`.
+
+        Args:
+            folder: Of the bundle.
+        """
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        (folder / REFERENCE_FILE).write_text(text, encoding="utf-8")
+
+
+def figures_of(outputs: Mapping[str, NDArray[Any]]) -> Values:
+    """The figures of a model's outputs that drift is told by.
+
+    Of a detector the label and the score of the best box count.
+
+    Args:
+        outputs: As the model gives them; of several heads with the names of the heads in front.
+    """
+    found: Values = {}
+    if "components" in outputs:
+        found |= {f"component_{k}": column for k, column in enumerate(outputs["components"].T)}
+    if "distances" in outputs:
+        found["distance"] = outputs["distances"]
+    for name, scores in outputs.items():
+        head, dot, port = name.rpartition(".")
+        if port != "scores":
+            continue
+        best = scores.argmax(axis=1)
+        rows = np.arange(len(scores))
+        # Beyond three digits a score near 1 tells the processor, not the image.
+        found[f"{head}{dot}score"] = np.round(scores[rows, best], _DIGITS)
+        classes = outputs.get(f"{head}{dot}labels")
+        found[f"{head}{dot}{LABELS}"] = best if classes is None else classes[rows, best]
+    return found
+
+
+def _numbers(name: str, values: object) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple):
+        _refuse(name, values, "a list of numbers")
+    for value in values:
+        if not is_number(value):
+            _refuse(name, value, "numbers that are finite")
+    return tuple(float(value) for value in values)
+
+
+def _check_shares(shares: Sequence[float]) -> None:
+    if not shares or min(shares) < 0 or abs(sum(shares) - 1) > _SLACK:
+        _refuse("shares", list(shares), "numbers from 0 that add up to 1")
+
+
+def _check_keys(name: str, values: object, keys: Sequence[str]) -> None:
+    if not isinstance(values, Mapping) or set(values) != set(keys):
+        _refuse(name, values, f"an object with the keys {', '.join(keys)}")
+
+
+def _refuse(name: str, value: object, expected: str) -> NoReturn:
+    raise ValueError(f"The reference's '{name}' is {shown(value)}; expected {expected}.")

@@ -1,0 +1,356 @@
+"""The file of a video: opening it safely, and counting its frames before any is decoded."""
+
+import io
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
+
+from vfm_runtime.media.image import ImageError
+from vfm_runtime.media.mp4 import read_claims
+
+VideoSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
+"""Everything that `read_video` opens: a path, or the bytes of a file."""
+
+# Playlists and the like are no videos but lists of other files and addresses; FFmpeg would open those.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,mxf,h264,hevc,"
+    "m4v,ivf,obu,mjpeg,dv,wav,mp3,aac,flac"
+)
+AGAIN = "Copy or download it again."
+
+
+class VideoError(ImageError):
+    """A video cannot be opened; says which, why and what to do. It never becomes a score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoLimits:
+    """What a video may cost; a longer, larger or slower one is refused."""
+
+    max_seconds: float = 600.0
+    """Longest clip."""
+
+    max_pixels: int = 7680 * 4320
+    """Pixels of the largest frame."""
+
+    max_bytes: int = 4 * 2**30
+    """Size of the largest file."""
+
+    max_memory: int = 2 * 2**30
+    """Bytes of all frames that are kept; of very large frames, fewer are taken."""
+
+    max_frames: int = 1_000_000
+    """Most frames; they are counted before any is decoded."""
+
+    decode_seconds: float = 120.0
+    """Longest time to read and decode the clip."""
+
+
+LIMITS = VideoLimits()
+"""The limits where none are given."""
+
+
+def import_av() -> Any:
+    """Return the module `av`, which only videos need.
+
+    Raises:
+        ImportError: PyAV is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError(
+            f"PyAV, which reads videos, cannot be imported ({error}). "
+            'Run: pip install "vfm-runtime[video]"'
+        ) from error
+    return av
+
+
+class Guard:
+    """Refuses what goes beyond the limits, in the middle of the work too."""
+
+    def __init__(self, name: str, limits: VideoLimits) -> None:
+        self._name = name
+        self._limits = limits
+        self._deadline = time.monotonic() + limits.decode_seconds
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() > self._deadline
+
+    def check_clock(self) -> None:
+        """Raise `VideoError` when the time is over."""
+        if self.is_late:
+            reason = f"reading it took longer than {self._limits.decode_seconds:g} s"
+            raise VideoError(self._name, reason, "Cut it, or raise VideoLimits.decode_seconds.")
+
+    def check_seconds(self, seconds: float) -> None:
+        """Raise `VideoError` for a clip that lasts too long."""
+        limit = self._limits.max_seconds
+        if seconds > limit:
+            reason = f"it lasts {seconds:.1f} s or more; the limit is {limit:g} s"
+            raise VideoError(self._name, reason, "Cut it, or raise VideoLimits.max_seconds.")
+
+    def check_pixels(self, width: int, height: int) -> None:
+        """Raise `VideoError` for frames that are too large."""
+        limit = self._limits.max_pixels
+        if width * height > limit:
+            reason = f"its frames have {width}x{height} pixels; the limit is {limit} pixels"
+            raise VideoError(
+                self._name, reason, "Make it smaller, or raise VideoLimits.max_pixels."
+            )
+
+    def check_count(self, count: int) -> None:
+        """Raise `VideoError` for a clip of too many frames."""
+        limit = self._limits.max_frames
+        if count > limit:
+            reason = f"it has more than {limit} frames, the limit"
+            raise VideoError(self._name, reason, "Cut it, or raise VideoLimits.max_frames.")
+
+    def affordable(self, width: int, height: int) -> int:
+        """Frames of this size that fit into the memory that is allowed, 1 at least."""
+        return max(1, self._limits.max_memory // max(1, 3 * width * height))
+
+
+class VideoFile(NamedTuple):
+    """A file, which is read twice."""
+
+    name: str
+    data: bytes | None
+    path: Path
+
+    @classmethod
+    def of(cls, source: VideoSource, limits: VideoLimits) -> "VideoFile":
+        """Check that a source is a file that may be read.
+
+        Raises:
+            VideoError: It is missing, no regular file, empty or too large.
+        """
+        if isinstance(source, bytes | bytearray | memoryview):
+            data = bytes(source)
+            file = cls(f"video of {len(data)} bytes", data, Path())
+            _check_size(file.name, len(data), limits)
+            return file
+        if not isinstance(source, str | os.PathLike):
+            kind = f"{type(source).__name__} object"
+            raise VideoError(kind, "not a video", "Give a path or the bytes of a file.")
+        name = os.fspath(source)
+        path = Path(source)
+        if "://" in name:
+            raise VideoError(name, "an address", "Download it first and give its path.")
+        if path.is_dir():
+            remedy = "Give its files: vfm_runtime.find_videos lists them."
+            raise VideoError(name, "a folder, not a video", remedy)
+        if not path.exists():
+            remedy = f"Check the path; relative paths start at {Path.cwd()}."
+            raise VideoError(name, "no such file", remedy)
+        if not path.is_file():
+            # A pipe or a device may never end.
+            raise VideoError(name, "not a regular file", "Write it to a file first.")
+        _check_size(name, path.stat().st_size, limits)
+        return cls(name, None, path)
+
+    def open(self) -> BinaryIO:
+        """Open it for reading from its start."""
+        if self.data is not None:
+            return io.BytesIO(self.data)
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            reason = f"not readable ({error})"
+            raise VideoError(self.name, reason, "Check its permissions.") from error
+
+
+def _check_size(name: str, num_bytes: int, limits: VideoLimits) -> None:
+    if num_bytes == 0:
+        raise VideoError(name, "the file is empty", AGAIN)
+    if num_bytes > limits.max_bytes:
+        reason = f"{num_bytes} bytes; the limit is {limits.max_bytes}"
+        raise VideoError(name, reason, "Cut it, or raise VideoLimits.max_bytes.")
+
+
+class _Reader:
+    """A file that ends when the time is over: an index may send FFmpeg to and fro for hours."""
+
+    def __init__(self, raw: BinaryIO, guard: Guard) -> None:
+        self._raw, self._guard = raw, guard
+        self.seek, self.tell = raw.seek, raw.tell
+
+    def read(self, size: int) -> bytes:
+        return b"" if self._guard.is_late else self._raw.read(size)
+
+
+@contextmanager
+def opened(av: Any, file: VideoFile, guard: Guard | None = None) -> Iterator[tuple[Any, Any]]:
+    """The container and its first stream of moving pictures.
+
+    Args:
+        av: The module.
+        file: Checked already.
+        guard: Limits the time; of the usual limits where none is given.
+    """
+    guard = guard or Guard(file.name, LIMITS)
+    with file.open() as raw:
+        _check_index(file.name, raw, guard)
+        try:
+            options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+            # Damaged titles do not matter.
+            container = av.open(
+                _Reader(raw, guard), metadata_errors="replace", container_options=options
+            )
+        except av.error.FFmpegError as error:
+            guard.check_clock()
+            raise VideoError(
+                file.name,
+                f"not a video, damaged at its start, or cut before its index ({error.strerror})",
+                "Open it in a viewer; if it plays there, convert it to MP4 (H.264).",
+            ) from error
+        with container:
+            guard.check_clock()
+            yield container, _stream(av, container, file.name)
+
+
+def _check_index(name: str, raw: BinaryIO, guard: Guard) -> None:
+    """Refuse an MP4 whose index claims more frames than the file has bytes.
+
+    FFmpeg makes room for all of them when it opens the file: gigabytes, for a claim of a few bytes.
+    """
+    size = raw.seek(0, os.SEEK_END)
+    frames, cuts, is_packed = read_claims(raw, size, guard.check_clock)
+    if is_packed:
+        raise VideoError(name, "its index is packed", "Convert it to MP4 (H.264).")
+    if frames * cuts > size:
+        times = f", {cuts} times" if cuts > 1 else ""
+        reason = f"its index claims {frames} frames{times}, and it has {size} bytes"
+        raise VideoError(name, reason, AGAIN)
+
+
+def _stream(av: Any, container: Any, name: str) -> Any:
+    still = av.stream.Disposition.attached_pic  # the cover of an album
+    streams = [s for s in container.streams.video if not s.disposition & still]
+    if not streams:
+        has_sound = len(container.streams.audio) > 0
+        reason = "it has no moving pictures" + (", only sound" if has_sound else "")
+        raise VideoError(name, reason, "Leave it out.")
+    if streams[0].codec_context is None:
+        raise VideoError(name, "its codec is unknown here", "Convert it to MP4 (H.264).")
+    return streams[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What reading without decoding tells."""
+
+    stamps: list[int]
+    """Times of display in units of `base`, sorted, each once; empty where the file has none."""
+    count: int
+    """Frames that it should have, as its packets say."""
+    base: Fraction
+    """Seconds."""
+    step: float
+    """Seconds from frame to frame, usually."""
+    affordable: int
+    """Frames that fit into memory."""
+    codec: str
+    claimed: int | None
+    """Frames that the header claims."""
+    claimed_seconds: float | None
+    """How long the header says the file lasts."""
+    num_packets: int
+    """Packets, those included that are not for display."""
+    is_anamorphic: bool
+    """Whether its pixels are not square."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the start of the first frame to the end of the last."""
+        if not self.stamps:
+            return self.count * self.step
+        return float((self.stamps[-1] - self.stamps[0]) * self.base) + self.step
+
+
+def survey(av: Any, file: VideoFile, guard: Guard) -> Survey:
+    """Read all packets of a video and count its frames, decoding none.
+
+    Raises:
+        VideoError: The file is no video, has no frames, or is beyond a limit.
+    """
+    with opened(av, file, guard) as (container, stream):
+        context = stream.codec_context
+        guard.check_pixels(context.width, context.height)
+        stamps, num_packets = _stamps(packets(av, container, stream, []), stream.time_base, guard)
+        is_timed = None not in stamps
+        ordered = sorted(stamp for stamp in set(stamps) if stamp is not None) if is_timed else []
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        found = Survey(
+            stamps=ordered,
+            count=len(ordered) if is_timed else len(stamps),
+            base=stream.time_base,
+            step=_step(ordered, stream.time_base, float(1 / rate)),
+            affordable=guard.affordable(context.width, context.height),
+            codec=context.name,
+            claimed=stream.frames or None,
+            claimed_seconds=container.duration / av.time_base if container.duration else None,
+            num_packets=num_packets,
+            is_anamorphic=(context.sample_aspect_ratio or 1) != 1,
+        )
+    if not found.count:
+        raise VideoError(file.name, "it has no frames", AGAIN)
+    guard.check_seconds(found.duration)
+    return found
+
+
+def packets(av: Any, container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
+    """The packets of a stream up to its end, or to where it cannot be read.
+
+    Args:
+        av: The module.
+        container: What is read.
+        stream: One of its streams.
+        damage: Takes what stopped it, if anything did.
+    """
+    source = container.demux(stream)
+    while True:
+        try:
+            packet = next(source)
+        except (StopIteration, av.error.EOFError):
+            return
+        except av.error.FFmpegError as error:
+            damage.append(str(error.strerror))
+            return
+        yield packet
+
+
+def _stamps(source: Iterator[Any], base: Fraction, guard: Guard) -> tuple[list[int | None], int]:
+    """The times of display of the packets that are for display, and the number of all packets."""
+    stamps: list[int | None] = []
+    first: int | None = None
+    num_packets = 0
+    for packet in source:
+        guard.check_clock()
+        if not packet.size:
+            continue  # the mark of the end
+        num_packets += 1
+        guard.check_count(num_packets)
+        # The others lead up to the place where an edited clip begins.
+        if not packet.is_discard:
+            stamps.append(packet.pts)
+        if packet.pts is not None:
+            first = packet.pts if first is None else first
+            # At once, so that a clip without end is left early.
+            guard.check_seconds(float(abs(packet.pts - first) * base))
+    return stamps, num_packets
+
+
+def _step(stamps: list[int], base: Fraction, otherwise: float) -> float:
+    if len(stamps) < 2:
+        return otherwise
+    return float(statistics.median(b - a for a, b in itertools.pairwise(stamps)) * base)

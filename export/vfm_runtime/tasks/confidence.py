@@ -1,0 +1,156 @@
+"""When an answer is not to be relied on: its score is too low, or the image is unlike those of the training."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Literal, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm_runtime.validation import is_number, require_keys
+
+LOW_SCORE: Final = "low_score"
+UNLIKE_TRAINING: Final = "unlike_training"
+
+Doubt = Literal["low_score", "unlike_training"]
+"""Why an answer is unsure: the score of its label is below the label's threshold, or the image is too far from the
+training data for any score of the model to mean something."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """When an answer is unsure; part of a bundle. Checked when made."""
+
+    temperature: float = 1.0
+    """What the model's raw outputs are divided by before they become scores. The graph does it already: for the
+    record only."""
+
+    thresholds: tuple[float, ...] | None = None
+    """Least score of each label, 0 to 1. A single label of a lower score is unsure; where several labels may apply,
+    and of boxes, it is what applies and is shown unless another threshold is asked for. None where none was fitted."""
+
+    max_distance: float | None = None
+    """Largest distance from the training data of an answer that is sure; None for no limit."""
+
+    reference: bool = False
+    """Whether the graph also gives `distances` [N] from the training data and the `components` [N, k] of its
+    embeddings, by which drift is watched."""
+
+    def __post_init__(self) -> None:
+        if not is_number(self.temperature) or self.temperature <= 0:
+            _refuse("temperature", self.temperature, "a number above 0")
+        # Files hold lists, Python gives tuples: one form makes `==` meaningful.
+        if isinstance(self.thresholds, list):
+            object.__setattr__(self, "thresholds", tuple(self.thresholds))
+        if self.thresholds is not None:
+            _check_thresholds(self.thresholds)
+        if not isinstance(self.reference, bool):
+            _refuse("reference", self.reference, "true or false")
+        if self.max_distance is None:
+            return
+        if not is_number(self.max_distance) or self.max_distance < 0:
+            _refuse("max_distance", self.max_distance, "a number from 0 up or null")
+        if not self.reference:
+            # A limit on what the graph does not give would never be passed, without a word.
+            _refuse("max_distance", self.max_distance, "null where 'reference' is false")
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Refuse thresholds that are not one a label.
+
+        Args:
+            labels: Every class of the model.
+
+        Raises:
+            ValueError: Their numbers differ.
+        """
+        if self.thresholds is not None and len(self.thresholds) != len(labels):
+            _refuse(
+                "thresholds",
+                f"{len(self.thresholds)} numbers",
+                f"{len(labels)}, one for each label",
+            )
+
+    def is_low(self, label: int, score: float) -> bool:
+        """Whether a score is below the threshold of its label.
+
+        Args:
+            label: Place of the label among the model's.
+            score: Of that label, 0 to 1.
+        """
+        return self.thresholds is not None and score < self.thresholds[label]
+
+    def is_unlike(self, distance: float | None) -> bool:
+        """Whether an image is too far from the training data.
+
+        Args:
+            distance: As the graph gives it; None where it gives none.
+
+        Raises:
+            ValueError: The distance is not finite.
+        """
+        if self.max_distance is None or distance is None:
+            return False
+        if not math.isfinite(distance):
+            raise ValueError(
+                "The model answered with NaN or infinite distances. Check the bundle with "
+                "`vfm-runtime check`, and export it anew with 32-bit weights if it fails."
+            )
+        return distance > self.max_distance
+
+    def reason(self, label: int, score: float, distance: float | None = None) -> Doubt | None:
+        """Why the answer of one label is unsure; None where it is sure.
+
+        Args:
+            label: Place of the best label among the model's.
+            score: Of that label, 0 to 1.
+            distance: From the training data, where the graph gives it.
+
+        Raises:
+            ValueError: The distance is not finite.
+        """
+        # The distance first: far from the training data neither a high nor a low score means anything.
+        if self.is_unlike(distance):
+            return UNLIKE_TRAINING
+        return LOW_SCORE if self.is_low(label, score) else None
+
+    def least(self, class_ids: NDArray[np.int64], default: float) -> NDArray[np.float64]:
+        """The threshold of each box, or label, by its class.
+
+        Args:
+            class_ids: [K], place of the class among the model's.
+            default: Where no thresholds were fitted.
+        """
+        if self.thresholds is None:
+            return np.full(len(class_ids), default, np.float64)
+        return np.array(self.thresholds, np.float64)[class_ids]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rules as plain values that JSON can hold."""
+        values = asdict(self)
+        return values if self.thresholds is None else values | {"thresholds": list(self.thresholds)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the rules from plain values and check every one of them.
+
+        Args:
+            values: What `to_dict` returned.
+
+        Raises:
+            ValueError: A key is missing, unknown or holds a value it cannot hold.
+        """
+        require_keys(values, [field.name for field in fields(cls)], "rules of sureness")
+        return cls(**values)
+
+
+def _check_thresholds(values: object) -> None:
+    if not isinstance(values, tuple) or not values:
+        _refuse("thresholds", values, "a list of at least one number from 0 to 1, or null")
+    for value in values:
+        if not is_number(value) or not 0 <= value <= 1:
+            _refuse("thresholds", value, "numbers from 0 to 1")
+
+
+def _refuse(name: str, value: object, expected: str) -> NoReturn:
+    raise ValueError(f"The rules of sureness hold {value!r} as '{name}'; expected {expected}.")

@@ -1,0 +1,115 @@
+import cv2
+import numpy as np
+import pytest
+
+from vfm.deepfake.data import augment
+from vfm.deepfake.data.augment import Colours, Edit, View, benign_edit, through_jpeg
+from vfm.deepfake.data.portrait import draw_face
+
+SIDE = 64
+
+
+def view(known=True):
+    mask = np.zeros((SIDE, SIDE), np.float32)
+    mask[20:50, 10:30] = 1
+    return View(draw_face(0, 0, SIDE).pixels, mask if known else np.full_like(mask, -1))
+
+
+def draws(count, **options):
+    return [Edit.draw(np.random.default_rng(seed), **options) for seed in range(count)]
+
+
+def test_image_and_mask_keep_size_type_and_range():
+    for edit in draws(60):
+        pixels, mask = edit.apply(view())
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == (SIDE, SIDE, 3)
+        assert mask.dtype == np.float32
+        assert mask.shape == (SIDE, SIDE)
+        assert np.isfinite(mask).all()
+        assert 0 <= mask.min() <= mask.max() <= 1
+
+
+def test_no_edit_leaves_image_and_mask():
+    before = view()
+    after = Edit().apply(before)
+    assert (after.pixels == before.pixels).all()
+    assert (after.mask == before.mask).all()
+
+
+def test_unknown_mask_stays_unknown():
+    for edit in draws(20):
+        after = edit.apply(view(known=False))
+        assert (after.mask == -1).all()
+        assert not after.known
+    for seed in range(20):
+        assert (benign_edit(view(known=False), np.random.default_rng(seed)).mask == -1).all()
+
+
+def test_the_same_edit_does_the_same_to_two_images():
+    one = view()
+    for edit in draws(60):
+        first, second = edit.apply(one), edit.apply(one)
+        assert (first.pixels == second.pixels).all()
+    assert len({edit.seed for edit in draws(60)}) == 60
+
+
+def test_trap_13_mask_moves_with_the_image():
+    white = np.zeros((SIDE, SIDE, 3), np.uint8)
+    white[20:50, 10:30] = 255
+    for seed in range(40):
+        drawn = Edit.draw(np.random.default_rng(seed))
+        moves = Edit(flip=drawn.flip, matrix=drawn.matrix)
+        after = moves.apply(View(white, white[..., 0].astype(np.float32) / 255))
+        np.testing.assert_allclose(after.pixels[..., 0] / 255, after.mask, atol=0.03)
+
+
+def test_without_resampling_pixels_stay_whole():
+    for edit in draws(60, resampling=False):
+        assert edit.matrix is None
+        assert edit.blur == 0
+        assert edit.shrink == 1
+    assert any(edit.matrix is not None and edit.flip for edit in draws(60))
+
+
+def test_jpeg_of_low_quality_changes_more():
+    pixels = view().pixels
+    far, near = (np.abs(through_jpeg(pixels, q).astype(int) - pixels).mean() for q in (20, 95))
+    assert far > 1.5 * near > 0
+
+
+def test_colours_change_brightness_and_saturation():
+    pixels = view().pixels
+    brighter = Colours((1.0,) * 3, (10.0,) * 3, 1.0).apply(pixels)
+    assert brighter.mean() - pixels.mean() == pytest.approx(10, abs=1.5)
+    grey = Colours((1.0,) * 3, (0.0,) * 3, 0.0).apply(pixels)
+    assert np.ptp(grey.astype(int), axis=2).max() <= 1
+
+
+@pytest.mark.parametrize("kind", augment._BENIGN, ids=lambda kind: kind.__name__)
+def test_harmless_edit_changes_the_image_and_takes_from_the_mask(kind):
+    before = view()
+    changed = 0
+    for seed in range(10):
+        after = kind(before, np.random.default_rng(seed))
+        assert after.pixels.dtype == np.uint8
+        assert after.pixels.shape == before.pixels.shape
+        assert after.mask.dtype == np.float32
+        assert after.mask.sum() <= before.mask.sum() + 1e-3
+        changed += (after.pixels != before.pixels).any()
+    assert changed >= 8
+
+
+def test_sticker_hides_the_forgery_below_it():
+    before = view()._replace(mask=np.ones((SIDE, SIDE), np.float32))
+    after = augment._stickered(before, np.random.default_rng(1))
+    covered = after.mask < 0.5
+    assert covered.any()
+    moved = cv2.absdiff(after.pixels, before.pixels).max(axis=2) > 3
+    assert moved[covered].mean() > 0.8
+
+
+def test_trap_14_harmless_edit_depends_on_its_generator_alone():
+    one, two, other = (benign_edit(view(), np.random.default_rng(s)) for s in (3, 3, 4))
+    assert (one.pixels == two.pixels).all()
+    assert (one.pixels != other.pixels).any()

@@ -1,0 +1,207 @@
+"""The operating point: what it promises, and what it is refused for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from vfm_runtime.deepfake.decision import Decision
+
+from vfm.data.dataset import Record
+from vfm.deepfake.calibrate import (
+    DETAILS,
+    calibrate,
+    describe,
+    fit,
+    require_both,
+    require_untouched,
+)
+from vfm.deepfake.data.procedural import SyntheticFakes
+from vfm.deepfake.evidence import CalibrationError, Evidence
+from vfm.deepfake.head import DeepfakeHead
+from vfm.deepfake.metrics import video_logits
+from vfm.deepfake.results import OPERATING_POINT, videos_fingerprint
+from vfm.deepfake.task import DeepfakeTask
+from vfm.metrics.calibration import TooFewError
+from vfm.tasks import BaseTask, Optim
+
+RNG = np.random.default_rng(0)
+
+
+def evidence(num_reals=200, num_fakes=200, shift=3.0, num_frames=4) -> Evidence:
+    """Videos of as many people, whose frames' logits vary a little."""
+    labels = np.repeat([0, 1], [num_reals, num_fakes])
+    mean = RNG.normal(size=len(labels)) + shift * labels
+    logits = mean[:, None] + 0.5 * RNG.normal(size=(len(labels), num_frames))
+    keys = [("set", "m" * int(label), str(i)) for i, label in enumerate(labels)]
+    videos = video_logits(
+        logits.ravel(),
+        np.repeat(labels, num_frames),
+        [key for key in keys for _ in range(num_frames)],
+    )
+    return Evidence(
+        videos,
+        RNG.random(len(labels)),
+        100 + RNG.random(len(labels)),
+        [str(i) for i in range(len(labels))],
+        num_frames,
+        0,
+    )
+
+
+def record(name: str, label: int, source: str = "") -> Record:
+    return Record(source or f"/data/{name}.png", label, name, ("set", "", name, name))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a tiny task, trained for so long that fakes get higher logits than reals."""
+    folder = tmp_path_factory.mktemp("run")
+    L.seed_everything(0, verbose=False)
+    task = DeepfakeTask(
+        "vit_tiny_patch16_224",
+        DeepfakeHead(bank_size=8),
+        pretrained=False,
+        image_size=32,
+        backbone_args={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8},
+        adapt="full",
+        optim=Optim(lr=2e-3),
+    )
+    data = SyntheticFakes(num_identities=40, num_frames=1, image_size=32, mode="paired")
+    trainer = L.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_epochs=6,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(task, datamodule=data)
+    trainer.save_checkpoint(folder / "best.ckpt")
+    return folder / "best.ckpt"
+
+
+def test_a_checkpoint_gets_its_operating_point(checkpoint, capsys):
+    calibrate(checkpoint, fpr=0.2, abstain=0)
+    path = checkpoint.parent / OPERATING_POINT
+    rules = Decision.from_dict(json.loads(path.read_text()))
+    details = json.loads(path.with_name(DETAILS).read_text())
+    data = SyntheticFakes(num_identities=40, num_frames=1, image_size=32, mode="paired")
+    data.setup("validate")
+    assert rules.calibration == videos_fingerprint(data.records["val"])
+    assert rules.num_reals == details["num_reals"] == 10
+    assert rules.fpr == 0.2
+    # The ninth of ten logits: one real lies above it.
+    assert details["decisions"]["num_false_alarms"] == 1
+    printed = capsys.readouterr().out
+    assert "at most 20 % are called fake, on average" in printed
+    assert str(path) in printed
+    task = BaseTask.load(checkpoint)
+    assert isinstance(task, DeepfakeTask)
+    assert task.decision == rules
+
+
+def test_too_few_reals_of_a_split_are_refused(checkpoint):
+    with pytest.raises(TooFewError, match=r"There are 10 real videos.*at least 99"):
+        calibrate(checkpoint, fpr=0.01)
+
+
+def test_all_splits_of_the_training_data_hold_what_was_trained_on(checkpoint):
+    with pytest.raises(CalibrationError, match=r"of these \d+ images were trained on"):
+        calibrate(checkpoint, fpr=0.2, split="all")
+
+
+def test_trap_20_the_tested_videos_cannot_set_the_threshold(tmp_path):
+    records = [record("a", 0), record("b", 1)]
+    results = {"test": {"videos_fingerprint": videos_fingerprint(records)}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(CalibrationError, match="These are the videos of the test"):
+        require_untouched(records[::-1], tmp_path, [])
+    require_untouched([*records, record("c", 0)], tmp_path, [])
+
+
+def test_training_images_are_known_by_their_files(tmp_path):
+    own = [record("a", 0), record("b", 1)]
+    with pytest.raises(CalibrationError, match=r"1 of these 2 images were trained on, such as b"):
+        require_untouched(own, tmp_path, [record("b", 1)])
+    # Another data set may use the same names.
+    require_untouched(own, tmp_path, [record("b", 1, "/elsewhere/b.png")])
+
+
+def test_training_data_that_is_gone_is_warned_about(tmp_path, caplog):
+    require_untouched([record("a", 0)], tmp_path, None)
+    assert "cannot be checked" in caplog.text
+
+
+def test_one_label_alone_is_refused():
+    with pytest.raises(CalibrationError, match="All 2 images of val are real"):
+        require_both([record("a", 0), record("b", 0)], "val")
+
+
+def test_the_threshold_holds_on_new_reals_by_the_rule_that_decides():
+    random = np.random.default_rng(3)
+    passed = []
+    for _ in range(200):
+        rules = fit(evidence(60, 60), fpr=0.1, miss=None, abstain=0)
+        new = random.normal(size=2000) + 0.25 * random.normal(size=2000)
+        passed.append((new / rules.temperature > rules.limit).mean())
+    assert np.mean(passed) <= 0.1 + 3 * np.std(passed) / np.sqrt(200)
+    assert np.mean(passed) > 0.05
+
+
+def test_a_band_leaves_videos_undecided_and_limits_both_errors():
+    rules = fit(evidence(1000, 1000, shift=1.0), fpr=0.05, miss=0.05, abstain=0)
+    assert rules.real_below is not None
+    assert rules.real_below < rules.limit
+    found = describe(evidence(1000, 1000, shift=1.0), rules)["decisions"]
+    assert found["fpr"] == pytest.approx(0.05, abs=0.03)
+    assert found["missed"] == pytest.approx(0.05, abs=0.03)
+    assert found["undecided"] > 0.3
+
+
+def test_limits_that_cross_leave_no_band():
+    rules = fit(evidence(shift=20.0), fpr=0.05, miss=0.05, abstain=0)
+    assert rules.real_below is None
+
+
+def test_rules_of_doubt_set_few_of_these_videos_aside():
+    seen = evidence(300, 300)
+    rules = fit(seen, fpr=0.05, miss=None, abstain=0.05)
+    assert rules.max_distance is not None
+    assert rules.max_spread is not None
+    assert rules.min_sharpness is not None
+    assert (seen.distances > rules.max_distance).mean() <= 0.05
+    assert (seen.videos.spread > rules.max_spread).mean() <= 0.05
+    assert (seen.sharpness < rules.min_sharpness).mean() <= 0.05
+    assert rules.num_frames == 4
+
+
+def test_without_a_bank_or_frames_there_are_no_such_rules():
+    seen = evidence(300, 300, num_frames=1)._replace(distances=np.zeros(600))
+    rules = fit(seen, fpr=0.05, miss=None, abstain=0.05)
+    assert rules.max_distance is None
+    assert rules.max_spread is None
+    assert rules.num_frames == Decision().num_frames
+
+
+def test_too_few_videos_for_a_rule_of_doubt_leave_it_out_and_say_so(caplog):
+    rules = fit(evidence(20, 20), fpr=0.1, miss=None, abstain=0.01)
+    assert rules.max_distance is None
+    assert "No rule max_distance: There are 40 videos, too few" in caplog.text
+
+
+def test_each_data_set_is_described():
+    seen = evidence(200, 200)
+    rules = fit(seen, fpr=0.05, miss=None, abstain=0)
+    details = describe(seen, rules)
+    assert [row["dataset"] for row in details["per_dataset"]] == ["set"]
+    assert details["after"]["nll"] <= details["before"]["nll"]
+    assert rules.fpr is not None
+    assert details["fpr_at_most"] > rules.fpr
+    assert torch.tensor(details["decisions"]["tpr"]) > 0.5

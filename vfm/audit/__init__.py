@@ -1,1 +1,0 @@
-"""Can the result be trusted? Operating points, robustness, shortcuts in the data."""

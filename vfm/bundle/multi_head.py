@@ -1,0 +1,202 @@
+"""Several heads on one backbone: which tasks can share it, and what their heads are called."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from vfm_runtime.bundle.contract import DEEPFAKE
+
+from vfm.bundle.errors import ExportError
+from vfm.models.adapters import has_adapters
+from vfm.models.tensors import checksum
+from vfm.tasks import BaseTask
+
+_SHOWN = 3
+_NAME = r"[a-z0-9_]+"
+# What every run calls its files and folders, and so says nothing of what was learned.
+_USUAL = re.compile(r"(best|last|adapter|checkpoints|epoch.*|step.*|version_\d+|\d+)(-v\d+)?")
+_RUN = re.compile(r"(?:version_)?(\d+)")
+
+
+class SeveralError(ExportError):
+    """Tasks cannot share a backbone, or their heads have no names of their own."""
+
+
+def require_one_backbone(tasks: Mapping[str, BaseTask]) -> None:
+    """Refuse tasks of which one pass through a backbone could not serve all.
+
+    Args:
+        tasks: By the names of their heads.
+
+    Raises:
+        SeveralError: A task judges crops of faces, or two have other backbones, weights or preprocessing; with the
+            difference.
+    """
+    if not tasks:
+        raise SeveralError("There is no head. Give at least one checkpoint.")
+    for name, task in tasks.items():
+        if not re.fullmatch(_NAME, name):
+            _refuse_name(name)
+        if task.kind == DEEPFAKE:
+            raise SeveralError(
+                f"The head '{name}' tells real from fake, and looks at crops of faces where the others look at whole "
+                "images. Export it to a bundle of its own."
+            )
+    (first, other), *rest = tasks.items()
+    for name, task in rest:
+        _require_same(f"The heads '{first}' and '{name}'", other, task)
+
+
+def checkpoints_of(words: Sequence[str | Path]) -> dict[str, Path]:
+    """Checkpoints by the names of their heads.
+
+    Args:
+        words: Each a file, or NAME=FILE.
+
+    Raises:
+        SeveralError: A name is no name, or stands twice.
+    """
+    given = [_split(str(word)) for word in words]
+    found = iter(names_of([path for name, path in given if name is None]))
+    names = [next(found) if name is None else name for name, _ in given]
+    _require_unique(names, [path for _, path in given])
+    return dict(zip(names, (path for _, path in given), strict=True))
+
+
+def names_of(checkpoints: Sequence[Path]) -> list[str]:
+    """A name for the head of each checkpoint, from its file or the nearest folder that says something.
+
+    `colours/0/checkpoints/best.ckpt` is `colours`; beside `colours/1/checkpoints/best.ckpt` it is `colours_0`.
+
+    Args:
+        checkpoints: Their files.
+
+    Raises:
+        SeveralError: Two would have the same name.
+    """
+    names = [_telling(path) for path in checkpoints]
+    counts = Counter(names)
+    names = [
+        f"{name}_{_run_of(path)}" if counts[name] > 1 else name
+        for name, path in zip(names, checkpoints, strict=True)
+    ]
+    _require_unique(names, checkpoints)
+    return names
+
+
+def _require_same(who: str, one: BaseTask, other: BaseTask) -> None:
+    _require_same_option(who, "backbone", _backbone(one), _backbone(other))
+    _require_same_option(who, "backbone_args", *(_given(t, "backbone_args") for t in (one, other)))
+    for field in dataclasses.fields(one.preprocess):
+        values = [getattr(task.preprocess, field.name) for task in (one, other)]
+        if values[0] != values[1]:
+            raise SeveralError(
+                f"{who} see their images differently: the preprocessing's {field.name} is {values[0]} and {values[1]}. "
+                "Train both with the same --model.image_size and --model.fit, or export each to a bundle of its own."
+            )
+    _require_same_weights(who, one, other)
+    if has_adapters(one.backbone):
+        # How they merge is decided beside their tensors, which are the same.
+        pair = (_given(task, "adapt_options") for task in (one, other))
+        _require_same_option(who, "adapt_options", *pair)
+
+
+def _require_same_option(who: str, name: str, one: object, other: object) -> None:
+    if one != other:
+        raise SeveralError(
+            f"{who} do not share one backbone: --model.{name} is {one!r} and {other!r}. Train all heads with the same "
+            "one, and with --model.adapt linear from the same weights; or export each to a bundle of its own."
+        )
+
+
+def _require_same_weights(who: str, one: BaseTask, other: BaseTask) -> None:
+    states = one.backbone.state_dict(), other.backbone.state_dict()
+    sums = checksum(states[0]), checksum(states[1])
+    if sums[0] == sums[1]:
+        return
+    different = list(_different(states, (one, other)))
+    if not different:
+        return
+    names = ", ".join(different[:_SHOWN])
+    how = [task.spec["init_args"].get("adapt", "full") for task in (one, other)]
+    more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
+    raise SeveralError(
+        f"{who} have other weights in their backbones ({sums[0]} and {sums[1]}): {len(different)} of "
+        f"{len(states[0].keys() | states[1].keys())} tensors differ, {names}{more}. Their --model.adapt is "
+        f"{how[0]} and {how[1]}. Train all heads with --model.adapt linear from the same weights, or "
+        "export each to a bundle of its own."
+    )
+
+
+def _different(
+    states: tuple[dict[str, Tensor], dict[str, Tensor]], tasks: tuple[BaseTask, BaseTask]
+) -> Iterator[str]:
+    """Names of tensors that are not the same in both."""
+    # A backbone of which no head reads the pooled vector lacks the layers that make it.
+    lacking = ["pooled" not in task.head.reads for task in tasks]
+    for name in dict.fromkeys([*states[0], *states[1]]):
+        values = [state.get(name) for state in states]
+        excused = any(v is None and may for v, may in zip(values, lacking, strict=True))
+        if not excused and not _equal(*values):
+            yield name
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return False
+    return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+
+
+def _backbone(task: BaseTask) -> str:
+    # The tag says which weights training began from; what became of them is compared itself.
+    return task.backbone.name.partition(".")[0]
+
+
+def _given(task: BaseTask, name: str) -> Any:
+    return task.spec["init_args"].get(name) or {}
+
+
+def _split(word: str) -> tuple[str | None, Path]:
+    """The name in front of a file's, if there is one; a file's own name may hold a `=`."""
+    name, equals, rest = word.partition("=")
+    if not equals or Path(word).exists() or "/" in name or "\\" in name:
+        return None, Path(word)
+    if not re.fullmatch(_NAME, name):
+        _refuse_name(name)
+    return name, Path(rest)
+
+
+def _telling(path: Path) -> str:
+    parts = (path.stem, *reversed(path.absolute().parent.parts))
+    found = (part for part in parts if not _USUAL.fullmatch(part.lower()))
+    words = (re.sub(r"[^a-z0-9]+", "_", part.lower()).strip("_") for part in found)
+    return next((word for word in words if word), "head")
+
+
+def _run_of(path: Path) -> str:
+    runs = (_RUN.fullmatch(part) for part in reversed(path.absolute().parent.parts))
+    return next(
+        (run.group(1) for run in runs if run), re.sub(r"[^a-z0-9]+", "_", path.stem.lower())
+    )
+
+
+def _require_unique(names: Sequence[str], paths: Sequence[Path]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            same = ", ".join(str(p) for n, p in zip(names, paths, strict=True) if n == name)
+            raise SeveralError(
+                f"{count} heads are called '{name}': {same}. Give each a name of its own: NAME=FILE."
+            )
+
+
+def _refuse_name(name: str) -> NoReturn:
+    raise SeveralError(
+        f"A head cannot be called '{name}'. Give NAME=FILE with a name of small letters, digits and underscores."
+    )

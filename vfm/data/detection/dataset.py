@@ -1,0 +1,263 @@
+"""From records with boxes to batches: what the data workers run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from vfm_runtime.media.image import ImageError, open_image
+
+from vfm.data.dataset import ImageDataset, Record, Skipped, opened, sample_seed
+from vfm.data.decode import Source
+from vfm.data.detection.annotation import Annotation
+from vfm.data.detection.transforms import Geometric, Picture, View
+from vfm.data.transforms import AugmentError, TrainTransform
+from vfm.preprocess import Geometry, Preprocess, as_shares
+from vfm.types import Batch, Objects
+
+_COLOURS: dict[str, list[Any]] = {
+    "none": [],
+    "mild": [
+        {
+            "ColorJitter": {
+                "brightness": [0.8, 1.2],
+                "contrast": [0.8, 1.2],
+                "saturation": [0.7, 1.3],
+                "hue": [-0.03, 0.03],
+                "p": 0.7,
+            }
+        }
+    ],
+    "strong": [
+        {
+            "ColorJitter": {
+                "brightness": [0.6, 1.4],
+                "contrast": [0.6, 1.4],
+                "saturation": [0.5, 1.5],
+                "hue": [-0.05, 0.05],
+                "p": 0.8,
+            }
+        },
+        {"ToGray": {"p": 0.05}},
+        {"GaussianBlur": {"sigma_limit": [0.1, 1.5], "blur_limit": 0, "p": 0.1}},
+    ],
+}
+_PARTNERS = 3
+# Photos that are cut into tiles stay open, this many in each worker.
+_OPEN = 4
+
+
+@dataclass(frozen=True)
+class BoxAugment:
+    """Augmentation of training images with boxes.
+
+    Raises:
+        AugmentError: A value lies outside its range.
+    """
+
+    mosaic: float = 0.5
+    """Share of the samples that are put together from parts of four images."""
+    zoom: tuple[float, float] = (0.5, 1.25)
+    """Least and greatest side of a view as a share of the image's; a view shows at least one box as a whole."""
+    flip: float = 0.5
+    """Share of the samples that are mirror images; 0 where left and right differ, as in text."""
+    colours: Literal["none", "mild", "strong"] = "mild"
+    """How brightness, contrast, saturation and hue change."""
+    calm: float = 0.15
+    """Last share of the training without mosaic, zoom and change of colours: it ends on images as they are."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "zoom", tuple(self.zoom))
+        for name in ("mosaic", "flip", "calm"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise AugmentError(
+                    f"augment.{name} is {value}. Give a share, from 0 to 1 (--data.augment.{name})."
+                )
+        if len(self.zoom) != 2 or not 0.1 <= self.zoom[0] <= self.zoom[1] <= 4:
+            raise AugmentError(
+                f"augment.zoom is {list(self.zoom)}. Give the least and the greatest, from 0.1 to 4; [1, 1] for none."
+            )
+        if self.colours not in _COLOURS:
+            raise AugmentError(
+                f"augment.colours is '{self.colours}'. Choices: {', '.join(_COLOURS)}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class BoxSample:
+    """One image with its boxes, ready for a batch. M boxes."""
+
+    image: NDArray[np.uint8]
+    """uint8 [h, w, 3], at the model's size."""
+    boxes: NDArray[np.float32]
+    """[M, 4], centre, width and height as shares of the image."""
+    labels: NDArray[np.int64]
+    """[M]."""
+    geometry: NDArray[np.float32]
+    """[6], as `Geometry.row`."""
+    index: int
+    name: str
+
+
+class BoxDataset(ImageDataset):
+    """The images and boxes of one split; what it gives depends on seed, epoch and index alone."""
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        preprocess: Preprocess,
+        augment: BoxAugment | None = None,
+        seed: int = 0,
+        calm_from: float = float("inf"),
+    ) -> None:
+        """Make the data set.
+
+        Args:
+            records: In the order of the split.
+            preprocess: Of the model; used alone without augmentation.
+            augment: For training.
+            seed: Of the augmentation.
+            calm_from: Epoch from which images are only mirrored.
+        """
+        super().__init__(records, preprocess, None, seed)
+        self.augment = augment
+        self.calm_from = calm_from
+        if augment is not None:
+            self._wild = Geometric(preprocess, zoom=augment.zoom, flip=augment.flip)
+            self._calm = Geometric(preprocess, zoom=(1.0, 1.0), flip=augment.flip)
+            steps = _COLOURS[augment.colours]
+            self._colours = TrainTransform(list(steps), preprocess) if steps else None
+
+    def __getitem__(self, key: int | tuple[int, int]) -> BoxSample | Skipped:  # type: ignore[override]
+        """One image, whole; or in training a view of it.
+
+        Args:
+            key: An index, or a pair of epoch and index as `EpochSampler` gives.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record = self.records[index]
+        try:
+            if self.augment is None:
+                return self._whole(index, record)
+            return self._view(index, record, epoch, self.augment)
+        except ImageError as error:
+            return Skipped(record.name, error.reason, np.zeros(0, np.int64), self.preprocess.size)
+
+    def _whole(self, index: int, record: Record) -> BoxSample:
+        pixels, geometry = self.preprocess.resize(pixels_of(record))
+        size = self.preprocess.size
+        corners, labels = _learned(record)
+        row = np.array(geometry.row(size), np.float32)
+        return BoxSample(pixels, geometry.shares(corners, size), labels, row, index, record.name)
+
+    def _view(self, index: int, record: Record, epoch: int, augment: BoxAugment) -> BoxSample:
+        seed = sample_seed(self.seed, epoch, index)
+        generator = np.random.default_rng(seed)
+        picture = _picture(record)
+        calm = epoch >= self.calm_from
+        partners: list[Picture] = []
+        if not calm and generator.random() < augment.mosaic:
+            partners = self._partners(generator)
+        if len(partners) == _PARTNERS:
+            view = self._wild.mosaic([picture, *partners], generator)
+        else:
+            view = (self._calm if calm else self._wild).single(picture, generator)
+        if self._colours is not None and not calm:
+            view = view._replace(pixels=self._colours(view.pixels, seed))
+        return self._sample(view, index, record.name)
+
+    def _partners(self, generator: np.random.Generator) -> list[Picture]:
+        """Three other images; fewer where one cannot be read, which is reported when its own turn comes."""
+        found = []
+        for other in generator.integers(len(self.records), size=_PARTNERS).tolist():
+            try:
+                found.append(_picture(self.records[other]))
+            except ImageError:
+                break
+        return found
+
+    def _sample(self, view: View, index: int, name: str) -> BoxSample:
+        height, width = view.pixels.shape[:2]
+        whole = np.array([width, height] * 2, np.float32)
+        shares = as_shares((view.corners / whole).astype(np.float32))
+        geometry = Geometry(height, width, 1.0, 1.0, 0.0, 0.0).row((height, width))
+        row = np.array(geometry, np.float32)
+        return BoxSample(view.pixels, shares, view.labels, row, index, name)
+
+
+def collate_boxes(samples: Sequence[BoxSample | Skipped]) -> Batch:
+    """Join samples to a batch; unreadable ones are listed and leave it smaller, down to none."""
+    good = [sample for sample in samples if isinstance(sample, BoxSample)]
+    bad = [sample for sample in samples if isinstance(sample, Skipped)]
+    size = good[0].image.shape[:2] if good else bad[0].size
+    images = np.stack([s.image for s in good]) if good else np.zeros((0, *size, 3), np.uint8)
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(s.boxes for s in good)])
+    labels = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(s.labels for s in good)]))
+    rows = np.stack([s.geometry for s in good]) if good else np.zeros((0, 6), np.float32)
+    counts = torch.tensor([len(s.labels) for s in good], dtype=torch.int64)
+    return Batch(
+        image=torch.from_numpy(images),
+        label=labels,
+        objects=Objects(torch.from_numpy(boxes), labels, counts),
+        geometry=torch.from_numpy(rows),
+        index=torch.tensor([s.index for s in good], dtype=torch.int64),
+        name=[s.name for s in good],
+        skipped=[(s.name, s.reason) for s in bad],
+    )
+
+
+def _learned(record: Record) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Corners and classes of the boxes to learn."""
+    if record.objects is None or not isinstance(record.label, tuple):
+        return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    kept = ~record.objects.ignored
+    return record.objects.corners[kept], np.array(record.label, np.int64)[kept]
+
+
+def _picture(record: Record) -> Picture:
+    tile = record.objects is not None and record.objects.tile is not None
+    source = Source.open(pixels_of(record) if tile else opened(record))
+    _require_size(record, source.height, source.width)
+    return Picture(source, *_learned(record))
+
+
+def pixels_of(record: Record) -> NDArray[np.uint8]:
+    """The image, or the tile of it, uint8 [h, w, 3].
+
+    Raises:
+        ImageError: It cannot be read, or is not the one that was annotated.
+    """
+    annotation = record.objects
+    if annotation is None or annotation.tile is None:
+        pixels: NDArray[np.uint8] = open_image(opened(record))
+        _require_size(record, *pixels.shape[:2])
+        return pixels
+    assert isinstance(record.source, str)
+    whole = _open_large(record.source)
+    (left, top), (height, width) = annotation.tile[:2], annotation.size
+    part = np.ascontiguousarray(whole[top : top + height, left : left + width])
+    _require_size(record, *part.shape[:2])
+    return part
+
+
+@functools.lru_cache(maxsize=_OPEN)
+def _open_large(path: str) -> NDArray[np.uint8]:
+    return open_image(path)
+
+
+def _require_size(record: Record, height: int, width: int) -> None:
+    """Refuse an image that is not the one that was annotated: its boxes would lie elsewhere."""
+    annotation: Annotation | None = record.objects
+    if annotation is not None and annotation.size != (height, width):
+        stated = f"{annotation.size[1]} x {annotation.size[0]}"
+        raise ImageError(
+            record.name,
+            f"its boxes are for {stated} pixels, the file has {width} x {height}",
+            "Annotate this file, or put back the one that was annotated.",
+        )

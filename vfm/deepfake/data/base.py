@@ -1,0 +1,230 @@
+"""What every data module of real and forged images does, wherever they come from."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from vfm_runtime.deepfake.faces.crop import CropSpec
+
+from vfm.data.base import ImageData
+from vfm.data.dataset import Record
+from vfm.data.splits import SPLITS
+from vfm.deepfake.data.dataset import (
+    BLENDED,
+    Changes,
+    FakesDataset,
+    Marks,
+    PairedFakes,
+    collate_fakes,
+)
+from vfm.deepfake.data.pairs import Pairs, check_training
+from vfm.deepfake.data.record import FAKE, LABELS, REAL, Item, count_label
+
+Mode = Literal["plain", "paired", "sbi", "mixed"]
+
+GROUPS = ("dataset", "method", "video", "identity")
+"""Names of a record's groups; the first three name its video, and videos of one `identity` share persons or sources."""
+CROP_FILE = "crop.json"
+"""Beside a manifest: how its crops were cut, as `CropSpec.to_dict`."""
+
+
+class Found(NamedTuple):
+    """The images of each split, three times in the same order."""
+
+    items: dict[str, list[Item]]
+    records: dict[str, list[Record]]
+    marks: dict[str, list[Marks]]
+
+
+class FakeImages(ImageData, ABC):
+    """Real and forged images, in splits.
+
+    A subclass implements `find`, and `read_crop`. Label 1 is fake, whatever the order of names.
+    """
+
+    items: dict[str, list[Item]]
+    """What each record shows, in the order of `records`; known after `setup`."""
+    marks: dict[str, list[Marks]]
+    """What is known of each record beside its label; known after `setup`."""
+
+    collate = staticmethod(collate_fakes)
+
+    def __init__(
+        self,
+        *,
+        mode: Mode,
+        sbi_share: float,
+        benign_share: float,
+        edits: bool,
+        batch_size: int,
+        num_workers: int | None,
+        seed: int,
+    ) -> None:
+        """Make the data module; nothing is read yet.
+
+        Args:
+            mode: What a training batch is made of: `plain` takes images as they come; `paired` takes real images, each
+                with a forgery made from its own video; `sbi` takes real images alone, each with a forgery that is
+                blended from it; `mixed` takes either kind of forgery. With these two, a val or test split without
+                forgeries gets one for each real image, the same one every time, with the method `self-blended`.
+            sbi_share: Of `mixed`, the share of the pairs whose forgery is blended; a real image without forgeries of
+                its video always gets one that is.
+            benign_share: Share of the training images, real and forged alike, that get a harmless edit first: a
+                caption, a sticker, a frame, a smoothing filter.
+            edits: Whether training images are flipped, turned, blurred, recoloured and compressed.
+            batch_size: Images in a batch, on each process; two make a pair.
+            num_workers: Processes that open images, as for `ImageData`.
+            seed: Of order, pairs, blends, edits and splits.
+
+        Raises:
+            ValueError: An argument lies outside its range.
+        """
+        _check_arguments(mode, batch_size, {"sbi_share": sbi_share, "benign_share": benign_share})
+        # The features of images that change from epoch to epoch cannot be stored.
+        fixed = mode == "plain" and not edits and not benign_share
+        super().__init__(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            augment="none" if fixed else "standard",
+            seed=seed,
+        )
+        self.mode = mode
+        self.sbi_share = sbi_share
+        self.changes = Changes(edits, benign_share)
+        self.group_columns = GROUPS
+        self.items = {}
+        self.marks = {}
+        self._crop: CropSpec | None = None
+
+    @abstractmethod
+    def find(self) -> Found:
+        """Find the images of each split, without opening them."""
+
+    @abstractmethod
+    def read_crop(self) -> CropSpec:
+        """How the images were cut, and what a model learns to answer for."""
+
+    @property
+    def crop(self) -> CropSpec:
+        """How the images were cut; a model answers for crops of this kind alone."""
+        if self._crop is None:
+            self._crop = self.read_crop()
+        return self._crop
+
+    def read(self) -> dict[str, list[Record]]:
+        """Find the images, and leave out the forgeries to train on where training makes its own."""
+        self.labels = LABELS
+        if self.crop.source == "native" and self.mode in ("sbi", "mixed"):
+            raise ValueError(
+                f"mode is {self.mode}, but blends are made of faces, and these are whole images at native "
+                "resolution. Choices: plain, paired (--data.mode)."
+            )
+        found = self.find()
+        if self.mode == "sbi" and "train" in found.items:
+            _leave_out_fakes(found)
+        if self.mode in ("sbi", "mixed"):
+            _blend_evaluated(found)
+        self.items, self.marks = found.items, found.marks
+        return {split: found.records[split] for split in SPLITS if split in found.records}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the records, once; a fake of the tested splits needs no fake to train on.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict` as Lightning says.
+        """
+        if stage != "predict" and not self._was_read:
+            self.records.update(self.read())
+            self._was_read = True
+        if stage in (None, "fit") and "train" in self.items:
+            check_training(self.items["train"], self.mode)
+        super().setup(stage)
+
+    def describe(self) -> dict[str, Any]:
+        """Images per split and label, forgeries per split and method, and the crop; ready for JSON."""
+        found = super().describe()
+        methods = {
+            split: dict(Counter(item.method for item in items if item.label == FAKE))
+            for split, items in self.items.items()
+        }
+        return found | {"methods": methods, "mode": self.mode, "crop": self.crop.to_dict()}
+
+    def _images(self, split: str) -> FakesDataset:
+        records = self._split(split)
+        marks = self.marks.get(split) or [Marks()] * len(records)
+        return FakesDataset(records, marks, self.crop, self._preprocess(), seed=self.seed)
+
+    def _training_images(self) -> FakesDataset:
+        records, marks = self._split("train"), self.marks["train"]
+        seen = (records, marks, self.crop, self._preprocess(), self.changes, self.seed)
+        if self.mode == "plain":
+            return FakesDataset(*seen)
+        blends = {"paired": 0.0, "sbi": 1.0}.get(self.mode, self.sbi_share)
+        return PairedFakes(
+            *seen, pairs=Pairs(self.items["train"]), blends=blends, blend_rest=self.mode != "paired"
+        )
+
+    def _options(self, split: str) -> dict[str, Any]:
+        options = super()._options(split)
+        if split == "train" and self.mode != "plain":
+            options["batch_size"] = self.batch_size // 2
+        return options
+
+
+def write_crop(folder: Path, crop: CropSpec) -> None:
+    """Write `crop.json`.
+
+    Args:
+        folder: Of the manifest.
+        crop: How its images were cut.
+    """
+    text = json.dumps(crop.to_dict(), indent=2) + "\n"
+    (folder / CROP_FILE).write_text(text, encoding="utf-8")
+
+
+def _check_arguments(mode: str, batch_size: int, shares: dict[str, float]) -> None:
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode is '{mode}'. Choices: {', '.join(get_args(Mode))}.")
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is {share}. Give a share, from 0 to 1.")
+    if mode != "plain" and batch_size % 2:
+        raise ValueError(
+            f"batch_size is {batch_size}, but two images make a pair. Give an even number, or --data.mode plain."
+        )
+
+
+def _leave_out_fakes(found: Found) -> None:
+    """Keep of the train split what is real."""
+    kept = [i for i, item in enumerate(found.items["train"]) if item.label == REAL]
+    columns: tuple[dict[str, list[Any]], ...] = found
+    for column in columns:
+        column["train"] = [column["train"][i] for i in kept]
+
+
+def _blend_evaluated(found: Found) -> None:
+    """Where a split to evaluate on has no fakes, blend one for each real image; else nothing could be measured."""
+    for split in ("val", "test"):
+        items = found.items.get(split, [])
+        if not items or count_label(items, FAKE):
+            continue
+        warnings.warn(
+            f"The {split} split has no fakes: one is blended from each of its {len(items)} real images. Its figures "
+            "say how well such blends are found, and nothing of other forgeries.",
+            stacklevel=4,
+        )
+        records, marks = found.records[split], found.marks[split]
+        for number, item in enumerate(list(items)):
+            real = records[number]
+            groups = (real.groups[0], BLENDED, *real.groups[2:])
+            name = f"{real.name} ({BLENDED})"
+            items.append(item._replace(label="fake", method=BLENDED, source=item.video))
+            records.append(real._replace(label=1, name=name, groups=groups))
+            # Both sides, since the real one of a blend may be changed as a whole.
+            marks[number] = marks[number]._replace(blend=number)
+            marks.append(marks[number])

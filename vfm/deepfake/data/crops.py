@@ -1,0 +1,354 @@
+"""One video, or the images of one, to aligned face crops on disk; all or nothing, and never twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from vfm_runtime.deepfake.faces.crop import (
+    CropSpec,
+    Face,
+    choose,
+    crop_face,
+    move_points,
+    overlap_choice,
+    warp,
+)
+from vfm_runtime.deepfake.faces.detector import FaceDetector
+from vfm_runtime.deepfake.faces.precomputed import Given, face_of, read_landmarks
+from vfm_runtime.media.image import ImageError, Pixels, open_image
+from vfm_runtime.media.video import Clip, evenly, is_video, read_video
+
+from vfm.deepfake.data.record import FakesError, Item, ordered
+
+UNREADABLE = "unreadable"
+NO_FACE = "no_face"
+BAD_LANDMARKS = "bad_landmarks"
+BAD_MASK = "bad_mask"
+REASONS = (UNREADABLE, NO_FACE, BAD_LANDMARKS, BAD_MASK)
+"""Why a frame has no crop."""
+
+RECORD_FILE = "video.json"
+"""Beside the crops of a video; written last, so what has it is whole."""
+
+_FOLDERS = ("crops", "masks", "landmarks")
+# A mask that came as a compressed video is not quite black where nothing was forged.
+_FORGED = 128
+# Level 1 takes a fifth of the default's time for a tenth more bytes.
+_PNG_LEVEL = 1
+
+
+class Job(NamedTuple):
+    """A video to be cut: its file, or its frames as images."""
+
+    items: list[Item]
+    folder: str
+    """Of its crops, below `crops/`: data set, method and video."""
+
+
+class Failure(NamedTuple):
+    """Frames of a video that have no crop, for one reason."""
+
+    path: str
+    label: str
+    dataset: str
+    method: str
+    video: str
+    reason: str
+    """One of `REASONS`."""
+    num_frames: int
+    """How many of them; of a video that cannot be read, 1."""
+    of_frames: int
+    """How many frames were looked at."""
+    detail: str
+
+
+class Cut(NamedTuple):
+    """What became of a video."""
+
+    items: list[Item]
+    """Its crops; paths are relative to the folder that everything is written to."""
+    failures: list[Failure]
+    num_frames: int
+    """How many frames were looked at."""
+    notes: list[str]
+    """What is unusual about the file."""
+
+
+_Mask: TypeAlias = NDArray[np.uint8]
+_View: TypeAlias = tuple[Pixels, _Mask | None]
+"""A frame and its mask, [height, width], where there is one."""
+
+
+class _Shot(NamedTuple):
+    """A frame that is to be cut."""
+
+    item: Item
+    frame: int
+    load: Callable[[], _View]
+
+
+class _RefusedError(Exception):
+    """A frame that gets no crop: the reason and the detail."""
+
+
+def plan(items: Sequence[Item]) -> list[Job]:
+    """Group items into videos, in a fixed order.
+
+    Raises:
+        FakesError: A video has several files, or a file and images.
+    """
+    groups: dict[tuple[str, ...], list[Item]] = {}
+    for item in ordered(items):
+        groups.setdefault((*item.key, item.compression), []).append(item)
+    jobs = []
+    for key, group in groups.items():
+        files = [item.path for item in group if is_video(item.path)]
+        if files and len(group) > 1:
+            other = next(item.path for item in group if item.path != files[0])
+            raise FakesError(
+                f"The video '{'/'.join(filter(None, key))}' is both {files[0]} and {other}. Give each file a name "
+                "of its own in the column 'video', or a method or data set of its own."
+            )
+        jobs.append(Job(group, _folder(*key)))
+    return jobs
+
+
+def is_done(job: Job, out: Path) -> bool:
+    """Whether the crops of a video are there, or it is known to have none."""
+    return (out / "crops" / job.folder / RECORD_FILE).is_file()
+
+
+def read_record(job: Job, out: Path) -> Cut:
+    """What became of a video that is done.
+
+    Raises:
+        FakesError: Its record is damaged.
+    """
+    path = out / "crops" / job.folder / RECORD_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        items = [
+            Item(**{**item, "identities": tuple(item["identities"])}) for item in values["items"]
+        ]
+        failures = [Failure(**failure) for failure in values["failures"]]
+        return Cut(items, failures, values["num_frames"], values["notes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FakesError(
+            f"{path} is damaged ({error}). Delete it to cut that video again."
+        ) from error
+
+
+def cut_video(
+    job: Job, out: Path, spec: CropSpec, num_frames: int, detector: FaceDetector | None
+) -> Cut:
+    """Write crops, landmarks, masks where there are any, and the record of a video.
+
+    Args:
+        job: The video.
+        out: The folder that everything is written to.
+        spec: How crops are made.
+        num_frames: How many frames are looked at; of fewer, all.
+        detector: Finds faces; None to take the landmarks of the items.
+    """
+    places = {name: out / name / job.folder for name in _FOLDERS}
+    for name, place in places.items():
+        # What an interrupted run left.
+        shutil.rmtree(place, ignore_errors=True)
+        if name != "masks" or any(item.mask for item in job.items):
+            place.mkdir(parents=True)
+    try:
+        shots, notes = _shots(job.items, num_frames)
+    except ImageError as error:
+        cut = Cut([], [_failure(job.items[0], UNREADABLE, 1, 1, str(error))], 0, [])
+    else:
+        cut = _cut_shots(job, out, spec, detector, shots)._replace(notes=notes)
+    record = {
+        "items": [item._asdict() for item in cut.items],
+        "failures": [failure._asdict() for failure in cut.failures],
+        "num_frames": cut.num_frames,
+        "notes": cut.notes,
+    }
+    unfinished = places["crops"] / f".{RECORD_FILE}"
+    unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    unfinished.replace(places["crops"] / RECORD_FILE)
+    return cut
+
+
+def _shots(items: list[Item], num_frames: int) -> tuple[list[_Shot], list[str]]:
+    """The frames to cut, and what is unusual about the file.
+
+    Raises:
+        ImageError: A video or the video of its mask cannot be read.
+    """
+    if not is_video(items[0].path):
+        chosen = [items[index] for index in evenly(len(items), num_frames)]
+        return [_still(item, number) for number, item in enumerate(chosen)], []
+    item = items[0]
+    clip = read_video(item.path, num_frames, num_threads=1)
+    masks = _masks(item, clip, num_frames) if item.mask else {}
+    views = {frame.index: (frame.pixels, masks.get(frame.index)) for frame in clip.frames}
+    return [_Shot(item, index, partial(views.__getitem__, index)) for index in views], clip.warnings
+
+
+def _still(item: Item, number: int) -> _Shot:
+    def load() -> _View:
+        return open_image(item.path), _grey(item.mask) if item.mask else None
+
+    return _Shot(item, item.frame if item.frame >= 0 else number, load)
+
+
+def _masks(item: Item, clip: Clip, num_frames: int) -> dict[int, _Mask]:
+    """The mask of each frame of a video: an image for all of them, or a video as long.
+
+    Raises:
+        ImageError: It cannot be read, or has another number of frames.
+    """
+    if not is_video(item.mask):
+        mask = _grey(item.mask)
+        return {frame.index: mask for frame in clip.frames}
+    masks = read_video(item.mask, num_frames, num_threads=1)
+    if masks.num_frames != clip.num_frames:
+        raise ImageError(
+            item.mask,
+            f"the mask has {masks.num_frames} frames, its video {clip.num_frames}",
+            "Give the mask of this video, or leave it out.",
+        )
+    return {
+        # Frames that repeat the one before are left out.
+        frame.index: [m.pixels for m in masks.frames if m.index <= frame.index][-1].max(2)
+        for frame in clip.frames
+    }
+
+
+def _grey(path: str) -> _Mask:
+    grey: _Mask = open_image(path).max(2)
+    return grey
+
+
+def _cut_shots(
+    job: Job, out: Path, spec: CropSpec, detector: FaceDetector | None, shots: list[_Shot]
+) -> Cut:
+    made: list[Item] = []
+    refused: Counter[str] = Counter()
+    first: dict[str, tuple[Item, str]] = {}
+    for shot in shots:
+        try:
+            made += _cut_shot(job, out, spec, detector, shot)
+        except ImageError as error:
+            reason, detail = UNREADABLE, str(error)
+        except _RefusedError as error:
+            reason, detail = error.args
+        else:
+            continue
+        refused[reason] += 1
+        first.setdefault(reason, (shot.item, detail))
+    failures = [
+        _failure(first[reason][0], reason, number, len(shots), first[reason][1])
+        for reason, number in refused.items()
+    ]
+    return Cut(made, failures, len(shots), [])
+
+
+def _cut_shot(
+    job: Job, out: Path, spec: CropSpec, detector: FaceDetector | None, shot: _Shot
+) -> list[Item]:
+    image, found = shot.load()
+    mask = None if found is None else _fitting(found, image, shot.item)
+    faces = _faces(image, spec, detector, shot.item)
+    if mask is not None and (mask >= _FORGED).any():
+        faces = [_forged_face(faces, mask >= _FORGED)]
+    else:
+        faces = choose(faces, spec.policy)
+    return [
+        _write(job, out, spec, shot, number, (image, mask), face)
+        for number, face in enumerate(faces)
+    ]
+
+
+def _forged_face(faces: list[Face], forged: NDArray[np.bool_]) -> Face:
+    """The face under the mask: of a forged frame only that one is fake, and the largest may be another."""
+    face = overlap_choice(faces, forged)
+    left, top = np.maximum(face.box[:2], 0).astype(int)
+    right, bottom = np.ceil(np.maximum(face.box[2:], 0)).astype(int)
+    if not forged[top:bottom, left:right].any():
+        raise _RefusedError(NO_FACE, f"none of the {len(faces)} faces found lies under the mask")
+    return face
+
+
+def _faces(image: Pixels, spec: CropSpec, detector: FaceDetector | None, item: Item) -> list[Face]:
+    if detector is None:
+        try:
+            detector = Given([face_of(read_landmarks(item.landmarks))])
+        except ValueError as error:
+            raise _RefusedError(BAD_LANDMARKS, str(error)) from error
+    faces = [face for face in detector.detect(image) if face.score >= spec.min_score]
+    if not faces:
+        size = f"{image.shape[1]} x {image.shape[0]}"
+        raise _RefusedError(NO_FACE, f"the detector found no face in {size} pixels")
+    return faces
+
+
+def _fitting(mask: _Mask, image: Pixels, item: Item) -> _Mask:
+    """The mask at the size of its image."""
+    height, width = image.shape[:2]
+    if mask.shape == (height, width):
+        return mask
+    if abs(mask.shape[1] * height - mask.shape[0] * width) > max(height, width):
+        raise _RefusedError(
+            BAD_MASK,
+            f"{item.mask} has {mask.shape[1]} x {mask.shape[0]} pixels, the image {width} x {height}",
+        )
+    return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _write(
+    job: Job, out: Path, spec: CropSpec, shot: _Shot, number: int, view: _View, face: Face
+) -> Item:
+    """Write the files of one face, the number-th of its frame."""
+    image, mask = view
+    crop = crop_face(image, face.landmarks, spec)
+    name = f"{job.folder}/{shot.frame:06d}" + (f"_{number}" if number else "")
+    item = shot.item._replace(
+        path=f"crops/{name}.png",
+        frame=shot.frame,
+        landmarks=f"landmarks/{name}.npy",
+        mask="" if mask is None else f"masks/{name}.png",
+    )
+    Image.fromarray(crop.pixels).save(out / item.path, compress_level=_PNG_LEVEL)
+    np.save(out / item.landmarks, move_points(face.landmarks, crop.matrix).astype(np.float32))
+    if mask is not None:
+        there = warp(mask, crop.matrix, spec.size, resample=Image.Resampling.BILINEAR)
+        Image.fromarray(there).save(out / item.mask)
+    return item
+
+
+def _failure(item: Item, reason: str, number: int, whole: int, detail: str) -> Failure:
+    return Failure(item.path, item.label, *item.key, reason, number, whole, detail)
+
+
+def _folder(dataset: str, method: str, video: str, compression: str) -> str:
+    parts = [dataset or "data", method or "real", video]
+    names = [re.sub(r"[^\w.+=@-]+", "_", part).strip(".") for part in parts]
+    if compression:
+        names[1] += f"_{re.sub(r'[^A-Za-z0-9]+', '', compression)}"
+    # What was changed, or taken by the default name, could be another video's: told apart by a hash.
+    if (
+        names[2] != video
+        or names[0] != (dataset or "data")
+        or dataset == "data"
+        or method == "real"
+    ):
+        key = repr((dataset, method, video, compression)).encode()
+        names[2] = f"{names[2][:80]}-{hashlib.sha256(key).hexdigest()[:8]}"
+    return "/".join(names)

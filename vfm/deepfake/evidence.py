@@ -1,0 +1,123 @@
+"""What a detector of forgeries says of videos that it has not seen: what its operating point is fitted on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.deepfake.faces.quality import blur
+from vfm_runtime.media.image import ImageError, open_image
+
+from vfm.data.dataset import Record, opened
+from vfm.deepfake.data.base import FakeImages
+from vfm.deepfake.data.record import LABELS, Item
+from vfm.deepfake.metrics import Videos, video_logits
+from vfm.deepfake.results import FakeAnswers, FakeCollector, key_of, most_fake, scored
+from vfm.deepfake.task import DeepfakeTask, require_same_crop
+
+
+class CalibrationError(ValueError):
+    """The data cannot set a threshold that could be believed."""
+
+
+class Evidence(NamedTuple):
+    """What a model says of the calibration data. V videos."""
+
+    videos: Videos
+    distances: NDArray[np.float64]
+    """[V], median over the frames of the features' distance from those of the training."""
+    sharpness: NDArray[np.float64]
+    """[V], of one crop of each; NaN where it could not be opened again."""
+    identities: list[str]
+    """[V], connected identities."""
+    num_frames: int
+    """Most frames that a video has."""
+    num_lost: int
+    """Videos that got no score."""
+
+
+def gather(task: DeepfakeTask, images: FakeImages, splits: Sequence[str]) -> Evidence:
+    """Score the images of some splits.
+
+    Args:
+        task: Trained.
+        images: Cut out as those that the task was trained on.
+        splits: Their names.
+
+    Raises:
+        CheckpointError: The images are cut out in another way.
+        CalibrationError: No image can be read.
+    """
+    assert task.crop is not None  # it is part of every trained detector
+    require_same_crop(images.crop, task.crop)
+    images.preprocess = task.preprocess
+    shown: list[_Shown] = []
+    lost = 0
+    for split in splits:
+        answers = _answers(task, images, split)
+        lost += len(scored(answers, images.records[split]).failed)
+        if task.crop.policy == "all" and len(answers.position):
+            answers = most_fake(answers, images.items[split])
+        rows = zip(answers.position, answers.logits, answers.distances, strict=True)
+        shown += [
+            _Shown(images.records[split][i], images.items[split][i], float(logit), float(far))
+            for i, logit, far in rows
+        ]
+    if not shown:
+        raise CalibrationError(
+            "None of the images can be read. Check that they are where the manifest says."
+        )
+    return _evidence(shown, task.crop, lost)
+
+
+class _Shown(NamedTuple):
+    """An image, and what the model says of it."""
+
+    record: Record
+    item: Item
+    logit: float
+    distance: float
+
+
+@torch.inference_mode()
+def _answers(task: DeepfakeTask, images: FakeImages, split: str) -> FakeAnswers:
+    collector = FakeCollector()
+    for batch in images.plain_loader(split):
+        if len(batch["image"]):
+            found = task.answer(batch["image"].to(task.device))
+            collector.add(found["logits"], batch["index"], 0.0, found["distances"])
+    return collector.gather()
+
+
+def _evidence(shown: Sequence[_Shown], crop: CropSpec, num_lost: int) -> Evidence:
+    keys = [key_of(one.record.groups) for one in shown]
+    truth = [LABELS.index(one.item.label) for one in shown]
+    videos = video_logits([one.logit for one in shown], truth, keys)
+    order = np.argsort(videos.of_frame, kind="stable")
+    frames = np.split(order, np.cumsum(videos.num_frames)[:-1])
+    distances = np.array([one.distance for one in shown])
+    middle = [shown[own[len(own) // 2]].record for own in frames]
+    # Of whole images it is not the tiles' sharpness, by which they are judged.
+    unknown = crop.source == "native"
+    sharpness = [math.nan if unknown else _sharpness(record) for record in middle]
+    tiles = crop.tiles if crop.source == "native" else 1
+    return Evidence(
+        videos=videos,
+        distances=np.array([np.median(distances[own]) for own in frames]),
+        sharpness=np.array(sharpness),
+        identities=[record.groups[3] for record in middle],
+        num_frames=max(1, int(videos.num_frames.max()) // tiles),
+        num_lost=num_lost,
+    )
+
+
+def _sharpness(record: Record) -> float:
+    try:
+        return float(blur(open_image(opened(record))))
+    except ImageError:
+        return math.nan

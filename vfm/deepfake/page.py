@@ -1,0 +1,338 @@
+"""The page of a split of real and forged videos: figures, curves, methods, and the videos that were worst."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from vfm_runtime.media.image import ImageError, open_image
+
+from vfm.data.dataset import Record, opened
+from vfm.deepfake.metrics import Videos, beside_reals
+from vfm.metrics.calibration import sigmoid
+from vfm.metrics.ranking import Ranking
+from vfm.report import Curve, Page, contact_sheet, curves
+from vfm.report.plots import COLOURS, FONT_SIZE, figure, png, tidy
+
+_FACTS = {
+    "video_auc": "Video AUC",
+    "macro_auc": "AUC, mean of methods",
+    "frame_auc": "Frame AUC",
+}
+_METHOD_COLUMNS = {
+    "num_fakes": "fakes",
+    "num_reals": "reals",
+    "auc": "AUC",
+    "low": "low",
+    "high": "high",
+    "average_precision": "AP",
+    "eer": "EER",
+    "tpr_at_fpr_0.01": "TPR at 1 % FPR",
+}
+_NUM_SHOWN = 12
+_MOST_CURVES = 9
+_NUM_BINS = 40
+_CELL = 150
+
+Show = Callable[[str, bytes, str], None]
+
+
+def write_fake_page(
+    folder: Path,
+    split: str,
+    results: Mapping[str, Any],
+    videos: Videos,
+    logits: NDArray[np.float32],
+    records: Sequence[Record],
+) -> None:
+    """Write `report_<split>.html` and the PNG files of its figures.
+
+    Args:
+        folder: Where to.
+        split: `val` or `test`.
+        results: Figures of the split, as in `results.json`.
+        videos: Of the split.
+        logits: [N], of the images.
+        records: The images.
+    """
+    page = Page(
+        f"Results on {split}",
+        f"{results['num_videos']} videos ({results['num_reals']} real, {results['num_fakes']} fake) of "
+        f"{results['num_identities']} people or groups of people, {results['num_samples']} images; "
+        f"{results.get('checkpoint') or 'no checkpoint'}",
+    )
+    for warning in results["warnings"]:
+        page.text(f"⚠ {warning}")
+    page.facts(_facts(results))
+
+    def show(name: str, picture: bytes, caption: str) -> None:
+        (folder / f"{name}_{split}.png").write_bytes(picture)
+        page.figure(picture, caption)
+
+    _show_scores(page, show, results, videos)
+    _show_methods(page, show, results, videos)
+    _show_decision(page, show, results)
+    _show_worst(page, show, videos, logits, records)
+    _show_failures(page, results)
+    page.write(folder / f"report_{split}.html")
+
+
+def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
+    video = results["video"]
+    facts = {name: _fact(results[key]) for key, name in _FACTS.items()}
+    facts["Equal error rate"] = _fact(video["eer"])
+    facts["Average precision"] = _fact(
+        video["average_precision"], f"of fakes; chance is {video['prevalence']:.3f}"
+    )
+    for row in video["tpr_at_fpr"]:
+        allowed = row["false_alarms_allowed"]
+        note = f"{allowed} of {results['num_reals']} reals may be called fake"
+        facts[f"Fakes found at {100 * row['fpr']:g} % FPR"] = _fact(row, note)
+    worst = results["worst_method"]
+    if worst is not None and worst["auc"] is not None:
+        facts["Worst method"] = (f"{worst['auc']:.4f}", f"AUC of {_name(worst)}")
+    if results["unseen_auc"] is not None:
+        facts["AUC, unseen methods"] = (f"{results['unseen_auc']:.4f}", "not in the training")
+    if results["metadata_auc"] is not None:
+        facts["AUC of metadata alone"] = _fact(results["metadata_auc"], "no pixel was looked at")
+    return facts
+
+
+def _fact(found: Mapping[str, Any], note: str = "") -> tuple[str, str]:
+    value, low, high = found["value"], found["low"], found["high"]
+    if value is None:
+        return "not defined", note
+    notes = [] if low is None else [f"95 % interval {low:.4f} to {high:.4f}"]
+    return f"{value:.4f}", "; ".join([*notes, note] if note else notes)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return "/".join(part for part in (row["dataset"], row["method"]) if part) or "unnamed"
+
+
+def _show_scores(page: Page, show: Show, results: Mapping[str, Any], videos: Videos) -> None:
+    page.heading("Scores")
+    limit = results["video"]["eer_threshold"]
+    point = results["operating_point"]
+    lines = {} if limit is None else {"equal errors (fitted here)": limit}
+    if point is not None and point["threshold"] is not None:
+        lines["operating point"] = point["threshold"] * results["calibration"]["temperature"]
+    show(
+        "scores",
+        _histogram(videos, lines),
+        "Mean logit of each video, reals and fakes each as shares of their own number.",
+    )
+
+
+def _histogram(videos: Videos, lines: Mapping[str, float]) -> bytes:
+    drawing = figure(8.0, 3.2)
+    axes = drawing.subplots()
+    edges = np.histogram_bin_edges(videos.logits, bins=_NUM_BINS).tolist()
+    for chosen, name, colour in (
+        (~videos.fake, "real", COLOURS[0]),
+        (videos.fake, "fake", COLOURS[1]),
+    ):
+        if chosen.any():
+            weights = np.full(int(chosen.sum()), 1 / chosen.sum())
+            label = f"{name} ({int(chosen.sum())})"
+            axes.hist(
+                videos.logits[chosen], edges, weights=weights, color=colour, alpha=0.6, label=label
+            )
+    # One or two lines: no operating point has more.
+    for (name, place), style in zip(lines.items(), ("--", "-"), strict=False):
+        axes.axvline(place, color="#1b1f24", linewidth=1.1, linestyle=style, label=name)
+    axes.set_xlabel("mean logit of a video (above: more fake)", fontsize=FONT_SIZE)
+    axes.set_ylabel("share of its class", fontsize=FONT_SIZE)
+    axes.legend(fontsize=FONT_SIZE - 1, frameon=False)
+    tidy(axes)
+    return png(drawing)
+
+
+def _show_methods(page: Page, show: Show, results: Mapping[str, Any], videos: Videos) -> None:
+    rows = results["per_method"]
+    if any(row["auc"] is not None for row in rows):
+        page.heading("By method, the worst first")
+        page.text(
+            "Fakes of each method against the same reals: those of its data set, or all where that has none."
+        )
+        page.table([_method_row(row) for row in rows])
+        show("curves", _curves(rows, videos), _caption(len(rows)))
+    if results["without_method"]:
+        page.heading("With one method left out")
+        page.text("What is left of the figures without each method: an easy one carries the mean.")
+        page.table(
+            [
+                {
+                    "left out": _name(row | {"method": row["left_out"]}),
+                    "mean AUC of the others": row["macro_auc"],
+                    "AUC of the others pooled": row["auc"],
+                }
+                for row in results["without_method"]
+            ]
+        )
+    if len(results["per_dataset"]) > 1:
+        page.heading("By data set")
+        names = {"dataset": "data set", **_METHOD_COLUMNS}
+        page.table(
+            [{name: row[key] for key, name in names.items()} for row in results["per_dataset"]]
+        )
+
+
+def _method_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    seen = {True: "yes", False: "no", None: None}[row["seen"]]
+    shown = {"method": _name(row)} | {name: row[key] for key, name in _METHOD_COLUMNS.items()}
+    return shown if seen is None else shown | {"in training": seen}
+
+
+def _caption(number: int) -> str:
+    few = "" if number <= _MOST_CURVES else f" The {_MOST_CURVES} worst of {number} methods."
+    return f"By video; all methods together, and each alone against the same reals.{few}"
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], videos: Videos) -> bytes:
+    rankings = {}
+    if len(rows) > 1:
+        rankings["all"] = Ranking(videos.logits, videos.fake)
+    for row in rows[:_MOST_CURVES]:
+        chosen = beside_reals(videos, row["dataset"], row["method"])
+        rankings[_name(row)] = Ranking(videos.logits[chosen], videos.fake[chosen])
+    drawn = {}
+    for name, ranking in rankings.items():
+        areas = ranking.to_dict()
+        # Without reals there is no method to draw.
+        assert areas["auroc"] is not None
+        assert areas["average_precision"] is not None
+        drawn[name] = Curve(
+            ranking.roc_curve(), ranking.pr_curve(), areas["auroc"], areas["average_precision"]
+        )
+    return curves(drawn)
+
+
+def _show_decision(page: Page, show: Show, results: Mapping[str, Any]) -> None:
+    calibration, point = results["calibration"], results["operating_point"]
+    if calibration["ece"] is None:
+        return
+    page.heading("Decision")
+    if point is None:
+        page.text(
+            "There is no operating point: no threshold was fitted at which a rate of false alarms is known, and the "
+            "score is no calibrated probability. Fit both on videos that are neither trained on nor tested on: vfm "
+            "calibrate CHECKPOINT DATA."
+        )
+    else:
+        page.table([{"": name, "value": value} for name, value in _point_rows(point)])
+    page.table([{_CALIBRATION[name]: calibration[name] for name in _CALIBRATION}])
+    show(
+        "reliability",
+        _reliability(calibration["bins"]),
+        f"Share of fakes by score, at a temperature of {calibration['temperature']:.3g}, as if reals and fakes were "
+        "equally frequent; on the line a score is a probability.",
+    )
+
+
+_CALIBRATION = {
+    "temperature": "temperature",
+    "ece": "expected calibration error",
+    "brier": "Brier score",
+    "nll": "log-likelihood, negative",
+}
+
+
+def _point_rows(point: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def share(name: str) -> str:
+        return "not defined" if point[name] is None else f"{point[name]:.2%}"
+
+    rows = [
+        ("reals called fake", f"{share('fpr')} ({point['num_false_alarms']} videos)"),
+        ("the true share, with 95 % confidence, is at most", share("fpr_at_most")),
+        ("the threshold was fitted for", share("calibrated_fpr")),
+        ("fakes called fake", share("tpr")),
+        ("fakes called real", share("missed")),
+        ("balanced accuracy", share("balanced_accuracy")),
+    ]
+    if point["real_below"] is not None:
+        rows.append(("undecided, of all videos", share("undecided")))
+    return rows
+
+
+def _reliability(bins: Sequence[Mapping[str, Any]]) -> bytes:
+    drawing = figure(4.6, 4.2, layout="compressed")
+    axes = drawing.subplots()
+    axes.plot([0, 1], [0, 1], color="#9aa3ad", linewidth=0.8, linestyle=":")
+    scores, shares = [row["score"] for row in bins], [row["share"] for row in bins]
+    axes.plot(scores, shares, color=COLOURS[0], linewidth=1.4, marker="o", markersize=4)
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    axes.set_aspect("equal")
+    axes.set_xlabel("mean score of the bin", fontsize=FONT_SIZE)
+    axes.set_ylabel("share of fakes in it", fontsize=FONT_SIZE)
+    tidy(axes)
+    return png(drawing)
+
+
+def _show_worst(
+    page: Page,
+    show: Show,
+    videos: Videos,
+    logits: NDArray[np.float32],
+    records: Sequence[Record],
+) -> None:
+    order = np.argsort(videos.logits, kind="stable")
+    parts = {
+        "missed": ("Fakes that look most real", order[videos.fake[order]]),
+        "alarms": ("Reals that look most fake", order[~videos.fake[order]][::-1]),
+    }
+    for name, (title, chosen) in parts.items():
+        if picture := _sheet(chosen, videos, logits, records):
+            page.heading(title)
+            show(
+                name,
+                picture,
+                "A frame of each video, the most typical by its logit; below it the score at a temperature of 1.",
+            )
+
+
+def _sheet(
+    chosen: NDArray[np.int64],
+    videos: Videos,
+    logits: NDArray[np.float32],
+    records: Sequence[Record],
+) -> bytes | None:
+    images: list[NDArray[np.uint8]] = []
+    captions: list[str] = []
+    for video in chosen:
+        if len(images) == _NUM_SHOWN:
+            break
+        frames = np.flatnonzero(videos.of_frame == video)
+        typical = frames[np.argmin(np.abs(logits[frames] - videos.logits[video]))]
+        try:
+            images.append(open_image(opened(records[typical])))
+        except ImageError:
+            continue  # gone or changed since it was scored; its row is in the list of videos all the same
+        dataset, method, name = videos.keys[video]
+        where = "/".join(part for part in (dataset, method) if part)
+        score = f"{float(sigmoid(videos.logits[video])):.3f}"
+        captions.append(f"{score}, {videos.num_frames[video]} frames\n{where or 'real'}\n{name}")
+    return contact_sheet(images, captions, cell=_CELL) if images else None
+
+
+def _show_failures(page: Page, results: Mapping[str, Any]) -> None:
+    lost = results["failures"]
+    if lost["num_reals"] + lost["num_fakes"]:
+        page.heading("Videos without a score")
+        page.table(
+            [
+                {
+                    "real": lost["num_reals"],
+                    "fake": lost["num_fakes"],
+                    "AUC without them": lost["excluded_auc"],
+                    "AUC if each were a mistake": lost["worst_case_auc"],
+                }
+            ]
+        )
+    if results.get("num_skipped"):
+        page.heading("Files that could not be read")
+        page.table([{"file": name, "reason": why} for name, why in results["skipped"].items()])

@@ -1,0 +1,165 @@
+"""`vfm audit --robustness`: what is left of a detector of forgeries when pictures are compressed, blurred or shrunk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vfm.deepfake.data.base import FakeImages
+from vfm.deepfake.data.data import FakesData
+from vfm.deepfake.data.layouts import Format
+from vfm.deepfake.data.record import FakesError
+from vfm.deepfake.robustness.degradations import LEVELS, degradations
+from vfm.deepfake.robustness.page import robustness_page, text
+from vfm.deepfake.robustness.results import Split, examples, measure_robustness
+from vfm.deepfake.task import DeepfakeTask
+from vfm.spec import Spec, build
+from vfm.tasks import BaseTask
+from vfm.tasks.checkpoint import KEY, read_any
+
+RESULTS = "robustness.json"
+PAGE = "robustness.html"
+
+
+def audit(
+    checkpoint: Path,
+    data: Path | None = None,
+    *,
+    robustness: bool = False,
+    kinds: str = ",".join(LEVELS),
+    split: Split = "test",
+    num_frames: int = 8,
+    format: Format = "auto",
+    cropped: bool = False,
+    native: bool = False,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    device: str = "auto",
+    seed: int = 0,
+    out: Path | None = None,
+    trust: Sequence[str] = (),
+) -> None:
+    """Put a detector of forgeries to the test on pictures that are worse than those it was trained on.
+
+    Args:
+        checkpoint: Of a DeepfakeTask.
+        data: Folder of images as for FakesData, or a manifest; by default, and where it is the folder that the model
+            was trained on, the data and the split of the training.
+        robustness: Measure the AUC at several levels of compression, blur, shrinking and noise. Writes
+            robustness.json and robustness.html.
+        kinds: Of degradation, separated by commas.
+        split: val or test.
+        num_frames: Most frames of a video, spread evenly.
+        format: Layout of the data, where there is no manifest.
+        cropped: Says that images without crop.json show one face each, cut out already.
+        native: Says that images are not about faces.
+        batch_size: Images in a batch.
+        num_workers: Processes that open images.
+        device: cpu, cuda, or auto for a GPU where there is one.
+        seed: Of noise and filters; the same for every model makes figures comparable.
+        out: Folder for what is written; by default that of the checkpoint. -o for short.
+        trust: Packages besides vfm whose code the checkpoint may name.
+
+    Raises:
+        FakesError: The checkpoint is of another task, or the data hold one label only.
+    """
+    if not robustness:
+        raise FakesError("Nothing to audit was named. Choices: --robustness.")
+    levels = degradations([kind.strip() for kind in kinds.split(",")])
+    task = load_detector(checkpoint, trust).to(_device(device))
+    module = audited_data(
+        checkpoint, data, format=format, cropped=cropped, native=native, trust=trust
+    )
+    found = measure_robustness(
+        task,
+        module,
+        levels,
+        split=split,
+        num_frames=num_frames,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        seed=seed,
+    )
+    folder = Path(out) if out is not None else Path(checkpoint).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULTS).write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+    robustness_page(found, examples(task, module, levels, split, seed)).write(folder / PAGE)
+    print(f"{text(found)}\n\nWritten: {folder / RESULTS} and {folder / PAGE}")
+
+
+def load_detector(checkpoint: Path, trust: Sequence[str] = ()) -> DeepfakeTask:
+    """The task of a checkpoint.
+
+    Args:
+        checkpoint: Of a DeepfakeTask.
+        trust: Packages besides vfm whose code it may name.
+
+    Raises:
+        FakesError: It is of another task.
+    """
+    task: BaseTask = BaseTask.load(checkpoint, trust=trust)
+    if not isinstance(task, DeepfakeTask):
+        raise FakesError(
+            f"{checkpoint} is a {type(task).__name__}, which does not tell real from fake. Give a checkpoint of a "
+            "DeepfakeTask."
+        )
+    return task
+
+
+def audited_data(
+    checkpoint: Path,
+    data: Path | None,
+    *,
+    format: Format = "auto",
+    cropped: bool = False,
+    native: bool = False,
+    trust: Sequence[str] = (),
+) -> FakeImages:
+    """The data to audit a model on, without what would change its images.
+
+    Args:
+        checkpoint: Of the model.
+        data: Folder or manifest; None, or the folder of its training, for the data and the splits of the training.
+        format: Layout of the folder, where there is no manifest.
+        cropped: As for FakesData.
+        native: As for FakesData.
+        trust: Packages besides vfm whose code the checkpoint may name.
+
+    Raises:
+        FakesError: Nothing says which data to take.
+    """
+    trained = (read_any(checkpoint)[KEY]["data"] or {}).get("spec")
+    if trained is not None and (data is None or _is_root(trained, data)):
+        # The mode stays: by it a split without fakes has the blends that it was validated on.
+        plain = trained["init_args"] | {"edits": False, "benign_share": 0.0}
+        module: FakeImages = build({**trained, "init_args": plain}, base=FakeImages, trust=trust)
+        return module
+    if data is None:
+        raise FakesError(
+            f"{checkpoint} does not say what it was trained on. Name the data: vfm audit {checkpoint} DATA."
+        )
+    is_file = data.is_file()
+    return FakesData(
+        data.parent if is_file else data,
+        manifest=data if is_file else None,
+        format=format,
+        cropped=cropped,
+        native=native,
+        mode="plain",
+        edits=False,
+        benign_share=0.0,
+    )
+
+
+def _is_root(spec: Spec, data: Path) -> bool:
+    root = spec["init_args"].get("root")
+    return root is not None and Path(root).resolve() == data.resolve()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

@@ -1,0 +1,211 @@
+"""`vfm doctor`: what is in the data, what gives the labels away, and what a model says of known reals."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import vfm_runtime
+from vfm_runtime.bundle.predictor import Predictor
+from vfm_runtime.media.image import find_images
+from vfm_runtime.media.video import find_videos
+
+from vfm.deepfake.data.data import CROP_FILE
+from vfm.deepfake.data.layouts import Format, import_layout
+from vfm.deepfake.data.record import FAKE, LABELS, REAL, FakesError, Item
+from vfm.deepfake.results import SHORTCUTS
+from vfm.deepfake.shortcuts.known_reals import KnownReals, ask_of_reals
+from vfm.deepfake.shortcuts.page import (
+    feature_rows,
+    name_note,
+    other_rows,
+    shortcuts_page,
+    text_table,
+    verdict,
+)
+from vfm.deepfake.shortcuts.search import Shortcuts, find_shortcuts
+from vfm.tasks import BaseTask
+from vfm.tasks.predictor import TaskModel
+
+PAGE = "shortcuts.html"
+KNOWN_REALS = "known_reals.json"
+
+_CROP_NOTE = (
+    "These are crops, all saved alike. What tells the videos apart that they were cut from (compression, length, size) "
+    "is still in their pixels: run vfm doctor --shortcuts on the videos, too."
+)
+_NEXT = "Next: --shortcuts looks for what gives the labels away; --model CHECKPOINT asks a model of the reals."
+
+
+def doctor(
+    data: Path,
+    *,
+    shortcuts: bool = False,
+    model: Path | None = None,
+    format: Format | Literal["reals"] = "auto",
+    out: Path | None = None,
+    max_files: int = 2000,
+    seed: int = 0,
+    trust: Sequence[str] = (),
+) -> None:
+    """Look over real and forged images or videos, before training on them or trusting a model with them.
+
+    Args:
+        data: Folder of a data set, or a manifest.
+        shortcuts: Try to tell real from fake by the files alone (size, format, compression, length, name), without a
+            look at the pictures. Writes shortcuts.json and shortcuts.html.
+        model: A checkpoint, or the folder of a bundle: what it says of everything that is real in the data. Writes
+            known_reals.json.
+        format: Layout of the data as for `vfm faces`; `reals` for a folder in which everything is known to be real.
+        out: Folder for what is written; by default that of the data. -o for short.
+        max_files: Most files to look at, half of them of each label.
+        seed: Of the choice of files, folds and intervals.
+        trust: Packages besides vfm whose code the checkpoint may name.
+
+    Raises:
+        FakesError: The data cannot be read, or are too few for what was asked.
+    """
+    data = Path(data)
+    items, notes = _read(data, format)
+    print(f"{data}\n\n{text_table(overview(items))}\n")
+    cropped = _holds_face_crops(data)
+    for note in [*notes, *[_CROP_NOTE] * cropped]:
+        print(f"Note: {note}")
+    if shortcuts:
+        found = find_shortcuts(items, max_files=max_files, seed=seed)
+        folder = _folder(data, out)
+        write_shortcuts(found, folder, str(data))
+        print(_said(found))
+        print(f"\nWritten: {folder / SHORTCUTS} and {folder / PAGE}")
+    if model is not None:
+        if cropped:
+            raise FakesError(
+                f"{data} holds crops of faces. A model is asked of whole images and videos, as it will be in use: give "
+                "the folder that they were cut from, or any other with --format reals."
+            )
+        answers = _known_reals(items, model, max_files, trust)
+        _write_json(_folder(data, out) / KNOWN_REALS, answers.to_dict())
+        print(f"\nKnown reals, asked of {model}\n{answers}")
+    if not shortcuts and model is None:
+        print(_NEXT)
+
+
+def overview(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """A row for each data set, split and method: how many videos and files."""
+    rows = Counter((item.dataset, item.split, item.label, item.method) for item in items)
+    videos = Counter((key[0], split, label, key[1]) for key, split, label in _videos(items))
+    return [
+        {
+            "data set": dataset,
+            "split": split or "not given",
+            "label": label,
+            "method": method,
+            "videos or stills": videos[dataset, split, label, method],
+            "files": rows[dataset, split, label, method],
+        }
+        for dataset, split, label, method in sorted(rows)
+    ]
+
+
+def write_shortcuts(found: Shortcuts, folder: Path, where: str) -> None:
+    """Write the result as JSON and as a page.
+
+    Args:
+        found: The result.
+        folder: Made if needed.
+        where: Name of the data, for the page.
+
+    Raises:
+        FakesError: The folder cannot be written to.
+    """
+    _write_json(folder / SHORTCUTS, {"data": where} | found.to_dict())
+    shortcuts_page(found, where).write(folder / PAGE)
+
+
+def _videos(items: Sequence[Item]) -> set[tuple[tuple[str, str, str], str, str]]:
+    return {(item.key, item.split, item.label) for item in items}
+
+
+def _read(data: Path, format: Format | Literal["reals"]) -> tuple[list[Item], list[str]]:
+    if format == "reals":
+        files = [*find_images(data), *find_videos(data)]
+        named = [(file, file.relative_to(data).as_posix()) for file in files]
+        return [Item(path=str(file), label="real", video=name) for file, name in named], []
+    reading = import_layout(data, format)
+    return reading.items, reading.notes
+
+
+def _holds_face_crops(data: Path) -> bool:
+    path = (data if data.is_dir() else data.parent) / CROP_FILE
+    if not path.is_file():
+        return False
+    return bool(json.loads(path.read_text(encoding="utf-8")).get("source") == "faces")
+
+
+def _said(found: Shortcuts) -> str:
+    """The printed result: tables, then what they mean."""
+    parts = [text_table(feature_rows(found))]
+    if others := other_rows(found):
+        parts.append(text_table(others))
+    texts = [verdict(found), name_note(found), *(f"Note: {note}" for note in found.notes)]
+    return "\n\n".join([*parts, "\n".join(text for text in texts if text)])
+
+
+def _known_reals(
+    items: Sequence[Item], model: Path, max_files: int, trust: Sequence[str]
+) -> KnownReals:
+    asked = load_model(model, trust)
+    reals = list(dict.fromkeys(Path(item.path) for item in items if item.label == REAL))
+    # Evenly through the list: neighbours are alike.
+    step = max(1, -(-len(reals) // max(1, max_files // 2)))
+    promised = asked.judge.decision.fpr if asked.judge is not None else None
+    return ask_of_reals(asked, reals[::step], promised)
+
+
+def load_model(path: Path, trust: Sequence[str] = ()) -> Predictor:
+    """Load what answers with verdicts.
+
+    Args:
+        path: A checkpoint, or the folder of a bundle.
+        trust: Packages besides vfm whose code a checkpoint may name.
+
+    Raises:
+        FakesError: It answers something else.
+    """
+    bundled = path.is_dir()
+    model: Predictor = vfm_runtime.load(path) if bundled else _task_model(path, trust)
+    if model.labels != LABELS:
+        raise FakesError(
+            f"{path} tells {', '.join(model.labels[:4])} apart, not {REAL} and {FAKE}. Give a checkpoint or bundle "
+            "of a DeepfakeTask."
+        )
+    return model
+
+
+def _task_model(path: Path, trust: Sequence[str]) -> TaskModel:
+    return TaskModel(BaseTask.load(path, trust=trust).eval())
+
+
+def _folder(data: Path, out: Path | None) -> Path:
+    folder = Path(out) if out is not None else data if data.is_dir() else data.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return folder
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> FakesError:
+    return FakesError(
+        f"{path} cannot be written ({error.strerror}). Name another folder with --out."
+    )

@@ -1,0 +1,340 @@
+"""Real or fake: images and the videos that they are frames of."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from vfm_runtime.deepfake.decision import Decision, sigmoid
+from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.deepfake.pipeline import Judge
+
+from vfm.deepfake.data.base import FakeImages
+from vfm.deepfake.data.record import FAKE
+from vfm.deepfake.head import DeepfakeHead
+from vfm.deepfake.loss import DeepfakeLoss
+from vfm.deepfake.metrics import auc, beside_reals
+from vfm.deepfake.results import (
+    OPERATING_POINT,
+    FakeAnswers,
+    FakeCollector,
+    most_fake,
+    scored,
+    write_fake_results,
+)
+from vfm.models.adapt import Adapt, AdaptOptions
+from vfm.models.backbone import ImageSize
+from vfm.models.weights import MIN_COVERAGE
+from vfm.preprocess import Fit
+from vfm.tasks.checkpoint import KEY, CheckpointError
+from vfm.tasks.evaluated import EvaluatedTask
+from vfm.training.optim import Optim
+from vfm.types import Batch, Raw
+
+_OPTIM = Optim(lr=3e-4, weight_decay=0.0)
+_INVERTED = 0.4
+"""Video AUC below which a model is not merely weak."""
+
+
+class DeepfakeTask(EvaluatedTask):
+    """Adapts a backbone to tell forged images from real ones, and to show where they were forged.
+
+    By default the norm layers alone learn, on the direction of the pooled feature (GenD; Yermakov et al., 2025).
+
+    Logs `train/loss` and its parts, `val/loss`, `val/video_auc`, `val/macro_auc` (the mean over methods) and
+    `val/frame_auc`. Validating or testing a checkpoint writes `results.json` and a report beside it.
+
+    Attributes:
+        crop: How the images of its training were cut out, which is part of the model; None before training.
+        methods: Names of the methods of the fakes that it was trained on.
+    """
+
+    kind = "deepfake"
+    monitor = "val/video_auc"
+    monitor_mode = "max"
+
+    def __init__(
+        self,
+        backbone: str,
+        head: DeepfakeHead | None = None,
+        *,
+        pretrained: bool = True,
+        weights: Path | None = None,
+        min_coverage: float = MIN_COVERAGE,
+        image_size: ImageSize | None = None,
+        fit: Fit = "squash",
+        drop_path: float = 0.0,
+        grad_checkpointing: bool = False,
+        backbone_args: dict[str, Any] | None = None,
+        adapt: Adapt = "ln",
+        adapt_options: AdaptOptions = AdaptOptions(),
+        optim: Optim = _OPTIM,
+        loss: DeepfakeLoss | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
+        patience: int | None = None,
+    ) -> None:
+        """Build the backbone; the head's layers follow when the labels are known.
+
+        Args:
+            backbone: A name of timm, with or without a tag of weights.
+            head: A DeepfakeHead.
+            pretrained: Fetch the weights that timm names for the backbone.
+            weights: A local file of backbone weights, in place of timm's: .safetensors, .pth, or a checkpoint of vfm.
+            min_coverage: Least share of the backbone's tensors that the file must set.
+            image_size: Side of the square input in pixels, or height and width; the backbone's own by default.
+            fit: How other aspect ratios than the input's are met: crop, squash or letterbox. Crops are squares; squash
+                shows all of them, where a backbone's own way may cut their edges off.
+            drop_path: Rate of stochastic depth in the backbone.
+            grad_checkpointing: Compute activations anew in the backward pass: less memory, about a third more time.
+            backbone_args: More arguments for timm's create_model, such as embed_dim or depth.
+            adapt: Which weights of the backbone learn, as for ClassificationTask; the norm layers by default.
+            adapt_options: Of lora, effort and partial.
+            optim: Optimiser, schedule and averaging of weights.
+            loss: Weights of the parts of the loss.
+            channels_last: Train on images laid out with their channels last, as for ClassificationTask.
+            compile: Compile the backbone with torch.compile for training.
+            patience: Validations without a better result after which training stops; null goes on to the end.
+        """
+        super().__init__(
+            backbone,
+            head if head is not None else DeepfakeHead(),
+            pretrained=pretrained,
+            weights=weights,
+            min_coverage=min_coverage,
+            image_size=image_size,
+            fit=fit,
+            drop_path=drop_path,
+            grad_checkpointing=grad_checkpointing,
+            backbone_args=backbone_args,
+            adapt=adapt,
+            adapt_options=adapt_options,
+            probe_first=False,
+            cache_features=False,
+            optim=optim,
+            channels_last=channels_last,
+            compile=compile,
+            patience=patience,
+        )
+        self.criterion = loss or DeepfakeLoss()
+        self.crop: CropSpec | None = None
+        self.methods: tuple[str, ...] = ()
+        self._collector = FakeCollector()
+
+    def loss(self, raw: Raw, target: Tensor) -> Tensor:
+        """The cross-entropy, summed over a batch: the part of the loss that an image has on its own.
+
+        Args:
+            raw: Of the head.
+            target: int64 [N], 1 for fake.
+        """
+        return F.binary_cross_entropy_with_logits(
+            raw["logits"].float(), target.float(), reduction="sum"
+        )
+
+    @property
+    def decision(self) -> Decision:
+        """Temperature and thresholds of the `operating_point.json` beside the checkpoint, or those of no calibration.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        path = self.source.parent / OPERATING_POINT if self.source is not None else None
+        if path is None or not path.is_file():
+            return Decision()
+        try:
+            return Decision.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} is no operating point: {error}. Write it anew (vfm calibrate {self.source} DATA), or remove "
+                "it."
+            ) from error
+
+    def judge(self) -> Judge:
+        """How the model is asked about pictures and videos, and how it answers.
+
+        Raises:
+            CheckpointError: It has not been trained, or its operating point is damaged.
+        """
+        self.require_trained()
+        assert self.crop is not None  # known with the labels
+        return Judge(self.crop, self.decision)
+
+    def setup(self, stage: str) -> None:
+        """Take labels, crop specification and the names of the methods from the data.
+
+        Raises:
+            CheckpointError: The data was cut out in another way than the model's training data.
+        """
+        super().setup(stage)
+        data = self._datamodule()
+        if self.crop is not None:
+            require_same_crop(data.crop, self.crop)
+        if stage == "fit":
+            self.crop = data.crop
+            fakes = {item.method for item in data.items["train"] if item.label == FAKE}
+            self.methods = tuple(sorted(fakes))
+
+    def _summed_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        images = self.preprocess.normalise(batch["image"])
+        images = images.contiguous(memory_format=self._layout)
+        raw = self.head(self.backbone(images))
+        losses = self.criterion(raw, batch["label"], batch.get("mask"))
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach() / len(images), batch_size=len(images))
+        cast(DeepfakeHead, self.head).remember(raw["feature"])
+        return torch.stack(list(losses.values())).sum()
+
+    def evaluate(self, batch: Batch) -> None:
+        """Keep the logits and the loss of a batch."""
+        raw = self.raw(batch)
+        answers = self.head.decode(raw)
+        loss = self.loss(raw, batch["label"])
+        self._collector.add(answers["logits"], batch["index"], loss, answers["distances"])
+
+    def gather(self) -> FakeAnswers | None:
+        """The answers of all ranks."""
+        answers = self._collector.gather()
+        return answers if len(answers.position) else None
+
+    def figures(self, split: str, answers: FakeAnswers) -> dict[str, float]:
+        """Loss by image, and the area under the ROC curve: of videos, averaged over methods, of single images.
+
+        An area is NaN where all images seen are real, or all fake.
+        """
+        answers = self._by_frame(split, answers)
+        found = scored(answers, self._datamodule().records[split])
+        videos = found.videos
+        methods = {key[:2] for key, fake in zip(videos.keys, videos.fake, strict=True) if fake}
+        parts = [beside_reals(videos, *name) for name in sorted(methods)]
+        areas = {
+            "video_auc": _area(videos.logits, videos.fake),
+            "macro_auc": float(
+                np.mean(
+                    [_area(videos.logits[part], videos.fake[part]) for part in parts] or [math.nan]
+                )
+            ),
+            "frame_auc": _area(found.logits, found.labels),
+        }
+        if _below_chance(areas["video_auc"], videos.fake):
+            rank_zero_warn(
+                f"The video AUC on {split} is {areas['video_auc']:.3f}, far below chance: real videos look more fake "
+                "than fake ones. Labels of this data or of the training data may be inverted (fake is 1); look at a "
+                "few images of each."
+            )
+        return {"loss": answers.loss / len(answers.position), **areas}
+
+    def write(self, folder: Path, split: str, answers: FakeAnswers, more: dict[str, Any]) -> Path:
+        """Write all figures of a split and their page."""
+        data = self._datamodule()
+        return write_fake_results(
+            folder,
+            split,
+            self._by_frame(split, answers),
+            data.records[split],
+            more,
+            data_root=getattr(data, "root", None),
+            trained_on=self.methods,
+        )
+
+    def _by_frame(self, split: str, answers: FakeAnswers) -> FakeAnswers:
+        data = self._datamodule()
+        return most_fake(answers, data.items[split]) if data.crop.policy == "all" else answers
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Answers of a batch."""
+        if len(batch["image"]) == 0:
+            return {"logits": torch.zeros(0, device=self.device)}
+        return self.answer(batch["image"])
+
+    def prediction_rows(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
+        """A row for each image: its label by the operating point, and the probability that it is fake."""
+        rules = self.decision
+        rows: list[tuple[str, ...]] = []
+        for name, logit in zip(batch["name"], answers["logits"].tolist(), strict=True):
+            value = logit / rules.temperature
+            label = self.labels[int(value > rules.limit)]
+            rows.append((name, label, f"{sigmoid(value):.6f}", ""))
+        return rows
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the crop specification and the names of the methods."""
+        super().on_save_checkpoint(checkpoint)
+        crop = None if self.crop is None else self.crop.to_dict()
+        checkpoint[KEY] |= {"crop": crop, "methods": list(self.methods)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the crop specification, and check that the data has the same."""
+        super().on_load_checkpoint(checkpoint)
+        stored = checkpoint[KEY]["crop"]
+        self.crop = None if stored is None else CropSpec.from_dict(stored)
+        if self.crop is not None and getattr(self._trainer, "datamodule", None) is not None:
+            require_same_crop(self._datamodule().crop, self.crop)
+        if not self.methods:
+            self.methods = tuple(checkpoint[KEY]["methods"])
+
+    def _datamodule(self) -> FakeImages:
+        data = super()._datamodule()
+        if not isinstance(data, FakeImages):
+            raise TypeError(
+                f"DeepfakeTask learns from real and fake images, but {type(data).__name__} does not say which videos "
+                "and people they show, nor how they were cut out. Give --data FakesData with --data.root."
+            )
+        return data
+
+
+def require_same_crop(found: CropSpec, own: CropSpec) -> None:
+    """Refuse images that were cut out otherwise than those of the training: the crop is a part of the model.
+
+    Args:
+        found: Of the data.
+        own: Of the model.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    names = [field.name for field in fields(own) if field.name != "tiles"]
+    differing = [name for name in names if getattr(found, name) != getattr(own, name)]
+    if not differing:
+        return
+    listed = ", ".join(
+        f"{name} {getattr(found, name)!r} (the model's: {getattr(own, name)!r})"
+        for name in differing
+    )
+    raise CheckpointError(
+        f"The images are not cropped as those that the model was trained on: {listed}. Its answers would mean "
+        f"nothing. {_REMEDIES[own.source].format(own=own)}"
+    )
+
+
+_REMEDIES = {
+    "faces": "Cut the faces out anew: vfm faces ROOT -o CROPS --size {own.size} --margin {own.margin:g} "
+    "--policy {own.policy}, then --data.root CROPS.",
+    "cropped": "Give crops made as for the training and say so with --data.cropped true, or train on crops "
+    "of `vfm faces`, which say how they were made.",
+    "native": "Give whole images, and say so with --data.native true.",
+}
+
+
+def _area(logits: ArrayLike, fake: ArrayLike) -> float:
+    area = auc(logits, fake)
+    return math.nan if area is None else area
+
+
+def _below_chance(area: float, fake: NDArray[np.bool_]) -> bool:
+    """Whether an area is so far below 0.5 that a few videos do not explain it, by twice its error at chance."""
+    fakes, reals = int(fake.sum()), int((~fake).sum())
+    if not fakes or not reals:
+        return False
+    # Of the Mann-Whitney statistic, where both classes have the same scores.
+    error = math.sqrt((fakes + reals + 1) / (12 * fakes * reals))
+    return area < min(_INVERTED, 0.5 - 2 * error)

@@ -1,1 +1,0 @@
-"""From images to vectors, and keeping them."""

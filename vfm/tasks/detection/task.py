@@ -1,0 +1,244 @@
+"""Finding objects: boxes and their classes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.data import ImageData
+from vfm.data.detection.base import BoxData
+from vfm.losses import DetectionLoss
+from vfm.models.adapt import Adapt, AdaptOptions
+from vfm.models.backbone import ImageSize
+from vfm.models.heads import DetectionHead
+from vfm.models.weights import MIN_COVERAGE
+from vfm.tasks.detection.results import BoxAnswers, BoxCollector, figures_of, write_box_results
+from vfm.tasks.evaluated import EvaluatedTask
+from vfm.training.optim import Optim
+from vfm.types import Batch, Raw
+
+_OPTIM = Optim(lr=5e-4, weight_decay=1e-4, clip=0.1, backbone_factor=0.2, freeze=0.02, ema=0.998)
+_LEAST_SCORE = 0.01
+_LEAST_VALIDATIONS = 20
+
+
+class DetectionTask(EvaluatedTask):
+    """Adapts a backbone and a DETR head to find objects.
+
+    Logs `train/loss`, `val/loss`, `val/AP` and `val/AP50` of COCO. Validating or testing a checkpoint writes
+    `results.json` and a report with pictures beside it.
+    """
+
+    kind = "detection"
+    monitor = "val/AP"
+    monitor_mode = "max"
+    prediction_columns = ("path", "xmin", "ymin", "xmax", "ymax", "label", "score", "error")
+
+    def __init__(
+        self,
+        backbone: str,
+        head: DetectionHead | None = None,
+        *,
+        pretrained: bool = True,
+        weights: Path | None = None,
+        min_coverage: float = MIN_COVERAGE,
+        image_size: ImageSize | None = None,
+        fit: Literal["squash", "letterbox"] = "squash",
+        drop_path: float = 0.0,
+        grad_checkpointing: bool = False,
+        backbone_args: dict[str, Any] | None = None,
+        adapt: Adapt = "full",
+        adapt_options: AdaptOptions = AdaptOptions(),
+        optim: Optim = _OPTIM,
+        loss: DetectionLoss | None = None,
+        min_steps: int = 0,
+        multi_scale: float = 0.0,
+        channels_last: bool = False,
+        compile: bool = False,
+        patience: int | None = None,
+    ) -> None:
+        """Build the backbone; the head's layers follow when the labels are known.
+
+        Args:
+            backbone: A name of timm, with or without a tag of weights.
+            head: A DetectionHead; of size nano by default.
+            pretrained: Fetch the weights that timm names for the backbone.
+            weights: A local file of backbone weights, in place of timm's: .safetensors, .pth, or a checkpoint of vfm.
+            min_coverage: Least share of the backbone's tensors that the file must set.
+            image_size: Side of the square input in pixels, or height and width; multiples of the backbone's stride.
+            fit: How other aspect ratios are met: squash or letterbox.
+            drop_path: Rate of stochastic depth in the backbone.
+            grad_checkpointing: Compute activations anew in the backward pass: less memory, about a third more time.
+            backbone_args: More arguments for timm's create_model, such as embed_dim or depth.
+            adapt: Which weights of the backbone learn, as for ClassificationTask.
+            adapt_options: Of lora, effort and partial.
+            optim: Optimiser, schedule, learning rate of the backbone and averaging of weights.
+            loss: Weights of the classes', boxes' and overlaps' losses.
+            min_steps: Least number of optimiser steps: on a small set, where epochs are short, their number grows to
+                reach it. Boxes take 2,000 to 3,000 steps to settle.
+            multi_scale: Train on inputs up to this share smaller and larger than `image_size`, such as 0.3; the
+                backbone must take several sizes (--model.backbone_args.dynamic_img_size true for a ViT).
+            channels_last: Train on images laid out with their channels last, as for ClassificationTask.
+            compile: Compile the backbone with torch.compile for training.
+            patience: Validations without a better result after which training stops; null goes on to the end.
+
+        Raises:
+            ValueError: The size does not fit the backbone's stride, or an argument lies outside its range.
+        """
+        super().__init__(
+            backbone,
+            head if head is not None else DetectionHead(),
+            pretrained=pretrained,
+            weights=weights,
+            min_coverage=min_coverage,
+            image_size=image_size,
+            fit=fit,
+            drop_path=drop_path,
+            grad_checkpointing=grad_checkpointing,
+            backbone_args=backbone_args,
+            adapt=adapt,
+            adapt_options=adapt_options,
+            probe_first=False,
+            cache_features=False,
+            optim=optim,
+            channels_last=channels_last,
+            compile=compile,
+            patience=patience,
+        )
+        if fit not in ("squash", "letterbox"):
+            raise ValueError(
+                f"fit is '{fit}', which would cut objects away. Choices: squash, letterbox (--model.fit)."
+            )
+        if not 0 <= multi_scale < 1:
+            raise ValueError(f"multi_scale is {multi_scale}. Give a share from 0 to below 1.")
+        if min_steps < 0:
+            raise ValueError(f"min_steps is {min_steps}. Give 0 or more.")
+        self._stride = max(self.backbone.info.map_strides)
+        _require_multiple(self.preprocess.size, self._stride)
+        self.criterion = loss or DetectionLoss()
+        self._min_steps = min_steps
+        self._multi_scale = multi_scale
+        self._collector = BoxCollector()
+
+    def loss(self, raw: Raw, target: Any) -> Tensor:
+        """The loss, summed over the objects of a batch.
+
+        Args:
+            raw: Of the head.
+            target: `Objects`.
+        """
+        return torch.stack(list(self.criterion(raw, target).values())).sum()
+
+    def count(self, batch: Batch) -> float:
+        """Objects of a batch: by these a DETR's loss is normalised."""
+        return float(len(batch["label"]))
+
+    def setup(self, stage: str) -> None:
+        """Take the labels from the data, and lengthen a training that would be too short."""
+        super().setup(stage)
+        if stage == "fit":
+            self._lengthen()
+
+    def _summed_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        images = self._scaled(self.preprocess.normalise(batch["image"]), batch_idx)
+        images = images.contiguous(memory_format=self._layout)
+        losses = self.criterion(self.head(self.backbone(images)), batch["objects"])
+        number = max(self.count(batch), 1.0)
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach() / number, batch_size=len(images))
+        return torch.stack(list(losses.values())).sum()
+
+    def evaluate(self, batch: Batch) -> None:
+        """Keep the boxes and the loss of a batch."""
+        objects = batch["objects"]
+        objects = objects._replace(labels=self.columns[objects.labels])
+        raw = self.raw(batch)
+        found = self.head.decode(raw, batch["geometry"])
+        self._collector.add(found, batch["index"], self.loss(raw, objects))
+
+    def gather(self) -> BoxAnswers | None:
+        """The answers of all ranks."""
+        answers = self._collector.gather()
+        return answers if len(answers.position) else None
+
+    def figures(self, split: str, answers: BoxAnswers) -> dict[str, float]:
+        """Loss by object, AP and AP50."""
+        records = self._datamodule().records[split]
+        truth, found = answers.compared(records, self.columns.tolist())
+        number = max(sum(len(true.labels) for true in truth), 1)
+        return {"loss": answers.loss / number, **figures_of(truth, found, len(self.labels))}
+
+    def write(self, folder: Path, split: str, answers: BoxAnswers, more: dict[str, Any]) -> Path:
+        """Write all figures of a split, its page and pictures."""
+        records = self._datamodule().records[split]
+        columns = self.columns.tolist()
+        return write_box_results(folder, split, answers, records, self.labels, columns, more)
+
+    def prediction_rows(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
+        """A row for each box of a score above 0.01, in pixels of the original image."""
+        rows: list[tuple[str, ...]] = []
+        parts = (answers[name].cpu().tolist() for name in ("boxes", "labels", "scores"))
+        for name, *found in zip(batch["name"], *parts, strict=True):
+            for box, label, score in zip(*found, strict=True):
+                if score >= _LEAST_SCORE:
+                    corners = [f"{value:.2f}" for value in box]
+                    rows.append((name, *corners, self.labels[label], f"{score:.6f}", ""))
+        return rows
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Answers of a batch."""
+        if len(batch["image"]) == 0:
+            nothing = torch.zeros(0, 0, device=self.device)
+            return {"boxes": nothing, "labels": nothing, "scores": nothing}
+        return self.answer(batch["image"], batch["geometry"])
+
+    def _datamodule(self) -> ImageData:
+        data = super()._datamodule()
+        if not isinstance(data, BoxData):
+            raise TypeError(
+                f"DetectionTask learns from boxes, but {type(data).__name__} has none. "
+                "Give --data DetectionData with --data.root."
+            )
+        return data
+
+    def _scaled(self, images: Tensor, batch_idx: int) -> Tensor:
+        """The images at the size that is this batch's turn: a function of seed, epoch and batch."""
+        if not self._multi_scale:
+            return images
+        draw = np.random.default_rng([self._datamodule().seed, self.current_epoch, batch_idx])
+        factor = 1 + self._multi_scale * (2 * draw.random() - 1)
+        size = [max(1, round(n * factor / self._stride)) * self._stride for n in images.shape[2:]]
+        return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+    def _lengthen(self) -> None:
+        """More epochs where there would be fewer steps than `min_steps`, with validations as many as before."""
+        trainer = self.trainer
+        if trainer.max_steps != -1 or not trainer.max_epochs or trainer.max_epochs < 0:
+            return
+        batches = len(self._datamodule().train_dataloader())
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        needed = math.ceil(self._min_steps / max(steps, 1))
+        if trainer.fast_dev_run or needed <= trainer.max_epochs:  # type: ignore[attr-defined]
+            return
+        trainer.fit_loop.max_epochs = needed
+        trainer.check_val_every_n_epoch = max(1, needed // _LEAST_VALIDATIONS)
+        rank_zero_info(
+            f"{steps} steps an epoch: training for {needed} epochs to reach {self._min_steps} steps "
+            f"(--model.min_steps), with a validation every {trainer.check_val_every_n_epoch}."
+        )
+
+
+def _require_multiple(size: tuple[int, int], stride: int) -> None:
+    if size[0] % stride or size[1] % stride:
+        near = [max(1, round(n / stride)) * stride for n in size]
+        raise ValueError(
+            f"The input of {size[0]} x {size[1]} pixels is no multiple of the backbone's stride of {stride}. "
+            f"Give --model.image_size {near[0] if near[0] == near[1] else near}."
+        )

@@ -1,0 +1,1 @@
+"""Training that knows no task: optimizer, checkpoints, watchdogs, kept features."""

@@ -1,0 +1,245 @@
+"""What every task adds to a Trainer: best checkpoint, images/s, a list of unreadable files, written predictions."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from vfm_runtime.tasks.classification import Prediction
+
+from vfm.tasks.adapter_file import AdapterWriter
+from vfm.training.ema import WeightEMA
+from vfm.training.oom import MemoryAdvice
+from vfm.training.saving import Preemption, checkpoints, is_default_checkpoint
+from vfm.training.watchdog import StallWatch
+
+MAX_UNREADABLE = 0.01
+"""Largest share of a split's files that training goes on without."""
+
+SEPARATOR = "|"
+"""Between the labels of one image in `predictions.csv`."""
+
+_SHOWN = 5
+
+
+class UnreadableFilesError(ValueError):
+    """Too many files of the training data cannot be read."""
+
+
+def output_dir(trainer: Trainer) -> Path:
+    """The folder of this run: the logger's, or else the Trainer's root. Every rank must ask: it is broadcast."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def usual(
+    trainer: Trainer, task: LightningModule, *, patience: int | None, ema: float | None
+) -> list[Callback]:
+    """What every run gets; a callback of the same kind that the user set up takes the place of ours.
+
+    Args:
+        trainer: With the user's callbacks.
+        task: With `skipped`, `monitor` and `monitor_mode`.
+        patience: Validations without a better result after which training stops; None goes on.
+        ema: Decay of averaged weights; None for none.
+    """
+    added: list[Callback] = [Throughput(), task.skipped, PredictionWriter(), MemoryAdvice()]  # type: ignore[list-item]
+    if type(trainer.progress_bar_callback) is TQDMProgressBar:
+        added.append(ProgressBar())
+    monitor: Any = task.monitor if trainer.limit_val_batches else None
+    if trainer.state.fn == TrainerFn.FITTING:
+        added += [Preemption(), StallWatch(), AdapterWriter()]
+        if ema is not None:
+            added.append(WeightEMA(ema))
+        if patience is not None and monitor is not None:
+            added.append(EarlyStopping(monitor, patience=patience, mode=task.monitor_mode))  # type: ignore[arg-type]
+    present = {type(c) for c in trainer.callbacks}  # type: ignore[attr-defined]
+    added = [c for c in added if type(c) is EarlyStopping or type(c) not in present]
+    saving = trainer.checkpoint_callbacks
+    if saving and all(is_default_checkpoint(c) for c in saving):
+        added += checkpoints(monitor, task.monitor_mode)  # type: ignore[arg-type]
+    return added
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar with whole images a second, and without the number of the run."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What stands behind the bar."""
+        shown = dict(super().get_metrics(trainer, pl_module))
+        shown.pop("v_num", None)
+        if "images/s" in shown:
+            shown["images/s"] = f"{shown['images/s']:,.0f}"
+        return shown
+
+
+class Throughput(Callback):
+    """Shows and logs `images/s` of training, over all ranks, without the first batch of each epoch."""
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        """Set how often to measure.
+
+        Args:
+            seconds: Least time between two figures.
+        """
+        self.seconds = seconds
+        self._since: float | None = None
+        self._images = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the pause since the last epoch."""
+        self._since = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a batch."""
+        now = time.perf_counter()
+        if self._since is None:
+            self._since, self._images = now, 0
+            return
+        self._images += len(batch["image"])
+        if now - self._since >= self.seconds or trainer.is_last_batch:
+            rate = self._images * trainer.world_size / (now - self._since)
+            pl_module.log("images/s", rate, prog_bar=True, on_step=True, on_epoch=False)
+            self._since, self._images = now, 0
+
+
+class SkippedFiles(Callback):
+    """Counts and lists the files that could not be read; ends training when there are too many.
+
+    Attributes:
+        files: For each split, the reason by file name.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, str]] = defaultdict(dict)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the batch's skipped files, and stop when they are more than 1 % of the split."""
+        if batch["skipped"]:
+            self.files["train"].update(batch["skipped"])
+            self._check(trainer, "train")
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Note the batch's skipped files."""
+        self.files["val"].update(batch["skipped"])
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Note the batch's skipped files."""
+        self.files["test"].update(batch["skipped"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the ranks' lists, and write them."""
+        self.gather(trainer, "train")
+        self.gather(trainer, "val")
+        self._check(trainer, "train")
+        self._check(trainer, "val")
+
+    def gather(self, trainer: Trainer, split: str) -> None:
+        """Join the ranks' lists of a split, and write them to `skipped_<split>.csv`."""
+        if trainer.world_size > 1:
+            ranks: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(ranks, self.files[split])
+            for files in ranks:
+                self.files[split].update(files)
+        if not self.files[split]:
+            return
+        path = output_dir(trainer) / f"skipped_{split}.csv"
+        if trainer.is_global_zero:
+            _write_rows(path, ("file", "reason"), sorted(self.files[split].items()))
+            rank_zero_warn(
+                f"{len(self.files[split])} files of '{split}' could not be read and were left out; see {path}."
+            )
+
+    def _check(self, trainer: Trainer, split: str) -> None:
+        files = self.files[split]
+        if not files:
+            return
+        total = len(trainer.datamodule.records[split])  # type: ignore[attr-defined]
+        if len(files) <= MAX_UNREADABLE * total:
+            return
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in list(files.items())[:_SHOWN])
+        raise UnreadableFilesError(
+            f"{len(files)} of {total} files of '{split}' cannot be read, more than {MAX_UNREADABLE:.0%}:\n{listed}\n"
+            "Mend or remove these files, then train again (--ckpt_path last.ckpt goes on from the last epoch)."
+        )
+
+
+class PredictionWriter(Callback):
+    """Writes `predictions.csv`: the task's rows, and the reason for each file that could not be read."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, ...]] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew."""
+        self._rows = []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Keep the batch's answers."""
+        task: Any = pl_module
+        self._rows += task.prediction_rows(batch, outputs)
+        nothing = [""] * (len(task.prediction_columns) - 2)
+        self._rows += [(name, *nothing, reason) for name, reason in batch["skipped"]]
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        rows = self._rows
+        if trainer.world_size > 1:
+            ranks: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(ranks, rows)
+            rows = [row for rank in ranks for row in rank]
+        path = output_dir(trainer) / "predictions.csv"
+        if trainer.is_global_zero:
+            # A sampler that fills up a rank repeats samples; a name stands for one file.
+            columns: Any = pl_module.prediction_columns
+            _write_rows(path, columns, sorted(set(rows)))
+            rank_zero_info(f"Predictions of {len({row[0] for row in rows})} images: {path}")
+
+
+def label_rows(
+    labels: Sequence[str], multilabel: bool, names: Sequence[str], scores: Tensor
+) -> list[tuple[str, ...]]:
+    """A row for each image: its name, label and score, and no error.
+
+    Where several labels may apply, those with a score of 0.5 or more stand in one cell, joined by `|`.
+
+    Args:
+        labels: Names, in the order of the scores.
+        multilabel: Whether several may apply.
+        names: Of the images.
+        scores: [N, C].
+    """
+    rows: list[tuple[str, ...]] = []
+    for name, row in zip(names, scores.cpu().numpy(), strict=True):
+        answer = Prediction.from_scores(row, labels, multilabel=multilabel)
+        pairs = answer.applying() if multilabel else answer.top(1)
+        label = SEPARATOR.join(label for label, _ in pairs)
+        rows.append((name, label, SEPARATOR.join(f"{score:.6f}" for _, score in pairs), ""))
+    return rows
+
+
+def _write_rows(path: Path, header: tuple[str, ...], rows: list[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,87 @@
+"""Solve the head on the features of an untouched backbone (the first half of LP-FT; Kumar et al., 2022)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from vfm.data import ImageData
+from vfm.training.feature_cache import split_features
+from vfm.types import Features
+
+if TYPE_CHECKING:
+    from vfm.tasks.base import BaseTask
+
+_CHUNK = 8192
+_STEPS = 100
+_DECAY = 1e-4
+
+
+class ProbeError(ValueError):
+    """The head cannot be solved before the backbone learns."""
+
+
+def solve_head(task: BaseTask, data: ImageData) -> None:
+    """Minimise the task's own loss over the head's weights by L-BFGS, with all training images in every step.
+
+    Args:
+        task: At the start of training, on its device.
+        data: Of the task.
+
+    Raises:
+        ProbeError: The head reads feature maps, or the strategy shards it.
+    """
+    if "maps" in task.head.reads:
+        raise ProbeError(
+            f"--model.probe_first true needs a head that reads no feature maps; {type(task.head).__name__} does. "
+            "Leave it out, or take LinearHead, MLPHead or AttentionPoolHead."
+        )
+    if isinstance(task.trainer.strategy, ModelParallelStrategy):
+        raise ProbeError(
+            "--model.probe_first true does not go with FSDP2, which shards the head. Train the head alone first "
+            "(--model.adapt linear), and go on from its checkpoint."
+        )
+    stored = split_features(task, data, "train")
+    batches = [
+        stored.__getitems__(range(i, min(i + _CHUNK, len(stored))))[0]
+        for i in range(0, len(stored), _CHUNK)
+    ]
+    total = sum(len(batch["label"]) for batch in batches)
+    weights = [p for p in task.head.parameters() if p.requires_grad]
+    solver = torch.optim.LBFGS(
+        weights, max_iter=_STEPS, history_size=10, line_search_fn="strong_wolfe"
+    )
+    losses: list[float] = []
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        value = torch.zeros((), device=task.device)
+        for batch in batches:
+            fields = {k: v.to(task.device) for k, v in batch["features"].items()}
+            raw = task.head(Features.partial(fields))
+            loss = task.loss(raw, batch["label"].to(task.device)) / total
+            loss.backward()  # type: ignore[no-untyped-call]
+            value += loss.detach()
+        for weight in weights:
+            # The usual light penalty: without one, classes that a plane separates have no solution.
+            assert weight.grad is not None
+            weight.grad += _DECAY * weight.detach()
+            value += 0.5 * _DECAY * weight.detach().square().sum()
+        losses.append(float(value))
+        return value
+
+    with torch.enable_grad():
+        task.head.eval()
+        solver.step(closure)  # type: ignore[no-untyped-call]
+        task.head.train()
+        solver.zero_grad()
+    if task.trainer.world_size > 1:
+        for weight in weights:
+            torch.distributed.broadcast(weight.data, src=0)
+    rank_zero_info(
+        f"Head solved on {total} images: loss {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} evaluations."
+    )

@@ -1,0 +1,40 @@
+"""Settings that say nothing together: a user who gave one expects it to do something."""
+
+from __future__ import annotations
+
+from vfm.models.adapt import Adapt, AdaptOptions
+from vfm.training.optim import Optim
+
+
+def without_effect(
+    adapt: Adapt,
+    options: AdaptOptions,
+    optim: Optim,
+    drop_path: float,
+    grad_checkpointing: bool,
+    probe_first: bool,
+) -> list[str]:
+    """A sentence for each setting that the adaptation leaves without effect.
+
+    Args:
+        adapt: The adaptation.
+        options: Its options.
+        optim: Of the optimiser.
+        drop_path: Rate of stochastic depth.
+        grad_checkpointing: Whether activations are computed anew.
+        probe_first: Whether the head is solved before the backbone learns.
+    """
+    idle = [f"adapt_options.{name}" for name in options.without_effect(adapt)]
+    if adapt == "linear":
+        given = {
+            "drop_path": drop_path > 0,
+            "grad_checkpointing": grad_checkpointing,
+            "probe_first": probe_first,
+            "optim.layer_decay": optim.layer_decay is not None,
+        }
+        idle += [name for name, is_given in given.items() if is_given]
+    reason = ": the backbone stays frozen" if adapt == "linear" else ""
+    return [
+        f"--model.{name} has no effect with --model.adapt {adapt}{reason}. Leave it out, or take another adaptation."
+        for name in idle
+    ]
