@@ -16,6 +16,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from vfm.renames import update_path
+
 Spec = dict[str, Any]
 
 
@@ -66,7 +68,7 @@ def build(spec: Mapping[str, Any], *, base: type, trust: Collection[str] = ()) -
     Raises:
         SpecError: The module is not trusted, cannot be imported, or does not hold such a component.
     """
-    cls = _import_class(str(spec["class_path"]), trust)
+    cls = _import_class(update_path(str(spec["class_path"])), trust)
     if not (issubclass(cls, base) and issubclass(cls, Component)):
         raise SpecError(
             f"'{spec['class_path']}' is not a {base.__name__}. "

@@ -22,6 +22,7 @@ from vfm.cli.resume import resolve
 from vfm.data import ImageData
 from vfm.data.folder import SPLIT_FILE
 from vfm.deepfake.data.layouts import MANIFEST
+from vfm.renames import update_class_paths, update_path
 from vfm.spec import check_trust
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import KEY, read_checkpoint
@@ -96,12 +97,31 @@ def run(command: str, words: list[str]) -> None:
     _check_yaml(words)
     words = resolve(command, words, str(_DEFAULTS["default_root_dir"]))
     with tempfile.TemporaryDirectory() as folder:
+        words = _update_words(words, Path(folder))
         stored = _stored_recipe(command, words, trust)
         if stored:
             path = Path(folder) / "checkpoint.yaml"
             path.write_text(yaml.safe_dump(stored), encoding="utf-8")
             words = ["--config", str(path), *words]
         _call([command, *words])
+
+
+def _update_words(words: list[str], folder: Path) -> list[str]:
+    """Bring class paths of earlier versions up to date: those typed, and in copies of recipes those written there."""
+    updated = []
+    for number, word in enumerate(words):
+        option, equals, value = word.rpartition("=")
+        if value.startswith("vfm."):
+            value = update_path(value)
+        elif value.endswith((".yaml", ".yml")) and Path(value).is_file():
+            recipe = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            current = update_class_paths(recipe)
+            if current != recipe:
+                copy = folder / f"{number}.yaml"
+                copy.write_text(yaml.safe_dump(current, sort_keys=False), encoding="utf-8")
+                value = str(copy)
+        updated.append(f"{option}{equals}{value}")
+    return updated
 
 
 def _call(words: list[str]) -> None:

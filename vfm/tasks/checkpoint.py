@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vfm.models.tensors import UnreadableFileError, read_metadata, read_plain
+from vfm.renames import update_class_paths
 
 if TYPE_CHECKING:
     from vfm.tasks.base import BaseTask
@@ -115,6 +116,7 @@ def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has format {found}; this vfm reads up to {FORMAT}. Upgrade vfm."
         )
+    content[KEY] = update_class_paths(content[KEY])
     return content
 
 

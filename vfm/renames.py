@@ -1,0 +1,149 @@
+"""Renames: old dotted paths of modules and classes, and where they are now.
+
+Checkpoints, recipes and command lines of earlier versions name classes by their paths; these stay readable.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+MODULES = {
+    "vfm.audit.calibrate": "vfm.deepfake.calibrate",
+    "vfm.audit.degrade": "vfm.deepfake.robustness.degradations",
+    "vfm.audit.degraded": "vfm.deepfake.robustness.results",
+    "vfm.audit.doctor": "vfm.deepfake.shortcuts.command",
+    "vfm.audit.evidence": "vfm.deepfake.evidence",
+    "vfm.audit.known_reals": "vfm.deepfake.shortcuts.known_reals",
+    "vfm.audit.metadata": "vfm.deepfake.shortcuts.metadata",
+    "vfm.audit.probe": "vfm.deepfake.shortcuts.probe",
+    "vfm.audit.robustness": "vfm.deepfake.robustness.command",
+    "vfm.audit.robustness_page": "vfm.deepfake.robustness.page",
+    "vfm.audit.shortcuts": "vfm.deepfake.shortcuts.search",
+    "vfm.audit.shortcuts_page": "vfm.deepfake.shortcuts.page",
+    "vfm.bundle.bits": "vfm.quantization",
+    "vfm.bundle.bits.budget": "vfm.quantization.search",
+    "vfm.bundle.bits.fuse": "vfm.quantization.fuse_attention",
+    "vfm.bundle.bits.graph": "vfm.quantization.graph",
+    "vfm.bundle.bits.half": "vfm.quantization.fp16",
+    "vfm.bundle.bits.int8": "vfm.quantization.int8",
+    "vfm.bundle.bits.int8_conv": "vfm.quantization.int8_conv",
+    "vfm.bundle.bits.int8_matmul": "vfm.quantization.int8_matmul",
+    "vfm.bundle.bits.probe": "vfm.quantization.instrument",
+    "vfm.bundle.bits.smooth": "vfm.quantization.smoothquant",
+    "vfm.bundle.fit": "vfm.bundle.contract",
+    "vfm.bundle.measure": "vfm.bundle.accuracy",
+    "vfm.bundle.reference": "vfm.bundle.ood",
+    "vfm.bundle.reference_graph": "vfm.bundle.ood_graph",
+    "vfm.bundle.several": "vfm.bundle.multi_head",
+    "vfm.bundle.to_onnx": "vfm.bundle.onnx_graphs",
+    "vfm.bundle.trained": "vfm.bundle.source",
+    "vfm.bundle.write": "vfm.bundle.export",
+    "vfm.data.boxes": "vfm.data.detection",
+    "vfm.data.boxes.clean": "vfm.data.detection.clean",
+    "vfm.data.boxes.coco": "vfm.data.detection.coco",
+    "vfm.data.boxes.data": "vfm.data.detection.base",
+    "vfm.data.boxes.dataset": "vfm.data.detection.dataset",
+    "vfm.data.boxes.listed": "vfm.data.detection.csv",
+    "vfm.data.boxes.scene": "vfm.data.detection.annotation",
+    "vfm.data.boxes.scenes": "vfm.data.detection.synthetic",
+    "vfm.data.boxes.tiles": "vfm.data.detection.tiles",
+    "vfm.data.boxes.transforms": "vfm.data.detection.transforms",
+    "vfm.data.boxes.voc": "vfm.data.detection.voc",
+    "vfm.data.boxes.writing": "vfm.data.detection.writing",
+    "vfm.data.boxes.yolo": "vfm.data.detection.yolo",
+    "vfm.data.detect": "vfm.data.auto",
+    "vfm.data.detection": "vfm.data.detection.auto",
+    "vfm.data.fakes": "vfm.deepfake.data",
+    "vfm.data.fakes.base": "vfm.deepfake.data.base",
+    "vfm.data.fakes.bench": "vfm.deepfake.data.deepfakebench",
+    "vfm.data.fakes.blend": "vfm.deepfake.data.blend",
+    "vfm.data.fakes.celeb": "vfm.deepfake.data.celeb",
+    "vfm.data.fakes.crop_report": "vfm.deepfake.data.crop_report",
+    "vfm.data.fakes.crops": "vfm.deepfake.data.crops",
+    "vfm.data.fakes.data": "vfm.deepfake.data.data",
+    "vfm.data.fakes.dataset": "vfm.deepfake.data.dataset",
+    "vfm.data.fakes.dfdc": "vfm.deepfake.data.dfdc",
+    "vfm.data.fakes.edits": "vfm.deepfake.data.augment",
+    "vfm.data.fakes.extract": "vfm.deepfake.data.extract",
+    "vfm.data.fakes.ffpp": "vfm.deepfake.data.ffpp",
+    "vfm.data.fakes.item": "vfm.deepfake.data.record",
+    "vfm.data.fakes.layouts": "vfm.deepfake.data.layouts",
+    "vfm.data.fakes.lists": "vfm.deepfake.data.files",
+    "vfm.data.fakes.manifest": "vfm.deepfake.data.manifest",
+    "vfm.data.fakes.names": "vfm.deepfake.data.filenames",
+    "vfm.data.fakes.pairs": "vfm.deepfake.data.pairs",
+    "vfm.data.fakes.plain": "vfm.deepfake.data.folders",
+    "vfm.data.fakes.portrait": "vfm.deepfake.data.portrait",
+    "vfm.data.fakes.procedural": "vfm.deepfake.data.procedural",
+    "vfm.data.fakes.splits": "vfm.deepfake.data.splits",
+    "vfm.data.labelling": "vfm.data.table_labels",
+    "vfm.data.layout": "vfm.data.class_folders",
+    "vfm.data.packed": "vfm.data.tar",
+    "vfm.data.rows": "vfm.data.tables",
+    "vfm.data.stored": "vfm.data.feature_dataset",
+    "vfm.embed.cache": "vfm.training.feature_store",
+    "vfm.embed.run": "vfm.training.features",
+    "vfm.losses.boxes": "vfm.losses.iou",
+    "vfm.losses.deepfake": "vfm.deepfake.loss",
+    "vfm.metrics.deepfake": "vfm.deepfake.metrics",
+    "vfm.models.heads.deepfake": "vfm.deepfake.head",
+    "vfm.report.boxes": "vfm.report.drawing",
+    "vfm.tasks.averaging": "vfm.training.ema",
+    "vfm.tasks.box_page": "vfm.tasks.detection.page",
+    "vfm.tasks.boxes": "vfm.tasks.detection.results",
+    "vfm.tasks.callbacks": "vfm.training.callbacks",
+    "vfm.tasks.classification": "vfm.tasks.classification.task",
+    "vfm.tasks.compiling": "vfm.training.compiling",
+    "vfm.tasks.deepfake": "vfm.deepfake.task",
+    "vfm.tasks.detection": "vfm.tasks.detection.task",
+    "vfm.tasks.effects": "vfm.training.option_checks",
+    "vfm.tasks.fake_page": "vfm.deepfake.page",
+    "vfm.tasks.fake_results": "vfm.deepfake.results",
+    "vfm.tasks.frozen": "vfm.training.feature_cache",
+    "vfm.tasks.memory": "vfm.training.oom",
+    "vfm.tasks.mistakes": "vfm.tasks.classification.mistakes",
+    "vfm.tasks.model": "vfm.tasks.predictor",
+    "vfm.tasks.nonfinite": "vfm.training.nonfinite",
+    "vfm.tasks.optim": "vfm.training.optim",
+    "vfm.tasks.page": "vfm.tasks.classification.page",
+    "vfm.tasks.probing": "vfm.training.lp_ft",
+    "vfm.tasks.quiet": "vfm.training.log_filters",
+    "vfm.tasks.results": "vfm.tasks.classification.results",
+    "vfm.tasks.saving": "vfm.training.saving",
+    "vfm.tasks.sharding": "vfm.training.sharding",
+    "vfm.tasks.stalls": "vfm.training.watchdog",
+}
+"""Current module by the one of version 0.1."""
+
+CLASSES: dict[str, str] = {}
+"""Current path by the one of version 0.1, of classes that have another name too."""
+
+
+def update_path(path: str) -> str:
+    """Return the current path of a class, with a DeprecationWarning where an old one was given.
+
+    Args:
+        path: Dotted path of a class, such as `vfm.tasks.stalls.StallWatch`.
+    """
+    module, _, name = path.rpartition(".")
+    current = CLASSES.get(path) or f"{MODULES.get(module, module)}.{name}".lstrip(".")
+    if current != path:
+        warnings.warn(f"{path} is now {current}.", DeprecationWarning, stacklevel=2)
+    return current
+
+
+def update_class_paths(value: Any) -> Any:
+    """Return plain values with every `class_path` in them brought up to date.
+
+    Args:
+        value: A spec or a recipe, as YAML or a checkpoint holds it.
+    """
+    if isinstance(value, dict):
+        return {
+            key: update_path(item)
+            if key == "class_path" and isinstance(item, str)
+            else update_class_paths(item)
+            for key, item in value.items()
+        }
+    return [update_class_paths(item) for item in value] if isinstance(value, list) else value
