@@ -51,7 +51,7 @@ class Model(TaskModel):
             options: As of `vfm.bundle.Options`: int8, fp16, max_drop, calibrate, reference, one_file, overwrite, ...
         """
         given = Options(**options)
-        paths = choose_images(Path(images), 64, videos=self.judge is not None)
+        paths = choose_images(Path(images), 64, videos=self.task_type.takes_video)
         device = self.task.device
         try:
             one = trained_of(self.task, self.path, given, None if data is None else Path(data))

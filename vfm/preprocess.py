@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from vfm_runtime.bundle.providers import import_onnxruntime
+from vfm_runtime.ort import import_onnxruntime
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vfm_runtime import __version__
-from vfm_runtime.bundle.contract import DEEPFAKE, DETECTION, SEVERAL
 from vfm_runtime.bundle.golden import replay
-from vfm_runtime.bundle.manifest import BundleError
 from vfm_runtime.bundle.model import Model, load
 from vfm_runtime.bundle.precision import PRECISIONS
-from vfm_runtime.bundle.providers import DEVICES, ProviderError
+from vfm_runtime.bundle.providers import DEVICES
+from vfm_runtime.errors import BundleError, ProviderError
 from vfm_runtime.media.image import ImageError, find_images
 from vfm_runtime.media.video import find_videos, is_video
-from vfm_runtime.printing import complain, info_lines, show
+from vfm_runtime.printing import info_lines, print_error, print_prediction
 from vfm_runtime.server.main import add_arguments, serve, settings_of
 from vfm_runtime.tasks.detection import THRESHOLD
 
@@ -65,7 +64,7 @@ def main(args: list[str] | None = None) -> int:
     except (ValueError, ProviderError, OSError, ImportError) as error:
         if debug:
             raise
-        complain(error)
+        print_error(error)
         return MISUSED if isinstance(error, _UsageError) else FAILED
     return code
 
@@ -104,7 +103,7 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
         "images",
         metavar="IMAGE_OR_FOLDER",
         nargs="+",
-        help="of a deepfake model also videos, and folders of them",
+        help="also videos, and folders of them, where the task takes them",
     )
     predict.add_argument("--top", type=_count, default=5, help="best classes to show (default: 5)")
     predict.add_argument(
@@ -116,7 +115,9 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
         "--draw", type=Path, metavar="FOLDER", help="write the pictures with boxes or heatmaps here"
     )
     predict.add_argument(
-        "--cropped", action="store_true", help="for a deepfake model: they are face crops already"
+        "--cropped",
+        action="store_true",
+        help="where the task cuts crops out: they are crops already",
     )
     predict.add_argument("--batch-size", type=_count, default=32, help="default: 32")
     predict.add_argument("--json", action="store_true", help="one JSON object a line and image")
@@ -190,14 +191,14 @@ def _load(options: argparse.Namespace, **more: Any) -> Model:
 def _predict(options: argparse.Namespace) -> int:
     model = _load(options, batch_size=options.batch_size)
     _check_options(options, model)
-    files = list(_files(options.images, videos=model.kind == DEEPFAKE))
+    files = list(_files(options.images, videos=model.task_type.takes_video))
     code = OK
     for batch in _batches(files, options.batch_size):
-        answers = model.predict(batch, errors="return", cropped=options.cropped)
-        for path, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, ImageError):
+        predictions = model.predict(batch, errors="return", cropped=options.cropped)
+        for path, prediction in zip(batch, predictions, strict=True):
+            if isinstance(prediction, ImageError):
                 code = FAILED
-            show(path, answer, options)
+            print_prediction(path, prediction, options)
     return code
 
 
@@ -214,17 +215,18 @@ def _batches(files: list[Path], size: int) -> Iterator[list[Path]]:
 
 
 def _check_options(options: argparse.Namespace, model: Model) -> None:
-    if options.draw is not None and model.kind not in (DETECTION, DEEPFAKE):
-        why = "has several heads" if model.kind == SEVERAL else "labels whole images"
-        raise _UsageError(f"{options.bundle} {why}: only boxes and heatmaps of one can be drawn.")
-    tasks = {head.task for head in model.contract.each.values()}
-    if options.threshold is not None and not tasks & {DETECTION, "multilabel"}:
+    task = model.task_type
+    if options.draw is not None and not task.draws:
+        raise _UsageError(
+            f"{options.bundle} {task.summary}: only boxes and heatmaps of one can be drawn."
+        )
+    if options.threshold is not None and not any(h.uses_threshold for h in task.heads.values()):
         raise _UsageError(
             f"{options.bundle} answers with one label: --threshold is for boxes and for several labels. Leave it out."
         )
-    if options.cropped and model.kind != DEEPFAKE:
+    if options.cropped and not task.uses_crops:
         raise _UsageError(
-            f"{options.bundle} is no deepfake model: it takes no crops. Leave out --cropped."
+            f"{options.bundle} cuts nothing out of its images: it takes no crops. Leave out --cropped."
         )
 
 

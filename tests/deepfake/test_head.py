@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
-from vfm_runtime.deepfake.verdict import VERDICT_LABELS
+from vfm_runtime.deepfake.evidence import VERDICT_LABELS
 
 from vfm.deepfake.head import DeepfakeHead
 from vfm.models.backbone import Backbone

@@ -2,9 +2,8 @@ import json
 import re
 
 import pytest
-from vfm_runtime.bundle.contract import Contract, ContractError, parse_json, ports
+from vfm_runtime.bundle.contract import Contract, parse_json, ports
 from vfm_runtime.bundle.manifest import (
-    BundleError,
     check_metadata,
     read_bundle,
     read_manifest,
@@ -12,6 +11,7 @@ from vfm_runtime.bundle.manifest import (
     write_manifest,
 )
 from vfm_runtime.bundle.model import load
+from vfm_runtime.errors import BundleError, ContractError
 
 from tests.runtime import toy, toy_deepfake
 

@@ -9,7 +9,6 @@ from skimage import data
 from vfm_runtime.deepfake.faces.crop import (
     TEMPLATE,
     CropSpec,
-    Face,
     choose,
     crop_face,
     cut,
@@ -22,6 +21,7 @@ from vfm_runtime.deepfake.faces.crop import (
     warp,
     whole_crop,
 )
+from vfm_runtime.deepfake.faces.face import Face
 
 PHOTO = data.astronaut()
 # Eyes, nose and corners of the mouth, read off the photo by eye.

@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from vfm_runtime.deepfake.decision import Decision, FrameEvidence, decide
-from vfm_runtime.deepfake.verdict import Reason, sigmoid
+from vfm_runtime.deepfake.decision import Decision, decide
+from vfm_runtime.deepfake.evidence import FrameEvidence, sigmoid
+from vfm_runtime.deepfake.verdict import Reason
 
 
 def frames(*logits, **more):

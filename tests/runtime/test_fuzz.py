@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 from starlette.testclient import TestClient
-from vfm_runtime.bundle.contract import Contract, ContractError, parse_json
+from vfm_runtime.bundle.contract import Contract, parse_json
 from vfm_runtime.bundle.golden import replay
-from vfm_runtime.bundle.manifest import BundleError
-from vfm_runtime.bundle.providers import ProviderError
 from vfm_runtime.drift.monitor import DriftMonitor
 from vfm_runtime.drift.reference import DriftReference
+from vfm_runtime.errors import BundleError, ContractError, ProviderError
 from vfm_runtime.media.image import ImageError, open_image
 from vfm_runtime.media.video import VideoError, VideoLimits, read_video
 from vfm_runtime.server.app import create_app

@@ -8,7 +8,8 @@ import pytest
 from vfm_runtime import load
 from vfm_runtime.bundle import openvino, providers
 from vfm_runtime.bundle.precision import place
-from vfm_runtime.bundle.providers import ProviderError, choose, open_session
+from vfm_runtime.bundle.providers import choose, open_session
+from vfm_runtime.errors import ProviderError
 
 CPU = "OrtHardwareDeviceType.CPU"
 

@@ -7,7 +7,9 @@ import types
 import pytest
 from vfm_runtime import load
 from vfm_runtime.bundle import providers
-from vfm_runtime.bundle.providers import ProviderError, choose, has_cuda_device, import_onnxruntime
+from vfm_runtime.bundle.providers import choose, has_cuda_device
+from vfm_runtime.errors import ProviderError
+from vfm_runtime.ort import import_onnxruntime
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import vfm_runtime
 from vfm_runtime.bundle.compare import agreement
-from vfm_runtime.bundle.contract import Contract, ContractError
+from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.bundle.golden import replay
-from vfm_runtime.bundle.manifest import BundleError
 from vfm_runtime.cli import main
+from vfm_runtime.errors import BundleError, ContractError
 from vfm_runtime.tasks.confidence import Rules
 
 from tests.runtime import toy, toy_several

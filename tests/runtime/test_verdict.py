@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 from vfm_runtime.bundle.compare import agreement
-from vfm_runtime.deepfake.decision import Decision, FrameEvidence, decide
+from vfm_runtime.deepfake.decision import Decision, decide
+from vfm_runtime.deepfake.evidence import FrameEvidence
 from vfm_runtime.deepfake.heatmap import COLOURS, Tile, overlay, place, sheet
 
 HEAT = np.zeros((4, 4), np.float32)

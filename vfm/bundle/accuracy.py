@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from vfm_runtime.bundle import providers
 from vfm_runtime.bundle.manifest import sha256
-from vfm_runtime.bundle.predictor import Arrays, part_of
+from vfm_runtime.tasks.base import Arrays
+from vfm_runtime.tasks.multi_head import select_head
 
 from vfm.bundle.validation import Run, Validation
 
@@ -65,7 +66,7 @@ class Measure:
         if key not in self._known:
             run = runner(file)
             self._known[key] = {
-                name: images.figure(part_of(images.outputs(run), name))
+                name: images.figure(select_head(images.outputs(run), name))
                 for name, images in self.validations.items()
             }
         return self._known[key]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.bundle.predictor import Arrays
-from vfm_runtime.tasks.confidence import Rules
+from vfm_runtime.tasks.base import Arrays
+from vfm_runtime.tasks.confidence import ConfidenceRules
 from vfm_runtime.tasks.detection import THRESHOLD
 
 from vfm.bundle.validation import BoxValidation, LabelValidation, Validation
@@ -42,7 +42,7 @@ class CalibrationError(ValueError):
 class Calibration:
     """What was fitted, and on what."""
 
-    rules: Rules
+    rules: ConfidenceRules
     """Temperature and thresholds; the thresholds are of scores after the temperature."""
     num_images: int
     """Images that it was fitted on."""
@@ -134,7 +134,7 @@ def _single(validation: LabelValidation, outputs: Arrays, least: float | None) -
     if least is not None:
         thresholds, shared = _precise(fitted.max(axis=1), best, right, validation.labels, least)
     return Calibration(
-        Rules(temperature=temperature, thresholds=thresholds),
+        ConfidenceRules(temperature=temperature, thresholds=thresholds),
         validation.num_images,
         calibration_error(scores.max(axis=1), right),
         calibration_error(fitted.max(axis=1), right),
@@ -197,7 +197,7 @@ def _several(validation: LabelValidation, outputs: Arrays) -> Calibration:
     ]
     absent = _absent(validation, there, _APPLIES)
     return Calibration(
-        Rules(temperature=temperature, thresholds=tuple(thresholds)),
+        ConfidenceRules(temperature=temperature, thresholds=tuple(thresholds)),
         validation.num_images,
         _mean_error(scores, truth),
         _mean_error(fitted, truth),
@@ -213,7 +213,7 @@ def _boxes(validation: BoxValidation, outputs: Arrays) -> Calibration:
         for ranking, found in zip(classes, there, strict=True)
     ]
     absent = _absent(validation, there, THRESHOLD)
-    rules = Rules(thresholds=tuple(thresholds))
+    rules = ConfidenceRules(thresholds=tuple(thresholds))
     return Calibration(rules, validation.num_images, None, None, absent)
 
 

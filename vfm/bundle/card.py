@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vfm_runtime.bundle.contract import DEEPFAKE, Contract, HeadContract
+from vfm_runtime.bundle.contract import Contract, HeadContract
 
 from vfm.bundle.calibration import Calibration
 from vfm.bundle.parity import Parity
@@ -119,9 +119,9 @@ def _formats(
 
 def _sureness(head: HeadContract, calibration: Calibration | None) -> list[str]:
     """When the answers of a model that labels images or finds objects are sure."""
-    if head.task == DEEPFAKE or head.rules is None:
+    if head.task == "deepfake" or head.rules is None:
         return []
-    rules = head.surely
+    rules = head.confidence
     lines = []
     if calibration is not None:
         lines.append(
@@ -160,7 +160,7 @@ def _licence(contract: Contract, origin: Mapping[str, Any]) -> str:
 
 def _judging(head: HeadContract) -> list[str]:
     """How a model that tells real from fake cuts faces out and decides, and what its answers are not."""
-    if head.task != DEEPFAKE or head.rules is None:
+    if head.task != "deepfake" or head.rules is None:
         return []
     crop, rules = head.rules["crop"], head.rules["decision"]
     faces = f", face: {crop['policy']}, detector: {crop['detector']}"

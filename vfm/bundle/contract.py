@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vfm_runtime.bundle.contract import DEEPFAKE, SEVERAL, Contract, HeadContract
-from vfm_runtime.tasks.confidence import Rules
+from vfm_runtime.bundle.contract import Contract, HeadContract
+from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.registry import MULTI_HEAD
 
 from vfm.bundle.calibration import Calibration, calibration
 from vfm.bundle.errors import ExportError
@@ -80,7 +81,7 @@ def _contract(trained: Mapping[str, Trained], heads: dict[str, HeadContract]) ->
     task = next(iter(trained.values())).task
     single = heads.get("")
     return Contract(
-        task=SEVERAL if single is None else single.task,
+        task=MULTI_HEAD if single is None else single.task,
         labels=tuple(heads) if single is None else single.labels,
         preprocess=task.preprocess.to_dict(),
         backbone=task.backbone.name,
@@ -95,11 +96,10 @@ def _rules(
     task: BaseTask, found: Calibration | None, placed: Placed | None
 ) -> dict[str, Any] | None:
     if isinstance(task, DeepfakeTask):
-        judge = task.judge()
-        return {"crop": judge.crop.to_dict(), "decision": judge.decision.to_dict()}
+        return task.rules()
     if found is None and placed is None:
         return None
-    rules = Rules() if found is None else found.rules
+    rules = ConfidenceRules() if found is None else found.rules
     if placed is not None:
         rules = replace(rules, reference=True, max_distance=placed.max_distance)
     return rules.to_dict()
@@ -108,7 +108,7 @@ def _rules(
 def _place(trained: Mapping[str, Trained], trust: Sequence[str]) -> Placed:
     """By the images of one head: the backbone, of which it is, is that of all."""
     one = trained[placing_head(trained)]
-    if one.task.kind == DEEPFAKE:
+    if one.task.kind == "deepfake":
         raise ExportError(
             "--reference is for models that look at whole images; one that tells real from fake has distances of its "
             "own, and vfm calibrate sets their limit. Leave it out."

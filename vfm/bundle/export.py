@@ -12,7 +12,6 @@ from typing import Any
 import vfm_runtime
 from vfm_runtime.bundle.contract import (
     CARD_FILE,
-    DEEPFAKE,
     MODEL_FILE,
     ONEFILE_FILE,
     PARITY_FILE,
@@ -21,7 +20,7 @@ from vfm_runtime.bundle.contract import (
     Contract,
 )
 from vfm_runtime.bundle.manifest import write_manifest
-from vfm_runtime.bundle.predictor import Arrays
+from vfm_runtime.tasks.base import Arrays
 
 from vfm.bundle import parity as parity_check
 from vfm.bundle.accuracy import Measure, runner
@@ -116,7 +115,7 @@ def export(
     if num_images < 1:
         raise ExportError(f"--num_images is {num_images}. Give at least 1.")
     trained = load_all(checkpoints, options, data=data, base=base)
-    videos = any(one.task.kind == DEEPFAKE for one in trained.values())
+    videos = any(one.task.kind == "deepfake" for one in trained.values())
     paths = choose_images(Path(images), num_images, videos=videos)
     done = export_all(trained, paths, Path(out), options)
     print(f"Parity on {done}\nBundle: {out}\nTry it: vfm-runtime predict {out} {paths[0]}")

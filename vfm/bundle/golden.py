@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from vfm_runtime.bundle.contract import GOLDEN_DIR, GOLDEN_FILE
-from vfm_runtime.bundle.golden import TOLERANCE, golden_row
+from vfm_runtime.bundle.golden import TOLERANCE
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.media.image import Pixels, open_image
 
@@ -48,19 +48,23 @@ def write_golden(
 
 
 def _rows(folder: Path, model: Predictor, names: list[str]) -> list[dict[str, Any]]:
-    cropped = model.judge is not None
+    cropped = model.task_type.uses_crops
     # One by one: that is how they are most likely asked elsewhere, and int8 answers depend on the batch.
     paths = [folder / GOLDEN_DIR / name for name in names]
-    return [golden_row(path.name, model.predict(path, cropped=cropped)) for path in paths]
+    return [
+        {"file": path.name, **model.predict(path, cropped=cropped).to_golden()} for path in paths
+    ]
 
 
 def _images(model: Predictor, parity: Parity) -> Iterator[Pixels]:
     step = max(1, len(parity.images) // _NUMBER)
     # Those between stand in where one shows no face.
     for image in (image for start in range(step) for image in parity.images[start::step]):
-        if model.judge is None:
+        if not model.task_type.uses_crops:
             picture = Image.fromarray(open_image(Path(image.name)))
             picture.thumbnail((_SIDE, _SIDE))
             yield np.array(picture)
         else:
-            yield from model.judge.evidence(Path(image.name)).crops[:1]
+            yield from (
+                open_image(crop) for crop in model.task_type.open(Path(image.name)).images[:1]
+            )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from vfm_runtime.bundle.predictor import Arrays
+from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import DetectionData, FolderData, IdxData, ImageData, TableData
 from vfm.data.dataset import ImageDataset, Record, Skipped

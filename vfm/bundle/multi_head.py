@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from vfm_runtime.bundle.contract import DEEPFAKE
 
 from vfm.bundle.errors import ExportError
 from vfm.models.adapters import has_adapters
@@ -44,7 +43,7 @@ def require_one_backbone(tasks: Mapping[str, BaseTask]) -> None:
     for name, task in tasks.items():
         if not re.fullmatch(_NAME, name):
             _refuse_name(name)
-        if task.kind == DEEPFAKE:
+        if task.kind == "deepfake":
             raise SeveralError(
                 f"The head '{name}' tells real from fake, and looks at crops of faces where the others look at whole "
                 "images. Export it to a bundle of its own."

@@ -15,7 +15,7 @@ import onnx
 import torch
 from onnx import compose
 from torch import Tensor, nn
-from vfm_runtime.bundle.contract import DEEPFAKE, METADATA_KEY, Contract, HeadContract
+from vfm_runtime.bundle.contract import METADATA_KEY, Contract, HeadContract
 
 from vfm.bundle.errors import ExportError
 from vfm.bundle.ood_graph import ReferenceOutputs, vector_of
@@ -106,7 +106,7 @@ class _Head(nn.Module):
         super().__init__()
         self.head = head
         # The judge of a deepfake model divides after it has averaged over a video.
-        self.temperature = 1.0 if said.task == DEEPFAKE else said.surely.temperature
+        self.temperature = 1.0 if said.task == "deepfake" else said.confidence.temperature
         if self.temperature != 1.0 and not isinstance(head, _WITH_LOGITS):
             raise ValueError(
                 f"The temperature is {self.temperature}, but {type(head).__name__} is not known to give logits that it "

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from vfm_runtime.bundle.contract import Contract
-from vfm_runtime.bundle.predictor import Arrays
 from vfm_runtime.drift.reference import DriftReference
+from vfm_runtime.tasks.base import Arrays
 
 from vfm.bundle.images import Split, ValidationError, open_images, remembered
 from vfm.bundle.ood_graph import ReferenceOutputs, vector_of
@@ -204,7 +204,7 @@ def drift_reference(
     """
     chosen = {name: values[held_out] for name, values in outputs.items()}
     numbers = {name: len(head.labels) for name, head in contract.each.items()}
-    return DriftReference.of(chosen, numbers)
+    return DriftReference.of(contract.type.drift_values(chosen), numbers)
 
 
 def _training(

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import vfm_runtime
-from vfm_runtime.bundle.compare import agreement
-from vfm_runtime.bundle.predictor import Answer, Predictor
-from vfm_runtime.deepfake.verdict import Verdict
+from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.media.image import ImageError, Pixels, find_images, open_image
 from vfm_runtime.media.video import find_videos, is_video, read_video
+from vfm_runtime.tasks.base import Prediction
 
 MIN_IMAGES = 32
 """Least number of images that prove anything, unless fewer are asked for."""
@@ -55,7 +54,7 @@ class Parity:
     onnx_ms: float
     """The same through the bundle."""
     device: str
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[Prediction, ...] = ()
     """The model's own, of each of `images`."""
 
     @property
@@ -136,7 +135,7 @@ def require_folder(folder: Path) -> None:
 
 
 def compare(model: Predictor, bundle: Path, paths: Sequence[Path], tolerance: float) -> Parity:
-    """Answer every image by torch, by the bundle alone and by the bundle in batches of mixed sizes.
+    """Prediction every image by torch, by the bundle alone and by the bundle in batches of mixed sizes.
 
     Args:
         model: Torch's side of the bundle, on the CPU, in float32.
@@ -161,11 +160,11 @@ def compare(model: Predictor, bundle: Path, paths: Sequence[Path], tolerance: fl
     rows = zip(readable.items(), answers, alone, together, strict=True)
     for (path, size), expected, single, batched in rows:
         # An answer that changes in either way counts.
-        both = [agreement(expected, got) for got in (single, batched)]
+        both = [expected.compare(got) for got in (single, batched)]
         worst = max(both, key=lambda one: (one.changed, one.difference))
         difference = max(one.difference for one in both)
         images.append(
-            ImageParity(str(path), size, difference, worst.changed, worst.expected, worst.found)
+            ImageParity(str(path), size, difference, worst.changed, worst.expected, worst.actual)
         )
     return Parity(
         tuple(images), tolerance, skipped, torch_ms, onnx_ms, runtime.device, tuple(answers)
@@ -212,17 +211,16 @@ def _opened(path: Path) -> Pixels:
     return read_video(path, 1).frames[0].pixels if is_video(path) else open_image(path)
 
 
-def _require_crops(answers: Sequence[Answer]) -> None:
+def _require_crops(answers: Sequence[Prediction]) -> None:
     """Refuse pictures in which there is nothing to judge: that both ways find nothing proves nothing."""
-    verdicts = [answer for answer in answers if isinstance(answer, Verdict)]
-    if verdicts and not any(verdict.frames for verdict in verdicts):
+    if answers and all(answer.is_empty for answer in answers):
         raise ParityError(
-            f"No face was found in any of the {len(verdicts)} images and videos, so nothing was compared. Give a "
+            f"No face was found in any of the {len(answers)} images and videos, so nothing was compared. Give a "
             "folder with faces to --images."
         )
 
 
-def timed(model: Predictor, paths: Sequence[Path]) -> tuple[list[Answer], float]:
+def timed(model: Predictor, paths: Sequence[Path]) -> tuple[list[Prediction], float]:
     """The answer for each file alone, and the median time of one in milliseconds.
 
     Args:

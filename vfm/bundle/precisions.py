@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import vfm_runtime
-from vfm_runtime.bundle.compare import agreement
 from vfm_runtime.bundle.contract import MODEL_FILE, PRECISION_FILES
-from vfm_runtime.bundle.predictor import Answer, Arrays
+from vfm_runtime.tasks.base import Arrays, Prediction
 
 from vfm.bundle.accuracy import Measure
 from vfm.bundle.parity import timed
@@ -95,7 +94,7 @@ def write_precision(
 
 
 def compare_precision(
-    folder: Path, precision: str, paths: Sequence[Path], answers: Sequence[Answer]
+    folder: Path, precision: str, paths: Sequence[Path], answers: Sequence[Prediction]
 ) -> Compared:
     """Compare a precision of a bundle with the model's own answers.
 
@@ -109,7 +108,7 @@ def compare_precision(
     alone, onnx_ms = timed(model, paths)
     together = model.predict(list(paths), batch_size=7)
     rows = [
-        [agreement(expected, got, rough=True) for got in both]
+        [expected.compare(got, approximate=True) for got in both]
         for expected, *both in zip(answers, alone, together, strict=True)
     ]
     worst = [max(one.difference for one in both) for both in rows]

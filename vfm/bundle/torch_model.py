@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from vfm_runtime.bundle.contract import Contract
-from vfm_runtime.bundle.predictor import Arrays, Predictor
+from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.media.image import ImageSource, open_image
+from vfm_runtime.tasks.base import Arrays
 
 from vfm.bundle.onnx_graphs import Answers
-from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import BaseTask
 
 if TYPE_CHECKING:
@@ -39,10 +39,7 @@ class TorchModel(Predictor):
             tasks: In evaluation mode, on the CPU, by the names of the contract's heads.
             reference: Of the training images, where the contract says that there is one.
         """
-        first = next(iter(tasks.values()))
-        judge = first.judge() if isinstance(first, DeepfakeTask) else None
-        heads = None if judge else contract.each
-        super().__init__(contract.task, contract.labels, judge=judge, heads=heads)
+        super().__init__(contract.type)
         self.contract = contract
         self._answers = Answers(contract, tasks, reference).eval()
         self._inputs = tuple(contract.ports()[0])

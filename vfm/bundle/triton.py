@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from vfm_runtime.bundle.contract import DEEPFAKE, PRECISION_FILES, PREPROCESS_FILE, Contract
+from vfm_runtime.bundle.contract import PRECISION_FILES, PREPROCESS_FILE, Contract
 from vfm_runtime.bundle.manifest import read_manifest
 
 from vfm.bundle.errors import ExportError
@@ -104,7 +104,7 @@ def write_triton(
         made = list(_write(Path(draft), contract, bundle / PREPROCESS_FILE, model, name, max_batch))
         for path in made:
             path.replace(folder / path.name)
-    if contract.task == DEEPFAKE:
+    if contract.task == "deepfake":
         _log.warning(
             "%s takes crops: finding faces, the mean over frames and the verdict are left to the client, as its "
             "config.pbtxt says.",
@@ -265,7 +265,7 @@ def _ensemble_config(
             },
         }
     )
-    return (_OF_CROPS if contract.task == DEEPFAKE else _OF_ONE_IMAGE) + text
+    return (_OF_CROPS if contract.task == "deepfake" else _OF_ONE_IMAGE) + text
 
 
 def _step(model: str, ports: _Ports) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.bundle.predictor import Arrays
+from vfm_runtime.tasks.base import Arrays
 
 from vfm.bundle.images import (
     MAX_IMAGES,

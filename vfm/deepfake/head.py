@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vfm_runtime.deepfake.verdict import VERDICT_LABELS
+from vfm_runtime.deepfake.evidence import VERDICT_LABELS
 
 from vfm.models.heads.head import Head
 from vfm.types import FeatureInfo, Features, Raw

@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from vfm_runtime.deepfake.decision import Decision, sigmoid
+from vfm_runtime.deepfake.decision import Decision
+from vfm_runtime.deepfake.evidence import sigmoid
 from vfm_runtime.deepfake.faces.crop import CropSpec
-from vfm_runtime.deepfake.pipeline import Judge
 
 from vfm.deepfake.data.base import FakeImages
 from vfm.deepfake.data.record import FAKE
@@ -159,15 +159,15 @@ class DeepfakeTask(EvaluatedTask):
                 "it."
             ) from error
 
-    def judge(self) -> Judge:
-        """How the model is asked about pictures and videos, and how it answers.
+    def rules(self) -> dict[str, Any]:
+        """How crops are made and how verdicts are reached, as plain values.
 
         Raises:
             CheckpointError: It has not been trained, or its operating point is damaged.
         """
         self.require_trained()
         assert self.crop is not None  # known with the labels
-        return Judge(self.crop, self.decision)
+        return {"crop": self.crop.to_dict(), "decision": self.decision.to_dict()}
 
     def setup(self, stage: str) -> None:
         """Take labels, crop specification and the names of the methods from the data.

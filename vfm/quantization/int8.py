@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import onnx
-from vfm_runtime.bundle.predictor import Arrays
+from vfm_runtime.tasks.base import Arrays
 
 from vfm.quantization import int8_conv, int8_matmul
 from vfm.quantization.fuse_attention import fuse

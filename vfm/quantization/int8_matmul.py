@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
-from vfm_runtime.bundle.predictor import Arrays
+from vfm_runtime.tasks.base import Arrays
 
 from vfm.quantization.graph import MICROSOFT, Graph, attribute
 from vfm.quantization.instrument import Probe

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfm_runtime.bundle.predictor import Arrays
+from vfm_runtime.tasks.base import Arrays
 
 from vfm.quantization.graph import QuantizeError
 from vfm.quantization.int8 import Int8, Method, Plan, make_plan, require_known, write_plan

@@ -40,5 +40,5 @@ def marked_picture(image: NDArray[np.uint8], boxes: Marked, side: int) -> NDArra
     )
     for corners, colour, captions in parts:
         colours = [colour] * len(corners)
-        image = draw_boxes(image, corners * scale, captions=captions, colours=colours)
+        image = draw_boxes(image, corners * scale, captions=captions, colors=colours)
     return image

@@ -177,6 +177,10 @@ class BaseTask(Component, L.LightningModule, ABC):
         """Licence of the pretrained weights that training started from, as timm states it."""
         return self._license
 
+    def rules(self) -> dict[str, Any] | None:
+        """What the task itself puts into a contract as its rules; None where it has none of its own."""
+        return None
+
     def forward(self, pixels: Tensor) -> Raw:
         """Raw outputs of the head.
 

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from vfm_runtime.bundle.predictor import Arrays, Predictor
+from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.media.image import ImageSource, open_image
+from vfm_runtime.tasks.base import Arrays, TaskType
+from vfm_runtime.tasks.registry import find_task_type
 
-from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks.base import BaseTask
+
+
+def bind_task_type(task: BaseTask) -> TaskType:
+    """Return the runtime's side of a task, with its labels and its own rules.
+
+    Args:
+        task: Trained.
+    """
+    return find_task_type(task.kind)(task.labels, task.rules())
 
 
 class TaskModel(Predictor):
@@ -20,8 +30,7 @@ class TaskModel(Predictor):
         Args:
             task: Trained, in evaluation mode. Kept as the attribute `task`.
         """
-        judge = task.judge() if isinstance(task, DeepfakeTask) else None
-        super().__init__(task.kind, task.labels, judge=judge)
+        super().__init__(bind_task_type(task))
         self.task = task
 
     def prepare(self, image: ImageSource) -> Arrays:

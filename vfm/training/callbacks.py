@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from vfm_runtime.tasks.classification import Prediction
+from vfm_runtime.tasks.classification import LabelPrediction
 
 from vfm.tasks.adapter_file import AdapterWriter
 from vfm.training.ema import WeightEMA
@@ -230,7 +230,7 @@ def label_rows(
     """
     rows: list[tuple[str, ...]] = []
     for name, row in zip(names, scores.cpu().numpy(), strict=True):
-        answer = Prediction.from_scores(row, labels, multilabel=multilabel)
+        answer = LabelPrediction.from_scores(row, labels, multilabel=multilabel)
         pairs = answer.applying() if multilabel else answer.top(1)
         label = SEPARATOR.join(label for label, _ in pairs)
         rows.append((name, label, SEPARATOR.join(f"{score:.6f}" for _, score in pairs), ""))

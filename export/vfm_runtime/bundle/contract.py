@@ -3,41 +3,29 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, NoReturn, Self
 
-from vfm_runtime.deepfake.decision import Decision
-from vfm_runtime.deepfake.faces.crop import CropSpec
-from vfm_runtime.deepfake.verdict import VERDICT_LABELS
-from vfm_runtime.tasks.confidence import Rules
-from vfm_runtime.validation import is_deep, shown
+from vfm_runtime.bundle.extensions import EXTENSIONS, check_extensions
+from vfm_runtime.errors import ContractError
+from vfm_runtime.tasks.base import REFERENCE_PORTS, TaskType
+from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.multi_head import MultiHeadType
+from vfm_runtime.tasks.registry import MULTI_HEAD, find_task_type, list_tasks
+from vfm_runtime.validation import is_deep
 
 METADATA_KEY = "vfm"
 """Key of the contract's JSON in the `metadata_props` of each ONNX file."""
 
-FORMAT = 1
-"""The newest bundle format that this version reads."""
+FORMAT = 2
+"""The newest bundle format that this version reads; it reads format 1 too.
 
-DETECTION = "detection"
-DEEPFAKE = "deepfake"
+Format 2 names tasks by what is registered, calls several heads `multi_head` (format 1: `several`), may name the
+`package` that brings a task, and may hold `extensions.EXTENSIONS`.
+"""
 
-TASKS = ("classification", "multilabel", DETECTION, DEEPFAKE)
-"""The tasks that this version can answer: one label an image, any number of them, objects with boxes, or whether an
-image or a video is real or fake."""
-
-_LABELLING = ({"pixels": "uint8"}, {"scores": "float"})
-_FINDING = (
-    {"pixels": "uint8", "geometry": "float"},
-    {"boxes": "float", "labels": "int64", "scores": "float"},
-)
-_JUDGING = (
-    {"pixels": "uint8"},
-    {"logits": "float", "heatmaps": "float", "distances": "float"},
-)
-
-SEVERAL = "several"
-"""The task of a bundle with several heads on one backbone."""
+_EARLIER_NAMES = {"several": MULTI_HEAD}
 
 PREPROCESS_FILE = "preprocess.onnx"
 MODEL_FILE = "model.onnx"
@@ -52,13 +40,9 @@ REFERENCE_FILE = "reference.json"
 GOLDEN_DIR = "golden"
 GOLDEN_FILE = "golden/golden.json"
 
-_PLACE = {"components": "float", "distances": "float"}
-_OPTIONAL = ("rules", "heads")
+_OPTIONAL = ("rules", "heads", "package", "extensions")
+_HEAD_NAME = r"[A-Za-z0-9_]+"
 _REMEDY = "Export the bundle anew with this version of vfm."
-
-
-class ContractError(ValueError):
-    """The contract of a bundle is incomplete, malformed or newer than this version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +50,7 @@ class HeadContract:
     """What one head answers; checked when made."""
 
     task: str
-    """What it does; one of `TASKS`."""
+    """Name of the task."""
 
     labels: tuple[str, ...]
     """Class names, as of the contract."""
@@ -74,21 +58,32 @@ class HeadContract:
     rules: dict[str, Any] | None = None
     """When and how it answers, as of the contract."""
 
+    package: str | None = None
+    """Distribution that brings the task; None where vfm-runtime does."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", _labels(self.labels))
-        if self.task not in TASKS:
-            _refuse("task", self.task, f"one of {', '.join(TASKS)}", "Upgrade vfm-runtime.")
-        object.__setattr__(self, "rules", _rules(self.task, self.labels, self.rules))
+        if self.task == MULTI_HEAD:
+            raise ContractError.of("task", self.task, f"one of {', '.join(list_tasks())}")
+        object.__setattr__(self, "rules", self.type.rules_to_dict())
 
     @cached_property
-    def surely(self) -> Rules:
-        """When an answer of a model that labels images or finds objects is sure."""
-        return Rules() if self.rules is None else Rules.from_dict(self.rules)
+    def type(self) -> TaskType:
+        """The task, with these labels and rules."""
+        return _bind(self.task, self.labels, self.rules, self.package)
+
+    @property
+    def confidence(self) -> ConfidenceRules:
+        """When a prediction is confident."""
+        return self.type.confidence
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
         values = {"task": self.task, "labels": list(self.labels)}
-        return values if self.rules is None else {**values, "rules": _plain("rules", self.rules)}
+        for name in ("rules", "package"):
+            if (value := getattr(self, name)) is not None:
+                values[name] = _plain(name, value)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +91,7 @@ class Contract:
     """What a model takes, what it answers, and where it comes from; checked when made."""
 
     task: str
-    """What the model does; one of `TASKS`, or `several` where it has several heads."""
+    """Name of the task; `multi_head` where there are several heads."""
 
     labels: tuple[str, ...]
     """Class names, in the order of the columns of `scores`; of a detector, by its `labels`; `real` and `fake` of a
@@ -118,29 +113,42 @@ class Contract:
     """Version of this schema."""
 
     rules: dict[str, Any] | None = None
-    """Of a deepfake model, how it is asked and answers: `crop`, a `CropSpec`, and `decision`, a `Decision`, as plain
-    values. Of every other model the values of `Rules`, or None, and then the contract does not name it."""
+    """How the task is asked and answers, such as the values of `ConfidenceRules`; None where there are none, and then
+    the contract does not name them."""
 
     heads: dict[str, HeadContract] | None = None
     """Each of several heads by its name; None of one head, whose contract then does not name it."""
+
+    package: str | None = None
+    """Distribution that brings the task, as of a head."""
+
+    extensions: dict[str, Any] = field(default_factory=dict)
+    """Values of `EXTENSIONS`, by name; each is a key of its own in the file."""
 
     def __post_init__(self) -> None:
         # Trainers pass lists and tuples; files can only hold lists. One form makes `==` meaningful.
         object.__setattr__(self, "labels", _labels(self.labels))
         _check_format(self.format)
-        if self.task not in (*TASKS, SEVERAL):
-            _refuse("task", self.task, f"one of {', '.join(TASKS)}", "Upgrade vfm-runtime.")
+        object.__setattr__(self, "task", _EARLIER_NAMES.get(self.task, self.task))
         if not isinstance(self.backbone, str) or not self.backbone:
-            _refuse("backbone", self.backbone, "a name")
+            raise ContractError.of("backbone", self.backbone, "a name")
         if self.license is not None and not isinstance(self.license, str):
-            _refuse("license", self.license, "a string or null")
+            raise ContractError.of("license", self.license, "a string or null")
         object.__setattr__(self, "preprocess", _preprocess(self.preprocess))
         object.__setattr__(self, "versions", _versions(self.versions))
-        if self.task == SEVERAL and self.rules is not None:
-            _refuse("rules", self.rules, "null: each of several heads has its own")
-        if self.task != SEVERAL:
-            object.__setattr__(self, "rules", _rules(self.task, self.labels, self.rules))
+        check_extensions(self.extensions, self.format)
         object.__setattr__(self, "heads", _heads(self.task, self.labels, self.heads))
+        if self.heads is None:
+            object.__setattr__(self, "rules", self.type.rules_to_dict())
+        elif self.rules is not None:
+            raise ContractError.of("rules", self.rules, "null: each of several heads has its own")
+
+    @cached_property
+    def type(self) -> TaskType:
+        """The task, with these labels and rules; of several heads, all of them."""
+        if self.heads is not None:
+            return MultiHeadType({name: head.type for name, head in self.heads.items()})
+        return _bind(self.task, self.labels, self.rules, self.package)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -156,22 +164,21 @@ class Contract:
         return {"": HeadContract(task=self.task, labels=self.labels, rules=self.rules)}
 
     def ports(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Names and element types of what `model.onnx` takes and of its answers.
+        """Names and element types of what `model.onnx` takes and of what it gives.
 
-        The answers of several heads are named `head.answer`.
+        Outputs of several heads are named `head.output`.
         """
-        inputs: dict[str, str] = {}
-        outputs: dict[str, str] = {}
-        for name, head in self.each.items():
-            takes, gives = ports(head.task)
-            inputs |= takes
-            outputs |= {f"{name}.{port}" if name else port: kind for port, kind in gives.items()}
-        return inputs, outputs | (_PLACE if self.reference else {})
+        outputs = dict(self.type.outputs)
+        if self.reference:
+            outputs |= REFERENCE_PORTS
+        if embedding := self.extensions.get("embedding"):
+            outputs[embedding["output"]] = "float"
+        return dict(self.type.inputs), outputs
 
     @property
     def reference(self) -> bool:
         """Whether the graph also says where an image lies among those of the training."""
-        return any(head.task != DEEPFAKE and head.surely.reference for head in self.each.values())
+        return self.type.has_reference
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as plain values that JSON can hold."""
@@ -184,8 +191,10 @@ class Contract:
             "versions": dict(self.versions),
             "format": self.format,
         }
-        if self.rules is not None:
-            values["rules"] = _plain("rules", self.rules)
+        for name in ("rules", "package"):
+            if (value := getattr(self, name)) is not None:
+                values[name] = _plain(name, value)
+        values |= _plain("extensions", self.extensions)
         if self.heads is not None:
             values["heads"] = {name: head.to_dict() for name, head in self.heads.items()}
         return values
@@ -205,14 +214,16 @@ class Contract:
             ContractError: A key is missing, unknown or holds a value it cannot hold.
         """
         if not isinstance(values, Mapping):
-            _refuse("contract", values, "a JSON object")
-        names = [field.name for field in fields(cls)]
+            raise ContractError.of("contract", values, "a JSON object")
+        names = [field.name for field in fields(cls) if field.name != "extensions"]
         # A newer format may have other keys, so its number is looked at before the keys are.
         for name in ["format", *names]:
             if name not in values and name not in _OPTIONAL:
                 raise ContractError(f"The contract has no key '{name}'. {_REMEDY}")
             if name == "format":
                 _check_format(values["format"])
+        extensions = {name: value for name, value in values.items() if name in EXTENSIONS}
+        values = {name: value for name, value in values.items() if name not in EXTENSIONS}
         for name in values:
             # Refused, not ignored: a damaged key name must not pass as an extra.
             if name not in names:
@@ -221,7 +232,7 @@ class Contract:
                     f"The contract has an unknown key {name!r}. Known: {expected}. {_REMEDY}"
                 )
         try:
-            return cls(**values)
+            return cls(**values, extensions=extensions)
         except RecursionError as error:
             raise ContractError(f"The contract is nested too deeply. {_REMEDY}") from error
 
@@ -240,15 +251,6 @@ class Contract:
         except ValueError as error:
             raise ContractError(f"The contract is not valid JSON: {error}. {_REMEDY}") from error
         return cls.from_dict(values)
-
-
-def ports(task: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Names and element types of what `model.onnx` takes, all of which `preprocess.onnx` gives, and of its answers.
-
-    Args:
-        task: One of `TASKS`.
-    """
-    return {DETECTION: _FINDING, DEEPFAKE: _JUDGING}.get(task, _LABELLING)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -282,10 +284,6 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _refuse(key: str, value: object, expected: str, remedy: str = _REMEDY) -> NoReturn:
-    raise ContractError(f"The contract's '{key}' is {shown(value)}; expected {expected}. {remedy}")
-
-
 def _is_int(value: object) -> bool:
     # In Python True is an int; in a contract it is a mistake.
     return isinstance(value, int) and not isinstance(value, bool)
@@ -293,7 +291,7 @@ def _is_int(value: object) -> bool:
 
 def _check_format(value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        _refuse("format", value, f"a whole number from 1 to {FORMAT}")
+        raise ContractError.of("format", value, f"a whole number from 1 to {FORMAT}")
     if value > FORMAT:
         raise ContractError(
             f"The bundle was written by a newer vfm: its format is {value}, this version reads up "
@@ -303,13 +301,13 @@ def _check_format(value: object) -> None:
 
 def _labels(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not value:
-        _refuse("labels", value, "a list of at least one name")
+        raise ContractError.of("labels", value, "a list of at least one name")
     names: set[str] = set()
     for name in value:
         if not isinstance(name, str) or not name:
-            _refuse("labels", name, "names that are strings and not empty")
+            raise ContractError.of("labels", name, "names that are strings and not empty")
         if name in names:
-            _refuse("labels", name, "each name once")
+            raise ContractError.of("labels", name, "each name once")
         names.add(name)
     return tuple(value)
 
@@ -318,79 +316,69 @@ def _plain(key: str, value: object) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
-        _refuse(key, value, f"plain JSON values ({error})")
+        raise ContractError.of(key, value, f"plain JSON values ({error})") from error
 
 
 def _preprocess(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        _refuse("preprocess", value, "an object with the key 'size'")
+        raise ContractError.of("preprocess", value, "an object with the key 'size'")
     if is_deep(value):
-        _refuse("preprocess", value, "values that are not nested so deeply")
+        raise ContractError.of("preprocess", value, "values that are not nested so deeply")
     plain: dict[str, Any] = _plain("preprocess", value)
     size = plain.get("size")
     expected = "[height, width], two whole numbers above 0"
     if not isinstance(size, list) or len(size) != 2:
-        _refuse("preprocess.size", size, expected)
+        raise ContractError.of("preprocess.size", size, expected)
     if not all(_is_int(side) and side > 0 for side in size):
-        _refuse("preprocess.size", size, expected)
+        raise ContractError.of("preprocess.size", size, expected)
     return plain
 
 
 def _versions(value: object) -> dict[str, str]:
     if not isinstance(value, dict):
-        _refuse("versions", value, "an object of package to version")
+        raise ContractError.of("versions", value, "an object of package to version")
     for name, version in value.items():
         if not isinstance(name, str) or not isinstance(version, str):
-            _refuse("versions", {name: version}, "strings only")
+            raise ContractError.of("versions", {name: version}, "strings only")
     return dict(value)
 
 
-def _rules(task: str, labels: tuple[str, ...], value: object) -> dict[str, Any] | None:
-    if task == DEEPFAKE:
-        return _verdict_rules(labels, value)
-    if value is None:
-        return None
+def _bind(
+    task: str, labels: tuple[str, ...], rules: Mapping[str, Any] | None, package: str | None
+) -> TaskType:
     try:
-        rules = Rules.from_dict(value)  # type: ignore[arg-type]  # it refuses what is no object
-        rules.check_labels(labels)
-    except ValueError as error:
-        raise ContractError(f"The contract's 'rules' do not hold: {error} {_REMEDY}") from error
-    return rules.to_dict()
-
-
-def _verdict_rules(labels: tuple[str, ...], value: object) -> dict[str, Any]:
-    if labels != VERDICT_LABELS:
-        _refuse("labels", list(labels), f"{list(VERDICT_LABELS)} for the task '{DEEPFAKE}'")
-    if not isinstance(value, dict) or set(value) != {"crop", "decision"}:
-        _refuse("rules", value, "an object with the keys 'crop' and 'decision'")
-    try:
-        crop, decision = CropSpec.from_dict(value["crop"]), Decision.from_dict(value["decision"])
+        return find_task_type(task, package)(labels, rules)
+    except ContractError:
+        raise
     except (ValueError, OverflowError) as error:
-        raise ContractError(f"The contract's 'rules' do not hold: {error}") from error
-    return {"crop": crop.to_dict(), "decision": decision.to_dict()}
+        raise ContractError(f"The contract's 'rules' do not hold: {error} {_REMEDY}") from error
 
 
 def _heads(task: str, labels: tuple[str, ...], value: object) -> dict[str, HeadContract] | None:
-    if task != SEVERAL:
+    if task != MULTI_HEAD:
         if value is not None:
-            _refuse("heads", value, f"null for the task '{task}'")
+            raise ContractError.of("heads", value, f"null for the task '{task}'")
         return None
     if not isinstance(value, dict) or set(value) != set(labels):
-        _refuse("heads", value, f"an object with the keys {', '.join(labels)}")
+        raise ContractError.of("heads", value, f"an object with the keys {', '.join(labels)}")
     # In the order of the labels, whatever the order of the file: it is that of the outputs.
     heads = {name: _head(name, value[name]) for name in labels}
     for name, head in heads.items():
-        if not re.fullmatch(r"[A-Za-z0-9_]+", name):
-            _refuse("heads", name, "names of letters, digits and underscores")
-        if head.task == DEEPFAKE:
-            _refuse("heads", name, "heads that take whole images, not crops of faces")
+        if not re.fullmatch(_HEAD_NAME, name):
+            raise ContractError.of("heads", name, "names of letters, digits and underscores")
+        if head.type.uses_crops:
+            raise ContractError.of(
+                "heads", name, "heads that take whole images, not crops of faces"
+            )
     return heads
 
 
 def _head(name: str, value: object) -> HeadContract:
     if isinstance(value, HeadContract):
         return value
-    known = {"task", "labels", "rules"}
+    known = {"task", "labels", "rules", "package"}
     if not isinstance(value, dict) or not {"task", "labels"} <= set(value) <= known:
-        _refuse(f"heads.{name}", value, "an object with 'task', 'labels' and maybe 'rules'")
+        raise ContractError.of(
+            f"heads.{name}", value, "an object with 'task', 'labels' and maybe 'rules'"
+        )
     return HeadContract(**value)

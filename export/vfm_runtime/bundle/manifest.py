@@ -17,9 +17,9 @@ from vfm_runtime.bundle.contract import (
     REFERENCE_FILE,
     WEIGHTS_FILE,
     Contract,
-    ContractError,
     parse_json,
 )
+from vfm_runtime.errors import BundleError, ContractError
 
 REQUIRED_FILES = (PREPROCESS_FILE, MODEL_FILE)
 """Without these there is nothing to run."""
@@ -31,10 +31,6 @@ _READ_FILES = (
 )
 
 _REMEDY = "Copy the bundle again or export anew."
-
-
-class BundleError(ValueError):
-    """The folder is not a bundle, or its files are not those that were exported."""
 
 
 @dataclass(frozen=True)

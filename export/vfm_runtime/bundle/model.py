@@ -9,22 +9,19 @@ import numpy as np
 
 from vfm_runtime.bundle import providers
 from vfm_runtime.bundle.contract import (
-    DEEPFAKE,
-    DETECTION,
     METADATA_KEY,
     MODEL_FILE,
     PRECISION_FILES,
     PREPROCESS_FILE,
-    SEVERAL,
     Contract,
 )
-from vfm_runtime.bundle.manifest import BundleError, Manifest, check_metadata, read_manifest
+from vfm_runtime.bundle.manifest import Manifest, check_metadata, read_manifest
 from vfm_runtime.bundle.precision import place
-from vfm_runtime.bundle.predictor import Arrays, Predictor
-from vfm_runtime.deepfake.decision import Decision
-from vfm_runtime.deepfake.faces.crop import CropSpec
-from vfm_runtime.deepfake.pipeline import Judge
+from vfm_runtime.bundle.predictor import Predictor
+from vfm_runtime.errors import BundleError, ProviderError
 from vfm_runtime.media.image import ImageSource, open_image
+from vfm_runtime.ort import first_line, run_errors
+from vfm_runtime.tasks.base import Arrays
 
 if TYPE_CHECKING:
     from vfm_runtime.drift.monitor import DriftMonitor
@@ -110,11 +107,7 @@ class Model(Predictor):
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self.contract = self.manifest.contract
-        judge = _judge(self.contract)
-        heads = None if judge else self.contract.each
-        super().__init__(
-            self.contract.task, self.contract.labels, batch_size, judge=judge, heads=heads
-        )
+        super().__init__(self.contract.type, batch_size)
         self.precisions = tuple(p for p, name in PRECISION_FILES.items() if self._has(name))
         # On the CPU always: it is small work, and the pixels are then the same on every machine.
         self._preprocess = providers.open_session(
@@ -129,10 +122,10 @@ class Model(Predictor):
         self.device = providers.device_of(self._model)
         self.monitor = None
         self._check_graphs()
-        self._errors = providers.run_errors()
+        self._errors = run_errors()
 
     def __repr__(self) -> str:
-        what = "heads" if self.kind == SEVERAL else "classes"
+        what = "classes" if self.contract.heads is None else "heads"
         where = f"{self.precision} on {self.device}"
         return f"Model({str(self.path)!r}, {len(self.labels)} {what}, {where})"
 
@@ -148,9 +141,8 @@ class Model(Predictor):
             inputs: By name; `pixels` is uint8, [images, height, width, 3], of the model's own height and width.
 
         Returns:
-            `scores` [N, C]; of a detector `boxes` [N, K, 4], `labels` and `scores` [N, K]; of a deepfake model
-            `logits` [N], `heatmaps` [N, h, w] and `distances` [N]. Of several heads each is named `head.answer`. Where
-            the bundle has a reference also `components` [N, k] and `distances` [N].
+            The outputs of the task, a row an image; of several heads each is named `head.output`. Where the bundle has
+            a reference also `components` [N, k] and `distances` [N].
         """
         pixels = inputs["pixels"]
         expected = (*self.contract.size, 3)
@@ -169,7 +161,7 @@ class Model(Predictor):
         """Open one image and bring it to the model's size, by `preprocess.onnx`.
 
         Args:
-            image: As for `predict`; of a deepfake model, one crop, as `judge` cuts it.
+            image: As for `predict`; or one crop, as `task_type.open` cuts it.
 
         Returns:
             `pixels`, uint8 [1, height, width, 3]; for a detector also `geometry`, float32 [1, 6].
@@ -200,17 +192,12 @@ class Model(Predictor):
         inputs, outputs = self.contract.ports()
         expect_ports(self._preprocess, self.path / PREPROCESS_FILE, IMAGE, inputs)
         expect_ports(self._model, self.path / self._file, inputs, outputs)
-        shapes = self.output_shapes
-        for name, head in self.contract.each.items():
-            if head.task in (DETECTION, DEEPFAKE):
-                continue  # its scores are as many as its boxes; the labels of verdicts are fixed
-            # A symbolic dimension is a name; the first answer is then checked by Prediction.
-            num_scores = shapes[f"{name}.scores" if name else "scores"][-1]
-            if isinstance(num_scores, int) and num_scores != len(head.labels):
-                raise BundleError(
-                    f"{self.path / self._file} answers with {num_scores} scores, the contract has "
-                    f"{len(head.labels)} labels. Export the bundle anew."
-                )
+        try:
+            self.task_type.check_shapes(self.output_shapes)
+        except ValueError as error:
+            raise BundleError(
+                f"{self.path / self._file} {error}. Export the bundle anew."
+            ) from error
 
     def _run(self, session: Any, name: str, inputs: Arrays) -> Arrays:
         try:
@@ -219,19 +206,11 @@ class Model(Predictor):
         except self._errors as error:
             device = providers.device_of(session)
             shape = list(next(iter(inputs.values())).shape)
-            raise providers.ProviderError(
+            raise ProviderError(
                 f"{self.path / name} failed on {device} with an input of shape "
-                f"{shape}: {providers.first_line(error)} "
+                f"{shape}: {first_line(error)} "
                 "If memory ran out, use a smaller batch_size or device='cpu'."
             ) from error
-
-
-def _judge(contract: Contract) -> Judge | None:
-    if contract.task != DEEPFAKE or contract.rules is None:
-        return None
-    crop = CropSpec.from_dict(contract.rules["crop"])
-    decision = Decision.from_dict(contract.rules["decision"])
-    return Judge(crop, decision)
 
 
 def expect_ports(

@@ -5,6 +5,8 @@ import importlib
 import json
 from typing import Any
 
+from vfm_runtime.ort import run_errors
+
 NAME = "OpenVINOExecutionProvider"
 """Of the provider, as sessions list it."""
 
@@ -27,7 +29,7 @@ def obstacle() -> str | None:
     runtime = importlib.import_module("onnxruntime")
     if not hasattr(runtime, "register_execution_provider_library"):
         return f"ONNX Runtime {runtime.__version__} loads no plugins; upgrade it to 1.23 or later."
-    errors: tuple[type[Exception], ...] = (*_errors(), OSError)
+    errors: tuple[type[Exception], ...] = (*run_errors(), OSError)
     try:
         _register(runtime, plugin.get_library_path())
     except errors as error:
@@ -36,12 +38,6 @@ def obstacle() -> str | None:
     if not _devices(runtime):
         return "its plugin finds no processor that it drives (it asks for Intel's)."
     return None
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    from vfm_runtime.bundle.providers import run_errors  # which needs this module
-
-    return run_errors()
 
 
 @functools.cache

@@ -3,8 +3,6 @@
 import contextlib
 import ctypes
 import difflib
-import importlib
-import importlib.metadata
 import io
 import logging
 import sys
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vfm_runtime.bundle import openvino
-from vfm_runtime.bundle.manifest import BundleError
+from vfm_runtime.errors import BundleError, ProviderError
+from vfm_runtime.ort import first_line, import_onnxruntime, run_errors
 
 DEVICES = ("auto", "cpu", "cuda", "openvino", "tensorrt")
 """What `device` may be."""
@@ -22,49 +21,11 @@ _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 _NAMES = {_TENSORRT: "tensorrt", _CUDA: "cuda", openvino.NAME: "openvino"}
 _ON_GPU = {"cuda": _CUDA, "tensorrt": _TENSORRT}
-_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 # ONNX Runtime reports by itself, in red, on stderr; what it could not do is raised here instead.
 _ONLY_FATAL = 4
 
 _log = logging.getLogger(__name__)
-
-
-class ProviderError(RuntimeError):
-    """ONNX Runtime is not installed properly, or cannot run where it was asked to."""
-
-
-def import_onnxruntime() -> Any:
-    """Return the module `onnxruntime`, refusing an installation that is known to break.
-
-    Raises:
-        ProviderError: None of its distributions is installed, or both are.
-    """
-    installed = [name for name in _DISTRIBUTIONS if _is_installed(name)]
-    if len(installed) == 2:
-        raise ProviderError(
-            "Both onnxruntime and onnxruntime-gpu are installed; they overwrite each other's "
-            "files, so neither can be trusted. Uninstall both and install one:\n"
-            "  pip uninstall -y onnxruntime onnxruntime-gpu\n"
-            "  pip install 'vfm-runtime[cpu]'   or   pip install 'vfm-runtime[gpu]'"
-        )
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        cause = f"cannot be imported ({error})" if installed else "is not installed"
-        raise ProviderError(
-            f"ONNX Runtime {cause}. Install one of:\n"
-            "  pip install 'vfm-runtime[cpu]'\n"
-            "  pip install 'vfm-runtime[gpu]'   for NVIDIA GPUs"
-        ) from error
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def has_cuda_device() -> bool:
@@ -194,35 +155,6 @@ def device_of(session: Any) -> str:
     """
     given = session.get_providers()
     return next((name for provider, name in _NAMES.items() if provider in given), "cpu")
-
-
-def run_errors() -> tuple[type[Exception], ...]:
-    """Return what ONNX Runtime raises; its errors have no common base of their own."""
-    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-    names = (
-        "EPFail",
-        "EngineError",
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NoModel",
-        "NoSuchFile",
-        "NotImplemented",
-        "RuntimeException",
-    )
-    # RuntimeError and ValueError: its Python layer raises those.
-    return (RuntimeError, ValueError, *(getattr(state, name) for name in names))
-
-
-def first_line(error: Exception) -> str:
-    """Return the start of an error's text; ONNX Runtime's can run over pages.
-
-    Args:
-        error: The error.
-    """
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 class _Setup(NamedTuple):

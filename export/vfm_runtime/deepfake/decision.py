@@ -8,16 +8,9 @@ from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 import numpy as np
 
-from vfm_runtime.deepfake.verdict import (
-    FAKE,
-    REAL,
-    UNDECIDED,
-    FrameEvidence,
-    Label,
-    Reason,
-    Verdict,
-    sigmoid,
-)
+from vfm_runtime.deepfake.evidence import FAKE, REAL, UNDECIDED, FrameEvidence, Label, sigmoid
+from vfm_runtime.deepfake.verdict import Verdict
+from vfm_runtime.tasks.confidence import AbstainReason
 from vfm_runtime.validation import is_number, require_keys
 
 __all__ = ["Combine", "Decision", "FrameEvidence", "decide", "sigmoid"]
@@ -160,13 +153,13 @@ def decide(
 
 class _Outcome(NamedTuple):
     label: Label
-    reason: Reason | None
+    reason: AbstainReason | None
     text: str
 
 
 _WORDS = {
-    Reason.FACE_TOO_SMALL: "face{s} smaller than {rules.min_face:g} pixels",
-    Reason.TOO_BLURRED: "crop{s} less sharp than {rules.min_sharpness:g}",
+    AbstainReason.FACE_TOO_SMALL: "face{s} smaller than {rules.min_face:g} pixels",
+    AbstainReason.TOO_BLURRED: "crop{s} less sharp than {rules.min_sharpness:g}",
 }
 
 _FINITE, _UP, _ABOVE, _SHARE = (
@@ -197,12 +190,12 @@ def _check_evidence(frames: Sequence[FrameEvidence], num_asked: int) -> None:
         )
 
 
-def _flaw(frame: FrameEvidence, rules: Decision) -> Reason | None:
+def _flaw(frame: FrameEvidence, rules: Decision) -> AbstainReason | None:
     if frame.face_px is not None and frame.face_px < rules.min_face:
-        return Reason.FACE_TOO_SMALL
+        return AbstainReason.FACE_TOO_SMALL
     least = rules.min_sharpness
     if least is not None and frame.sharpness is not None and frame.sharpness < least:
-        return Reason.TOO_BLURRED
+        return AbstainReason.TOO_BLURRED
     return None
 
 
@@ -215,11 +208,11 @@ def _frame_logits(frames: Sequence[FrameEvidence], combine: Combine) -> list[flo
 
 
 def _unusable(
-    num_good: int, num_asked: int, is_video: bool, causes: Counter[Reason], rules: Decision
+    num_good: int, num_asked: int, is_video: bool, causes: Counter[AbstainReason], rules: Decision
 ) -> _Outcome | None:
     if num_good == 0 and not causes:
         where = f"any of the {num_asked} frames looked at" if is_video else "the picture"
-        return _undecided(Reason.NO_FACE, f"No face was found in {where}.")
+        return _undecided(AbstainReason.NO_FACE, f"No face was found in {where}.")
     found = [
         f"{count} {_WORDS[reason].format(s='s' * (count > 1), rules=rules)}"
         for reason, count in causes.most_common()
@@ -232,7 +225,7 @@ def _unusable(
         but = f" ({', '.join(found)} left out)" if found else ""
         text = f"Only {num_good} of {num_asked} frames can be judged{but}"
         return _undecided(
-            Reason.TOO_FEW_FRAMES, f"{text}; at least {rules.min_frames:.0%} are needed."
+            AbstainReason.TOO_FEW_FRAMES, f"{text}; at least {rules.min_frames:.0%} are needed."
         )
     return None
 
@@ -246,14 +239,14 @@ def _doubt(
             f"This is unlike the training data: its distance is {distance:.3f}, answers are given "
             f"up to {rules.max_distance:.3f}."
         )
-        return _undecided(Reason.UNLIKE_TRAINING, text)
+        return _undecided(AbstainReason.UNLIKE_TRAINING, text)
     spread = float(np.std(logits))
     if is_video and rules.max_spread is not None and spread > rules.max_spread:
         text = (
             f"The frames disagree: their logits have a standard deviation of {spread:.2f}, "
             f"answers are given up to {rules.max_spread:.2f}. A part of the video may be forged."
         )
-        return _undecided(Reason.FRAMES_DISAGREE, text)
+        return _undecided(AbstainReason.FRAMES_DISAGREE, text)
     return None
 
 
@@ -276,10 +269,10 @@ def _compare(value: float, rules: Decision) -> _Outcome:
         f"The score {score:.3f} lies between {lower:.3f}, below which the answer is real, "
         f"and {limit:.3f}, above which it is fake.{basis}"
     )
-    return _undecided(Reason.NEAR_THRESHOLD, text)
+    return _undecided(AbstainReason.NEAR_THRESHOLD, text)
 
 
-def _undecided(reason: Reason, text: str) -> _Outcome:
+def _undecided(reason: AbstainReason, text: str) -> _Outcome:
     return _Outcome(UNDECIDED, reason, text)
 
 

@@ -1,27 +1,25 @@
-"""Where a picture looks forged, drawn over it: with Pillow alone."""
+"""Heatmaps of deepfake detection: where a picture looks forged, drawn over it with Pillow alone."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from vfm_runtime.deepfake.faces.crop import warp
-from vfm_runtime.media.drawing import draw_boxes
+from vfm_runtime.deepfake.evidence import FrameEvidence
+from vfm_runtime.deepfake.faces.geometry import warp
+from vfm_runtime.media.drawing import draw_boxes, shrink
 from vfm_runtime.media.image import ImageSource, Pixels, open_image
 from vfm_runtime.media.video import read_video
 
-if TYPE_CHECKING:
-    from vfm_runtime.deepfake.verdict import FrameEvidence, Verdict
-
 LOW, HIGH = (255, 220, 0), (220, 0, 0)
-"""Colours of little heat and of full heat; none at all is transparent."""
+"""Colors of little heat and of full heat; none at all is transparent."""
 
 OPACITY = 0.65
 """Of full heat."""
 
-COLOURS = {"real": "#2e7d32", "fake": "#c62828", "undecided": "#616161"}
+COLORS = {"real": "#2e7d32", "fake": "#c62828", "undecided": "#616161"}
 """Of each answer."""
 
 _TILE, _LINE, _GAP = 160, 18, 4
@@ -57,12 +55,12 @@ def blend(image: Pixels, heat: NDArray[np.float32]) -> Pixels:
         heat: [H, W], 0 to 1.
     """
     strength = np.clip(heat, 0, 1)[:, :, None]
-    colour = np.array(LOW) * (1 - strength) + np.array(HIGH) * strength
-    mixed = image + (colour - image) * (OPACITY * strength)
+    color = np.array(LOW) * (1 - strength) + np.array(HIGH) * strength
+    mixed = image + (color - image) * (OPACITY * strength)
     return np.clip(mixed.round(), 0, 255).astype(np.uint8)
 
 
-def place(
+def paste_heatmap(
     heatmap: NDArray[np.float32], matrix: NDArray[np.float64], side: int, shape: tuple[int, int]
 ) -> NDArray[np.float32]:
     """Bring the heat of a crop to where the crop lies in its image; 0 elsewhere.
@@ -87,7 +85,7 @@ def place(
     return np.asarray(moved)
 
 
-def sheet(tiles: Sequence[Tile], columns: int = 4) -> Pixels:
+def lay_out(tiles: Sequence[Tile], columns: int = 4) -> Pixels:
     """Lay crops out side by side, each with its heat beside it and a caption below.
 
     Args:
@@ -115,57 +113,76 @@ def sheet(tiles: Sequence[Tile], columns: int = 4) -> Pixels:
     return np.asarray(page)
 
 
-def banner(image: Pixels, text: str, colour: str) -> Pixels:
+def add_banner(image: Pixels, text: str, color: str) -> Pixels:
     """Add a line of text below an image.
 
     Args:
         image: uint8 [H, W, 3].
         text: Cut off where it is longer than the image is wide.
-        colour: Of its ground, such as `#e6194b`.
+        color: Of its ground, such as `#e6194b`.
     """
     height, width = image.shape[:2]
     size = max(11, width // 45)
-    page = Image.new("RGB", (width, height + 2 * size), colour)
+    page = Image.new("RGB", (width, height + 2 * size), color)
     page.paste(Image.fromarray(image), (0, 0))
     pen = ImageDraw.Draw(page)
     pen.text((size // 2, height + size // 3), text, fill="white", font=ImageFont.load_default(size))
     return np.asarray(page)
 
 
-def draw_picture(verdict: "Verdict", source: ImageSource) -> Pixels:
-    """Draw the heat of a picture's verdict where it lies, the faces, and the answer below.
+def draw_picture(
+    source: ImageSource,
+    frames: Sequence[FrameEvidence],
+    scores: Sequence[float],
+    color: str,
+    max_side: int | None = None,
+) -> Pixels:
+    """Draw the heat of a picture's crops where it lies, and the faces.
 
     Args:
-        verdict: Of the picture.
         source: The picture.
+        frames: What the model says of its crops.
+        scores: Calibrated probability of fake, one a crop.
+        color: Color of the boxes, such as `#e6194b`.
+        max_side: Longest side of the result in pixels; None for the picture's own.
 
     Raises:
         ImageError: It cannot be opened.
     """
-    image = open_image(source)
-    height, width = image.shape[:2]
-    heat = np.zeros((height, width), np.float32)
-    for frame in verdict.frames:
+    # Shrunk before anything is drawn: heat is for the eye alone, and a large photo would take seconds.
+    image, scale = shrink(open_image(source), max_side)
+    shape = image.shape[0], image.shape[1]
+    heat = np.zeros(shape, np.float32)
+    for frame in frames:
         if frame.heatmap is not None and frame.matrix is not None:
-            heat = np.maximum(heat, place(frame.heatmap, frame.matrix, frame.size, (height, width)))
-    found = [
-        (frame.box, verdict.score_of(frame)) for frame in verdict.frames if frame.box is not None
+            matrix = frame.matrix / np.array([scale, scale, 1.0])
+            heat = np.maximum(heat, paste_heatmap(frame.heatmap, matrix, frame.size, shape))
+    boxes = [
+        (frame.box * scale, score)
+        for frame, score in zip(frames, scores, strict=True)
+        if frame.box is not None
     ]
-    drawn = draw_boxes(
+    return draw_boxes(
         blend(image, heat),
-        [box for box, _ in found],
-        captions=[f"{score:.2f}" for _, score in found],
-        colours=[COLOURS[verdict.label]] * len(found),
+        [box for box, _ in boxes],
+        captions=[f"{score:.2f}" for _, score in boxes],
+        colors=[color] * len(boxes),
     )
-    return banner(drawn, verdict.headline, COLOURS[verdict.label])
 
 
-def draw_video(verdict: "Verdict", source: ImageSource) -> Pixels:
-    """Lay out the crops of a video's verdict with their heat; frames without a crop are shown whole.
+def draw_video(
+    source: ImageSource,
+    frames: Sequence[FrameEvidence],
+    scores: Sequence[float],
+    num_frames: int,
+) -> Pixels:
+    """Lay out the crops of a video with their heat; frames without a crop are shown whole.
 
     Args:
-        verdict: Of the video.
         source: The video: a path, or its bytes.
+        frames: What the model says of its crops.
+        scores: Calibrated probability of fake, one a crop.
+        num_frames: Number of frames that were asked of the video.
 
     Raises:
         ImageError: It cannot be opened.
@@ -176,20 +193,19 @@ def draw_video(verdict: "Verdict", source: ImageSource) -> Pixels:
             f"The verdict is of a video, and a {type(source).__name__} is given to draw on. "
             "Give the path of the video, or the bytes of its file."
         )
-    clip = read_video(source, verdict.num_frames)
-    by_frame: dict[int, list[FrameEvidence]] = {}
-    for evidence in verdict.frames:
-        by_frame.setdefault(evidence.frame, []).append(evidence)
+    clip = read_video(source, num_frames)
+    crops: dict[int, list[tuple[FrameEvidence, float]]] = {}
+    for evidence, score in zip(frames, scores, strict=True):
+        crops.setdefault(evidence.frame, []).append((evidence, score))
     tiles = []
     for number, frame in enumerate(clip.frames):
-        found = by_frame.get(number, [])
-        tiles += [_tile(frame.pixels, evidence, verdict) for evidence in found]
-        if not found:
+        tiles += [_cut_tile(frame.pixels, *crop) for crop in crops.get(number, [])]
+        if number not in crops:
             tiles.append(Tile(frame.pixels, None, f"{frame.time:.2f} s: nothing to judge"))
-    return banner(sheet(tiles), verdict.headline, COLOURS[verdict.label])
+    return lay_out(tiles)
 
 
-def _tile(image: Pixels, evidence: "FrameEvidence", verdict: "Verdict") -> Tile:
+def _cut_tile(image: Pixels, evidence: FrameEvidence, score: float) -> Tile:
     assert evidence.matrix is not None
     crop = warp(image, evidence.matrix, evidence.size)
-    return Tile(crop, evidence.heatmap, f"{evidence.time:.2f} s: {verdict.score_of(evidence):.3f}")
+    return Tile(crop, evidence.heatmap, f"{evidence.time:.2f} s: {score:.3f}")

@@ -1,6 +1,6 @@
-"""From a picture or a video to crops, and from what a model says of them to a verdict."""
+"""Deepfake pipeline: from a picture or a video to crops, and from what a model says of them to a verdict."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,18 +9,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vfm_runtime.deepfake.decision import Decision, decide
+from vfm_runtime.deepfake.evidence import FrameEvidence
 from vfm_runtime.deepfake.faces.crop import Crop, CropSpec, cut
-from vfm_runtime.deepfake.faces.detector import FaceDetector, load_detector
+from vfm_runtime.deepfake.faces.detector import load_detector
+from vfm_runtime.deepfake.faces.face import FaceDetector
 from vfm_runtime.deepfake.faces.quality import measure
-from vfm_runtime.deepfake.verdict import FrameEvidence, Verdict
-from vfm_runtime.media.image import ImageError, ImageSource, Pixels, open_image
+from vfm_runtime.deepfake.verdict import Verdict
+from vfm_runtime.media.image import ImageSource, Pixels, open_image
 from vfm_runtime.media.video import LIMITS, VideoLimits, is_video, read_video
 
-Look = Callable[[Sequence[Pixels]], Mapping[str, NDArray[Any]]]
-"""Asks a model about crops: `logits` [n], `heatmaps` [n, h, w] and `distances` [n]."""
 
-
-class Piece(NamedTuple):
+class FaceCrop(NamedTuple):
     """One crop to be judged, and where it is from."""
 
     crop: Crop
@@ -30,10 +29,10 @@ class Piece(NamedTuple):
     """Of its frame in seconds."""
 
 
-class Evidence(NamedTuple):
+class CropEvidence(NamedTuple):
     """What there is to be judged of one picture or video; it may be nothing."""
 
-    pieces: list[Piece]
+    crops: list[FaceCrop]
     spec: CropSpec
     """How the crops were made."""
     num_asked: int
@@ -43,12 +42,12 @@ class Evidence(NamedTuple):
     """What is unusual about the video."""
 
     @property
-    def crops(self) -> list[Pixels]:
-        """The crops, uint8 [size, size, 3] each."""
-        return [piece.crop.pixels for piece in self.pieces]
+    def pixels(self) -> list[Pixels]:
+        """Pixels of the crops, uint8 [size, size, 3] each."""
+        return [face.crop.pixels for face in self.crops]
 
 
-class Judge:
+class DeepfakePipeline:
     """How a deepfake model is asked and how it answers; the same in training's evaluation and in production.
 
     Attributes:
@@ -62,7 +61,6 @@ class Judge:
         decision: Decision,
         *,
         detector: FaceDetector | None = None,
-        limits: VideoLimits = LIMITS,
     ) -> None:
         """Take the model's specification; a detector is loaded when the first face is looked for.
 
@@ -70,54 +68,57 @@ class Judge:
             crop: How crops are made.
             decision: The rules of the answer.
             detector: Finds faces; None for the one that `crop` names.
-            limits: What a video may cost.
         """
         self.crop = crop
         self.decision = decision
         self._detector = detector
-        self._limits = limits
 
-    def evidence(self, source: ImageSource, *, cropped: bool = False) -> Evidence:
+    def collect_evidence(
+        self, source: ImageSource, *, cropped: bool = False, limits: VideoLimits = LIMITS
+    ) -> CropEvidence:
         """Open a picture or a video and cut out what is to be judged.
 
         Args:
             source: A path or the bytes of an image or a video, a uint8 array or an image of Pillow.
             cropped: Whether it shows one face crop already, made by this specification.
+            limits: What a video may cost.
 
         Raises:
             ImageError: It cannot be opened; of a video, a `VideoError`.
         """
         spec = replace(self.crop, source="cropped") if cropped else self.crop
-        detector = self._find() if spec.source == "faces" else None
+        detector = self._load_detector() if spec.source == "faces" else None
         if isinstance(source, np.ndarray | Image.Image) or not is_video(source):
-            crops = cut(open_image(source), spec, detector)
-            return Evidence([Piece(crop, 0, 0.0) for crop in crops], spec, 1, False, [])
-        clip = read_video(source, self.decision.num_frames, self._limits)
-        pieces = [
-            Piece(crop, number, frame.time)
+            faces = [FaceCrop(crop, 0, 0.0) for crop in cut(open_image(source), spec, detector)]
+            return CropEvidence(faces, spec, 1, False, [])
+        clip = read_video(source, self.decision.num_frames, limits)
+        faces = [
+            FaceCrop(crop, number, frame.time)
             for number, frame in enumerate(clip.frames)
             for crop in cut(frame.pixels, spec, detector)
         ]
-        return Evidence(pieces, spec, len(clip.frames), True, list(clip.warnings))
+        return CropEvidence(faces, spec, len(clip.frames), True, list(clip.warnings))
 
-    def verdict(self, evidence: Evidence, outputs: Mapping[str, NDArray[Any]]) -> Verdict:
+    def judge_evidence(
+        self, evidence: CropEvidence, outputs: Mapping[str, NDArray[Any]]
+    ) -> Verdict:
         """Answer from what the model says of the crops.
 
         Args:
-            evidence: What `evidence` gave.
+            evidence: What `collect_evidence` gave.
             outputs: `logits` [n], `heatmaps` [n, h, w] and `distances` [n] of its n crops.
 
         Raises:
             ValueError: The numbers of crops differ, or a logit is not finite.
         """
         rows = zip(
-            evidence.pieces,
+            evidence.crops,
             outputs["logits"].tolist(),
             outputs["distances"].tolist(),
             outputs["heatmaps"],
             strict=True,
         )
-        frames = [_frame(evidence.spec, *row) for row in rows]
+        frames = [_make_evidence(evidence.spec, *row) for row in rows]
         # A face that fills the crop at the crop's own resolution is as large as any in training.
         least = min(self.decision.min_face, self.crop.size / self.crop.margin)
         return decide(
@@ -129,7 +130,7 @@ class Judge:
             notes=evidence.notes,
         )
 
-    def bare(self, outputs: Mapping[str, NDArray[Any]]) -> Iterator[Verdict]:
+    def verdicts_from_crops(self, outputs: Mapping[str, NDArray[Any]]) -> Iterator[Verdict]:
         """Answer for crops of which nothing else is known, each on its own; no rule of quality applies.
 
         Args:
@@ -143,80 +144,20 @@ class Judge:
             frame = FrameEvidence(0, 0.0, float(logit), float(distance), heatmap)
             yield decide([frame], 1, False, self.decision)
 
-    def _find(self) -> FaceDetector:
+    def _load_detector(self) -> FaceDetector:
         if self._detector is None:
             self._detector = load_detector(self.crop.detector)
         return self._detector
 
 
-def judge_each(
-    judge: Judge,
-    sources: Iterable[ImageSource],
-    look: Look,
-    *,
-    batch_size: int,
-    cropped: bool = False,
-    keep_errors: bool = False,
-) -> Iterator[Verdict | ImageError]:
-    """Answer for pictures and videos in turn; the crops of several go through the model together.
-
-    Args:
-        judge: Cuts and decides.
-        sources: As for `Judge.evidence`.
-        look: Asks the model; it is given `batch_size` crops at most.
-        batch_size: Crops that go through the model at once.
-        cropped: As for `Judge.evidence`.
-        keep_errors: Whether what cannot be opened gives its error in its place, or raises it.
-    """
-    waiting: list[Evidence | ImageError] = []
-    num_crops = 0
-    for index, source in enumerate(sources):
-        try:
-            evidence = judge.evidence(source, cropped=cropped)
-            num_crops += len(evidence.pieces)
-            waiting.append(evidence)
-        except ImageError as error:
-            if not keep_errors:
-                error.add_note(f"It is number {index + 1} of those given.")
-                raise
-            waiting.append(error)
-        if num_crops >= batch_size:
-            yield from _answer(judge, waiting, look, batch_size)
-            waiting, num_crops = [], 0
-    yield from _answer(judge, waiting, look, batch_size)
-
-
-def _answer(
-    judge: Judge, waiting: Sequence[Evidence | ImageError], look: Look, batch_size: int
-) -> Iterator[Verdict | ImageError]:
-    crops = [crop for item in waiting if isinstance(item, Evidence) for crop in item.crops]
-    parts = [look(crops[at : at + batch_size]) for at in range(0, len(crops), batch_size)]
-    at = 0
-    for item in waiting:
-        if isinstance(item, ImageError):
-            yield item
-            continue
-        end = at + len(item.pieces)
-        yield judge.verdict(item, _slice(parts, at, end))
-        at = end
-
-
-def _slice(
-    parts: Sequence[Mapping[str, NDArray[Any]]], start: int, end: int
-) -> dict[str, NDArray[Any]]:
-    if start == end:
-        return {name: np.zeros(0, np.float32) for name in ("logits", "heatmaps", "distances")}
-    return {name: np.concatenate([part[name] for part in parts])[start:end] for name in parts[0]}
-
-
-def _frame(
-    spec: CropSpec, piece: Piece, logit: float, distance: float, heatmap: NDArray[np.float32]
+def _make_evidence(
+    spec: CropSpec, face: FaceCrop, logit: float, distance: float, heatmap: NDArray[np.float32]
 ) -> FrameEvidence:
-    crop = piece.crop
+    crop = face.crop
     quality = measure(crop, spec)
     return FrameEvidence(
-        frame=piece.frame,
-        time=piece.time,
+        frame=face.frame,
+        time=face.time,
         logit=logit,
         distance=distance,
         heatmap=np.asarray(heatmap, np.float32),

@@ -1,102 +1,29 @@
-"""The answer of a model that tells real from fake: real, fake, or undecided with the reason."""
+"""Verdict of deepfake detection: real, fake, or undecided with the reason."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vfm_runtime.media.image import ImageSource
+from vfm_runtime.deepfake.evidence import FrameEvidence, Label, sigmoid
+from vfm_runtime.deepfake.heatmap import COLORS, add_banner, draw_picture, draw_video
+from vfm_runtime.media.image import ImageSource, Pixels
+from vfm_runtime.tasks.base import Agreement, Prediction, View, largest_difference
+from vfm_runtime.tasks.confidence import AbstainReason
 
-REAL: Final = "real"
-FAKE: Final = "fake"
-UNDECIDED: Final = "undecided"
-
-VERDICT_LABELS = (REAL, FAKE)
-"""The classes of a deepfake model, in this order; fake is 1, and a logit above 0 speaks for it."""
-
-Label = Literal["real", "fake", "undecided"]
-
-
-def sigmoid(logit: float) -> float:
-    """Probability of a logit; it overflows at neither end.
-
-    Args:
-        logit: Any finite number.
-    """
-    if logit >= 0:
-        return 1 / (1 + math.exp(-logit))
-    power = math.exp(logit)
-    return power / (1 + power)
-
-
-class Reason(StrEnum):
-    """Why there is no decision."""
-
-    NO_FACE = "no_face"
-    """No frame shows a face."""
-    FACE_TOO_SMALL = "face_too_small"
-    """Faces are there, but too small to be judged."""
-    TOO_BLURRED = "too_blurred"
-    """Faces are there, but too blurred to be judged."""
-    TOO_FEW_FRAMES = "too_few_frames"
-    """Too small a share of the frames of a video can be judged."""
-    UNLIKE_TRAINING = "unlike_training"
-    """What is shown lies far from everything that the model has learnt from."""
-    FRAMES_DISAGREE = "frames_disagree"
-    """Some frames of a video look real, others fake."""
-    NEAR_THRESHOLD = "near_threshold"
-    """The score lies between that of a real one and that of a fake."""
-
-
-class FrameEvidence(NamedTuple):
-    """What the model says about one crop of a picture or of a video's frame."""
-
-    frame: int
-    """Number of the frame in the video, from 0 in the order of display; crops of one frame share it."""
-    time: float
-    """Of the frame in seconds; 0 for a picture."""
-    logit: float
-    """Of being fake, before any temperature."""
-    distance: float = 0.0
-    """Of its feature from those of the training data."""
-    heatmap: NDArray[np.float32] | None = None
-    """[h, w], 0 to 1: where the crop looks forged."""
-    box: NDArray[np.float32] | None = None
-    """[4], left, top, right, bottom of the face in pixels of the frame; None where none was looked for."""
-    face_px: float | None = None
-    """Side of the face in pixels of the frame; None where none was looked for."""
-    sharpness: float | None = None
-    """Of the crop, as `vfm_runtime.deepfake.faces.quality.blur` gives it; None where it was not measured."""
-    matrix: NDArray[np.float64] | None = None
-    """[2, 3], from pixels of the frame to pixels of the crop."""
-    size: int = 0
-    """Side of the crop in pixels."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold; without the heatmap."""
-        return {
-            "frame": self.frame,
-            "time": self.time,
-            "logit": self.logit,
-            "distance": self.distance,
-            "box": None if self.box is None else self.box.tolist(),
-            "face_px": self.face_px,
-            "sharpness": self.sharpness,
-        }
+TASK: Final = "deepfake"
+"""Name of the task, as bundles and answers have it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Verdict:
+class Verdict(Prediction):
     """Whether a picture or a video is real or fake."""
 
     label: Label
     """`real`, `fake` or `undecided`."""
 
-    reason: Reason | None
+    reason: AbstainReason | None
     """Why it is undecided; None where it is decided."""
 
     explanation: str
@@ -139,9 +66,20 @@ class Verdict:
         """
         return sigmoid(frame.logit / self.temperature)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the answer as plain values that JSON can hold; without the heatmaps."""
+    @property
+    def task(self) -> str:
+        """`deepfake`."""
+        return TASK
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no crop could be cut out."""
+        return not self.frames
+
+    def to_dict(self, view: View = View()) -> dict[str, Any]:
+        """Return the verdict as plain values that JSON can hold; without the heatmaps."""
         return {
+            "task": self.task,
             "label": self.label,
             "reason": None if self.reason is None else self.reason.value,
             "explanation": self.explanation,
@@ -155,24 +93,78 @@ class Verdict:
             "notes": list(self.notes),
         }
 
-    def draw(self, source: ImageSource) -> NDArray[np.uint8]:
+    def headline(self, view: View = View()) -> str:
+        """Return label, score and reason in a line."""
+        score = "" if self.score is None else f" {self.score:.4f}"
+        return f"{self.label}{score}{'' if self.reason is None else f' ({self.reason.value})'}"
+
+    def lines(self, view: View = View()) -> list[str]:
+        """Return the headline, what was decided on what grounds, and what is unusual about the video."""
+        return [f"{self.headline()}. {' '.join([self.explanation, *self.notes])}"]
+
+    def draw(self, source: ImageSource, view: View = View()) -> Pixels:
         """Draw where it looks forged: over the picture, or over the crops of a video, frame by frame.
 
         Args:
             source: What was judged, as for `predict`; it is opened once more.
+            view: Longest side of the picture; crops of a video are small anyway.
 
         Returns:
             uint8 [H, W, 3].
+
+        Raises:
+            ImageError: It cannot be opened.
+            ValueError: An image is given, and the verdict is of a video.
         """
-        from vfm_runtime.deepfake.heatmap import draw_picture, draw_video
+        scores = [self.score_of(frame) for frame in self.frames]
+        if self.is_video:
+            drawn = draw_video(source, self.frames, scores, self.num_frames)
+        else:
+            color = COLORS[self.label]
+            drawn = draw_picture(source, self.frames, scores, color, view.max_side)
+        return add_banner(drawn, self.headline(), COLORS[self.label])
 
-        return draw_video(self, source) if self.is_video else draw_picture(self, source)
+    def compare(self, other: Self, *, approximate: bool = False) -> Agreement:
+        """Compare the score, and crop by crop its probability and its heatmap."""
+        names = [_name(verdict) for verdict in (self, other)]
+        changed = names[0] != names[1] or (self.score is None) != (other.score is None)
+        shapes = [
+            [f.heatmap is not None and f.heatmap.shape for f in v.frames] for v in (self, other)
+        ]
+        if shapes[0] != shapes[1]:
+            counts = [len(verdict.frames) for verdict in (self, other)]
+            names = [f"{name}, {n} crops" for name, n in zip(names, counts, strict=True)]
+            return Agreement(0.0, True, *names)
+        differences = [0.0]
+        if self.score is not None and other.score is not None:
+            differences.append(abs(self.score - other.score))
+        for ours, theirs in zip(self.frames, other.frames, strict=True):
+            differences.append(abs(self.score_of(ours) - other.score_of(theirs)))
+            if ours.heatmap is not None and theirs.heatmap is not None:
+                differences.append(float(np.abs(ours.heatmap - theirs.heatmap).max(initial=0)))
+        return Agreement(largest_difference(*differences), changed, *names)
 
-    @property
-    def headline(self) -> str:
-        """The answer in a line: label, score and reason."""
-        score = "" if self.score is None else f" {self.score:.4f}"
-        return f"{self.label}{score}{'' if self.reason is None else f' ({self.reason.value})'}"
+    def to_golden(self) -> dict[str, Any]:
+        """Return the verdict of one crop, with what the model said of it.
+
+        Raises:
+            ValueError: It is not that of one crop.
+        """
+        heatmaps = [frame.heatmap for frame in self.frames]
+        if len(heatmaps) != 1 or heatmaps[0] is None:
+            raise ValueError(
+                f"A golden answer is that of one crop; this verdict is of {len(heatmaps)} crops. "
+                "Take predict(crop, cropped=True)."
+            )
+        (frame,) = self.frames
+        return {
+            "label": self.label,
+            "reason": None if self.reason is None else self.reason.value,
+            "score": self.score,
+            "logits": frame.logit,
+            "heatmaps": heatmaps[0].tolist(),
+            "distances": frame.distance,
+        }
 
     def _values(self) -> Iterator[object]:
         yield from (self.label, self.reason, self.score, self.logit, self.threshold)
@@ -199,3 +191,7 @@ class Verdict:
 
     # Equal by arrays of floats, so not a sensible key of a dict.
     __hash__ = None  # type: ignore[assignment]
+
+
+def _name(verdict: Verdict) -> str:
+    return verdict.label if verdict.reason is None else f"{verdict.label} ({verdict.reason.value})"

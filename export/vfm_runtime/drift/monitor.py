@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm_runtime.drift.reference import DriftReference, figures_of
+from vfm_runtime.drift.reference import DriftReference
+from vfm_runtime.tasks.base import TaskType, score_drift_values
 
 LARGE = 0.25
 """The usual limit of a large change: PSI below 0.1 is taken for none, up to 0.25 for a moderate one."""
@@ -34,6 +35,10 @@ class Bundle(Protocol):
     @property
     def path(self) -> Path:
         """The bundle's folder."""
+
+    @property
+    def task_type(self) -> TaskType:
+        """The task of the model, which tells its drift values."""
 
 
 @dataclass(frozen=True)
@@ -175,9 +180,11 @@ class DriftMonitor:
             raise ValueError(
                 f"threshold is {threshold}. Give a number above 0; usual are 0.1 and 0.25."
             )
-        self.reference = (
-            model if isinstance(model, DriftReference) else DriftReference.load(model.path)
-        )
+        if isinstance(model, DriftReference):
+            self.reference, self._read_values = model, score_drift_values
+        else:
+            self.reference = DriftReference.load(model.path)
+            self._read_values = model.task_type.drift_values
         self.window = window
         self.threshold = threshold
         self._on_alert = on_alert
@@ -226,7 +233,7 @@ class DriftMonitor:
             return self._report()
 
     def _places(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.int64]]:
-        values = figures_of(outputs)
+        values = self._read_values(outputs)
         missing = [name for name in self._bins if name not in values]
         if missing:
             raise ValueError(

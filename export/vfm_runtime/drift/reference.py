@@ -12,17 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vfm_runtime.bundle.contract import REFERENCE_FILE, parse_json
+from vfm_runtime.tasks.base import DRIFT_LABELS, Arrays
 from vfm_runtime.validation import is_number, shown
 
-LABELS = "labels"
-"""Name of the figure that is the best label; of one of several heads, with its name in front."""
-
 _NUM_BINS = 10
-_DIGITS = 3
 _SLACK = 1e-6
-
-Values = dict[str, NDArray[Any]]
-"""Figures of images by name: float [N], or of the labels the place of the best one, int64 [N]."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +85,21 @@ class DriftReference:
             _check_shares(_numbers(name, shares))
 
     @classmethod
-    def of(cls, outputs: Mapping[str, NDArray[Any]], num_labels: Mapping[str, int]) -> Self:
-        """Made from the outputs of a model for images that it has not learned from.
+    def of(cls, values: Arrays, num_labels: Mapping[str, int]) -> Self:
+        """Make the reference from drift values of images that the model has not learned from.
 
         Args:
-            outputs: As the model gives them, of all images.
+            values: By name, as `TaskType.drift_values` gives them, of all images.
             num_labels: How many labels each head has, by its name; the name of a single one is empty.
         """
-        values = figures_of(outputs)
         histograms, labels = {}, {}
-        for name, found in values.items():
+        for name, column in values.items():
             head, _, figure = name.rpartition(".")
-            if figure == LABELS:
-                counts = np.bincount(found, minlength=num_labels[head])
-                labels[name] = tuple((counts / len(found)).tolist())
+            if figure == DRIFT_LABELS:
+                counts = np.bincount(column, minlength=num_labels[head])
+                labels[name] = tuple((counts / len(column)).tolist())
             else:
-                histograms[name] = Histogram.of(found)
+                histograms[name] = Histogram.of(column)
         return cls(len(next(iter(values.values()))), histograms, labels)
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,32 +177,6 @@ class DriftReference:
         """
         text = json.dumps(self.to_dict(), indent=2) + "\n"
         (folder / REFERENCE_FILE).write_text(text, encoding="utf-8")
-
-
-def figures_of(outputs: Mapping[str, NDArray[Any]]) -> Values:
-    """The figures of a model's outputs that drift is told by.
-
-    Of a detector the label and the score of the best box count.
-
-    Args:
-        outputs: As the model gives them; of several heads with the names of the heads in front.
-    """
-    found: Values = {}
-    if "components" in outputs:
-        found |= {f"component_{k}": column for k, column in enumerate(outputs["components"].T)}
-    if "distances" in outputs:
-        found["distance"] = outputs["distances"]
-    for name, scores in outputs.items():
-        head, dot, port = name.rpartition(".")
-        if port != "scores":
-            continue
-        best = scores.argmax(axis=1)
-        rows = np.arange(len(scores))
-        # Beyond three digits a score near 1 tells the processor, not the image.
-        found[f"{head}{dot}score"] = np.round(scores[rows, best], _DIGITS)
-        classes = outputs.get(f"{head}{dot}labels")
-        found[f"{head}{dot}{LABELS}"] = best if classes is None else classes[rows, best]
-    return found
 
 
 def _numbers(name: str, values: object) -> tuple[float, ...]:

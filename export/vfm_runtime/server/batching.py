@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from vfm_runtime.bundle.predictor import Arrays
 from vfm_runtime.server.pieces import (
     Piece,
     Request,
@@ -20,6 +19,7 @@ from vfm_runtime.server.pieces import (
     post,
     rows_of,
 )
+from vfm_runtime.tasks.base import Arrays
 
 # What one batch tells of the next: of the speed, and of how many ask at once.
 _MEMORY = 0.8

@@ -7,7 +7,7 @@ from typing import Any, Final
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from vfm_runtime.bundle.providers import ProviderError
+from vfm_runtime.errors import ProviderError
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.server.batching import ClosedError, DeadlineError, QueueFullError
 from vfm_runtime.server.repository import UnknownModelError

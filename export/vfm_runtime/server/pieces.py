@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vfm_runtime.bundle.predictor import Arrays
+from vfm_runtime.tasks.base import Arrays
 
 
 @dataclass(eq=False, repr=False)  # its arrays are too large to be compared or printed

@@ -1,22 +1,17 @@
-"""The route for files: an image or a video in, the answer of a model out."""
+"""The route for files: an image or a video in, the prediction of a model out."""
 
 import base64
 import io
 import time
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
+from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, Query
 from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vfm_runtime.bundle.model import Model
-from vfm_runtime.bundle.predictor import Answer, Arrays
-from vfm_runtime.deepfake.pipeline import Evidence, Judge
-from vfm_runtime.deepfake.verdict import FrameEvidence, Verdict
+from vfm_runtime.bundle.predictor import make_empty
 from vfm_runtime.media.demux import Guard, VideoFile, VideoLimits, import_av, survey
 from vfm_runtime.media.image import Pixels
 from vfm_runtime.media.video import is_video
@@ -26,33 +21,23 @@ from vfm_runtime.server.errors import ApiError, json_response
 from vfm_runtime.server.repository import Served
 from vfm_runtime.server.service import Cost, Note, Service, service_of
 from vfm_runtime.server.settings import Settings
-from vfm_runtime.tasks.detection import Detections
+from vfm_runtime.tasks.base import Arrays, Opened, Prediction, View
 
 router = APIRouter()
 
 _PARAMETERS = ("model", "version", "top", "threshold", "draw")
 _MOST_LABELS = 100_000
 _LONGEST_DRAWN = 1280
-_judges: "WeakKeyDictionary[Model, Judge]" = WeakKeyDictionary()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """How the answer shall look."""
-
-    top: int
-    threshold: float | None
-    draw: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Opened:
     """A file that is ready for the model."""
 
+    opened: Opened
+    """By the task of the model."""
     inputs: Arrays | None
-    """None where a picture or a video shows nothing to be judged."""
-    evidence: Evidence | None
-    """Of a deepfake model."""
+    """None where the file shows nothing to run the model on."""
     source: Pixels | bytes
     """The picture, or the bytes of a video."""
     ms: float
@@ -78,14 +63,14 @@ async def predict(
         ),
     ] = None,
     draw: Annotated[
-        bool, Query(description="Whether to draw where a deepfake model sees a forgery.")
+        bool, Query(description="Whether to draw what the model sees, where its task can be drawn.")
     ] = False,
 ) -> Response:
-    """Answer for one file: an image, or for a deepfake model also a video."""
+    """Answer for one file: an image, or a video where the task takes them."""
     _check_names(request)
     service = service_of(request)
     served = service.repository.served(model, version)
-    asked = _Asked(top=top, threshold=threshold, draw=draw)
+    view = View(top=top, threshold=threshold, max_side=_LONGEST_DRAWN)
     note: Note = request.state.note
     note.model, note.version = served.name, served.version
     media = MediaType.of(request)
@@ -93,10 +78,10 @@ async def predict(
     async def answer(body: bytes, note: Note) -> Response:
         opened = await service.in_thread(_open, body, media, served, service.settings)
         outputs, cost = await _ask(service, served, opened, note.deadline)
-        # One picture's answer takes less time than the way to a thread and back.
-        is_short = opened.evidence is None
+        # The prediction for one picture takes less time than the way to a thread and back; drawing it does not.
+        is_short = opened.opened.context is None and not draw
         respond = service.in_turn if is_short else service.in_thread
-        return await respond(_respond, served, opened, outputs, cost, asked, note)
+        return await respond(_respond, served, opened, outputs, cost, view, draw, note)
 
     return await service.attend(request, answer)
 
@@ -114,26 +99,28 @@ def _open(body: bytes, media: MediaType, served: Served, settings: Settings) -> 
     started = time.monotonic()
     upload = unpack(body, media)
     model = served.model
-    found = is_video(upload.data)
-    if model.judge is None and (found or upload.is_video):
+    sent_video = upload.is_video or is_video(upload.data)
+    if sent_video and not model.task_type.takes_video:
         raise ApiError(
             415,
-            f"A video was sent, and the model '{served.name}' ({model.kind}) takes images only. "
+            f"A video was sent, and the model '{served.name}' ({model.task_type.name}) takes images only. "
             "Send an image.",
         )
-    if found or upload.is_video:
-        source: Pixels | bytes = _checked_video(upload, settings)
-    else:
-        source = open_picture(upload.data, settings.max_pixels)
-    inputs, evidence = _prepare(model, source, settings)
+    source: Pixels | bytes = (
+        _checked_video(upload, settings)
+        if sent_video
+        else open_picture(upload.data, settings.max_pixels)
+    )
+    opened = model.task_type.open(source, limits=_limits(settings))
+    inputs = model.prepare_all(opened)
     ms = (time.monotonic() - started) * 1000
-    return _Opened(inputs=inputs, evidence=evidence, source=source, ms=ms)
+    return _Opened(opened=opened, inputs=inputs, source=source, ms=ms)
 
 
 def _checked_video(upload: Upload, settings: Settings) -> bytes:
     """Count the frames of a video before any is decoded.
 
-    Its other limits are those of the judge that reads it.
+    Its other limits are those of the task that reads it.
     """
     if not is_video(upload.data):
         raise ApiError(
@@ -167,56 +154,34 @@ def _limits(settings: Settings) -> VideoLimits:
     )
 
 
-def _prepare(
-    model: Model, source: Pixels | bytes, settings: Settings
-) -> tuple[Arrays | None, Evidence | None]:
-    if model.judge is None:
-        return model.prepare(source), None
-    evidence = _judge(model, settings).evidence(source)
-    rows = [model.prepare(crop) for crop in evidence.crops]
-    if not rows:
-        return None, evidence
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, evidence
-
-
-def _judge(model: Model, settings: Settings) -> Judge:
-    """The judge of a model, with the server's limits; it keeps the detector that it loads."""
-    judge = _judges.get(model)
-    if judge is None:
-        assert model.judge is not None
-        judge = Judge(model.judge.crop, model.judge.decision, limits=_limits(settings))
-        judge = _judges.setdefault(model, judge)
-    return judge
-
-
 async def _ask(
     service: Service, served: Served, opened: _Opened, deadline: float
 ) -> tuple[Arrays, Cost]:
     if opened.inputs is None:
-        empty = {name: np.zeros(0, np.float32) for name in ("logits", "heatmaps", "distances")}
-        return empty, Cost(0.0, 0.0)
+        return make_empty(served.model.task_type), Cost(0.0, 0.0)
     return await service.ask(served, opened.inputs, deadline)
 
 
 def _respond(
-    served: Served, opened: _Opened, outputs: Arrays, cost: Cost, asked: _Asked, note: Note
+    served: Served,
+    opened: _Opened,
+    outputs: Arrays,
+    cost: Cost,
+    view: View,
+    draw: bool,
+    note: Note,
 ) -> Response:
-    model = served.model
-    if opened.evidence is None:
-        answer = model.answers(outputs)[0]
-    else:
-        assert model.judge is not None
-        answer = model.judge.verdict(opened.evidence, outputs)
+    task = served.model.task_type
+    prediction = task.predict(opened.opened, outputs)
     shape = (None, None) if isinstance(opened.source, bytes) else opened.source.shape[:2]
-    drawn = None
-    if asked.draw and isinstance(answer, Verdict):
-        drawn = _drawn(answer, opened.source)
+    values = prediction.to_dict(view)
     return json_response(
         {
             "model": served.name,
             "version": served.version,
-            "task": model.kind,
-            "answer": _plain(answer, asked),
+            "task": task.name,
+            # Of several heads the prediction of each by its name.
+            "answer": values.get("heads", values),
             "width": shape[1],
             "height": shape[0],
             "ms": {
@@ -226,42 +191,15 @@ def _respond(
                 "total": round((time.monotonic() - note.started) * 1000, 3),
             },
             "request_id": note.request_id,
-            "drawn": drawn,
+            "drawn": _draw(prediction, opened.source, view) if draw else None,
         }
     )
 
 
-def _plain(answer: Answer, asked: _Asked) -> dict[str, Any]:
-    if isinstance(answer, dict):
-        return {head: _plain(part, asked) for head, part in answer.items()}
-    if isinstance(answer, Verdict):
-        return answer.to_dict()
-    if isinstance(answer, Detections):
-        return answer.to_dict(asked.threshold)
-    return answer.to_dict(asked.top, asked.threshold)
-
-
-def _drawn(verdict: Verdict, source: Pixels | bytes) -> str:
-    """Draw a verdict; a large picture is made smaller first, as it is for the eye alone."""
-    if not isinstance(source, bytes):
-        verdict, source = _smaller(verdict, source)
+def _draw(prediction: Prediction, source: Pixels | bytes, view: View) -> str | None:
+    drawn = prediction.draw(source, view)
+    if drawn is None:
+        return None
     file = io.BytesIO()
-    Image.fromarray(verdict.draw(source)).save(file, "JPEG", quality=85)
+    Image.fromarray(drawn).save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-
-
-def _smaller(verdict: Verdict, image: Pixels) -> tuple[Verdict, Pixels]:
-    height, width = image.shape[:2]
-    if max(height, width) <= _LONGEST_DRAWN:
-        return verdict, image
-    scale = _LONGEST_DRAWN / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    frames = tuple(_scaled(frame, scale) for frame in verdict.frames)
-    return replace(verdict, frames=frames), small
-
-
-def _scaled(frame: FrameEvidence, scale: float) -> FrameEvidence:
-    box = None if frame.box is None else (frame.box * scale).astype(np.float32)
-    matrix = None if frame.matrix is None else frame.matrix / np.array([scale, scale, 1.0])
-    return frame._replace(box=box, matrix=matrix)

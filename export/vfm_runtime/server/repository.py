@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from vfm_runtime.bundle.contract import REFERENCE_FILE
-from vfm_runtime.bundle.manifest import BundleError, read_manifest
+from vfm_runtime.bundle.manifest import read_manifest
 from vfm_runtime.bundle.model import Model, load
-from vfm_runtime.bundle.predictor import Arrays
 from vfm_runtime.drift.monitor import DriftMonitor
+from vfm_runtime.errors import BundleError
 from vfm_runtime.server.batching import Batcher
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.settings import Settings
@@ -28,6 +28,7 @@ from vfm_runtime.server.sources import (
     look,
     read_sources,
 )
+from vfm_runtime.tasks.base import Arrays
 
 # A folder that is replaced by renaming is missing for a moment.
 _LOOKS_UNTIL_GONE = 2
@@ -302,7 +303,7 @@ def warm_up(model: Model, max_batch: int) -> Arrays:
         max_batch: Rows of a full batch.
     """
     row = model.prepare(np.zeros((*model.contract.size, 3), np.uint8))
-    model.answers(model.run(row))
+    model.task_type.predictions(model.run(row))
     return model.run({name: np.repeat(array, max_batch, axis=0) for name, array in row.items()})
 
 
@@ -317,7 +318,7 @@ def check_monitor(monitor: DriftMonitor, model: Model, outputs: Arrays) -> None:
     Raises:
         ValueError: A figure or a label of the reference is none of the model's.
     """
-    labels = {name: len(head.labels) for name, head in model.contract.each.items()}
+    labels = {name: len(head.labels) for name, head in model.task_type.heads.items()}
     monitor.reference.check_labels(labels)
     monitor.check(outputs)
 

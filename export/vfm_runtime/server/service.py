@@ -15,13 +15,13 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vfm_runtime.bundle.predictor import Arrays
 from vfm_runtime.server.bodies import read_body
 from vfm_runtime.server.budget import usable_cores
 from vfm_runtime.server.errors import ApiError, ClientGoneError
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.repository import Repository, Served
 from vfm_runtime.server.settings import Settings
+from vfm_runtime.tasks.base import Arrays
 
 TIMEOUT_HEADER = "x-timeout-ms"
 """Milliseconds that the client gives the request; never more than the server's own limit counts."""

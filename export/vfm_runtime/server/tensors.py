@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm_runtime.bundle.model import Model
-from vfm_runtime.bundle.predictor import Arrays
 from vfm_runtime.server.bodies import json_object
 from vfm_runtime.server.errors import ApiError
+from vfm_runtime.tasks.base import Arrays
 
 DATATYPES: Final[dict[str, tuple[str, np.dtype[Any]]]] = {
     "uint8": ("UINT8", np.dtype("<u1")),

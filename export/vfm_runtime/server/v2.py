@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from vfm_runtime import __version__
-from vfm_runtime.bundle.contract import DEEPFAKE, HeadContract
 from vfm_runtime.server import openapi
 from vfm_runtime.server.errors import ApiError, json_response
 from vfm_runtime.server.repository import Served
@@ -22,6 +21,7 @@ from vfm_runtime.server.tensors import (
     split_body,
     write_outputs,
 )
+from vfm_runtime.tasks.base import TaskType
 
 router = APIRouter(default_response_class=JSONResponse)
 
@@ -66,34 +66,26 @@ async def models(request: Request) -> Response:
 def _listed(service: Service, name: str, versions: list[Served]) -> dict[str, Any]:
     default = service.repository.served(name, None)
     model = default.model
-    heads = model.contract.each
     return {
         "name": name,
         "versions": [served.version for served in versions],
         "default": default.version,
-        "task": model.kind,
-        "labels": list(model.labels),
-        "thresholds": _thresholds(heads.get("")),
-        "heads": {name: _head(head) for name, head in heads.items() if name},
+        **_describe(model.task_type),
+        "heads": {name: _describe(head) for name, head in model.task_type.heads.items() if name},
         "precision": model.precision,
         "device": model.device,
         "ready": service.is_ready,
     }
 
 
-def _head(head: HeadContract) -> dict[str, Any]:
+def _describe(task: TaskType) -> dict[str, Any]:
+    """Task, labels, and the least score of each label; None of several heads, and where the bundle has none."""
+    thresholds = task.confidence.thresholds
     return {
-        "task": head.task,
-        "labels": list(head.labels),
-        "thresholds": _thresholds(head),
+        "task": task.name,
+        "labels": list(task.labels),
+        "thresholds": None if thresholds is None else list(thresholds),
     }
-
-
-def _thresholds(head: HeadContract | None) -> list[float] | None:
-    """The least score of each label; None of several heads, of a deepfake model, and where the bundle has none."""
-    if head is None or head.task == DEEPFAKE or head.surely.thresholds is None:
-        return None
-    return list(head.surely.thresholds)
 
 
 @router.get(_MODEL, **openapi.METADATA)

@@ -1,18 +1,27 @@
-"""The answer: one type for every model."""
+"""Classification: predictions of models that label images, one label an image or several."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vfm_runtime.tasks.confidence import UNLIKE_TRAINING, Doubt, Rules
+from vfm_runtime.tasks.base import (
+    Agreement,
+    Arrays,
+    Prediction,
+    TaskType,
+    View,
+    compare_distances,
+    largest_difference,
+)
+from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Prediction:
-    """What a model says about one image."""
+class LabelPrediction(Prediction):
+    """The labels of one image."""
 
     label: str
     """The class with the highest score."""
@@ -29,7 +38,7 @@ class Prediction:
     multilabel: bool = False
     """Whether several classes, or none, may apply, each with a probability of its own."""
 
-    rules: Rules = Rules()
+    rules: ConfidenceRules = ConfidenceRules()
     """When the answer is sure."""
 
     distance: float | None = None
@@ -42,7 +51,7 @@ class Prediction:
         labels: Sequence[str],
         *,
         multilabel: bool = False,
-        rules: Rules = Rules(),
+        rules: ConfidenceRules = ConfidenceRules(),
         distance: float | None = None,
     ) -> Self:
         """Build a prediction from one row of scores.
@@ -75,14 +84,20 @@ class Prediction:
         return cls(names[best], float(row[best]), row, names, multilabel, rules, distance)
 
     @property
-    def reason(self) -> Doubt | None:
-        """Why the answer is not to be relied on; None where it is.
+    def task(self) -> str:
+        """`multilabel` where several classes may apply, else `classification`."""
+        return MultilabelType.name if self.multilabel else ClassificationType.name
+
+    @property
+    def reason(self) -> AbstainReason | None:
+        """Why the prediction is not to be relied on; None where it is.
 
         Where several classes may apply, thresholds say which ones do, and no score is too low.
         """
         if self.multilabel:
-            return UNLIKE_TRAINING if self.rules.is_unlike(self.distance) else None
-        return self.rules.reason(int(self.scores.argmax()), self.score, self.distance)
+            is_unlike = self.rules.is_unlike(self.distance)
+            return AbstainReason.UNLIKE_TRAINING if is_unlike else None
+        return self.rules.find_reason(int(self.scores.argmax()), self.score, self.distance)
 
     @property
     def unsure(self) -> bool:
@@ -122,32 +137,54 @@ class Prediction:
         kept = order[self.scores[order] >= least]
         return [(self.labels[index], float(self.scores[index])) for index in kept]
 
-    def to_dict(self, k: int = 5, threshold: float | None = None) -> dict[str, Any]:
-        """Return the answer as plain values that JSON can hold.
+    def to_dict(self, view: View = View()) -> dict[str, Any]:
+        """Return the prediction as plain values that JSON can hold.
 
         Args:
-            k: How many classes to list under `top`.
-            threshold: Of `labels`, where several classes may apply, as for `applying`.
+            view: Number of classes to list under `top`, and threshold of `labels`, where several may apply.
         """
-        top = [{"label": label, "score": score} for label, score in self.top(k)]
-        answer: dict[str, Any] = {"label": self.label, "score": self.score, "top": top}
+        top = [{"label": label, "score": score} for label, score in self.top(view.top)]
+        values: dict[str, Any] = {
+            "task": self.task,
+            "label": self.label,
+            "score": self.score,
+            "top": top,
+        }
         if self.multilabel:
-            answer["labels"] = [label for label, _ in self.applying(threshold)]
+            values["labels"] = [label for label, _ in self.applying(view.threshold)]
         if self.distance is not None:
-            answer["distance"] = self.distance
-        # Only where the bundle can be unsure; its absence is no promise.
-        return answer if self.rules == Rules() else {**answer, "reason": self.reason}
+            values["distance"] = self.distance
+        # Only where the bundle has rules; the absence of a reason is no promise.
+        return values if self.rules == ConfidenceRules() else {**values, "reason": self.reason}
+
+    def headline(self, view: View = View()) -> str:
+        """Return the best classes, or those that apply, with their scores."""
+        pairs = self.applying(view.threshold) if self.multilabel else self.top(view.top)
+        best = ", ".join(f"{label} {score:.4f}" for label, score in pairs)
+        best = best or f"none (nearest: {self.label} {self.score:.4f})"
+        return best if self.reason is None else f"{best} (unsure: {self.reason})"
+
+    def compare(self, other: Self, *, approximate: bool = False) -> Agreement:
+        """Compare the scores of all classes, and the best label."""
+        difference = largest_difference(
+            float(np.abs(self.scores - other.scores).max()),
+            compare_distances(self.distance, other.distance, approximate=approximate),
+        )
+        return Agreement(difference, self.label != other.label, self.label, other.label)
+
+    def to_golden(self) -> dict[str, Any]:
+        """Return the label and the scores."""
+        row: dict[str, Any] = {"label": self.label, "scores": self.scores.tolist()}
+        return row if self.distance is None else {**row, "distances": self.distance}
 
     def __repr__(self) -> str:
         if self.multilabel:
-            return (
-                f"Prediction({[label for label, _ in self.applying()]}, {len(self.labels)} classes)"
-            )
+            return f"LabelPrediction({[label for label, _ in self.applying()]}, {len(self.labels)} classes)"
         why = "" if self.reason is None else f", {self.reason}"
-        return f"Prediction({self.label!r}, {self.score:.3f}{why}, {len(self.labels)} classes)"
+        return f"LabelPrediction({self.label!r}, {self.score:.3f}{why}, {len(self.labels)} classes)"
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Prediction):
+        if not isinstance(other, LabelPrediction):
             return NotImplemented
         names = ("labels", "multilabel", "rules", "distance")
         alike = all(getattr(self, name) == getattr(other, name) for name in names)
@@ -155,3 +192,50 @@ class Prediction:
 
     # Equal by an array of floats, so not a sensible key of a dict.
     __hash__ = None  # type: ignore[assignment]
+
+
+class ClassificationType(TaskType):
+    """One label an image."""
+
+    name = "classification"
+    summary = "labels whole images"
+    outputs: Mapping[str, str] = {"scores": "float"}
+    multilabel = False
+
+    def predictions(self, outputs: Arrays) -> list[LabelPrediction]:
+        """Return the prediction of each row of `scores` [N, C], with its distance where there are `distances` [N]."""
+        rows = outputs["scores"]
+        distances = outputs["distances"].tolist() if "distances" in outputs else [None] * len(rows)
+        return [
+            LabelPrediction.from_scores(
+                row,
+                self.labels,
+                multilabel=self.multilabel,
+                rules=self.confidence,
+                distance=distance,
+            )
+            for row, distance in zip(rows, distances, strict=True)
+        ]
+
+    def read_golden(self, row: Mapping[str, Any]) -> LabelPrediction:
+        """Rebuild a prediction; its label is the one of the export, whatever its scores say."""
+        prediction = super().read_golden(row)
+        assert isinstance(prediction, LabelPrediction)
+        return replace(prediction, label=str(row["label"]))
+
+    def check_shapes(self, shapes: Mapping[str, Sequence[Any]]) -> None:
+        """Refuse a graph that does not give one score a label."""
+        # A symbolic dimension is a name; the first prediction is then checked itself.
+        num_scores = shapes["scores"][-1]
+        if isinstance(num_scores, int) and num_scores != len(self.labels):
+            raise ValueError(
+                f"answers with {num_scores} scores, the contract has {len(self.labels)} labels"
+            )
+
+
+class MultilabelType(ClassificationType):
+    """Any number of labels an image, each with a probability of its own."""
+
+    name = "multilabel"
+    uses_threshold = True
+    multilabel = True

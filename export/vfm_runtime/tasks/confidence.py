@@ -1,26 +1,41 @@
-"""When an answer is not to be relied on: its score is too low, or the image is unlike those of the training."""
+"""Confidence and abstention: temperature, thresholds, and the reasons why a prediction is not to be relied on."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Literal, NoReturn, Self
+from enum import StrEnum
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vfm_runtime.validation import is_number, require_keys
 
-LOW_SCORE: Final = "low_score"
-UNLIKE_TRAINING: Final = "unlike_training"
 
-Doubt = Literal["low_score", "unlike_training"]
-"""Why an answer is unsure: the score of its label is below the label's threshold, or the image is too far from the
-training data for any score of the model to mean something."""
+class AbstainReason(StrEnum):
+    """Why a prediction is not to be relied on, or why there is none."""
+
+    LOW_SCORE = "low_score"
+    """The score of the label is below the label's threshold."""
+    UNLIKE_TRAINING = "unlike_training"
+    """The image is too far from the training data for any score of the model to mean something."""
+    NO_FACE = "no_face"
+    """No frame shows a face."""
+    FACE_TOO_SMALL = "face_too_small"
+    """Faces are there, but too small to be judged."""
+    TOO_BLURRED = "too_blurred"
+    """Faces are there, but too blurred to be judged."""
+    TOO_FEW_FRAMES = "too_few_frames"
+    """Too small a fraction of the frames of a video can be judged."""
+    FRAMES_DISAGREE = "frames_disagree"
+    """The frames of a video say different things."""
+    NEAR_THRESHOLD = "near_threshold"
+    """The score lies between those of two labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
-    """When an answer is unsure; part of a bundle. Checked when made."""
+class ConfidenceRules:
+    """Confidence: when a prediction is to be relied on; part of a bundle. Checked when made."""
 
     temperature: float = 1.0
     """What the model's raw outputs are divided by before they become scores. The graph does it already: for the
@@ -98,7 +113,9 @@ class Rules:
             )
         return distance > self.max_distance
 
-    def reason(self, label: int, score: float, distance: float | None = None) -> Doubt | None:
+    def find_reason(
+        self, label: int, score: float, distance: float | None = None
+    ) -> AbstainReason | None:
         """Why the answer of one label is unsure; None where it is sure.
 
         Args:
@@ -111,8 +128,8 @@ class Rules:
         """
         # The distance first: far from the training data neither a high nor a low score means anything.
         if self.is_unlike(distance):
-            return UNLIKE_TRAINING
-        return LOW_SCORE if self.is_low(label, score) else None
+            return AbstainReason.UNLIKE_TRAINING
+        return AbstainReason.LOW_SCORE if self.is_low(label, score) else None
 
     def least(self, class_ids: NDArray[np.int64], default: float) -> NDArray[np.float64]:
         """The threshold of each box, or label, by its class.

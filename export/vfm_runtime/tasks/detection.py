@@ -1,24 +1,42 @@
-"""The answer of a model that finds objects."""
+"""Detection: predictions of models that find objects, as boxes with classes and scores."""
 
 import importlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vfm_runtime.media.drawing import PALETTE, draw_boxes
+from vfm_runtime.media.drawing import PALETTE, draw_boxes, shrink
 from vfm_runtime.media.image import ImageSource, open_image
-from vfm_runtime.tasks.confidence import UNLIKE_TRAINING, Doubt, Rules
+from vfm_runtime.tasks.base import (
+    Agreement,
+    Arrays,
+    Prediction,
+    TaskType,
+    View,
+    compare_distances,
+    largest_difference,
+)
+from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
 
 THRESHOLD = 0.3
 """Least score of a box that is shown, unless another is asked for."""
 
+MIN_SCORE = 0.05
+"""Boxes of a lower score are not compared: they come and go with the last digit."""
+
+MIN_IOU = 0.99
+"""Least overlap of boxes that are the same."""
+
+ROUGH_IOU = 0.9
+"""The same where one of the predictions was computed in fewer bits."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Detections:
+class Detections(Prediction):
     """What a model found in one image: K boxes, best first, most of them of low score."""
 
     boxes: NDArray[np.float32]
@@ -33,7 +51,7 @@ class Detections:
     names: tuple[str, ...]
     """Every class."""
 
-    rules: Rules = Rules()
+    rules: ConfidenceRules = ConfidenceRules()
     """Least score of each class, and how unlike the training an image may be."""
 
     distance: float | None = None
@@ -47,7 +65,7 @@ class Detections:
         scores: ArrayLike,
         names: Sequence[str],
         *,
-        rules: Rules = Rules(),
+        rules: ConfidenceRules = ConfidenceRules(),
         distance: float | None = None,
     ) -> Self:
         """Build an answer from one image's rows.
@@ -80,9 +98,15 @@ class Detections:
         return cls(corners, values, ids, tuple(names), rules, distance)
 
     @property
-    def reason(self) -> Doubt | None:
-        """Why the answer is not to be relied on, `unlike_training`; None where it is."""
-        return UNLIKE_TRAINING if self.rules.is_unlike(self.distance) else None
+    def task(self) -> str:
+        """`detection`."""
+        return DetectionType.name
+
+    @property
+    def reason(self) -> AbstainReason | None:
+        """Why the prediction is not to be relied on, `unlike_training`; None where it is."""
+        is_unlike = self.rules.is_unlike(self.distance)
+        return AbstainReason.UNLIKE_TRAINING if is_unlike else None
 
     @property
     def unsure(self) -> bool:
@@ -110,19 +134,48 @@ class Detections:
         parts = self.boxes[kept], self.class_ids[kept], self.scores[kept], self.names
         return self.from_arrays(*parts, rules=self.rules, distance=self.distance)
 
-    def to_dict(self, threshold: float | None = None) -> dict[str, Any]:
-        """Return the boxes of at least this score as plain values that JSON can hold.
+    def to_dict(self, view: View = View()) -> dict[str, Any]:
+        """Return the boxes of at least the view's threshold as plain values that JSON can hold.
 
         Args:
-            threshold: As for `above`.
+            view: Threshold, as for `above`.
         """
-        shown = self.above(threshold)
+        shown = self.above(view.threshold)
         rows = zip(shown.boxes.tolist(), shown.labels, shown.scores.tolist(), strict=True)
-        found = [{"box": box, "label": name, "score": score} for box, name, score in rows]
-        answer: dict[str, Any] = {"boxes": found}
+        boxes = [{"box": box, "label": name, "score": score} for box, name, score in rows]
+        values: dict[str, Any] = {"task": self.task, "boxes": boxes}
         if self.distance is not None:
-            answer |= {"distance": self.distance, "reason": self.reason}
-        return answer
+            values |= {"distance": self.distance, "reason": self.reason}
+        return values
+
+    def headline(self, view: View = View()) -> str:
+        """Return the boxes of at least the view's threshold with their labels and scores."""
+        shown = self.above(view.threshold)
+        rows = zip(shown.labels, shown.scores, shown.boxes.tolist(), strict=True)
+        listed = [f"{n} {s:.4f} [{', '.join(f'{v:.1f}' for v in box)}]" for n, s, box in rows]
+        best = "; ".join(listed) or f"none (best score {self.scores.max(initial=0):.4f})"
+        return best if self.reason is None else f"{best} (unsure: {self.reason})"
+
+    def compare(self, other: Self, *, approximate: bool = False) -> Agreement:
+        """Look for each box of either prediction in the other, by class, overlap and score."""
+        min_iou = ROUGH_IOU if approximate else MIN_IOU
+        forth, back = _match_boxes(self, other, min_iou), _match_boxes(other, self, min_iou)
+        num_lost = forth.num_lost + back.num_lost
+        names = [f"{matched.num_boxes} boxes" for matched in (forth, back)]
+        if num_lost:
+            names[1] += f", {num_lost} of either without a partner"
+        distance = compare_distances(self.distance, other.distance, approximate=approximate)
+        difference = largest_difference(0.0, *forth.differences, *back.differences, distance)
+        return Agreement(difference, num_lost > 0, *names)
+
+    def to_golden(self) -> dict[str, Any]:
+        """Return boxes, class indices and scores."""
+        row: dict[str, Any] = {
+            "boxes": self.boxes.tolist(),
+            "labels": self.class_ids.tolist(),
+            "scores": self.scores.tolist(),
+        }
+        return row if self.distance is None else {**row, "distances": self.distance}
 
     def to_coco(self, image_id: int, *, first_category: int = 1) -> list[dict[str, Any]]:
         """Return every box as an entry of a COCO results file.
@@ -165,21 +218,22 @@ class Detections:
             data={"class_name": np.array(shown.labels)},
         )
 
-    def draw(self, image: ImageSource, threshold: float | None = None) -> NDArray[np.uint8]:
-        """Draw the boxes of at least this score, uint8 [H, W, 3].
+    def draw(self, source: ImageSource, view: View = View()) -> NDArray[np.uint8]:
+        """Draw the boxes of at least the view's threshold, uint8 [H, W, 3].
 
         Args:
-            image: The image that was answered, as for `predict`.
-            threshold: As for `above`.
+            source: The image that was answered, as for `predict`.
+            view: Threshold, as for `above`; longest side of the picture.
         """
-        shown = self.above(threshold)
-        colours = [PALETTE[index % len(PALETTE)] for index in shown.class_ids.tolist()]
+        shown = self.above(view.threshold)
+        image, scale = shrink(open_image(source), view.max_side)
+        colors = [PALETTE[index % len(PALETTE)] for index in shown.class_ids.tolist()]
         captions = [
             f"{name} {score:.2f}" for name, score in zip(shown.labels, shown.scores, strict=True)
         ]
         # The best last, so that its caption lies on top.
         return draw_boxes(
-            open_image(image), shown.boxes[::-1], captions=captions[::-1], colours=colours[::-1]
+            image, shown.boxes[::-1] * scale, captions=captions[::-1], colors=colors[::-1]
         )
 
     def __len__(self) -> int:
@@ -201,3 +255,63 @@ class Detections:
 
     # Equal by arrays of floats, so not a sensible key of a dict.
     __hash__ = None  # type: ignore[assignment]
+
+
+class _Matched(NamedTuple):
+    """Boxes of one prediction, looked for in another."""
+
+    differences: list[float]
+    """Difference of the scores of each box that has a partner."""
+    num_lost: int
+    num_boxes: int
+
+
+def _match_boxes(first: Detections, second: Detections, min_iou: float) -> _Matched:
+    rows = np.flatnonzero(first.scores >= MIN_SCORE)
+    same_class = first.class_ids[rows][:, None] == second.class_ids[None]
+    a, b = first.boxes[rows], second.boxes
+    # Two boxes without area at one place are the same.
+    near = (compute_iou(a, b) >= min_iou) | (np.abs(a[:, None] - b[None]).max(-1) < 1e-3)
+    differences = np.abs(first.scores[rows][:, None] - second.scores[None])
+    # Of several boxes at one place, the one whose score is nearest.
+    best = np.where(same_class & near, differences, np.inf).min(axis=1, initial=np.inf)
+    return _Matched(best[np.isfinite(best)].tolist(), int(np.isinf(best).sum()), len(rows))
+
+
+def compute_iou(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+    """Intersection over union of every pair, [K, M].
+
+    Args:
+        first: [K, 4], left, top, right, bottom.
+        second: [M, 4].
+    """
+    a, b = first[:, None].astype(np.float64), second[None].astype(np.float64)
+    sides = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(min=0)
+    shared = sides.prod(-1)
+    areas = [(boxes[..., 2:] - boxes[..., :2]).clip(min=0).prod(-1) for boxes in (a, b)]
+    union = areas[0] + areas[1] - shared
+    result: NDArray[np.float64] = shared / union.clip(min=1e-9)
+    return result
+
+
+class DetectionType(TaskType):
+    """Objects with their boxes, in pixels of the original image."""
+
+    name = "detection"
+    summary = "finds objects"
+    inputs: Mapping[str, str] = {"pixels": "uint8", "geometry": "float"}
+    outputs: Mapping[str, str] = {"boxes": "float", "labels": "int64", "scores": "float"}
+    uses_threshold = True
+    draws = True
+
+    def predictions(self, outputs: Arrays) -> list[Detections]:
+        """Return the boxes of each image: `boxes` [N, K, 4], `labels` and `scores` [N, K], maybe `distances` [N]."""
+        rows = outputs["scores"]
+        distances = outputs["distances"].tolist() if "distances" in outputs else [None] * len(rows)
+        images = zip(outputs["boxes"], outputs["labels"], rows, distances, strict=True)
+        return [
+            Detections.from_arrays(
+                boxes, class_ids, scores, self.labels, rules=self.confidence, distance=distance
+            )
+            for boxes, class_ids, scores, distance in images
+        ]

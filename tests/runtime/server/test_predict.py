@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from vfm_runtime import Prediction, load
-from vfm_runtime.bundle.providers import ProviderError
+from vfm_runtime.errors import ProviderError
 from vfm_runtime.server import predict
 from vfm_runtime.server.batching import ClosedError, DeadlineError, QueueFullError
 

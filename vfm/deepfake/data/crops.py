@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from vfm_runtime.deepfake.faces.crop import (
     CropSpec,
-    Face,
     choose,
     crop_face,
     move_points,
     overlap_choice,
     warp,
 )
-from vfm_runtime.deepfake.faces.detector import FaceDetector
+from vfm_runtime.deepfake.faces.face import Face, FaceDetector
 from vfm_runtime.deepfake.faces.precomputed import Given, face_of, read_landmarks
 from vfm_runtime.media.image import ImageError, Pixels, open_image
 from vfm_runtime.media.video import Clip, evenly, is_video, read_video

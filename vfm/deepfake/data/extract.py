@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vfm_runtime.deepfake.faces.crop import CropSpec, Policy
-from vfm_runtime.deepfake.faces.detector import FaceDetector, load_detector
+from vfm_runtime.deepfake.faces.detector import load_detector
+from vfm_runtime.deepfake.faces.face import FaceDetector
 from vfm_runtime.media.demux import import_av
 from vfm_runtime.media.video import is_video
 

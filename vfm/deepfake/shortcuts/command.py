@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import vfm_runtime
 from vfm_runtime.bundle.predictor import Predictor
+from vfm_runtime.deepfake.task import DeepfakeType
 from vfm_runtime.media.image import find_images
 from vfm_runtime.media.video import find_videos
 
@@ -161,7 +162,8 @@ def _known_reals(
     reals = list(dict.fromkeys(Path(item.path) for item in items if item.label == REAL))
     # Evenly through the list: neighbours are alike.
     step = max(1, -(-len(reals) // max(1, max_files // 2)))
-    promised = asked.judge.decision.fpr if asked.judge is not None else None
+    task_type = asked.task_type
+    promised = task_type.pipeline.decision.fpr if isinstance(task_type, DeepfakeType) else None
     return ask_of_reals(asked, reals[::step], promised)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 from vfm_runtime.bundle.predictor import Predictor
-from vfm_runtime.deepfake.verdict import FAKE, Verdict
+from vfm_runtime.deepfake.evidence import FAKE
+from vfm_runtime.deepfake.verdict import Verdict
 from vfm_runtime.media.image import ImageError
 
 from vfm.deepfake.data.record import FakesError

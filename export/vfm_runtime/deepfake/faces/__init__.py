@@ -10,21 +10,20 @@ if TYPE_CHECKING:
     from vfm_runtime.deepfake.faces.crop import (
         Crop,
         CropSpec,
-        Face,
         choose,
         crop_face,
         cut,
         native_tiles,
     )
-    from vfm_runtime.deepfake.faces.detector import FaceDetector, Mtcnn, load_detector
+    from vfm_runtime.deepfake.faces.detector import Mtcnn, load_detector
+    from vfm_runtime.deepfake.faces.face import Face, FaceDetector
     from vfm_runtime.deepfake.faces.precomputed import Precomputed
     from vfm_runtime.deepfake.faces.quality import Quality, blur, measure
 
 _HOME = {
-    **dict.fromkeys(
-        ("Crop", "CropSpec", "Face", "choose", "crop_face", "cut", "native_tiles"), "crop"
-    ),
-    **dict.fromkeys(("FaceDetector", "Mtcnn", "load_detector"), "detector"),
+    **dict.fromkeys(("Crop", "CropSpec", "choose", "crop_face", "cut", "native_tiles"), "crop"),
+    **dict.fromkeys(("Mtcnn", "load_detector"), "detector"),
+    **dict.fromkeys(("Face", "FaceDetector"), "face"),
     "Precomputed": "precomputed",
     **dict.fromkeys(("Quality", "blur", "measure"), "quality"),
 }

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, get_args
+from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from vfm_runtime.deepfake.faces.face import DETECTORS, Face, FaceDetector
 from vfm_runtime.deepfake.faces.geometry import invert, move_points, similarity, warp
 from vfm_runtime.media.image import Pixels
-
-if TYPE_CHECKING:
-    from vfm_runtime.deepfake.faces.detector import FaceDetector
 
 __all__ = [
     "DETECTORS",
@@ -46,9 +43,6 @@ squares of the whole image at its own resolution."""
 
 Policy = Literal["largest", "all"]
 """Which face of a frame counts: the largest, or all of at least half the largest one's area."""
-
-DETECTORS = ("mtcnn", "precomputed")
-"""Names of the ways to find faces."""
 
 MAX_TILES = 9
 """Most tiles of one image: the centre, the corners and the middles of the edges."""
@@ -145,43 +139,6 @@ def _check_range(name: str, value: object, low: float, high: float, *, whole: bo
     if not number or not low <= value <= high:  # type: ignore[operator]
         kind = "a whole number" if whole else "a number"
         raise ValueError(f"{name} of the crop is {value!r}. Give {kind} from {low} to {high}.")
-
-
-@dataclass(frozen=True, eq=False)
-class Face:
-    """A face in an image; places are pixels of the image, whose first pixel spans 0 to 1."""
-
-    box: NDArray[np.float64]
-    """[4], left, top, right, bottom."""
-
-    score: float
-    """How sure the detector is, 0 to 1."""
-
-    landmarks: NDArray[np.float64]
-    """[5, 2], x and y of the eyes, the nose and the corners of the mouth, viewer's left first."""
-
-    @property
-    def area(self) -> float:
-        """Area of the box in square pixels."""
-        width, height = self.box[2] - self.box[0], self.box[3] - self.box[1]
-        return float(max(width, 0.0) * max(height, 0.0))
-
-    @property
-    def side(self) -> float:
-        """Side in pixels of a square as large as the box: the size of the face."""
-        return math.sqrt(self.area)
-
-    def moved(self, matrix: NDArray[np.float64]) -> Face:
-        """Return the face in another image's coordinates.
-
-        Args:
-            matrix: [2, 3], the affine map to there.
-        """
-        left, top, right, bottom = self.box
-        corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-        there = move_points(corners, matrix)
-        box = np.concatenate([there.min(0), there.max(0)])
-        return Face(box, self.score, move_points(self.landmarks, matrix))
 
 
 class Crop(NamedTuple):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vfm_runtime.bundle.providers import open_session
-from vfm_runtime.deepfake.faces.crop import DETECTORS, Face
+from vfm_runtime.deepfake.faces.face import DETECTORS, Face, FaceDetector
 from vfm_runtime.media.image import Pixels
 
 _Array: TypeAlias = NDArray[np.float32]
@@ -28,19 +28,6 @@ _PROPOSED, _REFINED, _LANDED = 0.6, 0.7, 0.7
 # Most candidates that the second network looks at: bounds the time of a textured image.
 _MOST = 400
 _BATCH = 128
-
-
-@runtime_checkable
-class FaceDetector(Protocol):
-    """What finds faces."""
-
-    def detect(self, image: Pixels) -> list[Face]:
-        """Return the faces of an image, surest first.
-
-        Args:
-            image: Uint8 RGB, [height, width, 3].
-        """
-        ...
 
 
 class Mtcnn:

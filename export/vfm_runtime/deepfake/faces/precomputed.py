@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vfm_runtime.deepfake.faces.crop import Face
+from vfm_runtime.deepfake.faces.face import Face
 from vfm_runtime.media.image import Pixels
 
 POINTS = (5, 68, 81)

@@ -1,0 +1,48 @@
+"""Extensions of a contract: optional keys of bundle format 2, some of which are reserved for later versions."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vfm_runtime.errors import ContractError
+from vfm_runtime.validation import is_deep
+
+EXTENSIONS = {
+    "embedding": "an output of the graph with an embedding of each image: {'output': name}",
+    "class_matrix": "an input of the graph with a saved default, a row for each class, which can be replaced to teach "
+    "classes: {'input': name}",
+    "tiles": "large images are cut into tiles: {'side': pixels, 'overlap': fraction}",
+    "value_range": "values of images of more than 8 bits: {'low': black, 'high': white}",
+    "group_thresholds": "thresholds by group of images: {group: [one a label]}",
+    "tokenizer": "text beside images: {'file': name in the bundle}",
+}
+"""Optional keys, and what they hold."""
+
+_HEEDED = {"embedding": "output", "class_matrix": "input"}
+_NAME = r"[A-Za-z0-9_]+"
+
+
+def check_extensions(extensions: Mapping[str, Any], number: int) -> None:
+    """Refuse extensions that this version cannot heed: left unheeded, they would change answers without a word.
+
+    Args:
+        extensions: Values by name.
+        number: Bundle format.
+
+    Raises:
+        ContractError: With what to upgrade, or what a value may be.
+    """
+    for name, value in extensions.items():
+        if number < 2:
+            raise ContractError(
+                f"The contract has the key '{name}', which there is from format 2 on; its format is {number}. "
+                "Export the bundle anew."
+            )
+        if name not in _HEEDED:
+            raise ContractError(
+                f"The bundle needs '{name}' ({EXTENSIONS[name]}), which this version cannot heed. To use it, upgrade "
+                "vfm-runtime: pip install --upgrade vfm-runtime."
+            )
+        port = value.get(_HEEDED[name]) if isinstance(value, dict) and len(value) == 1 else None
+        if not isinstance(port, str) or is_deep(value) or not re.fullmatch(_NAME, port):
+            raise ContractError.of(name, value, EXTENSIONS[name])

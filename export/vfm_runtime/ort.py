@@ -1,0 +1,71 @@
+"""ONNX Runtime as it is installed: its module, and what it raises."""
+
+import importlib
+import importlib.metadata
+from typing import Any
+
+from vfm_runtime.errors import ProviderError
+
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+
+
+def import_onnxruntime() -> Any:
+    """Return the module `onnxruntime`, refusing an installation that is known to break.
+
+    Raises:
+        ProviderError: None of its distributions is installed, or both are.
+    """
+    installed = [name for name in _DISTRIBUTIONS if _is_installed(name)]
+    if len(installed) == 2:
+        raise ProviderError(
+            "Both onnxruntime and onnxruntime-gpu are installed; they overwrite each other's "
+            "files, so neither can be trusted. Uninstall both and install one:\n"
+            "  pip uninstall -y onnxruntime onnxruntime-gpu\n"
+            "  pip install 'vfm-runtime[cpu]'   or   pip install 'vfm-runtime[gpu]'"
+        )
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        cause = f"cannot be imported ({error})" if installed else "is not installed"
+        raise ProviderError(
+            f"ONNX Runtime {cause}. Install one of:\n"
+            "  pip install 'vfm-runtime[cpu]'\n"
+            "  pip install 'vfm-runtime[gpu]'   for NVIDIA GPUs"
+        ) from error
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def run_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises; its errors have no common base of their own."""
+    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    names = (
+        "EPFail",
+        "EngineError",
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NoModel",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+    # RuntimeError and ValueError: its Python layer raises those.
+    return (RuntimeError, ValueError, *(getattr(state, name) for name in names))
+
+
+def first_line(error: Exception) -> str:
+    """Return the start of an error's text; ONNX Runtime's can run over pages.
+
+    Args:
+        error: The error.
+    """
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return line if len(line) <= 300 else f"{line[:297]}..."

@@ -1,0 +1,351 @@
+"""Task types and predictions: what a model is asked, and what it answers, behind one interface for all tasks.
+
+Generic code (predictor, bundle, command line, server) calls these and never asks which task it has before it. A task is
+a `TaskType`, found by its name in the table of `tasks/registry.py`, and a `Prediction` that it makes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm_runtime.media.image import ImageSource, Pixels
+from vfm_runtime.media.video import LIMITS, VideoLimits
+from vfm_runtime.tasks.confidence import ConfidenceRules
+
+Arrays = dict[str, NDArray[Any]]
+"""Inputs or outputs of a model, by name; the first dimension counts images."""
+
+REFERENCE_PORTS = {"components": "float", "distances": "float"}
+"""Outputs of a graph that measures how far images are from those of the training, beside those of its task."""
+
+DRIFT_LABELS = "labels"
+"""Name of the drift value that is the index of the best label; of one of several heads, with its name in front."""
+
+_DTYPES = {"float": np.float32, "int64": np.int64}
+_DIGITS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How a prediction is shown; each task heeds what applies to it."""
+
+    top: int = 5
+    """Number of best classes to list."""
+
+    threshold: float | None = None
+    """Least score of a box, or of a label where several may apply, 0 to 1; None for those of the bundle."""
+
+    max_side: int | None = None
+    """Longest side of a drawn picture in pixels; None for the picture's own."""
+
+
+class Agreement(NamedTuple):
+    """Two predictions for one image, compared."""
+
+    difference: float
+    """The largest difference of a score, a distance or a pixel of a heatmap; infinite where one is no number."""
+    changed: bool
+    """Whether the best label is another, a box has no partner, or other crops were judged."""
+    expected: str
+    """The first prediction in a word or two."""
+    actual: str
+    """The second."""
+
+
+def largest_difference(*differences: float) -> float:
+    """Return the largest of some differences; infinite where one is NaN, which would compare as small.
+
+    Args:
+        *differences: From 0 up, at least one.
+    """
+    largest = float(np.max(differences))
+    return float("inf") if np.isnan(largest) else largest
+
+
+def compare_distances(expected: float | None, actual: float | None, *, approximate: bool) -> float:
+    """Return how far two distances from the training images differ, as a fraction of the larger, or of 1.
+
+    Args:
+        expected: Distance at export; None of a model that does not measure it.
+        actual: Distance now.
+        approximate: Whether one of them was computed in fewer bits: any finite difference is then none.
+    """
+    if expected is None or actual is None:
+        return 0.0 if expected == actual else float("inf")
+    fraction = abs(expected - actual) / max(1.0, abs(expected), abs(actual))
+    return 0.0 if approximate and np.isfinite(fraction) else fraction
+
+
+class Prediction(ABC):
+    """What a model says of one image or video."""
+
+    @property
+    @abstractmethod
+    def task(self) -> str:
+        """Name of the task, as bundles and answers have it."""
+
+    @property
+    def reason(self) -> StrEnum | None:
+        """Why the prediction is not to be relied on; None where it is."""
+        return None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the source showed nothing that the model could be run on."""
+        return False
+
+    @abstractmethod
+    def to_dict(self, view: View = View()) -> dict[str, Any]:
+        """Return plain values that JSON can hold, among them the name of the `task`.
+
+        Args:
+            view: What to list.
+        """
+
+    @abstractmethod
+    def headline(self, view: View = View()) -> str:
+        """Return the prediction in a line.
+
+        Args:
+            view: What to list.
+        """
+
+    def lines(self, view: View = View()) -> list[str]:
+        """Return the prediction for the shell, one line or several.
+
+        Args:
+            view: What to list.
+        """
+        return [self.headline(view)]
+
+    def draw(self, source: ImageSource, view: View = View()) -> Pixels | None:
+        """Draw the prediction over its picture, uint8 [H, W, 3]; None of a task that has nothing to draw.
+
+        Args:
+            source: The image or video that was answered; it is opened once more.
+            view: What to draw, and how large.
+        """
+        return None
+
+    @abstractmethod
+    def compare(self, other: Self, *, approximate: bool = False) -> Agreement:
+        """Compare with another prediction of this task for the same image.
+
+        Reasons are not compared: limits are scores and distances of real images, which then lie on either side of them
+        by the last digit. The scores and distances themselves are.
+
+        Args:
+            other: The prediction now, where this one is the expected one.
+            approximate: Whether one of them was computed in fewer bits.
+        """
+
+    @abstractmethod
+    def to_golden(self) -> dict[str, Any]:
+        """Return what `golden.json` holds of the prediction, for `TaskType.read_golden`."""
+
+
+class Opened(NamedTuple):
+    """An image or video that was opened for a model."""
+
+    images: Sequence[ImageSource]
+    """Images for `preprocess.onnx`: the image itself, or crops of it; there may be none."""
+    context: Any = None
+    """What the task needs beside the outputs to make its prediction; None where the outputs say all."""
+
+
+class TaskType(ABC):
+    """One task, bound to the labels and rules of a model: opens images for it, and makes predictions of its outputs.
+
+    Attributes:
+        labels: Label names, in the order of the scores.
+        confidence: When a prediction is confident.
+    """
+
+    name: ClassVar[str]
+    """Name by which bundles and answers have it."""
+    package: ClassVar[str] = "vfm-runtime"
+    """Distribution that brings it, which a bundle names so that it can be said what to install."""
+    summary: ClassVar[str]
+    """What its models do, such as `finds objects`."""
+    inputs: Mapping[str, str] = {"pixels": "uint8"}
+    """Element type by name of what `model.onnx` takes; `preprocess.onnx` gives `pixels` and `geometry`."""
+    outputs: Mapping[str, str]
+    """Element type by name of what `model.onnx` gives."""
+    takes_video: ClassVar[bool] = False
+    """Whether videos are opened too."""
+    uses_crops: ClassVar[bool] = False
+    """Whether images are cut into crops, so that `open` can be told that they are crops already."""
+    uses_threshold: ClassVar[bool] = False
+    """Whether `View.threshold` says anything."""
+    draws: ClassVar[bool] = False
+    """Whether `Prediction.draw` gives a picture."""
+
+    def __init__(self, labels: Sequence[str], rules: Mapping[str, Any] | None = None) -> None:
+        """Take the labels and the rules of a model, and check them.
+
+        Args:
+            labels: Label names, in the order of the scores.
+            rules: Plain values of a contract; None for a model without rules.
+
+        Raises:
+            ValueError: The rules do not hold, or do not go with the labels.
+        """
+        self.labels = tuple(labels)
+        self.confidence = ConfidenceRules()
+        self.has_rules = rules is not None
+        if rules is not None:
+            self.read_rules(rules)
+
+    def read_rules(self, rules: Mapping[str, Any]) -> None:
+        """Check the rules of a contract and keep them: those of confidence, where a task has no others.
+
+        Args:
+            rules: Plain values.
+
+        Raises:
+            ValueError: They do not hold, or do not go with the labels.
+        """
+        self.confidence = ConfidenceRules.from_dict(rules)
+        self.confidence.check_labels(self.labels)
+
+    def rules_to_dict(self) -> dict[str, Any] | None:
+        """Return the rules as plain values; None of a model without."""
+        return self.confidence.to_dict() if self.has_rules else None
+
+    @property
+    def heads(self) -> "Mapping[str, TaskType]":
+        """What each head answers, by its name; the name of a single one is empty."""
+        return {"": self}
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the graph measures distances from the training images, as `REFERENCE_PORTS`."""
+        return self.confidence.reference
+
+    def open(
+        self, source: ImageSource, *, cropped: bool = False, limits: VideoLimits = LIMITS
+    ) -> Opened:
+        """Open an image, or a video where the task takes them.
+
+        Args:
+            source: As for `Predictor.predict`.
+            cropped: Whether it is a crop already.
+            limits: What a video may cost.
+
+        Raises:
+            ImageError: It cannot be opened.
+            ValueError: The task makes no crops, and `cropped` was said.
+        """
+        if cropped:
+            raise ValueError(
+                f"cropped is for models that look at crops of faces; this one {self.summary} "
+                f"({self.name!r}). Leave it out."
+            )
+        return Opened((source,))
+
+    @abstractmethod
+    def predictions(self, outputs: Arrays) -> list[Any]:
+        """Return the prediction of each row, of which nothing else is known.
+
+        Args:
+            outputs: As the graph gives them.
+
+        Raises:
+            ValueError: A number is not finite, or there is not one a label.
+        """
+
+    def predict(self, opened: Opened, outputs: Arrays) -> Prediction:
+        """Return the prediction for one source from the rows of its images.
+
+        Args:
+            opened: As `open` gave it.
+            outputs: As the graph gives them, a row for each of its images.
+        """
+        (prediction,) = self.predictions(outputs)
+        result: Prediction = prediction
+        return result
+
+    def read_golden(self, row: Mapping[str, Any]) -> Prediction:
+        """Rebuild a prediction of the export from `golden.json`.
+
+        Args:
+            row: What `Prediction.to_golden` gave.
+        """
+        arrays = self.read_outputs(row)
+        if "distances" in row:
+            arrays["distances"] = np.array([row["distances"]], np.float32)
+        (prediction,) = self.predictions(arrays)
+        result: Prediction = prediction
+        return result
+
+    def read_outputs(self, row: Mapping[str, Any]) -> Arrays:
+        """Return the outputs of one image that a row of `golden.json` holds by name.
+
+        Args:
+            row: Plain values.
+        """
+        return {name: np.array([row[name]], _DTYPES[dtype]) for name, dtype in self.outputs.items()}
+
+    def drift_values(self, outputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Return the values of images that drift is told by: float [N], or of labels the best one's index, int64 [N].
+
+        Components and distance of the embeddings, and for each head the score and the index of its best label, or box.
+
+        Args:
+            outputs: As the graph gives them.
+        """
+        return score_drift_values(outputs)
+
+    def check_shapes(self, shapes: Mapping[str, Sequence[Any]]) -> None:
+        """Refuse a graph whose outputs do not go with the labels.
+
+        Args:
+            shapes: Dimensions of each output by name; one that is free is no number.
+
+        Raises:
+            ValueError: They do not.
+        """
+        return
+
+    def describe_rules(self) -> Iterator[tuple[str, str]]:
+        """Yield the rules for people, each as its name and what it says."""
+        if not self.has_rules:
+            return
+        rules = self.confidence
+        parts = [f"temperature {rules.temperature:.4g}"]
+        if rules.thresholds is not None:
+            parts.append(
+                f"scores from {min(rules.thresholds):.3f} to {max(rules.thresholds):.3f} up"
+            )
+        if rules.max_distance is not None:
+            parts.append(f"distance up to {rules.max_distance:.3f}")
+        yield "sure", ", ".join(parts)
+
+
+def score_drift_values(outputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Return drift values of what outputs are called: `components`, `distances`, and `scores` of any head.
+
+    Args:
+        outputs: By name; of several heads with the names of the heads in front.
+    """
+    values: Arrays = {}
+    if "components" in outputs:
+        values |= {f"component_{k}": column for k, column in enumerate(outputs["components"].T)}
+    if "distances" in outputs:
+        values["distance"] = outputs["distances"]
+    for name, scores in outputs.items():
+        head, dot, port = name.rpartition(".")
+        if port != "scores":
+            continue
+        best = scores.argmax(axis=1)
+        rows = np.arange(len(scores))
+        # Beyond three digits a score near 1 tells the processor, not the image.
+        values[f"{head}{dot}score"] = np.round(scores[rows, best], _DIGITS)
+        classes = outputs.get(f"{head}{dot}labels")
+        values[f"{head}{dot}{DRIFT_LABELS}"] = best if classes is None else classes[rows, best]
+    return values

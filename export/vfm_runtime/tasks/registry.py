@@ -1,0 +1,88 @@
+"""The table of tasks: each task type by the name that bundles and answers have for it.
+
+Further ones come with installed packages, by the entry point group `vfm_runtime.tasks`, or from a program by
+`register_task`. A bundle says a name, and never what to import.
+"""
+
+import re
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from vfm_runtime.errors import ContractError
+from vfm_runtime.tasks.base import TaskType
+
+GROUP = "vfm_runtime.tasks"
+"""Group of the entry points: the name of the task, and where its `TaskType` is."""
+
+MULTI_HEAD = "multi_head"
+"""Task of a bundle with several heads on one backbone."""
+
+BUILT_IN = {
+    "classification": "vfm_runtime.tasks.classification:ClassificationType",
+    "multilabel": "vfm_runtime.tasks.classification:MultilabelType",
+    "detection": "vfm_runtime.tasks.detection:DetectionType",
+    "deepfake": "vfm_runtime.deepfake.task:DeepfakeType",
+}
+"""Where each task of this distribution is; imported when a bundle first has it."""
+
+_NAME = re.compile(r"[a-z0-9_]+")
+_DISTRIBUTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_registered: dict[str, type[TaskType]] = {}
+
+
+def register_task(task_type: type[TaskType]) -> type[TaskType]:
+    """Make a task known by its name in this process; also a decorator.
+
+    Args:
+        task_type: A subclass of `TaskType` with `name`, `summary` and `outputs`.
+
+    Raises:
+        ValueError: The name is none, or another task has it.
+    """
+    name = task_type.name
+    if not _NAME.fullmatch(name) or name == MULTI_HEAD:
+        raise ValueError(
+            f"A task cannot be called {name!r}. Give a name of small letters, digits and underscores."
+        )
+    if name in BUILT_IN or _registered.get(name, task_type) is not task_type:
+        raise ValueError(
+            f"There is a task '{name}' already. Give {task_type.__name__} another name."
+        )
+    _registered[name] = task_type
+    return task_type
+
+
+def find_task_type(name: object, package: object = None) -> type[TaskType]:
+    """Return the task type of a name.
+
+    Args:
+        name: As a bundle has it.
+        package: Distribution that the bundle says brings the task; None where it says nothing.
+
+    Raises:
+        ContractError: No installed package brings such a task; with what to install.
+    """
+    if isinstance(name, str) and name in _registered:
+        return _registered[name]
+    if isinstance(name, str) and name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        task_type: type[TaskType] = getattr(import_module(module), attribute)
+        _registered[name] = task_type
+        return task_type
+    # Only what is installed has entry points: the bundle's text is compared with their names, and nothing else.
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            return register_task(point.load())
+    raise ContractError.of("task", name, f"one of {', '.join(list_tasks())}", _remedy(package))
+
+
+def list_tasks() -> list[str]:
+    """Return the names of all tasks that can be had here."""
+    named = (point.name for point in entry_points(group=GROUP))
+    return list(dict.fromkeys([*BUILT_IN, *_registered, *named]))
+
+
+def _remedy(package: object) -> str:
+    if isinstance(package, str) and _DISTRIBUTION.fullmatch(package):
+        return f"Install what brings it: pip install {package}"
+    return "Install the package that brings it, or upgrade vfm-runtime."
