@@ -23,7 +23,7 @@ import vfm_runtime
 from fashion_mnist import NAMES, RECIPES, lite0_weights, run
 from scenes import GROUNDS, ground, item, items_of, piece
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from vfm_runtime.bundle.compare import overlap
+from vfm_runtime.tasks.detection import compute_iou
 
 import vfm
 from vfm.data import DetectionData
@@ -51,7 +51,7 @@ def scenes_of(split: str, count: int, random: np.random.Generator) -> list[Drawn
         for index in random.choice(pool, int(random.integers(1, MOST + 1)), replace=False):
             one = item(random, images[index], SIDE, SIZES)
             others = np.array(boxes, float).reshape(-1, 4)
-            if overlap(np.array([one.box], float), others).max(initial=0) > OVERLAP:
+            if compute_iou(np.array([one.box], float), others).max(initial=0) > OVERLAP:
                 continue
             one.paste(made)
             boxes.append(one.box)

@@ -128,13 +128,13 @@ def main() -> None:
     if not options.photos.is_dir():
         raise SystemExit(f"There is no {options.photos}. Run: python tests/fetch_assets.py")
     model = vfm.load(options.ckpt)
-    if model.judge is None:
+    if not model.task_type.uses_crops:
         raise SystemExit(
             f"{options.ckpt} does not tell real from fake: give one of a DeepfakeTask."
         )
     rows = list(photo_rows(answers(model, photos(options.photos))))
     for row in [*(rows if options.each else []), *edit_rows(rows)]:
-        print(json.dumps(rounded(row) | {"crop": model.judge.crop.source}))
+        print(json.dumps(rounded(row) | {"crop": model.task_type.pipeline.crop.source}))
 
 
 if __name__ == "__main__":

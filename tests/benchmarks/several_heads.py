@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 import torch
 from sides import in_turns, report, seconds
-from vfm_runtime.bundle.contract import SEVERAL, Contract
+from vfm_runtime.tasks.registry import Contract
 
 from vfm import ClassificationTask
 from vfm.bundle.multi_head import require_one_backbone
@@ -45,7 +45,7 @@ def contract_of(tasks: dict[str, ClassificationTask]) -> Contract:
     said = {name: {"task": task.kind, "labels": task.labels} for name, task in tasks.items()}
     single = "" in tasks
     return Contract(
-        task=one.kind if single else SEVERAL,
+        task=one.kind if single else "multi_head",
         labels=one.labels if single else tuple(tasks),
         preprocess=one.preprocess.to_dict(),
         backbone=BACKBONE,

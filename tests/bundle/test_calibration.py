@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from vfm_runtime.bundle.contract import Contract
-from vfm_runtime.tasks.confidence import Rules
+from vfm_runtime.tasks.confidence import ConfidenceRules
 
 from tests.tasks.tiny import shapes, vit
 from vfm.bundle.calibration import CalibrationError, calibration, tempered
@@ -58,7 +58,7 @@ def test_scores_become_probabilities():
     assert found.error_after < 0.05
     assert found.num_images == 800
     kept = json.loads(json.dumps(found.to_dict()))
-    assert Rules.from_dict(kept["rules"]) == found.rules
+    assert ConfidenceRules.from_dict(kept["rules"]) == found.rules
 
 
 def test_a_score_of_zero_has_a_logarithm():
@@ -202,7 +202,7 @@ def test_the_graph_gives_what_was_fitted(multilabel, temperature):
         backbone="toy",
         license=None,
         versions={},
-        rules=Rules(temperature=temperature).to_dict(),
+        rules=ConfidenceRules(temperature=temperature).to_dict(),
     )
     with torch.inference_mode():
         plain = task.answer(pixels)["scores"].numpy()

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.drift.monitor import DriftMonitor
 from vfm_runtime.drift.reference import DriftReference
-from vfm_runtime.tasks.confidence import Rules
+from vfm_runtime.tasks.confidence import ConfidenceRules
 
 from tests.tasks.tiny import fit, vit
 from vfm.bundle.images import Source, open_images
@@ -155,7 +155,7 @@ def contract(task, placed):
         backbone="toy",
         license=None,
         versions={},
-        rules=Rules(reference=True, max_distance=placed.max_distance).to_dict(),
+        rules=ConfidenceRules(reference=True, max_distance=placed.max_distance).to_dict(),
     )
 
 

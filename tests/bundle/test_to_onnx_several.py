@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from vfm_runtime.bundle.contract import SEVERAL, Contract
+from vfm_runtime.tasks.registry import Contract
 
 from tests.conftest import DAVIT
 from tests.tasks.tiny import VIT
@@ -58,7 +58,7 @@ def contract_of(tasks, **said):
     }
     several = "" not in tasks
     return Contract(
-        task=SEVERAL if several else one.kind,
+        task="multi_head" if several else one.kind,
         labels=tuple(tasks) if several else one.labels,
         preprocess=one.preprocess.to_dict(),
         backbone="vit",

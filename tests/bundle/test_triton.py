@@ -11,10 +11,10 @@ import pytest
 import torch
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
-from vfm_runtime.bundle.contract import SEVERAL, Contract
 from vfm_runtime.bundle.manifest import write_manifest
 from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.tasks.registry import Contract
 
 from tests.tasks.tiny import VIT
 from vfm.bundle import onnx_graphs
@@ -56,7 +56,7 @@ def bundle_of(tasks, folder, **said):
     heads = {name: {"task": task.kind, "labels": task.labels} for name, task in tasks.items()}
     several = "" not in tasks
     contract = Contract(
-        task=SEVERAL if several else one.kind,
+        task="multi_head" if several else one.kind,
         labels=tuple(tasks) if several else one.labels,
         preprocess=one.preprocess.to_dict(),
         backbone="vit",

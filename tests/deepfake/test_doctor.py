@@ -1,11 +1,14 @@
 """`vfm doctor`."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from vfm_runtime.deepfake.decision import Decision
+from vfm_runtime.deepfake.evidence import VERDICT_LABELS
+from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.deepfake.task import DeepfakeType
 from vfm_runtime.deepfake.verdict import Reason, Verdict
 from vfm_runtime.media.image import ImageError
 
@@ -23,7 +26,8 @@ class Says:
 
     def __init__(self, *answers, fpr=0.01):
         self.answers = answers
-        self.judge = SimpleNamespace(decision=SimpleNamespace(fpr=fpr))
+        rules = {"crop": CropSpec().to_dict(), "decision": Decision(fpr=fpr).to_dict()}
+        self.task_type = DeepfakeType(VERDICT_LABELS, rules)
 
     def predict(self, sources, *, errors):
         assert errors == "return"

@@ -267,7 +267,7 @@ def test_a_damaged_operating_point_is_refused(own: Path) -> None:
 
 def test_an_untrained_task_judges_nothing() -> None:
     with pytest.raises(CheckpointError, match="DeepfakeTask has not been trained"):
-        task().judge()
+        task().rules()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from vfm_runtime.bundle.compare import overlap
+from vfm_runtime.tasks.detection import compute_iou
 
 from vfm.metrics.detection import (
     Found,
@@ -169,7 +169,7 @@ def test_confusion_with_background():
 
 
 def test_overlap_and_assignment():
-    table = overlap(np.array([BOX, BOX, AWAY], float), np.array([BOX, OTHER], float))
+    table = compute_iou(np.array([BOX, BOX, AWAY], float), np.array([BOX, OTHER], float))
     np.testing.assert_allclose(table, [[1, 0], [1, 0], [0, 0]])
     assert assign(table, np.array([False, False]), 0.5).tolist() == [0, -1, -1]
     assert assign(table, np.array([True, False]), 0.5).tolist() == [-2, -2, -1]

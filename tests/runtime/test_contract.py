@@ -2,7 +2,7 @@ import json
 import re
 
 import pytest
-from vfm_runtime.bundle.contract import Contract, parse_json, ports
+from vfm_runtime.bundle.contract import Contract, parse_json
 from vfm_runtime.bundle.manifest import (
     check_metadata,
     read_bundle,
@@ -11,6 +11,7 @@ from vfm_runtime.bundle.manifest import (
     write_manifest,
 )
 from vfm_runtime.bundle.model import load
+from vfm_runtime.deepfake.task import DeepfakeType
 from vfm_runtime.errors import BundleError, ContractError
 
 from tests.runtime import toy, toy_deepfake
@@ -57,7 +58,8 @@ BAD_VALUES = [
     (
         "task",
         "depth",
-        "'task' is 'depth'; expected one of classification, multilabel, detection, deepfake. Upgrade vfm-runtime",
+        "'task' is 'depth'; expected one of classification, multilabel, detection, deepfake. Install the package that "
+        "brings it, or upgrade vfm-runtime",
     ),
     ("task", 3, "'task' is 3"),
     ("labels", [], "'labels' is []; expected a list of at least one name"),
@@ -77,10 +79,10 @@ BAD_VALUES = [
     ("license", 3, "'license' is 3; expected a string or null"),
     ("versions", ["torch"], "'versions' is ['torch']"),
     ("versions", {"torch": 2}, "'versions' is {'torch': 2}; expected strings only"),
-    ("format", "1", "'format' is '1'; expected a whole number from 1 to 1"),
+    ("format", "1", "'format' is '1'; expected a whole number from 1 to 2"),
     ("format", True, "'format' is True"),
     ("format", 0, "'format' is 0"),
-    ("format", 2, "written by a newer vfm: its format is 2"),
+    ("format", 3, "written by a newer vfm: its format is 3, this version reads up to 2"),
 ]
 
 
@@ -95,7 +97,7 @@ def test_rules_of_a_deepfake_model():
     contract = Contract.from_dict(values)
     assert contract.to_dict() == values
     assert Contract.from_json(contract.to_json()) == contract
-    assert ports("deepfake") == (
+    assert (dict(DeepfakeType.inputs), dict(DeepfakeType.outputs)) == (
         {"pixels": "uint8"},
         {"logits": "float", "heatmaps": "float", "distances": "float"},
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from vfm_runtime.deepfake.decision import Decision, decide
 from vfm_runtime.deepfake.evidence import FrameEvidence, sigmoid
-from vfm_runtime.deepfake.verdict import Reason
+from vfm_runtime.tasks.confidence import AbstainReason
 
 
 def frames(*logits, **more):
@@ -61,13 +61,13 @@ def test_frames_without_a_face_are_no_score_but_count_as_asked():
     enough = decide(frames(2.0, 4.0), 8, True, rules)
     assert (enough.label, enough.logit) == ("fake", 3.0)
     few = decide(frames(2.0), 8, True, rules)
-    assert (few.label, few.reason) == ("undecided", Reason.TOO_FEW_FRAMES)
+    assert (few.label, few.reason) == ("undecided", AbstainReason.TOO_FEW_FRAMES)
     assert few.explanation == "Only 1 of 8 frames can be judged; at least 25% are needed."
 
 
 def test_trap_21_nothing_to_judge_is_never_a_score():
     nothing = decide([], 32, True, Decision(threshold=0.0))
-    assert (nothing.label, nothing.reason) == ("undecided", Reason.NO_FACE)
+    assert (nothing.label, nothing.reason) == ("undecided", AbstainReason.NO_FACE)
     assert nothing.score is None
     assert nothing.logit is None
     assert nothing.explanation == "No face was found in any of the 32 frames looked at."
@@ -78,7 +78,7 @@ def test_trap_21_nothing_to_judge_is_never_a_score():
 
 def test_small_faces_do_not_count():
     verdict = picture(9.0, face_px=30.0)
-    assert (verdict.label, verdict.reason) == ("undecided", Reason.FACE_TOO_SMALL)
+    assert (verdict.label, verdict.reason) == ("undecided", AbstainReason.FACE_TOO_SMALL)
     assert verdict.score is None
     assert verdict.explanation == (
         "Nothing in the picture can be judged: 1 face smaller than 64 pixels."
@@ -92,7 +92,7 @@ def test_small_faces_do_not_count():
 def test_blurred_crops_do_not_count():
     rules = Decision(threshold=0.0, min_sharpness=20.0)
     verdict = picture(9.0, sharpness=19.9, rules=rules)
-    assert verdict.reason == Reason.TOO_BLURRED
+    assert verdict.reason == AbstainReason.TOO_BLURRED
     assert verdict.explanation == "Nothing in the picture can be judged: 1 crop less sharp than 20."
     assert picture(9.0, sharpness=20.0, rules=rules).label == "fake"
     # What was not measured, as of native tiles, is not refused.
@@ -106,12 +106,12 @@ def test_the_reason_of_a_video_is_the_most_common_one():
         *(FrameEvidence(i, 0.1, 1.0, face_px=9.0) for i in (1, 2)),
     ]
     verdict = decide(flawed, 4, True, rules)
-    assert verdict.reason == Reason.FACE_TOO_SMALL
+    assert verdict.reason == AbstainReason.FACE_TOO_SMALL
     assert verdict.explanation == (
         "Nothing in 4 frames can be judged: 2 faces smaller than 64 pixels, 1 crop less sharp than 20."
     )
     verdict = decide([*flawed, FrameEvidence(3, 0.2, 1.0)], 4, True, rules)
-    assert verdict.reason == Reason.TOO_FEW_FRAMES
+    assert verdict.reason == AbstainReason.TOO_FEW_FRAMES
     assert "(2 faces smaller than 64 pixels, 1 crop less sharp than 20 left out)" in (
         verdict.explanation
     )
@@ -120,7 +120,7 @@ def test_the_reason_of_a_video_is_the_most_common_one():
 def test_unlike_the_training_data():
     rules = Decision(threshold=0.0, max_distance=0.4)
     verdict = picture(9.0, distance=0.41, rules=rules)
-    assert (verdict.label, verdict.reason) == ("undecided", Reason.UNLIKE_TRAINING)
+    assert (verdict.label, verdict.reason) == ("undecided", AbstainReason.UNLIKE_TRAINING)
     assert verdict.score is not None
     assert verdict.explanation == (
         "This is unlike the training data: its distance is 0.410, answers are given up to 0.400."
@@ -133,7 +133,7 @@ def test_unlike_the_training_data():
 def test_frames_that_disagree():
     rules = Decision(threshold=0.0, max_spread=2.0)
     verdict = video(6.0, -4.0, rules=rules)
-    assert verdict.reason == Reason.FRAMES_DISAGREE
+    assert verdict.reason == AbstainReason.FRAMES_DISAGREE
     assert "a standard deviation of 5.00, answers are given up to 2.00" in verdict.explanation
     assert video(2.0, 1.0, rules=rules).label == "fake"
     # The faces of one picture may well differ.
@@ -146,7 +146,7 @@ def test_band_between_real_and_fake():
     assert picture(-1.1, rules=rules).label == "real"
     for logit in (-1.0, 0.0, 2.0):
         verdict = picture(logit, rules=rules)
-        assert (verdict.label, verdict.reason) == ("undecided", Reason.NEAR_THRESHOLD)
+        assert (verdict.label, verdict.reason) == ("undecided", AbstainReason.NEAR_THRESHOLD)
         assert "lies between 0.269, below which the answer is real, and 0.881" in (
             verdict.explanation
         )

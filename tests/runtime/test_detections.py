@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from vfm_runtime import Detections
-from vfm_runtime.bundle.compare import agreement
 from vfm_runtime.media.drawing import draw_boxes
+from vfm_runtime.tasks.base import View
 
 NAMES = ("ant", "bee", "cat")
 BOXES = [[10, 20, 50, 60], [0, 0, 30, 15], [70, 70, 90, 99]]
@@ -39,8 +39,9 @@ def test_threshold():
 
 
 def test_plain_values():
-    assert answer().to_dict(0.8) == {
-        "boxes": [{"box": [10.0, 20.0, 50.0, 60.0], "label": "cat", "score": pytest.approx(0.9)}]
+    assert answer().to_dict(View(threshold=0.8)) == {
+        "task": "detection",
+        "boxes": [{"box": [10.0, 20.0, 50.0, 60.0], "label": "cat", "score": pytest.approx(0.9)}],
     }
 
 
@@ -96,7 +97,7 @@ def test_equality():
 
 def test_boxes_on_the_picture():
     image = np.zeros((100, 120, 3), np.uint8)
-    drawn = answer().draw(image, 0.3)
+    drawn = answer().draw(image, View(threshold=0.3))
     assert drawn.shape == image.shape
     assert not image.any()
     assert drawn[40, 10].any()  # left edge of the first box
@@ -106,7 +107,7 @@ def test_boxes_on_the_picture():
 
 def test_captions_stay_in_the_picture():
     image = np.zeros((60, 60, 3), np.uint8)
-    drawn = draw_boxes(image, [[50, 0, 60, 8]], captions=["a long caption"], colours=["#ff0000"])
+    drawn = draw_boxes(image, [[50, 0, 60, 8]], captions=["a long caption"], colors=["#ff0000"])
     assert drawn[5, :20].any()
 
 
@@ -116,7 +117,7 @@ def test_draw_opens_files(tmp_path):
 
 
 def test_agreement_of_the_same_boxes():
-    found = agreement(answer(), answer(scores=(0.9004, 0.5, 0.1)))
+    found = answer().compare(answer(scores=(0.9004, 0.5, 0.1)))
     assert not found.changed
     assert found.difference == pytest.approx(0.0004, abs=1e-5)
 
@@ -128,28 +129,28 @@ def test_agreement_does_not_depend_on_the_order():
         boxes=[BOXES[i] for i in order],
         class_ids=[(2, 0, 0)[i] for i in order],
     )
-    assert agreement(answer(), other).changed is False
-    assert agreement(answer(), other).difference == 0
+    assert answer().compare(other).changed is False
+    assert answer().compare(other).difference == 0
 
 
 def test_agreement_finds_a_box_that_moved():
     moved = [[12, 20, 52, 60], *BOXES[1:]]
-    found = agreement(answer(), answer(boxes=moved))
+    found = answer().compare(answer(boxes=moved))
     assert found.changed
-    assert found.found == "3 boxes, 2 of either without a partner"
+    assert found.actual == "3 boxes, 2 of either without a partner"
 
 
 def test_agreement_finds_another_class():
-    assert agreement(answer(), answer(class_ids=(1, 0, 0))).changed
+    assert answer().compare(answer(class_ids=(1, 0, 0))).changed
 
 
 def test_agreement_of_quiet_boxes_is_not_asked_for():
     quiet = answer(scores=(0.9, 0.5, 0.01))
     moved = answer(scores=(0.9, 0.5, 0.01), boxes=[*BOXES[:2], [0, 0, 5, 5]])
-    assert not agreement(quiet, moved).changed
+    assert not quiet.compare(moved).changed
 
 
 def test_agreement_of_nothing():
     nothing = Detections.from_arrays(np.zeros((0, 4)), [], [], NAMES)
-    assert agreement(nothing, nothing) == (0.0, False, "0 boxes", "0 boxes")
-    assert agreement(answer(), nothing).changed
+    assert nothing.compare(nothing) == (0.0, False, "0 boxes", "0 boxes")
+    assert answer().compare(nothing).changed

@@ -9,11 +9,14 @@ import pytest
 import vfm_runtime
 from skimage import data
 from vfm_runtime.drift.monitor import DriftMonitor, _chi_square, _grouped, psi
-from vfm_runtime.drift.reference import DriftReference, Histogram, figures_of
+from vfm_runtime.drift.reference import DriftReference, Histogram
+from vfm_runtime.tasks.base import score_drift_values
+from vfm_runtime.tasks.classification import ClassificationType
 
 from tests.runtime import toy
 
 NUM_AXES, NUM_LABELS = 8, 5
+TASK_TYPE = ClassificationType([str(k) for k in range(NUM_LABELS)])
 
 
 def answers(seed, number=500, shift=0.0, labels=(0.4, 0.3, 0.15, 0.1, 0.05)):
@@ -29,7 +32,7 @@ def answers(seed, number=500, shift=0.0, labels=(0.4, 0.3, 0.15, 0.1, 0.05)):
 
 
 def reference(seed=10**6, number=1000):
-    return DriftReference.of(answers(seed, number), {"": NUM_LABELS})
+    return DriftReference.of(score_drift_values(answers(seed, number)), {"": NUM_LABELS})
 
 
 def test_psi_is_as_it_is_defined():
@@ -173,7 +176,7 @@ def test_a_label_that_was_never_seen():
 def test_of_a_detector_the_best_box_counts():
     scores = np.array([[0.2, 0.9], [0.8, 0.1]], np.float32)
     labels = np.array([[3, 1], [2, 0]])
-    found = figures_of({"boxes": np.zeros((2, 2, 4)), "labels": labels, "scores": scores})
+    found = score_drift_values({"boxes": np.zeros((2, 2, 4)), "labels": labels, "scores": scores})
     assert found["labels"].tolist() == [1, 2]
     assert found["score"].tolist() == pytest.approx([0.9, 0.8])
 
@@ -181,7 +184,7 @@ def test_of_a_detector_the_best_box_counts():
 def test_each_of_several_heads_is_watched():
     scores = np.array([[0.2, 0.8], [0.9, 0.1]] * 30, np.float32)
     outputs = {"colour.scores": scores, "shape.scores": scores[::-1], "distances": np.arange(60.0)}
-    made = DriftReference.of(outputs, {"colour": 2, "shape": 2})
+    made = DriftReference.of(score_drift_values(outputs), {"colour": 2, "shape": 2})
     assert set(made.histograms) == {"colour.score", "shape.score", "distance"}
     assert set(made.labels) == {"colour.labels", "shape.labels"}
     monitor = DriftMonitor(made, window=60)
@@ -218,14 +221,14 @@ def test_arguments():
 
 def test_a_bundle_without_a_reference(tmp_path):
     with pytest.raises(ValueError, match=r"has no reference\.json, so there is nothing to tell"):
-        DriftMonitor(SimpleNamespace(path=tmp_path))
+        DriftMonitor(SimpleNamespace(path=tmp_path, task_type=TASK_TYPE))
 
 
 def test_a_reference_in_a_file(tmp_path):
     made = reference()
     made.write(tmp_path)
     assert DriftReference.load(tmp_path) == made
-    assert DriftMonitor(SimpleNamespace(path=tmp_path)).reference == made
+    assert DriftMonitor(SimpleNamespace(path=tmp_path, task_type=TASK_TYPE)).reference == made
 
 
 def broken(change):
@@ -283,7 +286,7 @@ def outputs_of(model, photos):
 def test_dark_photos_through_a_model(tmp_path):
     folder = toy.build(tmp_path / "bundle")
     model = vfm_runtime.load(folder, device="cpu")
-    made = DriftReference.of(outputs_of(model, crops(0)), {"": len(toy.LABELS)})
+    made = DriftReference.of(score_drift_values(outputs_of(model, crops(0))), {"": len(toy.LABELS)})
     made.write(folder)
     toy.write_vfm_json(folder)
     model = vfm_runtime.load(folder, device="cpu")

@@ -300,5 +300,5 @@ def test_the_size_of_the_face_is_in_pixels_of_the_image(detector):
 
 
 def test_the_weights_go_into_the_wheel():
-    project = (Path(vfm_runtime.deepfake.faces.__file__).parents[2] / "pyproject.toml").read_text()
+    project = (Path(vfm_runtime.deepfake.faces.__file__).parents[3] / "pyproject.toml").read_text()
     assert '"vfm_runtime.deepfake.faces" = ["weights/*"]' in project

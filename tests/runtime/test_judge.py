@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import vfm_runtime
 from PIL import Image
-from vfm_runtime.bundle.golden import golden_row
 from vfm_runtime.cli import main
 from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.faces.crop import CropSpec
-from vfm_runtime.deepfake.pipeline import Judge
-from vfm_runtime.deepfake.verdict import Reason
+from vfm_runtime.deepfake.pipeline import DeepfakePipeline
+from vfm_runtime.deepfake.task import DeepfakeType
+from vfm_runtime.tasks.confidence import AbstainReason
 
 from tests.runtime import toy, toy_deepfake, videos
 
@@ -62,7 +62,7 @@ def test_a_face_is_found_cut_out_and_judged(model):
 
 def test_the_answer_is_that_of_the_graph_on_the_crop(model):
     verdict = model.predict(FAKE)
-    (crop,) = model.judge.evidence(FAKE).crops
+    (crop,) = model.task_type.open(FAKE).images
     logits, heatmaps, distances = toy_deepfake.expected(model.preprocess(crop))
     assert verdict.logit == pytest.approx(logits[0], abs=1e-4)
     np.testing.assert_allclose(verdict.frames[0].heatmap, heatmaps[0], atol=1e-5)
@@ -72,7 +72,11 @@ def test_the_answer_is_that_of_the_graph_on_the_crop(model):
 
 def test_trap_09_a_whole_picture_without_a_face_is_not_judged_as_if_it_were_one(model):
     verdict = model.predict(BLANK)
-    assert (verdict.label, verdict.reason, verdict.score) == ("undecided", Reason.NO_FACE, None)
+    assert (verdict.label, verdict.reason, verdict.score) == (
+        "undecided",
+        AbstainReason.NO_FACE,
+        None,
+    )
     # Unless it is declared to be a crop.
     assert model.predict(BLANK, cropped=True).score is not None
 
@@ -100,7 +104,7 @@ def test_video_that_is_no_face_for_the_most_part(tmp_path):
     strict = make(tmp_path, decision={"min_frames": 0.5, "num_frames": 4})
     pictures = [np.full((200, 200, 3), 60 + 20 * i, np.uint8) for i in range(3)]
     verdict = strict.predict(videos.write([FACE, *pictures]))
-    assert (verdict.label, verdict.reason) == ("undecided", Reason.TOO_FEW_FRAMES)
+    assert (verdict.label, verdict.reason) == ("undecided", AbstainReason.TOO_FEW_FRAMES)
     assert verdict.explanation.startswith("Only 1 of 4 frames can be judged")
 
 
@@ -108,17 +112,17 @@ def test_small_face(tmp_path):
     small = np.array(Image.fromarray(FACE).resize((64, 64)))
     strict = make(tmp_path, decision={"min_face": 48.0}, crop={"size": 128})
     verdict = strict.predict(small)
-    assert (verdict.label, verdict.reason) == ("undecided", Reason.FACE_TOO_SMALL)
+    assert (verdict.label, verdict.reason) == ("undecided", AbstainReason.FACE_TOO_SMALL)
     assert strict.predict(FACE).label == "real"
 
 
 def test_a_crop_of_the_models_own_size_is_never_too_small(model):
-    judge = Judge(CropSpec(source="cropped", size=32), Decision(min_face=64.0))
+    pipeline = DeepfakePipeline(CropSpec(source="cropped", size=32), Decision(min_face=64.0))
     outputs = {"logits": np.ones(1), "heatmaps": np.zeros((1, 2, 2)), "distances": np.zeros(1)}
     crop = FACE[:32, :32]
-    assert judge.verdict(judge.evidence(crop), outputs).label == "fake"
-    tiny = judge.verdict(judge.evidence(crop[:16, :16]), outputs)
-    assert tiny.reason == Reason.FACE_TOO_SMALL
+    assert pipeline.judge_evidence(pipeline.collect_evidence(crop), outputs).label == "fake"
+    tiny = pipeline.judge_evidence(pipeline.collect_evidence(crop[:16, :16]), outputs)
+    assert tiny.reason == AbstainReason.FACE_TOO_SMALL
 
 
 def test_blurred_face(tmp_path):
@@ -126,7 +130,7 @@ def test_blurred_face(tmp_path):
     strict = make(tmp_path / "strict", decision={"min_sharpness": 0.5 * sharp.sharpness})
     small = Image.fromarray(FACE).resize((40, 40), Image.Resampling.BILINEAR)
     blurred = np.array(small.resize((200, 200), Image.Resampling.BICUBIC))
-    assert strict.predict(blurred).reason == Reason.TOO_BLURRED
+    assert strict.predict(blurred).reason == AbstainReason.TOO_BLURRED
     assert strict.predict(FACE).label == "real"
 
 
@@ -184,33 +188,33 @@ def test_model_that_answers_nan(tmp_path):
 def test_scores_and_answers_of_crops(model):
     with pytest.raises(ValueError, match="This model tells real from fake: take `predict`"):
         model.scores(model.preprocess(FACE))
-    (verdict,) = model.answers(model.run(model.prepare(FAKE)))
+    (verdict,) = model.task_type.predictions(model.run(model.prepare(FAKE)))
     assert verdict.label == "fake"
     assert verdict.frames[0].box is None
 
 
 def test_only_deepfake_models_take_crops(bundle):
     labels = vfm_runtime.load(bundle, device="cpu")
-    with pytest.raises(ValueError, match=r"cropped is for deepfake models.*'classification'"):
+    with pytest.raises(
+        ValueError, match=r"cropped is for models that look at crops.*'classification'"
+    ):
         labels.predict(FACE, cropped=True)
 
 
-def test_a_judge_and_the_kind_go_together(model):
-    class Broken(vfm_runtime.Predictor):
-        prepare = run = None
-
-    Broken.__abstractmethods__ = frozenset()
-    with pytest.raises(ValueError, match="kind 'deepfake' needs a judge"):
-        Broken("deepfake", ("real", "fake"))
-    with pytest.raises(ValueError, match="kind 'detection' has no judge"):
-        Broken("detection", ("a",), judge=model.judge)
+def test_there_is_no_deepfake_model_without_its_rules():
+    with pytest.raises(
+        vfm_runtime.ContractError, match=r"'rules' is None; expected an object with"
+    ):
+        DeepfakeType(("real", "fake"))
+    with pytest.raises(vfm_runtime.ContractError, match=r"\['real', 'fake'\] for the task"):
+        DeepfakeType(("fake", "real"), {})
 
 
 def test_another_number_of_outputs(model):
-    evidence = model.judge.evidence(FACE)
-    outputs = model.run(model.prepare(evidence.crops[0]))
+    opened = model.task_type.open(FACE)
+    outputs = model.run(model.prepare(opened.images[0]))
     with pytest.raises(ValueError, match="zip"):
-        model.judge.verdict(evidence, {**outputs, "distances": np.zeros(2)})
+        model.task_type.predict(opened, {**outputs, "distances": np.zeros(2)})
 
 
 def test_pictures(model, clip):
@@ -261,12 +265,12 @@ def test_check_finds_another_golden_answer(deepfake, tmp_path, change, text, cap
 def test_golden_row_is_what_check_replays(deepfake, model, tmp_path):
     own = shutil.copytree(deepfake, tmp_path / "own")
     crop = own / "golden" / "000.png"
-    row = golden_row("000.png", model.predict(crop, cropped=True))
+    row = {"file": "000.png", **model.predict(crop, cropped=True).to_golden()}
     (own / "golden" / "golden.json").write_text(json.dumps({"tolerance": 1e-6, "images": [row]}))
     toy.write_vfm_json(own, toy_deepfake.contract())
     assert main(["check", str(own), "--device", "cpu"]) == 0
     with pytest.raises(ValueError, match="golden answer is that of one crop; this verdict is of 0"):
-        golden_row("x.png", model.predict(BLANK))
+        model.predict(BLANK).to_golden()
 
 
 def test_predict_in_the_shell(deepfake, model, clip, tmp_path, capsys):
@@ -279,7 +283,7 @@ def test_predict_in_the_shell(deepfake, model, clip, tmp_path, capsys):
     names = [folder / name for name in ("blank.png", "clip.mp4", "clip.png")]
     verdicts = [model.predict(name) for name in names]
     for line, name, verdict in zip(lines, names, verdicts, strict=True):
-        assert line == f"{name}: {verdict.headline}. {verdict.explanation}"
+        assert line == f"{name}: {verdict.headline()}. {verdict.explanation}"
     assert lines[0].startswith(f"{folder / 'blank.png'}: undecided (no_face). No face was found")
     drawn = sorted(path.name for path in (tmp_path / "out").rglob("*.png"))
     assert drawn == ["blank.png.png", "clip.mp4.png", "clip.png.png"]
@@ -298,7 +302,10 @@ def test_crops_in_the_shell(deepfake, capsys):
 def test_misuse_in_the_shell(deepfake, bundle, tmp_path, capsys):
     picture = str(bundle / "golden" / "000.png")
     assert main(["predict", str(bundle), picture, "--cropped"]) == 2
-    assert "is no deepfake model: it takes no crops. Leave out --cropped" in capsys.readouterr().err
+    assert (
+        "cuts nothing out of its images: it takes no crops. Leave out --cropped"
+        in capsys.readouterr().err
+    )
     (tmp_path / "empty").mkdir()
     assert main(["predict", str(deepfake), str(tmp_path / "empty")]) == 1
     assert "no images and no videos in this folder" in capsys.readouterr().err

@@ -10,6 +10,8 @@ import vfm_runtime
 from PIL import Image
 from vfm_runtime import BundleError, ImageError, Prediction, ProviderError, load
 from vfm_runtime.bundle import model as model_module
+from vfm_runtime.tasks.base import View
+from vfm_runtime.tasks.classification import LabelPrediction
 
 from tests.runtime import toy
 
@@ -76,14 +78,14 @@ def test_bad_images_raise_or_return(model):
     photo = toy.photos()[0]
     images = [photo, b"no image", photo, "missing.png"]
     answers = model.predict(images, batch_size=2, errors="return")
-    assert [type(answer) for answer in answers] == [Prediction, ImageError] * 2
+    assert [type(answer) for answer in answers] == [LabelPrediction, ImageError] * 2
     assert answers[0] == answers[2] == model.predict(photo)
     assert answers[3].source == "missing.png"
     assert isinstance(model.predict(b"", errors="return"), ImageError)
     assert len(model.predict([b"", b""], errors="return")) == 2
     with pytest.raises(ImageError, match="image of 8 bytes: not an image") as caught:
         model.predict(images)
-    assert caught.value.__notes__ == ["It is image number 2 of those given."]
+    assert caught.value.__notes__ == ["It is number 2 of those given."]
     with pytest.raises(ImageError, match="missing"):
         model.predict("missing.png")
 
@@ -210,32 +212,33 @@ def test_nan_is_no_answer(own_bundle):
 
 
 def test_prediction():
-    answer = Prediction.from_scores([0.2, 0.5, 0.3], ["a", "b", "c"])
+    answer = LabelPrediction.from_scores([0.2, 0.5, 0.3], ["a", "b", "c"])
     assert (answer.label, answer.score, answer.labels) == ("b", 0.5, ("a", "b", "c"))
     assert answer.scores.dtype == np.float32
     assert answer.top(2) == [("b", 0.5), ("c", pytest.approx(0.3))]
     assert [label for label, _ in answer.top(9)] == ["b", "c", "a"]
-    assert repr(answer) == "Prediction('b', 0.500, 3 classes)"
-    plain = answer.to_dict(1)
+    assert repr(answer) == "LabelPrediction('b', 0.500, 3 classes)"
+    plain = answer.to_dict(View(top=1))
     assert json.loads(json.dumps(plain)) == {
+        "task": "classification",
         "label": "b",
         "score": 0.5,
         "top": [{"label": "b", "score": 0.5}],
     }
-    assert answer == Prediction.from_scores(answer.scores, answer.labels)
-    assert answer != Prediction.from_scores([0.2, 0.4, 0.4], ["a", "b", "c"])
-    assert answer != Prediction.from_scores([0.2, 0.5, 0.3], ["a", "b", "d"])
+    assert answer == LabelPrediction.from_scores(answer.scores, answer.labels)
+    assert answer != LabelPrediction.from_scores([0.2, 0.4, 0.4], ["a", "b", "c"])
+    assert answer != LabelPrediction.from_scores([0.2, 0.5, 0.3], ["a", "b", "d"])
     assert answer != "b"
 
 
 def test_prediction_ties_keep_the_order_of_the_labels():
-    answer = Prediction.from_scores([0.25, 0.5, 0.25], ["a", "b", "c"])
+    answer = LabelPrediction.from_scores([0.25, 0.5, 0.25], ["a", "b", "c"])
     assert [label for label, _ in answer.top()] == ["b", "a", "c"]
 
 
 def test_prediction_is_its_own_and_read_only():
     scores = np.array([0.2, 0.8], "float32")
-    answer = Prediction.from_scores(scores, ["a", "b"])
+    answer = LabelPrediction.from_scores(scores, ["a", "b"])
     scores[:] = 0
     assert answer.scores[1] == np.float32(0.8)
     with pytest.raises(ValueError, match="read-only"):
@@ -253,12 +256,12 @@ def test_prediction_is_its_own_and_read_only():
 )
 def test_bad_predictions(scores, labels, text):
     with pytest.raises(ValueError, match=text):
-        Prediction.from_scores(scores, labels)
+        LabelPrediction.from_scores(scores, labels)
 
 
 def test_top_needs_a_class():
     with pytest.raises(ValueError, match=r"k is 0. Ask for at least 1"):
-        Prediction.from_scores([1.0], ["a"]).top(0)
+        LabelPrediction.from_scores([1.0], ["a"]).top(0)
 
 
 def run_python(code, *words):

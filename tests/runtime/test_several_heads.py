@@ -8,12 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import vfm_runtime
-from vfm_runtime.bundle.compare import agreement
 from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.bundle.golden import replay
 from vfm_runtime.cli import main
 from vfm_runtime.errors import BundleError, ContractError
-from vfm_runtime.tasks.confidence import Rules
+from vfm_runtime.tasks.confidence import ConfidenceRules
 
 from tests.runtime import toy, toy_several
 
@@ -86,7 +85,7 @@ def test_one_threshold_a_label():
 
 
 def test_each_head_answers(several):
-    assert several.kind == "several"
+    assert several.kind == "multi_head"
     assert several.labels == ("animal", "traits")
     assert several.precisions == ("fp32", "int8")
     photos = toy.photos()
@@ -106,7 +105,7 @@ def test_each_head_answers(several):
 
 
 def test_sureness(several):
-    rules = several.heads["animal"].surely
+    rules = several.task_type.heads["animal"].confidence
     answers = [answer["animal"] for answer in several.predict(toy.photos())]
     for answer in answers:
         if answer.distance > 10:
@@ -181,7 +180,7 @@ def test_a_head_that_answers_otherwise_is_named(folder, several, tmp_path):
 
 def test_the_head_that_differs_most_counts(several):
     one, other = several.predict(toy.photos()[:2])
-    found = agreement(one, {"animal": other["animal"], "traits": one["traits"]})
+    found = one.compare({"animal": other["animal"], "traits": one["traits"]})
     assert found.expected.startswith("animal: ")
     assert found.difference > 0
 
@@ -190,14 +189,16 @@ def test_the_distance_is_part_of_the_answer(several):
     (answer,) = several.predict(toy.photos()[:1])
     one = answer["animal"]
     far = dataclasses.replace(one, distance=999.0)
-    near = dataclasses.replace(one, rules=Rules())  # a NaN is refused where there is a limit
+    near = dataclasses.replace(
+        one, rules=ConfidenceRules()
+    )  # a NaN is refused where there is a limit
     lost = dataclasses.replace(near, distance=float("nan"))
-    assert agreement(one, one).difference == 0
-    assert agreement(one, far).difference > 0.5
-    assert agreement(one, far, rough=True).difference == 0
-    assert agreement(near, lost, rough=True).difference == float("inf")
-    assert agreement(one, dataclasses.replace(one, distance=None)).difference == float("inf")
-    assert agreement(near, lost).difference == float("inf")
+    assert one.compare(one).difference == 0
+    assert one.compare(far).difference > 0.5
+    assert one.compare(far, approximate=True).difference == 0
+    assert near.compare(lost, approximate=True).difference == float("inf")
+    assert one.compare(dataclasses.replace(one, distance=None)).difference == float("inf")
+    assert near.compare(lost).difference == float("inf")
 
 
 def test_an_unlisted_graph_is_refused(folder, tmp_path):

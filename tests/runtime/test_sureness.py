@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from vfm_runtime.tasks.confidence import Rules
+from vfm_runtime.tasks.confidence import ConfidenceRules
 
-RULES = Rules(temperature=1.5, thresholds=(0.5, 0.9), max_distance=3.0, reference=True)
+RULES = ConfidenceRules(temperature=1.5, thresholds=(0.5, 0.9), max_distance=3.0, reference=True)
 
 
 def values(**changes):
@@ -26,13 +26,13 @@ def values(**changes):
     ],
 )
 def test_reason(label, score, distance, reason):
-    assert RULES.reason(label, score, distance) == reason
+    assert RULES.find_reason(label, score, distance) == reason
 
 
 def test_without_rules_every_answer_is_sure():
-    assert Rules().reason(0, 0.0, 1e9) is None
-    assert not Rules().is_low(0, 0.0)
-    assert not Rules().is_unlike(1e9)
+    assert ConfidenceRules().find_reason(0, 0.0, 1e9) is None
+    assert not ConfidenceRules().is_low(0, 0.0)
+    assert not ConfidenceRules().is_unlike(1e9)
 
 
 @pytest.mark.parametrize("distance", [float("nan"), float("inf")])
@@ -44,15 +44,15 @@ def test_a_distance_that_is_no_number_is_no_answer(distance):
 def test_thresholds_of_boxes_follow_their_classes():
     classes = np.array([1, 0, 1])
     np.testing.assert_array_equal(RULES.least(classes, 0.3), [0.9, 0.5, 0.9])
-    np.testing.assert_array_equal(Rules().least(classes, 0.3), [0.3, 0.3, 0.3])
+    np.testing.assert_array_equal(ConfidenceRules().least(classes, 0.3), [0.3, 0.3, 0.3])
     assert RULES.least(classes[:0], 0.3).shape == (0,)
 
 
 def test_a_file_holds_them():
-    again = Rules.from_dict(json.loads(json.dumps(RULES.to_dict())))
+    again = ConfidenceRules.from_dict(json.loads(json.dumps(RULES.to_dict())))
     assert again == RULES
     assert hash(again) == hash(RULES)
-    assert Rules.from_dict(Rules().to_dict()) == Rules()
+    assert ConfidenceRules.from_dict(ConfidenceRules().to_dict()) == ConfidenceRules()
 
 
 @pytest.mark.parametrize(
@@ -74,22 +74,22 @@ def test_a_file_holds_them():
 )
 def test_values_that_cannot_be_meant(changes, said):
     with pytest.raises(ValueError, match=said):
-        Rules.from_dict(values(**changes))
+        ConfidenceRules.from_dict(values(**changes))
 
 
 def test_keys():
     missing = values()
     del missing["max_distance"]
     with pytest.raises(ValueError, match=r"have no key 'max_distance'\. Write them anew"):
-        Rules.from_dict(missing)
+        ConfidenceRules.from_dict(missing)
     with pytest.raises(ValueError, match=r"unknown key 'maxdistance'\. Known: temperature, thresh"):
-        Rules.from_dict(values(maxdistance=1))
+        ConfidenceRules.from_dict(values(maxdistance=1))
     with pytest.raises(ValueError, match=r"are \[\]; expected an object"):
-        Rules.from_dict([])
+        ConfidenceRules.from_dict([])
 
 
 def test_a_threshold_for_each_label():
     RULES.check_labels(["ant", "bee"])
-    Rules().check_labels(["ant"])
+    ConfidenceRules().check_labels(["ant"])
     with pytest.raises(ValueError, match="hold '2 numbers' as 'thresholds'; expected 3, one for"):
         RULES.check_labels(["ant", "bee", "cat"])

@@ -5,10 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from vfm_runtime.bundle.compare import agreement
 from vfm_runtime.deepfake.decision import Decision, decide
 from vfm_runtime.deepfake.evidence import FrameEvidence
-from vfm_runtime.deepfake.heatmap import COLOURS, Tile, overlay, place, sheet
+from vfm_runtime.deepfake.heatmap import COLORS, Tile, lay_out, overlay, paste_heatmap
 
 HEAT = np.zeros((4, 4), np.float32)
 HEAT[0, 0] = 1
@@ -53,9 +52,9 @@ def test_plain_values():
 
 
 def test_in_a_line():
-    assert verdict().headline == "fake 0.8808"
-    assert verdict(min_face=200.0).headline == "undecided (face_too_small)"
-    assert verdict(max_distance=0.05).headline == "undecided 0.8808 (unlike_training)"
+    assert verdict().headline() == "fake 0.8808"
+    assert verdict(min_face=200.0).headline() == "undecided (face_too_small)"
+    assert verdict(max_distance=0.05).headline() == "undecided 0.8808 (unlike_training)"
     assert repr(verdict()) == "Verdict('fake', 0.881, 1 crops)"
     assert (
         repr(verdict(min_face=200.0)) == "Verdict('undecided', face_too_small, no score, 1 crops)"
@@ -73,32 +72,32 @@ def test_equality_looks_at_every_number():
 
 
 def test_agreement_of_verdicts():
-    assert agreement(verdict(), verdict()) == (0.0, False, "fake", "fake")
-    near = agreement(verdict(), verdict(2.01))
+    assert verdict().compare(verdict()) == (0.0, False, "fake", "fake")
+    near = verdict().compare(verdict(2.01))
     assert 0 < near.difference < 0.01
     assert not near.changed
-    other = agreement(verdict(0.001), verdict(-0.001))
+    other = verdict(0.001).compare(verdict(-0.001))
     assert other.changed
-    assert (other.expected, other.found) == ("fake", "real")
-    assert agreement(verdict(), verdict(heatmap=HEAT * 0.5)).difference == 0.5
-    lost = agreement(verdict(), verdict(min_face=200.0))
+    assert (other.expected, other.actual) == ("fake", "real")
+    assert verdict().compare(verdict(heatmap=HEAT * 0.5)).difference == 0.5
+    lost = verdict().compare(verdict(min_face=200.0))
     assert lost.changed
-    assert lost.found == "undecided (face_too_small)"
+    assert lost.actual == "undecided (face_too_small)"
 
 
 def test_verdicts_of_different_crops_do_not_agree():
     none = decide([], 1, False, Decision())
-    found = agreement(verdict(), none)
+    found = verdict().compare(none)
     assert found.changed
-    assert (found.expected, found.found) == ("fake, 1 crops", "undecided (no_face), 0 crops")
+    assert (found.expected, found.actual) == ("fake, 1 crops", "undecided (no_face), 0 crops")
     bare = dataclasses.replace(verdict(), frames=())
-    assert agreement(verdict(), bare).changed
+    assert verdict().compare(bare).changed
     nan = verdict(heatmap=HEAT * np.nan)
-    assert agreement(verdict(), nan).difference == float("inf")
+    assert verdict().compare(nan).difference == float("inf")
 
 
 def test_heat_lies_where_the_crop_lies():
-    heat = place(np.ones((4, 4), np.float32), verdict().frames[0].matrix, 40, (60, 80))
+    heat = paste_heatmap(np.ones((4, 4), np.float32), verdict().frames[0].matrix, 40, (60, 80))
     assert heat.shape == (60, 80)
     rows, columns = np.nonzero(heat > 0.5)
     assert abs(rows.min() - 20) <= 1
@@ -106,7 +105,7 @@ def test_heat_lies_where_the_crop_lies():
     assert abs(columns.min() - 10) <= 1
     assert abs(columns.max() - 29) <= 1
     # The upper left cell of four covers a quarter of the crop each way.
-    corner = place(HEAT, verdict().frames[0].matrix, 40, (60, 80))
+    corner = paste_heatmap(HEAT, verdict().frames[0].matrix, 40, (60, 80))
     row, column = np.unravel_index(corner.argmax(), corner.shape)
     assert 20 <= row <= 24
     assert 10 <= column <= 14
@@ -127,14 +126,14 @@ def test_picture_of_a_verdict():
     assert drawn.shape[0] > 60
     assert drawn.shape[1] == 80
     assert drawn[60:].reshape(-1, 3).tolist().count([198, 40, 40]) > 100
-    assert COLOURS["fake"] == "#c62828"
+    assert COLORS["fake"] == "#c62828"
     assert drawn[50, 70].tolist() == [128, 128, 128]
     assert drawn[24, 14, 0] > drawn[24, 14, 2] + 50
 
 
 def test_sheet_of_a_video():
     red = np.zeros((10, 10, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
-    page = sheet([Tile(red, None, "0.00 s"), Tile(red, HEAT, "0.04 s")] * 3)
+    page = lay_out([Tile(red, None, "0.00 s"), Tile(red, HEAT, "0.04 s")] * 3)
     assert page.shape[1] == 4 * 328 + 4
     assert page.shape[0] > 2 * 160
     assert (page == [255, 0, 0]).all(-1).mean() > 0.3

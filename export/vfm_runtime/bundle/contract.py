@@ -25,7 +25,7 @@ Format 2 names tasks by what is registered, calls several heads `multi_head` (fo
 `package` that brings a task, and may hold `extensions.EXTENSIONS`.
 """
 
-_EARLIER_NAMES = {"several": MULTI_HEAD}
+_SEVERAL = "several"
 
 PREPROCESS_FILE = "preprocess.onnx"
 MODEL_FILE = "model.onnx"
@@ -129,7 +129,8 @@ class Contract:
         # Trainers pass lists and tuples; files can only hold lists. One form makes `==` meaningful.
         object.__setattr__(self, "labels", _labels(self.labels))
         _check_format(self.format)
-        object.__setattr__(self, "task", _EARLIER_NAMES.get(self.task, self.task))
+        if self.task == _SEVERAL:
+            object.__setattr__(self, "task", MULTI_HEAD)
         if not isinstance(self.backbone, str) or not self.backbone:
             raise ContractError.of("backbone", self.backbone, "a name")
         if self.license is not None and not isinstance(self.license, str):
@@ -182,8 +183,9 @@ class Contract:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as plain values that JSON can hold."""
+        is_earlier = self.format < 2 and self.heads is not None
         values = {
-            "task": self.task,
+            "task": _SEVERAL if is_earlier else self.task,
             "labels": list(self.labels),
             "preprocess": _plain("preprocess", self.preprocess),
             "backbone": self.backbone,

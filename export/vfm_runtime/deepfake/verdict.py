@@ -23,7 +23,7 @@ class Verdict(Prediction):
     label: Label
     """`real`, `fake` or `undecided`."""
 
-    reason: AbstainReason | None
+    reason: AbstainReason | None = None
     """Why it is undecided; None where it is decided."""
 
     explanation: str

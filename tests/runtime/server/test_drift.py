@@ -10,6 +10,7 @@ from vfm_runtime.drift.reference import DriftReference
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.repository import Repository
 from vfm_runtime.server.settings import Settings
+from vfm_runtime.tasks.base import score_drift_values
 
 from tests.runtime import toy, toy_several
 
@@ -25,8 +26,8 @@ def watched(tmp_path):
     folder = toy_several.build(tmp_path / "bundle")
     model = vfm_runtime.load(folder, device="cpu")
     outputs = model.run({"pixels": pictures(0, 256, 2000)})
-    numbers = {name: len(head.labels) for name, head in model.heads.items()}
-    DriftReference.of(outputs, numbers).write(folder)
+    numbers = {name: len(head.labels) for name, head in model.task_type.heads.items()}
+    DriftReference.of(score_drift_values(outputs), numbers).write(folder)
     toy.write_vfm_json(folder, toy_several.CONTRACT)
     return folder
 

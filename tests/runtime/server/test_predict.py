@@ -7,10 +7,11 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from vfm_runtime import Prediction, load
+from vfm_runtime import load
 from vfm_runtime.errors import ProviderError
-from vfm_runtime.server import predict
 from vfm_runtime.server.batching import ClosedError, DeadlineError, QueueFullError
+from vfm_runtime.tasks.base import View
+from vfm_runtime.tasks.classification import LabelPrediction
 
 from tests.runtime import toy_deepfake
 from tests.runtime.server import toy_finder
@@ -91,11 +92,10 @@ def test_boxes(client, jpeg):
 
 
 def test_the_threshold_of_several_labels():
-    answer = Prediction.from_scores([0.9, 0.4, 0.1], ["a", "b", "c"], multilabel=True)
+    answer = LabelPrediction.from_scores([0.9, 0.4, 0.1], ["a", "b", "c"], multilabel=True)
 
     def labels(threshold):
-        asked = predict._Asked(top=1, threshold=threshold, draw=False)
-        return predict._plain(answer, asked)["labels"]
+        return answer.to_dict(View(top=1, threshold=threshold))["labels"]
 
     assert labels(None) == ["a"]
     assert labels(0.3) == ["a", "b"]
