@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 import torch
 from sides import in_turns, report, seconds
-from vfm_runtime.tasks.registry import Contract
+from vfm_runtime.bundle.contract import Contract
 
 from vfm import ClassificationTask
 from vfm.bundle.multi_head import require_one_backbone

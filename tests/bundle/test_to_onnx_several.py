@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from vfm_runtime.tasks.registry import Contract
+from vfm_runtime.bundle.contract import Contract
 
 from tests.conftest import DAVIT
 from tests.tasks.tiny import VIT

@@ -11,10 +11,10 @@ import pytest
 import torch
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
+from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.bundle.manifest import write_manifest
 from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.faces.crop import CropSpec
-from vfm_runtime.tasks.registry import Contract
 
 from tests.tasks.tiny import VIT
 from vfm.bundle import onnx_graphs

@@ -9,8 +9,9 @@ from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.evidence import VERDICT_LABELS
 from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.deepfake.task import DeepfakeType
-from vfm_runtime.deepfake.verdict import Reason, Verdict
+from vfm_runtime.deepfake.verdict import Verdict
 from vfm_runtime.media.image import ImageError
+from vfm_runtime.tasks.confidence import AbstainReason
 
 from vfm.cli.command import run
 from vfm.deepfake.data.manifest import write_manifest
@@ -49,7 +50,7 @@ def verdict(label, score, reason=None):
 
 
 FAKE, REAL = verdict("fake", 0.9), verdict("real", 0.1)
-NO_FACE = verdict("undecided", None, Reason.NO_FACE)
+NO_FACE = verdict("undecided", None, AbstainReason.NO_FACE)
 
 
 @pytest.fixture(scope="module")

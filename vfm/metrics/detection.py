@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.bundle.compare import overlap
+from vfm_runtime.tasks.detection import compute_iou
 
 from vfm.metrics.intervals import bootstrap
 
@@ -124,7 +124,7 @@ def rankings(
             own, there = answer.labels == label, true.labels == label
             scores = answer.scores[own]
             order = np.argsort(-scores, kind="stable")
-            table = overlap(answer.corners[own][order], true.corners[there])
+            table = compute_iou(answer.corners[own][order], true.corners[there])
             matched = assign(table, true.ignored[there], iou)
             counted = matched != _IGNORED
             right = matched[counted] >= 0
@@ -149,7 +149,7 @@ def confusion(
         kept = answer.scores >= least[answer.labels]
         order = np.argsort(-answer.scores[kept], kind="stable")
         labels = answer.labels[kept][order]
-        matched = assign(overlap(answer.corners[kept][order], true.corners), true.ignored, IOU)
+        matched = assign(compute_iou(answer.corners[kept][order], true.corners), true.ignored, IOU)
         rows = np.where(matched >= 0, true.labels[matched] if len(true.labels) else 0, background)
         counted = matched != _IGNORED
         np.add.at(matrix, (rows[counted], labels[counted]), 1)

@@ -1,7 +1,8 @@
 // What the outputs of a bundle's model mean, and whether they are those of the export. Imports nothing: the page of
 // ../browser uses it too. `outputs` holds by name what ONNX Runtime gives: { data, dims }, one row each.
 
-const FORMAT = 1; // the newest format of a bundle that is understood here
+const FORMATS = [1, 2]; // of bundles that are understood here
+const UNHEEDED = ["tiles", "value_range", "group_thresholds", "tokenizer"]; // would change the answers
 const MIN_SCORE = 0.05; // boxes of a lower score come and go with the last digit
 const MIN_IOU = 0.99; // least overlap of boxes that are the same
 const UNSEEN = ["no_face", "face_too_small", "too_blurred"]; // decided before the model is asked
@@ -15,12 +16,14 @@ const WAYS = {
 
 /** Return the contract and the list of files of a parsed vfm.json, or throw. */
 export function readManifest({ contract, files }) {
-  if (contract.format !== FORMAT) {
-    throw new Error(`The bundle's format is ${contract.format}; known: ${FORMAT}.`);
+  if (!FORMATS.includes(contract.format)) {
+    throw new Error(`The bundle's format is ${contract.format}; known: ${FORMATS.join(", ")}.`);
   }
+  const unheeded = UNHEEDED.filter((name) => Object.hasOwn(contract, name));
+  if (unheeded.length) throw new Error(`The bundle needs ${unheeded.join(", ")}, which is not heeded here.`);
   for (const { task } of Object.values(contract.heads ?? { "": contract })) {
     if (Object.hasOwn(WAYS, task)) continue;
-    throw new Error(`The task is ${task}; known: ${Object.keys(WAYS).join(", ")}, several.`);
+    throw new Error(`The task is ${task}; known: ${Object.keys(WAYS).join(", ")}.`);
   }
   return { contract, files };
 }

@@ -20,7 +20,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-FORMAT = 1  # the newest format of a bundle that is understood here
+FORMATS = (1, 2)  # of bundles that are understood here
+UNHEEDED = ("tiles", "value_range", "group_thresholds", "tokenizer")  # would change the answers
 SIDE_FILES = (
     "model.onnx.data",
 )  # weights that ONNX Runtime opens by itself, where they are kept apart
@@ -46,10 +47,12 @@ class Bundle:
     def __init__(self, folder: Path) -> None:
         manifest = json.loads((folder / "vfm.json").read_text(encoding="utf-8"))
         self.folder, self.files, self.contract = folder, manifest["files"], manifest["contract"]
-        if self.contract["format"] != FORMAT:
+        if self.contract["format"] not in FORMATS:
             raise BundleError(
-                f"The format of {folder} is {self.contract['format']}; known: {FORMAT}."
+                f"The format of {folder} is {self.contract['format']}; known: {FORMATS}."
             )
+        if unheeded := [name for name in UNHEEDED if name in self.contract]:
+            raise BundleError(f"{folder} needs {', '.join(unheeded)}, which is not heeded here.")
         for name in SIDE_FILES:
             if name in self.files:
                 self.check(name)
@@ -130,7 +133,7 @@ def compare(head: dict[str, Any], row: dict[str, Any], outputs: Outputs) -> Agre
         row: What `golden.json` says of the image.
         outputs: What the model answers, one row each.
     """
-    if head["task"] == "several":
+    if head.get("heads"):
         rows = {name: compare(*part) for name, part in _heads(head, row, outputs).items()}
         name, worst = max(rows.items(), key=lambda item: (item[1].changed, item[1].difference))
         return worst._replace(found=f"{name}: {worst.found}", expected=f"{name}: {worst.expected}")
@@ -141,7 +144,7 @@ def compare(head: dict[str, Any], row: dict[str, Any], outputs: Outputs) -> Agre
         "deepfake": compare_verdicts,
     }
     if head["task"] not in ways:
-        raise BundleError(f"The task is {head['task']!r}; known: {', '.join(ways)}, several.")
+        raise BundleError(f"The task is {head['task']!r}; known: {', '.join(ways)}.")
     found = ways[head["task"]](head, row, outputs)
     # NaN compares as small; it is the largest difference there is.
     return found._replace(difference=math.inf if math.isnan(found.difference) else found.difference)

@@ -42,6 +42,11 @@ class Predictor(ABC):
         """Name of the task, such as `classification`."""
         return self.task_type.name
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether several labels, or none, may apply to an image."""
+        return self.task_type.multilabel
+
     @abstractmethod
     def prepare(self, image: ImageSource) -> Arrays:
         """Open one image and bring it to the model's size.

@@ -79,7 +79,7 @@ async def predict(
         opened = await service.in_thread(_open, body, media, served, service.settings)
         outputs, cost = await _ask(service, served, opened, note.deadline)
         # The prediction for one picture takes less time than the way to a thread and back; drawing it does not.
-        is_short = opened.opened.context is None and not draw
+        is_short = opened.opened.context is None and not (draw and served.model.task_type.draws)
         respond = service.in_turn if is_short else service.in_thread
         return await respond(_respond, served, opened, outputs, cost, view, draw, note)
 

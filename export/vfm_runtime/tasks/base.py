@@ -182,6 +182,8 @@ class TaskType(ABC):
     """Whether images are cut into crops, so that `open` can be told that they are crops already."""
     uses_threshold: ClassVar[bool] = False
     """Whether `View.threshold` says anything."""
+    multilabel: ClassVar[bool] = False
+    """Whether several labels, or none, may apply to an image."""
     draws: ClassVar[bool] = False
     """Whether `Prediction.draw` gives a picture."""
 

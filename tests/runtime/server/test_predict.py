@@ -81,7 +81,9 @@ def test_boxes(client, jpeg):
     boxes = body["answer"]["boxes"]
     assert [box["score"] for box in boxes] == pytest.approx(toy_finder.SCORES)
     assert boxes[0]["box"] == pytest.approx([30, 40, 150, 120])
-    assert body["drawn"] is None
+    drawn = Image.open(io.BytesIO(base64.b64decode(body["drawn"].partition(",")[2])))
+    assert drawn.size == (body["width"], body["height"])
+    assert ask(client, jpeg, model="finder").json()["drawn"] is None
     turned = Image.open(io.BytesIO(jpeg))
     turned.getexif()[0x0112] = 6
     file = io.BytesIO()

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.bundle.compare import overlap
 from vfm_runtime.media.image import ImageError
+from vfm_runtime.tasks.detection import compute_iou
 
 from vfm.data.dataset import Record
 from vfm.data.detection.dataset import pixels_of
@@ -118,7 +118,7 @@ def _marked(
 ) -> Marked:
     kept = answer.scores >= thresholds[answer.labels]
     corners, classes, scores = (part[kept] for part in answer)
-    table = overlap(corners, true.corners) * (classes[:, None] == true.labels[None])
+    table = compute_iou(corners, true.corners) * (classes[:, None] == true.labels[None])
     matched = assign(table, true.ignored, IOU)
     hit = np.isin(np.arange(len(true.labels)), matched)
     wrong = matched == -1

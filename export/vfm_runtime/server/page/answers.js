@@ -40,17 +40,9 @@ export function percent(score) {
   return `${(score * 100).toFixed(1)}\u00a0%`;
 }
 
-/** Kind of an answer by what it holds. */
-export function kindOf(answer) {
-  if (Array.isArray(answer.boxes)) return "detection";
-  if ("explanation" in answer) return "deepfake";
-  if (Array.isArray(answer.labels)) return "multilabel";
-  return Array.isArray(answer.top) ? "classification" : "several";
-}
-
-/** The answers by the name of their head; a model of one head has one without a name. */
+/** The answers by the name of their head; a model of one head has one without a name. Each says its task. */
 export function headsOf(answer) {
-  return kindOf(answer) === "several" ? Object.entries(answer) : [["", answer]];
+  return typeof answer.task === "string" ? [["", answer]] : Object.entries(answer);
 }
 
 /** Boxes of an answer, each with the colour of its class, best first. */
@@ -77,11 +69,12 @@ export function spoken(answer) {
 }
 
 function said(answer) {
-  const kind = kindOf(answer);
+  const kind = answer.task;
   if (kind === "deepfake") return `${answer.label}. ${answer.explanation}`;
   const unsure = answer.reason ? ` ${REASONS[answer.reason] ?? answer.reason}` : "";
   if (kind === "multilabel") return `${answer.labels.join(", ") || "No label applies"}.${unsure}`;
   if (kind === "detection") return "Boxes are drawn and listed.";
+  if (!answer.label) return "The answer is listed.";
   return `${answer.label}, ${percent(answer.score)}.${unsure}`;
 }
 
@@ -93,9 +86,10 @@ function said(answer) {
  *   to, or null; `onShow(boxes, least)`, `onChoose(box)`.
  */
 export function card(name, answer, boxes) {
-  const kind = kindOf(answer);
-  const build = { classification, multilabel, deepfake, detection }[kind];
-  const title = name ? [make("strong", {}, name), ` · ${KINDS[kind].toLowerCase()}`] : [KINDS[kind]];
+  const kind = answer.task;
+  const build = { classification, multilabel, deepfake, detection }[kind] ?? plain;
+  const word = KINDS[kind] ?? kind;
+  const title = name ? [make("strong", {}, name), ` · ${word.toLowerCase()}`] : [word];
   return make("article", { className: `card ${kind}` },
     make("h3", { className: "kind" }, ...title), ...build(answer, boxes));
 }
@@ -204,6 +198,11 @@ function deepfake(answer) {
     answer.is_video ? frameList(answer) : null,
     answer.notes?.length ? make("ul", { className: "notes" }, ...answer.notes.map((note) => make("li", {}, note))) : null,
   ];
+}
+
+/** Of a task that this page does not know: its values as they are. */
+function plain(answer) {
+  return [make("pre", { className: "plain" }, JSON.stringify(answer, null, 2))];
 }
 
 function scale(answer) {

@@ -1,6 +1,6 @@
 // The demo page: ask with a file, show the answer. The token lives in a variable and nowhere else.
 
-import { card, counted, headsOf, kindOf, make, spoken } from "./answers.js";
+import { card, counted, headsOf, make, spoken } from "./answers.js";
 import { drawBoxes } from "./boxes.js";
 import { send, Trouble } from "./network.js";
 
@@ -54,10 +54,10 @@ function showModel() {
   at("version").value = model.default ?? versions.at(-1);
   at("version-field").hidden = versions.length < 2;
   at("cards").dataset.hint = HINTS[model.task] ?? "The answer appears here.";
-  const noun = (model.task === "several" ? "head" : "label") + (model.labels.length === 1 ? "" : "s");
+  const noun = (model.task === "multi_head" ? "head" : "label") + (model.labels.length === 1 ? "" : "s");
   const labels = `${model.labels.length} ${noun}`;
   const about = state.models.length > 1 ? [] : [make("strong", {}, model.name)];
-  about.push(make("span", {}, model.task === "several" ? "several heads" : model.task));
+  about.push(make("span", {}, model.task === "multi_head" ? "several heads" : model.task));
   const names = make("details", {}, make("summary", {}, labels), make("p", {}, model.labels.join(", ")));
   if (model.ready === false) about.push(make("span", {}, "still loading"));
   at("about").replaceChildren(...about, names);
@@ -71,7 +71,7 @@ function parameters() {
   if (model) asked.set("model", model.name);
   if (model?.versions?.length > 1) asked.set("version", at("version").value);
   if (model?.task === "detection") asked.set("threshold", String(SCORES_FROM));
-  if (model?.task === "deepfake") asked.set("draw", "true");
+  else if (model) asked.set("draw", "true"); // boxes are drawn here
   return asked;
 }
 
@@ -198,7 +198,7 @@ function showAnswer(reply) {
   });
   at("cards").replaceChildren(...heads.map(([name, answer]) => card(name, answer, boxes(name))));
   if (reply.drawn?.startsWith("data:image/")) showDrawn(reply);
-  const found = heads.some(([, answer]) => kindOf(answer) === "detection");
+  const found = heads.some(([, answer]) => answer.task === "detection");
   say(found ? at("canvas").getAttribute("aria-label") : `Answer: ${spoken(reply.answer)}`);
 }
 
