@@ -35,8 +35,8 @@ from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.backbone import ImageSize
 from vfm.models.weights import MIN_COVERAGE
 from vfm.preprocess import Fit
-from vfm.tasks.checkpoint import KEY, CheckpointError
 from vfm.tasks.evaluated import EvaluatedTask
+from vfm.training.checkpoint_file import KEY, CheckpointError
 from vfm.training.optim import Optim
 from vfm.types import Batch, Raw
 

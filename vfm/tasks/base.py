@@ -21,19 +21,11 @@ from vfm.models.adapt import adapt as adapt_backbone
 from vfm.models.backbone import Backbone, ImageSize
 from vfm.models.heads import Head
 from vfm.preprocess import Fit, Preprocess
-from vfm.spec import Component, Spec, build
-from vfm.tasks.adapter_file import put_adapter
-from vfm.tasks.checkpoint import (
-    ADAPTER_SUFFIX,
-    KEY,
-    OTHER_DATA,
-    CheckpointError,
-    entry_of,
-    read_any,
-    require_same,
-    require_same_labels,
-)
+from vfm.spec import Component, Spec
+from vfm.tasks.checkpoint import OTHER_DATA, require_same, require_same_labels
 from vfm.training import callbacks, compiling, feature_cache, lp_ft, saving, sharding
+from vfm.training.checkpoint_file import FORMAT, KEY, CheckpointError, versions
+from vfm.training.loading import load_model
 from vfm.training.nonfinite import require_finite
 from vfm.training.optim import Optim, clip_gradients, configure
 from vfm.training.option_checks import without_effect
@@ -141,26 +133,8 @@ class BaseTask(Component, L.LightningModule, ABC):
             CheckpointError: The file cannot be read.
             SpecError: It names code that is not trusted or not found.
         """
-        path = Path(path)
-        content = read_any(path)
-        entry = content[KEY]
-        spec = {**entry["model"], "init_args": {**entry["model"]["init_args"]}}
-        if path.suffix != ADAPTER_SUFFIX:
-            # The weights are in the file: nothing is fetched, and the file that training began with need not be here.
-            spec["init_args"] |= {"pretrained": False, "weights": None}
-        elif base is not None:
-            spec["init_args"]["weights"] = str(base)
-        task: Self = build(spec, base=cls, trust=trust)
-        task.__dict__["_init_args"] |= {
-            key: entry["model"]["init_args"][key] for key in ("pretrained", "weights")
-        }
-        task.on_load_checkpoint(content)
-        if path.suffix == ADAPTER_SUFFIX:
-            put_adapter(task, content["state_dict"], entry, path)
-        else:
-            task.load_state_dict(content["state_dict"])
-        task.source = path
-        return task.eval()
+        task: Self = load_model(path, cls, base=base, trust=trust)
+        return task
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -352,7 +326,14 @@ class BaseTask(Component, L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that is needed to rebuild the task, and where it comes from."""
         checkpoint[KEY] = {
-            **entry_of(self),
+            "format": FORMAT,
+            "model": self.spec,
+            "head": self.head.spec,
+            "labels": list(self.labels),
+            "preprocess": self.preprocess.to_dict(),
+            "recipe": self.recipe,
+            "versions": versions(),
+            "seed": torch.initial_seed(),
             "data": self._data,
             "weights": self._weights_report,
             "license": self._license,
