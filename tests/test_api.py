@@ -16,7 +16,7 @@ from vfm_runtime.media.image import ImageError, open_image
 import vfm
 from vfm.bundle import ExportError, ParityError
 from vfm.data.synthetic import write_image_folder
-from vfm.tasks.checkpoint import CheckpointError
+from vfm.training.checkpoint_file import CheckpointError
 
 PUBLIC = [
     "AdaptOptions",

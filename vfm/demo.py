@@ -26,8 +26,8 @@ from vfm.data import DigitsData
 from vfm.data.dataset import labels_of
 from vfm.report import Page, bars, confusion_matrix, contact_sheet, learning_curves
 from vfm.tasks import ClassificationTask, Optim
-from vfm.tasks.checkpoint import versions
 from vfm.tasks.classification.results import RESULTS_FILE
+from vfm.training.checkpoint_file import versions
 from vfm.training.log_filters import quieten
 
 _NUM_SHOWN = 24

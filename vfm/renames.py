@@ -89,6 +89,7 @@ MODULES = {
     "vfm.metrics.deepfake": "vfm.deepfake.metrics",
     "vfm.models.heads.deepfake": "vfm.deepfake.head",
     "vfm.report.boxes": "vfm.report.drawing",
+    "vfm.tasks.adapter_file": "vfm.training.adapter_file",
     "vfm.tasks.averaging": "vfm.training.ema",
     "vfm.tasks.box_page": "vfm.tasks.detection.page",
     "vfm.tasks.boxes": "vfm.tasks.detection.results",

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vfm import ClassificationTask
 from vfm.bundle.export import export_task
-from vfm.tasks.checkpoint import versions
+from vfm.training.checkpoint_file import versions
 
 MODELS = {
     "ViT-S/16": "vit_small_patch16_224",

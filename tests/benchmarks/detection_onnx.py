@@ -22,7 +22,7 @@ from vfm_runtime.bundle.providers import open_session
 
 from vfm import DetectionTask
 from vfm.bundle.onnx_graphs import write_model
-from vfm.tasks.checkpoint import versions
+from vfm.training.checkpoint_file import versions
 
 THREADS = 2
 

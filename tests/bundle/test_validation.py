@@ -23,9 +23,9 @@ from vfm.deepfake import DeepfakeTask, FakesData
 from vfm.deepfake.data.procedural import write_faces
 from vfm.models.heads import DetectionHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
-from vfm.tasks.checkpoint import CheckpointError
 from vfm.tasks.labels import LabelError
 from vfm.tasks.predictor import TaskModel
+from vfm.training.checkpoint_file import CheckpointError
 
 SIDE = 48
 

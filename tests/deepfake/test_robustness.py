@@ -21,7 +21,7 @@ from vfm.deepfake.robustness.page import robustness_page, text
 from vfm.deepfake.robustness.results import DegradedFakes, measure_robustness, prepared
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import ClassificationTask
-from vfm.tasks.checkpoint import CheckpointError
+from vfm.training.checkpoint_file import CheckpointError
 
 SIDE = 48
 

@@ -28,7 +28,7 @@ from vfm.deepfake.loss import DeepfakeLoss
 from vfm.deepfake.results import OPERATING_POINT, FakeAnswers
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import BaseTask, Optim
-from vfm.tasks.checkpoint import CheckpointError
+from vfm.training.checkpoint_file import CheckpointError
 
 SIDE = 48
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}

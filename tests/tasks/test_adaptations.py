@@ -24,7 +24,7 @@ from vfm.models.adapt import AdaptOptions
 from vfm.models.backbone import Backbone
 from vfm.models.heads import AttentionPoolHead, ClassificationHead
 from vfm.tasks import BaseTask, Optim
-from vfm.tasks.checkpoint import CheckpointError
+from vfm.training.checkpoint_file import CheckpointError
 from vfm.training.feature_store import CacheError
 from vfm.training.features import Ranks, _new_partial, features_of
 from vfm.training.lp_ft import ProbeError

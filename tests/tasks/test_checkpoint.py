@@ -18,8 +18,8 @@ from vfm.losses import CrossEntropy
 from vfm.models.heads import LinearHead
 from vfm.spec import SpecError
 from vfm.tasks import BaseTask, ClassificationTask
-from vfm.tasks.checkpoint import CheckpointError, read_checkpoint
 from vfm.tasks.classification.task import LabelError
+from vfm.training.checkpoint_file import CheckpointError, read_checkpoint
 
 
 def test_resuming_with_other_labels(tmp_path: Path, best: Path) -> None:

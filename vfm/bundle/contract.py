@@ -17,8 +17,8 @@ from vfm.bundle.source import Trained
 from vfm.bundle.validation import Validation
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import BaseTask
-from vfm.tasks.checkpoint import versions
 from vfm.tasks.predictor import TaskModel
+from vfm.training.checkpoint_file import versions
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from vfm.deepfake.task import DeepfakeTask, require_same_crop
 from vfm.preprocess import Preprocess
 from vfm.spec import Spec, build, class_path
 from vfm.tasks import BaseTask
-from vfm.tasks.checkpoint import KEY, read_any
 from vfm.tasks.detection.task import DetectionTask
+from vfm.training.checkpoint_file import KEY, read_any
 
 MAX_IMAGES = 2000
 """Most images that are kept in memory, spread evenly over the data."""

@@ -17,8 +17,8 @@ from vfm.bundle.multi_head import checkpoints_of, require_one_backbone
 from vfm.bundle.options import Options
 from vfm.bundle.validation import Validation, ValidationError, validation
 from vfm.tasks import BaseTask
-from vfm.tasks.checkpoint import KEY, read_any
 from vfm.tasks.classification.results import RESULTS_FILE
+from vfm.training.checkpoint_file import KEY, read_any
 
 NUM_SAMPLES = 64
 """Images from which the ranges of 8 bits are taken."""

@@ -8,7 +8,7 @@ import yaml
 
 from vfm.cli.errors import UsageError
 from vfm.cli.parsing import take
-from vfm.tasks.checkpoint import ADAPTER_SUFFIX
+from vfm.training.checkpoint_file import ADAPTER_SUFFIX
 
 LAST = "last"
 

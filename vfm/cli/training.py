@@ -25,7 +25,7 @@ from vfm.deepfake.data.layouts import MANIFEST
 from vfm.renames import update_class_paths, update_path
 from vfm.spec import check_trust
 from vfm.tasks import BaseTask
-from vfm.tasks.checkpoint import KEY, read_checkpoint
+from vfm.training.checkpoint_file import KEY, read_checkpoint
 from vfm.training.log_filters import quieten
 
 # Options of the data that do not change what it is.

@@ -29,8 +29,8 @@ from vfm.metrics.calibration import (
     sigmoid,
 )
 from vfm.spec import build
-from vfm.tasks.checkpoint import KEY, read_any
 from vfm.tasks.classification.results import RESULTS_FILE
+from vfm.training.checkpoint_file import KEY, read_any
 
 DETAILS = "calibration.json"
 """Beside the operating point: what it was fitted on, and how well it does there."""

@@ -35,8 +35,8 @@ from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.backbone import ImageSize
 from vfm.models.weights import MIN_COVERAGE
 from vfm.preprocess import Fit
-from vfm.tasks.checkpoint import KEY, CheckpointError
-from vfm.tasks.evaluated import EvaluatedTask
+from vfm.tasks.base import BaseTask
+from vfm.training.checkpoint_file import KEY, CheckpointError
 from vfm.training.optim import Optim
 from vfm.types import Batch, Raw
 
@@ -45,7 +45,7 @@ _INVERTED = 0.4
 """Video AUC below which a model is not merely weak."""
 
 
-class DeepfakeTask(EvaluatedTask):
+class DeepfakeTask(BaseTask):
     """Adapts a backbone to tell forged images from real ones, and to show where they were forged.
 
     By default the norm layers alone learn, on the direction of the pooled feature (GenD; Yermakov et al., 2025).

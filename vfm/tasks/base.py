@@ -1,54 +1,37 @@
-"""The base of all tasks: backbone and head, spec'd checkpoints, optimiser, and labels from the data."""
+"""The base of all tasks: labels from the data, training, validation on whole splits, predictions."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection
+from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from vfm.data import ImageData
-from vfm.models import licenses
 from vfm.models.adapt import LEARNING_RATES, Adapt, AdaptOptions
 from vfm.models.adapt import adapt as adapt_backbone
 from vfm.models.backbone import Backbone, ImageSize
 from vfm.models.heads import Head
-from vfm.preprocess import Fit, Preprocess
-from vfm.spec import Component, Spec, build
-from vfm.tasks.adapter_file import put_adapter
-from vfm.tasks.checkpoint import (
-    ADAPTER_SUFFIX,
-    KEY,
-    OTHER_DATA,
-    CheckpointError,
-    entry_of,
-    read_any,
-    require_same,
-    require_same_labels,
-)
+from vfm.preprocess import Fit
+from vfm.spec import Spec
+from vfm.tasks.checkpoint import CheckpointedModel, require_same_labels
+from vfm.tasks.labels import match_labels
 from vfm.training import callbacks, compiling, feature_cache, lp_ft, saving, sharding
+from vfm.training.checkpoint_file import CheckpointError
 from vfm.training.nonfinite import require_finite
 from vfm.training.optim import Optim, clip_gradients, configure
 from vfm.training.option_checks import without_effect
-from vfm.types import Batch, Features, Raw
+from vfm.types import Batch, Raw
 
 
-class BaseTask(Component, L.LightningModule, ABC):
-    """A backbone and a head that learn together.
-
-    Attributes:
-        backbone: Gives features.
-        head: Gives answers; its layers are made when the labels are known.
-        preprocess: What images go through before the backbone.
-        recipe: The resolved recipe of the command line, carried by the checkpoint; None from Python.
-    """
+class BaseTask(CheckpointedModel):
+    """A backbone and a head that learn together, and are validated and tested on a whole split at once."""
 
     prediction_columns: tuple[str, ...] = ("path", "label", "score", "error")
     """Header of `predictions.csv`; the last column says why a file could not be read."""
@@ -57,6 +40,8 @@ class BaseTask(Component, L.LightningModule, ABC):
     monitor_mode: str = "min"
     kind: str = "classification"
     """What the model does, as the contract of a bundle names it."""
+    _columns: Tensor | None = None
+    """For each label of the data its place among the model's."""
 
     def __init__(
         self,
@@ -80,8 +65,7 @@ class BaseTask(Component, L.LightningModule, ABC):
         compile: bool,
         patience: int | None,
     ) -> None:
-        super().__init__()
-        self.backbone = Backbone(
+        model = Backbone(
             backbone,
             pretrained=pretrained,
             weights=str(weights) if weights is not None else None,
@@ -92,22 +76,13 @@ class BaseTask(Component, L.LightningModule, ABC):
             grad_checkpointing=grad_checkpointing,
             arguments=backbone_args,
         )
-        self._weights_report = self.backbone.report.to_dict() if self.backbone.report else None
-        self._license = self.backbone.license
-        if self.backbone.report is not None:
-            rank_zero_info(f"Weights {self.backbone.report}")
-            # A file that states none is the user's own affair; what timm fetches is not.
-            stated = self._license is not None or self.backbone.report.fetched
-            if stated and (notice := licenses.notice(backbone, self._license)):
-                rank_zero_warn(notice)
+        super().__init__(model, head)
         self.backbone.serve(head.reads)
         adapt_backbone(self.backbone, adapt, adapt_options)
         for sentence in without_effect(
             adapt, adapt_options, optim, drop_path, grad_checkpointing, probe_first
         ):
             rank_zero_warn(sentence)
-        self.head = head
-        self.preprocess = self.backbone.preprocess
         # After the head has been solved, a small step keeps the features that it was solved on (Kumar et al., 2022).
         usual = LEARNING_RATES[adapt] * (0.1 if probe_first else 1.0)
         self.optim = optim if optim.lr is not None else replace(optim, lr=usual)
@@ -116,51 +91,40 @@ class BaseTask(Component, L.LightningModule, ABC):
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._compile = compile
         self._patience = patience
-        self.recipe: dict[str, Any] | None = None
-        self.source: Path | None = None
         self.skipped = callbacks.SkippedFiles()
-        self._data: dict[str, Any] | None = None
         self._counted = 0.0
 
     @abstractmethod
     def loss(self, raw: Raw, target: Tensor) -> Tensor:
         """Sum of the losses of a batch, so that unequal batches weigh each image alike."""
 
-    @classmethod
-    def load(
-        cls, path: str | Path, *, base: str | Path | None = None, trust: Collection[str] = ()
-    ) -> Self:
-        """Rebuild a task from nothing but its checkpoint, or from an adapter and the weights that it was learned on.
+    @abstractmethod
+    def evaluate(self, batch: Batch) -> None:
+        """Keep the answers and losses of a batch that is not empty."""
+
+    @abstractmethod
+    def gather(self) -> Any:
+        """The answers of all ranks, None where there are none; then starts anew."""
+
+    @abstractmethod
+    def figures(self, split: str, answers: Any) -> dict[str, float]:
+        """The few figures that every validation logs, `loss` among them.
 
         Args:
-            path: A checkpoint, made by the command line or by Python; or an `adapter.safetensors`.
-            base: For an adapter, the file of the backbone's weights, where it is no longer at its old place.
-            trust: Packages besides vfm whose code the checkpoint may name, such as that of your own head.
-
-        Raises:
-            CheckpointError: The file cannot be read.
-            SpecError: It names code that is not trusted or not found.
+            split: `val` or `test`.
+            answers: Of `gather`.
         """
-        path = Path(path)
-        content = read_any(path)
-        entry = content[KEY]
-        spec = {**entry["model"], "init_args": {**entry["model"]["init_args"]}}
-        if path.suffix != ADAPTER_SUFFIX:
-            # The weights are in the file: nothing is fetched, and the file that training began with need not be here.
-            spec["init_args"] |= {"pretrained": False, "weights": None}
-        elif base is not None:
-            spec["init_args"]["weights"] = str(base)
-        task: Self = build(spec, base=cls, trust=trust)
-        task.__dict__["_init_args"] |= {
-            key: entry["model"]["init_args"][key] for key in ("pretrained", "weights")
-        }
-        task.on_load_checkpoint(content)
-        if path.suffix == ADAPTER_SUFFIX:
-            put_adapter(task, content["state_dict"], entry, path)
-        else:
-            task.load_state_dict(content["state_dict"])
-        task.source = path
-        return task.eval()
+
+    @abstractmethod
+    def write(self, folder: Path, split: str, answers: Any, more: dict[str, Any]) -> Path:
+        """Write all figures of a split and their page; gives the path of `results.json`.
+
+        Args:
+            folder: Where the checkpoint lies.
+            split: `val` or `test`.
+            answers: Of `gather`.
+            more: What goes into the JSON besides the figures.
+        """
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -172,41 +136,9 @@ class BaseTask(Component, L.LightningModule, ABC):
         """Whether several labels, or none, may apply to an image."""
         return self.kind == "multilabel"
 
-    @property
-    def license(self) -> str | None:
-        """Licence of the pretrained weights that training started from, as timm states it."""
-        return self._license
-
     def rules(self) -> dict[str, Any] | None:
         """What the task itself puts into a contract as its rules; None where it has none of its own."""
         return None
-
-    def forward(self, pixels: Tensor) -> Raw:
-        """Raw outputs of the head.
-
-        Args:
-            pixels: uint8 [N, H, W, 3], at the model's size.
-        """
-        raw: Raw = self.head(self.backbone(self.preprocess.normalise(pixels)))
-        return raw
-
-    def answer(self, pixels: Tensor, geometry: Tensor | None = None) -> dict[str, Tensor]:
-        """Decoded answers, such as `scores` [N, C]; what the exported model computes.
-
-        Args:
-            pixels: uint8 [N, H, W, 3], at the model's size.
-            geometry: float [N, 6], for heads whose answers are places in the original image.
-        """
-        raw = self(pixels)
-        return self.head.decode(raw, geometry) if self.head.places else self.head.decode(raw)
-
-    def raw(self, batch: Batch) -> Raw:
-        """Raw outputs of the head for a batch, whose features may be there already."""
-        if stored := batch.get("features"):
-            found: Raw = self.head(Features.partial(stored))
-        else:
-            found = self(batch["image"])
-        return found
 
     def setup(self, stage: str) -> None:
         """Take the labels from the data, and give it the preprocessing."""
@@ -319,6 +251,38 @@ class BaseTask(Component, L.LightningModule, ABC):
         """
         return images, target
 
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the answers and losses of a batch."""
+        if len(batch["image"]):
+            self.evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the answers and losses of a batch."""
+        if len(batch["image"]):
+            self.evaluate(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Match the data's labels to the model's."""
+        self._match_labels()
+
+    def on_test_epoch_start(self) -> None:
+        """Match the data's labels to the model's."""
+        self._match_labels()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the whole split."""
+        self._finish("val", write=self.trainer.state.fn == TrainerFn.VALIDATING)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the whole split, and write them."""
+        self._finish("test", write=True)
+
+    @property
+    def columns(self) -> Tensor:
+        """For each label of the data its place among the model's, int64 [C]."""
+        assert self._columns is not None
+        return self._columns
+
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Answers of a batch."""
         if len(batch["image"]) == 0:  # every file was unreadable; not every backbone takes no image
@@ -353,34 +317,9 @@ class BaseTask(Component, L.LightningModule, ABC):
         """What every run gets; a callback of the same kind that the user set up takes the place of ours."""
         return callbacks.usual(self.trainer, self, patience=self._patience, ema=self.optim.ema)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add all that is needed to rebuild the task, and where it comes from."""
-        checkpoint[KEY] = {
-            **entry_of(self),
-            "data": self._data,
-            "weights": self._weights_report,
-            "license": self._license,
-        }
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the head for the checkpoint's labels, and check that it fits this task."""
-        if KEY not in checkpoint:
-            raise CheckpointError(
-                f"The checkpoint has no entry '{KEY}': it was not written by vfm."
-            )
-        entry = checkpoint[KEY]
-        backbone, head = entry["model"]["init_args"]["backbone"], entry["head"]
-        require_same("backbone", backbone, self.backbone.name, remedy=backbone)
-        require_same("head", head, self.head.spec, remedy=head["class_path"])
-        if not self.labels:
-            self.head.prepare(self.backbone.info, entry["labels"])
-        require_same_labels(tuple(entry["labels"]), self.labels, "the checkpoint")
-        self.preprocess = Preprocess.from_dict(entry["preprocess"])
-        self._license, self._weights_report = entry["license"], entry["weights"]
-        if self._data is None:
-            self._data = entry["data"]
-        elif entry["data"] and self._data["fingerprint"] != entry["data"]["fingerprint"]:
-            rank_zero_warn(OTHER_DATA)
+        """Take over what the checkpoint says, and give the data the checkpoint's preprocessing."""
+        super().on_load_checkpoint(checkpoint)
         if self._trainer is not None and self._trainer.datamodule is not None:  # type: ignore[attr-defined]
             self._datamodule().preprocess = self.preprocess
 
@@ -399,3 +338,32 @@ class BaseTask(Component, L.LightningModule, ABC):
             return data.spec
         folder.mkdir(parents=True, exist_ok=True)
         return data.keep_split(folder)
+
+    def _match_labels(self) -> None:
+        self.require_trained()
+        columns = match_labels(self._datamodule(), self.labels, self.multilabel)
+        self._columns = torch.tensor(columns, device=self.device)
+
+    def _finish(self, split: str, *, write: bool) -> None:
+        answers = self.gather()
+        if self.trainer.sanity_checking or answers is None:
+            return
+        # The same on every rank, since each has gathered the whole split.
+        for name, value in self.figures(split, answers).items():
+            self.log(f"{split}/{name}", value, prog_bar=name != "loss", rank_zero_only=False)
+        if write:
+            self.skipped.gather(self.trainer, split)
+            folder = callbacks.output_dir(self.trainer)
+            if self.trainer.is_global_zero:
+                self._write(split, answers, folder)
+
+    def _write(self, split: str, answers: Any, folder: Path) -> None:
+        skipped = self.skipped.files[split]
+        checkpoint = self.trainer.ckpt_path or self.source
+        more = {
+            "checkpoint": str(checkpoint) if checkpoint else None,
+            "num_skipped": len(skipped),
+            "skipped": dict(skipped),
+        }
+        folder = Path(checkpoint).parent if checkpoint else folder
+        rank_zero_info(f"Results: {self.write(folder, split, answers, more)}")

@@ -1,123 +1,147 @@
-"""What a checkpoint carries besides Lightning's own state, and how it is read."""
+"""Checkpoints: a backbone and a head that rebuild themselves from one, and refuse one that does not fit."""
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Mapping
-from importlib.metadata import version
+from abc import ABC
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
+import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
-from vfm.models.tensors import UnreadableFileError, read_metadata, read_plain
-from vfm.renames import update_class_paths
+from vfm.models import licenses
+from vfm.models.backbone import Backbone
+from vfm.models.heads import Head
+from vfm.preprocess import Preprocess
+from vfm.spec import Component
+from vfm.training.checkpoint_file import FORMAT, KEY, CheckpointError, versions
+from vfm.training.loading import load_model
+from vfm.types import Batch, Features, Raw
 
-if TYPE_CHECKING:
-    from vfm.tasks.base import BaseTask
-
-KEY = "vfm"
-"""Entry of the checkpoint that holds everything of vfm."""
-ADAPTER_SUFFIX = ".safetensors"
-"""How the name of an adapter file ends."""
-FORMAT = 1
-"""Raised when the entry changes so that older readers would misread it."""
-
-OTHER_DATA = (
+_OTHER_DATA = (
     "The images, labels or splits are not those that the checkpoint was trained on: training goes on with the new "
     "ones, and its figures are not comparable with the earlier ones."
 )
 """Said when a training goes on with other data."""
 
-_PACKAGES = ("vfm", "torch", "timm", "lightning", "numpy")
 
+class CheckpointedModel(Component, L.LightningModule, ABC):
+    """A backbone and a head that a checkpoint rebuilds.
 
-class CheckpointError(ValueError):
-    """A file is not a checkpoint of vfm, or does not fit."""
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a model computes."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
-
-
-def entry_of(task: BaseTask) -> dict[str, Any]:
-    """What a checkpoint says of a task besides its weights and where they come from."""
-    return {
-        "format": FORMAT,
-        "model": task.spec,
-        "head": task.head.spec,
-        "labels": list(task.labels),
-        "preprocess": task.preprocess.to_dict(),
-        "recipe": task.recipe,
-        "versions": versions(),
-        "seed": torch.initial_seed(),
-    }
-
-
-def read_any(path: str | Path) -> dict[str, Any]:
-    """`read_checkpoint`, or what an adapter file holds in the same form.
-
-    Raises:
-        CheckpointError: There is no such file, it is damaged, or vfm did not write it.
+    Attributes:
+        backbone: Gives features.
+        head: Gives answers; its layers are made when the labels are known.
+        preprocess: What images go through before the backbone.
+        recipe: The resolved recipe of the command line, carried by the checkpoint; None from Python.
+        source: The file that the model was loaded from; None for a new one.
     """
-    path = Path(path)
-    if path.suffix != ADAPTER_SUFFIX:
-        return read_checkpoint(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"There is no adapter {path}. Training with --model.adapt lora, effort, ln or linear writes one "
-            "beside its checkpoints."
-        )
-    try:
-        metadata, tensors = read_metadata(path), read_plain(path)
-    except UnreadableFileError as error:
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read as an adapter: {error}\nCopy it again."
-        ) from error
-    if KEY not in metadata:
-        raise CheckpointError(
-            f"{path} is no adapter of vfm: it says nothing of a task. Bare weights go to --model.weights."
-        )
-    return _checked({KEY: json.loads(metadata[KEY]), "state_dict": tensors}, path)
 
+    def __init__(self, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.preprocess = backbone.preprocess
+        self.recipe: dict[str, Any] | None = None
+        self.source: Path | None = None
+        self._data: dict[str, Any] | None = None
+        report = backbone.report
+        self._weights_report = report.to_dict() if report else None
+        self._license = backbone.license
+        if report is not None:
+            rank_zero_info(f"Weights {report}")
+            # A file that states none is the user's own affair; what timm fetches is not.
+            stated = self._license is not None or report.fetched
+            if stated and (notice := licenses.notice(backbone.name, self._license)):
+                rank_zero_warn(notice)
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint without running any code that it may hold.
+    @classmethod
+    def load(
+        cls, path: str | Path, *, base: str | Path | None = None, trust: Collection[str] = ()
+    ) -> Self:
+        """Rebuild a model from nothing but its checkpoint, or from an adapter and the weights that it was learned on.
 
-    Raises:
-        CheckpointError: There is no such file, it is damaged, or vfm did not write it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"There is no checkpoint {path}. Training writes best.ckpt and last.ckpt into the "
-            "'checkpoints' folder of its run."
-        )
-    try:
-        content = read_plain(path)
-    except UnreadableFileError as error:
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: {error}\n"
-            "It may be cut short or of another kind. Copy it again, or give another .ckpt file."
-        ) from error
-    if not isinstance(content, Mapping) or KEY not in content:
-        raise CheckpointError(
-            f"{path} was not written by vfm: it has no entry '{KEY}'. "
-            "Give a .ckpt of a vfm training run; bare weights go to --model.weights instead."
-        )
-    return _checked(dict(content), path)
+        Args:
+            path: A checkpoint, made by the command line or by Python; or an `adapter.safetensors`.
+            base: For an adapter, the file of the backbone's weights, where it is no longer at its old place.
+            trust: Packages besides vfm whose code the checkpoint may name, such as that of your own head.
 
+        Raises:
+            CheckpointError: The file cannot be read.
+            SpecError: It names code that is not trusted or not found.
+        """
+        model: Self = load_model(path, cls, base=base, trust=trust)
+        return model
 
-def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    found = content[KEY]["format"]
-    if found > FORMAT:
-        raise CheckpointError(
-            f"{path} has format {found}; this vfm reads up to {FORMAT}. Upgrade vfm."
-        )
-    content[KEY] = update_class_paths(content[KEY])
-    return content
+    @property
+    def license(self) -> str | None:
+        """Licence of the pretrained weights that training started from, as timm states it."""
+        return self._license
+
+    def forward(self, pixels: Tensor) -> Raw:
+        """Raw outputs of the head.
+
+        Args:
+            pixels: uint8 [N, H, W, 3], at the model's size.
+        """
+        raw: Raw = self.head(self.backbone(self.preprocess.normalise(pixels)))
+        return raw
+
+    def answer(self, pixels: Tensor, geometry: Tensor | None = None) -> dict[str, Tensor]:
+        """Decoded answers, such as `scores` [N, C]; what the exported model computes.
+
+        Args:
+            pixels: uint8 [N, H, W, 3], at the model's size.
+            geometry: float [N, 6], for heads whose answers are places in the original image.
+        """
+        raw = self(pixels)
+        return self.head.decode(raw, geometry) if self.head.places else self.head.decode(raw)
+
+    def raw(self, batch: Batch) -> Raw:
+        """Raw outputs of the head for a batch, whose features may be there already."""
+        if stored := batch.get("features"):
+            found: Raw = self.head(Features.partial(stored))
+        else:
+            found = self(batch["image"])
+        return found
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add all that is needed to rebuild the task, and where it comes from."""
+        checkpoint[KEY] = {
+            "format": FORMAT,
+            "model": self.spec,
+            "head": self.head.spec,
+            "labels": list(self.head.labels),
+            "preprocess": self.preprocess.to_dict(),
+            "recipe": self.recipe,
+            "versions": versions(),
+            "seed": torch.initial_seed(),
+            "data": self._data,
+            "weights": self._weights_report,
+            "license": self._license,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the head for the checkpoint's labels, and check that it fits this task."""
+        if KEY not in checkpoint:
+            raise CheckpointError(
+                f"The checkpoint has no entry '{KEY}': it was not written by vfm."
+            )
+        entry = checkpoint[KEY]
+        backbone, head = entry["model"]["init_args"]["backbone"], entry["head"]
+        require_same("backbone", backbone, self.backbone.name, remedy=backbone)
+        require_same("head", head, self.head.spec, remedy=head["class_path"])
+        if not self.head.labels:
+            self.head.prepare(self.backbone.info, entry["labels"])
+        require_same_labels(tuple(entry["labels"]), self.head.labels, "the checkpoint")
+        self.preprocess = Preprocess.from_dict(entry["preprocess"])
+        self._license, self._weights_report = entry["license"], entry["weights"]
+        if self._data is None:
+            self._data = entry["data"]
+        elif entry["data"] and self._data["fingerprint"] != entry["data"]["fingerprint"]:
+            rank_zero_warn(_OTHER_DATA)
 
 
 def require_same(name: str, stored: Any, own: Any, *, remedy: str) -> None:

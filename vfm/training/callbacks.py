@@ -1,4 +1,4 @@
-"""What every task adds to a Trainer: best checkpoint, images/s, a list of unreadable files, written predictions."""
+"""Callbacks of every task: best checkpoint, images/s, list of unreadable files, predictions.csv."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from vfm_runtime.tasks.classification import LabelPrediction
 
-from vfm.tasks.adapter_file import AdapterWriter
+from vfm.training.adapter_file import AdapterWriter
 from vfm.training.ema import WeightEMA
 from vfm.training.oom import MemoryAdvice
 from vfm.training.saving import Preemption, checkpoints, is_default_checkpoint

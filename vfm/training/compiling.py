@@ -1,4 +1,4 @@
-"""`--model.compile true`: torch.compile, asked for what it needs before the first batch."""
+"""Compile a backbone with torch.compile (`--model.compile true`), asked for what it needs before the first batch."""
 
 from __future__ import annotations
 

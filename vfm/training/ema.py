@@ -1,4 +1,4 @@
-"""A running average of the weights, which is steadier than the weights themselves."""
+"""Exponential moving average (EMA) of the weights, which is steadier than the weights themselves."""
 
 from __future__ import annotations
 

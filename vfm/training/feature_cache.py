@@ -1,20 +1,16 @@
-"""A frozen backbone gives the same features in every epoch: it is run once."""
+"""Feature cache: a frozen backbone gives the same features in every epoch, and is run once."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from vfm.data import ImageData
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.training.features import Ranks, features_of
-
-if TYPE_CHECKING:
-    from vfm.tasks.base import BaseTask
+from vfm.training.protocols import FeatureModel
 
 
-def announce(task: BaseTask, data: ImageData) -> None:
+def announce(task: FeatureModel, data: ImageData) -> None:
     """Let features take the place of the training and validation images, where that changes no result.
 
     Args:
@@ -35,7 +31,7 @@ def announce(task: BaseTask, data: ImageData) -> None:
     }
 
 
-def store(task: BaseTask, data: ImageData) -> None:
+def store(task: FeatureModel, data: ImageData) -> None:
     """Give the features that were announced.
 
     Args:
@@ -47,7 +43,7 @@ def store(task: BaseTask, data: ImageData) -> None:
         waiting.fill(found.arrays, found.skipped)
 
 
-def split_features(task: BaseTask, data: ImageData, split: str) -> StoredFeatures:
+def split_features(task: FeatureModel, data: ImageData, split: str) -> StoredFeatures:
     """Features of a split that the task's head reads, in the trainer's precision."""
     trainer = task.trainer
     ranks = Ranks(

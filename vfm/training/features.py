@@ -1,4 +1,4 @@
-"""Run a backbone over a split once, and keep what it gives."""
+"""Compute the features of a split: run a backbone over it once, and keep what it gives."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Solve the head on the features of an untouched backbone (the first half of LP-FT; Kumar et al., 2022)."""
+"""LP-FT: solve the head on the features of an untouched backbone before that learns (Kumar et al., 2022)."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -11,10 +9,8 @@ from torch import Tensor
 
 from vfm.data import ImageData
 from vfm.training.feature_cache import split_features
+from vfm.training.protocols import LossModel
 from vfm.types import Features
-
-if TYPE_CHECKING:
-    from vfm.tasks.base import BaseTask
 
 _CHUNK = 8192
 _STEPS = 100
@@ -25,7 +21,7 @@ class ProbeError(ValueError):
     """The head cannot be solved before the backbone learns."""
 
 
-def solve_head(task: BaseTask, data: ImageData) -> None:
+def solve_head(task: LossModel, data: ImageData) -> None:
     """Minimise the task's own loss over the head's weights by L-BFGS, with all training images in every step.
 
     Args:

@@ -1,21 +1,21 @@
-"""A loss that is no number ends the run before it reaches the weights, with all that is needed to see why."""
+"""Non-finite loss: NaN or infinity ends the run before it reaches the weights, with all that is needed to see why."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from vfm.models.tensors import read_metadata, read_plain, write_tensors
 from vfm.training.callbacks import output_dir
+from vfm.training.loading import load_model
+from vfm.training.protocols import LossModel
 from vfm.types import Batch
-
-if TYPE_CHECKING:
-    from vfm.tasks.base import BaseTask
 
 FOLDER = "nonfinite"
 """Folder of a run with the batch and the state."""
@@ -28,7 +28,7 @@ class NonFiniteLossError(ValueError):
     """The loss of a batch is infinite or no number."""
 
 
-def require_finite(task: BaseTask, loss: Tensor, batch: Batch) -> None:
+def require_finite(task: LossModel, loss: Tensor, batch: Batch) -> None:
     """Stop on all ranks when the loss of any is not finite; the weights are as before this batch.
 
     Args:
@@ -67,10 +67,8 @@ def replay(folder: str | Path, rank: int = 0, **load: Any) -> dict[str, float]:
         rank: Whose batch.
         **load: As for `BaseTask.load`, such as trust.
     """
-    from vfm.tasks.base import BaseTask
-
     folder = Path(folder)
-    task = BaseTask.load(folder / _STATE, **load)
+    task = load_model(folder / _STATE, LightningModule, **load)
     file = folder / f"batch_rank{rank}.safetensors"
     tensors = read_plain(file)
     names = json.loads(read_metadata(file)["name"])
@@ -84,7 +82,7 @@ def replay(folder: str | Path, rank: int = 0, **load: Any) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _losses(task: BaseTask, batch: Batch) -> list[float]:
+def _losses(task: LossModel, batch: Batch) -> list[float]:
     """Loss of each image alone, in evaluation mode."""
     was_training = task.training
     task.eval()
@@ -98,7 +96,7 @@ def _losses(task: BaseTask, batch: Batch) -> list[float]:
     return losses
 
 
-def _message(task: BaseTask, loss: Tensor, batch: Batch, file: Path) -> str:
+def _message(task: LossModel, loss: Tensor, batch: Batch, file: Path) -> str:
     trainer = task.trainer
     where = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
     names = batch["name"]

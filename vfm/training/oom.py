@@ -1,4 +1,4 @@
-"""When memory runs out: what to change, and the largest batch that fits."""
+"""Out of memory: what to change, and the largest batch that fits."""
 
 from __future__ import annotations
 

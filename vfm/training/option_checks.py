@@ -1,4 +1,4 @@
-"""Settings that say nothing together: a user who gave one expects it to do something."""
+"""Option checks: settings that have no effect together, as a user who gave one expects it to do something."""
 
 from __future__ import annotations
 

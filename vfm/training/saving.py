@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, in time for a job that is stopped from outside."""
+"""Checkpoint saving: files that are whole or not there, also of a job that is stopped by SIGTERM (preemption)."""
 
 from __future__ import annotations
 

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-if TYPE_CHECKING:
-    from vfm.tasks.base import BaseTask
+from vfm.models.backbone import Backbone
+from vfm.models.heads import Head
+
+
+class ShardedModel(Protocol):
+    """What is sharded: a backbone and a head, in a Trainer."""
+
+    backbone: Backbone
+    head: Head
+
+    @property
+    def trainer(self) -> Trainer:
+        """Trainer that the model is in."""
+
+    @property
+    def device_mesh(self) -> DeviceMesh | None:
+        """Mesh of the ranks; None with strategies that have none."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters."""
+
+    def buffers(self) -> Iterator[Tensor]:
+        """All buffers."""
 
 
 class ShardingError(ValueError):
@@ -44,7 +68,7 @@ if "fsdp2" not in StrategyRegistry:
     )
 
 
-def shard(task: BaseTask) -> None:
+def shard(task: ShardedModel) -> None:
     """Shard a task's blocks, then what is left of it; with any other strategy than ModelParallelStrategy, nothing.
 
     Args:
@@ -72,7 +96,7 @@ def shard(task: BaseTask) -> None:
 
 
 @torch.no_grad()
-def _start_alike(task: BaseTask) -> None:
+def _start_alike(task: ShardedModel) -> None:
     """Give every rank the weights of the first: each is about to keep a part of its own."""
     device = task.trainer.strategy.root_device
     for tensor in (*task.parameters(), *task.buffers()):

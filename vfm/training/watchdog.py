@@ -1,4 +1,4 @@
-"""A rank that stops making progress ends the whole job, and says where it stood."""
+"""Watchdog: a rank that stops making progress ends the whole job, and says where it stood."""
 
 from __future__ import annotations
 

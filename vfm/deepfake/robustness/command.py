@@ -18,7 +18,7 @@ from vfm.deepfake.robustness.results import Split, examples, measure_robustness
 from vfm.deepfake.task import DeepfakeTask
 from vfm.spec import Spec, build
 from vfm.tasks import BaseTask
-from vfm.tasks.checkpoint import KEY, read_any
+from vfm.training.checkpoint_file import KEY, read_any
 
 RESULTS = "robustness.json"
 PAGE = "robustness.html"

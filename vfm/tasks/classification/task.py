@@ -17,14 +17,14 @@ from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.heads import ClassificationHead, LinearHead
 from vfm.models.weights import MIN_COVERAGE
 from vfm.preprocess import Fit
+from vfm.tasks.base import BaseTask
 from vfm.tasks.classification.results import Answers, Collector, metrics_of, write_results
-from vfm.tasks.evaluated import EvaluatedTask
 from vfm.tasks.labels import ClassWeights, LabelError, class_weights_of
 from vfm.training.optim import Optim
 from vfm.types import Batch, Raw
 
 
-class ClassificationTask(EvaluatedTask):
+class ClassificationTask(BaseTask):
     """Adapts a backbone and a head to label images.
 
     Logs `train/loss`, `val/loss`, `val/accuracy` and `val/macro_f1`, or with `multilabel` `val/mAP` and

@@ -19,8 +19,8 @@ from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.backbone import ImageSize
 from vfm.models.heads import DetectionHead
 from vfm.models.weights import MIN_COVERAGE
+from vfm.tasks.base import BaseTask
 from vfm.tasks.detection.results import BoxAnswers, BoxCollector, figures_of, write_box_results
-from vfm.tasks.evaluated import EvaluatedTask
 from vfm.training.optim import Optim
 from vfm.types import Batch, Raw
 
@@ -29,7 +29,7 @@ _LEAST_SCORE = 0.01
 _LEAST_VALIDATIONS = 20
 
 
-class DetectionTask(EvaluatedTask):
+class DetectionTask(BaseTask):
     """Adapts a backbone and a DETR head to find objects.
 
     Logs `train/loss`, `val/loss`, `val/AP` and `val/AP50` of COCO. Validating or testing a checkpoint writes
