@@ -16,6 +16,7 @@ from vfm.models import licenses
 from vfm.models.backbone import Backbone
 from vfm.models.heads import Head
 from vfm.preprocess import Preprocess
+from vfm.renames import update_class_paths
 from vfm.spec import Component
 from vfm.training.checkpoint_file import FORMAT, KEY, CheckpointError, versions
 from vfm.training.loading import load_model
@@ -129,7 +130,7 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
             raise CheckpointError(
                 f"The checkpoint has no entry '{KEY}': it was not written by vfm."
             )
-        entry = checkpoint[KEY]
+        entry = update_class_paths(checkpoint[KEY])
         backbone, head = entry["model"]["init_args"]["backbone"], entry["head"]
         require_same("backbone", backbone, self.backbone.name, remedy=backbone)
         require_same("head", head, self.head.spec, remedy=head["class_path"])
