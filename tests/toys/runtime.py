@@ -5,8 +5,15 @@ from typing import ClassVar
 
 import numpy as np
 from PIL import Image
-from vfm_runtime import Prediction, TaskType, View, open_image, register_task
-from vfm_runtime.tasks.base import Agreement, Opened, largest_difference
+from vfm_runtime import open_image, register_task
+from vfm_runtime.tasks.base import (
+    Agreement,
+    Opened,
+    Prediction,
+    TaskType,
+    View,
+    largest_difference,
+)
 
 COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)
 
@@ -41,7 +48,7 @@ class Numbers(Prediction):
 @register_task
 class NumbersType(TaskType):
     name, summary, package = "numbers", "gives numbers", "toy-tasks"
-    outputs = {"values": "float"}
+    outputs: ClassVar = {"values": "float"}
     draws = True
 
     def predictions(self, outputs):
@@ -84,7 +91,7 @@ class Mask(Prediction):
 @register_task
 class MaskType(TaskType):
     name, summary, package = "mask", "labels every pixel", "toy-tasks"
-    outputs = {"scores_map": "float"}
+    outputs: ClassVar = {"scores_map": "float"}
     draws = True
 
     def open(self, source, **options):
