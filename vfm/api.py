@@ -14,10 +14,10 @@ from vfm.bundle.export import export_all
 from vfm.bundle.parity import choose_images
 from vfm.bundle.source import trained_of
 from vfm.tasks import BaseTask
-from vfm.tasks.predictor import TaskModel
+from vfm.tasks.predictor import TorchPredictor
 
 
-class Model(TaskModel):
+class Model(TorchPredictor):
     """A trained checkpoint, asked through torch; made by `load`.
 
     Attributes:
@@ -51,7 +51,7 @@ class Model(TaskModel):
             options: As of `vfm.bundle.Options`: int8, fp16, max_drop, calibrate, reference, one_file, overwrite, ...
         """
         given = Options(**options)
-        paths = choose_images(Path(images), 64, videos=self.judge is not None)
+        paths = choose_images(Path(images), 64, videos=self.task.takes_video)
         device = self.task.device
         try:
             one = trained_of(self.task, self.path, given, None if data is None else Path(data))

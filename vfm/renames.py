@@ -35,6 +35,7 @@ MODULES = {
     "vfm.bundle.measure": "vfm.bundle.accuracy",
     "vfm.bundle.reference": "vfm.bundle.ood",
     "vfm.bundle.reference_graph": "vfm.bundle.ood_graph",
+    "vfm.bundle.calibration": "vfm.tasks.classification.calibration",
     "vfm.bundle.several": "vfm.bundle.multi_head",
     "vfm.bundle.to_onnx": "vfm.bundle.onnx_graphs",
     "vfm.bundle.trained": "vfm.bundle.source",

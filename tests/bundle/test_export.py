@@ -296,10 +296,11 @@ def test_the_card_says_what_a_licence_obliges_to(exported):
     from dataclasses import replace
 
     from vfm.bundle.card import card
+    from vfm.bundle.source import Trained
 
     contract = replace(vfm_runtime.load(exported.folder).contract, license="dinov3-license")
     origin = {"versions": {}, "seed": 0, "data": None, "weights": {"source": "timm:x"}}
-    text = card(contract, exported.parity, {"": ({}, origin)})
+    text = card(contract, exported.parity, {"": Trained(exported.task, origin, {})})
     assert (
         "Licence of the pretrained weights: dinov3-license; commercial use is allowed; whoever"
         in text

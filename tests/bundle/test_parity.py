@@ -22,7 +22,7 @@ from vfm.bundle.export import export_task
 from vfm.bundle.parity import ImageParity, choose_images, compare
 from vfm.cli import main
 from vfm.preprocess import Preprocess
-from vfm.tasks.predictor import TaskModel
+from vfm.tasks.predictor import TorchPredictor
 
 
 def torch_scores(task, path):
@@ -188,7 +188,7 @@ def test_a_model_that_answers_nan_is_refused(exported, paths):
     with torch.no_grad():
         task.head.linear.bias += float("nan")
     with pytest.raises(ValueError, match="answered with NaN"):
-        compare(TaskModel(task), exported.folder, paths[:3], 1e-3)
+        compare(TorchPredictor(task), exported.folder, paths[:3], 1e-3)
 
 
 def image(name, difference, onnx_label="a"):

@@ -15,7 +15,6 @@ from vfm_runtime.drift.reference import DriftReference
 from vfm_runtime.tasks.confidence import Rules
 
 from tests.tasks.tiny import fit, vit
-from vfm.bundle.images import Source, open_images
 from vfm.bundle.onnx_graphs import Answers
 from vfm.bundle.ood import (
     Reference,
@@ -33,6 +32,7 @@ from vfm.data import FolderData
 from vfm.data.synthetic import write_image_folder
 from vfm.models.heads import DetectionHead
 from vfm.tasks import BaseTask, DetectionTask
+from vfm.tasks.labelled_images import LabelledImages, open_images
 
 
 def vectors(seed, number, width=40, spread=None):
@@ -159,12 +159,16 @@ def contract(task, placed):
     )
 
 
+def opened_split(data, split, task):
+    return open_images(LabelledImages.of_splits(data, [split]), task.preprocess, places=False)
+
+
 def test_it_is_fitted_on_training_images_and_measured_on_others(task, images, placed):
     assert placed.num_fitted == 108
     assert placed.held_out.tolist() == list(range(images.num_images)) == list(range(144))
     train = images.images.source.data
     train.setup()
-    opened = open_images(Source(train, train.records["train"]), task)
+    opened = opened_split(train, "train", task)
     own = fit_reference(embeddings(task, [opened.inputs]))
     np.testing.assert_allclose(own.mean, placed.reference.mean, atol=1e-4)
     np.testing.assert_allclose(own.axes, placed.reference.axes, rtol=0.01, atol=0.01)
@@ -221,7 +225,7 @@ def test_dark_and_blurred_images_are_found(task, images, placed, contract, caplo
     assert DriftReference.load(tmp_path) == made
     data = images.images.source.data
     data.setup("test")
-    pixels = open_images(Source(data, data.records["test"]), task).inputs["pixels"]
+    pixels = opened_split(data, "test", task).inputs["pixels"]
     drifted = []
     for change in (np.asarray, dark, blurred):
         monitor = DriftMonitor(made, window=100)

@@ -14,7 +14,6 @@ from vfm_runtime.media.image import open_image
 
 from tests.data.boxes_written import write
 from tests.tasks.tiny import VIT, fit, shapes, trainer, vit
-from vfm.bundle.images import ValidationError
 from vfm.bundle.validation import validation
 from vfm.data import DetectionData, FolderData, SyntheticData, TableData
 from vfm.data.detection.dataset import BoxAugment
@@ -24,8 +23,9 @@ from vfm.deepfake.data.procedural import write_faces
 from vfm.models.heads import DetectionHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
 from vfm.tasks.checkpoint import CheckpointError
+from vfm.tasks.labelled_images import ValidationError
 from vfm.tasks.labels import LabelError
-from vfm.tasks.predictor import TaskModel
+from vfm.tasks.predictor import TorchPredictor
 
 SIDE = 48
 
@@ -40,7 +40,7 @@ class Run:
         made.fit(task, datamodule=data)
         self.checkpoint = root / "checkpoints" / "last.ckpt"
         self.task = BaseTask.load(self.checkpoint)
-        self.run = TaskModel(self.task).run
+        self.run = TorchPredictor(self.task).run
         found = trainer(root).validate(self.task, datamodule=data, verbose=False)
         self.figure = found[0][f"val/{metric}"]
 
@@ -145,7 +145,7 @@ def test_pixels_are_those_of_production(labels):
     found = labels.validation()
     pixels = np.concatenate([batch["pixels"] for batch in found.inputs(7)])
     assert found.num_images == len(found.paths) == 18
-    model = TaskModel(labels.task)
+    model = TorchPredictor(labels.task)
     for row, path in zip(pixels, found.paths, strict=True):
         np.testing.assert_array_equal(row, model.prepare(path)["pixels"][0])
 
@@ -153,7 +153,7 @@ def test_pixels_are_those_of_production(labels):
 def test_boxes_are_found_in_pixels_of_the_original(boxes):
     found = boxes.validation()
     record = found.images.source.records[0]
-    prepared = TaskModel(boxes.task).prepare(record.source)
+    prepared = TorchPredictor(boxes.task).prepare(record.source)
     batch = next(found.inputs(1))
     np.testing.assert_array_equal(batch["pixels"], prepared["pixels"])
     np.testing.assert_array_equal(batch["geometry"], prepared["geometry"])

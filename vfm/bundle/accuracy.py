@@ -10,7 +10,7 @@ from vfm_runtime.bundle import providers
 from vfm_runtime.bundle.manifest import sha256
 from vfm_runtime.bundle.predictor import Arrays, part_of
 
-from vfm.bundle.validation import Run, Validation
+from vfm.tasks.validation import Run, Validation
 
 
 def runner(file: Path) -> Run:

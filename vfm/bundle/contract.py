@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vfm_runtime.bundle.contract import DEEPFAKE, SEVERAL, Contract, HeadContract
+from vfm_runtime.bundle.contract import SEVERAL, Contract, HeadContract
 from vfm_runtime.tasks.confidence import Rules
 
-from vfm.bundle.calibration import Calibration, calibration
 from vfm.bundle.errors import ExportError
 from vfm.bundle.ood import Placed, Reference, place
 from vfm.bundle.source import Trained
-from vfm.bundle.validation import Validation
-from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import BaseTask
+from vfm.tasks.calibration import Calibration
 from vfm.tasks.checkpoint import versions
-from vfm.tasks.predictor import TaskModel
+from vfm.tasks.predictor import TorchPredictor
+from vfm.tasks.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,10 @@ def fit(
     if calibrate:
         for name, one in trained.items():
             images = _images(one, "calibrate")
-            outputs = images.outputs(TaskModel(one.task).run)
-            calibrations[name] = calibration(images, outputs, min_precision=min_precision)
+            outputs = images.outputs(TorchPredictor(one.task).run)
+            calibrations[name] = one.task.fit_confidence(
+                outputs, images, min_precision=min_precision
+            )
     placed = _place(trained, trust) if reference else None
     heads = {
         name: HeadContract(
@@ -94,11 +95,9 @@ def _contract(trained: Mapping[str, Trained], heads: dict[str, HeadContract]) ->
 def _rules(
     task: BaseTask, found: Calibration | None, placed: Placed | None
 ) -> dict[str, Any] | None:
-    if isinstance(task, DeepfakeTask):
-        judge = task.judge()
-        return {"crop": judge.crop.to_dict(), "decision": judge.decision.to_dict()}
-    if found is None and placed is None:
-        return None
+    stated = task.rules()
+    if stated is not None or (found is None and placed is None):
+        return stated
     rules = Rules() if found is None else found.rules
     if placed is not None:
         rules = replace(rules, reference=True, max_distance=placed.max_distance)
@@ -108,11 +107,8 @@ def _rules(
 def _place(trained: Mapping[str, Trained], trust: Sequence[str]) -> Placed:
     """By the images of one head: the backbone, of which it is, is that of all."""
     one = trained[placing_head(trained)]
-    if one.task.kind == DEEPFAKE:
-        raise ExportError(
-            "--reference is for models that look at whole images; one that tells real from fake has distances of its "
-            "own, and vfm calibrate sets their limit. Leave it out."
-        )
+    if one.task.reference_refusal is not None:
+        raise ExportError(one.task.reference_refusal)
     # What any head reads, as the graph has it.
     reads = list(dict.fromkeys(field for t in trained.values() for field in t.task.head.reads))
     if one.checkpoint is None:

@@ -12,7 +12,6 @@ from typing import Any
 import vfm_runtime
 from vfm_runtime.bundle.contract import (
     CARD_FILE,
-    DEEPFAKE,
     MODEL_FILE,
     ONEFILE_FILE,
     PARITY_FILE,
@@ -29,16 +28,16 @@ from vfm.bundle.card import card
 from vfm.bundle.contract import Fitted, fit, placing_head
 from vfm.bundle.errors import ExportError
 from vfm.bundle.golden import write_golden
-from vfm.bundle.onnx_graphs import write_onefile, write_preprocess, write_several
+from vfm.bundle.onnx_graphs import Answers, write_onefile, write_preprocess, write_several
 from vfm.bundle.ood import Placed, drift_reference
 from vfm.bundle.options import Options, check
 from vfm.bundle.parity import Parity, choose_images, compare
 from vfm.bundle.precisions import compare_precision, to_dict, write_precision
 from vfm.bundle.source import NUM_SAMPLES, SAMPLE_BATCH, Trained, load_all
-from vfm.bundle.torch_model import TorchModel
 from vfm.bundle.triton import check_repository, write_triton
-from vfm.bundle.validation import Validation
 from vfm.tasks import BaseTask
+from vfm.tasks.predictor import TorchPredictor
+from vfm.tasks.validation import Validation
 
 
 def export(
@@ -116,14 +115,15 @@ def export(
     if num_images < 1:
         raise ExportError(f"--num_images is {num_images}. Give at least 1.")
     trained = load_all(checkpoints, options, data=data, base=base)
-    videos = any(one.task.kind == DEEPFAKE for one in trained.values())
+    videos = any(one.task.takes_video for one in trained.values())
     paths = choose_images(Path(images), num_images, videos=videos)
     done = export_all(trained, paths, Path(out), options)
     print(f"Parity on {done}\nBundle: {out}\nTry it: vfm-runtime predict {out} {paths[0]}")
     if triton is not None:
         precision = "fp16" if fp16 else "fp32"
         name = Path(out).resolve().name
-        made = write_triton(Path(out), Path(triton), name, precision=precision)
+        task = next(iter(trained.values())).task
+        made = write_triton(Path(out), Path(triton), name, precision=precision, task=task)
         print(f"Model repository for Triton: {made}")
     return Path(out)
 
@@ -209,7 +209,8 @@ def _write(
         _write_reference(folder, contract, fitted.placed, images[placing_head(trained)])
     # Before anything that takes long: a graph that is wrong need not be measured.
     write_manifest(folder, contract)
-    model = TorchModel(contract, tasks, fitted.reference)
+    task = next(iter(tasks.values()))
+    model = TorchPredictor(task, contract, Answers(contract, tasks, fitted.reference).eval())
     parity = compare(model, folder, paths, options.tolerance)
     _require(parity, folder, out)
     samples = next(iter(trained.values())).samples
@@ -218,9 +219,8 @@ def _write(
     (folder / PARITY_FILE).write_text(text, encoding="utf-8")
     runtimes = {p: vfm_runtime.load(folder, device="cpu", precision=p) for p in others}
     write_golden(folder, model, parity, runtimes)
-    sources = {name: (one.results, one.origin) for name, one in trained.items()}
     sizes = {"fp32": _size(folder), **{name: row["num_bytes"] for name, row in others.items()}}
-    text = card(contract, parity, sources, fitted.calibrations, others, sizes)
+    text = card(contract, parity, trained, fitted.calibrations, others, sizes)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
     write_manifest(folder, contract)
     return parity

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from vfm_runtime.bundle.contract import GOLDEN_DIR, GOLDEN_FILE
 from vfm_runtime.bundle.golden import TOLERANCE, golden_row
 from vfm_runtime.bundle.predictor import Predictor
-from vfm_runtime.media.image import Pixels, open_image
 
 from vfm.bundle.parity import Parity
+from vfm.tasks.predictor import TorchPredictor
 
-_SIDE = 256
 _NUMBER = 3
 
 
 def write_golden(
-    folder: Path, model: Predictor, parity: Parity, others: Mapping[str, Predictor]
+    folder: Path, model: TorchPredictor, parity: Parity, others: Mapping[str, Predictor]
 ) -> None:
-    """Keep images spread over those compared, shrunk; of a model that cuts faces out the crops, which are small.
+    """Keep small images spread over those compared, as the task makes them.
 
     Args:
         folder: Of the bundle.
@@ -34,33 +32,30 @@ def write_golden(
     """
     (folder / GOLDEN_DIR).mkdir()
     names = []
-    for number, pixels in enumerate(itertools.islice(_images(model, parity), _NUMBER)):
+    step = max(1, len(parity.images) // _NUMBER)
+    # Those between stand in where the task makes nothing of one.
+    order = (image for start in range(step) for image in parity.images[start::step])
+    images = model.task.golden_images(Path(image.name) for image in order)
+    arguments = model.task.golden_arguments
+    for number, pixels in enumerate(itertools.islice(images, _NUMBER)):
         names.append(f"{number:03d}.png")
         Image.fromarray(pixels).save(folder / GOLDEN_DIR / names[-1])
-    values = {"tolerance": parity.tolerance, "images": _rows(folder, model, names)}
+    values = {"tolerance": parity.tolerance, "images": _rows(folder, model, names, arguments)}
     if others:
         values["precisions"] = {
-            precision: {"tolerance": TOLERANCE[precision], "images": _rows(folder, other, names)}
+            precision: {
+                "tolerance": TOLERANCE[precision],
+                "images": _rows(folder, other, names, arguments),
+            }
             for precision, other in others.items()
         }
     text = json.dumps(values, indent=2) + "\n"
     (folder / GOLDEN_FILE).write_text(text, encoding="utf-8")
 
 
-def _rows(folder: Path, model: Predictor, names: list[str]) -> list[dict[str, Any]]:
-    cropped = model.judge is not None
+def _rows(
+    folder: Path, model: Predictor, names: list[str], arguments: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     # One by one: that is how they are most likely asked elsewhere, and int8 answers depend on the batch.
     paths = [folder / GOLDEN_DIR / name for name in names]
-    return [golden_row(path.name, model.predict(path, cropped=cropped)) for path in paths]
-
-
-def _images(model: Predictor, parity: Parity) -> Iterator[Pixels]:
-    step = max(1, len(parity.images) // _NUMBER)
-    # Those between stand in where one shows no face.
-    for image in (image for start in range(step) for image in parity.images[start::step]):
-        if model.judge is None:
-            picture = Image.fromarray(open_image(Path(image.name)))
-            picture.thumbnail((_SIDE, _SIDE))
-            yield np.array(picture)
-        else:
-            yield from model.judge.evidence(Path(image.name)).crops[:1]
+    return [golden_row(path.name, model.predict(path, **arguments)) for path in paths]

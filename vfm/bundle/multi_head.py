@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from vfm_runtime.bundle.contract import DEEPFAKE
 
 from vfm.bundle.errors import ExportError
 from vfm.models.adapters import has_adapters
@@ -36,18 +35,17 @@ def require_one_backbone(tasks: Mapping[str, BaseTask]) -> None:
         tasks: By the names of their heads.
 
     Raises:
-        SeveralError: A task judges crops of faces, or two have other backbones, weights or preprocessing; with the
-            difference.
+        SeveralError: A task needs a backbone of its own, or two have other backbones, weights or preprocessing; with
+            the difference.
     """
     if not tasks:
         raise SeveralError("There is no head. Give at least one checkpoint.")
     for name, task in tasks.items():
         if not re.fullmatch(_NAME, name):
             _refuse_name(name)
-        if task.kind == DEEPFAKE:
+        if task.unshared_reason is not None:
             raise SeveralError(
-                f"The head '{name}' tells real from fake, and looks at crops of faces where the others look at whole "
-                "images. Export it to a bundle of its own."
+                f"The head '{name}' {task.unshared_reason}. Export it to a bundle of its own."
             )
     (first, other), *rest = tasks.items()
     for name, task in rest:

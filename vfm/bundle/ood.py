@@ -14,11 +14,12 @@ from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.bundle.predictor import Arrays
 from vfm_runtime.drift.reference import DriftReference
 
-from vfm.bundle.images import Split, ValidationError, open_images, remembered
+from vfm.bundle.images import Split, remembered
 from vfm.bundle.ood_graph import ReferenceOutputs, vector_of
-from vfm.bundle.validation import Validation
 from vfm.metrics.calibration import conformal_threshold
 from vfm.tasks import BaseTask
+from vfm.tasks.labelled_images import ValidationError, open_images
+from vfm.tasks.validation import Validation
 
 NUM_AXES = 16
 """Principal directions of the embeddings."""
@@ -212,7 +213,8 @@ def _training(
 ) -> NDArray[np.float32] | None:
     split: Split = "train"
     try:
-        images = open_images(remembered(checkpoint, task, split=split, trust=trust), task)
+        source = remembered(checkpoint, task, split=split, trust=trust)
+        images = open_images(source, task.preprocess, places=task.head.places)
     except ValidationError as error:
         log.warning(
             "The reference is fitted on every second validation image, since the training images are gone: %s",

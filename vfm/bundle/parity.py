@@ -13,9 +13,10 @@ import numpy as np
 import vfm_runtime
 from vfm_runtime.bundle.compare import agreement
 from vfm_runtime.bundle.predictor import Answer, Predictor
-from vfm_runtime.deepfake.verdict import Verdict
 from vfm_runtime.media.image import ImageError, Pixels, find_images, open_image
 from vfm_runtime.media.video import find_videos, is_video, read_video
+
+from vfm.tasks.predictor import TorchPredictor
 
 MIN_IMAGES = 32
 """Least number of images that prove anything, unless fewer are asked for."""
@@ -135,7 +136,7 @@ def require_folder(folder: Path) -> None:
         raise ParityError(f"There is no folder {folder}. Give one with real images to --images.")
 
 
-def compare(model: Predictor, bundle: Path, paths: Sequence[Path], tolerance: float) -> Parity:
+def compare(model: TorchPredictor, bundle: Path, paths: Sequence[Path], tolerance: float) -> Parity:
     """Answer every image by torch, by the bundle alone and by the bundle in batches of mixed sizes.
 
     Args:
@@ -145,7 +146,7 @@ def compare(model: Predictor, bundle: Path, paths: Sequence[Path], tolerance: fl
         tolerance: Largest accepted difference of a score.
 
     Raises:
-        ParityError: No image can be read, or none shows a face where the model looks for one.
+        ParityError: No image can be read, or the answers prove nothing.
     """
     runtime = vfm_runtime.load(bundle, device="cpu", precision="fp32")
     readable, skipped = _readable(paths)
@@ -154,7 +155,8 @@ def compare(model: Predictor, bundle: Path, paths: Sequence[Path], tolerance: fl
             f"None of the {len(paths)} images can be read: {next(iter(skipped.values()))}"
         )
     answers, torch_ms = timed(model, list(readable))
-    _require_crops(answers)
+    if reason := model.task.explain_no_evidence(answers):
+        raise ParityError(reason)
     alone, onnx_ms = timed(runtime, list(readable))
     together = runtime.predict(list(readable), batch_size=7)
     images = []
@@ -210,16 +212,6 @@ def _readable(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dict[
 
 def _opened(path: Path) -> Pixels:
     return read_video(path, 1).frames[0].pixels if is_video(path) else open_image(path)
-
-
-def _require_crops(answers: Sequence[Answer]) -> None:
-    """Refuse pictures in which there is nothing to judge: that both ways find nothing proves nothing."""
-    verdicts = [answer for answer in answers if isinstance(answer, Verdict)]
-    if verdicts and not any(verdict.frames for verdict in verdicts):
-        raise ParityError(
-            f"No face was found in any of the {len(verdicts)} images and videos, so nothing was compared. Give a "
-            "folder with faces to --images."
-        )
 
 
 def timed(model: Predictor, paths: Sequence[Path]) -> tuple[list[Answer], float]:

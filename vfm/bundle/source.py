@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 from vfm_runtime.bundle.predictor import Arrays
 
 from vfm.bundle.errors import ExportError
-from vfm.bundle.images import open_images, remembered
+from vfm.bundle.images import remembered
 from vfm.bundle.multi_head import checkpoints_of, require_one_backbone
 from vfm.bundle.options import Options
-from vfm.bundle.validation import Validation, ValidationError, validation
+from vfm.bundle.validation import validation
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import KEY, read_any
 from vfm.tasks.classification.results import RESULTS_FILE
+from vfm.tasks.labelled_images import ValidationError, open_images
+from vfm.tasks.validation import Validation
 
 NUM_SAMPLES = 64
 """Images from which the ranges of 8 bits are taken."""
@@ -115,6 +117,8 @@ def _samples(checkpoint: Path, task: BaseTask, options: Options) -> list[Arrays]
             error,
         )
         return []
-    inputs = open_images(source, task, NUM_SAMPLES).inputs
+    inputs = open_images(
+        source, task.preprocess, places=task.head.places, max_images=NUM_SAMPLES
+    ).inputs
     starts = range(0, len(inputs["pixels"]), SAMPLE_BATCH)
     return [{n: values[at : at + SAMPLE_BATCH] for n, values in inputs.items()} for at in starts]

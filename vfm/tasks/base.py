@@ -33,6 +33,7 @@ from vfm.tasks.checkpoint import (
     require_same,
     require_same_labels,
 )
+from vfm.tasks.export_hooks import ExportHooks
 from vfm.training import callbacks, compiling, feature_cache, lp_ft, saving, sharding
 from vfm.training.nonfinite import require_finite
 from vfm.training.optim import Optim, clip_gradients, configure
@@ -40,7 +41,7 @@ from vfm.training.option_checks import without_effect
 from vfm.types import Batch, Features, Raw
 
 
-class BaseTask(Component, L.LightningModule, ABC):
+class BaseTask(Component, L.LightningModule, ExportHooks, ABC):
     """A backbone and a head that learn together.
 
     Attributes:
@@ -55,8 +56,6 @@ class BaseTask(Component, L.LightningModule, ABC):
     monitor: str = "val/loss"
     """Metric that chooses the best checkpoint."""
     monitor_mode: str = "min"
-    kind: str = "classification"
-    """What the model does, as the contract of a bundle names it."""
 
     def __init__(
         self,
@@ -161,16 +160,6 @@ class BaseTask(Component, L.LightningModule, ABC):
             task.load_state_dict(content["state_dict"])
         task.source = path
         return task.eval()
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Label names in the order of the scores; empty before training."""
-        return self.head.labels
-
-    @property
-    def multilabel(self) -> bool:
-        """Whether several labels, or none, may apply to an image."""
-        return self.kind == "multilabel"
 
     @property
     def license(self) -> str | None:
