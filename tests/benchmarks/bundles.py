@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.bundle.in_memory import export_task
 from vfm import ClassificationTask
-from vfm.bundle.export import export_task
 from vfm.tasks.checkpoint import versions
 
 MODELS = {

@@ -14,7 +14,6 @@ from vfm_runtime.media.image import open_image
 
 from tests.data.boxes_written import write
 from tests.tasks.tiny import VIT, fit, shapes, trainer, vit
-from vfm.bundle.validation import validation
 from vfm.data import DetectionData, FolderData, SyntheticData, TableData
 from vfm.data.detection.dataset import BoxAugment
 from vfm.data.synthetic import write_image_folder
@@ -26,6 +25,7 @@ from vfm.tasks.checkpoint import CheckpointError
 from vfm.tasks.labelled_images import ValidationError
 from vfm.tasks.labels import LabelError
 from vfm.tasks.predictor import TorchPredictor
+from vfm.tasks.saved import Checkpoint
 
 SIDE = 48
 
@@ -45,7 +45,8 @@ class Run:
         self.figure = found[0][f"val/{metric}"]
 
     def validation(self, data=None, **options):
-        return validation(self.checkpoint, self.task, data, **options)
+        # Anew each time, as its data is read once.
+        return Checkpoint.open(self.checkpoint).validation(data, **options)
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +301,7 @@ def test_a_training_without_validation(tmp_path):
     fit(tmp_path, vit(), data, limit_val_batches=0)
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     with pytest.raises(ValidationError, match=r"gives no val images: There are no val images"):
-        validation(checkpoint, BaseTask.load(checkpoint))
+        Checkpoint.open(checkpoint).validation()
 
 
 def test_a_checkpoint_that_names_no_data(labels, tmp_path):
@@ -308,13 +309,13 @@ def test_a_checkpoint_that_names_no_data(labels, tmp_path):
     content["vfm"]["data"] = None
     torch.save(content, tmp_path / "bare.ckpt")
     with pytest.raises(ValidationError, match="does not say what it was trained on"):
-        validation(tmp_path / "bare.ckpt", labels.task)
+        Checkpoint.open(tmp_path / "bare.ckpt").validation()
 
 
 def test_images_in_memory_have_no_paths(tmp_path):
     fit(tmp_path, vit(), shapes())
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    found = validation(checkpoint, BaseTask.load(checkpoint))
+    found = Checkpoint.open(checkpoint).validation()
     assert found.num_images == 24
     assert found.paths == []
     assert isinstance(found.images.source.data, SyntheticData)

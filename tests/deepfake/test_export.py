@@ -18,18 +18,19 @@ from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.media.image import open_image
 
 import vfm
+from tests.bundle.in_memory import export_task
 from tests.tasks.tiny import trainer
 from vfm.bundle import ParityError
 from vfm.bundle.card import card
-from vfm.bundle.export import export, export_task
+from vfm.bundle.export import export
 from vfm.bundle.parity import ImageParity, Parity, choose_images
-from vfm.bundle.source import Trained
 from vfm.deepfake.data.data import FakesData
 from vfm.deepfake.data.procedural import write_faces
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.results import OPERATING_POINT
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import BaseTask, Optim
+from vfm.tasks.saved import Checkpoint
 
 SIDE = 48
 ORIGIN = {"versions": {}, "seed": 0, "data": None, "weights": None}
@@ -172,7 +173,7 @@ def test_card_without_calibration(bundle, checkpoint):
     image = ImageParity("x.png", (48, 48), 0.0, False, "real", "real")
     parity = Parity((image,), 1e-3, {}, 1.0, 1.0, "cpu")
     text = card(
-        replace(contract, rules=rules), parity, {"": Trained(BaseTask.load(checkpoint), ORIGIN, {})}
+        replace(contract, rules=rules), parity, {"": Checkpoint(BaseTask.load(checkpoint), ORIGIN)}
     )
     assert "- Threshold: none is calibrated: 0.5 is assumed" in text
     assert "- Undecided outside of: min_face 64, min_frames 0.25\n" in text

@@ -9,15 +9,15 @@ from typing import Any
 from vfm_runtime.bundle.contract import Contract, HeadContract
 
 from vfm.bundle.parity import Parity
-from vfm.bundle.source import Trained
 from vfm.models.licenses import terms
 from vfm.tasks.calibration import Calibration
+from vfm.tasks.saved import Checkpoint
 
 
 def card(
     contract: Contract,
     parity: Parity,
-    sources: Mapping[str, Trained],
+    checkpoints: Mapping[str, Checkpoint],
     calibrations: Mapping[str, Calibration] = MappingProxyType({}),
     precisions: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     sizes: Mapping[str, int] = MappingProxyType({}),
@@ -27,12 +27,12 @@ def card(
     Args:
         contract: Of the bundle.
         parity: Of the bundle.
-        sources: Where each head comes from, by its name; that of a single one is empty.
+        checkpoints: Where each head comes from, by its name; that of a single one is empty.
         calibrations: What was fitted of the heads that are calibrated.
         precisions: What was measured of each graph of fewer bits.
         sizes: Bytes of the graph by precision.
     """
-    origin = next(iter(sources.values())).origin
+    origin = next(iter(checkpoints.values())).entry
     title = f"{len(contract.labels)} {'labels' if contract.heads is None else 'heads'}"
     lines = [
         f"# {contract.backbone}, {title}",
@@ -42,17 +42,17 @@ def card(
         f"({contract.preprocess['fit']}, {contract.preprocess['interpolation']})",
     ]
     for name, head in contract.each.items():
-        lines += _head(name, head, sources[name], calibrations.get(name))
+        lines += _head(name, head, checkpoints[name], calibrations.get(name))
     return "\n".join([*lines, *_agreement(parity), *_formats(parity, precisions, sizes)]) + "\n"
 
 
 def _head(
     name: str,
     head: HeadContract,
-    source: Trained,
+    checkpoint: Checkpoint,
     calibration: Calibration | None,
 ) -> list[str]:
-    task, origin, results = source.task, source.origin, source.results
+    task, origin, results = checkpoint.task, checkpoint.entry, checkpoint.results
     data = origin.get("data") or {}
     more = " ..." if len(head.labels) > 20 else ""
     return [

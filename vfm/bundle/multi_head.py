@@ -68,6 +68,16 @@ def checkpoints_of(words: Sequence[str | Path]) -> dict[str, Path]:
     return dict(zip(names, (path for _, path in given), strict=True))
 
 
+def choose_ood_head(tasks: Mapping[str, BaseTask]) -> str:
+    """Name of the head whose images say where the training images of all lie.
+
+    Args:
+        tasks: Tasks by the names of their heads.
+    """
+    # The backbone of one that reads no pooled vector does not give any.
+    return max(tasks, key=lambda name: "pooled" in tasks[name].head.reads)
+
+
 def names_of(checkpoints: Sequence[Path]) -> list[str]:
     """A name for the head of each checkpoint, from its file or the nearest folder that says something.
 

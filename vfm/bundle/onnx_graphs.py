@@ -23,14 +23,12 @@ from vfm.models.adapters import has_adapters, merge
 from vfm.models.backbone import Backbone
 from vfm.models.heads import Head
 from vfm.preprocess import Preprocess
+from vfm.quantization.graph import MAX_PROTOBUF
 from vfm.tasks import BaseTask
 from vfm.types import Features
 
 if TYPE_CHECKING:
     from vfm.bundle.ood import Reference
-
-MAX_PROTOBUF = 2_000_000_000
-"""Bytes of weights above which they go to a file of their own; a protobuf ends at 2 GiB."""
 
 OPSETS = range(18, 26)
 """Versions of the operators that a graph can have: Resize averages since 18, and the exporter converts up to 25."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import vfm_runtime
@@ -38,7 +38,7 @@ class ImageParity:
     difference: float
     """Largest difference of a score, alone or in a batch of mixed sizes."""
     changed: bool
-    """Whether the best label is another, a box has no partner, or other crops were judged."""
+    """Whether the best label is another, a box has no partner, or other pictures were compared."""
     torch_label: str
     onnx_label: str
 
@@ -136,19 +136,20 @@ def require_folder(folder: Path) -> None:
         raise ParityError(f"There is no folder {folder}. Give one with real images to --images.")
 
 
-def compare(model: TorchPredictor, bundle: Path, paths: Sequence[Path], tolerance: float) -> Parity:
+def compare(
+    model: TorchPredictor, runtime: vfm_runtime.Model, paths: Sequence[Path], tolerance: float
+) -> Parity:
     """Answer every image by torch, by the bundle alone and by the bundle in batches of mixed sizes.
 
     Args:
         model: Torch's side of the bundle, on the CPU, in float32.
-        bundle: Its exported folder.
+        runtime: The bundle, loaded on the CPU in float32.
         paths: Image files, and videos where the model takes them.
         tolerance: Largest accepted difference of a score.
 
     Raises:
         ParityError: No image can be read, or the answers prove nothing.
     """
-    runtime = vfm_runtime.load(bundle, device="cpu", precision="fp32")
     readable, skipped = _readable(paths)
     if not readable:
         raise ParityError(
@@ -174,18 +175,16 @@ def compare(model: TorchPredictor, bundle: Path, paths: Sequence[Path], toleranc
     )
 
 
-def require(parity: Parity, where: Path) -> None:
+def raise_disagreement(parity: Parity, where: Path) -> NoReturn:
     """Refuse a bundle that does not agree.
 
     Args:
-        parity: The comparison.
+        parity: A comparison that has not passed.
         where: Folder of the rejected bundle.
 
     Raises:
         ParityError: With the worst images.
     """
-    if parity.passed:
-        return
     rows = "\n".join(
         f"  {i.name}: difference {i.difference:.2e}, torch '{i.torch_label}', ONNX '{i.onnx_label}'"
         for i in parity.worst()

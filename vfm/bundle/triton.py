@@ -27,6 +27,7 @@ from typing import Any
 
 import onnx
 from vfm_runtime.bundle.contract import PRECISION_FILES, PREPROCESS_FILE, Contract
+from vfm_runtime.bundle.contract import ports as ports_of
 from vfm_runtime.bundle.manifest import read_manifest
 
 from vfm.bundle.errors import ExportError
@@ -44,7 +45,6 @@ _Port = dict[str, Any]
 _Ports = tuple[list[_Port], list[_Port]]
 _Labels = Mapping[str, list[str]]
 
-_LABELLED = ("classification", "multilabel")
 _MAX_DELAY = 2000  # microseconds that a request may wait for others
 # The preprocessing is small work of one thread, and in front of a GPU the bottleneck unless several run at once.
 _NUM_PREPROCESSES = 4
@@ -208,7 +208,7 @@ def _label_files(contract: Contract) -> dict[str, list[str]]:
     return {
         f"{name}_labels.txt" if name else "labels.txt": list(head.labels)
         for name, head in contract.each.items()
-        if head.task in _LABELLED
+        if list(ports_of(head.task)[1]) == ["scores"]  # of boxes they are in another order
     }
 
 

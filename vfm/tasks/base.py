@@ -140,8 +140,18 @@ class BaseTask(Component, L.LightningModule, ExportHooks, ABC):
             CheckpointError: The file cannot be read.
             SpecError: It names code that is not trusted or not found.
         """
-        path = Path(path)
-        content = read_any(path)
+        return cls.restore(read_any(path), Path(path), base=base, trust=trust)
+
+    @classmethod
+    def restore(
+        cls,
+        content: dict[str, Any],
+        path: Path,
+        *,
+        base: str | Path | None = None,
+        trust: Collection[str] = (),
+    ) -> Self:
+        """`load` of a file whose content was read by `read_any`; `path` is where it lies."""
         entry = content[KEY]
         spec = {**entry["model"], "init_args": {**entry["model"]["init_args"]}}
         if path.suffix != ADAPTER_SUFFIX:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,6 +91,22 @@ class OpenedImages:
     """What they show: the record of each."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Reason by name for those that could not be read."""
+
+    def batches(self, size: int, count: int | None = None) -> Iterator[Arrays]:
+        """What the model takes, batch by batch in the order of the images.
+
+        Args:
+            size: Most images of a batch.
+            count: Most images, spread evenly; all by default.
+        """
+        number = len(self.inputs["pixels"])
+        inputs = self.inputs
+        if count is not None and count < number:
+            chosen = np.linspace(0, number - 1, count).round().astype(int)
+            inputs = {name: values[chosen] for name, values in inputs.items()}
+            number = count
+        for start in range(0, number, size):
+            yield {name: values[start : start + size] for name, values in inputs.items()}
 
 
 def open_images(

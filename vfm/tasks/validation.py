@@ -86,9 +86,7 @@ class Validation(ABC):
         Yields:
             `pixels`, uint8 [n, h, w, 3]; for a head that `places` also `geometry`, float32 [n, 6].
         """
-        for start in range(0, self.num_images, batch_size):
-            chosen = slice(start, start + batch_size)
-            yield {name: values[chosen] for name, values in self.images.inputs.items()}
+        yield from self.images.batches(batch_size)
 
     def outputs(self, run: Run, batch_size: int = _BATCH) -> Arrays:
         """The answers for all images, joined.
