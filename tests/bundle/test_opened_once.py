@@ -82,6 +82,11 @@ def test_a_task_without_labelled_data_says_what_it_lacks(root, monkeypatch, tmp_
         write_bundle({"": opened}, options)
 
 
+def test_nothing_to_export(tmp_path):
+    with pytest.raises(ExportError, match=r"There is no head\. Give at least one checkpoint"):
+        export([], images=tmp_path, out=tmp_path / "b")
+
+
 def test_a_reference_that_the_task_refuses_is_refused_first(tmp_path):
     task = DeepfakeTask("test_efficientnet", pretrained=False, image_size=40)
     options = ExportOptions(images=tmp_path, out=tmp_path / "b", reference=True)

@@ -76,13 +76,16 @@ def export_files(checkpoints: Sequence[str], options: ExportOptions) -> Path:
             "each is validated on the val split of its training."
         )
     opened = {
-        name: Checkpoint.open(file, base=options.base, trust=options.trust)
+        name if len(files) > 1 else "": Checkpoint.open(
+            file, base=options.base, trust=options.trust
+        )
         for name, file in files.items()
     }
-    parity = write_bundle(opened if len(opened) > 1 else {"": opened.popitem()[1]}, options)
+    parity = write_bundle(opened, options)
     example = parity.images[0].name
-    print(f"Parity on {parity}\nBundle: {options.out}")
-    print(f"Try it: vfm-runtime predict {options.out} {example}")
+    print(
+        f"Parity on {parity}\nBundle: {options.out}\nTry it: vfm-runtime predict {options.out} {example}"
+    )
     if options.triton is not None:
         print(f"Model repository for Triton: {options.triton}")
     return options.out
@@ -124,7 +127,7 @@ def write_bundle(
     """
     options.check()
     tasks = {name: one.task for name, one in checkpoints.items()}
-    if len(tasks) > 1:
+    if len(tasks) != 1:
         require_one_backbone(tasks)
     if paths is None:
         videos = any(task.takes_video for task in tasks.values())
