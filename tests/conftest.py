@@ -85,7 +85,7 @@ def make_task(name, paths, **arguments):
 @pytest.fixture(scope="session", params=MODELS)
 def exported(request, paths, tmp_path_factory):
     """A task and its bundle with onefile.onnx; tests must change neither."""
-    from vfm.bundle.export import export_task
+    from tests.bundle.in_memory import export_task
 
     task = make_task(request.param, paths, **MODELS[request.param])
     folder = tmp_path_factory.mktemp(request.param) / "bundle"

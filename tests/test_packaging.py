@@ -80,7 +80,7 @@ def bundle(paths, tmp_path_factory):
     import torch
     from vfm_runtime.media.image import open_image
 
-    from vfm.bundle.export import export_task
+    from tests.bundle.in_memory import export_task
 
     task = make_task("test_vit", paths, image_size=48)
     folder = tmp_path_factory.mktemp("packaging") / "bundle"

@@ -9,15 +9,13 @@ from typing import Any
 import torch
 import vfm_runtime
 
-from vfm.bundle import Options, Parity
-from vfm.bundle.export import export_all
-from vfm.bundle.parity import choose_images
-from vfm.bundle.source import trained_of
-from vfm.tasks import BaseTask
-from vfm.tasks.predictor import TaskModel
+from vfm.bundle import ExportOptions, Parity
+from vfm.bundle.export import write_bundle
+from vfm.tasks.predictor import TorchPredictor
+from vfm.tasks.saved import Checkpoint
 
 
-class Model(TaskModel):
+class Model(TorchPredictor):
     """A trained checkpoint, asked through torch; made by `load`.
 
     Attributes:
@@ -34,28 +32,24 @@ class Model(TaskModel):
         trust: Collection[str] = (),
     ) -> None:
         self.path = Path(path)
-        super().__init__(BaseTask.load(self.path, base=base, trust=trust).to(device))
+        self._checkpoint = Checkpoint.open(self.path, base=base, trust=trust)
+        super().__init__(self._checkpoint.task.to(device))
 
     def __repr__(self) -> str:
         return f"Model({str(self.path)!r}, {len(self.labels)} classes, {self.task.device})"
 
-    def export(
-        self, out: str | Path, *, images: str | Path, data: str | Path | None = None, **options: Any
-    ) -> Parity:
+    def export(self, out: str | Path, *, images: str | Path, **options: Any) -> Parity:
         """Write a bundle, and prove on real images that it answers alike.
 
         Args:
             out: Folder to write.
             images: Folder of real images.
-            data: Labelled validation images, where the options need them; by default the val split of the training.
-            options: As of `vfm.bundle.Options`: int8, fp16, max_drop, calibrate, reference, one_file, overwrite, ...
+            options: Fields of `vfm.bundle.ExportOptions`: data, int8, fp16, calibrate, reference, one_file, ...
         """
-        given = Options(**options)
-        paths = choose_images(Path(images), 64, videos=self.task_type.takes_video)
+        chosen = ExportOptions(out=Path(out), images=Path(images), **options)
         device = self.task.device
         try:
-            one = trained_of(self.task, self.path, given, None if data is None else Path(data))
-            return export_all({"": one}, paths, Path(out), given)
+            return write_bundle({"": self._checkpoint}, chosen)
         finally:
             self.task.to(device)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.bundle.in_memory import export_task
 from vfm import ClassificationTask
-from vfm.bundle.export import export_task
-from vfm.training.checkpoint_file import versions
+from vfm.tasks.checkpoint import versions
 
 MODELS = {
     "ViT-S/16": "vit_small_patch16_224",

@@ -61,7 +61,7 @@ def bundle(folder: Path, backbone: str) -> Path:
     import torch
     from vfm_runtime.deepfake.faces.crop import CropSpec
 
-    from vfm.bundle.export import export_task
+    from tests.bundle.in_memory import export_task
     from vfm.deepfake.task import DeepfakeTask
 
     torch.manual_seed(0)

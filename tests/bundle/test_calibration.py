@@ -12,27 +12,30 @@ from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
 from tests.tasks.tiny import shapes, vit
-from vfm.bundle.calibration import CalibrationError, calibration, tempered
-from vfm.bundle.images import Images, Source, open_images
 from vfm.bundle.onnx_graphs import Answers
-from vfm.bundle.validation import BoxValidation, FakeValidation, LabelValidation
 from vfm.data import SyntheticScenes
 from vfm.data.dataset import Record
+from vfm.deepfake import DeepfakeTask
+from vfm.tasks.calibration import CalibrationError
+from vfm.tasks.classification.calibration import fit_labels, tempered
+from vfm.tasks.classification.validation import LabelValidation
+from vfm.tasks.detection.calibration import fit_boxes
+from vfm.tasks.detection.validation import BoxValidation
+from vfm.tasks.labelled_images import LabelledImages, OpenedImages, open_images
 
 LABELS = ("ant", "bee", "cat", "dog")
 
 
-def images(data, records, number):
-    return Images({"pixels": np.zeros((number, 1, 1, 3), np.uint8)}, Source(data, records))
+def images(data):
+    source = LabelledImages.of_splits(data, ["val"])
+    return OpenedImages({"pixels": np.zeros((len(source.positions), 1, 1, 3), np.uint8)}, source)
 
 
-def labelled(truth, *, multilabel=False, labels=LABELS, made=LabelValidation):
+def labelled(truth, *, multilabel=False, labels=LABELS):
     """Validation of images that nobody opens."""
-    kind = "multilabel" if multilabel else "classification"
-    task = SimpleNamespace(kind=kind, labels=labels, multilabel=multilabel, crop=None)
-    data = SimpleNamespace(labels=labels, multilabel=multilabel)
-    records = [Record("", label, str(place)) for place, label in enumerate(truth)]
-    return made(task, images(data, records, len(records)))
+    records = {"val": [Record("", label, str(index)) for index, label in enumerate(truth)]}
+    data = SimpleNamespace(labels=labels, multilabel=multilabel, records=records)
+    return LabelValidation(labels, images(data), multilabel=multilabel)
 
 
 def softmax(logits):
@@ -51,7 +54,7 @@ def answers(number, sharpness, seed=0, classes=4):
 
 def test_scores_become_probabilities():
     scores, truth = answers(800, 4.0)
-    found = calibration(labelled(truth), {"scores": scores})
+    found = fit_labels(labelled(truth), {"scores": scores})
     assert found.rules.temperature == pytest.approx(4.0, rel=0.15)
     assert found.rules.thresholds is None
     assert found.error_before > 0.1
@@ -64,13 +67,13 @@ def test_scores_become_probabilities():
 def test_a_score_of_zero_has_a_logarithm():
     scores, truth = answers(200, 40.0)
     assert (scores == 0).any()
-    found = calibration(labelled(truth), {"scores": scores})
+    found = fit_labels(labelled(truth), {"scores": scores})
     assert 1 < found.rules.temperature <= 20
 
 
 def test_sure_answers_are_right_as_often_as_asked():
     scores, truth = answers(4000, 2.0, seed=1)
-    found = calibration(labelled(truth), {"scores": scores}, min_precision=0.9)
+    found = fit_labels(labelled(truth), {"scores": scores}, min_precision=0.9)
     assert found.shared == ()
     others, true = answers(20000, 2.0, seed=2)
     fitted = tempered(others, found.rules.temperature, False)
@@ -89,7 +92,7 @@ def test_a_label_with_few_answers_shares_the_threshold_of_all(caplog):
     rare = scores.argmax(1) == 2
     rare[np.flatnonzero(rare)[:5]] = False
     chosen = {"scores": scores[~rare]}
-    found = calibration(labelled(np.array(truth)[~rare].tolist()), chosen, min_precision=0.9)
+    found = fit_labels(labelled(np.array(truth)[~rare].tolist()), chosen, min_precision=0.9)
     assert found.shared == ("cat", "dog")
     ant, bee, cat, dog = found.rules.thresholds
     assert cat >= dog
@@ -109,7 +112,7 @@ def test_a_label_that_is_often_wrong_asks_for_more_than_all_together():
     scores[:, 3] = 1 - score
     truth = best.copy()
     truth[:40][score[:40] < 0.8] = 3
-    found = calibration(labelled(truth.tolist()), {"scores": scores}, min_precision=0.9)
+    found = fit_labels(labelled(truth.tolist()), {"scores": scores}, min_precision=0.9)
     assert "ant" in found.shared
     ant, bee, cat, _ = found.rules.thresholds
     assert ant > cat >= bee
@@ -122,15 +125,15 @@ def test_a_precision_that_nothing_proves():
     with pytest.raises(
         CalibrationError, match=r"No threshold proves a precision of 99\.0% on thes"
     ):
-        calibration(labelled(truth), {"scores": scores}, min_precision=0.99)
+        fit_labels(labelled(truth), {"scores": scores}, min_precision=0.99)
     with pytest.raises(CalibrationError, match=r"The precision is 95, .* For 95 % give 0\.95"):
-        calibration(labelled(truth), {"scores": scores}, min_precision=95)
+        fit_labels(labelled(truth), {"scores": scores}, min_precision=95)
 
 
 def test_too_few_images():
     scores, truth = answers(49, 1.0)
     with pytest.raises(CalibrationError, match=r"There are 49 validation images, .* at least 50"):
-        calibration(labelled(truth), {"scores": scores})
+        fit_labels(labelled(truth), {"scores": scores})
 
 
 def test_labels_that_are_independent():
@@ -141,7 +144,7 @@ def test_labels_that_are_independent():
     applies[:, 3] = False
     truth = [tuple(np.flatnonzero(row).tolist()) for row in applies]
     scores = (1 / (1 + np.exp(-3 * logits))).astype(np.float32)
-    found = calibration(labelled(truth, multilabel=True), {"scores": scores})
+    found = fit_labels(labelled(truth, multilabel=True), {"scores": scores})
     assert found.rules.temperature == pytest.approx(3, rel=0.15)
     assert found.error_after < found.error_before / 2
     # The best F1 of a true probability is below one half.
@@ -149,15 +152,13 @@ def test_labels_that_are_independent():
     assert found.rules.thresholds[3] == 0.5
     assert found.shared == ("dog",)
     with pytest.raises(CalibrationError, match="a model of the kind 'multilabel' has another"):
-        calibration(labelled(truth, multilabel=True), {"scores": scores}, min_precision=0.9)
+        fit_labels(labelled(truth, multilabel=True), {"scores": scores}, min_precision=0.9)
 
 
 def test_boxes():
     data = SyntheticScenes(num_images=240, image_size=64)
     data.setup()
-    task = SimpleNamespace(kind="detection", labels=(*data.labels, "never"), multilabel=False)
-    records = data.records["val"]
-    found = BoxValidation(task, images(data, records, len(records)))
+    found = BoxValidation((*data.labels, "never"), images(data))
     random = np.random.default_rng(0)
     outputs = {
         "boxes": np.zeros((60, 10, 4), np.float32),
@@ -169,7 +170,7 @@ def test_boxes():
         outputs["boxes"][row, :number] = true.corners
         outputs["labels"][row, :number] = true.labels
         outputs["scores"][row, :number] = random.uniform(0.6, 1, number)
-    fitted = calibration(found, outputs)
+    fitted = fit_boxes(found, outputs)
     assert fitted.rules.temperature == 1
     assert all(0.6 <= threshold < 0.8 for threshold in fitted.rules.thresholds[:3])
     assert fitted.rules.thresholds[3] == 0.3
@@ -178,9 +179,10 @@ def test_boxes():
 
 
 def test_a_model_of_forgeries_has_a_command_of_its_own():
-    found = labelled([0, 1] * 30, labels=("real", "fake"), made=FakeValidation)
+    found = labelled([0, 1] * 30, labels=("real", "fake"))
+    task = DeepfakeTask("test_efficientnet", pretrained=False, image_size=40)
     with pytest.raises(CalibrationError, match="vfm calibrate CHECKPOINT DATA"):
-        calibration(found, {"logits": np.zeros(60)})
+        task.fit_confidence({"logits": np.zeros(60)}, found)
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
@@ -193,7 +195,8 @@ def test_the_graph_gives_what_was_fitted(multilabel, temperature):
         task.head.linear.weight.normal_(0, 0.5)
     data = shapes()
     data.setup()
-    found = open_images(Source(data, data.records["val"]), task.eval())
+    source = LabelledImages.of_splits(data, ["val"])
+    found = open_images(source, task.eval().preprocess, places=task.head.places)
     pixels = torch.from_numpy(found.inputs["pixels"])
     contract = Contract(
         task=task.kind,

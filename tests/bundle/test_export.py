@@ -13,9 +13,10 @@ import vfm_runtime
 from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.bundle.manifest import sha256
 
+from tests.bundle.in_memory import export_task
 from tests.conftest import LABELS
 from vfm.bundle import ExportError, Parity, ParityError, onnx_graphs
-from vfm.bundle.export import export, export_task
+from vfm.bundle.export import export
 from vfm.cli import main
 
 ORIGIN = {"versions": {}, "seed": 0, "data": None, "weights": None}
@@ -296,10 +297,11 @@ def test_the_card_says_what_a_licence_obliges_to(exported):
     from dataclasses import replace
 
     from vfm.bundle.card import card
+    from vfm.tasks.saved import Checkpoint
 
     contract = replace(vfm_runtime.load(exported.folder).contract, license="dinov3-license")
     origin = {"versions": {}, "seed": 0, "data": None, "weights": {"source": "timm:x"}}
-    text = card(contract, exported.parity, {"": ({}, origin)})
+    text = card(contract, exported.parity, {"": Checkpoint(exported.task, origin)})
     assert (
         "Licence of the pretrained weights: dinov3-license; commercial use is allowed; whoever"
         in text

@@ -13,17 +13,17 @@ from vfm_runtime.bundle.manifest import sha256
 from vfm_runtime.cli import main as runtime_main
 
 import vfm
+from tests.bundle.in_memory import export_task
 from tests.bundle.test_export import ORIGIN
 from tests.tasks.tiny import fit, shapes, vit
-from vfm.bundle import ExportError, precisions
+from vfm.bundle import ExportError, ExportOptions, precisions
 from vfm.bundle.accuracy import Measure
-from vfm.bundle.export import export_task
-from vfm.bundle.validation import validation
 from vfm.cli import main
 from vfm.data import FolderData
 from vfm.data.synthetic import write_image_folder
 from vfm.quantization.search import BudgetError
 from vfm.tasks import BaseTask
+from vfm.tasks.saved import Checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -74,8 +74,7 @@ def test_files(whole, root):
 def test_formats_are_measured(whole, root, checkpoint):
     stored = parity(whole)
     assert set(stored["precisions"]) == {"fp16", "int8"}
-    task = BaseTask.load(checkpoint)
-    images = validation(checkpoint, task)
+    images = Checkpoint.open(checkpoint).validation()
     for name, row in stored["precisions"].items():
         model = vfm_runtime.load(whole, device="cpu", precision=name)
         assert row["num_images"] == images.num_images > 50
@@ -210,14 +209,13 @@ def test_triton_is_looked_at_before_any_work(root, checkpoint, tmp_path, capsys)
 
 
 def test_the_reference_is_that_of_a_head_that_pools(root, heads):
-    from vfm.bundle.contract import placing_head
-    from vfm.bundle.source import Trained
+    from vfm.bundle.multi_head import choose_ood_head
     from vfm.models.heads import AttentionPoolHead
 
-    pools = Trained(BaseTask.load(heads[0]), {}, {})
-    looks = Trained(vit(head=AttentionPoolHead(2)), {}, {})
-    assert placing_head({"looks": looks, "pools": pools}) == "pools"
-    assert placing_head({"looks": looks}) == "looks"
+    pools = BaseTask.load(heads[0])
+    looks = vit(head=AttentionPoolHead(2))
+    assert choose_ood_head({"looks": looks, "pools": pools}) == "pools"
+    assert choose_ood_head({"looks": looks}) == "looks"
 
 
 def test_from_python(root, checkpoint, tmp_path):
@@ -282,32 +280,32 @@ def test_checkpoints_that_do_not_go_together(heads, checkpoint, root, tmp_path, 
 
 
 def test_ranges_come_from_training_images(root, checkpoint, monkeypatch, caplog):
-    from vfm.bundle.options import Options
-    from vfm.bundle.source import trained_of
-
-    task = BaseTask.load(checkpoint)
-    one = trained_of(task, checkpoint, Options(int8=True))
-    assert sum(len(batch["pixels"]) for batch in one.samples) == 64
-    held_out = {image.tobytes() for image in one.validation.images.inputs["pixels"]}
-    assert not held_out & {image.tobytes() for batch in one.samples for image in batch["pixels"]}
+    one = Checkpoint.open(checkpoint)
+    samples = precisions.open_samples(one)
+    assert sum(len(batch["pixels"]) for batch in samples) == 64
+    held_out = {image.tobytes() for image in one.validation().images.inputs["pixels"]}
+    seen = {image.tobytes() for batch in samples for image in batch["pixels"]}
+    assert not held_out & seen
+    # Those that are open already serve as well.
+    again = precisions.open_samples(one, one.open_images("train"))
+    assert {image.tobytes() for batch in again for image in batch["pixels"]} == seen
     kept = shutil.copytree(root / "images", root / "kept")
     (root / "images").rename(root / "moved")
     try:
+        gone = Checkpoint.open(checkpoint)
         with pytest.raises(ValueError, match="--data"):
-            trained_of(task, checkpoint, Options(int8=True))
-        other = trained_of(task, checkpoint, Options(int8=True), kept)
+            gone.validation()
+        assert gone.validation(kept).num_images > 0
+        other = precisions.open_samples(gone)
     finally:
         (root / "moved").rename(root / "images")
         shutil.rmtree(kept)
-    assert other.samples == []
+    assert other == []
     assert "The ranges of 8 bits are taken from validation images" in caplog.text
 
 
 def test_options_say_what_needs_images():
-    from vfm.bundle.options import Options
-
+    plain = ExportOptions(images="x")
     names = ("int8", "fp16", "calibrate", "reference")
-    assert [dataclasses.replace(Options(), **{n: True}).needs_validation for n in names] == [
-        True
-    ] * 4
-    assert not Options().needs_validation
+    assert all(dataclasses.replace(plain, **{name: True}).needs_validation for name in names)
+    assert not plain.needs_validation

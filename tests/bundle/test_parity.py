@@ -15,14 +15,14 @@ from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.cli import main as runtime_main
 from vfm_runtime.media.image import open_image
 
+from tests.bundle.in_memory import export_task
 from tests.bundle.test_export import ORIGIN, one_model, save_checkpoint
 from tests.conftest import LABELS
 from vfm.bundle import Parity, ParityError, onnx_graphs
-from vfm.bundle.export import export_task
 from vfm.bundle.parity import ImageParity, choose_images, compare
 from vfm.cli import main
 from vfm.preprocess import Preprocess
-from vfm.tasks.predictor import TaskModel
+from vfm.tasks.predictor import TorchPredictor
 
 
 def torch_scores(task, path):
@@ -113,7 +113,7 @@ def test_check_passes_and_finds_a_changed_byte(exported, tmp_path, capsys):
 def tampered(exported, monkeypatch, change):
     """Let the weights change after the graphs were written."""
 
-    def write_graphs(folder, fitted, tasks, *_):
+    def write_graphs(folder, contract, tasks, *_):
         for name in ("preprocess.onnx", "model.onnx"):
             shutil.copy(exported.folder / name, folder / name)
         change(tasks[""])
@@ -187,8 +187,9 @@ def test_a_model_that_answers_nan_is_refused(exported, paths):
     task = copy.deepcopy(exported.task)
     with torch.no_grad():
         task.head.linear.bias += float("nan")
+    runtime = vfm_runtime.load(exported.folder, device="cpu")
     with pytest.raises(ValueError, match="answered with NaN"):
-        compare(TaskModel(task), exported.folder, paths[:3], 1e-3)
+        compare(TorchPredictor(task), runtime, paths[:3], 1e-3)
 
 
 def image(name, difference, onnx_label="a"):

@@ -15,7 +15,6 @@ from vfm_runtime.drift.reference import DriftReference
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
 from tests.tasks.tiny import fit, vit
-from vfm.bundle.images import Source, open_images
 from vfm.bundle.onnx_graphs import Answers
 from vfm.bundle.ood import (
     Reference,
@@ -23,16 +22,18 @@ from vfm.bundle.ood import (
     distance_limit,
     drift_reference,
     embeddings,
+    fit_ood,
     fit_reference,
-    place,
-    places,
+    open_training,
+    score_ood,
 )
 from vfm.bundle.ood_graph import ReferenceOutputs
-from vfm.bundle.validation import validation
 from vfm.data import FolderData
 from vfm.data.synthetic import write_image_folder
 from vfm.models.heads import DetectionHead
-from vfm.tasks import BaseTask, DetectionTask
+from vfm.tasks import DetectionTask
+from vfm.tasks.labelled_images import LabelledImages, open_images
+from vfm.tasks.saved import Checkpoint
 
 
 def vectors(seed, number, width=40, spread=None):
@@ -46,12 +47,12 @@ def vectors(seed, number, width=40, spread=None):
 def test_components_have_a_spread_of_one_and_distances_a_mean_square_of_one():
     train = vectors(0, 2000)
     reference = fit_reference(train, 6)
-    found = places(reference, train)
+    found = score_ood(reference, train)
     assert found["components"].shape == (2000, 6)
     np.testing.assert_allclose(found["components"].mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(np.cov(found["components"].T), np.eye(6), atol=1e-3)
     assert (found["distances"] ** 2).mean() == pytest.approx(1, abs=1e-3)
-    others = places(reference, vectors(1, 2000))["distances"]
+    others = score_ood(reference, vectors(1, 2000))["distances"]
     assert (others**2).mean() == pytest.approx(1, abs=0.05)
 
 
@@ -59,15 +60,17 @@ def test_distances_grow_along_and_outside_of_the_axes():
     reference = fit_reference(vectors(0, 1000), 4)
     one = vectors(1, 1)
     step = reference.axes[0] / np.square(reference.axes[0]).sum()
-    assert places(reference, one + 6 * step)["components"][0, 0] == pytest.approx(
-        places(reference, one)["components"][0, 0] + 6, abs=1e-3
+    assert score_ood(reference, one + 6 * step)["components"][0, 0] == pytest.approx(
+        score_ood(reference, one)["components"][0, 0] + 6, abs=1e-3
     )
-    assert places(reference, one + 6 * step)["distances"] > 2
+    assert score_ood(reference, one + 6 * step)["distances"] > 2
     away = np.random.default_rng(0).normal(size=40)
     away -= np.linalg.lstsq(reference.axes.T, away, rcond=None)[0] @ reference.axes
-    moved = places(reference, (one + 10 * away / np.linalg.norm(away)).astype(np.float32))
+    moved = score_ood(reference, (one + 10 * away / np.linalg.norm(away)).astype(np.float32))
     assert moved["distances"] > 2
-    np.testing.assert_allclose(moved["components"], places(reference, one)["components"], atol=1e-3)
+    np.testing.assert_allclose(
+        moved["components"], score_ood(reference, one)["components"], atol=1e-3
+    )
 
 
 def test_the_fit_does_not_hang_on_the_order_of_images():
@@ -85,7 +88,7 @@ def test_there_are_no_more_axes_than_images_tell_of(number, width, asked, found)
     reference = fit_reference(train, asked)
     assert reference.axes.shape == (found, width)
     assert reference.residual > 0
-    assert np.isfinite(places(reference, train)["distances"]).all()
+    assert np.isfinite(score_ood(reference, train)["distances"]).all()
 
 
 def test_embeddings_of_few_directions():
@@ -93,7 +96,7 @@ def test_embeddings_of_few_directions():
     train = vectors(0, 200, 40, np.array([1.0] * 3 + [0.0] * 37))
     reference = fit_reference(train)
     assert len(reference.axes) == 2
-    assert places(reference, train)["distances"].max() < 10
+    assert score_ood(reference, train)["distances"].max() < 10
 
 
 def test_what_no_reference_is_fitted_on():
@@ -132,18 +135,23 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def task(run):
-    return BaseTask.load(run)
+def checkpoint(run):
+    return Checkpoint.open(run)
 
 
 @pytest.fixture(scope="module")
-def images(run, task):
-    return validation(run, task)
+def task(checkpoint):
+    return checkpoint.task
 
 
 @pytest.fixture(scope="module")
-def placed(run, task, images):
-    return place(run, task, images)
+def images(checkpoint):
+    return checkpoint.validation()
+
+
+@pytest.fixture(scope="module")
+def placed(checkpoint, task, images):
+    return fit_ood(task, images, open_training(checkpoint))
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +167,16 @@ def contract(task, placed):
     )
 
 
+def opened_split(data, split, task):
+    return open_images(LabelledImages.of_splits(data, [split]), task.preprocess, places=False)
+
+
 def test_it_is_fitted_on_training_images_and_measured_on_others(task, images, placed):
     assert placed.num_fitted == 108
     assert placed.held_out.tolist() == list(range(images.num_images)) == list(range(144))
     train = images.images.source.data
     train.setup()
-    opened = open_images(Source(train, train.records["train"]), task)
+    opened = opened_split(train, "train", task)
     own = fit_reference(embeddings(task, [opened.inputs]))
     np.testing.assert_allclose(own.mean, placed.reference.mean, atol=1e-4)
     np.testing.assert_allclose(own.axes, placed.reference.axes, rtol=0.01, atol=0.01)
@@ -176,7 +188,7 @@ def test_training_images_that_are_gone(run, task, images, tmp_path, caplog):
     root = images.images.source.data.root
     away = root.rename(tmp_path / "away")
     try:
-        found = place(run, task, images)
+        found = fit_ood(task, images, open_training(Checkpoint.open(run)))
     finally:
         away.rename(root)
     assert found.num_fitted == 72
@@ -195,7 +207,7 @@ def test_the_graph_measures_what_was_fitted(task, images, placed, contract):
 def outputs_of(task, reference: Reference, pixels):
     with torch.inference_mode():
         scores = task.answer(torch.from_numpy(pixels))["scores"].numpy()
-    return {"scores": scores, **places(reference, embeddings(task, [{"pixels": pixels}]))}
+    return {"scores": scores, **score_ood(reference, embeddings(task, [{"pixels": pixels}]))}
 
 
 def dark(pixels):
@@ -221,7 +233,7 @@ def test_dark_and_blurred_images_are_found(task, images, placed, contract, caplo
     assert DriftReference.load(tmp_path) == made
     data = images.images.source.data
     data.setup("test")
-    pixels = open_images(Source(data, data.records["test"]), task).inputs["pixels"]
+    pixels = opened_split(data, "test", task).inputs["pixels"]
     drifted = []
     for change in (np.asarray, dark, blurred):
         monitor = DriftMonitor(made, window=100)

@@ -103,7 +103,13 @@ def repositories(tmp_path_factory):
             folder = tmp_path_factory.mktemp(name)
             tasks, said = CASES[name]()
             contract = bundle_of(tasks, folder / "bundle", **said)
-            where = write_triton(folder / "bundle", folder / "repository", name, max_batch=6)
+            where = write_triton(
+                folder / "bundle",
+                folder / "repository",
+                name,
+                max_batch=6,
+                task=next(iter(tasks.values())),
+            )
             made[name] = Repository(where, folder / "bundle", contract)
         return made[name]
 
@@ -261,7 +267,7 @@ def test_what_is_left_to_the_client_of_a_deepfake_model(repositories, tmp_path, 
     assert text.startswith("# One crop a request")
     assert "Left to the client: finding the faces" in text
     with caplog.at_level(logging.WARNING):
-        write_triton(repository.bundle, tmp_path, "other")
+        write_triton(repository.bundle, tmp_path, "other", task=DeepfakeTask)
     assert (
         "finding faces, the mean over frames and the verdict are left to the client" in caplog.text
     )

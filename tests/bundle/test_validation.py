@@ -14,8 +14,6 @@ from vfm_runtime.media.image import open_image
 
 from tests.data.boxes_written import write
 from tests.tasks.tiny import VIT, fit, shapes, trainer, vit
-from vfm.bundle.images import ValidationError
-from vfm.bundle.validation import validation
 from vfm.data import DetectionData, FolderData, SyntheticData, TableData
 from vfm.data.detection.dataset import BoxAugment
 from vfm.data.synthetic import write_image_folder
@@ -23,8 +21,10 @@ from vfm.deepfake import DeepfakeTask, FakesData
 from vfm.deepfake.data.procedural import write_faces
 from vfm.models.heads import DetectionHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
+from vfm.tasks.labelled_images import ValidationError
 from vfm.tasks.labels import LabelError
-from vfm.tasks.predictor import TaskModel
+from vfm.tasks.predictor import TorchPredictor
+from vfm.tasks.saved import Checkpoint
 from vfm.training.checkpoint_file import CheckpointError
 
 SIDE = 48
@@ -40,12 +40,13 @@ class Run:
         made.fit(task, datamodule=data)
         self.checkpoint = root / "checkpoints" / "last.ckpt"
         self.task = BaseTask.load(self.checkpoint)
-        self.run = TaskModel(self.task).run
+        self.run = TorchPredictor(self.task).run
         found = trainer(root).validate(self.task, datamodule=data, verbose=False)
         self.figure = found[0][f"val/{metric}"]
 
     def validation(self, data=None, **options):
-        return validation(self.checkpoint, self.task, data, **options)
+        # Anew each time, as its data is read once.
+        return Checkpoint.open(self.checkpoint).validation(data, **options)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_pixels_are_those_of_production(labels):
     found = labels.validation()
     pixels = np.concatenate([batch["pixels"] for batch in found.inputs(7)])
     assert found.num_images == len(found.paths) == 18
-    model = TaskModel(labels.task)
+    model = TorchPredictor(labels.task)
     for row, path in zip(pixels, found.paths, strict=True):
         np.testing.assert_array_equal(row, model.prepare(path)["pixels"][0])
 
@@ -153,7 +154,7 @@ def test_pixels_are_those_of_production(labels):
 def test_boxes_are_found_in_pixels_of_the_original(boxes):
     found = boxes.validation()
     record = found.images.source.records[0]
-    prepared = TaskModel(boxes.task).prepare(record.source)
+    prepared = TorchPredictor(boxes.task).prepare(record.source)
     batch = next(found.inputs(1))
     np.testing.assert_array_equal(batch["pixels"], prepared["pixels"])
     np.testing.assert_array_equal(batch["geometry"], prepared["geometry"])
@@ -300,7 +301,7 @@ def test_a_training_without_validation(tmp_path):
     fit(tmp_path, vit(), data, limit_val_batches=0)
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     with pytest.raises(ValidationError, match=r"gives no val images: There are no val images"):
-        validation(checkpoint, BaseTask.load(checkpoint))
+        Checkpoint.open(checkpoint).validation()
 
 
 def test_a_checkpoint_that_names_no_data(labels, tmp_path):
@@ -308,13 +309,13 @@ def test_a_checkpoint_that_names_no_data(labels, tmp_path):
     content["vfm"]["data"] = None
     torch.save(content, tmp_path / "bare.ckpt")
     with pytest.raises(ValidationError, match="does not say what it was trained on"):
-        validation(tmp_path / "bare.ckpt", labels.task)
+        Checkpoint.open(tmp_path / "bare.ckpt").validation()
 
 
 def test_images_in_memory_have_no_paths(tmp_path):
     fit(tmp_path, vit(), shapes())
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    found = validation(checkpoint, BaseTask.load(checkpoint))
+    found = Checkpoint.open(checkpoint).validation()
     assert found.num_images == 24
     assert found.paths == []
     assert isinstance(found.images.source.data, SyntheticData)

@@ -1,6 +1,7 @@
 """A bundle that tells real from fake: graphs, rules, golden crops, parity on images and videos."""
 
 import json
+import re
 from dataclasses import replace
 
 import av
@@ -17,17 +18,19 @@ from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.media.image import open_image
 
 import vfm
+from tests.bundle.in_memory import export_task
 from tests.tasks.tiny import trainer
 from vfm.bundle import ParityError
 from vfm.bundle.card import card
-from vfm.bundle.export import export, export_task
-from vfm.bundle.parity import ImageParity, Parity, _require_crops, choose_images
+from vfm.bundle.export import export
+from vfm.bundle.parity import ImageParity, Parity, choose_images
 from vfm.deepfake.data.data import FakesData
 from vfm.deepfake.data.procedural import write_faces
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.results import OPERATING_POINT
 from vfm.deepfake.task import DeepfakeTask
-from vfm.tasks import Optim
+from vfm.tasks import BaseTask, Optim
+from vfm.tasks.saved import Checkpoint
 
 SIDE = 48
 ORIGIN = {"versions": {}, "seed": 0, "data": None, "weights": None}
@@ -164,12 +167,14 @@ def test_card_says_how_it_judges(bundle):
     assert "- test: SHORTCUT: the files alone tell." in text
 
 
-def test_card_without_calibration(bundle):
+def test_card_without_calibration(bundle, checkpoint):
     contract = vfm_runtime.load(bundle, device="cpu").contract
     rules = {**contract.rules, "decision": Decision().to_dict()}
     image = ImageParity("x.png", (48, 48), 0.0, False, "real", "real")
     parity = Parity((image,), 1e-3, {}, 1.0, 1.0, "cpu")
-    text = card(replace(contract, rules=rules), parity, {"": ({}, ORIGIN)})
+    text = card(
+        replace(contract, rules=rules), parity, {"": Checkpoint(BaseTask.load(checkpoint), ORIGIN)}
+    )
     assert "- Threshold: none is calibrated: 0.5 is assumed" in text
     assert "- Undecided outside of: min_face 64, min_frames 0.25\n" in text
 
@@ -201,13 +206,18 @@ def test_faces_are_cut_out_of_photos(tmp_path):
     assert answer.frames[0].box is not None
 
 
-def test_pictures_without_a_face_prove_nothing():
+def test_pictures_without_a_face_prove_nothing(checkpoint, tmp_path):
+    from skimage import data
+
+    task = BaseTask.load(checkpoint)
     nothing = decide([], 1, False, Decision())
-    with pytest.raises(
-        ParityError,
-        match=r"No face was found in any of the 2 images and videos.*folder with faces to --images",
-    ):
-        _require_crops([nothing, nothing])
+    said = task.explain_no_evidence([nothing, nothing])
+    text = r"In none of the 2 images and videos was there anything .*\(undecided \(no_face\)\), so nothing was compared"
+    assert re.match(text, said)
+    task.crop = CropSpec(size=64)
+    Image.fromarray(data.brick()).save(tmp_path / "brick.png")
+    with pytest.raises(ParityError, match="In none of the 1 images and videos was there anything"):
+        export_task(task, [tmp_path / "brick.png"], tmp_path / "b", origin=ORIGIN, results={})
 
 
 def test_too_few_images_and_videos(faces):

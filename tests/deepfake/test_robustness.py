@@ -21,6 +21,7 @@ from vfm.deepfake.robustness.page import robustness_page, text
 from vfm.deepfake.robustness.results import DegradedFakes, measure_robustness, prepared
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import ClassificationTask
+from vfm.tasks.saved import Checkpoint
 from vfm.training.checkpoint_file import CheckpointError
 
 SIDE = 48
@@ -224,10 +225,11 @@ def test_data_of_another_crop_is_refused_by_the_command(checkpoint, root):
 
 
 def test_data_of_the_command_are_never_changed(checkpoint, root):
-    own = audited_data(checkpoint, None)
+    opened = Checkpoint.open(checkpoint)
+    own = audited_data(opened, None)
     assert isinstance(own, SyntheticFakes)
-    other = audited_data(checkpoint, root)
-    listed = audited_data(checkpoint, root / "manifest.csv", cropped=True)
+    other = audited_data(opened, root)
+    listed = audited_data(opened, root / "manifest.csv", cropped=True)
     for data in (own, other, listed):
         assert data.changes == (False, 0.0)
     assert (listed.root, listed.manifest) == (root, root / "manifest.csv")

@@ -10,10 +10,11 @@ from onnx import TensorProto, helper
 from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.media.image import open_image
 
+from tests.bundle.in_memory import export_task
 from tests.conftest import MODELS, make_task
 from tests.runtime import toy
 from tests.tasks.tiny import trainer
-from vfm.bundle.export import export, export_task
+from vfm.bundle.export import export
 from vfm.deepfake.data.data import FakesData
 from vfm.deepfake.data.procedural import write_faces
 from vfm.deepfake.head import DeepfakeHead

@@ -11,7 +11,7 @@ from vfm_runtime.bundle.manifest import sha256
 from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.multi_head import select_head
 
-from vfm.bundle.validation import Run, Validation
+from vfm.tasks.validation import Run, Validation
 
 
 def runner(file: Path) -> Run:

@@ -1,84 +1,42 @@
-"""What a bundle's contract is made of: labels, rules of sureness, and where the training images lie."""
+"""A bundle's contract: labels, confidence rules and the OOD limit of every head."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from vfm_runtime.bundle.contract import Contract, HeadContract
 from vfm_runtime.tasks.confidence import ConfidenceRules
 from vfm_runtime.tasks.registry import MULTI_HEAD
 
-from vfm.bundle.calibration import Calibration, calibration
-from vfm.bundle.errors import ExportError
-from vfm.bundle.ood import Placed, Reference, place
-from vfm.bundle.source import Trained
-from vfm.bundle.validation import Validation
-from vfm.deepfake.task import DeepfakeTask
+from vfm.bundle.ood import OodFit
 from vfm.tasks import BaseTask
-from vfm.tasks.predictor import TaskModel
+from vfm.tasks.calibration import Calibration
 from vfm.training.checkpoint_file import versions
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A contract, and what it was fitted on."""
-
-    contract: Contract
-    calibrations: dict[str, Calibration]
-    """By the names of the heads that are calibrated."""
-    placed: Placed | None
-    """Where the training images lie, and the validation images to them."""
-
-    @property
-    def reference(self) -> Reference | None:
-        """What the graph measures images against."""
-        return None if self.placed is None else self.placed.reference
-
-
-def fit(
-    trained: Mapping[str, Trained],
-    *,
-    calibrate: bool = False,
-    min_precision: float | None = None,
-    reference: bool = False,
-    trust: Sequence[str] = (),
-) -> Fitted:
-    """Fit what was asked for, and write the contract.
+def make_contract(
+    tasks: Mapping[str, BaseTask],
+    calibrations: Mapping[str, Calibration],
+    ood: OodFit | None,
+) -> Contract:
+    """Make the contract of tasks with one backbone.
 
     Args:
-        trained: By the names of the heads; that of a single one is empty. In evaluation mode, on the CPU.
-        calibrate: Fit temperatures and thresholds.
-        min_precision: Share of sure answers that shall be right.
-        reference: Fit where the training images lie.
-        trust: Packages besides vfm whose code the checkpoints may name.
-
-    Raises:
-        ExportError: A model of that kind has no such thing, or there are no validation images.
-        CalibrationError: There are too few images.
-        ReferenceFitError: There are too few images.
+        tasks: Tasks by the names of their heads; that of a single one is empty.
+        calibrations: What was fitted, of the heads that are calibrated.
+        ood: Where the training images lie, if that was fitted.
     """
-    calibrations = {}
-    if calibrate:
-        for name, one in trained.items():
-            images = _images(one, "calibrate")
-            outputs = images.outputs(TaskModel(one.task).run)
-            calibrations[name] = calibration(images, outputs, min_precision=min_precision)
-    placed = _place(trained, trust) if reference else None
     heads = {
         name: HeadContract(
-            task=one.task.kind,
-            labels=one.task.labels,
-            rules=_rules(one.task, calibrations.get(name), placed),
+            task=task.kind,
+            labels=task.labels,
+            rules=_rules(task, calibrations.get(name), ood),
         )
-        for name, one in trained.items()
+        for name, task in tasks.items()
     }
-    return Fitted(_contract(trained, heads), calibrations, placed)
-
-
-def _contract(trained: Mapping[str, Trained], heads: dict[str, HeadContract]) -> Contract:
-    task = next(iter(trained.values())).task
+    task = next(iter(tasks.values()))
     single = heads.get("")
     return Contract(
         task=MULTI_HEAD if single is None else single.task,
@@ -93,44 +51,12 @@ def _contract(trained: Mapping[str, Trained], heads: dict[str, HeadContract]) ->
 
 
 def _rules(
-    task: BaseTask, found: Calibration | None, placed: Placed | None
+    task: BaseTask, calibration: Calibration | None, ood: OodFit | None
 ) -> dict[str, Any] | None:
-    if isinstance(task, DeepfakeTask):
-        return task.rules()
-    if found is None and placed is None:
-        return None
-    rules = ConfidenceRules() if found is None else found.rules
-    if placed is not None:
-        rules = replace(rules, reference=True, max_distance=placed.max_distance)
+    stated = task.rules()
+    if stated is not None or (calibration is None and ood is None):
+        return stated
+    rules = ConfidenceRules() if calibration is None else calibration.rules
+    if ood is not None:
+        rules = replace(rules, reference=True, max_distance=ood.max_distance)
     return rules.to_dict()
-
-
-def _place(trained: Mapping[str, Trained], trust: Sequence[str]) -> Placed:
-    """By the images of one head: the backbone, of which it is, is that of all."""
-    one = trained[placing_head(trained)]
-    if one.task.kind == "deepfake":
-        raise ExportError(
-            "--reference is for models that look at whole images; one that tells real from fake has distances of its "
-            "own, and vfm calibrate sets their limit. Leave it out."
-        )
-    # What any head reads, as the graph has it.
-    reads = list(dict.fromkeys(field for t in trained.values() for field in t.task.head.reads))
-    if one.checkpoint is None:
-        raise ExportError("--reference needs the checkpoint, which says what was trained on.")
-    return place(one.checkpoint, one.task, _images(one, "reference"), reads=reads, trust=trust)
-
-
-def placing_head(trained: Mapping[str, Trained]) -> str:
-    """Name of the head whose images say where the training images lie.
-
-    Args:
-        trained: By the names of the heads.
-    """
-    # The backbone of one that reads no pooled vector does not give any.
-    return max(trained, key=lambda name: "pooled" in trained[name].task.head.reads)
-
-
-def _images(one: Trained, option: str) -> Validation:
-    if one.validation is None:
-        raise ExportError(f"--{option} needs labelled validation images. Name them with --data.")
-    return one.validation

@@ -1,13 +1,14 @@
-"""Write a bundle: graphs, metadata, parity, golden images, card, checksums."""
+"""Export: from checkpoints to a bundle that is proved to answer as they do."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, NoReturn, ParamSpec
 
 import vfm_runtime
 from vfm_runtime.bundle.contract import (
@@ -22,207 +23,291 @@ from vfm_runtime.bundle.contract import (
 from vfm_runtime.bundle.manifest import write_manifest
 from vfm_runtime.tasks.base import Arrays
 
-from vfm.bundle import parity as parity_check
 from vfm.bundle.accuracy import Measure, runner
 from vfm.bundle.card import card
-from vfm.bundle.contract import Fitted, fit, placing_head
+from vfm.bundle.contract import make_contract
 from vfm.bundle.errors import ExportError
 from vfm.bundle.golden import write_golden
-from vfm.bundle.onnx_graphs import write_onefile, write_preprocess, write_several
-from vfm.bundle.ood import Placed, drift_reference
-from vfm.bundle.options import Options, check
-from vfm.bundle.parity import Parity, choose_images, compare
-from vfm.bundle.precisions import compare_precision, to_dict, write_precision
-from vfm.bundle.source import NUM_SAMPLES, SAMPLE_BATCH, Trained, load_all
-from vfm.bundle.torch_model import TorchModel
-from vfm.bundle.triton import check_repository, write_triton
-from vfm.bundle.validation import Validation
+from vfm.bundle.multi_head import checkpoints_of, choose_ood_head, require_one_backbone
+from vfm.bundle.onnx_graphs import Answers, write_onefile, write_preprocess, write_several
+from vfm.bundle.ood import OodFit, drift_reference, fit_ood, open_training
+from vfm.bundle.options import ExportOptions
+from vfm.bundle.parity import Parity, choose_images, compare, raise_disagreement
+from vfm.bundle.precisions import (
+    NUM_SAMPLES,
+    SAMPLE_BATCH,
+    compare_precision,
+    open_samples,
+    write_precision,
+)
+from vfm.bundle.triton import write_triton
 from vfm.tasks import BaseTask
+from vfm.tasks.calibration import Calibration
+from vfm.tasks.predictor import TorchPredictor
+from vfm.tasks.saved import Checkpoint
+from vfm.tasks.validation import Validation
+
+_P = ParamSpec("_P")
+_Files = str | Path | Sequence[str | Path]
 
 
-def export(
-    checkpoints: Sequence[str],
-    *,
-    images: Path,
-    out: Path = Path("bundle"),
-    data: Path | None = None,
-    int8: bool = False,
-    fp16: bool = False,
-    max_drop: float = 0.5,
-    calibrate: bool = False,
-    min_precision: float | None = None,
-    reference: bool = False,
-    one_file: bool = False,
-    triton: Path | None = None,
-    opset: int = 20,
-    num_images: int = 64,
-    tolerance: float = 1e-3,
-    overwrite: bool = False,
-    base: Path | None = None,
-    trust: Sequence[str] = (),
-) -> Path:
+def export_files(checkpoints: Sequence[str], options: ExportOptions) -> Path:
     """Make an ONNX bundle from a checkpoint, and prove on real images that it gives the same answers.
 
     Several checkpoints with one frozen backbone become one bundle, whose backbone runs once for all heads.
 
     Args:
         checkpoints: A .ckpt file of a training run, or its adapter.safetensors; or several, each as FILE or NAME=FILE.
-        images: Folder of real images, for a model that tells real from fake also of videos, on which the bundle is
-            compared with the model; three of them, shrunk to at most 256 pixels, or three crops, go into the bundle.
-        out: Folder to write; -o for short.
-        data: Labelled validation images for int8, fp16, calibrate and reference: a folder or table as for training; by
-            default the val split of the training.
-        int8: Also write a graph in 8 bits, for the CPU; layers that do harm stay in 32 bits.
-        fp16: Also write a graph in 16 bits, for GPUs.
-        max_drop: Points (hundredths) that accuracy, mAP, AP or AUC may lose in fewer bits.
-        calibrate: Fit a temperature, so that scores are probabilities, and thresholds for each label.
-        min_precision: With calibrate: share of the sure answers that shall be right, such as 0.95; others are unsure.
-        reference: Also answer how far an image is from those of the training; needed to watch for drift.
-        one_file: Also write onefile.onnx, both graphs in one for the simplest client.
-        triton: Folder to write a model repository for Triton to, in 16 bits with fp16.
-        opset: Version of the ONNX operators; from 23 on, attention is one operator.
-        num_images: How many images to compare on.
-        tolerance: Largest accepted difference of a score; boxes must also overlap by 99 %.
-        overwrite: Replace an existing bundle.
-        base: For an adapter, the file of the backbone's weights where it is no longer at its old place.
-        trust: Packages besides vfm whose code the checkpoint may name.
+        options: What to write, and what it must hold to.
 
     Returns:
         The folder of the bundle.
 
     Raises:
         ParityError: The answers differ; nothing is written to `out`.
-        BudgetError: The figure drops by more than `max_drop` points.
+        BudgetError: The headline metric drops by more than `max_drop` points.
         ExportError: The folder exists, the checkpoints do not go together, or the graphs cannot be written.
     """
-    parity_check.require_folder(Path(images))
-    options = Options(
-        one_file=one_file,
-        opset=opset,
-        tolerance=tolerance,
-        overwrite=overwrite,
-        int8=int8,
-        fp16=fp16,
-        max_drop=max_drop,
-        calibrate=calibrate,
-        min_precision=min_precision,
-        reference=reference,
-        trust=tuple(trust),
+    options.check()
+    files = checkpoints_of(checkpoints)
+    if options.data is not None and len(files) > 1:
+        raise ExportError(
+            f"--data is {options.data}, but there are {len(files)} checkpoints with labels of their own. Leave it out: "
+            "each is validated on the val split of its training."
+        )
+    opened = {
+        name if len(files) > 1 else "": Checkpoint.open(
+            file, base=options.base, trust=options.trust
+        )
+        for name, file in files.items()
+    }
+    parity = write_bundle(opened, options)
+    example = parity.images[0].name
+    print(
+        f"Parity on {parity}\nBundle: {options.out}\nTry it: vfm-runtime predict {options.out} {example}"
     )
-    check(Path(out), options)
-    if triton is not None:
-        check_repository(Path(triton), Path(out).resolve().name)
-    if num_images < 1:
-        raise ExportError(f"--num_images is {num_images}. Give at least 1.")
-    trained = load_all(checkpoints, options, data=data, base=base)
-    videos = any(one.task.kind == "deepfake" for one in trained.values())
-    paths = choose_images(Path(images), num_images, videos=videos)
-    done = export_all(trained, paths, Path(out), options)
-    print(f"Parity on {done}\nBundle: {out}\nTry it: vfm-runtime predict {out} {paths[0]}")
-    if triton is not None:
-        precision = "fp16" if fp16 else "fp32"
-        name = Path(out).resolve().name
-        made = write_triton(Path(out), Path(triton), name, precision=precision)
-        print(f"Model repository for Triton: {made}")
-    return Path(out)
+    if options.triton is not None:
+        print(f"Model repository for Triton: {options.triton}")
+    return options.out
 
 
-def export_task(
-    task: BaseTask,
-    paths: Sequence[Path],
-    out: Path,
-    *,
-    origin: Mapping[str, Any],
-    results: Mapping[str, Any],
-    images: Validation | None = None,
-    **options: Any,
+def _accept_options(
+    options: Callable[_P, ExportOptions],
+) -> Callable[Concatenate[_Files, _P], Path]:
+    def export(checkpoints: _Files, /, *args: _P.args, **kwargs: _P.kwargs) -> Path:
+        """`export_files` for Python: checkpoints, and the fields of `ExportOptions` by name."""
+        single = isinstance(checkpoints, str | os.PathLike)
+        files = [checkpoints] if single else checkpoints
+        return export_files([str(file) for file in files], options(*args, **kwargs))  # type: ignore[union-attr]
+
+    return export
+
+
+export = _accept_options(ExportOptions)
+
+
+def write_bundle(
+    checkpoints: Mapping[str, Checkpoint],
+    options: ExportOptions,
+    paths: Sequence[Path] | None = None,
 ) -> Parity:
-    """`export` for a task in memory.
+    """Write a bundle of checkpoints that have one backbone, and a model repository for Triton where it is asked for.
 
     Args:
-        task: A trained task; it is left on the CPU in evaluation mode.
-        paths: Image files to compare on; also videos where the model takes them.
-        out: Folder to write.
-        origin: The entry of the checkpoint that says where the task comes from.
-        results: Metrics by split, for the card.
-        images: To fit and measure on, where the options ask for it.
-        options: As of `Options`.
-
-    Returns:
-        The comparison, which has passed.
-    """
-    given = Options(**options)
-    return export_all({"": Trained(task, origin, results, images)}, paths, out, given)
-
-
-def export_all(
-    trained: Mapping[str, Trained], paths: Sequence[Path], out: Path, options: Options
-) -> Parity:
-    """`export` for tasks in memory, which have one backbone.
-
-    Args:
-        trained: By the names of the heads; that of a single one is empty.
-        paths: Image files to compare on.
-        out: Folder to write.
-        options: What to write.
+        checkpoints: Checkpoints by the names of their heads; that of a single one is empty. Their tasks are left on the
+            CPU in evaluation mode.
+        options: What to write, and what it must hold to.
+        paths: Files to compare on; by default spread over `options.images`.
 
     Returns:
         The comparison, which has passed.
 
     Raises:
-        ExportError: The folder exists, or an option makes no sense.
+        ExportError: The folder exists, or an option makes no sense for these checkpoints.
     """
-    check(out, options)
-    for one in trained.values():
-        one.task.cpu().float().eval()
+    options.check()
+    tasks = {name: one.task for name, one in checkpoints.items()}
+    if len(tasks) != 1:
+        require_one_backbone(tasks)
+    if paths is None:
+        videos = any(task.bind_type().takes_video for task in tasks.values())
+        paths = choose_images(options.images, options.num_images, videos=videos)
+    images = _open_validations(checkpoints, options)
+    for task in tasks.values():
+        task.cpu().float().eval()
+    out = options.out
     out.parent.mkdir(parents=True, exist_ok=True)
     # Written beside its place and moved there when proved, so that no half or wrong bundle ever stands under its name.
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        parity = _write(partial, trained, paths, out, options)
-        _replace(partial, out)
+        parity = _write(draft, checkpoints, images, paths, options)
+        _replace(draft, out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
+    if options.triton is not None:
+        precision = "fp16" if options.fp16 else "fp32"
+        task = next(iter(tasks.values()))
+        write_triton(out, options.triton, out.resolve().name, precision=precision, task=task)
     return parity
 
 
 def _write(
     folder: Path,
-    trained: Mapping[str, Trained],
+    checkpoints: Mapping[str, Checkpoint],
+    images: Mapping[str, Validation],
     paths: Sequence[Path],
-    out: Path,
-    options: Options,
+    options: ExportOptions,
 ) -> Parity:
-    tasks = {name: one.task for name, one in trained.items()}
-    images = {name: one.validation for name, one in trained.items() if one.validation is not None}
-    fitted = fit(
-        trained,
-        calibrate=options.calibrate,
-        min_precision=options.min_precision,
-        reference=options.reference,
-        trust=options.trust,
-    )
-    contract = fitted.contract
-    _write_graphs(folder, fitted, tasks, options)
-    if fitted.placed is not None:
-        _write_reference(folder, contract, fitted.placed, images[placing_head(trained)])
+    tasks = {name: one.task for name, one in checkpoints.items()}
+    calibrations = _calibrate(tasks, images, options) if options.calibrate else {}
+    ood, samples = _use_training(checkpoints, images, options)
+    contract = make_contract(tasks, calibrations, ood)
+    _write_graphs(folder, contract, tasks, ood, options)
+    if ood is not None:
+        _write_drift_reference(folder, contract, ood, images[choose_ood_head(tasks)])
     # Before anything that takes long: a graph that is wrong need not be measured.
-    write_manifest(folder, contract)
-    model = TorchModel(contract, tasks, fitted.reference)
-    parity = compare(model, folder, paths, options.tolerance)
-    _require(parity, folder, out)
-    samples = next(iter(trained.values())).samples
-    others = _write_precisions(folder, contract, images, samples, parity, options)
-    text = json.dumps(parity.to_dict() | {"precisions": others}, indent=2) + "\n"
-    (folder / PARITY_FILE).write_text(text, encoding="utf-8")
-    runtimes = {p: vfm_runtime.load(folder, device="cpu", precision=p) for p in others}
+    answers = Answers(contract, tasks, None if ood is None else ood.reference).eval()
+    model = TorchPredictor(next(iter(tasks.values())), contract, answers)
+    runtime = _load(folder, contract, ["fp32"])["fp32"]
+    parity = compare(model, runtime, paths, options.tolerance)
+    if not parity.passed:
+        _reject(parity, folder, options.out)
+    written = _write_precisions(folder, images, samples, options)
+    runtimes = _load(folder, contract, list(written))
+    compared = [Path(image.name) for image in parity.images]
+    for name, row in written.items():
+        row |= compare_precision(runtimes[name], compared, parity.answers)
+    _write_json(folder / PARITY_FILE, parity.to_dict() | {"precisions": written})
     write_golden(folder, model, parity, runtimes)
-    sources = {name: (one.results, one.origin) for name, one in trained.items()}
-    sizes = {"fp32": _size(folder), **{name: row["num_bytes"] for name, row in others.items()}}
-    text = card(contract, parity, sources, fitted.calibrations, others, sizes)
+    sizes = {"fp32": _size(folder), **{name: row["num_bytes"] for name, row in written.items()}}
+    text = card(contract, parity, checkpoints, calibrations, written, sizes)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
     write_manifest(folder, contract)
     return parity
+
+
+def _open_validations(
+    checkpoints: Mapping[str, Checkpoint], options: ExportOptions
+) -> dict[str, Validation]:
+    if not options.needs_validation:
+        return {}
+    if any(one.path is None for one in checkpoints.values()):
+        _refuse_unsaved(options)
+    refusals = (one.task.reference_refusal for one in checkpoints.values())
+    if options.reference and (refusal := next(filter(None, refusals), None)):
+        raise ExportError(refusal)
+    return {name: one.validation(options.data) for name, one in checkpoints.items()}
+
+
+def _refuse_unsaved(options: ExportOptions) -> None:
+    """Refuse what needs the data of a task that was never saved."""
+    if options.calibrate:
+        raise ExportError("--calibrate needs labelled validation images. Name them with --data.")
+    if options.reference:
+        raise ExportError("--reference needs the checkpoint, which says what was trained on.")
+    raise ExportError(
+        f"--{options.precisions[0]} is measured on labelled validation images. Name them with --data."
+    )
+
+
+def _calibrate(
+    tasks: Mapping[str, BaseTask], images: Mapping[str, Validation], options: ExportOptions
+) -> dict[str, Calibration]:
+    return {
+        name: task.fit_confidence(
+            images[name].outputs(TorchPredictor(task).run),
+            images[name],
+            min_precision=options.min_precision,
+        )
+        for name, task in tasks.items()
+    }
+
+
+def _use_training(
+    checkpoints: Mapping[str, Checkpoint], images: Mapping[str, Validation], options: ExportOptions
+) -> tuple[OodFit | None, list[Arrays]]:
+    """What is taken from training images, which are opened once: the OOD fit, and samples for the ranges of 8 bits."""
+    tasks = {name: one.task for name, one in checkpoints.items()}
+    first, head = next(iter(checkpoints)), choose_ood_head(tasks)
+    ood, training = None, None
+    if options.reference:
+        training = open_training(checkpoints[head])
+        # What any head reads, as the graph has it.
+        reads = list(dict.fromkeys(field for task in tasks.values() for field in task.head.reads))
+        ood = fit_ood(tasks[head], images[head], training, reads=reads)
+    samples: list[Arrays] = []
+    if options.int8:
+        samples = open_samples(checkpoints[first], training if head == first else None)
+    return ood, samples
+
+
+def _write_graphs(
+    folder: Path,
+    contract: Contract,
+    tasks: Mapping[str, BaseTask],
+    ood: OodFit | None,
+    options: ExportOptions,
+) -> None:
+    preprocess = next(iter(tasks.values())).preprocess
+    write_preprocess(folder / PREPROCESS_FILE, contract, preprocess, options.opset)
+    reference = None if ood is None else ood.reference
+    write_several(folder / MODEL_FILE, contract, tasks, options.opset, reference=reference)
+    is_large = (folder / WEIGHTS_FILE).exists()
+    if options.precisions and is_large:
+        raise ExportError(
+            f"--{options.precisions[0]} cannot be had of a model with more than 2 GB of weights. Leave it out, or take "
+            "a smaller backbone."
+        )
+    if options.one_file and is_large:
+        raise ExportError(
+            "--one_file cannot hold more than 2 GB of weights. Leave it out: preprocess.onnx and "
+            "model.onnx with model.onnx.data do the same."
+        )
+    if options.one_file:
+        write_onefile(
+            folder / ONEFILE_FILE, folder / PREPROCESS_FILE, folder / MODEL_FILE, contract
+        )
+
+
+def _write_drift_reference(
+    folder: Path, contract: Contract, ood: OodFit, images: Validation
+) -> None:
+    """What later answers are compared with to find drift: those for validation images."""
+    outputs = images.outputs(runner(folder / MODEL_FILE))
+    drift_reference(outputs, contract, ood.held_out).write(folder)
+
+
+def _load(
+    folder: Path, contract: Contract, precisions: Sequence[str]
+) -> dict[str, vfm_runtime.Model]:
+    """Load an unfinished bundle in some precisions; the runtime reads no folder without a manifest of its files."""
+    if precisions:
+        write_manifest(folder, contract)
+    return {name: vfm_runtime.load(folder, device="cpu", precision=name) for name in precisions}
+
+
+def _reject(parity: Parity, folder: Path, out: Path) -> NoReturn:
+    _write_json(folder / PARITY_FILE, parity.to_dict())
+    rejected = out.with_name(out.name + ".rejected")
+    _replace(folder, rejected)
+    raise_disagreement(parity, rejected)
+
+
+def _write_precisions(
+    folder: Path,
+    images: Mapping[str, Validation],
+    samples: Sequence[Arrays],
+    options: ExportOptions,
+) -> dict[str, dict[str, Any]]:
+    """Write the graphs of fewer bits that were asked for; gives what was measured of each, for JSON."""
+    if not options.precisions:
+        return {}
+    measure = Measure(images, folder / MODEL_FILE)
+    samples = samples or measure.samples(NUM_SAMPLES, SAMPLE_BATCH)
+    return {
+        name: write_precision(name, folder, measure, samples, options.max_drop).to_dict()
+        for name in options.precisions
+    }
 
 
 def _size(folder: Path) -> int:
@@ -230,70 +315,8 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in files if file.exists())
 
 
-def _require(parity: Parity, folder: Path, out: Path) -> None:
-    if parity.passed:
-        return
-    text = json.dumps(parity.to_dict(), indent=2) + "\n"
-    (folder / PARITY_FILE).write_text(text, encoding="utf-8")
-    rejected = out.with_name(out.name + ".rejected")
-    _replace(folder, rejected)
-    parity_check.require(parity, rejected)
-
-
-def _write_precisions(
-    folder: Path,
-    contract: Contract,
-    images: Mapping[str, Validation],
-    samples: Sequence[Arrays],
-    parity: Parity,
-    options: Options,
-) -> dict[str, dict[str, Any]]:
-    """The graphs of fewer bits that were asked for, and what was measured of each, for JSON."""
-    asked = [name for name in ("fp16", "int8") if getattr(options, name)]
-    if not asked:
-        return {}
-    if (folder / WEIGHTS_FILE).exists():
-        raise ExportError(
-            f"--{asked[0]} cannot be had of a model with more than 2 GB of weights. Leave it out, or take a smaller "
-            "backbone."
-        )
-    if not images:
-        raise ExportError(
-            f"--{asked[0]} is measured on labelled validation images. Name them with --data."
-        )
-    measure = Measure(images, folder / MODEL_FILE)
-    samples = samples or measure.samples(NUM_SAMPLES, SAMPLE_BATCH)
-    budget = options.max_drop
-    written = [write_precision(name, folder, measure, samples, budget) for name in asked]
-    write_manifest(folder, contract)
-    paths = [Path(image.name) for image in parity.images]
-    return {
-        one.name: to_dict(one, compare_precision(folder, one.name, paths, parity.answers))
-        for one in written
-    }
-
-
-def _write_graphs(
-    folder: Path, fitted: Fitted, tasks: Mapping[str, BaseTask], options: Options
-) -> None:
-    contract, opset = fitted.contract, options.opset
-    preprocess = next(iter(tasks.values())).preprocess
-    write_preprocess(folder / PREPROCESS_FILE, contract, preprocess, opset)
-    write_several(folder / MODEL_FILE, contract, tasks, opset, reference=fitted.reference)
-    if not options.one_file:
-        return
-    if (folder / WEIGHTS_FILE).exists():
-        raise ExportError(
-            "--one_file cannot hold more than 2 GB of weights. Leave it out: preprocess.onnx and "
-            "model.onnx with model.onnx.data do the same."
-        )
-    write_onefile(folder / ONEFILE_FILE, folder / PREPROCESS_FILE, folder / MODEL_FILE, contract)
-
-
-def _write_reference(folder: Path, contract: Contract, placed: Placed, images: Validation) -> None:
-    """What later answers are compared with to find drift: those for validation images."""
-    outputs = images.outputs(runner(folder / MODEL_FILE))
-    drift_reference(outputs, contract, placed.held_out).write(folder)
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _replace(source: Path, target: Path) -> None:

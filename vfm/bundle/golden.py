@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.media.image import Pixels, open_image
 
 from vfm.bundle.parity import Parity
+from vfm.tasks.predictor import TorchPredictor
 
-_SIDE = 256
-_NUMBER = 3
+_NUMBER, _SIDE = 3, 256
 
 
 def write_golden(
-    folder: Path, model: Predictor, parity: Parity, others: Mapping[str, Predictor]
+    folder: Path, model: TorchPredictor, parity: Parity, others: Mapping[str, Predictor]
 ) -> None:
-    """Keep images spread over those compared, shrunk; of a model that cuts faces out the crops, which are small.
+    """Keep small images spread over those compared, as the model takes them.
 
     Args:
         folder: Of the bundle.
@@ -34,37 +34,41 @@ def write_golden(
     """
     (folder / GOLDEN_DIR).mkdir()
     names = []
-    for number, pixels in enumerate(itertools.islice(_images(model, parity), _NUMBER)):
+    step = max(1, len(parity.images) // _NUMBER)
+    # Those between stand in where the task makes nothing of one.
+    order = (image for start in range(step) for image in parity.images[start::step])
+    images = _make_images(model, (Path(image.name) for image in order))
+    for number, pixels in enumerate(itertools.islice(images, _NUMBER)):
         names.append(f"{number:03d}.png")
         Image.fromarray(pixels).save(folder / GOLDEN_DIR / names[-1])
     values = {"tolerance": parity.tolerance, "images": _rows(folder, model, names)}
     if others:
         values["precisions"] = {
-            precision: {"tolerance": TOLERANCE[precision], "images": _rows(folder, other, names)}
+            precision: {
+                "tolerance": TOLERANCE[precision],
+                "images": _rows(folder, other, names),
+            }
             for precision, other in others.items()
         }
     text = json.dumps(values, indent=2) + "\n"
     (folder / GOLDEN_FILE).write_text(text, encoding="utf-8")
 
 
+def _make_images(model: Predictor, paths: Iterable[Path]) -> Iterator[Pixels]:
+    """Each image shrunk; of a task that cuts crops out, the first crop of each, which is small anyway."""
+    for path in paths:
+        if model.task_type.uses_crops:
+            yield from map(open_image, model.task_type.open(path).images[:1])
+        else:
+            picture = Image.fromarray(open_image(path))
+            picture.thumbnail((_SIDE, _SIDE))
+            yield np.array(picture)
+
+
 def _rows(folder: Path, model: Predictor, names: list[str]) -> list[dict[str, Any]]:
-    cropped = model.task_type.uses_crops
     # One by one: that is how they are most likely asked elsewhere, and int8 answers depend on the batch.
+    cropped = model.task_type.uses_crops
     paths = [folder / GOLDEN_DIR / name for name in names]
     return [
         {"file": path.name, **model.predict(path, cropped=cropped).to_golden()} for path in paths
     ]
-
-
-def _images(model: Predictor, parity: Parity) -> Iterator[Pixels]:
-    step = max(1, len(parity.images) // _NUMBER)
-    # Those between stand in where one shows no face.
-    for image in (image for start in range(step) for image in parity.images[start::step]):
-        if not model.task_type.uses_crops:
-            picture = Image.fromarray(open_image(Path(image.name)))
-            picture.thumbnail((_SIDE, _SIDE))
-            yield np.array(picture)
-        else:
-            yield from (
-                open_image(crop) for crop in model.task_type.open(Path(image.name)).images[:1]
-            )

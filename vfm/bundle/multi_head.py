@@ -35,18 +35,17 @@ def require_one_backbone(tasks: Mapping[str, BaseTask]) -> None:
         tasks: By the names of their heads.
 
     Raises:
-        SeveralError: A task judges crops of faces, or two have other backbones, weights or preprocessing; with the
-            difference.
+        SeveralError: A task needs a backbone of its own, or two have other backbones, weights or preprocessing; with
+            the difference.
     """
     if not tasks:
         raise SeveralError("There is no head. Give at least one checkpoint.")
     for name, task in tasks.items():
         if not re.fullmatch(_NAME, name):
             _refuse_name(name)
-        if task.kind == "deepfake":
+        if task.unshared_reason is not None:
             raise SeveralError(
-                f"The head '{name}' tells real from fake, and looks at crops of faces where the others look at whole "
-                "images. Export it to a bundle of its own."
+                f"The head '{name}' {task.unshared_reason}. Export it to a bundle of its own."
             )
     (first, other), *rest = tasks.items()
     for name, task in rest:
@@ -67,6 +66,16 @@ def checkpoints_of(words: Sequence[str | Path]) -> dict[str, Path]:
     names = [next(found) if name is None else name for name, _ in given]
     _require_unique(names, [path for _, path in given])
     return dict(zip(names, (path for _, path in given), strict=True))
+
+
+def choose_ood_head(tasks: Mapping[str, BaseTask]) -> str:
+    """Name of the head whose images say where the training images of all lie.
+
+    Args:
+        tasks: Tasks by the names of their heads.
+    """
+    # The backbone of one that reads no pooled vector does not give any.
+    return max(tasks, key=lambda name: "pooled" in tasks[name].head.reads)
 
 
 def names_of(checkpoints: Sequence[Path]) -> list[str]:

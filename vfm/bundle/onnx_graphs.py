@@ -15,27 +15,23 @@ import onnx
 import torch
 from onnx import compose
 from torch import Tensor, nn
-from vfm_runtime.bundle.contract import METADATA_KEY, Contract, HeadContract
+from vfm_runtime.bundle.contract import METADATA_KEY, Contract
 
 from vfm.bundle.errors import ExportError
 from vfm.bundle.ood_graph import ReferenceOutputs, vector_of
 from vfm.models.adapters import has_adapters, merge
 from vfm.models.backbone import Backbone
-from vfm.models.heads import ClassificationHead, DetectionHead, Head
+from vfm.models.heads import Head
 from vfm.preprocess import Preprocess
+from vfm.quantization.graph import MAX_PROTOBUF
 from vfm.tasks import BaseTask
 from vfm.types import Features
 
 if TYPE_CHECKING:
     from vfm.bundle.ood import Reference
 
-MAX_PROTOBUF = 2_000_000_000
-"""Bytes of weights above which they go to a file of their own; a protobuf ends at 2 GiB."""
-
 OPSETS = range(18, 26)
 """Versions of the operators that a graph can have: Resize averages since 18, and the exporter converts up to 25."""
-
-_WITH_LOGITS = (ClassificationHead, DetectionHead)
 
 
 class Answers(nn.Module):
@@ -75,7 +71,10 @@ class Answers(nn.Module):
         self.backbone = _shared(tasks.values(), self.reads)
         self.names = tuple(tasks)
         # Not a dictionary of modules, which refuses names such as `keys` and `type`.
-        self.heads = nn.ModuleList(_Head(t.head, heads[name]) for name, t in tasks.items())
+        self.heads = nn.ModuleList(
+            _Head(t.head, heads[name].confidence.temperature if t.graph_divides_logits else 1.0)
+            for name, t in tasks.items()
+        )
         self.reference = (
             ReferenceOutputs(reference.mean, reference.axes, reference.residual)
             if reference is not None
@@ -102,15 +101,15 @@ class Answers(nn.Module):
 class _Head(nn.Module):
     """A head's decoded answers, its logits divided by a temperature."""
 
-    def __init__(self, head: Head, said: HeadContract) -> None:
+    def __init__(self, head: Head, temperature: float) -> None:
         super().__init__()
         self.head = head
-        # The judge of a deepfake model divides after it has averaged over a video.
-        self.temperature = 1.0 if said.task == "deepfake" else said.confidence.temperature
-        if self.temperature != 1.0 and not isinstance(head, _WITH_LOGITS):
+        self.temperature = temperature
+        if temperature != 1.0 and not head.gives_logits:
             raise ValueError(
-                f"The temperature is {self.temperature}, but {type(head).__name__} is not known to give logits that it "
-                f"could divide: only the heads of {' and '.join(h.__name__ for h in _WITH_LOGITS)} do. Give 1."
+                f"The temperature is {temperature}, but {type(head).__name__} is not known to give logits that it "
+                "could divide: only the heads of ClassificationHead and DetectionHead do, and others that set "
+                "'gives_logits'. Give 1."
             )
 
     def forward(self, features: Features, geometry: Tensor | None) -> dict[str, Tensor]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,11 +13,12 @@ from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.drift.reference import DriftReference
 from vfm_runtime.tasks.base import Arrays
 
-from vfm.bundle.images import Split, ValidationError, open_images, remembered
 from vfm.bundle.ood_graph import ReferenceOutputs, vector_of
-from vfm.bundle.validation import Validation
 from vfm.metrics.calibration import conformal_threshold
 from vfm.tasks import BaseTask
+from vfm.tasks.labelled_images import OpenedImages, ValidationError
+from vfm.tasks.saved import Checkpoint
+from vfm.tasks.validation import Validation
 
 NUM_AXES = 16
 """Principal directions of the embeddings."""
@@ -50,14 +50,14 @@ class Reference:
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class OodFit:
     """A reference, and where the validation images lie to it. N images."""
 
     reference: Reference
     outputs: Arrays
     """`components` [N, k] and `distances` [N] of the validation images."""
     held_out: NDArray[np.int64]
-    """Places of the validation images that it was not fitted on: all, unless the training images are gone."""
+    """Indices of the validation images that it was not fitted on: all, unless the training images are gone."""
     max_distance: float
     """Limit of the distances, from those of the held-out images."""
     num_fitted: int
@@ -121,7 +121,7 @@ def embeddings(
 
 
 @torch.inference_mode()
-def places(reference: Reference, features: NDArray[np.float32]) -> Arrays:
+def score_ood(reference: Reference, features: NDArray[np.float32]) -> Arrays:
     """`components` [N, k] and `distances` [N] of embeddings, as the graph computes them.
 
     Args:
@@ -155,41 +155,52 @@ def distance_limit(distances: NDArray[np.float32], rate: float = _RATE) -> float
     return conformal_threshold(distances, max(rate, possible), "images")
 
 
-def place(
-    checkpoint: Path,
+def open_training(checkpoint: Checkpoint) -> OpenedImages | None:
+    """The images that a checkpoint was trained on; None, with a warning, where they are gone."""
+    try:
+        return checkpoint.open_images("train")
+    except ValidationError as error:
+        log.warning(
+            "The reference is fitted on every second validation image, since the training images are gone: %s",
+            error,
+        )
+        return None
+
+
+def fit_ood(
     task: BaseTask,
     validation: Validation,
+    training: OpenedImages | None,
     *,
     k: int = NUM_AXES,
     rate: float = _RATE,
     reads: Collection[str] | None = None,
-    trust: Sequence[str] = (),
-) -> Placed:
+) -> OodFit:
     """Fit a reference on the training images, and measure the validation images against it.
 
     Where the training images are gone, it is fitted on every second validation image, and the others are held out.
 
     Args:
-        checkpoint: A .ckpt file, or an adapter.
-        task: That was loaded from it.
-        validation: Of the model.
+        task: Trained task, in evaluation mode.
+        validation: Images that it has not learned from.
+        training: Images that it has learned from; None where they are gone.
         k: Most directions.
-        rate: Share of images of the same kind that may lie beyond the limit.
+        rate: Fraction of images of the same kind that may lie beyond the limit.
         reads: As for `embeddings`.
-        trust: Packages besides vfm whose code the checkpoint may name.
 
     Raises:
         ReferenceFitError: There are too few images.
     """
-    own = embeddings(task, validation.inputs(_BATCH), reads)
-    held_out = np.arange(len(own))
-    trained = _training(checkpoint, task, trust, reads)
-    if trained is None:
-        trained, held_out = own[::2], held_out[1::2]
+    features = embeddings(task, validation.inputs(_BATCH), reads)
+    held_out = np.arange(len(features))
+    if training is None:
+        trained, held_out = features[::2], held_out[1::2]
+    else:
+        trained = embeddings(task, training.batches(_BATCH), reads)
     reference = fit_reference(trained, k)
-    outputs = places(reference, own)
+    outputs = score_ood(reference, features)
     limit = distance_limit(outputs["distances"][held_out], rate)
-    return Placed(reference, outputs, held_out, limit, len(trained))
+    return OodFit(reference, outputs, held_out, limit, len(trained))
 
 
 def drift_reference(
@@ -200,28 +211,11 @@ def drift_reference(
     Args:
         outputs: All outputs of the bundle's graph for the validation images.
         contract: Of the bundle.
-        held_out: Of `Placed`.
+        held_out: Of `OodFit`.
     """
     chosen = {name: values[held_out] for name, values in outputs.items()}
     numbers = {name: len(head.labels) for name, head in contract.each.items()}
     return DriftReference.of(contract.type.drift_values(chosen), numbers)
-
-
-def _training(
-    checkpoint: Path, task: BaseTask, trust: Sequence[str], reads: Collection[str] | None
-) -> NDArray[np.float32] | None:
-    split: Split = "train"
-    try:
-        images = open_images(remembered(checkpoint, task, split=split, trust=trust), task)
-    except ValidationError as error:
-        log.warning(
-            "The reference is fitted on every second validation image, since the training images are gone: %s",
-            error,
-        )
-        return None
-    pixels = images.inputs["pixels"]
-    batches = ({"pixels": pixels[i : i + _BATCH]} for i in range(0, len(pixels), _BATCH))
-    return embeddings(task, batches, reads)
 
 
 def _signed(directions: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""What an export writes, and what it must hold to."""
+"""Options of an export, of the command line and of Python alike."""
 
 from __future__ import annotations
 
@@ -10,81 +10,121 @@ from vfm_runtime.bundle.contract import MANIFEST_FILE
 
 from vfm.bundle.errors import ExportError
 from vfm.bundle.onnx_graphs import OPSETS
+from vfm.bundle.parity import require_folder
+from vfm.bundle.triton import check_repository
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What an export writes, and what it must hold to."""
+class ExportOptions:
+    """What an export writes, and what it must hold to.
 
-    one_file: bool = False
-    """Also write both graphs in one."""
-    opset: int = 20
-    """Version of the ONNX operators."""
-    tolerance: float = 1e-3
-    """Largest accepted difference of a score."""
-    overwrite: bool = False
-    """Replace an existing bundle."""
+    Args:
+        images: Folder of real images, for a model that answers for videos also of videos, on which the bundle is
+            compared with the model; three of them, shrunk to at most 256 pixels, or three crops, go into the bundle.
+        out: Folder to write; -o for short.
+        data: Labelled validation images for int8, fp16, calibrate and reference: a folder or table as for training; by
+            default the val split of the training.
+        int8: Also write a graph in 8 bits, for the CPU; layers that do harm stay in 32 bits.
+        fp16: Also write a graph in 16 bits, for GPUs.
+        max_drop: Points (hundredths) that the headline metric, such as accuracy, may lose in fewer bits.
+        calibrate: Fit a temperature, so that scores are probabilities, and thresholds for each label.
+        min_precision: With calibrate: fraction of the sure answers that shall be right, such as 0.95; others are
+            unsure.
+        reference: Also answer how far an image is from those of the training; needed to watch for drift.
+        one_file: Also write onefile.onnx, both graphs in one for the simplest client.
+        triton: Folder to write a model repository for Triton to, in 16 bits with fp16.
+        opset: Version of the ONNX operators; from 23 on, attention is one operator.
+        num_images: How many images to compare on.
+        tolerance: Largest accepted difference of a score; boxes must also overlap by 99 %.
+        overwrite: Replace an existing bundle.
+        base: For an adapter, the file of the backbone's weights where it is no longer at its old place.
+        trust: Packages besides vfm whose code the checkpoint may name.
+    """
+
+    images: Path
+    out: Path = Path("bundle")
+    data: Path | None = None
     int8: bool = False
-    """Also write a graph in 8 bits, for the CPU."""
     fp16: bool = False
-    """Also write a graph in 16 bits, for GPUs."""
     max_drop: float = 0.5
-    """Points that the headline figure may lose in fewer bits."""
     calibrate: bool = False
-    """Fit a temperature and thresholds."""
     min_precision: float | None = None
-    """Share of sure answers that shall be right."""
     reference: bool = False
-    """Also give the distance from the training images."""
+    one_file: bool = False
+    triton: Path | None = None
+    opset: int = 20
+    num_images: int = 64
+    tolerance: float = 1e-3
+    overwrite: bool = False
+    base: Path | None = None
     trust: Sequence[str] = ()
-    """Packages besides vfm whose code a checkpoint may name."""
+
+    def __post_init__(self) -> None:
+        """Take paths as text too."""
+        for name in ("images", "out", "data", "triton", "base"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
+
+    @property
+    def precisions(self) -> list[str]:
+        """Precisions besides that of 32 bits."""
+        return [name for name in ("fp16", "int8") if getattr(self, name)]
 
     @property
     def needs_validation(self) -> bool:
         """Whether anything is to be fitted or measured on validation images."""
         return self.int8 or self.fp16 or self.calibrate or self.reference
 
+    def check(self) -> None:
+        """Refuse, before any work, what could only fail.
 
-def check(out: Path, options: Options) -> None:
-    """Refuse, before any work, what could only fail.
+        Raises:
+            ParityError: There is no folder of images.
+            ExportError: The folder to write exists, or an option makes no sense.
+        """
+        require_folder(self.images)
+        self._check_numbers()
+        if self.data is not None and not self.needs_validation:
+            raise ExportError(
+                f"--data is {self.data}, but nothing is measured or fitted on it. Add --int8, --fp16, --calibrate or "
+                "--reference, or leave it out."
+            )
+        if self.min_precision is not None and not self.calibrate:
+            raise ExportError(
+                f"--min_precision is {self.min_precision:g}, which calibration holds to. Add --calibrate."
+            )
+        self._check_out()
+        if self.triton is not None:
+            check_repository(self.triton, self.out.resolve().name)
 
-    Args:
-        out: Folder to write.
-        options: What to write.
+    def _check_numbers(self) -> None:
+        if self.opset not in OPSETS:
+            raise ExportError(
+                f"--opset is {self.opset}; choices are {OPSETS[0]} to {OPSETS[-1]}. 20 runs almost everywhere."
+            )
+        if not self.max_drop >= 0:
+            raise ExportError(
+                f"--max_drop is {self.max_drop:g}. Give points from 0 up, such as 0.5."
+            )
+        if not self.tolerance > 0:
+            raise ExportError(f"--tolerance is {self.tolerance:g}. Give a number above 0.")
+        if self.min_precision is not None and not 0 < self.min_precision < 1:
+            raise ExportError(
+                f"--min_precision is {self.min_precision:g}. Give a share between 0 and 1, such as 0.95."
+            )
+        if self.num_images < 1:
+            raise ExportError(f"--num_images is {self.num_images}. Give at least 1.")
 
-    Raises:
-        ExportError: The folder exists, or an option makes no sense.
-    """
-    if options.opset not in OPSETS:
-        raise ExportError(
-            f"--opset is {options.opset}; choices are {OPSETS[0]} to {OPSETS[-1]}. 20 runs almost everywhere."
-        )
-    if not options.max_drop >= 0:
-        raise ExportError(
-            f"--max_drop is {options.max_drop:g}. Give points from 0 up, such as 0.5."
-        )
-    if not options.tolerance > 0:
-        raise ExportError(f"--tolerance is {options.tolerance:g}. Give a number above 0.")
-    if options.min_precision is not None and not 0 < options.min_precision < 1:
-        raise ExportError(
-            f"--min_precision is {options.min_precision:g}. Give a share between 0 and 1, such as 0.95."
-        )
-    if options.min_precision is not None and not options.calibrate:
-        raise ExportError(
-            f"--min_precision is {options.min_precision:g}, which calibration holds to. Add --calibrate."
-        )
-    _check_place(out, options.overwrite)
-
-
-def _check_place(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise ExportError(
-            f"{out} exists, and a bundle never changes once written. "
-            "Give another folder to --out, or replace it with --overwrite true."
-        )
-    if not (out / MANIFEST_FILE).is_file():
-        raise ExportError(
-            f"{out} is no bundle, so it is not replaced: it has no {MANIFEST_FILE}. Give another folder to --out."
-        )
+    def _check_out(self) -> None:
+        out = self.out
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
+        if not self.overwrite:
+            raise ExportError(
+                f"{out} exists, and a bundle never changes once written. "
+                "Give another folder to --out, or replace it with --overwrite true."
+            )
+        if not (out / MANIFEST_FILE).is_file():
+            raise ExportError(
+                f"{out} is no bundle, so it is not replaced: it has no {MANIFEST_FILE}. Give another folder to --out."
+            )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import vfm_runtime
@@ -15,6 +15,8 @@ from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.media.image import ImageError, Pixels, find_images, open_image
 from vfm_runtime.media.video import find_videos, is_video, read_video
 from vfm_runtime.tasks.base import Prediction
+
+from vfm.tasks.predictor import TorchPredictor
 
 MIN_IMAGES = 32
 """Least number of images that prove anything, unless fewer are asked for."""
@@ -36,7 +38,7 @@ class ImageParity:
     difference: float
     """Largest difference of a score, alone or in a batch of mixed sizes."""
     changed: bool
-    """Whether the best label is another, a box has no partner, or other crops were judged."""
+    """Whether the best label is another, a box has no partner, or other pictures were compared."""
     torch_label: str
     onnx_label: str
 
@@ -134,26 +136,31 @@ def require_folder(folder: Path) -> None:
         raise ParityError(f"There is no folder {folder}. Give one with real images to --images.")
 
 
-def compare(model: Predictor, bundle: Path, paths: Sequence[Path], tolerance: float) -> Parity:
+def compare(
+    model: TorchPredictor, runtime: vfm_runtime.Model, paths: Sequence[Path], tolerance: float
+) -> Parity:
     """Prediction every image by torch, by the bundle alone and by the bundle in batches of mixed sizes.
 
     Args:
         model: Torch's side of the bundle, on the CPU, in float32.
-        bundle: Its exported folder.
+        runtime: The bundle, loaded on the CPU in float32.
         paths: Image files, and videos where the model takes them.
         tolerance: Largest accepted difference of a score.
 
     Raises:
-        ParityError: No image can be read, or none shows a face where the model looks for one.
+        ParityError: No image can be read, or the answers prove nothing.
     """
-    runtime = vfm_runtime.load(bundle, device="cpu", precision="fp32")
     readable, skipped = _readable(paths)
     if not readable:
         raise ParityError(
             f"None of the {len(paths)} images can be read: {next(iter(skipped.values()))}"
         )
     answers, torch_ms = timed(model, list(readable))
-    _require_crops(answers)
+    if all(answer.is_empty for answer in answers):
+        raise ParityError(
+            f"In none of the {len(answers)} images and videos was there anything to run the model on "
+            f"({answers[0].headline()}), so nothing was compared. Give others to --images."
+        )
     alone, onnx_ms = timed(runtime, list(readable))
     together = runtime.predict(list(readable), batch_size=7)
     images = []
@@ -171,18 +178,16 @@ def compare(model: Predictor, bundle: Path, paths: Sequence[Path], tolerance: fl
     )
 
 
-def require(parity: Parity, where: Path) -> None:
+def raise_disagreement(parity: Parity, where: Path) -> NoReturn:
     """Refuse a bundle that does not agree.
 
     Args:
-        parity: The comparison.
+        parity: A comparison that has not passed.
         where: Folder of the rejected bundle.
 
     Raises:
         ParityError: With the worst images.
     """
-    if parity.passed:
-        return
     rows = "\n".join(
         f"  {i.name}: difference {i.difference:.2e}, torch '{i.torch_label}', ONNX '{i.onnx_label}'"
         for i in parity.worst()
@@ -209,15 +214,6 @@ def _readable(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dict[
 
 def _opened(path: Path) -> Pixels:
     return read_video(path, 1).frames[0].pixels if is_video(path) else open_image(path)
-
-
-def _require_crops(answers: Sequence[Prediction]) -> None:
-    """Refuse pictures in which there is nothing to judge: that both ways find nothing proves nothing."""
-    if answers and all(answer.is_empty for answer in answers):
-        raise ParityError(
-            f"No face was found in any of the {len(answers)} images and videos, so nothing was compared. Give a "
-            "folder with faces to --images."
-        )
 
 
 def timed(model: Predictor, paths: Sequence[Path]) -> tuple[list[Prediction], float]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import vfm_runtime
 from vfm_runtime.bundle.contract import MODEL_FILE, PRECISION_FILES
+from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.tasks.base import Arrays, Prediction
 
 from vfm.bundle.accuracy import Measure
 from vfm.bundle.parity import timed
 from vfm.quantization.fp16 import write_fp16
 from vfm.quantization.search import BudgetError, is_within, within_budget
+from vfm.tasks.labelled_images import OpenedImages, ValidationError
+from vfm.tasks.saved import Checkpoint
+
+NUM_SAMPLES = 64
+"""Images from which the ranges of 8 bits are taken."""
+SAMPLE_BATCH = 8
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,18 +53,28 @@ class Precision:
         """What the figure loses, in points: hundredths."""
         return 100 * (self.before - self.after)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for `parity.json`."""
+        return {**asdict(self), "drop": self.drop}
 
-@dataclass(frozen=True)
-class Compared:
-    """The answers of a precision beside those of the model, on the images of the parity check."""
 
-    max_difference: float
-    """Largest difference of a score, alone or in a batch."""
-    mean_difference: float
-    num_changed: int
-    """Images with another answer."""
-    onnx_ms: float
-    """Median time of one image from the file to the answer."""
+def open_samples(checkpoint: Checkpoint, training: OpenedImages | None = None) -> list[Arrays]:
+    """Batches of training images, from which the ranges of 8 bits are taken; none, with a warning, where they are gone.
+
+    Args:
+        checkpoint: What is exported.
+        training: Its training images, where they are open already.
+    """
+    try:
+        images = training or checkpoint.open_images("train", NUM_SAMPLES)
+    except ValidationError as error:
+        log.warning(
+            "The ranges of 8 bits are taken from validation images, on which the bundle is then measured, since the "
+            "training images are gone: %s",
+            error,
+        )
+        return []
+    return list(images.batches(SAMPLE_BATCH, NUM_SAMPLES))
 
 
 def write_precision(
@@ -94,17 +113,19 @@ def write_precision(
 
 
 def compare_precision(
-    folder: Path, precision: str, paths: Sequence[Path], answers: Sequence[Prediction]
-) -> Compared:
+    model: Predictor, paths: Sequence[Path], answers: Sequence[Prediction]
+) -> dict[str, Any]:
     """Compare a precision of a bundle with the model's own answers.
 
     Args:
-        folder: Of the bundle, with its manifest.
-        precision: `fp16` or `int8`.
-        paths: Of the images that were answered.
-        answers: The model's.
+        model: The bundle, loaded in that precision.
+        paths: Files of the images that were answered.
+        answers: Answers of the model.
+
+    Returns:
+        For JSON: `max_difference` and `mean_difference` of a score, alone or in a batch; `num_changed`, images with
+        another answer; `onnx_ms`, the median time of one image from the file to the answer.
     """
-    model = vfm_runtime.load(folder, device="cpu", precision=precision)
     alone, onnx_ms = timed(model, paths)
     together = model.predict(list(paths), batch_size=7)
     rows = [
@@ -112,15 +133,9 @@ def compare_precision(
         for expected, *both in zip(answers, alone, together, strict=True)
     ]
     worst = [max(one.difference for one in both) for both in rows]
-    changed = sum(any(one.changed for one in both) for both in rows)
-    return Compared(max(worst), statistics.fmean(worst), changed, onnx_ms)
-
-
-def to_dict(precision: Precision, compared: Compared) -> dict[str, Any]:
-    """Plain values of both, for `parity.json`.
-
-    Args:
-        precision: As written.
-        compared: As compared.
-    """
-    return {**asdict(precision), "drop": precision.drop, **asdict(compared)}
+    return {
+        "max_difference": max(worst),
+        "mean_difference": statistics.fmean(worst),
+        "num_changed": sum(any(one.changed for one in both) for both in rows),
+        "onnx_ms": onnx_ms,
+    }

@@ -30,6 +30,7 @@ from vfm_runtime.bundle.contract import PRECISION_FILES, PREPROCESS_FILE, Contra
 from vfm_runtime.bundle.manifest import read_manifest
 
 from vfm.bundle.errors import ExportError
+from vfm.tasks.export_hooks import ExportHooks
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ _Port = dict[str, Any]
 _Ports = tuple[list[_Port], list[_Port]]
 _Labels = Mapping[str, list[str]]
 
-_LABELLED = ("classification", "multilabel")
 _MAX_DELAY = 2000  # microseconds that a request may wait for others
 # The preprocessing is small work of one thread, and in front of a GPU the bottleneck unless several run at once.
 _NUM_PREPROCESSES = 4
@@ -58,13 +58,6 @@ _TENSORRT = """
 #   parameters { key: "trt_engine_cache_path" value: "/var/cache/tensorrt" }
 # } ] } }
 """
-_OF_ONE_IMAGE = """# One image a request: uint8 RGB, of any size.
-# What the answers mean, and when one is unsure, is said in vfm.json of the bundle.
-"""
-_OF_CROPS = """# One crop a request: uint8 RGB, cut as `rules.crop` in vfm.json of the bundle says.
-# Left to the client: finding the faces of an image or a video and cutting them out; the mean of the `logits` over
-# the frames, divided by the temperature; and the threshold and limits of `rules.decision`, which make it a verdict.
-"""
 
 
 class TritonError(ExportError):
@@ -76,7 +69,13 @@ class _Word(str):
 
 
 def write_triton(
-    bundle: Path, folder: Path, name: str, *, precision: str = "fp32", max_batch: int = 8
+    bundle: Path,
+    folder: Path,
+    name: str,
+    *,
+    precision: str = "fp32",
+    max_batch: int = 8,
+    task: ExportHooks | type[ExportHooks] = ExportHooks,
 ) -> Path:
     """Write `NAME_preprocess`, `NAME_model` and the ensemble `NAME` into a model repository.
 
@@ -86,6 +85,7 @@ def write_triton(
         name: What clients call the model.
         precision: Of the graph: fp32, fp16 or int8, where the bundle has it.
         max_batch: Most images that go through the model at once.
+        task: What was exported; it says what is left to a client.
 
     Returns:
         The repository.
@@ -101,20 +101,32 @@ def write_triton(
     folder.mkdir(parents=True, exist_ok=True)
     # Beside its place and moved there when whole: a server may be looking at the repository.
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as draft:
-        made = list(_write(Path(draft), contract, bundle / PREPROCESS_FILE, model, name, max_batch))
+        made = list(
+            _write(
+                Path(draft),
+                contract,
+                bundle / PREPROCESS_FILE,
+                model,
+                name,
+                max_batch,
+                task.serving_comment,
+            )
+        )
         for path in made:
             path.replace(folder / path.name)
-    if contract.task == "deepfake":
-        _log.warning(
-            "%s takes crops: finding faces, the mean over frames and the verdict are left to the client, as its "
-            "config.pbtxt says.",
-            folder / name,
-        )
+    if task.serving_warning is not None:
+        _log.warning("%s %s", folder / name, task.serving_warning)
     return folder
 
 
 def _write(
-    draft: Path, contract: Contract, preprocess: Path, model: Path, name: str, max_batch: int
+    draft: Path,
+    contract: Contract,
+    preprocess: Path,
+    model: Path,
+    name: str,
+    max_batch: int,
+    comment: str,
 ) -> Iterator[Path]:
     """Write the three folders; the ensemble last, which needs the others."""
     first, second = f"{name}_preprocess", f"{name}_model"
@@ -125,7 +137,7 @@ def _write(
         draft / second, model, _model_config(second, after, labels, max_batch, model), labels
     )
     yield _folder(
-        draft / name, None, _ensemble_config(name, before, after, labels, contract), labels
+        draft / name, None, comment + _ensemble_config(name, before, after, labels), labels
     )
 
 
@@ -195,7 +207,7 @@ def _label_files(contract: Contract) -> dict[str, list[str]]:
     return {
         f"{name}_labels.txt" if name else "labels.txt": list(head.labels)
         for name, head in contract.each.items()
-        if head.task in _LABELLED
+        if list(head.type.outputs) == ["scores"]  # of boxes they are in another order
     }
 
 
@@ -246,11 +258,9 @@ def _model_config(name: str, ports: _Ports, labels: _Labels, max_batch: int, gra
     return text + (_TENSORRT if graph.name == PRECISION_FILES["fp16"] else "")
 
 
-def _ensemble_config(
-    name: str, before: _Ports, after: _Ports, labels: _Labels, contract: Contract
-) -> str:
+def _ensemble_config(name: str, before: _Ports, after: _Ports, labels: _Labels) -> str:
     outputs = [{**port, "dims": [1, *_without_batch(port)["dims"]]} for port in after[1]]
-    text = _text(
+    return _text(
         {
             "name": name,
             "platform": "ensemble",
@@ -265,7 +275,6 @@ def _ensemble_config(
             },
         }
     )
-    return (_OF_CROPS if contract.task == "deepfake" else _OF_ONE_IMAGE) + text
 
 
 def _step(model: str, ports: _Ports) -> dict[str, Any]:

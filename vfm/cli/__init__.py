@@ -40,7 +40,7 @@ COMMANDS = {
     ),
     "demo": ("vfm.demo:demo", "the whole job on a small real data set, in minutes"),
     "export": (
-        "vfm.bundle.export:export",
+        "vfm.bundle.export:export_files",
         "make an ONNX bundle from a checkpoint, and prove that it agrees",
     ),
 }

@@ -1,4 +1,7 @@
-"""A typed function as a command: its first parameters are the words, its keyword-only ones the options."""
+"""A typed function as a command: its first parameters are the words, its keyword-only ones the options.
+
+A parameter `options` is a dataclass, whose fields are the options.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from vfm.cli.parsing import Parser, parse, take
 
 _SHORT = {"-o": "--out"}
 _REPEATED = "trust"
+_SPREAD = "options"
 
 
 def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
@@ -20,18 +24,25 @@ def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
 
     Args:
         name: Of the command.
-        function: Typed, with a docstring that is the help. An argument `trust` may be given several times.
+        function: Typed, with a docstring that is the help. An argument `trust` may be given several times; of an
+            argument `options`, a dataclass, each field is an option.
         words: As typed.
 
     Raises:
         UsageError: A word or option does not fit.
     """
-    signature = inspect.signature(function).parameters
+    signature = dict(inspect.signature(function).parameters)
     described = docstring_parser.parse(inspect.getdoc(function) or "")
-    helps = {p.arg_name: p.description for p in described.params}
+    parameters = described.params
     parser = Parser(prog=f"vfm {name}", description=described.short_description)
     hints = get_type_hints(function)
-    skipped: set[str | int] = {_REPEATED}
+    skipped: set[str | int] = {_REPEATED, _SPREAD}
+    options = hints.get(_SPREAD)
+    if options is not None:
+        del signature[_SPREAD]
+        signature |= inspect.signature(options).parameters
+        parameters = [*parameters, *docstring_parser.parse(inspect.getdoc(options) or "").params]
+    helps = {p.arg_name: p.description for p in parameters}
     for parameter in signature.values():
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             skipped.add(parameter.name)
@@ -43,13 +54,19 @@ def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
                 word |= {"nargs": "?", "default": parameter.default}
             parser.add_argument(key, **word)
     parser.add_function_arguments(function, skip=skipped)
+    if options is not None:
+        parser.add_class_arguments(options, skip=skipped)
     repeated: dict[str, Any] = {}
     if _REPEATED in signature:
         parser.epilog = f"--{_REPEATED} PACKAGE (any number of times): {helps[_REPEATED]}"
         words, repeated[_REPEATED] = take(words, f"--{_REPEATED}")
     flags = {f"--{name}" for name, p in signature.items() if p.annotation == "bool"}
     given = parse(parser, _switched_on([_option(word) for word in words], flags))
-    function(**parser.instantiate_classes(given).as_dict(), **repeated)
+    values = parser.instantiate_classes(given).as_dict() | repeated
+    if options is not None:
+        names = inspect.signature(options).parameters.keys() & values.keys()
+        values[_SPREAD] = options(**{name: values.pop(name) for name in names})
+    function(**values)
 
 
 def _option(word: str) -> str:

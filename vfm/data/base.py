@@ -228,6 +228,14 @@ class ImageData(LightningDataModule, Component, ABC):
         """
         return self._eval_loader(self._images(split), "images")
 
+    def plain_images(self, split: str) -> ImageDataset:
+        """A split's images, in order and without augmentation, brought to the size of `preprocess`.
+
+        Args:
+            split: `train`, `val` or `test`.
+        """
+        return self._images(split)
+
     def _eval_loader(
         self, dataset: ImageDataset | StoredFeatures, split: str
     ) -> DataLoader[Sample | Skipped]:

@@ -18,7 +18,7 @@ from vfm.deepfake.data.base import FakeImages
 from vfm.deepfake.data.record import LABELS
 from vfm.deepfake.evidence import CalibrationError, Evidence, gather
 from vfm.deepfake.results import OPERATING_POINT, decisions, videos_fingerprint
-from vfm.deepfake.robustness.command import audited_data, load_detector
+from vfm.deepfake.robustness.command import audited_data, open_detector
 from vfm.metrics.calibration import (
     TooFewError,
     conformal_threshold,
@@ -28,9 +28,10 @@ from vfm.metrics.calibration import (
     reliability,
     sigmoid,
 )
-from vfm.spec import build
 from vfm.tasks.classification.results import RESULTS_FILE
-from vfm.training.checkpoint_file import KEY, read_any
+from vfm.tasks.labelled_images import ValidationError
+from vfm.tasks.saved import Checkpoint
+from vfm.training.checkpoint_file import CheckpointError
 
 DETAILS = "calibration.json"
 """Beside the operating point: what it was fitted on, and how well it does there."""
@@ -82,12 +83,12 @@ def calibrate(
         CalibrationError: The videos were trained or tested on, or are all real or all fake.
         TooFewError: There are too few real videos for the share.
     """
-    task = load_detector(checkpoint, trust)
-    images = audited_data(checkpoint, data, cropped=cropped, native=native, trust=trust)
+    opened, task = open_detector(checkpoint, trust)
+    images = audited_data(opened, data, cropped=cropped, native=native, trust=trust)
     images.batch_size, images.num_workers = batch_size, num_workers
     splits = _found(images, split)
     records = [record for name in splits for record in images.records[name]]
-    require_untouched(records, Path(checkpoint).parent, trained_on(checkpoint, trust))
+    require_untouched(records, Path(checkpoint).parent, trained_on(opened))
     require_both(records, split)
     print(f"Scoring {len(records)} images ...", flush=True)
     evidence = gather(task, images, splits)
@@ -229,18 +230,13 @@ def describe(evidence: Evidence, rules: Decision) -> dict[str, Any]:
     }
 
 
-def trained_on(checkpoint: Path, trust: Sequence[str]) -> list[Record] | None:
+def trained_on(checkpoint: Checkpoint) -> list[Record] | None:
     """What a model learned from, by its checkpoint; None where that is not there any more."""
-    data = read_any(checkpoint)[KEY]["data"]
-    if data is None:
-        return None
-    images: FakeImages = build(data["spec"], base=FakeImages, trust=trust)
     try:
-        images.setup()
-    except (OSError, ValueError) as error:
+        return checkpoint.split("train").records
+    except (ValidationError, CheckpointError) as error:
         log.debug("The training data cannot be read: %s", error)
         return None
-    return images.records.get("train")
 
 
 def _limit(values: NDArray[np.float64], share: float, name: str) -> float | None:

@@ -14,11 +14,12 @@ from vfm_runtime.deepfake.faces.quality import blur
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.data.dataset import Record, opened
+from vfm.deepfake.crop_check import require_same_crop
 from vfm.deepfake.data.base import FakeImages
 from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.metrics import Videos, video_logits
 from vfm.deepfake.results import FakeAnswers, FakeCollector, key_of, most_fake, scored
-from vfm.deepfake.task import DeepfakeTask, require_same_crop
+from vfm.deepfake.task import DeepfakeTask
 
 
 class CalibrationError(ValueError):

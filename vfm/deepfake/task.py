@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -17,7 +18,11 @@ from torch.nn import functional as F
 from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.evidence import sigmoid
 from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.tasks.base import Arrays
 
+from vfm.data import ImageData
+from vfm.deepfake import export
+from vfm.deepfake.crop_check import require_same_crop
 from vfm.deepfake.data.base import FakeImages
 from vfm.deepfake.data.record import FAKE
 from vfm.deepfake.head import DeepfakeHead
@@ -31,11 +36,16 @@ from vfm.deepfake.results import (
     scored,
     write_fake_results,
 )
+from vfm.deepfake.validation import FakeValidation
 from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.backbone import ImageSize
 from vfm.models.weights import MIN_COVERAGE
 from vfm.preprocess import Fit
+from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
+from vfm.tasks.calibration import Calibration, CalibrationError
+from vfm.tasks.labelled_images import LabelledImages, OpenedImages, ValidationError
+from vfm.tasks.validation import Validation
 from vfm.training.checkpoint_file import KEY, CheckpointError
 from vfm.training.optim import Optim
 from vfm.types import Batch, Raw
@@ -61,6 +71,14 @@ class DeepfakeTask(BaseTask):
     kind = "deepfake"
     monitor = "val/video_auc"
     monitor_mode = "max"
+    graph_divides_logits = False  # the pipeline does, after it has averaged over a video
+    unshared_reason = export.UNSHARED
+    reference_refusal = export.NO_REFERENCE
+    card_metrics: Mapping[str, str] = MappingProxyType(
+        {"video_auc": "num_videos", "macro_auc": "num_videos", "frame_auc": "num_samples"}
+    )
+    serving_comment = export.SERVING_COMMENT
+    serving_warning = export.SERVING_WARNING
 
     def __init__(
         self,
@@ -282,6 +300,39 @@ class DeepfakeTask(BaseTask):
         if not self.methods:
             self.methods = tuple(checkpoint[KEY]["methods"])
 
+    def open_data(self, path: Path, training: Spec) -> LabelledImages:
+        """Read real and fake images, or a manifest of them."""
+        data = export.open_fakes(path, self.crop)
+        data.labels = self.labels
+        return LabelledImages.of_splits(data, ["val"])
+
+    def check_data(self, data: ImageData) -> None:
+        """Refuse images that do not say which are forged, or that were cut out otherwise than the model's."""
+        if not isinstance(data, FakeImages):
+            raise ValidationError(
+                f"The model tells real from fake, but {type(data).__name__} does not say which images are forged. Name "
+                "a folder as for FakesData, or a manifest: --data FOLDER."
+            )
+        if self.crop is not None:
+            require_same_crop(data.crop, self.crop)
+
+    def validation(self, images: OpenedImages) -> FakeValidation:
+        """AUC of images, or of frames where all faces count."""
+        by_frame = self.crop is not None and self.crop.policy == "all"
+        return FakeValidation(self.labels, images, by_frame=by_frame)
+
+    def fit_confidence(
+        self, outputs: Arrays, images: Validation, *, min_precision: float | None = None
+    ) -> NoReturn:
+        """Refuse: an operating point is fitted on videos, by a command of its own."""
+        raise CalibrationError(export.NO_CALIBRATION)
+
+    def describe_rules(
+        self, rules: Mapping[str, Any] | None, calibration: Calibration | None
+    ) -> list[str]:
+        """How the model cuts faces out and decides, and what its answers are not."""
+        return [] if rules is None else export.describe_verdict_rules(rules)
+
     def _datamodule(self) -> FakeImages:
         data = super()._datamodule()
         if not isinstance(data, FakeImages):
@@ -290,39 +341,6 @@ class DeepfakeTask(BaseTask):
                 "and people they show, nor how they were cut out. Give --data FakesData with --data.root."
             )
         return data
-
-
-def require_same_crop(found: CropSpec, own: CropSpec) -> None:
-    """Refuse images that were cut out otherwise than those of the training: the crop is a part of the model.
-
-    Args:
-        found: Of the data.
-        own: Of the model.
-
-    Raises:
-        CheckpointError: They differ.
-    """
-    names = [field.name for field in fields(own) if field.name != "tiles"]
-    differing = [name for name in names if getattr(found, name) != getattr(own, name)]
-    if not differing:
-        return
-    listed = ", ".join(
-        f"{name} {getattr(found, name)!r} (the model's: {getattr(own, name)!r})"
-        for name in differing
-    )
-    raise CheckpointError(
-        f"The images are not cropped as those that the model was trained on: {listed}. Its answers would mean "
-        f"nothing. {_REMEDIES[own.source].format(own=own)}"
-    )
-
-
-_REMEDIES = {
-    "faces": "Cut the faces out anew: vfm faces ROOT -o CROPS --size {own.size} --margin {own.margin:g} "
-    "--policy {own.policy}, then --data.root CROPS.",
-    "cropped": "Give crops made as for the training and say so with --data.cropped true, or train on crops "
-    "of `vfm faces`, which say how they were made.",
-    "native": "Give whole images, and say so with --data.native true.",
-}
 
 
 def _area(logits: ArrayLike, fake: ArrayLike) -> float:

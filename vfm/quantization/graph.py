@@ -12,8 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from vfm.bundle.onnx_graphs import MAX_PROTOBUF
-
+MAX_PROTOBUF = 2_000_000_000
+"""Bytes of weights above which they go to a file of their own; a protobuf ends at 2 GiB."""
 MICROSOFT = "com.microsoft"
 """Domain of the operators that only ONNX Runtime has."""
 

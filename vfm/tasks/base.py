@@ -21,6 +21,7 @@ from vfm.models.heads import Head
 from vfm.preprocess import Fit
 from vfm.spec import Spec
 from vfm.tasks.checkpoint import CheckpointedModel, require_same_labels
+from vfm.tasks.export_hooks import ExportHooks
 from vfm.tasks.labels import match_labels
 from vfm.training import callbacks, compiling, feature_cache, lp_ft, saving, sharding
 from vfm.training.checkpoint_file import CheckpointError
@@ -30,7 +31,7 @@ from vfm.training.option_checks import without_effect
 from vfm.types import Batch, Raw
 
 
-class BaseTask(CheckpointedModel):
+class BaseTask(CheckpointedModel, ExportHooks):
     """A backbone and a head that learn together, and are validated and tested on a whole split at once."""
 
     prediction_columns: tuple[str, ...] = ("path", "label", "score", "error")
@@ -38,8 +39,6 @@ class BaseTask(CheckpointedModel):
     monitor: str = "val/loss"
     """Metric that chooses the best checkpoint."""
     monitor_mode: str = "min"
-    kind: str = "classification"
-    """What the model does, as the contract of a bundle names it."""
     _columns: Tensor | None = None
     """For each label of the data its place among the model's."""
 
@@ -125,20 +124,6 @@ class BaseTask(CheckpointedModel):
             answers: Of `gather`.
             more: What goes into the JSON besides the figures.
         """
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Label names in the order of the scores; empty before training."""
-        return self.head.labels
-
-    @property
-    def multilabel(self) -> bool:
-        """Whether several labels, or none, may apply to an image."""
-        return self.kind == "multilabel"
-
-    def rules(self) -> dict[str, Any] | None:
-        """What the task itself puts into a contract as its rules; None where it has none of its own."""
-        return None
 
     def setup(self, stage: str) -> None:
         """Take the labels from the data, and give it the preprocessing."""

@@ -1,54 +1,61 @@
-"""A task that is asked for answers as a bundle is: images in, a `Prediction`, `Detections` or a `Verdict` out."""
+"""Torch predictor: a task, or several on one backbone, asked by torch as a bundle is asked by ONNX Runtime."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch
+from torch import Tensor
+from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.media.image import ImageSource, open_image
-from vfm_runtime.tasks.base import Arrays, TaskType
-from vfm_runtime.tasks.registry import find_task_type
+from vfm_runtime.tasks.base import Arrays
 
 from vfm.tasks.base import BaseTask
 
 
-def bind_task_type(task: BaseTask) -> TaskType:
-    """Return the runtime's side of a task, with its labels and its own rules.
+class TorchPredictor(Predictor):
+    """Answers by torch, on the task's device.
 
-    Args:
-        task: Trained.
+    Attributes:
+        task: The task, which stays as it is.
     """
-    return find_task_type(task.kind)(task.labels, task.rules())
 
-
-class TaskModel(Predictor):
-    """Answers by torch, on the task's device."""
-
-    def __init__(self, task: BaseTask) -> None:
-        """Take the task as it is.
+    def __init__(
+        self,
+        task: BaseTask,
+        contract: Contract | None = None,
+        answer: Callable[..., Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        """Take the task's labels and rules, or those of a bundle.
 
         Args:
-            task: Trained, in evaluation mode. Kept as the attribute `task`.
+            task: Trained, in evaluation mode; of several heads on one backbone, any.
+            contract: Contract of a bundle, whose heads and rules count; by default those of the task alone.
+            answer: What computes the contract's outputs from `pixels`, and `geometry` where it is taken; by default the
+                task.
         """
-        super().__init__(bind_task_type(task))
+        super().__init__(task.bind_type() if contract is None else contract.type)
         self.task = task
+        self._answer = answer or task.answer
+        self._inputs = tuple(self.task_type.inputs)
 
     def prepare(self, image: ImageSource) -> Arrays:
         """Open one image, or one crop, and bring it to the model's size: `pixels`, and of a detector `geometry`."""
         preprocess = self.task.preprocess
         pixels, geometry = preprocess.resize(open_image(image))
-        inputs: Arrays = {"pixels": pixels[None]}
-        if self.task.head.places:
-            inputs["geometry"] = np.array([geometry.row(preprocess.size)], np.float32)
-        return inputs
+        row = np.array([geometry.row(preprocess.size)], np.float32)
+        arrays: Arrays = {"pixels": pixels[None], "geometry": row}
+        return {name: arrays[name] for name in self._inputs}
 
     def run(self, inputs: Arrays) -> Arrays:
         """Answer for what `prepare` has made, of one image or of several joined."""
-        tensors = [torch.from_numpy(values).to(self.task.device) for values in inputs.values()]
+        tensors = {n: torch.from_numpy(values).to(self.task.device) for n, values in inputs.items()}
         with torch.inference_mode():
-            found = self.task.answer(*tensors)
-        return {name: _plain(values) for name, values in found.items()}
+            outputs = self._answer(**tensors)
+        return {name: _to_numpy(values) for name, values in outputs.items()}
 
 
-def _plain(values: torch.Tensor) -> np.ndarray:
+def _to_numpy(values: Tensor) -> np.ndarray:
     return np.asarray((values.float() if values.is_floating_point() else values).cpu().numpy())

@@ -26,8 +26,30 @@ def load_model(
         CheckpointError: The file cannot be read.
         SpecError: It names code that is not trusted or not found.
     """
-    path = Path(path)
-    content = read_any(path)
+    return restore_model(read_any(path), Path(path), cls, base=base, trust=trust)
+
+
+def restore_model(
+    content: dict[str, Any],
+    path: Path,
+    cls: type,
+    *,
+    base: str | Path | None = None,
+    trust: Collection[str] = (),
+) -> Any:
+    """`load_model` of a file that was read already.
+
+    Args:
+        content: Content of the file, as `read_any` gives it.
+        path: Path of the file.
+        cls: The class that the model must derive from.
+        base: For an adapter, the file of the backbone's weights.
+        trust: Packages besides vfm whose code the checkpoint may name.
+
+    Raises:
+        CheckpointError: The file does not fit.
+        SpecError: It names code that is not trusted or not found.
+    """
     entry = content[KEY]
     arguments = entry["model"]["init_args"]
     is_adapter = path.suffix == ADAPTER_SUFFIX

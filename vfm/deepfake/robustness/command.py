@@ -17,8 +17,7 @@ from vfm.deepfake.robustness.page import robustness_page, text
 from vfm.deepfake.robustness.results import Split, examples, measure_robustness
 from vfm.deepfake.task import DeepfakeTask
 from vfm.spec import Spec, build
-from vfm.tasks import BaseTask
-from vfm.training.checkpoint_file import KEY, read_any
+from vfm.tasks.saved import Checkpoint
 
 RESULTS = "robustness.json"
 PAGE = "robustness.html"
@@ -69,10 +68,9 @@ def audit(
     if not robustness:
         raise FakesError("Nothing to audit was named. Choices: --robustness.")
     levels = degradations([kind.strip() for kind in kinds.split(",")])
-    task = load_detector(checkpoint, trust).to(_device(device))
-    module = audited_data(
-        checkpoint, data, format=format, cropped=cropped, native=native, trust=trust
-    )
+    opened, task = open_detector(checkpoint, trust)
+    task.to(_device(device))
+    module = audited_data(opened, data, format=format, cropped=cropped, native=native, trust=trust)
     found = measure_robustness(
         task,
         module,
@@ -90,8 +88,8 @@ def audit(
     print(f"{text(found)}\n\nWritten: {folder / RESULTS} and {folder / PAGE}")
 
 
-def load_detector(checkpoint: Path, trust: Sequence[str] = ()) -> DeepfakeTask:
-    """The task of a checkpoint.
+def open_detector(checkpoint: Path, trust: Sequence[str] = ()) -> tuple[Checkpoint, DeepfakeTask]:
+    """A checkpoint, and its task.
 
     Args:
         checkpoint: Of a DeepfakeTask.
@@ -100,17 +98,17 @@ def load_detector(checkpoint: Path, trust: Sequence[str] = ()) -> DeepfakeTask:
     Raises:
         FakesError: It is of another task.
     """
-    task: BaseTask = BaseTask.load(checkpoint, trust=trust)
-    if not isinstance(task, DeepfakeTask):
+    opened = Checkpoint.open(checkpoint, trust=trust)
+    if not isinstance(opened.task, DeepfakeTask):
         raise FakesError(
-            f"{checkpoint} is a {type(task).__name__}, which does not tell real from fake. Give a checkpoint of a "
-            "DeepfakeTask."
+            f"{checkpoint} is a {type(opened.task).__name__}, which does not tell real from fake. Give a checkpoint of "
+            "a DeepfakeTask."
         )
-    return task
+    return opened, opened.task
 
 
 def audited_data(
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     data: Path | None,
     *,
     format: Format = "auto",
@@ -121,7 +119,7 @@ def audited_data(
     """The data to audit a model on, without what would change its images.
 
     Args:
-        checkpoint: Of the model.
+        checkpoint: Checkpoint of the model.
         data: Folder or manifest; None, or the folder of its training, for the data and the splits of the training.
         format: Layout of the folder, where there is no manifest.
         cropped: As for FakesData.
@@ -131,7 +129,7 @@ def audited_data(
     Raises:
         FakesError: Nothing says which data to take.
     """
-    trained = (read_any(checkpoint)[KEY]["data"] or {}).get("spec")
+    trained = checkpoint.data_spec
     if trained is not None and (data is None or _is_root(trained, data)):
         # The mode stays: by it a split without fakes has the blends that it was validated on.
         plain = trained["init_args"] | {"edits": False, "benign_share": 0.0}
@@ -139,7 +137,7 @@ def audited_data(
         return module
     if data is None:
         raise FakesError(
-            f"{checkpoint} does not say what it was trained on. Name the data: vfm audit {checkpoint} DATA."
+            f"{checkpoint.path} does not say what it was trained on. Name the data: vfm audit {checkpoint.path} DATA."
         )
     is_file = data.is_file()
     return FakesData(

@@ -14,13 +14,14 @@ from torch.utils.data import DataLoader
 from vfm_runtime.media.video import evenly
 
 from vfm.data.dataset import Record, sample_seed
+from vfm.deepfake.crop_check import require_same_crop
 from vfm.deepfake.data.augment import View
 from vfm.deepfake.data.base import FakeImages
 from vfm.deepfake.data.dataset import FakeSample, FakesDataset, Marks, collate_fakes
 from vfm.deepfake.data.record import FakesError
 from vfm.deepfake.metrics import auc, video_logits
 from vfm.deepfake.robustness.degradations import Degradation
-from vfm.deepfake.task import DeepfakeTask, require_same_crop
+from vfm.deepfake.task import DeepfakeTask
 from vfm.metrics.roc import Figure, Scores
 
 Split = Literal["val", "test"]

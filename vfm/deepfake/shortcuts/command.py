@@ -29,7 +29,7 @@ from vfm.deepfake.shortcuts.page import (
 )
 from vfm.deepfake.shortcuts.search import Shortcuts, find_shortcuts
 from vfm.tasks import BaseTask
-from vfm.tasks.predictor import TaskModel
+from vfm.tasks.predictor import TorchPredictor
 
 PAGE = "shortcuts.html"
 KNOWN_REALS = "known_reals.json"
@@ -187,8 +187,8 @@ def load_model(path: Path, trust: Sequence[str] = ()) -> Predictor:
     return model
 
 
-def _task_model(path: Path, trust: Sequence[str]) -> TaskModel:
-    return TaskModel(BaseTask.load(path, trust=trust).eval())
+def _task_model(path: Path, trust: Sequence[str]) -> TorchPredictor:
+    return TorchPredictor(BaseTask.load(path, trust=trust).eval())
 
 
 def _folder(data: Path, out: Path | None) -> Path:

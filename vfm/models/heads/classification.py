@@ -17,6 +17,7 @@ class ClassificationHead(Head):
         multilabel: Whether several labels may apply to an image; the task sets it.
     """
 
+    gives_logits = True
     multilabel: bool = False
 
     def decode(self, raw: Raw, geometry: Tensor | None = None) -> dict[str, Tensor]:

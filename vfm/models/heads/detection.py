@@ -46,6 +46,7 @@ class DetectionHead(Head):
     """
 
     reads = ("maps",)
+    gives_logits = True
     places = True
 
     def __init__(

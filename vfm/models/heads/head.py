@@ -24,6 +24,8 @@ class Head(Component, nn.Module, ABC):
     labels: tuple[str, ...] = ()
     reads: tuple[str, ...] = ("pooled", "tokens", "maps")
     """Fields of the features that `forward` reads. A head that reads no maps can be trained on stored features."""
+    gives_logits: bool = False
+    """Whether `forward` gives `logits` that `decode` makes scores of, so that a temperature can divide them."""
     places: bool = False
     """Whether answers lie in the image, so that `decode` needs to know where the pixels came from."""
 

@@ -7,21 +7,31 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from vfm_runtime.tasks.base import Arrays
 
-from vfm.data import ImageData
+from vfm.data import FolderData, IdxData, ImageData, TableData
 from vfm.data.detection.base import BoxData
 from vfm.data.mixing import Mixing
+from vfm.data.tables import read_table
 from vfm.losses import BinaryCrossEntropy, CrossEntropy, Loss
 from vfm.losses.classification import one_hot
 from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.heads import ClassificationHead, LinearHead
 from vfm.models.weights import MIN_COVERAGE
 from vfm.preprocess import Fit
+from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
+from vfm.tasks.calibration import Calibration
+from vfm.tasks.classification.calibration import fit_labels
 from vfm.tasks.classification.results import Answers, Collector, metrics_of, write_results
+from vfm.tasks.classification.validation import LabelValidation
+from vfm.tasks.labelled_images import LabelledImages, OpenedImages, carry_options
 from vfm.tasks.labels import ClassWeights, LabelError, class_weights_of
+from vfm.tasks.validation import Validation
 from vfm.training.optim import Optim
 from vfm.types import Batch, Raw
+
+_TABLE = ("path_column", "label_column", "label_separator", "allow_no_label", "split_column")
 
 
 class ClassificationTask(BaseTask):
@@ -33,6 +43,9 @@ class ClassificationTask(BaseTask):
 
     monitor = "val/accuracy"
     monitor_mode = "max"
+    card_metrics = dict.fromkeys(
+        ("accuracy", "mAP", "macro_f1", "top5_accuracy", "auroc"), "num_samples"
+    )
 
     def __init__(
         self,
@@ -180,6 +193,42 @@ class ClassificationTask(BaseTask):
     def write(self, folder: Path, split: str, answers: Answers, more: dict[str, Any]) -> Path:
         """Write all figures of a split, its page, pictures and list of mistakes."""
         return write_results(folder, split, answers, self.labels, self._datamodule(), more)
+
+    def open_data(self, path: Path, training: Spec) -> LabelledImages:
+        """Read a folder or table of labelled images, by the columns of the training's where it has them."""
+        none: dict[str, Any] = {"val_fraction": 0.0, "test_fraction": 0.0}
+        data: ImageData
+        if not path.is_dir():
+            data = TableData(path, **none, **self._columns_of(path, training))
+        elif any(path.glob("*-idx3-ubyte*")):
+            names = carry_options(training, IdxData, ("label_names",))
+            data = IdxData(path, val_fraction=0.0, **names)
+        else:
+            data = FolderData(path, **none)
+        data.setup()
+        return LabelledImages.of_evaluation(data, path)
+
+    def validation(self, images: OpenedImages) -> LabelValidation:
+        """Accuracy, or mean average precision."""
+        return LabelValidation(self.labels, images, multilabel=self.multilabel)
+
+    def fit_confidence(
+        self, outputs: Arrays, images: Validation, *, min_precision: float | None = None
+    ) -> Calibration:
+        """Fit a temperature, and thresholds for each label."""
+        return fit_labels(cast(LabelValidation, images), outputs, min_precision)
+
+    def _columns_of(self, path: Path, training: Spec) -> dict[str, Any]:
+        """The columns by which a table was read in training; else those named as the labels, if several may apply."""
+        carried = carry_options(training, TableData, _TABLE)
+        columns = read_table(path).columns
+        if carried and carried["path_column"] in columns:
+            if carried["split_column"] not in columns:
+                carried["split_column"] = None
+            return carried
+        if self.multilabel and set(self.labels) <= set(columns):
+            return {"label_column": list(self.labels)}
+        return {}
 
     def _target(self, label: Tensor) -> Tensor:
         """The data's labels in the order of the model's."""

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
+from vfm_runtime.tasks.base import Arrays
 
-from vfm.data import ImageData
+from vfm.data import DetectionData, ImageData
 from vfm.data.detection.base import BoxData
 from vfm.losses import DetectionLoss
 from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.backbone import ImageSize
 from vfm.models.heads import DetectionHead
 from vfm.models.weights import MIN_COVERAGE
+from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
+from vfm.tasks.calibration import Calibration
+from vfm.tasks.detection.calibration import fit_boxes
 from vfm.tasks.detection.results import BoxAnswers, BoxCollector, figures_of, write_box_results
+from vfm.tasks.detection.validation import BoxValidation
+from vfm.tasks.labelled_images import LabelledImages, OpenedImages, carry_options
+from vfm.tasks.validation import Validation
 from vfm.training.optim import Optim
 from vfm.types import Batch, Raw
 
@@ -39,6 +46,7 @@ class DetectionTask(BaseTask):
     kind = "detection"
     monitor = "val/AP"
     monitor_mode = "max"
+    card_metrics = dict.fromkeys(("AP", "AP50"), "num_samples")
     prediction_columns = ("path", "xmin", "ymin", "xmax", "ymax", "label", "score", "error")
 
     def __init__(
@@ -198,6 +206,23 @@ class DetectionTask(BaseTask):
             nothing = torch.zeros(0, 0, device=self.device)
             return {"boxes": nothing, "labels": nothing, "scores": nothing}
         return self.answer(batch["image"], batch["geometry"])
+
+    def open_data(self, path: Path, training: Spec) -> LabelledImages:
+        """Read images with boxes in any layout, with the tiles of the training's."""
+        options = carry_options(training, DetectionData, ("box_format", "tile", "tile_overlap"))
+        data = DetectionData(path, val_fraction=0.0, test_fraction=0.0, **options)
+        data.setup()
+        return LabelledImages.of_evaluation(data, path)
+
+    def validation(self, images: OpenedImages) -> BoxValidation:
+        """COCO's average precision."""
+        return BoxValidation(self.labels, images)
+
+    def fit_confidence(
+        self, outputs: Arrays, images: Validation, *, min_precision: float | None = None
+    ) -> Calibration:
+        """Fit a threshold for each label."""
+        return fit_boxes(cast(BoxValidation, images), outputs, min_precision)
 
     def _datamodule(self) -> ImageData:
         data = super()._datamodule()

@@ -1,18 +1,15 @@
-"""Scores that mean what they say, and from which score on an answer is sure: fitted on validation images."""
+"""Calibration of classifiers: a temperature that makes scores probabilities, and score thresholds by label."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.confidence import ConfidenceRules
-from vfm_runtime.tasks.detection import THRESHOLD
 
-from vfm.bundle.validation import BoxValidation, LabelValidation, Validation
 from vfm.metrics.calibration import (
     best_f1,
     calibration_error,
@@ -20,10 +17,14 @@ from vfm.metrics.calibration import (
     fit_label_temperature,
     precision_cut,
 )
-from vfm.metrics.detection import rankings
-
-MIN_IMAGES = 50
-"""Least number of images that anything is fitted on."""
+from vfm.tasks.calibration import (
+    Calibration,
+    CalibrationError,
+    list_absent,
+    refuse_precision,
+    require_enough_images,
+)
+from vfm.tasks.classification.validation import LabelValidation
 
 _LEVEL = 0.95
 _TINY = float(np.finfo(np.float32).tiny)
@@ -34,78 +35,37 @@ _APPLIES = 0.5
 log = logging.getLogger(__name__)
 
 
-class CalibrationError(ValueError):
-    """Nothing can be fitted on these images; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What was fitted, and on what."""
-
-    rules: ConfidenceRules
-    """Temperature and thresholds; the thresholds are of scores after the temperature."""
-    num_images: int
-    """Images that it was fitted on."""
-    error_before: float | None
-    """Expected calibration error of the scores as they were; None of boxes."""
-    error_after: float | None
-    """The same after the temperature, on the images that it was fitted on."""
-    shared: tuple[str, ...] = ()
-    """Labels of which too little is known for a threshold of their own."""
-    min_precision: float | None = None
-    """Share of sure answers that shall be right."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self) | {"rules": self.rules.to_dict(), "shared": list(self.shared)}
-
-
-def calibration(
-    validation: Validation, outputs: Arrays, *, min_precision: float | None = None
+def fit_labels(
+    images: LabelValidation, outputs: Arrays, min_precision: float | None = None
 ) -> Calibration:
     """Fit a temperature, and thresholds for each label.
 
     Of a model that gives one label an image: the least score at which answers are right often enough, where that is
-    asked for. Where several labels may apply, and of boxes: the score of the highest F1.
+    asked for. Where several labels may apply: the score of the highest F1.
 
     Args:
-        validation: Of the model.
-        outputs: What the model says of its images, with a temperature of 1.
-        min_precision: Share of the answers that are sure which shall be right, at a confidence of 95 %; for models that
-            give one label an image.
+        images: Images with their true labels.
+        outputs: What the model says of them, with a temperature of 1.
+        min_precision: Fraction of the answers that are sure which shall be right, at a confidence of 95 %; for models
+            that give one label an image.
 
     Raises:
-        CalibrationError: There are too few images, or the model tells real from fake, or nothing proves such a share.
+        CalibrationError: There are too few images, or nothing proves such a fraction.
     """
-    if validation.num_images < MIN_IMAGES:
-        raise CalibrationError(
-            f"There are {validation.num_images} validation images, too few to calibrate on: it takes at least "
-            f"{MIN_IMAGES}, and about 1,000 to do it well. Name more with --data."
-        )
-    if min_precision is not None and validation.kind != "classification":
-        raise CalibrationError(
-            f"A precision of {min_precision:g} was asked for, but a model of the kind '{validation.kind}' has another "
-            "threshold for each label, that of the highest F1. Leave the precision out."
-        )
-    if isinstance(validation, BoxValidation):
-        return _boxes(validation, outputs)
-    if not isinstance(validation, LabelValidation):
-        raise CalibrationError(
-            "A model that tells real from fake is calibrated before it is exported: vfm calibrate CHECKPOINT DATA."
-        )
-    found = (
-        _several(validation, outputs)
-        if validation.multilabel
-        else _single(validation, outputs, min_precision)
-    )
+    require_enough_images(images)
+    if images.multilabel:
+        refuse_precision(min_precision, "multilabel")
+        fitted = _several(images, outputs)
+    else:
+        fitted = _single(images, outputs, min_precision)
     log.info(
         "Temperature %.3f, fitted on %d images: the expected calibration error goes from %.4f to %.4f.",
-        found.rules.temperature,
-        found.num_images,
-        found.error_before,
-        found.error_after,
+        fitted.rules.temperature,
+        fitted.num_images,
+        fitted.error_before,
+        fitted.error_after,
     )
-    return found
+    return fitted
 
 
 def tempered(scores: NDArray[Any], temperature: float, multilabel: bool) -> NDArray[np.float64]:
@@ -195,7 +155,7 @@ def _several(validation: LabelValidation, outputs: Arrays) -> Calibration:
     thresholds = [
         best_f1(fitted[:, k], truth[:, k])[0] if there[k] else _APPLIES for k in range(len(there))
     ]
-    absent = _absent(validation, there, _APPLIES)
+    absent = list_absent(validation, there.tolist(), _APPLIES)
     return Calibration(
         ConfidenceRules(temperature=temperature, thresholds=tuple(thresholds)),
         validation.num_images,
@@ -203,32 +163,6 @@ def _several(validation: LabelValidation, outputs: Arrays) -> Calibration:
         _mean_error(fitted, truth),
         absent,
     )
-
-
-def _boxes(validation: BoxValidation, outputs: Arrays) -> Calibration:
-    classes = rankings(validation.truth, validation.found(outputs), len(validation.labels))
-    there = np.array([ranking.num_true > 0 and ranking.right.any() for ranking in classes], bool)
-    thresholds = [
-        ranking.best_f1()[0] if found else THRESHOLD
-        for ranking, found in zip(classes, there, strict=True)
-    ]
-    absent = _absent(validation, there, THRESHOLD)
-    rules = ConfidenceRules(thresholds=tuple(thresholds))
-    return Calibration(rules, validation.num_images, None, None, absent)
-
-
-def _absent(validation: Validation, there: NDArray[np.bool_], threshold: float) -> tuple[str, ...]:
-    names = tuple(name for name, found in zip(validation.labels, there, strict=True) if not found)
-    if names:
-        log.warning(
-            "The %d validation images show none of %d labels, or none that is found; their threshold is %.2f: %s%s.",
-            validation.num_images,
-            len(names),
-            threshold,
-            ", ".join(names[:5]),
-            ", ..." if len(names) > 5 else "",
-        )
-    return names
 
 
 def _mean_error(scores: NDArray[Any], truth: NDArray[np.bool_]) -> float:

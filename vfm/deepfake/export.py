@@ -1,0 +1,88 @@
+"""Deepfake export hooks: labelled data by path, the check of crops, and what card and Triton say of verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vfm_runtime.deepfake.faces.crop import CropSpec
+
+from vfm.deepfake.data.base import CROP_FILE
+from vfm.deepfake.data.data import FakesData
+
+UNSHARED = "tells real from fake, and looks at crops of faces where the others look at whole images"
+NO_REFERENCE = (
+    "--reference is for models that look at whole images; one that tells real from fake has distances of its own, and "
+    "vfm calibrate sets their limit. Leave it out."
+)
+NO_CALIBRATION = "A model that tells real from fake is calibrated before it is exported: vfm calibrate CHECKPOINT DATA."
+SERVING_COMMENT = """# One crop a request: uint8 RGB, cut as `rules.crop` in vfm.json of the bundle says.
+# Left to the client: finding the faces of an image or a video and cutting them out; the mean of the `logits` over
+# the frames, divided by the temperature; and the threshold and limits of `rules.decision`, which make it a verdict.
+"""
+SERVING_WARNING = (
+    "takes crops: finding faces, the mean over frames and the verdict are left to the client, as its config.pbtxt "
+    "says."
+)
+
+
+def open_fakes(path: Path, crop: CropSpec | None) -> FakesData:
+    """Read real and fake images by path, all of them as a val split where the data states none.
+
+    Args:
+        path: A folder, or a manifest.
+        crop: How the model's training images were cut out; images of which nothing is said are taken for such.
+    """
+    folder = path if path.is_dir() else path.parent
+    source = crop.source if crop is not None else ""
+    # What crop.json says goes first; without it the images are taken for what the model was trained on.
+    silent = not (folder / CROP_FILE).is_file()
+    options: dict[str, Any] = {
+        "manifest": path if path.is_file() else None,
+        "mode": "plain",
+        "edits": False,
+        "benign_share": 0.0,
+        "cropped": silent and source == "cropped",
+        "native": silent and source == "native",
+        "crop_size": crop.size if crop is not None else 256,
+        "val_fraction": 0.0,
+        "test_fraction": 0.0,
+    }
+    data = FakesData(folder, **options)
+    if not data.find().records.get("val"):
+        # Not as they are trained on, of which whole images show one square alone.
+        data = FakesData(folder, **options, all_as="val")
+    data.setup("validate")
+    return data
+
+
+def describe_verdict_rules(rules: Mapping[str, Any]) -> list[str]:
+    """Lines of the card that say how faces are cut out, how a verdict is reached, and what it is not.
+
+    Args:
+        rules: `crop` and `decision` of the contract.
+    """
+    crop, decision = rules["crop"], rules["decision"]
+    faces = f", face: {crop['policy']}, detector: {crop['detector']}"
+    threshold = "none is calibrated: 0.5 is assumed, and nothing is known of false alarms"
+    if decision["threshold"] is not None:
+        threshold = (
+            f"{decision['threshold']:.4f} on the mean logit over {decision['temperature']:.4f}"
+        )
+        if decision["fpr"] is not None:
+            threshold += f", fitted on {decision['num_reals']} real videos for {decision['fpr']:.1%} false alarms"
+    limits = ("min_face", "min_frames", "min_sharpness", "max_distance", "max_spread", "real_below")
+    stated = [f"{name} {decision[name]:g}" for name in limits if decision[name] is not None]
+    return [
+        "## How it judges",
+        "",
+        f"- Crop: {crop['source']}, {crop['size']} pixels, margin {crop['margin']:g}"
+        f"{faces if crop['source'] == 'faces' else ''}",
+        f"- Of a video {decision['num_frames']} frames; its score is that of their mean logit",
+        f"- Threshold: {threshold}",
+        f"- Undecided outside of: {', '.join(stated)}",
+        "- A score is no proof. The model knows the kinds of forgery that it was trained on: one for faces says "
+        "nothing of images or videos that are generated whole, nor the other way round.",
+        "",
+    ]

@@ -1,0 +1,55 @@
+"""Validation of models that tell real from fake: the AUC of single images or frames."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from vfm_runtime.tasks.base import Arrays
+
+from vfm.deepfake.data.base import FakeImages
+from vfm.deepfake.metrics import auc
+from vfm.deepfake.results import FakeAnswers, most_fake
+from vfm.tasks.labelled_images import OpenedImages, ValidationError
+from vfm.tasks.validation import Validation
+
+
+class FakeValidation(Validation):
+    """Real and fake images: the `frame_auc`, as every validation in training logs it."""
+
+    metric = "frame_auc"
+
+    def __init__(self, labels: tuple[str, ...], images: OpenedImages, *, by_frame: bool) -> None:
+        """Remember how frames of several faces are judged.
+
+        Args:
+            labels: Names of the model's labels.
+            images: Images opened for the model.
+            by_frame: Whether the most fake face of a frame counts for it.
+        """
+        super().__init__(labels, images)
+        self._by_frame = by_frame
+
+    @cached_property
+    def truth(self) -> NDArray[np.int64]:
+        """1 for fake, 0 for real, int64 [N]."""
+        return np.array([record.label for record in self.images.source.records], np.int64)
+
+    def figure(self, outputs: Arrays) -> float:
+        """Area under the ROC curve of single images, or of frames where all faces count."""
+        number = self.num_images
+        nothing = np.zeros(number, np.float32)
+        answers = FakeAnswers(outputs["logits"], nothing, np.arange(number), 0.0)
+        if self._by_frame:
+            source = self.images.source
+            items = cast(FakeImages, source.data).items
+            answers = most_fake(answers, [items[split][index] for split, index in source.positions])
+        area = auc(answers.logits, self.truth[answers.position] == 1)
+        if area is None:
+            only = "fake" if self.truth.any() else "real"
+            raise ValidationError(
+                f"All {number} images are {only}, so there is no AUC. Give real and fake ones with --data."
+            )
+        return area

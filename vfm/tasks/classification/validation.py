@@ -1,0 +1,49 @@
+"""Validation of models that label images: accuracy, or mean average precision where several labels may apply."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from vfm_runtime.tasks.base import Arrays
+
+from vfm.data.dataset import labels_of
+from vfm.tasks.classification.results import Answers, metrics_of
+from vfm.tasks.labelled_images import ValidationError
+from vfm.tasks.validation import Validation
+
+
+class LabelValidation(Validation):
+    """Labelled images for a model that labels images: `accuracy`, or where several labels may apply `mAP`."""
+
+    @property
+    def metric(self) -> str:  # type: ignore[override]
+        """`accuracy` or `mAP`."""
+        return "mAP" if self.multilabel else "accuracy"
+
+    @cached_property
+    def truth(self) -> NDArray[Any]:
+        """The true label of each image, int64 [N]; or float32 [N, C] of zeros and ones where several may apply."""
+        each = [[self.columns[k] for k in labels_of(r)] for r in self.images.source.records]
+        if not self.multilabel:
+            return np.array([label for (label,) in each], np.int64)
+        truth = np.zeros((self.num_images, len(self.labels)), np.float32)
+        for row, labels in zip(truth, each, strict=True):
+            row[labels] = 1
+        return truth
+
+    def figure(self, outputs: Arrays) -> float:
+        """Accuracy, or the mean average precision over labels that occur."""
+        number = self.num_images
+        answers = Answers(
+            outputs["scores"], self.truth, np.arange(number), np.zeros(number, np.float32)
+        )
+        value = metrics_of(answers, self.multilabel)[self.metric]
+        if np.isnan(value):
+            raise ValidationError(
+                f"No label applies to any of the {number} images, so there is no {self.metric}. Give others with "
+                "--data."
+            )
+        return value

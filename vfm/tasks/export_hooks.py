@@ -1,0 +1,130 @@
+"""Export hooks: what calibration, OOD, parity, golden images, card and Triton ask of a task in place of its type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from vfm_runtime.tasks.base import Arrays, TaskType
+from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.registry import find_task_type
+
+from vfm.data import ImageData
+from vfm.models.heads import Head
+from vfm.preprocess import Preprocess
+from vfm.spec import Spec
+from vfm.tasks.calibration import Calibration, describe_confidence
+from vfm.tasks.labelled_images import LabelledImages, OpenedImages, ValidationError
+from vfm.tasks.validation import Validation
+
+
+class ExportHooks:
+    """The part of a task that exports and predictors ask; a task overrides what is otherwise for it."""
+
+    kind: str = "classification"
+    """What the model does, as the contract of a bundle names it."""
+    head: Head
+    preprocess: Preprocess
+
+    graph_divides_logits: bool = True
+    """Whether the exported graph divides logits by the temperature of the contract's rules."""
+    unshared_reason: str | None = None
+    """Why the model needs a backbone of its own, as a clause after its name; None where heads can share one."""
+    reference_refusal: str | None = None
+    """Why no distances from the training images are fitted at export; None where they can be."""
+    card_metrics: Mapping[str, str] = MappingProxyType({})
+    """Metrics of `results.json` that the card lists, each with the entry that counts what it is of."""
+    serving_comment: str = (
+        "# One image a request: uint8 RGB, of any size.\n"
+        "# What the answers mean, and when one is unsure, is said in vfm.json of the bundle.\n"
+    )
+    """Says in Triton's configuration what a client sends and what is left to it."""
+    serving_warning: str | None = None
+    """What whoever serves the bare graphs must know."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of the scores; empty before training."""
+        return self.head.labels
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether several labels, or none, may apply to an image."""
+        return self.kind == "multilabel"
+
+    def bind_type(self) -> TaskType:
+        """The task on the side of production, with this task's labels and its own rules."""
+        return find_task_type(self.kind)(self.labels, self.rules())
+
+    def open_data(self, path: Path, training: Spec) -> LabelledImages:
+        """Labelled images that have nothing to do with the training: their val split where they state one, else all.
+
+        Args:
+            path: A folder or a table, in any layout that the task learns from.
+            training: Spec of the data of the training, whose columns and tiles are taken over; empty where unknown.
+
+        Raises:
+            ValidationError: The task reads no such data.
+            OSError: The data cannot be read.
+        """
+        self._refuse("open_data")
+
+    def check_data(self, data: ImageData) -> None:
+        """Refuse data whose images the model cannot answer for.
+
+        Args:
+            data: A data module that has read its records.
+        """
+
+    def validation(self, images: OpenedImages) -> Validation:
+        """Images with their truth, and the metric that counts for the task.
+
+        Args:
+            images: Images opened for the model, which it has not learned from.
+
+        Raises:
+            LabelError: Their labels are not those of the model.
+        """
+        self._refuse("validation")
+
+    def fit_confidence(
+        self, outputs: Arrays, images: Validation, *, min_precision: float | None = None
+    ) -> Calibration:
+        """Fit a temperature, and thresholds for each label.
+
+        Args:
+            outputs: What the model says of the images, with a temperature of 1.
+            images: Images of `validation`.
+            min_precision: Fraction of sure answers that shall be right.
+
+        Raises:
+            CalibrationError: There are too few images, or the model has no such thresholds.
+        """
+        self._refuse("fit_confidence")
+
+    def rules(self) -> dict[str, Any] | None:
+        """Rules that the task itself puts into the contract; None where they are those of its calibration."""
+        return None
+
+    def describe_rules(
+        self, rules: Mapping[str, Any] | None, calibration: Calibration | None
+    ) -> list[str]:
+        """Lines of the card that say when the model is sure.
+
+        Args:
+            rules: Rules of the contract.
+            calibration: What they come from, where something was fitted.
+        """
+        return (
+            []
+            if rules is None
+            else describe_confidence(ConfidenceRules.from_dict(rules), calibration)
+        )
+
+    def _refuse(self, method: str) -> NoReturn:
+        raise ValidationError(
+            f"{type(self).__name__} has no method '{method}', so nothing can be fitted or measured on labelled images. "
+            "Write one, or leave out --int8, --fp16, --calibrate and --reference."
+        )

@@ -1,0 +1,179 @@
+"""Labelled images of a data module: chosen from its splits, opened once, and kept at the model's size."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from vfm_runtime.tasks.base import Arrays
+
+from vfm.data import ImageData
+from vfm.data.dataset import Record, Skipped
+from vfm.data.splits import SPLITS
+from vfm.preprocess import Preprocess
+from vfm.spec import Spec, class_path
+
+MAX_IMAGES = 2000
+"""Most images that are kept in memory, spread evenly over the data."""
+
+log = logging.getLogger(__name__)
+
+
+class ValidationError(ValueError):
+    """There are no images to validate an export on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images of a data module with their truth, not yet opened."""
+
+    data: ImageData
+    """Where they come from; its labels are known."""
+    positions: Sequence[tuple[str, int]]
+    """Split of each image, and its index there."""
+
+    @classmethod
+    def of_splits(cls, data: ImageData, names: Sequence[str]) -> Self:
+        """All images of some splits, in order.
+
+        Args:
+            data: A data module that has read its records.
+            names: Splits that it has.
+        """
+        return cls(data, [(name, i) for name in names for i in range(len(data.records[name]))])
+
+    @classmethod
+    def of_evaluation(cls, data: ImageData, path: Path) -> Self:
+        """The val split where the data states one, else all that have labels.
+
+        Args:
+            data: A data module that has read its records.
+            path: Folder or file that it was read from, for a warning.
+        """
+        if data.records.get("val"):
+            return cls.of_splits(data, ["val"])
+        names = [name for name in SPLITS if data.records.get(name)]
+        if len(names) > 1:
+            log.warning("%s states no val split: all of %s is taken.", path, " and ".join(names))
+        return cls.of_splits(data, names)
+
+    @property
+    def records(self) -> list[Record]:
+        """The record of each image."""
+        return [self.data.records[split][index] for split, index in self.positions]
+
+    def select(self, indices: Collection[int]) -> Self:
+        """The images at some indices of `positions`."""
+        return replace(self, positions=[self.positions[i] for i in indices])
+
+    def thin(self, count: int) -> Self:
+        """No more than `count` of the images, spread evenly."""
+        number = len(self.positions)
+        if number <= count:
+            return self
+        log.warning("Of %d images %d are taken, spread evenly.", number, count)
+        return self.select(np.linspace(0, number - 1, count).round().astype(int))
+
+
+@dataclass(frozen=True)
+class OpenedImages:
+    """Opened images, at the model's size. N images."""
+
+    inputs: Arrays
+    """`pixels`, uint8 [N, h, w, 3]; for a head that `places` also `geometry`, float32 [N, 6]."""
+    source: LabelledImages
+    """What they show: the record of each."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Reason by name for those that could not be read."""
+
+    def batches(self, size: int, count: int | None = None) -> Iterator[Arrays]:
+        """What the model takes, batch by batch in the order of the images.
+
+        Args:
+            size: Most images of a batch.
+            count: Most images, spread evenly; all by default.
+        """
+        number = len(self.inputs["pixels"])
+        inputs = self.inputs
+        if count is not None and count < number:
+            chosen = np.linspace(0, number - 1, count).round().astype(int)
+            inputs = {name: values[chosen] for name, values in inputs.items()}
+            number = count
+        for start in range(0, number, size):
+            yield {name: values[start : start + size] for name, values in inputs.items()}
+
+
+def open_images(
+    source: LabelledImages, preprocess: Preprocess, *, places: bool, max_images: int = MAX_IMAGES
+) -> OpenedImages:
+    """Open images once, as validation in training does, and keep them as the model takes them.
+
+    Args:
+        source: The images.
+        preprocess: What brings them to the model's size.
+        places: Whether the model's head needs their geometry.
+        max_images: Most of them, spread evenly.
+
+    Raises:
+        ValidationError: None can be read.
+    """
+    source = source.thin(max_images)
+    number = len(source.positions)
+    source.data.preprocess = preprocess
+    datasets = {
+        split: source.data.plain_images(split)
+        for split in dict.fromkeys(split for split, _ in source.positions)
+    }
+    pixels = np.empty((number, *preprocess.size, 3), np.uint8)
+    geometry = np.empty((number, 6), np.float32)
+    read: list[int] = []
+    skipped: dict[str, str] = {}
+
+    def open_image(position: tuple[str, int]) -> Any:
+        split, index = position
+        return datasets[split][index]
+
+    # Opening and resizing leave Python's lock alone, and threads need no copy of the data.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for index, sample in enumerate(pool.map(open_image, source.positions)):
+            if isinstance(sample, Skipped):
+                skipped[sample.name] = sample.reason
+                continue
+            pixels[len(read)] = sample.image
+            if places:
+                geometry[len(read)] = sample.geometry
+            read.append(index)
+    _tell_skipped(skipped, number)
+    inputs: Arrays = {"pixels": pixels[: len(read)]}
+    if places:
+        inputs["geometry"] = geometry[: len(read)]
+    return OpenedImages(inputs, source.select(read), skipped)
+
+
+def carry_options(spec: Spec, cls: type, names: Sequence[str]) -> dict[str, Any]:
+    """The options of the training's data that other data of the same class is read with; none of another class.
+
+    Args:
+        spec: Of the training's data; empty where that is not known.
+        cls: Data module that is about to be made.
+        names: Options to take over.
+    """
+    if spec.get("class_path") != class_path(cls):
+        return {}
+    return {name: spec["init_args"][name] for name in names}
+
+
+def _tell_skipped(skipped: Mapping[str, str], number: int) -> None:
+    if not skipped:
+        return
+    name, reason = next(iter(skipped.items()))
+    said = f"{len(skipped)} of the {number} images cannot be read, such as {name}: {reason}"
+    if len(skipped) == number:
+        raise ValidationError(f"{said} Give others with --data.")
+    log.warning("%s They are left out.", said)
