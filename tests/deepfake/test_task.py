@@ -348,8 +348,8 @@ def test_blends_are_found_and_shown(tmp_path: Path) -> None:
     with torch.no_grad():
         for batch in data.val_dataloader():
             heat = learning.eval().answer(batch["image"])["heatmaps"]
-            share = nn.functional.adaptive_avg_pool2d(batch["mask"], heat.shape[1:])
-            fakes = (batch["label"] == 1)[:, None, None]
+            share = nn.functional.adaptive_avg_pool2d(batch["target"].mask, heat.shape[1:])
+            fakes = (batch["target"].label == 1)[:, None, None]
             inside += heat[fakes & (share > 0.9)].tolist()
             outside += heat[fakes & (share < 0.1)].tolist()
     assert np.mean(inside) > np.mean(outside) + 0.1

@@ -11,7 +11,7 @@ from torch import Tensor
 from vfm.data import ImageData
 from vfm.data.detection.base import BoxData
 from vfm.data.mixing import Mixing
-from vfm.losses import BinaryCrossEntropy, CrossEntropy, Loss
+from vfm.losses import BinaryCrossEntropy, ClassificationLoss, CrossEntropy, Loss
 from vfm.losses.classification import one_hot
 from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.heads import ClassificationHead, LinearHead
@@ -21,7 +21,7 @@ from vfm.tasks.classification.results import Answers, Collector, metrics_of, wri
 from vfm.tasks.evaluated import EvaluatedTask
 from vfm.tasks.labels import ClassWeights, LabelError, class_weights_of
 from vfm.training.optim import Optim
-from vfm.types import Batch, Raw
+from vfm.types import Batch, Labels, MultiLabels, Target, require_target
 
 
 class ClassificationTask(EvaluatedTask):
@@ -116,21 +116,9 @@ class ClassificationTask(EvaluatedTask):
         if multilabel:
             self.monitor = "val/mAP"
         self.criterion = loss or (BinaryCrossEntropy() if multilabel else CrossEntropy())
-        self.criterion.multilabel = multilabel
         self.mixing = mixing
         self._class_weights = class_weights
-        self._weights: Tensor | None = None
         self._collector = Collector()
-
-    def loss(self, raw: Raw, target: Tensor) -> Tensor:
-        """The loss, summed over the batch; classes are weighted in training alone."""
-        return self._losses(raw, target).sum()
-
-    def _losses(self, raw: Raw, target: Tensor) -> Tensor:
-        """The loss of each image, [N]."""
-        weights = self._weights if self.training else None
-        losses: Tensor = self.criterion(raw["logits"].float(), target, weights)
-        return losses
 
     def take_labels(self, data: ImageData) -> None:
         """Make the head's layers, and weigh the classes."""
@@ -146,27 +134,41 @@ class ClassificationTask(EvaluatedTask):
                 f"Set --model.multilabel {str(data.multilabel).lower()}, or give other data."
             )
         super().take_labels(data)
-        self._weights = class_weights_of(self._class_weights, data)
+        weights = class_weights_of(self._class_weights, data)
+        if isinstance(self.criterion, ClassificationLoss):
+            self.criterion.class_weights = weights
+        elif weights is not None:
+            raise LabelError(
+                f"{type(self.criterion).__name__} takes no class_weights, which are {self._class_weights}. Derive it "
+                "from vfm.ClassificationLoss, or leave out --model.class_weights."
+            )
 
     def on_fit_start(self) -> None:
         """Bring the class weights to where the model is, before anything learns."""
-        if self._weights is not None:
-            self._weights = self._weights.to(self.device)
+        criterion = self.criterion
+        if isinstance(criterion, ClassificationLoss) and criterion.class_weights is not None:
+            criterion.class_weights = criterion.class_weights.to(self.device)
         super().on_fit_start()
 
-    def mix(self, images: Tensor, target: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+    def augment_batch(
+        self, images: Tensor, target: Target, batch_idx: int
+    ) -> tuple[Tensor, Target]:
         """Blend the batch's images and labels, as `mixing` says."""
         if not (self.mixing.mixup or self.mixing.cutmix):
             return images, target
+        assert isinstance(target, Labels)
         key = (self._datamodule().seed, self.current_epoch, batch_idx, self.global_rank)
-        return self.mixing(images, one_hot(target, len(self.labels)), key)
+        images, shares = self.mixing(images, one_hot(target.label, len(self.labels)), key)
+        return images, target._replace(label=shares)
 
     def evaluate(self, batch: Batch) -> None:
         """Keep the scores and losses of a batch."""
-        target = self._target(batch["label"])
+        target = self._reorder(require_target(batch, Labels, self))
+        batch = {**batch, "target": target}
         raw = self.raw(batch)
         scores = self.head.decode(raw)["scores"]
-        self._collector.add(scores, target, batch["index"], self._losses(raw, target))
+        losses = self.criterion.per_image(raw, batch)
+        self._collector.add(scores, target.label, batch["index"], losses)
 
     def gather(self) -> Answers | None:
         """The answers of all ranks."""
@@ -181,10 +183,10 @@ class ClassificationTask(EvaluatedTask):
         """Write all figures of a split, its page, pictures and list of mistakes."""
         return write_results(folder, split, answers, self.labels, self._datamodule(), more)
 
-    def _target(self, label: Tensor) -> Tensor:
+    def _reorder(self, labels: Labels) -> Labels:
         """The data's labels in the order of the model's."""
-        if not self.multilabel:
-            return self.columns[label]
-        target = torch.empty_like(label)
-        target[:, self.columns] = label
-        return target
+        if not isinstance(labels, MultiLabels):
+            return labels._replace(label=self.columns[labels.label])
+        columns = torch.empty_like(labels.label)
+        columns[:, self.columns] = labels.label
+        return labels._replace(label=columns)
