@@ -32,7 +32,7 @@ from fashion_mnist import lite0_weights
 from faster_rcnn import faster_rcnn, targets
 from trainings import WARM, Clock, quiet, train
 
-from vfm import DetectionData, DetrHead, DetectionTask, Optim
+from vfm import DetectionData, DetectionTask, DetrHead, Optim
 from vfm.metrics.detection import Found, ap50, ap50_samples, rankings
 from vfm.tasks.detection.results import answer_of, truth_of
 

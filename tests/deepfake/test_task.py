@@ -19,7 +19,7 @@ from vfm_runtime.deepfake.verdict import Verdict
 from vfm_runtime.media.image import open_image
 
 import vfm
-from tests.tasks.tiny import shapes, trainer
+from tests.tasks.tiny import require_report, shapes, trainer
 from vfm.deepfake.data.base import CROP_FILE
 from vfm.deepfake.data.data import FakesData
 from vfm.deepfake.data.procedural import METHODS, SyntheticFakes, write_faces
@@ -210,6 +210,13 @@ def test_parts_of_the_loss_are_logged_as_means(tmp_path: Path) -> None:
         sum(logged[name] for name in parts), abs=1e-5
     )
     assert logged["train/classes"] == pytest.approx(np.log(2), abs=0.1)
+
+
+def test_a_mask_that_is_no_number_is_reported_and_replayed(tmp_path: Path) -> None:
+    def spoil(batch: Any, position: int) -> None:
+        batch["target"].mask[position, 3, 3] = float("nan")
+
+    require_report(tmp_path, task(), drawn(), spoil)
 
 
 def test_a_resumed_training_ends_as_an_unbroken_one(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def _message(task: BaseTask, loss: Tensor, batch: Batch, file: Path) -> str:
         cause = f"It is not finite for {which}: look at them and their labels, or lower --model.optim.lr"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (
-        f"The loss is {float(loss):g} in {where}. {cause}.\n"
+        f"The loss is {float(loss.detach()):g} in {where}. {cause}.\n"
         f"Images: {', '.join(names[:_SHOWN])}{more}.\n"
         f"Batch and state from before the step: {file.parent}. Each image's loss: "
         'python -c "from vfm.training.nonfinite import replay; '
