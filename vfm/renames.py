@@ -118,6 +118,8 @@ MODULES = {
 
 CLASSES = {
     "DetectionHead": "DetrHead",
+    "vfm.DetectionHead": "vfm.DetrHead",
+    "vfm.models.heads.DetectionHead": "vfm.models.heads.DetrHead",
     "vfm.models.heads.detection.DetectionHead": "vfm.models.heads.detr.DetrHead",
 }
 """Current path, or short name, by the one of version 0.1, of classes that have another name too."""
