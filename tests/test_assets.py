@@ -118,7 +118,7 @@ def test_real_boxes(aerial, tmp_path):
     assert whole >= sum(names.values())  # overlapping tiles show some twice
     batch = next(iter(cut.train_dataloader()))
     assert len(batch["image"]) == 16
-    assert batch["objects"].boxes.min() >= 0
+    assert batch["target"].boxes.min() >= 0
 
 
 def test_a_table_of_real_boxes(aerial, tmp_path):

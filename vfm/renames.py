@@ -118,15 +118,20 @@ MODULES = {
 }
 """Current module by the one of version 0.1."""
 
-CLASSES: dict[str, str] = {}
-"""Current path by the one of version 0.1, of classes that have another name too."""
+CLASSES = {
+    "DetectionHead": "DetrHead",
+    "vfm.DetectionHead": "vfm.DetrHead",
+    "vfm.models.heads.DetectionHead": "vfm.models.heads.DetrHead",
+    "vfm.models.heads.detection.DetectionHead": "vfm.models.heads.detr.DetrHead",
+}
+"""Current path, or short name, by the one of version 0.1, of classes that have another name too."""
 
 
 def update_path(path: str) -> str:
     """Return the current path of a class, with a DeprecationWarning where an old one was given.
 
     Args:
-        path: Dotted path of a class, such as `vfm.tasks.stalls.StallWatch`.
+        path: Dotted path of a class, such as `vfm.tasks.stalls.StallWatch`, or a short name of `CLASSES`.
     """
     module, _, name = path.rpartition(".")
     current = CLASSES.get(path) or f"{MODULES.get(module, module)}.{name}".lstrip(".")
@@ -136,7 +141,7 @@ def update_path(path: str) -> str:
 
 
 def update_class_paths(value: Any) -> Any:
-    """Return plain values with every `class_path` in them brought up to date.
+    """Return plain values with every `class_path` in them brought up to date, also of a `head` without arguments.
 
     Args:
         value: A spec or a recipe, as YAML or a checkpoint holds it.
@@ -144,7 +149,7 @@ def update_class_paths(value: Any) -> Any:
     if isinstance(value, dict):
         return {
             key: update_path(item)
-            if key == "class_path" and isinstance(item, str)
+            if key in ("class_path", "head") and isinstance(item, str)
             else update_class_paths(item)
             for key, item in value.items()
         }

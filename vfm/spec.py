@@ -68,7 +68,7 @@ def build(spec: Mapping[str, Any], *, base: type, trust: Collection[str] = ()) -
     Raises:
         SpecError: The module is not trusted, cannot be imported, or does not hold such a component.
     """
-    cls = _import_class(update_path(str(spec["class_path"])), trust)
+    cls = import_class(update_path(str(spec["class_path"])), trust)
     if not (issubclass(cls, base) and issubclass(cls, Component)):
         raise SpecError(
             f"'{spec['class_path']}' is not a {base.__name__}. "
@@ -167,7 +167,16 @@ def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(inspect.unwrap(cls.__init__))  # type: ignore[misc]
 
 
-def _import_class(path: str, trust: Collection[str]) -> type:
+def import_class(path: str, trust: Collection[str]) -> type:
+    """Import a class that a file names.
+
+    Args:
+        path: Where it is imported from, as `package.module.Name`.
+        trust: Packages besides vfm whose code may be imported.
+
+    Raises:
+        SpecError: The module is not trusted, cannot be imported, or does not hold such a class.
+    """
     _require_trusted(path, trust)
     module_name, _, name = path.rpartition(".")
     try:

@@ -30,6 +30,7 @@ from vfm.tasks import ClassificationTask, Optim
 from vfm.training.features import features_of
 from vfm.training.log_filters import quieten
 from vfm.training.oom import peak_memory, reset_peak_memory
+from vfm.types import Labels, require_target
 
 _TRAINED: tuple[Adapt, ...] = ("linear", "ln", "lora", "full")
 # Seconds of a training step in forward passes: the backward pass costs two, less where weights are frozen.
@@ -190,12 +191,12 @@ def _knn(task: ClassificationTask, data: SampledData) -> Trial:
             split: features_of(task.backbone, task.preprocess, data, split, ("pooled",))
             for split in ("train", "val")
         }
-        known = stored["train"].labels.numpy()
+        known = stored["train"].target.label.numpy()
         target = known if data.multilabel else np.eye(len(data.labels), dtype=np.float32)[known]
         scores = knn_scores(
             stored["val"].arrays["pooled"], stored["train"].arrays["pooled"], target
         )
-    found = _score(scores, stored["val"].labels.numpy(), data)
+    found = _score(scores, stored["val"].target.label.numpy(), data)
     task.take_labels(data)
     return Trial("kNN", *found, cost["seconds"], cost["peak"], 0.0, _latency(task), 0, None)
 
@@ -234,7 +235,7 @@ def _answers(task: ClassificationTask, data: SampledData) -> tuple[NDArray[Any],
     for batch in data.plain_loader("val"):
         if len(batch["image"]):
             scores.append(task.answer(batch["image"].to(task.device))["scores"].cpu().numpy())
-            target.append(batch["label"].numpy())
+            target.append(require_target(batch, Labels, task).label.numpy())
     return np.concatenate(scores), np.concatenate(target)
 
 

@@ -4,13 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, NotRequired, Self, TypedDict
+from typing import Any, NamedTuple, NotRequired, Protocol, Self, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
 Raw = dict[str, Tensor]
 """What a head's forward gives: named tensors, before they are decoded to an answer."""
+
+T = TypeVar("T")
+
+
+class Target(Protocol):
+    """What a batch's images are to teach: a NamedTuple of tensors, which DataLoader and Trainer can move.
+
+    Each task has a type of its own, that its data fills and its loss reads; what lies between them looks at this alone.
+    """
+
+    @property
+    def loss_divisor(self) -> int:
+        """Number that a batch's summed loss is divided by, such as that of its images."""
+
+    def select(self, position: int) -> Self:
+        """The target of one image alone."""
+
+    def _asdict(self) -> dict[str, Any]:
+        """The tensors by name, from which the type can be made again."""
+
+
+class Labels(NamedTuple):
+    """The label of each image. N images, C label names."""
+
+    label: Tensor
+    """int64 [N], index into the data's label names, -1 where there is none; float32 [N, C], fractions of the labels,
+    where images were mixed."""
+
+    @property
+    def loss_divisor(self) -> int:
+        """Number of images."""
+        return len(self.label)
+
+    def select(self, position: int) -> Self:
+        """The label of one image."""
+        return self._replace(label=self.label[position : position + 1])
+
+
+class MultiLabels(Labels):
+    """The labels of each image, of which several or none may apply: `label` is float32 [N, C] of zeros and ones."""
+
+    __slots__ = ()
 
 
 class Objects(NamedTuple):
@@ -23,29 +65,78 @@ class Objects(NamedTuple):
     counts: Tensor
     """int64 [N], objects of each image."""
 
+    @property
+    def loss_divisor(self) -> int:
+        """Number of objects: by these a detector's loss is normalised."""
+        return len(self.labels)
+
+    def select(self, position: int) -> Self:
+        """The objects of one image."""
+        start = int(self.counts[:position].sum())
+        part = slice(start, start + int(self.counts[position]))
+        counts = self.counts[position : position + 1]
+        return self._replace(boxes=self.boxes[part], labels=self.labels[part], counts=counts)
+
 
 class Batch(TypedDict):
-    """Images of one size with their labels. Files that could not be read are not in it, but listed."""
+    """Images of one size with their target. Files that could not be read are not in it, but listed."""
 
     image: Tensor
     """uint8 [N, H, W, 3], RGB, already at the model's size; [N, 0, 0, 3] where `features` stand in."""
     features: NotRequired[dict[str, Tensor]]
     """Fields of `Features` that a frozen backbone gave for these images."""
-    label: Tensor
-    """int64 [N], index into the data's label names, -1 where there is none; float32 [N, C] of zeros and ones where
-    several labels may apply."""
-    objects: NotRequired[Objects]
-    """What is to be found in the images, where that is the task."""
+    target: Target
+    """What the images are to teach; `require_target` gives it in the type that a loss or a task reads."""
     geometry: NotRequired[Tensor]
     """float32 [N, 6], where each image lies in its original, as `vfm.preprocess.Geometry.row` gives it."""
-    mask: NotRequired[Tensor]
-    """float32 [N, H, W], 0 to 1, how much of each pixel is forged; -1 everywhere where that is not known."""
     index: Tensor
     """int64 [N], position of each sample in its split."""
     name: list[str]
     """Path or name of each sample."""
     skipped: list[tuple[str, str]]
     """Name and reason of each sample of this batch that could not be read."""
+
+
+def require_target(batch: Batch, kind: type[T], reader: object) -> T:
+    """Return the target of a batch, of the type that is read.
+
+    Args:
+        batch: Images with any target.
+        kind: The type that is read, such as `Objects`.
+        reader: The loss or task that reads it, for the error.
+
+    Raises:
+        TypeError: The target is of another type.
+    """
+    target = batch["target"]
+    if not isinstance(target, kind):
+        raise TypeError(
+            f"{type(reader).__name__} reads {kind.__name__}, but the data gives {type(target).__name__}. "
+            "Give a loss and data of the same task (--model.loss, --data)."
+        )
+    return target
+
+
+def select_image(batch: Batch, position: int) -> Batch:
+    """Return a batch of one image of a batch.
+
+    Args:
+        batch: N images, or their features.
+        position: Row of the image, from 0.
+    """
+    part = slice(position, position + 1)
+    one = Batch(
+        image=batch["image"][part],
+        target=batch["target"].select(position),
+        index=batch["index"][part],
+        name=batch["name"][part],
+        skipped=[],
+    )
+    if "features" in batch:
+        one["features"] = {name: values[part] for name, values in batch["features"].items()}
+    if "geometry" in batch:
+        one["geometry"] = batch["geometry"][part]
+    return one
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,11 @@ from vfm.deepfake.data.base import FakeImages
 from vfm.deepfake.data.dataset import collate_fakes
 from vfm.deepfake.data.procedural import SyntheticFakes
 from vfm.deepfake.loss import DeepfakeLoss
+from vfm.deepfake.target import DeepfakeTarget
 from vfm.deepfake.task import DeepfakeTask
 from vfm.models.adapt import Adapt
 from vfm.tasks import BaseTask, ClassificationTask, Optim
-from vfm.types import Batch
+from vfm.types import Batch, require_target
 
 BACKBONE, SIDE, PERSONS, FRAMES = "test_efficientnet", 64, 128, 4
 # At stride 32 four places would be left of a face: too coarse to show where a border runs.
@@ -53,8 +54,9 @@ KINDS = ("lighter", "darker", "redder", "bluer", "blurred", "coarse", "sharper",
 def dealt(samples: Sequence[Any]) -> Batch:
     """A batch whose labels and masks belong to other images of it."""
     batch = collate_fakes(samples)
-    order = np.random.default_rng(batch["index"].tolist()).permutation(len(batch["label"]))
-    batch["label"], batch["mask"] = batch["label"][order], batch["mask"][order]
+    label, mask = require_target(batch, DeepfakeTarget, dealt)
+    order = np.random.default_rng(batch["index"].tolist()).permutation(len(label))
+    batch["target"] = DeepfakeTarget(label[order], mask[order])
     return batch
 
 

@@ -32,7 +32,7 @@ from fashion_mnist import lite0_weights
 from faster_rcnn import faster_rcnn, targets
 from trainings import WARM, Clock, quiet, train
 
-from vfm import DetectionData, DetectionHead, DetectionTask, Optim
+from vfm import DetectionData, DetectionTask, DetrHead, Optim
 from vfm.metrics.detection import Found, ap50, ap50_samples, rankings
 from vfm.tasks.detection.results import answer_of, truth_of
 
@@ -87,7 +87,7 @@ class Until(L.Callback):
 def task() -> DetectionTask:
     return DetectionTask(
         BACKBONE,
-        DetectionHead("nano", num_queries=200, fine=True),
+        DetrHead("nano", num_queries=200, fine=True),
         weights=lite0_weights(),
         image_size=SIDE,
         channels_last=True,
@@ -141,7 +141,7 @@ def theirs(
             rate = min(1.0, done / 0.05) * 0.5 * (1 + math.cos(math.pi * done))
             for group in adamw.param_groups:
                 group["lr"] = 2e-4 * rate
-            objects = batch["objects"]
+            objects = batch["target"]
             counts = objects.counts.tolist()
             half = objects.boxes[:, 2:] / 2
             corners = SIDE * torch.cat(

@@ -81,8 +81,7 @@ class OneBatchOfBoxes(BoxData):
         images = torch.stack([torch.from_numpy(pixels) for pixels in self.images])
         return Batch(
             image=images,
-            label=labels,
-            objects=Objects(shares, labels, counts),
+            target=Objects(shares, labels, counts),
             index=torch.arange(len(images)),
             name=[""] * len(images),
             skipped=[],

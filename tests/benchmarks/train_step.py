@@ -95,7 +95,7 @@ def theirs(case: Case, batch: Batch) -> float:
         if step == WARM:
             synchronise()
             start = time.perf_counter()
-        pixels, label = batch["image"].to(device), batch["label"].to(device)
+        pixels, label = batch["image"].to(device), batch["target"].label.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in case.precision):
             images = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
             images = images.contiguous(memory_format=layout)

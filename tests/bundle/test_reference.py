@@ -30,7 +30,7 @@ from vfm.bundle.ood import (
 from vfm.bundle.ood_graph import ReferenceOutputs
 from vfm.data import FolderData
 from vfm.data.synthetic import write_image_folder
-from vfm.models.heads import DetectionHead
+from vfm.models.heads import DetrHead
 from vfm.tasks import DetectionTask
 from vfm.tasks.labelled_images import LabelledImages, open_images
 from vfm.tasks.saved import Checkpoint
@@ -251,7 +251,7 @@ def test_a_reference_is_what_the_graph_takes(placed):
 def test_of_a_detector_the_mean_of_the_places_counts():
     task = DetectionTask(
         "vit_tiny_patch16_224",
-        head=DetectionHead(num_queries=5, num_groups=1, num_layers=1),
+        head=DetrHead(num_queries=5, num_groups=1, num_layers=1),
         pretrained=False,
         image_size=64,
         backbone_args={"embed_dim": 96, "depth": 2, "num_heads": 3, "patch_size": 8},

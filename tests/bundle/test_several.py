@@ -9,7 +9,7 @@ from tests.tasks.tiny import VIT
 from vfm.bundle.multi_head import SeveralError, checkpoints_of, names_of, require_one_backbone
 from vfm.deepfake import DeepfakeHead, DeepfakeTask
 from vfm.models.adapt import AdaptOptions
-from vfm.models.heads import AttentionPoolHead, DetectionHead, MLPHead
+from vfm.models.heads import AttentionPoolHead, DetrHead, MLPHead
 from vfm.tasks import ClassificationTask, DetectionTask
 
 
@@ -32,7 +32,7 @@ def test_one_backbone_serves_heads_of_every_kind():
         make(),
         make(MLPHead(8), multilabel=True),
         make(AttentionPoolHead(2)),
-        make(DetectionHead(num_queries=5), DetectionTask),
+        make(DetrHead(num_queries=5), DetectionTask),
     )
     require_one_backbone(dict(zip("abcd", tasks, strict=True)))
     require_one_backbone({"only": tasks[0]})
@@ -71,7 +71,7 @@ def test_how_adapters_merge_counts():
 
 
 def test_a_detector_with_other_adapters_is_refused_from_either_side():
-    one = make(DetectionHead(num_queries=5), DetectionTask, adapt="effort")
+    one = make(DetrHead(num_queries=5), DetectionTask, adapt="effort")
     assert "tensors differ" in refusal(one, make())
     assert "tensors differ" in refusal(make(), one)
 

@@ -17,7 +17,7 @@ from vfm.bundle.errors import ExportError
 from vfm.bundle.onnx_graphs import OPSETS, Answers, write_model, write_several
 from vfm.bundle.ood_graph import ReferenceOutputs
 from vfm.models.adapters import has_adapters
-from vfm.models.heads import AttentionPoolHead, DetectionHead, MLPHead
+from vfm.models.heads import AttentionPoolHead, DetrHead, MLPHead
 from vfm.models.heads.head import Head
 from vfm.tasks import ClassificationTask, DetectionTask
 
@@ -47,7 +47,7 @@ def make(head=None, labels=("a", "b", "c"), kind=ClassificationTask, **changes):
 
 
 def detector(**changes):
-    return make(DetectionHead(**DETR), ("cup", "pen"), DetectionTask, **changes)
+    return make(DetrHead(**DETR), ("cup", "pen"), DetectionTask, **changes)
 
 
 def contract_of(tasks, **said):

@@ -20,7 +20,7 @@ from tests.tasks.tiny import VIT
 from vfm.bundle import onnx_graphs
 from vfm.bundle.triton import TritonError, write_triton
 from vfm.deepfake import DeepfakeHead, DeepfakeTask
-from vfm.models.heads import DetectionHead, MLPHead
+from vfm.models.heads import DetrHead, MLPHead
 from vfm.tasks import ClassificationTask, DetectionTask
 
 CPU = ["CPUExecutionProvider"]
@@ -75,7 +75,7 @@ def bundle_of(tasks, folder, **said):
 JUDGING = {"crop": CropSpec().to_dict(), "decision": Decision().to_dict()}
 CASES = {
     "animals": lambda: ({"": make()}, {}),
-    "boxes": lambda: ({"": make(DetectionHead(num_queries=5), kind=DetectionTask)}, {}),
+    "boxes": lambda: ({"": make(DetrHead(num_queries=5), kind=DetectionTask)}, {}),
     "forged": lambda: (
         {"": make(DeepfakeHead(bank_size=4), ("real", "fake"), DeepfakeTask)},
         {"rules": JUDGING},

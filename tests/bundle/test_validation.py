@@ -19,7 +19,7 @@ from vfm.data.detection.dataset import BoxAugment
 from vfm.data.synthetic import write_image_folder
 from vfm.deepfake import DeepfakeTask, FakesData
 from vfm.deepfake.data.procedural import write_faces
-from vfm.models.heads import DetectionHead
+from vfm.models.heads import DetrHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
 from vfm.tasks.labelled_images import ValidationError
 from vfm.tasks.labels import LabelError
@@ -73,7 +73,7 @@ def boxes(tmp_path_factory):
     data = DetectionData(write(folder, "coco"), batch_size=4, num_workers=0, augment=BoxAugment())
     task = DetectionTask(
         "vit_tiny_patch16_224",
-        head=DetectionHead(num_queries=20, num_groups=1, num_layers=2),
+        head=DetrHead(num_queries=20, num_groups=1, num_layers=2),
         pretrained=False,
         image_size=64,
         backbone_args={"embed_dim": 96, "depth": 2, "num_heads": 3, "patch_size": 8},

@@ -46,7 +46,7 @@ def batches(dataset, batch_size, **options):
 def test_unreadable_files_leave_the_batch_smaller(records, workers):
     first, second = batches(ImageDataset(records, SIZE), 3, num_workers=workers)
     assert first["index"].tolist() == [0]
-    assert first["label"].tolist() == [0]
+    assert first["target"].label.tolist() == [0]
     assert first["name"] == ["whole.jpg"]
     assert [name for name, _ in first["skipped"]] == ["truncated.jpg", "nothing.jpg"]
     assert all(reason for _, reason in first["skipped"])
@@ -64,8 +64,8 @@ def test_batch_without_a_readable_file_is_empty(records):
     (batch,) = batches(ImageDataset([records[1], records[2]], SIZE), 2)
     assert batch["image"].shape == (0, 16, 24, 3)
     assert batch["image"].dtype == torch.uint8
-    assert batch["label"].shape == batch["index"].shape == (0,)
-    assert batch["label"].dtype == batch["index"].dtype == torch.int64
+    assert batch["target"].label.shape == batch["index"].shape == (0,)
+    assert batch["target"].label.dtype == batch["index"].dtype == torch.int64
     assert batch["name"] == []
     assert len(batch["skipped"]) == 2
 
@@ -82,7 +82,7 @@ def test_batch_is_as_the_contract_says():
     (batch,) = batches(dataset, 3)
     assert batch["image"].shape == (3, 16, 24, 3)
     assert batch["image"].dtype == torch.uint8
-    assert batch["label"].tolist() == batch["index"].tolist() == [0, 1, 2]
+    assert batch["target"].label.tolist() == batch["index"].tolist() == [0, 1, 2]
     np.testing.assert_array_equal(batch["image"][1], SIZE.resize(images[1])[0])
 
 

@@ -51,8 +51,8 @@ def test_batches_are_those_of_any_other_format(name, tmp_path, scenes):
     own = next(iter(read(write(tmp_path, name, scenes)).test_dataloader()))
     other = next(iter(read(write(tmp_path / "more", "coco", scenes)).test_dataloader()))
     np.testing.assert_array_equal(own["image"], other["image"])
-    np.testing.assert_allclose(own["objects"].boxes, other["objects"].boxes, atol=1e-5)
-    assert own["objects"].counts.tolist() == other["objects"].counts.tolist()
+    np.testing.assert_allclose(own["target"].boxes, other["target"].boxes, atol=1e-5)
+    assert own["target"].counts.tolist() == other["target"].counts.tolist()
 
 
 def test_images_without_objects_are_kept(tmp_path, scenes):
@@ -274,4 +274,4 @@ def test_predict_takes_images_without_boxes(tmp_path, scenes):
     data.preprocess = PREPROCESS
     (batch, *_) = list(data.predict_dataloader())
     assert len(batch["image"]) == len(scenes["test"])
-    assert batch["objects"].counts.sum() == 0
+    assert batch["target"].counts.sum() == 0

@@ -175,7 +175,7 @@ def test_predict_takes_every_image_below_the_root(root):
     batches = list(data.predict_dataloader())
     assert batches[-1]["name"][-1] == "loose.png"
     assert sum(len(b["name"]) for b in batches) == 31
-    assert all((b["label"] == -1).all() for b in batches)
+    assert all((b["target"].label == -1).all() for b in batches)
 
 
 def test_folder_without_classes_can_only_be_predicted(root):

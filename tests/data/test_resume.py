@@ -28,7 +28,7 @@ class Toy(LightningModule):
     def training_step(self, batch):
         self.seen.append((self.current_epoch, batch["index"].tolist()))
         logits = self.net(batch["image"].float() / 255)
-        return nn.functional.cross_entropy(logits, batch["label"])
+        return nn.functional.cross_entropy(logits, batch["target"].label)
 
     def validation_step(self, batch):
         return None

@@ -153,8 +153,8 @@ def test_several_labels_in_a_cell(images, tmp_path):
     assert [data.labels[k] for k in record.label] in (["class_0", "n"], ["class_0", "s"])
     data.preprocess = Preprocess(size=(16, 16))
     batch = next(iter(data.val_dataloader()))
-    assert batch["label"].shape == (len(batch["image"]), 5)
-    assert batch["label"].sum(1).tolist() == [2.0] * len(batch["image"])
+    assert batch["target"].label.shape == (len(batch["image"]), 5)
+    assert batch["target"].label.sum(1).tolist() == [2.0] * len(batch["image"])
 
 
 def test_a_column_for_each_label(images, tmp_path):

@@ -19,7 +19,7 @@ from vfm_runtime.deepfake.verdict import Verdict
 from vfm_runtime.media.image import open_image
 
 import vfm
-from tests.tasks.tiny import shapes, trainer
+from tests.tasks.tiny import require_report, shapes, trainer
 from vfm.deepfake.data.base import CROP_FILE
 from vfm.deepfake.data.data import FakesData
 from vfm.deepfake.data.procedural import METHODS, SyntheticFakes, write_faces
@@ -212,6 +212,13 @@ def test_parts_of_the_loss_are_logged_as_means(tmp_path: Path) -> None:
     assert logged["train/classes"] == pytest.approx(np.log(2), abs=0.1)
 
 
+def test_a_mask_that_is_no_number_is_reported_and_replayed(tmp_path: Path) -> None:
+    def spoil(batch: Any, position: int) -> None:
+        batch["target"].mask[position, 3, 3] = float("nan")
+
+    require_report(tmp_path, task(), drawn(), spoil)
+
+
 def test_a_resumed_training_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     """Also the bank, which is of the last batches."""
     ends = []
@@ -348,8 +355,8 @@ def test_blends_are_found_and_shown(tmp_path: Path) -> None:
     with torch.no_grad():
         for batch in data.val_dataloader():
             heat = learning.eval().answer(batch["image"])["heatmaps"]
-            share = nn.functional.adaptive_avg_pool2d(batch["mask"], heat.shape[1:])
-            fakes = (batch["label"] == 1)[:, None, None]
+            share = nn.functional.adaptive_avg_pool2d(batch["target"].mask, heat.shape[1:])
+            fakes = (batch["target"].label == 1)[:, None, None]
             inside += heat[fakes & (share > 0.9)].tolist()
             outside += heat[fakes & (share < 0.1)].tolist()
     assert np.mean(inside) > np.mean(outside) + 0.1

@@ -20,7 +20,7 @@ from vfm.deepfake.data.procedural import write_faces
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.results import OPERATING_POINT
 from vfm.deepfake.task import DeepfakeTask
-from vfm.models.heads import DetectionHead
+from vfm.models.heads import DetrHead
 from vfm.tasks import DetectionTask, Optim
 
 KINDS = ("classification", "multilabel", "detection", "deepfake")
@@ -50,7 +50,7 @@ def _detector(paths):
     torch.manual_seed(0)
     task = DetectionTask(
         "vit_tiny_patch16_224",
-        DetectionHead(num_queries=20, num_groups=2, num_layers=2),
+        DetrHead(num_queries=20, num_groups=2, num_layers=2),
         pretrained=False,
         image_size=64,
         backbone_args={"embed_dim": 96, "depth": 4, "num_heads": 3, "patch_size": 8},

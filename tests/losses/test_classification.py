@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vfm.losses import AsymmetricLoss, BinaryCrossEntropy, CrossEntropy, FocalLoss, Loss
+from vfm.losses import AsymmetricLoss, BinaryCrossEntropy, CrossEntropy, FocalLoss
 from vfm.losses.classification import one_hot
+from vfm.types import Labels, MultiLabels
 
 torch.manual_seed(0)
 LOGITS = torch.randn(6, 4) * 3
@@ -15,73 +16,84 @@ MANY = (torch.rand(6, 4) > 0.6).float()
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 4.0])
 
 
-def many(loss: Loss) -> Loss:
-    loss.multilabel = True
-    return loss
+def each(loss, logits, target, weights=None, kind=Labels):
+    """The loss of each image, of which the contract gives the sum."""
+    loss.class_weights = weights
+    batch = {"image": torch.zeros(len(logits), 1, 1, 3), "target": kind(target)}
+    values = loss.per_image({"logits": logits}, batch)
+    torch.testing.assert_close(loss({"logits": logits}, batch), {"classes": values.sum()})
+    return values
+
+
+def many(loss, logits, target, weights=None):
+    return each(loss, logits, target, weights, MultiLabels)
 
 
 def test_cross_entropy_of_hard_and_of_soft_targets():
     loss = CrossEntropy()
-    torch.testing.assert_close(loss(LOGITS, HARD), loss(LOGITS, one_hot(HARD, 4)))
+    torch.testing.assert_close(each(loss, LOGITS, HARD), each(loss, LOGITS, one_hot(HARD, 4)))
     expected = -(SOFT * LOGITS.log_softmax(1)).sum(1)
-    torch.testing.assert_close(loss(LOGITS, SOFT), expected)
-    torch.testing.assert_close(loss(LOGITS, HARD, WEIGHTS), WEIGHTS[HARD] * loss(LOGITS, HARD))
+    torch.testing.assert_close(each(loss, LOGITS, SOFT), expected)
+    torch.testing.assert_close(
+        each(loss, LOGITS, HARD, WEIGHTS), WEIGHTS[HARD] * each(loss, LOGITS, HARD)
+    )
 
 
 def test_smoothing_is_a_softer_target():
     soft = one_hot(HARD, 4) * 0.8 + 0.2 / 4
     torch.testing.assert_close(
-        CrossEntropy(label_smoothing=0.2)(LOGITS, HARD), CrossEntropy()(LOGITS, soft)
+        each(CrossEntropy(label_smoothing=0.2), LOGITS, HARD), each(CrossEntropy(), LOGITS, soft)
     )
 
 
 def test_binary_cross_entropy_is_the_mean_over_labels():
     p = LOGITS.sigmoid()
     terms = -(MANY * p.log() + (1 - MANY) * (1 - p).log())
-    torch.testing.assert_close(many(BinaryCrossEntropy())(LOGITS, MANY), terms.mean(1))
+    torch.testing.assert_close(many(BinaryCrossEntropy(), LOGITS, MANY), terms.mean(1))
     weighted = -(WEIGHTS * MANY * p.log() + (1 - MANY) * (1 - p).log())
-    torch.testing.assert_close(many(BinaryCrossEntropy())(LOGITS, MANY, WEIGHTS), weighted.mean(1))
+    torch.testing.assert_close(many(BinaryCrossEntropy(), LOGITS, MANY, WEIGHTS), weighted.mean(1))
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_focal_by_its_formula(multilabel):
     loss = FocalLoss(gamma=2)
-    loss.multilabel = multilabel
     if multilabel:
         p = LOGITS.sigmoid()
         p_true = torch.where(MANY > 0, p, 1 - p)
         expected = (-((1 - p_true) ** 2) * p_true.log()).mean(1)
-        torch.testing.assert_close(loss(LOGITS, MANY), expected)
+        torch.testing.assert_close(many(loss, LOGITS, MANY), expected)
     else:
         p_true = LOGITS.softmax(1).gather(1, HARD[:, None])[:, 0]
-        torch.testing.assert_close(loss(LOGITS, HARD), -((1 - p_true) ** 2) * p_true.log())
+        torch.testing.assert_close(each(loss, LOGITS, HARD), -((1 - p_true) ** 2) * p_true.log())
 
 
 def test_focal_without_focus_is_cross_entropy():
-    torch.testing.assert_close(FocalLoss(gamma=0)(LOGITS, SOFT), CrossEntropy()(LOGITS, SOFT))
     torch.testing.assert_close(
-        many(FocalLoss(gamma=0))(LOGITS, MANY), many(BinaryCrossEntropy())(LOGITS, MANY)
+        each(FocalLoss(gamma=0), LOGITS, SOFT), each(CrossEntropy(), LOGITS, SOFT)
+    )
+    torch.testing.assert_close(
+        many(FocalLoss(gamma=0), LOGITS, MANY), many(BinaryCrossEntropy(), LOGITS, MANY)
     )
 
 
 def test_asymmetric_by_its_formula():
-    loss = many(AsymmetricLoss(gamma_negative=4, gamma_positive=1, margin=0.05))
+    loss = AsymmetricLoss(gamma_negative=4, gamma_positive=1, margin=0.05)
     p = LOGITS.sigmoid()
     shifted = (p - 0.05).clamp(min=0)
     yes = -(1 - p) * p.log()
     no = -(shifted**4) * (1 - shifted).log()
     expected = (MANY * yes + (1 - MANY) * no).mean(1)
-    torch.testing.assert_close(loss(LOGITS, MANY), expected)
+    torch.testing.assert_close(many(loss, LOGITS, MANY), expected)
 
 
 def test_asymmetric_without_asymmetry_is_binary_cross_entropy():
-    plain = many(AsymmetricLoss(gamma_negative=0, gamma_positive=0, margin=0))
-    torch.testing.assert_close(plain(LOGITS, MANY), many(BinaryCrossEntropy())(LOGITS, MANY))
+    plain = AsymmetricLoss(gamma_negative=0, gamma_positive=0, margin=0)
+    torch.testing.assert_close(many(plain, LOGITS, MANY), many(BinaryCrossEntropy(), LOGITS, MANY))
 
 
 def test_easy_negatives_count_nothing():
     logits = torch.full((1, 4), -4.0, requires_grad=True)  # below the margin
-    many(AsymmetricLoss())(logits, torch.zeros(1, 4)).sum().backward()
+    many(AsymmetricLoss(), logits, torch.zeros(1, 4)).sum().backward()
     assert logits.grad is not None
     assert torch.equal(logits.grad, torch.zeros(1, 4))
 
@@ -89,18 +101,18 @@ def test_easy_negatives_count_nothing():
 @pytest.mark.parametrize(
     ("loss", "target"),
     [
-        (CrossEntropy(), HARD),
-        (FocalLoss(), HARD),
-        (FocalLoss(gamma=0.5), HARD),
-        (many(FocalLoss(gamma=0.5)), MANY),
-        (many(BinaryCrossEntropy()), MANY),
-        (many(AsymmetricLoss()), MANY),
+        (CrossEntropy(), Labels(HARD)),
+        (FocalLoss(), Labels(HARD)),
+        (FocalLoss(gamma=0.5), Labels(HARD)),
+        (FocalLoss(gamma=0.5), MultiLabels(MANY)),
+        (BinaryCrossEntropy(), MultiLabels(MANY)),
+        (AsymmetricLoss(), MultiLabels(MANY)),
     ],
 )
 @pytest.mark.parametrize("scale", [1.0, 200.0])
 def test_losses_and_gradients_stay_finite(loss, target, scale):
     logits = (LOGITS * scale).requires_grad_()
-    losses = loss(logits, target)
+    losses = each(loss, logits, target.label, kind=type(target))
     assert losses.shape == (6,)
     losses.sum().backward()
     assert torch.isfinite(losses).all()
@@ -109,7 +121,7 @@ def test_losses_and_gradients_stay_finite(loss, target, scale):
 
 def test_losses_of_torch_agree():
     torch.testing.assert_close(
-        CrossEntropy(0.1)(LOGITS, HARD).mean(),
+        each(CrossEntropy(0.1), LOGITS, HARD).mean(),
         F.cross_entropy(LOGITS, HARD, label_smoothing=0.1),
     )
 
@@ -117,12 +129,12 @@ def test_losses_of_torch_agree():
 @pytest.mark.parametrize("loss", [BinaryCrossEntropy(), AsymmetricLoss()])
 def test_a_loss_for_several_labels_refuses_one(loss):
     with pytest.raises(ValueError, match=r"one label an image\. Give --model\.loss CrossEntropy"):
-        loss(LOGITS, one_hot(HARD, 4))
+        each(loss, LOGITS, one_hot(HARD, 4))
 
 
 def test_a_loss_for_one_label_refuses_several():
     with pytest.raises(ValueError, match=r"the task is multi-label\. Give --model\.loss Binary"):
-        many(CrossEntropy())(LOGITS, MANY)
+        many(CrossEntropy(), LOGITS, MANY)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,11 @@ def objects(*images):
     return Objects(boxes, labels, torch.tensor([len(image) for image in images]))
 
 
+def loss_of(raw, target, **weights):
+    batch = {"image": torch.zeros(len(target.counts), 1, 1, 3), "target": target}
+    return DetectionLoss(**weights)(raw, batch)
+
+
 TWO = objects([(0, 0.3, 0.3, 0.2, 0.2), (1, 0.7, 0.6, 0.3, 0.4)], [(2, 0.5, 0.5, 0.5, 0.5)])
 
 
@@ -83,13 +88,13 @@ def test_more_objects_than_queries():
     given = raw(images=1)
     found = match(given["logits"], given["boxes"], many, Costs())
     assert len(found.object) == 2 * 3 * 5
-    assert all(value.isfinite() for value in DetectionLoss()(given, many).values())
+    assert all(value.isfinite() for value in loss_of(given, many).values())
 
 
 @pytest.mark.parametrize("none", [objects([], []), objects([], [(0, 0.5, 0.5, 0.2, 0.2)])])
 def test_images_without_objects(none):
     given = raw()
-    losses = DetectionLoss()(given, none)
+    losses = loss_of(given, none)
     total = sum(losses.values())
     total.backward()
     assert total.isfinite()
@@ -103,7 +108,7 @@ def test_the_right_answer_costs_little():
     for image, query, number in ((0, 1, 0), (0, 3, 1), (1, 0, 2)):
         logits[0, image, 0, query, TWO.labels[number]] = 12.0
         boxes[0, image, 0, query] = TWO.boxes[number]
-    losses = DetectionLoss()({"logits": logits, "boxes": boxes}, TWO)
+    losses = loss_of({"logits": logits, "boxes": boxes}, TWO)
     assert sum(losses.values()) < 1e-3
 
 
@@ -112,14 +117,14 @@ def test_scores_learn_how_well_the_box_fits():
     true = objects([(0, 0.5, 0.5, 0.4, 0.4)])
     boxes = torch.tensor([0.5, 0.5, 0.4, 0.2]).view(1, 1, 1, 1, 4)  # half of the box
     logits = torch.zeros(1, 1, 1, 1, 1, requires_grad=True)
-    DetectionLoss(gamma=1.5)({"logits": logits, "boxes": boxes}, true)["classes"].backward()
+    loss_of({"logits": logits, "boxes": boxes}, true, gamma=1.5)["classes"].backward()
     assert float(logits.grad) == pytest.approx(0.5 - 0.5**1.5, abs=1e-4)
 
 
 def test_groups_are_averaged_and_layers_summed():
     one = raw(layers=1, groups=1)
     same = {k: v.detach().expand(2, 2, 3, 5, v.shape[-1]) for k, v in one.items()}
-    single, several = DetectionLoss()(one, TWO), DetectionLoss()(same, TWO)
+    single, several = loss_of(one, TWO), loss_of(same, TWO)
     for name, value in single.items():
         torch.testing.assert_close(several[name], 2 * value)
 
@@ -127,7 +132,7 @@ def test_groups_are_averaged_and_layers_summed():
 def test_answers_of_evaluation_have_a_loss_too():
     one = raw(layers=1, groups=1)
     flat = {name: value[0, :, 0] for name, value in one.items()}
-    torch.testing.assert_close(DetectionLoss()(flat, TWO), DetectionLoss()(one, TWO))
+    torch.testing.assert_close(loss_of(flat, TWO), loss_of(one, TWO))
 
 
 def test_nan_is_not_hidden():
@@ -135,7 +140,7 @@ def test_nan_is_not_hidden():
     with torch.no_grad():
         given["boxes"][0, 0, 0, 0] = float("nan")
         given["logits"][0, 0, 0, 0] = float("nan")
-    assert sum(DetectionLoss()(given, TWO).values()).isnan()
+    assert sum(loss_of(given, TWO).values()).isnan()
 
 
 def test_weights_outside_their_range():

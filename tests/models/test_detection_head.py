@@ -9,7 +9,7 @@ from vfm.losses import DetectionLoss
 from vfm.models.backbone import Backbone
 from vfm.models.decoder import box_embedding, moved
 from vfm.models.deformable import DeformableAttention, gather_points, sample_points
-from vfm.models.heads import DetectionHead
+from vfm.models.heads import DetrHead
 from vfm.models.pyramid import Projector
 from vfm.types import FeatureInfo, Features, Objects
 
@@ -28,7 +28,7 @@ def features(info, side=128, number=2):
 
 def head(info=PLAIN, **arguments):
     torch.manual_seed(0)
-    made = DetectionHead(**arguments)
+    made = DetrHead(**arguments)
     made.prepare(info, ("a", "b", "c"))
     return made
 
@@ -69,7 +69,7 @@ def test_own_numbers():
 )
 def test_arguments_outside_their_range(arguments, match):
     with pytest.raises(ValueError, match=match):
-        DetectionHead(**arguments)
+        DetrHead(**arguments)
 
 
 def test_training_starts_without_a_flood_of_objects():
@@ -106,13 +106,10 @@ def test_every_weight_learns():
 
 def test_half_precision_keeps_boxes_exact():
     made = head().train()
+    target = Objects(torch.full((1, 4), 0.4), torch.tensor([1]), torch.tensor([1, 0]))
     with torch.autocast("cpu", torch.bfloat16):
         raw = made(features(PLAIN))
-        loss = sum(
-            DetectionLoss()(
-                raw, Objects(torch.full((1, 4), 0.4), torch.tensor([1]), torch.tensor([1, 0]))
-            ).values()
-        )
+        loss = sum(DetectionLoss()(raw, {"target": target}).values())
     loss.backward()
     assert raw["boxes"].dtype == torch.float32
     assert all(p.grad.isfinite().all() for p in made.parameters())
@@ -177,7 +174,7 @@ def test_decoded_boxes_lie_in_the_original():
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.9, 0.5, 0.4, 1.0]]])
     # The input covers x from -50 to 150 and y from 0 to 200 of an image of 100 x 200.
     geometry = torch.tensor([[-50.0, 0.0, 200.0, 200.0, 100.0, 200.0]])
-    answer = DetectionHead().decode({"logits": logits, "boxes": boxes}, geometry)
+    answer = DetrHead().decode({"logits": logits, "boxes": boxes}, geometry)
     assert answer["labels"].tolist() == [[2, 0]]
     torch.testing.assert_close(answer["scores"], torch.tensor([[2.0, 1.0]]).sigmoid())
     expected = torch.tensor([[[90.0, 0.0, 100.0, 200.0], [30.0, 60.0, 70.0, 140.0]]])
@@ -186,7 +183,7 @@ def test_decoded_boxes_lie_in_the_original():
 
 def test_a_query_may_answer_with_two_classes():
     logits = torch.tensor([[[3.0, 2.0, -9.0], [-9.0, -9.0, -9.0]]])
-    answer = DetectionHead().decode({"logits": logits, "boxes": torch.full((1, 2, 4), 0.5)})
+    answer = DetrHead().decode({"logits": logits, "boxes": torch.full((1, 2, 4), 0.5)})
     assert answer["labels"].tolist() == [[0, 1]]
 
 
@@ -209,8 +206,8 @@ class Whole(torch.nn.Module):
 def test_graph_answers_as_torch_for_any_batch(name, arguments, tmp_path):
     torch.manual_seed(0)
     backbone = Backbone(name, pretrained=False, image_size=(64, 96), arguments=arguments)
-    backbone.serve(DetectionHead.reads)
-    made = DetectionHead()
+    backbone.serve(DetrHead.reads)
+    made = DetrHead()
     made.prepare(backbone.info, ("a", "b"))
     whole = Whole(backbone, made).eval()
     images, rows = torch.randn(2, 3, 64, 96), torch.tensor([[0.0, 0.0, 96.0, 64.0, 96.0, 64.0]] * 2)

@@ -273,7 +273,7 @@ def test_the_head_is_solved_first(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     fresh.backbone.load_state_dict(before)
     with torch.no_grad():
         x = fresh.eval().backbone(task.preprocess.normalise(batch["image"])).pooled.numpy()
-    y = batch["label"].numpy()
+    y = batch["target"].label.numpy()
     solved = LogisticRegression(C=1 / (1e-4 * len(x)), max_iter=5000, tol=1e-8).fit(x, y)
     weight, bias = keep.head["linear.weight"].numpy(), keep.head["linear.bias"].numpy()
     ours = x @ weight.T + bias

@@ -214,4 +214,4 @@ def test_no_sample_takes_the_place_of_another(root: Path, split: str) -> None:
     for batch in batches:
         assert len(batch["image"]) + len(batch["skipped"]) <= 4
         labels = [records[i].label for i in batch["index"].tolist()]
-        assert batch["label"].tolist() == labels
+        assert batch["target"].label.tolist() == labels

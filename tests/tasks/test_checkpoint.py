@@ -20,6 +20,7 @@ from vfm.spec import SpecError
 from vfm.tasks import BaseTask, ClassificationTask
 from vfm.tasks.classification.task import LabelError
 from vfm.training.checkpoint_file import CheckpointError, read_checkpoint
+from vfm.types import Labels
 
 
 def test_resuming_with_other_labels(tmp_path: Path, best: Path) -> None:
@@ -189,9 +190,10 @@ def test_a_head_with_arguments_comes_back(tmp_path: Path) -> None:
 
 
 def test_label_smoothing_reaches_the_loss() -> None:
-    logits, target = torch.tensor([[4.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), torch.tensor([0, 1])
-    plain = vit().loss({"logits": logits}, target)
-    smooth = vit(loss=CrossEntropy(label_smoothing=0.3)).loss({"logits": logits}, target)
+    logits = torch.tensor([[4.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    batch = {"target": Labels(torch.tensor([0, 1]))}
+    plain = vit().loss({"logits": logits}, batch)
+    smooth = vit(loss=CrossEntropy(label_smoothing=0.3)).loss({"logits": logits}, batch)
     log = logits.log_softmax(1)
     expected = -(log[0, 0] + log[1, 1])
     torch.testing.assert_close(plain, expected)

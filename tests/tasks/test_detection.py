@@ -21,7 +21,7 @@ from tests.tasks.tiny import shapes, stored, trainer, vit
 from vfm.bundle.export import export
 from vfm.data import DetectionData, SyntheticScenes
 from vfm.data.detection.dataset import BoxAugment
-from vfm.models.heads import DetectionHead
+from vfm.models.heads import DetrHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
 
 ARGS = {"embed_dim": 96, "depth": 4, "num_heads": 3, "patch_size": 8}
@@ -42,7 +42,7 @@ def task(**changes: Any) -> DetectionTask:
         "pretrained": False,
         "image_size": 64,
         "backbone_args": ARGS,
-        "head": DetectionHead(num_queries=20, num_groups=2, num_layers=2),
+        "head": DetrHead(num_queries=20, num_groups=2, num_layers=2),
         "optim": Optim(lr=1e-3, clip=0.1, weight_decay=1e-4),
     }
     return DetectionTask(**(settings | changes))
@@ -290,7 +290,7 @@ def test_eight_scenes_are_learned_by_heart(tmp_path: Path) -> None:
     made = trainer(tmp_path, max_epochs=290, check_val_every_n_epoch=290)
     learning = task(
         image_size=128,
-        head=DetectionHead(),
+        head=DetrHead(),
         optim=Optim(lr=1e-3, clip=0.1, weight_decay=1e-4),
     )
     data = Same(num_images=16, image_size=128, batch_size=8, augment=PLAIN)

@@ -22,10 +22,9 @@ from vfm.tasks.labels import LabelError
 NAMES = ("blue", "green", "red")
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_stripes(root: Path) -> Path:
     """Pictures with a stripe of each colour that applies."""
-    root = tmp_path_factory.mktemp("stripes")
+    root.mkdir(exist_ok=True)
     random = np.random.default_rng(0)
     rows = []
     for number in range(120):
@@ -40,6 +39,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (root / "images.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "split", "site"), *rows])
     return root / "images.csv"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_stripes(tmp_path_factory.mktemp("stripes"))
 
 
 def stripes(table: Path, **changes) -> TableData:

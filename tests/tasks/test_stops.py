@@ -110,13 +110,13 @@ class Poison(Callback):
         self.name = name
 
     def on_fit_start(self, run: Any, task: Any) -> None:
-        plain = task.loss
+        plain = task.compute_losses
 
-        def loss(raw: Any, target: torch.Tensor) -> torch.Tensor:
-            value: torch.Tensor = plain(raw, target)
-            return value * float("nan") if self.hit else value
+        def compute_losses(raw: Any, batch: Any) -> dict[str, torch.Tensor]:
+            factor = float("nan") if self.hit else 1.0
+            return {name: value * factor for name, value in plain(raw, batch).items()}
 
-        task.loss = loss
+        task.compute_losses = compute_losses
         self.hit = False
 
     def on_train_batch_start(self, run: Any, task: Any, batch: Any, batch_idx: int) -> None:

@@ -21,6 +21,7 @@ from vfm.losses import FocalLoss
 from vfm.tasks import ClassificationTask, Optim
 from vfm.tasks.labels import LabelError, class_weights_of
 from vfm.training.compiling import CompileError
+from vfm.types import Labels
 
 
 def conv(**changes: Any) -> ClassificationTask:
@@ -173,10 +174,10 @@ def test_named_weights() -> None:
 def test_weights_count_in_training_alone(tmp_path: Path) -> None:
     task = vit(class_weights={"class_1": 5.0})
     fit(tmp_path, task)
-    raw, target = {"logits": torch.zeros(3, 3)}, torch.tensor([0, 1, 2])
+    raw, batch = {"logits": torch.zeros(3, 3)}, {"target": Labels(torch.tensor([0, 1, 2]))}
     even = 3 * torch.log(torch.tensor(3.0))
-    torch.testing.assert_close(task.eval().loss(raw, target), even)
-    torch.testing.assert_close(task.train().loss(raw, target), even * 7 / 3)
+    torch.testing.assert_close(task.eval().loss(raw, batch), even)
+    torch.testing.assert_close(task.train().loss(raw, batch), even * 7 / 3)
 
 
 def test_everything_is_in_the_checkpoint(tmp_path: Path) -> None:

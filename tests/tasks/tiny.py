@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from vfm.data import SyntheticData
-from vfm.tasks import ClassificationTask, Optim
+from vfm.tasks import BaseTask, ClassificationTask, Optim
+from vfm.training.nonfinite import NonFiniteLossError, replay
 
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 LABELS = ["class_0", "class_1", "class_2"]
@@ -60,5 +63,40 @@ def require_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor
 
 
 class Steep(ClassificationTask):
-    def loss(self, raw: Any, target: torch.Tensor) -> torch.Tensor:
-        return 1000 * super().loss(raw, target)
+    def compute_losses(self, raw: Any, batch: Any) -> dict[str, torch.Tensor]:
+        return {name: 1000 * loss for name, loss in super().compute_losses(raw, batch).items()}
+
+
+class Spoil(Callback):
+    """Changes the third image of the second batch."""
+
+    def __init__(self, change: Callable[[Any, int], None]) -> None:
+        self.change = change
+        self.batch: Any = None
+
+    def on_train_batch_start(self, run: Any, task: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            self.batch = batch
+            self.change(batch, 2)
+
+
+def require_report(
+    root: Path, task: BaseTask, data: Any, change: Callable[[Any, int], None]
+) -> None:
+    """A loss that one image makes no number ends in a report of it alone, and can be replayed from what was saved.
+
+    Args:
+        change: Spoils the image at a position of a batch, such that its loss is no number.
+    """
+    spoil = Spoil(change)
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer(root, callbacks=[spoil]).fit(task, datamodule=data)
+    names = spoil.batch["name"]
+    assert "The loss is nan in epoch 0, step 1" in str(caught.value)
+    assert "It is not finite for these images alone" in str(caught.value)
+    assert f"Images: {names[2]}.\n" in str(caught.value)
+    losses = replay(root / "nonfinite")
+    assert list(losses) == names
+    assert len(losses) > 3
+    finite = [bool(torch.tensor(loss).isfinite()) for loss in losses.values()]
+    assert finite == [position != 2 for position in range(len(names))]

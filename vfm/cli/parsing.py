@@ -230,8 +230,12 @@ def _concrete(base: type) -> list[type]:
 
 
 def _base(message: str) -> Any:
-    """The class that the innermost value should have been one of; of a list of them, too."""
-    return _imported(re.findall(r"Subtypes: \[(?:list\[|<class ')([\w.]+)", message)[-1])
+    """The class that the innermost value should have been one of; of a list of them, too; the widest of several."""
+    subtypes = re.findall(r"Subtypes: \[(.+)\]", message)[-1]
+    classes = [
+        _imported(name) for name in re.findall(r"(?:list\[|<class ')(\w+\.[\w.]+)", subtypes)
+    ]
+    return [cls for cls in classes if issubclass(classes[0], cls)][-1]
 
 
 def _imported(path: str) -> Any:

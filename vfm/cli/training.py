@@ -22,7 +22,7 @@ from vfm.cli.resume import resolve
 from vfm.data import ImageData
 from vfm.data.folder import SPLIT_FILE
 from vfm.deepfake.data.layouts import MANIFEST
-from vfm.renames import update_class_paths, update_path
+from vfm.renames import CLASSES, update_class_paths, update_path
 from vfm.spec import check_trust
 from vfm.tasks import BaseTask
 from vfm.training.checkpoint_file import KEY, read_checkpoint
@@ -107,11 +107,15 @@ def run(command: str, words: list[str]) -> None:
 
 
 def _update_words(words: list[str], folder: Path) -> list[str]:
-    """Bring class paths of earlier versions up to date: those typed, and in copies of recipes those written there."""
+    """Bring class paths of earlier versions up to date: those typed, and in copies of recipes those written there.
+
+    A short name is one of a class where an option of that name stands before it: a folder may be called the same.
+    """
     updated = []
     for number, word in enumerate(words):
         option, equals, value = word.rpartition("=")
-        if value.startswith("vfm."):
+        name = option or words[max(number - 1, 0)]
+        if value.startswith("vfm.") or (name.endswith(".head") and value in CLASSES):
             value = update_path(value)
         elif value.endswith((".yaml", ".yml")) and Path(value).is_file():
             recipe = yaml.safe_load(Path(value).read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from vfm.data.detection.annotation import Annotation
 from vfm.data.tar import Packed
 from vfm.data.transforms import TrainTransform
 from vfm.preprocess import Preprocess
-from vfm.types import Batch
+from vfm.types import Batch, Labels, MultiLabels
 
 
 class Record(NamedTuple):
@@ -163,9 +163,10 @@ def collate(samples: Sequence[Sample | Skipped | Batch]) -> Batch:
     else:
         image = np.zeros((0, *bad[0].size, 3), dtype=np.uint8)
         label = np.zeros((0, *bad[0].target.shape), dtype=bad[0].target.dtype)
+    kind = MultiLabels if label.ndim == 2 else Labels
     return Batch(
         image=torch.from_numpy(image),
-        label=torch.from_numpy(label),
+        target=kind(torch.from_numpy(label)),
         index=torch.tensor([sample.index for sample in good], dtype=torch.int64),
         name=[sample.name for sample in good],
         skipped=[(sample.name, sample.reason) for sample in bad],

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from vfm.data.dataset import Record, labels_of
-from vfm.types import Batch
+from vfm.types import Batch, Labels, MultiLabels
 
 
 class StoredFeatures(Dataset[Any]):
@@ -27,7 +27,7 @@ class StoredFeatures(Dataset[Any]):
         self.records = records
         self.arrays: Mapping[str, NDArray[np.float32]] = {}
         self.skipped: Mapping[int, str] = {}
-        self.labels = _labels(records, num_targets)
+        self.target = _target(records, num_targets)
 
     def fill(self, arrays: Mapping[str, NDArray[np.float32]], skipped: Mapping[int, str]) -> None:
         """Give the features.
@@ -57,7 +57,7 @@ class StoredFeatures(Dataset[Any]):
         batch = Batch(
             image=torch.empty((len(good), 0, 0, 3), dtype=torch.uint8),
             features={name: torch.from_numpy(array[good]) for name, array in self.arrays.items()},
-            label=self.labels[index],
+            target=self.target._replace(label=self.target.label[index]),
             index=index,
             name=[self.records[i].name for i in good],
             skipped=[(self.records[i].name, self.skipped[i]) for i in asked if i in self.skipped],
@@ -65,10 +65,10 @@ class StoredFeatures(Dataset[Any]):
         return [batch]
 
 
-def _labels(records: Sequence[Record], num_targets: int) -> torch.Tensor:
+def _target(records: Sequence[Record], num_targets: int) -> Labels:
     if not num_targets:
-        return torch.tensor([record.label for record in records])
+        return Labels(torch.tensor([record.label for record in records]))
     labels = torch.zeros((len(records), num_targets))
     for row, record in zip(labels, records, strict=True):
         row[list(labels_of(record))] = 1
-    return labels
+    return MultiLabels(labels)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.spec import Component
-from vfm.types import Raw
+from vfm.deepfake.target import DeepfakeTarget
+from vfm.losses import Loss
+from vfm.types import Batch, Raw, require_target
 
 _LEAST_UNIFORMITY = 1e-6
 
 
-class DeepfakeLoss(Component, nn.Module):
+class DeepfakeLoss(Loss):
     """Cross-entropy of the image; alignment and uniformity of the features; a map of the forged places.
 
     Alignment draws the features of a class together, uniformity spreads all of them over the sphere (Wang and Isola,
@@ -49,18 +50,17 @@ class DeepfakeLoss(Component, nn.Module):
                 )
         self.weights = given
 
-    def forward(self, raw: Raw, label: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Sums over the N images of a batch, weighted.
 
         Args:
-            raw: Of a `DeepfakeHead`.
-            label: int64 [N], 1 for fake.
-            mask: float [N, H, W], how much of each pixel is forged, 0 to 1; -1 everywhere where it is not known, and
-                None where it is of no image.
+            raw: Outputs of a `DeepfakeHead`.
+            batch: The same images with their `DeepfakeTarget`.
 
         Returns:
             `classes`, `uniformity`, `alignment`, `mask` and `mil`.
         """
+        label, mask = require_target(batch, DeepfakeTarget, self)
         # In float32: distances of near features are lost in 16 bits.
         with torch.autocast(raw["logits"].device.type, enabled=False):
             target = label.float()
@@ -92,10 +92,8 @@ def _spread(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     return uniformity, alignment + nothing
 
 
-def _places(patches: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _places(patches: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Loss of the places' logits [N, h, w] where masks are known, and where they are not."""
-    if mask is None:
-        mask = patches.new_full((len(patches), 1, 1), -1.0)
     is_known = (mask.flatten(1).amin(1) >= 0).float()
     rows, columns = patches.shape[-2:]
     share = F.adaptive_avg_pool2d(mask.float().clamp(min=0), (rows, columns))

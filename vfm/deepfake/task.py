@@ -36,7 +36,9 @@ from vfm.deepfake.results import (
     scored,
     write_fake_results,
 )
+from vfm.deepfake.target import DeepfakeTarget
 from vfm.deepfake.validation import FakeValidation
+from vfm.losses import Loss
 from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.backbone import ImageSize
 from vfm.models.weights import MIN_COVERAGE
@@ -48,7 +50,7 @@ from vfm.tasks.labelled_images import LabelledImages, OpenedImages, ValidationEr
 from vfm.tasks.validation import Validation
 from vfm.training.checkpoint_file import KEY, CheckpointError
 from vfm.training.optim import Optim
-from vfm.types import Batch, Raw
+from vfm.types import Batch, Raw, require_target
 
 _OPTIM = Optim(lr=3e-4, weight_decay=0.0)
 _INVERTED = 0.4
@@ -96,7 +98,7 @@ class DeepfakeTask(BaseTask):
         adapt: Adapt = "ln",
         adapt_options: AdaptOptions = AdaptOptions(),
         optim: Optim = _OPTIM,
-        loss: DeepfakeLoss | None = None,
+        loss: DeepfakeLoss | Loss | None = None,
         channels_last: bool = False,
         compile: bool = False,
         patience: int | None = None,
@@ -118,7 +120,7 @@ class DeepfakeTask(BaseTask):
             adapt: Which weights of the backbone learn, as for ClassificationTask; the norm layers by default.
             adapt_options: Of lora, effort and partial.
             optim: Optimiser, schedule and averaging of weights.
-            loss: Weights of the parts of the loss.
+            loss: DeepfakeLoss by default, which weighs its parts; or any other Loss of the head's outputs.
             channels_last: Train on images laid out with their channels last, as for ClassificationTask.
             compile: Compile the backbone with torch.compile for training.
             patience: Validations without a better result after which training stops; null goes on to the end.
@@ -147,17 +149,6 @@ class DeepfakeTask(BaseTask):
         self.crop: CropSpec | None = None
         self.methods: tuple[str, ...] = ()
         self._collector = FakeCollector()
-
-    def loss(self, raw: Raw, target: Tensor) -> Tensor:
-        """The cross-entropy, summed over a batch: the part of the loss that an image has on its own.
-
-        Args:
-            raw: Of the head.
-            target: int64 [N], 1 for fake.
-        """
-        return F.binary_cross_entropy_with_logits(
-            raw["logits"].float(), target.float(), reduction="sum"
-        )
 
     @property
     def decision(self) -> Decision:
@@ -202,21 +193,18 @@ class DeepfakeTask(BaseTask):
             fakes = {item.method for item in data.items["train"] if item.label == FAKE}
             self.methods = tuple(sorted(fakes))
 
-    def _summed_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        images = self.preprocess.normalise(batch["image"])
-        images = images.contiguous(memory_format=self._layout)
-        raw = self.head(self.backbone(images))
-        losses = self.criterion(raw, batch["label"], batch.get("mask"))
-        for name, value in losses.items():
-            self.log(f"train/{name}", value.detach() / len(images), batch_size=len(images))
+    def on_train_outputs(self, raw: Raw) -> None:
+        """Take the features of the batch into the head's bank."""
         cast(DeepfakeHead, self.head).remember(raw["feature"])
-        return torch.stack(list(losses.values())).sum()
 
     def evaluate(self, batch: Batch) -> None:
-        """Keep the logits and the loss of a batch."""
+        """Keep the logits of a batch, and its cross-entropy: the part of the loss that an image has on its own."""
         raw = self.raw(batch)
         answers = self.head.decode(raw)
-        loss = self.loss(raw, batch["label"])
+        target = require_target(batch, DeepfakeTarget, self)
+        loss = F.binary_cross_entropy_with_logits(
+            raw["logits"].float(), target.label.float(), reduction="sum"
+        )
         self._collector.add(answers["logits"], batch["index"], loss, answers["distances"])
 
     def gather(self) -> FakeAnswers | None:

@@ -1,17 +1,19 @@
 """Losses: what a task lowers. A new loss is a class; there is no list to edit."""
 
+from vfm.losses.base import Loss
 from vfm.losses.classification import (
     AsymmetricLoss,
     BinaryCrossEntropy,
+    ClassificationLoss,
     CrossEntropy,
     FocalLoss,
-    Loss,
 )
 from vfm.losses.detection import DetectionLoss
 
 __all__ = [
     "AsymmetricLoss",
     "BinaryCrossEntropy",
+    "ClassificationLoss",
     "CrossEntropy",
     "DetectionLoss",
     "FocalLoss",

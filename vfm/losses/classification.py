@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.spec import Component
+from vfm.losses.base import Loss
+from vfm.types import Batch, Labels, MultiLabels, Raw, require_target
 
 
-class Loss(Component, nn.Module, ABC):
-    """A loss for each image.
+class ClassificationLoss(Loss):
+    """A loss that each image has on its own, of logits against labels.
 
     Attributes:
-        multilabel: Whether several labels may apply to an image; the task sets it.
+        class_weights: How much each class counts in training, float [C], with `MultiLabels` where it applies; the task
+            sets it.
     """
 
-    multilabel: bool = False
+    class_weights: Tensor | None = None
 
     @abstractmethod
-    def forward(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Losses of a batch, float [N].
+    def compute(self, logits: Tensor, labels: Labels, weights: Tensor | None) -> Tensor:
+        """Losses of N images, float [N].
 
         Args:
-            logits: float [N, C].
-            target: int64 [N], the true class; or float [N, C], shares of the classes, or with
-                `multilabel` whether each label applies, 0..1.
-            weights: float [C], how much each class counts; with `multilabel` where it applies.
+            logits: float32 [N, C].
+            labels: One label an image, hard or mixed; or `MultiLabels`.
+            weights: float32 [C], how much each class counts; None for all alike.
         """
 
+    def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
+        """The sum over the images, called `classes`."""
+        return {"classes": self.per_image(raw, batch).sum()}
 
-class CrossEntropy(Loss):
+    def per_image(self, raw: Raw, batch: Batch) -> Tensor:
+        """Loss of each image, [N]; classes are weighted in training alone."""
+        labels = require_target(batch, Labels, self)
+        weights = self.class_weights if self.training else None
+        return self.compute(raw["logits"].float(), labels, weights)
+
+
+class CrossEntropy(ClassificationLoss):
     """Softmax cross-entropy, for hard and for soft targets."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
@@ -44,30 +55,30 @@ class CrossEntropy(Loss):
         super().__init__()
         self.label_smoothing = _within("label_smoothing", label_smoothing, 0, 1)
 
-    def forward(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    def compute(self, logits: Tensor, labels: Labels, weights: Tensor | None) -> Tensor:
         """Losses [N]."""
-        if self.multilabel:
+        if isinstance(labels, MultiLabels):
             raise ValueError(
                 "CrossEntropy takes one label an image, but the task is multi-label. "
                 "Give --model.loss BinaryCrossEntropy, AsymmetricLoss or FocalLoss."
             )
         return F.cross_entropy(
-            logits, target, weights, reduction="none", label_smoothing=self.label_smoothing
+            logits, labels.label, weights, reduction="none", label_smoothing=self.label_smoothing
         )
 
 
-class BinaryCrossEntropy(Loss):
+class BinaryCrossEntropy(ClassificationLoss):
     """A yes or no for each label; the mean over labels."""
 
-    def forward(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    def compute(self, logits: Tensor, labels: Labels, weights: Tensor | None) -> Tensor:
         """Losses [N]."""
-        _require_multilabel(self)
+        target = _require_multilabel(self, labels)
         return F.binary_cross_entropy_with_logits(
             logits, target, pos_weight=weights, reduction="none"
         ).mean(dim=-1)
 
 
-class FocalLoss(Loss):
+class FocalLoss(ClassificationLoss):
     """Cross-entropy that easy images hardly add to (Lin et al., 2017): softmax, or a sigmoid for each label."""
 
     def __init__(self, gamma: float = 2.0) -> None:
@@ -79,18 +90,18 @@ class FocalLoss(Loss):
         super().__init__()
         self.gamma = _within("gamma", gamma, 0, 10)
 
-    def forward(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Losses [N]; with `multilabel` the mean over labels."""
-        if self.multilabel:
+    def compute(self, logits: Tensor, labels: Labels, weights: Tensor | None) -> Tensor:
+        """Losses [N]; of `MultiLabels` the mean over labels."""
+        if isinstance(labels, MultiLabels):
             yes = _focal(F.logsigmoid(logits), self.gamma) * _factor(weights)
             no = _focal(F.logsigmoid(-logits), self.gamma)
-            return (target * yes + (1 - target) * no).mean(dim=-1)
-        shares = one_hot(target, logits.shape[-1])
+            return (labels.label * yes + (1 - labels.label) * no).mean(dim=-1)
+        shares = one_hot(labels.label, logits.shape[-1])
         terms = _focal(logits.log_softmax(dim=-1), self.gamma) * _factor(weights)
         return (shares * terms).sum(dim=-1)
 
 
-class AsymmetricLoss(Loss):
+class AsymmetricLoss(ClassificationLoss):
     """For many labels of which few apply: easy negatives hardly count (Ridnik et al., 2021)."""
 
     def __init__(
@@ -108,9 +119,9 @@ class AsymmetricLoss(Loss):
         self.gamma_positive = _within("gamma_positive", gamma_positive, 0, 10)
         self.margin = _within("margin", margin, 0, 1)
 
-    def forward(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    def compute(self, logits: Tensor, labels: Labels, weights: Tensor | None) -> Tensor:
         """Losses [N]; the mean over labels."""
-        _require_multilabel(self)
+        target = _require_multilabel(self, labels)
         yes = _focal(F.logsigmoid(logits), self.gamma_positive) * _factor(weights)
         shifted = (logits.sigmoid() - self.margin).clamp(min=0)
         no = -shifted.pow(self.gamma_negative) * torch.log1p(-shifted.clamp(max=1 - 1e-7))
@@ -134,12 +145,13 @@ def _factor(weights: Tensor | None) -> Tensor | float:
     return 1.0 if weights is None else weights
 
 
-def _require_multilabel(loss: Loss) -> None:
-    if not loss.multilabel:
+def _require_multilabel(loss: Loss, labels: Labels) -> Tensor:
+    if not isinstance(labels, MultiLabels):
         raise ValueError(
             f"{type(loss).__name__} answers yes or no for each label, but the task has one label an image. "
             "Give --model.loss CrossEntropy or FocalLoss, or set --model.multilabel true."
         )
+    return labels.label
 
 
 def _within(name: str, value: float, low: float, high: float) -> float:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from vfm.losses.base import Loss
 from vfm.losses.iou import corners, overlaps
 from vfm.losses.matching import Costs, match
-from vfm.spec import Component
-from vfm.types import Objects, Raw
+from vfm.types import Batch, Objects, Raw, require_target
 
 
-class DetectionLoss(Component, nn.Module):
+class DetectionLoss(Loss):
     """Matching, a matchability-aware loss of the classes (DEIM, Huang et al., 2024), L1 and generalised IoU.
 
     Every layer of the decoder, the proposals and every group of queries learn from all objects.
@@ -43,16 +43,17 @@ class DetectionLoss(Component, nn.Module):
         self.gamma = gamma
         self.costs = Costs()
 
-    def forward(self, raw: Raw, objects: Objects) -> dict[str, Tensor]:
+    def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Sums over the objects of a batch; divide by their number over all ranks.
 
         Args:
-            raw: Of a `DetectionHead`, in training or evaluation.
-            objects: Of the same images.
+            raw: Outputs of a `DetrHead`, in training or evaluation.
+            batch: The same images with their `Objects`.
 
         Returns:
             `classes`, `distance` and `overlap`, weighted, each averaged over groups and summed over layers.
         """
+        objects = require_target(batch, Objects, self)
         logits, boxes = raw["logits"].float(), raw["boxes"].float()
         if logits.ndim == 3:  # one layer and one group, as it answers
             logits, boxes = logits[None, :, None], boxes[None, :, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from lightning.pytorch import Callback
@@ -14,6 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from vfm.data import ImageData
+from vfm.losses import Loss
+from vfm.losses.base import sum_losses
 from vfm.models.adapt import LEARNING_RATES, Adapt, AdaptOptions
 from vfm.models.adapt import adapt as adapt_backbone
 from vfm.models.backbone import Backbone, ImageSize
@@ -28,7 +30,7 @@ from vfm.training.checkpoint_file import CheckpointError
 from vfm.training.nonfinite import require_finite
 from vfm.training.optim import Optim, clip_gradients, configure
 from vfm.training.option_checks import without_effect
-from vfm.types import Batch, Raw
+from vfm.types import Batch, Raw, Target
 
 
 class BaseTask(CheckpointedModel, ExportHooks):
@@ -41,6 +43,8 @@ class BaseTask(CheckpointedModel, ExportHooks):
     monitor_mode: str = "min"
     _columns: Tensor | None = None
     """For each label of the data its place among the model's."""
+    criterion: Loss
+    """The loss; the task's constructor sets it."""
 
     def __init__(
         self,
@@ -93,9 +97,20 @@ class BaseTask(CheckpointedModel, ExportHooks):
         self.skipped = callbacks.SkippedFiles()
         self._counted = 0.0
 
-    @abstractmethod
-    def loss(self, raw: Raw, target: Tensor) -> Tensor:
-        """Sum of the losses of a batch, so that unequal batches weigh each image alike."""
+    def compute_losses(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
+        """Sums by name over a batch, so that unequal batches weigh each image, or object, alike; a task may add terms.
+
+        Args:
+            raw: Outputs of the head.
+            batch: The images that they are of.
+        """
+        losses: dict[str, Tensor] = self.criterion(raw, batch)
+        return losses
+
+    @final
+    def loss(self, raw: Raw, batch: Batch) -> Tensor:
+        """Total of `compute_losses`."""
+        return sum_losses(self.compute_losses(raw, batch))
 
     @abstractmethod
     def evaluate(self, batch: Batch) -> None:
@@ -189,11 +204,9 @@ class BaseTask(CheckpointedModel, ExportHooks):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch; `on_before_optimizer_step` makes every image, or object, of a step count alike."""
         num_images = len(batch["image"])
-        self._counted += self.count(batch)
+        self._counted += batch["target"].loss_divisor
         if num_images:
             loss = self._summed_loss(batch, batch_idx)
-            mean = loss.detach() / max(self.count(batch), 1)
-            self.log("train/loss", mean, batch_size=num_images, prog_bar=True, on_epoch=True)
         else:
             # Every file of the batch was unreadable; other ranks still wait for gradients of every weight.
             learning = (p for p in self.parameters() if p.requires_grad)
@@ -201,17 +214,25 @@ class BaseTask(CheckpointedModel, ExportHooks):
         require_finite(self, loss, batch)
         return loss / self._datamodule().batch_size
 
-    def count(self, batch: Batch) -> float:
-        """What the summed loss of a batch is divided by to be a mean: images, unless a task counts otherwise."""
-        return float(len(batch["image"]))
-
     def _summed_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Total loss of a batch that is not empty; it and its parts are logged as means."""
         if "features" in batch:
-            return self.loss(self.raw(batch), batch["label"])
-        images = self.preprocess.normalise(batch["image"])
-        images, target = self.mix(images, batch["label"], batch_idx)
-        images = images.contiguous(memory_format=self._layout)
-        return self.loss(self.head(self.backbone(images)), target)
+            raw = self.raw(batch)
+        else:
+            images = self.preprocess.normalise(batch["image"])
+            images, target = self.augment_batch(images, batch["target"], batch_idx)
+            batch = {**batch, "target": target}
+            raw = self.head(self.backbone(images.contiguous(memory_format=self._layout)))
+        self.on_train_outputs(raw)
+        losses = self.compute_losses(raw, batch)
+        loss = sum_losses(losses)
+        divisor, number = max(batch["target"].loss_divisor, 1), len(batch["image"])
+        if len(losses) > 1:
+            for name, value in losses.items():
+                self.log(f"train/{name}", value.detach() / divisor, batch_size=number)
+        mean = loss.detach() / divisor
+        self.log("train/loss", mean, batch_size=number, prog_bar=True, on_epoch=True)
+        return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the gradient the mean over all that a step counts: a rank's or an accumulated batch may be smaller."""
@@ -226,8 +247,10 @@ class BaseTask(CheckpointedModel, ExportHooks):
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, whole / max(count, 1.0))
 
-    def mix(self, images: Tensor, target: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Change a training batch after normalisation; a task may mix images and targets here.
+    def augment_batch(
+        self, images: Tensor, target: Target, batch_idx: int
+    ) -> tuple[Tensor, Target]:
+        """Change a training batch after normalisation; a task may mix images and targets here, or scale them.
 
         Args:
             images: float [N, 3, H, W].
@@ -235,6 +258,13 @@ class BaseTask(CheckpointedModel, ExportHooks):
             batch_idx: Number of the batch in its epoch, on this rank.
         """
         return images, target
+
+    def on_train_outputs(self, raw: Raw) -> None:
+        """Take what a task keeps of the outputs of every training batch.
+
+        Args:
+            raw: Outputs of the head, before the loss.
+        """
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the answers and losses of a batch."""

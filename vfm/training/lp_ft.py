@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import move_data_to_device, rank_zero_info
 from torch import Tensor
 
 from vfm.data import ImageData
 from vfm.training.feature_cache import split_features
 from vfm.training.protocols import LossModel
-from vfm.types import Features
 
 _CHUNK = 8192
 _STEPS = 100
@@ -46,7 +45,7 @@ def solve_head(task: LossModel, data: ImageData) -> None:
         stored.__getitems__(range(i, min(i + _CHUNK, len(stored))))[0]
         for i in range(0, len(stored), _CHUNK)
     ]
-    total = sum(len(batch["label"]) for batch in batches)
+    total = sum(batch["target"].loss_divisor for batch in batches)
     weights = [p for p in task.head.parameters() if p.requires_grad]
     solver = torch.optim.LBFGS(
         weights, max_iter=_STEPS, history_size=10, line_search_fn="strong_wolfe"
@@ -57,9 +56,8 @@ def solve_head(task: LossModel, data: ImageData) -> None:
         solver.zero_grad()
         value = torch.zeros((), device=task.device)
         for batch in batches:
-            fields = {k: v.to(task.device) for k, v in batch["features"].items()}
-            raw = task.head(Features.partial(fields))
-            loss = task.loss(raw, batch["label"].to(task.device)) / total
+            batch = move_data_to_device(batch, task.device)
+            loss = task.loss(task.raw(batch), batch) / total
             loss.backward()  # type: ignore[no-untyped-call]
             value += loss.detach()
         for weight in weights:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,10 +13,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from vfm.models.tensors import read_metadata, read_plain, write_tensors
+from vfm.renames import update_path
+from vfm.spec import class_path, import_class
 from vfm.training.callbacks import output_dir
 from vfm.training.loading import load_model
 from vfm.training.protocols import LossModel
-from vfm.types import Batch
+from vfm.types import Batch, select_image
 
 FOLDER = "nonfinite"
 """Folder of a run with the batch and the state."""
@@ -50,12 +53,8 @@ def require_finite(task: LossModel, loss: Tensor, batch: Batch) -> None:
     trainer.save_checkpoint(folder / _STATE)
     if not bad.item():
         raise NonFiniteLossError(f"The loss of another rank is not finite; see {folder}.")
-    tensors = {
-        k: v for k, v in batch.items() if isinstance(v, Tensor) and k in ("image", "label", "index")
-    }
-    tensors |= {f"features.{k}": v for k, v in batch.get("features", {}).items()}
     file = folder / f"batch_rank{trainer.global_rank}.safetensors"
-    write_tensors(file, tensors, {"name": json.dumps(batch["name"])})
+    _save_batch(file, batch)
     raise NonFiniteLossError(_message(task, loss, batch, file))
 
 
@@ -70,15 +69,32 @@ def replay(folder: str | Path, rank: int = 0, **load: Any) -> dict[str, float]:
     folder = Path(folder)
     task = load_model(folder / _STATE, LightningModule, **load)
     file = folder / f"batch_rank{rank}.safetensors"
-    tensors = read_plain(file)
-    names = json.loads(read_metadata(file)["name"])
-    features = {
-        k.removeprefix("features."): v for k, v in tensors.items() if k.startswith("features.")
-    }
-    batch: Any = {"name": names, "image": tensors["image"], "label": tensors["label"]}
-    if features:
-        batch["features"] = features
-    return dict(zip(names, _losses(task, batch), strict=True))
+    batch = _load_batch(file, load.get("trust", ()))
+    return dict(zip(batch["name"], _losses(task, batch), strict=True))
+
+
+def _save_batch(file: Path, batch: Batch) -> None:
+    """Write a batch with its whole target."""
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    tensors |= {f"features.{name}": value for name, value in batch.get("features", {}).items()}
+    target = batch["target"]
+    tensors |= {f"target.{name}": value for name, value in target._asdict().items()}
+    metadata = {"name": json.dumps(batch["name"]), "target": class_path(type(target))}
+    write_tensors(file, tensors, metadata)
+
+
+def _load_batch(file: Path, trust: Collection[str]) -> Batch:
+    """Read what `_save_batch` wrote."""
+    metadata = read_metadata(file)
+    groups: dict[str, dict[str, Tensor]] = {"": {}, "features": {}, "target": {}}
+    for path, tensor in read_plain(file).items():
+        group, _, name = path.rpartition(".")
+        groups[group][name] = tensor
+    batch: Any = {"name": json.loads(metadata["name"]), "skipped": [], **groups[""]}
+    batch["target"] = import_class(update_path(metadata["target"]), trust)(**groups["target"])
+    if groups["features"]:
+        batch["features"] = groups["features"]
+    return cast(Batch, batch)
 
 
 @torch.no_grad()
@@ -88,10 +104,8 @@ def _losses(task: LossModel, batch: Batch) -> list[float]:
     task.eval()
     losses = []
     for i in range(len(batch["name"])):
-        one: Any = {"image": batch["image"][i : i + 1]}
-        if "features" in batch:
-            one["features"] = {k: v[i : i + 1] for k, v in batch["features"].items()}
-        losses.append(float(task.loss(task.raw(one), batch["label"][i : i + 1])))
+        one = select_image(batch, i)
+        losses.append(float(task.loss(task.raw(one), one)))
     task.train(was_training)
     return losses
 
@@ -117,7 +131,7 @@ def _message(task: LossModel, loss: Tensor, batch: Batch, file: Path) -> str:
         cause = f"It is not finite for {which}: look at them and their labels, or lower --model.optim.lr"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (
-        f"The loss is {float(loss):g} in {where}. {cause}.\n"
+        f"The loss is {float(loss.detach()):g} in {where}. {cause}.\n"
         f"Images: {', '.join(names[:_SHOWN])}{more}.\n"
         f"Batch and state from before the step: {file.parent}. Each image's loss: "
         'python -c "from vfm.training.nonfinite import replay; '

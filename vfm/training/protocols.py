@@ -41,7 +41,7 @@ class LossModel(FeatureModel, Protocol):
     def raw(self, batch: Batch) -> Raw:
         """Raw outputs of the head for a batch, whose features may be there already."""
 
-    def loss(self, raw: Raw, target: Tensor) -> Tensor:
+    def loss(self, raw: Raw, batch: Batch) -> Tensor:
         """Sum of the losses of a batch."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

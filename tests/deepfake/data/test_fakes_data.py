@@ -83,13 +83,13 @@ def test_pairs_come_as_real_fake_real_fake(faces, mode):
     data = listed(faces, mode=mode)
     data.setup("fit")
     loaded = batches(data)
-    assert [len(batch["label"]) for batch in loaded] == [4, 4, 4, 4]
+    assert [len(batch["target"].label) for batch in loaded] == [4, 4, 4, 4]
     for batch in loaded:
-        assert batch["label"].tolist() == [0, 1, 0, 1]
-        assert batch["mask"].shape == (4, 32, 32)
-        assert batch["mask"].dtype == torch.float32
-        assert batch["mask"][::2].max() == 0
-        assert (batch["mask"][1::2].amax((1, 2)) > 0.3).all()
+        assert batch["target"].label.tolist() == [0, 1, 0, 1]
+        assert batch["target"].mask.shape == (4, 32, 32)
+        assert batch["target"].mask.dtype == torch.float32
+        assert batch["target"].mask[::2].max() == 0
+        assert (batch["target"].mask[1::2].amax((1, 2)) > 0.3).all()
     names = [name for batch in loaded for name in batch["name"]]
     reals, fakes = names[::2], names[1::2]
     assert sorted(reals) == sorted(r.name for r in data.records["train"] if r.label == 0)
@@ -174,9 +174,9 @@ def test_evaluation_shows_images_as_they_are_with_their_masks(faces):
     for image, name in zip(batch["image"], batch["name"], strict=True):
         pixels = np.asarray(Image.open(faces / name))
         assert (image.numpy() == data.preprocess.resize(pixels)[0]).all()
-    peak = batch["mask"].amax((1, 2))
-    assert (peak[batch["label"] == 0] == 0).all()
-    assert (peak[batch["label"] == 1] > 0.8).all()
+    peak = batch["target"].mask.amax((1, 2))
+    assert (peak[batch["target"].label == 0] == 0).all()
+    assert (peak[batch["target"].label == 1] > 0.8).all()
 
 
 def test_fake_without_a_mask_has_an_unknown_one(faces, tmp_path):
@@ -185,9 +185,9 @@ def test_fake_without_a_mask_has_an_unknown_one(faces, tmp_path):
         data = listed(root, mode=mode)
         data.setup("fit")
         for batch in (*batches(data), *data.val_dataloader()):
-            known = batch["mask"].amin((1, 2)) >= 0
-            assert (known == (batch["label"] == 0)).all()
-            assert (batch["mask"][batch["label"] == 1] == -1).all()
+            known = batch["target"].mask.amin((1, 2)) >= 0
+            assert (known == (batch["target"].label == 0)).all()
+            assert (batch["target"].mask[batch["target"].label == 1] == -1).all()
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash", "letterbox"])
@@ -219,9 +219,9 @@ def test_trap_12_unreadable_image_takes_its_pair_away_and_is_listed(faces, tmp_p
     loaded = batches(data)
     skipped = [name for batch in loaded for name, _ in batch["skipped"]]
     assert [Path(name).name for name in skipped] == ["broken.png"]
-    assert sum(len(batch["label"]) for batch in loaded) == 2 * (16 - 1)
+    assert sum(len(batch["target"].label) for batch in loaded) == 2 * (16 - 1)
     for batch in loaded:
-        assert batch["label"].tolist() == [0, 1] * (len(batch["label"]) // 2)
+        assert batch["target"].label.tolist() == [0, 1] * (len(batch["target"].label) // 2)
 
 
 def test_unreadable_mask_and_landmarks_are_named(faces, tmp_path):
@@ -262,7 +262,7 @@ def test_trap_09_picture_that_is_no_crop_is_not_resized_to_one(faces, tmp_path):
     data = listed(root)
     data.setup("fit")
     (batch, *_) = data.val_dataloader()
-    assert len(batch["label"]) == 0
+    assert len(batch["target"].label) == 0
     assert {r for _, r in batch["skipped"]} == {
         "it has 48 x 48 pixels, but crops of faces have 64 x 64"
     }
@@ -305,8 +305,10 @@ def test_real_images_alone_are_enough_for_blends(faces, tmp_path):
     one, two = (list(data.val_dataloader()) for _ in range(2))
     for first, second in zip(one, two, strict=True):
         assert (first["image"] == second["image"]).all()
-        assert (first["mask"].amax((1, 2)) > 0.3).tolist() == (first["label"] == 1).tolist()
-    labels = torch.cat([batch["label"] for batch in one])
+        assert (first["target"].mask.amax((1, 2)) > 0.3).tolist() == (
+            first["target"].label == 1
+        ).tolist()
+    labels = torch.cat([batch["target"].label for batch in one])
     assert labels.float().mean() == 0.5
     kept = build(data.keep_split(tmp_path), base=FakesData)
     with pytest.warns(UserWarning, match="has no fakes"):
@@ -344,8 +346,8 @@ def test_whole_data_set_can_be_one_split(faces):
 def test_predict_takes_every_image_below_the_root(faces):
     data = listed(faces)
     loaded = list(data.predict_dataloader())
-    assert sum(len(batch["label"]) for batch in loaded) == 48 + 32  # crops and masks
-    assert all((batch["mask"] == -1).all() for batch in loaded)
+    assert sum(len(batch["target"].label) for batch in loaded) == 48 + 32  # crops and masks
+    assert all((batch["target"].mask == -1).all() for batch in loaded)
 
 
 def test_videos_are_refused_with_the_command_that_makes_images(faces, tmp_path):

@@ -203,8 +203,7 @@ def collate_boxes(samples: Sequence[BoxSample | Skipped]) -> Batch:
     counts = torch.tensor([len(s.labels) for s in good], dtype=torch.int64)
     return Batch(
         image=torch.from_numpy(images),
-        label=labels,
-        objects=Objects(torch.from_numpy(boxes), labels, counts),
+        target=Objects(torch.from_numpy(boxes), labels, counts),
         geometry=torch.from_numpy(rows),
         index=torch.tensor([s.index for s in good], dtype=torch.int64),
         name=[s.name for s in good],

@@ -17,6 +17,7 @@ from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, opened, samp
 from vfm.deepfake.data.augment import Array, Edit, Mask, Pixels, View, benign_edit
 from vfm.deepfake.data.blend import self_blend
 from vfm.deepfake.data.pairs import Pairs
+from vfm.deepfake.target import DeepfakeTarget
 from vfm.preprocess import Preprocess
 from vfm.types import Batch
 
@@ -272,10 +273,10 @@ def collate_fakes(
     size = good[0].image.shape[:2] if good else bad[0].size
     images = np.stack([s.image for s in good]) if good else np.zeros((0, *size, 3), np.uint8)
     masks = np.stack([s.mask for s in good]) if good else np.zeros((0, *size), np.float32)
+    labels = torch.tensor([int(s.label) for s in good], dtype=torch.int64)
     return Batch(
         image=torch.from_numpy(images),
-        label=torch.tensor([int(s.label) for s in good], dtype=torch.int64),
-        mask=torch.from_numpy(masks),
+        target=DeepfakeTarget(labels, torch.from_numpy(masks)),
         index=torch.tensor([s.index for s in good], dtype=torch.int64),
         name=[s.name for s in good],
         skipped=[(s.name, s.reason) for s in bad],

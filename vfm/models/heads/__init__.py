@@ -7,12 +7,14 @@ from vfm.models.heads.classification import (
     MLPHead,
 )
 from vfm.models.heads.detection import DetectionHead
+from vfm.models.heads.detr import DetrHead
 from vfm.models.heads.head import Head
 
 __all__ = [
     "AttentionPoolHead",
     "ClassificationHead",
     "DetectionHead",
+    "DetrHead",
     "Head",
     "LinearHead",
     "MLPHead",

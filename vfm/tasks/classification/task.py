@@ -13,7 +13,7 @@ from vfm.data import FolderData, IdxData, ImageData, TableData
 from vfm.data.detection.base import BoxData
 from vfm.data.mixing import Mixing
 from vfm.data.tables import read_table
-from vfm.losses import BinaryCrossEntropy, CrossEntropy, Loss
+from vfm.losses import BinaryCrossEntropy, ClassificationLoss, CrossEntropy, Loss
 from vfm.losses.classification import one_hot
 from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.heads import ClassificationHead, LinearHead
@@ -29,7 +29,7 @@ from vfm.tasks.labelled_images import LabelledImages, OpenedImages, carry_option
 from vfm.tasks.labels import ClassWeights, LabelError, class_weights_of
 from vfm.tasks.validation import Validation
 from vfm.training.optim import Optim
-from vfm.types import Batch, Raw
+from vfm.types import Batch, Labels, MultiLabels, Target, require_target
 
 _TABLE = ("path_column", "label_column", "label_separator", "allow_no_label", "split_column")
 
@@ -129,21 +129,9 @@ class ClassificationTask(BaseTask):
         if multilabel:
             self.monitor = "val/mAP"
         self.criterion = loss or (BinaryCrossEntropy() if multilabel else CrossEntropy())
-        self.criterion.multilabel = multilabel
         self.mixing = mixing
         self._class_weights = class_weights
-        self._weights: Tensor | None = None
         self._collector = Collector()
-
-    def loss(self, raw: Raw, target: Tensor) -> Tensor:
-        """The loss, summed over the batch; classes are weighted in training alone."""
-        return self._losses(raw, target).sum()
-
-    def _losses(self, raw: Raw, target: Tensor) -> Tensor:
-        """The loss of each image, [N]."""
-        weights = self._weights if self.training else None
-        losses: Tensor = self.criterion(raw["logits"].float(), target, weights)
-        return losses
 
     def take_labels(self, data: ImageData) -> None:
         """Make the head's layers, and weigh the classes."""
@@ -159,27 +147,41 @@ class ClassificationTask(BaseTask):
                 f"Set --model.multilabel {str(data.multilabel).lower()}, or give other data."
             )
         super().take_labels(data)
-        self._weights = class_weights_of(self._class_weights, data)
+        weights = class_weights_of(self._class_weights, data)
+        if isinstance(self.criterion, ClassificationLoss):
+            self.criterion.class_weights = weights
+        elif weights is not None:
+            raise LabelError(
+                f"{type(self.criterion).__name__} takes no class_weights, which are {self._class_weights}. Derive it "
+                "from vfm.ClassificationLoss, or leave out --model.class_weights."
+            )
 
     def on_fit_start(self) -> None:
         """Bring the class weights to where the model is, before anything learns."""
-        if self._weights is not None:
-            self._weights = self._weights.to(self.device)
+        criterion = self.criterion
+        if isinstance(criterion, ClassificationLoss) and criterion.class_weights is not None:
+            criterion.class_weights = criterion.class_weights.to(self.device)
         super().on_fit_start()
 
-    def mix(self, images: Tensor, target: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+    def augment_batch(
+        self, images: Tensor, target: Target, batch_idx: int
+    ) -> tuple[Tensor, Target]:
         """Blend the batch's images and labels, as `mixing` says."""
         if not (self.mixing.mixup or self.mixing.cutmix):
             return images, target
+        assert isinstance(target, Labels)
         key = (self._datamodule().seed, self.current_epoch, batch_idx, self.global_rank)
-        return self.mixing(images, one_hot(target, len(self.labels)), key)
+        images, shares = self.mixing(images, one_hot(target.label, len(self.labels)), key)
+        return images, target._replace(label=shares)
 
     def evaluate(self, batch: Batch) -> None:
         """Keep the scores and losses of a batch."""
-        target = self._target(batch["label"])
+        target = self._reorder(require_target(batch, Labels, self))
+        batch = {**batch, "target": target}
         raw = self.raw(batch)
         scores = self.head.decode(raw)["scores"]
-        self._collector.add(scores, target, batch["index"], self._losses(raw, target))
+        losses = self.criterion.per_image(raw, batch)
+        self._collector.add(scores, target.label, batch["index"], losses)
 
     def gather(self) -> Answers | None:
         """The answers of all ranks."""
@@ -230,10 +232,10 @@ class ClassificationTask(BaseTask):
             return {"label_column": list(self.labels)}
         return {}
 
-    def _target(self, label: Tensor) -> Tensor:
+    def _reorder(self, labels: Labels) -> Labels:
         """The data's labels in the order of the model's."""
-        if not self.multilabel:
-            return self.columns[label]
-        target = torch.empty_like(label)
-        target[:, self.columns] = label
-        return target
+        if not isinstance(labels, MultiLabels):
+            return labels._replace(label=self.columns[labels.label])
+        columns = torch.empty_like(labels.label)
+        columns[:, self.columns] = labels.label
+        return labels._replace(label=columns)

@@ -15,10 +15,10 @@ from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import DetectionData, ImageData
 from vfm.data.detection.base import BoxData
-from vfm.losses import DetectionLoss
+from vfm.losses import DetectionLoss, Loss
 from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.backbone import ImageSize
-from vfm.models.heads import DetectionHead
+from vfm.models.heads import DetectionHead, DetrHead
 from vfm.models.weights import MIN_COVERAGE
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
@@ -29,7 +29,7 @@ from vfm.tasks.detection.validation import BoxValidation
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages, carry_options
 from vfm.tasks.validation import Validation
 from vfm.training.optim import Optim
-from vfm.types import Batch, Raw
+from vfm.types import Batch, Objects, Target, require_target
 
 _OPTIM = Optim(lr=5e-4, weight_decay=1e-4, clip=0.1, backbone_factor=0.2, freeze=0.02, ema=0.998)
 _LEAST_SCORE = 0.01
@@ -37,7 +37,7 @@ _LEAST_VALIDATIONS = 20
 
 
 class DetectionTask(BaseTask):
-    """Adapts a backbone and a DETR head to find objects.
+    """Adapts a backbone and a head to find objects.
 
     Logs `train/loss`, `val/loss`, `val/AP` and `val/AP50` of COCO. Validating or testing a checkpoint writes
     `results.json` and a report with pictures beside it.
@@ -52,7 +52,7 @@ class DetectionTask(BaseTask):
     def __init__(
         self,
         backbone: str,
-        head: DetectionHead | None = None,
+        head: DetrHead | DetectionHead | None = None,
         *,
         pretrained: bool = True,
         weights: Path | None = None,
@@ -65,7 +65,7 @@ class DetectionTask(BaseTask):
         adapt: Adapt = "full",
         adapt_options: AdaptOptions = AdaptOptions(),
         optim: Optim = _OPTIM,
-        loss: DetectionLoss | None = None,
+        loss: DetectionLoss | Loss | None = None,
         min_steps: int = 0,
         multi_scale: float = 0.0,
         channels_last: bool = False,
@@ -76,7 +76,7 @@ class DetectionTask(BaseTask):
 
         Args:
             backbone: A name of timm, with or without a tag of weights.
-            head: A DetectionHead; of size nano by default.
+            head: Any DetectionHead, also your own; a DetrHead of size nano by default.
             pretrained: Fetch the weights that timm names for the backbone.
             weights: A local file of backbone weights, in place of timm's: .safetensors, .pth, or a checkpoint of vfm.
             min_coverage: Least share of the backbone's tensors that the file must set.
@@ -88,7 +88,8 @@ class DetectionTask(BaseTask):
             adapt: Which weights of the backbone learn, as for ClassificationTask.
             adapt_options: Of lora, effort and partial.
             optim: Optimiser, schedule, learning rate of the backbone and averaging of weights.
-            loss: Weights of the classes', boxes' and overlaps' losses.
+            loss: DetectionLoss by default, which weighs classes, boxes and overlaps; or any other Loss of the head's
+                outputs.
             min_steps: Least number of optimiser steps: on a small set, where epochs are short, their number grows to
                 reach it. Boxes take 2,000 to 3,000 steps to settle.
             multi_scale: Train on inputs up to this share smaller and larger than `image_size`, such as 0.3; the
@@ -102,7 +103,7 @@ class DetectionTask(BaseTask):
         """
         super().__init__(
             backbone,
-            head if head is not None else DetectionHead(),
+            head if head is not None else DetrHead(),
             pretrained=pretrained,
             weights=weights,
             min_coverage=min_coverage,
@@ -135,41 +136,30 @@ class DetectionTask(BaseTask):
         self._multi_scale = multi_scale
         self._collector = BoxCollector()
 
-    def loss(self, raw: Raw, target: Any) -> Tensor:
-        """The loss, summed over the objects of a batch.
-
-        Args:
-            raw: Of the head.
-            target: `Objects`.
-        """
-        return torch.stack(list(self.criterion(raw, target).values())).sum()
-
-    def count(self, batch: Batch) -> float:
-        """Objects of a batch: by these a DETR's loss is normalised."""
-        return float(len(batch["label"]))
-
     def setup(self, stage: str) -> None:
         """Take the labels from the data, and lengthen a training that would be too short."""
         super().setup(stage)
         if stage == "fit":
             self._lengthen()
 
-    def _summed_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        images = self._scaled(self.preprocess.normalise(batch["image"]), batch_idx)
-        images = images.contiguous(memory_format=self._layout)
-        losses = self.criterion(self.head(self.backbone(images)), batch["objects"])
-        number = max(self.count(batch), 1.0)
-        for name, value in losses.items():
-            self.log(f"train/{name}", value.detach() / number, batch_size=len(images))
-        return torch.stack(list(losses.values())).sum()
+    def augment_batch(
+        self, images: Tensor, target: Target, batch_idx: int
+    ) -> tuple[Tensor, Target]:
+        """Scale the images to the size that is this batch's turn: a function of seed, epoch and batch."""
+        if not self._multi_scale:
+            return images, target
+        draw = np.random.default_rng([self._datamodule().seed, self.current_epoch, batch_idx])
+        factor = 1 + self._multi_scale * (2 * draw.random() - 1)
+        size = [max(1, round(n * factor / self._stride)) * self._stride for n in images.shape[2:]]
+        return F.interpolate(images, size=size, mode="bilinear", antialias=True), target
 
     def evaluate(self, batch: Batch) -> None:
         """Keep the boxes and the loss of a batch."""
-        objects = batch["objects"]
-        objects = objects._replace(labels=self.columns[objects.labels])
+        objects = require_target(batch, Objects, self)
+        target = objects._replace(labels=self.columns[objects.labels])
         raw = self.raw(batch)
         found = self.head.decode(raw, batch["geometry"])
-        self._collector.add(found, batch["index"], self.loss(raw, objects))
+        self._collector.add(found, batch["index"], self.loss(raw, {**batch, "target": target}))
 
     def gather(self) -> BoxAnswers | None:
         """The answers of all ranks."""
@@ -232,15 +222,6 @@ class DetectionTask(BaseTask):
                 "Give --data DetectionData with --data.root."
             )
         return data
-
-    def _scaled(self, images: Tensor, batch_idx: int) -> Tensor:
-        """The images at the size that is this batch's turn: a function of seed, epoch and batch."""
-        if not self._multi_scale:
-            return images
-        draw = np.random.default_rng([self._datamodule().seed, self.current_epoch, batch_idx])
-        factor = 1 + self._multi_scale * (2 * draw.random() - 1)
-        size = [max(1, round(n * factor / self._stride)) * self._stride for n in images.shape[2:]]
-        return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
     def _lengthen(self) -> None:
         """More epochs where there would be fewer steps than `min_steps`, with validations as many as before."""
