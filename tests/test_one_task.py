@@ -20,11 +20,14 @@ GENERIC_CLASSES = {"TaskType", "BaseTask", "Prediction"}
 # Where a task's own code lies.
 OF_TASKS = ("vfm/tasks/", "vfm/deepfake/", "vfm_runtime/tasks/", "vfm_runtime/deepfake/")
 # "path: code" of a line that may ask, and why.
-ALLOWED: dict[str, str] = {}
-DEEPFAKE = re.compile(r"deepfake|\bfakes?\b|Fake[A-Z]|[a-z]Fakes?\b|forge", re.IGNORECASE)
+ALLOWED = {
+    "vfm_runtime/server/tensors.py: 'classification' in parameters": "an extension of the protocol",
+}
+DEEPFAKE = re.compile(r"deepfake|\bfakes?\b|Fake[A-Z]|[a-z]Fakes?\b|forged|forger")
 NAMES_DEEPFAKES = {
     "vfm/__init__.py": "public names",
     "vfm/cli/__init__.py": "table of commands",
+    "vfm/models/presets.py": "what each backbone is good for",
     "vfm/renames.py": "names of earlier versions",
     "vfm_runtime/__init__.py": "public names",
     "vfm_runtime/tasks/registry.py": "table of tasks",

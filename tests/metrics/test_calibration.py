@@ -47,7 +47,7 @@ def test_temperature_refuses_swapped_labels_and_a_single_class():
     logits, fake = drawn(500)
     with pytest.raises(ValueError, match="labels are not swapped"):
         fit_temperature(logits, ~fake)
-    with pytest.raises(ValueError, match=r"All 3 videos are fakes.*add the others"):
+    with pytest.raises(ValueError, match=r"All 3 are positive.*add the others"):
         fit_temperature([1.0, 2.0, 3.0], [True] * 3)
 
 

@@ -20,8 +20,6 @@ from vfm.cli.errors import UsageError
 from vfm.cli.parsing import OPTIONS, cause, known_keys, rewrite, take
 from vfm.cli.resume import resolve
 from vfm.data import ImageData
-from vfm.data.folder import SPLIT_FILE
-from vfm.deepfake.data.layouts import MANIFEST
 from vfm.renames import CLASSES, update_class_paths, update_path
 from vfm.spec import check_trust
 from vfm.tasks import BaseTask
@@ -226,7 +224,8 @@ def _data_section(data: Mapping[str, Any], words: list[str], checkpoint: Path) -
         arguments.pop("manifest", None)
     for name in ("split_file", "table", "manifest"):
         kept = Path(arguments.get(name) or "")
-        if kept.name in (SPLIT_FILE, MANIFEST) and not kept.is_file():
-            # The run's folder was moved or copied; the list lies beside its checkpoints' folder.
-            arguments[name] = str(checkpoint.parent.parent / kept.name)
+        # Where the run's folder was moved or copied, the list lies beside its checkpoints' folder.
+        moved = checkpoint.parent.parent / kept.name
+        if not kept.is_file() and moved.is_file():
+            arguments[name] = str(moved)
     return {**data, "init_args": arguments}

@@ -1,4 +1,4 @@
-"""Images with labels, boxes or forgeries, from folders, tables, MNIST files or generated, as Lightning data modules."""
+"""Images with labels or boxes, from folders, tables, MNIST files or generated, as Lightning data modules."""
 
 from vfm.data.base import ImageData
 from vfm.data.detection.auto import DetectionData

@@ -118,8 +118,8 @@ def deepfake_results(
     return {
         "num_samples": len(frames.clusters),
         "num_videos": len(videos.keys),
-        "num_reals": scores.num_reals,
-        "num_fakes": scores.num_fakes,
+        "num_reals": scores.num_negatives,
+        "num_fakes": scores.num_positives,
         "num_identities": scores.num_clusters,
         "level": LEVEL,
         "video_auc": scores.auc(),
@@ -214,8 +214,8 @@ def _method_rows(
             {
                 "dataset": part.dataset,
                 "method": part.method,
-                "num_fakes": part.scores.num_fakes,
-                "num_reals": part.scores.num_reals,
+                "num_fakes": part.scores.num_positives,
+                "num_reals": part.scores.num_negatives,
                 "own_reals": part.own_reals,
                 "seen": None if trained_on is None else part.method in trained_on,
                 **part.scores.few(),
@@ -281,8 +281,8 @@ def _dataset_rows(videos: Videos, clusters: IntArray, seed: int) -> list[dict[st
         rows.append(
             {
                 "dataset": name,
-                "num_fakes": part.num_fakes,
-                "num_reals": part.num_reals,
+                "num_fakes": part.num_positives,
+                "num_reals": part.num_negatives,
                 **part.few(),
                 "low": interval["low"],
                 "high": interval["high"],

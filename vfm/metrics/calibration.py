@@ -24,21 +24,21 @@ class TooFewError(ValueError):
     """Too few samples for a threshold with a guarantee; the text says how many it takes."""
 
 
-def fit_temperature(logits: npt.ArrayLike, fake: npt.ArrayLike) -> float:
+def fit_temperature(logits: npt.ArrayLike, positive: npt.ArrayLike) -> float:
     """The temperature by which logits are divided to become the best probabilities, by negative log-likelihood.
 
-    Both classes weigh the same, so that the share of fakes in the data does not matter. The targets are drawn a little
-    towards the middle, as if each class had two more samples, one of either label (Platt, Probabilistic outputs for
+    Both classes weigh the same, so that the share of a class does not matter. The targets are drawn a little towards
+    the middle, as if each class had two more samples, one of either label (Platt, Probabilistic outputs for
     support vector machines, 1999, section 2.2): without it, classes that do not overlap would have a temperature of 0.
 
     Args:
         logits: float [N], one for each video.
-        fake: bool [N].
+        positive: bool [N].
 
     Raises:
         ValueError: A class is missing, or reals have the higher logits.
     """
-    values, truth = _checked(logits, fake)
+    values, truth = _checked(logits, positive)
     _require_both(truth)
     number = np.where(truth, truth.sum(), (~truth).sum())
     target = np.where(truth, (number + 1) / (number + 2), 1 / (number + 2))
@@ -48,8 +48,9 @@ def fit_temperature(logits: npt.ArrayLike, fake: npt.ArrayLike) -> float:
     slope = _slope(values / scale, target, weight) / scale
     if slope <= 0:
         raise ValueError(
-            "The logits of reals are no lower than those of fakes, so no temperature makes probabilities of them. "
-            "Check that labels are not swapped (real is 0, fake is 1), and look at the AUC first."
+            "The logits of reals are no lower than those of the others, so no temperature makes "
+            "probabilities of them. "
+            "Check that labels are not swapped (real is 0), and look at the AUC first."
         )
     return 1 / slope
 
@@ -238,24 +239,24 @@ class Bin(NamedTuple):
     """One bar of a reliability diagram."""
 
     score: float
-    """Mean probability of fake that was answered, 0 to 1."""
+    """Mean probability of a positive that was answered, 0 to 1."""
     share: float
-    """Share that is fake, 0 to 1."""
+    """Share that is positive, 0 to 1."""
     num: int
 
 
-def reliability(logits: npt.ArrayLike, fake: npt.ArrayLike) -> dict[str, Any]:
-    """How well the sigmoid of the logits serves as a probability, as if reals and fakes were equally frequent.
+def reliability(logits: npt.ArrayLike, positive: npt.ArrayLike) -> dict[str, Any]:
+    """How well the sigmoid of the logits serves as a probability, as if both classes were equally frequent.
 
     `ece` is the expected calibration error over up to 15 bins of equal mass (Nixon et al., Measuring calibration in
     deep learning, 2019), `brier` the mean squared error, `nll` the mean negative log-likelihood in nats; 0 is best for
-    each. `bins` are (mean score, share of fakes, number of samples). None of it is defined for a single class.
+    each. `bins` are (mean score, share of positives, number of samples). None of it is defined for a single class.
 
     Args:
         logits: float [N], calibrated, one for each video.
-        fake: bool [N].
+        positive: bool [N].
     """
-    values, truth = _checked(logits, fake)
+    values, truth = _checked(logits, positive)
     if truth.all() or not truth.any():
         return {"ece": None, "brier": None, "nll": None, "bins": []}
     weight = 0.5 / np.where(truth, truth.sum(), (~truth).sum())
@@ -274,7 +275,7 @@ def reliability(logits: npt.ArrayLike, fake: npt.ArrayLike) -> dict[str, Any]:
 def _bins(
     chance: FloatArray, truth: BoolArray, weight: FloatArray
 ) -> list[tuple[float, float, int, float]]:
-    """Mean score, share of fakes, number and mass of up to 15 bins."""
+    """Mean score, share of positives, number and mass of up to 15 bins."""
     # Equal scores share a bin, whatever their order: they are one entry here.
     _, place = np.unique(chance, return_inverse=True)
     mass = np.bincount(place, weights=weight)
@@ -358,8 +359,8 @@ def _allowed(number: int) -> float:
     return math.ceil(1000 / (number + 1)) / 1000
 
 
-def _checked(logits: npt.ArrayLike, fake: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
-    values, truth = np.asarray(logits, dtype=np.float64), np.asarray(fake, dtype=bool)
+def _checked(logits: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
+    values, truth = np.asarray(logits, dtype=np.float64), np.asarray(positive, dtype=bool)
     if values.ndim != 1 or values.shape != truth.shape or not len(values):
         raise ValueError(
             f"There are {values.shape} logits and {truth.shape} labels. Pass one of each for every video, at least one."
@@ -367,11 +368,11 @@ def _checked(logits: npt.ArrayLike, fake: npt.ArrayLike) -> tuple[FloatArray, Bo
     return values, truth
 
 
-def _require_both(fake: BoolArray) -> None:
-    if fake.all() or not fake.any():
-        only = "fakes" if fake.all() else "reals"
+def _require_both(positive: BoolArray) -> None:
+    if positive.all() or not positive.any():
+        only = "positive" if positive.all() else "negative"
         raise ValueError(
-            f"All {len(fake)} videos are {only}. A temperature needs reals and fakes: add the others."
+            f"All {len(positive)} are {only}. A temperature needs both classes: add the others."
         )
 
 

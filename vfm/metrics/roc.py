@@ -132,16 +132,16 @@ class Roc:
 
 
 class Scores:
-    """Logits with their truth and the identities that they show, and the figures of a detector.
+    """Logits with their truth and the identities that they show, and the metrics of a binary classifier.
 
     Intervals are of a cluster bootstrap: people are drawn, with all that shows them, since two videos of a person
-    are not independent. Figures are None where there are only reals or only fakes.
+    are not independent. Figures are None where there are only one class.
     """
 
     def __init__(
         self,
         logits: npt.ArrayLike,
-        fake: npt.ArrayLike,
+        positive: npt.ArrayLike,
         clusters: npt.ArrayLike,
         num_clusters: int,
         seed: int = 0,
@@ -150,41 +150,41 @@ class Scores:
 
         Args:
             logits: float [N].
-            fake: bool [N].
+            positive: bool [N].
             clusters: int [N], the connected identities of each, from 0.
             num_clusters: Connected identities of the whole split.
             seed: Of the bootstrap.
         """
         self._logits = np.asarray(logits, dtype=np.float64)
-        self._fake = np.asarray(fake, dtype=bool)
+        self._positive = np.asarray(positive, dtype=bool)
         self.clusters = np.asarray(clusters, dtype=np.int64)
         self.num_clusters = num_clusters
-        self.num_fakes = int(self._fake.sum())
-        self.num_reals = len(self._fake) - self.num_fakes
-        self.ranking = Ranking(self._logits, self._fake)
-        self._from_real = Ranking(-self._logits, ~self._fake)
-        self.roc = Roc(self._logits, self._fake)
+        self.num_positives = int(self._positive.sum())
+        self.num_negatives = len(self._positive) - self.num_positives
+        self.ranking = Ranking(self._logits, self._positive)
+        self._of_negatives = Ranking(-self._logits, ~self._positive)
+        self.roc = Roc(self._logits, self._positive)
         self._seed = seed
 
     @property
     def both(self) -> bool:
-        """Whether there are reals and fakes."""
-        return self.num_fakes > 0 and self.num_reals > 0
+        """Whether there are both classes."""
+        return self.num_positives > 0 and self.num_negatives > 0
 
     def auc(self) -> Figure:
         """Area under the ROC curve, with its interval."""
         return self.interval(self.area)
 
     def all(self) -> dict[str, Any]:
-        """Every figure, ready for JSON: `average_precision` is of the fakes; its chance level is `prevalence`."""
+        """Every figure, ready for JSON: `average_precision` is of the positives; its chance level is `prevalence`."""
         average = self.interval(self.statistic(self.ranking.average_precision))
-        of_real = self.interval(self.statistic(self._from_real.average_precision))
+        of_negatives = self.interval(self.statistic(self._of_negatives.average_precision))
         return {
             "auc": self.auc(),
             "average_precision": average,
-            "average_precision_real": of_real,
-            "mean_average_precision": _mean(average["value"], of_real["value"]),
-            "prevalence": self.num_fakes / (self.num_fakes + self.num_reals),
+            "average_precision_real": of_negatives,
+            "mean_average_precision": _mean(average["value"], of_negatives["value"]),
+            "prevalence": self.num_positives / (self.num_positives + self.num_negatives),
             "eer": self.interval(self.statistic(self.roc.eer)),
             "eer_threshold": self.roc.eer_threshold() if self.both else None,
             "tpr_at_fpr": [self._hits(rate) for rate in FALSE_ALARM_RATES],
@@ -194,7 +194,7 @@ class Scores:
         }
 
     def few(self) -> dict[str, float | None]:
-        """Figures without intervals: AUC, average precision of the fakes, equal error rate, TPR at 1 % FPR."""
+        """Figures without intervals: AUC, average precision of the positives, equal error rate, TPR at 1 % FPR."""
         if not self.both:
             return dict.fromkeys(("auc", "average_precision", "eer", "tpr_at_fpr_0.01"))
         areas = self.ranking.to_dict()
@@ -210,7 +210,7 @@ class Scores:
         """The area under the ROC curve as a function of how often each cluster was drawn."""
         if self.num_clusters > min(_MOST_CLUSTERS, len(self.clusters) / 2):
             return self.statistic(self.ranking.auroc)
-        return _area_of_clusters(self._logits, self._fake, self.clusters, self.num_clusters)
+        return _area_of_clusters(self._logits, self._positive, self.clusters, self.num_clusters)
 
     def statistic(self, method: Statistic) -> Statistic:
         """A figure as a function of how often each cluster was drawn, int [B, clusters].
@@ -244,33 +244,38 @@ class Scores:
 
     def _hits(self, rate: float) -> dict[str, Any]:
         found = self.interval(self.statistic(partial(self.roc.hits_at, rate)))
-        allowed = int(rate * self.num_reals * (1 + 1e-9))
+        allowed = int(rate * self.num_negatives * (1 + 1e-9))
         # With none allowed the figure is that of a rate of 0: right, but pessimistic.
         return {"fpr": rate, **found, "false_alarms_allowed": allowed}
 
 
 def _area_of_clusters(
-    logits: FloatArray, fake: npt.NDArray[np.bool_], clusters: npt.NDArray[np.int64], number: int
+    logits: FloatArray,
+    positive: npt.NDArray[np.bool_],
+    clusters: npt.NDArray[np.int64],
+    number: int,
 ) -> Statistic:
-    """The area under the ROC curve from how often the fakes of each cluster beat the reals of each other.
+    """The area under the ROC curve from how often the positives of each cluster beat the negatives of each other.
 
     With many frames a person this takes a fraction of the time of drawing frames.
     """
-    order = np.argsort(logits[~fake], kind="stable")
-    reals, real_clusters = logits[~fake][order], clusters[~fake][order]
-    # A tie counts a half: the mean of the reals below, and of those below or equal.
-    sides = [np.searchsorted(reals, logits[fake], side) for side in ("left", "right")]
-    fakes_of, reals_of = (np.bincount(clusters[side], minlength=number) for side in (fake, ~fake))
+    order = np.argsort(logits[~positive], kind="stable")
+    negatives, negative_clusters = logits[~positive][order], clusters[~positive][order]
+    # A tie counts a half: the mean of the negatives below, and of those below or equal.
+    sides = [np.searchsorted(negatives, logits[positive], side) for side in ("left", "right")]
+    positives_of, negatives_of = (
+        np.bincount(clusters[side], minlength=number) for side in (positive, ~positive)
+    )
     wins = np.zeros((number, number))
-    for cluster in np.flatnonzero(reals_of):
-        below = np.append(0, np.cumsum(real_clusters == cluster))
+    for cluster in np.flatnonzero(negatives_of):
+        below = np.append(0, np.cumsum(negative_clusters == cluster))
         beaten = (below[sides[0]] + below[sides[1]]) / 2
-        wins[:, cluster] = np.bincount(clusters[fake], weights=beaten, minlength=number)
+        wins[:, cluster] = np.bincount(clusters[positive], weights=beaten, minlength=number)
 
     def area(counts: npt.ArrayLike) -> FloatArray:
         drawn = np.asarray(counts, dtype=np.float64)
         won = ((drawn @ wins) * drawn).sum(axis=1)
-        pairs = (drawn @ fakes_of) * (drawn @ reals_of)
+        pairs = (drawn @ positives_of) * (drawn @ negatives_of)
         found: FloatArray = np.divide(won, pairs, out=np.full(len(drawn), np.nan), where=pairs > 0)
         return found
 

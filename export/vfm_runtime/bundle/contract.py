@@ -94,8 +94,8 @@ class Contract:
     """Name of the task; `multi_head` where there are several heads."""
 
     labels: tuple[str, ...]
-    """Class names, in the order of the columns of `scores`; of a detector, by its `labels`; `real` and `fake` of a
-    deepfake model; the names of several heads."""
+    """Class names, in the order of the columns of `scores`; of a detector, by its `labels`; the
+    names of several heads."""
 
     preprocess: dict[str, Any]
     """How `preprocess.onnx` makes pixels; plain values, with `size` as [height, width]."""
