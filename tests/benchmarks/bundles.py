@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.bundle.in_memory import export_task
 from vfm import ClassificationTask
+from vfm.bundle import ExportOptions
+from vfm.bundle.export import write_bundle
 from vfm.tasks.checkpoint import versions
+from vfm.tasks.saved import Checkpoint
 
 MODELS = {
     "ViT-S/16": "vit_small_patch16_224",
@@ -31,7 +33,8 @@ def make_bundle(task: ClassificationTask, folder: Path) -> Path:
     """A bundle of the task below the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     noise(folder / "a.png")
-    export_task(task, [folder / "a.png"], folder / "bundle", origin=ORIGIN, results={})
+    options = ExportOptions(images=folder, out=folder / "bundle")
+    write_bundle({"": Checkpoint(task, ORIGIN)}, options, [folder / "a.png"])
     return folder / "bundle"
 
 

@@ -61,8 +61,10 @@ def bundle(folder: Path, backbone: str) -> Path:
     import torch
     from vfm_runtime.deepfake.faces.crop import CropSpec
 
-    from tests.bundle.in_memory import export_task
+    from vfm.bundle import ExportOptions
+    from vfm.bundle.export import write_bundle
     from vfm.deepfake.task import DeepfakeTask
+    from vfm.tasks.saved import Checkpoint
 
     torch.manual_seed(0)
     task = DeepfakeTask(backbone, pretrained=False)
@@ -72,7 +74,7 @@ def bundle(folder: Path, backbone: str) -> Path:
     Image.fromarray(data.astronaut()[:300, 80:380]).save(portrait)
     origin: dict[str, Any] = {"versions": {}, "seed": 0, "data": None, "weights": None}
     out = folder / "bundle"
-    export_task(task, [portrait], out, origin=origin, results={})
+    write_bundle({"": Checkpoint(task, origin)}, ExportOptions(images=folder, out=out), [portrait])
     return out
 
 
