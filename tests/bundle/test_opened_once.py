@@ -11,14 +11,16 @@ import torch
 import vfm
 from tests.tasks.tiny import fit, vit
 from vfm.bundle import ExportError, ExportOptions
+from vfm.bundle import export as bundle_export
 from vfm.bundle.export import export, write_bundle
 from vfm.data import FolderData
 from vfm.data.dataset import ImageDataset
 from vfm.data.synthetic import write_image_folder
 from vfm.deepfake import DeepfakeTask
-from vfm.tasks import BaseTask, checkpoint
+from vfm.tasks import BaseTask
 from vfm.tasks.labelled_images import ValidationError
 from vfm.tasks.saved import Checkpoint
+from vfm.training import checkpoint_file
 
 ROOT = Path(vfm.__file__).parent
 SOURCES = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.rglob("*.py"))]
@@ -48,12 +50,13 @@ def counted(monkeypatch, owner, name, key):
 
 
 def test_everything_is_read_once(root, monkeypatch):
-    files = counted(monkeypatch, checkpoint, "read_plain", Path)
+    files = counted(monkeypatch, checkpoint_file, "read_plain", Path)
     built = counted(monkeypatch, FolderData, "__init__", lambda *_: "data")
     read = counted(monkeypatch, FolderData, "read", lambda *_: "data")
     images = counted(
         monkeypatch, ImageDataset, "__getitem__", lambda data, i: data.records[i].source
     )
+    manifests = counted(monkeypatch, bundle_export, "write_manifest", lambda *_: "manifest")
     file = root / "checkpoints" / "last.ckpt"
     options = {"int8": True, "calibrate": True, "reference": True, "max_drop": 50.0}
     out = export(
@@ -61,13 +64,14 @@ def test_everything_is_read_once(root, monkeypatch):
     )
     assert (out / "model.int8.onnx").is_file()
     assert files == {file: 1}
+    assert manifests == {"manifest": 1}
     assert built == read == {"data": 1}
     assert len(images) == 189  # a tenth of the 210 is the test split
     assert set(images.values()) == {1}
 
 
 def test_a_loaded_model_is_exported_without_reading_its_file_again(root, monkeypatch, tmp_path):
-    files = counted(monkeypatch, checkpoint, "read_plain", Path)
+    files = counted(monkeypatch, checkpoint_file, "read_plain", Path)
     model = vfm.load(root / "checkpoints" / "last.ckpt", device="cpu")
     model.export(tmp_path / "b", images=root / "images", num_images=4, calibrate=True)
     assert set(files.values()) == {1}

@@ -20,7 +20,7 @@ from vfm_runtime.bundle.contract import (
     WEIGHTS_FILE,
     Contract,
 )
-from vfm_runtime.bundle.manifest import write_manifest
+from vfm_runtime.bundle.manifest import Manifest, list_files, write_manifest
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.bundle.accuracy import Measure, runner
@@ -171,7 +171,7 @@ def _write(
     runtime = _load(folder, contract, ["fp32"])["fp32"]
     parity = compare(model, runtime, paths, options.tolerance)
     if not parity.passed:
-        _reject(parity, folder, options.out)
+        _reject(parity, folder, contract, options.out)
     written = _write_precisions(folder, images, samples, options)
     runtimes = _load(folder, contract, list(written))
     compared = [Path(image.name) for image in parity.images]
@@ -280,14 +280,17 @@ def _write_drift_reference(
 def _load(
     folder: Path, contract: Contract, precisions: Sequence[str]
 ) -> dict[str, vfm_runtime.Model]:
-    """Load an unfinished bundle in some precisions; the runtime reads no folder without a manifest of its files."""
-    if precisions:
-        write_manifest(folder, contract)
-    return {name: vfm_runtime.load(folder, device="cpu", precision=name) for name in precisions}
+    """Load an unfinished bundle, whose manifest is written last, in some precisions."""
+    draft = Manifest(contract, dict.fromkeys(list_files(folder), ""))
+    return {
+        name: vfm_runtime.Model(folder, device="cpu", precision=name, manifest=draft)
+        for name in precisions
+    }
 
 
-def _reject(parity: Parity, folder: Path, out: Path) -> NoReturn:
+def _reject(parity: Parity, folder: Path, contract: Contract, out: Path) -> NoReturn:
     _write_json(folder / PARITY_FILE, parity.to_dict())
+    write_manifest(folder, contract)
     rejected = out.with_name(out.name + ".rejected")
     _replace(folder, rejected)
     raise_disagreement(parity, rejected)

@@ -65,7 +65,7 @@ def write_manifest(folder: str | Path, contract: Contract) -> Path:
         BundleError: A file that every bundle needs is not there.
     """
     folder = Path(folder)
-    files = {name: sha256(folder / name) for name in _list_files(folder)}
+    files = {name: sha256(folder / name) for name in list_files(folder)}
     for name in REQUIRED_FILES:
         if name not in files:
             raise BundleError(f"{folder} has no {name}. Write it before the manifest.")
@@ -76,7 +76,12 @@ def write_manifest(folder: str | Path, contract: Contract) -> Path:
     return draft.replace(folder / MANIFEST_FILE)
 
 
-def _list_files(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
+    """List every file that a manifest of a bundle names, relative to it.
+
+    Args:
+        folder: The bundle.
+    """
     names = []
     for path in folder.rglob("*"):
         name = path.relative_to(folder)

@@ -103,9 +103,11 @@ class Model(Predictor):
         num_threads: int | None = None,
         batch_size: int = 32,
         spin: bool = True,
+        manifest: Manifest | None = None,
     ) -> None:
         self.path = Path(path)
-        self.manifest = read_manifest(self.path)
+        # A bundle that is still being written has no `vfm.json` yet, and its files are not checked.
+        self.manifest = read_manifest(self.path) if manifest is None else manifest
         self.contract = self.manifest.contract
         super().__init__(self.contract.type, batch_size)
         self.precisions = tuple(p for p, name in PRECISION_FILES.items() if self._has(name))
