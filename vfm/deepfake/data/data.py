@@ -17,7 +17,7 @@ from vfm.deepfake.data.base import CROP_FILE, GROUPS, FakeImages, Found, Mode, w
 from vfm.deepfake.data.dataset import BLENDED, Marks
 from vfm.deepfake.data.layouts import MANIFEST, Format, import_layout
 from vfm.deepfake.data.manifest import read_manifest, write_manifest
-from vfm.deepfake.data.record import LABELS, FakesError, Item
+from vfm.deepfake.data.record import LABELS, FakesError, Item, ordered
 from vfm.deepfake.data.splits import Ties, assign_splits, components
 from vfm.spec import Spec
 
@@ -203,7 +203,7 @@ class FakesData(FakeImages):
         reading = import_layout(self.root, self.format, **self.layout)
         for note in reading.notes:
             warnings.warn(note, stacklevel=2)
-        return reading.items
+        return ordered(reading.entries)
 
     def _folder(self, path: Path) -> Path:
         return path if path.is_dir() else path.parent
