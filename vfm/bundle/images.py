@@ -21,8 +21,7 @@ from vfm.data.splits import SPLITS
 from vfm.data.tables import read_table
 from vfm.deepfake.data.base import CROP_FILE, FakeImages
 from vfm.deepfake.data.data import FakesData
-from vfm.deepfake.data.dataset import FakesDataset, Marks
-from vfm.deepfake.data.record import Item
+from vfm.deepfake.data.dataset import FakesDataset
 from vfm.deepfake.task import DeepfakeTask, require_same_crop
 from vfm.preprocess import Preprocess
 from vfm.spec import Spec, build, class_path
@@ -53,10 +52,6 @@ class Source:
     data: ImageData
     """Where they come from; its labels are known."""
     records: Sequence[Record]
-    items: Sequence[Item] = ()
-    """What each image shows, of real and forged ones."""
-    marks: Sequence[Marks] = ()
-    """What is known of each beside its label, of real and forged ones."""
 
     def thinned(self, number: int) -> Source:
         """No more than some of the images, spread evenly.
@@ -79,12 +74,7 @@ class Source:
         Args:
             places: In `records`.
         """
-        parts = (
-            [part[i] for i in places] if part else part
-            for part in (self.records, self.items, self.marks)
-        )
-        records, items, marks = parts
-        return replace(self, records=records, items=items, marks=marks)  # type: ignore[arg-type]
+        return replace(self, records=[self.records[i] for i in places])
 
     def dataset(self, preprocess: Preprocess) -> ImageDataset:
         """What opens the images and brings them to the model's size, as validation in training does.
@@ -93,10 +83,7 @@ class Source:
             preprocess: Of the model.
         """
         if isinstance(self.data, FakeImages):
-            marks = self.marks or [Marks()] * len(self.records)
-            return FakesDataset(
-                self.records, marks, self.data.crop, preprocess, seed=self.data.seed
-            )
+            return FakesDataset(self.records, self.data.crop, preprocess, seed=self.data.seed)
         if isinstance(self.data, BoxData):
             return BoxDataset(self.records, preprocess)
         return ImageDataset(self.records, preprocess, num_labels=self.data.num_targets)
@@ -182,8 +169,7 @@ def remembered(
             f"The data that {checkpoint} was trained on has no {split} images. Name others with labels: --data FOLDER."
         )
     _check_crop(data, task)
-    items, marks = (getattr(data, name, {}).get(split, ()) for name in ("items", "marks"))
-    return Source(data, data.records[split], items, marks)
+    return Source(data, data.records[split])
 
 
 def given(path: Path, task: BaseTask, spec: Spec | None = None) -> Source:
@@ -269,12 +255,12 @@ def _read_fakes(path: Path, task: DeepfakeTask) -> Source:
     }
     data = FakesData(folder, **options)
     found = data.find()
-    if not found.records.get("val"):
+    if not found.get("val"):
         # Not as they are trained on, of which whole images show one square alone.
         data = FakesData(folder, **options, all_as="val")
         found = data.find()
     data.labels = task.labels
-    return Source(data, found.records["val"], found.items["val"], found.marks["val"])
+    return Source(data, found["val"])
 
 
 def _stated(splits: Mapping[str, Sequence[Record]], path: Path) -> list[str]:

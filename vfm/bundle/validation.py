@@ -26,6 +26,7 @@ from vfm.bundle.images import (
     spec_of,
 )
 from vfm.data.dataset import labels_of
+from vfm.deepfake.data.dataset import require_deepfakes
 from vfm.deepfake.metrics import auc
 from vfm.deepfake.results import FakeAnswers, most_fake
 from vfm.deepfake.task import DeepfakeTask
@@ -252,7 +253,8 @@ class FakeValidation(Validation):
         nothing = np.zeros(number, np.float32)
         answers = FakeAnswers(outputs["logits"], nothing, np.arange(number), 0.0)
         if self._by_frame:
-            answers = most_fake(answers, self.images.source.items)
+            records = require_deepfakes(self.images.source.records)
+            answers = most_fake(answers, [record.item for record in records])
         area = auc(answers.logits, self.truth[answers.position] == 1)
         if area is None:
             only = "fake" if self.truth.any() else "real"

@@ -181,7 +181,7 @@ class DeepfakeTask(EvaluatedTask):
             require_same_crop(data.crop, self.crop)
         if stage == "fit":
             self.crop = data.crop
-            fakes = {item.method for item in data.items["train"] if item.label == FAKE}
+            fakes = {r.item.method for r in data.list_records("train") if r.item.label == FAKE}
             self.methods = tuple(sorted(fakes))
 
     def _summed_loss(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -248,7 +248,9 @@ class DeepfakeTask(EvaluatedTask):
 
     def _by_frame(self, split: str, answers: FakeAnswers) -> FakeAnswers:
         data = self._datamodule()
-        return most_fake(answers, data.items[split]) if data.crop.policy == "all" else answers
+        if data.crop.policy != "all":
+            return answers
+        return most_fake(answers, [record.item for record in data.list_records(split)])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Answers of a batch."""
