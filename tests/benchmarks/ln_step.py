@@ -43,7 +43,7 @@ class OneBatchOfPairs(FakeImages):
         self.__dict__["_init_args"] = {}
         self.labels = ("real", "fake")
         self.batch_size, self.seed, self.augment, self.stored = case.batch, 0, "none", {}
-        self.multilabel, self.records, self.items = False, {}, {"train": []}
+        self.multilabel, self.records = False, {"train": []}
         self._crop = CropSpec(source="cropped", size=case.size)
         label = torch.arange(case.batch) % 2
         mask = torch.rand(case.batch, case.size, case.size) * label[:, None, None]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from vfm_runtime.deepfake.decision import Decision
 
-from vfm.data.dataset import Record
 from vfm.deepfake.calibrate import (
     DETAILS,
     calibrate,
@@ -20,7 +19,9 @@ from vfm.deepfake.calibrate import (
     require_both,
     require_untouched,
 )
+from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.procedural import SyntheticFakes
+from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.evidence import CalibrationError, Evidence
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.metrics import video_logits
@@ -53,8 +54,10 @@ def evidence(num_reals=200, num_fakes=200, shift=3.0, num_frames=4) -> Evidence:
     )
 
 
-def record(name: str, label: int, source: str = "") -> Record:
-    return Record(source or f"/data/{name}.png", label, name, ("set", "", name, name))
+def record(name: str, label: int, source: str = "") -> DeepfakeRecord:
+    item = Item("", LABELS[label], name, dataset="set")
+    path = source or f"/data/{name}.png"
+    return DeepfakeRecord(path, label, name, item=item, component=name)
 
 
 @pytest.fixture(scope="module")

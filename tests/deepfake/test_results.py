@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 from vfm_runtime.deepfake.decision import Decision
 
 from vfm.data.dataset import Record
-from vfm.deepfake.data.record import Item
+from vfm.deepfake.data.dataset import DeepfakeRecord
+from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.results import (
     OPERATING_POINT,
     SHORTCUTS,
@@ -34,8 +36,14 @@ def split(num_videos=30, num_frames=2, shift=3.0, seed=0):
         mean = random.normal() + shift * bool(method)
         pixels = np.full((8, 8, 3), 8 * video % 255, np.uint8)
         for frame in range(num_frames):
-            groups = ("set", method, f"{video:03d}", f"p{video // 6}")
-            records.append(Record(pixels, int(bool(method)), f"{video}/{frame}", groups))
+            label = int(bool(method))
+            item = Item(
+                "", LABELS[label], f"{video:03d}", method=method, dataset="set", frame=frame
+            )
+            record = DeepfakeRecord(
+                pixels, label, f"{video}/{frame}", item=item, component=f"p{video // 6}"
+            )
+            records.append(record)
             logits.append(mean + 0.1 * frame)
     return records, torch.tensor(logits, dtype=torch.float32)
 
@@ -91,7 +99,7 @@ def test_fingerprint_is_of_videos_and_labels_not_of_order():
     assert videos_fingerprint(records) == videos_fingerprint(records[::-1])
     assert videos_fingerprint(records) == videos_fingerprint(records[::2])
     assert videos_fingerprint(records) != videos_fingerprint(records[2:])
-    other = [record._replace(label=1) for record in records]
+    other = [replace(record, label=1) for record in records]
     assert videos_fingerprint(records) != videos_fingerprint(other)
 
 

@@ -89,13 +89,13 @@ def test_figures_fall_where_the_trace_is_lost(root, task):
 def test_the_crop_is_degraded_before_it_is_resized(root, task):
     task.preprocess = type(task.preprocess)(size=(32, 32), fit="squash")
     data = faces(root)
-    records, marks = prepared(task, data, "test", 1)
+    records = prepared(task, data, "test", 1)
     jpeg = Degradation("jpeg", 10)
-    sample = DegradedFakes(records, marks, data, task, jpeg, 0)[0]
+    sample = DegradedFakes(records, data, task, jpeg, 0)[0]
     crop = np.array(Image.open(records[0].source))
     expected = task.preprocess.resize(jpeg.apply(crop, np.random.default_rng(0)))[0]
     np.testing.assert_array_equal(sample.image, expected)
-    plain = DegradedFakes(records, marks, data, task, None, 0)[0]
+    plain = DegradedFakes(records, data, task, None, 0)[0]
     np.testing.assert_array_equal(plain.image, task.preprocess.resize(crop)[0])
 
 
@@ -109,7 +109,7 @@ def test_a_seed_reproduces(root, task):
 
 
 def test_frames_of_a_video_are_limited_and_spread(root, task):
-    records, _ = prepared(task, faces(root), "test", 2)
+    records = prepared(task, faces(root), "test", 2)
     names = [record.name for record in records if record.name.startswith("real/3")]
     assert names == ["real/3_0.png", "real/3_2.png"]
     found = measure_robustness(task, faces(root), [], num_frames=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def test_batches_without_objects(tmp_path: Path) -> None:
                 nothing = record.objects._replace(  # type: ignore[union-attr]
                     corners=np.zeros((0, 4), np.float32), ignored=np.zeros(0, bool)
                 )
-                records["train"][number] = record._replace(label=(), objects=nothing)
+                records["train"][number] = replace(record, label=(), objects=nothing)
             return records
 
     made = trainer(tmp_path, max_epochs=1)

@@ -108,6 +108,8 @@ task = vit(adapt="linear", **settings) if accumulate == 3 else vit(**settings)
 data = shapes(num_workers=0, batch_size=16 // ranks, num_images=84)
 if accumulate == 4:
     # Three scenes of four are empty: most batches of a rank hold no box, some of both ranks.
+    from dataclasses import replace
+
     from tests.tasks.test_detection import PLAIN, scenes
     from tests.tasks.test_detection import task as detector
 
@@ -120,7 +122,7 @@ if accumulate == 4:
                         empty = records[i].objects._replace(
                             corners=records[i].objects.corners[:0], ignored=records[i].objects.ignored[:0]
                         )
-                        records[i] = records[i]._replace(label=(), objects=empty)
+                        records[i] = replace(records[i], label=(), objects=empty)
             return splits
 
     task = detector(optim=Optim(lr=1e-2, clip=None))

@@ -1,8 +1,10 @@
-"""Which data module reads what a path names."""
+"""Data modules by path: which layout a folder or file is in, and what reads it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,60 @@ import numpy as np
 
 from vfm.data.base import ImageData
 from vfm.data.dataset import Record, labels_of
-from vfm.data.folder import FolderData
-from vfm.data.idx import IdxData
+from vfm.data.detection.auto import DetectionData
+from vfm.data.folder import FolderData, read_class_folders
+from vfm.data.idx import IdxData, find_idx_files, read_idx_files
+from vfm.data.layouts import Layout, LayoutTable
+from vfm.data.splits import SPLITS
 from vfm.data.table import TableData
-from vfm.spec import Spec
+from vfm.data.table_rows import TABLE_SUFFIXES, find_table, read_table_rows
+from vfm.data.tables import read_table
+from vfm.spec import Spec, class_path
 
-_TABLES = (".csv", ".tsv", ".parquet")
+log = logging.getLogger(__name__)
 
 
 class SourceError(ValueError):
     """A path names no data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelLayout(Layout[Any]):
+    """A layout of images with labels, which has a data module of its own."""
+
+    module: type[Any]
+    """Data module, which takes the path first."""
+    carried: tuple[str, ...] = ()
+    """Options of the data module by which other data of the same kind is read too."""
+    fractions: tuple[str, ...] = ("val_fraction", "test_fraction")
+    """Options of the data module by which missing splits are drawn."""
+
+
+def _explain(path: Path) -> str:
+    what = "is a file of another kind" if path.is_file() else "does not exist"
+    return (
+        f"{path} {what}. Give a folder of class folders (my_images/cat/1.jpg), a table "
+        f"({', '.join(TABLE_SUFFIXES)}), or a folder of IDX files."
+    )
+
+
+_COLUMNS = ("path_column", "label_column", "label_separator", "allow_no_label", "split_column")
+LABEL_LAYOUTS: LayoutTable[LabelLayout] = LayoutTable(
+    {
+        "idx": LabelLayout(
+            find_idx_files,
+            read_idx_files,
+            module=IdxData,
+            carried=("label_names",),
+            fractions=("val_fraction",),
+        ),
+        "folder": LabelLayout(Path.is_dir, read_class_folders, module=FolderData),
+        "table": LabelLayout(find_table, read_table_rows, module=TableData, carried=_COLUMNS),
+    },
+    SourceError,
+    _explain,
+)
+_BOX_OPTIONS = ("box_format", "tile", "tile_overlap")
 
 
 def data_of(path: str | Path, **arguments: Any) -> ImageData:
@@ -33,17 +79,91 @@ def data_of(path: str | Path, **arguments: Any) -> ImageData:
         SourceError: There is nothing at the path, or a file of another kind.
     """
     path = Path(path)
-    if path.is_dir():
-        if any(path.glob("*-idx3-ubyte*")):
-            return IdxData(path, **arguments)
-        return FolderData(path, **arguments)
-    if path.is_file() and path.suffix in _TABLES:
-        return TableData(path, **arguments)
-    found = "is a file of another kind" if path.is_file() else "does not exist"
-    raise SourceError(
-        f"{path} {found}. Give a folder of class folders (my_images/cat/1.jpg), a table "
-        f"({', '.join(_TABLES)}), or a folder of IDX files."
-    )
+    data: ImageData = LABEL_LAYOUTS.layouts[LABEL_LAYOUTS.detect(path)].module(path, **arguments)
+    return data
+
+
+def open_labels(
+    path: Path,
+    *,
+    training: Spec | None = None,
+    labels: Sequence[str] = (),
+    multilabel: bool = False,
+) -> ImageData:
+    """Read images with labels that have nothing to do with a training; only splits that they state are made.
+
+    Args:
+        path: A folder or a table that exists.
+        training: Spec of the data of the training, whose columns and label names are taken over.
+        labels: Label names of the model.
+        multilabel: Whether the model tells whether each label applies; a table may have a column for each then.
+
+    Raises:
+        ValueError: The data cannot be understood.
+    """
+    # What reads tables takes more suffixes than are looked for, and says what is wrong with a file.
+    layout = LABEL_LAYOUTS.layouts[LABEL_LAYOUTS.detect(path) if path.is_dir() else "table"]
+    options = carry_options(training, layout.module, layout.carried)
+    if layout.module is TableData:
+        options = _fit_columns(path, options, labels if multilabel else ())
+    return _read_whole(layout.module(path, **dict.fromkeys(layout.fractions, 0.0), **options))
+
+
+def open_boxes(path: Path, *, training: Spec | None = None) -> ImageData:
+    """Read images with boxes that have nothing to do with a training; only splits that they state are made.
+
+    Args:
+        path: A folder or a file of annotations that exists.
+        training: Spec of the data of the training, whose tiles and order of numbers are taken over.
+
+    Raises:
+        ValueError: The data cannot be understood.
+    """
+    options = carry_options(training, DetectionData, _BOX_OPTIONS)
+    return _read_whole(DetectionData(path, val_fraction=0.0, test_fraction=0.0, **options))
+
+
+def evaluation_splits(data: ImageData, path: Path) -> list[str]:
+    """The val split where the data states one, else all that have labels, with a warning where these are several.
+
+    Args:
+        data: A data module that has read its records.
+        path: Folder or file that it was read from.
+    """
+    if data.records.get("val"):
+        return ["val"]
+    names = [name for name in SPLITS if data.records.get(name)]
+    if len(names) > 1:
+        log.warning("%s states no val split: all of %s is taken.", path, " and ".join(names))
+    return names
+
+
+def carry_options(
+    training: Spec | None, module: type[ImageData], names: Sequence[str]
+) -> dict[str, Any]:
+    """Options of the data of a training by which other data is read too; none where another module read it.
+
+    Args:
+        training: Spec of the data of the training.
+        module: Data module of the other data.
+        names: Options to take over.
+    """
+    if training is None or training.get("class_path") != class_path(module):
+        return {}
+    return {name: training["init_args"][name] for name in names}
+
+
+def _fit_columns(path: Path, options: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """The columns by which a table was read in training; else those that are called as the labels."""
+    columns = read_table(path).columns
+    if options and options["path_column"] in columns:
+        return options | ({} if options["split_column"] in columns else {"split_column": None})
+    return {"label_column": list(labels)} if labels and set(labels) <= set(columns) else {}
+
+
+def _read_whole(data: ImageData) -> ImageData:
+    data.setup()
+    return data
 
 
 class SampledData(ImageData):

@@ -6,7 +6,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from vfm.preprocess import Preprocess
 from vfm.types import Batch, Labels, MultiLabels
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Record:
     """One image of a split, not yet opened."""
 
     source: str | Packed | NDArray[np.uint8]

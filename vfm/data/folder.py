@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from vfm.data.base import ImageData
-from vfm.data.class_folders import Classes, check_class_names, list_images, read_tree
+from vfm.data.class_folders import check_class_names, list_images, read_tree
 from vfm.data.dataset import Record, labels_of
-from vfm.data.splits import SPLITS, SplitRow, read_split, stratified_split, write_split
+from vfm.data.layouts import Reading
+from vfm.data.splits import SPLITS, SplitRow, complete_splits, read_split, write_split
 from vfm.data.transforms import Augment
 from vfm.spec import Spec
 
@@ -69,12 +70,26 @@ class FolderData(ImageData):
     def read(self) -> dict[str, list[Record]]:
         """Find the images of each split; only `predict` where there are no class folders."""
         if self.split_file is not None:
-            return self._records(_listed(self.root, self.split_file))
-        tree = read_tree(self.root)
-        if not tree:
+            reading = _collect(self.root, _listed(self.root, self.split_file))
+            splits = reading.splits
+        else:
+            reading = read_class_folders(self.root)
+            splits = complete_splits(
+                reading.splits,
+                lambda record: (record.name, labels_of(record)),
+                reading.labels or (),
+                val_fraction=self.val_fraction,
+                test_fraction=self.test_fraction,
+                seed=self.seed,
+            )
+        if not splits:
             return {"predict": self.read_predict()}
-        check_class_names({name for classes in tree.values() for name in classes}, self.root)
-        return self._records(self._rows(tree))
+        self.labels = tuple(reading.labels or ())
+        return {
+            split: sorted(splits[split], key=lambda record: record.name)
+            for split in SPLITS
+            if splits.get(split)
+        }
 
     def read_predict(self) -> list[Record]:
         """Every image below the root, without labels."""
@@ -124,42 +139,40 @@ class FolderData(ImageData):
         spec["init_args"] |= {"root": str(self.root.absolute()), "split_file": str(path)}
         return spec
 
-    def _rows(self, tree: Mapping[str, Classes]) -> list[SplitRow]:
-        given = [row for split, classes in tree.items() for row in self._labelled(classes, split)]
-        val, test = self.val_fraction, self.test_fraction
-        if "" in tree:
-            return self._drawn(given, {"train": 1 - val - test, "val": val, "test": test})
-        if "train" in tree and "val" not in tree:
-            train = [row for row in given if row.split == "train"]
-            rest = [row for row in given if row.split != "train"]
-            return self._drawn(train, {"train": 1 - val, "val": val}) + rest
-        return given
 
-    def _labelled(self, classes: Classes, split: str) -> list[SplitRow]:
-        return [
-            SplitRow(_name(path, self.root), label, split)
+def read_class_folders(root: Path) -> Reading[Record]:
+    """Read `root/<class>/` or `root/<split>/<class>/`; no split where all images lie in the root itself.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        ValueError: The folders cannot be understood, or there is only one class.
+    """
+    tree = read_tree(root)
+    if not tree:
+        return Reading({})
+    check_class_names({name for classes in tree.values() for name in classes}, root)
+    return _collect(
+        root,
+        (
+            SplitRow(_name(path, root), label, split)
+            for split, classes in tree.items()
             for label, paths in classes.items()
             for path in paths
-        ]
+        ),
+    )
 
-    def _drawn(self, rows: Sequence[SplitRow], fractions: Mapping[str, float]) -> list[SplitRow]:
-        names, labels = [row.path for row in rows], [row.label for row in rows]
-        splits = stratified_split(names, labels, fractions, self.seed)
-        return [row._replace(split=split) for row, split in zip(rows, splits, strict=True)]
 
-    def _records(self, rows: Iterable[SplitRow]) -> dict[str, list[Record]]:
-        rows = sorted(rows)
-        self.labels = tuple(sorted({row.label for row in rows}))
-        number = {label: index for index, label in enumerate(self.labels)}
-        records: dict[str, list[Record]] = {}
-        for split in SPLITS:
-            members = [row for row in rows if row.split == split]
-            if members:
-                records[split] = [
-                    Record(str(self.root / row.path), number[row.label], row.path)
-                    for row in members
-                ]
-        return records
+def _collect(root: Path, rows: Iterable[SplitRow]) -> Reading[Record]:
+    rows = list(rows)
+    labels = sorted({row.label for row in rows})
+    number = {label: index for index, label in enumerate(labels)}
+    splits: dict[str, list[Record]] = {}
+    for row in rows:
+        record = Record(str(root / row.path), number[row.label], row.path)
+        splits.setdefault(row.split, []).append(record)
+    return Reading(splits, labels)
 
 
 def _listed(root: Path, split_file: Path) -> list[SplitRow]:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.data.base import ImageData
-from vfm.data.dataset import Record
-from vfm.data.splits import stratified_split
+from vfm.data.dataset import Record, labels_of
+from vfm.data.layouts import Reading
+from vfm.data.splits import SPLITS, complete_splits
 from vfm.data.transforms import Augment
 
 _STEMS = {"train": "train", "test": "t10k"}
@@ -61,20 +62,17 @@ class IdxData(ImageData):
 
     def read(self) -> dict[str, list[Record]]:
         """All images, as uint8 [H, W]."""
-        images, labels = self._read_split("train")
-        test_images, test_labels = self._read_split("test")
-        self.labels = self._names(int(max(labels.max(), test_labels.max())) + 1)
-        names = [f"train-{index:05d}" for index in range(len(images))]
-        fractions = {"train": 1 - self.val_fraction, "val": self.val_fraction}
-        drawn = stratified_split(names, [self.labels[k] for k in labels], fractions, self.seed)
-        records: dict[str, list[Record]] = {"train": [], "val": []}
-        for image, label, name, split in zip(images, labels, names, drawn, strict=True):
-            records[split].append(Record(image, int(label), name))
-        records["test"] = [
-            Record(image, int(label), f"test-{index:05d}")
-            for index, (image, label) in enumerate(zip(test_images, test_labels, strict=True))
-        ]
-        return records
+        reading = read_idx_files(self.root, self.label_names)
+        self.labels = tuple(reading.labels or ())
+        splits = complete_splits(
+            reading.splits,
+            lambda record: (record.name, labels_of(record)),
+            self.labels,
+            val_fraction=self.val_fraction,
+            test_fraction=0.0,
+            seed=self.seed,
+        )
+        return {split: splits.get(split, []) for split in SPLITS}
 
     def read_predict(self) -> list[Record]:
         """The test images."""
@@ -87,25 +85,54 @@ class IdxData(ImageData):
             "Set val_fraction above 0." if split == "val" else f"Look at the files in {self.root}."
         )
 
-    def _read_split(self, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        stem = _STEMS[split]
-        images = read_idx(_find(self.root, f"{stem}-images-idx3-ubyte"), num_dimensions=3)
-        labels = read_idx(_find(self.root, f"{stem}-labels-idx1-ubyte"), num_dimensions=1)
-        if len(images) != len(labels) or not len(images):
-            raise ValueError(
-                f"{self.root} has {len(images)} {split} images and {len(labels)} labels. "
-                "Give one label for each image; the files may belong to different sets."
-            )
-        return images, labels
 
-    def _names(self, count: int) -> tuple[str, ...]:
-        names = self.label_names or tuple(map(str, range(count)))
-        if len(names) != count or len(set(names)) != count:
-            raise ValueError(
-                f"label_names has {len(set(names))} different names, the files of {self.root} have {count} classes. "
-                "Give one name for each class, or leave label_names out."
-            )
-        return names
+def find_idx_files(root: Path) -> bool:
+    """Whether a folder holds IDX files of images."""
+    return any(root.glob("*[-.]idx3-ubyte*"))
+
+
+def read_idx_files(root: Path, label_names: Sequence[str] = ()) -> Reading[Record]:
+    """Read train and test images, uint8 [H, W], with their labels.
+
+    Args:
+        root: The folder of the four files.
+        label_names: Names of the classes in the order of their numbers; the numbers by default.
+
+    Raises:
+        ValueError: A file is missing or damaged, or there are other classes than names.
+    """
+    arrays = {split: _read_split(root, split) for split in _STEMS}
+    count = max(int(labels.max()) for _, labels in arrays.values()) + 1
+    splits = {
+        split: [
+            Record(image, int(label), f"{split}-{index:05d}")
+            for index, (image, label) in enumerate(zip(images, labels, strict=True))
+        ]
+        for split, (images, labels) in arrays.items()
+    }
+    return Reading(splits, _check_names(root, label_names, count))
+
+
+def _read_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    stem = _STEMS[split]
+    images = read_idx(_find(root, f"{stem}-images-idx3-ubyte"), num_dimensions=3)
+    labels = read_idx(_find(root, f"{stem}-labels-idx1-ubyte"), num_dimensions=1)
+    if len(images) != len(labels) or not len(images):
+        raise ValueError(
+            f"{root} has {len(images)} {split} images and {len(labels)} labels. "
+            "Give one label for each image; the files may belong to different sets."
+        )
+    return images, labels
+
+
+def _check_names(root: Path, label_names: Sequence[str], count: int) -> Sequence[str]:
+    names = label_names or tuple(map(str, range(count)))
+    if len(names) != count or len(set(names)) != count:
+        raise ValueError(
+            f"label_names has {len(set(names))} different names, the files of {root} have {count} classes. "
+            "Give one name for each class, or leave label_names out."
+        )
+    return names
 
 
 def read_idx(path: Path, *, num_dimensions: int) -> NDArray[np.uint8]:

@@ -6,9 +6,11 @@ import csv
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
 _COLUMNS = ["path", "label", "split"]
@@ -102,6 +104,44 @@ def grouped_split(
             "Add images of it, or write the splits into the table."
         )
     return [chosen[key] for key in keys]
+
+
+def complete_splits(
+    splits: Mapping[str, list[T]],
+    describe: Callable[[T], tuple[str, tuple[int, ...]]],
+    names: Sequence[str],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> dict[str, list[T]]:
+    """Draw the splits that data does not state: all where it states none, val from train where only that is missing.
+
+    Args:
+        splits: Images by split as the data states it; by "" where it states none.
+        describe: Gives the key of an image, whose images stay together, and its labels as indices into `names`.
+        names: Label names.
+        val_fraction: Fraction of the images for val, where it is drawn.
+        test_fraction: Fraction of the images for test, where all splits are drawn.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: There are too few images, as for `grouped_split`.
+    """
+    if "" in splits:
+        undrawn, fractions = "", {"train": 1 - val_fraction - test_fraction, "val": val_fraction}
+        fractions["test"] = test_fraction
+    elif "train" in splits and "val" not in splits and val_fraction:
+        undrawn, fractions = "train", {"train": 1 - val_fraction, "val": val_fraction}
+    else:
+        return dict(splits)
+    described = [describe(image) for image in splits[undrawn]]
+    keys, labels = [key for key, _ in described], [numbers for _, numbers in described]
+    chosen = grouped_split(keys, labels, names, fractions, seed)
+    drawn: dict[str, list[T]] = {split: [] for split in fractions}
+    for image, split in zip(splits[undrawn], chosen, strict=True):
+        drawn[split].append(image)
+    return {split: images for split, images in splits.items() if split} | drawn
 
 
 def _dealt(

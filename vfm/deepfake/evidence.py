@@ -16,9 +16,10 @@ from vfm_runtime.media.image import ImageError, open_image
 from vfm.data.dataset import Record, opened
 from vfm.deepfake.crop_check import require_same_crop
 from vfm.deepfake.data.base import FakeImages
-from vfm.deepfake.data.record import LABELS, Item
+from vfm.deepfake.data.dataset import DeepfakeRecord
+from vfm.deepfake.data.record import LABELS
 from vfm.deepfake.metrics import Videos, video_logits
-from vfm.deepfake.results import FakeAnswers, FakeCollector, key_of, most_fake, scored
+from vfm.deepfake.results import FakeAnswers, FakeCollector, most_fake, scored
 from vfm.deepfake.task import DeepfakeTask
 
 
@@ -60,15 +61,13 @@ def gather(task: DeepfakeTask, images: FakeImages, splits: Sequence[str]) -> Evi
     shown: list[_Shown] = []
     lost = 0
     for split in splits:
+        records = images.list_records(split)
         answers = _answers(task, images, split)
-        lost += len(scored(answers, images.records[split]).failed)
+        lost += len(scored(answers, records).failed)
         if task.crop.policy == "all" and len(answers.position):
-            answers = most_fake(answers, images.items[split])
+            answers = most_fake(answers, [record.item for record in records])
         rows = zip(answers.position, answers.logits, answers.distances, strict=True)
-        shown += [
-            _Shown(images.records[split][i], images.items[split][i], float(logit), float(far))
-            for i, logit, far in rows
-        ]
+        shown += [_Shown(records[i], float(logit), float(far)) for i, logit, far in rows]
     if not shown:
         raise CalibrationError(
             "None of the images can be read. Check that they are where the manifest says."
@@ -79,8 +78,7 @@ def gather(task: DeepfakeTask, images: FakeImages, splits: Sequence[str]) -> Evi
 class _Shown(NamedTuple):
     """An image, and what the model says of it."""
 
-    record: Record
-    item: Item
+    record: DeepfakeRecord
     logit: float
     distance: float
 
@@ -96,8 +94,8 @@ def _answers(task: DeepfakeTask, images: FakeImages, split: str) -> FakeAnswers:
 
 
 def _evidence(shown: Sequence[_Shown], crop: CropSpec, num_lost: int) -> Evidence:
-    keys = [key_of(one.record.groups) for one in shown]
-    truth = [LABELS.index(one.item.label) for one in shown]
+    keys = [one.record.item.key for one in shown]
+    truth = [LABELS.index(one.record.item.label) for one in shown]
     videos = video_logits([one.logit for one in shown], truth, keys)
     order = np.argsort(videos.of_frame, kind="stable")
     frames = np.split(order, np.cumsum(videos.num_frames)[:-1])
@@ -111,7 +109,7 @@ def _evidence(shown: Sequence[_Shown], crop: CropSpec, num_lost: int) -> Evidenc
         videos=videos,
         distances=np.array([np.median(distances[own]) for own in frames]),
         sharpness=np.array(sharpness),
-        identities=[record.groups[3] for record in middle],
+        identities=[record.component for record in middle],
         num_frames=max(1, int(videos.num_frames.max()) // tiles),
         num_lost=num_lost,
     )

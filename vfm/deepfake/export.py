@@ -50,7 +50,7 @@ def open_fakes(path: Path, crop: CropSpec | None) -> FakesData:
         "test_fraction": 0.0,
     }
     data = FakesData(folder, **options)
-    if not data.find().records.get("val"):
+    if not data.find().get("val"):
         # Not as they are trained on, of which whole images show one square alone.
         data = FakesData(folder, **options, all_as="val")
     data.setup("validate")

@@ -17,6 +17,7 @@ from torch import Tensor
 from vfm_runtime.deepfake.decision import Decision
 
 from vfm.data.dataset import Record
+from vfm.deepfake.data.dataset import DeepfakeRecord, require_deepfakes
 from vfm.deepfake.data.record import Item
 from vfm.deepfake.metrics import (
     LABELS,
@@ -123,16 +124,14 @@ class Scored(NamedTuple):
     distances: NDArray[np.float32]
     labels: NDArray[np.int64]
     """[N], 0 real, 1 fake."""
-    groups: list[tuple[str, ...]]
-    """Data set, method, video and connected identities of each."""
-    records: list[Record]
+    records: list[DeepfakeRecord]
     failed: list[Failure]
     """Videos of the split of which no image was scored."""
 
     @property
     def keys(self) -> list[Key]:
         """The video of each image."""
-        return [key_of(row) for row in self.groups]
+        return [record.item.key for record in self.records]
 
     @property
     def videos(self) -> Videos:
@@ -140,37 +139,26 @@ class Scored(NamedTuple):
         return video_logits(self.logits, self.labels, self.keys)
 
 
-def key_of(groups: Sequence[str]) -> Key:
-    """The video of a record: data set, method and name."""
-    return groups[0], groups[1], groups[2]
-
-
 def scored(answers: FakeAnswers, records: Sequence[Record]) -> Scored:
     """Join what the model said with what is true.
 
     Args:
         answers: Of the split.
-        records: Of the whole split, with groups (data set, method, video, connected identities).
+        records: Records of the whole split.
 
     Raises:
-        ValueError: A record has no such groups.
+        ValueError: A record does not say what it shows.
     """
-    for record in records:
-        if len(record.groups) < 4:
-            raise ValueError(
-                f"{record.name} has the groups {record.groups}, but a forged or real image needs (dataset, method, "
-                "video, identities). Read the images with FakesData."
-            )
-    seen = [records[i] for i in answers.position]
+    shown = require_deepfakes(records)
+    seen = [shown[i] for i in answers.position]
     labels = np.array([record.label for record in seen], np.int64)
-    groups = [record.groups for record in seen]
-    found = {key_of(row) for row in groups}
+    found = {record.item.key for record in seen}
     lost = {
         key: Failure(key, int(record.label))  # type: ignore[arg-type]  # one label an image
-        for record in records
-        if (key := key_of(record.groups)) not in found
+        for record in shown
+        if (key := record.item.key) not in found
     }
-    return Scored(answers.logits, answers.distances, labels, groups, seen, list(lost.values()))
+    return Scored(answers.logits, answers.distances, labels, seen, list(lost.values()))
 
 
 def videos_fingerprint(records: Sequence[Record]) -> str:
@@ -179,7 +167,7 @@ def videos_fingerprint(records: Sequence[Record]) -> str:
     Args:
         records: Of the split.
     """
-    rows = sorted({(*key_of(record.groups), str(record.label)) for record in records})
+    rows = sorted({(*r.item.key, str(r.label)) for r in require_deepfakes(records)})
     return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
@@ -235,8 +223,9 @@ def fake_results(found: Scored, trained_on: Collection[str] | None = None) -> di
         found: Of the split.
         trained_on: Methods of the fakes that the model was trained on.
     """
+    groups = [record.groups for record in found.records]
     results = deepfake_results(
-        found.logits, found.labels, found.groups, failed=found.failed, trained_on=trained_on
+        found.logits, found.labels, groups, failed=found.failed, trained_on=trained_on
     )
     return {**results, "labels": list(LABELS)}
 

@@ -190,7 +190,7 @@ class DeepfakeTask(BaseTask):
             require_same_crop(data.crop, self.crop)
         if stage == "fit":
             self.crop = data.crop
-            fakes = {item.method for item in data.items["train"] if item.label == FAKE}
+            fakes = {r.item.method for r in data.list_records("train") if r.item.label == FAKE}
             self.methods = tuple(sorted(fakes))
 
     def on_train_outputs(self, raw: Raw) -> None:
@@ -254,7 +254,9 @@ class DeepfakeTask(BaseTask):
 
     def _by_frame(self, split: str, answers: FakeAnswers) -> FakeAnswers:
         data = self._datamodule()
-        return most_fake(answers, data.items[split]) if data.crop.policy == "all" else answers
+        if data.crop.policy != "all":
+            return answers
+        return most_fake(answers, [record.item for record in data.list_records(split)])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Answers of a batch."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.tasks.base import Arrays
 
-from vfm.deepfake.data.base import FakeImages
+from vfm.deepfake.data.dataset import require_deepfakes
 from vfm.deepfake.metrics import auc
 from vfm.deepfake.results import FakeAnswers, most_fake
 from vfm.tasks.labelled_images import OpenedImages, ValidationError
@@ -43,9 +42,8 @@ class FakeValidation(Validation):
         nothing = np.zeros(number, np.float32)
         answers = FakeAnswers(outputs["logits"], nothing, np.arange(number), 0.0)
         if self._by_frame:
-            source = self.images.source
-            items = cast(FakeImages, source.data).items
-            answers = most_fake(answers, [items[split][index] for split, index in source.positions])
+            records = require_deepfakes(self.images.source.records)
+            answers = most_fake(answers, [record.item for record in records])
         area = auc(answers.logits, self.truth[answers.position] == 1)
         if area is None:
             only = "fake" if self.truth.any() else "real"

@@ -14,10 +14,9 @@ import numpy as np
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
+from vfm.data.auto import evaluation_splits
 from vfm.data.dataset import Record, Skipped
-from vfm.data.splits import SPLITS
 from vfm.preprocess import Preprocess
-from vfm.spec import Spec, class_path
 
 MAX_IMAGES = 2000
 """Most images that are kept in memory, spread evenly over the data."""
@@ -56,12 +55,7 @@ class LabelledImages:
             data: A data module that has read its records.
             path: Folder or file that it was read from, for a warning.
         """
-        if data.records.get("val"):
-            return cls.of_splits(data, ["val"])
-        names = [name for name in SPLITS if data.records.get(name)]
-        if len(names) > 1:
-            log.warning("%s states no val split: all of %s is taken.", path, " and ".join(names))
-        return cls.of_splits(data, names)
+        return cls.of_splits(data, evaluation_splits(data, path))
 
     @property
     def records(self) -> list[Record]:
@@ -154,19 +148,6 @@ def open_images(
     if places:
         inputs["geometry"] = geometry[: len(read)]
     return OpenedImages(inputs, source.select(read), skipped)
-
-
-def carry_options(spec: Spec, cls: type, names: Sequence[str]) -> dict[str, Any]:
-    """The options of the training's data that other data of the same class is read with; none of another class.
-
-    Args:
-        spec: Of the training's data; empty where that is not known.
-        cls: Data module that is about to be made.
-        names: Options to take over.
-    """
-    if spec.get("class_path") != class_path(cls):
-        return {}
-    return {name: spec["init_args"][name] for name in names}
 
 
 def _tell_skipped(skipped: Mapping[str, str], number: int) -> None:

@@ -63,16 +63,17 @@ def test_trap_08_fake_is_1_and_real_is_0_whatever_the_order(faces):
     assert data.labels == ("real", "fake") == LABELS
     assert data.group_columns == GROUPS
     for split, records in data.records.items():
-        for record, item in zip(records, data.items[split], strict=True):
-            assert record.label == (item.label == "fake")
-            assert record.groups[:3] == item.key
-            assert record.source == item.path
+        for record in records:
+            assert record.label == (record.item.label == "fake")
+            assert record.groups == (*record.item.key, record.component)
+            assert record.source == record.item.path
+            assert record.item.split == split
 
 
 def test_trap_02_groups_tie_persons_and_no_split_shares_one(faces):
     data = listed(faces)
     data.setup("fit")
-    tied = {s: {r.groups[3] for r in records} for s, records in data.records.items()}
+    tied = {s: {r.component for r in records} for s, records in data.records.items()}
     assert set(tied) == {"train", "val", "test"}
     assert not tied["train"] & tied["val"]
     assert not tied["test"] & (tied["train"] | tied["val"])
@@ -100,7 +101,7 @@ def test_pairs_come_as_real_fake_real_fake(faces, mode):
 def test_trap_18_pair_holds_a_forgery_of_the_same_video_and_frame(faces):
     data = listed(faces, mode="paired")
     data.setup("fit")
-    items = {r.name: i for r, i in zip(data.records["train"], data.items["train"], strict=True)}
+    items = {record.name: record.item for record in data.list_records("train")}
     for batch in batches(data):
         for real, fake in zip(batch["name"][::2], batch["name"][1::2], strict=True):
             assert items[fake].source == items[real].video

@@ -17,11 +17,11 @@ SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
 def by_key(reading):
-    return {item.key: item for item in reading.items}
+    return {item.key: item for item in reading.entries}
 
 
 def labels(reading, root):
-    return {item.path.removeprefix(f"{root.as_posix()}/"): item.label for item in reading.items}
+    return {item.path.removeprefix(f"{root.as_posix()}/"): item.label for item in reading.entries}
 
 
 @pytest.mark.parametrize(
@@ -38,12 +38,12 @@ def labels(reading, root):
     ],
 )
 def test_what_was_read_survives_a_manifest(tree, options, tmp_path):
-    items = import_layout(tree(tmp_path), **options).items
+    items = import_layout(tree(tmp_path), **options).entries
     write_manifest(tmp_path / "manifest.csv", items)
     assert read_manifest(tmp_path / "manifest.csv") == items
     again = import_layout(tmp_path)
-    assert again.items == items
-    assert fingerprint(again.items) == fingerprint(items)
+    assert again.entries == items
+    assert fingerprint(again.entries) == fingerprint(items)
 
 
 class TestForensics:
@@ -57,7 +57,7 @@ class TestForensics:
         assert {item.compression for item in found.values()} == {"c23"}
 
     def test_trap_02_names_tie_target_and_source(self, tmp_path):
-        items = import_layout(trees.forensics(tmp_path, lists=False, dfd=False)).items
+        items = import_layout(trees.forensics(tmp_path, lists=False, dfd=False)).entries
         placed = assign_splits(items, {"train": 0.5, "val": 0.25, "test": 0.25}, seed=0)
         split = {name: item.split for item in placed for name in item.identities}
         assert split["ff/000"] == split["ff/003"]
@@ -65,11 +65,11 @@ class TestForensics:
 
     def test_trap_05_equal_names_of_methods_are_different_videos(self, tmp_path):
         reading = import_layout(trees.forensics(tmp_path))
-        same = [item for item in reading.items if item.video == "000_003"]
+        same = [item for item in reading.entries if item.video == "000_003"]
         assert [item.key[1] for item in same] == ["Deepfakes", "Face2Face"]
 
     def test_the_official_lists_hold_for_both_orders_of_a_pair(self, tmp_path):
-        items = import_layout(trees.forensics(tmp_path)).items
+        items = import_layout(trees.forensics(tmp_path)).entries
         split = {item.video: item.split for item in items}
         assert split["006_007"] == split["007_006"] == split["006"] == "test"
         assert split["004"] == "val"
@@ -77,7 +77,7 @@ class TestForensics:
 
     def test_deep_fake_detection_is_for_testing(self, tmp_path):
         reading = import_layout(trees.forensics(tmp_path))
-        own = [item for item in reading.items if item.dataset == "DeepFakeDetection"]
+        own = [item for item in reading.entries if item.dataset == "DeepFakeDetection"]
         assert {item.split for item in own} == {"test"}
         assert own[1].source == own[0].video == "01__walking_outside"
         assert "no splits of its own" in reading.notes[0]
@@ -87,7 +87,7 @@ class TestForensics:
         touch(root, "manipulated_sequences/Deepfakes/c23/masks/000_003/2.png")
         touch(root, "manipulated_sequences/Deepfakes/c23/landmarks/000_003/2.npy")
         items = [
-            item for item in import_layout(root).items if item.key[1:] == ("Deepfakes", "000_003")
+            item for item in import_layout(root).entries if item.key[1:] == ("Deepfakes", "000_003")
         ]
         assert [item.frame for item in items] == [1, 2, 10]
         assert items[1].mask.endswith("c23/masks/000_003/2.png")
@@ -96,15 +96,15 @@ class TestForensics:
 
     def test_videos_are_taken_before_frames_unless_frames_are_asked_for(self, tmp_path):
         root = trees.forensics(trees.forensics(tmp_path, frames=True, dfd=False), dfd=False)
-        assert {item.frame for item in import_layout(root).items} == {-1}
-        frames = import_layout(root, media="frames").items
+        assert {item.frame for item in import_layout(root).entries} == {-1}
+        frames = import_layout(root, media="frames").entries
         assert {item.frame for item in frames} == {1, 2, 10}
 
     def test_several_compressions_must_be_chosen_from(self, tmp_path):
         root = trees.forensics(tmp_path, ("c23", "c40"))
         with pytest.raises(FakesError, match=r"compressions c23, c40. Name the one"):
             import_layout(root)
-        assert {i.compression for i in import_layout(root, compression="c40").items} == {"c40"}
+        assert {i.compression for i in import_layout(root, compression="c40").entries} == {"c40"}
         with pytest.raises(FakesError, match=r"no videos of compression 'raw'. Choices: c23, c40"):
             import_layout(root, compression="raw")
 
@@ -140,7 +140,7 @@ class TestCeleb:
             import_layout(root)
 
     def test_trap_04_official_test_videos_stay_out_of_training(self, tmp_path):
-        items = import_layout(trees.celeb(tmp_path)).items
+        items = import_layout(trees.celeb(tmp_path)).entries
         tested = {item.video for item in items if item.split == "test"}
         assert tested == {"00001", "id0_0000", "id0_id1_0000"}
         with pytest.warns(UserWarning, match="share something with the test set"):
@@ -153,7 +153,7 @@ class TestCeleb:
         assert not leaks(placed)
 
     def test_trap_04_with_ties_of_videos_persons_may_recur(self, tmp_path):
-        items = import_layout(trees.celeb(tmp_path)).items
+        items = import_layout(trees.celeb(tmp_path)).entries
         placed = assign_splits(items, {"train": 0.5, "val": 0.5}, seed=0, ties="video")
         assert len(placed) == len(items)
         assert not leaks(placed, "video")
@@ -166,7 +166,7 @@ class TestCeleb:
         assert found["Celeb-DF", "", "00000"].identities == ()
 
     def test_folders_of_videos_below(self, tmp_path):
-        items = import_layout(trees.celeb(tmp_path, under="videos/")).items
+        items = import_layout(trees.celeb(tmp_path, under="videos/")).entries
         assert sum(item.split == "test" for item in items) == 3
 
     def test_trap_08_a_method_called_real_is_still_fake(self, tmp_path):
@@ -200,8 +200,8 @@ class TestChallenge:
     def test_a_part_alone_is_split_by_source(self, tmp_path):
         root = trees.challenge(tmp_path) / "train" / "dfdc_train_part_0"
         reading = import_layout(root)
-        assert len(reading.items) == 3
-        assert not any(item.split == "test" for item in reading.items)
+        assert len(reading.entries) == 3
+        assert not any(item.split == "test" for item in reading.entries)
 
     def test_labels_that_are_none(self, tmp_path):
         root = trees.challenge(tmp_path)
@@ -230,7 +230,7 @@ class TestChallenge:
             import_layout(root)
 
     def test_trap_05_ffiw_counts_anew_in_each_split(self, tmp_path):
-        items = import_layout(trees.ffiw(tmp_path)).items
+        items = import_layout(trees.ffiw(tmp_path)).entries
         assert len({item.key for item in items}) == len(items) == 12
         assert {i.label for i in items if "/target/" in i.path} == {"fake"}
         assert not leaks(items)
@@ -238,7 +238,7 @@ class TestChallenge:
 
 class TestBench:
     def test_trap_25_backslashes_and_numeric_order(self, tmp_path):
-        items = import_layout(trees.bench(tmp_path), compression="c23").items
+        items = import_layout(trees.bench(tmp_path), compression="c23").entries
         assert [item.frame for item in items[:2]] == [2, 10]
         assert not any("\\" in item.path for item in items)
         fake = next(item for item in items if item.method == "Face2Face")
@@ -248,7 +248,7 @@ class TestBench:
 
     def test_trap_04_test_videos_listed_for_training_are_for_testing_alone(self, tmp_path):
         reading = import_layout(trees.bench_celeb(tmp_path))
-        split = {item.video: item.split for item in reading.items}
+        split = {item.video: item.split for item in reading.entries}
         assert split == {"id0_0000": "test", "id0_id1_0000": "test", "id1_0000": ""}
         assert "2 of 3 videos are in several splits" in reading.notes[0]
 
@@ -274,13 +274,13 @@ class TestBench:
         return root
 
     def test_trap_08_labels_go_by_their_end(self, tmp_path):
-        item = import_layout(self.bench_of(tmp_path / "a", "whichisreal_Fake")).items[0]
+        item = import_layout(self.bench_of(tmp_path / "a", "whichisreal_Fake")).entries[0]
         assert (item.label, item.method) == ("fake", "whichisreal")
-        assert import_layout(self.bench_of(tmp_path / "b", "sd2.1_Real")).items[0].label == "real"
+        assert import_layout(self.bench_of(tmp_path / "b", "sd2.1_Real")).entries[0].label == "real"
         root = self.bench_of(tmp_path / "c", "unreal")
         with pytest.raises(FakesError, match=r"Nothing says whether 'unreal' of set is real"):
             import_layout(root)
-        item = import_layout(root, labels={"unreal": "fake"}).items[0]
+        item = import_layout(root, labels={"unreal": "fake"}).entries[0]
         assert (item.label, item.method) == ("fake", "unreal")
 
     def test_trap_05_a_label_against_its_place_is_refused(self, tmp_path):
@@ -302,9 +302,9 @@ class TestBench:
         put(lists, (root / "Celeb-DF-v2.json").read_text())
         with pytest.raises(FakesError, match=r"first frame .* is not in .*with base"):
             import_layout(lists)
-        assert len(import_layout(lists, base=root).items) == 6
+        assert len(import_layout(lists, base=root).entries) == 6
         (root / "CDF").rename(lists.parent / "CDF")
-        assert len(import_layout(lists).items) == 6
+        assert len(import_layout(lists).entries) == 6
 
     def test_a_file_that_is_no_list(self, tmp_path):
         path = put(tmp_path / "x.json", {"a": {"b": 3}})
@@ -315,10 +315,10 @@ class TestBench:
 def test_a_manifest_in_a_folder_or_by_name(tmp_path):
     path = put(tmp_path / "manifest.csv", "path,label,video\nreal/a.png,fake,a\n")
     touch(tmp_path, "real/a.png")
-    assert import_layout(tmp_path).items[0].label == "fake"
-    assert import_layout(path).items == import_layout(tmp_path).items
+    assert import_layout(tmp_path).entries[0].label == "fake"
+    assert import_layout(path).entries == import_layout(tmp_path).entries
     listed = put(tmp_path / "list.json", [{"path": "real/a.png", "label": "real", "video": "a"}])
-    assert import_layout(listed).items[0].label == "real"
+    assert import_layout(listed).entries[0].label == "real"
 
 
 def test_a_folder_of_data_sets_names_them(tmp_path):
@@ -332,7 +332,7 @@ def test_two_layouts_in_one_folder_must_be_chosen_from(tmp_path):
     trees.celeb(trees.forensics(tmp_path))
     with pytest.raises(FakesError, match=r"looks like ffpp and like celeb. Name the one"):
         import_layout(tmp_path)
-    assert {i.dataset for i in import_layout(tmp_path, "celeb").items} == {"Celeb-DF"}
+    assert {i.dataset for i in import_layout(tmp_path, "celeb").entries} == {"Celeb-DF"}
 
 
 def test_options_that_would_have_no_effect_are_refused(tmp_path):

@@ -23,9 +23,9 @@ class TestPlain:
         reading = import_layout(tmp_path)
         for path, label in labels(reading, tmp_path).items():
             assert label == ("fake" if "/ai/" in path else "real")
-        assert {(i.method, i.dataset) for i in reading.items} == {("sdv4", "sdv4"), ("", "sdv4")}
+        assert {(i.method, i.dataset) for i in reading.entries} == {("sdv4", "sdv4"), ("", "sdv4")}
         # The published protocol tests on what lies in val.
-        assert {item.split for item in reading.items} == {"train", "test"}
+        assert {item.split for item in reading.entries} == {"train", "test"}
         assert "it is the test set here" in reading.notes[0]
 
     def test_trap_08_unreal_is_no_label(self, tmp_path):
@@ -34,9 +34,9 @@ class TestPlain:
         reading = import_layout(tmp_path)
         assert all(
             item.label == ("fake" if item.path.endswith("b.png") else "real")
-            for item in reading.items
+            for item in reading.entries
         )
-        assert {i.method for i in reading.items} == {"", "unreal", "realistic_vision"}
+        assert {i.method for i in reading.entries} == {"", "unreal", "realistic_vision"}
         touch(tmp_path / "other", "unreal/a.png", "realistic/b.png")
         with pytest.raises(
             FakesError, match=r"Nothing says .* real and which are fake.*realistic, unreal"
@@ -47,18 +47,18 @@ class TestPlain:
         names = [f"{n}.png" for n in (10, 9, 100)]
         touch(tmp_path, *(f"real/a/{n}" for n in names), *(f"fake/swap/a/{n}" for n in names))
         reading = import_layout(tmp_path)
-        assert [(item.label, item.method, item.video, item.frame) for item in reading.items] == [
+        assert [(item.label, item.method, item.video, item.frame) for item in reading.entries] == [
             *(("real", "", "a", n) for n in (9, 10, 100)),
             *(("fake", "swap", "a", n) for n in (9, 10, 100)),
         ]
         assert "2 folders of numbered images" in reading.notes[0]
-        stills = import_layout(tmp_path, grouping="still").items
+        stills = import_layout(tmp_path, grouping="still").entries
         assert len({item.key for item in stills}) == 6
 
     def test_trap_01_frames_of_a_video_in_train_and_test_are_refused(self, tmp_path):
         for split, n in (("train", 1), ("test", 2)):
             touch(tmp_path, f"{split}/real/v/{n}.png", f"{split}/fake/swap/w{n}/{n}.png")
-        items = import_layout(tmp_path).items
+        items = import_layout(tmp_path).entries
         with pytest.raises(FakesError, match=r"The splits share video 'v'"):
             assign_splits(items, SHARES, seed=0)
 
@@ -67,27 +67,27 @@ class TestPlain:
         touch(tmp_path, *(f"fake/000_001_{n}.png" for n in range(4)))
         notes = import_layout(tmp_path).notes
         assert any("12 images have names that begin alike" in note for note in notes)
-        named = import_layout(tmp_path, grouping="name").items
+        named = import_layout(tmp_path, grouping="name").entries
         assert {item.video for item in named} == {"000", "001", "000_001"}
         assert named[-1].identities == ("ff/000", "ff/001")
 
     def test_numbered_stills_of_two_splits_are_not_one(self, tmp_path):
         for split in ("train", "test"):
             touch(tmp_path, f"{split}/real/0001.png", f"{split}/fake/0001.png")
-        items = import_layout(tmp_path).items
+        items = import_layout(tmp_path).entries
         assert {item.frame for item in items} == {-1}
         assert not leaks(items)
 
     def test_videos_and_names_of_known_data_sets(self, tmp_path):
         touch(tmp_path, "real/000.mp4", "real/003.mp4", "fake/000_003.mp4")
         reading = import_layout(tmp_path)
-        assert reading.items[-1].source == "000"
+        assert reading.entries[-1].source == "000"
         assert "named as in FaceForensics++" in reading.notes[0]
 
     def test_splits_above_or_below_the_labels(self, tmp_path):
         touch(tmp_path, "real/train/a.png", "fake/Validation/b.png", "test/real/c.png")
         reading = import_layout(tmp_path)
-        assert {i.path[-5]: i.split for i in reading.items} == {
+        assert {i.path[-5]: i.split for i in reading.entries} == {
             "a": "train",
             "b": "val",
             "c": "test",
@@ -123,4 +123,4 @@ class TestPlain:
 
     def test_hidden_files_and_those_of_macos_are_no_images(self, tmp_path):
         touch(tmp_path, "real/a.png", "real/._a.png", "__MACOSX/real/a.png", "fake/b.png")
-        assert len(import_layout(tmp_path).items) == 2
+        assert len(import_layout(tmp_path).entries) == 2

@@ -64,7 +64,7 @@ def test_splits_share_no_person_and_hold_both_labels():
     data = synthetic()
     data.setup("fit")
     assert list(data.records) == ["train", "val", "test"]
-    people = {s: {p for i in items for p in i.identities} for s, items in data.items.items()}
+    people = {s: {p for r in rs for p in r.item.identities} for s, rs in data.records.items()}
     assert not people["train"] & people["val"]
     assert not people["train"] & people["test"]
     assert not people["val"] & people["test"]

@@ -38,17 +38,6 @@ class Scene(NamedTuple):
     """How to call the annotation in a message."""
 
 
-class Reading(NamedTuple):
-    """What was found below a root."""
-
-    splits: dict[str, list[Scene]]
-    """By train, val and test; by "" where the files say nothing of splits."""
-    labels: Sequence[str] | None
-    """Classes in the order of the file; None where only the boxes name them."""
-    notes: list[str]
-    """What was mended while reading, a sentence each."""
-
-
 class BoxError(ValueError):
     """Annotations that cannot be meant; the message says where, and what to do."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vfm_runtime.media.image import find_images
 
 from vfm.data.dataset import Record
-from vfm.data.detection.annotation import BoxError, Reading, Scene
+from vfm.data.detection.annotation import BoxError, Scene
 from vfm.data.detection.base import BoxData
 from vfm.data.detection.clean import Repair, checked, present, require_inside
 from vfm.data.detection.coco import BoxFormat, find_coco, read_coco
@@ -21,7 +21,8 @@ from vfm.data.detection.tiles import tiles
 from vfm.data.detection.voc import find_voc, read_voc
 from vfm.data.detection.yolo import find_yolo, read_yolo
 from vfm.data.folder import SPLIT_FILE
-from vfm.data.splits import SPLITS, SplitRow, grouped_split, read_split, write_split
+from vfm.data.layouts import Layout, LayoutTable, Reading
+from vfm.data.splits import SPLITS, SplitRow, complete_splits, read_split, write_split
 from vfm.data.tables import write_rows
 from vfm.spec import Spec
 
@@ -30,12 +31,24 @@ Format = Literal["auto", "coco", "yolo", "voc", "csv"]
 REPAIRS_FILE = "boxes_mended.csv"
 """Beside a run's logs: every box that was clipped or dropped."""
 
-_FOUND: dict[str, Callable[[Path], Any]] = {
-    "coco": find_coco,
-    "yolo": find_yolo,
-    "voc": find_voc,
-    "csv": find_tables,
-}
+
+def _explain(root: Path) -> str:
+    return (
+        f"{root} holds no annotations of a known format: COCO (train/_annotations.coco.json, "
+        "annotations/instances_train*.json), YOLO (data.yaml with names), Pascal VOC (.xml) or a .csv of boxes."
+    )
+
+
+BOX_LAYOUTS: LayoutTable[Layout[Scene]] = LayoutTable(
+    {
+        "coco": Layout(find_coco, read_coco, ("box_format",)),
+        "yolo": Layout(find_yolo, read_yolo),
+        "voc": Layout(find_voc, read_voc),
+        "csv": Layout(find_tables, read_tables),
+    },
+    BoxError,
+    _explain,
+)
 
 
 class DetectionData(BoxData):
@@ -106,7 +119,7 @@ class DetectionData(BoxData):
         reading = self._reading()
         for note in reading.notes:
             warnings.warn(note, stacklevel=2)
-        scenes = [scene for found in reading.splits.values() for scene in found]
+        scenes = reading.entries
         if not scenes:
             raise BoxError(f"There are annotations in {self.root}, but of no image at all.")
         absent = present(scenes, self.root)
@@ -165,29 +178,21 @@ class DetectionData(BoxData):
         found = super().describe()
         return found | {"mended": dict(Counter(repair.done for repair in self.repairs))}
 
-    def _reading(self) -> Reading:
+    def _reading(self) -> Reading[Scene]:
         if not self.root.exists():
             raise BoxError(
                 f"{self.root} does not exist (looked in {Path.cwd()}). Give the folder of images and annotations."
             )
-        present = [name for name, find in _FOUND.items() if find(self.root)]
-        chosen = present[0] if self.format == "auto" and present else self.format
-        if chosen == "auto":
-            raise BoxError(
-                f"{self.root} holds no annotations of a known format: COCO (train/_annotations.coco.json, "
-                "annotations/instances_train*.json), YOLO (data.yaml with names), Pascal VOC (.xml) or a .csv of boxes."
-            )
-        if chosen not in present:
-            looks = f"It looks like {present[0]}: set --data.format {present[0]}" if present else ""
-            raise BoxError(
-                f"{self.root} is not in the format '{chosen}'. {looks or 'No known format was found there'}."
-            )
-        if chosen == "coco":
-            return read_coco(self.root, self.box_format)
-        readers = {"yolo": read_yolo, "voc": read_voc, "csv": read_tables}
-        return readers[chosen](self.root)
+        name: str = self.format
+        if name == "auto":
+            name = BOX_LAYOUTS.detect(self.root)
+        else:
+            BOX_LAYOUTS.require(self.root, name, "--data.format")
+        layout = BOX_LAYOUTS.layouts[name]
+        options = {"box_format": self.box_format} if "box_format" in layout.options else {}
+        return layout.read(self.root, **options)
 
-    def _names(self, reading: Reading, scenes: Sequence[Scene]) -> dict[str, int]:
+    def _names(self, reading: Reading[Scene], scenes: Sequence[Scene]) -> dict[str, int]:
         """A number for each class that a box has, in the order of the file."""
         used = {box.label for scene in scenes for box in scene.boxes}
         if not used:
@@ -204,31 +209,21 @@ class DetectionData(BoxData):
         return {name: number for number, name in enumerate(n for n in listed if n in used)}
 
     def _splits(
-        self, given: Mapping[str, list[Scene]], names: Mapping[str, int]
+        self, splits: Mapping[str, list[Scene]], names: Mapping[str, int]
     ) -> dict[str, list[Scene]]:
-        val, test = self.val_fraction, self.test_fraction
         if self.split_file is not None:
-            return _as_listed(given, self.split_file)
-        if "" in given:
-            return self._drawn(
-                given[""], names, {"train": 1 - val - test, "val": val, "test": test}
-            )
-        if "train" in given and "val" not in given and val:
-            return {**given, **self._drawn(given["train"], names, {"train": 1 - val, "val": val})}
-        return dict(given)
-
-    def _drawn(
-        self, scenes: Sequence[Scene], names: Mapping[str, int], fractions: Mapping[str, float]
-    ) -> dict[str, list[Scene]]:
-        keys = [scene.name for scene in scenes]
-        labels = [
-            tuple(sorted({names[b.label] for b in s.boxes if b.label in names})) for s in scenes
-        ]
-        chosen = grouped_split(keys, labels, list(names), fractions, self.seed)
-        return {
-            split: [s for s, c in zip(scenes, chosen, strict=True) if c == split]
-            for split in fractions
-        }
+            return _as_listed(splits, self.split_file)
+        return complete_splits(
+            splits,
+            lambda scene: (
+                scene.name,
+                tuple(sorted({names[box.label] for box in scene.boxes if box.label in names})),
+            ),
+            list(names),
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            seed=self.seed,
+        )
 
     def _records(self, scenes: Sequence[Scene], names: dict[str, int]) -> list[Record]:
         records = []

@@ -11,12 +11,12 @@ from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.detection.annotation import (
     Box,
     BoxError,
-    Reading,
     Scene,
     name_below,
     read_json,
     require_keys,
 )
+from vfm.data.layouts import Reading
 
 BoxFormat = Literal["xywh", "xyxy"]
 
@@ -45,7 +45,7 @@ def find_coco(root: Path) -> dict[str, Path]:
     return found
 
 
-def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading:
+def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[Scene]:
     """Read every split.
 
     Args:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vfm.data.class_folders import SPLIT_FOLDERS
-from vfm.data.detection.annotation import Box, BoxError, Reading, Scene, name_below
+from vfm.data.detection.annotation import Box, BoxError, Scene, name_below
+from vfm.data.layouts import Reading
 from vfm.data.tables import Table, read_table
 
 COLUMNS = ("image_path", "xmin", "ymin", "xmax", "ymax", "label")
@@ -23,7 +24,7 @@ def find_tables(root: Path) -> dict[str, Path]:
     return {"": tables[0]} if len(tables) == 1 else {}
 
 
-def read_tables(root: Path) -> Reading:
+def read_tables(root: Path) -> Reading[Scene]:
     """Read every split; a row without numbers is an image without objects.
 
     Args:
@@ -42,7 +43,7 @@ def read_tables(root: Path) -> Reading:
     for split, path in tables.items():
         for name, scenes in _read(read_table(path), split).items():
             splits.setdefault(name, []).extend(scenes)
-    return Reading(splits, None, [])
+    return Reading(splits)
 
 
 def _read(table: Table, split: str) -> dict[str, list[Scene]]:

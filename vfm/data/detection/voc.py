@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 from vfm_runtime.media.image import IMAGE_SUFFIXES
 
 from vfm.data.class_folders import SPLIT_FOLDERS
-from vfm.data.detection.annotation import Box, BoxError, Reading, Scene, name_below
+from vfm.data.detection.annotation import Box, BoxError, Scene, name_below
+from vfm.data.layouts import Reading
 
 _LISTS = "ImageSets/Main"
 
@@ -43,7 +44,7 @@ def find_voc(root: Path) -> dict[str, list[Path]]:
     return {"": paths} if paths else {}
 
 
-def read_voc(root: Path) -> Reading:
+def read_voc(root: Path) -> Reading[Scene]:
     """Read every split; pixels are taken as the files give them, from 0.
 
     Args:
@@ -58,7 +59,7 @@ def read_voc(root: Path) -> Reading:
             f"{root} has no XML files of Pascal VOC, neither in Annotations/ nor elsewhere."
         )
     splits = {split: [_scene(path, root) for path in paths] for split, paths in files.items()}
-    return Reading(splits, None, [])
+    return Reading(splits)
 
 
 def _listed(path: Path, root: Path) -> Iterable[Path]:

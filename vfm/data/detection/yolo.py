@@ -10,7 +10,8 @@ import yaml
 from vfm_runtime.media.image import find_images
 
 from vfm.data.class_folders import SPLIT_FOLDERS
-from vfm.data.detection.annotation import Box, BoxError, Reading, Scene, name_below, stated_size
+from vfm.data.detection.annotation import Box, BoxError, Scene, name_below, stated_size
+from vfm.data.layouts import Reading
 
 _NAMES = ("classes.txt", "obj.names", "labels.txt")
 # Labelling tools round; beyond this the numbers are no shares.
@@ -26,7 +27,7 @@ def find_yolo(root: Path) -> Path | None:
     return next(iter([*yamls, *lists]), None)
 
 
-def read_yolo(root: Path) -> Reading:
+def read_yolo(root: Path) -> Reading[Scene]:
     """Read every split.
 
     Args:
@@ -50,7 +51,7 @@ def read_yolo(root: Path) -> Reading:
     for split, images in _images(settings, folder).items():
         splits[split] = [_scene(path, folder, names) for path in images]
         _check_labels(splits[split], folder)
-    return Reading(splits, names, [])
+    return Reading(splits, names)
 
 
 def _settings(path: Path) -> dict[str, Any]:

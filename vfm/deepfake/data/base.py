@@ -6,8 +6,9 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from vfm_runtime.deepfake.faces.crop import CropSpec
 
@@ -17,13 +18,14 @@ from vfm.data.splits import SPLITS
 from vfm.deepfake.data.dataset import (
     BLENDED,
     Changes,
+    DeepfakeRecord,
     FakesDataset,
-    Marks,
     PairedFakes,
     collate_fakes,
+    require_deepfakes,
 )
 from vfm.deepfake.data.pairs import Pairs, check_training
-from vfm.deepfake.data.record import FAKE, LABELS, REAL, Item, count_label
+from vfm.deepfake.data.record import FAKE, LABELS, REAL, count_label
 
 Mode = Literal["plain", "paired", "sbi", "mixed"]
 
@@ -33,24 +35,11 @@ CROP_FILE = "crop.json"
 """Beside a manifest: how its crops were cut, as `CropSpec.to_dict`."""
 
 
-class Found(NamedTuple):
-    """The images of each split, three times in the same order."""
-
-    items: dict[str, list[Item]]
-    records: dict[str, list[Record]]
-    marks: dict[str, list[Marks]]
-
-
 class FakeImages(ImageData, ABC):
     """Real and forged images, in splits.
 
     A subclass implements `find`, and `read_crop`. Label 1 is fake, whatever the order of names.
     """
-
-    items: dict[str, list[Item]]
-    """What each record shows, in the order of `records`; known after `setup`."""
-    marks: dict[str, list[Marks]]
-    """What is known of each record beside its label; known after `setup`."""
 
     collate = staticmethod(collate_fakes)
 
@@ -97,12 +86,10 @@ class FakeImages(ImageData, ABC):
         self.sbi_share = sbi_share
         self.changes = Changes(edits, benign_share)
         self.group_columns = GROUPS
-        self.items = {}
-        self.marks = {}
         self._crop: CropSpec | None = None
 
     @abstractmethod
-    def find(self) -> Found:
+    def find(self) -> dict[str, list[DeepfakeRecord]]:
         """Find the images of each split, without opening them."""
 
     @abstractmethod
@@ -125,12 +112,19 @@ class FakeImages(ImageData, ABC):
                 "resolution. Choices: plain, paired (--data.mode)."
             )
         found = self.find()
-        if self.mode == "sbi" and "train" in found.items:
-            _leave_out_fakes(found)
+        if self.mode == "sbi" and "train" in found:
+            found["train"] = [r for r in found["train"] if r.item.label == REAL]
         if self.mode in ("sbi", "mixed"):
             _blend_evaluated(found)
-        self.items, self.marks = found.items, found.marks
-        return {split: found.records[split] for split in SPLITS if split in found.records}
+        return {split: [*found[split]] for split in SPLITS if split in found}
+
+    def list_records(self, split: str) -> list[DeepfakeRecord]:
+        """The records of a split with all that is known of them; none where the data has no such split.
+
+        Args:
+            split: `train`, `val` or `test`.
+        """
+        return require_deepfakes(self.records.get(split, []))
 
     def setup(self, stage: str | None = None) -> None:
         """Read the records, once; a fake of the tested splits needs no fake to train on.
@@ -141,33 +135,33 @@ class FakeImages(ImageData, ABC):
         if stage != "predict" and not self._was_read:
             self.records.update(self.read())
             self._was_read = True
-        if stage in (None, "fit") and "train" in self.items:
-            check_training(self.items["train"], self.mode)
+        if stage in (None, "fit") and "train" in self.records:
+            check_training([record.item for record in self.list_records("train")], self.mode)
         super().setup(stage)
 
     def describe(self) -> dict[str, Any]:
         """Images per split and label, forgeries per split and method, and the crop; ready for JSON."""
         found = super().describe()
         methods = {
-            split: dict(Counter(item.method for item in items if item.label == FAKE))
-            for split, items in self.items.items()
+            split: dict(
+                Counter(r.item.method for r in self.list_records(split) if r.item.label == FAKE)
+            )
+            for split in self.records
+            if split in SPLITS
         }
         return found | {"methods": methods, "mode": self.mode, "crop": self.crop.to_dict()}
 
     def _images(self, split: str) -> FakesDataset:
-        records = self._split(split)
-        marks = self.marks.get(split) or [Marks()] * len(records)
-        return FakesDataset(records, marks, self.crop, self._preprocess(), seed=self.seed)
+        return FakesDataset(self._split(split), self.crop, self._preprocess(), seed=self.seed)
 
     def _training_images(self) -> FakesDataset:
-        records, marks = self._split("train"), self.marks["train"]
-        seen = (records, marks, self.crop, self._preprocess(), self.changes, self.seed)
+        records = require_deepfakes(self._split("train"))
+        seen = (records, self.crop, self._preprocess(), self.changes, self.seed)
         if self.mode == "plain":
             return FakesDataset(*seen)
         blends = {"paired": 0.0, "sbi": 1.0}.get(self.mode, self.sbi_share)
-        return PairedFakes(
-            *seen, pairs=Pairs(self.items["train"]), blends=blends, blend_rest=self.mode != "paired"
-        )
+        pairs = Pairs([record.item for record in records])
+        return PairedFakes(*seen, pairs=pairs, blends=blends, blend_rest=self.mode != "paired")
 
     def _options(self, split: str) -> dict[str, Any]:
         options = super()._options(split)
@@ -199,32 +193,22 @@ def _check_arguments(mode: str, batch_size: int, shares: dict[str, float]) -> No
         )
 
 
-def _leave_out_fakes(found: Found) -> None:
-    """Keep of the train split what is real."""
-    kept = [i for i, item in enumerate(found.items["train"]) if item.label == REAL]
-    columns: tuple[dict[str, list[Any]], ...] = found
-    for column in columns:
-        column["train"] = [column["train"][i] for i in kept]
-
-
-def _blend_evaluated(found: Found) -> None:
+def _blend_evaluated(found: dict[str, list[DeepfakeRecord]]) -> None:
     """Where a split to evaluate on has no fakes, blend one for each real image; else nothing could be measured."""
     for split in ("val", "test"):
-        items = found.items.get(split, [])
-        if not items or count_label(items, FAKE):
+        reals = found.get(split, [])
+        if not reals or count_label((record.item for record in reals), FAKE):
             continue
         warnings.warn(
-            f"The {split} split has no fakes: one is blended from each of its {len(items)} real images. Its figures "
+            f"The {split} split has no fakes: one is blended from each of its {len(reals)} real images. Its figures "
             "say how well such blends are found, and nothing of other forgeries.",
             stacklevel=4,
         )
-        records, marks = found.records[split], found.marks[split]
-        for number, item in enumerate(list(items)):
-            real = records[number]
-            groups = (real.groups[0], BLENDED, *real.groups[2:])
-            name = f"{real.name} ({BLENDED})"
-            items.append(item._replace(label="fake", method=BLENDED, source=item.video))
-            records.append(real._replace(label=1, name=name, groups=groups))
-            # Both sides, since the real one of a blend may be changed as a whole.
-            marks[number] = marks[number]._replace(blend=number)
-            marks.append(marks[number])
+        # Both sides, since the real one of a blend may be changed as a whole.
+        reals = [replace(record, blend=number) for number, record in enumerate(reals)]
+        found[split] = [*reals, *map(_blend, reals)]
+
+
+def _blend(real: DeepfakeRecord) -> DeepfakeRecord:
+    item = real.item._replace(label="fake", method=BLENDED, source=real.item.video)
+    return replace(real, label=1, name=f"{real.name} ({BLENDED})", item=item)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vfm.data.layouts import Reading
 from vfm.deepfake.data.filenames import celebrities
 from vfm.deepfake.data.files import Clip, Files, Media, clip_items, clips, folders
-from vfm.deepfake.data.record import MAX_ABSENT, FakesError, Item, Reading
+from vfm.deepfake.data.record import MAX_ABSENT, FakesError, Item, group_items
 
 TEST_LIST = "List_of_testing_videos.txt"
 
@@ -21,7 +22,7 @@ def find_celeb(root: Path) -> bool:
     return any(folder.name.lower() in (*_REALS, _FAKES) for folder in folders(root))
 
 
-def read_celeb(root: Path, *, media: Media = "auto", lists: Path | None = None) -> Reading:
+def read_celeb(root: Path, *, media: Media = "auto", lists: Path | None = None) -> Reading[Item]:
     """Read `Celeb-real`, `YouTube-real` and `Celeb-synthesis`.
 
     What the list of testing videos names is the test set. The rest has no split: part of it shows persons of the test
@@ -48,14 +49,14 @@ def read_celeb(root: Path, *, media: Media = "auto", lists: Path | None = None) 
     if not path.is_file():
         if lists is not None:
             raise FakesError(f"{lists} has no {TEST_LIST}. Give the folder that holds it.")
-        return Reading(_flat(found), [_no_list(root)])
+        return group_items(_flat(found), [_no_list(root)])
     tested, notes = _tested(path, root, found)
     items = [
         item._replace(split="test") if name in tested else item
         for name, members in found.items()
         for item in members
     ]
-    return Reading(items, notes)
+    return group_items(items, notes)
 
 
 def _like(root: Path, clip: Clip, method: str) -> Item:

@@ -13,11 +13,11 @@ from vfm_runtime.media.image import IMAGE_SUFFIXES, find_images
 
 from vfm.data.dataset import Record
 from vfm.data.splits import SPLITS
-from vfm.deepfake.data.base import CROP_FILE, GROUPS, FakeImages, Found, Mode, write_crop
-from vfm.deepfake.data.dataset import BLENDED, Marks
+from vfm.deepfake.data.base import CROP_FILE, GROUPS, FakeImages, Mode, write_crop
+from vfm.deepfake.data.dataset import BLENDED, DeepfakeRecord
 from vfm.deepfake.data.layouts import MANIFEST, Format, import_layout
 from vfm.deepfake.data.manifest import read_manifest, write_manifest
-from vfm.deepfake.data.record import LABELS, FakesError, Item
+from vfm.deepfake.data.record import LABELS, FakesError, Item, ordered
 from vfm.deepfake.data.splits import Ties, assign_splits, components
 from vfm.spec import Spec
 
@@ -116,7 +116,7 @@ class FakesData(FakeImages):
         self.all_as = all_as
         self.ties = ties
 
-    def find(self) -> Found:
+    def find(self) -> dict[str, list[DeepfakeRecord]]:
         """Read the manifest, or the folders, and give every image its split."""
         items = self._listed()
         _refuse_videos(items, self.root)
@@ -125,14 +125,11 @@ class FakesData(FakeImages):
         else:
             items = assign_splits(items, self.fractions, self.seed, self.ties)
         tiles = self.crop.tiles if self.crop.source == "native" else 1
-        found = Found({}, {}, {})
+        found: dict[str, list[DeepfakeRecord]] = {}
         # An order that does not hang on that of the files.
         for item, group in sorted(zip(items, components(items, self.ties), strict=True)):
             for tile in range(1 if item.split == "train" else tiles):
-                found.items.setdefault(item.split, []).append(item)
-                found.records.setdefault(item.split, []).append(self._record(item, group, tile))
-                marks = Marks(item.mask or None, item.landmarks or None, tile)
-                found.marks.setdefault(item.split, []).append(marks)
+                found.setdefault(item.split, []).append(self._record(item, group, tile))
         return found
 
     def read_predict(self) -> list[Record]:
@@ -186,7 +183,7 @@ class FakesData(FakeImages):
             folder: Of the training run.
         """
         self._read_once()
-        listed = (item for split in SPLITS for item in self.items.get(split, []))
+        listed = (record.item for split in SPLITS for record in self.list_records(split))
         # Several tiles are of one image, and blends are made anew.
         items = dict.fromkeys(item for item in listed if item.method != BLENDED)
         path = folder.absolute() / MANIFEST
@@ -203,7 +200,7 @@ class FakesData(FakeImages):
         reading = import_layout(self.root, self.format, **self.layout)
         for note in reading.notes:
             warnings.warn(note, stacklevel=2)
-        return reading.items
+        return ordered(reading.entries)
 
     def _folder(self, path: Path) -> Path:
         return path if path.is_dir() else path.parent
@@ -215,9 +212,17 @@ class FakesData(FakeImages):
             return CropSpec(source="native", size=self.crop_size, tiles=self.tiles)
         return None
 
-    def _record(self, item: Item, group: str, tile: int) -> Record:
-        name = self._name(item.path) + (f"@{tile}" if tile else "")
-        return Record(item.path, LABELS.index(item.label), name, (*item.key, group))
+    def _record(self, item: Item, component: str, tile: int) -> DeepfakeRecord:
+        return DeepfakeRecord(
+            item.path,
+            LABELS.index(item.label),
+            self._name(item.path) + (f"@{tile}" if tile else ""),
+            item=item,
+            component=component,
+            mask=item.mask or None,
+            landmarks=item.landmarks or None,
+            tile=tile,
+        )
 
     def _name(self, path: str) -> str:
         return path.removeprefix(self._folder(self.root).absolute().as_posix() + "/")

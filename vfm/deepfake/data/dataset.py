@@ -17,6 +17,7 @@ from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, opened, samp
 from vfm.deepfake.data.augment import Array, Edit, Mask, Pixels, View, benign_edit
 from vfm.deepfake.data.blend import self_blend
 from vfm.deepfake.data.pairs import Pairs
+from vfm.deepfake.data.record import Item
 from vfm.deepfake.target import DeepfakeTarget
 from vfm.preprocess import Preprocess
 from vfm.types import Batch
@@ -30,9 +31,14 @@ _FIXED = -1
 _UNKNOWN = -1.0
 
 
-class Marks(NamedTuple):
-    """What is known of an image beside its label."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepfakeRecord(Record):
+    """A real image or a forgery, not yet opened, with all that is known of it."""
 
+    item: Item
+    """Facts of the image: video, method, identities, source, frame ..."""
+    component: str
+    """Name of the videos that share persons or sources with it, directly or through other videos."""
     mask: str | NDArray[np.uint8] | None = None
     """Path, or [H, W], white where the image was changed."""
     landmarks: str | NDArray[np.floating] | None = None
@@ -41,6 +47,30 @@ class Marks(NamedTuple):
     """Which of the crop's tiles it stands for, where these are cut at native resolution."""
     blend: int = -1
     """From 0: it is a side of this blend of the image with itself, real or fake by its label; -1 for the image."""
+
+    def __post_init__(self) -> None:
+        """Group the image as results report it, by `GROUPS`."""
+        object.__setattr__(self, "groups", (*self.item.key, self.component))
+
+
+def require_deepfakes(records: Sequence[Record]) -> list[DeepfakeRecord]:
+    """The records, refused where one does not say what it shows.
+
+    Args:
+        records: Records of a split.
+
+    Raises:
+        ValueError: One is not of real and forged images.
+    """
+    typed = []
+    for record in records:
+        if not isinstance(record, DeepfakeRecord):
+            raise ValueError(
+                f"{record.name} has the groups {record.groups}, but a forged or real image needs (dataset, method, "
+                "video, identities). Read the images with FakesData."
+            )
+        typed.append(record)
+    return typed
 
 
 class Changes(NamedTuple):
@@ -66,7 +96,6 @@ class FakesDataset(ImageDataset):
     def __init__(
         self,
         records: Sequence[Record],
-        marks: Sequence[Marks],
         crop: CropSpec,
         preprocess: Preprocess,
         changes: Changes | None = None,
@@ -76,14 +105,12 @@ class FakesDataset(ImageDataset):
 
         Args:
             records: In the order of the split.
-            marks: Of each record.
             crop: What part of an image is shown.
             preprocess: Of the model.
             changes: How to change the images for training; None to leave them as they are.
             seed: Of all that is random.
         """
         super().__init__(records, preprocess, None, seed)
-        self.marks = marks
         self.crop = crop
         self.changes = changes
 
@@ -111,31 +138,33 @@ class FakesDataset(ImageDataset):
         self, index: int, generator: np.random.Generator | None
     ) -> tuple[View, NDArray[np.float64]]:
         """The crop with its mask, and the map from places in the image to places in the crop."""
-        record, marks = self.records[index], self.marks[index]
+        record = self.records[index]
+        # Nothing is known of an image that is only predicted on.
+        marks = record if isinstance(record, DeepfakeRecord) else None
         image = open_image(opened(record))
         self._require_crop(record.name, image)
-        cut = self._cut(image, marks.tile, generator)
+        cut = self._cut(image, marks.tile if marks else 0, generator)
         if record.label == 0:
             mask = np.zeros(cut.pixels.shape[:2], np.float32)
-        elif record.label == -1 or marks.mask is None:
+        elif marks is None or marks.mask is None:
             mask = np.full(cut.pixels.shape[:2], _UNKNOWN, np.float32)
         else:
             mask = _cut_mask(marks.mask, image, cut, self.crop, record.name)
-        if marks.blend < 0:
+        if marks is None or marks.blend < 0:
             return View(cut.pixels, mask), cut.matrix
         generator = np.random.default_rng(sample_seed(self.seed, _FIXED, marks.blend))
-        real, fake = self._blended(index, View(cut.pixels, mask), cut.matrix, generator)
+        real, fake = self._blended(marks, View(cut.pixels, mask), cut.matrix, generator)
         return (fake if record.label else real), cut.matrix
 
     def _blended(
         self,
-        index: int,
+        record: DeepfakeRecord,
         view: View,
         matrix: NDArray[np.float64],
         generator: np.random.Generator,
     ) -> tuple[View, View]:
         """The two sides of a blend."""
-        points = _landmarks(self.marks[index].landmarks, self.records[index].name, matrix)
+        points = _landmarks(record.landmarks, record.name, matrix)
         blend = self_blend(view.pixels, generator, points, self.crop)
         return View(blend.real, np.zeros_like(blend.mask)), View(blend.fake, blend.mask)
 
@@ -194,10 +223,11 @@ class PairedFakes(FakesDataset):
     Both get the same edits, so that the forgery alone tells them apart.
     """
 
+    records: Sequence[DeepfakeRecord]
+
     def __init__(
         self,
-        records: Sequence[Record],
-        marks: Sequence[Marks],
+        records: Sequence[DeepfakeRecord],
         crop: CropSpec,
         preprocess: Preprocess,
         changes: Changes,
@@ -211,7 +241,6 @@ class PairedFakes(FakesDataset):
 
         Args:
             records: In the order of the split.
-            marks: Of each record.
             crop: What part of an image is shown.
             preprocess: Of the model.
             changes: How to change the images.
@@ -221,7 +250,7 @@ class PairedFakes(FakesDataset):
             blend_rest: Whether one is blended for each real image without forgeries of its own; these are left out
                 otherwise.
         """
-        super().__init__(records, marks, crop, preprocess, changes, seed)
+        super().__init__(records, crop, preprocess, changes, seed)
         self.pairs = pairs
         self.blends = blends
         self.reals = [i for i in pairs.reals if blend_rest or pairs.paired(i)]
@@ -247,7 +276,7 @@ class PairedFakes(FakesDataset):
         try:
             real, matrix = self._opened(index, generator)
             if blended:
-                real, fake = self._blended(index, real, matrix, generator)
+                real, fake = self._blended(self.records[index], real, matrix, generator)
             else:
                 opening = other
                 fake = self._view(other, generator)

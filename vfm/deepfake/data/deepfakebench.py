@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vfm.data.class_folders import SPLIT_FOLDERS
+from vfm.data.layouts import Reading
 from vfm.data.splits import SPLITS
 from vfm.deepfake.data.filenames import DFD, FORENSICS, origin
 from vfm.deepfake.data.files import Files, beside, frames, read_json
-from vfm.deepfake.data.record import FakesError, Item, LabelName, Reading, natural
+from vfm.deepfake.data.record import FakesError, Item, LabelName, group_items, natural
 
 _LISTS = "dataset_json"
 _COMPRESSIONS = ("raw", "c0", "c23", "c40")
@@ -49,7 +50,7 @@ def read_lists(
     compression: str | None = None,
     base: Path | None = None,
     labels: Mapping[str, LabelName] | None = None,
-) -> Reading:
+) -> Reading[Item]:
     """Read `{data set: {label: {split: [{compression:] {video: {"label", "frames", "masks"}}}}}`.
 
     A video that stands in several splits goes to the test set alone, or else to the validation set: these lists put the
@@ -85,7 +86,7 @@ def read_lists(
                     f"{root}: {item.path} is in the videos '{'/'.join(other.key)}' and '{'/'.join(item.key)}'. "
                     "Read one of the lists alone."
                 )
-    return Reading(list(items.values()), notes)
+    return group_items(list(items.values()), notes)
 
 
 def _paths(root: Path) -> list[Path]:

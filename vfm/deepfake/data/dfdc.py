@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vfm.data.class_folders import SPLIT_FOLDERS
+from vfm.data.layouts import Reading
 from vfm.data.tables import Table, read_table
 from vfm.deepfake.data.files import Files, Media, clip_items, clips, folders, read_object, stem
-from vfm.deepfake.data.record import FakesError, Item, LabelName, Reading
+from vfm.deepfake.data.record import FakesError, Item, LabelName, group_items
 
 DFDC = "DFDC"
 DFDCP = "DFDCP"
@@ -30,7 +31,7 @@ def find_challenge(root: Path) -> bool:
     return bool(_test_folders(root) or _parts(root))
 
 
-def read_challenge(root: Path) -> Reading:
+def read_challenge(root: Path) -> Reading[Item]:
     """Read the parts of the training set by their metadata.json, and the test set by its labels.csv (1 is fake).
 
     Raises:
@@ -42,7 +43,7 @@ def read_challenge(root: Path) -> Reading:
         items += [_trained(folder, name, entry) for name, entry in content.items()]
     for folder in _test_folders(root):
         items += _tested(folder)
-    return Reading(items, [_NO_PERSONS.format(DFDC)])
+    return group_items(items, [_NO_PERSONS.format(DFDC)])
 
 
 def find_preview(root: Path) -> bool:
@@ -50,7 +51,7 @@ def find_preview(root: Path) -> bool:
     return (root / _PREVIEW).is_file()
 
 
-def read_preview(root: Path) -> Reading:
+def read_preview(root: Path) -> Reading[Item]:
     """Read dataset.json of the preview: folders of methods and of originals, with label and split of each video.
 
     Raises:
@@ -58,7 +59,7 @@ def read_preview(root: Path) -> Reading:
     """
     path = root / _PREVIEW
     content = read_object(path, "an object with an entry for each video")
-    return Reading([_previewed(root, path, *pair) for pair in content.items()], [])
+    return group_items([_previewed(root, path, *pair) for pair in content.items()])
 
 
 def find_ffiw(root: Path) -> bool:
@@ -67,7 +68,7 @@ def find_ffiw(root: Path) -> bool:
     return (place / "source").is_dir() and (place / "target").is_dir()
 
 
-def read_ffiw(root: Path, *, media: Media = "auto") -> Reading:
+def read_ffiw(root: Path, *, media: Media = "auto") -> Reading[Item]:
     """Read FFIW: `source` is real, `target` is fake, each with train, val and test."""
     labels: dict[str, LabelName] = {"source": "real", "target": "fake"}
     files = Files()
@@ -82,7 +83,7 @@ def read_ffiw(root: Path, *, media: Media = "auto") -> Reading:
                 video = f"{split}/{clip.name}"
                 like = Item("", label, video, (), FFIW if label == "fake" else "", FFIW, split)
                 items += clip_items(clip, like, files)
-    return Reading(items, [_NO_PERSONS.format(FFIW)])
+    return group_items(items, [_NO_PERSONS.format(FFIW)])
 
 
 def _parts(root: Path) -> list[Path]:

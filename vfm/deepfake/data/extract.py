@@ -25,7 +25,7 @@ from vfm.deepfake.data.crop_report import Count, count, crop_sheet, reasons, sum
 from vfm.deepfake.data.crops import Cut, Failure, Job, cut_video, is_done, plan, read_record
 from vfm.deepfake.data.layouts import Format, import_layout
 from vfm.deepfake.data.manifest import write_manifest
-from vfm.deepfake.data.record import FakesError, Item
+from vfm.deepfake.data.record import FakesError, Item, ordered
 
 MANIFEST_FILE = "manifest.csv"
 FAILURES_FILE = "failures.csv"
@@ -89,7 +89,7 @@ def faces(
     for note in reading.notes:
         print(note)
     counts = extract(
-        reading.items, out, spec, num_frames=frames, num_workers=workers, tell=_printed
+        ordered(reading.entries), out, spec, num_frames=frames, num_workers=workers, tell=_printed
     )
     print(summary(counts))
     print(f"Manifest: {out / MANIFEST_FILE}\nLook at: {out / SHEET_FILE}")

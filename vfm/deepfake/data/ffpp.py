@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vfm.data.layouts import Reading
 from vfm.data.splits import SPLITS
 from vfm.deepfake.data.filenames import DFD, FORENSICS, actors, forensics
 from vfm.deepfake.data.files import Files, Media, clip_items, clips, folders, read_json
-from vfm.deepfake.data.record import FakesError, Item, LabelName, Reading
+from vfm.deepfake.data.record import FakesError, Item, LabelName, group_items
 
 _SEQUENCES: dict[str, LabelName] = {"original_sequences": "real", "manipulated_sequences": "fake"}
 _ACTORS = ("actors", DFD)
@@ -25,7 +26,7 @@ def read_forensics(
     compression: str | None = None,
     media: Media = "auto",
     lists: Path | None = None,
-) -> Reading:
+) -> Reading[Item]:
     """Read `original_sequences/<source>/<compression>/` and `manipulated_sequences/<method>/<compression>/`.
 
     The splits are those of train.json, val.json and test.json, lists of pairs of videos; a fake belongs to the split of
@@ -51,7 +52,7 @@ def read_forensics(
         for clip in clips(folder / compression, media):
             like = _like(label, folder.name, clip.name, split_of)
             items += clip_items(clip, like._replace(compression=compression), files)
-    return Reading(items, _notes(items, split_of))
+    return group_items(items, _notes(items, split_of))
 
 
 def _like(label: LabelName, folder: str, video: str, split_of: dict[str, str]) -> Item:

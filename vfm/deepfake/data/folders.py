@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vfm.data.class_folders import SPLIT_FOLDERS
+from vfm.data.layouts import Reading
 from vfm.deepfake.data.filenames import Origin, celebrities, forensics
 from vfm.deepfake.data.files import frame_numbers, frames, is_image, is_video, stem, walk
-from vfm.deepfake.data.record import FAKE, FakesError, Item, LabelName, Reading
+from vfm.deepfake.data.record import FAKE, FakesError, Item, LabelName, group_items
 
 Grouping = Literal["auto", "folder", "still", "name"]
 """What images in a folder below that of a label are: frames of one video, images of their own, or frames of the videos
@@ -50,7 +51,7 @@ def read_plain(
     *,
     grouping: Grouping = "auto",
     labels: Mapping[str, LabelName] | None = None,
-) -> Reading:
+) -> Reading[Item]:
     """Read folders whose names say the label, by whole names: `unreal` is no label.
 
     Folders of splits may stand above or below those of the labels. Folders above, otherwise, name the data set; those
@@ -83,7 +84,7 @@ def read_plain(
     return _with_origins(items, notes)
 
 
-def read_generated(root: Path, *, labels: Mapping[str, LabelName] | None = None) -> Reading:
+def read_generated(root: Path, *, labels: Mapping[str, LabelName] | None = None) -> Reading[Item]:
     """Read images by generator: `<generator>/.../0_real` and `1_fake`, or `<generator>/<split>/nature` and `ai`.
 
     Each generator is a data set with its own real images. What GenImage calls val is what it tests on, so it is test.
@@ -93,13 +94,15 @@ def read_generated(root: Path, *, labels: Mapping[str, LabelName] | None = None)
         labels: As for `read_plain`.
     """
     reading = read_plain(root, grouping="still", labels=labels)
-    splits = {item.split for item in reading.items}
-    named = {item.path.split("/")[-2].lower() for item in reading.items}
+    splits = {item.split for item in reading.entries}
+    named = {item.path.split("/")[-2].lower() for item in reading.entries}
     if "val" not in splits or "test" in splits or not named <= {"ai", "nature"}:
         return reading
-    items = [item._replace(split="test") if item.split == "val" else item for item in reading.items]
+    items = [
+        item._replace(split="test") if item.split == "val" else item for item in reading.entries
+    ]
     note = "GenImage is tested on what it calls val: it is the test set here, and a validation set is to be drawn."
-    return Reading(items, [*reading.notes, note])
+    return group_items(items, [*reading.notes, note])
 
 
 def _labels(parts: tuple[str, ...], words: Mapping[str, LabelName]) -> list[int]:
@@ -229,7 +232,7 @@ def _flat_frames(items: list[Item]) -> list[str]:
     ]
 
 
-def _with_origins(items: list[Item], notes: list[str]) -> Reading:
+def _with_origins(items: list[Item], notes: list[str]) -> Reading[Item]:
     """Add persons and sources where every fake is named as in FaceForensics++, or as in Celeb-DF."""
     rules: dict[str, Callable[[str], Origin]] = {
         "FaceForensics++": forensics,
@@ -240,8 +243,8 @@ def _with_origins(items: list[Item], notes: list[str]) -> Reading:
         if fakes and all(rule(video).source for video in fakes):
             named = [_replaced(item, rule(item.video)) for item in items]
             note = f"The videos are named as in {name}: persons and sources are taken from their names."
-            return Reading(named, [*notes, note])
-    return Reading(items, notes)
+            return group_items(named, [*notes, note])
+    return group_items(items, notes)
 
 
 def _replaced(item: Item, origin: Origin) -> Item:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
+from vfm.data.layouts import Layout, LayoutTable, Reading
 from vfm.deepfake.data.celeb import find_celeb, read_celeb
 from vfm.deepfake.data.deepfakebench import find_lists, read_lists
 from vfm.deepfake.data.dfdc import (
@@ -20,7 +21,15 @@ from vfm.deepfake.data.ffpp import find_forensics, read_forensics
 from vfm.deepfake.data.files import Media, folders, read_json, walk
 from vfm.deepfake.data.folders import Grouping, find_plain, read_generated, read_plain
 from vfm.deepfake.data.manifest import present, read_manifest
-from vfm.deepfake.data.record import LABELS, FakesError, LabelName, Reading, check_items, ordered
+from vfm.deepfake.data.record import (
+    LABELS,
+    FakesError,
+    Item,
+    LabelName,
+    check_items,
+    group_items,
+    ordered,
+)
 
 Format = Literal[
     "auto",
@@ -42,15 +51,6 @@ MANIFEST = "manifest.csv"
 _TABLES = (".csv", ".tsv", ".txt", ".parquet")
 
 
-class Layout(NamedTuple):
-    """A way to lay out real and forged images."""
-
-    find: Callable[[Path], bool]
-    read: Callable[..., Reading]
-    options: tuple[str, ...]
-    """Of `import_layout`, those that it takes."""
-
-
 def import_layout(
     root: str | Path,
     format: Format = "auto",
@@ -61,7 +61,7 @@ def import_layout(
     base: str | Path | None = None,
     grouping: Grouping = "auto",
     labels: Mapping[str, LabelName] | None = None,
-) -> Reading:
+) -> Reading[Item]:
     """Read a folder, or a list, of real and forged images or videos.
 
     Args:
@@ -75,8 +75,8 @@ def import_layout(
         labels: What names that the layout does not know mean: manifest, deepfakebench, plain, wang, genimage.
 
     Returns:
-        The items, with absolute paths, ordered by data set, method, video and frame; `split` is as the data set gives
-        it. Missing files are left out with a warning.
+        The items by split as the data set gives it, with absolute paths, ordered by data set, method, video and frame.
+        Missing files are left out with a warning.
 
     Raises:
         FakesError: No layout fits, an option is not for it, or the files contradict each other.
@@ -87,7 +87,7 @@ def import_layout(
             f"There is no file or folder {root} (looked in {Path.cwd()}). Check the path."
         )
     _check_choices(format=(format, Format), media=(media, Media), grouping=(grouping, Grouping))
-    name = _detect(root) if format == "auto" else format
+    name = DEEPFAKE_LAYOUTS.detect(root) if format == "auto" else format
     given: dict[str, Any] = {
         "compression": compression,
         "media": media,
@@ -96,21 +96,21 @@ def import_layout(
         "grouping": grouping,
         "labels": labels,
     }
-    reading = _LAYOUTS[name].read(root, **_options(name, given))
-    if not reading.items:
+    reading = DEEPFAKE_LAYOUTS.layouts[name].read(root, **_options(name, given))
+    if not reading.entries:
         raise FakesError(
             f"There are no images or videos in {root}, read as '{name}'. {_found(root)} Choices of format: "
-            f"{', '.join(_LAYOUTS)}."
+            f"{', '.join(DEEPFAKE_LAYOUTS.layouts)}."
         )
-    check_items(reading.items, str(root))
-    items = present(reading.items, str(root), str(root))
-    return Reading(ordered(items), [*reading.notes, *_one_label(reading, root)])
+    check_items(reading.entries, str(root))
+    items = present(reading.entries, str(root), str(root))
+    return group_items(ordered(items), [*reading.notes, *_one_label(reading, root)])
 
 
 def _read_manifest(
     root: Path, *, base: Path | None = None, labels: Mapping[str, LabelName] | None = None
-) -> Reading:
-    return Reading(read_manifest(root / MANIFEST if root.is_dir() else root, base, labels), [])
+) -> Reading[Item]:
+    return group_items(read_manifest(root / MANIFEST if root.is_dir() else root, base, labels))
 
 
 def _find_manifest(root: Path) -> bool:
@@ -133,51 +133,53 @@ def _has_folder(root: Path, *names: str) -> bool:
     return any(set(names) & set(parts) for parts, _ in walk(root))
 
 
-_LAYOUTS: dict[str, Layout] = {
-    "manifest": Layout(_find_manifest, _read_manifest, ("base", "labels")),
-    "ffpp": Layout(find_forensics, read_forensics, ("compression", "media", "lists")),
-    "celeb": Layout(find_celeb, read_celeb, ("media", "lists")),
-    "ffiw": Layout(find_ffiw, read_ffiw, ("media",)),
-    "dfdcp": Layout(find_preview, read_preview, ()),
-    "dfdc": Layout(find_challenge, read_challenge, ()),
-    "deepfakebench": Layout(find_lists, read_lists, ("compression", "base", "labels")),
-    "wang": Layout(_find_wang, read_generated, ("labels",)),
-    "genimage": Layout(_find_genimage, read_generated, ("labels",)),
-    "plain": Layout(find_plain, read_plain, ("grouping", "labels")),
-}
-_PUBLISHED = ("ffpp", "celeb", "ffiw", "dfdcp", "dfdc")
-
-
-def _detect(root: Path) -> str:
-    found = [name for name in _PUBLISHED if root.is_dir() and _LAYOUTS[name].find(root)]
-    if len(found) > 1 and not _find_manifest(root):
-        raise FakesError(
-            f"{root} looks like {' and like '.join(found)}. Name the one to read with format."
-        )
-    for name, layout in _LAYOUTS.items():
-        if (root.is_dir() or name in ("manifest", "deepfakebench")) and layout.find(root):
-            return name
+def _explain(root: Path) -> str:
     inside = [
         f"{folder.name} ({name})"
         for folder in folders(root)
-        for name in _PUBLISHED
-        if _LAYOUTS[name].find(folder)
+        for name, layout in DEEPFAKE_LAYOUTS.layouts.items()
+        if layout.exclusive and layout.find(folder)
     ]
     if inside:
-        raise FakesError(
+        return (
             f"{root} is no data set, but has some in it: {', '.join(inside)}. Give one of these folders, or a "
             "manifest of all."
         )
-    raise FakesError(
+    return (
         f"Nothing says which images in {root} are real and which are fake. {_found(root)} Put them into folders called "
         f"real and fake, write a manifest (a CSV with the columns path and label), or name the layout with format: "
-        f"{', '.join(_LAYOUTS)}."
+        f"{', '.join(DEEPFAKE_LAYOUTS.layouts)}."
     )
+
+
+def _published(
+    find: Callable[[Path], bool], read: Callable[..., Reading[Item]], *options: str
+) -> Layout[Item]:
+    """A data set as it was published, which another in the same folder would be mixed up with."""
+    return Layout(find, read, options, exclusive=True)
+
+
+DEEPFAKE_LAYOUTS: LayoutTable[Layout[Item]] = LayoutTable(
+    {
+        "manifest": Layout(_find_manifest, _read_manifest, ("base", "labels")),
+        "ffpp": _published(find_forensics, read_forensics, "compression", "media", "lists"),
+        "celeb": _published(find_celeb, read_celeb, "media", "lists"),
+        "ffiw": _published(find_ffiw, read_ffiw, "media"),
+        "dfdcp": _published(find_preview, read_preview),
+        "dfdc": _published(find_challenge, read_challenge),
+        "deepfakebench": Layout(find_lists, read_lists, ("compression", "base", "labels")),
+        "wang": Layout(_find_wang, read_generated, ("labels",)),
+        "genimage": Layout(_find_genimage, read_generated, ("labels",)),
+        "plain": Layout(find_plain, read_plain, ("grouping", "labels")),
+    },
+    FakesError,
+    _explain,
+)
 
 
 def _options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a layout takes; others must not be given."""
-    takes = _LAYOUTS[name].options
+    takes = DEEPFAKE_LAYOUTS.layouts[name].options
     used = {key: value for key, value in given.items() if value not in (None, "auto")}
     for key in used:
         if key not in takes:
@@ -202,8 +204,8 @@ def _found(root: Path) -> str:
     return f"Found the folders {shown}." if names else "There are no folders in it."
 
 
-def _one_label(reading: Reading, root: Path) -> list[str]:
-    labels = {item.label for item in reading.items}
+def _one_label(reading: Reading[Item], root: Path) -> list[str]:
+    labels = {item.label for item in reading.entries}
     if len(labels) > 1:
         return []
     only, other = (name for name in sorted(LABELS, key=lambda name: name not in labels))

@@ -13,9 +13,9 @@ from vfm_runtime.deepfake.faces.crop import CropSpec
 
 from vfm.data.dataset import Record
 from vfm.deepfake.data.augment import Array, Colours, Mask, Pixels
-from vfm.deepfake.data.base import FakeImages, Found, Mode, write_crop
+from vfm.deepfake.data.base import FakeImages, Mode, write_crop
 from vfm.deepfake.data.blend import affine, face_mask
-from vfm.deepfake.data.dataset import Marks
+from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.layouts import MANIFEST
 from vfm.deepfake.data.manifest import write_manifest
 from vfm.deepfake.data.portrait import Portrait, draw_face
@@ -106,18 +106,24 @@ class SyntheticFakes(FakeImages):
         self.num_frames = num_frames
         self.image_size = image_size
 
-    def find(self) -> Found:
+    def find(self) -> dict[str, list[DeepfakeRecord]]:
         """Draw all faces."""
         drawn = draw_faces(self.num_identities, self.num_frames, self.image_size, self.seed)
         of_path = {one.item.path: one for one in drawn}
         items = assign_splits([one.item for one in drawn], _FRACTIONS, self.seed)
-        found = Found({}, {}, {})
+        found: dict[str, list[DeepfakeRecord]] = {}
         for item, group in zip(items, components(items), strict=True):
             one = of_path[item.path]
-            record = Record(one.pixels, LABELS.index(item.label), item.path, (*item.key, group))
-            found.items.setdefault(item.split, []).append(item)
-            found.records.setdefault(item.split, []).append(record)
-            found.marks.setdefault(item.split, []).append(Marks(one.mask, one.landmarks))
+            record = DeepfakeRecord(
+                one.pixels,
+                LABELS.index(item.label),
+                item.path,
+                item=item,
+                component=group,
+                mask=one.mask,
+                landmarks=one.landmarks,
+            )
+            found.setdefault(item.split, []).append(record)
         return found
 
     def read_predict(self) -> list[Record]:

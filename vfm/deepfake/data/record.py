@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Literal, NamedTuple
 
+from vfm.data.layouts import Reading
 from vfm.data.splits import SPLITS
 
 REAL = "real"
@@ -61,12 +62,17 @@ COLUMNS = Item._fields
 """Of a manifest, of which only path and label are needed."""
 
 
-class Reading(NamedTuple):
-    """What was found in a folder or a list."""
+def group_items(items: Iterable[Item], notes: Sequence[str] = ()) -> Reading[Item]:
+    """A reading of items, each in the split that it names.
 
-    items: list[Item]
-    notes: list[str]
-    """What a person should know, each a sentence or two."""
+    Args:
+        items: Images and videos.
+        notes: What a person should know of them, a sentence or two each.
+    """
+    splits: dict[str, list[Item]] = {}
+    for item in items:
+        splits.setdefault(item.split, []).append(item)
+    return Reading(splits, LABELS, notes)
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:

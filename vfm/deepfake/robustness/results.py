@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from vfm_runtime.media.video import evenly
 
-from vfm.data.dataset import Record, sample_seed
+from vfm.data.dataset import sample_seed
 from vfm.deepfake.crop_check import require_same_crop
 from vfm.deepfake.data.augment import View
 from vfm.deepfake.data.base import FakeImages
-from vfm.deepfake.data.dataset import FakeSample, FakesDataset, Marks, collate_fakes
+from vfm.deepfake.data.dataset import DeepfakeRecord, FakeSample, FakesDataset, collate_fakes
 from vfm.deepfake.data.record import FakesError
 from vfm.deepfake.metrics import auc, video_logits
 from vfm.deepfake.robustness.degradations import Degradation
@@ -135,7 +135,7 @@ def measure_robustness(
         CheckpointError: The images are cut out in another way.
         FakesError: The split holds one label only, or no image can be read.
     """
-    records, marks = prepared(task, data, split, num_frames)
+    records = prepared(task, data, split, num_frames)
     labels = np.array([record.label for record in records])
     if len(set(labels.tolist())) < 2:
         only = data.labels[int(labels[0])]
@@ -146,7 +146,7 @@ def measure_robustness(
     points = []
     skipped: set[str] = set()
     for level in [None, *levels]:
-        images = DegradedFakes(records, marks, data, task, level, seed)
+        images = DegradedFakes(records, data, task, level, seed)
         loader = DataLoader(images, batch_size, num_workers=num_workers, collate_fn=collate_fakes)
         logits = _logits(task, loader, len(records), skipped)
         points.append(_point(level, logits, records, task))
@@ -157,7 +157,7 @@ def measure_robustness(
         data=str(getattr(data, "root", type(data).__name__)),
         split=split,
         num_images=len(records) - len(skipped),
-        num_videos=len({record.groups[:3] for record in records}),
+        num_videos=len({record.item.key for record in records}),
         num_skipped=len(skipped),
         seed=seed,
         clean=points[0],
@@ -170,8 +170,7 @@ class DegradedFakes(FakesDataset):
 
     def __init__(
         self,
-        records: Sequence[Record],
-        marks: Sequence[Marks],
+        records: Sequence[DeepfakeRecord],
         data: FakeImages,
         task: DeepfakeTask,
         degradation: Degradation | None,
@@ -181,13 +180,12 @@ class DegradedFakes(FakesDataset):
 
         Args:
             records: In the order of the split.
-            marks: Of each record.
             data: That says what part of an image is shown.
             task: That says at what size.
             degradation: None to leave the images as they are.
             seed: Of all that is random.
         """
-        super().__init__(records, marks, data.crop, task.preprocess, None, seed)
+        super().__init__(records, data.crop, task.preprocess, None, seed)
         self.degradation = degradation
 
     def _view(self, index: int, generator: np.random.Generator | None = None) -> View:
@@ -202,7 +200,7 @@ class DegradedFakes(FakesDataset):
 
 def prepared(
     task: DeepfakeTask, data: FakeImages, split: Split, num_frames: int
-) -> tuple[list[Record], list[Marks]]:
+) -> list[DeepfakeRecord]:
     """The images of a split, of each video no more than some frames, spread evenly.
 
     Args:
@@ -219,14 +217,14 @@ def prepared(
     data.setup(_STAGES[split])
     if task.crop is not None:
         require_same_crop(data.crop, task.crop)
+    records = data.list_records(split)
     videos: dict[tuple[str, ...], list[int]] = {}
-    for place, record in enumerate(data.records[split]):
-        videos.setdefault(record.groups[:3], []).append(place)
+    for place, record in enumerate(records):
+        videos.setdefault(record.item.key, []).append(place)
     kept = sorted(
         places[index] for places in videos.values() for index in evenly(len(places), num_frames)
     )
-    marks = data.marks.get(split) or [Marks()] * len(data.records[split])
-    return [data.records[split][k] for k in kept], [marks[k] for k in kept]
+    return [records[k] for k in kept]
 
 
 def examples(
@@ -241,10 +239,10 @@ def examples(
         split: `val` or `test`.
         seed: Of noise and filters.
     """
-    records, marks = prepared(task, data, split, 1)
+    records = prepared(task, data, split, 1)
     chosen = next(place for place, record in enumerate(records) if record.label == 1)
     for level in [None, *levels]:
-        images = DegradedFakes([records[chosen]], [marks[chosen]], data, task, level, seed)
+        images = DegradedFakes([records[chosen]], data, task, level, seed)
         sample = images[0]
         if isinstance(sample, FakeSample):
             yield "as it is" if level is None else str(level), sample.image
@@ -268,7 +266,7 @@ def _logits(
 def _point(
     level: Degradation | None,
     logits: NDArray[np.float64],
-    records: Sequence[Record],
+    records: Sequence[DeepfakeRecord],
     task: DeepfakeTask,
 ) -> Point:
     places = np.flatnonzero(np.isfinite(logits))
@@ -276,9 +274,9 @@ def _point(
     labels = np.array([record.label for record in read])
     if len(set(labels.tolist())) < 2:
         raise FakesError("Of one of the labels no image can be read. See the messages above.")
-    keys = [(record.groups[0], record.groups[1], record.groups[2]) for record in read]
+    keys = [record.item.key for record in read]
     videos = video_logits(logits[places], labels, keys)
-    of_frame = np.unique([record.groups[3] for record in read], return_inverse=True)[1]
+    of_frame = np.unique([record.component for record in read], return_inverse=True)[1]
     tied = np.zeros(len(videos.keys), np.int64)
     tied[videos.of_frame] = of_frame
     scores = Scores(videos.logits, videos.fake, tied, int(tied.max()) + 1)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from vfm_runtime.tasks.base import Arrays
 
-from vfm.data import FolderData, IdxData, ImageData, TableData
+from vfm.data import ImageData
+from vfm.data.auto import open_labels
 from vfm.data.detection.base import BoxData
 from vfm.data.mixing import Mixing
-from vfm.data.tables import read_table
 from vfm.losses import BinaryCrossEntropy, ClassificationLoss, CrossEntropy, Loss
 from vfm.losses.classification import one_hot
 from vfm.models.adapt import Adapt, AdaptOptions
@@ -25,13 +25,11 @@ from vfm.tasks.calibration import Calibration
 from vfm.tasks.classification.calibration import fit_labels
 from vfm.tasks.classification.results import Answers, Collector, metrics_of, write_results
 from vfm.tasks.classification.validation import LabelValidation
-from vfm.tasks.labelled_images import LabelledImages, OpenedImages, carry_options
+from vfm.tasks.labelled_images import LabelledImages, OpenedImages
 from vfm.tasks.labels import ClassWeights, LabelError, class_weights_of
 from vfm.tasks.validation import Validation
 from vfm.training.optim import Optim
 from vfm.types import Batch, Labels, MultiLabels, Target, require_target
-
-_TABLE = ("path_column", "label_column", "label_separator", "allow_no_label", "split_column")
 
 
 class ClassificationTask(BaseTask):
@@ -198,16 +196,7 @@ class ClassificationTask(BaseTask):
 
     def open_data(self, path: Path, training: Spec) -> LabelledImages:
         """Read a folder or table of labelled images, by the columns of the training's where it has them."""
-        none: dict[str, Any] = {"val_fraction": 0.0, "test_fraction": 0.0}
-        data: ImageData
-        if not path.is_dir():
-            data = TableData(path, **none, **self._columns_of(path, training))
-        elif any(path.glob("*-idx3-ubyte*")):
-            names = carry_options(training, IdxData, ("label_names",))
-            data = IdxData(path, val_fraction=0.0, **names)
-        else:
-            data = FolderData(path, **none)
-        data.setup()
+        data = open_labels(path, training=training, labels=self.labels, multilabel=self.multilabel)
         return LabelledImages.of_evaluation(data, path)
 
     def validation(self, images: OpenedImages) -> LabelValidation:
@@ -219,18 +208,6 @@ class ClassificationTask(BaseTask):
     ) -> Calibration:
         """Fit a temperature, and thresholds for each label."""
         return fit_labels(cast(LabelValidation, images), outputs, min_precision)
-
-    def _columns_of(self, path: Path, training: Spec) -> dict[str, Any]:
-        """The columns by which a table was read in training; else those named as the labels, if several may apply."""
-        carried = carry_options(training, TableData, _TABLE)
-        columns = read_table(path).columns
-        if carried and carried["path_column"] in columns:
-            if carried["split_column"] not in columns:
-                carried["split_column"] = None
-            return carried
-        if self.multilabel and set(self.labels) <= set(columns):
-            return {"label_column": list(self.labels)}
-        return {}
 
     def _reorder(self, labels: Labels) -> Labels:
         """The data's labels in the order of the model's."""

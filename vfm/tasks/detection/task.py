@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from vfm_runtime.tasks.base import Arrays
 
-from vfm.data import DetectionData, ImageData
+from vfm.data import ImageData
+from vfm.data.auto import open_boxes
 from vfm.data.detection.base import BoxData
 from vfm.losses import DetectionLoss, Loss
 from vfm.models.adapt import Adapt, AdaptOptions
@@ -26,7 +27,7 @@ from vfm.tasks.calibration import Calibration
 from vfm.tasks.detection.calibration import fit_boxes
 from vfm.tasks.detection.results import BoxAnswers, BoxCollector, figures_of, write_box_results
 from vfm.tasks.detection.validation import BoxValidation
-from vfm.tasks.labelled_images import LabelledImages, OpenedImages, carry_options
+from vfm.tasks.labelled_images import LabelledImages, OpenedImages
 from vfm.tasks.validation import Validation
 from vfm.training.optim import Optim
 from vfm.types import Batch, Objects, Target, require_target
@@ -199,10 +200,7 @@ class DetectionTask(BaseTask):
 
     def open_data(self, path: Path, training: Spec) -> LabelledImages:
         """Read images with boxes in any layout, with the tiles of the training's."""
-        options = carry_options(training, DetectionData, ("box_format", "tile", "tile_overlap"))
-        data = DetectionData(path, val_fraction=0.0, test_fraction=0.0, **options)
-        data.setup()
-        return LabelledImages.of_evaluation(data, path)
+        return LabelledImages.of_evaluation(open_boxes(path, training=training), path)
 
     def validation(self, images: OpenedImages) -> BoxValidation:
         """COCO's average precision."""

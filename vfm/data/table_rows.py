@@ -1,0 +1,195 @@
+"""Rows of a table as images by split, each with its labels, key and groups."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vfm.data.class_folders import SPLIT_FOLDERS
+from vfm.data.dataset import Record
+from vfm.data.layouts import Reading
+from vfm.data.splits import SPLITS
+from vfm.data.table_labels import Labels, read_labels
+from vfm.data.tables import Table, read_table
+
+SPLIT_COLUMN = "split"
+"""Column of splits where no other is named."""
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+"""Suffixes by which a file is known for a table."""
+
+
+class TableRow(NamedTuple):
+    """A row of a table of images."""
+
+    position: int
+    """Position in the table, from 0."""
+    cells: dict[str, str]
+    """Text by column."""
+    key: str
+    """Rows of one key go to one split."""
+    labels: tuple[int, ...]
+    """All labels, as indices into the label names."""
+    record: Record
+
+
+def find_table(path: Path) -> bool:
+    """Whether a path is a file that is called as a table."""
+    return path.is_file() and path.suffix in TABLE_SUFFIXES
+
+
+def read_table_rows(
+    path: Path,
+    *,
+    root: Path | None = None,
+    path_column: str = "path",
+    label_column: str | Sequence[str] = "label",
+    label_separator: str | None = None,
+    allow_no_label: bool = False,
+    split_column: str | None = None,
+    key_column: str | None = None,
+    group_columns: Sequence[str] = (),
+) -> Reading[TableRow]:
+    """Read the images that a table names, with their labels.
+
+    Args:
+        path: A .csv, .tsv or .parquet file.
+        root: The folder that relative paths start from; by default that of the table.
+        path_column: Column of the images' paths.
+        label_column: Column of the labels; or for each label a column of zeros and ones.
+        label_separator: Text between the labels of a cell; None where a cell is one label.
+        allow_no_label: Whether a row may have none of several labels.
+        split_column: Column with train, val or test; by default `split`, where there is one.
+        key_column: Column of keys, whose rows all go to one split; by default each image has its own.
+        group_columns: Columns whose values become the records' groups.
+
+    Raises:
+        ValueError: A column is missing, a cell means nothing, or rows contradict each other.
+    """
+    table = read_table(path)
+    root = root if root is not None else path.parent
+    names = read_names(table, path_column)
+    labels = read_labels(table, label_column, label_separator, allow_no_label)
+    for column in group_columns:
+        table.require(column, "--data.group_columns")
+    stated = _stated_splits(table, split_column)
+    # Before any draw, which an image in two rows would fail for a reason that is none.
+    _check_names(table, root, names, stated, labels)
+    keys = names
+    if key_column is not None:
+        keys = _read_keys(table, key_column)
+        if any(stated):
+            _check_keys(table, key_column, keys, stated)
+    splits: dict[str, list[TableRow]] = {}
+    for index, (cells, name) in enumerate(zip(table.rows, names, strict=True)):
+        groups = tuple(cells[column] for column in group_columns)
+        record = Record(join_path(root, name), labels.of[index], name, groups)
+        row = TableRow(index, cells, keys[index], labels.stratum[index], record)
+        splits.setdefault(stated[index], []).append(row)
+    return Reading(splits, labels.names)
+
+
+def join_path(root: Path, name: str) -> str:
+    """Path of an image, with forward slashes."""
+    # As text: for a large table, making a Path of each name would take most of the time.
+    return os.path.join(root, name).replace(os.sep, "/")  # noqa: PTH118
+
+
+def read_names(table: Table, column: str) -> list[str]:
+    """Names of the images: normal paths, relative to the root.
+
+    Args:
+        table: A table of images.
+        column: Column of their paths.
+
+    Raises:
+        ValueError: The column is missing, or a cell is empty.
+    """
+    table.require(column, "--data.path_column")
+    names = []
+    for index, row in enumerate(table.rows):
+        cell = row[column]
+        if not cell.strip():
+            raise ValueError(
+                f"{table.where(index)}: no path in the column '{column}'. "
+                "Fill it in, or delete the row."
+            )
+        names.append(os.path.normpath(cell.strip()).replace(os.sep, "/"))
+    return names
+
+
+def _stated_splits(table: Table, column: str | None) -> list[str]:
+    """The split of each row by the table; "" where it has no splits."""
+    if column is None and SPLIT_COLUMN not in table.columns:
+        _check_no_other_split(table)
+        return [""] * len(table.rows)
+    column = column or SPLIT_COLUMN
+    table.require(column, "--data.split_column")
+    splits = []
+    for index, row in enumerate(table.rows):
+        split = SPLIT_FOLDERS.get(row[column].strip().lower())
+        if split is None:
+            raise ValueError(
+                f"{table.where(index)}: the split is '{row[column]}'. Choices: {', '.join(SPLITS)}."
+            )
+        splits.append(split)
+    return splits
+
+
+def _check_no_other_split(table: Table) -> None:
+    """Refuse to draw splits where a column seems to hold them under a slightly other name."""
+    for column in table.columns:
+        if column.strip().lower() == SPLIT_COLUMN:
+            raise ValueError(
+                f"{table.path} has a column '{column}', which is not '{SPLIT_COLUMN}', so splits would be drawn. "
+                f"Rename it, or name it: --data.split_column '{column}'."
+            )
+
+
+def _check_names(
+    table: Table, root: Path, names: Sequence[str], splits: Sequence[str], labels: Labels
+) -> None:
+    seen: dict[str, int] = {}
+    root = root.absolute()
+    for index, name in enumerate(names):
+        # One image may be named from the root in one row, and in full in another.
+        path = os.path.normpath(os.path.join(root, name))  # noqa: PTH118
+        first = seen.setdefault(path, index)
+        if first == index:
+            continue
+        lines = f"lines {table.lines[first]} and {table.lines[index]} of {table.path}"
+        if labels.of[first] != labels.of[index]:
+            raise ValueError(
+                f"'{name}' has two labels, in {lines}. Keep one of them; if both apply, write them in one cell and "
+                "set label_separator."
+            )
+        if splits[first] != splits[index]:
+            raise ValueError(
+                f"'{name}' is in {splits[first]} and in {splits[index]}, in {lines}: what is trained on would be "
+                "tested on. Keep one of the rows."
+            )
+        raise ValueError(f"'{name}' is listed twice, in {lines}. Keep one row for each image.")
+
+
+def _read_keys(table: Table, column: str) -> list[str]:
+    table.require(column, "--data.key_column")
+    for index, row in enumerate(table.rows):
+        if not row[column].strip():
+            raise ValueError(
+                f"{table.where(index)}: no key in the column '{column}', so nothing says which rows belong together. "
+                "Fill it in."
+            )
+    return [row[column] for row in table.rows]
+
+
+def _check_keys(table: Table, column: str, keys: Sequence[str], splits: Sequence[str]) -> None:
+    seen: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        first = seen.setdefault(key, index)
+        if splits[first] != splits[index]:
+            raise ValueError(
+                f"{column} '{key}' is in {splits[first]} and in {splits[index]} (lines {table.lines[first]} "
+                f"and {table.lines[index]} of {table.path}): results would be too good. Put all its rows in one "
+                "split, or delete the column of splits to have them drawn."
+            )
