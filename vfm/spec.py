@@ -11,10 +11,11 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from vfm.renames import update_path
 
@@ -32,10 +33,13 @@ class Component:
     components; nothing else needs to be done.
     """
 
+    option_defaults: ClassVar[Mapping[str, object]] = {}
+    """Defaults of a constructor's `**options: Unpack[SomeTypedDict]`, recorded and shown like those of arguments."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
-            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = _recording(cls.__init__, cls.option_defaults)  # type: ignore[method-assign]
 
     @property
     def spec(self) -> Spec:
@@ -74,7 +78,7 @@ def build(spec: Mapping[str, Any], *, base: type, trust: Collection[str] = ()) -
             f"'{spec['class_path']}' is not a {base.__name__}. "
             f"Give a class that derives from {class_path(base)}."
         )
-    hints = _hints(cls)
+    hints = arguments_of(cls)
     arguments = {
         name: _rebuilt(value, hints.get(name), trust) for name, value in spec["init_args"].items()
     }
@@ -97,8 +101,21 @@ def check_trust(spec: Any, trust: Collection[str]) -> None:
             check_trust(value, trust)
 
 
-def _recording(init: Callable[..., None]) -> Callable[..., None]:
-    signature = inspect.signature(init)
+def arguments_of(cls: type) -> dict[str, Any]:
+    """Types of the arguments of a component's constructor by name, each of its `**options` among them."""
+    init: Any = cls.__init__  # type: ignore[misc]
+    hints = get_type_hints(inspect.unwrap(init))
+    names = list(inspect.signature(init).parameters.items())[1:]
+    return {name: hints.get(name, argument.annotation) for name, argument in names}
+
+
+def _recording(
+    init: Callable[..., None], option_defaults: Mapping[str, object]
+) -> Callable[..., None]:
+    signature, doc = inspect.signature(init), init.__doc__
+    *_, last = signature.parameters.values()
+    if option_defaults and "Unpack[" in str(last.annotation):
+        signature, doc = _expand_options(init, signature, option_defaults)
 
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -110,7 +127,35 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
             self.__dict__["_init_args"] = _flat(signature, bound.arguments)
         init(self, *args, **kwargs)
 
+    # The command line reads names, types, defaults and help from these.
+    wrapper.__signature__ = signature  # type: ignore[attr-defined]
+    wrapper.__doc__ = doc
     return wrapper
+
+
+def _expand_options(
+    init: Callable[..., None], signature: inspect.Signature, defaults: Mapping[str, object]
+) -> tuple[inspect.Signature, str]:
+    """The signature and docstring of a constructor with an argument for each of its `**options`."""
+    *arguments, options = signature.parameters.values()
+    hint = options.annotation
+    if isinstance(hint, str):
+        hint = eval(hint, init.__globals__)
+    (kind,) = get_args(hint)
+    arguments += [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(name, inspect.Parameter.empty),
+            annotation=type_,
+        )
+        for name, type_ in get_type_hints(kind).items()
+    ]
+    entries = inspect.cleandoc(kind.__doc__ or "").partition("Args:\n")[2]
+    doc = re.sub(
+        rf" *\*\*{options.name}: .*", lambda _: entries, inspect.cleandoc(init.__doc__ or "")
+    )
+    return signature.replace(parameters=arguments), doc
 
 
 def _flat(signature: inspect.Signature, bound: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,10 +206,6 @@ def _rebuilt(value: Any, hint: Any, trust: Collection[str]) -> Any:
             if isinstance(kind, type) and dataclasses.is_dataclass(kind):
                 return kind(**value)
     return value
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(inspect.unwrap(cls.__init__))  # type: ignore[misc]
 
 
 def import_class(path: str, trust: Collection[str]) -> type:

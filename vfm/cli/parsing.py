@@ -8,11 +8,12 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Any, get_type_hints
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from vfm.cli.errors import UsageError, near
+from vfm.spec import arguments_of
 
 OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 
@@ -213,11 +214,9 @@ def _type_name(text: str) -> str:
 
 def _arguments(path: str) -> Iterator[str]:
     """Names of a component's arguments; those of a dataclass among them as `optim.lr`."""
-    init = inspect.unwrap(_imported(path).__init__)
-    hints = get_type_hints(init)
-    for name in list(inspect.signature(init).parameters)[1:]:
-        if isinstance(hints.get(name), type) and dataclasses.is_dataclass(hints[name]):
-            yield from (f"{name}.{field.name}" for field in dataclasses.fields(hints[name]))
+    for name, hint in arguments_of(_imported(path)).items():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from (f"{name}.{field.name}" for field in dataclasses.fields(hint))
         else:
             yield name
 

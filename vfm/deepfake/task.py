@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, Unpack, cast
 
 import numpy as np
 import torch
@@ -39,14 +39,13 @@ from vfm.deepfake.results import (
 from vfm.deepfake.target import DeepfakeTarget
 from vfm.deepfake.validation import FakeValidation
 from vfm.losses import Loss
-from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.backbone import ImageSize
-from vfm.models.weights import MIN_COVERAGE
 from vfm.preprocess import Fit
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
 from vfm.tasks.calibration import Calibration, CalibrationError
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages, ValidationError
+from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.validation import Validation
 from vfm.training.checkpoint_file import KEY, CheckpointError
 from vfm.training.optim import Optim
@@ -71,6 +70,7 @@ class DeepfakeTask(BaseTask):
     """
 
     kind = "deepfake"
+    option_defaults: ClassVar[TaskOptions] = {**TASK_DEFAULTS, "adapt": "ln", "optim": _OPTIM}
     monitor = "val/video_auc"
     monitor_mode = "max"
     graph_divides_logits = False  # the pipeline does, after it has averaged over a video
@@ -87,63 +87,28 @@ class DeepfakeTask(BaseTask):
         backbone: str,
         head: DeepfakeHead | None = None,
         *,
-        pretrained: bool = True,
-        weights: Path | None = None,
-        min_coverage: float = MIN_COVERAGE,
         image_size: ImageSize | None = None,
         fit: Fit = "squash",
-        drop_path: float = 0.0,
-        grad_checkpointing: bool = False,
-        backbone_args: dict[str, Any] | None = None,
-        adapt: Adapt = "ln",
-        adapt_options: AdaptOptions = AdaptOptions(),
-        optim: Optim = _OPTIM,
         loss: DeepfakeLoss | Loss | None = None,
-        channels_last: bool = False,
-        compile: bool = False,
-        patience: int | None = None,
+        **options: Unpack[TaskOptions],
     ) -> None:
         """Build the backbone; the head's layers follow when the labels are known.
 
         Args:
             backbone: A name of timm, with or without a tag of weights.
             head: A DeepfakeHead.
-            pretrained: Fetch the weights that timm names for the backbone.
-            weights: A local file of backbone weights, in place of timm's: .safetensors, .pth, or a checkpoint of vfm.
-            min_coverage: Least share of the backbone's tensors that the file must set.
             image_size: Side of the square input in pixels, or height and width; the backbone's own by default.
             fit: How other aspect ratios than the input's are met: crop, squash or letterbox. Crops are squares; squash
                 shows all of them, where a backbone's own way may cut their edges off.
-            drop_path: Rate of stochastic depth in the backbone.
-            grad_checkpointing: Compute activations anew in the backward pass: less memory, about a third more time.
-            backbone_args: More arguments for timm's create_model, such as embed_dim or depth.
-            adapt: Which weights of the backbone learn, as for ClassificationTask; the norm layers by default.
-            adapt_options: Of lora, effort and partial.
-            optim: Optimiser, schedule and averaging of weights.
             loss: DeepfakeLoss by default, which weighs its parts; or any other Loss of the head's outputs.
-            channels_last: Train on images laid out with their channels last, as for ClassificationTask.
-            compile: Compile the backbone with torch.compile for training.
-            patience: Validations without a better result after which training stops; null goes on to the end.
+            **options: As for every task.
         """
         super().__init__(
             backbone,
             head if head is not None else DeepfakeHead(),
-            pretrained=pretrained,
-            weights=weights,
-            min_coverage=min_coverage,
             image_size=image_size,
             fit=fit,
-            drop_path=drop_path,
-            grad_checkpointing=grad_checkpointing,
-            backbone_args=backbone_args,
-            adapt=adapt,
-            adapt_options=adapt_options,
-            probe_first=False,
-            cache_features=False,
-            optim=optim,
-            channels_last=channels_last,
-            compile=compile,
-            patience=patience,
+            **options,
         )
         self.criterion = loss or DeepfakeLoss()
         self.crop: CropSpec | None = None

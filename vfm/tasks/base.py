@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, Unpack, final
 
 import torch
 from lightning.pytorch import Callback
@@ -16,7 +16,7 @@ from torch import Tensor
 from vfm.data import ImageData
 from vfm.losses import Loss
 from vfm.losses.base import sum_losses
-from vfm.models.adapt import LEARNING_RATES, Adapt, AdaptOptions
+from vfm.models.adapt import LEARNING_RATES
 from vfm.models.adapt import adapt as adapt_backbone
 from vfm.models.backbone import Backbone, ImageSize
 from vfm.models.heads import Head
@@ -25,10 +25,11 @@ from vfm.spec import Spec
 from vfm.tasks.checkpoint import CheckpointedModel, require_same_labels
 from vfm.tasks.export_hooks import ExportHooks
 from vfm.tasks.labels import match_labels
+from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.training import callbacks, compiling, feature_cache, lp_ft, saving, sharding
 from vfm.training.checkpoint_file import CheckpointError
 from vfm.training.nonfinite import require_finite
-from vfm.training.optim import Optim, clip_gradients, configure
+from vfm.training.optim import clip_gradients, configure
 from vfm.training.option_checks import without_effect
 from vfm.types import Batch, Raw, Target
 
@@ -41,6 +42,8 @@ class BaseTask(CheckpointedModel, ExportHooks):
     monitor: str = "val/loss"
     """Metric that chooses the best checkpoint."""
     monitor_mode: str = "min"
+    option_defaults: ClassVar[TaskOptions] = TASK_DEFAULTS
+    """Defaults of the constructor's `**options`."""
     _columns: Tensor | None = None
     """For each label of the data its place among the model's."""
     criterion: Loss
@@ -51,39 +54,47 @@ class BaseTask(CheckpointedModel, ExportHooks):
         backbone: str,
         head: Head,
         *,
-        pretrained: bool,
-        weights: Path | None,
-        min_coverage: float,
-        image_size: ImageSize | None,
-        fit: Fit | None,
-        drop_path: float,
-        grad_checkpointing: bool,
-        backbone_args: dict[str, Any] | None,
-        optim: Optim,
-        adapt: Adapt,
-        adapt_options: AdaptOptions,
-        probe_first: bool,
-        cache_features: bool,
-        channels_last: bool,
-        compile: bool,
-        patience: int | None,
+        image_size: ImageSize | None = None,
+        fit: Fit | None = None,
+        probe_first: bool = False,
+        cache_features: bool = False,
+        **options: Unpack[TaskOptions],
     ) -> None:
+        """Build the backbone; the head's layers follow when the labels are known.
+
+        Args:
+            backbone: A name of timm, with or without a tag of weights.
+            head: The head, without its layers.
+            image_size: Side of the square input in pixels, or height and width; the backbone's own by default.
+            fit: How other aspect ratios are met: crop, squash or letterbox; the backbone's own way by default.
+            probe_first: Solve the head on the untouched features before the backbone learns.
+            cache_features: Keep the features of a frozen backbone on disk.
+            **options: As for every task.
+        """
+        options = {**self.option_defaults, **options}
+        adapt, adapt_options, optim = options["adapt"], options["adapt_options"], options["optim"]
+        weights = options["weights"]
         model = Backbone(
             backbone,
-            pretrained=pretrained,
+            pretrained=options["pretrained"],
             weights=str(weights) if weights is not None else None,
-            min_coverage=min_coverage,
+            min_coverage=options["min_coverage"],
             image_size=image_size,
             fit=fit,
-            drop_path=drop_path,
-            grad_checkpointing=grad_checkpointing,
-            arguments=backbone_args,
+            drop_path=options["drop_path"],
+            grad_checkpointing=options["grad_checkpointing"],
+            arguments=options["backbone_args"],
         )
         super().__init__(model, head)
         self.backbone.serve(head.reads)
         adapt_backbone(self.backbone, adapt, adapt_options)
         for sentence in without_effect(
-            adapt, adapt_options, optim, drop_path, grad_checkpointing, probe_first
+            adapt,
+            adapt_options,
+            optim,
+            options["drop_path"],
+            options["grad_checkpointing"],
+            probe_first,
         ):
             rank_zero_warn(sentence)
         # After the head has been solved, a small step keeps the features that it was solved on (Kumar et al., 2022).
@@ -91,9 +102,9 @@ class BaseTask(CheckpointedModel, ExportHooks):
         self.optim = optim if optim.lr is not None else replace(optim, lr=usual)
         self._probe_first = probe_first
         self._cache_features = cache_features
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._compile = compile
-        self._patience = patience
+        self._layout = torch.channels_last if options["channels_last"] else torch.contiguous_format
+        self._compile = options["compile"]
+        self._patience = options["patience"]
         self.skipped = callbacks.SkippedFiles()
         self._counted = 0.0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -15,9 +15,7 @@ from vfm.data.detection.base import BoxData
 from vfm.data.mixing import Mixing
 from vfm.losses import BinaryCrossEntropy, ClassificationLoss, CrossEntropy, Loss
 from vfm.losses.classification import one_hot
-from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.heads import ClassificationHead, LinearHead
-from vfm.models.weights import MIN_COVERAGE
 from vfm.preprocess import Fit
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
@@ -27,8 +25,8 @@ from vfm.tasks.classification.results import Answers, Collector, metrics_of, wri
 from vfm.tasks.classification.validation import LabelValidation
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages
 from vfm.tasks.labels import ClassWeights, LabelError, class_weights_of
+from vfm.tasks.options import TaskOptions
 from vfm.tasks.validation import Validation
-from vfm.training.optim import Optim
 from vfm.types import Batch, Labels, MultiLabels, Target, require_target
 
 
@@ -50,77 +48,42 @@ class ClassificationTask(BaseTask):
         backbone: str,
         head: ClassificationHead | None = None,
         *,
-        pretrained: bool = True,
-        weights: Path | None = None,
-        min_coverage: float = MIN_COVERAGE,
         image_size: int | None = None,
         fit: Fit | None = None,
-        drop_path: float = 0.0,
-        grad_checkpointing: bool = False,
-        backbone_args: dict[str, Any] | None = None,
-        adapt: Adapt = "full",
-        adapt_options: AdaptOptions = AdaptOptions(),
         probe_first: bool = False,
         cache_features: bool = True,
-        optim: Optim = Optim(),
         multilabel: bool = False,
         loss: Loss | None = None,
         class_weights: ClassWeights = None,
         mixing: Mixing = Mixing(),
-        channels_last: bool = False,
-        compile: bool = False,
-        patience: int | None = None,
+        **options: Unpack[TaskOptions],
     ) -> None:
         """Build the backbone; the head's layers follow when the labels are known.
 
         Args:
             backbone: A name of timm, with or without a tag of weights.
             head: Any ClassificationHead, also your own; a LinearHead by default.
-            pretrained: Fetch the weights that timm names for the backbone.
-            weights: A local file of backbone weights, in place of timm's: .safetensors, .pth, or a checkpoint of vfm.
-            min_coverage: Least share of the backbone's tensors that the file must set.
             image_size: Side of the square input in pixels; the backbone's own by default.
             fit: How other aspect ratios are met: crop, squash or letterbox; the backbone's own way by default.
-            drop_path: Rate of stochastic depth in the backbone.
-            grad_checkpointing: Compute activations anew in the backward pass: less memory, about a third more time.
-            backbone_args: More arguments for timm's create_model, such as embed_dim or depth.
-            adapt: Which weights of the backbone learn: full (all), linear (none), ln (norm layers), lora (low-rank
-                updates), effort (smallest singular directions of the attention) or partial (the last blocks).
-            adapt_options: Of lora, effort and partial.
             probe_first: Solve the head on the untouched features before the backbone learns (LP-FT; Kumar et al.,
                 2022), and take a tenth of the usual learning rate.
             cache_features: Keep the features of a frozen backbone on disk, so that epochs after the first cost next to
                 nothing; needs --data.augment none and no mixing.
-            optim: Optimiser, schedule, layer-wise decay and averaging of weights.
             multilabel: Whether several labels, or none, may apply to an image; their scores are then independent.
             loss: CrossEntropy by default, with multilabel BinaryCrossEntropy; or any other Loss.
             class_weights: How much each class counts in training: `balanced` makes rare ones count as much as
                 common ones; or a number by class name, 1 for classes that are not named.
             mixing: Mixup and CutMix of training batches.
-            channels_last: Train on images laid out with their channels last: convolutional nets can be twice as fast,
-                but torch 2.15 crashes on some of them on the CPU, such as FastViT.
-            compile: Compile the backbone with torch.compile for training.
-            patience: Validations without a better result after which training stops; null goes on to the end.
+            **options: As for every task.
         """
         super().__init__(
             backbone,
             head if head is not None else LinearHead(),
-            pretrained=pretrained,
-            weights=weights,
             image_size=image_size,
             fit=fit,
-            min_coverage=min_coverage,
-            drop_path=drop_path,
-            grad_checkpointing=grad_checkpointing,
-            backbone_args=backbone_args,
-            optim=optim,
-            adapt=adapt,
-            adapt_options=adapt_options,
             probe_first=probe_first,
             cache_features=cache_features and not (mixing.mixup or mixing.cutmix),
-            channels_last=channels_last,
-            compile=compile,
-            patience=patience,
+            **options,
         )
         self.kind = "multilabel" if multilabel else "classification"
         cast(ClassificationHead, self.head).multilabel = multilabel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, Unpack, cast
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from vfm.data import ImageData
 from vfm.data.auto import open_boxes
 from vfm.data.detection.base import BoxData
 from vfm.losses import DetectionLoss, Loss
-from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.backbone import ImageSize
 from vfm.models.heads import DetectionHead, DetrHead
-from vfm.models.weights import MIN_COVERAGE
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
 from vfm.tasks.calibration import Calibration
@@ -28,6 +26,7 @@ from vfm.tasks.detection.calibration import fit_boxes
 from vfm.tasks.detection.results import BoxAnswers, BoxCollector, figures_of, write_box_results
 from vfm.tasks.detection.validation import BoxValidation
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages
+from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.validation import Validation
 from vfm.training.optim import Optim
 from vfm.types import Batch, Objects, Target, require_target
@@ -48,6 +47,7 @@ class DetectionTask(BaseTask):
     monitor = "val/AP"
     monitor_mode = "max"
     card_metrics = dict.fromkeys(("AP", "AP50"), "num_samples")
+    option_defaults: ClassVar[TaskOptions] = {**TASK_DEFAULTS, "optim": _OPTIM}
     prediction_columns = ("path", "xmin", "ymin", "xmax", "ymax", "label", "score", "error")
 
     def __init__(
@@ -55,49 +55,27 @@ class DetectionTask(BaseTask):
         backbone: str,
         head: DetrHead | DetectionHead | None = None,
         *,
-        pretrained: bool = True,
-        weights: Path | None = None,
-        min_coverage: float = MIN_COVERAGE,
         image_size: ImageSize | None = None,
         fit: Literal["squash", "letterbox"] = "squash",
-        drop_path: float = 0.0,
-        grad_checkpointing: bool = False,
-        backbone_args: dict[str, Any] | None = None,
-        adapt: Adapt = "full",
-        adapt_options: AdaptOptions = AdaptOptions(),
-        optim: Optim = _OPTIM,
         loss: DetectionLoss | Loss | None = None,
         min_steps: int = 0,
         multi_scale: float = 0.0,
-        channels_last: bool = False,
-        compile: bool = False,
-        patience: int | None = None,
+        **options: Unpack[TaskOptions],
     ) -> None:
         """Build the backbone; the head's layers follow when the labels are known.
 
         Args:
             backbone: A name of timm, with or without a tag of weights.
             head: Any DetectionHead, also your own; a DetrHead of size nano by default.
-            pretrained: Fetch the weights that timm names for the backbone.
-            weights: A local file of backbone weights, in place of timm's: .safetensors, .pth, or a checkpoint of vfm.
-            min_coverage: Least share of the backbone's tensors that the file must set.
             image_size: Side of the square input in pixels, or height and width; multiples of the backbone's stride.
             fit: How other aspect ratios are met: squash or letterbox.
-            drop_path: Rate of stochastic depth in the backbone.
-            grad_checkpointing: Compute activations anew in the backward pass: less memory, about a third more time.
-            backbone_args: More arguments for timm's create_model, such as embed_dim or depth.
-            adapt: Which weights of the backbone learn, as for ClassificationTask.
-            adapt_options: Of lora, effort and partial.
-            optim: Optimiser, schedule, learning rate of the backbone and averaging of weights.
             loss: DetectionLoss by default, which weighs classes, boxes and overlaps; or any other Loss of the head's
                 outputs.
             min_steps: Least number of optimiser steps: on a small set, where epochs are short, their number grows to
                 reach it. Boxes take 2,000 to 3,000 steps to settle.
             multi_scale: Train on inputs up to this share smaller and larger than `image_size`, such as 0.3; the
                 backbone must take several sizes (--model.backbone_args.dynamic_img_size true for a ViT).
-            channels_last: Train on images laid out with their channels last, as for ClassificationTask.
-            compile: Compile the backbone with torch.compile for training.
-            patience: Validations without a better result after which training stops; null goes on to the end.
+            **options: As for every task.
 
         Raises:
             ValueError: The size does not fit the backbone's stride, or an argument lies outside its range.
@@ -105,22 +83,9 @@ class DetectionTask(BaseTask):
         super().__init__(
             backbone,
             head if head is not None else DetrHead(),
-            pretrained=pretrained,
-            weights=weights,
-            min_coverage=min_coverage,
             image_size=image_size,
             fit=fit,
-            drop_path=drop_path,
-            grad_checkpointing=grad_checkpointing,
-            backbone_args=backbone_args,
-            adapt=adapt,
-            adapt_options=adapt_options,
-            probe_first=False,
-            cache_features=False,
-            optim=optim,
-            channels_last=channels_last,
-            compile=compile,
-            patience=patience,
+            **options,
         )
         if fit not in ("squash", "letterbox"):
             raise ValueError(

@@ -1,0 +1,60 @@
+"""Task options: the constructor arguments that all tasks share, with their types, help and defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypedDict
+
+from vfm.models.adapt import Adapt, AdaptOptions
+from vfm.models.weights import MIN_COVERAGE
+from vfm.training.optim import Optim
+
+
+class TaskOptions(TypedDict, total=False):
+    """The `**options` of a task's constructor; a task states its own defaults in `option_defaults`.
+
+    Args:
+        pretrained: Fetch the weights that timm names for the backbone.
+        weights: A local file of backbone weights, in place of timm's: .safetensors, .pth, or a checkpoint of vfm.
+        min_coverage: Least share of the backbone's tensors that the file must set.
+        drop_path: Rate of stochastic depth in the backbone.
+        grad_checkpointing: Compute activations anew in the backward pass: less memory, about a third more time.
+        backbone_args: More arguments for timm's create_model, such as embed_dim or depth.
+        adapt: Which weights of the backbone learn: full (all), linear (none), ln (norm layers), lora (low-rank
+            updates), effort (smallest singular directions of the attention) or partial (the last blocks).
+        adapt_options: Of lora, effort and partial.
+        optim: Optimiser, schedule, learning rate of the backbone, layer-wise decay and averaging of weights.
+        channels_last: Train on images laid out with their channels last: convolutional nets can be twice as fast,
+            but torch 2.15 crashes on some of them on the CPU, such as FastViT.
+        compile: Compile the backbone with torch.compile for training.
+        patience: Validations without a better result after which training stops; null goes on to the end.
+    """
+
+    pretrained: bool
+    weights: Path | None
+    min_coverage: float
+    drop_path: float
+    grad_checkpointing: bool
+    backbone_args: dict[str, Any] | None
+    adapt: Adapt
+    adapt_options: AdaptOptions
+    optim: Optim
+    channels_last: bool
+    compile: bool
+    patience: int | None
+
+
+TASK_DEFAULTS: TaskOptions = {
+    "pretrained": True,
+    "weights": None,
+    "min_coverage": MIN_COVERAGE,
+    "drop_path": 0.0,
+    "grad_checkpointing": False,
+    "backbone_args": None,
+    "adapt": "full",
+    "adapt_options": AdaptOptions(),
+    "optim": Optim(),
+    "channels_last": False,
+    "compile": False,
+    "patience": None,
+}
