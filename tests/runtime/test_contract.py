@@ -58,8 +58,7 @@ BAD_VALUES = [
     (
         "task",
         "depth",
-        "'task' is 'depth'; expected one of classification, multilabel, detection, deepfake. Install the package that "
-        "brings it, or upgrade vfm-runtime",
+        "'task' is 'depth'; expected one of classification, multilabel, detection, deepfake",
     ),
     ("task", 3, "'task' is 3"),
     ("labels", [], "'labels' is []; expected a list of at least one name"),

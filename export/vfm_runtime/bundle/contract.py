@@ -65,7 +65,7 @@ class HeadContract:
         object.__setattr__(self, "labels", _labels(self.labels))
         if self.task == MULTI_HEAD:
             raise ContractError.of("task", self.task, f"one of {', '.join(list_tasks())}")
-        object.__setattr__(self, "rules", self.type.rules_to_dict())
+        _take_from_type(self)
 
     @cached_property
     def type(self) -> TaskType:
@@ -140,7 +140,7 @@ class Contract:
         check_extensions(self.extensions, self.format)
         object.__setattr__(self, "heads", _heads(self.task, self.labels, self.heads))
         if self.heads is None:
-            object.__setattr__(self, "rules", self.type.rules_to_dict())
+            _take_from_type(self)
         elif self.rules is not None:
             raise ContractError.of("rules", self.rules, "null: each of several heads has its own")
 
@@ -343,6 +343,13 @@ def _versions(value: object) -> dict[str, str]:
         if not isinstance(name, str) or not isinstance(version, str):
             raise ContractError.of("versions", {name: version}, "strings only")
     return dict(value)
+
+
+def _take_from_type(contract: HeadContract | Contract) -> None:
+    """Let the task say its rules in their one form, and which distribution brings it."""
+    object.__setattr__(contract, "rules", contract.type.rules_to_dict())
+    package = contract.type.package
+    object.__setattr__(contract, "package", None if package == TaskType.package else package)
 
 
 def _bind(

@@ -169,7 +169,7 @@ class TaskType(ABC):
     name: ClassVar[str]
     """Name by which bundles and answers have it."""
     package: ClassVar[str] = "vfm-runtime"
-    """Distribution that brings it, which a bundle names so that it can be said what to install."""
+    """Distribution that brings it, this one by default, which a bundle names so that it can be said what to install."""
     summary: ClassVar[str]
     """What its models do, such as `finds objects`."""
     inputs: Mapping[str, str] = {"pixels": "uint8"}
