@@ -31,6 +31,11 @@ def split(num_videos=60, num_frames=3, methods=("", "swap", "reenact"), shift=2.
     return np.array(logits), np.array(labels), groups
 
 
+def parts(groups):
+    """Videos, and the names of those that belong together, of frames."""
+    return [row[:3] for row in groups], [row[3] for row in groups]
+
+
 @pytest.mark.parametrize("decimals", [0, 1, 6])
 def test_figures_are_those_of_sklearn_with_ties_and_weights(decimals):
     for _ in range(10):
@@ -155,7 +160,7 @@ def test_trap_07_the_pooled_area_is_not_the_mean_over_batches():
     logits = drift + 0.5 * fake + 0.01 * RNG.normal(size=100)
     batches = [auc(logits[i : i + 10], fake[i : i + 10]) for i in range(0, 100, 10)]
     groups = [("d", "m" if f else "", str(i), str(i)) for i, f in enumerate(fake)]
-    pooled = deepfake_results(logits, fake.astype(int), groups)["video_auc"]["value"]
+    pooled = deepfake_results(logits, fake.astype(int), *parts(groups))["video_auc"]["value"]
     assert np.mean(batches) == 1
     assert pooled == pytest.approx(roc_auc_score(fake, logits))
     assert pooled < 0.6
@@ -164,7 +169,7 @@ def test_trap_07_the_pooled_area_is_not_the_mean_over_batches():
 def test_methods_are_told_from_the_same_reals_the_worst_first():
     logits, labels, groups = split()
     hard = np.array([row[1] == "reenact" for row in groups])
-    results = deepfake_results(logits - 1.5 * hard, labels, groups, trained_on={"swap"})
+    results = deepfake_results(logits - 1.5 * hard, labels, *parts(groups), trained_on={"swap"})
     rows = results["per_method"]
     assert [row["method"] for row in rows] == ["reenact", "swap"]
     assert results["worst_method"] == rows[0]
@@ -177,7 +182,8 @@ def test_methods_are_told_from_the_same_reals_the_worst_first():
 
 
 def test_leaving_a_method_out_leaves_the_others():
-    results = deepfake_results(*split())
+    logits, labels, groups = split()
+    results = deepfake_results(logits, labels, *parts(groups))
     rows = {row["method"]: row["auc"] for row in results["per_method"]}
     for row in results["without_method"]:
         (other,) = set(rows) - {row["left_out"]}
@@ -189,7 +195,7 @@ def test_each_data_set_has_its_own_reals_where_it_has_any():
     logits, labels, groups = split()
     more = [("other", "swap", "x", "p1"), ("third", "swap", "y", "p2"), ("third", "", "z", "p2")]
     found = deepfake_results(
-        np.append(logits, [9.0, -9.0, 0.0]), np.append(labels, [1, 1, 0]), groups + more
+        np.append(logits, [9.0, -9.0, 0.0]), np.append(labels, [1, 1, 0]), *parts(groups + more)
     )
     rows = {row["dataset"]: row for row in found["per_method"] if row["method"] == "swap"}
     assert [rows[name]["num_reals"] for name in ("set", "other", "third")] == [20, 21, 1]
@@ -211,7 +217,7 @@ def test_trap_21_failures_are_their_own_class():
 
 
 def test_one_class_alone_gives_counts_and_no_areas():
-    found = deepfake_results([1.0, 2.0], [0, 0], [("d", "", "a", "a"), ("d", "", "b", "b")])
+    found = deepfake_results([1.0, 2.0], [0, 0], *parts([("d", "", "a", "a"), ("d", "", "b", "b")]))
     assert found["video_auc"] == {"value": None, "low": None, "high": None}
     assert found["macro_auc"]["value"] is None
     assert found["per_method"] == []
@@ -222,5 +228,5 @@ def test_one_class_alone_gives_counts_and_no_areas():
 def test_shuffled_labels_are_a_coin_within_the_interval():
     fake = RNG.permutation(np.arange(200) < 100)
     groups = [("d", "m" if f else "", str(i), str(i)) for i, f in enumerate(fake)]
-    found = deepfake_results(RNG.normal(size=200), fake.astype(int), groups)["video_auc"]
+    found = deepfake_results(RNG.normal(size=200), fake.astype(int), *parts(groups))["video_auc"]
     assert found["low"] < 0.5 < found["high"]

@@ -87,7 +87,8 @@ class Failure(NamedTuple):
 def deepfake_results(
     logits: npt.ArrayLike,
     labels: npt.ArrayLike,
-    groups: Sequence[tuple[str, ...]],
+    keys: Sequence[Key],
+    components: Sequence[str],
     *,
     failed: Sequence[Failure] = (),
     trained_on: Collection[str] | None = None,
@@ -98,7 +99,8 @@ def deepfake_results(
     Args:
         logits: float [N], of the frames.
         labels: int [N], 0 real, 1 fake.
-        groups: For each frame its data set, method, video and connected identities.
+        keys: Video of each frame.
+        components: For each frame the name of the videos that share persons or sources with its own.
         failed: Videos of the split without any scored frame.
         trained_on: Names of the methods that the training saw, to tell unseen ones apart.
         seed: Of the bootstrap.
@@ -106,9 +108,8 @@ def deepfake_results(
     Raises:
         ValueError: As `video_logits`.
     """
-    keys = [(row[0], row[1], row[2]) for row in groups]
     videos = video_logits(logits, labels, keys)
-    of_frame = _numbered([row[3] for row in groups])
+    of_frame = _numbered(components)
     clusters = np.zeros(len(videos.keys), np.int64)
     clusters[videos.of_frame] = of_frame
     frames = Scores(logits, videos.fake[videos.of_frame], of_frame, _count(of_frame), seed)

@@ -223,9 +223,13 @@ def fake_results(found: Scored, trained_on: Collection[str] | None = None) -> di
         found: Of the split.
         trained_on: Methods of the fakes that the model was trained on.
     """
-    groups = [record.groups for record in found.records]
     results = deepfake_results(
-        found.logits, found.labels, groups, failed=found.failed, trained_on=trained_on
+        found.logits,
+        found.labels,
+        found.keys,
+        [record.component for record in found.records],
+        failed=found.failed,
+        trained_on=trained_on,
     )
     return {**results, "labels": list(LABELS)}
 

@@ -111,12 +111,12 @@ class FakeImages(ImageData, ABC):
                 f"mode is {self.mode}, but blends are made of faces, and these are whole images at native "
                 "resolution. Choices: plain, paired (--data.mode)."
             )
-        found = self.find()
-        if self.mode == "sbi" and "train" in found:
-            found["train"] = [r for r in found["train"] if r.item.label == REAL]
+        splits = self.find()
+        if self.mode == "sbi" and "train" in splits:
+            splits["train"] = [r for r in splits["train"] if r.item.label == REAL]
         if self.mode in ("sbi", "mixed"):
-            _blend_evaluated(found)
-        return {split: [*found[split]] for split in SPLITS if split in found}
+            _blend_evaluated(splits)
+        return {split: [*splits[split]] for split in SPLITS if split in splits}
 
     def list_records(self, split: str) -> list[DeepfakeRecord]:
         """The records of a split with all that is known of them; none where the data has no such split.
@@ -193,10 +193,10 @@ def _check_arguments(mode: str, batch_size: int, shares: dict[str, float]) -> No
         )
 
 
-def _blend_evaluated(found: dict[str, list[DeepfakeRecord]]) -> None:
+def _blend_evaluated(splits: dict[str, list[DeepfakeRecord]]) -> None:
     """Where a split to evaluate on has no fakes, blend one for each real image; else nothing could be measured."""
     for split in ("val", "test"):
-        reals = found.get(split, [])
+        reals = splits.get(split, [])
         if not reals or count_label((record.item for record in reals), FAKE):
             continue
         warnings.warn(
@@ -206,7 +206,7 @@ def _blend_evaluated(found: dict[str, list[DeepfakeRecord]]) -> None:
         )
         # Both sides, since the real one of a blend may be changed as a whole.
         reals = [replace(record, blend=number) for number, record in enumerate(reals)]
-        found[split] = [*reals, *map(_blend, reals)]
+        splits[split] = [*reals, *map(_blend, reals)]
 
 
 def _blend(real: DeepfakeRecord) -> DeepfakeRecord:

@@ -125,12 +125,12 @@ class FakesData(FakeImages):
         else:
             items = assign_splits(items, self.fractions, self.seed, self.ties)
         tiles = self.crop.tiles if self.crop.source == "native" else 1
-        found: dict[str, list[DeepfakeRecord]] = {}
+        splits: dict[str, list[DeepfakeRecord]] = {}
         # An order that does not hang on that of the files.
-        for item, group in sorted(zip(items, components(items, self.ties), strict=True)):
+        for item, component in sorted(zip(items, components(items, self.ties), strict=True)):
             for tile in range(1 if item.split == "train" else tiles):
-                found.setdefault(item.split, []).append(self._record(item, group, tile))
-        return found
+                splits.setdefault(item.split, []).append(self._record(item, component, tile))
+        return splits
 
     def read_predict(self) -> list[Record]:
         """Every image below the root, without labels."""

@@ -76,7 +76,7 @@ def faces(
         The manifest.
 
     Raises:
-        FakesError: The data set cannot be read, `out` holds crops that were made otherwise, or there is no face at all.
+        FakesError: The data set cannot be read, `out` holds crops that were made otherwise, or no face is found.
     """
     spec = CropSpec(size=size, margin=margin, policy=policy, detector=detector, min_score=min_score)
     root, out = Path(root), Path(out)

@@ -111,20 +111,20 @@ class SyntheticFakes(FakeImages):
         drawn = draw_faces(self.num_identities, self.num_frames, self.image_size, self.seed)
         of_path = {one.item.path: one for one in drawn}
         items = assign_splits([one.item for one in drawn], _FRACTIONS, self.seed)
-        found: dict[str, list[DeepfakeRecord]] = {}
-        for item, group in zip(items, components(items), strict=True):
+        splits: dict[str, list[DeepfakeRecord]] = {}
+        for item, component in zip(items, components(items), strict=True):
             one = of_path[item.path]
             record = DeepfakeRecord(
                 one.pixels,
                 LABELS.index(item.label),
                 item.path,
                 item=item,
-                component=group,
+                component=component,
                 mask=one.mask,
                 landmarks=one.landmarks,
             )
-            found.setdefault(item.split, []).append(record)
-        return found
+            splits.setdefault(item.split, []).append(record)
+        return splits
 
     def read_predict(self) -> list[Record]:
         """The test images."""
