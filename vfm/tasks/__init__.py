@@ -1,4 +1,15 @@
-"""Tasks: a backbone and a head with a loss, an optimiser, metrics and checkpoints."""
+"""Tasks: a backbone and a head with a loss, an optimizer, metrics and checkpoints.
+
+The way of `vfm fit`, from `vfm/cli/training.py`:
+1. `data/`: an `ImageData` reads records once; `dataset.py` opens and augments them, `collate` makes a `Batch` with the
+   task's `Target`.
+2. `BaseTask.setup` takes the labels from the data and makes the head's layers; `training/feature_cache.py` and
+   `training/lp_ft.py` go first where they are asked for.
+3. `training_step`: `Preprocess.normalise`, `Backbone`, `Head`, and `criterion(raw, batch)`, sums by name.
+4. `require_finite` stops a loss that is no number; `training/optim.py` has the schedule and the clipping.
+5. `evaluate`, `gather`, `figures` and `write` judge a whole split at once.
+6. `CheckpointedModel.on_save_checkpoint` adds all that rebuilds the task; `training/saving.py` writes it.
+"""
 
 from vfm.tasks.base import BaseTask
 from vfm.tasks.classification.task import ClassificationTask
