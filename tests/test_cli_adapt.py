@@ -18,6 +18,13 @@ WRONG = [
     ("fit $R --ckpt_path adapter.safetensors", 2, "is an adapter, without the backbone's weights"),
     ("test --ckpt_path last", 2, "there is no */checkpoints/last.ckpt in runs", "Train first"),
     ("fit $R --model.adapt lorra", 2, "--model.adapt is 'lorra'", "Did you mean 'lora'?"),
+    ("fit $R --model.adapt lorra", 2, "Choices: full, linear, ln, lora, effort, partial, LoRA, "),
+    ("fit $R --model.adapt LinearHead", 2, "there is no such Adaptation"),
+    ("fit $R --model.adapt LoRA --model.adapt.r x", 2, "--model.adapt.r is 'x'. Expected a whole"),
+    ("fit $R --model.adapt LoRA --model.adapt.rank 2", 2, "LoRA takes: r, alpha, dropout, targets"),
+    ("fit $R --model.adapt LoRA --model.adapt.r 0", 2, "vfm: adapt.r is 0; it must be 1 or more"),
+    ("fit $R --model.adapt lora --model.adapt.r 2", 2, "lora takes no arguments of its own"),
+    ("fit $R --model.adapt.r 2", 2, "must be named before its arguments", "--model.adapt LoRA"),
     (
         "fit $R --model.adapt lora --model.adapt_options.targets [query]",
         2,

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
         FocalLoss,
         Loss,
     )
-    from vfm.models.adapt import AdaptOptions
+    from vfm.models.adapt import AdaptOptions, PartialFineTuning
+    from vfm.models.adaptation import Adaptation
+    from vfm.models.adapters import Effort, LoRA
     from vfm.models.heads import (
         AttentionPoolHead,
         ClassificationHead,
@@ -56,6 +58,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AdaptOptions": "vfm.models.adapt",
+    "Adaptation": "vfm.models.adaptation",
     "AsymmetricLoss": "vfm.losses",
     "AttentionPoolHead": "vfm.models.heads",
     "BaseTask": "vfm.tasks",
@@ -75,6 +78,7 @@ _HOME = {
     "DetectionTask": "vfm.tasks",
     "DetrHead": "vfm.models.heads",
     "DigitsData": "vfm.data",
+    "Effort": "vfm.models.adapters",
     "FakesData": "vfm.deepfake",
     "FeatureInfo": "vfm.types",
     "Features": "vfm.types",
@@ -84,11 +88,13 @@ _HOME = {
     "IdxData": "vfm.data",
     "ImageData": "vfm.data",
     "LinearHead": "vfm.models.heads",
+    "LoRA": "vfm.models.adapters",
     "Loss": "vfm.losses",
     "MLPHead": "vfm.models.heads",
     "Mixing": "vfm.data.mixing",
     "Model": "vfm.api",
     "Optim": "vfm.tasks",
+    "PartialFineTuning": "vfm.models.adapt",
     "Preprocess": "vfm.preprocess",
     "Raw": "vfm.types",
     "ShardData": "vfm.data",
@@ -109,6 +115,10 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "DeepfakeTask",
     "BaseTask",
     "Optim",
+    "Adaptation",
+    "LoRA",
+    "Effort",
+    "PartialFineTuning",
     "AdaptOptions",
     "Mixing",
     "LinearHead",

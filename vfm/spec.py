@@ -78,7 +78,7 @@ def build(spec: Mapping[str, Any], *, base: type, trust: Collection[str] = ()) -
             f"'{spec['class_path']}' is not a {base.__name__}. "
             f"Give a class that derives from {class_path(base)}."
         )
-    hints = arguments_of(cls)
+    hints = list_arguments(cls)
     arguments = {
         name: _rebuilt(value, hints.get(name), trust) for name, value in spec["init_args"].items()
     }
@@ -101,7 +101,7 @@ def check_trust(spec: Any, trust: Collection[str]) -> None:
             check_trust(value, trust)
 
 
-def arguments_of(cls: type) -> dict[str, Any]:
+def list_arguments(cls: type) -> dict[str, Any]:
     """Types of the arguments of a component's constructor by name, each of its `**options` among them."""
     init: Any = cls.__init__  # type: ignore[misc]
     hints = get_type_hints(inspect.unwrap(init))

@@ -23,8 +23,7 @@ from vfm.data import ImageData
 from vfm.data.auto import SampledData, data_of
 from vfm.metrics import classification_results, multilabel_results
 from vfm.metrics.knn import knn_scores
-from vfm.models.adapt import LEARNING_RATES, Adapt
-from vfm.models.adapters import merge
+from vfm.models.adapt import ADAPTATIONS, Adapt
 from vfm.preprocess import Fit
 from vfm.tasks import ClassificationTask, Optim
 from vfm.training.features import features_of
@@ -33,8 +32,8 @@ from vfm.training.oom import peak_memory, reset_peak_memory
 from vfm.types import Labels, require_target
 
 _TRAINED: tuple[Adapt, ...] = ("linear", "ln", "lora", "full")
-# Seconds of a training step in forward passes: the backward pass costs two, less where weights are frozen.
-_STEP_COST = {"ln": 2.5, "lora": 3.0, "full": 3.2}
+# The features of a linear probe are computed once.
+_STEP_COST = {how: ADAPTATIONS[how].step_cost for how in _TRAINED if how != "linear"}
 _LINEAR_EPOCHS = 50
 _MOST_EPOCHS = 30
 _FEWEST_EPOCHS = 3
@@ -251,7 +250,7 @@ def _score(
 def _latency(task: ClassificationTask) -> float:
     """Milliseconds of one image, with adapters merged as an export has them."""
     plain = copy.deepcopy(task.backbone).eval()
-    merge(plain)
+    task.adaptation.merge(plain.model)
     head = task.head.eval()
     device = next(plain.parameters()).device
     pixels = torch.zeros((1, *task.preprocess.size, 3), dtype=torch.uint8, device=device)
@@ -297,7 +296,7 @@ def _write(
     (out / "tune.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     model = {k: v for k, v in settings.items() if v is not None}
     model |= {"adapt": winner.name, "multilabel": sample.multilabel}
-    model["optim"] = {"lr": LEARNING_RATES[winner.name]}  # type: ignore[index]
+    model["optim"] = {"lr": ADAPTATIONS[winner.name].learning_rate}
     spec = source.spec
     data = {k: v for k, v in spec["init_args"].items() if v is not None}
     data["augment"] = "none" if winner.name == "linear" else "light"

@@ -27,7 +27,6 @@ from trainings import quiet, train
 
 from vfm import ClassificationTask, FolderData, IdxData, Optim
 from vfm.models.adapt import Adapt
-from vfm.models.adapters import merge
 from vfm.training.oom import peak_memory, reset_peak_memory
 
 FIRST = ("t-shirt", "trouser", "pullover", "sandal", "bag")
@@ -111,7 +110,7 @@ def adapt(how: Adapt, checkpoint: Path, work: Path, epochs: int) -> dict[str, An
 def merged_difference(task: ClassificationTask, data: FolderData) -> float:
     """Largest difference of a logit on 1,000 test images."""
     plain = copy.deepcopy(task.eval())
-    merge(plain.backbone)
+    plain.adaptation.merge(plain.backbone.model)
     data.preprocess = task.preprocess
     pixels = torch.cat([batch["image"] for batch in islice(data.test_dataloader(), 16)])
     with torch.no_grad():

@@ -273,7 +273,6 @@ def test_adapters_are_merged_into_the_graph_and_stay_in_the_task(how, paths, tmp
     import onnx
 
     from tests.conftest import make_task
-    from vfm.models.adapters import has_adapters
 
     task = make_task("test_vit", paths, image_size=48, adapt=how)
     with torch.no_grad():
@@ -288,7 +287,7 @@ def test_adapters_are_merged_into_the_graph_and_stay_in_the_task(how, paths, tmp
         for i, t in enumerate((task, plain))
     ]
     assert all(p.passed for p in parities)
-    assert has_adapters(task.backbone)
+    assert any(".lora_" in n or ".effort_" in n for n, _ in task.backbone.named_parameters())
     sizes = [len(onnx.load(tmp_path / str(i) / "model.onnx").graph.node) for i in range(2)]
     assert sizes[0] == sizes[1]
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from vfm.models.adapt import LEARNING_RATES, AdaptOptions, adapt
-from vfm.models.adapters import AdaptError, EffortLinear, has_adapters, merge, merged_tensors
+from vfm.models.adapt import ADAPTATIONS, AdaptOptions, read_adaptation, resolve_adaptation
+from vfm.models.adaptation import Adaptation, AdaptError
+from vfm.models.adapters import Effort, EffortLinear, LoRA
 from vfm.models.backbone import Backbone
 
 SMALL_VIT = {"embed_dim": 32, "depth": 3, "num_heads": 2}
@@ -48,6 +49,16 @@ def backbone(name: str, **more: Any) -> Backbone:
     return made
 
 
+def adapt(made: Backbone, how: Any, options: AdaptOptions = AdaptOptions()) -> Adaptation:
+    adaptation = resolve_adaptation(how, options)
+    made.adapt(adaptation)
+    return adaptation
+
+
+def has_adapters(made: Backbone) -> bool:
+    return any(isinstance(m, EffortLinear) or hasattr(m, "lora_A") for m in made.modules())
+
+
 def images(made: Backbone, number: int = 4) -> torch.Tensor:
     return torch.randn(number, 3, *made.preprocess.size, generator=torch.manual_seed(1))
 
@@ -69,7 +80,7 @@ def one_step(made: Backbone, lr: float = 0.05) -> None:
 def test_lora_starts_equal_learns_everywhere_and_merges(name: str) -> None:
     plain = backbone(name).eval()
     adapted = copy.deepcopy(plain)
-    adapt(adapted, "lora", AdaptOptions(r=4))
+    adaptation = adapt(adapted, "lora", AdaptOptions(r=4))
     pictures = images(plain)
     with torch.no_grad():
         before = plain(pictures).pooled
@@ -81,7 +92,7 @@ def test_lora_starts_equal_learns_everywhere_and_merges(name: str) -> None:
     unmoved = [n for n, p in learning(adapted).items() if ".lora_B." in n and not p.any()]
     assert not unmoved
     merged = copy.deepcopy(adapted)
-    merge(merged)
+    adaptation.merge(merged)
     assert has_adapters(adapted)
     assert not has_adapters(merged)
     assert [type(m) for m in merged.modules()] == [type(m) for m in plain.modules()]
@@ -89,7 +100,9 @@ def test_lora_starts_equal_learns_everywhere_and_merges(name: str) -> None:
         after = adapted(pictures).pooled
         assert not torch.allclose(after, before, atol=1e-4)
         assert torch.allclose(merged(pictures).pooled, after, atol=1e-5, rtol=1e-5)
-    tensors = merged_tensors(adapted.state_dict(), {"adapt_options": {"alpha": None}})
+    tensors = read_adaptation({"adapt": "lora", "adapt_options": {"alpha": None}}).merge_tensors(
+        adapted.state_dict()
+    )
     assert tensors.keys() == merged.state_dict().keys()
     for key, value in merged.state_dict().items():
         assert torch.allclose(tensors[key], value, atol=1e-6), key
@@ -100,7 +113,7 @@ def test_lora_starts_equal_learns_everywhere_and_merges(name: str) -> None:
 def test_effort_starts_equal_learns_little_and_merges(name: str, r: int) -> None:
     plain = backbone(name).eval()
     adapted = copy.deepcopy(plain)
-    adapt(adapted, "effort", AdaptOptions(r=r))
+    adaptation = adapt(adapted, "effort", AdaptOptions(r=r))
     pictures = images(plain)
     with torch.no_grad():
         before = plain(pictures).pooled
@@ -116,13 +129,13 @@ def test_effort_starts_equal_learns_little_and_merges(name: str, r: int) -> None
     assert sum(p.numel() for p in learning(adapted).values()) == expected
     one_step(adapted)
     merged = copy.deepcopy(adapted)
-    merge(merged)
+    adaptation.merge(merged)
     assert [type(m) for m in merged.modules()] == [type(m) for m in plain.modules()]
     with torch.no_grad():
         after = adapted(pictures).pooled
         assert not torch.equal(after, before)
         assert torch.allclose(merged(pictures).pooled, after, atol=1e-5, rtol=1e-5)
-    tensors = merged_tensors(adapted.state_dict(), {})
+    tensors = read_adaptation({"adapt": "effort"}).merge_tensors(adapted.state_dict())
     assert tensors.keys() == merged.state_dict().keys()
 
 
@@ -203,8 +216,9 @@ def test_frozen_batch_norms_keep_their_statistics(how: Any) -> None:
 
 
 def test_the_fewer_weights_learn_the_higher_the_rate() -> None:
-    assert LEARNING_RATES["full"] <= LEARNING_RATES["partial"] < LEARNING_RATES["lora"]
-    assert LEARNING_RATES["lora"] < LEARNING_RATES["linear"]
+    rates = {name: kind.learning_rate for name, kind in ADAPTATIONS.items()}
+    assert rates["full"] <= rates["partial"] < rates["lora"]
+    assert rates["lora"] < rates["linear"]
 
 
 @pytest.mark.parametrize(
@@ -286,3 +300,52 @@ def test_gradient_checkpointing_keeps_less_and_changes_nothing(name: str, how: A
     assert gradients[0].keys() == gradients[1].keys()
     for key, value in gradients[0].items():
         assert torch.allclose(value, gradients[1][key], atol=1e-4, rtol=1e-3), key
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "same"),
+    [
+        ("lora", AdaptOptions(r=4, alpha=2.0, targets=["qkv"]), LoRA(4, 2.0, targets=["qkv"])),
+        ("lora", AdaptOptions(), LoRA()),
+        ("effort", AdaptOptions(r=3, alpha=1.0), Effort(3)),
+    ],
+)
+def test_a_short_name_is_the_component_with_its_options(how: str, options: Any, same: Any) -> None:
+    assert resolve_adaptation(how, options).spec == same.spec
+    assert resolve_adaptation(same) is same
+    assert read_adaptation({"adapt": same.spec, "adapt_options": {"r": None}}).spec == same.spec
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [
+        ("lora", "r", 0),
+        ("lora", "alpha", 0.0),
+        ("lora", "dropout", 1.0),
+        ("effort", "targets", []),
+        ("partial", "blocks", 0),
+    ],
+)
+def test_arguments_outside_their_range_are_refused(kind: str, option: str, value: Any) -> None:
+    with pytest.raises(AdaptError, match=f"^adapt.{option} is .*Change --model.adapt.{option}"):
+        ADAPTATIONS[kind](**{option: value})
+
+
+def test_an_unknown_name_lists_the_choices() -> None:
+    with pytest.raises(
+        AdaptError, match=r"no adaptation 'lorra'\. Choices: full, linear, ln, lora"
+    ):
+        resolve_adaptation("lorra")
+
+
+@pytest.mark.parametrize(
+    ("adaptation", "message"),
+    [
+        (LoRA(targets=["query"]), r"lora finds no layer .*\(--model\.adapt\.targets\)\."),
+        (Effort(33), r"Give 1 to 32 \(--model\.adapt\.r\)"),
+        (ADAPTATIONS["partial"](9), r"^--model\.adapt\.blocks is 9, but"),
+    ],
+)
+def test_the_remedy_names_the_option_that_was_given(adaptation: Any, message: str) -> None:
+    with pytest.raises(AdaptError, match=message):
+        backbone("vit_tiny_patch16_224").adapt(adaptation)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from vfm.bundle.errors import ExportError
-from vfm.models.adapters import has_adapters
 from vfm.models.tensors import checksum
 from vfm.tasks import BaseTask
 
@@ -110,10 +109,10 @@ def _require_same(who: str, one: BaseTask, other: BaseTask) -> None:
                 "Train both with the same --model.image_size and --model.fit, or export each to a bundle of its own."
             )
     _require_same_weights(who, one, other)
-    if has_adapters(one.backbone):
+    if one.adaptation.adds_layers and one.adaptation.spec != other.adaptation.spec:
         # How they merge is decided beside their tensors, which are the same.
-        pair = (_given(task, "adapt_options") for task in (one, other))
-        _require_same_option(who, "adapt_options", *pair)
+        for name in ("adapt", "adapt_options"):
+            _require_same_option(who, name, _given(one, name), _given(other, name))
 
 
 def _require_same_option(who: str, name: str, one: object, other: object) -> None:
@@ -133,7 +132,7 @@ def _require_same_weights(who: str, one: BaseTask, other: BaseTask) -> None:
     if not different:
         return
     names = ", ".join(different[:_SHOWN])
-    how = [task.spec["init_args"].get("adapt", "full") for task in (one, other)]
+    how = one.adaptation, other.adaptation
     more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
     raise SeveralError(
         f"{who} have other weights in their backbones ({sums[0]} and {sums[1]}): {len(different)} of "

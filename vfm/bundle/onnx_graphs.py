@@ -19,7 +19,6 @@ from vfm_runtime.bundle.contract import METADATA_KEY, Contract
 
 from vfm.bundle.errors import ExportError
 from vfm.bundle.ood_graph import ReferenceOutputs, vector_of
-from vfm.models.adapters import has_adapters, merge
 from vfm.models.backbone import Backbone
 from vfm.models.heads import Head
 from vfm.preprocess import Preprocess
@@ -226,10 +225,10 @@ def _shared(tasks: Iterable[BaseTask], reads: tuple[str, ...]) -> Backbone:
     """The backbone of all, without adapters; a copy where it must change, as the tasks may go on learning."""
     # One that pools can be told to give maps too; of one that does not, the layers for it are gone.
     owner = max(tasks, key=lambda task: "pooled" in task.head.reads)
-    if set(owner.head.reads) == set(reads) and not has_adapters(owner.backbone):
+    if set(owner.head.reads) == set(reads) and not owner.adaptation.adds_layers:
         return owner.backbone
     backbone = copy.deepcopy(owner.backbone)
-    merge(backbone)
+    owner.adaptation.merge(backbone.model)
     backbone.serve(reads)
     return backbone
 

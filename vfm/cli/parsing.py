@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from vfm.cli.errors import UsageError, near
-from vfm.spec import arguments_of
+from vfm.spec import list_arguments
 
 OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 
@@ -110,6 +110,7 @@ def _bare(message: str) -> str:
         "Errors:",
         "Given value",
         "Expected a <class 'NoneType'>",
+        "Expected a typing.Literal",
         "Problem with given class_path",
     )
     lines = (line.strip().removeprefix("- ") for line in message.splitlines())
@@ -156,7 +157,11 @@ def _unrecognised(found: re.Match[str], key: str, inside: str, known: list[str])
 def _unknown_class(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
     given = found[1]
     base = _base(found.string)
-    names = [cls.__name__ for cls in _concrete(base)]
+    classes = [cls.__name__ for cls in _concrete(base)]
+    short = _list_short_names(found.string)
+    if given in short:
+        return f"--{key} {given} takes no arguments of its own. Name one that may: {', '.join(classes[:_SHOWN])}."
+    names = [*short, *classes]
     reason = ""
     if missing := re.search(r"No module named '[^']+'|cannot import name '[^']+'", found.string):
         reason = f" {missing[0]} here; the working folder and installed packages are searched."
@@ -164,13 +169,14 @@ def _unknown_class(found: re.Match[str], key: str, inside: str, known: list[str]
         reason = f" It is no {base.__name__}; derive it from vfm.{base.__name__}."
     return (
         f"--{key} is '{given}', but there is no such {base.__name__}.{near(given, names)}{reason}\n"
-        f"Choices: {', '.join(names[:_SHOWN])}, or another class as package.module.Name."
+        f"Choices: {', '.join([*short, *classes[:_SHOWN]])}, or another class as package.module.Name."
     )
 
 
 def _abstract(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
-    names = ", ".join(cls.__name__ for cls in _concrete(_base(found.string)))
-    return f"--{key} must be named before its arguments. Choices: {names}. For example: {_EXAMPLES.get(key, '')}"
+    names = [cls.__name__ for cls in _concrete(_base(found.string))]
+    example = _EXAMPLES.get(key, f"--{key} {names[0]}")
+    return f"--{key} must be named before its arguments. Choices: {', '.join(names)}. For example: {example}"
 
 
 def _wrong_value(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
@@ -214,7 +220,7 @@ def _type_name(text: str) -> str:
 
 def _arguments(path: str) -> Iterator[str]:
     """Names of a component's arguments; those of a dataclass among them as `optim.lr`."""
-    for name, hint in arguments_of(_imported(path)).items():
+    for name, hint in list_arguments(_imported(path)).items():
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from (f"{name}.{field.name}" for field in dataclasses.fields(hint))
         else:
@@ -235,6 +241,13 @@ def _base(message: str) -> Any:
         _imported(name) for name in re.findall(r"(?:list\[|<class ')(\w+\.[\w.]+)", subtypes)
     ]
     return [cls for cls in classes if issubclass(classes[0], cls)][-1]
+
+
+def _list_short_names(message: str) -> list[str]:
+    """Words that the innermost value may be in place of a class."""
+    innermost = message.rpartition("Subtypes: [")[2]
+    literal = re.match(r"typing\.Literal\[([^\]]+)\]", innermost)
+    return re.findall(r"'([^']+)'", literal[1]) if literal else []
 
 
 def _imported(path: str) -> Any:

@@ -1,28 +1,21 @@
-"""Converters: which weights of a built backbone learn. They act from outside; no model knows of them."""
+"""Adaptations without layers of their own, and the short names of all: full, linear, ln, lora, effort and partial."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from timm.layers.norm import RmsNorm, RmsNorm2d
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
-from vfm.models.adapters import AdaptError, add_effort, add_lora
-from vfm.models.backbone import Backbone
+from vfm.models.adaptation import Adaptation, AdaptError, check_options
+from vfm.models.adapters import Effort, LoRA
+from vfm.spec import build
 
 Adapt = Literal["full", "linear", "ln", "lora", "effort", "partial"]
-
-LEARNING_RATES: dict[Adapt, float] = {
-    "full": 1e-4,
-    "linear": 1e-3,
-    "ln": 1e-3,
-    "lora": 5e-4,
-    "effort": 1e-3,
-    "partial": 1e-4,
-}
-"""Peak learning rates of AdamW that do well on most data; the fewer weights learn, the higher."""
 
 _NORMS = (
     nn.LayerNorm,
@@ -32,16 +25,98 @@ _NORMS = (
     RmsNorm,
     RmsNorm2d,
 )
-_TAKES: dict[Adapt, set[str]] = {
-    "lora": {"r", "alpha", "dropout", "targets"},
-    "effort": {"r", "targets"},
-    "partial": {"blocks"},
+
+
+class FullFineTuning(Adaptation):
+    """All weights learn."""
+
+    name = "full"
+    learning_rate = 1e-4
+
+    def apply(self, model: nn.Module) -> None:
+        """Leave all weights as they are: they learn."""
+
+
+class LinearProbe(Adaptation):
+    """No weight of the backbone learns, only the head, on features that stay as they were trained."""
+
+    name = "linear"
+    step_cost = 1.0
+
+    def apply(self, model: nn.Module) -> None:
+        """Freeze all weights."""
+        model.requires_grad_(False)
+
+
+class NormTuning(Adaptation):
+    """The norm layers learn."""
+
+    name = "ln"
+    step_cost = 2.5
+
+    def apply(self, model: nn.Module) -> None:
+        """Freeze all weights but those of the norm layers.
+
+        Raises:
+            AdaptError: There are none.
+        """
+        model.requires_grad_(False)
+        norms = [module for module in model.modules() if isinstance(module, _NORMS)]
+        for module in norms:
+            module.requires_grad_(True)
+        if not norms:
+            raise AdaptError(
+                f"--model.adapt ln finds no norm layers in {type(model).__name__}. Take lora, partial or full."
+            )
+
+
+class PartialFineTuning(Adaptation):
+    """The last blocks learn, as timm groups them for layer-wise learning rates, and the norm after them."""
+
+    name = "partial"
+    learning_rate = 1e-4
+
+    def __init__(self, blocks: int = 2) -> None:
+        """Set the options.
+
+        Args:
+            blocks: Number of the last blocks that learn.
+
+        Raises:
+            AdaptError: The number is below 1.
+        """
+        check_options("adapt", {"blocks": blocks})
+        self.blocks = blocks
+
+    def apply(self, model: nn.Module) -> None:
+        """Freeze all weights before the last blocks.
+
+        Raises:
+            AdaptError: The model has fewer blocks.
+        """
+        groups = group_with_matcher(model.named_parameters(), model.group_matcher(), reverse=True)  # type: ignore[operator]
+        parameters = dict(model.named_parameters())
+        # The final norm is a group of vectors alone; it learns with the blocks before it.
+        blocks = sorted({groups[name] for name, p in parameters.items() if p.ndim > 1})
+        if self.blocks > len(blocks):
+            raise AdaptError(
+                f"{self.format_option('blocks')} is {self.blocks}, but {type(model).__name__} has {len(blocks)}. "
+                f"Give 1 to {len(blocks)}, or --model.adapt full."
+            )
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(groups[name] >= blocks[-self.blocks])
+
+
+ADAPTATIONS: dict[str, type[Adaptation]] = {
+    kind.name: kind
+    for kind in (FullFineTuning, LinearProbe, NormTuning, LoRA, Effort, PartialFineTuning)
 }
+"""Adaptations of vfm by their short names."""
 
 
 @dataclass(frozen=True)
 class AdaptOptions:
-    """What `lora`, `effort` and `partial` may be told; null is the default of each."""
+    """What the short names `lora`, `effort` and `partial` may be told; null is the default of each."""
 
     r: int | None = None
     """Rank of LoRA's updates, 8 by default; for Effort the number of singular directions, 1 by default."""
@@ -56,79 +131,55 @@ class AdaptOptions:
     """How many of the last blocks `partial` trains, 2 by default."""
 
     def __post_init__(self) -> None:
-        ranges = {
-            "r": (self.r is None or self.r >= 1, "1 or more"),
-            "alpha": (self.alpha is None or self.alpha > 0, "above 0"),
-            "dropout": (self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1"),
-            "targets": (self.targets is None or len(self.targets) > 0, "one name or more, or null"),
-            "blocks": (self.blocks is None or self.blocks >= 1, "1 or more"),
-        }
-        for name, (good, expected) in ranges.items():
-            if not good:
-                raise AdaptError(
-                    f"adapt_options.{name} is {getattr(self, name)}; it must be {expected}. "
-                    f"Change --model.adapt_options.{name}."
-                )
+        check_options("adapt_options", asdict(self))
 
-    def without_effect(self, how: Adapt) -> list[str]:
+    def to_arguments(self) -> dict[str, Any]:
+        """Options that are not null, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def without_effect(self, how: Adaptation | str) -> list[str]:
         """Names of the options that are given but that an adaptation does not take."""
-        given = {f.name for f in fields(self) if getattr(self, f.name) is not None}
-        return sorted(given - _TAKES.get(how, set()))
+        taken = _list_options(how) if isinstance(how, str) else set()
+        return sorted(self.to_arguments().keys() - taken)
 
 
-def adapt(backbone: Backbone, how: Adapt, options: AdaptOptions = AdaptOptions()) -> None:
-    """Choose the weights that learn.
+def resolve_adaptation(how: Adaptation | str, options: AdaptOptions = AdaptOptions()) -> Adaptation:
+    """The adaptation that a short name and its options stand for; any other as it is.
 
     Args:
-        backbone: Changed in place.
-        how: `full`: all. `linear`: none, so that only the head learns, on features that stay as they were trained.
-            `ln`: the norm layers. `lora`: low-rank updates beside all linear layers (Hu et al., 2021). `effort`: the
-            smallest singular directions of the attention (Yan et al., 2025). `partial`: the last blocks, as timm
-            groups them for layer-wise learning rates, and the norm after them.
-        options: Of lora, effort and partial.
+        how: Adaptation, or `full`, `linear`, `ln`, `lora`, `effort` or `partial`.
+        options: Options of lora, effort and partial.
 
     Raises:
-        AdaptError: The backbone has no layers for it, or an option does not fit it.
+        AdaptError: There is no such name.
     """
-    if how not in get_args(Adapt):
-        raise AdaptError(f"There is no adaptation '{how}'. Choices: {', '.join(get_args(Adapt))}.")
-    model = backbone.model
-    if how == "full":
-        return
-    backbone.requires_grad_(False)
-    if how == "ln":
-        _train_norms(model)
-    elif how == "partial":
-        _train_last_blocks(model, options.blocks or 2)
-    elif how == "lora":
-        r = options.r or 8
-        alpha, dropout = options.alpha or 2.0 * r, options.dropout or 0.0
-        add_lora(model, r=r, alpha=alpha, dropout=dropout, targets=options.targets)
-    elif how == "effort":
-        add_effort(model, r=options.r or 1, targets=options.targets)
-    backbone.train(backbone.training)  # what stays as it is now goes to evaluation mode
-
-
-def _train_norms(model: nn.Module) -> None:
-    norms = [module for module in model.modules() if isinstance(module, _NORMS)]
-    for module in norms:
-        module.requires_grad_(True)
-    if not norms:
+    if isinstance(how, Adaptation):
+        return how
+    if how not in ADAPTATIONS:
         raise AdaptError(
-            f"--model.adapt ln finds no norm layers in {type(model).__name__}. Take lora, partial or full."
+            f"There is no adaptation '{how}'. Choices: {', '.join(ADAPTATIONS)}, or an Adaptation of your own."
         )
+    values = {k: v for k, v in options.to_arguments().items() if k in _list_options(how)}
+    adaptation = ADAPTATIONS[how](**values)
+    adaptation.group = "adapt_options"
+    return adaptation
 
 
-def _train_last_blocks(model: nn.Module, num_blocks: int) -> None:
-    groups = group_with_matcher(model.named_parameters(), model.group_matcher(), reverse=True)  # type: ignore[operator]
-    parameters = dict(model.named_parameters())
-    # The final norm is a group of vectors alone; it learns with the blocks before it.
-    blocks = sorted({groups[name] for name, p in parameters.items() if p.ndim > 1})
-    if num_blocks > len(blocks):
-        raise AdaptError(
-            f"--model.adapt_options.blocks is {num_blocks}, but {type(model).__name__} has {len(blocks)}. "
-            f"Give 1 to {len(blocks)}, or --model.adapt full."
-        )
-    first = blocks[-num_blocks]
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(groups[name] >= first)
+def read_adaptation(arguments: Mapping[str, Any]) -> Adaptation:
+    """The adaptation of a checkpoint.
+
+    Args:
+        arguments: Arguments of the task, as plain values.
+
+    Raises:
+        SpecError: It is not one of vfm.
+    """
+    how = arguments.get("adapt", "full")
+    if isinstance(how, Mapping):
+        adaptation: Adaptation = build(how, base=Adaptation)
+        return adaptation
+    return resolve_adaptation(how, AdaptOptions(**(arguments.get("adapt_options") or {})))
+
+
+def _list_options(name: str) -> set[str]:
+    return set(inspect.signature(ADAPTATIONS[name]).parameters)

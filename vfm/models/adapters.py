@@ -1,14 +1,16 @@
-"""Small trainable parts on a frozen model, which merge away into plain weights: LoRA (by peft) and Effort."""
+"""Adapters: small trainable parts on a frozen model, which merge into plain weights. LoRA (by peft) and Effort."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vfm.models.adaptation import Adaptation, AdaptError, check_options
 
 ADAPTER = "default"
 """Name that peft gives the only adapter of a model."""
@@ -18,101 +20,131 @@ _EFFORT = ("u", "s", "v", "u0", "s0", "v0")
 _LORA_A = f".lora_A.{ADAPTER}.weight"
 
 
-class AdaptError(ValueError):
-    """A backbone cannot be adapted as asked."""
+class LoRA(Adaptation):
+    """Low-rank updates beside linear layers and 1 x 1 convolutions (Hu et al., 2021); only they learn."""
+
+    name = "lora"
+    learning_rate = 5e-4
+    step_cost = 3.0
+
+    def __init__(
+        self,
+        r: int = 8,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        targets: list[str] | None = None,
+    ) -> None:
+        """Set the options.
+
+        Args:
+            r: Rank of the updates.
+            alpha: The updates weigh alpha / r; twice r by default.
+            dropout: Share of the updates' inputs set to zero in training.
+            targets: Last parts of the names of the layers to adapt, such as qkv; all layers by default.
+
+        Raises:
+            AdaptError: An option lies outside its range.
+        """
+        check_options("adapt", {"r": r, "alpha": alpha, "dropout": dropout, "targets": targets})
+        self.r = r
+        self.alpha = alpha
+        self.dropout = dropout
+        self.targets = targets
+
+    def apply(self, model: nn.Module) -> None:
+        """Put the updates beside the layers.
+
+        Raises:
+            AdaptError: No layer has such a name, or peft is not installed.
+        """
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise AdaptError(
+                f"LoRA needs peft: {error}. Install it with pip install 'vfm[lora]', "
+                "or take another adaptation: --model.adapt ln, effort or partial."
+            ) from error
+        names = _match_layers(self, model, (nn.Linear, nn.Conv2d), self.targets)
+        _let_layers_run(model)
+        model.requires_grad_(False)
+        config = LoraConfig(
+            r=self.r,
+            lora_alpha=2.0 * self.r if self.alpha is None else self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=names,
+        )
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+
+    @torch.no_grad()
+    def merge(self, model: nn.Module) -> None:
+        """Add the updates to the weights that they stand beside."""
+        for name in [name for name, module in model.named_modules() if hasattr(module, "lora_A")]:
+            layer: Any = model.get_submodule(name)
+            layer.merge(safe_merge=True)
+            model.set_submodule(name, layer.get_base_layer())
+
+    def merge_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Add the updates to the weights that they stand beside."""
+        merged = {
+            k.replace(".base_layer.", "."): v for k, v in tensors.items() if ".lora_" not in k
+        }
+        for name in (k.removesuffix(_LORA_A) for k in tensors if k.endswith(_LORA_A)):
+            a, b = tensors[name + _LORA_A], tensors[f"{name}.lora_B.{ADAPTER}.weight"]
+            weight = merged[f"{name}.weight"]
+            scale = (2 * len(a) if self.alpha is None else self.alpha) / len(a)
+            delta = b.float().flatten(1) @ a.float().flatten(1)
+            merged[f"{name}.weight"] = weight + scale * delta.view_as(weight).to(weight.dtype)
+        return merged
 
 
-def add_lora(
-    model: nn.Module, *, r: int, alpha: float, dropout: float, targets: Sequence[str] | None
-) -> None:
-    """Put low-rank updates beside linear layers and 1 x 1 convolutions (Hu et al., 2021); only they learn.
+class Effort(Adaptation):
+    """Only the smallest singular directions of the attention's matrices learn (Yan et al., 2025)."""
 
-    Args:
-        model: Changed in place.
-        r: Rank of the updates.
-        alpha: Their weight is alpha / r.
-        dropout: Share of their inputs set to zero in training.
-        targets: Last parts of layers' names, such as `qkv`; None for all layers.
+    name = "effort"
+    step_cost = 3.0
 
-    Raises:
-        AdaptError: No layer has such a name, or peft is not installed.
-    """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise AdaptError(
-            f"LoRA needs peft: {error}. Install it with pip install 'vfm[lora]', "
-            "or take another adaptation: --model.adapt ln, effort or partial."
-        ) from error
-    names = list(_matching(model, targets, "lora", (nn.Linear, nn.Conv2d)))
-    _let_layers_run(model)
-    model.requires_grad_(False)
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)  # type: ignore[arg-type]
-    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    def __init__(self, r: int = 1, targets: list[str] | None = None) -> None:
+        """Set the options.
 
+        Args:
+            r: Number of directions of each matrix.
+            targets: Last parts of the names of the layers to adapt; all matrices of the attention by default.
 
-def add_effort(model: nn.Module, *, r: int, targets: Sequence[str] | None) -> None:
-    """Let only the smallest singular directions of the attention's matrices learn (Effort; Yan et al., 2025).
+        Raises:
+            AdaptError: An option lies outside its range.
+        """
+        check_options("adapt", {"r": r, "targets": targets})
+        self.r = r
+        self.targets = targets
 
-    Args:
-        model: Changed in place.
-        r: Number of directions of each matrix.
-        targets: Last parts of layers' names; None for all matrices of the attention.
+    def apply(self, model: nn.Module) -> None:
+        """Split the weights of the layers.
 
-    Raises:
-        AdaptError: No linear layer has such a name, or r is larger than a matrix.
-    """
-    names = list(_matching(model, targets, "effort", nn.Linear, _ATTENTION))
-    _let_layers_run(model)
-    model.requires_grad_(False)
-    for name in names:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        model.set_submodule(name, EffortLinear(layer, r))
+        Raises:
+            AdaptError: No linear layer has such a name, or r is larger than a matrix.
+        """
+        names = _match_layers(self, model, nn.Linear, self.targets, _ATTENTION)
+        _let_layers_run(model)
+        model.requires_grad_(False)
+        for name in names:
+            layer = model.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            model.set_submodule(name, EffortLinear(layer, self.r, option=self.format_option("r")))
 
+    @torch.no_grad()
+    def merge(self, model: nn.Module) -> None:
+        """Put plain layers in the place of the split ones."""
+        layers = [(n, m) for n, m in model.named_modules() if isinstance(m, EffortLinear)]
+        for name, layer in layers:
+            model.set_submodule(name, layer.merged())
 
-def has_adapters(model: nn.Module) -> bool:
-    """Whether anything would merge."""
-    return any(_is_adapter(module) for module in model.modules())
-
-
-@torch.no_grad()
-def merge(model: nn.Module) -> None:
-    """Replace all adapters by plain layers that compute the same."""
-    adapters = [name for name, module in model.named_modules() if _is_adapter(module)]
-    for name in adapters:
-        module: Any = model.get_submodule(name)
-        if isinstance(module, EffortLinear):
-            model.set_submodule(name, module.merged())
-        else:
-            module.merge(safe_merge=True)
-            model.set_submodule(name, module.get_base_layer())
-
-
-def merged_tensors(
-    tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """`merge` for a state dict that has no model yet.
-
-    Args:
-        tensors: As a checkpoint holds them.
-        arguments: Of the task that wrote it.
-
-    Returns:
-        The state dict of the plain model.
-    """
-    alpha = (arguments.get("adapt_options") or {}).get("alpha")
-    merged = {k.replace(".base_layer.", "."): v for k, v in tensors.items() if ".lora_" not in k}
-    for name in (k.removesuffix(_LORA_A) for k in tensors if k.endswith(_LORA_A)):
-        a, b = tensors[name + _LORA_A], tensors[f"{name}.lora_B.{ADAPTER}.weight"]
-        weight = merged[f"{name}.weight"]
-        scale = (2 * len(a) if alpha is None else alpha) / len(a)
-        delta = b.float().flatten(1) @ a.float().flatten(1)
-        merged[f"{name}.weight"] = weight + scale * delta.view_as(weight).to(weight.dtype)
-    for name in (k.removesuffix(".effort_u") for k in tensors if k.endswith(".effort_u")):
-        parts = {part: merged.pop(f"{name}.effort_{part}") for part in _EFFORT}
-        merged[f"{name}.weight"] = merged[f"{name}.weight"] + _product(*_change(parts))
-    return merged
+    def merge_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Put plain weights in the place of the split ones."""
+        merged = dict(tensors)
+        for name in (k.removesuffix(".effort_u") for k in tensors if k.endswith(".effort_u")):
+            parts = {part: merged.pop(f"{name}.effort_{part}") for part in _EFFORT}
+            merged[f"{name}.weight"] = merged[f"{name}.weight"] + _product(*_change(parts))
+        return merged
 
 
 class EffortLinear(nn.Linear):
@@ -121,12 +153,13 @@ class EffortLinear(nn.Linear):
     The weight of a fused query-key-value layer is several square matrices, each with directions of its own.
     """
 
-    def __init__(self, layer: nn.Linear, r: int) -> None:
+    def __init__(self, layer: nn.Linear, r: int, option: str = "--model.adapt.r") -> None:
         """Split the layer's weight.
 
         Args:
             layer: Its weights are taken over, not copied.
             r: Number of directions.
+            option: How the number is set, for the error of one that does not fit.
         """
         wide, high = layer.in_features, layer.out_features
         super().__init__(wide, high, bias=layer.bias is not None, device="meta")
@@ -134,7 +167,7 @@ class EffortLinear(nn.Linear):
         if not 1 <= r <= min(wide, high // num_blocks):
             raise AdaptError(
                 f"Effort with r {r} does not fit a matrix of {high // num_blocks} x {wide}. "
-                f"Give 1 to {min(wide, high // num_blocks)} (--model.adapt_options.r); 1 is usual."
+                f"Give 1 to {min(wide, high // num_blocks)} ({option}); 1 is usual."
             )
         blocks = layer.weight.detach().float().view(num_blocks, -1, wide)
         u, s, v = torch.linalg.svd(blocks, full_matrices=False)
@@ -176,35 +209,37 @@ def _product(u: Tensor, s: Tensor, v: Tensor) -> Tensor:
     return ((u * s[:, None]) @ v).flatten(0, 1)
 
 
-def _is_adapter(module: nn.Module) -> bool:
-    return isinstance(module, EffortLinear) or hasattr(module, "lora_A")
-
-
-def _matching(
+def _match_layers(
+    adaptation: Adaptation,
     model: nn.Module,
-    targets: Sequence[str] | None,
-    how: str,
     kinds: type[nn.Module] | tuple[type[nn.Module], ...],
+    targets: Sequence[str] | None,
     pattern: str = ".*",
-) -> Iterator[str]:
-    found = [
+) -> list[str]:
+    """Names of the layers to adapt: those that end in a target, or whose name matches the pattern.
+
+    Raises:
+        AdaptError: There are none.
+    """
+    candidates = [
         name
         for name, module in model.named_modules()
         if isinstance(module, kinds)
         and (not isinstance(module, nn.Conv2d) or _is_pointwise(module))
     ]
     if targets is None:
-        chosen = [name for name in found if re.fullmatch(pattern, name)]
+        chosen = [name for name in candidates if re.fullmatch(pattern, name)]
     else:
-        chosen = [n for n in found if any(n == t or n.endswith("." + t) for t in targets)]
+        chosen = [n for n in candidates if any(n == t or n.endswith("." + t) for t in targets)]
     if not chosen:
-        endings = sorted({name.rpartition(".")[2] for name in found})
+        endings = sorted({name.rpartition(".")[2] for name in candidates})
         wanted = "its own choice" if targets is None else f"targets {list(targets)}"
         raise AdaptError(
-            f"--model.adapt {how} finds no layer in {type(model).__name__} for {wanted}. "
-            f"Names of its layers end in: {', '.join(endings) or 'nothing that fits'} (--model.adapt_options.targets)."
+            f"--model.adapt {adaptation} finds no layer in {type(model).__name__} for {wanted}. "
+            f"Names of its layers end in: {', '.join(endings) or 'nothing that fits'} "
+            f"({adaptation.format_option('targets')})."
         )
-    yield from chosen
+    return chosen
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:

@@ -10,6 +10,7 @@ import timm
 from timm import data as timm_data
 from torch import Tensor, nn
 
+from vfm.models.adaptation import Adaptation
 from vfm.models.tensors import checksum
 from vfm.models.weights import MIN_COVERAGE, LoadReport, WeightsError, load_weights
 from vfm.preprocess import Fit, Preprocess
@@ -119,6 +120,15 @@ class Backbone(nn.Module):
             map_widths=tuple(int(levels[i]["num_chs"]) for i in self._indices),
             map_strides=tuple(strides[i] for i in self._indices),
         )
+
+    def adapt(self, adaptation: Adaptation) -> None:
+        """Choose the weights that learn.
+
+        Raises:
+            AdaptError: The model has no layers for the adaptation, or an option does not fit it.
+        """
+        adaptation.apply(self.model)
+        self.train(self.training)  # what stays as it is now goes to evaluation mode
 
     @property
     def frozen(self) -> bool:

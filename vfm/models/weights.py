@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vfm.models.adapters import merged_tensors
+from vfm.models.adapt import read_adaptation
 from vfm.models.tensors import UnreadableFileError, checksum, read_plain, tensors_in
+from vfm.spec import SpecError
 
 MIN_COVERAGE = 0.95
 """Least share of a backbone's tensors that a file must set."""
@@ -150,7 +151,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
     entry = content.get("vfm") if isinstance(content, Mapping) else None
     if not isinstance(entry, Mapping):
         return tensors, None
-    return merged_tensors(tensors, entry["model"]["init_args"]), entry.get("license")
+    try:
+        adaptation = read_adaptation(entry["model"]["init_args"])
+    except SpecError as error:
+        raise WeightsError(
+            f"{path} was trained with an adaptation that is not part of vfm, and only its own code can merge what it "
+            "added. Load the task (vfm.BaseTask.load with trust), call task.adaptation.merge(task.backbone.model), "
+            "and save the state dict of task.backbone.model."
+        ) from error
+    return adaptation.merge_tensors(tensors), entry.get("license")
 
 
 def _stripped(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

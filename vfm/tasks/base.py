@@ -16,8 +16,7 @@ from torch import Tensor
 from vfm.data import ImageData
 from vfm.losses import Loss
 from vfm.losses.base import sum_losses
-from vfm.models.adapt import LEARNING_RATES
-from vfm.models.adapt import adapt as adapt_backbone
+from vfm.models.adapt import resolve_adaptation
 from vfm.models.backbone import Backbone, ImageSize
 from vfm.models.heads import Head
 from vfm.preprocess import Fit
@@ -72,7 +71,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
             **options: As for every task.
         """
         options = {**self.option_defaults, **options}
-        adapt, adapt_options, optim = options["adapt"], options["adapt_options"], options["optim"]
+        optim = options["optim"]
         weights = options["weights"]
         model = Backbone(
             backbone,
@@ -87,10 +86,12 @@ class BaseTask(CheckpointedModel, ExportHooks):
         )
         super().__init__(model, head)
         self.backbone.serve(head.reads)
-        adapt_backbone(self.backbone, adapt, adapt_options)
+        self.adaptation = resolve_adaptation(options["adapt"], options["adapt_options"])
+        self.backbone.adapt(self.adaptation)
         for sentence in without_effect(
-            adapt,
-            adapt_options,
+            options["adapt"],
+            options["adapt_options"],
+            self.backbone.frozen,
             optim,
             options["drop_path"],
             options["grad_checkpointing"],
@@ -98,7 +99,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         ):
             rank_zero_warn(sentence)
         # After the head has been solved, a small step keeps the features that it was solved on (Kumar et al., 2022).
-        usual = LEARNING_RATES[adapt] * (0.1 if probe_first else 1.0)
+        usual = self.adaptation.learning_rate * (0.1 if probe_first else 1.0)
         self.optim = optim if optim.lr is not None else replace(optim, lr=usual)
         self._probe_first = probe_first
         self._cache_features = cache_features

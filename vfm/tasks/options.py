@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from vfm.models.adapt import Adapt, AdaptOptions
+from vfm.models.adaptation import Adaptation
 from vfm.models.weights import MIN_COVERAGE
 from vfm.training.optim import Optim
 
@@ -21,8 +22,9 @@ class TaskOptions(TypedDict, total=False):
         grad_checkpointing: Compute activations anew in the backward pass: less memory, about a third more time.
         backbone_args: More arguments for timm's create_model, such as embed_dim or depth.
         adapt: Which weights of the backbone learn: full (all), linear (none), ln (norm layers), lora (low-rank
-            updates), effort (smallest singular directions of the attention) or partial (the last blocks).
-        adapt_options: Of lora, effort and partial.
+            updates), effort (smallest singular directions of the attention) or partial (the last blocks); or any
+            Adaptation, also your own, with its arguments.
+        adapt_options: Options of the short names lora, effort and partial.
         optim: Optimiser, schedule, learning rate of the backbone, layer-wise decay and averaging of weights.
         channels_last: Train on images laid out with their channels last: convolutional nets can be twice as fast,
             but torch 2.15 crashes on some of them on the CPU, such as FastViT.
@@ -36,7 +38,7 @@ class TaskOptions(TypedDict, total=False):
     drop_path: float
     grad_checkpointing: bool
     backbone_args: dict[str, Any] | None
-    adapt: Adapt
+    adapt: Adapt | Adaptation
     adapt_options: AdaptOptions
     optim: Optim
     channels_last: bool

@@ -14,7 +14,7 @@ from timm import optim as timm_optim
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from vfm.models.adapt import LEARNING_RATES
+from vfm.models.adapt import FullFineTuning
 
 BACKBONE = "backbone"
 """The `part` of its parameter groups."""
@@ -134,7 +134,7 @@ def optimizer(
         BACKBONE: (_backbone_groups(backbone, optim), optim.backbone_factor),
         "head": (timm_optim.param_groups_weight_decay(head, optim.weight_decay), 1.0),
     }
-    highest = LEARNING_RATES["full"] if optim.lr is None else optim.lr
+    highest = FullFineTuning.learning_rate if optim.lr is None else optim.lr
     groups = []
     for part, (found, factor) in parts.items():
         for group in found:

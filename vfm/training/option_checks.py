@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from vfm.models.adapt import Adapt, AdaptOptions
+from vfm.models.adapt import AdaptOptions
+from vfm.models.adaptation import Adaptation
 from vfm.training.optim import Optim
 
 
 def without_effect(
-    adapt: Adapt,
+    adapt: Adaptation | str,
     options: AdaptOptions,
+    frozen: bool,
     optim: Optim,
     drop_path: float,
     grad_checkpointing: bool,
@@ -17,15 +19,16 @@ def without_effect(
     """A sentence for each setting that the adaptation leaves without effect.
 
     Args:
-        adapt: The adaptation.
-        options: Its options.
+        adapt: The adaptation, or its short name.
+        options: Options of a short name.
+        frozen: Whether no weight of the backbone learns.
         optim: Of the optimiser.
         drop_path: Rate of stochastic depth.
         grad_checkpointing: Whether activations are computed anew.
         probe_first: Whether the head is solved before the backbone learns.
     """
     idle = [f"adapt_options.{name}" for name in options.without_effect(adapt)]
-    if adapt == "linear":
+    if frozen:
         given = {
             "drop_path": drop_path > 0,
             "grad_checkpointing": grad_checkpointing,
@@ -33,7 +36,7 @@ def without_effect(
             "optim.layer_decay": optim.layer_decay is not None,
         }
         idle += [name for name, is_given in given.items() if is_given]
-    reason = ": the backbone stays frozen" if adapt == "linear" else ""
+    reason = ": the backbone stays frozen" if frozen else ""
     return [
         f"--model.{name} has no effect with --model.adapt {adapt}{reason}. Leave it out, or take another adaptation."
         for name in idle
