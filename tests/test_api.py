@@ -14,8 +14,8 @@ from PIL import Image
 from vfm_runtime.media.image import ImageError, open_image
 
 import vfm
+from tests.image_folders import write_image_folder
 from vfm.bundle import ExportError, ParityError
-from vfm.data.synthetic import write_image_folder
 from vfm.training.checkpoint_file import CheckpointError
 
 PUBLIC = [

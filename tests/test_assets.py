@@ -14,9 +14,9 @@ from timm.data import ImageNetInfo, resolve_model_data_config
 import vfm
 from tests import fetch_assets
 from tests.assets import missing
+from tests.image_folders import write_image_folder
 from vfm.cli import main
 from vfm.data import DetectionData
-from vfm.data.synthetic import write_image_folder
 from vfm.models.weights import load_weights
 from vfm.preprocess import Preprocess
 

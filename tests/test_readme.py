@@ -18,9 +18,9 @@ import vfm_runtime.cli
 from PIL import Image
 
 from tests.data.boxes_written import drawn, write
+from tests.image_folders import write_image_folder
 from tests.runtime import toy_deepfake, videos
 from vfm.cli import main
-from vfm.data.synthetic import write_image_folder
 
 ROOT = Path(__file__).parents[1]
 # What a test cannot do: download weights, or train for as long as a user would.

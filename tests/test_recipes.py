@@ -14,8 +14,8 @@ import webdataset
 import yaml
 
 from tests.data.boxes_written import write
+from tests.image_folders import write_image_folder
 from vfm.cli import main
-from vfm.data.synthetic import write_image_folder
 from vfm.deepfake.data.procedural import write_faces
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.image_folders import write_image_folder
 from vfm.cli import main
 from vfm.data import FolderData
 from vfm.data.auto import SampledData, SourceError, data_of, draw
-from vfm.data.synthetic import write_image_folder
 
 TINY = ["--backbone", "test_vit", "--pretrained", "false", "--image_size", "32", "--fit", "squash"]
 

@@ -51,7 +51,6 @@ MODULES = {
     "vfm.data.boxes.tiles": "vfm.data.detection.tiles",
     "vfm.data.boxes.transforms": "vfm.data.detection.transforms",
     "vfm.data.boxes.voc": "vfm.data.detection.voc",
-    "vfm.data.boxes.writing": "vfm.data.detection.writing",
     "vfm.data.boxes.yolo": "vfm.data.detection.yolo",
     "vfm.data.detect": "vfm.data.auto",
     "vfm.data.detection": "vfm.data.detection.auto",

@@ -20,8 +20,8 @@ import lightning as L
 from sides import report
 from trainings import quiet, train
 
+from tests.image_folders import write_image_folder
 from vfm import ClassificationTask, FolderData
-from vfm.data.synthetic import write_image_folder
 
 
 class Epochs(L.Callback):

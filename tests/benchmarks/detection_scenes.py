@@ -26,8 +26,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vfm_runtime.tasks.detection import compute_iou
 
 import vfm
+from tests.data.box_writing import Drawn, write_coco, write_voc, write_yolo
 from vfm.data import DetectionData
-from vfm.data.detection.writing import Drawn, write_coco, write_voc, write_yolo
 from vfm.metrics.detection import Found, coco_metrics
 from vfm.report import plots
 from vfm.tasks.detection.results import truth_of

@@ -15,12 +15,12 @@ from vfm_runtime.cli import main as runtime_main
 import vfm
 from tests.bundle.in_memory import export_task
 from tests.bundle.test_export import ORIGIN
+from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, shapes, vit
 from vfm.bundle import ExportError, ExportOptions, precisions
 from vfm.bundle.accuracy import Measure
 from vfm.cli import main
 from vfm.data import FolderData
-from vfm.data.synthetic import write_image_folder
 from vfm.quantization.search import BudgetError
 from vfm.tasks import BaseTask
 from vfm.tasks.saved import Checkpoint

@@ -14,6 +14,7 @@ from vfm_runtime.drift.monitor import DriftMonitor
 from vfm_runtime.drift.reference import DriftReference
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
+from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, vit
 from vfm.bundle.onnx_graphs import Answers
 from vfm.bundle.ood import (
@@ -29,7 +30,6 @@ from vfm.bundle.ood import (
 )
 from vfm.bundle.ood_graph import ReferenceOutputs
 from vfm.data import FolderData
-from vfm.data.synthetic import write_image_folder
 from vfm.models.heads import DetrHead
 from vfm.tasks import DetectionTask
 from vfm.tasks.labelled_images import LabelledImages, open_images

@@ -13,10 +13,10 @@ import torch
 from vfm_runtime.media.image import open_image
 
 from tests.data.boxes_written import write
+from tests.image_folders import write_image_folder
 from tests.tasks.tiny import VIT, fit, shapes, trainer, vit
 from vfm.data import DetectionData, FolderData, SyntheticData, TableData
 from vfm.data.detection.dataset import BoxAugment
-from vfm.data.synthetic import write_image_folder
 from vfm.deepfake import DeepfakeTask, FakesData
 from vfm.deepfake.data.procedural import write_faces
 from vfm.models.heads import DetrHead

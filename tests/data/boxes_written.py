@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from tests.data.box_writing import Drawn, write_coco, write_table, write_voc, write_yolo
 from vfm.data import SyntheticScenes
-from vfm.data.detection.writing import Drawn, write_coco, write_table, write_voc, write_yolo
 
 WRITERS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc, "csv": write_table}
 LABELS = ["class_0", "class_1", "class_2"]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.data.box_writing import Drawn
 from tests.data.boxes_written import LABELS, WRITERS, drawn, write
 from vfm.data import DetectionData
 from vfm.data.dataset import Record
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.dataset import collate_boxes
 from vfm.data.detection.tiles import tiles
-from vfm.data.detection.writing import Drawn
 from vfm.metrics.detection import Found
 from vfm.preprocess import Preprocess
 from vfm.tasks.detection.results import answer_of, truth_of

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.image_folders import write_image_folder
 from vfm.data import FolderData
 from vfm.data.base import _usable_cores
-from vfm.data.synthetic import write_image_folder
 from vfm.preprocess import Preprocess
 from vfm.spec import build
 

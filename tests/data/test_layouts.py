@@ -8,6 +8,7 @@ import pytest
 
 from tests.data.boxes_written import write
 from tests.data.test_idx import write as write_idx
+from tests.image_folders import write_image_folder
 from vfm.data import DetectionData, FolderData, IdxData, TableData
 from vfm.data.auto import (
     LABEL_LAYOUTS,
@@ -21,7 +22,6 @@ from vfm.data.detection.annotation import BoxError
 from vfm.data.detection.auto import BOX_LAYOUTS
 from vfm.data.layouts import Layout, LayoutTable, Reading
 from vfm.data.splits import complete_splits
-from vfm.data.synthetic import write_image_folder
 
 
 class OtherError(ValueError):

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
+from tests.image_folders import write_image_folder
 from vfm.data import SyntheticData
-from vfm.data.synthetic import write_image_folder
 from vfm.preprocess import Preprocess
 from vfm.spec import build
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.image_folders import write_image_folder
 from vfm.data import ImageData, TableData
 from vfm.data.dataset import labels_of
 from vfm.data.splits import grouped_split
-from vfm.data.synthetic import write_image_folder
 from vfm.preprocess import Preprocess
 from vfm.spec import build
 

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 
 import vfm
+from tests.image_folders import write_image_folder
 from vfm.data import SyntheticData
-from vfm.data.synthetic import write_image_folder
 from vfm.models.backbone import Backbone
 from vfm.models.heads import AttentionPoolHead
 from vfm.tasks import ClassificationTask, Optim

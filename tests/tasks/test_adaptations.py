@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vfm
+from tests.image_folders import write_image_folder
 from tests.tasks.tiny import VIT, fit, require_equal, shapes, stored, vit
 from vfm.data import FolderData
 from vfm.data.feature_dataset import StoredFeatures
-from vfm.data.synthetic import write_image_folder
 from vfm.models.adapt import AdaptOptions
 from vfm.models.backbone import Backbone
 from vfm.models.heads import AttentionPoolHead, ClassificationHead

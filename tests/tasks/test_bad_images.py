@@ -12,8 +12,8 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 import vfm
+from tests.image_folders import write_image_folder
 from vfm.data import FolderData
-from vfm.data.synthetic import write_image_folder
 from vfm.preprocess import Preprocess
 from vfm.tasks import ClassificationTask, Optim
 from vfm.training.callbacks import UnreadableFilesError

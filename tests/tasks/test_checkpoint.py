@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import vfm
+from tests.image_folders import write_image_folder
 from tests.tasks.tiny import LABELS, Steep, fit, shapes, stored, trainer, vit
 from vfm.data import FolderData
-from vfm.data.synthetic import write_image_folder
 from vfm.losses import CrossEntropy
 from vfm.models.heads import LinearHead
 from vfm.spec import SpecError

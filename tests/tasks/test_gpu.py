@@ -15,9 +15,9 @@ from PIL import Image
 from vfm_runtime import Verdict
 
 import vfm
+from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, shapes, stored, vit
 from vfm.cli import main
-from vfm.data.synthetic import write_image_folder
 from vfm.deepfake.data.procedural import write_faces
 from vfm.tasks import Optim
 from vfm.training.oom import LargestBatch, peak_memory, reset_peak_memory

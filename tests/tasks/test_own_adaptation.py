@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import vfm
+from tests.image_folders import write_image_folder
 from tests.tasks.tiny import VIT
 from vfm.bundle.export import export
 from vfm.cli import main
-from vfm.data.synthetic import write_image_folder
 from vfm.models.adapt import AdaptOptions
 from vfm.models.adaptation import Adaptation
 from vfm.models.backbone import Backbone

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import vfm
+from tests.image_folders import write_image_folder
 from vfm.bundle.export import export
 from vfm.cli import main
-from vfm.data.synthetic import write_image_folder
 from vfm.spec import SpecError
 from vfm.tasks import BaseTask
 

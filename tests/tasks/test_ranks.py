@@ -33,7 +33,7 @@ trainer.test(task, data, ckpt_path=sys.argv[4], verbose=False)
 
 @pytest.mark.slow
 def test_two_ranks_answer_as_one(tmp_path: Path) -> None:
-    from vfm.data.synthetic import write_image_folder
+    from tests.image_folders import write_image_folder
 
     images = write_image_folder(tmp_path / "images", images_per_class=37)
     for split in ("val", "test"):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable, Iterable, Sequence
-from itertools import cycle
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,51 +141,6 @@ def shape_colour(label: int, num_classes: int, brightness: float) -> NDArray[np.
         brightness: 0..1.
     """
     return np.array(colorsys.hsv_to_rgb(label / num_classes, 0.9, brightness)) * 255
-
-
-def write_image_folder(
-    root: str | Path,
-    *,
-    num_classes: int = 3,
-    images_per_class: int = 8,
-    size: tuple[int, int] | Sequence[tuple[int, int]] = (32, 32),
-    seed: int = 0,
-    splits: Sequence[str] | None = None,
-    suffix: str = ".png",
-) -> Path:
-    """Write a tree of class folders with coloured shapes.
-
-    Args:
-        root: Where to; made if missing.
-        num_classes: Number of class folders.
-        images_per_class: In each class folder.
-        size: Height and width in pixels, or several of these that take turns.
-        seed: Of the images.
-        splits: Names of split folders, each with all classes; none by default.
-        suffix: Format of the files, as Pillow knows it.
-
-    Returns:
-        The root.
-    """
-    from PIL import Image
-
-    root = Path(root)
-    sizes = cycle(_sizes(size))
-    for part, split in enumerate(splits or [""]):
-        for label, name in enumerate(class_names(num_classes)):
-            folder = root / split / name
-            folder.mkdir(parents=True, exist_ok=True)
-            for index in range(images_per_class):
-                image = draw_shape(label, num_classes, next(sizes), (seed, part, label, index))
-                Image.fromarray(image).save(folder / f"{index:04d}{suffix}")
-    return root
-
-
-def _sizes(size: tuple[int, int] | Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:
-    if isinstance(size[0], int):
-        height, width = size
-        return [(int(height), int(width))]  # type: ignore[arg-type]
-    return size  # type: ignore[return-value]
 
 
 def class_names(num_classes: int) -> list[str]:
