@@ -216,7 +216,7 @@ def test_a_mask_that_is_no_number_is_reported_and_replayed(tmp_path: Path) -> No
     def spoil(batch: Any, position: int) -> None:
         batch["target"].mask[position, 3, 3] = float("nan")
 
-    require_report(tmp_path, task(), drawn(), spoil)
+    require_report(tmp_path, task(), drawn(num_identities=24), spoil)
 
 
 def test_a_resumed_training_ends_as_an_unbroken_one(tmp_path: Path) -> None:
