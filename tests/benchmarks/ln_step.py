@@ -19,6 +19,7 @@ from trainings import WARM, Clock, quiet, train
 from vfm_runtime.deepfake.faces.crop import CropSpec
 
 from vfm.deepfake.data.base import FakeImages
+from vfm.deepfake.target import DeepfakeTarget
 from vfm.deepfake.task import DeepfakeTask
 from vfm.models.adapt import Adapt
 from vfm.types import Batch
@@ -50,8 +51,7 @@ class OneBatchOfPairs(FakeImages):
         pixels = torch.randint(0, 256, (case.batch, case.size, case.size, 3), dtype=torch.uint8)
         self.batch = Batch(
             image=pixels,
-            label=label,
-            mask=mask,
+            target=DeepfakeTarget(label, mask),
             index=torch.arange(case.batch),
             name=[""] * case.batch,
             skipped=[],

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from vfm import ClassificationTask, SyntheticData
 from vfm.data.base import ImageData
-from vfm.types import Batch
+from vfm.types import Batch, Labels
 
 WARM = 3
 """Steps that a Clock leaves out."""
@@ -54,7 +54,9 @@ class OneBatch(SyntheticData):
         super().__init__(num_classes=num_classes, num_images=64, augment="none", batch_size=batch)
         pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
         label = torch.arange(batch) % num_classes
-        self.batch = Batch(image=pixels, label=label, index=label, name=[""] * batch, skipped=[])
+        self.batch = Batch(
+            image=pixels, target=Labels(label), index=label, name=[""] * batch, skipped=[]
+        )
         self.steps = steps
 
     def train_dataloader(self) -> Any:
