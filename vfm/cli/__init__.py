@@ -28,7 +28,7 @@ COMMANDS = {
     ),
     "doctor": (
         "vfm.deepfake.shortcuts.command:doctor",
-        "look over real and forged data: what gives the labels away",
+        "deepfake data: what gives the labels away",
     ),
     "calibrate": (
         "vfm.deepfake.calibrate:calibrate",
@@ -36,7 +36,7 @@ COMMANDS = {
     ),
     "audit": (
         "vfm.deepfake.robustness.command:audit",
-        "what becomes of the answers when images get worse",
+        "deepfake models: what becomes of the answers when images get worse",
     ),
     "demo": ("vfm.demo:demo", "the whole job on a small real data set, in minutes"),
     "export": (

@@ -41,7 +41,7 @@ def audit(
     out: Path | None = None,
     trust: Sequence[str] = (),
 ) -> None:
-    """Put a detector of forgeries to the test on pictures that are worse than those it was trained on.
+    """Put a deepfake model to the test on pictures that are worse than those it was trained on; for these models alone.
 
     Args:
         checkpoint: Of a DeepfakeTask.

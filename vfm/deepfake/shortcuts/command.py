@@ -52,7 +52,7 @@ def doctor(
     seed: int = 0,
     trust: Sequence[str] = (),
 ) -> None:
-    """Look over real and forged images or videos, before training on them or trusting a model with them.
+    """Look over data of deepfakes before training on it, or trusting a model with it; for these data alone.
 
     Args:
         data: Folder of a data set, or a manifest.
