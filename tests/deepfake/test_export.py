@@ -1,7 +1,6 @@
 """A bundle that tells real from fake: graphs, rules, golden crops, parity on images and videos."""
 
 import json
-import re
 from dataclasses import replace
 
 import av
@@ -210,13 +209,13 @@ def test_pictures_without_a_face_prove_nothing(checkpoint, tmp_path):
     from skimage import data
 
     task = BaseTask.load(checkpoint)
-    nothing = decide([], 1, False, Decision())
-    said = task.explain_no_evidence([nothing, nothing])
-    text = r"In none of the 2 images and videos was there anything .*\(undecided \(no_face\)\), so nothing was compared"
-    assert re.match(text, said)
+    assert decide([], 1, False, Decision()).is_empty
     task.crop = CropSpec(size=64)
     Image.fromarray(data.brick()).save(tmp_path / "brick.png")
-    with pytest.raises(ParityError, match="In none of the 1 images and videos was there anything"):
+    with pytest.raises(
+        ParityError,
+        match=r"In none of the 1 images .* run the model on \(undecided \(no_face\)\), so nothing was compared",
+    ):
         export_task(task, [tmp_path / "brick.png"], tmp_path / "b", origin=ORIGIN, results={})
 
 

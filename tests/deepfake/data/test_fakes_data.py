@@ -15,7 +15,7 @@ from vfm.deepfake.data.data import GROUPS, FakesData
 from vfm.deepfake.data.dataset import BLENDED, resized_mask
 from vfm.deepfake.data.manifest import read_manifest, write_manifest
 from vfm.deepfake.data.pairs import Pairs
-from vfm.deepfake.data.procedural import SyntheticFakes, write_faces
+from vfm.deepfake.data.procedural import write_faces
 from vfm.deepfake.data.record import LABELS, FakesError, Item
 from vfm.preprocess import Preprocess
 from vfm.spec import build
@@ -393,9 +393,3 @@ def test_one_label_alone_is_refused(faces, tmp_path, label, said):
 def test_wrong_arguments_are_refused(faces, arguments, said):
     with pytest.raises(ValueError, match=said):
         listed(faces, **arguments)
-
-
-def test_only_images_that_never_change_can_be_stored():
-    fixed = SyntheticFakes(mode="plain", edits=False, benign_share=0.0)
-    assert fixed.augment == "none"
-    assert SyntheticFakes(mode="sbi", edits=False, benign_share=0.0).augment != "none"

@@ -109,3 +109,9 @@ def test_written_faces_are_read_as_they_were_drawn(tmp_path):
 def test_too_few_persons_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         synthetic(**arguments)
+
+
+def test_only_images_that_never_change_can_be_stored():
+    fixed = SyntheticFakes(mode="plain", edits=False, benign_share=0.0)
+    assert fixed.augment == "none"
+    assert SyntheticFakes(mode="sbi", edits=False, benign_share=0.0).augment != "none"
