@@ -226,8 +226,8 @@ def test_a_signal_under_load(server, folders, jpeg, number):
         asker.join(30)
     assert code == 0
     assert sum(status == 200 for _, status in outcomes) > 8
-    # One that was on its way when the signal came may have been read after it; one that had just looked at the clock may
-    # not even have connected.
+    # One that was on its way when the signal came may have been read after it; one that had just looked at the clock
+    # may not even have connected.
     assert {status for begun, status in outcomes if begun < before - 0.1} <= {200, 503}
     statuses = {line["status"] for line in started.lines if line.get("route") == "/predict"}
     assert statuses <= {200, 503}
