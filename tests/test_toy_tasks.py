@@ -118,7 +118,7 @@ def test_it_is_served(made):
         assert answer.json()["task"] == answer.json()["answer"]["task"] == name
         assert answer.json()["drawn"].startswith("data:image/jpeg;base64,")
         (listed,) = client.get("/v2/models").json()["models"]
-        assert (listed["task"], listed["thresholds"]) == (name, None)
+        assert (listed["task"], listed["thresholds"], listed["draws"]) == (name, None, True)
         meta = client.get("/v2/models/toy").json()
         pixels = vfm_runtime.load(bundle, device="cpu").prepare(io.BytesIO(data).getvalue())[
             "pixels"

@@ -100,7 +100,7 @@ def test_each_format_replays_its_golden_answers(whole, capsys):
 
 def test_calibrated_scores_are_those_of_the_temperature(whole, root, checkpoint):
     model = vfm_runtime.load(whole, device="cpu", precision="fp32")
-    temperature = model.heads[""].surely.temperature
+    temperature = model.task_type.heads[""].confidence.temperature
     assert temperature != 1
     path = next((root / "images").rglob("*.png"))
     logits = np.log(vfm.load(checkpoint, device="cpu").predict(path).scores)
@@ -253,7 +253,7 @@ def test_several_checkpoints_become_one_bundle(heads, root, tmp_path, capsys):
     answers = model.predict(path)
     for name, file in zip(model.labels, heads, strict=True):
         alone = vfm.load(file, device="cpu").predict(path)
-        logits = np.log(alone.scores) / model.heads[name].surely.temperature
+        logits = np.log(alone.scores) / model.task_type.heads[name].confidence.temperature
         expected = np.exp(logits) / np.exp(logits).sum()
         np.testing.assert_allclose(answers[name].scores, expected, atol=1e-5)
     row = parity(out)["precisions"]["int8"]

@@ -223,6 +223,7 @@ MODELS = _route(
                             task=_TEXT, labels=_list(_TEXT), thresholds=_THRESHOLDS
                         ),
                     },
+                    draws={**_FLAG, "description": "Whether `draw` gives a picture."},
                     precision=_TEXT,
                     device=_TEXT,
                     ready=_FLAG,

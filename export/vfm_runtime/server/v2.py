@@ -72,6 +72,7 @@ def _listed(service: Service, name: str, versions: list[Served]) -> dict[str, An
         "default": default.version,
         **_describe(model.task_type),
         "heads": {name: _describe(head) for name, head in model.task_type.heads.items() if name},
+        "draws": model.task_type.draws,
         "precision": model.precision,
         "device": model.device,
         "ready": service.is_ready,

@@ -59,6 +59,7 @@ def test_models(client):
         "labels": list(toy.LABELS),
         "thresholds": None,
         "heads": {},
+        "draws": False,
         "precision": "fp32",
         "device": "cpu",
         "ready": True,

@@ -71,7 +71,7 @@ function parameters() {
   if (model) asked.set("model", model.name);
   if (model?.versions?.length > 1) asked.set("version", at("version").value);
   if (model?.task === "detection") asked.set("threshold", String(SCORES_FROM));
-  else if (model) asked.set("draw", "true"); // boxes are drawn here
+  else if (model?.draws) asked.set("draw", "true"); // boxes are drawn by the page
   return asked;
 }
 
