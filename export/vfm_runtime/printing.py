@@ -19,7 +19,7 @@ def print_error(error: Exception) -> None:
     """Print an error to stderr, its first lines.
 
     Args:
-        error: Its text says cause and remedy.
+        error: Error whose text says cause and remedy.
     """
     lines = str(error).splitlines()[:_MAX_ERROR_LINES]
     print("error: " + "\n".join(lines), file=sys.stderr)

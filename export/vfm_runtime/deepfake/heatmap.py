@@ -119,7 +119,7 @@ def add_banner(image: Pixels, text: str, color: str) -> Pixels:
     Args:
         image: uint8 [H, W, 3].
         text: Cut off where it is longer than the image is wide.
-        color: Of its ground, such as `#e6194b`.
+        color: Color of the ground below the text, such as `#e6194b`.
     """
     height, width = image.shape[:2]
     size = max(11, width // 45)

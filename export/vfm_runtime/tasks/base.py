@@ -255,7 +255,7 @@ class TaskType(ABC):
         """Return the prediction of each row, of which nothing else is known.
 
         Args:
-            outputs: As the graph gives them.
+            outputs: Outputs of the graph by name, a row an image.
 
         Raises:
             ValueError: A number is not finite, or there is not one a label.
@@ -265,8 +265,8 @@ class TaskType(ABC):
         """Return the prediction for one source from the rows of its images.
 
         Args:
-            opened: As `open` gave it.
-            outputs: As the graph gives them, a row for each of its images.
+            opened: Source, as `open` gave it.
+            outputs: Outputs of the graph by name, a row for each of its images.
         """
         (prediction,) = self.predictions(outputs)
         result: Prediction = prediction

@@ -134,8 +134,8 @@ class LabelPrediction(Prediction):
             raise ValueError(f"threshold is {threshold}. Give a probability, 0 to 1.")
         order = np.argsort(-self.scores, kind="stable")
         least = self.rules.least(order, 0.5) if threshold is None else np.float64(threshold)
-        kept = order[self.scores[order] >= least]
-        return [(self.labels[index], float(self.scores[index])) for index in kept]
+        applying = order[self.scores[order] >= least]
+        return [(self.labels[index], float(self.scores[index])) for index in applying]
 
     def to_dict(self, view: View = View()) -> dict[str, Any]:
         """Return the prediction as plain values that JSON can hold.

@@ -130,8 +130,8 @@ class Detections(Prediction):
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}. Give a score, 0 to 1.")
         least = self.rules.least(self.class_ids, THRESHOLD) if threshold is None else threshold
-        kept = self.scores >= np.float32(least)
-        parts = self.boxes[kept], self.class_ids[kept], self.scores[kept], self.names
+        is_shown = self.scores >= np.float32(least)
+        parts = self.boxes[is_shown], self.class_ids[is_shown], self.scores[is_shown], self.names
         return self.from_arrays(*parts, rules=self.rules, distance=self.distance)
 
     def to_dict(self, view: View = View()) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Detections(Prediction):
         """Return every box as an entry of a COCO results file.
 
         Args:
-            image_id: Of the image in the annotations.
+            image_id: Id of the image in the annotations.
             first_category: Id of the first of `names`.
         """
         sides = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)

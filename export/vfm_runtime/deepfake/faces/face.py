@@ -48,8 +48,8 @@ class Face:
         """
         left, top, right, bottom = self.box
         corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-        there = move_points(corners, matrix)
-        box = np.concatenate([there.min(0), there.max(0)])
+        moved = move_points(corners, matrix)
+        box = np.concatenate([moved.min(0), moved.max(0)])
         return Face(box, self.score, move_points(self.landmarks, matrix))
 
 
