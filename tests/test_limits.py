@@ -21,7 +21,7 @@ SPEAKERS = (
     "vfm/tune.py",
     "vfm/bundle/export.py",
     "vfm/deepfake/data/extract.py",
-    "vfm/deepfake/calibrate.py",
+    "vfm/tasks/calibrate.py",
     "vfm/deepfake/shortcuts/command.py",
     "vfm/deepfake/robustness/command.py",
     "export/vfm_runtime/cli.py",

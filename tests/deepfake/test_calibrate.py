@@ -11,24 +11,21 @@ import pytest
 import torch
 from vfm_runtime.deepfake.decision import Decision
 
-from vfm.deepfake.calibrate import (
-    DETAILS,
-    calibrate,
-    describe,
-    fit,
-    require_both,
-    require_untouched,
-)
+from vfm.deepfake.calibrate import describe, fit, require_both, require_untested
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.procedural import SyntheticFakes
 from vfm.deepfake.data.record import LABELS, Item
-from vfm.deepfake.evidence import CalibrationError, Evidence
+from vfm.deepfake.evidence import Evidence
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.metrics import video_logits
 from vfm.deepfake.results import OPERATING_POINT, videos_fingerprint
 from vfm.deepfake.task import DeepfakeTask
 from vfm.metrics.calibration import TooFewError
 from vfm.tasks import BaseTask, Optim
+from vfm.tasks.calibrate import calibrate
+from vfm.tasks.calibration import CALIBRATION_FILE, CalibrationError, CalibrationOptions
+from vfm.tasks.labelled_images import ValidationError
+from vfm.tasks.saved import require_disjoint
 
 RNG = np.random.default_rng(0)
 
@@ -91,10 +88,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_checkpoint_gets_its_operating_point(checkpoint, capsys):
-    calibrate(checkpoint, fpr=0.2, abstain=0)
+    calibrate(checkpoint, options=CalibrationOptions(fpr=0.2, abstain=0))
     path = checkpoint.parent / OPERATING_POINT
     rules = Decision.from_dict(json.loads(path.read_text()))
-    details = json.loads(path.with_name(DETAILS).read_text())
+    details = json.loads(path.with_name(CALIBRATION_FILE).read_text())
     data = SyntheticFakes(num_identities=40, num_frames=1, image_size=32, mode="paired")
     data.setup("validate")
     assert rules.calibration == videos_fingerprint(data.records["val"])
@@ -112,12 +109,30 @@ def test_a_checkpoint_gets_its_operating_point(checkpoint, capsys):
 
 def test_too_few_reals_of_a_split_are_refused(checkpoint):
     with pytest.raises(TooFewError, match=r"There are 10 real videos.*at least 99"):
-        calibrate(checkpoint, fpr=0.01)
+        calibrate(checkpoint)
 
 
 def test_all_splits_of_the_training_data_hold_what_was_trained_on(checkpoint):
-    with pytest.raises(CalibrationError, match=r"of these \d+ images were trained on"):
-        calibrate(checkpoint, fpr=0.2, split="all")
+    with pytest.raises(ValidationError, match=r"of these \d+ images were trained on"):
+        calibrate(checkpoint, options=CalibrationOptions(fpr=0.2, split="all"))
+
+
+def test_the_test_split_of_the_training_data_is_for_the_test(checkpoint):
+    with pytest.raises(ValidationError, match=r"(\d+) of these \1 images were tested on, or will"):
+        calibrate(checkpoint, options=CalibrationOptions(fpr=0.2, split="test"))
+
+
+def test_an_option_of_another_task_is_refused_by_name(checkpoint):
+    text = "--min_precision is 0.9, but a DeepfakeTask has no such option. Choices: --fpr, --miss, "
+    with pytest.raises(CalibrationError, match=text):
+        calibrate(checkpoint, options=CalibrationOptions(min_precision=0.9))
+
+
+def test_a_damaged_operating_point_is_written_anew(checkpoint):
+    path = checkpoint.parent / OPERATING_POINT
+    path.write_text("{}x")
+    calibrate(checkpoint, options=CalibrationOptions(fpr=0.2, abstain=0))
+    assert json.loads(path.read_text())["fpr"] == 0.2
 
 
 def test_trap_20_the_tested_videos_cannot_set_the_threshold(tmp_path):
@@ -125,21 +140,16 @@ def test_trap_20_the_tested_videos_cannot_set_the_threshold(tmp_path):
     results = {"test": {"videos_fingerprint": videos_fingerprint(records)}}
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(CalibrationError, match="These are the videos of the test"):
-        require_untouched(records[::-1], tmp_path, [])
-    require_untouched([*records, record("c", 0)], tmp_path, [])
+        require_untested(records[::-1], tmp_path)
+    require_untested([*records, record("c", 0)], tmp_path)
 
 
-def test_training_images_are_known_by_their_files(tmp_path):
+def test_training_images_are_known_by_their_files():
     own = [record("a", 0), record("b", 1)]
-    with pytest.raises(CalibrationError, match=r"1 of these 2 images were trained on, such as b"):
-        require_untouched(own, tmp_path, [record("b", 1)])
+    with pytest.raises(ValidationError, match=r"1 of these 2 images were trained on, such as b"):
+        require_disjoint(own, [record("b", 1)], "train")
     # Another data set may use the same names.
-    require_untouched(own, tmp_path, [record("b", 1, "/elsewhere/b.png")])
-
-
-def test_training_data_that_is_gone_is_warned_about(tmp_path, caplog):
-    require_untouched([record("a", 0)], tmp_path, None)
-    assert "cannot be checked" in caplog.text
+    require_disjoint(own, [record("b", 1, "/elsewhere/b.png")], "train")
 
 
 def test_one_label_alone_is_refused():

@@ -55,9 +55,13 @@ class ToyData(ImageData):
 
     def read(self):
         self.labels = self.names
-        records = [Record(draw(i), -1, f"{i}.png") for i in range(self.number)]
         third = self.number // 3
-        return {"train": records[third:], "val": records[:third], "test": records[:third]}
+        records = [Record(draw(i), -1, f"{i}.png") for i in range(self.number + third)]
+        return {
+            "train": records[third : self.number],
+            "val": records[:third],
+            "test": records[self.number :],
+        }
 
     def collate(self, samples):  # type: ignore[override]
         batch = collate(samples)

@@ -81,6 +81,9 @@ def export_files(checkpoints: Sequence[str], options: ExportOptions) -> Path:
         )
         for name, file in files.items()
     }
+    for name, one in opened.items():
+        if not options.calibrate and one.calibration is not None:
+            print(f"Calibration{f' of {name}' * bool(name)}: {one.calibration.origin}")
     parity = write_bundle(opened, options)
     example = parity.images[0].name
     print(
@@ -159,7 +162,7 @@ def _write(
     options: ExportOptions,
 ) -> Parity:
     tasks = {name: one.task for name, one in checkpoints.items()}
-    calibrations = _calibrate(tasks, images, options) if options.calibrate else {}
+    calibrations = _calibrate(checkpoints, images, options)
     ood, samples = _use_training(checkpoints, images, options)
     contract = make_contract(tasks, calibrations, ood)
     _write_graphs(folder, contract, tasks, ood, options)
@@ -196,7 +199,8 @@ def _open_validations(
     refusals = (one.task.reference_refusal for one in checkpoints.values())
     if options.reference and (refusal := next(filter(None, refusals), None)):
         raise ExportError(refusal)
-    return {name: one.validation(options.data) for name, one in checkpoints.items()}
+    tested = not options.calibrate
+    return {name: one.validation(options.data, tested=tested) for name, one in checkpoints.items()}
 
 
 def _refuse_unsaved(options: ExportOptions) -> None:
@@ -211,8 +215,14 @@ def _refuse_unsaved(options: ExportOptions) -> None:
 
 
 def _calibrate(
-    tasks: Mapping[str, BaseTask], images: Mapping[str, Validation], options: ExportOptions
+    checkpoints: Mapping[str, Checkpoint],
+    images: Mapping[str, Validation],
+    options: ExportOptions,
 ) -> dict[str, Calibration]:
+    """What is fitted now, or was by `vfm calibrate`, of each head that is calibrated."""
+    if not options.calibrate:
+        return {name: c for name, one in checkpoints.items() if (c := one.calibration) is not None}
+    tasks = {name: one.task for name, one in checkpoints.items()}
     return {
         name: task.fit_confidence(
             images[name].outputs(TorchPredictor(task).run),

@@ -31,8 +31,8 @@ COMMANDS = {
         "deepfake data: what gives the labels away",
     ),
     "calibrate": (
-        "vfm.deepfake.calibrate:calibrate",
-        "fit a forgery detector's threshold to a rate of false alarms",
+        "vfm.tasks.calibrate:calibrate",
+        "make a checkpoint's scores probabilities and set its thresholds, for its export",
     ),
     "audit": (
         "vfm.deepfake.robustness.command:audit",

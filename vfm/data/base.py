@@ -180,7 +180,7 @@ class ImageData(LightningDataModule, Component, ABC):
         self._read_once()
         digest = hashlib.sha256(repr(self.labels).encode())
         lines = [
-            f"{split}\t{record.name}\t{record.label}\t{_content(record)}{_marks(record)}"
+            f"{split}\t{record.name}\t{record.label}\t{describe_content(record)}{_marks(record)}"
             for split, records in self.records.items()
             # The images of `predict` are known only after a prediction was asked for.
             if split != "predict"
@@ -197,7 +197,9 @@ class ImageData(LightningDataModule, Component, ABC):
         """
         digest = hashlib.sha256()
         for record in self._split(split):
-            digest.update(f"{record.name}\t{_content(record)}\t{_changed(record)}\n".encode())
+            digest.update(
+                f"{record.name}\t{describe_content(record)}\t{_changed(record)}\n".encode()
+            )
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -351,7 +353,12 @@ def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> N
             )
 
 
-def _content(record: Record) -> str:
+def describe_content(record: Record) -> str:
+    """What a fingerprint holds of an image's content: a sha256 of an array, the size of a file in bytes.
+
+    Args:
+        record: Image of a data module.
+    """
     if isinstance(record.source, np.ndarray):
         shape = repr(record.source.shape).encode()
         return hashlib.sha256(shape + record.source.tobytes()).hexdigest()

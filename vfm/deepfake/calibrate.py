@@ -1,4 +1,4 @@
-"""`vfm calibrate`: from what score on a video is called fake, and how often that errs on real ones."""
+"""`vfm calibrate` of a detector: from what score on a video is called fake, and how often that errs on real ones."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.deepfake.decision import Decision
+from vfm_runtime.deepfake.faces.crop import CropSpec
 
 from vfm.data.dataset import Record
 from vfm.deepfake.data.base import FakeImages
+from vfm.deepfake.data.data import FakesData
 from vfm.deepfake.data.record import LABELS
-from vfm.deepfake.evidence import CalibrationError, Evidence, gather
+from vfm.deepfake.evidence import Evidence, gather
 from vfm.deepfake.results import OPERATING_POINT, decisions, videos_fingerprint
-from vfm.deepfake.robustness.command import audited_data, open_detector
 from vfm.metrics.calibration import (
     TooFewError,
     conformal_threshold,
@@ -28,96 +29,98 @@ from vfm.metrics.calibration import (
     reliability,
     sigmoid,
 )
+from vfm.tasks.calibration import CalibrationError, CalibrationOptions, CalibrationResult
 from vfm.tasks.classification.results import RESULTS_FILE
-from vfm.tasks.labelled_images import ValidationError
-from vfm.tasks.saved import Checkpoint
-from vfm.training.checkpoint_file import CheckpointError
+from vfm.tasks.labelled_images import LabelledImages
+from vfm.tasks.validation import Run
 
-DETAILS = "calibration.json"
-"""Beside the operating point: what it was fitted on, and how well it does there."""
-
-Split = Literal["val", "test", "all"]
+OPTIONS = (
+    *("fpr", "miss", "abstain", "split", "cropped", "native"),
+    *("batch_size", "num_workers"),
+)
+"""Those of `vfm calibrate` that a detector takes."""
 
 _SPLITS = {"val": ("val",), "test": ("test",), "all": ("train", "val", "test")}
+_FPR = 0.01
+_ABSTAIN = 0.01
 
 log = logging.getLogger(__name__)
 
 
-def calibrate(
-    checkpoint: Path,
-    data: Path | None = None,
-    *,
-    fpr: float = 0.01,
-    miss: float | None = None,
-    abstain: float = 0.01,
-    split: Split = "val",
-    cropped: bool = False,
-    native: bool = False,
-    batch_size: int = 32,
-    num_workers: int = 0,
-    trust: Sequence[str] = (),
-) -> None:
-    """Fit the temperature and the threshold of a detector of forgeries on videos that it was not trained on.
-
-    Writes operating_point.json beside the checkpoint, which `vfm export` takes into the bundle, and calibration.json,
-    which says what it was fitted on. At the threshold at most the given share of real videos is called fake, on
-    average, if they are like those here: with other cameras, codecs or people it may be more.
+def choose_splits(options: CalibrationOptions) -> tuple[str, ...]:
+    """Names of the splits that are asked for.
 
     Args:
-        checkpoint: A .ckpt file of a training run, or its adapter.safetensors.
-        data: Folder of images as for FakesData, or a manifest; by default the data that the model was trained on,
-            whose val split chose the checkpoint: other data is better.
-        fpr: Share of real videos that may be called fake, such as 0.01; it takes at least 1 / fpr - 1 of them.
-        miss: Share of fake videos that may be called real; videos between both limits are undecided. Without it
-            every video up to the threshold is called real.
-        abstain: Share of videos like these that each of the rules "unlike the training data", "frames disagree" and
-            "too blurred" may leave undecided; 0 for no such rules.
-        split: val or test, or all of data that has nothing to do with the training.
-        cropped: Says that images without crop.json show one face each, cut out already.
-        native: Says that images are not about faces.
-        batch_size: Images in a batch.
-        num_workers: Processes that open images.
-        trust: Packages besides vfm whose code the checkpoint may name.
-
-    Raises:
-        CalibrationError: The videos were trained or tested on, or are all real or all fake.
-        TooFewError: There are too few real videos for the share.
+        options: Options of the command.
     """
-    opened, task = open_detector(checkpoint, trust)
-    images = audited_data(opened, data, cropped=cropped, native=native, trust=trust)
-    images.batch_size, images.num_workers = batch_size, num_workers
-    splits = _found(images, split)
-    records = [record for name in splits for record in images.records[name]]
-    require_untouched(records, Path(checkpoint).parent, trained_on(opened))
-    require_both(records, split)
-    print(f"Scoring {len(records)} images ...", flush=True)
-    evidence = gather(task, images, splits)
-    rules = fit(evidence, fpr=fpr, miss=miss, abstain=abstain)
-    rules = replace(rules, calibration=videos_fingerprint(records))
-    details = {
-        "checkpoint": str(checkpoint),
-        "data": str(getattr(images, "root", type(images).__name__)),
-        "split": split,
-        **describe(evidence, rules),
-    }
-    path = Path(checkpoint).parent / OPERATING_POINT
-    for place, values in ((path, rules.to_dict()), (path.with_name(DETAILS), details)):
-        place.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    print("\n".join([*_report(details, rules), f"Written: {path}"]))
+    return _SPLITS[options.split or "val"]
 
 
-def require_untouched(
-    records: Sequence[Record], folder: Path, trained: Sequence[Record] | None
-) -> None:
-    """Refuse videos that the model has learned from, or on which it was or will be judged.
+def open_calibration_videos(path: Path, options: CalibrationOptions) -> LabelledImages:
+    """Images of videos by path, of the splits that are asked for.
 
     Args:
-        records: To calibrate on.
-        folder: Of the checkpoint, with the results of its tests.
-        trained: What the model learned from; None where that is not known any more.
+        path: Folder as for FakesData, or a manifest.
+        options: Options of the command.
+    """
+    is_file = path.is_file()
+    images = FakesData(
+        path.parent if is_file else path,
+        manifest=path if is_file else None,
+        cropped=options.cropped,
+        native=options.native,
+        mode="plain",
+        edits=False,
+        benign_share=0.0,
+    )
+    images.setup({"val": "validate", "test": "test"}.get(options.split or "val"))
+    names = [name for name in choose_splits(options) if images.records.get(name)]
+    return LabelledImages.of_splits(images, names)
+
+
+def calibrate_videos(
+    source: LabelledImages, run: Run, crop: CropSpec, folder: Path, options: CalibrationOptions
+) -> CalibrationResult:
+    """Fit the temperature and the threshold of a detector on videos that it was not trained on.
+
+    Args:
+        source: Images of the videos, with the model's `preprocess`.
+        run: The model.
+        crop: How the images that it was trained on were cut out.
+        folder: Folder of the checkpoint, with the results of its tests.
+        options: Options of the command.
 
     Raises:
-        CalibrationError: They are the test videos of `results.json`, or some were trained on.
+        CalibrationError: The videos were tested on, or are all real or all fake.
+        TooFewError: There are too few real videos for the fraction.
+    """
+    images = cast(FakeImages, source.data)
+    images.batch_size, images.num_workers = options.batch_size, options.num_workers
+    records, split = source.records, options.split or "val"
+    require_untested(records, folder)
+    require_both(records, split)
+    evidence = gather(run, crop, images, list(dict.fromkeys(name for name, _ in source.positions)))
+    rules = fit(
+        evidence,
+        fpr=_FPR if options.fpr is None else options.fpr,
+        miss=options.miss,
+        abstain=_ABSTAIN if options.abstain is None else options.abstain,
+    )
+    rules = replace(rules, calibration=videos_fingerprint(records))
+    details = {"split": split, **describe(evidence, rules)}
+    files = {OPERATING_POINT: rules.to_dict()}
+    return CalibrationResult(source, details, _report(details, rules), files)
+
+
+def require_untested(records: Sequence[Record], folder: Path) -> None:
+    """Refuse the videos of the last test, whatever data they were of.
+
+    Args:
+        records: Images to calibrate on.
+        folder: Folder of the checkpoint, with the results of its tests.
+
+    Raises:
+        CalibrationError: They are the test videos of `results.json`.
     """
     path = folder / RESULTS_FILE
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -126,19 +129,6 @@ def require_untouched(
         raise CalibrationError(
             f"These are the videos of the test in {path}. A threshold fitted on them would make the test prove "
             "nothing. Calibrate on others: --split val, or other data."
-        )
-    if trained is None:
-        log.warning(
-            "The training data is not where it was, so it cannot be checked that none of these videos was trained on."
-        )
-        return
-    seen = {_place(record) for record in trained}
-    known = [record.name for record in records if _place(record) in seen]
-    if known:
-        raise CalibrationError(
-            f"{len(known)} of these {len(records)} images were trained on, such as {known[0]}. On them the model is "
-            "surer than it will ever be again. Choices: --split val or test of the training's data (leave DATA out), "
-            "or other data."
         )
 
 
@@ -230,15 +220,6 @@ def describe(evidence: Evidence, rules: Decision) -> dict[str, Any]:
     }
 
 
-def trained_on(checkpoint: Checkpoint) -> list[Record] | None:
-    """What a model learned from, by its checkpoint; None where that is not there any more."""
-    try:
-        return checkpoint.split("train").records
-    except (ValidationError, CheckpointError) as error:
-        log.debug("The training data cannot be read: %s", error)
-        return None
-
-
 def _limit(values: NDArray[np.float64], share: float, name: str) -> float | None:
     """What at most this share of such videos exceeds; None where nothing varies, or there are too few to say."""
     if not share or not len(values) or not np.ptp(values):
@@ -253,16 +234,6 @@ def _limit(values: NDArray[np.float64], share: float, name: str) -> float | None
 def _least(values: NDArray[np.float64], share: float) -> float | None:
     limit = _limit(-values[np.isfinite(values)], share, "min_sharpness")
     return None if limit is None else -limit
-
-
-def _found(images: FakeImages, split: Split) -> list[str]:
-    images.setup({"val": "validate", "test": "test"}.get(split))
-    return [name for name in _SPLITS[split] if images.records.get(name)]
-
-
-def _place(record: Record) -> Any:
-    """What tells whether two records are of the same image: its file, or the name of its video."""
-    return record.source if isinstance(record.source, str) else record.groups
 
 
 def _report(details: dict[str, Any], rules: Decision) -> list[str]:

@@ -14,17 +14,13 @@ from vfm_runtime.deepfake.faces.quality import blur
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.data.dataset import Record, opened
-from vfm.deepfake.crop_check import require_same_crop
 from vfm.deepfake.data.base import FakeImages
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.record import LABELS
 from vfm.deepfake.metrics import Videos, video_logits
 from vfm.deepfake.results import FakeAnswers, FakeCollector, most_fake, scored
-from vfm.deepfake.task import DeepfakeTask
-
-
-class CalibrationError(ValueError):
-    """The data cannot set a threshold that could be believed."""
+from vfm.tasks.calibration import CalibrationError
+from vfm.tasks.validation import Run
 
 
 class Evidence(NamedTuple):
@@ -43,28 +39,25 @@ class Evidence(NamedTuple):
     """Videos that got no score."""
 
 
-def gather(task: DeepfakeTask, images: FakeImages, splits: Sequence[str]) -> Evidence:
+def gather(run: Run, crop: CropSpec, images: FakeImages, splits: Sequence[str]) -> Evidence:
     """Score the images of some splits.
 
     Args:
-        task: Trained.
-        images: Cut out as those that the task was trained on.
+        run: The model.
+        crop: How the images that it was trained on were cut out.
+        images: Images that were cut out in the same way, with the model's `preprocess`.
         splits: Their names.
 
     Raises:
-        CheckpointError: The images are cut out in another way.
         CalibrationError: No image can be read.
     """
-    assert task.crop is not None  # it is part of every trained detector
-    require_same_crop(images.crop, task.crop)
-    images.preprocess = task.preprocess
     shown: list[_Shown] = []
     lost = 0
     for split in splits:
         records = images.list_records(split)
-        answers = _answers(task, images, split)
+        answers = _answers(run, images, split)
         lost += len(scored(answers, records).failed)
-        if task.crop.policy == "all" and len(answers.position):
+        if crop.policy == "all" and len(answers.position):
             answers = most_fake(answers, [record.item for record in records])
         rows = zip(answers.position, answers.logits, answers.distances, strict=True)
         shown += [_Shown(records[i], float(logit), float(far)) for i, logit, far in rows]
@@ -72,7 +65,7 @@ def gather(task: DeepfakeTask, images: FakeImages, splits: Sequence[str]) -> Evi
         raise CalibrationError(
             "None of the images can be read. Check that they are where the manifest says."
         )
-    return _evidence(shown, task.crop, lost)
+    return _evidence(shown, crop, lost)
 
 
 class _Shown(NamedTuple):
@@ -83,13 +76,13 @@ class _Shown(NamedTuple):
     distance: float
 
 
-@torch.inference_mode()
-def _answers(task: DeepfakeTask, images: FakeImages, split: str) -> FakeAnswers:
+def _answers(run: Run, images: FakeImages, split: str) -> FakeAnswers:
     collector = FakeCollector()
     for batch in images.plain_loader(split):
         if len(batch["image"]):
-            found = task.answer(batch["image"].to(task.device))
-            collector.add(found["logits"], batch["index"], 0.0, found["distances"])
+            outputs = run({"pixels": batch["image"].numpy()})
+            logits, distances = (torch.from_numpy(outputs[n]) for n in ("logits", "distances"))
+            collector.add(logits, batch["index"], 0.0, distances)
     return collector.gather()
 
 

@@ -21,7 +21,7 @@ from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
-from vfm.deepfake import export
+from vfm.deepfake import calibrate, export
 from vfm.deepfake.crop_check import require_same_crop
 from vfm.deepfake.data.base import FakeImages
 from vfm.deepfake.data.record import FAKE
@@ -43,10 +43,15 @@ from vfm.models.backbone import ImageSize
 from vfm.preprocess import Fit
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
-from vfm.tasks.calibration import Calibration, CalibrationError
+from vfm.tasks.calibration import (
+    Calibration,
+    CalibrationError,
+    CalibrationOptions,
+    CalibrationResult,
+)
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages, ValidationError
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
-from vfm.tasks.validation import Validation
+from vfm.tasks.validation import Run, Validation
 from vfm.training.checkpoint_file import KEY, CheckpointError
 from vfm.training.optim import Optim
 from vfm.types import Batch, Raw, require_target
@@ -76,6 +81,7 @@ class DeepfakeTask(BaseTask):
     graph_divides_logits = False  # the pipeline does, after it has averaged over a video
     unshared_reason = export.UNSHARED
     reference_refusal = export.NO_REFERENCE
+    calibration_options = calibrate.OPTIONS
     card_metrics: Mapping[str, str] = MappingProxyType(
         {"video_auc": "num_videos", "macro_auc": "num_videos", "frame_auc": "num_samples"}
     )
@@ -281,6 +287,26 @@ class DeepfakeTask(BaseTask):
     ) -> NoReturn:
         """Refuse: an operating point is fitted on videos, by a command of its own."""
         raise CalibrationError(export.NO_CALIBRATION)
+
+    def choose_splits(self, options: CalibrationOptions) -> tuple[str, ...]:
+        """Those of `--split`."""
+        return calibrate.choose_splits(options)
+
+    def open_calibration_data(
+        self, path: Path, training: Spec, options: CalibrationOptions
+    ) -> LabelledImages:
+        """Read real and fake images, or a manifest of them, of the splits that are asked for."""
+        return calibrate.open_calibration_videos(path, options)
+
+    def calibrate(
+        self, source: LabelledImages, run: Run, options: CalibrationOptions
+    ) -> CalibrationResult:
+        """Fit an operating point on whole videos."""
+        self.require_trained()
+        assert self.crop is not None  # known with the labels
+        assert self.source is not None  # it is a checkpoint that is calibrated
+        source.data.preprocess = self.preprocess
+        return calibrate.calibrate_videos(source, run, self.crop, self.source.parent, options)
 
     def describe_rules(
         self, rules: Mapping[str, Any] | None, calibration: Calibration | None

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
 
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
+from vfm.tasks.labelled_images import LabelledImages
 from vfm.tasks.validation import Validation
 
 MIN_IMAGES = 50
 """Least number of images that anything is fitted on."""
+CALIBRATION_FILE = "calibration.json"
+"""Beside a checkpoint, from `vfm calibrate`: what was fitted, on what, and for which file."""
+
+CalibrationSplit = Literal["val", "test", "all"]
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +42,100 @@ class Calibration:
     """Labels of which too little is known for a threshold of their own."""
     min_precision: float | None = None
     """Fraction of sure answers that shall be right."""
+    origin: str | None = None
+    """Where it was read from, as a sentence; None where it has just been fitted."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self) | {"rules": self.rules.to_dict(), "shared": list(self.shared)}
+        """Plain values, for JSON, but for where it was read from."""
+        values = asdict(self) | {"rules": self.rules.to_dict(), "shared": list(self.shared)}
+        del values["origin"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], origin: str | None = None) -> Self:
+        """What `to_dict` gave; other entries are passed over.
+
+        Args:
+            values: Entries of a calibration file.
+            origin: Where they were read from, as a sentence.
+
+        Raises:
+            KeyError: An entry is missing.
+            ValueError: The rules make no sense.
+        """
+        return cls(
+            ConfidenceRules.from_dict(values["rules"]),
+            values["num_images"],
+            values["error_before"],
+            values["error_after"],
+            tuple(values["shared"]),
+            values["min_precision"],
+            origin,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """What `vfm calibrate` holds to; a task takes some of these, and says by name that it does not take another.
+
+    Args:
+        min_precision: Fraction of the sure answers that shall be right, such as 0.95; others are unsure. For models
+            that give one label an image.
+        fpr: Fraction of real videos that may be called fake, 0.01 by default; it takes at least 1 / fpr - 1 of them.
+        miss: Fraction of fake videos that may be called real; videos between both limits are undecided. Without it
+            every video up to the threshold is called real.
+        abstain: Fraction of videos like these that each of the rules "unlike the training data", "frames disagree"
+            and "too blurred" may leave undecided, 0.01 by default; 0 for no such rules.
+        split: val, which is the default, or test, or all of data that has nothing to do with the training. For models
+            that answer for videos; for others it is the val split where the data states one, else all.
+        cropped: Says that images without crop.json show one face each, cut out already.
+        native: Says that images are not about faces.
+        batch_size: Images in a batch.
+        num_workers: Processes that open images of videos.
+    """
+
+    min_precision: float | None = None
+    fpr: float | None = None
+    miss: float | None = None
+    abstain: float | None = None
+    split: CalibrationSplit | None = None
+    cropped: bool = False
+    native: bool = False
+    batch_size: int = 32
+    num_workers: int = 0
+
+    def refuse_others(self, accepted: Collection[str], who: str) -> None:
+        """Refuse what was set, but is not taken.
+
+        Args:
+            accepted: Names of the options that are taken.
+            who: Name of what takes them.
+
+        Raises:
+            CalibrationError: An option is set that is not among them.
+        """
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if value != option.default and option.name not in accepted:
+                shown = str(value).lower() if isinstance(value, bool) else value
+                choices = ", ".join(f"--{name}" for name in accepted)
+                raise CalibrationError(
+                    f"--{option.name} is {shown}, but a {who} has no such option. Choices: {choices}. Leave it out."
+                )
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What a task fitted for `vfm calibrate`."""
+
+    source: LabelledImages
+    """Images that it was fitted on."""
+    details: Mapping[str, Any]
+    """What calibration.json says of it, ready for JSON."""
+    lines: Sequence[str]
+    """What is printed of it."""
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Further files beside the checkpoint by name, with what they hold."""
 
 
 def require_enough_images(images: Validation) -> None:
@@ -90,8 +185,8 @@ def list_absent(images: Validation, seen: Sequence[bool], threshold: float) -> t
     return names
 
 
-def describe_confidence(rules: ConfidenceRules, calibration: Calibration | None) -> list[str]:
-    """Lines of a card that say when an answer is sure.
+def list_confidence(rules: ConfidenceRules, calibration: Calibration | None) -> list[str]:
+    """Lines that say when an answer is sure, and what it was fitted on.
 
     Args:
         rules: Rules of the contract.
@@ -100,7 +195,7 @@ def describe_confidence(rules: ConfidenceRules, calibration: Calibration | None)
     lines = []
     if calibration is not None:
         lines.append(
-            f"- Temperature {rules.temperature:.4g}, fitted on {calibration.num_images} validation images"
+            f"Temperature {rules.temperature:.4g}, fitted on {calibration.num_images} validation images"
         )
         if calibration.error_before is not None and calibration.error_after is not None:
             lines[-1] += (
@@ -109,18 +204,20 @@ def describe_confidence(rules: ConfidenceRules, calibration: Calibration | None)
             )
     if rules.thresholds is not None:
         least, most = min(rules.thresholds), max(rules.thresholds)
-        lines.append(f"- Thresholds by label: {least:.3f} to {most:.3f}")
+        lines.append(f"Thresholds by label: {least:.3f} to {most:.3f}")
     if calibration is not None and calibration.min_precision is not None:
         shared = (
             f"; {len(calibration.shared)} labels have too few answers for a threshold of their own"
             * bool(calibration.shared)
         )
         lines.append(
-            f"- Sure answers: at least {100 * calibration.min_precision:g} % right, each threshold at a "
+            f"Sure answers: at least {100 * calibration.min_precision:g} % right, each threshold at a "
             f"confidence of 95 %{shared}"
         )
     if rules.max_distance is not None:
         lines.append(
-            f"- Unsure beyond a distance of {rules.max_distance:.3f} from the training images"
+            f"Unsure beyond a distance of {rules.max_distance:.3f} from the training images"
         )
-    return ["## When it is sure", "", *lines, ""]
+    if calibration is not None and calibration.origin is not None:
+        lines.append(calibration.origin)
+    return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -15,9 +15,19 @@ from vfm.data import ImageData
 from vfm.models.heads import Head
 from vfm.preprocess import Preprocess
 from vfm.spec import Spec
-from vfm.tasks.calibration import Calibration, describe_confidence
-from vfm.tasks.labelled_images import LabelledImages, OpenedImages, ValidationError
-from vfm.tasks.validation import Validation
+from vfm.tasks.calibration import (
+    Calibration,
+    CalibrationOptions,
+    CalibrationResult,
+    list_confidence,
+)
+from vfm.tasks.labelled_images import (
+    LabelledImages,
+    OpenedImages,
+    ValidationError,
+    open_images,
+)
+from vfm.tasks.validation import Run, Validation
 
 
 class ExportHooks:
@@ -34,6 +44,8 @@ class ExportHooks:
     """Why the model needs a backbone of its own, as a clause after its name; None where heads can share one."""
     reference_refusal: str | None = None
     """Why no distances from the training images are fitted at export; None where they can be."""
+    calibration_options: Sequence[str] = ("batch_size",)
+    """Names of the options of `vfm calibrate` that the task takes."""
     card_metrics: Mapping[str, str] = MappingProxyType({})
     """Metrics of `results.json` that the card lists, each with the entry that counts what it is of."""
     serving_comment: str = (
@@ -104,6 +116,50 @@ class ExportHooks:
         """
         self._refuse("fit_confidence")
 
+    def choose_splits(self, options: CalibrationOptions) -> Sequence[str]:
+        """Splits of the data of the training that `vfm calibrate` takes where no other data is named.
+
+        Args:
+            options: Options of the command.
+        """
+        return ("val",)
+
+    def open_calibration_data(
+        self, path: Path, training: Spec, options: CalibrationOptions
+    ) -> LabelledImages:
+        """Labelled images to calibrate on; by default those of `open_data`.
+
+        Args:
+            path: As for `open_data`.
+            training: As for `open_data`.
+            options: Options of the command.
+
+        Raises:
+            ValidationError: The task reads no such data.
+            OSError: The data cannot be read.
+        """
+        return self.open_data(path, training)
+
+    def calibrate(
+        self, source: LabelledImages, run: Run, options: CalibrationOptions
+    ) -> CalibrationResult:
+        """Fit what `vfm calibrate` writes beside the checkpoint; by default what `fit_confidence` fits.
+
+        Args:
+            source: Images that the model was neither trained nor tested on.
+            run: The model, with a temperature of 1.
+            options: Options of the command.
+
+        Raises:
+            CalibrationError: Nothing can be fitted on these images.
+        """
+        opened = open_images(source, self.preprocess, places=self.head.places)
+        images = self.validation(opened)
+        outputs = images.outputs(run, options.batch_size)
+        fitted = self.fit_confidence(outputs, images, min_precision=options.min_precision)
+        details = fitted.to_dict()
+        return CalibrationResult(opened.source, details, list_confidence(fitted.rules, fitted))
+
     def rules(self) -> dict[str, Any] | None:
         """Rules that the task itself puts into the contract; None where they are those of its calibration."""
         return None
@@ -117,11 +173,10 @@ class ExportHooks:
             rules: Rules of the contract.
             calibration: What they come from, where something was fitted.
         """
-        return (
-            []
-            if rules is None
-            else describe_confidence(ConfidenceRules.from_dict(rules), calibration)
-        )
+        if rules is None:
+            return []
+        lines = list_confidence(ConfidenceRules.from_dict(rules), calibration)
+        return ["## When it is sure", "", *(f"- {line}" for line in lines), ""]
 
     def _refuse(self, method: str) -> NoReturn:
         raise ValidationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
 from vfm.data.auto import evaluation_splits
+from vfm.data.base import describe_content
 from vfm.data.dataset import Record, Skipped
 from vfm.preprocess import Preprocess
 
@@ -61,6 +63,12 @@ class LabelledImages:
     def records(self) -> list[Record]:
         """The record of each image."""
         return [self.data.records[split][index] for split, index in self.positions]
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 of the images' names, labels and contents, wherever they lie; files count by their size."""
+        rows = sorted(f"{r.name}\t{r.label}\t{describe_content(r)}" for r in self.records)
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
     def select(self, indices: Collection[int]) -> Self:
         """The images at some indices of `positions`."""

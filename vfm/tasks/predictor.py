@@ -51,10 +51,23 @@ class TorchPredictor(Predictor):
 
     def run(self, inputs: Arrays) -> Arrays:
         """Answer for what `prepare` has made, of one image or of several joined."""
-        tensors = {n: torch.from_numpy(values).to(self.task.device) for n, values in inputs.items()}
-        with torch.inference_mode():
-            outputs = self._answer(**tensors)
-        return {name: _to_numpy(values) for name, values in outputs.items()}
+        return run_torch(self._answer, inputs, self.task.device)
+
+
+def run_torch(
+    answer: Callable[..., Mapping[str, Tensor]], inputs: Arrays, device: torch.device
+) -> Arrays:
+    """Answer for arrays by torch.
+
+    Args:
+        answer: A task's `answer`, or what computes a bundle's outputs.
+        inputs: Arrays by the names of the answer's arguments.
+        device: Device of the model.
+    """
+    tensors = {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
+    with torch.inference_mode():
+        outputs = answer(**tensors)
+    return {name: _to_numpy(values) for name, values in outputs.items()}
 
 
 def _to_numpy(values: Tensor) -> np.ndarray:

@@ -1,19 +1,29 @@
-"""Checkpoint: a trained task with its entry, its results and its data by split, from one read of its file."""
+"""Checkpoint: a trained task with its entry, results, calibration and data by split, from one read of its file."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from vfm.data import ImageData
+from vfm.data.dataset import Record
+from vfm.data.tar import Packed
 from vfm.spec import Spec, build
 from vfm.tasks.base import BaseTask
+from vfm.tasks.calibration import (
+    CALIBRATION_FILE,
+    Calibration,
+    CalibrationError,
+    CalibrationOptions,
+)
 from vfm.tasks.classification.results import RESULTS_FILE
 from vfm.tasks.labelled_images import (
     MAX_IMAGES,
@@ -23,12 +33,17 @@ from vfm.tasks.labelled_images import (
     open_images,
 )
 from vfm.tasks.validation import Validation
-from vfm.training.checkpoint_file import KEY, read_any
+from vfm.training.checkpoint_file import KEY, CheckpointError, read_any
 from vfm.training.loading import restore_model
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
 
-_STAGES = {"train": None, "val": "validate"}
+_STAGES = {"train": None, "val": "validate", "test": "test"}
+_WHY_UNSEEN = {
+    "train": "trained on, such as {}. On them the model does better than it will ever do again.",
+    "test": "tested on, or will be, such as {}. Fitted on them, the model's test would prove nothing.",
+}
+_SEEN_REMEDY = "Leave the data out for the val split of the training, or give others."
 _ROOTS = ("root", "table", "manifest")
 
 log = logging.getLogger(__name__)
@@ -96,11 +111,48 @@ class Checkpoint:
         spec: Spec | None = (self.entry.get("data") or {}).get("spec")
         return spec
 
+    @cached_property
+    def checksum(self) -> str:
+        """A sha256 of the file, by which a calibration knows it."""
+        assert self.path is not None  # what was never saved has no calibration
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What `vfm calibrate` fitted for this file; None where there is nothing, or the task states its own rules.
+
+        What was fitted for another file in the folder is not used, and warned about.
+
+        Raises:
+            CalibrationError: The file is damaged.
+        """
+        if self.path is None or self.task.rules() is not None:
+            return None
+        file = self.path.parent / CALIBRATION_FILE
+        if not file.is_file():
+            return None
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if values["checkpoint_sha256"] != self.checksum:
+                log.warning(
+                    "%s is of another checkpoint, %s, and is not used. Fit one for this: vfm calibrate %s.",
+                    *(file, values["checkpoint"], self.path),
+                )
+                return None
+            origin = f"From {CALIBRATION_FILE} beside the checkpoint, fitted on {values['data']}"
+            return Calibration.from_dict(values, origin)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(
+                f"{file} is no calibration: {type(error).__name__}: {error}. Write it anew (vfm calibrate "
+                f"{self.path}), or remove it."
+            ) from error
+
     def split(self, name: Split) -> LabelledImages:
         """A split of the data that the task was trained on; they are read when first asked for.
 
         Args:
-            name: `train` or `val`.
+            name: `train`, `val` or `test`.
 
         Raises:
             ValidationError: The checkpoint names no data, or they are not there any more.
@@ -143,23 +195,48 @@ class Checkpoint:
         task = self.task
         return open_images(images, task.preprocess, places=task.head.places, max_images=max_images)
 
-    def validation(self, data: Path | None = None, *, max_images: int = MAX_IMAGES) -> Validation:
+    def calibration_images(self, data: Path | None, options: CalibrationOptions) -> LabelledImages:
+        """Images to calibrate on, which the task was neither trained nor tested on.
+
+        Args:
+            data: A folder or a table with labels. By default, and where it is the data of the training, splits of the
+                training.
+            options: What the task takes of `vfm calibrate`.
+
+        Raises:
+            ValidationError: There are no such images, or some were trained or tested on.
+            LabelError: Their labels are not those of the task.
+        """
+        if data is None or self._was_trained_on(data):
+            splits = [self.split(name) for name in self.task.choose_splits(options)]  # type: ignore[arg-type]
+            source = replace(splits[0], positions=[p for one in splits for p in one.positions])
+        else:
+            source = self._open_data(data, options)
+        self._require_unseen(source, tested=True)
+        return source
+
+    def validation(
+        self, data: Path | None = None, *, max_images: int = MAX_IMAGES, tested: bool = True
+    ) -> Validation:
         """Real images with their truth, which the task has not learned from.
 
         Args:
             data: A folder or a table with labels: its val split where it states one, else all of it. By default, and
                 where it is the data of the training, the val split of the training.
             max_images: Most images that are kept, spread evenly.
+            tested: Whether they may be images that the task was tested on.
 
         Raises:
             ValidationError: There are no such images, or some were trained on.
             LabelError: Their labels are not those of the task.
         """
-        if data is None or self._was_trained_on(data):
-            source = self.split("val")
-        else:
-            source = self._open_data(data)
-            self._require_unseen(source)
+        source = (
+            self.split("val")
+            if data is None or self._was_trained_on(data)
+            else self._open_data(data)
+        )
+        if not tested or source.data is not self._data:
+            self._require_unseen(source, tested=not tested)
         return self.task.validation(self.open_images(source, max_images))
 
     def _was_trained_on(self, path: Path) -> bool:
@@ -167,13 +244,17 @@ class Checkpoint:
         roots = [options[name] for name in _ROOTS if options.get(name) is not None]
         return any(Path(root).resolve() == path.resolve() for root in roots)
 
-    def _open_data(self, path: Path) -> LabelledImages:
+    def _open_data(self, path: Path, options: CalibrationOptions | None = None) -> LabelledImages:
         if not path.exists():
             raise ValidationError(
                 f"There is no {path} (looked in {Path.cwd()}). Give --data a folder or a table of images with labels."
             )
         try:
-            source = self.task.open_data(path, self.data_spec or {})
+            training = self.data_spec or {}
+            if options is None:
+                source = self.task.open_data(path, training)
+            else:
+                source = self.task.open_calibration_data(path, training, options)
         except OSError as error:
             raise ValidationError(f"{path} cannot be read: {error}") from error
         if not source.positions:
@@ -183,29 +264,61 @@ class Checkpoint:
         self.task.check_data(source.data)
         return source
 
-    def _require_unseen(self, source: LabelledImages) -> None:
-        """Refuse images that the task has learned from: on them it is better than it will ever be again."""
-        try:
-            trained = self.split("train")
-        except ValidationError:
+    def _require_unseen(self, source: LabelledImages, *, tested: bool) -> None:
+        """Refuse images that the task has learned from, or on which it is judged."""
+        trained = self._read_split("train")
+        if trained is None:
             log.warning(
                 "The training data is not where it was, so it cannot be checked that none of these images was trained "
-                "on."
+                "on%s.",
+                ", or tested on" * tested,
             )
             return
-        seen = set(_real_paths(trained))
-        known = [path for path in _real_paths(source) if path in seen]
-        if known:
-            raise ValidationError(
-                f"{len(known)} of these {len(source.positions)} images were trained on, such as {known[0]}. On them "
-                "the model does better than it will ever do again. Leave --data out for the val split of the training, "
-                "or give others."
-            )
+        require_disjoint(source.records, trained, "train")
+        if tested_on := self._read_split("test") if tested else None:
+            require_disjoint(source.records, tested_on, "test")
+
+    def _read_split(self, name: Split) -> list[Record] | None:
+        """The records of a split; None where there is none, or the data is gone."""
+        try:
+            return self.split(name).records
+        except (ValidationError, CheckpointError) as error:
+            log.debug("The %s images cannot be read: %s", name, error)
+            return None
 
 
-def _real_paths(source: LabelledImages) -> list[str]:
-    """Where the files really lie; for speed the links of a folder are followed once."""
-    paths = [os.path.split(r.source) for r in source.records if isinstance(r.source, str)]
-    folders = {folder: os.path.realpath(folder) for folder in {folder for folder, _ in paths}}
-    places = [os.path.join(folders[folder], name) for folder, name in paths]  # noqa: PTH118
-    return [os.path.realpath(p) if os.path.islink(p) else p for p in places]  # noqa: PTH114
+def require_disjoint(records: Sequence[Record], others: Sequence[Record], split: Split) -> None:
+    """Refuse images that are among those of a split of the training's data, by any name.
+
+    Args:
+        records: Images that something is to be fitted on.
+        others: Images of the split.
+        split: `train` or `test`.
+
+    Raises:
+        ValidationError: Some are among them; with their number, and the name of one.
+    """
+    seen = set(_identify(others))
+    common = [r.name for r, key in zip(records, _identify(records), strict=True) if key in seen]
+    if common:
+        raise ValidationError(
+            f"{len(common)} of these {len(records)} images were {_WHY_UNSEEN[split].format(common[0])} {_SEEN_REMEDY}"
+        )
+
+
+def _identify(records: Sequence[Record]) -> list[Hashable]:
+    """What tells whether two records are of one image: where its file really lies, its bytes in a tar, its array."""
+    folders: dict[str, str] = {}
+    keys: list[Hashable] = []
+    for record in records:
+        source = record.source
+        if isinstance(source, str):
+            folder, name = os.path.split(source)
+            # For speed the links of a folder are followed once.
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            path = os.path.join(folders[folder], name)  # noqa: PTH118
+            keys.append(os.path.realpath(path) if os.path.islink(path) else path)  # noqa: PTH114
+        else:
+            keys.append(source if isinstance(source, Packed) else id(source))
+    return keys

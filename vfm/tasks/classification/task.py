@@ -39,6 +39,7 @@ class ClassificationTask(BaseTask):
 
     monitor = "val/accuracy"
     monitor_mode = "max"
+    calibration_options = ("min_precision", "batch_size")
     card_metrics = dict.fromkeys(
         ("accuracy", "mAP", "macro_f1", "top5_accuracy", "auroc"), "num_samples"
     )
