@@ -15,7 +15,15 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate, labels_of
+from vfm.data.dataset import (
+    ImageDataset,
+    Record,
+    Sample,
+    Skipped,
+    collate,
+    describe_content,
+    labels_of,
+)
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.loader import Position, ResumableLoader
 from vfm.data.sampler import EpochSampler
@@ -351,24 +359,6 @@ def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> N
                 f"The {split} split has classes without training images: {names}. "
                 "Add training images of them, or take them out of that split."
             )
-
-
-def describe_content(record: Record) -> str:
-    """What a fingerprint holds of an image's content: a sha256 of an array, the size of a file in bytes.
-
-    Args:
-        record: Image of a data module.
-    """
-    if isinstance(record.source, np.ndarray):
-        shape = repr(record.source.shape).encode()
-        return hashlib.sha256(shape + record.source.tobytes()).hexdigest()
-    if isinstance(record.source, Packed):
-        return str(record.source.size)
-    try:
-        return str(Path(record.source).stat().st_size)
-    except OSError:
-        # It will be reported as skipped when it is opened.
-        return "unreadable"
 
 
 def _marks(record: Record) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,24 @@ class Record:
 def opened(record: Record) -> str | bytes | NDArray[np.uint8]:
     """What `open_image` takes for a record."""
     return record.source.read() if isinstance(record.source, Packed) else record.source
+
+
+def describe_content(record: Record) -> str:
+    """What a fingerprint holds of an image's content: a sha256 of an array, the size of a file in bytes.
+
+    Args:
+        record: Image of a data module.
+    """
+    if isinstance(record.source, np.ndarray):
+        shape = repr(record.source.shape).encode()
+        return hashlib.sha256(shape + record.source.tobytes()).hexdigest()
+    if isinstance(record.source, Packed):
+        return str(record.source.size)
+    try:
+        return str(Path(record.source).stat().st_size)
+    except OSError:
+        # It will be reported as skipped when it is opened.
+        return "unreadable"
 
 
 def labels_of(record: Record) -> tuple[int, ...]:

@@ -81,17 +81,18 @@ class CalibrationOptions:
     Args:
         min_precision: Fraction of the sure answers that shall be right, such as 0.95; others are unsure. For models
             that give one label an image.
-        fpr: Fraction of real videos that may be called fake, 0.01 by default; it takes at least 1 / fpr - 1 of them.
-        miss: Fraction of fake videos that may be called real; videos between both limits are undecided. Without it
+        fpr: For models that call videos real or not, as all up to num_workers: fraction of real ones that may be
+            called otherwise, 0.01 by default; it takes at least 1 / fpr - 1 of them.
+        miss: Fraction of the others that may be called real; videos between both limits are undecided. Without it
             every video up to the threshold is called real.
         abstain: Fraction of videos like these that each of the rules "unlike the training data", "frames disagree"
             and "too blurred" may leave undecided, 0.01 by default; 0 for no such rules.
-        split: val, which is the default, or test, or all of data that has nothing to do with the training. For models
-            that answer for videos; for others it is the val split where the data states one, else all.
+        split: val, which is the default, or test, or all of data that has nothing to do with the training. Other models
+            take the val split where the data states one, else all.
         cropped: Says that images without crop.json show one face each, cut out already.
         native: Says that images are not about faces.
+        num_workers: Processes that open images.
         batch_size: Images in a batch.
-        num_workers: Processes that open images of videos.
     """
 
     min_precision: float | None = None
@@ -101,8 +102,8 @@ class CalibrationOptions:
     split: CalibrationSplit | None = None
     cropped: bool = False
     native: bool = False
-    batch_size: int = 32
     num_workers: int = 0
+    batch_size: int = 32
 
     def refuse_others(self, accepted: Collection[str], who: str) -> None:
         """Refuse what was set, but is not taken.

@@ -16,8 +16,7 @@ from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
 from vfm.data.auto import evaluation_splits
-from vfm.data.base import describe_content
-from vfm.data.dataset import Record, Skipped
+from vfm.data.dataset import Record, Skipped, describe_content
 from vfm.preprocess import Preprocess
 
 MAX_IMAGES = 2000
