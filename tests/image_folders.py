@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vfm.data.synthetic import class_names, draw_shape
+from vfm.data.synthetic import draw_shape, name_classes
 
 
 def write_image_folder(
@@ -36,7 +36,7 @@ def write_image_folder(
     root = Path(root)
     sizes = cycle(_sizes(size))
     for part, split in enumerate(splits or [""]):
-        for label, name in enumerate(class_names(num_classes)):
+        for label, name in enumerate(name_classes(num_classes)):
             folder = root / split / name
             folder.mkdir(parents=True, exist_ok=True)
             for index in range(images_per_class):

@@ -11,7 +11,7 @@ import yaml
 from tests.image_folders import write_image_folder
 from vfm.cli import main
 from vfm.data import FolderData
-from vfm.data.auto import SampledData, SourceError, data_of, draw
+from vfm.data.auto import SampledData, SourceError, draw, open_data
 
 TINY = ["--backbone", "test_vit", "--pretrained", "false", "--image_size", "32", "--fit", "squash"]
 
@@ -72,10 +72,10 @@ def test_too_little_time_is_said(images: Path, capsys: pytest.CaptureFixture[str
 
 def test_what_is_no_data_is_said(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"does not exist\. Give a folder of class folders"):
-        data_of(tmp_path / "nothing")
+        open_data(tmp_path / "nothing")
     (tmp_path / "text.txt").write_text("")
     with pytest.raises(SourceError, match=r"is a file of another kind"):
-        data_of(tmp_path / "text.txt")
+        open_data(tmp_path / "text.txt")
 
 
 def test_a_sample_has_every_class_alike(images: Path) -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from vfm.bundle.export import export
 from vfm.data import DigitsData
-from vfm.data.dataset import labels_of
+from vfm.data.dataset import list_labels
 from vfm.report import Page, bars, confusion_matrix, contact_sheet, learning_curves
 from vfm.tasks import ClassificationTask, Optim
 from vfm.tasks.classification.results import RESULTS_FILE
@@ -130,7 +130,7 @@ def _write_images(folder: Path, data: DigitsData) -> dict[str, str]:
     """Write the test digits as files, in folders named by their class: label by path."""
     files: dict[str, str] = {}
     for record in data.records["test"]:
-        label = data.labels[labels_of(record)[0]]
+        label = data.labels[list_labels(record)[0]]
         path = folder / label / f"{record.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(record.source)).save(path)

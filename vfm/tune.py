@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from vfm.data import ImageData
-from vfm.data.auto import SampledData, data_of
+from vfm.data.auto import SampledData, open_data
 from vfm.metrics import classification_results, multilabel_results
 from vfm.metrics.knn import knn_scores
 from vfm.models.adapt import ADAPTATIONS, Adapt
@@ -104,7 +104,7 @@ def tune(
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     start = time.perf_counter()
-    source = data_of(data, seed=seed)
+    source = open_data(data, seed=seed)
     settings: dict[str, Any] = {
         "backbone": backbone,
         "weights": str(weights) if weights else None,
@@ -231,7 +231,7 @@ def _train(
 def _answers(task: ClassificationTask, data: SampledData) -> tuple[NDArray[Any], NDArray[Any]]:
     task.to(_device()).eval()
     scores, target = [], []
-    for batch in data.plain_loader("val"):
+    for batch in data.build_plain_loader("val"):
         if len(batch["image"]):
             scores.append(task.answer(batch["image"].to(task.device))["scores"].cpu().numpy())
             target.append(require_target(batch, Labels, task).label.numpy())

@@ -57,7 +57,7 @@ def write(root: Path) -> Path:
     return root
 
 
-def data_of(root: Path, seed: int) -> DetectionData:
+def open_data(root: Path, seed: int) -> DetectionData:
     return DetectionData(
         root,
         format="voc",
@@ -100,12 +100,12 @@ def ours(
 ) -> tuple[Callable[..., list[Found]], int]:
     L.seed_everything(seed, verbose=False)
     clock, trial = Clock(), TRIAL if seconds > 60 else WARM + 1
-    data, options = data_of(root, seed), {"limit_val_batches": 0}
+    data, options = open_data(root, seed), {"limit_val_batches": 0}
     train(task(), data, out / "trial", max_steps=trial, callbacks=[clock], **options)
     steps = max(1, int(seconds * clock.rate(batch=1)))
     L.seed_everything(seed, verbose=False)
     learned, until = task(), Until(seconds)
-    train(learned, data_of(root, seed), out, max_steps=steps, callbacks=[until], **options)
+    train(learned, open_data(root, seed), out, max_steps=steps, callbacks=[until], **options)
     learned.eval()
 
     def find(images: torch.Tensor, rows: torch.Tensor) -> list[Found]:
@@ -123,7 +123,7 @@ def theirs(
     L.seed_everything(seed, verbose=False)
     model = faster_rcnn(BACKBONE, 1, SIDE, lite0_weights()).train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    data = data_of(root, seed)
+    data = open_data(root, seed)
     data.preprocess = task().preprocess
     data.setup("fit")
     adamw = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=1e-4)

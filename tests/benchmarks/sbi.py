@@ -50,7 +50,7 @@ def main() -> None:
     drawn = SyntheticFakes(num_identities=8, num_frames=2, image_size=SIDE, mode="sbi")
     drawn.preprocess = PREPROCESS
     drawn.setup("fit")
-    pairs = drawn._training_images()
+    pairs = drawn._build_training_dataset()
     crops = [record.source for record in drawn.records["train"]]
     sides: dict[str, Callable[[int], object]] = {
         "blend": lambda n: self_blend(crops[n % len(crops)], np.random.default_rng(n)),
@@ -61,7 +61,7 @@ def main() -> None:
         stored = FakesData(folder, mode="sbi", val_fraction=0.25, test_fraction=0.25)
         stored.preprocess = PREPROCESS
         stored.setup("fit")
-        files = stored._training_images()
+        files = stored._build_training_dataset()
         sides["files"] = lambda n: files[n // len(files), n % len(files)]
         found = {name: per_second(make, count) for name, make in sides.items()}
     row = {

@@ -13,9 +13,9 @@ from vfm.data import DetectionData, FolderData, IdxData, TableData
 from vfm.data.auto import (
     LABEL_LAYOUTS,
     SourceError,
-    data_of,
-    evaluation_splits,
+    choose_evaluation_splits,
     open_boxes,
+    open_data,
     open_labels,
 )
 from vfm.data.detection.annotation import BoxError
@@ -136,15 +136,15 @@ class TestCompleteSplits:
 class TestLabels:
     def test_data_of_a_path(self, tmp_path):
         folder = write_image_folder(tmp_path / "images", images_per_class=3)
-        assert type(data_of(folder, batch_size=5)) is FolderData
+        assert type(open_data(folder, batch_size=5)) is FolderData
         (tmp_path / "t.csv").write_text("path,label\n")
-        assert type(data_of(tmp_path / "t.csv")) is TableData
+        assert type(open_data(tmp_path / "t.csv")) is TableData
         for joint in ("-idx", ".idx"):
-            assert type(data_of(write_idx(tmp_path / joint, joint=joint))) is IdxData
+            assert type(open_data(write_idx(tmp_path / joint, joint=joint))) is IdxData
         with pytest.raises(
             SourceError, match=r"a table \(\.csv, \.tsv, \.parquet\), or a folder of IDX"
         ):
-            data_of(tmp_path / "nowhere")
+            open_data(tmp_path / "nowhere")
 
     def test_every_reader_gives_records_by_split(self, tmp_path):
         folder = write_image_folder(
@@ -166,20 +166,20 @@ class TestLabels:
         folder = write_image_folder(tmp_path / "images", images_per_class=4)
         data = open_labels(folder)
         assert {split: len(records) for split, records in data.records.items()} == {"train": 12}
-        assert evaluation_splits(data, folder) == ["train"]
+        assert choose_evaluation_splits(data, folder) == ["train"]
         assert not caplog.text
 
     def test_the_val_split_is_what_counts(self, tmp_path):
         folder = write_image_folder(
             tmp_path / "images", images_per_class=4, splits=["train", "val", "test"]
         )
-        assert evaluation_splits(open_labels(folder), folder) == ["val"]
+        assert choose_evaluation_splits(open_labels(folder), folder) == ["val"]
 
     def test_several_splits_without_val_are_told(self, tmp_path, caplog):
         folder = write_image_folder(
             tmp_path / "images", images_per_class=4, splits=["train", "test"]
         )
-        assert evaluation_splits(open_labels(folder), folder) == ["train", "test"]
+        assert choose_evaluation_splits(open_labels(folder), folder) == ["train", "test"]
         assert "states no val split: all of train and test is taken" in caplog.text
 
     def test_label_names_are_carried_over(self, tmp_path):
@@ -207,7 +207,7 @@ class TestColumns:
         training = TableData("t.csv", path_column="file", label_column="kind", split_column="part")
         data = open_labels(path, training=training.spec)
         assert data.labels == ("class_0", "class_1", "class_2")
-        assert evaluation_splits(data, path) == ["train"]
+        assert choose_evaluation_splits(data, path) == ["train"]
 
     def test_its_column_of_splits_where_there_is_one(self, tmp_path, rows):
         lines = [f"{row},{row[:7]},{'val' if '0001' in row else 'train'}" for row in rows]
@@ -236,4 +236,4 @@ def test_boxes_with_the_tiles_of_the_training(tmp_path):
     training = DetectionData("elsewhere", tile=32, tile_overlap=0.0).spec
     cut = open_boxes(root, training=training)
     assert len(cut.records["val"]) == 4 * len(whole.records["val"])
-    assert evaluation_splits(cut, root) == ["val"]
+    assert choose_evaluation_splits(cut, root) == ["val"]

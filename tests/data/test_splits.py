@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from vfm.data.splits import SplitRow, read_split, stratified_split, write_split
+from vfm.data.splits import SplitRow, read_split, split_by_class, write_split
 
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
@@ -14,15 +14,15 @@ def make(counts):
 
 def test_split_depends_on_seed_and_names_not_on_their_order():
     names, labels = make({"a": 30, "b": 20})
-    forward = stratified_split(names, labels, FRACTIONS, 0)
-    assert forward == stratified_split(names[::-1], labels[::-1], FRACTIONS, 0)[::-1]
-    assert forward != stratified_split(names, labels, FRACTIONS, 1)
+    forward = split_by_class(names, labels, FRACTIONS, 0)
+    assert forward == split_by_class(names[::-1], labels[::-1], FRACTIONS, 0)[::-1]
+    assert forward != split_by_class(names, labels, FRACTIONS, 1)
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 9, 10, 11, 100])
 def test_every_class_has_images_in_every_split(count):
     names, labels = make({"a": count, "b": 50})
-    splits = stratified_split(names, labels, FRACTIONS, 0)
+    splits = split_by_class(names, labels, FRACTIONS, 0)
     found = Counter(s for s, label in zip(splits, labels, strict=True) if label == "a")
     assert set(found) == {"train", "val", "test"}
     assert found.total() == count
@@ -32,13 +32,13 @@ def test_every_class_has_images_in_every_split(count):
 
 def test_exact_shares_are_met_exactly():
     names, labels = make({"a": 100})
-    splits = stratified_split(names, labels, {"train": 0.7, "val": 0.1, "test": 0.2}, 0)
+    splits = split_by_class(names, labels, {"train": 0.7, "val": 0.1, "test": 0.2}, 0)
     assert Counter(splits) == {"train": 70, "val": 10, "test": 20}
 
 
 def test_a_share_of_zero_gets_nothing():
     names, labels = make({"a": 2, "b": 9})
-    splits = stratified_split(names, labels, {"train": 0.8, "val": 0.2, "test": 0.0}, 0)
+    splits = split_by_class(names, labels, {"train": 0.8, "val": 0.2, "test": 0.0}, 0)
     assert set(splits) == {"train", "val"}
 
 
@@ -46,12 +46,12 @@ def test_too_small_a_class_is_named():
     names, labels = make({"cat": 2, "dog": 9})
     message = "Class 'cat' has 2 images, too few for one each in train, val, test. Add images"
     with pytest.raises(ValueError, match=message):
-        stratified_split(names, labels, FRACTIONS, 0)
+        split_by_class(names, labels, FRACTIONS, 0)
 
 
 def test_shares_that_do_not_add_up_are_refused():
     with pytest.raises(ValueError, match=r"shares of the splits are train 0\.5, val 0\.1\. Give"):
-        stratified_split(["x"], ["a"], {"train": 0.5, "val": 0.1}, 0)
+        split_by_class(["x"], ["a"], {"train": 0.5, "val": 0.1}, 0)
 
 
 def test_table_is_read_back(tmp_path):

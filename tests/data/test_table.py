@@ -9,8 +9,8 @@ import pytest
 
 from tests.image_folders import write_image_folder
 from vfm.data import ImageData, TableData
-from vfm.data.dataset import labels_of
-from vfm.data.splits import grouped_split
+from vfm.data.dataset import list_labels
+from vfm.data.splits import split_by_key
 from vfm.preprocess import Preprocess
 from vfm.spec import build
 
@@ -237,7 +237,7 @@ def test_dealing_is_fair(seed):
         tuple(np.flatnonzero(random.random(4) < [0.5, 0.3, 0.1, 0.05]).tolist()) for _ in keys
     ]
     shares = {"train": 0.7, "val": 0.1, "test": 0.2}
-    splits = grouped_split(keys, labels, "abcd", shares, seed)
+    splits = split_by_key(keys, labels, "abcd", shares, seed)
     assert len(set(zip(keys, splits, strict=True))) == len(set(keys))
     total = Counter(label for found in labels for label in found)
     for split, share in shares.items():
@@ -251,7 +251,7 @@ def test_dealing_is_fair(seed):
 
 def test_labels_of_records(table, images):
     data = made(table, images)
-    assert labels_of(data.records["train"][0]) == (0,)
+    assert list_labels(data.records["train"][0]) == (0,)
     assert data.describe()["splits"]["train"]["per_class"] == dict.fromkeys(data.labels, 16)
 
 

@@ -284,7 +284,7 @@ def test_the_head_is_solved_first(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 def shapes_loader(data: Any) -> Any:
     data.batch_size = 1000
-    return data.plain_loader("train")
+    return data.build_plain_loader("train")
 
 
 class MapHead(ClassificationHead):

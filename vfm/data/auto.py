@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vfm.data.base import ImageData
-from vfm.data.dataset import Record, labels_of
+from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.auto import DetectionData
 from vfm.data.folder import FolderData, read_class_folders
 from vfm.data.idx import IdxData, find_idx_files, read_idx_files
@@ -68,7 +68,7 @@ LABEL_LAYOUTS: LayoutTable[LabelLayout] = LayoutTable(
 _BOX_OPTIONS = ("box_format", "tile", "tile_overlap")
 
 
-def data_of(path: str | Path, **arguments: Any) -> ImageData:
+def open_data(path: str | Path, **arguments: Any) -> ImageData:
     """A data module for a folder of class folders, a table, or a folder of IDX files.
 
     Args:
@@ -123,7 +123,7 @@ def open_boxes(path: Path, *, training: Spec | None = None) -> ImageData:
     return _read_whole(DetectionData(path, val_fraction=0.0, test_fraction=0.0, **options))
 
 
-def evaluation_splits(data: ImageData, path: Path) -> list[str]:
+def choose_evaluation_splits(data: ImageData, path: Path) -> list[str]:
     """The val split where the data states one, else all that have labels, with a warning where these are several.
 
     Args:
@@ -221,7 +221,7 @@ def draw(records: Sequence[Record], number: int, seed: int) -> list[Record]:
     order = np.random.default_rng(seed).permutation(len(records)).tolist()
     by_class: dict[int, list[int]] = {}
     for i in order:
-        first = min(labels_of(records[i]), default=-1)
+        first = min(list_labels(records[i]), default=-1)
         by_class.setdefault(first, []).append(i)
     chosen: list[int] = []
     turn = 0

@@ -22,12 +22,12 @@ from vfm.data.dataset import (
     Skipped,
     collate,
     describe_content,
-    labels_of,
+    list_labels,
 )
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.loader import Position, ResumableLoader
 from vfm.data.sampler import EpochSampler
-from vfm.data.tar import Packed
+from vfm.data.tar import TarImage
 from vfm.data.transforms import Augment, TrainTransform, check_augment
 from vfm.preprocess import Preprocess
 from vfm.spec import Component, Spec
@@ -151,8 +151,8 @@ class ImageData(LightningDataModule, Component, ABC):
         """
         self._leave_finished_epoch()
         rank, world = self._place()
-        dataset = self.stored.get("train") or self._training_images()
-        options = self._options("train")
+        dataset = self.stored.get("train") or self._build_training_dataset()
+        options = self._choose_loader_options("train")
         sampler = EpochSampler(
             len(dataset), shuffle=True, seed=self.seed, rank=rank, num_replicas=world
         )
@@ -176,7 +176,7 @@ class ImageData(LightningDataModule, Component, ABC):
         self.setup("predict")
         # No sampler: for prediction Lightning's own shares images among processes without repeating
         # any.
-        return DataLoader(self._dataset("predict"), **self._options("predict"))
+        return DataLoader(self._dataset("predict"), **self._choose_loader_options("predict"))
 
     @property
     def num_targets(self) -> int:
@@ -222,7 +222,7 @@ class ImageData(LightningDataModule, Component, ABC):
         }
 
     def _counts(self, records: Sequence[Record]) -> dict[str, Any]:
-        counts = Counter(label for record in records for label in labels_of(record))
+        counts = Counter(label for record in records for label in list_labels(record))
         per_class = {label: counts[i] for i, label in enumerate(self.labels)} if counts else {}
         return {"images": len(records), "per_class": per_class}
 
@@ -230,43 +230,43 @@ class ImageData(LightningDataModule, Component, ABC):
         if not self._was_read:
             self.setup()
 
-    def plain_loader(self, split: str) -> DataLoader[Sample | Skipped]:
+    def build_plain_loader(self, split: str) -> DataLoader[Sample | Skipped]:
         """This process's share of a split's images, in order and without augmentation; some may come twice, by `index`.
 
         Args:
             split: `train`, `val` or `test`.
         """
-        return self._eval_loader(self._images(split), "images")
+        return self._eval_loader(self._build_dataset(split), "images")
 
-    def plain_images(self, split: str) -> ImageDataset:
+    def build_plain_dataset(self, split: str) -> ImageDataset:
         """A split's images, in order and without augmentation, brought to the size of `preprocess`.
 
         Args:
             split: `train`, `val` or `test`.
         """
-        return self._images(split)
+        return self._build_dataset(split)
 
     def _eval_loader(
         self, dataset: ImageDataset | StoredFeatures, split: str
     ) -> DataLoader[Sample | Skipped]:
         rank, world = self._place()
         sampler = EpochSampler(len(dataset), shuffle=False, rank=rank, num_replicas=world)
-        return DataLoader(dataset, sampler=sampler, **self._options(split))
+        return DataLoader(dataset, sampler=sampler, **self._choose_loader_options(split))
 
     def _dataset(self, split: str) -> ImageDataset | StoredFeatures:
-        return self.stored.get(split) or self._images(split)
+        return self.stored.get(split) or self._build_dataset(split)
 
-    def _images(self, split: str) -> ImageDataset:
+    def _build_dataset(self, split: str) -> ImageDataset:
         return ImageDataset(self._split(split), self._preprocess(), None, 0, self.num_targets)
 
-    def _training_images(self) -> ImageDataset:
+    def _build_training_dataset(self) -> ImageDataset:
         preprocess = self._preprocess()
         transform = TrainTransform(self.augment, preprocess)
         return ImageDataset(
             self._split("train"), preprocess, transform, self.seed, self.num_targets
         )
 
-    def _options(self, split: str) -> dict[str, Any]:
+    def _choose_loader_options(self, split: str) -> dict[str, Any]:
         # What is stored is read in no time; handing it from process to process would take longer.
         workers = 0 if split in self.stored else self._workers()
         return {
@@ -349,9 +349,9 @@ def _check_least(name: str, value: int, least: int) -> None:
 def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> None:
     if not records.get("train"):
         return
-    learned = {label for record in records["train"] for label in labels_of(record)}
+    learned = {label for record in records["train"] for label in list_labels(record)}
     for split in ("val", "test"):
-        found = {label for record in records.get(split, []) for label in labels_of(record)}
+        found = {label for record in records.get(split, []) for label in list_labels(record)}
         extra = sorted(found - learned)
         if extra:
             names = ", ".join(f"'{labels[label]}'" for label in extra)
@@ -371,7 +371,7 @@ def _marks(record: Record) -> str:
 def _changed(record: Record) -> int:
     if isinstance(record.source, np.ndarray):
         return 0
-    path = record.source.shard if isinstance(record.source, Packed) else record.source
+    path = record.source.shard if isinstance(record.source, TarImage) else record.source
     try:
         return Path(path).stat().st_mtime_ns
     except OSError:

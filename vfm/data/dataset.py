@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.data.detection.annotation import Annotation
-from vfm.data.tar import Packed
+from vfm.data.tar import TarImage
 from vfm.data.transforms import TrainTransform
 from vfm.preprocess import Preprocess
 from vfm.types import Batch, Labels, MultiLabels
@@ -26,7 +26,7 @@ from vfm.types import Batch, Labels, MultiLabels
 class Record:
     """One image of a split, not yet opened."""
 
-    source: str | Packed | NDArray[np.uint8]
+    source: str | TarImage | NDArray[np.uint8]
     """Path of a file, an image in a tar file, or uint8 [H, W, 3] or [H, W]."""
     label: int | tuple[int, ...]
     """Index into the label names, or all that apply where there are several; -1 where nothing is known."""
@@ -38,9 +38,9 @@ class Record:
     """Where the objects are, whose classes `label` lists; None where the data has no boxes."""
 
 
-def opened(record: Record) -> str | bytes | NDArray[np.uint8]:
+def read_source(record: Record) -> str | bytes | NDArray[np.uint8]:
     """What `open_image` takes for a record."""
-    return record.source.read() if isinstance(record.source, Packed) else record.source
+    return record.source.read() if isinstance(record.source, TarImage) else record.source
 
 
 def describe_content(record: Record) -> str:
@@ -52,7 +52,7 @@ def describe_content(record: Record) -> str:
     if isinstance(record.source, np.ndarray):
         shape = repr(record.source.shape).encode()
         return hashlib.sha256(shape + record.source.tobytes()).hexdigest()
-    if isinstance(record.source, Packed):
+    if isinstance(record.source, TarImage):
         return str(record.source.size)
     try:
         return str(Path(record.source).stat().st_size)
@@ -61,7 +61,7 @@ def describe_content(record: Record) -> str:
         return "unreadable"
 
 
-def labels_of(record: Record) -> tuple[int, ...]:
+def list_labels(record: Record) -> tuple[int, ...]:
     """Every label of an image; none where nothing is known."""
     if isinstance(record.label, tuple):
         return record.label
@@ -129,7 +129,7 @@ class ImageDataset(Dataset[Sample | Skipped]):
             key: An index, or a pair of epoch and index as `EpochSampler` gives.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self.sample(index, epoch, opened(self.records[index]))
+        return self.sample(index, epoch, read_source(self.records[index]))
 
     def sample(
         self, index: int, epoch: int, source: str | bytes | NDArray[np.uint8]

@@ -6,7 +6,7 @@ import numpy as np
 
 from vfm.data.base import ImageData
 from vfm.data.dataset import Record
-from vfm.data.splits import SPLITS, stratified_split
+from vfm.data.splits import SPLITS, split_by_class
 from vfm.data.transforms import Augment
 
 _FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -48,7 +48,7 @@ class DigitsData(ImageData):
         images = np.repeat(grey[..., None], 3, axis=-1)
         names = [f"digit-{index:04d}" for index in range(len(images))]
         labels = [int(label) for label in digits.target]
-        splits = stratified_split(names, [str(label) for label in labels], _FRACTIONS, self.seed)
+        splits = split_by_class(names, [str(label) for label in labels], _FRACTIONS, self.seed)
         records: dict[str, list[Record]] = {split: [] for split in SPLITS}
         for image, label, name, split in zip(images, labels, names, splits, strict=True):
             records[split].append(Record(image, label, name))

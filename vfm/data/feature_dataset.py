@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from vfm.data.dataset import Record, labels_of
+from vfm.data.dataset import Record, list_labels
 from vfm.types import Batch, Labels, MultiLabels
 
 
@@ -70,5 +70,5 @@ def _target(records: Sequence[Record], num_targets: int) -> Labels:
         return Labels(torch.tensor([record.label for record in records]))
     labels = torch.zeros((len(records), num_targets))
     for row, record in zip(labels, records, strict=True):
-        row[list(labels_of(record))] = 1
+        row[list(list_labels(record))] = 1
     return MultiLabels(labels)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vfm.data.base import ImageData
 from vfm.data.class_folders import check_class_names, list_images, read_tree
-from vfm.data.dataset import Record, labels_of
+from vfm.data.dataset import Record, list_labels
 from vfm.data.layouts import Reading
 from vfm.data.splits import SPLITS, SplitRow, complete_splits, read_split, write_split
 from vfm.data.transforms import Augment
@@ -76,7 +76,7 @@ class FolderData(ImageData):
             reading = read_class_folders(self.root)
             splits = complete_splits(
                 reading.splits,
-                lambda record: (record.name, labels_of(record)),
+                lambda record: (record.name, list_labels(record)),
                 reading.labels or (),
                 val_fraction=self.val_fraction,
                 test_fraction=self.test_fraction,
@@ -120,7 +120,7 @@ class FolderData(ImageData):
         write_split(
             path,
             (
-                SplitRow(record.name, self.labels[labels_of(record)[0]], split)
+                SplitRow(record.name, self.labels[list_labels(record)[0]], split)
                 for split in SPLITS
                 for record in self.records.get(split, [])
             ),

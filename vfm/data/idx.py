@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.data.base import ImageData
-from vfm.data.dataset import Record, labels_of
+from vfm.data.dataset import Record, list_labels
 from vfm.data.layouts import Reading
 from vfm.data.splits import SPLITS, complete_splits
 from vfm.data.transforms import Augment
@@ -66,7 +66,7 @@ class IdxData(ImageData):
         self.labels = tuple(reading.labels or ())
         splits = complete_splits(
             reading.splits,
-            lambda record: (record.name, labels_of(record)),
+            lambda record: (record.name, list_labels(record)),
             self.labels,
             val_fraction=self.val_fraction,
             test_fraction=0.0,

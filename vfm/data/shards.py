@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vfm.data.base import ImageData
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate
 from vfm.data.loader import Position
-from vfm.data.tar import Member, Packed, ShardError, list_shard, read_at
+from vfm.data.tar import ShardError, TarImage, TarSample, list_shard, read_at
 from vfm.data.transforms import Augment
 from vfm.types import Batch
 
@@ -99,7 +99,7 @@ class ShardData(ImageData):
         self._leave_finished_epoch()
         if "train" in self.stored:
             return super().train_dataloader()
-        images = self._training_images()
+        images = self._build_training_dataset()
         return self._stream("train", images, self.shuffle, self._position)
 
     def _eval_loader(self, dataset: Any, split: str) -> Any:
@@ -119,11 +119,11 @@ class ShardData(ImageData):
             rank=rank,
             world=world,
         )
-        options = self._options(split) | {"batch_size": None, "collate_fn": None}
+        options = self._choose_loader_options(split) | {"batch_size": None, "collate_fn": None}
         # The position goes to the workers when they start.
         return ShardLoader(stream, position=position, **(options | {"persistent_workers": False}))
 
-    def _label(self, member: Member, places: dict[str, int]) -> int:
+    def _label(self, member: TarSample, places: dict[str, int]) -> int:
         given = member.label
         if given is None:
             raise ShardError(
@@ -201,7 +201,7 @@ class ShardStream(IterableDataset[Batch]):
         """Positions of this process's images, shard after shard; it wraps around, so that all get equally many."""
         shards: dict[str, list[int]] = {}
         for i, record in enumerate(self.images.records):
-            assert isinstance(record.source, Packed)
+            assert isinstance(record.source, TarImage)
             shards.setdefault(record.source.shard, []).append(i)
         groups = list(shards.values())
         if self.order:
@@ -323,7 +323,7 @@ def _expand_one(pattern: str) -> list[str]:
     return [fs.unstrip_protocol(p) if remote else str(Path(p)) for p in sorted(fs.glob(path))]
 
 
-def _names(members: Sequence[Member]) -> tuple[str, ...]:
+def _names(members: Sequence[TarSample]) -> tuple[str, ...]:
     found = {m.label for m in members if m.label is not None}
     if all(label.isdigit() for label in found):
         return tuple(sorted(found, key=int))

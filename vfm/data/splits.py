@@ -26,7 +26,7 @@ class SplitRow(NamedTuple):
     """`train`, `val` or `test`."""
 
 
-def stratified_split(
+def split_by_class(
     names: Sequence[str], labels: Sequence[str], fractions: Mapping[str, float], seed: int
 ) -> list[str]:
     """Choose a split for every image, class by class.
@@ -60,7 +60,7 @@ def stratified_split(
     return chosen
 
 
-def grouped_split(
+def split_by_key(
     keys: Sequence[str],
     labels: Sequence[tuple[int, ...]],
     names: Sequence[str],
@@ -70,7 +70,7 @@ def grouped_split(
     """Choose a split for every image, never dividing a key, with labels spread as evenly as that allows.
 
     Iterative stratification: the rarest label is dealt out first, each key to the split that lacks it most (Sechidis et
-    al., 2011). Where every image has a key and one label of its own it is `stratified_split`.
+    al., 2011). Where every image has a key and one label of its own it is `split_by_class`.
 
     Args:
         keys: Of each image; images of one key stay together.
@@ -88,7 +88,7 @@ def grouped_split(
     """
     single = all(len(found) == 1 for found in labels)
     if single and len(set(keys)) == len(keys):
-        return stratified_split(keys, [names[found[0]] for found in labels], fractions, seed)
+        return split_by_class(keys, [names[found[0]] for found in labels], fractions, seed)
     wanted = _checked(fractions)
     counts: dict[str, Counter[int]] = defaultdict(Counter)
     for key, found in zip(keys, labels, strict=True):
@@ -126,7 +126,7 @@ def complete_splits(
         seed: Seed of the draw.
 
     Raises:
-        ValueError: There are too few images, as for `grouped_split`.
+        ValueError: There are too few images, as for `split_by_key`.
     """
     if "" in splits:
         undrawn, fractions = "", {"train": 1 - val_fraction - test_fraction, "val": val_fraction}
@@ -137,7 +137,7 @@ def complete_splits(
         return dict(splits)
     described = [describe(image) for image in splits[undrawn]]
     keys, labels = [key for key, _ in described], [numbers for _, numbers in described]
-    chosen = grouped_split(keys, labels, names, fractions, seed)
+    chosen = split_by_key(keys, labels, names, fractions, seed)
     drawn: dict[str, list[T]] = {split: [] for split in fractions}
     for image, split in zip(splits[undrawn], chosen, strict=True):
         drawn[split].append(image)

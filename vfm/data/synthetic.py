@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vfm.data.base import ImageData
 from vfm.data.dataset import Record
-from vfm.data.splits import SPLITS, stratified_split
+from vfm.data.splits import SPLITS, split_by_class
 from vfm.data.transforms import Augment
 
 _FRACTIONS = {"train": 0.5, "val": 0.25, "test": 0.25}
@@ -72,11 +72,11 @@ class SyntheticData(ImageData):
 
     def read(self) -> dict[str, list[Record]]:
         """Draw all images, uint8 [image_size, image_size, 3]."""
-        self.labels = tuple(class_names(self.num_classes))
+        self.labels = tuple(name_classes(self.num_classes))
         classes = [index % self.num_classes for index in range(self.num_images)]
         names = [f"shape-{index:05d}" for index in range(self.num_images)]
         labels = [self.labels[label] for label in classes]
-        splits = stratified_split(names, labels, _FRACTIONS, self.seed)
+        splits = split_by_class(names, labels, _FRACTIONS, self.seed)
         size = (self.image_size, self.image_size)
         records: dict[str, list[Record]] = {split: [] for split in SPLITS}
         for index, (label, name, split) in enumerate(zip(classes, names, splits, strict=True)):
@@ -109,15 +109,15 @@ def draw_shape(
     radius = random.uniform(0.25, 0.4) * min(size)
     centre_y = random.uniform(0.4, 0.6) * height
     centre_x = random.uniform(0.4, 0.6) * width
-    inside = shape_mask(label, size, (centre_y, centre_x), radius)
+    inside = draw_mask(label, size, (centre_y, centre_x), radius)
     image = np.full((height, width, 3), random.uniform(60, 200))
-    image[inside] = shape_colour(label, num_classes, random.uniform(0.7, 1.0))
+    image[inside] = compute_color(label, num_classes, random.uniform(0.7, 1.0))
     image += random.normal(0, 8, image.shape)
     pixels: NDArray[np.uint8] = np.rint(image).clip(0, 255).astype(np.uint8)
     return pixels
 
 
-def shape_mask(
+def draw_mask(
     label: int, size: tuple[int, int], centre: tuple[float, float], radius: float
 ) -> NDArray[np.bool_]:
     """Where the shape of a class lies, [H, W].
@@ -132,7 +132,7 @@ def shape_mask(
     return _SHAPES[label % len(_SHAPES)]((y - centre[0]) / radius, (x - centre[1]) / radius)
 
 
-def shape_colour(label: int, num_classes: int, brightness: float) -> NDArray[np.float64]:
+def compute_color(label: int, num_classes: int, brightness: float) -> NDArray[np.float64]:
     """Red, green and blue of a class, 0..255.
 
     Args:
@@ -143,7 +143,7 @@ def shape_colour(label: int, num_classes: int, brightness: float) -> NDArray[np.
     return np.array(colorsys.hsv_to_rgb(label / num_classes, 0.9, brightness)) * 255
 
 
-def class_names(num_classes: int) -> list[str]:
+def name_classes(num_classes: int) -> list[str]:
     """Names whose order in the alphabet is that of the numbers."""
     digits = len(str(num_classes - 1))
     return [f"class_{label:0{digits}d}" for label in range(num_classes)]

@@ -20,7 +20,7 @@ class ShardError(ValueError):
     """A shard cannot be read, or does not hold what was expected."""
 
 
-class Packed(NamedTuple):
+class TarImage(NamedTuple):
     """One image in a tar file."""
 
     shard: str
@@ -40,17 +40,17 @@ class Packed(NamedTuple):
             return read_at(file, self)
 
 
-class Member(NamedTuple):
+class TarSample(NamedTuple):
     """One sample of a shard."""
 
     key: str
     """Name that its files share, up to the first dot."""
-    image: Packed
+    image: TarImage
     label: str | None
     """Content of its label file."""
 
 
-def read_at(file: Any, image: Packed) -> bytes:
+def read_at(file: Any, image: TarImage) -> bytes:
     """Read an image from an open shard.
 
     Raises:
@@ -63,7 +63,7 @@ def read_at(file: Any, image: Packed) -> bytes:
     return data
 
 
-def list_shard(url: str, label_file: str) -> list[Member]:
+def list_shard(url: str, label_file: str) -> list[TarSample]:
     """The samples of a shard, from the headers of the tar file; kept, so that it is read through once.
 
     Args:
@@ -91,7 +91,9 @@ def list_shard(url: str, label_file: str) -> list[Member]:
     kept = _folder() / f"{name}.json"
     if kept.is_file():
         rows = json.loads(kept.read_text(encoding="utf-8"))
-        return [Member(key, Packed(url, offset, size), label) for key, offset, size, label in rows]
+        return [
+            TarSample(key, TarImage(url, offset, size), label) for key, offset, size, label in rows
+        ]
     members = _scan(url, label_file)
     kept.parent.mkdir(parents=True, exist_ok=True)
     rows = [[m.key, m.image.offset, m.image.size, m.label] for m in members]
@@ -105,8 +107,8 @@ def _folder() -> Path:
     return Path(os.environ.get("VFM_CACHE") or Path.home() / ".cache" / "vfm") / "shards"
 
 
-def _scan(url: str, label_file: str) -> list[Member]:
-    images: dict[str, Packed] = {}
+def _scan(url: str, label_file: str) -> list[TarSample]:
+    images: dict[str, TarImage] = {}
     labels: dict[str, str] = {}
     try:
         with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -115,7 +117,7 @@ def _scan(url: str, label_file: str) -> list[Member]:
                 stem, _, ending = base.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
                 if entry.isfile() and ending.lower() in _IMAGES:
-                    images[key] = Packed(url, entry.offset_data, entry.size)
+                    images[key] = TarImage(url, entry.offset_data, entry.size)
                 elif entry.isfile() and ending == label_file:
                     content = tar.extractfile(entry)
                     assert content is not None
@@ -134,7 +136,7 @@ def _scan(url: str, label_file: str) -> list[Member]:
     if missing or not images:
         which = f"'{missing[0]}' has a label but no image" if missing else "it holds no image"
         raise ShardError(f"{url}: {which}. Endings of images: {', '.join(_IMAGES)}.")
-    return [Member(key, image, labels.get(key)) for key, image in images.items()]
+    return [TarSample(key, image, labels.get(key)) for key, image in images.items()]
 
 
 def _starts_as_tar(url: str) -> bool:

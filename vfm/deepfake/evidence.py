@@ -13,7 +13,7 @@ from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.deepfake.faces.quality import blur
 from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import Record, opened
+from vfm.data.dataset import Record, read_source
 from vfm.deepfake.data.base import FakeImages
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.record import LABELS
@@ -78,7 +78,7 @@ class _Shown(NamedTuple):
 
 def _answers(run: Run, images: FakeImages, split: str) -> FakeAnswers:
     collector = FakeCollector()
-    for batch in images.plain_loader(split):
+    for batch in images.build_plain_loader(split):
         if len(batch["image"]):
             outputs = run({"pixels": batch["image"].numpy()})
             logits, distances = (torch.from_numpy(outputs[n]) for n in ("logits", "distances"))
@@ -110,6 +110,6 @@ def _evidence(shown: Sequence[_Shown], crop: CropSpec, num_lost: int) -> Evidenc
 
 def _sharpness(record: Record) -> float:
     try:
-        return float(blur(open_image(opened(record))))
+        return float(blur(open_image(read_source(record))))
     except ImageError:
         return math.nan

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import Record, opened
+from vfm.data.dataset import Record, read_source
 from vfm.deepfake.metrics import Videos, beside_reals
 from vfm.metrics.calibration import sigmoid
 from vfm.metrics.ranking import Ranking
@@ -309,7 +309,7 @@ def _sheet(
         frames = np.flatnonzero(videos.of_frame == video)
         typical = frames[np.argmin(np.abs(logits[frames] - videos.logits[video]))]
         try:
-            images.append(open_image(opened(records[typical])))
+            images.append(open_image(read_source(records[typical])))
         except ImageError:
             continue  # gone or changed since it was scored; its row is in the list of videos all the same
         dataset, method, name = videos.keys[video]

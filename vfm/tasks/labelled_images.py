@@ -15,7 +15,7 @@ import numpy as np
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
-from vfm.data.auto import evaluation_splits
+from vfm.data.auto import choose_evaluation_splits
 from vfm.data.dataset import Record, Skipped, describe_content
 from vfm.preprocess import Preprocess
 
@@ -56,7 +56,7 @@ class LabelledImages:
             data: A data module that has read its records.
             path: Folder or file that it was read from, for a warning.
         """
-        return cls.of_splits(data, evaluation_splits(data, path))
+        return cls.of_splits(data, choose_evaluation_splits(data, path))
 
     @property
     def records(self) -> list[Record]:
@@ -128,7 +128,7 @@ def open_images(
     number = len(source.positions)
     source.data.preprocess = preprocess
     datasets = {
-        split: source.data.plain_images(split)
+        split: source.data.build_plain_dataset(split)
         for split in dict.fromkeys(split for split, _ in source.positions)
     }
     pixels = np.empty((number, *preprocess.size, 3), np.uint8)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vfm.data import ImageData
-from vfm.data.dataset import labels_of
+from vfm.data.dataset import list_labels
 
 ClassWeights = Literal["balanced"] | dict[str, float] | None
 
@@ -65,7 +65,7 @@ def class_weights_of(choice: ClassWeights, data: ImageData) -> Tensor | None:
         return None
     if choice == "balanced":
         images = data.records["train"]
-        counts = Counter(label for record in images for label in labels_of(record))
+        counts = Counter(label for record in images for label in list_labels(record))
         number = torch.tensor([float(counts[k]) for k in range(len(data.labels))]).clamp(min=1)
         if data.multilabel:
             return (len(images) - number).clamp(min=1) / number

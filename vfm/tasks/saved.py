@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from vfm.data import ImageData
 from vfm.data.dataset import Record
-from vfm.data.tar import Packed
+from vfm.data.tar import TarImage
 from vfm.spec import Spec, build
 from vfm.tasks.base import BaseTask
 from vfm.tasks.calibration import (
@@ -320,5 +320,5 @@ def _identify(records: Sequence[Record]) -> list[Hashable]:
             path = os.path.join(folders[folder], name)  # noqa: PTH118
             keys.append(os.path.realpath(path) if os.path.islink(path) else path)  # noqa: PTH114
         else:
-            keys.append(source if isinstance(source, Packed) else id(source))
+            keys.append(source if isinstance(source, TarImage) else id(source))
     return keys

@@ -132,7 +132,7 @@ def _compute(
                 "nodes share, or train without it: --model.cache_features false."
             )
         arrays[name] = np.load(path, mmap_mode="r+")
-    for batch in data.plain_loader(split):
+    for batch in data.build_plain_loader(split):
         skipped |= {names[name]: reason for name, reason in batch["skipped"]}
         if len(batch["image"]) == 0:
             continue

@@ -145,7 +145,7 @@ def test_trap_15_epochs_differ_and_a_seed_reproduces(faces, mode):
     def made(epoch=0, **changes):
         data = listed(faces, mode=mode, **changes)
         data.setup("fit")
-        one = data._training_images()
+        one = data._build_training_dataset()
         return [one[epoch, index] for index in range(len(one))]
 
     def pixels(samples):
@@ -288,7 +288,7 @@ def test_trap_17_native_tiles_are_not_resized(faces, tmp_path):
     places = [(8, 8), (0, 0), (0, 16), (16, 0)]
     for image, (top, left) in zip(batch["image"], places, strict=True):
         assert (image.numpy() == whole[top : top + 32, left : left + 32]).all()
-    epochs = [data._training_images()[epoch, 0].image for epoch in range(4)]
+    epochs = [data._build_training_dataset()[epoch, 0].image for epoch in range(4)]
     assert any((epochs[0] != image).any() for image in epochs[1:])
 
 

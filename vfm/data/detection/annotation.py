@@ -24,7 +24,7 @@ class Box(NamedTuple):
     """A crowd, or hard to see: neither learned nor counted for or against an answer."""
 
 
-class Scene(NamedTuple):
+class AnnotatedImage(NamedTuple):
     """One image of a split; its file need not exist."""
 
     path: Path
@@ -65,7 +65,7 @@ def name_below(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def stated_size(path: Path) -> tuple[int, int] | None:
+def read_upright_size(path: Path) -> tuple[int, int] | None:
     """Height and width of an upright image, from its header; None where it cannot be read."""
     try:
         with Image.open(path) as image:

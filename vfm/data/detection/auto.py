@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 from vfm_runtime.media.image import find_images
 
 from vfm.data.dataset import Record
-from vfm.data.detection.annotation import BoxError, Scene
+from vfm.data.detection.annotation import AnnotatedImage, BoxError
 from vfm.data.detection.base import BoxData
-from vfm.data.detection.clean import Repair, checked, present, require_inside
+from vfm.data.detection.clean import Fix, checked, present, require_inside
 from vfm.data.detection.coco import BoxFormat, find_coco, read_coco
 from vfm.data.detection.csv import find_tables, read_tables
 from vfm.data.detection.dataset import BoxAugment
@@ -39,7 +39,7 @@ def _explain(root: Path) -> str:
     )
 
 
-BOX_LAYOUTS: LayoutTable[Layout[Scene]] = LayoutTable(
+BOX_LAYOUTS: LayoutTable[Layout[AnnotatedImage]] = LayoutTable(
     {
         "coco": Layout(find_coco, read_coco, ("box_format",)),
         "yolo": Layout(find_yolo, read_yolo),
@@ -112,7 +112,7 @@ class DetectionData(BoxData):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_file = Path(split_file) if split_file is not None else None
-        self.repairs: list[Repair] = []
+        self.fixes: list[Fix] = []
 
     def read(self) -> dict[str, list[Record]]:
         """Read the annotations, check them, and find the images of each split."""
@@ -166,9 +166,9 @@ class DetectionData(BoxData):
         }
         path = folder.absolute() / SPLIT_FILE
         write_split(path, rows)
-        if self.repairs:
-            listed = [repair._asdict() for repair in self.repairs]
-            write_rows(folder / REPAIRS_FILE, Repair._fields, listed)
+        if self.fixes:
+            listed = [repair._asdict() for repair in self.fixes]
+            write_rows(folder / REPAIRS_FILE, Fix._fields, listed)
         spec = self.spec
         spec["init_args"] |= {"root": str(self.root.absolute()), "split_file": str(path)}
         return spec
@@ -176,9 +176,9 @@ class DetectionData(BoxData):
     def describe(self) -> dict[str, Any]:
         """Class names, images and boxes per split and class, and how many boxes were mended; ready for JSON."""
         found = super().describe()
-        return found | {"mended": dict(Counter(repair.done for repair in self.repairs))}
+        return found | {"mended": dict(Counter(repair.done for repair in self.fixes))}
 
-    def _reading(self) -> Reading[Scene]:
+    def _reading(self) -> Reading[AnnotatedImage]:
         if not self.root.exists():
             raise BoxError(
                 f"{self.root} does not exist (looked in {Path.cwd()}). Give the folder of images and annotations."
@@ -192,7 +192,9 @@ class DetectionData(BoxData):
         options = {"box_format": self.box_format} if "box_format" in layout.options else {}
         return layout.read(self.root, **options)
 
-    def _names(self, reading: Reading[Scene], scenes: Sequence[Scene]) -> dict[str, int]:
+    def _names(
+        self, reading: Reading[AnnotatedImage], scenes: Sequence[AnnotatedImage]
+    ) -> dict[str, int]:
         """A number for each class that a box has, in the order of the file."""
         used = {box.label for scene in scenes for box in scene.boxes}
         if not used:
@@ -209,8 +211,8 @@ class DetectionData(BoxData):
         return {name: number for number, name in enumerate(n for n in listed if n in used)}
 
     def _splits(
-        self, splits: Mapping[str, list[Scene]], names: Mapping[str, int]
-    ) -> dict[str, list[Scene]]:
+        self, splits: Mapping[str, list[AnnotatedImage]], names: Mapping[str, int]
+    ) -> dict[str, list[AnnotatedImage]]:
         if self.split_file is not None:
             return _as_listed(splits, self.split_file)
         return complete_splits(
@@ -225,10 +227,10 @@ class DetectionData(BoxData):
             seed=self.seed,
         )
 
-    def _records(self, scenes: Sequence[Scene], names: dict[str, int]) -> list[Record]:
+    def _records(self, scenes: Sequence[AnnotatedImage], names: dict[str, int]) -> list[Record]:
         records = []
         for scene in sorted(scenes, key=lambda scene: scene.name):
-            annotation, labels = checked(scene, names, self.repairs)
+            annotation, labels = checked(scene, names, self.fixes)
             if self.tile is None:
                 records.append(Record(str(scene.path), labels, scene.name, objects=annotation))
                 continue
@@ -237,13 +239,13 @@ class DetectionData(BoxData):
                 records.append(Record(str(scene.path), own, scene.name + place, objects=part))
         return records
 
-    def _tell_repairs(self, scenes: Sequence[Scene]) -> None:
-        if not self.repairs:
+    def _tell_repairs(self, scenes: Sequence[AnnotatedImage]) -> None:
+        if not self.fixes:
             return
         number = sum(len(scene.boxes) for scene in scenes)
-        kinds = Counter(repair.done for repair in self.repairs)
+        kinds = Counter(repair.done for repair in self.fixes)
         said = "; ".join(f"{count} {what}" for what, count in kinds.most_common())
-        first = self.repairs[0]
+        first = self.fixes[0]
         warnings.warn(
             f"Of {number} boxes of {self.root}: {said}. The first: '{first.label}' {first.box} in {first.image}; a "
             f"training lists all in {REPAIRS_FILE}.",
@@ -257,7 +259,9 @@ def _photo(record: Record) -> str:
     return record.name.rpartition("@")[0] if tiled else record.name
 
 
-def _as_listed(given: Mapping[str, list[Scene]], path: Path) -> dict[str, list[Scene]]:
+def _as_listed(
+    given: Mapping[str, list[AnnotatedImage]], path: Path
+) -> dict[str, list[AnnotatedImage]]:
     splits = {row.path: row.split for row in read_split(path)}
     scenes = [scene for found in given.values() for scene in found]
     unknown = sorted({scene.name for scene in scenes} ^ set(splits))

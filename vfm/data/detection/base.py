@@ -36,10 +36,10 @@ class BoxData(ImageData, ABC):
         super().__init__(batch_size=batch_size, num_workers=num_workers, augment="none", seed=seed)
         self.box_augment = augment
 
-    def _images(self, split: str) -> BoxDataset:
+    def _build_dataset(self, split: str) -> BoxDataset:
         return BoxDataset(self._split(split), self._preprocess())
 
-    def _training_images(self) -> BoxDataset:
+    def _build_training_dataset(self) -> BoxDataset:
         records = self._split("train")
         calm = self._calm_from(len(records))
         return BoxDataset(records, self._preprocess(), self.box_augment, self.seed, calm)

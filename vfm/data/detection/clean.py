@@ -9,7 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vfm.data.detection.annotation import Annotation, Box, BoxError, Scene, stated_size
+from vfm.data.detection.annotation import (
+    AnnotatedImage,
+    Annotation,
+    Box,
+    BoxError,
+    read_upright_size,
+)
 
 _MAX_ABSENT = 0.01
 _MAX_LEAVING = 0.2
@@ -18,7 +24,7 @@ _ROUNDING = 1.5
 _LEAST_SIDE = 1.0
 
 
-class Repair(NamedTuple):
+class Fix(NamedTuple):
     """A box that was not taken as it stands."""
 
     image: str
@@ -28,7 +34,7 @@ class Repair(NamedTuple):
     """`clipped`, or `dropped` with the reason."""
 
 
-def present(scenes: Sequence[Scene], source: Path) -> list[str]:
+def present(scenes: Sequence[AnnotatedImage], source: Path) -> list[str]:
     """Names of the images that are not there, so few that the rest may go on.
 
     Args:
@@ -56,19 +62,19 @@ def present(scenes: Sequence[Scene], source: Path) -> list[str]:
 
 
 def checked(
-    scene: Scene, numbers: dict[str, int], repairs: list[Repair]
+    scene: AnnotatedImage, numbers: dict[str, int], fixes: list[Fix]
 ) -> tuple[Annotation, tuple[int, ...]]:
     """The boxes of one image, clipped to it, and their classes.
 
     Args:
         scene: As it was read.
         numbers: Of each class name.
-        repairs: Gets what was changed.
+        fixes: Gets what was changed.
 
     Raises:
         BoxError: A number is none, or a class has no name in the list.
     """
-    size = scene.size or stated_size(scene.path)
+    size = scene.size or read_upright_size(scene.path)
     kept: list[tuple[float, ...]] = []
     ignored: list[bool] = []
     labels: list[int] = []
@@ -84,7 +90,7 @@ def checked(
         clipped = _clipped(box, size)
         reason = _reason(box, clipped, size)
         if reason:
-            repairs.append(Repair(scene.name, box.label, _text(box), reason))
+            fixes.append(Fix(scene.name, box.label, _text(box), reason))
         if not reason.startswith("dropped"):
             kept.append(clipped)
             ignored.append(box.ignored)
@@ -93,7 +99,7 @@ def checked(
     return Annotation(corners, np.array(ignored, bool), size or (0, 0)), tuple(labels)
 
 
-def require_inside(scenes: Iterable[Scene], source: Path) -> None:
+def require_inside(scenes: Iterable[AnnotatedImage], source: Path) -> None:
     """Refuse boxes whose numbers seem to mean something else: too many of them leave their images.
 
     Raises:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.detection.annotation import (
+    AnnotatedImage,
     Box,
     BoxError,
-    Scene,
     name_below,
     read_json,
     require_keys,
@@ -45,7 +45,7 @@ def find_coco(root: Path) -> dict[str, Path]:
     return found
 
 
-def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[Scene]:
+def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[AnnotatedImage]:
     """Read every split.
 
     Args:
@@ -55,7 +55,7 @@ def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[Scene]:
     Raises:
         BoxError: A file is damaged, or its ids contradict each other.
     """
-    splits: dict[str, list[Scene]] = {}
+    splits: dict[str, list[AnnotatedImage]] = {}
     notes: list[str] = []
     classes: dict[Path, list[str]] = {}
     files = find_coco(root)
@@ -125,7 +125,7 @@ def _scenes(
     names: Mapping[int, str],
     box_format: BoxFormat,
     notes: list[str],
-) -> list[Scene]:
+) -> list[AnnotatedImage]:
     images: dict[Any, Mapping[str, Any]] = {}
     for entry in content["images"]:
         image = require_keys(entry, ("id", "file_name"), f"An image of {path}")
@@ -138,7 +138,7 @@ def _scenes(
     boxes = _boxes(content["annotations"], path, images, names, box_format, notes)
     folder = _image_folder([str(i["file_name"]) for i in images.values()], path, root, split)
     return [
-        Scene(
+        AnnotatedImage(
             folder / str(image["file_name"]),
             name_below(folder / str(image["file_name"]), root),
             boxes[number],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vfm.data.class_folders import SPLIT_FOLDERS
-from vfm.data.detection.annotation import Box, BoxError, Scene, name_below
+from vfm.data.detection.annotation import AnnotatedImage, Box, BoxError, name_below
 from vfm.data.layouts import Reading
 from vfm.data.tables import Table, read_table
 
@@ -24,7 +24,7 @@ def find_tables(root: Path) -> dict[str, Path]:
     return {"": tables[0]} if len(tables) == 1 else {}
 
 
-def read_tables(root: Path) -> Reading[Scene]:
+def read_tables(root: Path) -> Reading[AnnotatedImage]:
     """Read every split; a row without numbers is an image without objects.
 
     Args:
@@ -39,17 +39,17 @@ def read_tables(root: Path) -> Reading[Scene]:
             f"{root} has no table of boxes: one .csv, or train.csv, val.csv and test.csv, with the columns "
             f"{', '.join(COLUMNS)}."
         )
-    splits: dict[str, list[Scene]] = {}
+    splits: dict[str, list[AnnotatedImage]] = {}
     for split, path in tables.items():
         for name, scenes in _read(read_table(path), split).items():
             splits.setdefault(name, []).extend(scenes)
     return Reading(splits)
 
 
-def _read(table: Table, split: str) -> dict[str, list[Scene]]:
+def _read(table: Table, split: str) -> dict[str, list[AnnotatedImage]]:
     for column in COLUMNS:
         table.require(column, "boxes")
-    found: dict[str, dict[str, Scene]] = {}
+    found: dict[str, dict[str, AnnotatedImage]] = {}
     places: dict[str, str] = {}
     for index, row in enumerate(table.rows):
         own = _split(table, index) if _SPLIT in table.columns else split
@@ -62,7 +62,9 @@ def _read(table: Table, split: str) -> dict[str, list[Scene]]:
                 "tested on. Give all its rows one split."
             )
         path = table.path.parent / name
-        scene = Scene(path, name_below(path, table.path.parent), [], None, table.where(index))
+        scene = AnnotatedImage(
+            path, name_below(path, table.path.parent), [], None, table.where(index)
+        )
         scene = found.setdefault(own, {}).setdefault(name, scene)
         if any(row[column].strip() for column in COLUMNS[1:]):
             scene.boxes.append(_box(table, index))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import ImageDataset, Record, Skipped, opened, sample_seed
+from vfm.data.dataset import ImageDataset, Record, Skipped, read_source, sample_seed
 from vfm.data.decode import Source
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.transforms import Geometric, Picture, View
@@ -150,7 +150,7 @@ class BoxDataset(ImageDataset):
             return Skipped(record.name, error.reason, np.zeros(0, np.int64), self.preprocess.size)
 
     def _whole(self, index: int, record: Record) -> BoxSample:
-        pixels, geometry = self.preprocess.resize(pixels_of(record))
+        pixels, geometry = self.preprocess.resize(load_pixels(record))
         size = self.preprocess.size
         corners, labels = _learned(record)
         row = np.array(geometry.row(size), np.float32)
@@ -221,12 +221,12 @@ def _learned(record: Record) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 def _picture(record: Record) -> Picture:
     tile = record.objects is not None and record.objects.tile is not None
-    source = Source.open(pixels_of(record) if tile else opened(record))
+    source = Source.open(load_pixels(record) if tile else read_source(record))
     _require_size(record, source.height, source.width)
     return Picture(source, *_learned(record))
 
 
-def pixels_of(record: Record) -> NDArray[np.uint8]:
+def load_pixels(record: Record) -> NDArray[np.uint8]:
     """The image, or the tile of it, uint8 [h, w, 3].
 
     Raises:
@@ -234,7 +234,7 @@ def pixels_of(record: Record) -> NDArray[np.uint8]:
     """
     annotation = record.objects
     if annotation is None or annotation.tile is None:
-        pixels: NDArray[np.uint8] = open_image(opened(record))
+        pixels: NDArray[np.uint8] = open_image(read_source(record))
         _require_size(record, *pixels.shape[:2])
         return pixels
     assert isinstance(record.source, str)

@@ -9,7 +9,7 @@ from vfm.data.dataset import Record
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.base import BoxData
 from vfm.data.detection.dataset import BoxAugment
-from vfm.data.synthetic import class_names, shape_colour, shape_mask
+from vfm.data.synthetic import compute_color, draw_mask, name_classes
 
 _GROUND, _NOISE = 128, 20
 _FRACTIONS = {"train": 0.5, "val": 0.25, "test": 0.25}
@@ -67,7 +67,7 @@ class SyntheticScenes(BoxData):
 
     def read(self) -> dict[str, list[Record]]:
         """Draw all scenes."""
-        self.labels = tuple(class_names(self.num_classes))
+        self.labels = tuple(name_classes(self.num_classes))
         ends = np.cumsum([round(share * self.num_images) for share in _FRACTIONS.values()])
         records: dict[str, list[Record]] = {split: [] for split in _FRACTIONS}
         for index in range(self.num_images):
@@ -112,9 +112,9 @@ def draw_scene(
         if any(_touch(box, other) for other in boxes):
             continue
         label = int(random.integers(num_classes))
-        inside = shape_mask(label, (size, size), ((size - 1) / 2,) * 2, size / 2)
+        inside = draw_mask(label, (size, size), ((size - 1) / 2,) * 2, size / 2)
         rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
-        colour = shape_colour(label, num_classes, random.uniform(0.7, 1.0))
+        colour = compute_color(label, num_classes, random.uniform(0.7, 1.0))
         image[top : top + size, left : left + size][inside] = colour
         boxes.append((left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1))
         labels.append(label)

@@ -58,14 +58,14 @@ def _cut(
     inside = moved.clip(0, np.array([size[1], size[0]] * 2, np.float32))
     visible = area(inside) / area(moved).clip(min=1e-6)
     kept = (area(inside) > 0) & (visible > 0)
-    own = centred_in(core, moved)
+    own = is_centered_in(core, moved)
     # Of a box whose centre is here, a quarter may be: it counts in no other tile.
     ignored = annotation.ignored | ((visible < _LEAST_VISIBLE) & ~own)
     there = tuple(label for label, seen in zip(labels, kept, strict=True) if seen)
     return Annotation(inside[kept], ignored[kept], size, Tile(*corner, core, own[kept])), there
 
 
-def centred_in(core: NDArray[np.float64], corners: np.ndarray) -> NDArray[np.bool_]:
+def is_centered_in(core: NDArray[np.float64], corners: np.ndarray) -> NDArray[np.bool_]:
     """Which of the boxes [M, 4] have their centre in the region [4], bool [M]."""
     centre = (corners[:, :2] + corners[:, 2:]) / 2
     result: NDArray[np.bool_] = ((centre >= core[:2]) & (centre < core[2:])).all(axis=1)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from vfm_runtime.media.image import IMAGE_SUFFIXES
 
 from vfm.data.class_folders import SPLIT_FOLDERS
-from vfm.data.detection.annotation import Box, BoxError, Scene, name_below
+from vfm.data.detection.annotation import AnnotatedImage, Box, BoxError, name_below
 from vfm.data.layouts import Reading
 
 _LISTS = "ImageSets/Main"
@@ -44,7 +44,7 @@ def find_voc(root: Path) -> dict[str, list[Path]]:
     return {"": paths} if paths else {}
 
 
-def read_voc(root: Path) -> Reading[Scene]:
+def read_voc(root: Path) -> Reading[AnnotatedImage]:
     """Read every split; pixels are taken as the files give them, from 0.
 
     Args:
@@ -68,7 +68,7 @@ def _listed(path: Path, root: Path) -> Iterable[Path]:
             yield root / "Annotations" / f"{name}.xml"
 
 
-def _scene(path: Path, root: Path) -> Scene:
+def _scene(path: Path, root: Path) -> AnnotatedImage:
     try:
         tree = ElementTree.fromstring(path.read_bytes())  # expat reads no external entities
     except FileNotFoundError as error:
@@ -81,7 +81,7 @@ def _scene(path: Path, root: Path) -> Scene:
         raise BoxError(f"{path} is no Pascal VOC: it starts with <{tree.tag}>, not <annotation>.")
     image = _image(path, tree, root)
     boxes = [_box(entry, path) for entry in tree.iter("object")]
-    return Scene(image, name_below(image, root), boxes, _size(tree), str(path))
+    return AnnotatedImage(image, name_below(image, root), boxes, _size(tree), str(path))
 
 
 def _box(entry: ElementTree.Element, path: Path) -> Box:

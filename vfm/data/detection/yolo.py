@@ -10,7 +10,13 @@ import yaml
 from vfm_runtime.media.image import find_images
 
 from vfm.data.class_folders import SPLIT_FOLDERS
-from vfm.data.detection.annotation import Box, BoxError, Scene, name_below, stated_size
+from vfm.data.detection.annotation import (
+    AnnotatedImage,
+    Box,
+    BoxError,
+    name_below,
+    read_upright_size,
+)
 from vfm.data.layouts import Reading
 
 _NAMES = ("classes.txt", "obj.names", "labels.txt")
@@ -27,7 +33,7 @@ def find_yolo(root: Path) -> Path | None:
     return next(iter([*yamls, *lists]), None)
 
 
-def read_yolo(root: Path) -> Reading[Scene]:
+def read_yolo(root: Path) -> Reading[AnnotatedImage]:
     """Read every split.
 
     Args:
@@ -47,7 +53,7 @@ def read_yolo(root: Path) -> Reading[Scene]:
     names = _names(
         settings["names"] if settings else listed.read_text(encoding="utf-8").split("\n")
     )
-    splits: dict[str, list[Scene]] = {}
+    splits: dict[str, list[AnnotatedImage]] = {}
     for split, images in _images(settings, folder).items():
         splits[split] = [_scene(path, folder, names) for path in images]
         _check_labels(splits[split], folder)
@@ -116,9 +122,9 @@ def _label_file(image: Path) -> Path:
     return image.with_suffix(".txt")
 
 
-def _scene(image: Path, root: Path, names: Sequence[str]) -> Scene:
+def _scene(image: Path, root: Path, names: Sequence[str]) -> AnnotatedImage:
     path = _label_file(image)
-    size = stated_size(image)
+    size = read_upright_size(image)
     height, width = size or (1, 1)  # an unreadable file is listed and left out when it is opened
     boxes = []
     if path.is_file():
@@ -128,7 +134,7 @@ def _scene(image: Path, root: Path, names: Sequence[str]) -> Scene:
                 left, top, right, bottom = shares
                 box = (left * width, top * height, right * width, bottom * height)
                 boxes.append(Box(*box, label))
-    return Scene(image, name_below(image, root), boxes, size, str(path))
+    return AnnotatedImage(image, name_below(image, root), boxes, size, str(path))
 
 
 def _line(
@@ -160,7 +166,7 @@ def _line(
     return names[int(number)], (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
 
 
-def _check_labels(scenes: Sequence[Scene], root: Path) -> None:
+def _check_labels(scenes: Sequence[AnnotatedImage], root: Path) -> None:
     """Refuse images without a single label file, and label files without an image."""
     files = {Path(scene.where) for scene in scenes}
     present = {path for path in files if path.is_file()}

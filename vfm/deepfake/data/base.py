@@ -151,10 +151,10 @@ class FakeImages(ImageData, ABC):
         }
         return found | {"methods": methods, "mode": self.mode, "crop": self.crop.to_dict()}
 
-    def _images(self, split: str) -> FakesDataset:
+    def _build_dataset(self, split: str) -> FakesDataset:
         return FakesDataset(self._split(split), self.crop, self._preprocess(), seed=self.seed)
 
-    def _training_images(self) -> FakesDataset:
+    def _build_training_dataset(self) -> FakesDataset:
         records = require_deepfakes(self._split("train"))
         seen = (records, self.crop, self._preprocess(), self.changes, self.seed)
         if self.mode == "plain":
@@ -163,8 +163,8 @@ class FakeImages(ImageData, ABC):
         pairs = Pairs([record.item for record in records])
         return PairedFakes(*seen, pairs=pairs, blends=blends, blend_rest=self.mode != "paired")
 
-    def _options(self, split: str) -> dict[str, Any]:
-        options = super()._options(split)
+    def _choose_loader_options(self, split: str) -> dict[str, Any]:
+        options = super()._choose_loader_options(split)
         if split == "train" and self.mode != "plain":
             options["batch_size"] = self.batch_size // 2
         return options

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vfm_runtime.deepfake.faces.crop import Crop, CropSpec, move_points, native_tiles, whole_crop
 from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, opened, sample_seed
+from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, read_source, sample_seed
 from vfm.deepfake.data.augment import Array, Edit, Mask, Pixels, View, benign_edit
 from vfm.deepfake.data.blend import self_blend
 from vfm.deepfake.data.pairs import Pairs
@@ -141,7 +141,7 @@ class FakesDataset(ImageDataset):
         record = self.records[index]
         # Nothing is known of an image that is only predicted on.
         marks = record if isinstance(record, DeepfakeRecord) else None
-        image = open_image(opened(record))
+        image = open_image(read_source(record))
         self._require_crop(record.name, image)
         cut = self._cut(image, marks.tile if marks else 0, generator)
         if record.label == 0:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from vfm.data.splits import SPLITS, grouped_split
+from vfm.data.splits import SPLITS, split_by_key
 from vfm.deepfake.data.record import LABELS, FakesError, Item, natural
 
 Ties = Literal["identity", "video"]
@@ -197,7 +197,7 @@ def _draw(
     names = [name for name, _ in videos.values()]
     labels = [(LABELS.index(label),) for _, label in videos.values()]
     try:
-        splits = grouped_split(names, labels, LABELS, shares, seed)
+        splits = split_by_key(names, labels, LABELS, shares, seed)
     except ValueError as error:
         number = len(set(names))
         wanted = ", ".join(split for split, share in shares.items() if share)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import opened
+from vfm.data.dataset import read_source
 from vfm.metrics import class_rankings
 from vfm.report import Curve, Page, contact_sheet, curves, plots
 from vfm.tasks.classification.mistakes import Mistake
@@ -125,7 +125,7 @@ def _sheet(mistakes: Sequence[Mistake]) -> bytes | None:
         if len(images) == _NUM_SHOWN:
             break
         try:
-            images.append(open_image(opened(mistake.record)))
+            images.append(open_image(read_source(mistake.record)))
         except ImageError:
             continue  # read once already; gone or changed since, and listed in the table all the same
         captions.append(

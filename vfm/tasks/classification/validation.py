@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.tasks.base import Arrays
 
-from vfm.data.dataset import labels_of
+from vfm.data.dataset import list_labels
 from vfm.tasks.classification.results import Answers, metrics_of
 from vfm.tasks.labelled_images import ValidationError
 from vfm.tasks.validation import Validation
@@ -26,7 +26,7 @@ class LabelValidation(Validation):
     @cached_property
     def truth(self) -> NDArray[Any]:
         """The true label of each image, int64 [N]; or float32 [N, C] of zeros and ones where several may apply."""
-        each = [[self.columns[k] for k in labels_of(r)] for r in self.images.source.records]
+        each = [[self.columns[k] for k in list_labels(r)] for r in self.images.source.records]
         if not self.multilabel:
             return np.array([label for (label,) in each], np.int64)
         truth = np.zeros((self.num_images, len(self.labels)), np.float32)

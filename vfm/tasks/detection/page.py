@@ -12,7 +12,7 @@ from vfm_runtime.media.image import ImageError
 from vfm_runtime.tasks.detection import compute_iou
 
 from vfm.data.dataset import Record
-from vfm.data.detection.dataset import pixels_of
+from vfm.data.detection.dataset import load_pixels
 from vfm.metrics.detection import IOU, Found, Truth, assign
 from vfm.report import Page, contact_sheet, plots
 from vfm.report.drawing import Marked, marked_picture
@@ -135,7 +135,7 @@ def _sheet(rows: Sequence[tuple[Marked, Record]]) -> bytes | None:
     images, captions = [], []
     for marked, record in rows:
         try:
-            images.append(marked_picture(pixels_of(record), marked, _CELL))
+            images.append(marked_picture(load_pixels(record), marked, _CELL))
         except ImageError:
             continue  # read once already; gone or changed since
         counts = (

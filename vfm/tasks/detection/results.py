@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vfm.data.dataset import Record
-from vfm.data.detection.tiles import centred_in
+from vfm.data.detection.tiles import is_centered_in
 from vfm.metrics.detection import (
     Found,
     Truth,
@@ -100,7 +100,7 @@ def answer_of(record: Record, found: Found) -> Found:
     tile = record.objects.tile if record.objects else None
     if tile is None:
         return found
-    kept = centred_in(tile.core, found.corners)
+    kept = is_centered_in(tile.core, found.corners)
     return Found(found.corners[kept], found.labels[kept], found.scores[kept])
 
 
