@@ -23,6 +23,9 @@ from tests.runtime import toy_deepfake, videos
 from vfm.cli import main
 
 ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
+RESULTS = ROOT / "tests" / "benchmarks" / "RESULTS.md"
+PAGES = [ROOT / "README.md", ROOT / "export" / "README.md", *sorted(RECIPES.rglob("*.md"))]
 # What a test cannot do: download weights, or train for as long as a user would.
 SMALLER = {
     "vfm demo": ["--epochs", "2"],
@@ -113,18 +116,18 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_command_and_example_runs(folder, capsys):
-    readme = ROOT / "README.md"
-    shell = [c for c in commands(readme) if c.split()[0] in ("vfm", "vfm-runtime")]
+    pages = [page for page in PAGES if page.parent.name != "export"]
+    shell = [c for p in pages for c in commands(p) if c.split()[0] in ("vfm", "vfm-runtime")]
     assert len(shell) == 32
     for command in shell:
         if not command.startswith("vfm serve"):  # see test_serving_commands
             run(command)
     shown = capsys.readouterr()
     assert "Parity on" in shown.out
-    examples = blocks(readme, "python")
+    examples = [(page, example) for page in pages for example in blocks(page, "python")]
     assert len(examples) == 4
-    for example in examples:
-        exec(compile(example, str(readme), "exec"), {"__name__": "readme"})
+    for page, example in examples:
+        exec(compile(example, str(page), "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out
     assert "Prediction(" in printed
 
@@ -226,3 +229,55 @@ def test_files_to_read_exist():
     paths = re.findall(r"^\d\. `([^`]+)`", section, re.MULTILINE)
     assert len(paths) == 6
     assert all((ROOT / path).is_file() for path in paths)
+
+
+def test_pages_are_short():
+    lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in PAGES}
+    assert lengths[ROOT / "README.md"] <= 200
+    assert {p: n for p, n in lengths.items() if p.parent.parent == RECIPES and n > 150} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_links_to_exists(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    broken = []
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in list_anchors(target)):
+            broken.append(link)
+    assert broken == []
+    scripts = re.findall(r"`(?:python )?(tests/[\w/]+\.py)\b", text)
+    assert [script for script in scripts if not (ROOT / script).is_file()] == []
+
+
+def list_anchors(page):
+    """The anchors that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_each_recipe_folder_has_its_line_in_the_index():
+    index = (RECIPES / "README.md").read_text(encoding="utf-8")
+    pages = [p for p in PAGES if p.parent.parent == RECIPES]
+    assert len(pages) >= 6
+    assert all(f"({page.parent.name}/README.md)" in index for page in pages)
+
+
+def test_figures_that_matter_stand_below_with_their_script():
+    head, _, rest = RESULTS.read_text(encoding="utf-8").partition("\n## Where")
+    rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in head.splitlines()
+        if "`tests/" in row
+    ]
+    assert len(rows) >= 10
+    for what, figure, source in rows:
+        script = source.strip("`")
+        assert (ROOT / script).is_file(), what
+        sections = [s for s in rest.split("\n## ") if Path(script).name in s]
+        assert any(re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d])", s) for s in sections), (
+            what,
+            figure,
+        )
