@@ -31,6 +31,7 @@ PUBLIC = [
     "ClassificationTask",
     "Component",
     "CrossEntropy",
+    "DeepfakeData",
     "DeepfakeHead",
     "DeepfakeLoss",
     "DeepfakeTask",
@@ -41,7 +42,6 @@ PUBLIC = [
     "DetrHead",
     "DigitsData",
     "Effort",
-    "FakesData",
     "FeatureInfo",
     "Features",
     "FocalLoss",
@@ -61,7 +61,7 @@ PUBLIC = [
     "Raw",
     "ShardData",
     "SyntheticData",
-    "SyntheticFakes",
+    "SyntheticDeepfakes",
     "SyntheticScenes",
     "TableData",
     "export",
@@ -248,3 +248,12 @@ def test_importing_vfm_loads_no_torch() -> None:
     code = "import sys, vfm; print(sorted({'torch', 'timm', 'lightning'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("old", "name"),
+    [("DeepfakeData", "DeepfakeData"), ("SyntheticDeepfakes", "SyntheticDeepfakes")],
+)
+def test_a_public_name_of_an_earlier_version(old: str, name: str) -> None:
+    with pytest.warns(DeprecationWarning, match=rf"vfm\.{old} is now vfm\.{name}"):
+        assert getattr(vfm, old) is getattr(vfm, name)

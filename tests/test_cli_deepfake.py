@@ -10,7 +10,7 @@ from vfm.cli import main
 from vfm.deepfake.data.procedural import write_faces
 
 FIT = shlex.split(
-    "--model DeepfakeTask --model.backbone test_vit --model.pretrained false --model.image_size 32 --data FakesData "
+    "--model DeepfakeTask --model.backbone test_vit --model.pretrained false --model.image_size 32 --data DeepfakeData "
     "--data.batch_size 8 --data.num_workers 0 --trainer.max_epochs 1 --trainer.logger false"
 )
 QUIET = shlex.split(

@@ -57,7 +57,7 @@ BOXES = {
     "detection/small_data.yaml": "csv",
 }
 """The format of the boxes that a recipe reads."""
-FORGED = {
+DEEPFAKES = {
     "data/celebdf_v2.yaml": "celebdf_faces",
     "data/dfdc.yaml": "dfdc_faces",
     "data/ffpp_c23.yaml": "ffpp_faces",
@@ -183,8 +183,8 @@ def test_command_of_the_header_runs_a_step(name, place):
         (place / "drawn").rename(place / "my_images")
     elif name.startswith("deepfake/"):
         write_faces(place / "my_faces", num_identities=10, num_frames=1, size=64)
-    elif name in FORGED:
-        write_faces(place / FORGED[name], num_identities=10, num_frames=1, size=64)
+    elif name in DEEPFAKES:
+        write_faces(place / DEEPFAKES[name], num_identities=10, num_frames=1, size=64)
     if words[0] == "test":
         learn = [*command("debug/deepfake.yaml"), "--trainer.max_epochs", "1"]
         assert main([*learn, *QUIET]) == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vfm.renames import CLASSES, update_path
+
 if TYPE_CHECKING:
     from vfm.api import Model, load
     from vfm.bundle.export import export
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
     from vfm.data.detection.dataset import BoxAugment
     from vfm.data.mixing import Mixing
     from vfm.deepfake import (
+        DeepfakeData,
         DeepfakeHead,
         DeepfakeLoss,
         DeepfakeTask,
-        FakesData,
-        SyntheticFakes,
+        SyntheticDeepfakes,
     )
     from vfm.losses import (
         AsymmetricLoss,
@@ -69,6 +71,7 @@ _HOME = {
     "Component": "vfm.spec",
     "CrossEntropy": "vfm.losses",
     "BoxAugment": "vfm.data.detection.dataset",
+    "DeepfakeData": "vfm.deepfake",
     "DeepfakeHead": "vfm.deepfake",
     "DeepfakeLoss": "vfm.deepfake",
     "DeepfakeTask": "vfm.deepfake",
@@ -79,7 +82,6 @@ _HOME = {
     "DetrHead": "vfm.models.heads",
     "DigitsData": "vfm.data",
     "Effort": "vfm.models.adapters",
-    "FakesData": "vfm.deepfake",
     "FeatureInfo": "vfm.types",
     "Features": "vfm.types",
     "FocalLoss": "vfm.losses",
@@ -99,7 +101,7 @@ _HOME = {
     "Raw": "vfm.types",
     "ShardData": "vfm.data",
     "SyntheticData": "vfm.data",
-    "SyntheticFakes": "vfm.deepfake",
+    "SyntheticDeepfakes": "vfm.deepfake",
     "SyntheticScenes": "vfm.data",
     "TableData": "vfm.data",
     "export": "vfm.bundle.export",
@@ -144,13 +146,13 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "TableData",
     "DetectionData",
     "BoxAugment",
-    "FakesData",
+    "DeepfakeData",
     "IdxData",
     "DigitsData",
     "ShardData",
     "SyntheticData",
     "SyntheticScenes",
-    "SyntheticFakes",
+    "SyntheticDeepfakes",
     "ImageData",
     "Preprocess",
     "Component",
@@ -160,7 +162,10 @@ __all__ = [  # noqa: RUF022 - as users meet them
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562): `import vfm` loads no torch."""
     if name not in _HOME:
-        raise AttributeError(f"module 'vfm' has no attribute '{name}'")
+        current = CLASSES.get(f"vfm.{name}")
+        if current is None:
+            raise AttributeError(f"module 'vfm' has no attribute '{name}'")
+        name = update_path(f"vfm.{name}").removeprefix("vfm.")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 

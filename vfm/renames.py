@@ -119,6 +119,14 @@ MODULES = {
 
 CLASSES = {
     "DetectionHead": "DetrHead",
+    "FakesData": "DeepfakeData",
+    "SyntheticFakes": "SyntheticDeepfakes",
+    "vfm.FakesData": "vfm.DeepfakeData",
+    "vfm.SyntheticFakes": "vfm.SyntheticDeepfakes",
+    "vfm.data.FakesData": "vfm.deepfake.DeepfakeData",
+    "vfm.data.SyntheticFakes": "vfm.deepfake.SyntheticDeepfakes",
+    "vfm.data.fakes.data.FakesData": "vfm.deepfake.data.data.DeepfakeData",
+    "vfm.data.fakes.procedural.SyntheticFakes": "vfm.deepfake.data.procedural.SyntheticDeepfakes",
     "vfm.DetectionHead": "vfm.DetrHead",
     "vfm.models.heads.DetectionHead": "vfm.models.heads.DetrHead",
     "vfm.models.heads.detection.DetectionHead": "vfm.models.heads.detr.DetrHead",
@@ -140,7 +148,7 @@ def update_path(path: str) -> str:
 
 
 def update_class_paths(value: Any) -> Any:
-    """Return plain values with every `class_path` in them brought up to date, also of a `head` without arguments.
+    """Return plain values with every `class_path` in them updated, also of a `head` or `data` without arguments.
 
     Args:
         value: A spec or a recipe, as YAML or a checkpoint holds it.
@@ -148,7 +156,7 @@ def update_class_paths(value: Any) -> Any:
     if isinstance(value, dict):
         return {
             key: update_path(item)
-            if key in ("class_path", "head") and isinstance(item, str)
+            if key in ("class_path", "head", "data") and isinstance(item, str)
             else update_class_paths(item)
             for key, item in value.items()
         }

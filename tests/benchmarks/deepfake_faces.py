@@ -32,9 +32,9 @@ from trainings import quiet, train
 
 from vfm.data.base import ImageData
 from vfm.data.dataset import Record
-from vfm.deepfake.data.base import FakeImages
-from vfm.deepfake.data.dataset import collate_fakes
-from vfm.deepfake.data.procedural import SyntheticFakes
+from vfm.deepfake.data.base import DeepfakeImages
+from vfm.deepfake.data.dataset import collate_deepfakes
+from vfm.deepfake.data.procedural import SyntheticDeepfakes
 from vfm.deepfake.loss import DeepfakeLoss
 from vfm.deepfake.target import DeepfakeTarget
 from vfm.deepfake.task import DeepfakeTask
@@ -53,14 +53,14 @@ KINDS = ("lighter", "darker", "redder", "bluer", "blurred", "coarse", "sharper",
 
 def dealt(samples: Sequence[Any]) -> Batch:
     """A batch whose labels and masks belong to other images of it."""
-    batch = collate_fakes(samples)
+    batch = collate_deepfakes(samples)
     label, mask = require_target(batch, DeepfakeTarget, dealt)
     order = np.random.default_rng(batch["index"].tolist()).permutation(len(label))
     batch["target"] = DeepfakeTarget(label[order], mask[order])
     return batch
 
 
-class Shuffled(SyntheticFakes):
+class Shuffled(SyntheticDeepfakes):
     """Labels are right in validation and test alone."""
 
     def train_dataloader(self) -> Any:
@@ -98,7 +98,7 @@ def changed(pixels: NDArray[np.uint8], kind: str, generator: np.random.Generator
 class Kinds(ImageData):
     """What was done to a rectangle of a real face? Of the persons to train on alone."""
 
-    def __init__(self, faces: FakeImages, pictures: int, **options: Any) -> None:
+    def __init__(self, faces: DeepfakeImages, pictures: int, **options: Any) -> None:
         super().__init__(**options)
         self.faces = faces
         self.pictures = pictures
@@ -116,7 +116,7 @@ class Kinds(ImageData):
         return {"train": records}
 
 
-def faces(kind: type[SyntheticFakes], persons: int) -> SyntheticFakes:
+def faces(kind: type[SyntheticDeepfakes], persons: int) -> SyntheticDeepfakes:
     return kind(
         num_identities=persons,
         num_frames=FRAMES,
@@ -139,7 +139,7 @@ def pretrained(out: Path, persons: int, pictures: int, epochs: int) -> Path:
         backbone_args=ARGUMENTS,
         optim=Optim(lr=5e-3),
     )
-    seen = faces(SyntheticFakes, persons)
+    seen = faces(SyntheticDeepfakes, persons)
     data = Kinds(seen, pictures, batch_size=32, augment="none", num_workers=0)
     trainer = train(task, data, out, max_epochs=epochs, limit_val_batches=0, accelerator="cpu")
     path = out / "kinds.ckpt"
@@ -149,7 +149,7 @@ def pretrained(out: Path, persons: int, pictures: int, epochs: int) -> Path:
 
 def outcome(
     out: Path,
-    data: SyntheticFakes,
+    data: SyntheticDeepfakes,
     adapt: Adapt,
     weights: Path | None,
     epochs: int,
@@ -196,7 +196,7 @@ def main() -> None:
         ("ln", "norm layers of a net trained to tell edits apart", weights),
     ]
     for adapt, name, start in cases:
-        data = faces(SyntheticFakes, persons)
+        data = faces(SyntheticDeepfakes, persons)
         results, seconds = outcome(out / adapt, data, adapt, start, epochs[adapt])
         auc = results["video_auc"]["value"]
         name = f"forged faces of unseen persons, {name}"

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from trainings import WARM, Clock, quiet, train
 from vfm_runtime.deepfake.faces.crop import CropSpec
 
-from vfm.deepfake.data.base import FakeImages
+from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.target import DeepfakeTarget
 from vfm.deepfake.task import DeepfakeTask
 from vfm.models.adapt import Adapt
@@ -36,7 +36,7 @@ CPU = [Case(224, 8, "32-true", 6), Case(224, 32, "32-true", 3), Case(224, 8, "bf
 GPU = [Case(224, 128, "bf16-mixed", 40), Case(224, 32, "bf16-mixed", 60)]
 
 
-class OneBatchOfPairs(FakeImages):
+class OneBatchOfPairs(DeepfakeImages):
     """The same noise again and again: reals, each followed by its fake with a mask."""
 
     def __init__(self, case: Case) -> None:

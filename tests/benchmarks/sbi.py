@@ -24,8 +24,8 @@ import torch
 import vfm
 from vfm import Preprocess
 from vfm.deepfake.data.blend import self_blend
-from vfm.deepfake.data.data import FakesData
-from vfm.deepfake.data.procedural import SyntheticFakes, write_faces
+from vfm.deepfake.data.data import DeepfakeData
+from vfm.deepfake.data.procedural import SyntheticDeepfakes, write_faces
 
 SIDE, GOAL = 256, 60
 PREPROCESS = Preprocess(size=(224, 224))
@@ -47,7 +47,7 @@ def main() -> None:
     # One core: as in a data worker.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    drawn = SyntheticFakes(num_identities=8, num_frames=2, image_size=SIDE, mode="sbi")
+    drawn = SyntheticDeepfakes(num_identities=8, num_frames=2, image_size=SIDE, mode="sbi")
     drawn.preprocess = PREPROCESS
     drawn.setup("fit")
     pairs = drawn._build_training_dataset()
@@ -58,7 +58,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         write_faces(Path(folder), num_identities=8, num_frames=2, size=SIDE)
-        stored = FakesData(folder, mode="sbi", val_fraction=0.25, test_fraction=0.25)
+        stored = DeepfakeData(folder, mode="sbi", val_fraction=0.25, test_fraction=0.25)
         stored.preprocess = PREPROCESS
         stored.setup("fit")
         files = stored._build_training_dataset()

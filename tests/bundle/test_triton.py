@@ -76,7 +76,7 @@ JUDGING = {"crop": CropSpec().to_dict(), "decision": Decision().to_dict()}
 CASES = {
     "animals": lambda: ({"": make()}, {}),
     "boxes": lambda: ({"": make(DetrHead(num_queries=5), kind=DetectionTask)}, {}),
-    "forged": lambda: (
+    "deepfake": lambda: (
         {"": make(DeepfakeHead(bank_size=4), ("real", "fake"), DeepfakeTask)},
         {"rules": JUDGING},
     ),
@@ -234,13 +234,13 @@ def test_dims_and_types_are_those_of_the_graphs(repositories, name):
 
 
 def test_one_number_an_image_has_a_dimension(repositories):
-    config = repositories("forged").config("forged_model")
+    config = repositories("deepfake").config("deepfake_model")
     ports = {port.name: port for port in config.output}
     assert list(ports["logits"].dims) == [1]
     assert ports["logits"].HasField("reshape")
     assert not ports["heatmaps"].HasField("reshape")
     ensemble = {
-        port.name: list(port.dims) for port in repositories("forged").config("forged").output
+        port.name: list(port.dims) for port in repositories("deepfake").config("deepfake").output
     }
     assert ensemble == {"logits": [1, 1], "heatmaps": [1, 2, 2], "distances": [1, 1]}
 
@@ -249,7 +249,7 @@ def test_labels_have_their_files(repositories):
     for name, files in {
         "animals": {"scores": "labels.txt"},
         "both": {"kind.scores": "kind_labels.txt", "parts.scores": "parts_labels.txt"},
-        "forged": {},
+        "deepfake": {},
     }.items():
         repository = repositories(name)
         for part in (f"{name}_model", name):
@@ -262,8 +262,8 @@ def test_labels_have_their_files(repositories):
 
 
 def test_what_is_left_to_the_client_of_a_deepfake_model(repositories, tmp_path, caplog):
-    repository = repositories("forged")
-    text = (repository.folder / "forged" / "config.pbtxt").read_text()
+    repository = repositories("deepfake")
+    text = (repository.folder / "deepfake" / "config.pbtxt").read_text()
     assert text.startswith("# One crop a request")
     assert "Left to the client: finding the faces" in text
     with caplog.at_level(logging.WARNING):

@@ -17,7 +17,7 @@ from tests.image_folders import write_image_folder
 from tests.tasks.tiny import VIT, fit, shapes, trainer, vit
 from vfm.data import DetectionData, FolderData, SyntheticData, TableData
 from vfm.data.detection.dataset import BoxAugment
-from vfm.deepfake import DeepfakeTask, FakesData
+from vfm.deepfake import DeepfakeData, DeepfakeTask
 from vfm.deepfake.data.procedural import write_faces
 from vfm.models.heads import DetrHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
@@ -83,11 +83,11 @@ def boxes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fakes(tmp_path_factory):
-    folder, faces = tmp_path_factory.mktemp("fakes"), tmp_path_factory.mktemp("faces")
+def deepfakes(tmp_path_factory):
+    folder, faces = tmp_path_factory.mktemp("deepfakes"), tmp_path_factory.mktemp("faces")
     write_faces(faces, num_identities=8, num_frames=2, size=SIDE)
     shares = {"val_fraction": 0.25, "test_fraction": 0.25}
-    data = FakesData(faces, batch_size=8, num_workers=0, **shares)
+    data = DeepfakeData(faces, batch_size=8, num_workers=0, **shares)
     task = DeepfakeTask(
         "vit_tiny_patch16_224",
         pretrained=False,
@@ -110,7 +110,7 @@ def write_table(root, path):
     return path
 
 
-@pytest.fixture(params=["labels", "several", "boxes", "fakes"])
+@pytest.fixture(params=["labels", "several", "boxes", "deepfakes"])
 def any_run(request):
     return request.getfixturevalue(request.param)
 
@@ -128,7 +128,7 @@ def test_the_val_split_of_the_training_gives_its_figure(any_run):
 
 @pytest.mark.parametrize(
     ("kind", "metric"),
-    [("labels", "accuracy"), ("several", "mAP"), ("boxes", "AP"), ("fakes", "frame_auc")],
+    [("labels", "accuracy"), ("several", "mAP"), ("boxes", "AP"), ("deepfakes", "frame_auc")],
 )
 def test_metric(request, kind, metric):
     run = request.getfixturevalue(kind)
@@ -230,42 +230,42 @@ def test_perfect_boxes(boxes):
     assert found.figure(outputs) == pytest.approx(1, abs=1e-3)
 
 
-def test_other_fakes(fakes, tmp_path):
+def test_other_deepfakes(deepfakes, tmp_path):
     write_faces(tmp_path, num_identities=8, num_frames=1, size=SIDE, seed=5)
-    found = fakes.validation(tmp_path)
+    found = deepfakes.validation(tmp_path)
     assert found.num_images == 24
     assert found.truth.sum() == 16
-    by_manifest = fakes.validation(tmp_path / "manifest.csv")
+    by_manifest = deepfakes.validation(tmp_path / "manifest.csv")
     assert by_manifest.paths == found.paths
     assert found.figure({"logits": found.truth * 2.0 - 1}) == 1
     # Without crop.json the images are taken for crops like those of the training.
     (tmp_path / "crop.json").unlink()
-    assert fakes.validation(tmp_path).num_images == 24
+    assert deepfakes.validation(tmp_path).num_images == 24
 
 
-def test_folders_of_real_and_fake(fakes, tmp_path):
+def test_folders_of_real_and_fake(deepfakes, tmp_path):
     for number, item in enumerate(write_faces(tmp_path / "made", 8, 1, SIDE, seed=5)):
         place = tmp_path / "flat" / item.label / f"{number:03d}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(item.path, place)
-    found = fakes.validation(tmp_path / "flat")
+    found = deepfakes.validation(tmp_path / "flat")
     assert found.num_images == 24
     assert [path.parent.name == "fake" for path in found.paths] == (found.truth == 1).tolist()
 
 
-def test_fakes_that_are_cut_out_otherwise(fakes, tmp_path):
+def test_deepfakes_that_are_cut_out_otherwise(deepfakes, tmp_path):
     write_faces(tmp_path, num_identities=8, num_frames=1, size=64)
     with pytest.raises(CheckpointError, match="not cropped as those that the model was trained on"):
-        fakes.validation(tmp_path)
+        deepfakes.validation(tmp_path)
 
 
-def test_only_reals_have_no_auc(fakes, tmp_path):
+def test_only_reals_have_no_auc(deepfakes, tmp_path):
     write_faces(tmp_path, num_identities=8, num_frames=1, size=SIDE, seed=5)
     lines = (tmp_path / "manifest.csv").read_text().splitlines()
     reals = [line for line in lines[1:] if ",real," in line]
     (tmp_path / "manifest.csv").write_text("\n".join([lines[0], *reals]))
     with pytest.raises(ValidationError, match="All 8 images are real, so there is no AUC"):
-        fakes.validation(tmp_path).score(fakes.run)
+        deepfakes.validation(tmp_path).score(deepfakes.run)
 
 
 def test_images_that_were_trained_on_are_refused(labels, tmp_path):

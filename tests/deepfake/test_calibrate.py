@@ -13,7 +13,7 @@ from vfm_runtime.deepfake.decision import Decision
 
 from vfm.deepfake.calibrate import describe, fit, require_both, require_untested
 from vfm.deepfake.data.dataset import DeepfakeRecord
-from vfm.deepfake.data.procedural import SyntheticFakes
+from vfm.deepfake.data.procedural import SyntheticDeepfakes
 from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.evidence import Evidence
 from vfm.deepfake.head import DeepfakeHead
@@ -71,7 +71,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         adapt="full",
         optim=Optim(lr=2e-3),
     )
-    data = SyntheticFakes(num_identities=40, num_frames=1, image_size=32, mode="paired")
+    data = SyntheticDeepfakes(num_identities=40, num_frames=1, image_size=32, mode="paired")
     trainer = L.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
@@ -92,7 +92,7 @@ def test_a_checkpoint_gets_its_operating_point(checkpoint, capsys):
     path = checkpoint.parent / OPERATING_POINT
     rules = Decision.from_dict(json.loads(path.read_text()))
     details = json.loads(path.with_name(CALIBRATION_FILE).read_text())
-    data = SyntheticFakes(num_identities=40, num_frames=1, image_size=32, mode="paired")
+    data = SyntheticDeepfakes(num_identities=40, num_frames=1, image_size=32, mode="paired")
     data.setup("validate")
     assert rules.calibration == videos_fingerprint(data.records["val"])
     assert rules.num_reals == details["num_reals"] == 10

@@ -15,7 +15,7 @@ from vfm_runtime.tasks.confidence import AbstainReason
 
 from vfm.cli.command import run
 from vfm.deepfake.data.manifest import write_manifest
-from vfm.deepfake.data.record import FakesError, Item
+from vfm.deepfake.data.record import DeepfakeDataError, Item
 from vfm.deepfake.shortcuts import command as command
 from vfm.deepfake.shortcuts.known_reals import ask_of_reals
 
@@ -107,7 +107,9 @@ def test_trap_11_undecided_and_unreadable_are_no_false_alarms():
 
 
 def test_fewer_than_twenty_known_reals_are_refused():
-    with pytest.raises(FakesError, match=r"There are 19 known reals, and with fewer than 20"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"There are 19 known reals, and with fewer than 20"
+    ):
         ask_of_reals(Says(REAL), paths(19), 0.01)
 
 
@@ -144,7 +146,7 @@ def test_of_crops_the_videos_are_to_be_asked_too(pictures, tmp_path, capsys):
     command.doctor(tmp_path)
     assert "run vfm doctor --shortcuts on the videos, too" in capsys.readouterr().out
     with pytest.raises(
-        FakesError, match=r"holds crops of faces\. A model is asked of whole images"
+        DeepfakeDataError, match=r"holds crops of faces\. A model is asked of whole images"
     ):
         command.doctor(tmp_path, model=tmp_path / "best.ckpt")
 
@@ -175,5 +177,7 @@ def test_of_data_with_fakes_only_the_reals_are_asked(pictures, tmp_path, capsys,
 
 def test_a_folder_that_cannot_be_written_names_the_option(pictures, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(FakesError, match=r"cannot be written .* Name another folder with --out"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"cannot be written .* Name another folder with --out"
+    ):
         command.doctor(pictures, shortcuts=True, out=tmp_path / "file")

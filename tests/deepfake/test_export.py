@@ -23,7 +23,7 @@ from vfm.bundle import ParityError
 from vfm.bundle.card import card
 from vfm.bundle.export import export
 from vfm.bundle.parity import ImageParity, Parity, choose_images
-from vfm.deepfake.data.data import FakesData
+from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.procedural import write_faces
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.results import OPERATING_POINT
@@ -76,7 +76,7 @@ def checkpoint(faces, tmp_path_factory):
         optim=Optim(lr=1e-3),
     )
     made = trainer(root, max_epochs=1, limit_val_batches=0)
-    made.fit(task, datamodule=FakesData(faces, num_workers=0, benign_share=0.0))
+    made.fit(task, datamodule=DeepfakeData(faces, num_workers=0, benign_share=0.0))
     torch.nn.init.normal_(task.head.linear.weight, std=20)
     pixels = np.stack([open_image(path) for path in sorted((faces / "crops").rglob("*.png"))])
     pixels = np.stack([task.preprocess.resize(image)[0] for image in pixels])

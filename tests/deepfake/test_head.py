@@ -92,7 +92,8 @@ def test_an_empty_batch_is_answered():
 @pytest.mark.parametrize("labels", [("fake", "real"), ("ai", "nature"), ("real", "fake", "other")])
 def test_trap_08_other_labels_or_another_order_are_refused(labels):
     with pytest.raises(
-        ValueError, match=r"The labels are \[.*answers \['real', 'fake'\], in this order.*FakesData"
+        ValueError,
+        match=r"The labels are \[.*answers \['real', 'fake'\], in this order.*DeepfakeData",
     ):
         DeepfakeHead().prepare(INFO, labels)
 

@@ -16,12 +16,12 @@ from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.results import (
     OPERATING_POINT,
     SHORTCUTS,
-    FakeCollector,
+    DeepfakeCollector,
     decisions,
     most_fake,
     scored,
     videos_fingerprint,
-    write_fake_results,
+    write_deepfake_results,
 )
 
 MORE = {"checkpoint": None, "num_skipped": 0, "skipped": {}}
@@ -49,13 +49,13 @@ def split(num_videos=30, num_frames=2, shift=3.0, seed=0):
 
 
 def answered(logits, index=None, loss=0.0):
-    collector = FakeCollector()
+    collector = DeepfakeCollector()
     collector.add(logits, torch.arange(len(logits)) if index is None else index, loss)
     return collector.gather()
 
 
 def test_repeated_images_count_once_and_order_is_that_of_the_split():
-    collector = FakeCollector()
+    collector = DeepfakeCollector()
     collector.add(torch.tensor([3.0, 1.0]), torch.tensor([2, 0]), torch.tensor(1.5))
     collector.add(torch.tensor([2.0, 3.0]), torch.tensor([1, 2]), 0.5, torch.tensor([0.25, 0.75]))
     answers = collector.gather()
@@ -90,7 +90,7 @@ def test_a_video_without_any_scored_frame_has_failed():
 
 def test_records_without_groups_are_refused():
     record = Record("a.png", 1, "a.png")
-    with pytest.raises(ValueError, match=r"a\.png has the groups \(\), .* with FakesData"):
+    with pytest.raises(ValueError, match=r"a\.png has the groups \(\), .* with DeepfakeData"):
         scored(answered(torch.tensor([1.0])), [record])
 
 
@@ -105,7 +105,7 @@ def test_fingerprint_is_of_videos_and_labels_not_of_order():
 
 def test_everything_is_written(tmp_path):
     records, logits = split()
-    path = write_fake_results(
+    path = write_deepfake_results(
         tmp_path, "val", answered(logits, loss=6.0), records, MORE, trained_on=["swap"]
     )
     results = json.loads(path.read_text())["val"]
@@ -137,7 +137,7 @@ def test_reals_alone_are_reported_without_areas(tmp_path):
     records, logits = split()
     index = torch.tensor([i for i, record in enumerate(records) if record.label == 0])
     reals = [records[i] for i in index]
-    path = write_fake_results(tmp_path, "test", answered(logits[index]), reals, MORE)
+    path = write_deepfake_results(tmp_path, "test", answered(logits[index]), reals, MORE)
     results = json.loads(path.read_text())["test"]
     assert results["video_auc"]["value"] is None
     assert results["warnings"] == ["The test split has only reals, so nothing is told apart."]
@@ -149,7 +149,7 @@ def test_trap_16_a_shortcut_in_the_data_stands_first_in_the_report(tmp_path):
     records, logits = split()
     found = {"metadata_auc": {"value": 0.91, "low": 0.88, "high": 0.94, "level": 0.95}}
     (tmp_path / SHORTCUTS).write_text(json.dumps(found))
-    write_fake_results(
+    write_deepfake_results(
         tmp_path / "out", "test", answered(logits), records, MORE, data_root=tmp_path
     )
     results = json.loads((tmp_path / "out" / "results.json").read_text())["test"]
@@ -161,7 +161,7 @@ def test_trap_16_a_shortcut_in_the_data_stands_first_in_the_report(tmp_path):
 def test_trap_03_tests_are_counted(tmp_path):
     records, logits = split()
     for times in (1, 2):
-        path = write_fake_results(tmp_path, "test", answered(logits), records, MORE)
+        path = write_deepfake_results(tmp_path, "test", answered(logits), records, MORE)
         results = json.loads(path.read_text())["test"]
         assert results["times_evaluated"] == times
     assert "evaluated 2 times" in results["warnings"][0]
@@ -169,14 +169,14 @@ def test_trap_03_tests_are_counted(tmp_path):
 
 def test_trap_08_swapped_labels_are_suspected(tmp_path):
     records, logits = split()
-    path = write_fake_results(tmp_path, "val", answered(-logits), records, MORE)
+    path = write_deepfake_results(tmp_path, "val", answered(-logits), records, MORE)
     assert "Labels may be swapped" in json.loads(path.read_text())["val"]["warnings"][0]
 
 
 def test_trap_21_failed_videos_are_told_and_bounded(tmp_path):
     records, logits = split()
     index = torch.arange(len(records) - 2)
-    path = write_fake_results(tmp_path, "val", answered(logits[index], index), records, MORE)
+    path = write_deepfake_results(tmp_path, "val", answered(logits[index], index), records, MORE)
     results = json.loads(path.read_text())["val"]
     assert results["warnings"] == [
         "1 of 30 videos got no score (0 real, 1 fake). They are in no figure but the worst case."
@@ -194,7 +194,7 @@ def operating_point(folder, fingerprint):
 def test_the_operating_point_is_judged_on_other_videos(tmp_path):
     records, logits = split()
     operating_point(tmp_path, "of others")
-    path = write_fake_results(tmp_path, "test", answered(logits), records, MORE)
+    path = write_deepfake_results(tmp_path, "test", answered(logits), records, MORE)
     results = json.loads(path.read_text())["test"]
     mean = logits.reshape(-1, 2).mean(1).numpy()
     alarms = int((mean[::3] > 2).sum())
@@ -208,7 +208,7 @@ def test_the_operating_point_is_judged_on_other_videos(tmp_path):
 def test_trap_20_a_threshold_proves_nothing_on_the_videos_that_set_it(tmp_path):
     records, logits = split()
     operating_point(tmp_path, videos_fingerprint(records))
-    path = write_fake_results(tmp_path, "test", answered(logits), records, MORE)
+    path = write_deepfake_results(tmp_path, "test", answered(logits), records, MORE)
     results = json.loads(path.read_text())["test"]
     assert results["operating_point"] is None
     assert "calibrated on these very videos" in results["warnings"][-1]

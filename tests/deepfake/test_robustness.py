@@ -11,14 +11,14 @@ from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.faces.crop import CropSpec
 
 from vfm.cli.command import run
-from vfm.deepfake.data.data import FakesData
+from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.manifest import write_manifest
-from vfm.deepfake.data.procedural import SyntheticFakes
-from vfm.deepfake.data.record import FakesError, Item
+from vfm.deepfake.data.procedural import SyntheticDeepfakes
+from vfm.deepfake.data.record import DeepfakeDataError, Item
 from vfm.deepfake.robustness.command import audit, audited_data
 from vfm.deepfake.robustness.degradations import Degradation, degradations
 from vfm.deepfake.robustness.page import robustness_page, text
-from vfm.deepfake.robustness.results import DegradedFakes, measure_robustness, prepared
+from vfm.deepfake.robustness.results import DegradedDeepfakes, measure_robustness, prepared
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import ClassificationTask
 from vfm.tasks.saved import Checkpoint
@@ -50,7 +50,7 @@ def root(tmp_path_factory):
 
 def faces(root, **options):
     options = {"cropped": True, "crop_size": SIDE, "mode": "plain", "num_workers": 0} | options
-    return FakesData(root, edits=False, benign_share=0.0, **options)
+    return DeepfakeData(root, edits=False, benign_share=0.0, **options)
 
 
 @pytest.fixture
@@ -91,11 +91,11 @@ def test_the_crop_is_degraded_before_it_is_resized(root, task):
     data = faces(root)
     records = prepared(task, data, "test", 1)
     jpeg = Degradation("jpeg", 10)
-    sample = DegradedFakes(records, data, task, jpeg, 0)[0]
+    sample = DegradedDeepfakes(records, data, task, jpeg, 0)[0]
     crop = np.array(Image.open(records[0].source))
     expected = task.preprocess.resize(jpeg.apply(crop, np.random.default_rng(0)))[0]
     np.testing.assert_array_equal(sample.image, expected)
-    plain = DegradedFakes(records, data, task, None, 0)[0]
+    plain = DegradedDeepfakes(records, data, task, None, 0)[0]
     np.testing.assert_array_equal(plain.image, task.preprocess.resize(crop)[0])
 
 
@@ -151,7 +151,9 @@ def test_one_label_is_refused(root, task, tmp_path):
     write_manifest(
         tmp_path / "manifest.csv", [Item(path=path, label="real", video="0", split="test")]
     )
-    with pytest.raises(FakesError, match="All 1 images of test are real: there is nothing to tell"):
+    with pytest.raises(
+        DeepfakeDataError, match="All 1 images of test are real: there is nothing to tell"
+    ):
         measure_robustness(task, faces(tmp_path), [])
 
 
@@ -169,7 +171,7 @@ def checkpoint(tmp_path_factory):
     """Of a training of one step on drawn faces."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
-    data = SyntheticFakes(num_identities=8, num_frames=2, image_size=SIDE, batch_size=8)
+    data = SyntheticDeepfakes(num_identities=8, num_frames=2, image_size=SIDE, batch_size=8)
     task = DeepfakeTask(
         "vit_tiny_patch16_224",
         backbone_args={"embed_dim": 48, "depth": 1, "num_heads": 3},
@@ -227,7 +229,7 @@ def test_data_of_another_crop_is_refused_by_the_command(checkpoint, root):
 def test_data_of_the_command_are_never_changed(checkpoint, root):
     opened = Checkpoint.open(checkpoint)
     own = audited_data(opened, None)
-    assert isinstance(own, SyntheticFakes)
+    assert isinstance(own, SyntheticDeepfakes)
     other = audited_data(opened, root)
     listed = audited_data(opened, root / "manifest.csv", cropped=True)
     for data in (own, other, listed):
@@ -236,7 +238,9 @@ def test_data_of_the_command_are_never_changed(checkpoint, root):
 
 
 def test_errors_of_the_command(checkpoint, tmp_path):
-    with pytest.raises(FakesError, match=r"Nothing to audit was named\. Choices: --robustness"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"Nothing to audit was named\. Choices: --robustness"
+    ):
         audit(checkpoint)
     with pytest.raises(ValueError, match="no kind of degradation 'fog'"):
         audit(checkpoint, robustness=True, kinds="fog")
@@ -245,7 +249,9 @@ def test_errors_of_the_command(checkpoint, tmp_path):
     trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
     trainer.strategy.connect(other)
     trainer.save_checkpoint(tmp_path / "other.ckpt")
-    with pytest.raises(FakesError, match="is a ClassificationTask, which does not tell real from"):
+    with pytest.raises(
+        DeepfakeDataError, match="is a ClassificationTask, which does not tell real from"
+    ):
         audit(tmp_path / "other.ckpt", robustness=True)
 
 

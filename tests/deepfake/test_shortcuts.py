@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from vfm_runtime.media.image import ImageError
 
-from vfm.deepfake.data.record import FakesError, Item
+from vfm.deepfake.data.record import DeepfakeDataError, Item
 from vfm.deepfake.shortcuts import metadata
 from vfm.deepfake.shortcuts.metadata import jpeg_quality, read_metadata
 from vfm.deepfake.shortcuts.page import name_note, shortcuts_page, verdict
@@ -348,5 +348,5 @@ def test_people_in_all_videos_are_said(tmp_path):
 def test_too_few_of_a_label_are_refused(tmp_path):
     items = [write(tmp_path, "real", n) for n in range(9)] + [write(tmp_path, "fake", 0)]
     message = r"There are 9 real and 1 fake.*at least 5 of each: add fake ones"
-    with pytest.raises(FakesError, match=message):
+    with pytest.raises(DeepfakeDataError, match=message):
         find_shortcuts(items)

@@ -21,11 +21,11 @@ from vfm_runtime.media.image import open_image
 import vfm
 from tests.tasks.tiny import require_report, shapes, trainer
 from vfm.deepfake.data.base import CROP_FILE
-from vfm.deepfake.data.data import FakesData
-from vfm.deepfake.data.procedural import METHODS, SyntheticFakes, write_faces
+from vfm.deepfake.data.data import DeepfakeData
+from vfm.deepfake.data.procedural import METHODS, SyntheticDeepfakes, write_faces
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.loss import DeepfakeLoss
-from vfm.deepfake.results import OPERATING_POINT, FakeAnswers
+from vfm.deepfake.results import OPERATING_POINT, DeepfakePredictions
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import BaseTask, Optim
 from vfm.training.checkpoint_file import CheckpointError
@@ -47,14 +47,14 @@ def task(**changes: Any) -> DeepfakeTask:
     return DeepfakeTask(**(settings | changes))
 
 
-def drawn(**changes: Any) -> SyntheticFakes:
+def drawn(**changes: Any) -> SyntheticDeepfakes:
     settings: dict[str, Any] = {
         "num_identities": 8,
         "num_frames": 1,
         "image_size": SIDE,
         "batch_size": 8,
     }
-    return SyntheticFakes(**(settings | changes))
+    return SyntheticDeepfakes(**(settings | changes))
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +64,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def listed(files: Path, **changes: Any) -> FakesData:
+def listed(files: Path, **changes: Any) -> DeepfakeData:
     settings: dict[str, Any] = {
         "val_fraction": 0.25,
         "test_fraction": 0.25,
         "batch_size": 8,
         "num_workers": 0,
     }
-    return FakesData(files, **(settings | changes))
+    return DeepfakeData(files, **(settings | changes))
 
 
 @pytest.fixture(scope="module")
@@ -310,12 +310,12 @@ def test_trap_08_inverted_labels_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(made, "_datamodule", lambda: data)
     labels = np.array([record.label for record in data.records["val"]])
     position = np.arange(len(labels))
-    right = FakeAnswers(labels.astype(np.float32), np.zeros(len(labels)), position, 0.0)
+    right = DeepfakePredictions(labels.astype(np.float32), np.zeros(len(labels)), position, 0.0)
     assert made.figures("val", right)["video_auc"] == 1.0
     with pytest.warns(UserWarning, match=r"AUC on val is 0\.000.*inverted \(fake is 1\)"):
         figures = made.figures("val", right._replace(logits=-right.logits))
     assert figures["macro_auc"] == 0.0
-    reals = FakeAnswers(*(part[labels == 0] for part in right[:3]), 0.0)
+    reals = DeepfakePredictions(*(part[labels == 0] for part in right[:3]), 0.0)
     assert np.isnan(made.figures("val", reals)["video_auc"])
 
 
@@ -323,7 +323,7 @@ def test_data_that_does_not_know_its_videos(tmp_path: Path) -> None:
     made = trainer(tmp_path, fast_dev_run=True)
     with pytest.raises(
         TypeError,
-        match=r"DeepfakeTask learns from real and fake images, but SyntheticData .*--data FakesData",
+        match=r"DeepfakeTask learns from real and fake images, but SyntheticData .*--data DeepfakeData",
     ):
         made.fit(task(), datamodule=shapes())
 
@@ -356,7 +356,7 @@ def test_blends_are_found_and_shown(tmp_path: Path) -> None:
         for batch in data.val_dataloader():
             heat = learning.eval().answer(batch["image"])["heatmaps"]
             share = nn.functional.adaptive_avg_pool2d(batch["target"].mask, heat.shape[1:])
-            fakes = (batch["target"].label == 1)[:, None, None]
-            inside += heat[fakes & (share > 0.9)].tolist()
-            outside += heat[fakes & (share < 0.1)].tolist()
+            deepfakes = (batch["target"].label == 1)[:, None, None]
+            inside += heat[deepfakes & (share > 0.9)].tolist()
+            outside += heat[deepfakes & (share < 0.1)].tolist()
     assert np.mean(inside) > np.mean(outside) + 0.1

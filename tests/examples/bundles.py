@@ -15,7 +15,7 @@ from tests.conftest import MODELS, make_task
 from tests.runtime import toy
 from tests.tasks.tiny import trainer
 from vfm.bundle.export import export
-from vfm.deepfake.data.data import FakesData
+from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.procedural import write_faces
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.results import OPERATING_POINT
@@ -68,13 +68,13 @@ def _deepfake(folder, out):
     options = {"pretrained": False, "image_size": 40, "adapt": "full"}
     task = DeepfakeTask("test_efficientnet", head, optim=Optim(lr=1e-3), **options)
     made = trainer(folder, limit_val_batches=0)
-    made.fit(task, datamodule=FakesData(folder, num_workers=0, benign_share=0.0))
+    made.fit(task, datamodule=DeepfakeData(folder, num_workers=0, benign_share=0.0))
     torch.nn.init.normal_(task.head.linear.weight, std=20)  # real ones and fakes
     crops = [open_image(path) for path in sorted((folder / "crops").rglob("*.png"))]
     pixels = torch.from_numpy(np.stack([task.preprocess.resize(crop)[0] for crop in crops]))
     with torch.no_grad():
         task.head.linear.bias -= task.eval()(pixels)["logits"].median()
-    path = folder / "run" / "forged.ckpt"
+    path = folder / "run" / "deepfake.ckpt"
     made.save_checkpoint(path)
     rules = Decision(temperature=1.5, threshold=-0.2, fpr=0.05, num_reals=40, max_distance=5.0)
     path.with_name(OPERATING_POINT).write_text(json.dumps(rules.to_dict()))

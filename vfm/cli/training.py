@@ -113,7 +113,7 @@ def _update_words(words: list[str], folder: Path) -> list[str]:
     for number, word in enumerate(words):
         option, equals, value = word.rpartition("=")
         name = option or words[max(number - 1, 0)]
-        if value.startswith("vfm.") or (name.endswith(".head") and value in CLASSES):
+        if value.startswith("vfm.") or (name.endswith((".head", "--data")) and value in CLASSES):
             value = update_path(value)
         elif value.endswith((".yaml", ".yml")) and Path(value).is_file():
             recipe = yaml.safe_load(Path(value).read_text(encoding="utf-8"))

@@ -8,10 +8,10 @@ A plug-in: it builds on every other package of vfm, and none of them knows it. T
 5. `results.json` and `videos_<split>.csv` are written, and `page.py` lays it all out with curves and the worst videos.
 """
 
-from vfm.deepfake.data.data import FakesData
-from vfm.deepfake.data.procedural import SyntheticFakes
+from vfm.deepfake.data.data import DeepfakeData
+from vfm.deepfake.data.procedural import SyntheticDeepfakes
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.loss import DeepfakeLoss
 from vfm.deepfake.task import DeepfakeTask
 
-__all__ = ["DeepfakeHead", "DeepfakeLoss", "DeepfakeTask", "FakesData", "SyntheticFakes"]
+__all__ = ["DeepfakeData", "DeepfakeHead", "DeepfakeLoss", "DeepfakeTask", "SyntheticDeepfakes"]

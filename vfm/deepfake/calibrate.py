@@ -15,8 +15,8 @@ from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.faces.crop import CropSpec
 
 from vfm.data.dataset import Record
-from vfm.deepfake.data.base import FakeImages
-from vfm.deepfake.data.data import FakesData
+from vfm.deepfake.data.base import DeepfakeImages
+from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.record import LABELS
 from vfm.deepfake.evidence import Evidence, gather
 from vfm.deepfake.results import OPERATING_POINT, decisions, videos_fingerprint
@@ -60,11 +60,11 @@ def open_calibration_videos(path: Path, options: CalibrationOptions) -> Labelled
     """Images of videos by path, of the splits that are asked for.
 
     Args:
-        path: Folder as for FakesData, or a manifest.
+        path: Folder as for DeepfakeData, or a manifest.
         options: Options of the command.
     """
     is_file = path.is_file()
-    images = FakesData(
+    images = DeepfakeData(
         path.parent if is_file else path,
         manifest=path if is_file else None,
         cropped=options.cropped,
@@ -94,7 +94,7 @@ def calibrate_videos(
         CalibrationError: The videos were tested on, or are all real or all fake.
         TooFewError: There are too few real videos for the fraction.
     """
-    images = cast(FakeImages, source.data)
+    images = cast(DeepfakeImages, source.data)
     images.batch_size, images.num_workers = options.batch_size, options.num_workers
     records, split = source.records, options.split or "val"
     require_untested(records, folder)

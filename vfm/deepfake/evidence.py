@@ -14,11 +14,11 @@ from vfm_runtime.deepfake.faces.quality import blur
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.data.dataset import Record, read_source
-from vfm.deepfake.data.base import FakeImages
+from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.record import LABELS
 from vfm.deepfake.metrics import Videos, video_logits
-from vfm.deepfake.results import FakeAnswers, FakeCollector, most_fake, scored
+from vfm.deepfake.results import DeepfakeCollector, DeepfakePredictions, most_fake, scored
 from vfm.tasks.calibration import CalibrationError
 from vfm.tasks.validation import Run
 
@@ -39,7 +39,7 @@ class Evidence(NamedTuple):
     """Videos that got no score."""
 
 
-def gather(run: Run, crop: CropSpec, images: FakeImages, splits: Sequence[str]) -> Evidence:
+def gather(run: Run, crop: CropSpec, images: DeepfakeImages, splits: Sequence[str]) -> Evidence:
     """Score the images of some splits.
 
     Args:
@@ -76,8 +76,8 @@ class _Shown(NamedTuple):
     distance: float
 
 
-def _answers(run: Run, images: FakeImages, split: str) -> FakeAnswers:
-    collector = FakeCollector()
+def _answers(run: Run, images: DeepfakeImages, split: str) -> DeepfakePredictions:
+    collector = DeepfakeCollector()
     for batch in images.build_plain_loader(split):
         if len(batch["image"]):
             outputs = run({"pixels": batch["image"].numpy()})

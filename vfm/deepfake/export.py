@@ -9,7 +9,7 @@ from typing import Any
 from vfm_runtime.deepfake.faces.crop import CropSpec
 
 from vfm.deepfake.data.base import CROP_FILE
-from vfm.deepfake.data.data import FakesData
+from vfm.deepfake.data.data import DeepfakeData
 
 UNSHARED = "tells real from fake, and looks at crops of faces where the others look at whole images"
 NO_REFERENCE = (
@@ -27,7 +27,7 @@ SERVING_WARNING = (
 )
 
 
-def open_fakes(path: Path, crop: CropSpec | None) -> FakesData:
+def open_deepfakes(path: Path, crop: CropSpec | None) -> DeepfakeData:
     """Read real and fake images by path, all of them as a val split where the data states none.
 
     Args:
@@ -49,10 +49,10 @@ def open_fakes(path: Path, crop: CropSpec | None) -> FakesData:
         "val_fraction": 0.0,
         "test_fraction": 0.0,
     }
-    data = FakesData(folder, **options)
+    data = DeepfakeData(folder, **options)
     if not data.find().get("val"):
         # Not as they are trained on, of which whole images show one square alone.
-        data = FakesData(folder, **options, all_as="val")
+        data = DeepfakeData(folder, **options, all_as="val")
     data.setup("validate")
     return data
 

@@ -61,7 +61,7 @@ class DeepfakeHead(Head):
         if tuple(labels) != VERDICT_LABELS:
             raise ValueError(
                 f"The labels are {list(labels)}. A DeepfakeHead answers {list(VERDICT_LABELS)}, in this order; give "
-                "data that says which images are fake (--data FakesData), or a ClassificationHead for other labels."
+                "data that says which images are fake (--data DeepfakeData), or a ClassificationHead for other labels."
             )
         super().prepare(info, labels)
 

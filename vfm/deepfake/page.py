@@ -40,7 +40,7 @@ _CELL = 150
 Show = Callable[[str, bytes, str], None]
 
 
-def write_fake_page(
+def write_deepfake_page(
     folder: Path,
     split: str,
     results: Mapping[str, Any],

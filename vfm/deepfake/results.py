@@ -27,7 +27,7 @@ from vfm.deepfake.metrics import (
     deepfake_results,
     video_logits,
 )
-from vfm.deepfake.page import write_fake_page
+from vfm.deepfake.page import write_deepfake_page
 from vfm.metrics.calibration import largest_rate, reliability
 from vfm.tasks.classification.results import RESULTS_FILE
 
@@ -43,7 +43,7 @@ _INVERTED = 0.4
 log = logging.getLogger(__name__)
 
 
-class FakeAnswers(NamedTuple):
+class DeepfakePredictions(NamedTuple):
     """What a model said of a split, in the order of the split, each image once. N images."""
 
     logits: NDArray[np.float32]
@@ -56,7 +56,7 @@ class FakeAnswers(NamedTuple):
     """Sum over all images."""
 
 
-class FakeCollector:
+class DeepfakeCollector:
     """Answers of a split, gathered over ranks."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class FakeCollector:
         rows = (logits.float(), far.float(), index)
         self._batches.append(tuple(part.detach().cpu().numpy() for part in rows))
 
-    def gather(self) -> FakeAnswers:
+    def gather(self) -> DeepfakePredictions:
         """The answers of all ranks; then starts anew.
 
         Images that a distributed sampler repeated to fill up a rank are dropped, but count twice in the loss.
@@ -93,13 +93,13 @@ class FakeCollector:
             parts = [batch for rank, _ in ranks for batch in rank]
         if not parts:
             none = np.zeros(0, np.float32)
-            return FakeAnswers(none, none, np.zeros(0, np.int64), loss)
+            return DeepfakePredictions(none, none, np.zeros(0, np.int64), loss)
         logits, distances, index = (np.concatenate(part) for part in zip(*parts, strict=True))
         index, first = np.unique(index, return_index=True)
-        return FakeAnswers(logits[first], distances[first], index, loss)
+        return DeepfakePredictions(logits[first], distances[first], index, loss)
 
 
-def most_fake(answers: FakeAnswers, items: Sequence[Item]) -> FakeAnswers:
+def most_fake(answers: DeepfakePredictions, items: Sequence[Item]) -> DeepfakePredictions:
     """The most fake face of each frame: by it the frame is judged where all faces count.
 
     Args:
@@ -114,7 +114,7 @@ def most_fake(answers: FakeAnswers, items: Sequence[Item]) -> FakeAnswers:
             best[frame] = row
     kept = np.sort(np.fromiter(best.values(), np.int64))
     rows = (answers.logits[kept], answers.distances[kept], answers.position[kept])
-    return FakeAnswers(*rows, answers.loss * len(kept) / len(answers.position))
+    return DeepfakePredictions(*rows, answers.loss * len(kept) / len(answers.position))
 
 
 class Scored(NamedTuple):
@@ -139,7 +139,7 @@ class Scored(NamedTuple):
         return video_logits(self.logits, self.labels, self.keys)
 
 
-def scored(answers: FakeAnswers, records: Sequence[Record]) -> Scored:
+def scored(answers: DeepfakePredictions, records: Sequence[Record]) -> Scored:
     """Join what the model said with what is true.
 
     Args:
@@ -171,10 +171,10 @@ def videos_fingerprint(records: Sequence[Record]) -> str:
     return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
-def write_fake_results(
+def write_deepfake_results(
     folder: Path,
     split: str,
-    answers: FakeAnswers,
+    answers: DeepfakePredictions,
     records: Sequence[Record],
     more: Mapping[str, Any],
     *,
@@ -199,7 +199,7 @@ def write_fake_results(
     path = folder / RESULTS_FILE
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found = scored(answers, records)
-    results = fake_results(found, trained_on) | {
+    results = compute_results(found, trained_on) | {
         "loss": answers.loss / len(answers.position),
         "videos_fingerprint": videos_fingerprint(records),
         # A test set that is looked at again and again has become a validation set.
@@ -212,11 +212,11 @@ def write_fake_results(
         log.warning(warning)
     path.write_text(json.dumps(kept | {split: results}, indent=2) + "\n", encoding="utf-8")
     _write_videos(folder / f"videos_{split}.csv", found)
-    write_fake_page(folder, split, results, found.videos, found.logits, found.records)
+    write_deepfake_page(folder, split, results, found.videos, found.logits, found.records)
     return path
 
 
-def fake_results(found: Scored, trained_on: Collection[str] | None = None) -> dict[str, Any]:
+def compute_results(found: Scored, trained_on: Collection[str] | None = None) -> dict[str, Any]:
     """Every figure of a split that follows from logits and truth, ready for JSON.
 
     Args:

@@ -23,21 +23,21 @@ from vfm_runtime.tasks.base import Arrays
 from vfm.data import ImageData
 from vfm.deepfake import calibrate, export
 from vfm.deepfake.crop_check import require_same_crop
-from vfm.deepfake.data.base import FakeImages
+from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.record import FAKE
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.loss import DeepfakeLoss
 from vfm.deepfake.metrics import auc, beside_reals
 from vfm.deepfake.results import (
     OPERATING_POINT,
-    FakeAnswers,
-    FakeCollector,
+    DeepfakeCollector,
+    DeepfakePredictions,
     most_fake,
     scored,
-    write_fake_results,
+    write_deepfake_results,
 )
 from vfm.deepfake.target import DeepfakeTarget
-from vfm.deepfake.validation import FakeValidation
+from vfm.deepfake.validation import DeepfakeValidation
 from vfm.losses import Loss
 from vfm.models.backbone import ImageSize
 from vfm.preprocess import Fit
@@ -119,7 +119,7 @@ class DeepfakeTask(BaseTask):
         self.criterion = loss or DeepfakeLoss()
         self.crop: CropSpec | None = None
         self.methods: tuple[str, ...] = ()
-        self._collector = FakeCollector()
+        self._collector = DeepfakeCollector()
 
     @property
     def decision(self) -> Decision:
@@ -161,8 +161,8 @@ class DeepfakeTask(BaseTask):
             require_same_crop(data.crop, self.crop)
         if stage == "fit":
             self.crop = data.crop
-            fakes = {r.item.method for r in data.list_records("train") if r.item.label == FAKE}
-            self.methods = tuple(sorted(fakes))
+            deepfakes = {r.item.method for r in data.list_records("train") if r.item.label == FAKE}
+            self.methods = tuple(sorted(deepfakes))
 
     def on_train_outputs(self, raw: Raw) -> None:
         """Take the features of the batch into the head's bank."""
@@ -178,12 +178,12 @@ class DeepfakeTask(BaseTask):
         )
         self._collector.add(answers["logits"], batch["index"], loss, answers["distances"])
 
-    def gather(self) -> FakeAnswers | None:
+    def gather(self) -> DeepfakePredictions | None:
         """The answers of all ranks."""
         answers = self._collector.gather()
         return answers if len(answers.position) else None
 
-    def figures(self, split: str, answers: FakeAnswers) -> dict[str, float]:
+    def figures(self, split: str, answers: DeepfakePredictions) -> dict[str, float]:
         """Loss by image, and the area under the ROC curve: of videos, averaged over methods, of single images.
 
         An area is NaN where all images seen are real, or all fake.
@@ -210,10 +210,12 @@ class DeepfakeTask(BaseTask):
             )
         return {"loss": answers.loss / len(answers.position), **areas}
 
-    def write(self, folder: Path, split: str, answers: FakeAnswers, more: dict[str, Any]) -> Path:
+    def write(
+        self, folder: Path, split: str, answers: DeepfakePredictions, more: dict[str, Any]
+    ) -> Path:
         """Write all figures of a split and their page."""
         data = self._datamodule()
-        return write_fake_results(
+        return write_deepfake_results(
             folder,
             split,
             self._by_frame(split, answers),
@@ -223,7 +225,7 @@ class DeepfakeTask(BaseTask):
             trained_on=self.methods,
         )
 
-    def _by_frame(self, split: str, answers: FakeAnswers) -> FakeAnswers:
+    def _by_frame(self, split: str, answers: DeepfakePredictions) -> DeepfakePredictions:
         data = self._datamodule()
         if data.crop.policy != "all":
             return answers
@@ -263,24 +265,24 @@ class DeepfakeTask(BaseTask):
 
     def open_data(self, path: Path, training: Spec) -> LabelledImages:
         """Read real and fake images, or a manifest of them."""
-        data = export.open_fakes(path, self.crop)
+        data = export.open_deepfakes(path, self.crop)
         data.labels = self.labels
         return LabelledImages.of_splits(data, ["val"])
 
     def check_data(self, data: ImageData) -> None:
         """Refuse images that do not say which are forged, or that were cut out otherwise than the model's."""
-        if not isinstance(data, FakeImages):
+        if not isinstance(data, DeepfakeImages):
             raise ValidationError(
                 f"The model tells real from fake, but {type(data).__name__} does not say which images are forged. Name "
-                "a folder as for FakesData, or a manifest: --data FOLDER."
+                "a folder as for DeepfakeData, or a manifest: --data FOLDER."
             )
         if self.crop is not None:
             require_same_crop(data.crop, self.crop)
 
-    def validation(self, images: OpenedImages) -> FakeValidation:
+    def validation(self, images: OpenedImages) -> DeepfakeValidation:
         """AUC of images, or of frames where all faces count."""
         by_frame = self.crop is not None and self.crop.policy == "all"
-        return FakeValidation(self.labels, images, by_frame=by_frame)
+        return DeepfakeValidation(self.labels, images, by_frame=by_frame)
 
     def fit_confidence(
         self, outputs: Arrays, images: Validation, *, min_precision: float | None = None
@@ -314,12 +316,12 @@ class DeepfakeTask(BaseTask):
         """How the model cuts faces out and decides, and what its answers are not."""
         return [] if rules is None else export.describe_verdict_rules(rules)
 
-    def _datamodule(self) -> FakeImages:
+    def _datamodule(self) -> DeepfakeImages:
         data = super()._datamodule()
-        if not isinstance(data, FakeImages):
+        if not isinstance(data, DeepfakeImages):
             raise TypeError(
                 f"DeepfakeTask learns from real and fake images, but {type(data).__name__} does not say which videos "
-                "and people they show, nor how they were cut out. Give --data FakesData with --data.root."
+                "and people they show, nor how they were cut out. Give --data DeepfakeData with --data.root."
             )
         return data
 
@@ -331,9 +333,9 @@ def _area(logits: ArrayLike, fake: ArrayLike) -> float:
 
 def _below_chance(area: float, fake: NDArray[np.bool_]) -> bool:
     """Whether an area is so far below 0.5 that a few videos do not explain it, by twice its error at chance."""
-    fakes, reals = int(fake.sum()), int((~fake).sum())
-    if not fakes or not reals:
+    deepfakes, reals = int(fake.sum()), int((~fake).sum())
+    if not deepfakes or not reals:
         return False
     # Of the Mann-Whitney statistic, where both classes have the same scores.
-    error = math.sqrt((fakes + reals + 1) / (12 * fakes * reals))
+    error = math.sqrt((deepfakes + reals + 1) / (12 * deepfakes * reals))
     return area < min(_INVERTED, 0.5 - 2 * error)

@@ -10,12 +10,12 @@ from vfm_runtime.tasks.base import Arrays
 
 from vfm.deepfake.data.dataset import require_deepfakes
 from vfm.deepfake.metrics import auc
-from vfm.deepfake.results import FakeAnswers, most_fake
+from vfm.deepfake.results import DeepfakePredictions, most_fake
 from vfm.tasks.labelled_images import OpenedImages, ValidationError
 from vfm.tasks.validation import Validation
 
 
-class FakeValidation(Validation):
+class DeepfakeValidation(Validation):
     """Real and fake images: the `frame_auc`, as every validation in training logs it."""
 
     metric = "frame_auc"
@@ -40,7 +40,7 @@ class FakeValidation(Validation):
         """Area under the ROC curve of single images, or of frames where all faces count."""
         number = self.num_images
         nothing = np.zeros(number, np.float32)
-        answers = FakeAnswers(outputs["logits"], nothing, np.arange(number), 0.0)
+        answers = DeepfakePredictions(outputs["logits"], nothing, np.arange(number), 0.0)
         if self._by_frame:
             records = require_deepfakes(self.images.source.records)
             answers = most_fake(answers, [record.item for record in records])

@@ -14,7 +14,7 @@ from vfm.deepfake.data.crop_report import summary
 from vfm.deepfake.data.crops import plan
 from vfm.deepfake.data.extract import CROP_FILE, FAILURES_FILE, MANIFEST_FILE, SHEET_FILE
 from vfm.deepfake.data.manifest import read_manifest
-from vfm.deepfake.data.record import FakesError, Item
+from vfm.deepfake.data.record import DeepfakeDataError, Item
 
 HEAD = data.astronaut()[20:212, 120:312]
 SPEC = CropSpec(size=64)
@@ -45,7 +45,7 @@ def rows(path):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A real and a fake video, one without a face, a damaged one, and a fake photo; changed by no test."""
-    folder = tmp_path_factory.mktemp("fakes")
+    folder = tmp_path_factory.mktemp("deepfakes")
     clip(folder / "real" / "000.mp4")
     clip(folder / "fake" / "000_001.mp4", num=3)
     plain = [np.full((240, 320, 3), 90 + number, np.uint8) for number in range(5)]
@@ -202,19 +202,19 @@ def test_several_processes_give_the_same(items, done, tmp_path):
 )
 def test_crops_made_otherwise_do_not_mix(items, done, change, num_frames, text):
     spec = CropSpec.from_dict(SPEC.to_dict() | change)
-    with pytest.raises(FakesError, match=text):
+    with pytest.raises(DeepfakeDataError, match=text):
         extract.extract(items, done[0], spec, num_frames=num_frames)
 
 
 def test_a_folder_of_other_things_is_left_alone(items, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FakesError, match=r"is there already, but has no crop\.json"):
+    with pytest.raises(DeepfakeDataError, match=r"is there already, but has no crop\.json"):
         extract.extract(items, tmp_path, SPEC)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_no_face_at_all_is_an_error_that_says_why(items, tmp_path):
-    with pytest.raises(FakesError) as error:
+    with pytest.raises(DeepfakeDataError) as error:
         extract.extract([items[1], items[3]], tmp_path / "faces", SPEC, num_workers=1)
     text = str(error.value)
     assert "No face was found in 2 videos or images (real: 5 no_face; fake: 1 unreadable)" in text
@@ -231,12 +231,12 @@ def test_no_face_at_all_is_an_error_that_says_why(items, tmp_path):
     ],
 )
 def test_wrong_numbers_are_refused(items, tmp_path, options, text):
-    with pytest.raises(FakesError, match=text):
+    with pytest.raises(DeepfakeDataError, match=text):
         extract.extract(items, tmp_path / "faces", SPEC, **options)
 
 
 def test_nothing_to_cut_is_refused(tmp_path):
-    with pytest.raises(FakesError, match="no videos or images to cut"):
+    with pytest.raises(DeepfakeDataError, match="no videos or images to cut"):
         extract.extract([], tmp_path / "faces", SPEC)
 
 
@@ -273,7 +273,7 @@ def test_trap_13_a_face_that_was_not_forged_is_no_fake(tmp_path):
     item = Item(
         str(tmp_path / "fake.png"), "fake", "v", method="m", mask=str(tmp_path / "mask.png")
     )
-    with pytest.raises(FakesError, match="none of the 1 faces found lies under the mask"):
+    with pytest.raises(DeepfakeDataError, match="none of the 1 faces found lies under the mask"):
         extract.extract([item], tmp_path / "out", SPEC, num_workers=1)
 
 
@@ -304,7 +304,7 @@ def test_the_mask_of_a_video_may_be_a_video(tmp_path):
     assert all(0.05 < mask.mean() < 0.6 for mask in shown)
     assert np.abs(shown[0].astype(int) - shown[2]).mean() < 0.08
     (tmp_path / "mask.mp4").write_bytes(videos.write(masks[:4]))
-    with pytest.raises(FakesError, match="the mask has 4 frames, its video 6"):
+    with pytest.raises(DeepfakeDataError, match="the mask has 4 frames, its video 6"):
         extract.extract([item], tmp_path / "other", SPEC, num_frames=3, num_workers=1)
 
 
@@ -314,7 +314,9 @@ def test_a_mask_of_another_shape_is_a_failure(tmp_path):
     items = [
         Item(str(tmp_path / "a.png"), "fake", "v", method="m", mask=str(tmp_path / "mask.png"))
     ]
-    with pytest.raises(FakesError, match=r"fake: 1 bad_mask.*90 x 200 pixels, the image 320 x 240"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"fake: 1 bad_mask.*90 x 200 pixels, the image 320 x 240"
+    ):
         extract.extract(items, tmp_path / "out", SPEC, num_workers=1)
 
 
@@ -371,14 +373,16 @@ def test_trap_05_videos_of_one_name_keep_their_own_folders():
 
 def test_two_files_of_one_video_are_refused(tmp_path):
     items = [Item("a.mp4", "real", "v"), Item("b.mp4", "real", "v")]
-    with pytest.raises(FakesError, match=r"The video 'v' is both a\.mp4 and b\.mp4"):
+    with pytest.raises(DeepfakeDataError, match=r"The video 'v' is both a\.mp4 and b\.mp4"):
         plan(items)
 
 
 def test_a_damaged_record_is_named(items, done, tmp_path):
     out = shutil.copytree(done[0], tmp_path / "faces")
     (out / "crops/set/real/000/video.json").write_text("{}")
-    with pytest.raises(FakesError, match=r"video\.json is damaged.*Delete it to cut that video"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"video\.json is damaged.*Delete it to cut that video"
+    ):
         extract.extract(items, out, SPEC, num_frames=NUM_FRAMES, num_workers=1)
 
 
@@ -392,5 +396,5 @@ def test_the_command_reads_a_folder_and_reports(source, tmp_path, capsys):
 
 
 def test_crops_do_not_go_into_the_data_set(source):
-    with pytest.raises(FakesError, match="The crops would go into the data set itself"):
+    with pytest.raises(DeepfakeDataError, match="The crops would go into the data set itself"):
         extract.faces(source, out=source / "faces")

@@ -10,7 +10,7 @@ from tests.deepfake.data.trees import put, touch
 from vfm.deepfake.data.filenames import actors, celebrities, forensics
 from vfm.deepfake.data.layouts import import_layout
 from vfm.deepfake.data.manifest import fingerprint, read_manifest, write_manifest
-from vfm.deepfake.data.record import FakesError
+from vfm.deepfake.data.record import DeepfakeDataError
 from vfm.deepfake.data.splits import assign_splits, leaks
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -102,23 +102,27 @@ class TestForensics:
 
     def test_several_compressions_must_be_chosen_from(self, tmp_path):
         root = trees.forensics(tmp_path, ("c23", "c40"))
-        with pytest.raises(FakesError, match=r"compressions c23, c40. Name the one"):
+        with pytest.raises(DeepfakeDataError, match=r"compressions c23, c40. Name the one"):
             import_layout(root)
         assert {i.compression for i in import_layout(root, compression="c40").entries} == {"c40"}
-        with pytest.raises(FakesError, match=r"no videos of compression 'raw'. Choices: c23, c40"):
+        with pytest.raises(
+            DeepfakeDataError, match=r"no videos of compression 'raw'. Choices: c23, c40"
+        ):
             import_layout(root, compression="raw")
 
     def test_a_video_in_two_lists_is_refused(self, tmp_path):
         root = trees.forensics(tmp_path)
         put(root / "test.json", [["000", "003"]])
-        with pytest.raises(FakesError, match=r"video '000' is in train.json and in .*test.json"):
+        with pytest.raises(
+            DeepfakeDataError, match=r"video '000' is in train.json and in .*test.json"
+        ):
             import_layout(root)
 
     def test_lists_that_are_none_or_elsewhere(self, tmp_path):
         root = trees.forensics(tmp_path / "data", lists=False)
         notes = import_layout(root).notes
         assert any("without train.json, val.json and test.json" in note for note in notes)
-        with pytest.raises(FakesError, match=r"has no train.json, val.json, test.json"):
+        with pytest.raises(DeepfakeDataError, match=r"has no train.json, val.json, test.json"):
             import_layout(root, lists=tmp_path)
         for split, pairs in trees.PAIRS.items():
             # As numbers, which is how some copies write them.
@@ -126,7 +130,7 @@ class TestForensics:
         found = by_key(import_layout(root, lists=tmp_path))
         assert found["FaceForensics++", "", "007"].split == "test"
         put(tmp_path / "val.json", ["004", "005"])
-        with pytest.raises(FakesError, match=r"val.json is no list of pairs"):
+        with pytest.raises(DeepfakeDataError, match=r"val.json is no list of pairs"):
             import_layout(root, lists=tmp_path)
 
 
@@ -136,7 +140,9 @@ class TestCeleb:
         assert found["Celeb-DF-v2", "", "id0_0000"].label == "real"
         assert found["Celeb-DF-v2", "Celeb-synthesis", "id0_id1_0000"].label == "fake"
         root = trees.celeb(tmp_path / "b", "0 YouTube-real/00001.mp4\n")
-        with pytest.raises(FakesError, match=r"line 1: .* is fake by its digit \(0; .* 1 is real"):
+        with pytest.raises(
+            DeepfakeDataError, match=r"line 1: .* is fake by its digit \(0; .* 1 is real"
+        ):
             import_layout(root)
 
     def test_trap_04_official_test_videos_stay_out_of_training(self, tmp_path):
@@ -182,10 +188,14 @@ class TestCeleb:
             in import_layout(trees.celeb(tmp_path / "a", listed=None)).notes[0]
         )
         root = trees.celeb(tmp_path / "b", "1 Celeb-real/id9_0000.mp4\n")
-        with pytest.raises(FakesError, match=r"1 of the 1 videos .* such as Celeb-real/id9_0000"):
+        with pytest.raises(
+            DeepfakeDataError, match=r"1 of the 1 videos .* such as Celeb-real/id9_0000"
+        ):
             import_layout(root)
         root = trees.celeb(tmp_path / "c", "Celeb-real/id0_0000.mp4\n")
-        with pytest.raises(FakesError, match=r"line 1: .* is not 0 or 1, a space and a video"):
+        with pytest.raises(
+            DeepfakeDataError, match=r"line 1: .* is not 0 or 1, a space and a video"
+        ):
             import_layout(root)
 
 
@@ -206,10 +216,10 @@ class TestChallenge:
     def test_labels_that_are_none(self, tmp_path):
         root = trees.challenge(tmp_path)
         put(root / "test" / "labels.csv", "filename,label\nx.mp4,2\n")
-        with pytest.raises(FakesError, match=r"labels.csv, line 2: the label is '2'"):
+        with pytest.raises(DeepfakeDataError, match=r"labels.csv, line 2: the label is '2'"):
             import_layout(root)
         put(root / "test" / "labels.csv", "file,label\nx.mp4,1\n")
-        with pytest.raises(FakesError, match=r"has no column 'filename'"):
+        with pytest.raises(DeepfakeDataError, match=r"has no column 'filename'"):
             import_layout(root)
 
     def test_preview_takes_label_set_and_persons_from_the_list(self, tmp_path):
@@ -225,7 +235,7 @@ class TestChallenge:
         entries["original_videos/10/10_A.mp4"]["label"] = "fake"
         put(root / "dataset.json", entries)
         with pytest.raises(
-            FakesError, match=r"is fake by its label, but lies in 'original_videos'"
+            DeepfakeDataError, match=r"is fake by its label, but lies in 'original_videos'"
         ):
             import_layout(root)
 
@@ -278,14 +288,18 @@ class TestBench:
         assert (item.label, item.method) == ("fake", "whichisreal")
         assert import_layout(self.bench_of(tmp_path / "b", "sd2.1_Real")).entries[0].label == "real"
         root = self.bench_of(tmp_path / "c", "unreal")
-        with pytest.raises(FakesError, match=r"Nothing says whether 'unreal' of set is real"):
+        with pytest.raises(
+            DeepfakeDataError, match=r"Nothing says whether 'unreal' of set is real"
+        ):
             import_layout(root)
         item = import_layout(root, labels={"unreal": "fake"}).entries[0]
         assert (item.label, item.method) == ("fake", "unreal")
 
     def test_trap_05_a_label_against_its_place_is_refused(self, tmp_path):
         root = self.bench_of(tmp_path, "x_Real", label="x_Fake")
-        with pytest.raises(FakesError, match=r"stands under 'x_Real', but its label is 'x_Fake'"):
+        with pytest.raises(
+            DeepfakeDataError, match=r"stands under 'x_Real', but its label is 'x_Fake'"
+        ):
             import_layout(root)
 
     def test_trap_21_videos_without_frames_are_counted(self, tmp_path):
@@ -300,7 +314,7 @@ class TestBench:
         root = trees.bench_celeb(tmp_path / "frames")
         lists = tmp_path / "lists" / "Celeb-DF-v2.json"
         put(lists, (root / "Celeb-DF-v2.json").read_text())
-        with pytest.raises(FakesError, match=r"first frame .* is not in .*with base"):
+        with pytest.raises(DeepfakeDataError, match=r"first frame .* is not in .*with base"):
             import_layout(lists)
         assert len(import_layout(lists, base=root).entries) == 6
         (root / "CDF").rename(lists.parent / "CDF")
@@ -308,7 +322,9 @@ class TestBench:
 
     def test_a_file_that_is_no_list(self, tmp_path):
         path = put(tmp_path / "x.json", {"a": {"b": 3}})
-        with pytest.raises(FakesError, match=r"'b' holds no object. Give a list as DeepfakeBench"):
+        with pytest.raises(
+            DeepfakeDataError, match=r"'b' holds no object. Give a list as DeepfakeBench"
+        ):
             import_layout(path, "deepfakebench")
 
 
@@ -324,31 +340,35 @@ def test_a_manifest_in_a_folder_or_by_name(tmp_path):
 def test_a_folder_of_data_sets_names_them(tmp_path):
     trees.celeb(tmp_path / "cdf")
     trees.forensics(tmp_path / "ff")
-    with pytest.raises(FakesError, match=r"has some in it: cdf \(celeb\), ff \(ffpp\)"):
+    with pytest.raises(DeepfakeDataError, match=r"has some in it: cdf \(celeb\), ff \(ffpp\)"):
         import_layout(tmp_path)
 
 
 def test_two_layouts_in_one_folder_must_be_chosen_from(tmp_path):
     trees.celeb(trees.forensics(tmp_path))
-    with pytest.raises(FakesError, match=r"looks like ffpp and like celeb. Name the one"):
+    with pytest.raises(DeepfakeDataError, match=r"looks like ffpp and like celeb. Name the one"):
         import_layout(tmp_path)
     assert {i.dataset for i in import_layout(tmp_path, "celeb").entries} == {"Celeb-DF"}
 
 
 def test_options_that_would_have_no_effect_are_refused(tmp_path):
     root = trees.celeb(tmp_path)
-    with pytest.raises(FakesError, match=r"'celeb' takes no compression. It takes: media, lists"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"'celeb' takes no compression. It takes: media, lists"
+    ):
         import_layout(root, compression="c23")
-    with pytest.raises(FakesError, match=r"format is 'celebdf'. Choices: auto, manifest"):
+    with pytest.raises(DeepfakeDataError, match=r"format is 'celebdf'. Choices: auto, manifest"):
         import_layout(root, "celebdf")
-    with pytest.raises(FakesError, match=r"media is 'movies'. Choices: auto, videos, frames"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"media is 'movies'. Choices: auto, videos, frames"
+    ):
         import_layout(root, media="movies")
 
 
 def test_folders_that_are_missing_or_empty(tmp_path):
-    with pytest.raises(FakesError, match=r"There is no file or folder .*nowhere"):
+    with pytest.raises(DeepfakeDataError, match=r"There is no file or folder .*nowhere"):
         import_layout(tmp_path / "nowhere")
-    with pytest.raises(FakesError, match=r"no images or videos in .*, read as 'plain'"):
+    with pytest.raises(DeepfakeDataError, match=r"no images or videos in .*, read as 'plain'"):
         import_layout(tmp_path, "plain")
 
 

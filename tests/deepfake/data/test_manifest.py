@@ -9,7 +9,7 @@ from tests.deepfake.data.trees import put, table, touch
 from vfm.deepfake.data.manifest import (
     COLUMNS,
     LABELS,
-    FakesError,
+    DeepfakeDataError,
     Item,
     check_items,
     fingerprint,
@@ -58,13 +58,13 @@ def test_relative_paths_start_from_the_root(tmp_path):
     touch(tmp_path, "images/a.png")
     path = put(tmp_path / "lists" / "m.csv", "path,label,video\na.png,real,a\n")
     assert read_manifest(path, tmp_path / "images")[0].path.endswith("/images/a.png")
-    with pytest.raises(FakesError, match=r"Relative paths start from .*lists"):
+    with pytest.raises(DeepfakeDataError, match=r"Relative paths start from .*lists"):
         read_manifest(path)
 
 
 def test_an_identity_with_the_separator_is_refused(tmp_path):
     items = [Item("a.png", "real", "a", ("x|y",))]
-    with pytest.raises(FakesError, match=r"identity 'x\|y' of a.png holds '\|'"):
+    with pytest.raises(DeepfakeDataError, match=r"identity 'x\|y' of a.png holds '\|'"):
         write_manifest(tmp_path / "m.csv", items)
 
 
@@ -82,11 +82,13 @@ def test_json_list(tmp_path):
 
 
 def test_json_that_is_no_list_is_refused(tmp_path):
-    with pytest.raises(FakesError, match=r"is not a list of objects.*format to deepfakebench"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"is not a list of objects.*format to deepfakebench"
+    ):
         read_manifest(put(tmp_path / "m.json", {"a": 1}))
-    with pytest.raises(FakesError, match=r"is an empty list"):
+    with pytest.raises(DeepfakeDataError, match=r"is an empty list"):
         read_manifest(put(tmp_path / "n.json", []))
-    with pytest.raises(FakesError, match=r"is no JSON that can be read"):
+    with pytest.raises(DeepfakeDataError, match=r"is no JSON that can be read"):
         read_manifest(put(tmp_path / "o.json", "{"))
 
 
@@ -107,22 +109,24 @@ def test_parquet_is_read(tmp_path):
 
 
 def test_missing_column_and_unknown_split(tmp_path):
-    with pytest.raises(FakesError, match=r"has no column 'label'.*Columns: path, lable"):
+    with pytest.raises(DeepfakeDataError, match=r"has no column 'label'.*Columns: path, lable"):
         read_manifest(put(tmp_path / "m.csv", "path,lable\na.png,real\n"))
-    with pytest.raises(FakesError, match=r"line 2: the split is 'dev'. Choices: train, val, test"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"line 2: the split is 'dev'. Choices: train, val, test"
+    ):
         read_manifest(put(tmp_path / "n.csv", "path,label,split\na.png,real,dev\n"))
-    with pytest.raises(FakesError, match=r"line 2: the frame is '1.5'"):
+    with pytest.raises(DeepfakeDataError, match=r"line 2: the frame is '1.5'"):
         read_manifest(put(tmp_path / "o.csv", "path,label,frame\na.png,real,1.5\n"))
-    with pytest.raises(FakesError, match=r"line 2: the path is empty"):
+    with pytest.raises(DeepfakeDataError, match=r"line 2: the path is empty"):
         read_manifest(put(tmp_path / "p.csv", "path,label\n,real\n"))
-    with pytest.raises(FakesError, match=r"does not exist.*Check the path"):
+    with pytest.raises(DeepfakeDataError, match=r"does not exist.*Check the path"):
         read_manifest(tmp_path / "q.csv")
 
 
 def test_trap_05_a_video_with_both_labels_is_refused(tmp_path):
     rows = [row("v/0.png", "real", dataset="D"), row("v/1.png", "fake", dataset="D")]
     with pytest.raises(
-        FakesError,
+        DeepfakeDataError,
         match=r"lines 2 and 3\): the video '.*v' has both labels.*give the fakes a method",
     ):
         read_manifest(table(tmp_path / "m.csv", rows))
@@ -148,7 +152,7 @@ def test_trap_05_equal_names_of_two_methods_are_two_videos():
 def test_trap_08_digits_are_no_labels(tmp_path):
     path = table(tmp_path / "m.csv", [row("a/0.png", "1"), row("b/0.png", "0")])
     with pytest.raises(
-        FakesError,
+        DeepfakeDataError,
         match=r"line 2: the label is '1'. Choices: real, fake. Which digit is fake differs",
     ):
         read_manifest(path)
@@ -167,7 +171,7 @@ def test_trap_12_missing_files_are_counted_and_refused_above_one_in_a_hundred(tm
     ):
         assert len(read_manifest(path)) == 149
     (tmp_path / "8" / "0.png").unlink()
-    with pytest.raises(FakesError, match=r"2 of the 150 files .* are missing"):
+    with pytest.raises(DeepfakeDataError, match=r"2 of the 150 files .* are missing"):
         read_manifest(path)
 
 
@@ -199,18 +203,18 @@ def test_without_videos_each_image_is_one_of_its_own_and_that_is_said(tmp_path):
     ],
 )
 def test_items_that_contradict_themselves_are_refused(item, text):
-    with pytest.raises(FakesError, match=text):
+    with pytest.raises(DeepfakeDataError, match=text):
         check_items([item], "here")
 
 
 def test_an_image_listed_twice_is_refused(tmp_path):
     path = put(tmp_path / "m.csv", "path,label,video\na/../x.png,real,v\nx.png,real,v\n")
-    with pytest.raises(FakesError, match=r"lists .*x.png twice"):
+    with pytest.raises(DeepfakeDataError, match=r"lists .*x.png twice"):
         read_manifest(path)
 
 
 def test_one_label_alone_is_refused():
-    with pytest.raises(FakesError, match=r"here has 1 real and 0 fake .* add fake ones"):
+    with pytest.raises(DeepfakeDataError, match=r"here has 1 real and 0 fake .* add fake ones"):
         require_both([Item("a", "real", "v")], "here")
 
 

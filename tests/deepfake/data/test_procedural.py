@@ -2,16 +2,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vfm.deepfake.data.data import FakesData
+from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.portrait import draw_face
-from vfm.deepfake.data.procedural import METHODS, SyntheticFakes, draw_faces, forge, write_faces
+from vfm.deepfake.data.procedural import METHODS, SyntheticDeepfakes, draw_faces, forge, write_faces
 from vfm.deepfake.data.record import LABELS
 from vfm.preprocess import Preprocess
 from vfm.spec import build
 
 
 def synthetic(**changes):
-    data = SyntheticFakes(**({"num_identities": 8, "num_frames": 2, "image_size": 32} | changes))
+    data = SyntheticDeepfakes(
+        **({"num_identities": 8, "num_frames": 2, "image_size": 32} | changes)
+    )
     data.preprocess = Preprocess(size=(32, 32))
     return data
 
@@ -74,7 +76,7 @@ def test_splits_share_no_person_and_hold_both_labels():
 
 def test_spec_makes_equal_data():
     data = synthetic(seed=3)
-    again = build(data.spec, base=SyntheticFakes)
+    again = build(data.spec, base=SyntheticDeepfakes)
     assert again.fingerprint() == data.fingerprint() != synthetic(seed=4).fingerprint()
 
 
@@ -90,7 +92,7 @@ def test_written_faces_are_read_as_they_were_drawn(tmp_path):
         one = drawn[item.video + item.method]
         assert (np.asarray(Image.open(item.path)) == one.pixels).all()
         np.testing.assert_allclose(np.load(item.landmarks), one.landmarks)
-    data = FakesData(tmp_path, val_fraction=0.25, test_fraction=0.25)
+    data = DeepfakeData(tmp_path, val_fraction=0.25, test_fraction=0.25)
     data.setup("fit")
     assert data.crop.source == "cropped"
     assert data.crop.size == 32
@@ -112,6 +114,6 @@ def test_too_few_persons_are_refused(arguments, said):
 
 
 def test_only_images_that_never_change_can_be_stored():
-    fixed = SyntheticFakes(mode="plain", edits=False, benign_share=0.0)
+    fixed = SyntheticDeepfakes(mode="plain", edits=False, benign_share=0.0)
     assert fixed.augment == "none"
-    assert SyntheticFakes(mode="sbi", edits=False, benign_share=0.0).augment != "none"
+    assert SyntheticDeepfakes(mode="sbi", edits=False, benign_share=0.0).augment != "none"

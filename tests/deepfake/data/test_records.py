@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.deepfake.data.test_fakes_data import SIDE, listed, rewritten
+from tests.deepfake.data.test_data import SIDE, listed, rewritten
 from vfm.deepfake.data.dataset import BLENDED
 from vfm.deepfake.data.procedural import write_faces
 
@@ -37,9 +37,9 @@ def test_blends_are_records_of_their_own(faces, tmp_path):
     with pytest.warns(UserWarning, match="has no fakes"):
         data.setup("validate")
     records = data.list_records("val")
-    reals, fakes = records[: len(records) // 2], records[len(records) // 2 :]
-    assert [record.blend for record in reals] == [record.blend for record in fakes]
-    for real, fake in zip(reals, fakes, strict=True):
+    reals, deepfakes = records[: len(records) // 2], records[len(records) // 2 :]
+    assert [record.blend for record in reals] == [record.blend for record in deepfakes]
+    for real, fake in zip(reals, deepfakes, strict=True):
         assert (real.label, fake.label) == (0, 1)
         assert fake.item == real.item._replace(label="fake", method=BLENDED, source=real.item.video)
         assert fake.groups[1] == BLENDED

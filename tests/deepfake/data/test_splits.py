@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from vfm.deepfake.data.manifest import FakesError, Item
+from vfm.deepfake.data.manifest import DeepfakeDataError, Item
 from vfm.deepfake.data.splits import assign_splits, components, leaks
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -46,7 +46,9 @@ def test_trap_01_a_given_split_of_frames_is_refused():
     items = [
         item._replace(split="test" if item.frame == 2 else "train") for item in pairs(4, frames=3)
     ]
-    with pytest.raises(FakesError, match=r"The splits share video '000'.* /r/000/2.png in test"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"The splits share video '000'.* /r/000/2.png in test"
+    ):
         assign_splits(items, SHARES, seed=0)
 
 
@@ -67,7 +69,8 @@ def test_trap_02_a_given_split_that_shares_a_person_is_refused_by_name():
     given = {"000": "train", "000_001": "train", "001": "test"}
     items = [item._replace(split=given.get(item.video, "")) for item in items]
     with pytest.raises(
-        FakesError, match=r"The splits share identity '001' \(1 in all\).*Or set ties to 'video'"
+        DeepfakeDataError,
+        match=r"The splits share identity '001' \(1 in all\).*Or set ties to 'video'",
     ):
         assign_splits(items, SHARES, seed=0)
     with pytest.warns(UserWarning, match=r"/f/001_000/0.png the video '001'"):
@@ -80,7 +83,7 @@ def test_trap_02_a_fake_whose_source_is_in_the_test_set_is_refused():
         Item("/r", "real", "a", split="test"),
         Item("/f", "fake", "b", method="m", split="train", source="a"),
     ]
-    with pytest.raises(FakesError, match=r"share video 'a'") as error:
+    with pytest.raises(DeepfakeDataError, match=r"share video 'a'") as error:
         assign_splits(items, SHARES, seed=0)
     # Other ties would not mend it.
     assert "set ties" not in str(error.value)
@@ -185,7 +188,7 @@ def test_one_large_group_says_how_to_go_on():
     items = [Item(f"/{n}", "real", f"v{n}", ("same",)) for n in range(9)]
     items += [Item(f"/f{n}", "fake", f"v{n}", ("same",), "m") for n in range(9)]
     with pytest.raises(
-        FakesError, match=r"18 videos make 1 group that share no person.*set ties to 'video'"
+        DeepfakeDataError, match=r"18 videos make 1 group that share no person.*set ties to 'video'"
     ):
         assign_splits(items, SHARES, seed=0)
     assert {item.split for item in assign_splits(items, SHARES, 0, "video")} == set(SHARES)
@@ -198,10 +201,12 @@ def test_only_one_label_can_be_split():
 
 @pytest.mark.parametrize("shares", [{"train": 0.5}, {"train": 1.5, "val": -0.5}, {"dev": 1.0}, {}])
 def test_shares_that_do_not_add_up_are_refused(shares):
-    with pytest.raises(FakesError, match=r"The shares of the splits are .* that add up to 1"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"The shares of the splits are .* that add up to 1"
+    ):
         assign_splits(pairs(4), shares, seed=0)
 
 
 def test_unknown_ties_are_refused():
-    with pytest.raises(FakesError, match=r"ties is 'face'. Choices: identity, video"):
+    with pytest.raises(DeepfakeDataError, match=r"ties is 'face'. Choices: identity, video"):
         components(pairs(2), "face")

@@ -63,8 +63,8 @@ def celeb(root: Path, listed: str | None = CELEB_LIST, under="") -> Path:
     reals = ("id0_0000", "id0_0001", "id1_0000", "id2_0000", "id3_0000", "id4_0000", "id5_0000")
     touch(root, *(f"Celeb-real/{under}{name}.mp4" for name in reals))
     touch(root, f"YouTube-real/{under}00000.mp4", f"YouTube-real/{under}00001.mp4")
-    fakes = ("id0_id1_0000", "id1_id2_0000", "id2_id3_0000", "id4_id5_0000")
-    touch(root, *(f"Celeb-synthesis/{under}{name}.mp4" for name in fakes))
+    deepfakes = ("id0_id1_0000", "id1_id2_0000", "id2_id3_0000", "id4_id5_0000")
+    touch(root, *(f"Celeb-synthesis/{under}{name}.mp4" for name in deepfakes))
     if listed is not None:
         put(root / "List_of_testing_videos.txt", listed)
     return root

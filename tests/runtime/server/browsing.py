@@ -175,7 +175,7 @@ def make_bundles(folder):
         animals=folder / "animals",
         finder=toy_finder.build(folder / "finder"),
         portal=toy_finder.build(folder / "portal", heads=True),
-        forgery=toy_deepfake.build(folder / "forgery"),
+        deepfake=toy_deepfake.build(folder / "deepfake"),
     )
 
 

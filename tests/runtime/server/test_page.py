@@ -42,7 +42,7 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(bundles):
     """All models at one address."""
-    with Running(bundles.animals, bundles.finder, bundles.forgery, bundles.portal) as running:
+    with Running(bundles.animals, bundles.finder, bundles.deepfake, bundles.portal) as running:
         yield running
 
 
@@ -186,8 +186,8 @@ def test_chosen_box_stands_out(served, opened, files):
 
 def test_verdict_with_heatmap(served, bundles, opened, files):
     page = opened(served.url)
-    ask(page, files.face, "forgery")
-    answer = expected(bundles.forgery, files.face)
+    ask(page, files.face, "deepfake")
+    answer = expected(bundles.deepfake, files.face)
     assert headline(page) == answer.label == "fake"
     assert answer.explanation in page.inner_text(".card")
     assert page.get_attribute("#drawn", "src").startswith("data:image/")
@@ -199,7 +199,7 @@ def test_verdict_with_heatmap(served, bundles, opened, files):
 
 def test_heatmap_does_not_outlive_its_answer(served, opened, files):
     page = opened(served.url)
-    ask(page, files.face, "forgery")
+    ask(page, files.face, "deepfake")
     page.select_option("#model", "animals")
     page.wait_for_selector(".card.classification")
     assert page.is_hidden("#drawing")
@@ -208,8 +208,8 @@ def test_heatmap_does_not_outlive_its_answer(served, opened, files):
 
 def test_verdict_of_a_video(served, bundles, opened, files):
     page = opened(served.url)
-    ask(page, files.clip, "forgery")
-    answer = expected(bundles.forgery, files.clip)
+    ask(page, files.clip, "deepfake")
+    answer = expected(bundles.deepfake, files.clip)
     assert headline(page) == answer.label
     assert answer.explanation in page.inner_text(".card")
     assert page.locator(".frames li").count() == len(answer.frames)
@@ -345,7 +345,7 @@ def test_one_model_needs_no_chooser(bundles, opened):
         assert page.inner_text("#about strong") == "animals"
 
 
-@pytest.mark.parametrize("model", ["animals", "finder", "forgery", "portal"])
+@pytest.mark.parametrize("model", ["animals", "finder", "deepfake", "portal"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone_and_schemes(served, opened, files, model, scheme):
     page = opened(served.url, viewport={"width": 360, "height": 740}, color_scheme=scheme)
@@ -360,7 +360,7 @@ def test_phone_and_schemes(served, opened, files, model, scheme):
 def test_nothing_jumps(served, opened, files, width):
     page = opened(served.url, viewport={"width": width, "height": 860})
     ask(page, files.cat, "animals")
-    ask(page, files.face, "forgery")
+    ask(page, files.face, "deepfake")
     assert page.evaluate(SHIFTS) < 0.03
 
 

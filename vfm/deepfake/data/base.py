@@ -18,10 +18,10 @@ from vfm.data.splits import SPLITS
 from vfm.deepfake.data.dataset import (
     BLENDED,
     Changes,
+    DeepfakeDataset,
     DeepfakeRecord,
-    FakesDataset,
-    PairedFakes,
-    collate_fakes,
+    PairedDeepfakes,
+    collate_deepfakes,
     require_deepfakes,
 )
 from vfm.deepfake.data.pairs import Pairs, check_training
@@ -35,13 +35,13 @@ CROP_FILE = "crop.json"
 """Beside a manifest: how its crops were cut, as `CropSpec.to_dict`."""
 
 
-class FakeImages(ImageData, ABC):
+class DeepfakeImages(ImageData, ABC):
     """Real and forged images, in splits.
 
     A subclass implements `find`, and `read_crop`. Label 1 is fake, whatever the order of names.
     """
 
-    collate = staticmethod(collate_fakes)
+    collate = staticmethod(collate_deepfakes)
 
     def __init__(
         self,
@@ -151,17 +151,17 @@ class FakeImages(ImageData, ABC):
         }
         return found | {"methods": methods, "mode": self.mode, "crop": self.crop.to_dict()}
 
-    def _build_dataset(self, split: str) -> FakesDataset:
-        return FakesDataset(self._split(split), self.crop, self._preprocess(), seed=self.seed)
+    def _build_dataset(self, split: str) -> DeepfakeDataset:
+        return DeepfakeDataset(self._split(split), self.crop, self._preprocess(), seed=self.seed)
 
-    def _build_training_dataset(self) -> FakesDataset:
+    def _build_training_dataset(self) -> DeepfakeDataset:
         records = require_deepfakes(self._split("train"))
         seen = (records, self.crop, self._preprocess(), self.changes, self.seed)
         if self.mode == "plain":
-            return FakesDataset(*seen)
+            return DeepfakeDataset(*seen)
         blends = {"paired": 0.0, "sbi": 1.0}.get(self.mode, self.sbi_share)
         pairs = Pairs([record.item for record in records])
-        return PairedFakes(*seen, pairs=pairs, blends=blends, blend_rest=self.mode != "paired")
+        return PairedDeepfakes(*seen, pairs=pairs, blends=blends, blend_rest=self.mode != "paired")
 
     def _choose_loader_options(self, split: str) -> dict[str, Any]:
         options = super()._choose_loader_options(split)

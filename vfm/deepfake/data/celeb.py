@@ -8,18 +8,18 @@ from pathlib import Path
 from vfm.data.layouts import Reading
 from vfm.deepfake.data.filenames import celebrities
 from vfm.deepfake.data.files import Clip, Files, Media, clip_items, clips, folders
-from vfm.deepfake.data.record import MAX_ABSENT, FakesError, Item, group_items
+from vfm.deepfake.data.record import MAX_ABSENT, DeepfakeDataError, Item, group_items
 
 TEST_LIST = "List_of_testing_videos.txt"
 
 _REALS = ("celeb-real", "youtube-real")
-_FAKES = "celeb-synthesis"
+_DEEPFAKES = "celeb-synthesis"
 _KINDS = ("FaceSwap", "FaceReenact", "TalkingFace")
 
 
 def find_celeb(root: Path) -> bool:
     """Whether a folder holds Celeb-DF."""
-    return any(folder.name.lower() in (*_REALS, _FAKES) for folder in folders(root))
+    return any(folder.name.lower() in (*_REALS, _DEEPFAKES) for folder in folders(root))
 
 
 def read_celeb(root: Path, *, media: Media = "auto", lists: Path | None = None) -> Reading[Item]:
@@ -34,7 +34,7 @@ def read_celeb(root: Path, *, media: Media = "auto", lists: Path | None = None) 
         lists: Folder of the list of testing videos; by default the root.
 
     Raises:
-        FakesError: The list contradicts the folders, or names videos that are not there.
+        DeepfakeDataError: The list contradicts the folders, or names videos that are not there.
     """
     there = {folder.name.lower(): folder for folder in folders(root)}
     files = Files()
@@ -42,13 +42,13 @@ def read_celeb(root: Path, *, media: Media = "auto", lists: Path | None = None) 
     for name in _REALS:
         for clip in clips(there[name], media) if name in there else []:
             _add(found, there[name], clip, _like(root, clip, ""), files)
-    for folder, method in _methods(there[_FAKES]) if _FAKES in there else []:
+    for folder, method in _methods(there[_DEEPFAKES]) if _DEEPFAKES in there else []:
         for clip in clips(folder, media):
             _add(found, folder, clip, _like(root, clip, method), files)
     path = (lists or root) / TEST_LIST
     if not path.is_file():
         if lists is not None:
-            raise FakesError(f"{lists} has no {TEST_LIST}. Give the folder that holds it.")
+            raise DeepfakeDataError(f"{lists} has no {TEST_LIST}. Give the folder that holds it.")
         return group_items(_flat(found), [_no_list(root)])
     tested, notes = _tested(path, root, found)
     items = [
@@ -76,7 +76,7 @@ def _methods(folder: Path) -> list[tuple[Path, str]]:
 def _add(found: dict[str, list[Item]], folder: Path, clip: Clip, like: Item, files: Files) -> None:
     # As the list writes it: the folders that it names, without `videos` or `frames` and without a suffix.
     parts = folder.parts
-    start = next(i for i, part in enumerate(parts) if part.lower() in (*_REALS, _FAKES))
+    start = next(i for i, part in enumerate(parts) if part.lower() in (*_REALS, _DEEPFAKES))
     found["/".join((*parts[start:], clip.name)).lower()] = clip_items(clip, like, files)
 
 
@@ -93,7 +93,7 @@ def _tested(path: Path, root: Path, found: dict[str, list[Item]]) -> tuple[set[s
             continue
         digit, _, name = line.strip().replace("\\", "/").partition(" ")
         if digit not in ("0", "1") or not name:
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"{path}, line {number}: '{line}' is not 0 or 1, a space and a video. Take the list as it is published."
             )
         key = _key(name)
@@ -103,7 +103,7 @@ def _tested(path: Path, root: Path, found: dict[str, list[Item]]) -> tuple[set[s
         # The only list of the field where 1 is real.
         listed, label = ("real" if digit == "1" else "fake"), found[key][0].label
         if listed != label:
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"{path}, line {number}: {name} is {listed} by its digit ({digit}; in this list 1 is real), but lies "
                 f"in a folder of {label} videos. Take the list as it is published."
             )
@@ -112,7 +112,7 @@ def _tested(path: Path, root: Path, found: dict[str, list[Item]]) -> tuple[set[s
         return tested, []
     said = f"{len(absent)} of the {len(absent) + len(tested)} videos of {path} are not in {root}, such as {absent[0]}."
     if len(absent) > MAX_ABSENT * (len(absent) + len(tested)):
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{said} Complete the copy, since results on part of the test set do not compare."
         )
     return tested, [said]
@@ -120,7 +120,7 @@ def _tested(path: Path, root: Path, found: dict[str, list[Item]]) -> tuple[set[s
 
 def _key(name: str) -> str:
     parts = [part for part in name.strip().split("/") if part not in ("videos", "frames")]
-    start = next((i for i, p in enumerate(parts) if p.lower() in (*_REALS, _FAKES)), 0)
+    start = next((i for i, p in enumerate(parts) if p.lower() in (*_REALS, _DEEPFAKES)), 0)
     return re.sub(r"\.\w+$", "", "/".join(parts[start:])).lower()
 
 

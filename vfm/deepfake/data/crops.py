@@ -28,7 +28,7 @@ from vfm_runtime.deepfake.faces.precomputed import Given, face_of, read_landmark
 from vfm_runtime.media.image import ImageError, Pixels, open_image
 from vfm_runtime.media.video import Clip, evenly, is_video, read_video
 
-from vfm.deepfake.data.record import FakesError, Item, ordered
+from vfm.deepfake.data.record import DeepfakeDataError, Item, ordered
 
 UNREADABLE = "unreadable"
 NO_FACE = "no_face"
@@ -105,7 +105,7 @@ def plan(items: Sequence[Item]) -> list[Job]:
     """Group items into videos, in a fixed order.
 
     Raises:
-        FakesError: A video has several files, or a file and images.
+        DeepfakeDataError: A video has several files, or a file and images.
     """
     groups: dict[tuple[str, ...], list[Item]] = {}
     for item in ordered(items):
@@ -115,7 +115,7 @@ def plan(items: Sequence[Item]) -> list[Job]:
         files = [item.path for item in group if is_video(item.path)]
         if files and len(group) > 1:
             other = next(item.path for item in group if item.path != files[0])
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"The video '{'/'.join(filter(None, key))}' is both {files[0]} and {other}. Give each file a name "
                 "of its own in the column 'video', or a method or data set of its own."
             )
@@ -132,7 +132,7 @@ def read_record(job: Job, out: Path) -> Cut:
     """What became of a video that is done.
 
     Raises:
-        FakesError: Its record is damaged.
+        DeepfakeDataError: Its record is damaged.
     """
     path = out / "crops" / job.folder / RECORD_FILE
     try:
@@ -143,7 +143,7 @@ def read_record(job: Job, out: Path) -> Cut:
         failures = [Failure(**failure) for failure in values["failures"]]
         return Cut(items, failures, values["num_frames"], values["notes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{path} is damaged ({error}). Delete it to cut that video again."
         ) from error
 

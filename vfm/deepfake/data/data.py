@@ -13,18 +13,18 @@ from vfm_runtime.media.image import IMAGE_SUFFIXES, find_images
 
 from vfm.data.dataset import Record
 from vfm.data.splits import SPLITS
-from vfm.deepfake.data.base import CROP_FILE, GROUPS, FakeImages, Mode, write_crop
+from vfm.deepfake.data.base import CROP_FILE, GROUPS, DeepfakeImages, Mode, write_crop
 from vfm.deepfake.data.dataset import BLENDED, DeepfakeRecord
 from vfm.deepfake.data.layouts import MANIFEST, Format, import_layout
 from vfm.deepfake.data.manifest import read_manifest, write_manifest
-from vfm.deepfake.data.record import LABELS, FakesError, Item, ordered
+from vfm.deepfake.data.record import LABELS, DeepfakeDataError, Item, ordered
 from vfm.deepfake.data.splits import Ties, assign_splits, components
 from vfm.spec import Spec
 
-__all__ = ["CROP_FILE", "GROUPS", "FakeImages", "FakesData", "Mode", "write_crop"]
+__all__ = ["CROP_FILE", "GROUPS", "DeepfakeData", "DeepfakeImages", "Mode", "write_crop"]
 
 
-class FakesData(FakeImages):
+class DeepfakeData(DeepfakeImages):
     """Images listed in a manifest, or in folders laid out as a public data set has them.
 
     Videos become images first, by `vfm faces`, which leaves a manifest and `crop.json`.
@@ -61,7 +61,7 @@ class FakesData(FakeImages):
             layout: More about the layout, such as `compression`, `media`, `lists`, `grouping` and `labels`, as
                 `vfm.deepfake.data.layouts.import_layout` takes it.
             manifest: The list of images, if it lies elsewhere; its relative paths start at `root`.
-            mode: What a training batch is made of: `plain`, `paired`, `sbi` or `mixed`, as `FakeImages` says.
+            mode: What a training batch is made of: `plain`, `paired`, `sbi` or `mixed`, as `DeepfakeImages` says.
             sbi_share: Of `mixed`, the share of the pairs whose forgery is blended on the fly.
             benign_share: Share of the training images that get a harmless edit, which does not change the label.
             edits: Whether training images are flipped, turned, blurred, recoloured and compressed.
@@ -141,13 +141,13 @@ class FakesData(FakeImages):
         """What `crop.json` beside the manifest says, or what was declared.
 
         Raises:
-            FakesError: Neither says anything, or they contradict each other.
+            DeepfakeDataError: Neither says anything, or they contradict each other.
         """
         path = self._folder(self.manifest or self.root) / CROP_FILE
         declared = self._declared()
         if not path.is_file():
             if declared is None:
-                raise FakesError(
+                raise DeepfakeDataError(
                     f"Nothing says what part of a picture the images of {self.root} show: there is no {path}. A model "
                     "of faces answers for one kind of crop alone. Cut the faces out with 'vfm faces', or say what the "
                     "images are: --data.cropped true for one face each, cut out already, --data.native true for whole "
@@ -157,11 +157,11 @@ class FakesData(FakeImages):
         try:
             spec = CropSpec.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"{path} is not the crop specification that 'vfm faces' writes: {error}"
             ) from error
         if declared is not None and declared.source != spec.source:
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"{path} says that the images are '{spec.source}', --data.{declared.source} says '{declared.source}'. "
                 "Leave the option out, or give other images."
             )
@@ -231,7 +231,7 @@ class FakesData(FakeImages):
 def _refuse_videos(items: Sequence[Item], root: Path) -> None:
     videos = [item.path for item in items if not item.path.lower().endswith(IMAGE_SUFFIXES)]
     if videos:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{len(videos)} of the {len(items)} files of {root} are not images, such as {videos[0]}. Cut the faces out "
             f"of the videos first: vfm faces {root} -o FOLDER."
         )

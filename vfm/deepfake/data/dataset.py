@@ -67,7 +67,7 @@ def require_deepfakes(records: Sequence[Record]) -> list[DeepfakeRecord]:
         if not isinstance(record, DeepfakeRecord):
             raise ValueError(
                 f"{record.name} has the groups {record.groups}, but a forged or real image needs (dataset, method, "
-                "video, identities). Read the images with FakesData."
+                "video, identities). Read the images with DeepfakeData."
             )
         typed.append(record)
     return typed
@@ -83,14 +83,14 @@ class Changes(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class FakeSample(Sample):
+class DeepfakeSample(Sample):
     """One image, ready for a batch."""
 
     mask: Mask
     """float32 [h, w], 0 to 1, how much of each pixel is forged; -1 everywhere where that is not known."""
 
 
-class FakesDataset(ImageDataset):
+class DeepfakeDataset(ImageDataset):
     """The images of one split; what it gives depends on seed, epoch and index alone."""
 
     def __init__(
@@ -114,7 +114,7 @@ class FakesDataset(ImageDataset):
         self.crop = crop
         self.changes = changes
 
-    def __getitem__(self, key: int | tuple[int, int]) -> FakeSample | Skipped:
+    def __getitem__(self, key: int | tuple[int, int]) -> DeepfakeSample | Skipped:
         """One image, changed only in training.
 
         Args:
@@ -205,19 +205,19 @@ class FakesDataset(ImageDataset):
 
     def _sample(
         self, index: int, view: View, label: int | None = None, note: str = ""
-    ) -> FakeSample:
+    ) -> DeepfakeSample:
         record = self.records[index]
         target = np.array(record.label if label is None else label)
         pixels = self.preprocess.resize(view.pixels)[0]
         mask = resized_mask(view, self.preprocess)
-        return FakeSample(pixels, target, index, record.name + note, mask)
+        return DeepfakeSample(pixels, target, index, record.name + note, mask)
 
     def _skipped(self, index: int, error: ImageError) -> Skipped:
         name = self.records[index].name
         return Skipped(name, error.reason, np.zeros((), np.int64), self.preprocess.size)
 
 
-class PairedFakes(FakesDataset):
+class PairedDeepfakes(DeepfakeDataset):
     """Pairs of a real image and a forgery of it: its own, or one blended from it on the fly.
 
     Both get the same edits, so that the forgery alone tells them apart.
@@ -261,7 +261,7 @@ class PairedFakes(FakesDataset):
 
     def __getitem__(  # type: ignore[override]
         self, key: int | tuple[int, int]
-    ) -> tuple[FakeSample, FakeSample] | Skipped:
+    ) -> tuple[DeepfakeSample, DeepfakeSample] | Skipped:
         """A real image and its forgery, or what could not be read.
 
         Args:
@@ -288,16 +288,16 @@ class PairedFakes(FakesDataset):
         return self._sample(index, real, 0), self._sample(other, fake, 1, note)
 
 
-def collate_fakes(
-    samples: Sequence[FakeSample | tuple[FakeSample, FakeSample] | Skipped],
+def collate_deepfakes(
+    samples: Sequence[DeepfakeSample | tuple[DeepfakeSample, DeepfakeSample] | Skipped],
 ) -> Batch:
     """Join samples to a batch, pairs as real, fake, real, fake; unreadable ones are listed and leave it smaller."""
     bad = [sample for sample in samples if isinstance(sample, Skipped)]
-    good: list[FakeSample] = []
+    good: list[DeepfakeSample] = []
     for sample in samples:
         if isinstance(sample, tuple):
             good += sample
-        elif isinstance(sample, FakeSample):
+        elif isinstance(sample, DeepfakeSample):
             good.append(sample)
     size = good[0].image.shape[:2] if good else bad[0].size
     images = np.stack([s.image for s in good]) if good else np.zeros((0, *size, 3), np.uint8)

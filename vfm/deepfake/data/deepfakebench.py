@@ -13,7 +13,7 @@ from vfm.data.layouts import Reading
 from vfm.data.splits import SPLITS
 from vfm.deepfake.data.filenames import DFD, FORENSICS, origin
 from vfm.deepfake.data.files import Files, beside, frames, read_json
-from vfm.deepfake.data.record import FakesError, Item, LabelName, group_items, natural
+from vfm.deepfake.data.record import DeepfakeDataError, Item, LabelName, group_items, natural
 
 _LISTS = "dataset_json"
 _COMPRESSIONS = ("raw", "c0", "c23", "c40")
@@ -63,7 +63,7 @@ def read_lists(
         labels: What names of labels mean that do not end in real or fake.
 
     Raises:
-        FakesError: A list is none, or its labels contradict each other.
+        DeepfakeDataError: A list is none, or its labels contradict each other.
     """
     entries: list[Entry] = []
     for path in _paths(root):
@@ -82,7 +82,7 @@ def read_lists(
             # FF-DF.json and its like all hold the same real videos.
             other = items.setdefault(item.path, item)
             if other.key != item.key or other.label != item.label:
-                raise FakesError(
+                raise DeepfakeDataError(
                     f"{root}: {item.path} is in the videos '{'/'.join(other.key)}' and '{'/'.join(item.key)}'. "
                     "Read one of the lists alone."
                 )
@@ -111,7 +111,7 @@ def _entries(content: Mapping[str, Any], path: Path) -> Iterator[Entry]:
             for name, videos in _object(splits, path, key).items():
                 split = SPLIT_FOLDERS.get(name.lower())
                 if split is None:
-                    raise FakesError(
+                    raise DeepfakeDataError(
                         f"{path}: '{dataset}' has the split '{name}' under '{key}'. Choices: train, val, test."
                     )
                 for video, level, entry in _videos(_object(videos, path, name), path):
@@ -127,14 +127,14 @@ def _videos(videos: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str, M
             for video, inner in found.items():
                 yield video, name, _object(inner, path, video)
         else:
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"{path}: the video '{name}' has no frames. Give a list as DeepfakeBench writes it."
             )
 
 
 def _object(value: Any, path: Path, name: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{path}: '{name}' holds no object. Give a list as DeepfakeBench writes it: data set, label, split, video."
         )
     return value
@@ -147,11 +147,11 @@ def _dataset(name: str) -> str:
 def _of_compression(entries: list[Entry], wanted: str | None, root: Path) -> list[Entry]:
     there = sorted({entry.compression for entry in entries} - {""})
     if wanted is not None and wanted not in there:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{root} has no videos of compression '{wanted}'. Choices: {', '.join(there) or 'none'}."
         )
     if wanted is None and len(there) > 1:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{root} has videos of the compressions {', '.join(there)}. Name the one to read with compression, "
             "such as c23."
         )
@@ -194,9 +194,9 @@ def _empty(entries: Sequence[Entry], labels: Mapping[str, LabelName]) -> list[st
     found = [entry for entry in entries if not entry.content["frames"]]
     if not found:
         return []
-    fakes = sum(_label(entry, labels) == "fake" for entry in found)
+    deepfakes = sum(_label(entry, labels) == "fake" for entry in found)
     return [
-        f"{len(found)} videos of the lists have no frames ({len(found) - fakes} real, {fakes} fake), such as "
+        f"{len(found)} videos of the lists have no frames ({len(found) - deepfakes} real, {deepfakes} fake), such as "
         f"{found[0].video}. Results leave them out: say so."
     ]
 
@@ -205,7 +205,7 @@ def _base(root: Path, base: Path | None, entries: Sequence[Entry]) -> Path:
     """The folder that the paths of the frames start from."""
     first = next((str(path) for entry in entries for path in entry.content["frames"]), None)
     if first is None:
-        raise FakesError(f"{root} lists no frames at all. Make the lists again.")
+        raise DeepfakeDataError(f"{root} lists no frames at all. Make the lists again.")
     start = root.parent if root.is_file() else root
     above = [start, *start.absolute().parents[:3]]
     places = [base] if base is not None else [p for a in above for p in (a, a / "rgb")]
@@ -213,7 +213,7 @@ def _base(root: Path, base: Path | None, entries: Sequence[Entry]) -> Path:
         if (place / _clean(first)).exists():
             return place.absolute()
     tried = ", ".join(map(str, places))
-    raise FakesError(
+    raise DeepfakeDataError(
         f"The first frame of {root}, {_clean(first)}, is not in {tried}. Name the folder that the paths "
         "start from with base."
     )
@@ -260,7 +260,7 @@ def _end(path: str) -> str:
 def _label(entry: Entry, labels: Mapping[str, LabelName]) -> LabelName:
     written = str(entry.content.get("label", entry.key))
     if written != entry.key:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"The video '{entry.video}' of {entry.dataset} stands under '{entry.key}', but its label is '{written}'. "
             "A video has one label: mend the list."
         )
@@ -271,7 +271,7 @@ def _label(entry: Entry, labels: Mapping[str, LabelName]) -> LabelName:
     # By its end alone: whichisreal_Fake is fake.
     end = re.search(r"(?:^|[-_])(real|fake)[AB]?$", entry.key, re.IGNORECASE)
     if end is None:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"Nothing says whether '{entry.key}' of {entry.dataset} is real or fake: it ends in neither. "
             f'Say so with labels={{"{entry.key}": "fake"}}.'
         )

@@ -10,7 +10,7 @@ from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.layouts import Reading
 from vfm.data.tables import Table, read_table
 from vfm.deepfake.data.files import Files, Media, clip_items, clips, folders, read_object, stem
-from vfm.deepfake.data.record import FakesError, Item, LabelName, group_items
+from vfm.deepfake.data.record import DeepfakeDataError, Item, LabelName, group_items
 
 DFDC = "DFDC"
 DFDCP = "DFDCP"
@@ -35,7 +35,7 @@ def read_challenge(root: Path) -> Reading[Item]:
     """Read the parts of the training set by their metadata.json, and the test set by its labels.csv (1 is fake).
 
     Raises:
-        FakesError: A label is none.
+        DeepfakeDataError: A label is none.
     """
     items = []
     for folder in _parts(root):
@@ -55,7 +55,7 @@ def read_preview(root: Path) -> Reading[Item]:
     """Read dataset.json of the preview: folders of methods and of originals, with label and split of each video.
 
     Raises:
-        FakesError: An entry has no label or split, or a label contradicts the folder.
+        DeepfakeDataError: An entry has no label or split, or a label contradicts the folder.
     """
     path = root / _PREVIEW
     content = read_object(path, "an object with an entry for each video")
@@ -98,7 +98,7 @@ def _test_folders(root: Path) -> list[Path]:
 def _trained(folder: Path, name: str, entry: Any) -> Item:
     where = folder / _METADATA
     if not isinstance(entry, dict):
-        raise FakesError(f"{where}: the entry of {name} is no object. Download it again.")
+        raise DeepfakeDataError(f"{where}: the entry of {name} is no object. Download it again.")
     label = _word(entry.get("label"), f"{where}, {name}")
     original = entry.get("original") or ""
     split = SPLIT_FOLDERS.get(str(entry.get("split", "train")).lower(), "train")
@@ -129,23 +129,27 @@ def _table(path: Path) -> Table:
         for column in ("filename", "label"):
             table.require(column, f"as the {_TEST_LABELS} of {DFDC} has")
     except ValueError as error:
-        raise FakesError(str(error)) from error
+        raise DeepfakeDataError(str(error)) from error
     return table
 
 
 def _previewed(root: Path, path: Path, name: str, entry: Any) -> Item:
     if not isinstance(entry, dict) or "label" not in entry or "set" not in entry:
-        raise FakesError(f"{path}: {name} has no label and set. Take the list as it is published.")
+        raise DeepfakeDataError(
+            f"{path}: {name} has no label and set. Take the list as it is published."
+        )
     name = name.replace("\\", "/")
     label = _word(entry["label"], f"{path}, {name}")
     folder = name.partition("/")[0]
     if folder.lower().startswith("original") != (label == "real"):
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{path}: {name} is {label} by its label, but lies in '{folder}'. Take the list as it is published."
         )
     split = SPLIT_FOLDERS.get(str(entry["set"]).lower())
     if split is None:
-        raise FakesError(f"{path}: the set of {name} is '{entry['set']}'. Choices: train, test.")
+        raise DeepfakeDataError(
+            f"{path}: the set of {name} is '{entry['set']}'. Choices: train, test."
+        )
     method = folder if label == "fake" else ""
     video = name.rpartition(".")[0]
     video = video if label == "real" else video.partition("/")[2]
@@ -172,4 +176,4 @@ def _word(value: Any, where: str) -> LabelName:
         return "real"
     if word == "fake":
         return "fake"
-    raise FakesError(f"{where}: the label is '{value}'. Choices: real, fake.")
+    raise DeepfakeDataError(f"{where}: the label is '{value}'. Choices: real, fake.")

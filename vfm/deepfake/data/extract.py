@@ -25,7 +25,7 @@ from vfm.deepfake.data.crop_report import Count, count, crop_sheet, reasons, sum
 from vfm.deepfake.data.crops import Cut, Failure, Job, cut_video, is_done, plan, read_record
 from vfm.deepfake.data.layouts import Format, import_layout
 from vfm.deepfake.data.manifest import write_manifest
-from vfm.deepfake.data.record import FakesError, Item, ordered
+from vfm.deepfake.data.record import DeepfakeDataError, Item, ordered
 
 MANIFEST_FILE = "manifest.csv"
 FAILURES_FILE = "failures.csv"
@@ -76,12 +76,12 @@ def faces(
         The manifest.
 
     Raises:
-        FakesError: The data set cannot be read, `out` holds crops that were made otherwise, or no face is found.
+        DeepfakeDataError: The data set cannot be read, `out` holds crops that were made otherwise, or no face is found.
     """
     spec = CropSpec(size=size, margin=margin, policy=policy, detector=detector, min_score=min_score)
     root, out = Path(root), Path(out)
     if out.absolute().is_relative_to(root.absolute()):
-        raise FakesError(
+        raise DeepfakeDataError(
             f"The crops would go into the data set itself ({out} lies in {root}), and be read as a part of it the "
             "next time. Give a folder outside with -o."
         )
@@ -123,7 +123,7 @@ def extract(
         What became of the videos, by label.
 
     Raises:
-        FakesError: As for `faces`, or a process died.
+        DeepfakeDataError: As for `faces`, or a process died.
     """
     _check(items, num_frames, num_workers)
     jobs = plan(items)
@@ -147,10 +147,12 @@ def extract(
 
 def _check(items: Sequence[Item], num_frames: int, num_workers: int | None) -> None:
     if not items:
-        raise FakesError("There are no videos or images to cut faces from. Check the data set.")
+        raise DeepfakeDataError(
+            "There are no videos or images to cut faces from. Check the data set."
+        )
     for name, value in (("frames", num_frames), ("workers", num_workers)):
         if value is not None and value < 1:
-            raise FakesError(f"--{name} is {value}. Give 1 or more.")
+            raise DeepfakeDataError(f"--{name} is {value}. Give 1 or more.")
 
 
 def _settle(out: Path, spec: CropSpec, num_frames: int) -> None:
@@ -165,13 +167,13 @@ def _settle(out: Path, spec: CropSpec, num_frames: int) -> None:
             if there.get(name) != value
         ]
         if said:
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"{out} holds crops that were made otherwise: {', '.join(said)}. Crops of two kinds do not mix. Give "
                 "the same options, or another folder with -o."
             )
         return
     if out.exists() and (not out.is_dir() or {p.name for p in out.glob("[!.]*")} - {SETTINGS_FILE}):
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{out} is there already, but has no {CROP_FILE}. Give a new folder with -o."
         )
     out.mkdir(parents=True, exist_ok=True)
@@ -186,7 +188,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{path} cannot be read ({error}). Give a new folder with -o, or delete this one."
         ) from error
     return values if isinstance(values, dict) else {}
@@ -210,7 +212,7 @@ def _cut_all(
         for future in as_completed([pool.submit(_work, job) for job in todo]):
             yield future.result()
     except BrokenProcessPool as error:
-        raise FakesError(
+        raise DeepfakeDataError(
             "A process died, most likely for lack of memory. What is done is kept: run again with fewer --workers."
         ) from error
     finally:
@@ -242,7 +244,7 @@ def _write(jobs: list[Job], cuts: list[Cut], out: Path) -> dict[str, Count]:
     items = [item for cut in cuts for item in cut.items]
     if not items:
         said = "; ".join(f"{label}: {reasons(found.failures)}" for label, found in counts.items())
-        raise FakesError(
+        raise DeepfakeDataError(
             f"No face was found in {len(jobs)} videos or images ({said}); see {out / FAILURES_FILE}. The first: "
             f"{failures[0].path}: {failures[0].detail}. Check the data set, lower --min_score, or give --detector "
             "precomputed where landmarks are at hand; -o must be another folder then."

@@ -9,7 +9,7 @@ from vfm.data.layouts import Reading
 from vfm.data.splits import SPLITS
 from vfm.deepfake.data.filenames import DFD, FORENSICS, actors, forensics
 from vfm.deepfake.data.files import Files, Media, clip_items, clips, folders, read_json
-from vfm.deepfake.data.record import FakesError, Item, LabelName, group_items
+from vfm.deepfake.data.record import DeepfakeDataError, Item, LabelName, group_items
 
 _SEQUENCES: dict[str, LabelName] = {"original_sequences": "real", "manipulated_sequences": "fake"}
 _ACTORS = ("actors", DFD)
@@ -39,7 +39,7 @@ def read_forensics(
         lists: Folder of the three lists; by default the root or its folder `splits`.
 
     Raises:
-        FakesError: There are several compressions, or a video is in two lists.
+        DeepfakeDataError: There are several compressions, or a video is in two lists.
     """
     places = [
         (label, folder) for name, label in _SEQUENCES.items() for folder in folders(root / name)
@@ -71,12 +71,14 @@ def _compression(places: list[tuple[LabelName, Path]], wanted: str | None, root:
     if wanted is not None and wanted in there:
         return wanted
     if wanted is not None:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{root} has no videos of compression '{wanted}'. Choices: {', '.join(there) or 'none'}."
         )
     if len(there) != 1:
         found = f"videos of the compressions {', '.join(there)}" if there else "no videos"
-        raise FakesError(f"{root} has {found}. Name the one to read with compression, such as c23.")
+        raise DeepfakeDataError(
+            f"{root} has {found}. Name the one to read with compression, such as c23."
+        )
     return there[0]
 
 
@@ -91,7 +93,7 @@ def _splits(root: Path, lists: Path | None) -> dict[str, str]:
         if (path := place / f"{split}.json").is_file()
     }
     if lists is not None and len(paths) < len(SPLITS):
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{lists} has no {', '.join(f'{split}.json' for split in SPLITS if split not in paths)}. Give the folder "
             "of the lists of pairs that FaceForensics++ is published with."
         )
@@ -99,7 +101,7 @@ def _splits(root: Path, lists: Path | None) -> dict[str, str]:
         for name in _names(path):
             other = found.setdefault(name, split)
             if other != split:
-                raise FakesError(
+                raise DeepfakeDataError(
                     f"The video '{name}' is in {other}.json and in {path}. Take the lists as they are published."
                 )
     return found
@@ -109,7 +111,7 @@ def _names(path: Path) -> list[str]:
     content = read_json(path)
     pairs: list[Any] = content if isinstance(content, list) else [None]
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise FakesError(
+        raise DeepfakeDataError(
             f'{path} is no list of pairs of videos, such as [["071", "054"], ...]. Take the list as it is published.'
         )
     # Some copies hold the names as numbers, which loses their zeros.

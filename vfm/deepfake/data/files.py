@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from vfm_runtime.media.image import IMAGE_SUFFIXES
 from vfm_runtime.media.video import VIDEO_SUFFIXES
 
-from vfm.deepfake.data.record import FakesError, Item, natural
+from vfm.deepfake.data.record import DeepfakeDataError, Item, natural
 
 Media = Literal["auto", "videos", "frames"]
 """What to take where a data set holds videos and frames of them; `auto` takes videos."""
@@ -53,14 +53,14 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file.
 
     Raises:
-        FakesError: It is missing or no JSON.
+        DeepfakeDataError: It is missing or no JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise FakesError(f"There is no file {path}. Check the path.") from error
+        raise DeepfakeDataError(f"There is no file {path}. Check the path.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{path} is no JSON that can be read: {error}. Download it again."
         ) from error
 
@@ -74,7 +74,7 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     """
     content = read_json(path)
     if not isinstance(content, dict):
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{path} holds no object ({{...}}), but {what} is expected. Download it again."
         )
     return content

@@ -12,7 +12,7 @@ from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.layouts import Reading
 from vfm.deepfake.data.filenames import Origin, celebrities, forensics
 from vfm.deepfake.data.files import frame_numbers, frames, is_image, is_video, stem, walk
-from vfm.deepfake.data.record import FAKE, FakesError, Item, LabelName, group_items
+from vfm.deepfake.data.record import FAKE, DeepfakeDataError, Item, LabelName, group_items
 
 Grouping = Literal["auto", "folder", "still", "name"]
 """What images in a folder below that of a label are: frames of one video, images of their own, or frames of the videos
@@ -63,7 +63,7 @@ def read_plain(
         labels: What other folders mean, such as {"deepfakes": "fake"}.
 
     Raises:
-        FakesError: A path says both labels, or two videos have one name.
+        DeepfakeDataError: A path says both labels, or two videos have one name.
     """
     words = _WORDS | {name.casefold(): label for name, label in (labels or {}).items()}
     places, loose = _places(root, words)
@@ -119,7 +119,7 @@ def _places(root: Path, words: Mapping[str, LabelName]) -> tuple[list[Place], li
             continue
         found = {words[parts[i].casefold()] for i in where}
         if len(found) > 1:
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"The folder {'/'.join(parts)} in {root} says both real and fake: '{parts[where[0]]}' and "
                 f"'{parts[where[-1]]}'. Rename one of them."
             )
@@ -134,7 +134,7 @@ def _place(
     splits = [part for part in (*before, *after[:1]) if part.lower() in SPLIT_FOLDERS]
     named = {SPLIT_FOLDERS[part.lower()] for part in splits}
     if len(named) > 1:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"The folder {'/'.join(parts)} in {root} names two splits: {' and '.join(splits)}. Rename one of them."
         )
     if after and after[0] in splits:
@@ -202,7 +202,7 @@ def _check_names(items: list[Item], root: Path) -> None:
         place = item.path if item.frame < 0 else item.path.rpartition("/")[0]
         other = first.setdefault((*item.key, item.split), place)
         if other != place:
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"{root} has two videos called '{item.video}': {other} and {place}. If they are one, as a file and as "
                 "frames, keep one of them; if not, rename one."
             )
@@ -238,9 +238,9 @@ def _with_origins(items: list[Item], notes: list[str]) -> Reading[Item]:
         "FaceForensics++": forensics,
         "Celeb-DF": celebrities,
     }
-    fakes = {item.video for item in items if item.label == FAKE}
+    deepfakes = {item.video for item in items if item.label == FAKE}
     for name, rule in rules.items():
-        if fakes and all(rule(video).source for video in fakes):
+        if deepfakes and all(rule(video).source for video in deepfakes):
             named = [_replaced(item, rule(item.video)) for item in items]
             note = f"The videos are named as in {name}: persons and sources are taken from their names."
             return group_items(named, [*notes, note])

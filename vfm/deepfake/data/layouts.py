@@ -23,7 +23,7 @@ from vfm.deepfake.data.folders import Grouping, find_plain, read_generated, read
 from vfm.deepfake.data.manifest import present, read_manifest
 from vfm.deepfake.data.record import (
     LABELS,
-    FakesError,
+    DeepfakeDataError,
     Item,
     LabelName,
     check_items,
@@ -79,11 +79,11 @@ def import_layout(
         Missing files are left out with a warning.
 
     Raises:
-        FakesError: No layout fits, an option is not for it, or the files contradict each other.
+        DeepfakeDataError: No layout fits, an option is not for it, or the files contradict each other.
     """
     root = Path(root).expanduser().absolute()
     if not root.exists():
-        raise FakesError(
+        raise DeepfakeDataError(
             f"There is no file or folder {root} (looked in {Path.cwd()}). Check the path."
         )
     _check_choices(format=(format, Format), media=(media, Media), grouping=(grouping, Grouping))
@@ -98,7 +98,7 @@ def import_layout(
     }
     reading = DEEPFAKE_LAYOUTS.layouts[name].read(root, **_options(name, given))
     if not reading.entries:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"There are no images or videos in {root}, read as '{name}'. {_found(root)} Choices of format: "
             f"{', '.join(DEEPFAKE_LAYOUTS.layouts)}."
         )
@@ -172,7 +172,7 @@ DEEPFAKE_LAYOUTS: LayoutTable[Layout[Item]] = LayoutTable(
         "genimage": Layout(_find_genimage, read_generated, ("labels",)),
         "plain": Layout(find_plain, read_plain, ("grouping", "labels")),
     },
-    FakesError,
+    DeepfakeDataError,
     _explain,
 )
 
@@ -183,7 +183,7 @@ def _options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     used = {key: value for key, value in given.items() if value not in (None, "auto")}
     for key in used:
         if key not in takes:
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"The layout '{name}' takes no {key}. It takes: {', '.join(takes) or 'no options'}. Leave it out, or "
                 "name another format."
             )
@@ -193,7 +193,9 @@ def _options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def _check_choices(**given: tuple[str, Any]) -> None:
     for name, (value, choices) in given.items():
         if value not in get_args(choices):
-            raise FakesError(f"{name} is '{value}'. Choices: {', '.join(get_args(choices))}.")
+            raise DeepfakeDataError(
+                f"{name} is '{value}'. Choices: {', '.join(get_args(choices))}."
+            )
 
 
 def _found(root: Path) -> str:

@@ -18,7 +18,7 @@ from vfm.deepfake.data.record import (
     LABELS,
     MAX_ABSENT,
     REAL,
-    FakesError,
+    DeepfakeDataError,
     Item,
     LabelName,
     check_items,
@@ -34,7 +34,7 @@ __all__ = [
     "FAKE",
     "LABELS",
     "REAL",
-    "FakesError",
+    "DeepfakeDataError",
     "Item",
     "LabelName",
     "check_items",
@@ -62,14 +62,14 @@ def write_manifest(path: str | Path, items: Sequence[Item], *, relative: bool = 
             relative to another.
 
     Raises:
-        FakesError: The items contradict each other, or an identity holds the mark that separates identities.
+        DeepfakeDataError: The items contradict each other, or an identity holds the mark that separates identities.
     """
     check_items(items, str(path))
     folder = Path(path).absolute().parent.as_posix().rstrip("/") + "/"
     rows = []
     for item in items:
         if any(_JOIN in name for name in item.identities):
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"The identity '{_JOIN.join(item.identities)}' of {item.path} holds '{_JOIN}', which separates "
                 "identities in a manifest. Name it without."
             )
@@ -98,7 +98,7 @@ def read_manifest(
         The items in the order of the rows, with absolute paths. Files that are missing are left out with a warning.
 
     Raises:
-        FakesError: The list, a row of it or its videos are not as they must be.
+        DeepfakeDataError: The list, a row of it or its videos are not as they must be.
     """
     path = Path(path)
     table = _json_table(path) if path.suffix.lower() == ".json" else _table(path)
@@ -120,7 +120,7 @@ def present(items: Sequence[Item], where: str, root: str) -> list[Item]:
     """The items whose files exist.
 
     Raises:
-        FakesError: More than one in a hundred is missing.
+        DeepfakeDataError: More than one in a hundred is missing.
     """
     files = _files({item.path.rpartition("/")[0] for item in items})
     absent = [item for item in items if item.path not in files]
@@ -129,7 +129,7 @@ def present(items: Sequence[Item], where: str, root: str) -> list[Item]:
     shown = ", ".join(item.path for item in absent[:3]) + (", ..." if len(absent) > 3 else "")
     said = f"{len(absent)} of the {len(items)} files that {where} names are missing: {shown}."
     if len(absent) > MAX_ABSENT * len(items):
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{said} Relative paths start from {root}. Give the folder that they start from, or mend the list."
         )
     counts = ", ".join(
@@ -144,11 +144,11 @@ def _item(table: Table, index: int, base: str, words: Mapping[str, str]) -> Item
     where = table.where(index)
     path = clean_path(cells["path"])
     if not path:
-        raise FakesError(f"{where}: the path is empty. Fill it in, or delete the row.")
+        raise DeepfakeDataError(f"{where}: the path is empty. Fill it in, or delete the row.")
     label = _label(cells["label"], where, words)
     frame = cells.get("frame", "")
     if frame and not re.fullmatch(r"-1|\d+", frame):
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{where}: the frame is '{frame}'. Give a whole number from 0, or nothing."
         )
     joined = cells.get("identities") or cells.get("identity") or ""
@@ -197,7 +197,7 @@ def _label(cell: str, where: str, words: Mapping[str, str]) -> LabelName:
         if re.fullmatch(r"[\d.]+|true|false", cell.lower())
         else ""
     )
-    raise FakesError(f"{where}: the label is '{cell}'. Choices: {', '.join(words)}.{hint}")
+    raise DeepfakeDataError(f"{where}: the label is '{cell}'. Choices: {', '.join(words)}.{hint}")
 
 
 def _method(label: str, cell: str) -> str:
@@ -209,7 +209,7 @@ def _method(label: str, cell: str) -> str:
 def _split(cell: str, where: str) -> str:
     split = SPLIT_FOLDERS.get(cell.lower(), "")
     if cell and not split:
-        raise FakesError(f"{where}: the split is '{cell}'. Choices: {', '.join(SPLITS)}.")
+        raise DeepfakeDataError(f"{where}: the split is '{cell}'. Choices: {', '.join(SPLITS)}.")
     return split
 
 
@@ -231,9 +231,9 @@ def _check_videos(table: Table, items: Sequence[Item]) -> None:
             raise _mixed(f"{table.path} ({lines})", items[first], item)
 
 
-def _mixed(where: str, first: Item, second: Item) -> FakesError:
+def _mixed(where: str, first: Item, second: Item) -> DeepfakeDataError:
     name = "/".join(part for part in (second.dataset, second.method, second.video) if part)
-    return FakesError(
+    return DeepfakeDataError(
         f"{where}: the video '{name}' has both labels: {first.path} is {first.label}, {second.path} is {second.label}. "
         "A video has one label: give the fakes a method in the column 'method', or another name in 'video'."
     )
@@ -244,18 +244,22 @@ def _table(path: Path) -> Table:
         return read_table(path)
     except ValueError as error:
         # The reader speaks of the option of another data module.
-        raise FakesError(str(error).replace("Check --data.table.", "Check the path.")) from error
+        raise DeepfakeDataError(
+            str(error).replace("Check --data.table.", "Check the path.")
+        ) from error
 
 
 def _json_table(path: Path) -> Table:
     content = read_json(path)
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        raise FakesError(
+        raise DeepfakeDataError(
             f'{path} is not a list of objects. A list of images is [{{"path": "a.png", "label": "real"}}, ...]; for '
             "the JSON of DeepfakeBench set format to deepfakebench."
         )
     if not content:
-        raise FakesError(f"{path} is an empty list. Give a list with an object for each image.")
+        raise DeepfakeDataError(
+            f"{path} is an empty list. Give a list with an object for each image."
+        )
     columns = list(dict.fromkeys(str(name) for row in content for name in row))
     rows = [{name: _cell(row.get(name)) for name in columns} for row in content]
     return Table(path, columns, rows, list(range(1, len(rows) + 1)))
@@ -271,7 +275,7 @@ def _require(table: Table, column: str) -> None:
     try:
         table.require(column, "of a manifest")
     except ValueError as error:
-        raise FakesError(str(error)) from error
+        raise DeepfakeDataError(str(error)) from error
 
 
 def _files(folders: set[str]) -> set[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vfm.deepfake.data.record import FAKE, REAL, FakesError, Item, count_label, require_both
+from vfm.deepfake.data.record import FAKE, REAL, DeepfakeDataError, Item, count_label, require_both
 
 
 class Pairs:
@@ -74,13 +74,13 @@ def check_training(items: Sequence[Item], mode: str) -> None:
 
     Args:
         items: Of the train split.
-        mode: Of `FakeImages`.
+        mode: Of `DeepfakeImages`.
 
     Raises:
-        FakesError: There is no real image, or nothing to tell it from.
+        DeepfakeDataError: There is no real image, or nothing to tell it from.
     """
     if not count_label(items, REAL):
-        raise FakesError(
+        raise DeepfakeDataError(
             f"Of the {len(items)} images to train on none is real. Add real ones, or check which label is which."
         )
     if mode == "sbi":
@@ -89,16 +89,16 @@ def check_training(items: Sequence[Item], mode: str) -> None:
         require_both(items, "The train split")
         return
     pairs = Pairs(items)
-    fakes = count_label(items, FAKE)
+    total = count_label(items, FAKE)
     own = sum(pairs.paired(index) for index in pairs.reals)
     if mode == "paired" and not own:
-        raise FakesError(
-            f"None of the {fakes} fakes to train on names the real video it was made from (the column 'source' of the "
+        raise DeepfakeDataError(
+            f"None of the {total} fakes to train on names the real video it was made from (the column 'source' of the "
             "manifest), so there are no pairs. Fill it in, or use --data.mode plain, mixed or sbi."
         )
     if pairs.unused:
         warnings.warn(
-            f"{pairs.unused} of the {fakes} fakes to train on are in no pair: the real video that they were made from "
+            f"{pairs.unused} of the {total} fakes to train on are in no pair: the real video that they were made from "
             "is not named (the column 'source') or not in the train split. --data.mode plain takes them too.",
             stacklevel=4,
         )

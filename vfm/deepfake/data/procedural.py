@@ -13,7 +13,7 @@ from vfm_runtime.deepfake.faces.crop import CropSpec
 
 from vfm.data.dataset import Record
 from vfm.deepfake.data.augment import Array, Colours, Mask, Pixels
-from vfm.deepfake.data.base import FakeImages, Mode, write_crop
+from vfm.deepfake.data.base import DeepfakeImages, Mode, write_crop
 from vfm.deepfake.data.blend import affine, face_mask
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.layouts import MANIFEST
@@ -29,7 +29,7 @@ __all__ = [
     "METHODS",
     "Drawn",
     "Portrait",
-    "SyntheticFakes",
+    "SyntheticDeepfakes",
     "draw_face",
     "draw_faces",
     "forge",
@@ -55,7 +55,7 @@ class Drawn(NamedTuple):
     """[5, 2], in pixels."""
 
 
-class SyntheticFakes(FakeImages):
+class SyntheticDeepfakes(DeepfakeImages):
     """Generated faces, and two kinds of forgeries of them, in memory.
 
     Half of the persons are to train, a quarter each to validate and to test; nobody is in two splits.
@@ -81,7 +81,7 @@ class SyntheticFakes(FakeImages):
             num_identities: Persons, an even number of at least 8: two are swapped with each other.
             num_frames: Of each video; a person has one real video, and one of each kind of forgery.
             image_size: Side of the crops in pixels, 32 or more.
-            mode: What a training batch is made of, as for `FakeImages`.
+            mode: What a training batch is made of, as for `DeepfakeImages`.
             sbi_share: Of `mixed`, the share of the pairs whose forgery is blended on the fly.
             benign_share: Share of the training images that get a harmless edit.
             edits: Whether training images are flipped, turned, blurred, recoloured and compressed.
@@ -208,7 +208,7 @@ def write_faces(
     size: int = 256,
     seed: int = 0,
 ) -> list[Item]:
-    """Write generated faces as PNG files with masks, landmarks, `manifest.csv` and `crop.json`, for `FakesData`.
+    """Write generated faces as PNG files with masks, landmarks, `manifest.csv` and `crop.json`, for `DeepfakeData`.
 
     Args:
         folder: Made if it does not exist.

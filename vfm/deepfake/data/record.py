@@ -22,7 +22,7 @@ MAX_ABSENT = 0.01
 LabelName = Literal["real", "fake"]
 
 
-class FakesError(ValueError):
+class DeepfakeDataError(ValueError):
     """Forged images, their lists or their splits are not as they must be; the text says what to do."""
 
 
@@ -118,13 +118,13 @@ def check_items(items: Sequence[Item], where: str) -> None:
         where: What they come from, for the message.
 
     Raises:
-        FakesError: A label or split is none, a real has a method or a fake none, or an image is listed twice.
+        DeepfakeDataError: A label or split is none, a real has a method or a fake none, or an image is listed twice.
     """
     paths: set[str] = set()
     for item in items:
         _check_item(item, where)
         if item.path in paths:
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"{where} lists {item.path} twice. Keep one row for each image or video."
             )
         paths.add(item.path)
@@ -139,13 +139,13 @@ def require_both(items: Sequence[Item], where: str) -> None:
     """Refuse items of one label only.
 
     Raises:
-        FakesError: With the number of each.
+        DeepfakeDataError: With the number of each.
     """
     counts = {label: count_label(items, label) for label in LABELS}
     missing = [label for label, number in counts.items() if not number]
     if missing:
         given = " and ".join(f"{number} {label}" for label, number in counts.items())
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{where} has {given} images or videos. Telling them apart takes both: add {missing[0]} ones, or check "
             "which label is which."
         )
@@ -153,19 +153,19 @@ def require_both(items: Sequence[Item], where: str) -> None:
 
 def _check_item(item: Item, where: str) -> None:
     if item.label not in LABELS:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{where}: the label of {item.path} is '{item.label}'. Choices: {', '.join(LABELS)}."
         )
     if item.split and item.split not in SPLITS:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{where}: the split of {item.path} is '{item.split}'. Choices: {', '.join(SPLITS)}, or nothing."
         )
     if item.label == REAL and item.method:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{where}: {item.path} is real, but has the method '{item.method}'. The method says how a fake was made: "
             "leave it empty for what is real."
         )
     if item.label == FAKE and not item.method:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{where}: {item.path} is fake, but has no method. Name how it was made, or write '{FAKE}'."
         )

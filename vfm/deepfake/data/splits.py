@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from vfm.data.splits import SPLITS, split_by_key
-from vfm.deepfake.data.record import LABELS, FakesError, Item, natural
+from vfm.deepfake.data.record import LABELS, DeepfakeDataError, Item, natural
 
 Ties = Literal["identity", "video"]
 """What must stay in one split: all of one person, or only a real video and the fakes that were made from it."""
@@ -86,7 +86,7 @@ def assign_splits(
         The items with a split, in the order given.
 
     Raises:
-        FakesError: Given splits share something, or there are too few groups to draw from.
+        DeepfakeDataError: Given splits share something, or there are too few groups to draw from.
     """
     _check_fractions(fractions)
     _check_given(items, ties)
@@ -144,7 +144,7 @@ def _check_given(items: Sequence[Item], ties: Ties) -> None:
         if ties == "identity" and not leaks(items, "video")
         else ""
     )
-    raise FakesError(
+    raise DeepfakeDataError(
         f"The splits share {named} ({len(found)} in all): {first.first.path} is in {first.first.split}, "
         f"{first.second.path} in {first.second.split}. What is trained on would be tested on. Put all that share a "
         f"video or a person in one split, or empty the column of splits to have them drawn.{remedy}"
@@ -201,7 +201,7 @@ def _draw(
     except ValueError as error:
         number = len(set(names))
         wanted = ", ".join(split for split, share in shares.items() if share)
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{len(videos)} videos make {number} group{'s' if number != 1 else ''} that share no person and no source, "
             f"too few to draw {wanted} from: {error} Or set ties to 'video', which lets persons recur and keeps only "
             "a video and the fakes made from it together."
@@ -243,7 +243,7 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
     shares = [fractions.get(split, 0.0) for split in SPLITS]
     if not set(fractions) <= set(SPLITS) or min(shares) < 0 or not math.isclose(sum(shares), 1):
         given = ", ".join(f"{split} {share:g}" for split, share in fractions.items())
-        raise FakesError(
+        raise DeepfakeDataError(
             f"The shares of the splits are {given or 'not given'}. Give numbers from 0 for {', '.join(SPLITS)} "
             "that add up to 1."
         )
@@ -251,4 +251,4 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
 
 def _check_ties(ties: str) -> None:
     if ties not in get_args(Ties):
-        raise FakesError(f"ties is '{ties}'. Choices: {', '.join(get_args(Ties))}.")
+        raise DeepfakeDataError(f"ties is '{ties}'. Choices: {', '.join(get_args(Ties))}.")

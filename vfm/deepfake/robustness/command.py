@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from vfm.deepfake.data.base import FakeImages
-from vfm.deepfake.data.data import FakesData
+from vfm.deepfake.data.base import DeepfakeImages
+from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.layouts import Format
-from vfm.deepfake.data.record import FakesError
+from vfm.deepfake.data.record import DeepfakeDataError
 from vfm.deepfake.robustness.degradations import LEVELS, degradations
 from vfm.deepfake.robustness.page import robustness_page, text
 from vfm.deepfake.robustness.results import Split, examples, measure_robustness
@@ -45,7 +45,7 @@ def audit(
 
     Args:
         checkpoint: Of a DeepfakeTask.
-        data: Folder of images as for FakesData, or a manifest; by default, and where it is the folder that the model
+        data: Folder of images as for DeepfakeData, or a manifest; by default, and where it is the folder that the model
             was trained on, the data and the split of the training.
         robustness: Measure the AUC at several levels of compression, blur, shrinking and noise. Writes
             robustness.json and robustness.html.
@@ -63,10 +63,10 @@ def audit(
         trust: Packages besides vfm whose code the checkpoint may name.
 
     Raises:
-        FakesError: The checkpoint is of another task, or the data hold one label only.
+        DeepfakeDataError: The checkpoint is of another task, or the data hold one label only.
     """
     if not robustness:
-        raise FakesError("Nothing to audit was named. Choices: --robustness.")
+        raise DeepfakeDataError("Nothing to audit was named. Choices: --robustness.")
     levels = degradations([kind.strip() for kind in kinds.split(",")])
     opened, task = open_detector(checkpoint, trust)
     task.to(_device(device))
@@ -96,11 +96,11 @@ def open_detector(checkpoint: Path, trust: Sequence[str] = ()) -> tuple[Checkpoi
         trust: Packages besides vfm whose code it may name.
 
     Raises:
-        FakesError: It is of another task.
+        DeepfakeDataError: It is of another task.
     """
     opened = Checkpoint.open(checkpoint, trust=trust)
     if not isinstance(opened.task, DeepfakeTask):
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{checkpoint} is a {type(opened.task).__name__}, which does not tell real from fake. Give a checkpoint of "
             "a DeepfakeTask."
         )
@@ -115,32 +115,34 @@ def audited_data(
     cropped: bool = False,
     native: bool = False,
     trust: Sequence[str] = (),
-) -> FakeImages:
+) -> DeepfakeImages:
     """The data to audit a model on, without what would change its images.
 
     Args:
         checkpoint: Checkpoint of the model.
         data: Folder or manifest; None, or the folder of its training, for the data and the splits of the training.
         format: Layout of the folder, where there is no manifest.
-        cropped: As for FakesData.
-        native: As for FakesData.
+        cropped: As for DeepfakeData.
+        native: As for DeepfakeData.
         trust: Packages besides vfm whose code the checkpoint may name.
 
     Raises:
-        FakesError: Nothing says which data to take.
+        DeepfakeDataError: Nothing says which data to take.
     """
     trained = checkpoint.data_spec
     if trained is not None and (data is None or _is_root(trained, data)):
         # The mode stays: by it a split without fakes has the blends that it was validated on.
         plain = trained["init_args"] | {"edits": False, "benign_share": 0.0}
-        module: FakeImages = build({**trained, "init_args": plain}, base=FakeImages, trust=trust)
+        module: DeepfakeImages = build(
+            {**trained, "init_args": plain}, base=DeepfakeImages, trust=trust
+        )
         return module
     if data is None:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{checkpoint.path} does not say what it was trained on. Name the data: vfm audit {checkpoint.path} DATA."
         )
     is_file = data.is_file()
-    return FakesData(
+    return DeepfakeData(
         data.parent if is_file else data,
         manifest=data if is_file else None,
         format=format,

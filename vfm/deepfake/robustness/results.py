@@ -16,9 +16,14 @@ from vfm_runtime.media.video import evenly
 from vfm.data.dataset import sample_seed
 from vfm.deepfake.crop_check import require_same_crop
 from vfm.deepfake.data.augment import View
-from vfm.deepfake.data.base import FakeImages
-from vfm.deepfake.data.dataset import DeepfakeRecord, FakeSample, FakesDataset, collate_fakes
-from vfm.deepfake.data.record import FakesError
+from vfm.deepfake.data.base import DeepfakeImages
+from vfm.deepfake.data.dataset import (
+    DeepfakeDataset,
+    DeepfakeRecord,
+    DeepfakeSample,
+    collate_deepfakes,
+)
+from vfm.deepfake.data.record import DeepfakeDataError
 from vfm.deepfake.metrics import auc, video_logits
 from vfm.deepfake.robustness.degradations import Degradation
 from vfm.deepfake.task import DeepfakeTask
@@ -107,7 +112,7 @@ class Robustness:
 
 def measure_robustness(
     task: DeepfakeTask,
-    data: FakeImages,
+    data: DeepfakeImages,
     levels: Sequence[Degradation],
     *,
     split: Split = "test",
@@ -133,21 +138,23 @@ def measure_robustness(
 
     Raises:
         CheckpointError: The images are cut out in another way.
-        FakesError: The split holds one label only, or no image can be read.
+        DeepfakeDataError: The split holds one label only, or no image can be read.
     """
     records = prepared(task, data, split, num_frames)
     labels = np.array([record.label for record in records])
     if len(set(labels.tolist())) < 2:
         only = data.labels[int(labels[0])]
-        raise FakesError(
+        raise DeepfakeDataError(
             f"All {len(records)} images of {split} are {only}: there is nothing to tell them from. Give data with "
             "both labels, or another --split."
         )
     points = []
     skipped: set[str] = set()
     for level in [None, *levels]:
-        images = DegradedFakes(records, data, task, level, seed)
-        loader = DataLoader(images, batch_size, num_workers=num_workers, collate_fn=collate_fakes)
+        images = DegradedDeepfakes(records, data, task, level, seed)
+        loader = DataLoader(
+            images, batch_size, num_workers=num_workers, collate_fn=collate_deepfakes
+        )
         logits = _logits(task, loader, len(records), skipped)
         points.append(_point(level, logits, records, task))
     if skipped:
@@ -165,13 +172,13 @@ def measure_robustness(
     )
 
 
-class DegradedFakes(FakesDataset):
+class DegradedDeepfakes(DeepfakeDataset):
     """The images of a split at one level of one degradation; what it gives depends on seed and index alone."""
 
     def __init__(
         self,
         records: Sequence[DeepfakeRecord],
-        data: FakeImages,
+        data: DeepfakeImages,
         task: DeepfakeTask,
         degradation: Degradation | None,
         seed: int,
@@ -199,7 +206,7 @@ class DegradedFakes(FakesDataset):
 
 
 def prepared(
-    task: DeepfakeTask, data: FakeImages, split: Split, num_frames: int
+    task: DeepfakeTask, data: DeepfakeImages, split: Split, num_frames: int
 ) -> list[DeepfakeRecord]:
     """The images of a split, of each video no more than some frames, spread evenly.
 
@@ -228,7 +235,7 @@ def prepared(
 
 
 def examples(
-    task: DeepfakeTask, data: FakeImages, levels: Sequence[Degradation], split: Split, seed: int
+    task: DeepfakeTask, data: DeepfakeImages, levels: Sequence[Degradation], split: Split, seed: int
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """One fake of a split at every level, as the model sees it, with what was done to it.
 
@@ -242,9 +249,9 @@ def examples(
     records = prepared(task, data, split, 1)
     chosen = next(place for place, record in enumerate(records) if record.label == 1)
     for level in [None, *levels]:
-        images = DegradedFakes([records[chosen]], data, task, level, seed)
+        images = DegradedDeepfakes([records[chosen]], data, task, level, seed)
         sample = images[0]
-        if isinstance(sample, FakeSample):
+        if isinstance(sample, DeepfakeSample):
             yield "as it is" if level is None else str(level), sample.image
 
 
@@ -273,7 +280,9 @@ def _point(
     read = [records[place] for place in places.tolist()]
     labels = np.array([record.label for record in read])
     if len(set(labels.tolist())) < 2:
-        raise FakesError("Of one of the labels no image can be read. See the messages above.")
+        raise DeepfakeDataError(
+            "Of one of the labels no image can be read. See the messages above."
+        )
     keys = [record.item.key for record in read]
     videos = video_logits(logits[places], labels, keys)
     of_frame = np.unique([record.component for record in read], return_inverse=True)[1]

@@ -16,7 +16,7 @@ from vfm_runtime.media.video import find_videos
 
 from vfm.deepfake.data.data import CROP_FILE
 from vfm.deepfake.data.layouts import Format, import_layout
-from vfm.deepfake.data.record import FAKE, LABELS, REAL, FakesError, Item, ordered
+from vfm.deepfake.data.record import FAKE, LABELS, REAL, DeepfakeDataError, Item, ordered
 from vfm.deepfake.results import SHORTCUTS
 from vfm.deepfake.shortcuts.known_reals import KnownReals, ask_of_reals
 from vfm.deepfake.shortcuts.page import (
@@ -67,7 +67,7 @@ def doctor(
         trust: Packages besides vfm whose code the checkpoint may name.
 
     Raises:
-        FakesError: The data cannot be read, or are too few for what was asked.
+        DeepfakeDataError: The data cannot be read, or are too few for what was asked.
     """
     data = Path(data)
     items, notes = _read(data, format)
@@ -83,7 +83,7 @@ def doctor(
         print(f"\nWritten: {folder / SHORTCUTS} and {folder / PAGE}")
     if model is not None:
         if cropped:
-            raise FakesError(
+            raise DeepfakeDataError(
                 f"{data} holds crops of faces. A model is asked of whole images and videos, as it will be in use: give "
                 "the folder that they were cut from, or any other with --format reals."
             )
@@ -120,7 +120,7 @@ def write_shortcuts(found: Shortcuts, folder: Path, where: str) -> None:
         where: Name of the data, for the page.
 
     Raises:
-        FakesError: The folder cannot be written to.
+        DeepfakeDataError: The folder cannot be written to.
     """
     _write_json(folder / SHORTCUTS, {"data": where} | found.to_dict())
     shortcuts_page(found, where).write(folder / PAGE)
@@ -175,12 +175,12 @@ def load_model(path: Path, trust: Sequence[str] = ()) -> Predictor:
         trust: Packages besides vfm whose code a checkpoint may name.
 
     Raises:
-        FakesError: It answers something else.
+        DeepfakeDataError: It answers something else.
     """
     bundled = path.is_dir()
     model: Predictor = vfm_runtime.load(path) if bundled else _task_model(path, trust)
     if model.labels != LABELS:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"{path} tells {', '.join(model.labels[:4])} apart, not {REAL} and {FAKE}. Give a checkpoint or bundle "
             "of a DeepfakeTask."
         )
@@ -207,7 +207,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
         raise _unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> FakesError:
-    return FakesError(
+def _unwritable(path: Path, error: OSError) -> DeepfakeDataError:
+    return DeepfakeDataError(
         f"{path} cannot be written ({error.strerror}). Name another folder with --out."
     )

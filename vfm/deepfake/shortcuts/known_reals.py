@@ -15,7 +15,7 @@ from vfm_runtime.deepfake.evidence import FAKE
 from vfm_runtime.deepfake.verdict import Verdict
 from vfm_runtime.media.image import ImageError
 
-from vfm.deepfake.data.record import FakesError
+from vfm.deepfake.data.record import DeepfakeDataError
 
 LEAST_REALS = 20
 """With fewer, even a model without false alarms may have one in five."""
@@ -114,10 +114,10 @@ def ask_of_reals(model: Predictor, sources: Sequence[Path], promised: float | No
         promised: Share of false alarms that its operating point promises.
 
     Raises:
-        FakesError: There are too few.
+        DeepfakeDataError: There are too few.
     """
     if len(sources) < LEAST_REALS:
-        raise FakesError(
+        raise DeepfakeDataError(
             f"There are {len(sources)} known reals, and with fewer than {LEAST_REALS} a share of false alarms is a "
             "guess. Add images or videos that you know to be real."
         )

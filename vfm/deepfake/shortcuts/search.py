@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from vfm_runtime.media.image import ImageError
 
-from vfm.deepfake.data.record import FAKE, LABELS, REAL, FakesError, Item
+from vfm.deepfake.data.record import FAKE, LABELS, REAL, DeepfakeDataError, Item
 from vfm.deepfake.data.splits import components
 from vfm.deepfake.results import SHORTCUT_LIMIT
 from vfm.deepfake.shortcuts.metadata import FEATURES, UNSEEN, Value, read_metadata
@@ -106,7 +106,7 @@ def find_shortcuts(items: Sequence[Item], *, max_files: int = 2000, seed: int = 
         seed: Of the choice, the folds and the intervals.
 
     Raises:
-        FakesError: A label has too few files to say anything.
+        DeepfakeDataError: A label has too few files to say anything.
     """
     chosen = choose_files(items, max_files, seed)
     kept, rows, failures = _read(chosen)
@@ -296,7 +296,7 @@ def _require_enough(counts: Mapping[str, int], failures: Sequence[Failure]) -> N
         given = " and ".join(f"{counts[label]} {label}" for label in LABELS)
         first = f", the first: {failures[0].path} ({failures[0].reason})" if failures else ""
         lost = f" {len(failures)} could not be read{first}." if failures else ""
-        raise FakesError(
+        raise DeepfakeDataError(
             f"There are {given} videos or images to compare.{lost} Looking for shortcuts takes at least {LEAST} of "
             f"each: add {few[0]} ones."
         )

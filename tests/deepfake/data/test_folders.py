@@ -5,7 +5,7 @@ import pytest
 from tests.deepfake.data.test_layouts import SHARES, labels
 from tests.deepfake.data.trees import touch
 from vfm.deepfake.data.layouts import import_layout
-from vfm.deepfake.data.record import FakesError
+from vfm.deepfake.data.record import DeepfakeDataError
 from vfm.deepfake.data.splits import assign_splits, leaks
 
 
@@ -39,7 +39,7 @@ class TestPlain:
         assert {i.method for i in reading.entries} == {"", "unreal", "realistic_vision"}
         touch(tmp_path / "other", "unreal/a.png", "realistic/b.png")
         with pytest.raises(
-            FakesError, match=r"Nothing says .* real and which are fake.*realistic, unreal"
+            DeepfakeDataError, match=r"Nothing says .* real and which are fake.*realistic, unreal"
         ):
             import_layout(tmp_path / "other")
 
@@ -59,7 +59,7 @@ class TestPlain:
         for split, n in (("train", 1), ("test", 2)):
             touch(tmp_path, f"{split}/real/v/{n}.png", f"{split}/fake/swap/w{n}/{n}.png")
         items = import_layout(tmp_path).entries
-        with pytest.raises(FakesError, match=r"The splits share video 'v'"):
+        with pytest.raises(DeepfakeDataError, match=r"The splits share video 'v'"):
             assign_splits(items, SHARES, seed=0)
 
     def test_trap_01_frames_that_lie_flat_are_noticed(self, tmp_path):
@@ -95,13 +95,15 @@ class TestPlain:
 
     def test_paths_that_contradict_themselves(self, tmp_path):
         touch(tmp_path / "a", "real/fake/x.png")
-        with pytest.raises(FakesError, match=r"real/fake in .* says both real and fake"):
+        with pytest.raises(DeepfakeDataError, match=r"real/fake in .* says both real and fake"):
             import_layout(tmp_path / "a")
         touch(tmp_path / "b", "train/real/test/x.png")
-        with pytest.raises(FakesError, match=r"names two splits: train and test"):
+        with pytest.raises(DeepfakeDataError, match=r"names two splits: train and test"):
             import_layout(tmp_path / "b")
         touch(tmp_path / "c", "real/x.mp4", "real/x/1.png")
-        with pytest.raises(FakesError, match=r"two videos called 'x'.*as a file and as frames"):
+        with pytest.raises(
+            DeepfakeDataError, match=r"two videos called 'x'.*as a file and as frames"
+        ):
             import_layout(tmp_path / "c")
 
     def test_other_words_and_files_without_a_label(self, tmp_path):

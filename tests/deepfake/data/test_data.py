@@ -11,12 +11,12 @@ from vfm_runtime.deepfake.faces.crop import CropSpec, whole_crop
 
 from vfm.deepfake.data.augment import View
 from vfm.deepfake.data.base import write_crop
-from vfm.deepfake.data.data import GROUPS, FakesData
+from vfm.deepfake.data.data import GROUPS, DeepfakeData
 from vfm.deepfake.data.dataset import BLENDED, resized_mask
 from vfm.deepfake.data.manifest import read_manifest, write_manifest
 from vfm.deepfake.data.pairs import Pairs
 from vfm.deepfake.data.procedural import write_faces
-from vfm.deepfake.data.record import LABELS, FakesError, Item
+from vfm.deepfake.data.record import LABELS, DeepfakeDataError, Item
 from vfm.preprocess import Preprocess
 from vfm.spec import build
 
@@ -32,7 +32,7 @@ def faces(tmp_path_factory):
 
 def listed(root, **changes):
     settings = {"batch_size": 4, "num_workers": 0, "val_fraction": 0.25, "test_fraction": 0.25}
-    data = FakesData(root, **(settings | changes))
+    data = DeepfakeData(root, **(settings | changes))
     data.preprocess = Preprocess(size=(32, 32))
     return data
 
@@ -92,9 +92,9 @@ def test_pairs_come_as_real_fake_real_fake(faces, mode):
         assert batch["target"].mask[::2].max() == 0
         assert (batch["target"].mask[1::2].amax((1, 2)) > 0.3).all()
     names = [name for batch in loaded for name in batch["name"]]
-    reals, fakes = names[::2], names[1::2]
+    reals, deepfakes = names[::2], names[1::2]
     assert sorted(reals) == sorted(r.name for r in data.records["train"] if r.label == 0)
-    blended = sum(BLENDED in name for name in fakes)
+    blended = sum(BLENDED in name for name in deepfakes)
     assert {"paired": blended == 0, "sbi": blended == 8, "mixed": 0 < blended < 8}[mode]
 
 
@@ -242,7 +242,9 @@ def test_unreadable_mask_and_landmarks_are_named(faces, tmp_path):
 
 def test_trap_09_images_that_say_nothing_of_their_crop_are_refused(faces, tmp_path):
     root = rewritten(faces, tmp_path / "m", lambda item: item, crop=False)
-    with pytest.raises(FakesError, match=r"no .*crop\.json.*vfm faces.*--data\.cropped true"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"no .*crop\.json.*vfm faces.*--data\.cropped true"
+    ):
         listed(root).setup("fit")
     data = listed(root, cropped=True, crop_size=40)
     data.setup("fit")
@@ -253,7 +255,9 @@ def test_trap_09_images_that_say_nothing_of_their_crop_are_refused(faces, tmp_pa
 
 
 def test_trap_09_declaration_against_the_crop_file_is_refused(faces):
-    with pytest.raises(FakesError, match=r"says that the images are 'cropped', --data\.native"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"says that the images are 'cropped', --data\.native"
+    ):
         listed(faces, native=True, mode="plain").setup("fit")
 
 
@@ -272,7 +276,9 @@ def test_trap_09_picture_that_is_no_crop_is_not_resized_to_one(faces, tmp_path):
 def test_crop_file_of_another_kind_is_refused(faces, tmp_path):
     root = rewritten(faces, tmp_path / "m", lambda item: item)
     (root / "crop.json").write_text(json.dumps({"size": 3}), encoding="utf-8")
-    with pytest.raises(FakesError, match=r"crop\.json is not the crop specification.*missing"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"crop\.json is not the crop specification.*missing"
+    ):
         listed(root).setup("fit")
 
 
@@ -311,7 +317,7 @@ def test_real_images_alone_are_enough_for_blends(faces, tmp_path):
         ).tolist()
     labels = torch.cat([batch["target"].label for batch in one])
     assert labels.float().mean() == 0.5
-    kept = build(data.keep_split(tmp_path), base=FakesData)
+    kept = build(data.keep_split(tmp_path), base=DeepfakeData)
     with pytest.warns(UserWarning, match="has no fakes"):
         assert kept.fingerprint() == data.fingerprint()
 
@@ -329,7 +335,7 @@ def test_kept_split_reads_the_same_images(faces, tmp_path):
     for root in (faces, shutil.copytree(faces, tmp_path / "faces")):
         data = listed(root)
         data.setup("fit")
-        again = build(data.keep_split(tmp_path), base=FakesData)
+        again = build(data.keep_split(tmp_path), base=DeepfakeData)
         assert again.fingerprint() == data.fingerprint()
         assert again.crop == data.crop
         assert again.describe() == data.describe()
@@ -356,13 +362,15 @@ def test_videos_are_refused_with_the_command_that_makes_images(faces, tmp_path):
     (tmp_path / "b.mp4").write_bytes(b"0")
     items = [Item("a.mp4", "real", "a"), Item("b.mp4", "fake", "b", method="x")]
     write_manifest(tmp_path / "manifest.csv", items)
-    with pytest.raises(FakesError, match=r"2 of the 2 files .*a\.mp4.*vfm faces"):
+    with pytest.raises(DeepfakeDataError, match=r"2 of the 2 files .*a\.mp4.*vfm faces"):
         listed(tmp_path, cropped=True).setup("fit")
 
 
 def test_forgeries_without_a_named_source_make_no_pairs(faces, tmp_path):
     root = rewritten(faces, tmp_path / "m", lambda item: item._replace(source=""))
-    with pytest.raises(FakesError, match=r"None of the 16 fakes .*column 'source'.*mode plain"):
+    with pytest.raises(
+        DeepfakeDataError, match=r"None of the 16 fakes .*column 'source'.*mode plain"
+    ):
         listed(root, mode="paired").setup("fit")
     with pytest.warns(UserWarning, match="16 of the 16 fakes to train on are in no pair"):
         listed(root, mode="mixed").setup("fit")
@@ -374,7 +382,7 @@ def test_forgeries_without_a_named_source_make_no_pairs(faces, tmp_path):
 @pytest.mark.parametrize(("label", "said"), [("real", "none is real"), ("fake", "takes both")])
 def test_one_label_alone_is_refused(faces, tmp_path, label, said):
     root = rewritten(faces, tmp_path / "m", lambda i: None if i.label == label else i)
-    with pytest.raises(FakesError, match=said):
+    with pytest.raises(DeepfakeDataError, match=said):
         listed(root, mode="plain" if label == "fake" else "sbi").setup("fit")
 
 
