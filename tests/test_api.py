@@ -252,7 +252,7 @@ def test_importing_vfm_loads_no_torch() -> None:
 
 @pytest.mark.parametrize(
     ("old", "name"),
-    [("DeepfakeData", "DeepfakeData"), ("SyntheticDeepfakes", "SyntheticDeepfakes")],
+    [("FakesData", "DeepfakeData"), ("SyntheticFakes", "SyntheticDeepfakes")],
 )
 def test_a_public_name_of_an_earlier_version(old: str, name: str) -> None:
     with pytest.warns(DeprecationWarning, match=rf"vfm\.{old} is now vfm\.{name}"):

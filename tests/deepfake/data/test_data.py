@@ -312,9 +312,8 @@ def test_real_images_alone_are_enough_for_blends(faces, tmp_path):
     one, two = (list(data.val_dataloader()) for _ in range(2))
     for first, second in zip(one, two, strict=True):
         assert (first["image"] == second["image"]).all()
-        assert (first["target"].mask.amax((1, 2)) > 0.3).tolist() == (
-            first["target"].label == 1
-        ).tolist()
+        shown = first["target"].mask.amax((1, 2)) > 0.3
+        assert shown.tolist() == (first["target"].label == 1).tolist()
     labels = torch.cat([batch["target"].label for batch in one])
     assert labels.float().mean() == 0.5
     kept = build(data.keep_split(tmp_path), base=DeepfakeData)
@@ -368,9 +367,8 @@ def test_videos_are_refused_with_the_command_that_makes_images(faces, tmp_path):
 
 def test_forgeries_without_a_named_source_make_no_pairs(faces, tmp_path):
     root = rewritten(faces, tmp_path / "m", lambda item: item._replace(source=""))
-    with pytest.raises(
-        DeepfakeDataError, match=r"None of the 16 fakes .*column 'source'.*mode plain"
-    ):
+    named = r"None of the 16 fakes .*column 'source'.*mode plain"
+    with pytest.raises(DeepfakeDataError, match=named):
         listed(root, mode="paired").setup("fit")
     with pytest.warns(UserWarning, match="16 of the 16 fakes to train on are in no pair"):
         listed(root, mode="mixed").setup("fit")
