@@ -309,8 +309,8 @@ def test_real_images_alone_are_enough_for_blends(faces, tmp_path):
     data = listed(root, mode="sbi")
     with pytest.warns(UserWarning, match="The val split has no fakes: one is blended from each"):
         data.setup("fit")
-    one, two = (list(data.val_dataloader()) for _ in range(2))
-    for first, second in zip(one, two, strict=True):
+    one = list(data.val_dataloader())
+    for first, second in zip(one, data.val_dataloader(), strict=True):
         assert (first["image"] == second["image"]).all()
         shown = first["target"].mask.amax((1, 2)) > 0.3
         assert shown.tolist() == (first["target"].label == 1).tolist()
@@ -350,8 +350,7 @@ def test_whole_data_set_can_be_one_split(faces):
 
 
 def test_predict_takes_every_image_below_the_root(faces):
-    data = listed(faces)
-    loaded = list(data.predict_dataloader())
+    loaded = list(listed(faces).predict_dataloader())
     assert sum(len(batch["target"].label) for batch in loaded) == 48 + 32  # crops and masks
     assert all((batch["target"].mask == -1).all() for batch in loaded)
 
