@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from vfm.renames import CLASSES, update_path
 
 if TYPE_CHECKING:
+    from vfm_runtime.errors import VfmError
+
     from vfm.api import Model, load
     from vfm.bundle.export import export
     from vfm.data import (
@@ -104,6 +106,7 @@ _HOME = {
     "SyntheticDeepfakes": "vfm.deepfake",
     "SyntheticScenes": "vfm.data",
     "TableData": "vfm.data",
+    "VfmError": "vfm_runtime.errors",
     "export": "vfm.bundle.export",
     "load": "vfm.api",
 }
@@ -156,6 +159,7 @@ __all__ = [  # noqa: RUF022 - as users meet them
     "ImageData",
     "Preprocess",
     "Component",
+    "VfmError",
 ]
 
 

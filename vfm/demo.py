@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
+from vfm_runtime.errors import VfmError
 
 from vfm.bundle.export import export
 from vfm.data import DigitsData
@@ -62,7 +63,7 @@ Your own images, in folders named by their class (my_images/cat/1.jpg ...):
   vfm-runtime predict bundle my_images"""
 
 
-class DemoError(RuntimeError):
+class DemoError(VfmError, RuntimeError):
     """A step of the demo did not give what it must."""
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from vfm_runtime.errors import OptionError
 from vfm_runtime.ort import import_onnxruntime
 
 if TYPE_CHECKING:
@@ -198,15 +199,15 @@ class Preprocess:
         _check_choice("fit", self.fit, get_args(Fit))
         _check_choice("interpolation", self.interpolation, get_args(Interpolation))
         if len(self.size) != 2 or min(self.size) < 2:
-            raise ValueError(
+            raise OptionError(
                 f"Preprocess size is {self.size}. Give height and width in pixels, 2 or more."
             )
         if not 0 < self.crop_fraction <= 1:
-            raise ValueError(
+            raise OptionError(
                 f"Preprocess crop_fraction is {self.crop_fraction}. Give a number above 0, up to 1."
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(
+            raise OptionError(
                 f"Preprocess mean {self.mean} and std {self.std} need three numbers each, std above 0."
             )
 
@@ -367,4 +368,4 @@ def as_shares(corners: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"Preprocess {name} is '{value}'. Choices: {', '.join(choices)}.")
+        raise OptionError(f"Preprocess {name} is '{value}'. Choices: {', '.join(choices)}.")

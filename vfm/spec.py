@@ -17,12 +17,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, get_args, get_type_hints
 
+from vfm_runtime.errors import VfmError
+
 from vfm.renames import update_path
 
 Spec = dict[str, Any]
 
 
-class SpecError(ValueError):
+class SpecError(VfmError, ValueError):
     """A spec cannot be recorded or rebuilt; the message says what to do."""
 
 

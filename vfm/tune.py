@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from vfm_runtime.errors import VfmError
 
 from vfm.data import ImageData
 from vfm.data.auto import SampledData, open_data
@@ -41,7 +42,7 @@ _VAL_SHARE = 0.5
 _BATCH = 32
 
 
-class TuneError(ValueError):
+class TuneError(VfmError, ValueError):
     """The time does not suffice for anything."""
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NotRequired, Protocol, Self, TypedDict, Type
 
 import torch
 from torch import Tensor
+from vfm_runtime.errors import MismatchError
 
 Raw = dict[str, Tensor]
 """What a head's forward gives: named tensors, before they are decoded to an answer."""
@@ -110,7 +111,7 @@ def require_target(batch: Batch, kind: type[T], reader: object) -> T:
     """
     target = batch["target"]
     if not isinstance(target, kind):
-        raise TypeError(
+        raise MismatchError(
             f"{type(reader).__name__} reads {kind.__name__}, but the data gives {type(target).__name__}. "
             "Give a loss and data of the same task (--model.loss, --data)."
         )

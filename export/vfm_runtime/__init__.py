@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vfm_runtime.deepfake.pipeline import DeepfakePipeline
     from vfm_runtime.deepfake.verdict import Verdict
     from vfm_runtime.drift.monitor import DriftAlert, DriftMonitor, DriftReport
-    from vfm_runtime.errors import BundleError, ContractError, ProviderError
+    from vfm_runtime.errors import BundleError, ContractError, ProviderError, VfmError
     from vfm_runtime.media.image import IMAGE_SUFFIXES, ImageError, find_images, open_image
     from vfm_runtime.media.video import VideoError, find_videos, read_video
     from vfm_runtime.tasks.base import Prediction, TaskType, View
@@ -55,6 +55,7 @@ __all__ = [
     "ProviderError",
     "TaskType",
     "Verdict",
+    "VfmError",
     "VideoError",
     "View",
     "__version__",
@@ -93,6 +94,7 @@ _HOME = {
     "AbstainReason": "tasks.confidence",
     "ConfidenceRules": "tasks.confidence",
     "Verdict": "deepfake.verdict",
+    "VfmError": "errors",
     "VideoError": "media.video",
     "find_images": "media.image",
     "find_videos": "media.video",

@@ -16,7 +16,7 @@ from vfm_runtime.bundle.golden import replay
 from vfm_runtime.bundle.model import Model, load
 from vfm_runtime.bundle.precision import PRECISIONS
 from vfm_runtime.bundle.providers import DEVICES
-from vfm_runtime.errors import BundleError, ProviderError
+from vfm_runtime.errors import BundleError, MissingPackageError, VfmError
 from vfm_runtime.media.image import ImageError, find_images
 from vfm_runtime.media.video import find_videos, is_video
 from vfm_runtime.printing import info_lines, print_error, print_prediction
@@ -27,7 +27,7 @@ OK, FAILED, MISUSED = 0, 1, 2
 """Exit codes: done; an image, a bundle or a check failed; the command was misused."""
 
 
-class _UsageError(ValueError):
+class _UsageError(VfmError, ValueError):
     """The command line makes no sense."""
 
 
@@ -61,7 +61,7 @@ def main(args: list[str] | None = None) -> int:
         # The reader (`| head`) has enough. Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (ValueError, ProviderError, OSError, ImportError) as error:
+    except (VfmError, OSError, ImportError) as error:
         if debug:
             raise
         print_error(error)
@@ -277,7 +277,7 @@ def _each_precision(model: Model, options: argparse.Namespace) -> Iterator[Model
 def _serve(options: argparse.Namespace) -> int:
     for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         if importlib.util.find_spec(name) is None:
-            raise ImportError(
+            raise MissingPackageError(
                 f"`serve` needs the package {name}, which is not installed. Run: pip install 'vfm-runtime[server]'."
             )
     return serve(settings_of(options))

@@ -1,17 +1,48 @@
-"""Errors of bundles and of ONNX Runtime, in one place so that any module can raise them."""
+"""Exceptions: VfmError, the base of all that vfm and vfm_runtime raise, and those that any module may raise."""
 
+import reprlib
 from typing import Self
 
-from vfm_runtime.validation import shown
-
 _REMEDY = "Export the bundle anew with this version of vfm."
+_LONGEST = 80
 
 
-class BundleError(ValueError):
+class VfmError(Exception):
+    """An error of vfm or vfm_runtime, which says what is wrong and what to do about it.
+
+    Each has a built-in base too, such as `ValueError`, by which it can be caught as well.
+    """
+
+
+class OptionError(VfmError, ValueError):
+    """An argument, an option or a setting has a value that it cannot have."""
+
+
+class DataError(VfmError, ValueError):
+    """A file, an array or a table holds what cannot be used."""
+
+
+class MismatchError(VfmError, TypeError):
+    """Two parts do not go together, such as a task and the data of another."""
+
+
+class StateError(VfmError, RuntimeError):
+    """Something was done too early, or gave nothing."""
+
+
+class MissingPackageError(VfmError, ImportError):
+    """A package is needed that is not installed."""
+
+
+class AddressError(VfmError, OSError):
+    """The server cannot listen where it was asked to."""
+
+
+class BundleError(VfmError, ValueError):
     """The folder is not a bundle, or its files are not those that were exported."""
 
 
-class ContractError(ValueError):
+class ContractError(VfmError, ValueError):
     """The contract of a bundle is incomplete, malformed or newer than this version."""
 
     @classmethod
@@ -27,5 +58,14 @@ class ContractError(ValueError):
         return cls(f"The contract's '{key}' is {shown(value)}; expected {expected}. {remedy}")
 
 
-class ProviderError(RuntimeError):
+class ProviderError(VfmError, RuntimeError):
     """ONNX Runtime is not installed properly, or cannot run where it was asked to."""
+
+
+def shown(value: object) -> str:
+    """Return a value of any kind and size as errors show it."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply; a number of too many digits
+        text = reprlib.repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -1,23 +1,11 @@
-"""Plain values of any kind and size, as files hold them: checked, and shown in errors."""
+"""Validation of plain values as JSON files hold them: depth, numbers, keys."""
 
-import reprlib
 import sys
 from collections.abc import Collection, Mapping
 
-_DEEPEST, _LONGEST = 50, 80
+from vfm_runtime.errors import DataError, shown
 
-
-def shown(value: object) -> str:
-    """Return what an error shows of a value, whatever it is.
-
-    Args:
-        value: As it was given.
-    """
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deeply; a number of too many digits
-        text = reprlib.repr(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+_DEEPEST = 50
 
 
 def is_deep(value: object) -> bool:
@@ -61,10 +49,10 @@ def require_keys(values: object, names: Collection[str], what: str) -> None:
         ValueError: A key is missing or unknown.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"The {what} are {shown(values)}; expected an object.")
+        raise DataError(f"The {what} are {shown(values)}; expected an object.")
     for name in names:
         if name not in values:
-            raise ValueError(f"The {what} have no key '{name}'. Write them anew.")
+            raise DataError(f"The {what} have no key '{name}'. Write them anew.")
     for name in values:
         if name not in names:
-            raise ValueError(f"The {what} have an unknown key {name!r}. Known: {', '.join(names)}.")
+            raise DataError(f"The {what} have an unknown key {name!r}. Known: {', '.join(names)}.")

@@ -246,7 +246,7 @@ def test_check(deepfake, capsys):
         ({"score": None}, "DIFFERS"),
         ({"heatmaps": [[0.9] * 4] * 4}, "DIFFERS"),
         ({"heatmaps": [[0.1] * 3] * 3}, "DIFFERS"),
-        ({"label": "maybe"}, "malformed (ValueError"),
+        ({"label": "maybe"}, "malformed (DataError"),
         ({"reason": "tired"}, "malformed (ValueError"),
     ],
 )

@@ -1,5 +1,7 @@
 """Why there is no bundle."""
 
+from vfm_runtime.errors import VfmError
 
-class ExportError(ValueError):
+
+class ExportError(VfmError, ValueError):
     """The bundle cannot be written; the message says why and what to do."""

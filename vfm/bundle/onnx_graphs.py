@@ -16,6 +16,7 @@ import torch
 from onnx import compose
 from torch import Tensor, nn
 from vfm_runtime.bundle.contract import METADATA_KEY, Contract
+from vfm_runtime.errors import StateError
 
 from vfm.bundle.errors import ExportError
 from vfm.bundle.ood_graph import ReferenceOutputs, vector_of
@@ -61,7 +62,7 @@ class Answers(nn.Module):
         _check_reference(contract, reference)
         heads = contract.each
         if list(heads) != list(tasks):
-            raise ValueError(
+            raise ExportError(
                 f"The contract has the heads {list(heads)}, the tasks are {list(tasks)}. Give both in the same order."
             )
         self.outputs = tuple(contract.ports()[1])
@@ -105,7 +106,7 @@ class _Head(nn.Module):
         self.head = head
         self.temperature = temperature
         if temperature != 1.0 and not head.gives_logits:
-            raise ValueError(
+            raise ExportError(
                 f"The temperature is {temperature}, but {type(head).__name__} is not known to give logits that it "
                 "could divide: only the heads of ClassificationHead and DetectionHead do, and others that set "
                 "'gives_logits'. Give 1."
@@ -205,12 +206,12 @@ def write_onefile(path: Path, preprocess: Path, model: Path, contract: Contract)
 
 def _check_reference(contract: Contract, reference: Reference | None) -> None:
     if contract.reference and reference is None:
-        raise ValueError(
+        raise ExportError(
             "The contract's rules say that the graph gives distances from the training images, but there is no "
             "reference to measure them by. Fit one, or write rules with 'reference' false."
         )
     if reference is not None and not contract.reference:
-        raise ValueError(
+        raise ExportError(
             "There is a reference of the training images, but the contract's rules have 'reference' false. Write them "
             "with true, or leave the reference out."
         )
@@ -252,7 +253,7 @@ def _exported(
             verbose=False,
         )
     if program is None:
-        raise RuntimeError("torch.onnx.export gave no graph.")
+        raise StateError("torch.onnx.export gave no graph.")
     return program
 
 

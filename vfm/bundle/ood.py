@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.drift.reference import DriftReference
+from vfm_runtime.errors import VfmError
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.bundle.ood_graph import ReferenceOutputs, vector_of
@@ -33,7 +34,7 @@ _FLAT = 1e-5
 log = logging.getLogger(__name__)
 
 
-class ReferenceFitError(ValueError):
+class ReferenceFitError(VfmError, ValueError):
     """No reference can be fitted; the message says why and what to do."""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from vfm_runtime.errors import DataError
 
 from vfm.types import Features
 
@@ -83,16 +84,16 @@ def vector_of(features: Features, reads: Collection[str]) -> Tensor:
 
 def _check(mean: NDArray[np.float32], axes: NDArray[np.float32], residual: float) -> None:
     if mean.ndim != 1 or axes.ndim != 2 or not 1 <= len(axes) <= axes.shape[1] == len(mean):
-        raise ValueError(
+        raise DataError(
             f"The reference's mean has shape {list(mean.shape)}, its axes {list(axes.shape)}. Give a mean [D] and "
             "axes [k, D], with k from 1 to D."
         )
     if not (np.isfinite(mean).all() and np.isfinite(axes).all() and np.isfinite(residual)):
-        raise ValueError(
+        raise DataError(
             "The reference holds numbers that are not finite. Fit it on finite features."
         )
     if residual <= 0 or not np.square(axes).sum(1).all():
-        raise ValueError(
+        raise DataError(
             f"The reference's residual is {residual}, its shortest axis {np.linalg.norm(axes, axis=1).min()} long. "
             "Both must be above 0: fit it on more images, with fewer axes."
         )

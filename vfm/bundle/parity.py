@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import vfm_runtime
 from vfm_runtime.bundle.predictor import Predictor
+from vfm_runtime.errors import VfmError
 from vfm_runtime.media.image import ImageError, Pixels, find_images, open_image
 from vfm_runtime.media.video import find_videos, is_video, read_video
 from vfm_runtime.tasks.base import Prediction
@@ -24,7 +25,7 @@ MIN_IMAGES = 32
 _SHOWN = 5
 
 
-class ParityError(ValueError):
+class ParityError(VfmError, ValueError):
     """The bundle's answers are not those of the model."""
 
 

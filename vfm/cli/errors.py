@@ -6,10 +6,12 @@ import difflib
 import traceback
 from collections.abc import Iterable
 
+from vfm_runtime.errors import VfmError
+
 _MAX_LINES = 10
 
 
-class UsageError(ValueError):
+class UsageError(VfmError, ValueError):
     """The command line or a recipe is wrong; the message says how to mend it."""
 
 
@@ -26,7 +28,7 @@ def explain(error: BaseException) -> str:
 
     Errors of vfm say themselves what to do; of others the place in the code is added.
     """
-    own = type(error).__module__.startswith(("vfm", "vfm_runtime"))
+    own = isinstance(error, VfmError)
     text = str(error).strip() or type(error).__name__
     notes = "\n".join(getattr(error, "__notes__", []))
     lines = [line for line in text.splitlines() if line.strip()]

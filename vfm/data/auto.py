@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from vfm_runtime.errors import VfmError
 
 from vfm.data.base import ImageData
 from vfm.data.dataset import Record, list_labels
@@ -25,7 +26,7 @@ from vfm.spec import Spec, class_path
 log = logging.getLogger(__name__)
 
 
-class SourceError(ValueError):
+class SourceError(VfmError, ValueError):
     """A path names no data."""
 
 

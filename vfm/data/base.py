@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
+from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data.dataset import (
     ImageDataset,
@@ -286,12 +287,12 @@ class ImageData(LightningDataModule, Component, ABC):
             found = (
                 ", ".join(f"{len(r)} {s}" for s, r in self.records.items() if r) or "none at all"
             )
-            raise ValueError(f"There are no {split} images; found: {found}. {self.remedy(split)}")
+            raise DataError(f"There are no {split} images; found: {found}. {self.remedy(split)}")
         return records
 
     def _preprocess(self) -> Preprocess:
         if self.preprocess is None:
-            raise ValueError(
+            raise DataError(
                 f"{type(self).__name__} does not know the size of the model's input. "
                 "A task sets it in its setup(); without a task, say "
                 "data.preprocess = Preprocess(size=(224, 224)) before asking for a loader."
@@ -343,7 +344,7 @@ class ImageData(LightningDataModule, Component, ABC):
 
 def _check_least(name: str, value: int, least: int) -> None:
     if value < least:
-        raise ValueError(f"{name} is {value}. Give {least} or more.")
+        raise OptionError(f"{name} is {value}. Give {least} or more.")
 
 
 def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> None:
@@ -355,7 +356,7 @@ def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> N
         extra = sorted(found - learned)
         if extra:
             names = ", ".join(f"'{labels[label]}'" for label in extra)
-            raise ValueError(
+            raise DataError(
                 f"The {split} split has classes without training images: {names}. "
                 "Add training images of them, or take them out of that split."
             )

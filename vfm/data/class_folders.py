@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import IMAGE_SUFFIXES, find_images
 
 SPLIT_FOLDERS = {
@@ -28,16 +29,16 @@ def list_images(root: Path) -> list[Path]:
         ValueError: The folder is missing, is a file, is empty or holds no images.
     """
     if not root.exists():
-        raise ValueError(
+        raise DataError(
             f"The folder {root} does not exist (looked in {Path.cwd()}). Check the path."
         )
     if not root.is_dir():
-        raise ValueError(
+        raise DataError(
             f"{root} is a file, not a folder. Give the folder that holds the class folders."
         )
     images: list[Path] = find_images(root)
     if not images:
-        raise ValueError(
+        raise DataError(
             f"There are no images in {root}. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}; "
             f"found {_found_instead(root)}. Put images in {root.name}/<class>/."
         )
@@ -71,7 +72,7 @@ def check_class_names(names: Iterable[str], root: Path) -> None:
     """
     names = sorted(names)
     if len(names) < 2:
-        raise ValueError(
+        raise DataError(
             f"{root} has only one class, '{names[0]}'. A classifier needs at least two: "
             "add a folder with images of what it shall be told apart from."
         )
@@ -79,7 +80,7 @@ def check_class_names(names: Iterable[str], root: Path) -> None:
     for name in names:
         other = alike.setdefault(name.strip().casefold(), name)
         if other != name:
-            raise ValueError(
+            raise DataError(
                 f"The classes '{other}' and '{name}' in {root} differ only by case or spaces. "
                 "If they are the same, put their images in one folder; if not, rename one."
             )
@@ -93,7 +94,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
         if split is None:
             others.append(folder.name)
         elif split in found:
-            raise ValueError(
+            raise DataError(
                 f"{root} has two folders for one split: '{found[split].name}' and "
                 f"'{folder.name}'. Keep one of them."
             )
@@ -104,7 +105,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     # A class may be called "train", but then its folder has no class folders in it.
     if any(_folders(folder) for folder in found.values()):
         named = _quoted([folder.name for folder in found.values()])
-        raise ValueError(
+        raise DataError(
             f"{root} mixes split folders ({named}) with others ({_quoted(others)}). "
             f"Use {root.name}/<split>/<class>/ or {root.name}/<class>/, not both."
         )
@@ -123,13 +124,13 @@ def _classes(folder: Path, images: Sequence[Path]) -> Classes:
         else:
             classes.setdefault(parts[0], []).append(path)
     if not classes:
-        raise ValueError(
+        raise DataError(
             f"{folder} has no class folders ({loose} images lie in it directly). "
             f"Put the images of each class in {folder.name}/<class>/."
         )
     empty = [name for name, members in classes.items() if not members]
     if empty:
-        raise ValueError(
+        raise DataError(
             f"There are no images in the class {_folder_word(empty)} {_quoted(empty)} of {folder}. "
             "Add images or delete the folder."
         )

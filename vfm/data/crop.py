@@ -7,6 +7,7 @@ import math
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.errors import OptionError
 
 from vfm.data.decode import Source
 
@@ -88,7 +89,7 @@ def _range(name: str, values: tuple[float, float], most: float) -> tuple[float, 
     low, high = values
     if not 0 < low <= high <= most:
         limit = "" if math.isinf(most) else f", at most {most:g}"
-        raise ValueError(
+        raise OptionError(
             f"RandomResizedCrop's {name} is {list(values)}. Give the least and the greatest value, above 0{limit}."
         )
     return float(low), float(high)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from vfm_runtime.errors import DataError, OptionError
+
 from vfm.data.base import ImageData
 from vfm.data.class_folders import check_class_names, list_images, read_tree
 from vfm.data.dataset import Record, list_labels
@@ -58,7 +60,7 @@ class FolderData(ImageData):
         """
         super().__init__(batch_size=batch_size, num_workers=num_workers, augment=augment, seed=seed)
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise ValueError(
+            raise OptionError(
                 f"val_fraction is {val_fraction} and test_fraction is {test_fraction}. "
                 "Give shares from 0 that leave something to train on, such as 0.1 and 0.1."
             )
@@ -190,7 +192,7 @@ def _check_equal(difference: set[str], what: str, remedy: str) -> None:
         first = ", ".join(f"'{name}'" for name in sorted(difference)[:3])
         count = len(difference)
         images = "1 image is" if count == 1 else f"{count} images are"
-        raise ValueError(
+        raise DataError(
             f"{images} {what}: {first}"
             f"{', ...' if count > 3 else ''}. Is it the table of this folder? If so, {remedy}, or "
             "write the table anew with FolderData.save_split()."

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data.base import ImageData
 from vfm.data.dataset import Record, list_labels
@@ -55,7 +56,7 @@ class IdxData(ImageData):
         """
         super().__init__(batch_size=batch_size, num_workers=num_workers, augment=augment, seed=seed)
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction is {val_fraction}. Give a share from 0 to below 1.")
+            raise OptionError(f"val_fraction is {val_fraction}. Give a share from 0 to below 1.")
         self.root = Path(root)
         self.label_names = tuple(map(str, label_names))
         self.val_fraction = val_fraction
@@ -118,7 +119,7 @@ def _read_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.u
     images = read_idx(_find(root, f"{stem}-images-idx3-ubyte"), num_dimensions=3)
     labels = read_idx(_find(root, f"{stem}-labels-idx1-ubyte"), num_dimensions=1)
     if len(images) != len(labels) or not len(images):
-        raise ValueError(
+        raise DataError(
             f"{root} has {len(images)} {split} images and {len(labels)} labels. "
             "Give one label for each image; the files may belong to different sets."
         )
@@ -128,7 +129,7 @@ def _read_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.u
 def _check_names(root: Path, label_names: Sequence[str], count: int) -> Sequence[str]:
     names = label_names or tuple(map(str, range(count)))
     if len(names) != count or len(set(names)) != count:
-        raise ValueError(
+        raise OptionError(
             f"label_names has {len(set(names))} different names, the files of {root} have {count} classes. "
             "Give one name for each class, or leave label_names out."
         )
@@ -148,16 +149,16 @@ def read_idx(path: Path, *, num_dimensions: int) -> NDArray[np.uint8]:
         or data[2] != _UNSIGNED_BYTES
         or data[3] != num_dimensions
     ):
-        raise ValueError(
+        raise DataError(
             f"{path} is no IDX file of bytes in {num_dimensions} dimensions: it starts with {data[:4].hex(' ')}, not "
             f"00 00 08 {num_dimensions:02x}. Give MNIST's own files, unpacked or as .gz."
         )
     start = 4 + 4 * num_dimensions
     if len(data) < start:
-        raise ValueError(f"{path} ends within its header. Copy or download it again.")
+        raise DataError(f"{path} ends within its header. Copy or download it again.")
     shape = tuple(int(n) for n in np.frombuffer(data, ">i4", num_dimensions, 4))
     if len(data) - start != math.prod(shape):
-        raise ValueError(
+        raise DataError(
             f"{path} should hold {math.prod(shape):,} bytes for shape {list(shape)}, but holds {len(data) - start:,}. "
             "Copy or download it again."
         )
@@ -178,7 +179,7 @@ def _find(root: Path, name: str) -> Path:
         if root.is_dir()
         else "There is no such folder."
     )
-    raise ValueError(
+    raise DataError(
         f"There is no {name} or {name}.gz in {root}. {found} Give the folder of MNIST's four files."
     )
 
@@ -190,6 +191,6 @@ def _content(path: Path) -> bytes:
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(
+        raise DataError(
             f"{path} cannot be unpacked: {error}. Copy or download it again."
         ) from error

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
+from vfm_runtime.errors import DataError
 
 from vfm.data.dataset import ImageDataset, Sample, Skipped
 from vfm.data.feature_dataset import StoredFeatures
@@ -74,7 +75,7 @@ class ResumableLoader(DataLoader[Sample | Skipped]):
 
     def _check(self, what: str, then: int, now: int) -> None:
         if then != now:
-            raise ValueError(
+            raise DataError(
                 "The checkpoint was saved in the middle of an epoch, when training had "
                 f"{then} {what}; now it has {now}. Resume with the same data and the same batch "
                 "size times number of processes, or from a checkpoint of the end of an epoch."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
+from vfm_runtime.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Mixing:
         for name, most in (("mixup", 10), ("cutmix", 10), ("probability", 1)):
             value = getattr(self, name)
             if not 0 <= value <= most:
-                raise ValueError(
+                raise OptionError(
                     f"mixing.{name} is {value}. Give a number from 0 to {most} (--model.mixing.{name})."
                 )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
+from vfm_runtime.errors import OptionError
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
@@ -40,7 +41,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             ValueError: There are no images.
         """
         if num_images < 1:
-            raise ValueError(f"A sampler needs at least 1 image, not {num_images}.")
+            raise OptionError(f"A sampler needs at least 1 image, not {num_images}.")
         super().__init__(_Sized(num_images), num_replicas, rank, shuffle, seed)
         self.num_images = num_images
         self.start = 0

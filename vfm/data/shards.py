@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 from fsspec.core import url_to_fs
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data.base import ImageData
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate
@@ -65,7 +66,7 @@ class ShardData(ImageData):
         """
         super().__init__(batch_size=batch_size, num_workers=num_workers, augment=augment, seed=seed)
         if shuffle < 1:
-            raise ValueError(f"shuffle is {shuffle}. Give the size of the window, 1 or more.")
+            raise OptionError(f"shuffle is {shuffle}. Give the size of the window, 1 or more.")
         self.patterns = {"train": train, "val": val, "test": test}
         self.label_file = label_file
         self.label_names = tuple(label_names)
@@ -260,7 +261,7 @@ class ShardLoader(DataLoader[Any]):
         now = self._made_of()
         changed = [name for name, value in now.items() if state.get(name) != value]
         if state["batches"] and changed:
-            raise ValueError(
+            raise DataError(
                 "The checkpoint was saved in the middle of an epoch of shards, and since then have changed: "
                 + ", ".join(f"{n.replace('_', ' ')} ({state.get(n)} to {now[n]})" for n in changed)
                 + ". Resume with the same, or from a checkpoint of the end of an epoch."

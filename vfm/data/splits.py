@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from vfm_runtime.errors import DataError
+
 T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
@@ -99,7 +101,7 @@ def split_by_key(
     learned = {label for key, split in chosen.items() if split == "train" for label in counts[key]}
     missing = sorted({label for count in counts.values() for label in count} - learned)
     if missing:
-        raise ValueError(
+        raise DataError(
             f"No training image has the label '{names[missing[0]]}': its images go with others to {', '.join(wanted)}. "
             "Add images of it, or write the splits into the table."
         )
@@ -184,7 +186,7 @@ def _check_keys(
     for label, number in sorted(holders.items()):
         if number < len(fractions):
             keys = "1 key" if number == 1 else f"{number} keys"
-            raise ValueError(
+            raise DataError(
                 f"The images of class '{names[label]}' have {keys}, too few for one each in {', '.join(fractions)}. "
                 "Add images of other keys, leave the class out, or ask for fewer splits "
                 "(val_fraction=0 or test_fraction=0)."
@@ -207,13 +209,13 @@ def read_split(path: str | Path) -> list[SplitRow]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no split file {path}. Write one with FolderData.save_split().")
+        raise DataError(f"There is no split file {path}. Write one with FolderData.save_split().")
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
         missing = [column for column in _COLUMNS if column not in columns]
         if missing:
-            raise ValueError(
+            raise DataError(
                 f"{path} has no column '{missing[0]}'. Columns: {', '.join(columns) or 'none'}. "
                 f"A split file has the columns {', '.join(_COLUMNS)}."
             )
@@ -226,11 +228,11 @@ def _check_rows(path: Path, rows: Sequence[SplitRow]) -> None:
     seen: set[str] = set()
     for line, row in enumerate(rows, start=2):
         if row.split not in SPLITS:
-            raise ValueError(
+            raise DataError(
                 f"{path}, line {line}: split is '{row.split}'. Choices: {', '.join(SPLITS)}."
             )
         if row.path in seen:
-            raise ValueError(
+            raise DataError(
                 f"{path}, line {line}: '{row.path}' is listed twice. Keep one line for each image."
             )
         seen.add(row.path)
@@ -240,7 +242,7 @@ def _checked(fractions: Mapping[str, float]) -> dict[str, float]:
     total = sum(fractions.values())
     if min(fractions.values()) < 0 or not math.isclose(total, 1, abs_tol=1e-9):
         given = ", ".join(f"{split} {share:g}" for split, share in fractions.items())
-        raise ValueError(
+        raise DataError(
             f"The shares of the splits are {given}. Give numbers from 0 that add up to 1."
         )
     return {split: share for split, share in fractions.items() if share > 0}
@@ -249,7 +251,7 @@ def _checked(fractions: Mapping[str, float]) -> dict[str, float]:
 def _check_class(label: str, count: int, fractions: Mapping[str, float]) -> None:
     if count < len(fractions):
         images = "1 image" if count == 1 else f"{count} images"
-        raise ValueError(
+        raise DataError(
             f"Class '{label}' has {images}, too few for one each in {', '.join(fractions)}. "
             "Add images, leave the class out, or ask for fewer splits "
             "(val_fraction=0 or test_fraction=0)."

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.errors import OptionError
 
 from vfm.data.base import ImageData
 from vfm.data.dataset import Record
@@ -58,11 +59,11 @@ class SyntheticData(ImageData):
         """
         super().__init__(batch_size=batch_size, num_workers=num_workers, augment=augment, seed=seed)
         if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}. Give 2 or more.")
+            raise OptionError(f"num_classes is {num_classes}. Give 2 or more.")
         if image_size < 8:
-            raise ValueError(f"image_size is {image_size}. Give 8 pixels or more.")
+            raise OptionError(f"image_size is {image_size}. Give 8 pixels or more.")
         if num_images < len(SPLITS) * num_classes:
-            raise ValueError(
+            raise OptionError(
                 f"num_images is {num_images}, too few for {num_classes} classes. Give "
                 f"{len(SPLITS) * num_classes} or more: one for each class and split."
             )

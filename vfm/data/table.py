@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 
+from vfm_runtime.errors import DataError, OptionError
+
 from vfm.data.base import ImageData
 from vfm.data.dataset import Record
 from vfm.data.folder import SPLIT_FILE
@@ -78,21 +80,21 @@ class TableData(ImageData):
         """
         super().__init__(batch_size=batch_size, num_workers=num_workers, augment=augment, seed=seed)
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise ValueError(
+            raise OptionError(
                 f"val_fraction is {val_fraction} and test_fraction is {test_fraction}. "
                 "Give shares from 0 that leave something to train on, such as 0.1 and 0.1."
             )
         several = not isinstance(label_column, str)
         if several and label_separator is not None:
-            raise ValueError(
+            raise OptionError(
                 "label_separator is for labels in one column, but label_column names several. Give one of the two."
             )
         if label_separator == "":
-            raise ValueError(
+            raise OptionError(
                 "label_separator is empty. Give what stands between labels, such as '|'."
             )
         if allow_no_label and not several and label_separator is None:
-            raise ValueError(
+            raise OptionError(
                 "allow_no_label is for several labels an image. "
                 "Give label_separator too, or take the rows without a label out."
             )
@@ -105,7 +107,7 @@ class TableData(ImageData):
         self.split_column = split_column
         self.key_column = key_column
         if isinstance(group_columns, str):
-            raise ValueError(
+            raise OptionError(
                 f"group_columns is '{group_columns}'. Give a list: ['{group_columns}']."
             )
         self.group_columns = tuple(group_columns)
@@ -186,7 +188,7 @@ class TableData(ImageData):
         )
         said = f"{len(absent)} of the {len(names)} files that {self.table} names are not in {self.root}: {listed}."
         if len(absent) > _MAX_ABSENT * len(names):
-            raise ValueError(
+            raise DataError(
                 f"{said} Relative paths start from --data.root, by default the table's folder. "
                 "Set it, or mend the paths."
             )
@@ -212,7 +214,7 @@ class TableData(ImageData):
         learned = {label for row in splits.get("train", ()) for label in row.labels}
         missing = [name for label, name in enumerate(self.labels) if label not in learned]
         if missing and splits.get("train"):
-            raise ValueError(
+            raise DataError(
                 f"No training image of {self.table} has the label '{missing[0]}'. Add training images of it, or take "
                 "the label out."
             )

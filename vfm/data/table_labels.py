@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vfm_runtime.errors import DataError, OptionError
+
 from vfm.data.class_folders import check_class_names
 from vfm.data.tables import Table
 
@@ -48,10 +50,10 @@ def read_labels(
             remedy = "Fill it in, or delete the row"
             if separator is not None:
                 remedy += "; if none of the labels applies, set allow_no_label"
-            raise ValueError(f"{table.where(index)}: no label in the column '{columns}'. {remedy}.")
+            raise DataError(f"{table.where(index)}: no label in the column '{columns}'. {remedy}.")
     names = sorted({name for found in cells for name in found})
     if not names:
-        raise ValueError(f"{table.path} has no label in any row of the column '{columns}'.")
+        raise DataError(f"{table.path} has no label in any row of the column '{columns}'.")
     check_class_names(names, table.path)
     _check_repeated(table, columns, cells)
     number = {name: index for index, name in enumerate(names)}
@@ -70,7 +72,7 @@ def _split(cell: str, separator: str | None) -> list[str]:
 
 def _from_columns(table: Table, columns: Sequence[str]) -> Labels:
     if len(columns) < 2 or len(set(columns)) < len(columns):
-        raise ValueError(
+        raise OptionError(
             f"label_column is {list(columns)}. Give at least two different columns, or the name of one."
         )
     for column in columns:
@@ -85,7 +87,7 @@ def _applies(table: Table, index: int, column: str, cell: str) -> bool:
     text = cell.strip().lower()
     if text in _YES or text in _NO:
         return text in _YES
-    raise ValueError(
+    raise DataError(
         f"{table.where(index)}: '{cell}' in the column '{column}' is neither 0 nor 1 (true/false, yes/no). "
         "Fill it in, or take the column out of label_column."
     )
@@ -94,7 +96,7 @@ def _applies(table: Table, index: int, column: str, cell: str) -> bool:
 def _check_repeated(table: Table, column: str, cells: Sequence[Sequence[str]]) -> None:
     counts = Counter(name for names in cells for name in names)
     if len(cells) > _MOST_UNIQUE and max(counts.values()) == 1:
-        raise ValueError(
+        raise DataError(
             f"Every one of the {len(cells)} rows of {table.path} has another label in the column '{column}', such as "
             f"'{cells[0][0]}'. It looks like a column of names; give the column of classes to --data.label_column."
         )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vfm_runtime.errors import DataError
+
 from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.dataset import Record
 from vfm.data.layouts import Reading
@@ -111,7 +113,7 @@ def read_names(table: Table, column: str) -> list[str]:
     for index, row in enumerate(table.rows):
         cell = row[column]
         if not cell.strip():
-            raise ValueError(
+            raise DataError(
                 f"{table.where(index)}: no path in the column '{column}'. "
                 "Fill it in, or delete the row."
             )
@@ -130,7 +132,7 @@ def _stated_splits(table: Table, column: str | None) -> list[str]:
     for index, row in enumerate(table.rows):
         split = SPLIT_FOLDERS.get(row[column].strip().lower())
         if split is None:
-            raise ValueError(
+            raise DataError(
                 f"{table.where(index)}: the split is '{row[column]}'. Choices: {', '.join(SPLITS)}."
             )
         splits.append(split)
@@ -141,7 +143,7 @@ def _check_no_other_split(table: Table) -> None:
     """Refuse to draw splits where a column seems to hold them under a slightly other name."""
     for column in table.columns:
         if column.strip().lower() == SPLIT_COLUMN:
-            raise ValueError(
+            raise DataError(
                 f"{table.path} has a column '{column}', which is not '{SPLIT_COLUMN}', so splits would be drawn. "
                 f"Rename it, or name it: --data.split_column '{column}'."
             )
@@ -160,23 +162,23 @@ def _check_names(
             continue
         lines = f"lines {table.lines[first]} and {table.lines[index]} of {table.path}"
         if labels.of[first] != labels.of[index]:
-            raise ValueError(
+            raise DataError(
                 f"'{name}' has two labels, in {lines}. Keep one of them; if both apply, write them in one cell and "
                 "set label_separator."
             )
         if splits[first] != splits[index]:
-            raise ValueError(
+            raise DataError(
                 f"'{name}' is in {splits[first]} and in {splits[index]}, in {lines}: what is trained on would be "
                 "tested on. Keep one of the rows."
             )
-        raise ValueError(f"'{name}' is listed twice, in {lines}. Keep one row for each image.")
+        raise DataError(f"'{name}' is listed twice, in {lines}. Keep one row for each image.")
 
 
 def _read_keys(table: Table, column: str) -> list[str]:
     table.require(column, "--data.key_column")
     for index, row in enumerate(table.rows):
         if not row[column].strip():
-            raise ValueError(
+            raise DataError(
                 f"{table.where(index)}: no key in the column '{column}', so nothing says which rows belong together. "
                 "Fill it in."
             )
@@ -188,7 +190,7 @@ def _check_keys(table: Table, column: str, keys: Sequence[str], splits: Sequence
     for index, key in enumerate(keys):
         first = seen.setdefault(key, index)
         if splits[first] != splits[index]:
-            raise ValueError(
+            raise DataError(
                 f"{column} '{key}' is in {splits[first]} and in {splits[index]} (lines {table.lines[first]} "
                 f"and {table.lines[index]} of {table.path}): results would be too good. Put all its rows in one "
                 "split, or delete the column of splits to have them drawn."

@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vfm_runtime.errors import DataError
+
 _DELIMITERS = ",;\t|"
 _SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 
@@ -37,7 +39,7 @@ class Table(NamedTuple):
             return
         near = get_close_matches(column, self.columns, 1, cutoff=0.5)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(
+        raise DataError(
             f"{self.path} has no column '{column}' ({option}).{hint} "
             f"Columns: {', '.join(self.columns)}."
         )
@@ -54,17 +56,17 @@ def read_table(path: Path) -> Table:
     """
     if not path.is_file():
         what = "is a folder, not a table" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {what} (looked in {Path.cwd()}). Check --data.table.")
+        raise DataError(f"{path} {what} (looked in {Path.cwd()}). Check --data.table.")
     if path.suffix.lower() not in _SUFFIXES:
-        raise ValueError(
+        raise DataError(
             f"{path} is no table that can be read. Choices: {', '.join(_SUFFIXES)}; save it as CSV."
         )
     table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
     twice = [name for name, count in Counter(table.columns).items() if count > 1]
     if twice:
-        raise ValueError(f"{path} has two columns '{twice[0]}'. Rename or delete one of them.")
+        raise DataError(f"{path} has two columns '{twice[0]}'. Rename or delete one of them.")
     if not table.rows:
-        raise ValueError(f"{path} has no rows below its header. Give a table with a row an image.")
+        raise DataError(f"{path} has no rows below its header. Give a table with a row an image.")
     return table
 
 
@@ -86,22 +88,22 @@ def _read_text(path: Path) -> Table:
             # An empty line, most often the last, is no row.
             cells = [(reader.line_num, row) for row in reader if row]
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise DataError(
             f"{path} is not in UTF-8 (byte {error.start}). Save it as 'CSV UTF-8', or convert it: "
             f"iconv -f latin1 -t utf8 {path.name}."
         ) from error
     except csv.Error as error:
-        raise ValueError(
+        raise DataError(
             f"{path} cannot be read as a table: {error}. Look at its quotes."
         ) from error
     if not cells:
-        raise ValueError(
+        raise DataError(
             f"{path} is empty. Its first line must name the columns, such as path,label."
         )
     columns = cells[0][1]
     for line, row in cells[1:]:
         if len(row) != len(columns):
-            raise ValueError(
+            raise DataError(
                 f"{path}, line {line}: {len(row)} cells, but the header has {len(columns)}. "
                 "Put quotes around cells that hold the delimiter."
             )
@@ -118,14 +120,14 @@ def _read_parquet(path: Path) -> Table:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise ValueError(
+        raise DataError(
             f"{path} is a Parquet file, which takes pyarrow to read: pip install 'vfm[parquet]'. "
             "Or save the table as CSV."
         ) from error
     try:
         content = parquet.read_table(path)
     except (ArrowException, OSError) as error:
-        raise ValueError(
+        raise DataError(
             f"{path} cannot be read as Parquet: {error}. Copy or write it again."
         ) from error
     rows = [{name: _text(value) for name, value in row.items()} for row in content.to_pylist()]

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.core import url_to_fs
+from vfm_runtime.errors import VfmError
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
 _BLOCK = 512
 
 
-class ShardError(ValueError):
+class ShardError(VfmError, ValueError):
     """A shard cannot be read, or does not hold what was expected."""
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.errors import VfmError
 
 from vfm.data.crop import RandomCrop
 from vfm.data.decode import Source
@@ -61,7 +62,7 @@ _PRESETS: dict[str, list[Any]] = {
 }
 
 
-class AugmentError(ValueError):
+class AugmentError(VfmError, ValueError):
     """A pipeline cannot be made or does not give an image; the message says what to change."""
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vfm_runtime.deepfake.evidence import VERDICT_LABELS
+from vfm_runtime.errors import OptionError
 
 from vfm.models.heads.head import Head
 from vfm.types import FeatureInfo, Features, Raw
@@ -43,11 +44,11 @@ class DeepfakeHead(Head):
         """
         super().__init__()
         if patch_width < 0:
-            raise ValueError(
+            raise OptionError(
                 f"patch_width is {patch_width}. Give 0 or more (--model.head.patch_width)."
             )
         if bank_size < 1:
-            raise ValueError(f"bank_size is {bank_size}. Give 1 or more (--model.head.bank_size).")
+            raise OptionError(f"bank_size is {bank_size}. Give 1 or more (--model.head.bank_size).")
         self.normalise = normalise
         self.patch_width = patch_width
         self.bank_size = bank_size
@@ -59,7 +60,7 @@ class DeepfakeHead(Head):
             ValueError: The labels are others than real and fake, or in the other order.
         """
         if tuple(labels) != VERDICT_LABELS:
-            raise ValueError(
+            raise OptionError(
                 f"The labels are {list(labels)}. A DeepfakeHead answers {list(VERDICT_LABELS)}, in this order; give "
                 "data that says which images are fake (--data DeepfakeData), or a ClassificationHead for other labels."
             )

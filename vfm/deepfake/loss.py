@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from vfm_runtime.errors import OptionError
 
 from vfm.deepfake.target import DeepfakeTarget
 from vfm.losses import Loss
@@ -45,7 +46,7 @@ class DeepfakeLoss(Loss):
         given = {"uniformity": uniformity, "alignment": alignment, "mask": mask, "mil": mil}
         for name, value in given.items():
             if not 0 <= value <= 100:
-                raise ValueError(
+                raise OptionError(
                     f"{name} is {value}. Give a number from 0 to 100 (--model.loss.{name})."
                 )
         self.weights = given

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from vfm_runtime.errors import DataError
 
 from vfm.metrics.ranking import Ranking
 from vfm.metrics.roc import LEVEL, Figure, Scores
@@ -61,7 +62,7 @@ def video_logits(logits: npt.ArrayLike, labels: npt.ArrayLike, keys: Sequence[Ke
     mixed = np.flatnonzero((num_fake > 0) & (num_fake < number))
     if len(mixed):
         name = names[mixed[0]]
-        raise ValueError(
+        raise DataError(
             f"{len(mixed)} videos have frames labelled real and frames labelled fake, such as video '{name[2]}' of "
             f"method '{name[1]}' in '{name[0]}': {int(num_fake[mixed[0]])} of {number[mixed[0]]} frames are fake. "
             "Two videos share a name, or a label is wrong: give them different names in the manifest's columns "
@@ -294,20 +295,20 @@ def _dataset_rows(videos: Videos, clusters: IntArray, seed: int) -> list[dict[st
 
 def _check(values: FloatArray, labels: npt.NDArray[Any], num_keys: int) -> None:
     if values.ndim != 1 or not len(values) == len(labels) == num_keys:
-        raise ValueError(
+        raise DataError(
             f"There are {values.shape} logits, {labels.shape} labels and {num_keys} videos. Pass one of each for "
             "every frame."
         )
     if not len(values):
-        raise ValueError(
+        raise DataError(
             "There are no frames to score. Check that the split has images that can be read."
         )
     wrong = sorted(set(np.unique(labels).tolist()) - {0, 1})
     if wrong:
-        raise ValueError(f"Labels are {wrong} besides 0 and 1. Pass 0 for real and 1 for fake.")
+        raise DataError(f"Labels are {wrong} besides 0 and 1. Pass 0 for real and 1 for fake.")
     number = int((~np.isfinite(values)).sum())
     if number:
-        raise ValueError(
+        raise DataError(
             f"{number} of {len(values)} logits are not finite. A number that is not one cannot be ranked: train with "
             "a smaller learning rate, or in --trainer.precision 32-true or bf16-mixed."
         )

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.evidence import sigmoid
 from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.errors import MismatchError
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
@@ -319,7 +320,7 @@ class DeepfakeTask(BaseTask):
     def _datamodule(self) -> DeepfakeImages:
         data = super()._datamodule()
         if not isinstance(data, DeepfakeImages):
-            raise TypeError(
+            raise MismatchError(
                 f"DeepfakeTask learns from real and fake images, but {type(data).__name__} does not say which videos "
                 "and people they show, nor how they were cut out. Give --data DeepfakeData with --data.root."
             )

@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from vfm_runtime.errors import OptionError
 
 from vfm.losses.base import Loss
 from vfm.types import Batch, Labels, MultiLabels, Raw, require_target
@@ -58,7 +59,7 @@ class CrossEntropy(ClassificationLoss):
     def compute(self, logits: Tensor, labels: Labels, weights: Tensor | None) -> Tensor:
         """Losses [N]."""
         if isinstance(labels, MultiLabels):
-            raise ValueError(
+            raise OptionError(
                 "CrossEntropy takes one label an image, but the task is multi-label. "
                 "Give --model.loss BinaryCrossEntropy, AsymmetricLoss or FocalLoss."
             )
@@ -147,7 +148,7 @@ def _factor(weights: Tensor | None) -> Tensor | float:
 
 def _require_multilabel(loss: Loss, labels: Labels) -> Tensor:
     if not isinstance(labels, MultiLabels):
-        raise ValueError(
+        raise OptionError(
             f"{type(loss).__name__} answers yes or no for each label, but the task has one label an image. "
             "Give --model.loss CrossEntropy or FocalLoss, or set --model.multilabel true."
         )
@@ -156,5 +157,5 @@ def _require_multilabel(loss: Loss, labels: Labels) -> Tensor:
 
 def _within(name: str, value: float, low: float, high: float) -> float:
     if not low <= value <= high:
-        raise ValueError(f"{name} is {value}. Give a number from {low} to {high}.")
+        raise OptionError(f"{name} is {value}. Give a number from {low} to {high}.")
     return value

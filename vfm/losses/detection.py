@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
+from vfm_runtime.errors import OptionError
 
 from vfm.losses.base import Loss
 from vfm.losses.iou import corners, overlaps
@@ -36,7 +37,7 @@ class DetectionLoss(Loss):
         given = {"classes": classes, "distance": distance, "overlap": overlap, "gamma": gamma}
         for name, value in given.items():
             if not 0 <= value <= 100:
-                raise ValueError(
+                raise OptionError(
                     f"{name} is {value}. Give a number from 0 to 100 (--model.loss.{name})."
                 )
         self.weights = (classes, distance, overlap)

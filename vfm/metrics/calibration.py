@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from vfm_runtime.errors import DataError, OptionError, VfmError
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -20,7 +21,7 @@ _TOLERANCE = 1e-10
 _SLACK = 1e-9
 
 
-class TooFewError(ValueError):
+class TooFewError(VfmError, ValueError):
     """Too few samples for a threshold with a guarantee; the text says how many it takes."""
 
 
@@ -47,7 +48,7 @@ def fit_temperature(logits: npt.ArrayLike, positive: npt.ArrayLike) -> float:
     scale = float(np.sqrt((weight * values**2).sum())) or 1.0
     slope = _slope(values / scale, target, weight) / scale
     if slope <= 0:
-        raise ValueError(
+        raise DataError(
             "The logits of reals are no lower than those of the others, so no temperature makes "
             "probabilities of them. "
             "Check that labels are not swapped (real is 0), and look at the AUC first."
@@ -101,7 +102,7 @@ def fit_class_temperature(log_scores: npt.ArrayLike, target: npt.ArrayLike) -> f
         or values.shape[1] < 2
         or not len(values)
     ):
-        raise ValueError(
+        raise DataError(
             f"The log scores have shape {values.shape}, the true classes {truth.shape}. Pass [N, C] and [N], of at "
             "least one image and two classes."
         )
@@ -125,7 +126,7 @@ def fit_label_temperature(logits: npt.ArrayLike, target: npt.ArrayLike) -> float
     """
     values, truth = np.asarray(logits, dtype=np.float64), np.asarray(target, dtype=bool)
     if values.ndim != 2 or truth.shape != values.shape or not values.size:
-        raise ValueError(
+        raise DataError(
             f"The logits have shape {values.shape}, the true labels {truth.shape}. Pass [N, C] twice, of at least one "
             "image and label."
         )
@@ -159,7 +160,7 @@ def calibration_error(chance: npt.ArrayLike, right: npt.ArrayLike) -> float:
     """
     values, truth = np.asarray(chance, dtype=np.float64), np.asarray(right, dtype=bool)
     if values.ndim != 1 or values.shape != truth.shape or not len(values):
-        raise ValueError(
+        raise DataError(
             f"There are {values.shape} probabilities and {truth.shape} answers. Pass one of each, at least one."
         )
     bins = _bins(values, truth, np.full(len(values), 1 / len(values)))
@@ -321,7 +322,7 @@ def conformal_threshold(values: npt.ArrayLike, rate: float, name: str = "reals")
     ranked = np.sort(np.asarray(values, dtype=np.float64))
     if not np.isfinite(ranked).all():
         number = int((~np.isfinite(ranked)).sum())
-        raise ValueError(
+        raise DataError(
             f"{number} of {len(ranked)} values of {name} are not finite, and have no rank."
         )
     number = len(ranked)
@@ -347,7 +348,7 @@ def largest_rate(num_errors: int, num: int, level: float = 0.95) -> float:
     from scipy.special import betaincinv
 
     if not 0 <= num_errors <= num or num < 1:
-        raise ValueError(
+        raise DataError(
             f"{num_errors} errors of {num} make no rate. Give 0 up to their number, at least 1."
         )
     _check_share("level", level)
@@ -362,7 +363,7 @@ def _allowed(number: int) -> float:
 def _checked(logits: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
     values, truth = np.asarray(logits, dtype=np.float64), np.asarray(positive, dtype=bool)
     if values.ndim != 1 or values.shape != truth.shape or not len(values):
-        raise ValueError(
+        raise DataError(
             f"There are {values.shape} logits and {truth.shape} labels. Pass one of each for every video, at least one."
         )
     return values, truth
@@ -371,13 +372,13 @@ def _checked(logits: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[FloatArray
 def _require_both(positive: BoolArray) -> None:
     if positive.all() or not positive.any():
         only = "positive" if positive.all() else "negative"
-        raise ValueError(
+        raise DataError(
             f"All {len(positive)} are {only}. A temperature needs both classes: add the others."
         )
 
 
 def _check_share(name: str, value: float) -> None:
     if not 0 < value < 1:
-        raise ValueError(
+        raise OptionError(
             f"{name} is {value}, but it is a share above 0 and below 1. For 1 % give 0.01."
         )

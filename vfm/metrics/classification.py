@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from vfm_runtime.errors import DataError, OptionError
 
 from vfm.metrics.intervals import bootstrap
 from vfm.metrics.ranking import Ranking, class_rankings, figure, mean_over_classes
@@ -25,11 +26,11 @@ def confusion_matrix(target: npt.ArrayLike, predicted: npt.ArrayLike, num_classe
         num_classes: Number of classes C.
     """
     if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}. Pass the number of labels, at least 1.")
+        raise OptionError(f"num_classes is {num_classes}. Pass the number of labels, at least 1.")
     rows = _checked_indices("target", target, num_classes)
     columns = _checked_indices("predicted", predicted, num_classes)
     if rows.shape != columns.shape:
-        raise ValueError(
+        raise DataError(
             f"target has {rows.size} samples, predicted has {columns.size}. "
             "Pass one prediction for each target."
         )
@@ -81,7 +82,7 @@ def per_class(matrix: npt.ArrayLike, labels: Sequence[str]) -> list[dict[str, An
     """
     array = np.asarray(matrix)
     if array.ndim != 2:
-        raise ValueError(
+        raise DataError(
             f"per_class takes one confusion matrix [C, C], not shape {array.shape}. "
             "Pass one matrix of the batch."
         )
@@ -119,7 +120,7 @@ def classification_results(
     scores = checked_scores(probabilities)
     truth = np.asarray(target)
     if truth.shape != scores.shape[:1]:
-        raise ValueError(
+        raise DataError(
             f"target has shape {truth.shape}, probabilities have shape {scores.shape}. "
             f"Pass one class index for each row, shape {scores.shape[:1]}."
         )
@@ -161,13 +162,13 @@ def _margins(matrix: npt.ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
     """Hits, true samples and predictions by class, each `[..., C]`."""
     array = np.asarray(matrix)
     if array.ndim < 2 or array.shape[-1] != array.shape[-2]:
-        raise ValueError(
+        raise DataError(
             f"A confusion matrix is square, [..., C, C], but the shape is {array.shape}. "
             "Make one with confusion_matrix(target, predicted, num_classes)."
         )
     support = array.sum(-1)
     if not support.any(-1).all():
-        raise ValueError(
+        raise DataError(
             f"A confusion matrix of shape {array.shape} counts no sample, so it has no score. "
             "Check that there are samples to score."
         )
@@ -183,20 +184,20 @@ def _checked_indices(name: str, values: npt.ArrayLike, num_classes: int) -> IntA
     """Class indices as int64 `[N]`, refused when any is not a class."""
     array = np.asarray(values)
     if array.ndim != 1:
-        raise ValueError(
+        raise DataError(
             f"{name} has shape {array.shape}, but must be class indices [N]. "
             "For scores [N, C] take argmax over the last axis."
         )
     if array.size == 0:
         return array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        raise ValueError(
+        raise DataError(
             f"{name} has dtype {array.dtype}, but must be integer class indices. "
             "Convert names with labels.index(name)."
         )
     wrong = array[(array < 0) | (array >= num_classes)]
     if wrong.size:
-        raise ValueError(
+        raise DataError(
             f"{name} contains class {wrong[0]}, but with {num_classes} classes the choices "
             f"are 0 to {num_classes - 1}. Check the labels or raise num_classes."
         )
@@ -207,15 +208,15 @@ def checked_scores(probabilities: npt.ArrayLike) -> npt.NDArray[Any]:
     """Scores `[N, C]`, refused when there are none or any is NaN."""
     scores = np.asarray(probabilities)
     if scores.ndim != 2 or scores.shape[1] == 0:
-        raise ValueError(
+        raise DataError(
             f"probabilities have shape {scores.shape}, but must be [N, C]. "
             "Pass one row for each sample with one score for each class."
         )
     if len(scores) == 0:
-        raise ValueError("There are no samples to score (N = 0). Check the data split.")
+        raise DataError("There are no samples to score (N = 0). Check the data split.")
     wrong = np.isnan(scores).any(axis=1)
     if wrong.any():
-        raise ValueError(
+        raise DataError(
             f"{wrong.sum()} of {len(scores)} samples have NaN scores, the first is sample "
             f"{wrong.argmax()}. Look for a diverged training or an overflow in half precision."
         )
@@ -225,7 +226,7 @@ def checked_scores(probabilities: npt.ArrayLike) -> npt.NDArray[Any]:
 def check_labels(labels: Sequence[str], num_classes: int) -> None:
     """Refuse names that are not one for each class."""
     if len(labels) != num_classes:
-        raise ValueError(
+        raise DataError(
             f"There are {len(labels)} labels for {num_classes} classes. "
             "Pass one label for each class, in the order of the class indices."
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from vfm_runtime.errors import DataError
 
 from vfm.metrics.classification import check_labels, checked_scores
 from vfm.metrics.intervals import bootstrap
@@ -145,13 +146,13 @@ def _checked(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     given, truth = checked_scores(scores), np.asarray(target)
     if truth.shape != given.shape:
-        raise ValueError(
+        raise DataError(
             f"target has shape {truth.shape}, scores have shape {given.shape}. "
             "Pass a zero or a one for each image and label."
         )
     if not np.isin(truth, (0, 1)).all():
         wrong = truth[~np.isin(truth, (0, 1))][0]
-        raise ValueError(
+        raise DataError(
             f"target holds {wrong}. Pass ones where a label applies and zeros elsewhere."
         )
     return given, truth.astype(bool)

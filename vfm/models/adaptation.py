@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from vfm_runtime.errors import VfmError
 
 from vfm.spec import Component
 
 
-class AdaptError(ValueError):
+class AdaptError(VfmError, ValueError):
     """A backbone cannot be adapted as asked."""
 
 

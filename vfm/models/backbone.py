@@ -9,6 +9,7 @@ from typing import Any, Self
 import timm
 from timm import data as timm_data
 from torch import Tensor, nn
+from vfm_runtime.errors import VfmError
 
 from vfm.models.adaptation import Adaptation
 from vfm.models.tensors import checksum
@@ -23,7 +24,7 @@ ImageSize = int | tuple[int, int]
 """Side of a square, or height and width, in pixels."""
 
 
-class BackboneError(ValueError):
+class BackboneError(VfmError, ValueError):
     """No such backbone, or it does not take the given arguments."""
 
 

@@ -13,11 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from vfm_runtime.errors import VfmError
 
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher")
 
 
-class UnreadableFileError(ValueError):
+class UnreadableFileError(VfmError, ValueError):
     """A file holds no tensors and plain values that can be read."""
 
 

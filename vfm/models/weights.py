@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from vfm_runtime.errors import VfmError
 
 from vfm.models.adapt import read_adaptation
 from vfm.models.tensors import UnreadableFileError, checksum, read_plain, tensors_in
@@ -22,7 +23,7 @@ _PREFIXES = ("module.", "model.", "backbone.", "teacher.")
 _LISTED = 8
 
 
-class WeightsError(ValueError):
+class WeightsError(VfmError, ValueError):
     """A weights file cannot be read or does not fit the backbone."""
 
 

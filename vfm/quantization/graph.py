@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from vfm_runtime.errors import VfmError
 
 MAX_PROTOBUF = 2_000_000_000
 """Bytes of weights above which they go to a file of their own; a protobuf ends at 2 GiB."""
@@ -20,7 +21,7 @@ MICROSOFT = "com.microsoft"
 Array = NDArray[Any]
 
 
-class QuantizeError(ValueError):
+class QuantizeError(VfmError, ValueError):
     """A model cannot be brought to a smaller precision; the message says why and what to do."""
 
 

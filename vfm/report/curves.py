@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
+from vfm_runtime.errors import DataError
 
 from vfm.report.plots import COLOURS, FONT_SIZE, STYLES, figure, png, shortened, tidy
 
@@ -35,7 +36,7 @@ def curves(classes: Mapping[str, Curve]) -> bytes:
         classes: The curves by name.
     """
     if not classes:
-        raise ValueError("There is no curve to draw. Pass those of at least one class.")
+        raise DataError("There is no curve to draw. Pass those of at least one class.")
     shown = _chosen(classes)
     # As in the confusion matrix: "constrained" leaves a gap around square panels.
     height = 4.9 + 0.17 * ((len(shown) + 1) // 2) + 0.25 * (len(shown) < len(classes))

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from vfm_runtime.errors import DataError
 
 _MISSING = "–"  # noqa: RUF001  (an en dash is meant)
 # Pixels an inch has in CSS; a plot with more of them is drawn finer, not larger.
@@ -67,7 +68,7 @@ class Page:
         names = known if columns is None else list(columns)
         unknown = [name for name in names if name not in known]
         if rows and unknown:
-            raise ValueError(
+            raise DataError(
                 f"No row has the column '{unknown[0]}'. Columns: {', '.join(known)}. "
                 "Leave it out of columns, or add it to the rows."
             )
@@ -93,7 +94,7 @@ class Page:
                 dots_per_inch = float(image.info.get("dpi", (_CSS_DPI, _CSS_DPI))[0])
                 width = max(1, round(image.width * _CSS_DPI / dots_per_inch))
         except UnidentifiedImageError as error:
-            raise ValueError(
+            raise DataError(
                 f"The picture for '{caption}' is not a PNG file: it starts with "
                 f"{png_bytes[:8]!r}. Pass the bytes of a PNG file."
             ) from error

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from vfm_runtime.errors import DataError
 
 _Layout = Literal["constrained", "compressed"]
 
@@ -47,7 +48,7 @@ def learning_curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: str) 
     """
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     if not names:
-        raise ValueError(
+        raise DataError(
             f"There is no series to plot in the panels {list(panels)}. "
             "Pass at least one panel with one series of (x, y) points."
         )
@@ -79,7 +80,7 @@ def confusion_matrix(
     counts = np.asarray(matrix)
     num_classes = len(labels)
     if num_classes == 0 or counts.shape != (num_classes, num_classes):
-        raise ValueError(
+        raise DataError(
             f"The confusion matrix has shape {counts.shape}, but there are {num_classes} "
             f"labels. Pass a square matrix and one label for each of its rows."
         )
@@ -111,7 +112,7 @@ def bars(values: Mapping[str, float], xlabel: str) -> bytes:
     """
     lengths = [float(value) for value in values.values()]
     if not lengths or not all(np.isfinite(lengths)) or min(lengths) < 0:
-        raise ValueError(
+        raise DataError(
             f"Bars need at least one value, all finite and at least 0, but got {dict(values)}. "
             "Leave out what was not measured."
         )
@@ -171,7 +172,7 @@ def _checked_points(name: str, points: Points) -> npt.NDArray[np.float64]:
     if xy.size == 0:
         return xy.reshape(0, 2)
     if xy.ndim != 2 or xy.shape[1] != 2:
-        raise ValueError(
+        raise DataError(
             f"The series '{name}' has shape {xy.shape}, but must be points (x, y), [N, 2]. "
             "Pair the values with their steps: list(zip(steps, values))."
         )

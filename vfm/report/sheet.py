@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+from vfm_runtime.errors import DataError
 
 _GAP = 10
 _FRAME = 3
@@ -109,19 +110,19 @@ def _check(
 ) -> None:
     """Refuse what cannot be laid out."""
     if not images:
-        raise ValueError("There are no images for the contact sheet. Pass at least one.")
+        raise DataError("There are no images for the contact sheet. Pass at least one.")
     if len(captions) != len(images) or (marks is not None and len(marks) != len(images)):
         given = f"{len(captions)} captions" + ("" if marks is None else f", {len(marks)} marks")
-        raise ValueError(f"There are {len(images)} images but {given}. Pass one for each image.")
+        raise DataError(f"There are {len(images)} images but {given}. Pass one for each image.")
     if columns < 1 or cell < 16:
-        raise ValueError(
+        raise DataError(
             f"columns is {columns} and cell is {cell}. "
             "Pass at least 1 column and cells of at least 16 pixels."
         )
     for index, image in enumerate(images):
         channels_last = image.ndim == 3 and image.shape[2] in (1, 3, 4)
         if image.dtype != np.uint8 or not channels_last or image.size == 0:
-            raise ValueError(
+            raise DataError(
                 f"Image {index} has dtype {image.dtype} and shape {image.shape}, but must be "
                 "uint8 [H, W, C] with 1, 3 or 4 channels. Scale floats by 255 and move the "
                 "channels last."

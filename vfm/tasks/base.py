@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from vfm_runtime.errors import MismatchError
 
 from vfm.data import ImageData
 from vfm.losses import Loss
@@ -353,7 +354,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
     def _datamodule(self) -> ImageData:
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ImageData):
-            raise TypeError(
+            raise MismatchError(
                 f"{type(self).__name__} takes its labels from an ImageData, got {type(data).__name__}. "
                 "Pass one, such as FolderData('images/'): trainer.fit(task, datamodule=data)."
             )

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
+from vfm_runtime.errors import VfmError
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
 from vfm.tasks.labelled_images import LabelledImages
@@ -22,7 +23,7 @@ CalibrationSplit = Literal["val", "test", "all"]
 log = logging.getLogger(__name__)
 
 
-class CalibrationError(ValueError):
+class CalibrationError(VfmError, ValueError):
     """Nothing can be fitted on these images; the message says why and what to do."""
 
 

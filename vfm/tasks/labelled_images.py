@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from vfm_runtime.errors import VfmError
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
@@ -25,7 +26,7 @@ MAX_IMAGES = 2000
 log = logging.getLogger(__name__)
 
 
-class ValidationError(ValueError):
+class ValidationError(VfmError, ValueError):
     """There are no images to validate an export on; the message says why and what to do."""
 
 

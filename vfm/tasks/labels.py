@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from vfm_runtime.errors import VfmError
 
 from vfm.data import ImageData
 from vfm.data.dataset import list_labels
@@ -15,7 +16,7 @@ from vfm.data.dataset import list_labels
 ClassWeights = Literal["balanced"] | dict[str, float] | None
 
 
-class LabelError(ValueError):
+class LabelError(VfmError, ValueError):
     """The labels of the data and of the model do not go together."""
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from vfm_runtime.errors import VfmError
 from vfm_runtime.tasks.classification import LabelPrediction
 
 from vfm.training.adapter_file import AdapterWriter
@@ -32,7 +33,7 @@ SEPARATOR = "|"
 _SHOWN = 5
 
 
-class UnreadableFilesError(ValueError):
+class UnreadableFilesError(VfmError, ValueError):
     """Too many files of the training data cannot be read."""
 
 

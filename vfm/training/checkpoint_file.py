@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vfm_runtime.errors import VfmError
+
 from vfm.models.tensors import UnreadableFileError, read_metadata, read_plain
 from vfm.renames import update_class_paths
 
@@ -22,7 +24,7 @@ FORMAT = 1
 _PACKAGES = ("vfm", "torch", "timm", "lightning", "numpy")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(VfmError, ValueError):
     """A file is not a checkpoint of vfm, or does not fit."""
 
 

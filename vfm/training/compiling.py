@@ -6,9 +6,10 @@ import os
 import shutil
 
 from torch import nn
+from vfm_runtime.errors import VfmError
 
 
-class CompileError(ValueError):
+class CompileError(VfmError, ValueError):
     """The machine cannot compile a model."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import timm
 import torch
+from vfm_runtime.errors import VfmError
 
 from vfm.models.backbone import Backbone
 from vfm.models.tensors import checksum
@@ -19,7 +20,7 @@ from vfm.preprocess import Preprocess
 _FREE_SHARE = 0.9
 
 
-class CacheError(OSError):
+class CacheError(VfmError, OSError):
     """Features cannot be kept."""
 
 

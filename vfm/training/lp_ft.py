@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import move_data_to_device, rank_zero_info
 from torch import Tensor
+from vfm_runtime.errors import VfmError
 
 from vfm.data import ImageData
 from vfm.training.feature_cache import split_features
@@ -16,7 +17,7 @@ _STEPS = 100
 _DECAY = 1e-4
 
 
-class ProbeError(ValueError):
+class ProbeError(VfmError, ValueError):
     """The head cannot be solved before the backbone learns."""
 
 

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from vfm_runtime.errors import VfmError
 
 from vfm.models.tensors import read_metadata, read_plain, write_tensors
 from vfm.renames import update_path
@@ -27,7 +28,7 @@ _STATE = "state.ckpt"
 _SHOWN = 8
 
 
-class NonFiniteLossError(ValueError):
+class NonFiniteLossError(VfmError, ValueError):
     """The loss of a batch is infinite or no number."""
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from timm import optim as timm_optim
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from vfm_runtime.errors import OptionError
 
 from vfm.models.adapt import FullFineTuning
 
@@ -73,7 +74,7 @@ class Optim:
         }
         for name, (good, expected) in ranges.items():
             if not good:
-                raise ValueError(
+                raise OptionError(
                     f"optim.{name} is {getattr(self, name)}; it must be {expected}. Change --model.optim.{name}."
                 )
 
@@ -181,7 +182,7 @@ def count_steps(trainer: Trainer, num_batches: int) -> int:
     if trainer.max_steps != -1:
         ends.append(trainer.max_steps)
     if not ends:
-        raise ValueError(
+        raise OptionError(
             "The learning rate falls towards the end of training, and max_epochs -1 sets none. "
             "Give --trainer.max_epochs or --trainer.max_steps."
         )

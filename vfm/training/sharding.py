@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from vfm_runtime.errors import VfmError
 
 from vfm.models.backbone import Backbone
 from vfm.models.heads import Head
@@ -37,7 +38,7 @@ class ShardedModel(Protocol):
         """All buffers."""
 
 
-class ShardingError(ValueError):
+class ShardingError(VfmError, ValueError):
     """A strategy asks for another sharding than over the data."""
 
 

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from vfm_runtime.errors import OptionError
 
 EXIT_STATUS = 75
 """Of a rank that ends itself: EX_TEMPFAIL, a job that may be tried again."""
@@ -33,7 +34,7 @@ class StallWatch(Callback):
             ValueError: The time is not above 0.
         """
         if seconds <= 0:
-            raise ValueError(f"StallWatch got seconds {seconds}. Give a time above 0.")
+            raise OptionError(f"StallWatch got seconds {seconds}. Give a time above 0.")
         self.seconds = seconds
         self.alone = alone
         self._stop: threading.Event | None = None

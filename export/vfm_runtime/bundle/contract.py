@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, NoReturn, Self
 
 from vfm_runtime.bundle.extensions import EXTENSIONS, check_extensions
-from vfm_runtime.errors import ContractError
+from vfm_runtime.errors import ContractError, DataError
 from vfm_runtime.tasks.base import REFERENCE_PORTS, TaskType
 from vfm_runtime.tasks.confidence import ConfidenceRules
 from vfm_runtime.tasks.multi_head import MultiHeadType
@@ -272,18 +272,18 @@ def parse_json(text: str | bytes) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise DataError("nested too deeply") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("an object holds the same key twice")
+        raise DataError("an object holds the same key twice")
     return values
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+    raise DataError(f"{name} is not JSON")
 
 
 def _is_int(value: object) -> bool:

@@ -18,7 +18,7 @@ from vfm_runtime.bundle.contract import (
 from vfm_runtime.bundle.manifest import Manifest, check_metadata, read_manifest
 from vfm_runtime.bundle.precision import place
 from vfm_runtime.bundle.predictor import Predictor
-from vfm_runtime.errors import BundleError, ProviderError
+from vfm_runtime.errors import BundleError, DataError, ProviderError
 from vfm_runtime.media.image import ImageSource, open_image
 from vfm_runtime.ort import first_line, run_errors
 from vfm_runtime.tasks.base import Arrays
@@ -149,7 +149,7 @@ class Model(Predictor):
         pixels = inputs["pixels"]
         expected = (*self.contract.size, 3)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
-            raise ValueError(
+            raise DataError(
                 f"The pixels are {pixels.dtype} of shape {list(pixels.shape)}; the model takes "
                 f"uint8 of shape [images, {', '.join(map(str, expected))}]. Images of any other "
                 "size go to `predict`."

@@ -5,6 +5,7 @@ import importlib
 import json
 from typing import Any
 
+from vfm_runtime.errors import VfmError
 from vfm_runtime.ort import run_errors
 
 NAME = "OpenVINOExecutionProvider"
@@ -15,7 +16,7 @@ _REGISTERED = "vfm_runtime_openvino"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
-class PluginError(RuntimeError):
+class PluginError(VfmError, RuntimeError):
     """The plugin is there, and does not work here."""
 
 

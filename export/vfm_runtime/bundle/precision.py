@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from vfm_runtime.bundle import providers
+from vfm_runtime.errors import OptionError
 
 PRECISIONS = ("auto", "fp32", "fp16", "int8", "bf16")
 """What `precision` may be. `bf16` is no graph of its own: OpenVINO and TensorRT compute that of fp32 in it."""
@@ -28,11 +29,11 @@ def place(device: str, precision: str, available: Sequence[str]) -> tuple[str, s
         ProviderError: The device was asked for and cannot be had.
     """
     if precision not in PRECISIONS:
-        raise ValueError(
+        raise OptionError(
             f"There is no precision '{precision}'. Precisions: {', '.join(PRECISIONS)}."
         )
     if precision not in ("auto", "bf16", *available):
-        raise ValueError(
+        raise OptionError(
             f"This bundle has no {precision} graph; it has {', '.join(available)}. Export it with --{precision}, "
             "or ask for another precision."
         )
@@ -59,7 +60,7 @@ def place(device: str, precision: str, available: Sequence[str]) -> tuple[str, s
 
 def _require(device: str, precision: str, devices: Sequence[str]) -> None:
     if device not in ("auto", *devices):
-        raise ValueError(
+        raise OptionError(
             f"{precision} does not run on '{device}'; it runs on {' and '.join(devices)}. Leave the device out, or ask "
             "for another precision."
         )

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import ImageError, ImageSource
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction, TaskType
 
@@ -97,7 +98,7 @@ class Predictor(ABC):
             ValueError: The model takes or gives more than that.
         """
         if set(self.task_type.inputs) != {"pixels"} or set(self.task_type.outputs) != {"scores"}:
-            raise ValueError(
+            raise OptionError(
                 f"This model {self.task_type.summary}: take `predict`, or `run(prepare(image))`."
             )
         scores: NDArray[np.float32] = self.run({"pixels": pixels})["scores"]
@@ -130,7 +131,7 @@ class Predictor(ABC):
             ValueError: `errors`, `batch_size` or `cropped` is none that this model knows.
         """
         if errors not in ("raise", "return"):
-            raise ValueError(f"errors is {errors!r}. Choices: 'raise', 'return'.")
+            raise OptionError(f"errors is {errors!r}. Choices: 'raise', 'return'.")
         size = self.batch_size if batch_size is None else _check_batch_size(batch_size)
         if isinstance(images, list | tuple) or (
             isinstance(images, np.ndarray) and images.ndim == 4
@@ -225,5 +226,5 @@ def _join(rows: Sequence[Arrays]) -> Arrays:
 
 def _check_batch_size(value: int) -> int:
     if value < 1:
-        raise ValueError(f"batch_size is {value}. Give at least 1.")
+        raise OptionError(f"batch_size is {value}. Give at least 1.")
     return value

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vfm_runtime.bundle import openvino
-from vfm_runtime.errors import BundleError, ProviderError
+from vfm_runtime.errors import BundleError, OptionError, ProviderError
 from vfm_runtime.ort import first_line, import_onnxruntime, run_errors
 
 DEVICES = ("auto", "cpu", "cuda", "openvino", "tensorrt")
@@ -55,7 +55,7 @@ def choose(device: str = "auto") -> str:
     if device not in DEVICES:
         near = difflib.get_close_matches(device, DEVICES, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"There is no device '{device}'.{hint} Devices: {', '.join(DEVICES)}.")
+        raise OptionError(f"There is no device '{device}'.{hint} Devices: {', '.join(DEVICES)}.")
     runtime = import_onnxruntime()
     if device == "cpu":
         return "cpu"
@@ -117,7 +117,7 @@ def open_session(
         BundleError: ONNX Runtime cannot load the file.
     """
     if num_threads is not None and num_threads < 1:
-        raise ValueError(f"num_threads is {num_threads}. Give at least 1, or None for one a core.")
+        raise OptionError(f"num_threads is {num_threads}. Give at least 1, or None for one a core.")
     runtime = import_onnxruntime()
     where = choose(device)
     setup = _Setup(runtime, path, num_threads, precision, spin)

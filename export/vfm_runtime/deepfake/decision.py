@@ -10,6 +10,7 @@ import numpy as np
 
 from vfm_runtime.deepfake.evidence import FAKE, REAL, UNDECIDED, FrameEvidence, Label, sigmoid
 from vfm_runtime.deepfake.verdict import Verdict
+from vfm_runtime.errors import DataError
 from vfm_runtime.tasks.confidence import AbstainReason
 from vfm_runtime.validation import is_number, require_keys
 
@@ -178,13 +179,13 @@ _SPANS: dict[str, Callable[[float], bool]] = {
 
 def _check_evidence(frames: Sequence[FrameEvidence], num_asked: int) -> None:
     if not all(math.isfinite(f.logit) and math.isfinite(f.distance) for f in frames):
-        raise ValueError(
+        raise DataError(
             "The model answered with NaN or infinite logits or distances. Check the bundle with "
             "`vfm-runtime check`, and export it anew with 32-bit weights if it fails."
         )
     num_found = len({frame.frame for frame in frames})
     if num_asked < max(1, num_found):
-        raise ValueError(
+        raise DataError(
             f"num_asked is {num_asked}, but there are crops of {num_found} frames. "
             "Give the number of frames that were looked at, at least 1."
         )
@@ -298,4 +299,4 @@ def _check_count(name: str, value: object) -> None:
 
 
 def _refuse(name: str, value: object, expected: str) -> NoReturn:
-    raise ValueError(f"The decision rules' '{name}' is {value!r}; expected {expected}.")
+    raise DataError(f"The decision rules' '{name}' is {value!r}; expected {expected}.")

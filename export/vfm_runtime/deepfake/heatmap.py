@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vfm_runtime.deepfake.evidence import FrameEvidence
 from vfm_runtime.deepfake.faces.geometry import warp
+from vfm_runtime.errors import OptionError
 from vfm_runtime.media.drawing import draw_boxes, shrink
 from vfm_runtime.media.image import ImageSource, Pixels, open_image
 from vfm_runtime.media.video import read_video
@@ -189,7 +190,7 @@ def draw_video(
         ValueError: An image is given in its place.
     """
     if isinstance(source, np.ndarray | Image.Image):
-        raise ValueError(
+        raise OptionError(
             f"The verdict is of a video, and a {type(source).__name__} is given to draw on. "
             "Give the path of the video, or the bytes of its file."
         )

@@ -9,7 +9,7 @@ from vfm_runtime.deepfake.evidence import FAKE, REAL, UNDECIDED, VERDICT_LABELS,
 from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.deepfake.pipeline import CropEvidence, DeepfakePipeline
 from vfm_runtime.deepfake.verdict import TASK, Verdict
-from vfm_runtime.errors import ContractError
+from vfm_runtime.errors import ContractError, DataError
 from vfm_runtime.media.image import ImageSource
 from vfm_runtime.media.video import LIMITS, VideoLimits
 from vfm_runtime.tasks.base import Arrays, Opened, TaskType
@@ -95,7 +95,7 @@ class DeepfakeType(TaskType):
         """Rebuild the verdict of the export: rules of quality, which need the crop's pixels, are not applied anew."""
         (verdict,) = self.predictions(self.read_outputs(row))
         if row["label"] not in (REAL, FAKE, UNDECIDED):
-            raise ValueError(f"'label' is {row['label']!r}")
+            raise DataError(f"'label' is {row['label']!r}")
         return replace(
             verdict,
             label=row["label"],

@@ -8,6 +8,7 @@ import numpy as np
 
 from vfm_runtime.deepfake.evidence import FrameEvidence, Label, sigmoid
 from vfm_runtime.deepfake.heatmap import COLORS, add_banner, draw_picture, draw_video
+from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import ImageSource, Pixels
 from vfm_runtime.tasks.base import Agreement, Prediction, View, largest_difference
 from vfm_runtime.tasks.confidence import AbstainReason
@@ -152,7 +153,7 @@ class Verdict(Prediction):
         """
         heatmaps = [frame.heatmap for frame in self.frames]
         if len(heatmaps) != 1 or heatmaps[0] is None:
-            raise ValueError(
+            raise OptionError(
                 f"A golden answer is that of one crop; this verdict is of {len(heatmaps)} crops. "
                 "Take predict(crop, cropped=True)."
             )

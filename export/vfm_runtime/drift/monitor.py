@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm_runtime.drift.reference import DriftReference
+from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.tasks.base import TaskType, score_drift_values
 
 LARGE = 0.25
@@ -173,11 +174,11 @@ class DriftMonitor:
             ValueError: The bundle has no reference, or an argument lies outside its range.
         """
         if window < MIN_WINDOW:
-            raise ValueError(
+            raise OptionError(
                 f"window is {window}. Give {MIN_WINDOW} images or more: fewer say nothing of shares."
             )
         if not threshold > 0:
-            raise ValueError(
+            raise OptionError(
                 f"threshold is {threshold}. Give a number above 0; usual are 0.1 and 0.25."
             )
         if isinstance(model, DriftReference):
@@ -236,7 +237,7 @@ class DriftMonitor:
         values = self._read_values(outputs)
         missing = [name for name in self._bins if name not in values]
         if missing:
-            raise ValueError(
+            raise DataError(
                 f"The outputs ({', '.join(outputs)}) do not say '{missing[0]}', which the reference has. Give those of "
                 "the model that the reference belongs to."
             )
@@ -337,7 +338,7 @@ class _Groups(_Bins):
 
     def places(self, values: NDArray[Any]) -> NDArray[np.int64]:
         if values.dtype.kind != "i" or values.max(initial=0) >= len(self._group):
-            raise ValueError(
+            raise DataError(
                 f"The reference's labels have {len(self._group)} shares; the outputs do not name one of as many "
                 "labels. Give those of the model that the reference belongs to."
             )

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vfm_runtime.bundle.contract import REFERENCE_FILE, parse_json
+from vfm_runtime.errors import DataError, shown
 from vfm_runtime.tasks.base import DRIFT_LABELS, Arrays
-from vfm_runtime.validation import is_number, shown
+from vfm_runtime.validation import is_number
 
 _NUM_BINS = 10
 _SLACK = 1e-6
@@ -160,14 +161,14 @@ class DriftReference:
         """
         path = Path(bundle) / REFERENCE_FILE
         if not path.is_file():
-            raise ValueError(
+            raise DataError(
                 f"{bundle} has no {REFERENCE_FILE}, so there is nothing to tell drift by. Export the bundle anew with "
                 "a reference."
             )
         try:
             return cls.from_dict(parse_json(path.read_bytes()))
         except ValueError as error:
-            raise ValueError(f"{path} is no reference: {error}") from error
+            raise DataError(f"{path} is no reference: {error}") from error
 
     def write(self, folder: Path) -> None:
         """Write `reference.json`.
@@ -199,4 +200,4 @@ def _check_keys(name: str, values: object, keys: Sequence[str]) -> None:
 
 
 def _refuse(name: str, value: object, expected: str) -> NoReturn:
-    raise ValueError(f"The reference's '{name}' is {shown(value)}; expected {expected}.")
+    raise DataError(f"The reference's '{name}' is {shown(value)}; expected {expected}.")

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
+from vfm_runtime.errors import MissingPackageError
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.media.mp4 import read_claims
 
@@ -66,7 +67,7 @@ def import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"PyAV, which reads videos, cannot be imported ({error}). "
             'Run: pip install "vfm-runtime[video]"'
         ) from error

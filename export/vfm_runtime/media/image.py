@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vfm_runtime.errors import VfmError
+
 Pixels: TypeAlias = NDArray[np.uint8]
 """Uint8 RGB, [height, width, 3]."""
 
@@ -72,7 +74,7 @@ _PNG_END = b"IEND\xaeB`\x82"
 _UINT8 = "Give uint8 values 0..255 of shape [height, width, 3] in the order red, green, blue."
 
 
-class ImageError(ValueError):
+class ImageError(VfmError, ValueError):
     """An image cannot be opened; says which, why and what to do.
 
     Attributes:

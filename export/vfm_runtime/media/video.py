@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vfm_runtime.errors import OptionError
 from vfm_runtime.media.demux import (
     AGAIN,
     LIMITS,
@@ -151,7 +152,7 @@ def evenly(n: int, count: int) -> list[int]:
         ValueError: n is negative or count below 1.
     """
     if n < 0 or count < 1:
-        raise ValueError(
+        raise OptionError(
             f"Cannot choose {count} of {n}: give a count of 1 or more and n of 0 or more."
         )
     if n <= count:
@@ -186,7 +187,7 @@ def read_video(
         ImportError: PyAV is not installed.
     """
     if num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}. Give 1 or more.")
+        raise OptionError(f"num_frames is {num_frames}. Give 1 or more.")
     av = import_av()
     file = VideoFile.of(source, limits)
     guard = Guard(file.name, limits)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
+from vfm_runtime.errors import OptionError, VfmError
 from vfm_runtime.server.pieces import (
     Piece,
     Request,
@@ -28,7 +29,7 @@ _RETRY_S = (0.1, 60.0)
 _Number = TypeVar("_Number", int, float)
 
 
-class QueueFullError(RuntimeError):
+class QueueFullError(VfmError, RuntimeError):
     """As much waits as may; the request was not taken.
 
     Attributes:
@@ -40,11 +41,11 @@ class QueueFullError(RuntimeError):
         self.retry_after = retry_after
 
 
-class DeadlineError(TimeoutError):
+class DeadlineError(VfmError, TimeoutError):
     """The time of a request was up before it was answered."""
 
 
-class ClosedError(RuntimeError):
+class ClosedError(VfmError, RuntimeError):
     """The batcher takes no more requests, or was closed before this one's turn."""
 
 
@@ -371,5 +372,5 @@ def _expire(request: Request) -> None:
 
 def _at_least(name: str, value: _Number, least: int) -> _Number:
     if not value >= least:
-        raise ValueError(f"{name} is {value}. Give at least {least}.")
+        raise OptionError(f"{name} is {value}. Give at least {least}.")
     return value

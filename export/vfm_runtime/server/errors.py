@@ -7,7 +7,7 @@ from typing import Any, Final
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from vfm_runtime.errors import ProviderError
+from vfm_runtime.errors import ProviderError, VfmError
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.server.batching import ClosedError, DeadlineError, QueueFullError
 from vfm_runtime.server.repository import UnknownModelError
@@ -34,7 +34,7 @@ CLIENT_GONE = 499
 """Stands in logs and metrics for a request whose client left; nobody gets it."""
 
 
-class ApiError(Exception):
+class ApiError(VfmError):
     """An error that a client is told about.
 
     Attributes:
@@ -61,7 +61,7 @@ class ApiError(Exception):
         self.headers = headers or {}
 
 
-class ClientGoneError(Exception):
+class ClientGoneError(VfmError):
     """The client has left; there is nobody to answer."""
 
 

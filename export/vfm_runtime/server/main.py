@@ -16,6 +16,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from vfm_runtime.errors import AddressError, OptionError
 from vfm_runtime.server.budget import usable_cores
 from vfm_runtime.server.logs import log_config, take_warnings
 from vfm_runtime.server.settings import LOG_FORMATS, PARENT_VARIABLE, SETTINGS_VARIABLE, Settings
@@ -151,7 +152,7 @@ def check_tls(settings: Settings) -> None:
         # A password is never asked for: nobody may sit at a server.
         context.load_cert_chain(settings.certfile, settings.keyfile, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
-        raise ValueError(
+        raise OptionError(
             f"TLS cannot be set up with {settings.certfile} and {settings.keyfile} ({error}). Give "
             "a certificate and its own key, both PEM, the key without a password."
         ) from error
@@ -167,7 +168,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise OSError(
+        raise AddressError(
             f"Cannot listen on {settings.host}, port {settings.port} ({error.strerror}). Stop what "
             "listens there, or choose another --port."
         ) from error

@@ -21,6 +21,8 @@ from prometheus_client import (
     values,
 )
 
+from vfm_runtime.errors import StateError
+
 ROUTES = (
     *("/", "/static/{file}", "/docs", "/openapi.json", "/metrics", "/predict"),
     *("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models"),
@@ -312,7 +314,7 @@ def resident_memory() -> int:
 def _multiprocess_folder() -> str | None:
     folder = os.environ.get(_FOLDER)
     if folder and values.ValueClass is values.MutexValue:
-        raise RuntimeError(
+        raise StateError(
             f"{_FOLDER} is {folder}, but prometheus_client was imported before it was set, so it "
             "would count for this process alone. Set it before the workers start."
         )

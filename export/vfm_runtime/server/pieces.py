@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vfm_runtime.errors import DataError
 from vfm_runtime.tasks.base import Arrays
 
 
@@ -130,7 +131,7 @@ def count_rows(inputs: Arrays) -> int:
     """
     counts = {name: len(array) for name, array in inputs.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ValueError(
+        raise DataError(
             f"The inputs have these numbers of rows: {counts}. Give as many of each, at least 1."
         )
     return next(iter(counts.values()))
@@ -148,6 +149,6 @@ def check_outputs(outputs: Arrays, rows: int) -> None:
     """
     counts = {name: len(array) for name, array in outputs.items()}
     if any(count != rows for count in counts.values()):
-        raise ValueError(
+        raise DataError(
             f"The model was given {rows} rows and answered with {counts}. Export the bundle anew."
         )

@@ -15,7 +15,7 @@ from vfm_runtime.bundle.contract import REFERENCE_FILE
 from vfm_runtime.bundle.manifest import read_manifest
 from vfm_runtime.bundle.model import Model, load
 from vfm_runtime.drift.monitor import DriftMonitor
-from vfm_runtime.errors import BundleError
+from vfm_runtime.errors import BundleError, VfmError
 from vfm_runtime.server.batching import Batcher
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.settings import Settings
@@ -39,7 +39,7 @@ _EXPECTED = (ValueError, RuntimeError, OSError)
 _log = logging.getLogger(__name__)
 
 
-class UnknownModelError(LookupError):
+class UnknownModelError(VfmError, LookupError):
     """No model, or no version of it, has the name that was asked for."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from vfm_runtime.errors import VfmError
 from vfm_runtime.server.errors import ApiError
 from vfm_runtime.server.settings import Settings
 
@@ -35,7 +36,7 @@ _REQUEST_HEADERS = (
 _ANSWER_HEADERS = "Inference-Header-Content-Length, Retry-After, X-Request-Id"
 
 
-class SecurityError(ValueError):
+class SecurityError(VfmError, ValueError):
     """The server would be open to strangers, or its tokens cannot be used; says the remedy."""
 
 

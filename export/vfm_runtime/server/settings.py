@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
+from vfm_runtime.errors import OptionError
+
 SETTINGS_VARIABLE = "VFM_SERVER_SETTINGS"
 """Environment variable that carries the settings to the worker processes."""
 
@@ -102,22 +104,24 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.bundles:
-            raise ValueError("There is no bundle to serve. Give the folder of at least one.")
+            raise OptionError("There is no bundle to serve. Give the folder of at least one.")
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"port is {self.port}. Give 0 to 65535; 0 is any that is free.")
+            raise OptionError(f"port is {self.port}. Give 0 to 65535; 0 is any that is free.")
         for name in (*_POSITIVE, *_MORE_POSITIVE):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}. Give more than 0.")
+                raise OptionError(f"{name} is {getattr(self, name)}. Give more than 0.")
         for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}. Give 0 or more.")
+                raise OptionError(f"{name} is {getattr(self, name)}. Give 0 or more.")
         if self.num_threads is not None and self.num_threads < 1:
-            raise ValueError(f"num_threads is {self.num_threads}. Give 1 or more, or leave it out.")
+            raise OptionError(
+                f"num_threads is {self.num_threads}. Give 1 or more, or leave it out."
+            )
         if self.log_format not in LOG_FORMATS:
             choices = ", ".join(LOG_FORMATS)
-            raise ValueError(f"log_format is '{self.log_format}'. Choices: {choices}.")
+            raise OptionError(f"log_format is '{self.log_format}'. Choices: {choices}.")
         if (self.certfile is None) != (self.keyfile is None):
-            raise ValueError("TLS needs both certfile and keyfile. Give both, or neither.")
+            raise OptionError("TLS needs both certfile and keyfile. Give both, or neither.")
 
     @property
     def max_body(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vfm_runtime.bundle.contract import MANIFEST_FILE
+from vfm_runtime.errors import OptionError
 
 ONLY_VERSION = "1"
 """Version of a bundle that is no folder of versions."""
@@ -49,13 +50,13 @@ def read_sources(words: Iterable[str]) -> list[Source]:
     for word in words:
         source = _read_source(word)
         if source.name in sources:
-            raise ValueError(
+            raise OptionError(
                 f"Two bundles are named '{source.name}': {sources[source.name].folder} and "
                 f"{source.folder}. Name one of them otherwise: NAME=FOLDER."
             )
         sources[source.name] = source
     if not sources:
-        raise ValueError("There is no bundle to serve. Give FOLDER or NAME=FOLDER.")
+        raise OptionError("There is no bundle to serve. Give FOLDER or NAME=FOLDER.")
     return list(sources.values())
 
 
@@ -65,7 +66,7 @@ def _read_source(word: str) -> Source:
         # By its own name, not that of what it links to: `current` may lead to another each day.
         folder, name = word, Path(os.path.abspath(word)).name  # noqa: PTH100
     if not _NAME.fullmatch(name) or not folder:
-        raise ValueError(
+        raise OptionError(
             f"The bundle '{word}' has the name '{name}'. A name has letters, digits, '_', '.' and "
             "'-' only. Give NAME=FOLDER."
         )

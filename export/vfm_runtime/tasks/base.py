@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import ImageSource, Pixels
 from vfm_runtime.media.video import LIMITS, VideoLimits
 from vfm_runtime.tasks.confidence import ConfidenceRules
@@ -244,7 +245,7 @@ class TaskType(ABC):
             ValueError: The task makes no crops, and `cropped` was said.
         """
         if cropped:
-            raise ValueError(
+            raise OptionError(
                 f"cropped is for models that look at crops of faces; this one {self.summary} "
                 f"({self.name!r}). Leave it out."
             )

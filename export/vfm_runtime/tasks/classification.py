@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.tasks.base import (
     Agreement,
     Arrays,
@@ -69,13 +70,13 @@ class LabelPrediction(Prediction):
         row = np.array(scores, dtype=np.float32)
         names = tuple(labels)
         if row.shape != (len(names),) or not names:
-            raise ValueError(
+            raise DataError(
                 f"The scores have shape {list(row.shape)} but there are {len(names)} labels. "
                 "Give one score a label."
             )
         # A NaN would win every argmax: a confident answer made of nothing.
         if not np.isfinite(row).all():
-            raise ValueError(
+            raise DataError(
                 "The model answered with NaN or infinite scores. Check the bundle with "
                 "`vfm-runtime check`, and export it anew with 32-bit weights if it fails."
             )
@@ -114,7 +115,7 @@ class LabelPrediction(Prediction):
             ValueError: `k` is below 1.
         """
         if k < 1:
-            raise ValueError(f"k is {k}. Ask for at least 1 class.")
+            raise OptionError(f"k is {k}. Ask for at least 1 class.")
         order = np.argsort(-self.scores, kind="stable")[:k]
         return [(self.labels[index], float(self.scores[index])) for index in order]
 
@@ -129,9 +130,9 @@ class LabelPrediction(Prediction):
             ValueError: The model gives one label an image, or the threshold is no probability.
         """
         if not self.multilabel:
-            raise ValueError("This model gives one label an image: take `label`, or `top(k)`.")
+            raise OptionError("This model gives one label an image: take `label`, or `top(k)`.")
         if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}. Give a probability, 0 to 1.")
+            raise OptionError(f"threshold is {threshold}. Give a probability, 0 to 1.")
         order = np.argsort(-self.scores, kind="stable")
         least = self.rules.least(order, 0.5) if threshold is None else np.float64(threshold)
         applying = order[self.scores[order] >= least]
@@ -228,7 +229,7 @@ class ClassificationType(TaskType):
         # A symbolic dimension is a name; the first prediction is then checked itself.
         num_scores = shapes["scores"][-1]
         if isinstance(num_scores, int) and num_scores != len(self.labels):
-            raise ValueError(
+            raise DataError(
                 f"answers with {num_scores} scores, the contract has {len(self.labels)} labels"
             )
 

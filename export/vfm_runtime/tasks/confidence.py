@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vfm_runtime.errors import DataError
 from vfm_runtime.validation import is_number, require_keys
 
 
@@ -107,7 +108,7 @@ class ConfidenceRules:
         if self.max_distance is None or distance is None:
             return False
         if not math.isfinite(distance):
-            raise ValueError(
+            raise DataError(
                 "The model answered with NaN or infinite distances. Check the bundle with "
                 "`vfm-runtime check`, and export it anew with 32-bit weights if it fails."
             )
@@ -170,4 +171,4 @@ def _check_thresholds(values: object) -> None:
 
 
 def _refuse(name: str, value: object, expected: str) -> NoReturn:
-    raise ValueError(f"The rules of sureness hold {value!r} as '{name}'; expected {expected}.")
+    raise DataError(f"The rules of sureness hold {value!r} as '{name}'; expected {expected}.")

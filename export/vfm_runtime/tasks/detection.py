@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vfm_runtime.errors import DataError, MissingPackageError, OptionError
 from vfm_runtime.media.drawing import PALETTE, draw_boxes, shrink
 from vfm_runtime.media.image import ImageSource, open_image
 from vfm_runtime.tasks.base import (
@@ -84,12 +85,12 @@ class Detections(Prediction):
         corners, values = np.array(boxes, np.float32), np.array(scores, np.float32)
         ids = np.array(class_ids, np.int64)
         if corners.shape != (len(values), 4) or ids.shape != values.shape:
-            raise ValueError(
+            raise DataError(
                 f"There are {len(values)} scores, boxes of shape {list(corners.shape)} and classes of shape "
                 f"{list(ids.shape)}. Give one box [4], class and score each."
             )
         if not (np.isfinite(corners).all() and np.isfinite(values).all()):
-            raise ValueError(
+            raise DataError(
                 "The model answered with NaN or infinite boxes or scores. Check the bundle with "
                 "`vfm-runtime check`, and export it anew with 32-bit weights if it fails."
             )
@@ -128,7 +129,7 @@ class Detections(Prediction):
             ValueError: It lies outside that range.
         """
         if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}. Give a score, 0 to 1.")
+            raise OptionError(f"threshold is {threshold}. Give a score, 0 to 1.")
         least = self.rules.least(self.class_ids, THRESHOLD) if threshold is None else threshold
         is_shown = self.scores >= np.float32(least)
         parts = self.boxes[is_shown], self.class_ids[is_shown], self.scores[is_shown], self.names
@@ -209,7 +210,9 @@ class Detections(Prediction):
         try:
             supervision = importlib.import_module("supervision")
         except ImportError as error:
-            raise ImportError("to_supervision needs a package: pip install supervision.") from error
+            raise MissingPackageError(
+                "to_supervision needs a package: pip install supervision."
+            ) from error
         shown = self.above(threshold)
         return supervision.Detections(
             xyxy=shown.boxes,

@@ -8,7 +8,7 @@ import re
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from vfm_runtime.errors import ContractError
+from vfm_runtime.errors import ContractError, OptionError
 from vfm_runtime.tasks.base import TaskType
 
 GROUP = "vfm_runtime.tasks"
@@ -41,11 +41,11 @@ def register_task(task_type: type[TaskType]) -> type[TaskType]:
     """
     name = task_type.name
     if not _NAME.fullmatch(name) or name == MULTI_HEAD:
-        raise ValueError(
+        raise OptionError(
             f"A task cannot be called {name!r}. Give a name of small letters, digits and underscores."
         )
     if name in BUILT_IN or _registered.get(name, task_type) is not task_type:
-        raise ValueError(
+        raise OptionError(
             f"There is a task '{name}' already. Give {task_type.__name__} another name."
         )
     _registered[name] = task_type

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from vfm_runtime.errors import VfmError
 
 
 class Box(NamedTuple):
@@ -38,7 +39,7 @@ class AnnotatedImage(NamedTuple):
     """How to call the annotation in a message."""
 
 
-class BoxError(ValueError):
+class BoxError(VfmError, ValueError):
     """Annotations that cannot be meant; the message says where, and what to do."""
 
 

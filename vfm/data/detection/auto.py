@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import find_images
 
 from vfm.data.dataset import Record
@@ -94,13 +95,13 @@ class DetectionData(BoxData):
         """
         super().__init__(augment=augment, batch_size=batch_size, num_workers=num_workers, seed=seed)
         if format not in get_args(Format):
-            raise ValueError(f"format is '{format}'. Choices: {', '.join(get_args(Format))}.")
+            raise OptionError(f"format is '{format}'. Choices: {', '.join(get_args(Format))}.")
         if tile is not None and tile < 32:
-            raise ValueError(f"tile is {tile}. Give the side of a tile in pixels, 32 or more.")
+            raise OptionError(f"tile is {tile}. Give the side of a tile in pixels, 32 or more.")
         if not 0 <= tile_overlap < 0.9:
-            raise ValueError(f"tile_overlap is {tile_overlap}. Give a share from 0 to below 0.9.")
+            raise OptionError(f"tile_overlap is {tile_overlap}. Give a share from 0 to below 0.9.")
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise ValueError(
+            raise OptionError(
                 f"val_fraction is {val_fraction} and test_fraction is {test_fraction}. "
                 "Give shares from 0 that leave something to train on, such as 0.1 and 0.1."
             )

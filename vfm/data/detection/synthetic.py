@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.errors import OptionError
 
 from vfm.data.dataset import Record
 from vfm.data.detection.annotation import Annotation
@@ -59,7 +60,7 @@ class SyntheticScenes(BoxData):
         }
         for name, value in given.items():
             if value < least[name]:
-                raise ValueError(f"{name} is {value}. Give {least[name]} or more.")
+                raise OptionError(f"{name} is {value}. Give {least[name]} or more.")
         self.num_classes = num_classes
         self.num_images = num_images
         self.image_size = image_size

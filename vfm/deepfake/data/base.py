@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.errors import OptionError
 
 from vfm.data.base import ImageData
 from vfm.data.dataset import Record
@@ -107,7 +108,7 @@ class DeepfakeImages(ImageData, ABC):
         """Find the images, and leave out the forgeries to train on where training makes its own."""
         self.labels = LABELS
         if self.crop.source == "native" and self.mode in ("sbi", "mixed"):
-            raise ValueError(
+            raise OptionError(
                 f"mode is {self.mode}, but blends are made of faces, and these are whole images at native "
                 "resolution. Choices: plain, paired (--data.mode)."
             )
@@ -183,12 +184,12 @@ def write_crop(folder: Path, crop: CropSpec) -> None:
 
 def _check_arguments(mode: str, batch_size: int, shares: dict[str, float]) -> None:
     if mode not in get_args(Mode):
-        raise ValueError(f"mode is '{mode}'. Choices: {', '.join(get_args(Mode))}.")
+        raise OptionError(f"mode is '{mode}'. Choices: {', '.join(get_args(Mode))}.")
     for name, share in shares.items():
         if not 0 <= share <= 1:
-            raise ValueError(f"{name} is {share}. Give a share, from 0 to 1.")
+            raise OptionError(f"{name} is {share}. Give a share, from 0 to 1.")
     if mode != "plain" and batch_size % 2:
-        raise ValueError(
+        raise OptionError(
             f"batch_size is {batch_size}, but two images make a pair. Give an even number, or --data.mode plain."
         )
 

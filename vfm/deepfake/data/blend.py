@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.deepfake.faces.crop import TEMPLATE, CropSpec, move_points, template
+from vfm_runtime.errors import DataError
 
 from vfm.deepfake.data.augment import Array, Colours, Mask, Pixels, through_jpeg
 
@@ -98,7 +99,7 @@ def self_blend(
     """
     side = crop.shape[0]
     if crop.dtype != np.uint8 or crop.shape != (side, side, 3) or side < 32:
-        raise ValueError(
+        raise DataError(
             f"The crop is {crop.dtype} of shape {list(crop.shape)}. "
             "Give uint8 RGB [s, s, 3], a square with a side of 32 pixels or more."
         )

@@ -25,6 +25,7 @@ from vfm_runtime.deepfake.faces.crop import (
 )
 from vfm_runtime.deepfake.faces.face import Face, FaceDetector
 from vfm_runtime.deepfake.faces.precomputed import Given, face_of, read_landmarks
+from vfm_runtime.errors import VfmError
 from vfm_runtime.media.image import ImageError, Pixels, open_image
 from vfm_runtime.media.video import Clip, evenly, is_video, read_video
 
@@ -97,7 +98,7 @@ class _Shot(NamedTuple):
     load: Callable[[], _View]
 
 
-class _RefusedError(Exception):
+class _RefusedError(VfmError):
     """A frame that gets no crop: the reason and the detail."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import IMAGE_SUFFIXES, find_images
 
 from vfm.data.dataset import Record
@@ -90,13 +91,13 @@ class DeepfakeData(DeepfakeImages):
             seed=seed,
         )
         if cropped and native:
-            raise ValueError(
+            raise OptionError(
                 "cropped and native are both set. Give cropped for faces that were cut out, native for whole images."
             )
         if all_as is not None and all_as not in SPLITS:
-            raise ValueError(f"all_as is '{all_as}'. Choices: {', '.join(SPLITS)}.")
+            raise OptionError(f"all_as is '{all_as}'. Choices: {', '.join(SPLITS)}.")
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise ValueError(
+            raise OptionError(
                 f"val_fraction is {val_fraction} and test_fraction is {test_fraction}. "
                 "Give shares from 0 that leave something to train on, such as 0.1 and 0.1."
             )

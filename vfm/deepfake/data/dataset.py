@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from vfm_runtime.deepfake.faces.crop import Crop, CropSpec, move_points, native_tiles, whole_crop
+from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, read_source, sample_seed
@@ -65,7 +66,7 @@ def require_deepfakes(records: Sequence[Record]) -> list[DeepfakeRecord]:
     typed = []
     for record in records:
         if not isinstance(record, DeepfakeRecord):
-            raise ValueError(
+            raise DataError(
                 f"{record.name} has the groups {record.groups}, but a forged or real image needs (dataset, method, "
                 "video, identities). Read the images with DeepfakeData."
             )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.errors import OptionError
 
 from vfm.data.dataset import Record
 from vfm.deepfake.data.augment import Array, Colours, Mask, Pixels
@@ -175,7 +176,7 @@ def forge(
         ValueError: There is no such method.
     """
     if method not in METHODS:
-        raise ValueError(f"method is '{method}'. Choices: {', '.join(METHODS)}.")
+        raise OptionError(f"method is '{method}'. Choices: {', '.join(METHODS)}.")
     side = target.pixels.shape[0]
     mask = face_mask(target.landmarks, side, blur=float(generator.uniform(0.008, 0.03)))
     source: Array
@@ -283,10 +284,10 @@ def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
 
 def _check(num_identities: int, num_frames: int, size: int) -> None:
     if num_identities < _LEAST or num_identities % 2:
-        raise ValueError(
+        raise OptionError(
             f"num_identities is {num_identities}. Give an even number of at least {_LEAST}: two persons are swapped, "
             "and each split needs a pair."
         )
     for name, value, least in (("num_frames", num_frames, 1), ("image_size", size, 32)):
         if value < least:
-            raise ValueError(f"{name} is {value}. Give {least} or more.")
+            raise OptionError(f"{name} is {value}. Give {least} or more.")

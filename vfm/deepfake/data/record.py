@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Literal, NamedTuple
 
+from vfm_runtime.errors import VfmError
+
 from vfm.data.layouts import Reading
 from vfm.data.splits import SPLITS
 
@@ -22,7 +24,7 @@ MAX_ABSENT = 0.01
 LabelName = Literal["real", "fake"]
 
 
-class DeepfakeDataError(ValueError):
+class DeepfakeDataError(VfmError, ValueError):
     """Forged images, their lists or their splits are not as they must be; the text says what to do."""
 
 

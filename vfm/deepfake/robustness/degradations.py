@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.demux import import_av
 from vfm_runtime.media.image import Pixels
 
@@ -88,7 +89,7 @@ def degradations(kinds: Sequence[str] = get_args(Kind)) -> list[Degradation]:
     """
     unknown = [kind for kind in kinds if kind not in LEVELS]
     if unknown:
-        raise ValueError(
+        raise OptionError(
             f"There is no kind of degradation '{unknown[0]}'. Choices: {', '.join(LEVELS)}."
         )
     return [Degradation(kind, level) for kind in LEVELS if kind in kinds for level in LEVELS[kind]]
@@ -108,7 +109,7 @@ def reencode(frames: Sequence[Pixels], crf: float, *, rate: int = 25) -> list[Pi
     """
     sizes = {frame.shape for frame in frames}
     if len(sizes) != 1:
-        raise ValueError(
+        raise DataError(
             f"{len(frames)} frames of {len(sizes)} sizes cannot be a video. Give frames of one size."
         )
     height, width, _ = frames[0].shape

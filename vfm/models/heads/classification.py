@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from vfm_runtime.errors import OptionError
 
 from vfm.models.heads.head import Head
 from vfm.types import FeatureInfo, Features, Raw
@@ -63,7 +64,7 @@ class MLPHead(ClassificationHead):
         """
         super().__init__()
         if hidden < 1:
-            raise ValueError(f"hidden is {hidden}. Give the width of the hidden layer, 1 or more.")
+            raise OptionError(f"hidden is {hidden}. Give the width of the hidden layer, 1 or more.")
         self.hidden = hidden
         self.dropout = nn.Dropout(dropout)
 
@@ -100,7 +101,7 @@ class AttentionPoolHead(ClassificationHead):
         width = info.token_width
         if self.num_heads < 1 or width % self.num_heads:
             fitting = [n for n in range(1, 33) if width % n == 0]
-            raise ValueError(
+            raise OptionError(
                 f"num_heads is {self.num_heads}, which does not divide the backbone's width of {width}. "
                 f"Choices: {', '.join(map(str, fitting))} (--model.head.num_heads)."
             )

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from vfm_runtime.errors import OptionError
 
 from vfm.models.decoder import MLP, DecoderLayer, box_embedding, moved
 from vfm.models.heads.detection import DetectionHead, to_original
@@ -66,11 +67,11 @@ class DetrHead(DetectionHead):
         """
         super().__init__()
         if size not in get_args(Size):
-            raise ValueError(f"size is '{size}'. Choices: {', '.join(get_args(Size))}.")
+            raise OptionError(f"size is '{size}'. Choices: {', '.join(get_args(Size))}.")
         given = {"num_queries": num_queries, "num_groups": num_groups, "num_layers": num_layers}
         for name, value in given.items():
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}. Give 1 or more (--model.head.{name}).")
+                raise OptionError(f"{name} is {value}. Give 1 or more (--model.head.{name}).")
         kept = {name: value for name, value in given.items() if value is not None}
         self.shape = _SHAPES[size]._replace(**kept)
         self.fine = fine

@@ -7,6 +7,7 @@ from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor
+from vfm_runtime.errors import MismatchError
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
@@ -98,7 +99,7 @@ class ClassificationTask(BaseTask):
     def take_labels(self, data: ImageData) -> None:
         """Make the head's layers, and weigh the classes."""
         if isinstance(data, BoxData):
-            raise TypeError(
+            raise MismatchError(
                 f"{type(self).__name__} labels whole images, but {type(data).__name__} has boxes. "
                 "Give --model DetectionTask, or data with labels of images."
             )

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
+from vfm_runtime.errors import MismatchError, OptionError
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
@@ -88,13 +89,13 @@ class DetectionTask(BaseTask):
             **options,
         )
         if fit not in ("squash", "letterbox"):
-            raise ValueError(
+            raise OptionError(
                 f"fit is '{fit}', which would cut objects away. Choices: squash, letterbox (--model.fit)."
             )
         if not 0 <= multi_scale < 1:
-            raise ValueError(f"multi_scale is {multi_scale}. Give a share from 0 to below 1.")
+            raise OptionError(f"multi_scale is {multi_scale}. Give a share from 0 to below 1.")
         if min_steps < 0:
-            raise ValueError(f"min_steps is {min_steps}. Give 0 or more.")
+            raise OptionError(f"min_steps is {min_steps}. Give 0 or more.")
         self._stride = max(self.backbone.info.map_strides)
         _require_multiple(self.preprocess.size, self._stride)
         self.criterion = loss or DetectionLoss()
@@ -180,7 +181,7 @@ class DetectionTask(BaseTask):
     def _datamodule(self) -> ImageData:
         data = super()._datamodule()
         if not isinstance(data, BoxData):
-            raise TypeError(
+            raise MismatchError(
                 f"DetectionTask learns from boxes, but {type(data).__name__} has none. "
                 "Give --data DetectionData with --data.root."
             )
@@ -207,7 +208,7 @@ class DetectionTask(BaseTask):
 def _require_multiple(size: tuple[int, int], stride: int) -> None:
     if size[0] % stride or size[1] % stride:
         near = [max(1, round(n / stride)) * stride for n in size]
-        raise ValueError(
+        raise OptionError(
             f"The input of {size[0]} x {size[1]} pixels is no multiple of the backbone's stride of {stride}. "
             f"Give --model.image_size {near[0] if near[0] == near[1] else near}."
         )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vfm_runtime.deepfake.faces.face import DETECTORS, Face, FaceDetector
 from vfm_runtime.deepfake.faces.geometry import invert, move_points, similarity, warp
+from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.image import Pixels
 
 __all__ = [
@@ -109,7 +110,7 @@ class CropSpec:
             ValueError: A field is missing, unknown or out of its range.
         """
         if not isinstance(values, Mapping):
-            raise ValueError(
+            raise DataError(
                 f"A crop specification is a mapping, not {type(values).__name__}. "
                 "Give what CropSpec.to_dict wrote."
             )
@@ -118,7 +119,7 @@ class CropSpec:
         missing = [name for name in names if name not in values]
         if unknown or missing:
             what = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
-            raise ValueError(
+            raise DataError(
                 f"The crop specification has the wrong fields ({what}). It needs exactly: "
                 f"{', '.join(names)}. Extract the faces anew, or export the bundle anew."
             )
@@ -130,7 +131,7 @@ _CHOICES = {"source": get_args(Source), "policy": get_args(Policy), "detector": 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} of the crop is {value!r}. Choices: {', '.join(choices)}.")
+        raise OptionError(f"{name} of the crop is {value!r}. Choices: {', '.join(choices)}.")
 
 
 def _check_range(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
@@ -138,7 +139,7 @@ def _check_range(name: str, value: object, low: float, high: float, *, whole: bo
     number = isinstance(value, kinds) and not isinstance(value, bool)
     if not number or not low <= value <= high:  # type: ignore[operator]
         kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{name} of the crop is {value!r}. Give {kind} from {low} to {high}.")
+        raise OptionError(f"{name} of the crop is {value!r}. Give {kind} from {low} to {high}.")
 
 
 class Crop(NamedTuple):
@@ -225,7 +226,7 @@ def native_tiles(image: Pixels, size: int, num: int) -> list[Crop]:
         ValueError: `num` or `size` is out of range.
     """
     if not 1 <= num <= MAX_TILES or size < 1:
-        raise ValueError(
+        raise OptionError(
             f"{num} tiles of {size} pixels cannot be cut. Give 1 to {MAX_TILES} tiles of at least "
             "1 pixel."
         )
@@ -274,7 +275,7 @@ def overlap_choice(faces: Sequence[Face], mask: NDArray[Any]) -> Face:
         ValueError: There are no faces.
     """
     if not faces:
-        raise ValueError("There is no face to choose from. Leave the frame out.")
+        raise DataError("There is no face to choose from. Leave the frame out.")
     forged = np.asarray(mask) > 0
 
     def covered(face: Face) -> tuple[int, float]:
@@ -316,7 +317,7 @@ def cut(image: Pixels, spec: CropSpec, detector: FaceDetector | None = None) -> 
     if spec.source == "native":
         return native_tiles(image, spec.size, spec.tiles)
     if detector is None:
-        raise ValueError(
+        raise OptionError(
             "Crops of faces need a face detector. Give load_detector(spec.detector), or declare "
             "the images to be crops already with source='cropped'."
         )

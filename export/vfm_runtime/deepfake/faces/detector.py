@@ -12,6 +12,7 @@ from PIL import Image
 
 from vfm_runtime.bundle.providers import open_session
 from vfm_runtime.deepfake.faces.face import DETECTORS, Face, FaceDetector
+from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import Pixels
 
 _Array: TypeAlias = NDArray[np.float32]
@@ -59,7 +60,7 @@ class Mtcnn:
             ValueError: A size is below what the first network sees, 12 pixels.
         """
         if max_side < _CELL or min_face < _CELL:
-            raise ValueError(
+            raise OptionError(
                 f"max_side is {max_side} and min_face {min_face} pixels. Give at least {_CELL}: "
                 "the first network sees no smaller face."
             )
@@ -165,11 +166,11 @@ def load_detector(name: str) -> FaceDetector:
     if name == "mtcnn":
         return Mtcnn()
     if name == "precomputed":
-        raise ValueError(
+        raise OptionError(
             "Precomputed faces come from a file of boxes and landmarks. Build "
             "Precomputed(path).detector(name) for each image, or take the detector 'mtcnn'."
         )
-    raise ValueError(f"There is no face detector {name!r}. Detectors: {', '.join(DETECTORS)}.")
+    raise OptionError(f"There is no face detector {name!r}. Detectors: {', '.join(DETECTORS)}.")
 
 
 def suppress(boxes: _Array, overlap: float, *, of_smaller: bool = False) -> NDArray[np.int64]:

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from vfm_runtime.errors import DataError
+
 
 def similarity(points_from: ArrayLike, points_to: ArrayLike) -> NDArray[np.float64]:
     """Return the turn, scale and shift that bring points closest to others, [2, 3].
@@ -21,16 +23,16 @@ def similarity(points_from: ArrayLike, points_to: ArrayLike) -> NDArray[np.float
     """
     start, end = np.asarray(points_from, np.float64), np.asarray(points_to, np.float64)
     if start.shape != end.shape or start.ndim != 2 or start.shape[1] != 2 or len(start) < 2:
-        raise ValueError(
+        raise DataError(
             f"Points of shape {list(start.shape)} cannot be brought onto points of shape "
             f"{list(end.shape)}. Give two lists of [N, 2] with N of at least 2."
         )
     if not (np.isfinite(start).all() and np.isfinite(end).all()):
-        raise ValueError("A landmark is NaN or infinite. Detect the face anew.")
+        raise DataError("A landmark is NaN or infinite. Detect the face anew.")
     centre, target = start.mean(0), end.mean(0)
     spread = ((start - centre) ** 2).sum()
     if spread < 1e-9:
-        raise ValueError("All landmarks of a face coincide. Detect the face anew.")
+        raise DataError("All landmarks of a face coincide. Detect the face anew.")
     u, stretch, v = np.linalg.svd((end - target).T @ (start - centre))
     sign = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(v))])
     turn = (u * sign) @ v * ((stretch * sign).sum() / spread)

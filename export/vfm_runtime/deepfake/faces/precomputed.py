@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vfm_runtime.deepfake.faces.face import Face
+from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import Pixels
 
 POINTS = (5, 68, 81)
@@ -58,7 +59,7 @@ class Precomputed:
         if self.path.is_file() and self.path.suffix.lower() == ".json":
             self._faces = _read_json(self.path)
         elif not self.path.is_dir():
-            raise ValueError(
+            raise DataError(
                 f"{self.path} is neither a JSON file nor a folder of .npy files. "
                 "Check the path of the precomputed faces."
             )
@@ -78,7 +79,7 @@ class Precomputed:
         if name not in self._faces:
             near = difflib.get_close_matches(name, self._faces, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(
+            raise DataError(
                 f"{self.path} has no image '{name}'.{hint} It knows {len(self._faces)} images; "
                 "an image without a face has an empty list."
             )
@@ -105,7 +106,7 @@ def read_landmarks(path: str | PathLike[str]) -> NDArray[np.float64]:
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(
+        raise DataError(
             f"The landmarks {path} cannot be read ({error}). Give a NumPy file of [5, 2], [68, 2] "
             "or [81, 2] numbers."
         ) from error
@@ -124,13 +125,13 @@ def five_points(points: ArrayLike, name: str = "The landmarks") -> NDArray[np.fl
     """
     values = np.asarray(points)
     if values.ndim != 2 or values.shape[1] != 2 or len(values) not in POINTS:
-        raise ValueError(
+        raise DataError(
             f"{name} have the shape {list(values.shape)}. Give [N, 2] with N of "
             f"{', '.join(map(str, POINTS))}."
         )
     places = values.astype(np.float64)
     if not np.isfinite(places).all():
-        raise ValueError(f"{name} hold NaN or infinite numbers. Detect the face anew.")
+        raise DataError(f"{name} hold NaN or infinite numbers. Detect the face anew.")
     if len(places) != 5:
         eyes = places[36:42].mean(0), places[42:48].mean(0)
         places = np.stack([*eyes, places[30], places[48], places[54]])
@@ -139,7 +140,7 @@ def five_points(points: ArrayLike, name: str = "The landmarks") -> NDArray[np.fl
     down = places[3:].mean(0) - places[:2].mean(0)
     across = right - left
     if across[0] * down[1] - across[1] * down[0] < 0:
-        raise ValueError(
+        raise DataError(
             f"{name} have left and right swapped. The order is: the eye at the viewer's left, the "
             "other eye, nose, the corner of the mouth at the viewer's left, the other corner."
         )
@@ -166,27 +167,27 @@ def _read_json(path: Path) -> dict[str, list[Face]]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a JSON file ({error}). {_FORMAT}") from error
+        raise DataError(f"{path} is not a JSON file ({error}). {_FORMAT}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}. {_FORMAT}")
+        raise DataError(f"{path} holds a {type(values).__name__}. {_FORMAT}")
     return {name: _faces(faces, f"{path}: {name}") for name, faces in values.items()}
 
 
 def _faces(values: Any, name: str) -> list[Face]:
     if not isinstance(values, list):
-        raise ValueError(f"{name} has no list of faces. {_FORMAT}")
+        raise DataError(f"{name} has no list of faces. {_FORMAT}")
     return [_face(value, name) for value in values]
 
 
 def _face(value: Any, name: str) -> Face:
     if not isinstance(value, dict) or "landmarks" not in value:
-        raise ValueError(f"{name} has a face without landmarks. {_FORMAT}")
+        raise DataError(f"{name} has a face without landmarks. {_FORMAT}")
     face = face_of(five_points(value["landmarks"], name), value.get("score", 1.0))
     if not isinstance(face.score, int | float) or not 0 <= face.score <= 1:
-        raise ValueError(f"{name} has the score {face.score!r}. Give a number from 0 to 1.")
+        raise DataError(f"{name} has the score {face.score!r}. Give a number from 0 to 1.")
     if "box" not in value:
         return face
     box = np.asarray(value["box"], np.float64)
     if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
-        raise ValueError(f"{name} has the box {value['box']}. Give left, top, right, bottom.")
+        raise DataError(f"{name} has the box {value['box']}. Give left, top, right, bottom.")
     return Face(box, float(face.score), face.landmarks)
