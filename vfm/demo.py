@@ -27,7 +27,7 @@ from vfm.data import DigitsData
 from vfm.data.dataset import list_labels
 from vfm.report import Page, bars, confusion_matrix, contact_sheet, learning_curves
 from vfm.tasks import ClassificationTask, Optim
-from vfm.tasks.classification.results import RESULTS_FILE
+from vfm.tasks.results import read_results
 from vfm.training.checkpoint_file import versions
 from vfm.training.log_filters import quieten
 
@@ -83,7 +83,7 @@ def demo(*, out: Path = Path("vfm_demo"), seed: int = 0, epochs: int = 30) -> No
     checkpoint = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
     with clock("test"):
         trainer.test(task, data, ckpt_path=str(checkpoint), verbose=False)
-    results = json.loads((checkpoint.parent / RESULTS_FILE).read_text(encoding="utf-8"))["test"]
+    results = read_results(checkpoint.parent)["test"]
     with clock("write images"):
         files = _write_images(out / "images", data)
         _write_odd_sizes(out / "odd_sizes", data)

@@ -17,7 +17,7 @@ from sides import report
 from torchmetrics.detection import MeanAveragePrecision
 
 from vfm.metrics.detection import Found, Truth
-from vfm.tasks.detection.results import box_results
+from vfm.tasks.detection.results import compute_box_results
 
 CLASSES, EACH, SIDE = 80, 100, 640
 
@@ -62,7 +62,7 @@ def main() -> None:
     number = 500 if parser.parse_args().quick else 5000
     truth, found = make(number)
     start = time.perf_counter()
-    results = box_results(truth, found, [str(k) for k in range(CLASSES)])
+    results = compute_box_results(truth, found, [str(k) for k in range(CLASSES)])
     ours = time.perf_counter() - start
     start = time.perf_counter()
     other = by_torchmetrics(truth, found)

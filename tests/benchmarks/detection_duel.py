@@ -34,7 +34,7 @@ from trainings import WARM, Clock, quiet, train
 
 from vfm import DetectionData, DetectionTask, DetrHead, Optim
 from vfm.metrics.detection import Found, ap50, ap50_samples, rankings
-from vfm.tasks.detection.results import answer_of, truth_of
+from vfm.tasks.detection.results import select_detections, select_truth
 
 BACKBONE, SIDE, TILE, BATCH = "tf_efficientnet_lite0", 384, 400, 4
 TRAIN = "2019_YELL_2_528000_4978000_image_crop2"
@@ -200,7 +200,9 @@ def contest(side: str, root: Path, seed: int, seconds: float, out: Path) -> tupl
     found: list[Found] = []
     for batch in data.test_dataloader():
         found += find(batch["image"], batch["geometry"])
-    return [answer_of(*pair) for pair in zip(data.records["test"], found, strict=True)], steps
+    return [
+        select_detections(*pair) for pair in zip(data.records["test"], found, strict=True)
+    ], steps
 
 
 def main() -> None:
@@ -214,7 +216,7 @@ def main() -> None:
     out = options.out or Path(tempfile.mkdtemp())
     root = write(out / "photos")
     seconds = 5.0 if options.quick else 60 * options.minutes
-    truth = [truth_of(record, [0]) for record in test_data(root).records["test"]]
+    truth = [select_truth(record, [0]) for record in test_data(root).records["test"]]
     once = np.ones((1, len(truth)), np.int64)
     draws = []
     for seed in options.seeds[: 1 if options.quick else None]:

@@ -30,7 +30,7 @@ from tests.data.box_writing import Drawn, write_coco, write_voc, write_yolo
 from vfm.data import DetectionData
 from vfm.metrics.detection import Found, coco_metrics
 from vfm.report import plots
-from vfm.tasks.detection.results import truth_of
+from vfm.tasks.detection.results import select_truth
 
 SIDE, SIZES, MOST = 256, (40, 110), 6
 COUNTS = {"train": 1000, "val": 100, "test": 200}
@@ -90,7 +90,7 @@ def bundle_ap(bundle: Path, root: Path) -> tuple[float, int]:
     model = vfm_runtime.load(bundle, device="cpu")
     answers = model.predict([record.source for record in records])
     numbers = [model.labels.index(name) for name in data.labels]
-    truth = [truth_of(record, numbers) for record in records]
+    truth = [select_truth(record, numbers) for record in records]
     found = [Found(a.boxes, a.class_ids, a.scores) for a in answers]
     return coco_metrics(truth, found, len(model.labels))[0]["AP"] or 0.0, len(records)
 

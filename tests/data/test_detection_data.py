@@ -15,7 +15,7 @@ from vfm.data.detection.dataset import collate_boxes
 from vfm.data.detection.tiles import tiles
 from vfm.metrics.detection import Found
 from vfm.preprocess import Preprocess
-from vfm.tasks.detection.results import answer_of, truth_of
+from vfm.tasks.detection.results import select_detections, select_truth
 
 PREPROCESS = Preprocess(size=(64, 64), fit="squash")
 
@@ -248,12 +248,12 @@ def test_overlapping_tiles_count_each_object_once(overlap):
     answered = np.zeros(200, int)
     for part, numbers in tiles(whole, tuple(range(200)), 100, overlap):
         record = Record("x.png", numbers, "x.png", objects=part)
-        truth = truth_of(record, range(200))
+        truth = select_truth(record, range(200))
         counted += truth.labels[~truth.ignored].tolist()
         # A model that sees everything in every tile: each tile keeps what it answers for.
         there = whole.corners - np.array([part.tile.left, part.tile.top] * 2, np.float32)
         seen = Found(there, np.arange(200), np.ones(200, np.float32))
-        answered[answer_of(record, seen).labels] += 1
+        answered[select_detections(record, seen).labels] += 1
     assert sorted(counted) == list(range(200))
     assert (answered == 1).all()
 

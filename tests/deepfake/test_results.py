@@ -16,13 +16,14 @@ from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.results import (
     OPERATING_POINT,
     SHORTCUTS,
-    DeepfakeCollector,
+    DeepfakePredictions,
     decisions,
     most_fake,
     scored,
     videos_fingerprint,
     write_deepfake_results,
 )
+from vfm.tasks.results import Collector
 
 MORE = {"checkpoint": None, "num_skipped": 0, "skipped": {}}
 
@@ -49,21 +50,31 @@ def split(num_videos=30, num_frames=2, shift=3.0, seed=0):
 
 
 def answered(logits, index=None, loss=0.0):
-    collector = DeepfakeCollector()
-    collector.add(logits, torch.arange(len(logits)) if index is None else index, loss)
-    return collector.gather()
+    collector = Collector()
+    values = {"logits": logits, "distances": torch.zeros(len(logits)), "loss": torch.tensor(loss)}
+    collector.add(torch.arange(len(logits)) if index is None else index, values)
+    return DeepfakePredictions.from_predictions(collector.gather())
+
+
+def write_results(folder, *args, **options):
+    write_deepfake_results(folder, *args, **options)
+    return folder / "results.json"
 
 
 def test_repeated_images_count_once_and_order_is_that_of_the_split():
-    collector = DeepfakeCollector()
-    collector.add(torch.tensor([3.0, 1.0]), torch.tensor([2, 0]), torch.tensor(1.5))
-    collector.add(torch.tensor([2.0, 3.0]), torch.tensor([1, 2]), 0.5, torch.tensor([0.25, 0.75]))
-    answers = collector.gather()
+    collector = Collector()
+    for index, logits, distances, loss in (
+        ([2, 0], [3.0, 1.0], [0.75, 0.0], 1.5),
+        ([1, 2], [2.0, 3.0], [0.25, 0.75], 0.5),
+    ):
+        values = {"logits": logits, "distances": distances, "loss": loss}
+        collector.add(torch.tensor(index), {k: torch.tensor(v) for k, v in values.items()})
+    answers = DeepfakePredictions.from_predictions(collector.gather())
     assert answers.position.tolist() == [0, 1, 2]
     assert answers.logits.tolist() == [1, 2, 3]
-    assert answers.distances.tolist() == [0, 0.25, 0]
+    assert answers.distances.tolist() == [0, 0.25, 0.75]
     assert answers.loss == 2
-    assert len(collector.gather().position) == 0
+    assert collector.gather() is None
 
 
 def test_trap_22_of_several_faces_the_most_fake_judges_the_frame():
@@ -105,7 +116,7 @@ def test_fingerprint_is_of_videos_and_labels_not_of_order():
 
 def test_everything_is_written(tmp_path):
     records, logits = split()
-    path = write_deepfake_results(
+    path = write_results(
         tmp_path, "val", answered(logits, loss=6.0), records, MORE, trained_on=["swap"]
     )
     results = json.loads(path.read_text())["val"]
@@ -137,7 +148,7 @@ def test_reals_alone_are_reported_without_areas(tmp_path):
     records, logits = split()
     index = torch.tensor([i for i, record in enumerate(records) if record.label == 0])
     reals = [records[i] for i in index]
-    path = write_deepfake_results(tmp_path, "test", answered(logits[index]), reals, MORE)
+    path = write_results(tmp_path, "test", answered(logits[index]), reals, MORE)
     results = json.loads(path.read_text())["test"]
     assert results["video_auc"]["value"] is None
     assert results["warnings"] == ["The test split has only reals, so nothing is told apart."]
@@ -149,9 +160,7 @@ def test_trap_16_a_shortcut_in_the_data_stands_first_in_the_report(tmp_path):
     records, logits = split()
     found = {"metadata_auc": {"value": 0.91, "low": 0.88, "high": 0.94, "level": 0.95}}
     (tmp_path / SHORTCUTS).write_text(json.dumps(found))
-    write_deepfake_results(
-        tmp_path / "out", "test", answered(logits), records, MORE, data_root=tmp_path
-    )
+    write_results(tmp_path / "out", "test", answered(logits), records, MORE, data_root=tmp_path)
     results = json.loads((tmp_path / "out" / "results.json").read_text())["test"]
     assert results["metadata_auc"]["value"] == 0.91
     assert results["warnings"][0].startswith("SHORTCUT: size, format and compression")
@@ -161,7 +170,7 @@ def test_trap_16_a_shortcut_in_the_data_stands_first_in_the_report(tmp_path):
 def test_trap_03_tests_are_counted(tmp_path):
     records, logits = split()
     for times in (1, 2):
-        path = write_deepfake_results(tmp_path, "test", answered(logits), records, MORE)
+        path = write_results(tmp_path, "test", answered(logits), records, MORE)
         results = json.loads(path.read_text())["test"]
         assert results["times_evaluated"] == times
     assert "evaluated 2 times" in results["warnings"][0]
@@ -169,14 +178,14 @@ def test_trap_03_tests_are_counted(tmp_path):
 
 def test_trap_08_swapped_labels_are_suspected(tmp_path):
     records, logits = split()
-    path = write_deepfake_results(tmp_path, "val", answered(-logits), records, MORE)
+    path = write_results(tmp_path, "val", answered(-logits), records, MORE)
     assert "Labels may be swapped" in json.loads(path.read_text())["val"]["warnings"][0]
 
 
 def test_trap_21_failed_videos_are_told_and_bounded(tmp_path):
     records, logits = split()
     index = torch.arange(len(records) - 2)
-    path = write_deepfake_results(tmp_path, "val", answered(logits[index], index), records, MORE)
+    path = write_results(tmp_path, "val", answered(logits[index], index), records, MORE)
     results = json.loads(path.read_text())["val"]
     assert results["warnings"] == [
         "1 of 30 videos got no score (0 real, 1 fake). They are in no figure but the worst case."
@@ -194,7 +203,7 @@ def operating_point(folder, fingerprint):
 def test_the_operating_point_is_judged_on_other_videos(tmp_path):
     records, logits = split()
     operating_point(tmp_path, "of others")
-    path = write_deepfake_results(tmp_path, "test", answered(logits), records, MORE)
+    path = write_results(tmp_path, "test", answered(logits), records, MORE)
     results = json.loads(path.read_text())["test"]
     mean = logits.reshape(-1, 2).mean(1).numpy()
     alarms = int((mean[::3] > 2).sum())
@@ -208,7 +217,7 @@ def test_the_operating_point_is_judged_on_other_videos(tmp_path):
 def test_trap_20_a_threshold_proves_nothing_on_the_videos_that_set_it(tmp_path):
     records, logits = split()
     operating_point(tmp_path, videos_fingerprint(records))
-    path = write_deepfake_results(tmp_path, "test", answered(logits), records, MORE)
+    path = write_results(tmp_path, "test", answered(logits), records, MORE)
     results = json.loads(path.read_text())["test"]
     assert results["operating_point"] is None
     assert "calibrated on these very videos" in results["warnings"][-1]

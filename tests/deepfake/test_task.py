@@ -25,9 +25,10 @@ from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.procedural import METHODS, SyntheticDeepfakes, write_faces
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.loss import DeepfakeLoss
-from vfm.deepfake.results import OPERATING_POINT, DeepfakePredictions
+from vfm.deepfake.results import OPERATING_POINT
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import BaseTask, Optim
+from vfm.tasks.results import SplitPredictions
 from vfm.training.checkpoint_file import CheckpointError
 
 SIDE = 48
@@ -310,13 +311,18 @@ def test_trap_08_inverted_labels_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(made, "_datamodule", lambda: data)
     labels = np.array([record.label for record in data.records["val"]])
     position = np.arange(len(labels))
-    right = DeepfakePredictions(labels.astype(np.float32), np.zeros(len(labels)), position, 0.0)
-    assert made.figures("val", right)["video_auc"] == 1.0
+
+    def predict(logits: np.ndarray, position: np.ndarray = position) -> SplitPredictions:
+        rows = {"logits": list(logits), "distances": [np.float32(0)] * len(logits)}
+        return SplitPredictions(position, rows, {"loss": 0.0})
+
+    right = labels.astype(np.float32)
+    assert made.compute_metrics("val", predict(right))["video_auc"] == 1.0
     with pytest.warns(UserWarning, match=r"AUC on val is 0\.000.*inverted \(fake is 1\)"):
-        figures = made.figures("val", right._replace(logits=-right.logits))
+        figures = made.compute_metrics("val", predict(-right))
     assert figures["macro_auc"] == 0.0
-    reals = DeepfakePredictions(*(part[labels == 0] for part in right[:3]), 0.0)
-    assert np.isnan(made.figures("val", reals)["video_auc"])
+    reals = predict(right[labels == 0], position[labels == 0])
+    assert np.isnan(made.compute_metrics("val", reals)["video_auc"])
 
 
 def test_data_that_does_not_know_its_videos(tmp_path: Path) -> None:

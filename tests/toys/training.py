@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -20,6 +19,7 @@ from vfm.models.heads import Head
 from vfm.tasks import BaseTask
 from vfm.tasks.calibration import Calibration
 from vfm.tasks.options import TaskOptions
+from vfm.tasks.results import save_results
 from vfm.tasks.validation import Validation
 from vfm.types import require_target
 
@@ -74,22 +74,15 @@ class ToyTask(BaseTask):
     def __init__(self, backbone: str, **options: Unpack[TaskOptions]):
         super().__init__(backbone, self.head_class(), image_size=32, fit="squash", **options)
         self.criterion = self.loss_class()
-        self.losses: list[Tensor] = []
 
     def evaluate(self, batch):
-        self.losses.append(self.criterion.per_image(self.raw(batch), batch))
+        return {"loss": self.criterion.per_image(self.raw(batch), batch)}
 
-    def gather(self):
-        losses, self.losses = self.losses, []
-        return torch.cat(losses) if losses else None
+    def compute_metrics(self, split, predictions):
+        return {"loss": float(predictions.stack("loss").mean())}
 
-    def figures(self, split, answers):
-        return {"loss": float(answers.mean())}
-
-    def write(self, folder: Path, split, answers, more: dict[str, Any]):
-        path = folder / "results.json"
-        path.write_text(json.dumps({split: self.figures(split, answers) | more}))
-        return path
+    def write_results(self, folder: Path, split, predictions, more: dict[str, Any]):
+        save_results(folder, split, self.compute_metrics(split, predictions) | more)
 
     def validation(self, images):
         return ToyValidation(self.labels, images)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,8 +29,8 @@ from vfm.metrics.calibration import (
     sigmoid,
 )
 from vfm.tasks.calibration import CalibrationError, CalibrationOptions, CalibrationResult
-from vfm.tasks.classification.results import RESULTS_FILE
 from vfm.tasks.labelled_images import LabelledImages
+from vfm.tasks.results import RESULTS_FILE, read_results
 from vfm.tasks.validation import Run
 
 OPTIONS = (
@@ -122,13 +121,11 @@ def require_untested(records: Sequence[Record], folder: Path) -> None:
     Raises:
         CalibrationError: They are the test videos of `results.json`.
     """
-    path = folder / RESULTS_FILE
-    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    tested = results.get("test", {}).get("videos_fingerprint")
+    tested = read_results(folder).get("test", {}).get("videos_fingerprint")
     if tested is not None and tested == videos_fingerprint(records):
         raise CalibrationError(
-            f"These are the videos of the test in {path}. A threshold fitted on them would make the test prove "
-            "nothing. Calibrate on others: --split val, or other data."
+            f"These are the videos of the test in {folder / RESULTS_FILE}. A threshold fitted on them would make the "
+            "test prove nothing. Calibrate on others: --split val, or other data."
         )
 
 

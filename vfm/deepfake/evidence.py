@@ -18,8 +18,9 @@ from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.record import LABELS
 from vfm.deepfake.metrics import Videos, video_logits
-from vfm.deepfake.results import DeepfakeCollector, DeepfakePredictions, most_fake, scored
+from vfm.deepfake.results import DeepfakePredictions, most_fake, scored
 from vfm.tasks.calibration import CalibrationError
+from vfm.tasks.results import Collector
 from vfm.tasks.validation import Run
 
 
@@ -77,13 +78,17 @@ class _Shown(NamedTuple):
 
 
 def _answers(run: Run, images: DeepfakeImages, split: str) -> DeepfakePredictions:
-    collector = DeepfakeCollector()
+    collector = Collector()
     for batch in images.build_plain_loader(split):
         if len(batch["image"]):
             outputs = run({"pixels": batch["image"].numpy()})
-            logits, distances = (torch.from_numpy(outputs[n]) for n in ("logits", "distances"))
-            collector.add(logits, batch["index"], 0.0, distances)
-    return collector.gather()
+            values = {name: torch.from_numpy(outputs[name]) for name in ("logits", "distances")}
+            collector.add(batch["index"], values)
+    predictions = collector.gather()
+    if predictions is None:
+        nothing = np.zeros(0, np.float32)
+        return DeepfakePredictions(nothing, nothing, np.zeros(0, np.int64), 0.0)
+    return DeepfakePredictions.from_predictions(predictions)
 
 
 def _evidence(shown: Sequence[_Shown], crop: CropSpec, num_lost: int) -> Evidence:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import Record, read_source
+from vfm.data.dataset import Record
 from vfm.deepfake.metrics import Videos, beside_reals
 from vfm.metrics.calibration import sigmoid
 from vfm.metrics.ranking import Ranking
-from vfm.report import Curve, Page, contact_sheet, curves
+from vfm.report import Curve, curves
 from vfm.report.plots import COLOURS, FONT_SIZE, figure, png, tidy
+from vfm.tasks.results import ResultsPage, describe_metric, make_sheet, open_record
 
 _FACTS = {
     "video_auc": "Video AUC",
@@ -37,8 +38,6 @@ _MOST_CURVES = 9
 _NUM_BINS = 40
 _CELL = 150
 
-Show = Callable[[str, bytes, str], None]
-
 
 def write_deepfake_page(
     folder: Path,
@@ -58,8 +57,9 @@ def write_deepfake_page(
         logits: [N], of the images.
         records: The images.
     """
-    page = Page(
-        f"Results on {split}",
+    page = ResultsPage(
+        folder,
+        split,
         f"{results['num_videos']} videos ({results['num_reals']} real, {results['num_fakes']} fake) of "
         f"{results['num_identities']} people or groups of people, {results['num_samples']} images; "
         f"{results.get('checkpoint') or 'no checkpoint'}",
@@ -67,60 +67,49 @@ def write_deepfake_page(
     for warning in results["warnings"]:
         page.text(f"⚠ {warning}")
     page.facts(_facts(results))
-
-    def show(name: str, picture: bytes, caption: str) -> None:
-        (folder / f"{name}_{split}.png").write_bytes(picture)
-        page.figure(picture, caption)
-
-    _show_scores(page, show, results, videos)
-    _show_methods(page, show, results, videos)
-    _show_decision(page, show, results)
-    _show_worst(page, show, videos, logits, records)
+    _show_scores(page, results, videos)
+    _show_methods(page, results, videos)
+    _show_decision(page, results)
+    _show_worst(page, videos, logits, records)
     _show_failures(page, results)
-    page.write(folder / f"report_{split}.html")
+    page.finish(results)
 
 
 def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
     video = results["video"]
-    facts = {name: _fact(results[key]) for key, name in _FACTS.items()}
-    facts["Equal error rate"] = _fact(video["eer"])
-    facts["Average precision"] = _fact(
+    facts = {name: describe_metric(results[key]) for key, name in _FACTS.items()}
+    facts["Equal error rate"] = describe_metric(video["eer"])
+    facts["Average precision"] = describe_metric(
         video["average_precision"], f"of fakes; chance is {video['prevalence']:.3f}"
     )
     for row in video["tpr_at_fpr"]:
         allowed = row["false_alarms_allowed"]
         note = f"{allowed} of {results['num_reals']} reals may be called fake"
-        facts[f"Fakes found at {100 * row['fpr']:g} % FPR"] = _fact(row, note)
+        facts[f"Fakes found at {100 * row['fpr']:g} % FPR"] = describe_metric(row, note)
     worst = results["worst_method"]
     if worst is not None and worst["auc"] is not None:
         facts["Worst method"] = (f"{worst['auc']:.4f}", f"AUC of {_name(worst)}")
     if results["unseen_auc"] is not None:
         facts["AUC, unseen methods"] = (f"{results['unseen_auc']:.4f}", "not in the training")
     if results["metadata_auc"] is not None:
-        facts["AUC of metadata alone"] = _fact(results["metadata_auc"], "no pixel was looked at")
+        facts["AUC of metadata alone"] = describe_metric(
+            results["metadata_auc"], "no pixel was looked at"
+        )
     return facts
-
-
-def _fact(found: Mapping[str, Any], note: str = "") -> tuple[str, str]:
-    value, low, high = found["value"], found["low"], found["high"]
-    if value is None:
-        return "not defined", note
-    notes = [] if low is None else [f"95 % interval {low:.4f} to {high:.4f}"]
-    return f"{value:.4f}", "; ".join([*notes, note] if note else notes)
 
 
 def _name(row: Mapping[str, Any]) -> str:
     return "/".join(part for part in (row["dataset"], row["method"]) if part) or "unnamed"
 
 
-def _show_scores(page: Page, show: Show, results: Mapping[str, Any], videos: Videos) -> None:
+def _show_scores(page: ResultsPage, results: Mapping[str, Any], videos: Videos) -> None:
     page.heading("Scores")
     limit = results["video"]["eer_threshold"]
     point = results["operating_point"]
     lines = {} if limit is None else {"equal errors (fitted here)": limit}
     if point is not None and point["threshold"] is not None:
         lines["operating point"] = point["threshold"] * results["calibration"]["temperature"]
-    show(
+    page.show(
         "scores",
         _histogram(videos, lines),
         "Mean logit of each video, reals and fakes each as shares of their own number.",
@@ -151,7 +140,7 @@ def _histogram(videos: Videos, lines: Mapping[str, float]) -> bytes:
     return png(drawing)
 
 
-def _show_methods(page: Page, show: Show, results: Mapping[str, Any], videos: Videos) -> None:
+def _show_methods(page: ResultsPage, results: Mapping[str, Any], videos: Videos) -> None:
     rows = results["per_method"]
     if any(row["auc"] is not None for row in rows):
         page.heading("By method, the worst first")
@@ -159,7 +148,7 @@ def _show_methods(page: Page, show: Show, results: Mapping[str, Any], videos: Vi
             "Fakes of each method against the same reals: those of its data set, or all where that has none."
         )
         page.table([_method_row(row) for row in rows])
-        show("curves", _curves(rows, videos), _caption(len(rows)))
+        page.show("curves", _curves(rows, videos), _caption(len(rows)))
     if results["without_method"]:
         page.heading("With one method left out")
         page.text("What is left of the figures without each method: an easy one carries the mean.")
@@ -211,7 +200,7 @@ def _curves(rows: Sequence[Mapping[str, Any]], videos: Videos) -> bytes:
     return curves(drawn)
 
 
-def _show_decision(page: Page, show: Show, results: Mapping[str, Any]) -> None:
+def _show_decision(page: ResultsPage, results: Mapping[str, Any]) -> None:
     calibration, point = results["calibration"], results["operating_point"]
     if calibration["ece"] is None:
         return
@@ -225,7 +214,7 @@ def _show_decision(page: Page, show: Show, results: Mapping[str, Any]) -> None:
     else:
         page.table([{"": name, "value": value} for name, value in _point_rows(point)])
     page.table([{_CALIBRATION[name]: calibration[name] for name in _CALIBRATION}])
-    show(
+    page.show(
         "reliability",
         _reliability(calibration["bins"]),
         f"Share of fakes by score, at a temperature of {calibration['temperature']:.3g}, as if reals and fakes were "
@@ -274,8 +263,7 @@ def _reliability(bins: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _show_worst(
-    page: Page,
-    show: Show,
+    page: ResultsPage,
     videos: Videos,
     logits: NDArray[np.float32],
     records: Sequence[Record],
@@ -286,40 +274,33 @@ def _show_worst(
         "alarms": ("Reals that look most fake", order[~videos.fake[order]][::-1]),
     }
     for name, (title, chosen) in parts.items():
-        if picture := _sheet(chosen, videos, logits, records):
+        pictures = _list_pictures(chosen, videos, logits, records)
+        if picture := make_sheet(pictures, _NUM_SHOWN, cell=_CELL):
             page.heading(title)
-            show(
+            page.show(
                 name,
                 picture,
                 "A frame of each video, the most typical by its logit; below it the score at a temperature of 1.",
             )
 
 
-def _sheet(
+def _list_pictures(
     chosen: NDArray[np.int64],
     videos: Videos,
     logits: NDArray[np.float32],
     records: Sequence[Record],
-) -> bytes | None:
-    images: list[NDArray[np.uint8]] = []
-    captions: list[str] = []
+) -> Iterator[tuple[Callable[[], NDArray[np.uint8]], str]]:
     for video in chosen:
-        if len(images) == _NUM_SHOWN:
-            break
         frames = np.flatnonzero(videos.of_frame == video)
         typical = frames[np.argmin(np.abs(logits[frames] - videos.logits[video]))]
-        try:
-            images.append(open_image(read_source(records[typical])))
-        except ImageError:
-            continue  # gone or changed since it was scored; its row is in the list of videos all the same
         dataset, method, name = videos.keys[video]
         where = "/".join(part for part in (dataset, method) if part)
         score = f"{float(sigmoid(videos.logits[video])):.3f}"
-        captions.append(f"{score}, {videos.num_frames[video]} frames\n{where or 'real'}\n{name}")
-    return contact_sheet(images, captions, cell=_CELL) if images else None
+        caption = f"{score}, {videos.num_frames[video]} frames\n{where or 'real'}\n{name}"
+        yield partial(open_record, records[typical]), caption
 
 
-def _show_failures(page: Page, results: Mapping[str, Any]) -> None:
+def _show_failures(page: ResultsPage, results: Mapping[str, Any]) -> None:
     lost = results["failures"]
     if lost["num_reals"] + lost["num_fakes"]:
         page.heading("Videos without a score")
@@ -333,6 +314,3 @@ def _show_failures(page: Page, results: Mapping[str, Any]) -> None:
                 }
             ]
         )
-    if results.get("num_skipped"):
-        page.heading("Files that could not be read")
-        page.table([{"file": name, "reason": why} for name, why in results["skipped"].items()])

@@ -8,12 +8,10 @@ import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from vfm_runtime.deepfake.decision import Decision
 
 from vfm.data.dataset import Record
@@ -29,7 +27,7 @@ from vfm.deepfake.metrics import (
 )
 from vfm.deepfake.page import write_deepfake_page
 from vfm.metrics.calibration import largest_rate, reliability
-from vfm.tasks.classification.results import RESULTS_FILE
+from vfm.tasks.results import SplitPredictions, read_results, save_results
 
 OPERATING_POINT = "operating_point.json"
 """Beside the checkpoint, from `vfm calibrate`: `Decision.to_dict`, and nothing else."""
@@ -55,48 +53,11 @@ class DeepfakePredictions(NamedTuple):
     loss: float
     """Sum over all images."""
 
-
-class DeepfakeCollector:
-    """Answers of a split, gathered over ranks."""
-
-    def __init__(self) -> None:
-        self._batches: list[tuple[NDArray[Any], ...]] = []
-        self._loss = 0.0
-
-    def add(
-        self, logits: Tensor, index: Tensor, loss: Tensor | float, distances: Tensor | None = None
-    ) -> None:
-        """Keep a batch.
-
-        Args:
-            logits: float [N].
-            index: int [N], position of each image in its split.
-            loss: Sum over the images of the batch.
-            distances: float [N], of the features from those of the training.
-        """
-        self._loss += float(loss)
-        far = torch.zeros_like(logits) if distances is None else distances
-        rows = (logits.float(), far.float(), index)
-        self._batches.append(tuple(part.detach().cpu().numpy() for part in rows))
-
-    def gather(self) -> DeepfakePredictions:
-        """The answers of all ranks; then starts anew.
-
-        Images that a distributed sampler repeated to fill up a rank are dropped, but count twice in the loss.
-        """
-        parts, loss = self._batches, self._loss
-        self._batches, self._loss = [], 0.0
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            ranks: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(ranks, (parts, loss))
-            loss = sum(part for _, part in ranks)
-            parts = [batch for rank, _ in ranks for batch in rank]
-        if not parts:
-            none = np.zeros(0, np.float32)
-            return DeepfakePredictions(none, none, np.zeros(0, np.int64), loss)
-        logits, distances, index = (np.concatenate(part) for part in zip(*parts, strict=True))
-        index, first = np.unique(index, return_index=True)
-        return DeepfakePredictions(logits[first], distances[first], index, loss)
+    @classmethod
+    def from_predictions(cls, predictions: SplitPredictions) -> Self:
+        """Take the `logits`, `distances` and summed `loss` that were collected."""
+        logits, distances = predictions.stack("logits"), predictions.stack("distances")
+        return cls(logits, distances, predictions.position, predictions.sums["loss"])
 
 
 def most_fake(answers: DeepfakePredictions, items: Sequence[Item]) -> DeepfakePredictions:
@@ -180,7 +141,7 @@ def write_deepfake_results(
     *,
     data_root: Path | None = None,
     trained_on: Collection[str] | None = None,
-) -> Path:
+) -> None:
     """Add a split's results to `results.json`, and write its page, pictures and list of videos beside it.
 
     Args:
@@ -191,29 +152,23 @@ def write_deepfake_results(
         more: What goes into the JSON besides the figures.
         data_root: Folder of the data; what an audit for shortcuts left there is quoted.
         trained_on: Methods of the fakes that the model was trained on, to tell unseen ones apart.
-
-    Returns:
-        The path of `results.json`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RESULTS_FILE
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    times = read_results(folder).get(split, {}).get("times_evaluated", 0)
     found = scored(answers, records)
     results = compute_results(found, trained_on) | {
         "loss": answers.loss / len(answers.position),
         "videos_fingerprint": videos_fingerprint(records),
         # A test set that is looked at again and again has become a validation set.
-        "times_evaluated": kept.get(split, {}).get("times_evaluated", 0) + 1,
+        "times_evaluated": times + 1,
         "metadata_auc": _metadata_auc(data_root),
     }
     results |= _at_operating_point(folder, found, results["videos_fingerprint"]) | dict(more)
     results["warnings"] = warnings_of(results, split)
     for warning in results["warnings"]:
         log.warning(warning)
-    path.write_text(json.dumps(kept | {split: results}, indent=2) + "\n", encoding="utf-8")
+    save_results(folder, split, results)
     _write_videos(folder / f"videos_{split}.csv", found)
     write_deepfake_page(folder, split, results, found.videos, found.logits, found.records)
-    return path
 
 
 def compute_results(found: Scored, trained_on: Collection[str] | None = None) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from vfm.deepfake.loss import DeepfakeLoss
 from vfm.deepfake.metrics import auc, beside_reals
 from vfm.deepfake.results import (
     OPERATING_POINT,
-    DeepfakeCollector,
     DeepfakePredictions,
     most_fake,
     scored,
@@ -52,6 +51,7 @@ from vfm.tasks.calibration import (
 )
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages, ValidationError
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
+from vfm.tasks.results import SplitPredictions
 from vfm.tasks.validation import Run, Validation
 from vfm.training.checkpoint_file import KEY, CheckpointError
 from vfm.training.optim import Optim
@@ -120,7 +120,6 @@ class DeepfakeTask(BaseTask):
         self.criterion = loss or DeepfakeLoss()
         self.crop: CropSpec | None = None
         self.methods: tuple[str, ...] = ()
-        self._collector = DeepfakeCollector()
 
     @property
     def decision(self) -> Decision:
@@ -169,27 +168,22 @@ class DeepfakeTask(BaseTask):
         """Take the features of the batch into the head's bank."""
         cast(DeepfakeHead, self.head).remember(raw["feature"])
 
-    def evaluate(self, batch: Batch) -> None:
-        """Keep the logits of a batch, and its cross-entropy: the part of the loss that an image has on its own."""
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `logits` and `distances` [N], and the cross-entropy: the part of the loss that an image has alone."""
         raw = self.raw(batch)
         answers = self.head.decode(raw)
         target = require_target(batch, DeepfakeTarget, self)
         loss = F.binary_cross_entropy_with_logits(
             raw["logits"].float(), target.label.float(), reduction="sum"
         )
-        self._collector.add(answers["logits"], batch["index"], loss, answers["distances"])
+        return {"logits": answers["logits"], "distances": answers["distances"], "loss": loss}
 
-    def gather(self) -> DeepfakePredictions | None:
-        """The answers of all ranks."""
-        answers = self._collector.gather()
-        return answers if len(answers.position) else None
-
-    def figures(self, split: str, answers: DeepfakePredictions) -> dict[str, float]:
+    def compute_metrics(self, split: str, predictions: SplitPredictions) -> dict[str, float]:
         """Loss by image, and the area under the ROC curve: of videos, averaged over methods, of single images.
 
         An area is NaN where all images seen are real, or all fake.
         """
-        answers = self._by_frame(split, answers)
+        answers = self._by_frame(split, predictions)
         found = scored(answers, self._datamodule().records[split])
         videos = found.videos
         methods = {key[:2] for key, fake in zip(videos.keys, videos.fake, strict=True) if fake}
@@ -211,23 +205,23 @@ class DeepfakeTask(BaseTask):
             )
         return {"loss": answers.loss / len(answers.position), **areas}
 
-    def write(
-        self, folder: Path, split: str, answers: DeepfakePredictions, more: dict[str, Any]
-    ) -> Path:
-        """Write all figures of a split and their page."""
+    def write_results(
+        self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]
+    ) -> None:
+        """Write all metrics of a split and their page."""
         data = self._datamodule()
-        return write_deepfake_results(
+        write_deepfake_results(
             folder,
             split,
-            self._by_frame(split, answers),
+            self._by_frame(split, predictions),
             data.records[split],
             more,
             data_root=getattr(data, "root", None),
             trained_on=self.methods,
         )
 
-    def _by_frame(self, split: str, answers: DeepfakePredictions) -> DeepfakePredictions:
-        data = self._datamodule()
+    def _by_frame(self, split: str, predictions: SplitPredictions) -> DeepfakePredictions:
+        data, answers = self._datamodule(), DeepfakePredictions.from_predictions(predictions)
         if data.crop.policy != "all":
             return answers
         return most_fake(answers, [record.item for record in data.list_records(split)])

@@ -26,11 +26,13 @@ from vfm.tasks.checkpoint import CheckpointedModel, require_same_labels
 from vfm.tasks.export_hooks import ExportHooks
 from vfm.tasks.labels import match_labels
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
+from vfm.tasks.results import RESULTS_FILE, Collector, SplitPredictions
 from vfm.training import callbacks, compiling, feature_cache, lp_ft, saving, sharding
 from vfm.training.checkpoint_file import CheckpointError
 from vfm.training.nonfinite import require_finite
 from vfm.training.optim import clip_gradients, configure
 from vfm.training.option_checks import without_effect
+from vfm.training.ranks import reduce_ranks
 from vfm.types import Batch, Raw, Target
 
 
@@ -109,6 +111,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         self._patience = options["patience"]
         self.skipped = callbacks.SkippedFiles()
         self._counted = 0.0
+        self._collector = Collector()
 
     def compute_losses(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Sums by name over a batch, so that unequal batches weigh each image, or object, alike; a task may add terms.
@@ -126,31 +129,29 @@ class BaseTask(CheckpointedModel, ExportHooks):
         return sum_losses(self.compute_losses(raw, batch))
 
     @abstractmethod
-    def evaluate(self, batch: Batch) -> None:
-        """Keep the answers and losses of a batch that is not empty."""
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what to keep of a batch of N > 0 images: tensors [N, ...], and scalars that are summed, as a loss."""
 
     @abstractmethod
-    def gather(self) -> Any:
-        """The answers of all ranks, None where there are none; then starts anew."""
-
-    @abstractmethod
-    def figures(self, split: str, answers: Any) -> dict[str, float]:
-        """The few figures that every validation logs, `loss` among them.
+    def compute_metrics(self, split: str, predictions: SplitPredictions) -> dict[str, float]:
+        """Return the few metrics that every validation logs, `loss` among them.
 
         Args:
             split: `val` or `test`.
-            answers: Of `gather`.
+            predictions: What `evaluate` gave for the images of the split, on all ranks.
         """
 
     @abstractmethod
-    def write(self, folder: Path, split: str, answers: Any, more: dict[str, Any]) -> Path:
-        """Write all figures of a split and their page; gives the path of `results.json`.
+    def write_results(
+        self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]
+    ) -> None:
+        """Write all metrics of a split to `results.json`, and their page.
 
         Args:
-            folder: Where the checkpoint lies.
+            folder: Folder of the checkpoint.
             split: `val` or `test`.
-            answers: Of `gather`.
-            more: What goes into the JSON besides the figures.
+            predictions: What `evaluate` gave for the images of the split, on all ranks.
+            more: Entries of the JSON besides the metrics.
         """
 
     def setup(self, stage: str) -> None:
@@ -251,11 +252,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         """Make the gradient the mean over all that a step counts: a rank's or an accumulated batch may be smaller."""
         trainer = self.trainer
         whole = self._datamodule().batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        count, self._counted = self._counted, 0.0
-        if trainer.world_size > 1:
-            everywhere = torch.tensor(count, device=self.device)
-            torch.distributed.all_reduce(everywhere)
-            count = everywhere.item()
+        count, self._counted = reduce_ranks(self._counted, self.device), 0.0
         if count != whole:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, whole / max(count, 1.0))
@@ -280,14 +277,13 @@ class BaseTask(CheckpointedModel, ExportHooks):
         """
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the answers and losses of a batch."""
+        """Keep the predictions and losses of a batch."""
         if len(batch["image"]):
-            self.evaluate(batch)
+            self._collector.add(batch["index"], self.evaluate(batch))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the answers and losses of a batch."""
-        if len(batch["image"]):
-            self.evaluate(batch)
+        """Keep the predictions and losses of a batch."""
+        self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         """Match the data's labels to the model's."""
@@ -373,19 +369,19 @@ class BaseTask(CheckpointedModel, ExportHooks):
         self._columns = torch.tensor(columns, device=self.device)
 
     def _finish(self, split: str, *, write: bool) -> None:
-        answers = self.gather()
-        if self.trainer.sanity_checking or answers is None:
+        predictions = self._collector.gather()
+        if self.trainer.sanity_checking or predictions is None:
             return
         # The same on every rank, since each has gathered the whole split.
-        for name, value in self.figures(split, answers).items():
+        for name, value in self.compute_metrics(split, predictions).items():
             self.log(f"{split}/{name}", value, prog_bar=name != "loss", rank_zero_only=False)
         if write:
             self.skipped.gather(self.trainer, split)
             folder = callbacks.output_dir(self.trainer)
             if self.trainer.is_global_zero:
-                self._write(split, answers, folder)
+                self._write(split, predictions, folder)
 
-    def _write(self, split: str, answers: Any, folder: Path) -> None:
+    def _write(self, split: str, predictions: SplitPredictions, folder: Path) -> None:
         skipped = self.skipped.files[split]
         checkpoint = self.trainer.ckpt_path or self.source
         more = {
@@ -394,4 +390,5 @@ class BaseTask(CheckpointedModel, ExportHooks):
             "skipped": dict(skipped),
         }
         folder = Path(checkpoint).parent if checkpoint else folder
-        rank_zero_info(f"Results: {self.write(folder, split, answers, more)}")
+        self.write_results(folder, split, predictions, more)
+        rank_zero_info(f"Results: {folder / RESULTS_FILE}")

@@ -24,7 +24,6 @@ from vfm.tasks.calibration import (
     CalibrationError,
     CalibrationOptions,
 )
-from vfm.tasks.classification.results import RESULTS_FILE
 from vfm.tasks.labelled_images import (
     MAX_IMAGES,
     LabelledImages,
@@ -32,6 +31,7 @@ from vfm.tasks.labelled_images import (
     ValidationError,
     open_images,
 )
+from vfm.tasks.results import read_results
 from vfm.tasks.validation import Validation
 from vfm.training.checkpoint_file import KEY, CheckpointError, read_any
 from vfm.training.loading import restore_model
@@ -101,9 +101,7 @@ class Checkpoint:
         path = Path(path)
         content = read_any(path)
         task: BaseTask = restore_model(content, path, BaseTask, base=base, trust=trust)
-        file = path.parent / RESULTS_FILE
-        results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return cls(task, content[KEY], results, path, trust)
+        return cls(task, content[KEY], read_results(path.parent), path, trust)
 
     @cached_property
     def data_spec(self) -> Spec | None:

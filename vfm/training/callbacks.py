@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
@@ -21,6 +20,7 @@ from vfm_runtime.tasks.classification import LabelPrediction
 from vfm.training.adapter_file import AdapterWriter
 from vfm.training.ema import WeightEMA
 from vfm.training.oom import MemoryAdvice
+from vfm.training.ranks import gather_ranks
 from vfm.training.saving import Preemption, checkpoints, is_default_checkpoint
 from vfm.training.watchdog import StallWatch
 
@@ -154,11 +154,8 @@ class SkippedFiles(Callback):
 
     def gather(self, trainer: Trainer, split: str) -> None:
         """Join the ranks' lists of a split, and write them to `skipped_<split>.csv`."""
-        if trainer.world_size > 1:
-            ranks: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(ranks, self.files[split])
-            for files in ranks:
-                self.files[split].update(files)
+        for files in gather_ranks(self.files[split]):
+            self.files[split].update(files)
         if not self.files[split]:
             return
         path = output_dir(trainer) / f"skipped_{split}.csv"
@@ -203,11 +200,7 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
-        rows = self._rows
-        if trainer.world_size > 1:
-            ranks: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(ranks, rows)
-            rows = [row for rank in ranks for row in rank]
+        rows = [row for rank in gather_ranks(self._rows) for row in rank]
         path = output_dir(trainer) / "predictions.csv"
         if trainer.is_global_zero:
             # A sampler that fills up a rank repeats samples; a name stands for one file.

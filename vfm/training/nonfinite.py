@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed import ReduceOp
 from vfm_runtime.errors import VfmError
 
 from vfm.models.tensors import read_metadata, read_plain, write_tensors
@@ -19,6 +20,7 @@ from vfm.spec import class_path, import_class
 from vfm.training.callbacks import output_dir
 from vfm.training.loading import load_model
 from vfm.training.protocols import LossModel
+from vfm.training.ranks import reduce_ranks
 from vfm.types import Batch, select_image
 
 FOLDER = "nonfinite"
@@ -44,15 +46,12 @@ def require_finite(task: LossModel, loss: Tensor, batch: Batch) -> None:
         NonFiniteLossError: With the names of the images; batch and state lie in the run's folder `nonfinite`.
     """
     trainer = task.trainer
-    bad = (~torch.isfinite(loss.detach())).float()
-    anywhere = bad.clone()
-    if trainer.world_size > 1:
-        torch.distributed.all_reduce(anywhere, torch.distributed.ReduceOp.MAX)
-    if not anywhere.item():
+    is_bad = not torch.isfinite(loss.detach()).item()
+    if not reduce_ranks(is_bad, loss.device, ReduceOp.MAX):
         return
     folder = output_dir(trainer) / FOLDER
     trainer.save_checkpoint(folder / _STATE)
-    if not bad.item():
+    if not is_bad:
         raise NonFiniteLossError(f"The loss of another rank is not finite; see {folder}.")
     file = folder / f"batch_rank{trainer.global_rank}.safetensors"
     _save_batch(file, batch)

@@ -16,6 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed import ReduceOp
+
+from vfm.training.ranks import reduce_ranks
 
 LAST = "last"
 """Name of the checkpoint to resume from."""
@@ -136,11 +139,7 @@ class Preemption(Callback):
             self._previous = None
 
     def _asked_anywhere(self, trainer: Trainer) -> bool:
-        if trainer.world_size == 1:
-            return self._asked
-        asked = torch.tensor(float(self._asked), device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        return bool(asked.item())
+        return bool(reduce_ranks(self._asked, trainer.strategy.root_device, ReduceOp.MAX))
 
     def _save(self, trainer: Trainer) -> None:
         path = self._path(trainer)

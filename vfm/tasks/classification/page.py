@@ -1,19 +1,19 @@
-"""The page of a split's results, with its pictures as files beside it."""
+"""Results page of a split of labelled images: metrics, curves, confusion matrix, groups, the worst mistakes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import read_source
 from vfm.metrics import class_rankings
-from vfm.report import Curve, Page, contact_sheet, curves, plots
+from vfm.report import Curve, curves, plots
 from vfm.tasks.classification.mistakes import Mistake
+from vfm.tasks.results import ResultsPage, describe_metric, make_sheet, open_record
 
 _NUM_SHOWN = 24
 _FACTS = {
@@ -27,7 +27,7 @@ _FACTS = {
 }
 
 
-def write_pages(
+def write_page(
     folder: Path,
     split: str,
     results: dict[str, Any],
@@ -36,74 +36,57 @@ def write_pages(
     labels: Sequence[str],
     mistakes: Sequence[Mistake],
 ) -> None:
-    """Write `report_<split>.html` and the PNG files of its figures.
+    """Write `report_<split>.html` and the PNG files of its pictures.
 
     Args:
-        folder: Where to.
-        split: `val` or `test`.
-        results: Figures of the split, as in `results.json`.
-        scores: [N, C].
-        target: int [N], or float [N, C].
-        labels: Label names.
-        mistakes: The most confident first.
+        folder: Folder of the checkpoint.
+        split: Name of the split, which ends the names of the files.
+        results: Metrics of the split, as in `results.json`.
+        scores: [N, C], probabilities.
+        target: int [N], true classes; or float [N, C] where several labels may apply.
+        labels: Label names of the model, C.
+        mistakes: Wrong predictions, the most confident first.
     """
-    page = Page(
-        f"Results on {split}",
-        f"{results['num_samples']} images; {results['checkpoint'] or 'no checkpoint'}",
+    checkpoint = results["checkpoint"] or "no checkpoint"
+    page = ResultsPage(folder, split, f"{results['num_samples']} images; {checkpoint}")
+    page.facts(
+        {name: describe_metric(results[key]) for key, name in _FACTS.items() if key in results}
     )
-    page.facts({name: _fact(results[key]) for key, name in _FACTS.items() if key in results})
-
-    def show(name: str, picture: bytes, caption: str) -> None:
-        (folder / f"{name}_{split}.png").write_bytes(picture)
-        page.figure(picture, caption)
-
     page.heading("By class")
     page.table(results["per_class"])
-    if picture := _curves(scores, target, results["per_class"]):
-        show("curves", picture, "Each class against all others.")
+    if picture := _draw_curves(scores, target, results["per_class"]):
+        page.show("curves", picture, "Each class against all others.")
     if "confusion_matrix" in results:
-        matrix = np.asarray(results["confusion_matrix"])
-        show(
-            "confusion_matrix",
-            plots.confusion_matrix(matrix, list(labels)),
-            "True and predicted class.",
-        )
+        matrix = plots.confusion_matrix(np.asarray(results["confusion_matrix"]), list(labels))
+        page.show("confusion_matrix", matrix, "True and predicted class.")
     for column, rows in results["groups"].items():
         page.heading(f"By {column}")
-        page.table([row | _flat(row) for row in rows])
+        page.table([_spread_interval(row) for row in rows])
     page.heading("Most confident mistakes")
-    picture = _sheet(mistakes)
-    if picture is None:
-        page.text("None.")
+    pictures = (
+        (
+            partial(open_record, mistake.record),
+            f"{mistake.answer} ({mistake.score:.2f})\ntrue: {mistake.truth}\n{mistake.record.name}",
+        )
+        for mistake in mistakes
+    )
+    if sheet := make_sheet(pictures, _NUM_SHOWN):
+        caption = f"The first of {len(mistakes)}, all listed in mistakes_{split}.csv."
+        page.show("mistakes", sheet, caption)
     else:
-        show(
-            "mistakes",
-            picture,
-            f"The first of {len(mistakes)}, all listed in mistakes_{split}.csv.",
-        )
-    if results["num_skipped"]:
-        page.heading("Files that could not be read")
-        page.table(
-            [{"file": name, "reason": reason} for name, reason in results["skipped"].items()]
-        )
-    page.write(folder / f"report_{split}.html")
+        page.text("None.")
+    page.finish(results)
 
 
-def _fact(figure: dict[str, Any]) -> tuple[str, str]:
-    value, low, high = figure["value"], figure["low"], figure["high"]
-    note = "" if low is None else f"95 % interval {low:.4f} to {high:.4f}"
-    return "not defined" if value is None else f"{value:.4f}", note
+def _spread_interval(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a table in which a metric's interval has columns of its own."""
+    metric = row.get("accuracy")
+    if metric is None:
+        return row
+    return row | {"accuracy": metric["value"], "low": metric["low"], "high": metric["high"]}
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose figure with an interval is spread over columns."""
-    figure = row.get("accuracy")
-    if figure is None:
-        return {}
-    return {"accuracy": figure["value"], "low": figure["low"], "high": figure["high"]}
-
-
-def _curves(
+def _draw_curves(
     scores: NDArray[np.float32], target: NDArray[Any], rows: Sequence[dict[str, Any]]
 ) -> bytes | None:
     positive = target > 0.5 if target.ndim == 2 else target[:, None] == np.arange(scores.shape[1])
@@ -116,19 +99,3 @@ def _curves(
         if row["auroc"] is not None
     }
     return curves(drawn) if drawn else None
-
-
-def _sheet(mistakes: Sequence[Mistake]) -> bytes | None:
-    images: list[NDArray[np.uint8]] = []
-    captions: list[str] = []
-    for mistake in mistakes:
-        if len(images) == _NUM_SHOWN:
-            break
-        try:
-            images.append(open_image(read_source(mistake.record)))
-        except ImageError:
-            continue  # read once already; gone or changed since, and listed in the table all the same
-        captions.append(
-            f"{mistake.answer} ({mistake.score:.2f})\ntrue: {mistake.truth}\n{mistake.record.name}"
-        )
-    return contact_sheet(images, captions) if images else None

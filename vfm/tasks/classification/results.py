@@ -1,21 +1,19 @@
-"""Collect a whole split's answers over batches and ranks, and write the figures."""
+"""Results of a split of labelled images: metrics, those of each group, mistakes_<split>.csv."""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vfm.data import ImageData
 from vfm.metrics import (
     accuracy,
+    bootstrap,
     classification_results,
     confusion_matrix,
     macro_f1,
@@ -23,118 +21,90 @@ from vfm.metrics import (
     multilabel_results,
 )
 from vfm.metrics.multilabel import f1_scores
-from vfm.tasks.classification.mistakes import Mistake, find_mistakes
-from vfm.tasks.classification.page import write_pages
-from vfm.tasks.groups import group_results
-
-RESULTS_FILE = "results.json"
+from vfm.tasks.classification.mistakes import find_mistakes
+from vfm.tasks.classification.page import write_page
+from vfm.tasks.results import SplitPredictions, save_results
 
 
-class Answers(NamedTuple):
-    """What a model said of a split, in the order of the split, each image once."""
+def compute_label_metrics(scores: NDArray[np.float32], target: NDArray[Any]) -> dict[str, float]:
+    """Return the few metrics that every validation logs.
 
-    scores: NDArray[np.float32]
-    """[N, C], probabilities."""
-    target: NDArray[Any]
-    """int64 [N], true classes; or float32 [N, C] of zeros and ones where several labels may apply."""
-    position: NDArray[np.int64]
-    """[N], place of each image in its split."""
-    loss: NDArray[np.float32]
-    """[N]."""
-
-
-class Collector:
-    """Answers of a split, gathered over ranks."""
-
-    def __init__(self) -> None:
-        self._batches: list[tuple[NDArray[Any], ...]] = []
-
-    def add(self, scores: Tensor, target: Tensor, index: Tensor, loss: Tensor) -> None:
-        """Keep a batch.
-
-        Args:
-            scores: float [N, C].
-            target: int [N], or float [N, C].
-            index: int [N], position of each image in its split.
-            loss: float [N].
-        """
-        rows = (scores.float(), target, index, loss.float())
-        self._batches.append(tuple(t.detach().cpu().numpy() for t in rows))
-
-    def gather(self) -> Answers:
-        """The answers of all ranks; then starts anew.
-
-        Images that a distributed sampler repeated to fill up a rank are dropped.
-        """
-        parts = self._batches
-        self._batches = []
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            ranks: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(ranks, parts)
-            parts = [batch for rank in ranks for batch in rank]
-        if not parts:
-            none = np.zeros(0, np.float32)
-            return Answers(np.zeros((0, 0), np.float32), none, np.zeros(0, np.int64), none)
-        scores, target, index, loss = (np.concatenate(c) for c in zip(*parts, strict=True))
-        index, first = np.unique(index, return_index=True)
-        return Answers(scores[first], target[first], index, loss[first])
-
-
-def metrics_of(answers: Answers, multilabel: bool) -> dict[str, float]:
-    """The few figures that every validation logs."""
-    if multilabel:
+    Args:
+        scores: [N, C], probabilities.
+        target: int64 [N], true classes; or float32 [N, C] of zeros and ones where several labels may apply.
+    """
+    if target.ndim == 2:
         return {
-            "mAP": mean_average_precision(answers.scores, answers.target),
-            "macro_f1": f1_scores(answers.scores, answers.target)["macro_f1"],
+            "mAP": mean_average_precision(scores, target),
+            "macro_f1": f1_scores(scores, target)["macro_f1"],
         }
-    matrix = confusion_matrix(answers.target, answers.scores.argmax(1), answers.scores.shape[1])
+    matrix = confusion_matrix(target, scores.argmax(1), scores.shape[1])
     return {"accuracy": float(accuracy(matrix)), "macro_f1": float(macro_f1(matrix))}
 
 
-def write_results(
+def write_label_results(
     folder: Path,
     split: str,
-    answers: Answers,
+    predictions: SplitPredictions,
     labels: Sequence[str],
     data: ImageData,
     more: dict[str, Any],
-) -> Path:
+) -> None:
     """Add a split's results to `results.json`, and write its page, pictures and list of mistakes beside it.
 
     Args:
-        folder: Where the checkpoint lies.
-        split: `val` or `test`; results of the other stay.
-        answers: Of the whole split.
-        labels: Label names of the model.
-        data: Where the images are.
-        more: What goes into the JSON besides the metrics.
-
-    Returns:
-        The path of `results.json`.
+        folder: Folder of the checkpoint.
+        split: `val` or `test`, whose results are replaced.
+        predictions: `scores` [N, C] and `target`, int64 [N] or float32 [N, C], of the whole split.
+        labels: Label names of the model, C.
+        data: Data module with the records of the split.
+        more: Entries of the JSON besides the metrics.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    scores, target = predictions.stack("scores"), predictions.stack("target")
     compute = multilabel_results if data.multilabel else classification_results
-    results = compute(answers.scores, answers.target, labels) | more
-    records = data.records[split]
-    results["groups"] = group_results(
-        answers.scores,
-        answers.target,
-        [records[i].groups for i in answers.position],
-        data.group_columns,
-    )
-    mistakes = find_mistakes(
-        answers.scores, answers.target, [records[i] for i in answers.position], labels
-    )
-    path = folder / RESULTS_FILE
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    path.write_text(json.dumps(kept | {split: results}, indent=2) + "\n", encoding="utf-8")
-    _write_mistakes(folder / f"mistakes_{split}.csv", mistakes)
-    write_pages(folder, split, results, answers.scores, answers.target, labels, mistakes)
-    return path
-
-
-def _write_mistakes(path: Path, mistakes: Sequence[Mistake]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    results = compute(scores, target, labels) | more
+    records = [data.records[split][i] for i in predictions.position]
+    groups = [record.groups for record in records]
+    results["groups"] = compute_group_metrics(scores, target, groups, data.group_columns)
+    save_results(folder, split, results)
+    mistakes = find_mistakes(scores, target, records, labels)
+    with (folder / f"mistakes_{split}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "true", "answer", "score"))
         writer.writerows((m.record.name, m.truth, m.answer, f"{m.score:.6f}") for m in mistakes)
+    write_page(folder, split, results, scores, target, labels, mistakes)
+
+
+def compute_group_metrics(
+    scores: NDArray[np.float32],
+    target: NDArray[Any],
+    groups: Sequence[tuple[str, ...]],
+    columns: Sequence[str],
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the accuracy, or mean average precision, of each value of each group column: of sites, cameras, years.
+
+    Args:
+        scores: [N, C], probabilities.
+        target: int [N], true classes; or float [N, C] where several labels may apply.
+        groups: For each image a value by column.
+        columns: Names of the columns.
+    """
+    results = {}
+    for index, column in enumerate(columns):
+        values = np.array([row[index] for row in groups])
+        results[column] = [
+            {"group": value, **_measure_group(scores[values == value], target[values == value])}
+            for value in sorted(set(values.tolist()))
+        ]
+    return results
+
+
+def _measure_group(scores: NDArray[np.float32], target: NDArray[Any]) -> dict[str, Any]:
+    if target.ndim == 2:
+        applies = bool((target > 0.5).any())
+        score = mean_average_precision(scores, target) if applies else None
+        return {"num_samples": len(target), "mAP": score}
+    right = int((scores.argmax(axis=1) == target).sum())
+    # A right-or-wrong matrix has the accuracy of the whole one.
+    counts = np.array([[right, len(target) - right], [0, 0]])
+    return {"num_samples": len(target), "accuracy": bootstrap(accuracy, counts).to_dict()}

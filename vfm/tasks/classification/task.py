@@ -22,11 +22,12 @@ from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
 from vfm.tasks.calibration import Calibration
 from vfm.tasks.classification.calibration import fit_labels
-from vfm.tasks.classification.results import Answers, Collector, metrics_of, write_results
+from vfm.tasks.classification.results import compute_label_metrics, write_label_results
 from vfm.tasks.classification.validation import LabelValidation
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages
 from vfm.tasks.labels import ClassWeights, LabelError, class_weights_of
 from vfm.tasks.options import TaskOptions
+from vfm.tasks.results import SplitPredictions
 from vfm.tasks.validation import Validation
 from vfm.types import Batch, Labels, MultiLabels, Target, require_target
 
@@ -94,7 +95,6 @@ class ClassificationTask(BaseTask):
         self.criterion = loss or (BinaryCrossEntropy() if multilabel else CrossEntropy())
         self.mixing = mixing
         self._class_weights = class_weights
-        self._collector = Collector()
 
     def take_labels(self, data: ImageData) -> None:
         """Make the head's layers, and weigh the classes."""
@@ -137,27 +137,27 @@ class ClassificationTask(BaseTask):
         images, shares = self.mixing(images, one_hot(target.label, len(self.labels)), key)
         return images, target._replace(label=shares)
 
-    def evaluate(self, batch: Batch) -> None:
-        """Keep the scores and losses of a batch."""
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `scores` and `target`, [N, C] or [N], and the `loss` of each image."""
         target = self._reorder(require_target(batch, Labels, self))
         batch = {**batch, "target": target}
         raw = self.raw(batch)
-        scores = self.head.decode(raw)["scores"]
-        losses = self.criterion.per_image(raw, batch)
-        self._collector.add(scores, target.label, batch["index"], losses)
+        return {
+            "scores": self.head.decode(raw)["scores"],
+            "target": target.label,
+            "loss": self.criterion.per_image(raw, batch),
+        }
 
-    def gather(self) -> Answers | None:
-        """The answers of all ranks."""
-        answers = self._collector.gather()
-        return answers if len(answers.target) else None
+    def compute_metrics(self, split: str, predictions: SplitPredictions) -> dict[str, float]:
+        """Return loss, accuracy or mean average precision, macro F1."""
+        metrics = compute_label_metrics(predictions.stack("scores"), predictions.stack("target"))
+        return {"loss": float(predictions.stack("loss").mean()), **metrics}
 
-    def figures(self, split: str, answers: Answers) -> dict[str, float]:
-        """Loss, accuracy or mean average precision, macro F1."""
-        return {"loss": float(answers.loss.mean()), **metrics_of(answers, self.multilabel)}
-
-    def write(self, folder: Path, split: str, answers: Answers, more: dict[str, Any]) -> Path:
-        """Write all figures of a split, its page, pictures and list of mistakes."""
-        return write_results(folder, split, answers, self.labels, self._datamodule(), more)
+    def write_results(
+        self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]
+    ) -> None:
+        """Write all metrics of a split, its page, pictures and list of mistakes."""
+        write_label_results(folder, split, predictions, self.labels, self._datamodule(), more)
 
     def open_data(self, path: Path, training: Spec) -> LabelledImages:
         """Read a folder or table of labelled images, by the columns of the training's where it has them."""

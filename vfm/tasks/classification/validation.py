@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.data.dataset import list_labels
-from vfm.tasks.classification.results import Answers, metrics_of
+from vfm.tasks.classification.results import compute_label_metrics
 from vfm.tasks.labelled_images import ValidationError
 from vfm.tasks.validation import Validation
 
@@ -36,14 +36,10 @@ class LabelValidation(Validation):
 
     def figure(self, outputs: Arrays) -> float:
         """Accuracy, or the mean average precision over labels that occur."""
-        number = self.num_images
-        answers = Answers(
-            outputs["scores"], self.truth, np.arange(number), np.zeros(number, np.float32)
-        )
-        value = metrics_of(answers, self.multilabel)[self.metric]
+        value = compute_label_metrics(outputs["scores"], self.truth)[self.metric]
         if np.isnan(value):
             raise ValidationError(
-                f"No label applies to any of the {number} images, so there is no {self.metric}. Give others with "
-                "--data."
+                f"No label applies to any of the {self.num_images} images, so there is no {self.metric}. Give others "
+                "with --data."
             )
         return value

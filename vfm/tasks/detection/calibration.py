@@ -32,7 +32,7 @@ def fit_boxes(
     """
     require_enough_images(images)
     refuse_precision(min_precision, "detection")
-    classes = rankings(images.truth, images.found(outputs), len(images.labels))
+    classes = rankings(images.truth, images.select_boxes(outputs), len(images.labels))
     seen = np.array([ranking.num_true > 0 and ranking.right.any() for ranking in classes], bool)
     thresholds = [
         ranking.best_f1()[0] if one else THRESHOLD

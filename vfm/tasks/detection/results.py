@@ -1,16 +1,12 @@
-"""Collect a whole split's boxes over batches and ranks, and write the figures."""
+"""Results of a split of images with boxes: COCO's average precision, thresholds, confusions."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from vfm.data.dataset import Record
 from vfm.data.detection.tiles import is_centered_in
@@ -22,142 +18,96 @@ from vfm.metrics.detection import (
     confusion,
     rankings,
 )
-from vfm.tasks.classification.results import RESULTS_FILE
 from vfm.tasks.detection.page import write_box_page
+from vfm.tasks.results import save_results
 
 
-class BoxAnswers(NamedTuple):
-    """What a model found in a split, in the order of the split, each image once."""
+def pair_boxes(
+    records: Sequence[Record], values: Mapping[str, Any], columns: Sequence[int]
+) -> tuple[list[Truth], list[Found]]:
+    """Return the true boxes and the detected ones of each image.
 
-    found: list[Found]
-    """Of each image, in pixels of the original."""
-    position: NDArray[np.int64]
-    """[N], place of each image in its split."""
-    loss: float
-    """Sum over all objects."""
-
-    def compared(
-        self, records: Sequence[Record], numbers: Sequence[int]
-    ) -> tuple[list[Truth], list[Found]]:
-        """The true boxes and the answers of each image.
-
-        Args:
-            records: Of the split.
-            numbers: For each class of the data its place among the model's.
-        """
-        seen = [records[i] for i in self.position]
-        return [truth_of(record, numbers) for record in seen], [
-            answer_of(record, found) for record, found in zip(seen, self.found, strict=True)
-        ]
+    Args:
+        records: Records of N images.
+        values: `boxes`, `labels` and `scores`, each a sequence of the arrays of the images, in pixels of the original.
+        columns: For each class of the data its index among the model's.
+    """
+    rows = zip(values["boxes"], values["labels"], values["scores"], strict=True)
+    truth = [select_truth(record, columns) for record in records]
+    pairs = zip(records, rows, strict=True)
+    return truth, [select_detections(record, Found(*row)) for record, row in pairs]
 
 
-class BoxCollector:
-    """Answers of a split, gathered over ranks."""
+def select_truth(record: Record, columns: Sequence[int]) -> Truth:
+    """Return an image's true boxes in the model's classes; a tile ignores those that a neighbour answers for.
 
-    def __init__(self) -> None:
-        self._images: dict[int, Found] = {}
-        self._loss = 0.0
-
-    def add(self, answers: Mapping[str, Tensor], index: Tensor, loss: Tensor) -> None:
-        """Keep a batch.
-
-        Args:
-            answers: `boxes` [N, K, 4], `labels` and `scores` [N, K], as a head decodes them.
-            index: int [N], position of each image in its split.
-            loss: Sum over the objects of the batch.
-        """
-        self._loss += float(loss)
-        boxes, labels, scores = (
-            answers[name].detach().cpu().numpy() for name in ("boxes", "labels", "scores")
-        )
-        for row, position in enumerate(index.tolist()):
-            self._images[position] = Found(boxes[row], labels[row], scores[row])
-
-    def gather(self) -> BoxAnswers:
-        """The answers of all ranks; then starts anew."""
-        images, loss = self._images, self._loss
-        self._images, self._loss = {}, 0.0
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            ranks: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(ranks, (images, loss))
-            loss = sum(part for _, part in ranks)
-            images = {position: found for part, _ in ranks for position, found in part.items()}
-        order = sorted(images)
-        return BoxAnswers([images[i] for i in order], np.array(order, np.int64), loss)
-
-
-def truth_of(record: Record, numbers: Sequence[int]) -> Truth:
-    """The true boxes of an image, in the model's classes; a tile ignores those that a neighbour answers for."""
+    Args:
+        record: Record of an image with boxes.
+        columns: For each class of the data its index among the model's.
+    """
     assert record.objects is not None
     assert isinstance(record.label, tuple)
-    labels = np.array([numbers[label] for label in record.label], np.int64)
+    labels = np.array([columns[label] for label in record.label], np.int64)
     tile, ignored = record.objects.tile, record.objects.ignored
     return Truth(record.objects.corners, labels, ignored if tile is None else ignored | ~tile.own)
 
 
-def answer_of(record: Record, found: Found) -> Found:
-    """What was found in an image; of a tile, what it answers for."""
+def select_detections(record: Record, boxes: Found) -> Found:
+    """Return the boxes that a model found in an image; of a tile those that it answers for."""
     tile = record.objects.tile if record.objects else None
     if tile is None:
-        return found
-    kept = is_centered_in(tile.core, found.corners)
-    return Found(found.corners[kept], found.labels[kept], found.scores[kept])
+        return boxes
+    inside = is_centered_in(tile.core, boxes.corners)
+    return Found(boxes.corners[inside], boxes.labels[inside], boxes.scores[inside])
 
 
-def figures_of(truth: Sequence[Truth], found: Sequence[Found], num_labels: int) -> dict[str, float]:
-    """The few figures that every validation logs; 0 where there is nothing to find."""
-    stats, _ = coco_metrics(truth, found, num_labels)
+def compute_box_metrics(
+    truth: Sequence[Truth], detections: Sequence[Found], num_labels: int
+) -> dict[str, float]:
+    """Return the few metrics that every validation logs; 0 where there is nothing to find."""
+    stats, _ = coco_metrics(truth, detections, num_labels)
     return {name: stats[name] or 0.0 for name in ("AP", "AP50")}
 
 
 def write_box_results(
     folder: Path,
     split: str,
-    answers: BoxAnswers,
     records: Sequence[Record],
+    truth: Sequence[Truth],
+    detections: Sequence[Found],
     labels: Sequence[str],
-    numbers: Sequence[int],
     more: Mapping[str, Any],
-) -> Path:
+) -> None:
     """Add a split's results to `results.json`, and write its page and pictures beside it.
 
     Args:
-        folder: Where the checkpoint lies.
-        split: `val` or `test`; results of the other stay.
-        answers: Of the whole split.
-        records: Of the split.
+        folder: Folder of the checkpoint.
+        split: `val` or `test`, whose results are replaced.
+        records: Records of N images.
+        truth: True boxes of each of the images.
+        detections: Detected boxes of each of the images.
         labels: Names of the model's classes.
-        numbers: For each class of the data its place among the model's.
-        more: What goes into the JSON besides the figures.
-
-    Returns:
-        The path of `results.json`.
+        more: Entries of the JSON besides the metrics.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    truth, found = answers.compared(records, numbers)
-    results = box_results(truth, found, labels) | dict(more)
-    path = folder / RESULTS_FILE
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    path.write_text(json.dumps(kept | {split: results}, indent=2) + "\n", encoding="utf-8")
-    seen = [records[i] for i in answers.position]
-    write_box_page(folder, split, results, seen, truth, found, labels)
-    return path
+    results = compute_box_results(truth, detections, labels) | dict(more)
+    save_results(folder, split, results)
+    write_box_page(folder, split, results, records, truth, detections, labels)
 
 
-def box_results(
-    truth: Sequence[Truth], found: Sequence[Found], labels: Sequence[str]
+def compute_box_results(
+    truth: Sequence[Truth], detections: Sequence[Found], labels: Sequence[str]
 ) -> dict[str, Any]:
-    """Every figure of a split, ready for JSON.
+    """Return every metric of a split, ready for JSON.
 
     Args:
-        truth: Of each image.
-        found: Of the same images.
+        truth: True boxes of each of N images.
+        detections: Detected boxes of each of the images.
         labels: Names of the classes.
     """
-    stats, per_class = coco_metrics(truth, found, len(labels))
-    classes = rankings(truth, found, len(labels))
+    stats, per_class = coco_metrics(truth, detections, len(labels))
+    classes = rankings(truth, detections, len(labels))
     best = [ranking.best_f1() for ranking in classes]
-    thresholds = [threshold for threshold, _ in best]
+    parts = zip(labels, classes, per_class, best, strict=True)
     rows = [
         {
             "label": label,
@@ -166,18 +116,16 @@ def box_results(
             "best_threshold": threshold,
             "best_f1": f1,
         }
-        for label, ranking, ap, (threshold, f1) in zip(
-            labels, classes, per_class, best, strict=True
-        )
+        for label, ranking, ap, (threshold, f1) in parts
     ]
-    interval = ap50_interval(classes, truth)
+    thresholds = [threshold for threshold, _ in best]
     return {
         "num_samples": len(truth),
         "num_boxes": sum(ranking.num_true for ranking in classes),
         **{name: value for name, value in stats.items() if name != "AP50"},
-        "AP50": interval | {"value": stats["AP50"]},
+        "AP50": ap50_interval(classes, truth) | {"value": stats["AP50"]},
         "per_class": rows,
-        "confusion_matrix": confusion(truth, found, thresholds).tolist(),
+        "confusion_matrix": confusion(truth, detections, thresholds).tolist(),
         "labels": list(labels),
         "curves": {label: ranking.curve() for label, ranking in zip(labels, classes, strict=True)},
     }

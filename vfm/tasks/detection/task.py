@@ -16,18 +16,21 @@ from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
 from vfm.data.auto import open_boxes
+from vfm.data.dataset import Record
 from vfm.data.detection.base import BoxData
 from vfm.losses import DetectionLoss, Loss
+from vfm.metrics.detection import Found, Truth
 from vfm.models.backbone import ImageSize
 from vfm.models.heads import DetectionHead, DetrHead
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
 from vfm.tasks.calibration import Calibration
 from vfm.tasks.detection.calibration import fit_boxes
-from vfm.tasks.detection.results import BoxAnswers, BoxCollector, figures_of, write_box_results
+from vfm.tasks.detection.results import compute_box_metrics, pair_boxes, write_box_results
 from vfm.tasks.detection.validation import BoxValidation
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
+from vfm.tasks.results import SplitPredictions
 from vfm.tasks.validation import Validation
 from vfm.training.optim import Optim
 from vfm.types import Batch, Objects, Target, require_target
@@ -101,7 +104,6 @@ class DetectionTask(BaseTask):
         self.criterion = loss or DetectionLoss()
         self._min_steps = min_steps
         self._multi_scale = multi_scale
-        self._collector = BoxCollector()
 
     def setup(self, stage: str) -> None:
         """Take the labels from the data, and lengthen a training that would be too short."""
@@ -120,31 +122,33 @@ class DetectionTask(BaseTask):
         size = [max(1, round(n * factor / self._stride)) * self._stride for n in images.shape[2:]]
         return F.interpolate(images, size=size, mode="bilinear", antialias=True), target
 
-    def evaluate(self, batch: Batch) -> None:
-        """Keep the boxes and the loss of a batch."""
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return `boxes` [N, K, 4], `labels` and `scores` [N, K], and the `loss` of all objects."""
         objects = require_target(batch, Objects, self)
         target = objects._replace(labels=self.columns[objects.labels])
         raw = self.raw(batch)
-        found = self.head.decode(raw, batch["geometry"])
-        self._collector.add(found, batch["index"], self.loss(raw, {**batch, "target": target}))
+        boxes = self.head.decode(raw, batch["geometry"])
+        return {**boxes, "loss": self.loss(raw, {**batch, "target": target})}
 
-    def gather(self) -> BoxAnswers | None:
-        """The answers of all ranks."""
-        answers = self._collector.gather()
-        return answers if len(answers.position) else None
+    def compute_metrics(self, split: str, predictions: SplitPredictions) -> dict[str, float]:
+        """Return loss by object, AP and AP50."""
+        _, truth, detections = self._pair_boxes(split, predictions)
+        num_objects = max(sum(len(true.labels) for true in truth), 1)
+        metrics = compute_box_metrics(truth, detections, len(self.labels))
+        return {"loss": predictions.sums["loss"] / num_objects, **metrics}
 
-    def figures(self, split: str, answers: BoxAnswers) -> dict[str, float]:
-        """Loss by object, AP and AP50."""
-        records = self._datamodule().records[split]
-        truth, found = answers.compared(records, self.columns.tolist())
-        number = max(sum(len(true.labels) for true in truth), 1)
-        return {"loss": answers.loss / number, **figures_of(truth, found, len(self.labels))}
+    def write_results(
+        self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]
+    ) -> None:
+        """Write all metrics of a split, its page and pictures."""
+        pairs = self._pair_boxes(split, predictions)
+        write_box_results(folder, split, *pairs, self.labels, more)
 
-    def write(self, folder: Path, split: str, answers: BoxAnswers, more: dict[str, Any]) -> Path:
-        """Write all figures of a split, its page and pictures."""
-        records = self._datamodule().records[split]
-        columns = self.columns.tolist()
-        return write_box_results(folder, split, answers, records, self.labels, columns, more)
+    def _pair_boxes(
+        self, split: str, predictions: SplitPredictions
+    ) -> tuple[list[Record], list[Truth], list[Found]]:
+        records = [self._datamodule().records[split][i] for i in predictions.position]
+        return records, *pair_boxes(records, predictions.rows, self.columns.tolist())
 
     def prediction_rows(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
         """A row for each box of a score above 0.01, in pixels of the original image."""
