@@ -108,7 +108,7 @@ def test_crowds_are_ignored_in_training(tmp_path, scenes):
     data = read(coco_of(write(tmp_path, "coco", scenes), crowd))
     (record,) = (r for r in data.records["train"] if r.objects.ignored.any())
     number = data.records["train"].index(record)
-    sample = data._build_dataset("train")[number]
+    sample = data.build_dataset("train")[number]
     assert len(sample.labels) == len(record.label) - 1
 
 
@@ -223,7 +223,7 @@ def test_tiles_of_a_large_photo(tmp_path):
     whole = {0: 0, 1: 0, 2: 0}
     for index, record in enumerate(records):
         left, top = record.objects.tile[:2]
-        sample = data._build_dataset("train")[index]
+        sample = data.build_dataset("train")[index]
         part = PREPROCESS.resize(np.ascontiguousarray(pixels[top : top + 100, left : left + 100]))[
             0
         ]
@@ -263,7 +263,7 @@ def test_an_image_of_another_size_is_skipped(tmp_path, scenes):
         content["images"][0]["height"] = 999
 
     data = read(coco_of(write(tmp_path, "coco", scenes), lie))
-    batch = collate_boxes([data._build_dataset("train")[i] for i in range(3)])
+    batch = collate_boxes([data.build_dataset("train")[i] for i in range(3)])
     assert len(batch["image"]) == 2
     assert "its boxes are for 64 x 999 pixels, the file has 64 x 64" in batch["skipped"][0][1]
 

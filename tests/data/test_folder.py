@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 from types import SimpleNamespace
@@ -7,7 +8,6 @@ import torch
 
 from tests.image_folders import write_image_folder
 from vfm.data import FolderData
-from vfm.data.base import _usable_cores
 from vfm.preprocess import Preprocess
 from vfm.spec import build
 
@@ -154,7 +154,7 @@ def test_two_processes_share_the_images(root):
 
 def test_workers_by_default_leave_a_core(root):
     data = FolderData(root)
-    assert data._workers() == min(8, _usable_cores() - 1)
+    assert data._choose_num_workers() == min(8, len(os.sched_getaffinity(0)) - 1)
     assert read(root).train_dataloader().num_workers == 0
 
 

@@ -125,12 +125,8 @@ class TestCompleteSplits:
     def test_no_val_is_asked_for(self):
         assert self.complete({"train": ["00"]}, val_fraction=0.0) == {"train": ["00"]}
 
-    def test_a_split_without_images(self):
-        assert self.complete({"train": [], "test": ["00"]}) == {
-            "train": [],
-            "val": [],
-            "test": ["00"],
-        }
+    def test_a_split_without_images_is_left_out(self):
+        assert self.complete({"train": [], "test": ["00"]}) == {"test": ["00"]}
 
 
 class TestLabels:

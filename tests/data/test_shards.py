@@ -55,7 +55,7 @@ def shard_data(pattern: str, **changes: Any) -> ShardData:
 
 def stream(data: ShardData, rank: int = 0, world: int = 1, **changes: Any) -> ShardStream:
     settings = {"batch_size": 4, "window": 6, "order": True} | changes
-    return ShardStream(data._build_dataset("train"), rank=rank, world=world, **settings)
+    return ShardStream(data.build_dataset("train"), rank=rank, world=world, **settings)
 
 
 def names(batches: Any) -> list[str]:

@@ -63,8 +63,11 @@ def test_table_is_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label,split\n", "has no column 'path'. Columns: file, label, split. A split file"),
-        ("", "Columns: none"),
+        (
+            "file,label,split\na,b,val\n",
+            r"has no column 'path' \(a split file has the columns path, label, split\). Columns: file, label, split",
+        ),
+        ("", "is empty. Its first line must name the columns"),
         (
             "path,label,split\na,b,dev\n",
             "line 2: split is 'dev'. Choices: train, val, test.",

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -38,63 +38,70 @@ _STAGE_SPLIT = {"fit": "train", "validate": "val", "test": "test"}
 _MOST_WORKERS = 8
 
 
-class ImageData(LightningDataModule, Component, ABC):
-    """Images with one label each, in splits.
+class LoaderOptions(TypedDict, total=False):
+    """The `**options` of a data module's constructor; a module states its own defaults in `option_defaults`.
 
-    A subclass implements `read`; everything else follows. The task sets `preprocess` before loaders
-    are made.
+    Args:
+        batch_size: Images in a batch, on each process.
+        num_workers: Processes that open images, for each training process; by default one less than its share of the
+            cores, at most 8.
+        seed: Seed of order, augmentation and splits, and of the images where they are generated.
     """
 
-    labels: tuple[str, ...]
+    batch_size: int
+    num_workers: int | None
+    seed: int
+
+
+LOADER_DEFAULTS: LoaderOptions = {"batch_size": 32, "num_workers": None, "seed": 0}
+
+
+class ImageData(LightningDataModule, Component, ABC):
+    """Images with labels, in splits.
+
+    A subclass implements `read`; everything else follows. The task sets `preprocess` before loaders are made.
+    """
+
+    option_defaults: ClassVar[LoaderOptions] = LOADER_DEFAULTS
+    """Defaults of the constructor's `**options`."""
+    labels: tuple[str, ...] = ()
     """Names of the classes, by label; known after `setup`."""
     records: dict[str, list[Record]]
     """The images of each split; known after `setup`."""
-    preprocess: Preprocess | None
-    """Of the model; the task sets it."""
-    multilabel: bool
+    preprocess: Preprocess | None = None
+    """Preprocessing of the model; the task sets it."""
+    multilabel: bool = False
     """Whether several labels, or none, may apply to an image; known after `setup`."""
-    group_columns: tuple[str, ...]
+    group_columns: tuple[str, ...] = ()
     """Names of the records' groups."""
     collate: Callable[[Sequence[Any]], Batch] = staticmethod(collate)
     """Joins samples to a batch."""
     stored: dict[str, StoredFeatures]
     """Splits whose images are replaced by the features that a frozen backbone gave for them; the task sets it."""
 
-    def __init__(
-        self,
-        *,
-        batch_size: int = 32,
-        num_workers: int | None = None,
-        augment: Augment = "standard",
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, *, augment: Augment = "standard", **options: Unpack[LoaderOptions]) -> None:
         """Make the data module; nothing is read yet.
 
         Args:
-            batch_size: Images in a batch, on each process.
-            num_workers: Processes that open images, for each training process; by default one less
-                than its share of the cores, at most 8.
-            augment: Augmentation of training images: `none`, `light`, `standard`, `strong`, or a list
-                of albumentations' transforms, as `TrainTransform` takes it.
-            seed: Of order, augmentation and splits.
+            augment: Augmentation of training images: `none`, `light`, `standard`, `strong`, or a list of
+                albumentations' transforms, as `TrainTransform` takes it.
+            **options: Options of every data module.
 
         Raises:
             ValueError: An argument lies outside its range.
         """
         super().__init__()
-        _check_least("batch_size", batch_size, 1)
-        _check_least("num_workers", num_workers or 0, 0)
-        _check_least("seed", seed, 0)
+        options = {**self.option_defaults, **options}
+        self.batch_size = options["batch_size"]
+        self.num_workers = options["num_workers"]
+        self.seed = options["seed"]
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}. Give {least} or more.")
         check_augment(augment)
-        self.batch_size = batch_size
-        self.num_workers = num_workers
         self.augment = augment
-        self.seed = seed
-        self.labels = ()
         self.records = {}
-        self.preprocess = None
-        self.multilabel = False
-        self.group_columns = ()
         self.stored = {}
         self._was_read = False
 
@@ -107,8 +114,9 @@ class ImageData(LightningDataModule, Component, ABC):
         """
 
     def read_predict(self) -> list[Record]:
-        """Find the images that `predict` answers for; they need no labels."""
-        return self.read().get("predict", [])
+        """Find the images that `predict` answers for, without labels; by default those of `predict`, or of `test`."""
+        self._read_once()
+        return self.records.get("predict") or self.records.get("test", [])
 
     def remedy(self, split: str) -> str:
         """What to do about a missing split: the end of the error's message."""
@@ -118,8 +126,7 @@ class ImageData(LightningDataModule, Component, ABC):
         """Read the records, once.
 
         Args:
-            stage: `fit`, `validate`, `test` or `predict` as Lightning says; `predict` needs no
-                classes.
+            stage: `fit`, `validate`, `test` or `predict` as Lightning says; `predict` needs no classes.
 
         Raises:
             ValueError: What the stage needs is missing, or a class cannot be learned.
@@ -134,50 +141,57 @@ class ImageData(LightningDataModule, Component, ABC):
             self.records.update(records)
             self._was_read = True
         if stage in _STAGE_SPLIT:
-            self._split(_STAGE_SPLIT[stage])
+            self._get_records(_STAGE_SPLIT[stage])
 
     def keep_split(self, folder: Path) -> Spec:
-        """Write what it takes to read the same splits again later, and give the spec that does so.
-
-        Args:
-            folder: Of the training run.
-        """
+        """Write to a run's folder what it takes to read the same splits again, and return the spec that does so."""
         return self.spec
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches in a new order every epoch, augmented, resumable.
 
-        All images take part, but for a last batch of one: batch norm cannot learn from a single
-        image. The order differs from epoch to epoch, so it is another image each time.
+        All images take part, but for a last batch of one: batch norm cannot learn from a single image. The order
+        differs from epoch to epoch, so it is another image each time.
         """
         self._leave_finished_epoch()
-        rank, world = self._place()
+        rank, world = self._rank_and_world
         dataset = self.stored.get("train") or self._build_training_dataset()
-        options = self._choose_loader_options("train")
         sampler = EpochSampler(
             len(dataset), shuffle=True, seed=self.seed, rank=rank, num_replicas=world
         )
         # Lightning asks for the first batches of a resumed training before it names the epoch.
-        sampler.set_epoch(self._position().epoch)
+        sampler.set_epoch(self._find_position().epoch)
         lonely = len(sampler) > 1 and len(sampler) % self.batch_size == 1 and self.batch_size > 1
         return ResumableLoader(
-            dataset, position=self._position, sampler=sampler, drop_last=lonely, **options
+            dataset,
+            position=self._find_position,
+            sampler=sampler,
+            drop_last=lonely,
+            **self._choose_loader_options("train"),
         )
 
     def val_dataloader(self) -> DataLoader[Sample | Skipped]:
         """Every validation image, in order; over several processes some come twice, by `index`."""
-        return self._eval_loader(self._dataset("val"), "val")
+        return self._build_eval_loader(self._choose_dataset("val"), "val")
 
     def test_dataloader(self) -> DataLoader[Sample | Skipped]:
         """Every test image, in order; over several processes some come twice, by `index`."""
-        return self._eval_loader(self._dataset("test"), "test")
+        return self._build_eval_loader(self._choose_dataset("test"), "test")
 
     def predict_dataloader(self) -> DataLoader[Sample | Skipped]:
         """Every image to answer for, in order."""
         self.setup("predict")
-        # No sampler: for prediction Lightning's own shares images among processes without repeating
-        # any.
-        return DataLoader(self._dataset("predict"), **self._choose_loader_options("predict"))
+        # Without a sampler: Lightning's own for prediction repeats no image where processes share them.
+        return DataLoader(self._choose_dataset("predict"), **self._choose_loader_options("predict"))
+
+    def build_plain_loader(self, split: str) -> DataLoader[Sample | Skipped]:
+        """This process's images of a split, in order and without augmentation; some may come twice, by `index`."""
+        return self._build_eval_loader(self.build_dataset(split), "images")
+
+    def build_dataset(self, split: str) -> ImageDataset:
+        """A split's images, in order and without augmentation, brought to the size of `preprocess`."""
+        records = self._get_records(split)
+        return ImageDataset(records, self._require_preprocess(), num_labels=self.num_targets)
 
     @property
     def num_targets(self) -> int:
@@ -189,7 +203,7 @@ class ImageData(LightningDataModule, Component, ABC):
         self._read_once()
         digest = hashlib.sha256(repr(self.labels).encode())
         lines = [
-            f"{split}\t{record.name}\t{record.label}\t{describe_content(record)}{_marks(record)}"
+            f"{split}\t{record.name}\t{record.label}\t{describe_content(record)}{_hash_boxes(record)}"
             for split, records in self.records.items()
             # The images of `predict` are known only after a prediction was asked for.
             if split != "predict"
@@ -198,31 +212,25 @@ class ImageData(LightningDataModule, Component, ABC):
         digest.update("\n".join(sorted(lines)).encode())
         return digest.hexdigest()
 
-    def split_fingerprint(self, split: str) -> str:
-        """A sha256 of a split's images, their order and, for files, the time of their last change.
-
-        Args:
-            split: `train`, `val` or `test`.
-        """
+    def hash_split(self, split: str) -> str:
+        """A sha256 of a split's images, their order and, for files, the time of their last change."""
         digest = hashlib.sha256()
-        for record in self._split(split):
-            digest.update(
-                f"{record.name}\t{describe_content(record)}\t{_changed(record)}\n".encode()
-            )
+        for record in self._get_records(split):
+            changed = _read_mtime(record)
+            digest.update(f"{record.name}\t{describe_content(record)}\t{changed}\n".encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Class names, and the number of images per split and class, ready for JSON."""
         self._read_once()
-        splits = {split: self._counts(records) for split, records in self.records.items()}
         return {
             "data": type(self).__name__,
             "labels": list(self.labels),
-            "splits": splits,
+            "splits": {split: self._count(records) for split, records in self.records.items()},
             "fingerprint": self.fingerprint(),
         }
 
-    def _counts(self, records: Sequence[Record]) -> dict[str, Any]:
+    def _count(self, records: Sequence[Record]) -> dict[str, Any]:
         counts = Counter(label for record in records for label in list_labels(record))
         per_class = {label: counts[i] for i, label in enumerate(self.labels)} if counts else {}
         return {"images": len(records), "per_class": per_class}
@@ -231,66 +239,55 @@ class ImageData(LightningDataModule, Component, ABC):
         if not self._was_read:
             self.setup()
 
-    def build_plain_loader(self, split: str) -> DataLoader[Sample | Skipped]:
-        """This process's share of a split's images, in order and without augmentation; some may come twice, by `index`.
-
-        Args:
-            split: `train`, `val` or `test`.
-        """
-        return self._eval_loader(self._build_dataset(split), "images")
-
-    def build_plain_dataset(self, split: str) -> ImageDataset:
-        """A split's images, in order and without augmentation, brought to the size of `preprocess`.
-
-        Args:
-            split: `train`, `val` or `test`.
-        """
-        return self._build_dataset(split)
-
-    def _eval_loader(
+    def _build_eval_loader(
         self, dataset: ImageDataset | StoredFeatures, split: str
     ) -> DataLoader[Sample | Skipped]:
-        rank, world = self._place()
+        rank, world = self._rank_and_world
         sampler = EpochSampler(len(dataset), shuffle=False, rank=rank, num_replicas=world)
         return DataLoader(dataset, sampler=sampler, **self._choose_loader_options(split))
 
-    def _dataset(self, split: str) -> ImageDataset | StoredFeatures:
-        return self.stored.get(split) or self._build_dataset(split)
-
-    def _build_dataset(self, split: str) -> ImageDataset:
-        return ImageDataset(self._split(split), self._preprocess(), None, 0, self.num_targets)
+    def _choose_dataset(self, split: str) -> ImageDataset | StoredFeatures:
+        return self.stored.get(split) or self.build_dataset(split)
 
     def _build_training_dataset(self) -> ImageDataset:
-        preprocess = self._preprocess()
+        preprocess = self._require_preprocess()
         transform = TrainTransform(self.augment, preprocess)
-        return ImageDataset(
-            self._split("train"), preprocess, transform, self.seed, self.num_targets
-        )
+        records = self._get_records("train")
+        return ImageDataset(records, preprocess, transform, self.seed, self.num_targets)
 
     def _choose_loader_options(self, split: str) -> dict[str, Any]:
         # What is stored is read in no time; handing it from process to process would take longer.
-        workers = 0 if split in self.stored else self._workers()
+        workers = 0 if split in self.stored else self._choose_num_workers()
         return {
             "batch_size": self.batch_size,
             "num_workers": workers,
             "collate_fn": self.collate,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": workers > 0,
-            "worker_init_fn": _one_thread,
+            "worker_init_fn": _limit_threads,
         }
 
-    def _split(self, split: str) -> list[Record]:
+    def _choose_num_workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        # A job on a shared machine may be given fewer cores than there are; macOS cannot tell.
+        shared = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if shared else os.cpu_count() or 1
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        return min(_MOST_WORKERS, max(0, cores // processes - 1))
+
+    def _get_records(self, split: str) -> list[Record]:
         if split != "predict":
             self._read_once()
         records = self.records.get(split)
         if not records:
-            found = (
-                ", ".join(f"{len(r)} {s}" for s, r in self.records.items() if r) or "none at all"
+            sizes = ", ".join(f"{len(r)} {s}" for s, r in self.records.items() if r)
+            raise ValueError(
+                f"There are no {split} images; found: {sizes or 'none at all'}. {self.remedy(split)}"
             )
-            raise DataError(f"There are no {split} images; found: {found}. {self.remedy(split)}")
         return records
 
-    def _preprocess(self) -> Preprocess:
+    def _require_preprocess(self) -> Preprocess:
         if self.preprocess is None:
             raise DataError(
                 f"{type(self).__name__} does not know the size of the model's input. "
@@ -299,17 +296,12 @@ class ImageData(LightningDataModule, Component, ABC):
             )
         return self.preprocess
 
-    def _place(self) -> tuple[int, int]:
+    @property
+    def _rank_and_world(self) -> tuple[int, int]:
         """Rank of this process and number of processes."""
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
-
-    def _workers(self) -> int:
-        if self.num_workers is not None:
-            return self.num_workers
-        processes = self.trainer.num_devices if self.trainer is not None else 1
-        return min(_MOST_WORKERS, max(0, _usable_cores() // processes - 1))
 
     def _leave_finished_epoch(self) -> None:
         """Keep Lightning from counting an epoch twice.
@@ -326,7 +318,7 @@ class ImageData(LightningDataModule, Component, ABC):
             loop._restarting = False
             loop.epoch_loop.restarting = False
 
-    def _position(self) -> Position:
+    def _find_position(self) -> Position:
         """How far the trainer has come; the end of an epoch is the start of the next."""
         if self.trainer is None:
             return Position(0, 0)
@@ -342,34 +334,28 @@ class ImageData(LightningDataModule, Component, ABC):
         return Position(epochs.processed, batches)
 
 
-def _check_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise OptionError(f"{name} is {value}. Give {least} or more.")
-
-
 def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> None:
     if not records.get("train"):
         return
     learned = {label for record in records["train"] for label in list_labels(record)}
     for split in ("val", "test"):
-        found = {label for record in records.get(split, []) for label in list_labels(record)}
-        extra = sorted(found - learned)
+        extra = {i for record in records.get(split, []) for i in list_labels(record)} - learned
         if extra:
-            names = ", ".join(f"'{labels[label]}'" for label in extra)
-            raise DataError(
+            names = ", ".join(f"'{labels[label]}'" for label in sorted(extra))
+            raise ValueError(
                 f"The {split} split has classes without training images: {names}. "
                 "Add training images of them, or take them out of that split."
             )
 
 
-def _marks(record: Record) -> str:
+def _hash_boxes(record: Record) -> str:
     if record.objects is None:
         return ""
     values = record.objects.corners.tobytes() + record.objects.ignored.tobytes()
     return "\t" + hashlib.sha256(values).hexdigest()
 
 
-def _changed(record: Record) -> int:
+def _read_mtime(record: Record) -> int:
     if isinstance(record.source, np.ndarray):
         return 0
     path = record.source.shard if isinstance(record.source, TarImage) else record.source
@@ -379,14 +365,7 @@ def _changed(record: Record) -> int:
         return 0
 
 
-def _usable_cores() -> int:
-    # A job on a shared machine may be given fewer cores than there are; macOS cannot tell.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _one_thread(worker_id: int) -> None:
+def _limit_threads(worker_id: int) -> None:
     """Keep OpenCV to one thread in each worker: there is a worker for every core already."""
     import cv2
 

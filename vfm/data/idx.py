@@ -7,15 +7,16 @@ import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import DataError, OptionError
 
-from vfm.data.base import ImageData
+from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.dataset import Record, list_labels
 from vfm.data.layouts import Reading
-from vfm.data.splits import SPLITS, complete_splits
+from vfm.data.splits import complete_splits
 from vfm.data.transforms import Augment
 
 _STEMS = {"train": "train", "test": "t10k"}
@@ -35,26 +36,22 @@ class IdxData(ImageData):
         *,
         label_names: Sequence[str] = (),
         val_fraction: float = 0.1,
-        batch_size: int = 32,
-        num_workers: int | None = None,
         augment: Augment = "light",
-        seed: int = 0,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         """Make the data module; the files are read by `setup`.
 
         Args:
-            root: The folder of the four files.
+            root: Folder of the four files.
             label_names: Names of the classes in the order of their numbers; the numbers by default.
-            val_fraction: Share of the training images for validation; 0 for none.
-            batch_size: Images in a batch, on each process.
-            num_workers: Processes that prepare images, as for `ImageData`.
+            val_fraction: Fraction of the training images for validation; 0 for none.
             augment: Augmentation of training images, as for `ImageData`.
-            seed: Of order, augmentation and splits.
+            **options: Options of every data module.
 
         Raises:
             ValueError: An argument lies outside its range.
         """
-        super().__init__(batch_size=batch_size, num_workers=num_workers, augment=augment, seed=seed)
+        super().__init__(augment=augment, **options)
         if not 0 <= val_fraction < 1:
             raise OptionError(f"val_fraction is {val_fraction}. Give a share from 0 to below 1.")
         self.root = Path(root)
@@ -65,7 +62,7 @@ class IdxData(ImageData):
         """All images, as uint8 [H, W]."""
         reading = read_idx_files(self.root, self.label_names)
         self.labels = tuple(reading.labels or ())
-        splits = complete_splits(
+        return complete_splits(
             reading.splits,
             lambda record: (record.name, list_labels(record)),
             self.labels,
@@ -73,12 +70,6 @@ class IdxData(ImageData):
             test_fraction=0.0,
             seed=self.seed,
         )
-        return {split: splits.get(split, []) for split in SPLITS}
-
-    def read_predict(self) -> list[Record]:
-        """The test images."""
-        self._read_once()
-        return self.records["test"]
 
     def remedy(self, split: str) -> str:
         """What to do about a missing split."""
@@ -96,7 +87,7 @@ def read_idx_files(root: Path, label_names: Sequence[str] = ()) -> Reading[Recor
     """Read train and test images, uint8 [H, W], with their labels.
 
     Args:
-        root: The folder of the four files.
+        root: Folder of the four files.
         label_names: Names of the classes in the order of their numbers; the numbers by default.
 
     Raises:
@@ -111,13 +102,19 @@ def read_idx_files(root: Path, label_names: Sequence[str] = ()) -> Reading[Recor
         ]
         for split, (images, labels) in arrays.items()
     }
-    return Reading(splits, _check_names(root, label_names, count))
+    names = label_names or tuple(map(str, range(count)))
+    if len(names) != count or len(set(names)) != count:
+        raise ValueError(
+            f"label_names has {len(set(names))} different names, the files of {root} have {count} classes. "
+            "Give one name for each class, or leave label_names out."
+        )
+    return Reading(splits, names)
 
 
 def _read_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     stem = _STEMS[split]
-    images = read_idx(_find(root, f"{stem}-images-idx3-ubyte"), num_dimensions=3)
-    labels = read_idx(_find(root, f"{stem}-labels-idx1-ubyte"), num_dimensions=1)
+    images = read_idx(_find_file(root, f"{stem}-images-idx3-ubyte"), num_dimensions=3)
+    labels = read_idx(_find_file(root, f"{stem}-labels-idx1-ubyte"), num_dimensions=1)
     if len(images) != len(labels) or not len(images):
         raise DataError(
             f"{root} has {len(images)} {split} images and {len(labels)} labels. "
@@ -126,71 +123,47 @@ def _read_split(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.u
     return images, labels
 
 
-def _check_names(root: Path, label_names: Sequence[str], count: int) -> Sequence[str]:
-    names = label_names or tuple(map(str, range(count)))
-    if len(names) != count or len(set(names)) != count:
-        raise OptionError(
-            f"label_names has {len(set(names))} different names, the files of {root} have {count} classes. "
-            "Give one name for each class, or leave label_names out."
-        )
-    return names
-
-
 def read_idx(path: Path, *, num_dimensions: int) -> NDArray[np.uint8]:
-    """Read one file: uint8 of as many dimensions, first of them the samples.
+    """Read one file, plain or `.gz`: uint8 of as many dimensions, first of them the samples.
 
     Raises:
         ValueError: It is cut short, of another kind, or holds other numbers than bytes.
     """
-    data = _content(path)
-    if (
-        len(data) < 4
-        or data[:2] != b"\0\0"
-        or data[2] != _UNSIGNED_BYTES
-        or data[3] != num_dimensions
-    ):
-        raise DataError(
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"{path} cannot be unpacked: {error}. Copy or download it again."
+            ) from error
+    if data[:4] != bytes([0, 0, _UNSIGNED_BYTES, num_dimensions]):
+        raise ValueError(
             f"{path} is no IDX file of bytes in {num_dimensions} dimensions: it starts with {data[:4].hex(' ')}, not "
             f"00 00 08 {num_dimensions:02x}. Give MNIST's own files, unpacked or as .gz."
         )
     start = 4 + 4 * num_dimensions
     if len(data) < start:
-        raise DataError(f"{path} ends within its header. Copy or download it again.")
-    shape = tuple(int(n) for n in np.frombuffer(data, ">i4", num_dimensions, 4))
+        raise ValueError(f"{path} ends within its header. Copy or download it again.")
+    shape = np.frombuffer(data, ">i4", num_dimensions, 4).tolist()
     if len(data) - start != math.prod(shape):
-        raise DataError(
-            f"{path} should hold {math.prod(shape):,} bytes for shape {list(shape)}, but holds {len(data) - start:,}. "
+        raise ValueError(
+            f"{path} should hold {math.prod(shape):,} bytes for shape {shape}, but holds {len(data) - start:,}. "
             "Copy or download it again."
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def _find(root: Path, name: str) -> Path:
+def _find_file(root: Path, name: str) -> Path:
     # torchvision and others unpack to a name with a dot in place of the last dash.
-    candidates = [
-        root / (n + end) for n in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")
-    ]
-    for path in candidates:
-        if path.is_file():
-            return path
-    there = sorted(p.name for p in root.iterdir())[:5] if root.is_dir() else []
-    found = (
-        f"It holds {', '.join(there) or 'nothing'}."
-        if root.is_dir()
-        else "There is no such folder."
+    for stem in (name, name.replace("-idx", ".idx")):
+        for suffix in ("", ".gz"):
+            if (path := root / f"{stem}{suffix}").is_file():
+                return path
+    content = "There is no such folder."
+    if root.is_dir():
+        names = sorted(path.name for path in root.iterdir())[:5]
+        content = f"It holds {', '.join(names) or 'nothing'}."
+    raise ValueError(
+        f"There is no {name} or {name}.gz in {root}. {content} Give the folder of MNIST's four files."
     )
-    raise DataError(
-        f"There is no {name} or {name}.gz in {root}. {found} Give the folder of MNIST's four files."
-    )
-
-
-def _content(path: Path) -> bytes:
-    data = path.read_bytes()
-    if path.suffix != ".gz":
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be unpacked: {error}. Copy or download it again."
-        ) from error

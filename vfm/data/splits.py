@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 from collections import Counter, defaultdict
@@ -10,12 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from vfm_runtime.errors import DataError
+from vfm.data.tables import read_table, write_rows
 
 T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
-_COLUMNS = ["path", "label", "split"]
 
 
 class SplitRow(NamedTuple):
@@ -28,19 +26,32 @@ class SplitRow(NamedTuple):
     """`train`, `val` or `test`."""
 
 
+def check_fractions(val_fraction: float, test_fraction: float) -> None:
+    """Refuse fractions of the images for val and test that leave nothing to train on.
+
+    Raises:
+        ValueError: One is negative, or both together are 1 or more.
+    """
+    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+        raise ValueError(
+            f"val_fraction is {val_fraction} and test_fraction is {test_fraction}. "
+            "Give shares from 0 that leave something to train on, such as 0.1 and 0.1."
+        )
+
+
 def split_by_class(
     names: Sequence[str], labels: Sequence[str], fractions: Mapping[str, float], seed: int
 ) -> list[str]:
-    """Choose a split for every image, class by class.
+    """Choose a split for every image, class by class: a stratified split.
 
-    The choice depends on the seed, the names and the labels, not on their order. Every class has at
-    least one image in every split.
+    The choice depends on the seed, the names and the labels, not on their order. Every class has at least one image in
+    every split.
 
     Args:
         names: Unique names of the images.
-        labels: Class of each.
-        fractions: Share of each split, adding up to 1; splits of share 0 get nothing.
-        seed: Of the draw.
+        labels: The class of each image.
+        fractions: Fraction of each split, adding up to 1; splits of fraction 0 get nothing.
+        seed: Seed of the draw.
 
     Returns:
         The split of each image.
@@ -48,16 +59,22 @@ def split_by_class(
     Raises:
         ValueError: The fractions do not add up, or a class has fewer images than there are splits.
     """
-    wanted = _checked(fractions)
+    wanted = _drop_empty(fractions)
     members: dict[str, list[int]] = defaultdict(list)
     for index, label in enumerate(labels):
         members[label].append(index)
     chosen = [""] * len(names)
-    for label in sorted(members):
-        _check_class(label, len(members[label]), wanted)
-        ranked = iter(sorted(members[label], key=lambda index: _rank(seed, names[index])))
-        for split, count in _counts(len(members[label]), wanted).items():
-            for _ in range(count):
+    for label, images in sorted(members.items()):
+        if len(images) < len(wanted):
+            count = "1 image" if len(images) == 1 else f"{len(images)} images"
+            raise ValueError(
+                f"Class '{label}' has {count}, too few for one each in {', '.join(wanted)}. "
+                "Add images, leave the class out, or ask for fewer splits "
+                "(val_fraction=0 or test_fraction=0)."
+            )
+        ranked = iter(sorted(images, key=lambda index: _rank(seed, names[index])))
+        for split, number in _round_counts(len(images), wanted).items():
+            for _ in range(number):
                 chosen[next(ranked)] = split
     return chosen
 
@@ -75,11 +92,11 @@ def split_by_key(
     al., 2011). Where every image has a key and one label of its own it is `split_by_class`.
 
     Args:
-        keys: Of each image; images of one key stay together.
+        keys: The key of each image; images of one key stay together.
         labels: The labels of each image, as indices into `names`.
-        names: Of the labels.
-        fractions: Share of each split, adding up to 1; splits of share 0 get nothing.
-        seed: Of the draw.
+        names: The label names.
+        fractions: Fraction of each split, adding up to 1; splits of fraction 0 get nothing.
+        seed: Seed of the draw.
 
     Returns:
         The split of each image.
@@ -88,16 +105,16 @@ def split_by_key(
         ValueError: The fractions do not add up, or a label cannot be in every split (in the training images, where
             images have several labels).
     """
-    single = all(len(found) == 1 for found in labels)
+    single = all(len(of_image) == 1 for of_image in labels)
     if single and len(set(keys)) == len(keys):
-        return split_by_class(keys, [names[found[0]] for found in labels], fractions, seed)
-    wanted = _checked(fractions)
+        return split_by_class(keys, [names[label] for (label,) in labels], fractions, seed)
+    wanted = _drop_empty(fractions)
     counts: dict[str, Counter[int]] = defaultdict(Counter)
-    for key, found in zip(keys, labels, strict=True):
-        counts[key].update(found)
+    for key, of_image in zip(keys, labels, strict=True):
+        counts[key].update(of_image)
     if single:
         _check_keys(counts, names, wanted)
-    chosen = _dealt(counts, wanted, seed)
+    chosen = _deal_keys(counts, wanted, seed)
     learned = {label for key, split in chosen.items() if split == "train" for label in counts[key]}
     missing = sorted({label for count in counts.values() for label in count} - learned)
     if missing:
@@ -119,10 +136,12 @@ def complete_splits(
 ) -> dict[str, list[T]]:
     """Draw the splits that data does not state: all where it states none, val from train where only that is missing.
 
+    Splits without images are left out.
+
     Args:
         splits: Images by split as the data states it; by "" where it states none.
         describe: Gives the key of an image, whose images stay together, and its labels as indices into `names`.
-        names: Label names.
+        names: Names of the labels.
         val_fraction: Fraction of the images for val, where it is drawn.
         test_fraction: Fraction of the images for test, where all splits are drawn.
         seed: Seed of the draw.
@@ -130,23 +149,24 @@ def complete_splits(
     Raises:
         ValueError: There are too few images, as for `split_by_key`.
     """
+    drawn: dict[str, list[T]] = {split: [*splits.get(split, [])] for split in SPLITS}
+    stated, fractions = "", {"train": 1 - val_fraction - test_fraction, "val": val_fraction}
     if "" in splits:
-        undrawn, fractions = "", {"train": 1 - val_fraction - test_fraction, "val": val_fraction}
         fractions["test"] = test_fraction
     elif "train" in splits and "val" not in splits and val_fraction:
-        undrawn, fractions = "train", {"train": 1 - val_fraction, "val": val_fraction}
-    else:
-        return dict(splits)
-    described = [describe(image) for image in splits[undrawn]]
-    keys, labels = [key for key, _ in described], [numbers for _, numbers in described]
-    chosen = split_by_key(keys, labels, names, fractions, seed)
-    drawn: dict[str, list[T]] = {split: [] for split in fractions}
-    for image, split in zip(splits[undrawn], chosen, strict=True):
-        drawn[split].append(image)
-    return {split: images for split, images in splits.items() if split} | drawn
+        stated, fractions = "train", {"train": 1 - val_fraction, "val": val_fraction}
+        drawn["train"] = []
+    images = splits.get(stated, [])
+    if images:
+        keys, labels = zip(*map(describe, images), strict=True)
+        for image, split in zip(
+            images, split_by_key(keys, labels, names, fractions, seed), strict=True
+        ):
+            drawn[split].append(image)
+    return {split: images for split, images in drawn.items() if images}
 
 
-def _dealt(
+def _deal_keys(
     counts: Mapping[str, Counter[int]], fractions: Mapping[str, float], seed: int
 ) -> dict[str, str]:
     """A split for each key."""
@@ -195,10 +215,7 @@ def _check_keys(
 
 def write_split(path: str | Path, rows: Iterable[SplitRow]) -> None:
     """Write a split as a table with the columns path, label and split."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        writer.writerows(sorted(rows))
+    write_rows(Path(path), SplitRow._fields, [row._asdict() for row in sorted(rows)])
 
 
 def read_split(path: str | Path) -> list[SplitRow]:
@@ -209,63 +226,44 @@ def read_split(path: str | Path) -> list[SplitRow]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"There is no split file {path}. Write one with FolderData.save_split().")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        missing = [column for column in _COLUMNS if column not in columns]
-        if missing:
-            raise DataError(
-                f"{path} has no column '{missing[0]}'. Columns: {', '.join(columns) or 'none'}. "
-                f"A split file has the columns {', '.join(_COLUMNS)}."
-            )
-        rows = [SplitRow(*(row[column] or "" for column in _COLUMNS)) for row in reader]
-    _check_rows(path, rows)
-    return rows
-
-
-def _check_rows(path: Path, rows: Sequence[SplitRow]) -> None:
-    seen: set[str] = set()
-    for line, row in enumerate(rows, start=2):
+        raise ValueError(f"There is no split file {path}. Write one with FolderData.save_split().")
+    table = read_table(path)
+    for column in SplitRow._fields:
+        table.require(column, "a split file has the columns path, label, split")
+    rows: dict[str, SplitRow] = {}
+    for index, cells in enumerate(table.rows):
+        row = SplitRow(cells["path"], cells["label"], cells["split"])
         if row.split not in SPLITS:
-            raise DataError(
-                f"{path}, line {line}: split is '{row.split}'. Choices: {', '.join(SPLITS)}."
+            raise ValueError(
+                f"{table.where(index)}: split is '{row.split}'. Choices: {', '.join(SPLITS)}."
             )
-        if row.path in seen:
-            raise DataError(
-                f"{path}, line {line}: '{row.path}' is listed twice. Keep one line for each image."
+        if row.path in rows:
+            raise ValueError(
+                f"{table.where(index)}: '{row.path}' is listed twice. Keep one line for each image."
             )
-        seen.add(row.path)
+        rows[row.path] = row
+    return list(rows.values())
 
 
-def _checked(fractions: Mapping[str, float]) -> dict[str, float]:
+def _drop_empty(fractions: Mapping[str, float]) -> dict[str, float]:
+    """The splits that get images, of fractions that add up to 1."""
     total = sum(fractions.values())
     if min(fractions.values()) < 0 or not math.isclose(total, 1, abs_tol=1e-9):
-        given = ", ".join(f"{split} {share:g}" for split, share in fractions.items())
-        raise DataError(
-            f"The shares of the splits are {given}. Give numbers from 0 that add up to 1."
+        listed = ", ".join(f"{split} {fraction:g}" for split, fraction in fractions.items())
+        raise ValueError(
+            f"The shares of the splits are {listed}. Give numbers from 0 that add up to 1."
         )
-    return {split: share for split, share in fractions.items() if share > 0}
-
-
-def _check_class(label: str, count: int, fractions: Mapping[str, float]) -> None:
-    if count < len(fractions):
-        images = "1 image" if count == 1 else f"{count} images"
-        raise DataError(
-            f"Class '{label}' has {images}, too few for one each in {', '.join(fractions)}. "
-            "Add images, leave the class out, or ask for fewer splits "
-            "(val_fraction=0 or test_fraction=0)."
-        )
+    return {split: fraction for split, fraction in fractions.items() if fraction > 0}
 
 
 def _rank(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
-def _counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
-    """Whole numbers nearest to the shares, each at least 1, adding up to the total."""
+def _round_counts(total: int, fractions: Mapping[str, float]) -> dict[str, int]:
+    """Whole numbers nearest to the fractions of a total, each at least 1, adding up to the total."""
     # Rounded first: 0.7 * 10 is 7.000000000000001 or less, as it happens.
-    exact = {split: round(total * share, 9) for split, share in fractions.items()}
+    exact = {split: round(total * fraction, 9) for split, fraction in fractions.items()}
     counts = {split: max(1, math.floor(value)) for split, value in exact.items()}
     while sum(counts.values()) < total:
         counts[max(counts, key=lambda split: exact[split] - counts[split])] += 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable, Sequence
+from typing import ClassVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import OptionError
 
-from vfm.data.base import ImageData
+from vfm.data.base import LOADER_DEFAULTS, ImageData, LoaderOptions
 from vfm.data.dataset import Record
 from vfm.data.splits import SPLITS, split_by_class
 from vfm.data.transforms import Augment
@@ -31,33 +32,31 @@ class SyntheticData(ImageData):
     images.
     """
 
+    # The images are in memory: processes that open them would only cost time.
+    option_defaults: ClassVar[LoaderOptions] = {**LOADER_DEFAULTS, "num_workers": 0}
+
     def __init__(
         self,
         *,
         num_classes: int = 4,
         num_images: int = 64,
         image_size: int = 32,
-        batch_size: int = 32,
-        num_workers: int | None = 0,
         augment: Augment = "standard",
-        seed: int = 0,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         """Make the data module.
 
         Args:
-            num_classes: Each has a shape and a colour.
-            num_images: Of all classes and splits together.
+            num_classes: Number of classes, each with a shape and a colour.
+            num_images: Images of all classes and splits together.
             image_size: Height and width in pixels.
-            batch_size: Images in a batch, on each process.
-            num_workers: Processes that prepare images; these are in memory and need none.
             augment: Augmentation of training images, as for `ImageData`.
-            seed: Of images, order, augmentation and splits.
+            **options: Options of every data module.
 
         Raises:
-            ValueError: There is less than one image for each class and split, or a number is too
-                small.
+            ValueError: There is less than one image for each class and split, or a number is too small.
         """
-        super().__init__(batch_size=batch_size, num_workers=num_workers, augment=augment, seed=seed)
+        super().__init__(augment=augment, **options)
         if num_classes < 2:
             raise OptionError(f"num_classes is {num_classes}. Give 2 or more.")
         if image_size < 8:
@@ -74,43 +73,35 @@ class SyntheticData(ImageData):
     def read(self) -> dict[str, list[Record]]:
         """Draw all images, uint8 [image_size, image_size, 3]."""
         self.labels = tuple(name_classes(self.num_classes))
-        classes = [index % self.num_classes for index in range(self.num_images)]
         names = [f"shape-{index:05d}" for index in range(self.num_images)]
-        labels = [self.labels[label] for label in classes]
+        labels = [self.labels[index % self.num_classes] for index in range(self.num_images)]
         splits = split_by_class(names, labels, _FRACTIONS, self.seed)
-        size = (self.image_size, self.image_size)
         records: dict[str, list[Record]] = {split: [] for split in SPLITS}
-        for index, (label, name, split) in enumerate(zip(classes, names, splits, strict=True)):
+        for index, (name, split) in enumerate(zip(names, splits, strict=True)):
+            label = index % self.num_classes
+            size = (self.image_size, self.image_size)
             image = draw_shape(label, self.num_classes, size, (self.seed, index))
             records[split].append(Record(image, label, name))
         return records
-
-    def read_predict(self) -> list[Record]:
-        """The test images."""
-        self._read_once()
-        return self.records["test"]
 
 
 def draw_shape(
     label: int, num_classes: int, size: tuple[int, int], key: Sequence[int]
 ) -> NDArray[np.uint8]:
-    """Draw one image of a class.
+    """Draw one image of a class, uint8 [H, W, 3].
 
     Args:
-        label: The class; its shape and hue follow.
+        label: Class; its shape and hue follow.
         num_classes: Number of classes that share the hues.
         size: Height and width in pixels.
         key: Numbers from 0; the same ones give the same image.
-
-    Returns:
-        uint8 [H, W, 3].
     """
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
     height, width = size
     radius = random.uniform(0.25, 0.4) * min(size)
-    centre_y = random.uniform(0.4, 0.6) * height
-    centre_x = random.uniform(0.4, 0.6) * width
-    inside = draw_mask(label, size, (centre_y, centre_x), radius)
+    center_y = random.uniform(0.4, 0.6) * height
+    center_x = random.uniform(0.4, 0.6) * width
+    inside = draw_mask(label, size, (center_y, center_x), radius)
     image = np.full((height, width, 3), random.uniform(60, 200))
     image[inside] = compute_color(label, num_classes, random.uniform(0.7, 1.0))
     image += random.normal(0, 8, image.shape)
@@ -119,28 +110,22 @@ def draw_shape(
 
 
 def draw_mask(
-    label: int, size: tuple[int, int], centre: tuple[float, float], radius: float
+    label: int, size: tuple[int, int], center: tuple[float, float], radius: float
 ) -> NDArray[np.bool_]:
-    """Where the shape of a class lies, [H, W].
+    """Where the shape of a class lies, bool [H, W].
 
     Args:
-        label: The class.
+        label: Class; its shape follows.
         size: Height and width in pixels.
-        centre: Row and column of the shape's middle.
+        center: Row and column of the shape's middle.
         radius: Half of its height and width at most, in pixels.
     """
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float64)
-    return _SHAPES[label % len(_SHAPES)]((y - centre[0]) / radius, (x - centre[1]) / radius)
+    return _SHAPES[label % len(_SHAPES)]((y - center[0]) / radius, (x - center[1]) / radius)
 
 
 def compute_color(label: int, num_classes: int, brightness: float) -> NDArray[np.float64]:
-    """Red, green and blue of a class, 0..255.
-
-    Args:
-        label: The class.
-        num_classes: Number of classes that share the hues.
-        brightness: 0..1.
-    """
+    """Red, green and blue of a class, 0..255, at a brightness of 0..1."""
     return np.array(colorsys.hsv_to_rgb(label / num_classes, 0.9, brightness)) * 255
 
 

@@ -129,7 +129,7 @@ def open_images(
     number = len(source.positions)
     source.data.preprocess = preprocess
     datasets = {
-        split: source.data.build_plain_dataset(split)
+        split: source.data.build_dataset(split)
         for split in dict.fromkeys(split for split, _ in source.positions)
     }
     pixels = np.empty((number, *preprocess.size, 3), np.uint8)

@@ -71,7 +71,7 @@ def features_of(
         CacheError: The disk has too little space, or ranks do not share the folder.
     """
     data.preprocess = preprocess
-    key = key_of(backbone, preprocess, data.split_fingerprint(split), reads, ranks.precision_name)
+    key = key_of(backbone, preprocess, data.hash_split(split), reads, ranks.precision_name)
     folder = (root or cache_dir()) / key
     records = data.records[split]
     # Rank 0 decides for all: another job may finish the same features between two looks.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC
+from typing import Unpack
 
-from vfm.data.base import ImageData
+from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.detection.dataset import BoxAugment, BoxDataset, collate_boxes
 
 
@@ -17,40 +18,32 @@ class BoxData(ImageData, ABC):
 
     collate = staticmethod(collate_boxes)
 
-    def __init__(
-        self,
-        *,
-        augment: BoxAugment,
-        batch_size: int,
-        num_workers: int | None,
-        seed: int,
-    ) -> None:
+    def __init__(self, *, augment: BoxAugment, **options: Unpack[LoaderOptions]) -> None:
         """Make the data module; nothing is read yet.
 
         Args:
             augment: Augmentation of training images.
-            batch_size: Images in a batch, on each process.
-            num_workers: Processes that open images, as for `ImageData`.
-            seed: Of order, augmentation and splits.
+            **options: Options of every data module.
         """
-        super().__init__(batch_size=batch_size, num_workers=num_workers, augment="none", seed=seed)
+        super().__init__(augment="none", **options)
         self.box_augment = augment
 
-    def _build_dataset(self, split: str) -> BoxDataset:
-        return BoxDataset(self._split(split), self._preprocess())
+    def build_dataset(self, split: str) -> BoxDataset:
+        """A split's images with their boxes, in order and without augmentation."""
+        return BoxDataset(self._get_records(split), self._require_preprocess())
 
     def _build_training_dataset(self) -> BoxDataset:
-        records = self._split("train")
-        calm = self._calm_from(len(records))
-        return BoxDataset(records, self._preprocess(), self.box_augment, self.seed, calm)
+        records = self._get_records("train")
+        calm = self._find_calm_epoch(len(records))
+        return BoxDataset(records, self._require_preprocess(), self.box_augment, self.seed, calm)
 
-    def _calm_from(self, num_images: int) -> float:
+    def _find_calm_epoch(self, num_images: int) -> float:
         """The epoch from which the end of the training goes on without mosaic."""
         if self.trainer is None:
             return math.inf
-        share = 1 - self.box_augment.calm
-        if self.trainer.max_steps != -1:
-            _, world = self._place()
-            a_step = self.batch_size * world * self.trainer.accumulate_grad_batches
-            return share * self.trainer.max_steps * a_step / num_images
-        return share * (self.trainer.max_epochs or math.inf)
+        fraction = 1 - self.box_augment.calm
+        if self.trainer.max_steps == -1:
+            return fraction * (self.trainer.max_epochs or math.inf)
+        images_a_step = self.batch_size * self.trainer.world_size
+        images_a_step *= self.trainer.accumulate_grad_batches
+        return fraction * self.trainer.max_steps * images_a_step / num_images

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Unpack
+
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import OptionError
 
+from vfm.data.base import LOADER_DEFAULTS, LoaderOptions
 from vfm.data.dataset import Record
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.base import BoxData
 from vfm.data.detection.dataset import BoxAugment
+from vfm.data.splits import SPLITS
 from vfm.data.synthetic import compute_color, draw_mask, name_classes
 
 _GROUND, _NOISE = 128, 20
-_FRACTIONS = {"train": 0.5, "val": 0.25, "test": 0.25}
 _ATTEMPTS = 20
 
 
 class SyntheticScenes(BoxData):
     """Coloured shapes on a grey, noisy ground, with their boxes.
 
-    Half of the scenes are to train, a quarter each to validate and to test.
+    Half of the scenes are to train, a quarter each to validate and to test; `predict` answers for the test scenes.
     """
+
+    # The images are in memory: processes that open them would only cost time.
+    option_defaults: ClassVar[LoaderOptions] = {
+        **LOADER_DEFAULTS,
+        "batch_size": 8,
+        "num_workers": 0,
+    }
 
     def __init__(
         self,
@@ -31,58 +41,43 @@ class SyntheticScenes(BoxData):
         image_size: int = 128,
         max_objects: int = 4,
         augment: BoxAugment = BoxAugment(),
-        batch_size: int = 8,
-        num_workers: int | None = 0,
-        seed: int = 0,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         """Make the data module.
 
         Args:
-            num_classes: Each has a shape and a colour.
-            num_images: Of all splits together, at least 4.
+            num_classes: Number of classes, each with a shape and a colour.
+            num_images: Images of all splits together, at least 4.
             image_size: Height and width in pixels, 32 or more.
             max_objects: Most shapes in a scene; there may be none.
             augment: Augmentation of training images.
-            batch_size: Images in a batch, on each process.
-            num_workers: Processes that prepare images; these are in memory and need none.
-            seed: Of scenes, order and augmentation.
+            **options: Options of every data module.
 
         Raises:
             ValueError: A number is too small.
         """
-        super().__init__(augment=augment, batch_size=batch_size, num_workers=num_workers, seed=seed)
-        least = {"num_classes": 1, "num_images": 4, "image_size": 32, "max_objects": 1}
-        given = {
-            "num_classes": num_classes,
-            "num_images": num_images,
-            "image_size": image_size,
-            "max_objects": max_objects,
-        }
-        for name, value in given.items():
-            if value < least[name]:
-                raise OptionError(f"{name} is {value}. Give {least[name]} or more.")
+        super().__init__(augment=augment, **options)
         self.num_classes = num_classes
         self.num_images = num_images
         self.image_size = image_size
         self.max_objects = max_objects
+        least = {"num_classes": 1, "num_images": 4, "image_size": 32, "max_objects": 1}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"{name} is {getattr(self, name)}. Give {number} or more.")
 
     def read(self) -> dict[str, list[Record]]:
         """Draw all scenes."""
         self.labels = tuple(name_classes(self.num_classes))
-        ends = np.cumsum([round(share * self.num_images) for share in _FRACTIONS.values()])
-        records: dict[str, list[Record]] = {split: [] for split in _FRACTIONS}
+        half, quarter = (round(fraction * self.num_images) for fraction in (0.5, 0.25))
+        records: dict[str, list[Record]] = {split: [] for split in SPLITS}
         for index in range(self.num_images):
-            split = list(_FRACTIONS)[min(int(np.searchsorted(ends, index, "right")), 2)]
+            split = SPLITS[(index >= half) + (index >= half + quarter)]
             pixels, labels, annotation = draw_scene(
                 self.image_size, self.num_classes, self.max_objects, (self.seed, index)
             )
             records[split].append(Record(pixels, labels, f"scene-{index:05d}", objects=annotation))
         return records
-
-    def read_predict(self) -> list[Record]:
-        """The test scenes."""
-        self._read_once()
-        return self.records["test"]
 
 
 def draw_scene(
@@ -92,7 +87,7 @@ def draw_scene(
 
     Args:
         side: Height and width in pixels.
-        num_classes: Of shapes.
+        num_classes: Number of classes that share the hues.
         max_objects: Most shapes; one scene in ten has none.
         key: Numbers from 0; the same ones give the same scene.
 
@@ -109,24 +104,15 @@ def draw_scene(
             break
         size = int(random.integers(side // 6, side // 3))
         left, top = (int(random.integers(side - size)) for _ in range(2))
-        box = (left, top, left + size, top + size)
-        if any(_touch(box, other) for other in boxes):
+        right, bottom = left + size, top + size
+        if any(left < r and x < right and top < b and y < bottom for x, y, r, b in boxes):
             continue
         label = int(random.integers(num_classes))
         inside = draw_mask(label, (size, size), ((size - 1) / 2,) * 2, size / 2)
         rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
-        colour = compute_color(label, num_classes, random.uniform(0.7, 1.0))
-        image[top : top + size, left : left + size][inside] = colour
+        color = compute_color(label, num_classes, random.uniform(0.7, 1.0))
+        image[top:bottom, left:right][inside] = color
         boxes.append((left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1))
         labels.append(label)
     corners = np.array(boxes, np.float32).reshape(-1, 4)
     return image, tuple(labels), Annotation(corners, np.zeros(len(boxes), bool), (side, side))
-
-
-def _touch(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> bool:
-    return (
-        first[0] < second[2]
-        and second[0] < first[2]
-        and first[1] < second[3]
-        and second[1] < first[3]
-    )

@@ -152,12 +152,15 @@ class DeepfakeImages(ImageData, ABC):
         }
         return found | {"methods": methods, "mode": self.mode, "crop": self.crop.to_dict()}
 
-    def _build_dataset(self, split: str) -> DeepfakeDataset:
-        return DeepfakeDataset(self._split(split), self.crop, self._preprocess(), seed=self.seed)
+    def build_dataset(self, split: str) -> DeepfakeDataset:
+        """A split's images, in order and without augmentation."""
+        return DeepfakeDataset(
+            self._get_records(split), self.crop, self._require_preprocess(), seed=self.seed
+        )
 
     def _build_training_dataset(self) -> DeepfakeDataset:
-        records = require_deepfakes(self._split("train"))
-        seen = (records, self.crop, self._preprocess(), self.changes, self.seed)
+        records = require_deepfakes(self._get_records("train"))
+        seen = (records, self.crop, self._require_preprocess(), self.changes, self.seed)
         if self.mode == "plain":
             return DeepfakeDataset(*seen)
         blends = {"paired": 0.0, "sbi": 1.0}.get(self.mode, self.sbi_share)
