@@ -180,8 +180,11 @@ def test_one_process_resumes_what_two_began():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"num_images": 8}, "training had 10 images; now it has 8. Resume with the same data"),
-        ({"batch_size": 4}, "training had 2 images a step; now it has 4. Resume with"),
+        (
+            {"num_images": 8},
+            r"since then have changed: num images \(10 to 8\)\. Resume with the same data",
+        ),
+        ({"batch_size": 4}, r"since then have changed: global batch size \(2 to 4\)\. Resume with"),
     ],
 )
 def test_what_changed_in_the_middle_of_an_epoch_is_told(changed, message):

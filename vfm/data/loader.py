@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sized
+from typing import Any, NamedTuple, cast
 
 from torch.utils.data import DataLoader
 from vfm_runtime.errors import DataError
 
-from vfm.data.dataset import ImageDataset, Sample, Skipped
-from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.sampler import EpochSampler
 
 
@@ -22,69 +20,60 @@ class Position(NamedTuple):
     """Batches of that epoch that are done, on each rank."""
 
 
-class ResumableLoader(DataLoader[Sample | Skipped]):
+class ResumableLoader(DataLoader[Any]):
     """A `DataLoader` whose state is a position; Lightning saves and loads it with a checkpoint.
 
     Workers run ahead of training, so the loader cannot know the position itself: it asks.
     """
 
-    def __init__(
-        self,
-        dataset: ImageDataset | StoredFeatures,
-        *,
-        position: Callable[[], Position],
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, dataset: Any, *, position: Callable[[], Position], **kwargs: Any) -> None:
         """Make the loader.
 
         Args:
             dataset: The training split.
             position: Gives the position at the time of the call.
-            **kwargs: As for torch's loader; the sampler should be an `EpochSampler`.
+            **kwargs: Options of torch's loader; the sampler should be an `EpochSampler`.
         """
         super().__init__(dataset, **kwargs)
-        # Public and of the same name as the argument: Lightning makes loaders anew from their
-        # attributes.
+        # Public and of the same name as the argument: Lightning makes loaders anew from their attributes.
         self.position = position
+
+    @property
+    def epoch_numbers(self) -> dict[str, int]:
+        """What must be equal for a position to mean the same samples, by names for a message."""
+        replicas = int(getattr(self.sampler, "num_replicas", 1))
+        return {
+            "num_images": len(cast(Sized, self.dataset)),
+            "global_batch_size": (self.batch_size or 1) * replicas,
+        }
 
     def state_dict(self) -> dict[str, int]:
         """The position, and what must be equal for it to mean the same samples."""
-        epoch, batches = self.position()
-        return {
-            "epoch": epoch,
-            "batches": batches,
-            "num_images": self._num_images(),
-            "global_batch_size": self._global_batch_size(),
-        }
+        return {**self.position()._asdict(), **self.epoch_numbers}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to a position; the next iteration starts there.
 
         Raises:
-            ValueError: The position lies in the middle of an epoch, and the number of images or the
-                batch size over all processes has changed since, so that the rest of the epoch is
-                not what was left.
+            ValueError: The position lies in the middle of an epoch, and what it was counted by has changed since, so
+                that the rest of the epoch is not what was left.
         """
-        if state["batches"]:
-            self._check("images", state["num_images"], self._num_images())
-            self._check("images a step", state["global_batch_size"], self._global_batch_size())
+        changed = [
+            f"{name.replace('_', ' ')} ({state.get(name)} to {number})"
+            for name, number in self.epoch_numbers.items()
+            if state.get(name) != number
+        ]
+        if state["batches"] and changed:
+            raise ValueError(
+                "The checkpoint was saved in the middle of an epoch, and since then have changed: "
+                f"{', '.join(changed)}. Resume with the same data and the same batch size, processes and workers, or "
+                "from a checkpoint of the end of an epoch."
+            )
+        self.start_at(Position(state["epoch"], state["batches"]))
+
+    def start_at(self, position: Position) -> None:
+        """Make the next iteration start at a position."""
         # Lightning's `overfit_batches` puts a plain sampler in place, which has no position.
         if isinstance(self.sampler, EpochSampler):
-            self.sampler.set_epoch(state["epoch"])
-            self.sampler.start = state["batches"] * (self.batch_size or 1)
-
-    def _check(self, what: str, then: int, now: int) -> None:
-        if then != now:
-            raise DataError(
-                "The checkpoint was saved in the middle of an epoch, when training had "
-                f"{then} {what}; now it has {now}. Resume with the same data and the same batch "
-                "size times number of processes, or from a checkpoint of the end of an epoch."
-            )
-
-    def _num_images(self) -> int:
-        assert isinstance(self.dataset, ImageDataset | StoredFeatures)
-        return len(self.dataset)
-
-    def _global_batch_size(self) -> int:
-        replicas = getattr(self.sampler, "num_replicas", 1)
-        return (self.batch_size or 1) * int(replicas)
+            self.sampler.set_epoch(position.epoch)
+            self.sampler.start = position.batches * (self.batch_size or 1)

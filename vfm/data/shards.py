@@ -6,18 +6,16 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import fsspec
 import numpy as np
 from fsspec.core import url_to_fs
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from vfm_runtime.errors import DataError, OptionError
+from torch.utils.data import IterableDataset, get_worker_info
 
-from vfm.data.base import ImageData
+from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate
-from vfm.data.loader import Position
-from vfm.data.tar import ShardError, TarImage, TarSample, list_shard, read_at
+from vfm.data.loader import Position, ResumableLoader
+from vfm.data.tar import ShardError, TarImage, TarSample, list_shard, read_images
 from vfm.data.transforms import Augment
 from vfm.types import Batch
 
@@ -42,10 +40,8 @@ class ShardData(ImageData):
         label_file: str = "cls",
         label_names: Sequence[str] = (),
         shuffle: int = 1000,
-        batch_size: int = 32,
-        num_workers: int | None = None,
         augment: Augment = "standard",
-        seed: int = 0,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         """Make the data module; the shards' headers are read by `setup`, once, and kept in ~/.cache/vfm ($VFM_CACHE).
 
@@ -56,15 +52,13 @@ class ShardData(ImageData):
             label_file: Ending of the files that hold labels: a number or a name.
             label_names: Names of the classes by number; by default the numbers or names found.
             shuffle: Images of the window from which the next one is drawn, in each worker.
-            batch_size: Images in a batch, on each process.
-            num_workers: Processes that open images, as for `ImageData`.
             augment: Augmentation of training images, as for `ImageData`.
-            seed: Of order and augmentation.
+            **options: Options of every data module.
 
         Raises:
             ValueError: An argument lies outside its range.
         """
-        super().__init__(batch_size=batch_size, num_workers=num_workers, augment=augment, seed=seed)
+        super().__init__(augment=augment, **options)
         if shuffle < 1:
             raise OptionError(f"shuffle is {shuffle}. Give the size of the window, 1 or more.")
         self.patterns = {"train": train, "val": val, "test": test}
@@ -74,44 +68,46 @@ class ShardData(ImageData):
 
     def read(self) -> dict[str, list[Record]]:
         """List the samples of all shards."""
-        members = {
-            split: [m for url in expand(pattern) for m in list_shard(url, self.label_file)]
+        samples = {
+            split: [s for url in expand(pattern) for s in list_shard(url, self.label_file)]
             for split, pattern in self.patterns.items()
             if pattern is not None
         }
-        self.labels = self.label_names or _names(members["train"])
-        places = {name: i for i, name in enumerate(self.labels)}
+        names = {sample.label for sample in samples["train"] if sample.label is not None}
+        numeric = all(name.isdigit() for name in names)
+        self.labels = self.label_names or tuple(sorted(names, key=int if numeric else None))
+        numbers = {name: number for number, name in enumerate(self.labels)}
         return {
-            split: [Record(m.image, self._label(m, places), m.key) for m in found]
-            for split, found in members.items()
+            split: [Record(s.image, self._find_label(s, numbers), s.key) for s in of_split]
+            for split, of_split in samples.items()
         }
 
     def read_predict(self) -> list[Record]:
         """The test shards, or else the validation shards."""
-        records = self.read()
-        return records.get("test") or records.get("val") or []
+        self._read_once()
+        return self.records.get("test") or self.records.get("val") or []
 
     def remedy(self, split: str) -> str:
         """Name the option."""
         return f"Give --data.{split} 'shards-{{000..009}}.tar'."
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> ResumableLoader:
         """Batches in a new order every epoch, augmented, resumable with the same numbers of processes and workers."""
-        self._leave_finished_epoch()
         if "train" in self.stored:
             return super().train_dataloader()
+        self._leave_finished_epoch()
         images = self._build_training_dataset()
-        return self._stream("train", images, self.shuffle, self._position)
+        return self._build_shard_loader("train", images, self.shuffle, self._find_position)
 
-    def _eval_loader(self, dataset: Any, split: str) -> Any:
+    def _build_eval_loader(self, dataset: Any, split: str) -> Any:
         if not isinstance(dataset, ImageDataset):
-            return super()._eval_loader(dataset, split)
-        return self._stream(split, dataset, 1, lambda: Position(0, 0))
+            return super()._build_eval_loader(dataset, split)
+        return self._build_shard_loader(split, dataset, 1, lambda: Position(0, 0))
 
-    def _stream(
+    def _build_shard_loader(
         self, split: str, images: ImageDataset, window: int, position: Callable[[], Position]
     ) -> ShardLoader:
-        rank, world = self._place()
+        rank, world = self._rank_and_world
         stream = ShardStream(
             images,
             batch_size=self.batch_size,
@@ -124,21 +120,21 @@ class ShardData(ImageData):
         # The position goes to the workers when they start.
         return ShardLoader(stream, position=position, **(options | {"persistent_workers": False}))
 
-    def _label(self, member: TarSample, places: dict[str, int]) -> int:
-        given = member.label
-        if given is None:
+    def _find_label(self, sample: TarSample, numbers: dict[str, int]) -> int:
+        label = sample.label
+        if label is None:
             raise ShardError(
-                f"'{member.key}' in {member.image.shard} has no file '{member.key}.{self.label_file}' with its label. "
+                f"'{sample.key}' in {sample.image.shard} has no file '{sample.key}.{self.label_file}' with its label. "
                 "Name the ending of the label files with --data.label_file."
             )
-        if self.label_names and given.isdigit() and int(given) < len(self.label_names):
-            return int(given)
-        if given not in places:
+        if self.label_names and label.isdigit() and int(label) < len(self.label_names):
+            return int(label)
+        if label not in numbers:
             raise ShardError(
-                f"'{member.key}' in {member.image.shard} has the label '{given}', which is none of "
-                f"{', '.join(list(places)[:8])}. Mend the shard or --data.label_names."
+                f"'{sample.key}' in {sample.image.shard} has the label '{label}', which is none of "
+                f"{', '.join(list(numbers)[:8])}. Mend the shard or --data.label_names."
             )
-        return places[given]
+        return numbers[label]
 
 
 class ShardStream(IterableDataset[Batch]):
@@ -157,11 +153,11 @@ class ShardStream(IterableDataset[Batch]):
         """Cut the sequence.
 
         Args:
-            images: Of packed records, those of a shard together.
-            batch_size: Of each process.
-            window: Images from which the next one is drawn.
+            images: Data set of images in tar files, those of a shard together.
+            batch_size: Images in a batch of each process.
+            window: Number of images from which the next one is drawn.
             order: Whether shards come in a new order every epoch.
-            rank: Of this process.
+            rank: Rank of this process.
             world: Number of processes.
         """
         self.images = images
@@ -171,6 +167,8 @@ class ShardStream(IterableDataset[Batch]):
         self.rank = rank
         self.world = world
         self.position = Position(0, 0)
+        sources = [record.source for record in images.records]
+        self._sources = [source for source in sources if isinstance(source, TarImage)]
 
     def __len__(self) -> int:
         """Batches of this process, as many as of every other."""
@@ -190,20 +188,19 @@ class ShardStream(IterableDataset[Batch]):
         epoch, done = self.position
         mine = range(worker, len(self), workers)
         first = sum(len(range(w, len(self), workers)) for w in range(worker)) * self.batch_size
-        share = self._sequence(epoch)[first : first + len(mine) * self.batch_size]
+        share = self._order_images(epoch)[first : first + len(mine) * self.batch_size]
         generator = np.random.default_rng([self.images.seed, epoch, self.rank, worker])
-        plan = _drawn(share, self.window, generator)
+        plan = _shuffle_in_window(share, self.window, generator)
         skip = len(range(worker, min(done, len(self)), workers)) * self.batch_size
-        samples = self._read(share, plan[skip:], epoch)
+        samples = self._read_samples(share, plan[skip:], epoch)
         while group := list(islice(samples, self.batch_size)):
             yield collate(group)
 
-    def _sequence(self, epoch: int) -> list[int]:
+    def _order_images(self, epoch: int) -> list[int]:
         """Positions of this process's images, shard after shard; it wraps around, so that all get equally many."""
         shards: dict[str, list[int]] = {}
-        for i, record in enumerate(self.images.records):
-            assert isinstance(record.source, TarImage)
-            shards.setdefault(record.source.shard, []).append(i)
+        for i, source in enumerate(self._sources):
+            shards.setdefault(source.shard, []).append(i)
         groups = list(shards.values())
         if self.order:
             np.random.default_rng([self.images.seed, epoch]).shuffle(groups)
@@ -211,31 +208,27 @@ class ShardStream(IterableDataset[Batch]):
         start = self.rank * (-(-len(everything) // self.world))
         return [everything[i % len(everything)] for i in range(start, start + self._share)]
 
-    def _read(
+    def _read_samples(
         self, share: Sequence[int], plan: Sequence[int], epoch: int
     ) -> Iterator[Sample | Skipped]:
         """Read forwards, and give images in the order of the plan."""
         wanted = set(plan)
-        ahead = iter([i for i in share if i in wanted])
+        ahead = [i for i in share if i in wanted]
+        contents = zip(ahead, read_images(self._sources[i] for i in ahead), strict=True)
         held: dict[int, bytes] = {}
-        reader = _Reader()
         for i in plan:
             while i not in held:
-                j = next(ahead)
-                held[j] = reader.read(self.images.records[j].source)
+                j, content = next(contents)
+                held[j] = content
             yield self.images.sample(i, epoch, held.pop(i))
-        reader.close()
 
 
-class ShardLoader(DataLoader[Any]):
-    """A loader whose state is a position, as that of a `ResumableLoader`."""
+class ShardLoader(ResumableLoader):
+    """A resumable loader of the batches of a `ShardStream`."""
 
-    def __init__(
-        self, stream: ShardStream, *, position: Callable[[], Position], **kwargs: Any
-    ) -> None:
-        super().__init__(stream, **kwargs)
-        self.stream = stream
-        self.ask = position
+    def __init__(self, dataset: ShardStream, **kwargs: Any) -> None:
+        super().__init__(dataset, **kwargs)
+        self.stream = dataset
         self._resumed: Position | None = None
 
     def __iter__(self) -> Any:
@@ -243,32 +236,13 @@ class ShardLoader(DataLoader[Any]):
 
         A generator: Lightning makes iterators that it never uses, and asks for one before it names the epoch.
         """
-        self.stream.position = self._resumed or self.ask()
+        self.stream.position = self._resumed or self.position()
         self._resumed = None
         yield from super().__iter__()
 
-    def state_dict(self) -> dict[str, int]:
-        """The position, and what must be equal for it to mean the same samples."""
-        epoch, batches = self.ask()
-        return {"epoch": epoch, "batches": batches, **self._made_of()}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a position; the next iteration starts there.
-
-        Raises:
-            ValueError: It lies in the middle of an epoch that was cut otherwise.
-        """
-        now = self._made_of()
-        changed = [name for name, value in now.items() if state.get(name) != value]
-        if state["batches"] and changed:
-            raise DataError(
-                "The checkpoint was saved in the middle of an epoch of shards, and since then have changed: "
-                + ", ".join(f"{n.replace('_', ' ')} ({state.get(n)} to {now[n]})" for n in changed)
-                + ". Resume with the same, or from a checkpoint of the end of an epoch."
-            )
-        self._resumed = Position(state["epoch"], state["batches"])
-
-    def _made_of(self) -> dict[str, int]:
+    @property
+    def epoch_numbers(self) -> dict[str, int]:
+        """What must be equal for a position to mean the same samples, by names for a message."""
         return {
             "num_images": len(self.stream.images),
             "batch_size": self.stream.batch_size,
@@ -276,24 +250,9 @@ class ShardLoader(DataLoader[Any]):
             "num_workers": self.num_workers,
         }
 
-
-class _Reader:
-    """Keeps the shard open that was read last."""
-
-    def __init__(self) -> None:
-        self._url = ""
-        self._file: Any = None
-
-    def read(self, image: Any) -> bytes:
-        if image.shard != self._url:
-            self.close()
-            self._url, self._file = image.shard, fsspec.open(image.shard, "rb").open()
-        return read_at(self._file, image)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def start_at(self, position: Position) -> None:
+        """Make the next iteration start at a position."""
+        self._resumed = position
 
 
 def expand(pattern: str) -> list[str]:
@@ -302,13 +261,13 @@ def expand(pattern: str) -> list[str]:
     Raises:
         ShardError: There are none.
     """
-    found = [url for part in pattern.split("::") for url in _expand_one(part)]
-    if not found:
+    urls = [url for part in pattern.split("::") for url in _expand_one(part)]
+    if not urls:
         raise ShardError(
             f"No shard matches '{pattern}'. Give a path or URL with * or with numbers such as "
             "train-{000..127}.tar; several are joined by ::"
         )
-    return found
+    return urls
 
 
 def _expand_one(pattern: str) -> list[str]:
@@ -324,21 +283,16 @@ def _expand_one(pattern: str) -> list[str]:
     return [fs.unstrip_protocol(p) if remote else str(Path(p)) for p in sorted(fs.glob(path))]
 
 
-def _names(members: Sequence[TarSample]) -> tuple[str, ...]:
-    found = {m.label for m in members if m.label is not None}
-    if all(label.isdigit() for label in found):
-        return tuple(sorted(found, key=int))
-    return tuple(sorted(found))
-
-
-def _drawn(items: Sequence[int], window: int, generator: np.random.Generator) -> list[int]:
+def _shuffle_in_window(
+    items: Sequence[int], window: int, generator: np.random.Generator
+) -> list[int]:
     """The items in the order in which a window that slides over them gives them."""
     if window == 1:
         return list(items)
     held, drawn = list(items[:window]), []
     for item in items[window:]:
-        place = int(generator.integers(len(held)))
-        drawn.append(held[place])
-        held[place] = item
+        position = int(generator.integers(len(held)))
+        drawn.append(held[position])
+        held[position] = item
     generator.shuffle(held)
     return drawn + held

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import tarfile
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +29,9 @@ class TarImage(NamedTuple):
     shard: str
     """Path or URL of the tar file."""
     offset: int
-    """Of the image's first byte."""
+    """Position of the image's first byte in the tar file."""
     size: int
-    """In bytes."""
+    """Number of bytes."""
 
     def read(self) -> bytes:
         """The bytes of the image file.
@@ -37,8 +39,7 @@ class TarImage(NamedTuple):
         Raises:
             ShardError: The shard ends before them.
         """
-        with fsspec.open(self.shard, "rb") as file:
-            return read_at(file, self)
+        return next(read_images([self]))
 
 
 class TarSample(NamedTuple):
@@ -51,24 +52,28 @@ class TarSample(NamedTuple):
     """Content of its label file."""
 
 
-def read_at(file: Any, image: TarImage) -> bytes:
-    """Read an image from an open shard.
+def read_images(images: Iterable[TarImage]) -> Iterator[bytes]:
+    """The bytes of image files; those of a shard that follow each other are read without opening it anew.
 
     Raises:
-        ShardError: The shard ends before it.
+        ShardError: A shard ends before an image.
     """
-    file.seek(image.offset)
-    data: bytes = file.read(image.size)
-    if len(data) < image.size:
-        raise ShardError(_cut_off(image.shard, f"before byte {image.offset + image.size:,}"))
-    return data
+    for shard, group in groupby(images, key=lambda image: image.shard):
+        with fsspec.open(shard, "rb") as file:
+            for image in group:
+                file.seek(image.offset)
+                data: bytes = file.read(image.size)
+                if len(data) < image.size:
+                    end = image.offset + image.size
+                    raise _report_cut(shard, f"before byte {end:,}")
+                yield data
 
 
 def list_shard(url: str, label_file: str) -> list[TarSample]:
-    """The samples of a shard, from the headers of the tar file; kept, so that it is read through once.
+    """The samples of a shard, from the headers of the tar file; cached, so that it is read through once.
 
     Args:
-        url: Path or URL.
+        url: Path or URL of the tar file.
         label_file: Ending of the files that hold labels, such as `cls`.
 
     Raises:
@@ -82,30 +87,22 @@ def list_shard(url: str, label_file: str) -> list[TarSample]:
             f"The shard {url} cannot be reached: {error}. Check the path, the credentials, and that the package for "
             "its protocol is installed (s3fs, gcsfs, adlfs)."
         ) from error
-    state = [
-        url,
-        info["size"],
-        str(info.get("mtime") or info.get("ETag") or info.get("etag")),
-        label_file,
-    ]
-    name = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
-    kept = _folder() / f"{name}.json"
-    if kept.is_file():
-        rows = json.loads(kept.read_text(encoding="utf-8"))
+    changed = str(info.get("mtime") or info.get("ETag") or info.get("etag"))
+    state = json.dumps([url, info["size"], changed, label_file])
+    folder = Path(os.environ.get("VFM_CACHE") or Path.home() / ".cache" / "vfm") / "shards"
+    cached = folder / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.json"
+    if cached.is_file():
+        rows = json.loads(cached.read_text(encoding="utf-8"))
         return [
             TarSample(key, TarImage(url, offset, size), label) for key, offset, size, label in rows
         ]
-    members = _scan(url, label_file)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    rows = [[m.key, m.image.offset, m.image.size, m.label] for m in members]
-    partial = kept.with_name(f"{kept.name}.{os.getpid()}")
+    samples = _scan(url, label_file)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [[s.key, s.image.offset, s.image.size, s.label] for s in samples]
+    partial = cached.with_name(f"{cached.name}.{os.getpid()}")
     partial.write_text(json.dumps(rows), encoding="utf-8")
-    os.replace(partial, kept)  # noqa: PTH105 - atomic on every system
-    return members
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("VFM_CACHE") or Path.home() / ".cache" / "vfm") / "shards"
+    partial.replace(cached)  # atomic on every system
+    return samples
 
 
 def _scan(url: str, label_file: str) -> list[TarSample]:
@@ -114,22 +111,23 @@ def _scan(url: str, label_file: str) -> list[TarSample]:
     try:
         with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for entry in tar:
-                folder, _, base = entry.name.rpartition("/")
+                folder, slash, base = entry.name.rpartition("/")
                 stem, _, ending = base.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
+                key = f"{folder}{slash}{stem}"
                 if entry.isfile() and ending.lower() in _IMAGES:
                     images[key] = TarImage(url, entry.offset_data, entry.size)
                 elif entry.isfile() and ending == label_file:
-                    content = tar.extractfile(entry)
-                    assert content is not None
+                    content: Any = tar.extractfile(entry)
                     labels[key] = content.read().decode("utf-8").strip()
             # A tar file ends with two empty blocks: without them, its end is missing, and samples with it.
             file.seek(tar.offset)
             if file.read(_BLOCK) != bytes(_BLOCK):
-                raise ShardError(_cut_off(url, f"after {len(images)} samples"))
+                raise _report_cut(url, f"after {len(images)} samples")
     except (tarfile.TarError, EOFError) as error:
-        if _starts_as_tar(url):
-            raise ShardError(_cut_off(url, f"after {len(images)} samples")) from error
+        with fsspec.open(url, "rb") as file:
+            magic: bytes = file.read(_BLOCK)[257:262]
+        if magic == b"ustar":
+            raise _report_cut(url, f"after {len(images)} samples") from error
         raise ShardError(
             f"{url} is no tar file without compression: {error}. Unpack a .tar.gz; images gain nothing by it."
         ) from error
@@ -140,11 +138,5 @@ def _scan(url: str, label_file: str) -> list[TarSample]:
     return [TarSample(key, image, labels.get(key)) for key, image in images.items()]
 
 
-def _starts_as_tar(url: str) -> bool:
-    with fsspec.open(url, "rb") as file:
-        magic: bytes = file.read(_BLOCK)[257:262]
-    return magic == b"ustar"
-
-
-def _cut_off(url: str, where: str) -> str:
-    return f"The shard {url} is cut off {where}. Copy it again."
+def _report_cut(url: str, where: str) -> ShardError:
+    return ShardError(f"The shard {url} is cut off {where}. Copy it again.")
