@@ -129,10 +129,10 @@ def test_calm_epochs_are_counted_from_the_trainer():
 
     data = SyntheticScenes(num_images=16, augment=BoxAugment(calm=0.25))
     data.trainer = Trainer()
-    assert data._calm_from(8) == 30
+    assert data._find_calm_epoch(8) == 30
     Trainer.max_steps = 100  # 8 steps of one image... are one epoch
     data.batch_size = 4
-    assert data._calm_from(8) == pytest.approx(0.75 * 100 * 4 / 8)
+    assert data._find_calm_epoch(8) == pytest.approx(0.75 * 100 * 4 / 8)
 
 
 def test_a_broken_partner_makes_no_mosaic(tmp_path):
