@@ -98,7 +98,7 @@ class ImageData(LightningDataModule, Component, ABC):
         for name, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"{name} is {value}. Give {least} or more.")
+                raise OptionError(f"{name} is {value}. Give {least} or more.")
         check_augment(augment)
         self.augment = augment
         self.records = {}
@@ -282,7 +282,7 @@ class ImageData(LightningDataModule, Component, ABC):
         records = self.records.get(split)
         if not records:
             sizes = ", ".join(f"{len(r)} {s}" for s, r in self.records.items() if r)
-            raise ValueError(
+            raise DataError(
                 f"There are no {split} images; found: {sizes or 'none at all'}. {self.remedy(split)}"
             )
         return records
@@ -342,7 +342,7 @@ def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> N
         extra = {i for record in records.get(split, []) for i in list_labels(record)} - learned
         if extra:
             names = ", ".join(f"'{labels[label]}'" for label in sorted(extra))
-            raise ValueError(
+            raise DataError(
                 f"The {split} split has classes without training images: {names}. "
                 "Add training images of them, or take them out of that split."
             )

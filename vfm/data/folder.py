@@ -7,6 +7,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Unpack
 
+from vfm_runtime.errors import DataError
+
 from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.class_folders import check_class_names, list_images, read_tree
 from vfm.data.dataset import Record, list_labels
@@ -162,7 +164,7 @@ def _match_split_file(root: Path, split_file: Path) -> list[SplitRow]:
         if names:
             first = ", ".join(f"'{name}'" for name in sorted(names)[:3])
             images = "1 image is" if len(names) == 1 else f"{len(names)} images are"
-            raise ValueError(
+            raise DataError(
                 f"{images} {problem}: {first}{', ...' if len(names) > 3 else ''}. Is it the table of this folder? If "
                 f"so, {remedy}, or write the table anew with FolderData.save_split()."
             )

@@ -104,7 +104,7 @@ def read_idx_files(root: Path, label_names: Sequence[str] = ()) -> Reading[Recor
     }
     names = label_names or tuple(map(str, range(count)))
     if len(names) != count or len(set(names)) != count:
-        raise ValueError(
+        raise DataError(
             f"label_names has {len(set(names))} different names, the files of {root} have {count} classes. "
             "Give one name for each class, or leave label_names out."
         )
@@ -134,20 +134,20 @@ def read_idx(path: Path, *, num_dimensions: int) -> NDArray[np.uint8]:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(
+            raise DataError(
                 f"{path} cannot be unpacked: {error}. Copy or download it again."
             ) from error
     if data[:4] != bytes([0, 0, _UNSIGNED_BYTES, num_dimensions]):
-        raise ValueError(
+        raise DataError(
             f"{path} is no IDX file of bytes in {num_dimensions} dimensions: it starts with {data[:4].hex(' ')}, not "
             f"00 00 08 {num_dimensions:02x}. Give MNIST's own files, unpacked or as .gz."
         )
     start = 4 + 4 * num_dimensions
     if len(data) < start:
-        raise ValueError(f"{path} ends within its header. Copy or download it again.")
+        raise DataError(f"{path} ends within its header. Copy or download it again.")
     shape = np.frombuffer(data, ">i4", num_dimensions, 4).tolist()
     if len(data) - start != math.prod(shape):
-        raise ValueError(
+        raise DataError(
             f"{path} should hold {math.prod(shape):,} bytes for shape {shape}, but holds {len(data) - start:,}. "
             "Copy or download it again."
         )
@@ -164,6 +164,6 @@ def _find_file(root: Path, name: str) -> Path:
     if root.is_dir():
         names = sorted(path.name for path in root.iterdir())[:5]
         content = f"It holds {', '.join(names) or 'nothing'}."
-    raise ValueError(
+    raise DataError(
         f"There is no {name} or {name}.gz in {root}. {content} Give the folder of MNIST's four files."
     )

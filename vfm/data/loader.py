@@ -64,7 +64,7 @@ class ResumableLoader(DataLoader[Any]):
             if state.get(name) != number
         ]
         if state["batches"] and changed:
-            raise ValueError(
+            raise DataError(
                 "The checkpoint was saved in the middle of an epoch, and since then have changed: "
                 f"{', '.join(changed)}. Resume with the same data and the same batch size, processes and workers, or "
                 "from a checkpoint of the end of an epoch."

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 from fsspec.core import url_to_fs
 from torch.utils.data import IterableDataset, get_worker_info
+from vfm_runtime.errors import OptionError
 
 from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate

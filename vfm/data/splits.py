@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from vfm_runtime.errors import DataError, OptionError
+
 from vfm.data.tables import read_table, write_rows
 
 T = TypeVar("T")
@@ -33,7 +35,7 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
         ValueError: One is negative, or both together are 1 or more.
     """
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-        raise ValueError(
+        raise OptionError(
             f"val_fraction is {val_fraction} and test_fraction is {test_fraction}. "
             "Give shares from 0 that leave something to train on, such as 0.1 and 0.1."
         )
@@ -67,7 +69,7 @@ def split_by_class(
     for label, images in sorted(members.items()):
         if len(images) < len(wanted):
             count = "1 image" if len(images) == 1 else f"{len(images)} images"
-            raise ValueError(
+            raise DataError(
                 f"Class '{label}' has {count}, too few for one each in {', '.join(wanted)}. "
                 "Add images, leave the class out, or ask for fewer splits "
                 "(val_fraction=0 or test_fraction=0)."
@@ -226,7 +228,7 @@ def read_split(path: str | Path) -> list[SplitRow]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no split file {path}. Write one with FolderData.save_split().")
+        raise DataError(f"There is no split file {path}. Write one with FolderData.save_split().")
     table = read_table(path)
     for column in SplitRow._fields:
         table.require(column, "a split file has the columns path, label, split")
@@ -234,11 +236,11 @@ def read_split(path: str | Path) -> list[SplitRow]:
     for index, cells in enumerate(table.rows):
         row = SplitRow(cells["path"], cells["label"], cells["split"])
         if row.split not in SPLITS:
-            raise ValueError(
+            raise DataError(
                 f"{table.where(index)}: split is '{row.split}'. Choices: {', '.join(SPLITS)}."
             )
         if row.path in rows:
-            raise ValueError(
+            raise DataError(
                 f"{table.where(index)}: '{row.path}' is listed twice. Keep one line for each image."
             )
         rows[row.path] = row
@@ -250,7 +252,7 @@ def _drop_empty(fractions: Mapping[str, float]) -> dict[str, float]:
     total = sum(fractions.values())
     if min(fractions.values()) < 0 or not math.isclose(total, 1, abs_tol=1e-9):
         listed = ", ".join(f"{split} {fraction:g}" for split, fraction in fractions.items())
-        raise ValueError(
+        raise DataError(
             f"The shares of the splits are {listed}. Give numbers from 0 that add up to 1."
         )
     return {split: fraction for split, fraction in fractions.items() if fraction > 0}

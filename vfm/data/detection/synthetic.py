@@ -64,7 +64,7 @@ class SyntheticScenes(BoxData):
         least = {"num_classes": 1, "num_images": 4, "image_size": 32, "max_objects": 1}
         for name, number in least.items():
             if getattr(self, name) < number:
-                raise ValueError(f"{name} is {getattr(self, name)}. Give {number} or more.")
+                raise OptionError(f"{name} is {getattr(self, name)}. Give {number} or more.")
 
     def read(self) -> dict[str, list[Record]]:
         """Draw all scenes."""
