@@ -8,159 +8,121 @@ from typing import TYPE_CHECKING, Any
 from vfm.renames import CLASSES, update_path
 
 if TYPE_CHECKING:
-    from vfm_runtime.errors import VfmError
+    from vfm_runtime.errors import VfmError as VfmError
 
-    from vfm.api import Model, load
-    from vfm.bundle.export import export
+    from vfm.api import Model as Model, load as load
+    from vfm.bundle.export import export as export
     from vfm.data import (
-        DetectionData,
-        DigitsData,
-        FolderData,
-        IdxData,
-        ImageData,
-        ShardData,
-        SyntheticData,
-        SyntheticScenes,
-        TableData,
+        DetectionData as DetectionData,
+        DigitsData as DigitsData,
+        FolderData as FolderData,
+        IdxData as IdxData,
+        ImageData as ImageData,
+        ShardData as ShardData,
+        SyntheticData as SyntheticData,
+        SyntheticScenes as SyntheticScenes,
+        TableData as TableData,
     )
-    from vfm.data.detection.dataset import BoxAugment
-    from vfm.data.mixing import Mixing
+    from vfm.data.detection.dataset import BoxAugment as BoxAugment
+    from vfm.data.mixing import Mixing as Mixing
     from vfm.deepfake import (
-        DeepfakeData,
-        DeepfakeHead,
-        DeepfakeLoss,
-        DeepfakeTask,
-        SyntheticDeepfakes,
+        DeepfakeData as DeepfakeData,
+        DeepfakeHead as DeepfakeHead,
+        DeepfakeLoss as DeepfakeLoss,
+        DeepfakeTask as DeepfakeTask,
+        SyntheticDeepfakes as SyntheticDeepfakes,
     )
     from vfm.losses import (
-        AsymmetricLoss,
-        BinaryCrossEntropy,
-        ClassificationLoss,
-        CrossEntropy,
-        DetectionLoss,
-        FocalLoss,
-        Loss,
+        AsymmetricLoss as AsymmetricLoss,
+        BinaryCrossEntropy as BinaryCrossEntropy,
+        ClassificationLoss as ClassificationLoss,
+        CrossEntropy as CrossEntropy,
+        DetectionLoss as DetectionLoss,
+        FocalLoss as FocalLoss,
+        Loss as Loss,
     )
-    from vfm.models.adapt import AdaptOptions, PartialFineTuning
-    from vfm.models.adaptation import Adaptation
-    from vfm.models.adapters import Effort, LoRA
+    from vfm.models.adapt import (
+        AdaptOptions as AdaptOptions,
+        PartialFineTuning as PartialFineTuning,
+    )
+    from vfm.models.adaptation import Adaptation as Adaptation
+    from vfm.models.adapters import Effort as Effort, LoRA as LoRA
     from vfm.models.heads import (
-        AttentionPoolHead,
-        ClassificationHead,
-        DetectionHead,
-        DetrHead,
-        Head,
-        LinearHead,
-        MLPHead,
+        AttentionPoolHead as AttentionPoolHead,
+        ClassificationHead as ClassificationHead,
+        DetectionHead as DetectionHead,
+        DetrHead as DetrHead,
+        Head as Head,
+        LinearHead as LinearHead,
+        MLPHead as MLPHead,
     )
-    from vfm.preprocess import Preprocess
-    from vfm.spec import Component
-    from vfm.tasks import BaseTask, ClassificationTask, DetectionTask, Optim
-    from vfm.types import FeatureInfo, Features, Raw
+    from vfm.preprocess import Preprocess as Preprocess
+    from vfm.spec import Component as Component
+    from vfm.tasks import (
+        BaseTask as BaseTask,
+        ClassificationTask as ClassificationTask,
+        DetectionTask as DetectionTask,
+        Optim as Optim,
+    )
+    from vfm.types import FeatureInfo as FeatureInfo, Features as Features, Raw as Raw
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "AdaptOptions": "vfm.models.adapt",
-    "Adaptation": "vfm.models.adaptation",
-    "AsymmetricLoss": "vfm.losses",
-    "AttentionPoolHead": "vfm.models.heads",
-    "BaseTask": "vfm.tasks",
-    "BinaryCrossEntropy": "vfm.losses",
-    "ClassificationHead": "vfm.models.heads",
-    "ClassificationLoss": "vfm.losses",
-    "ClassificationTask": "vfm.tasks",
-    "Component": "vfm.spec",
-    "CrossEntropy": "vfm.losses",
-    "BoxAugment": "vfm.data.detection.dataset",
-    "DeepfakeData": "vfm.deepfake",
-    "DeepfakeHead": "vfm.deepfake",
-    "DeepfakeLoss": "vfm.deepfake",
-    "DeepfakeTask": "vfm.deepfake",
-    "DetectionData": "vfm.data",
-    "DetectionHead": "vfm.models.heads",
-    "DetectionLoss": "vfm.losses",
-    "DetectionTask": "vfm.tasks",
-    "DetrHead": "vfm.models.heads",
-    "DigitsData": "vfm.data",
-    "Effort": "vfm.models.adapters",
-    "FeatureInfo": "vfm.types",
-    "Features": "vfm.types",
-    "FocalLoss": "vfm.losses",
-    "FolderData": "vfm.data",
-    "Head": "vfm.models.heads",
-    "IdxData": "vfm.data",
-    "ImageData": "vfm.data",
-    "LinearHead": "vfm.models.heads",
-    "LoRA": "vfm.models.adapters",
-    "Loss": "vfm.losses",
-    "MLPHead": "vfm.models.heads",
-    "Mixing": "vfm.data.mixing",
-    "Model": "vfm.api",
-    "Optim": "vfm.tasks",
-    "PartialFineTuning": "vfm.models.adapt",
-    "Preprocess": "vfm.preprocess",
-    "Raw": "vfm.types",
-    "ShardData": "vfm.data",
-    "SyntheticData": "vfm.data",
-    "SyntheticDeepfakes": "vfm.deepfake",
-    "SyntheticScenes": "vfm.data",
-    "TableData": "vfm.data",
-    "VfmError": "vfm_runtime.errors",
-    "export": "vfm.bundle.export",
-    "load": "vfm.api",
+_MODULES = {
+    "vfm.api": ["Model", "load"],
+    "vfm.bundle.export": ["export"],
+    "vfm.tasks": ["BaseTask", "ClassificationTask", "DetectionTask", "Optim"],
+    "vfm.deepfake": [
+        "DeepfakeData",
+        "DeepfakeHead",
+        "DeepfakeLoss",
+        "DeepfakeTask",
+        "SyntheticDeepfakes",
+    ],
+    "vfm.models.adapt": ["AdaptOptions", "PartialFineTuning"],
+    "vfm.models.adaptation": ["Adaptation"],
+    "vfm.models.adapters": ["Effort", "LoRA"],
+    "vfm.models.heads": [
+        "AttentionPoolHead",
+        "ClassificationHead",
+        "DetectionHead",
+        "DetrHead",
+        "Head",
+        "LinearHead",
+        "MLPHead",
+    ],
+    "vfm.losses": [
+        "AsymmetricLoss",
+        "BinaryCrossEntropy",
+        "ClassificationLoss",
+        "CrossEntropy",
+        "DetectionLoss",
+        "FocalLoss",
+        "Loss",
+    ],
+    "vfm.data": [
+        "DetectionData",
+        "DigitsData",
+        "FolderData",
+        "IdxData",
+        "ImageData",
+        "ShardData",
+        "SyntheticData",
+        "SyntheticScenes",
+        "TableData",
+    ],
+    "vfm.data.detection.dataset": ["BoxAugment"],
+    "vfm.data.mixing": ["Mixing"],
+    "vfm.preprocess": ["Preprocess"],
+    "vfm.spec": ["Component"],
+    "vfm.types": ["FeatureInfo", "Features", "Raw"],
+    "vfm_runtime.errors": ["VfmError"],
 }
+"""Public names by the module that has them."""
 
-__all__ = [  # noqa: RUF022 - as users meet them
-    "load",
-    "Model",
-    "export",
-    "ClassificationTask",
-    "DetectionTask",
-    "DeepfakeTask",
-    "BaseTask",
-    "Optim",
-    "Adaptation",
-    "LoRA",
-    "Effort",
-    "PartialFineTuning",
-    "AdaptOptions",
-    "Mixing",
-    "LinearHead",
-    "MLPHead",
-    "AttentionPoolHead",
-    "DetrHead",
-    "DeepfakeHead",
-    "ClassificationHead",
-    "DetectionHead",
-    "Head",
-    "Loss",
-    "ClassificationLoss",
-    "CrossEntropy",
-    "FocalLoss",
-    "BinaryCrossEntropy",
-    "AsymmetricLoss",
-    "DetectionLoss",
-    "DeepfakeLoss",
-    "Features",
-    "FeatureInfo",
-    "Raw",
-    "FolderData",
-    "TableData",
-    "DetectionData",
-    "BoxAugment",
-    "DeepfakeData",
-    "IdxData",
-    "DigitsData",
-    "ShardData",
-    "SyntheticData",
-    "SyntheticScenes",
-    "SyntheticDeepfakes",
-    "ImageData",
-    "Preprocess",
-    "Component",
-    "VfmError",
-]
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,101 +13,87 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vfm_runtime.bundle.contract import Contract
-    from vfm_runtime.bundle.manifest import read_bundle, sha256, write_manifest
-    from vfm_runtime.bundle.model import Model, load
-    from vfm_runtime.bundle.predictor import Predictor
-    from vfm_runtime.deepfake.decision import Decision
-    from vfm_runtime.deepfake.faces.crop import CropSpec
-    from vfm_runtime.deepfake.pipeline import DeepfakePipeline
-    from vfm_runtime.deepfake.verdict import Verdict
-    from vfm_runtime.drift.monitor import DriftAlert, DriftMonitor, DriftReport
-    from vfm_runtime.errors import BundleError, ContractError, ProviderError, VfmError
-    from vfm_runtime.media.image import IMAGE_SUFFIXES, ImageError, find_images, open_image
-    from vfm_runtime.media.video import VideoError, find_videos, read_video
-    from vfm_runtime.tasks.base import Prediction, TaskType, View
-    from vfm_runtime.tasks.classification import LabelPrediction
-    from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
-    from vfm_runtime.tasks.detection import Detections
-    from vfm_runtime.tasks.registry import register_task
+    from vfm_runtime.bundle.contract import Contract as Contract
+    from vfm_runtime.bundle.manifest import (
+        hash_file as hash_file,
+        read_bundle as read_bundle,
+        write_manifest as write_manifest,
+    )
+    from vfm_runtime.bundle.model import Model as Model, load as load
+    from vfm_runtime.bundle.predictor import Predictor as Predictor
+    from vfm_runtime.deepfake.decision import Decision as Decision
+    from vfm_runtime.deepfake.faces.crop import CropSpec as CropSpec
+    from vfm_runtime.deepfake.pipeline import DeepfakePipeline as DeepfakePipeline
+    from vfm_runtime.deepfake.verdict import Verdict as Verdict
+    from vfm_runtime.drift.monitor import (
+        DriftAlert as DriftAlert,
+        DriftMonitor as DriftMonitor,
+        DriftReport as DriftReport,
+    )
+    from vfm_runtime.errors import (
+        BundleError as BundleError,
+        ContractError as ContractError,
+        ProviderError as ProviderError,
+        VfmError as VfmError,
+    )
+    from vfm_runtime.media.image import (
+        IMAGE_SUFFIXES as IMAGE_SUFFIXES,
+        ImageError as ImageError,
+        find_images as find_images,
+        open_image as open_image,
+    )
+    from vfm_runtime.media.video import (
+        VideoError as VideoError,
+        find_videos as find_videos,
+        read_video as read_video,
+    )
+    from vfm_runtime.tasks.base import (
+        Prediction as Prediction,
+        PredictionView as PredictionView,
+        TaskType as TaskType,
+    )
+    from vfm_runtime.tasks.classification import LabelPrediction as LabelPrediction
+    from vfm_runtime.tasks.confidence import (
+        AbstainReason as AbstainReason,
+        ConfidenceRules as ConfidenceRules,
+    )
+    from vfm_runtime.tasks.detection import Detections as Detections
+    from vfm_runtime.tasks.registry import register_task as register_task
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "AbstainReason",
-    "BundleError",
-    "ConfidenceRules",
-    "Contract",
-    "ContractError",
-    "CropSpec",
-    "Decision",
-    "DeepfakePipeline",
-    "Detections",
-    "DriftAlert",
-    "DriftMonitor",
-    "DriftReport",
-    "ImageError",
-    "LabelPrediction",
-    "Model",
-    "Prediction",
-    "Predictor",
-    "ProviderError",
-    "TaskType",
-    "Verdict",
-    "VfmError",
-    "VideoError",
-    "View",
-    "__version__",
-    "find_images",
-    "find_videos",
-    "load",
-    "open_image",
-    "read_bundle",
-    "read_video",
-    "register_task",
-    "sha256",
-    "write_manifest",
-]
-
-_HOME = {
-    "BundleError": "errors",
-    "Contract": "bundle.contract",
-    "ContractError": "errors",
-    "CropSpec": "deepfake.faces.crop",
-    "Decision": "deepfake.decision",
-    "Detections": "tasks.detection",
-    "DriftAlert": "drift.monitor",
-    "DriftMonitor": "drift.monitor",
-    "DriftReport": "drift.monitor",
-    "IMAGE_SUFFIXES": "media.image",
-    "ImageError": "media.image",
-    "DeepfakePipeline": "deepfake.pipeline",
-    "Model": "bundle.model",
-    "LabelPrediction": "tasks.classification",
-    "Prediction": "tasks.base",
-    "TaskType": "tasks.base",
-    "View": "tasks.base",
-    "register_task": "tasks.registry",
-    "Predictor": "bundle.predictor",
-    "ProviderError": "errors",
-    "AbstainReason": "tasks.confidence",
-    "ConfidenceRules": "tasks.confidence",
-    "Verdict": "deepfake.verdict",
-    "VfmError": "errors",
-    "VideoError": "media.video",
-    "find_images": "media.image",
-    "find_videos": "media.video",
-    "load": "bundle.model",
-    "open_image": "media.image",
-    "read_bundle": "bundle.manifest",
-    "read_video": "media.video",
-    "sha256": "bundle.manifest",
-    "write_manifest": "bundle.manifest",
+_MODULES = {
+    "bundle.contract": ["Contract"],
+    "bundle.manifest": ["hash_file", "read_bundle", "write_manifest"],
+    "bundle.model": ["Model", "load"],
+    "bundle.predictor": ["Predictor"],
+    "deepfake.decision": ["Decision"],
+    "deepfake.faces.crop": ["CropSpec"],
+    "deepfake.pipeline": ["DeepfakePipeline"],
+    "deepfake.verdict": ["Verdict"],
+    "drift.monitor": ["DriftAlert", "DriftMonitor", "DriftReport"],
+    "errors": ["BundleError", "ContractError", "ProviderError", "VfmError"],
+    "media.image": ["IMAGE_SUFFIXES", "ImageError", "find_images", "open_image"],
+    "media.video": ["VideoError", "find_videos", "read_video"],
+    "tasks.base": ["Prediction", "PredictionView", "TaskType"],
+    "tasks.classification": ["LabelPrediction"],
+    "tasks.confidence": ["AbstainReason", "ConfidenceRules"],
+    "tasks.detection": ["Detections"],
+    "tasks.registry": ["register_task"],
 }
+"""Public names by the module that has them."""
 
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-_RENAMED = {"Judge": "DeepfakePipeline", "Reason": "AbstainReason", "Rules": "ConfidenceRules"}
+__all__ = list(_HOME)
+
+_RENAMED = {
+    "Judge": "DeepfakePipeline",
+    "Reason": "AbstainReason",
+    "Rules": "ConfidenceRules",
+    "View": "PredictionView",
+    "sha256": "hash_file",
+}
 """Current name by the one of version 0.1."""
 
 

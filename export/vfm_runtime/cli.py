@@ -19,7 +19,7 @@ from vfm_runtime.bundle.providers import DEVICES
 from vfm_runtime.errors import BundleError, MissingPackageError, VfmError
 from vfm_runtime.media.image import ImageError, find_images
 from vfm_runtime.media.video import find_videos, is_video
-from vfm_runtime.printing import info_lines, print_error, print_prediction
+from vfm_runtime.printing import describe_bundle, print_error, print_prediction
 from vfm_runtime.server.main import add_arguments, serve, settings_of
 from vfm_runtime.tasks.detection import THRESHOLD
 
@@ -296,7 +296,7 @@ def _info(options: argparse.Namespace) -> int:
         }
         print(json.dumps(facts, indent=2))
         return OK
-    for line in info_lines(model, files):
+    for line in describe_bundle(model, files):
         print(line)
     return OK
 

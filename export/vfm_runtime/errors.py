@@ -55,14 +55,16 @@ class ContractError(VfmError, ValueError):
             expected: What it may hold.
             remedy: A sentence on what to do.
         """
-        return cls(f"The contract's '{key}' is {shown(value)}; expected {expected}. {remedy}")
+        return cls(
+            f"The contract's '{key}' is {format_value(value)}; expected {expected}. {remedy}"
+        )
 
 
 class ProviderError(VfmError, RuntimeError):
     """ONNX Runtime is not installed properly, or cannot run where it was asked to."""
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a value of any kind and size as errors show it."""
     try:
         text = repr(value)

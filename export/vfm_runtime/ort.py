@@ -61,7 +61,7 @@ def run_errors() -> tuple[type[Exception], ...]:
     return (RuntimeError, ValueError, *(getattr(state, name) for name in names))
 
 
-def first_line(error: Exception) -> str:
+def summarize_error(error: Exception) -> str:
     """Return the start of an error's text; ONNX Runtime's can run over pages.
 
     Args:

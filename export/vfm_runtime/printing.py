@@ -10,7 +10,7 @@ from PIL import Image
 
 from vfm_runtime.bundle.model import Model
 from vfm_runtime.media.image import ImageError, Pixels
-from vfm_runtime.tasks.base import Prediction, View
+from vfm_runtime.tasks.base import Prediction, PredictionView
 
 _MAX_ERROR_LINES = 8
 
@@ -35,7 +35,7 @@ def print_prediction(
         prediction: Prediction for it, or why it cannot be opened.
         options: Options of `predict`: json, top, threshold, draw.
     """
-    view = View(top=options.top, threshold=options.threshold)
+    view = PredictionView(top=options.top, threshold=options.threshold)
     if isinstance(prediction, ImageError):
         print_error(prediction)
         if options.json:
@@ -59,7 +59,7 @@ def _save(path: Path, drawn: Pixels, folder: Path) -> None:
     Image.fromarray(drawn).save(target)
 
 
-def info_lines(model: Model, files: dict[str, int]) -> Iterator[str]:
+def describe_bundle(model: Model, files: dict[str, int]) -> Iterator[str]:
     """Yield what a bundle is, line by line.
 
     Args:

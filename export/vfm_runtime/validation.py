@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Collection, Mapping
 
-from vfm_runtime.errors import DataError, shown
+from vfm_runtime.errors import DataError, format_value
 
 _DEEPEST = 50
 
@@ -49,7 +49,7 @@ def require_keys(values: object, names: Collection[str], what: str) -> None:
         ValueError: A key is missing or unknown.
     """
     if not isinstance(values, Mapping):
-        raise DataError(f"The {what} are {shown(values)}; expected an object.")
+        raise DataError(f"The {what} are {format_value(values)}; expected an object.")
     for name in names:
         if name not in values:
             raise DataError(f"The {what} have no key '{name}'. Write them anew.")

@@ -11,7 +11,7 @@ import pytest
 import torch
 import vfm_runtime
 from vfm_runtime.bundle.contract import Contract
-from vfm_runtime.bundle.manifest import sha256
+from vfm_runtime.bundle.manifest import hash_file
 
 from tests.bundle.in_memory import export_task
 from tests.conftest import LABELS
@@ -66,7 +66,7 @@ one_model = pytest.mark.parametrize("exported", ["test_efficientnet"], indirect=
 def test_folder(exported):
     assert files(exported.folder) == FILES
     listed = json.loads((exported.folder / "vfm.json").read_text())["files"]
-    assert listed == {name: sha256(exported.folder / name) for name in FILES - {"vfm.json"}}
+    assert listed == {name: hash_file(exported.folder / name) for name in FILES - {"vfm.json"}}
     # No draft stays beside it.
     assert [p.name for p in exported.folder.parent.iterdir()] == ["bundle"]
 

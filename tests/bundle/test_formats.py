@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import vfm_runtime
-from vfm_runtime.bundle.manifest import sha256
+from vfm_runtime.bundle.manifest import hash_file
 from vfm_runtime.cli import main as runtime_main
 
 import vfm
@@ -64,11 +64,11 @@ def test_files(whole, root):
     names = {p.name for p in whole.iterdir()}
     assert {"model.onnx", "model.int8.onnx", "model.fp16.onnx", "reference.json"} <= names
     listed = json.loads((whole / "vfm.json").read_text())["files"]
-    assert all(listed[name] == sha256(whole / name) for name in names - {"vfm.json", "golden"})
+    assert all(listed[name] == hash_file(whole / name) for name in names - {"vfm.json", "golden"})
     assert (whole / "model.fp16.onnx").stat().st_size < (whole / "model.onnx").stat().st_size
     # With --fp16 it is that graph which Triton gets.
-    graphs = {sha256(path) for path in (root / "triton").rglob("model.onnx")}
-    assert sha256(whole / "model.fp16.onnx") in graphs
+    graphs = {hash_file(path) for path in (root / "triton").rglob("model.onnx")}
+    assert hash_file(whole / "model.fp16.onnx") in graphs
 
 
 def test_formats_are_measured(whole, root, checkpoint):

@@ -9,8 +9,7 @@ import torch
 import vfm
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, vit
-from vfm.bundle import ExportError, ExportOptions
-from vfm.bundle import export as bundle_export
+from vfm.bundle import ExportError, ExportOptions, export as bundle_export
 from vfm.bundle.export import export, write_bundle
 from vfm.data import FolderData
 from vfm.data.dataset import ImageDataset

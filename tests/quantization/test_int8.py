@@ -12,8 +12,7 @@ from vfm_runtime.bundle.contract import METADATA_KEY
 from vfm_runtime.media.image import open_image
 
 from tests.quantization.perceptron import perceptron, rows, run
-from vfm.quantization import graph as graph_module
-from vfm.quantization import int8, int8_conv, int8_matmul
+from vfm.quantization import graph as graph_module, int8, int8_conv, int8_matmul
 from vfm.quantization.fp16 import write_fp16
 from vfm.quantization.fuse_attention import drop_unused_tokens, fuse, fuse_attention
 from vfm.quantization.graph import MICROSOFT, Graph, QuantizeError

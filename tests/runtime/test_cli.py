@@ -7,7 +7,7 @@ import pytest
 import vfm_runtime
 from PIL import Image
 from vfm_runtime.cli import main
-from vfm_runtime.tasks.base import View
+from vfm_runtime.tasks.base import PredictionView
 
 from tests.runtime import toy
 
@@ -44,7 +44,7 @@ def test_predict_json_and_a_bad_file(bundle, folder, capsys, model):
     ]
     assert lines[0] == {
         "image": str(folder / "a.png"),
-        **model.predict(folder / "a.png").to_dict(View(top=2)),
+        **model.predict(folder / "a.png").to_dict(PredictionView(top=2)),
     }
     assert len(lines[2]["top"]) == 2
     assert "not an image" in lines[1]["error"]

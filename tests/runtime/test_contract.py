@@ -5,9 +5,9 @@ import pytest
 from vfm_runtime.bundle.contract import Contract, parse_json
 from vfm_runtime.bundle.manifest import (
     check_metadata,
+    hash_file,
     read_bundle,
     read_manifest,
-    sha256,
     write_manifest,
 )
 from vfm_runtime.bundle.model import load
@@ -126,7 +126,7 @@ def without(values, key):
             {"labels": ["real", "fake", "other"]},
             "expected ['real', 'fake'] for the task 'deepfake'",
         ),
-        ({"task": "classification"}, "The rules of sureness have no key 'temperature'"),
+        ({"task": "classification"}, "The rules of confidence have no key 'temperature'"),
         (
             {
                 "rules": {
@@ -178,7 +178,7 @@ def test_bad_json(text, reason):
 def test_sha256(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert sha256(tmp_path / "abc") == digest
+    assert hash_file(tmp_path / "abc") == digest
 
 
 def test_write_manifest_is_what_read_bundle_takes(own_bundle):

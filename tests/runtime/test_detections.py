@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from vfm_runtime import Detections
 from vfm_runtime.media.drawing import draw_boxes
-from vfm_runtime.tasks.base import View
+from vfm_runtime.tasks.base import PredictionView
 
 NAMES = ("ant", "bee", "cat")
 BOXES = [[10, 20, 50, 60], [0, 0, 30, 15], [70, 70, 90, 99]]
@@ -39,7 +39,7 @@ def test_threshold():
 
 
 def test_plain_values():
-    assert answer().to_dict(View(threshold=0.8)) == {
+    assert answer().to_dict(PredictionView(threshold=0.8)) == {
         "task": "detection",
         "boxes": [{"box": [10.0, 20.0, 50.0, 60.0], "label": "cat", "score": pytest.approx(0.9)}],
     }
@@ -97,7 +97,7 @@ def test_equality():
 
 def test_boxes_on_the_picture():
     image = np.zeros((100, 120, 3), np.uint8)
-    drawn = answer().draw(image, View(threshold=0.3))
+    drawn = answer().draw(image, PredictionView(threshold=0.3))
     assert drawn.shape == image.shape
     assert not image.any()
     assert drawn[40, 10].any()  # left edge of the first box

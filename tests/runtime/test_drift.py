@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import vfm_runtime
 from skimage import data
-from vfm_runtime.drift.monitor import DriftMonitor, _chi_square, _grouped, psi
+from vfm_runtime.drift.monitor import DriftMonitor, _chi_square, _grouped, compute_psi
 from vfm_runtime.drift.reference import DriftReference, Histogram
 from vfm_runtime.tasks.base import score_drift_values
 from vfm_runtime.tasks.classification import ClassificationType
@@ -32,14 +32,14 @@ def answers(seed, number=500, shift=0.0, labels=(0.4, 0.3, 0.15, 0.1, 0.05)):
 
 
 def reference(seed=10**6, number=1000):
-    return DriftReference.of(score_drift_values(answers(seed, number)), {"": NUM_LABELS})
+    return DriftReference.fit(score_drift_values(answers(seed, number)), {"": NUM_LABELS})
 
 
 def test_psi_is_as_it_is_defined():
     expected, found = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
     by_hand = -0.3 * np.log(0.2 / 0.5) + 0.3 * np.log(0.5 / 0.2)
-    assert psi(expected, found) == pytest.approx(by_hand)
-    assert psi(expected, expected) == 0
+    assert compute_psi(expected, found) == pytest.approx(by_hand)
+    assert compute_psi(expected, expected) == 0
 
 
 @pytest.mark.parametrize("number", [60, 300, 1000])
@@ -184,7 +184,7 @@ def test_of_a_detector_the_best_box_counts():
 def test_each_of_several_heads_is_watched():
     scores = np.array([[0.2, 0.8], [0.9, 0.1]] * 30, np.float32)
     outputs = {"colour.scores": scores, "shape.scores": scores[::-1], "distances": np.arange(60.0)}
-    made = DriftReference.of(score_drift_values(outputs), {"colour": 2, "shape": 2})
+    made = DriftReference.fit(score_drift_values(outputs), {"colour": 2, "shape": 2})
     assert set(made.histograms) == {"colour.score", "shape.score", "distance"}
     assert set(made.labels) == {"colour.labels", "shape.labels"}
     monitor = DriftMonitor(made, window=60)
@@ -198,10 +198,10 @@ def test_each_of_several_heads_is_watched():
 
 
 def test_equal_values_share_a_bin():
-    histogram = Histogram.of([1.0] * 70 + list(np.linspace(0, 0.9, 30)))
+    histogram = Histogram.fit([1.0] * 70 + list(np.linspace(0, 0.9, 30)))
     assert histogram.edges[-1] == 1.0
     assert histogram.shares[-1] == pytest.approx(0.7)
-    assert Histogram.of([2.0] * 10) == Histogram((), (1.0,))
+    assert Histogram.fit([2.0] * 10) == Histogram((), (1.0,))
     assert histogram.bins(np.array([-1.0, 1.0, 5.0])).tolist() == [
         0,
         len(histogram.edges),
@@ -286,7 +286,9 @@ def outputs_of(model, photos):
 def test_dark_photos_through_a_model(tmp_path):
     folder = toy.build(tmp_path / "bundle")
     model = vfm_runtime.load(folder, device="cpu")
-    made = DriftReference.of(score_drift_values(outputs_of(model, crops(0))), {"": len(toy.LABELS)})
+    made = DriftReference.fit(
+        score_drift_values(outputs_of(model, crops(0))), {"": len(toy.LABELS)}
+    )
     made.write(folder)
     toy.write_vfm_json(folder)
     model = vfm_runtime.load(folder, device="cpu")

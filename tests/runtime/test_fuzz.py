@@ -11,8 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import vfm_runtime
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from skimage import data
 from starlette.testclient import TestClient

@@ -10,7 +10,7 @@ import vfm_runtime
 from PIL import Image
 from vfm_runtime import BundleError, ImageError, Prediction, ProviderError, load
 from vfm_runtime.bundle import model as model_module
-from vfm_runtime.tasks.base import View
+from vfm_runtime.tasks.base import PredictionView
 from vfm_runtime.tasks.classification import LabelPrediction
 
 from tests.runtime import toy
@@ -218,7 +218,7 @@ def test_prediction():
     assert answer.top(2) == [("b", 0.5), ("c", pytest.approx(0.3))]
     assert [label for label, _ in answer.top(9)] == ["b", "c", "a"]
     assert repr(answer) == "LabelPrediction('b', 0.500, 3 classes)"
-    plain = answer.to_dict(View(top=1))
+    plain = answer.to_dict(PredictionView(top=1))
     assert json.loads(json.dumps(plain)) == {
         "task": "classification",
         "label": "b",

@@ -7,8 +7,8 @@ import types
 import pytest
 from vfm_runtime import load
 from vfm_runtime.bundle import openvino, providers
-from vfm_runtime.bundle.precision import place
-from vfm_runtime.bundle.providers import choose, open_session
+from vfm_runtime.bundle.precision import choose_precision
+from vfm_runtime.bundle.providers import choose_device, open_session
 from vfm_runtime.errors import ProviderError
 
 CPU = "OrtHardwareDeviceType.CPU"
@@ -62,14 +62,14 @@ def pretend(monkeypatch):
                 return types.SimpleNamespace(get_library_path=lambda: "plugin.so")
             return real(name, *more)
 
-        openvino.obstacle.cache_clear()
+        openvino.find_obstacle.cache_clear()
         monkeypatch.setattr(importlib, "import_module", import_module)
         monkeypatch.setattr(providers, "import_onnxruntime", lambda: runtime)
         monkeypatch.setattr(providers, "has_cuda_device", lambda: False)
         return runtime
 
     yield set_runtime
-    openvino.obstacle.cache_clear()
+    openvino.find_obstacle.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -89,19 +89,19 @@ def pretend(monkeypatch):
 def test_where_it_cannot_be_had(pretend, runtime, plugin, text):
     pretend(runtime, plugin)
     with pytest.raises(ProviderError, match=f"OpenVINO was asked for, but .*{text}"):
-        choose("openvino")
+        choose_device("openvino")
 
 
 def test_it_is_taken_where_it_works(pretend):
     runtime = pretend(Runtime())
-    assert choose("auto") == "openvino"
-    assert choose("cpu") == "cpu"
+    assert choose_device("auto") == "openvino"
+    assert choose_device("cpu") == "cpu"
     assert runtime.registered == ["plugin.so"]
-    assert place("auto", "auto", ["fp32"]) == ("openvino", "fp32")
+    assert choose_precision("auto", "auto", ["fp32"]) == ("openvino", "fp32")
     # What was measured for 8 bits holds of ONNX Runtime's own kernels.
-    assert place("auto", "auto", ["fp32", "int8"]) == ("cpu", "int8")
-    assert place("openvino", "auto", ["fp32", "int8"]) == ("openvino", "fp32")
-    assert place("auto", "bf16", ["fp32"]) == ("openvino", "bf16")
+    assert choose_precision("auto", "auto", ["fp32", "int8"]) == ("cpu", "int8")
+    assert choose_precision("openvino", "auto", ["fp32", "int8"]) == ("openvino", "fp32")
+    assert choose_precision("auto", "bf16", ["fp32"]) == ("openvino", "bf16")
 
 
 def test_16_bits_do_not_run_there(pretend):
@@ -109,8 +109,8 @@ def test_16_bits_do_not_run_there(pretend):
     with pytest.raises(
         ValueError, match="fp16 does not run on 'openvino'; it runs on cpu and cuda"
     ):
-        place("openvino", "fp16", ["fp32", "fp16"])
-    assert place("auto", "fp16", ["fp32", "fp16"]) == ("cpu", "fp16")
+        choose_precision("openvino", "fp16", ["fp32", "fp16"])
+    assert choose_precision("auto", "fp16", ["fp32", "fp16"]) == ("cpu", "fp16")
 
 
 @pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16")])
@@ -118,7 +118,7 @@ def test_the_precision_is_asked_for(pretend, tmp_path, precision, hint):
     runtime = pretend(Runtime())
     options = {"precision": precision, "num_threads": 2}
     session = open_session(tmp_path / "model.onnx", "openvino", **options)
-    assert providers.device_of(session) == "openvino"
+    assert providers.get_device(session) == "openvino"
     ((_, settings),) = runtime.asked
     expected = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": "2"}
     assert json.loads(settings["load_config"]) == {"CPU": expected}
@@ -132,8 +132,8 @@ def test_a_session_that_ends_up_elsewhere_is_no_secret(pretend, tmp_path):
 
 def test_here(bundle):
     """Whatever this machine has: the answer is that of the device that is named."""
-    openvino.obstacle.cache_clear()
-    if (cause := openvino.obstacle()) is not None:
+    openvino.find_obstacle.cache_clear()
+    if (cause := openvino.find_obstacle()) is not None:
         with pytest.raises(ProviderError) as caught:
             load(bundle, device="openvino")
         assert cause in str(caught.value)

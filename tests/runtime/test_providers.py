@@ -7,7 +7,7 @@ import types
 import pytest
 from vfm_runtime import load
 from vfm_runtime.bundle import providers
-from vfm_runtime.bundle.providers import choose, has_cuda_device
+from vfm_runtime.bundle.providers import choose_device, has_cuda_device
 from vfm_runtime.errors import ProviderError
 from vfm_runtime.ort import import_onnxruntime
 
@@ -94,25 +94,29 @@ def with_providers(monkeypatch):
 def test_choose_cuda_where_it_may_load(monkeypatch, with_providers):
     pretend_driver(monkeypatch)
     with_providers(CUDA, CPU)
-    assert [choose("auto"), choose("cuda"), choose("cpu")] == ["cuda", "cuda", "cpu"]
+    assert [choose_device("auto"), choose_device("cuda"), choose_device("cpu")] == [
+        "cuda",
+        "cuda",
+        "cpu",
+    ]
 
 
 def test_no_driver(monkeypatch, with_providers, caplog):
     pretend_driver(monkeypatch, missing=True)
     with_providers(CUDA, CPU)
     caplog.set_level(logging.INFO)
-    assert choose("auto") == "cpu"
+    assert choose_device("auto") == "cpu"
     assert "Running on the CPU: there is no NVIDIA driver" in caplog.text
     with pytest.raises(ProviderError, match=r"no NVIDIA driver .* Or use device='cpu'"):
-        choose("cuda")
+        choose_device("cuda")
 
 
 def test_build_without_cuda(monkeypatch, with_providers):
     pretend_driver(monkeypatch)
     with_providers(CPU)
-    assert choose("auto") == "cpu"
+    assert choose_device("auto") == "cpu"
     with pytest.raises(ProviderError, match=r"\(9.9\) is built without CUDA. Run: pip uninstall"):
-        choose("cuda")
+        choose_device("cuda")
 
 
 @no_gpu
@@ -151,9 +155,9 @@ def test_no_tensorrt(monkeypatch, with_providers):
     pretend_driver(monkeypatch)
     with_providers(CUDA, CPU)
     with pytest.raises(ProviderError, match=r"TensorRT was asked for, but .* without TensorRT"):
-        choose("tensorrt")
+        choose_device("tensorrt")
     with_providers("TensorrtExecutionProvider", CUDA, CPU)
-    assert choose("tensorrt") == "tensorrt"
+    assert choose_device("tensorrt") == "tensorrt"
 
 
 @no_gpu

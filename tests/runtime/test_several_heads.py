@@ -1,4 +1,4 @@
-"""A bundle with several heads, with rules of sureness, and in several precisions."""
+"""A bundle with several heads, with rules of confidence, and in several precisions."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ BAD = [
     (head(task="depth"), "'task' is 'depth'"),
     (head(labels=[]), "'labels' is []"),
     (head(more=1), "'heads.traits' is {"),
-    (head(rules={"temperature": 1.0}), "'rules' do not hold: The rules of sureness have no key"),
+    (head(rules={"temperature": 1.0}), "'rules' do not hold: The rules of confidence have no key"),
     (
         changed(labels=["a b"], heads={"a b": toy_several.HEADS["traits"]}),
         "'heads' is 'a b'; expected names of letters, digits and underscores",

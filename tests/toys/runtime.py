@@ -10,9 +10,9 @@ from vfm_runtime.tasks.base import (
     Agreement,
     Opened,
     Prediction,
+    PredictionView,
     TaskType,
-    View,
-    largest_difference,
+    find_largest_difference,
 )
 
 COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)
@@ -25,20 +25,20 @@ class Numbers(Prediction):
     task: ClassVar[str] = "numbers"
     values: dict[str, float]
 
-    def to_dict(self, view=View()):
+    def to_dict(self, view=PredictionView()):
         return {"task": self.task, "values": self.values}
 
-    def headline(self, view=View()):
+    def headline(self, view=PredictionView()):
         return ", ".join(f"{name} {value:.3f}" for name, value in self.values.items())
 
-    def draw(self, source, view=View()):
+    def draw(self, source, view=PredictionView()):
         image = open_image(source).copy()
         image[: len(image) // 10] = round(255 * min(max(max(self.values.values()), 0), 1))
         return image
 
     def compare(self, other, *, approximate=False):
         pairs = zip(self.values.values(), other.values.values(), strict=True)
-        difference = largest_difference(*(abs(a - b) for a, b in pairs))
+        difference = find_largest_difference(*(abs(a - b) for a, b in pairs))
         return Agreement(difference, False, self.headline(), other.headline())
 
     def to_golden(self):
@@ -67,16 +67,16 @@ class Mask(Prediction):
     classes: np.ndarray
     labels: tuple[str, ...]
 
-    def to_dict(self, view=View()):
+    def to_dict(self, view=PredictionView()):
         counts = np.bincount(self.classes.ravel(), minlength=len(self.labels)) / self.classes.size
         fractions = dict(zip(self.labels, counts.tolist(), strict=True))
         return {"task": self.task, "size": list(self.classes.shape), "fractions": fractions}
 
-    def headline(self, view=View()):
+    def headline(self, view=PredictionView()):
         fractions = self.to_dict()["fractions"]
         return ", ".join(f"{name} {100 * share:.0f} %" for name, share in fractions.items())
 
-    def draw(self, source, view=View()):
+    def draw(self, source, view=PredictionView()):
         return (open_image(source) // 2 + COLORS[self.classes % len(COLORS)] // 2).astype(np.uint8)
 
     def compare(self, other, *, approximate=False):

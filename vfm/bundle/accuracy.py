@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from vfm_runtime.bundle import providers
-from vfm_runtime.bundle.manifest import sha256
+from vfm_runtime.bundle.manifest import hash_file
 from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.multi_head import select_head
 
@@ -62,7 +62,7 @@ class Measure:
             file: An ONNX file that takes and gives what `model.onnx` does.
         """
         # A search comes back to files that it has seen, and to that of float32.
-        key = sha256(file)
+        key = hash_file(file)
         if key not in self._known:
             run = runner(file)
             self._known[key] = {

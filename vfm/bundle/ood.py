@@ -216,7 +216,7 @@ def drift_reference(
     """
     chosen = {name: values[held_out] for name, values in outputs.items()}
     numbers = {name: len(head.labels) for name, head in contract.each.items()}
-    return DriftReference.of(contract.type.drift_values(chosen), numbers)
+    return DriftReference.fit(contract.type.drift_values(chosen), numbers)
 
 
 def _signed(directions: NDArray[np.float64]) -> NDArray[np.float64]:

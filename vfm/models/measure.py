@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.layers import config as timm_config
-from timm.layers import set_fused_attn
+from timm.layers import config as timm_config, set_fused_attn
 from torch.utils.flop_counter import FlopCounterMode
 
 

@@ -44,7 +44,7 @@ class Manifest:
     """Sha256 by name, relative to the bundle, of every other file."""
 
 
-def sha256(path: str | Path) -> str:
+def hash_file(path: str | Path) -> str:
     """Return the sha256 of a file, in hex.
 
     Args:
@@ -65,7 +65,7 @@ def write_manifest(folder: str | Path, contract: Contract) -> Path:
         BundleError: A file that every bundle needs is not there.
     """
     folder = Path(folder)
-    files = {name: sha256(folder / name) for name in list_files(folder)}
+    files = {name: hash_file(folder / name) for name in list_files(folder)}
     for name in REQUIRED_FILES:
         if name not in files:
             raise BundleError(f"{folder} has no {name}. Write it before the manifest.")
@@ -244,7 +244,7 @@ def _check_listed(folder: Path, listed: Iterable[str]) -> None:
 def _check_file(folder: Path, name: str, expected: str) -> None:
     path = folder / name
     try:
-        found = sha256(path)
+        found = hash_file(path)
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing, the bundle lists it. {_REMEDY}") from error
     except OSError as error:

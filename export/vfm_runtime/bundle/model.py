@@ -16,11 +16,11 @@ from vfm_runtime.bundle.contract import (
     Contract,
 )
 from vfm_runtime.bundle.manifest import Manifest, check_metadata, read_manifest
-from vfm_runtime.bundle.precision import place
+from vfm_runtime.bundle.precision import choose_precision
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import BundleError, DataError, ProviderError
 from vfm_runtime.media.image import ImageSource, open_image
-from vfm_runtime.ort import first_line, run_errors
+from vfm_runtime.ort import run_errors, summarize_error
 from vfm_runtime.tasks.base import Arrays
 
 if TYPE_CHECKING:
@@ -115,13 +115,13 @@ class Model(Predictor):
         self._preprocess = providers.open_session(
             self.path / PREPROCESS_FILE, "cpu", num_threads=num_threads, spin=spin
         )
-        where, self.precision = place(device, precision, self.precisions)
+        where, self.precision = choose_precision(device, precision, self.precisions)
         self._open(where, device, num_threads, spin)
-        if precision == "auto" and providers.device_of(self._model) != where:
+        if precision == "auto" and providers.get_device(self._model) != where:
             # The device that was hoped for does not load, and the CPU has a precision of its own.
-            where, self.precision = place("cpu", "auto", self.precisions)
+            where, self.precision = choose_precision("cpu", "auto", self.precisions)
             self._open(where, "cpu", num_threads, spin)
-        self.device = providers.device_of(self._model)
+        self.device = providers.get_device(self._model)
         self.monitor = None
         self._check_graphs()
         self._errors = run_errors()
@@ -206,11 +206,11 @@ class Model(Predictor):
             answers = session.run(None, inputs)
             return {p.name: a for p, a in zip(session.get_outputs(), answers, strict=True)}
         except self._errors as error:
-            device = providers.device_of(session)
+            device = providers.get_device(session)
             shape = list(next(iter(inputs.values())).shape)
             raise ProviderError(
                 f"{self.path / name} failed on {device} with an input of shape "
-                f"{shape}: {first_line(error)} "
+                f"{shape}: {summarize_error(error)} "
                 "If memory ran out, use a smaller batch_size or device='cpu'."
             ) from error
 

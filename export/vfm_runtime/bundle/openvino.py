@@ -21,7 +21,7 @@ class PluginError(VfmError, RuntimeError):
 
 
 @functools.cache
-def obstacle() -> str | None:
+def find_obstacle() -> str | None:
     """Why OpenVINO cannot be used, a sentence with its remedy; None where it can."""
     try:
         plugin = importlib.import_module(_PACKAGE)
@@ -47,7 +47,7 @@ def _register(runtime: Any, path: str) -> None:
     runtime.register_execution_provider_library(_REGISTERED, path)
 
 
-def new_session(
+def create_session(
     runtime: Any, path: str, options: Any, *, precision: str, num_threads: int | None
 ) -> Any:
     """Open a session on OpenVINO's CPU device; `obstacle` has said that there is none.

@@ -13,7 +13,7 @@ _RUN_FP16 = ("cpu", "cuda", "tensorrt")
 _COMPUTES_BF16 = ("openvino", "tensorrt")
 
 
-def place(device: str, precision: str, available: Sequence[str]) -> tuple[str, str]:
+def choose_precision(device: str, precision: str, available: Sequence[str]) -> tuple[str, str]:
     """The device worth trying and the precision that runs there.
 
     Left to itself it takes CUDA, with fp16 where the bundle has it; else int8 on the CPU where the bundle has it, which
@@ -39,16 +39,16 @@ def place(device: str, precision: str, available: Sequence[str]) -> tuple[str, s
         )
     if precision == "int8":
         _require(device, precision, ("cpu",))
-        return providers.choose("cpu"), precision
+        return providers.choose_device("cpu"), precision
     if precision == "bf16":
         _require(device, precision, _COMPUTES_BF16)
-        return providers.choose("openvino" if device == "auto" else device), precision
+        return providers.choose_device("openvino" if device == "auto" else device), precision
     if precision == "fp16":
         _require(device, precision, _RUN_FP16)
         # Where OpenVINO would be taken, the CPU has the operators.
-        where = providers.choose(device)
+        where = providers.choose_device(device)
         return ("cpu" if where == "openvino" else where), precision
-    where = providers.choose(device)
+    where = providers.choose_device(device)
     if precision != "auto":
         return where, precision
     if where in _ON_GPU:

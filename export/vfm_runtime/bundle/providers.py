@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vfm_runtime.bundle import openvino
 from vfm_runtime.errors import BundleError, OptionError, ProviderError
-from vfm_runtime.ort import first_line, import_onnxruntime, run_errors
+from vfm_runtime.ort import import_onnxruntime, run_errors, summarize_error
 
 DEVICES = ("auto", "cpu", "cuda", "openvino", "tensorrt")
 """What `device` may be."""
@@ -41,7 +41,7 @@ def has_cuda_device() -> bool:
     return count.value > 0
 
 
-def choose(device: str = "auto") -> str:
+def choose_device(device: str = "auto") -> str:
     """Return the device worth trying, before any model is loaded.
 
     Args:
@@ -60,7 +60,7 @@ def choose(device: str = "auto") -> str:
     if device == "cpu":
         return "cpu"
     if device == "openvino":
-        if (cause := openvino.obstacle()) is not None:
+        if (cause := openvino.find_obstacle()) is not None:
             raise ProviderError(
                 f"OpenVINO was asked for, but {cause} Or use device='cpu', or device='auto'."
             )
@@ -71,7 +71,7 @@ def choose(device: str = "auto") -> str:
     if device != "auto":
         name = "CUDA" if device == "cuda" else "TensorRT"
         raise ProviderError(f"{name} was asked for, but {obstacle} Or use device='cpu'.")
-    if openvino.obstacle() is None:
+    if openvino.find_obstacle() is None:
         _log.info("Running on OpenVINO: %s", obstacle)
         return "openvino"
     _log.info("Running on the CPU: %s", obstacle)
@@ -119,7 +119,7 @@ def open_session(
     if num_threads is not None and num_threads < 1:
         raise OptionError(f"num_threads is {num_threads}. Give at least 1, or None for one a core.")
     runtime = import_onnxruntime()
-    where = choose(device)
+    where = choose_device(device)
     setup = _Setup(runtime, path, num_threads, precision, spin)
     if where == "cpu":
         return _create(setup)
@@ -147,7 +147,7 @@ def _failure(runtime: Any, where: str, cause: str) -> str:
     )
 
 
-def device_of(session: Any) -> str:
+def get_device(session: Any) -> str:
     """Return the device that a session really runs on, such as `cuda` or `cpu`.
 
     Args:
@@ -187,16 +187,16 @@ def _try_gpu(setup: _Setup, where: str) -> tuple[Any, str]:
         try:
             session = _new_session(setup, wanted)
         except run_errors() as error:
-            return None, f"{first_line(error)}."
+            return None, f"{summarize_error(error)}."
     # ONNX Runtime falls back without raising, so the session is asked what it got.
-    if device_of(session) == where:
+    if get_device(session) == where:
         return session, ""
     return None, next(iter(printed.getvalue().splitlines()), "its libraries were not found.")
 
 
 def _try_openvino(setup: _Setup) -> tuple[Any, str]:
     try:
-        return openvino.new_session(
+        return openvino.create_session(
             setup.runtime,
             str(setup.path),
             setup.options(),
@@ -204,7 +204,7 @@ def _try_openvino(setup: _Setup) -> tuple[Any, str]:
             num_threads=setup.num_threads,
         ), ""
     except run_errors() as error:
-        return None, first_line(error)
+        return None, summarize_error(error)
 
 
 def _create(setup: _Setup) -> Any:
@@ -212,7 +212,7 @@ def _create(setup: _Setup) -> Any:
         return _new_session(setup, [_CPU])
     except run_errors() as error:
         raise BundleError(
-            f"{setup.path} cannot be loaded by ONNX Runtime {setup.runtime.__version__}: {first_line(error)} "
+            f"{setup.path} cannot be loaded by ONNX Runtime {setup.runtime.__version__}: {summarize_error(error)} "
             "Upgrade ONNX Runtime, or export the bundle anew."
         ) from error
 

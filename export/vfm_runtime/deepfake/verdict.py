@@ -10,7 +10,7 @@ from vfm_runtime.deepfake.evidence import FrameEvidence, Label, sigmoid
 from vfm_runtime.deepfake.heatmap import COLORS, add_banner, draw_picture, draw_video
 from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import ImageSource, Pixels
-from vfm_runtime.tasks.base import Agreement, Prediction, View, largest_difference
+from vfm_runtime.tasks.base import Agreement, Prediction, PredictionView, find_largest_difference
 from vfm_runtime.tasks.confidence import AbstainReason
 
 TASK: Final = "deepfake"
@@ -77,7 +77,7 @@ class Verdict(Prediction):
         """Whether no crop could be cut out."""
         return not self.frames
 
-    def to_dict(self, view: View = View()) -> dict[str, Any]:
+    def to_dict(self, view: PredictionView = PredictionView()) -> dict[str, Any]:
         """Return the verdict as plain values that JSON can hold; without the heatmaps."""
         return {
             "task": self.task,
@@ -94,16 +94,16 @@ class Verdict(Prediction):
             "notes": list(self.notes),
         }
 
-    def headline(self, view: View = View()) -> str:
+    def headline(self, view: PredictionView = PredictionView()) -> str:
         """Return label, score and reason in a line."""
         score = "" if self.score is None else f" {self.score:.4f}"
         return f"{self.label}{score}{'' if self.reason is None else f' ({self.reason.value})'}"
 
-    def lines(self, view: View = View()) -> list[str]:
+    def lines(self, view: PredictionView = PredictionView()) -> list[str]:
         """Return the headline, what was decided on what grounds, and what is unusual about the video."""
         return [f"{self.headline()}. {' '.join([self.explanation, *self.notes])}"]
 
-    def draw(self, source: ImageSource, view: View = View()) -> Pixels:
+    def draw(self, source: ImageSource, view: PredictionView = PredictionView()) -> Pixels:
         """Draw where it looks forged: over the picture, or over the crops of a video, frame by frame.
 
         Args:
@@ -143,7 +143,7 @@ class Verdict(Prediction):
             differences.append(abs(self.score_of(ours) - other.score_of(theirs)))
             if ours.heatmap is not None and theirs.heatmap is not None:
                 differences.append(float(np.abs(ours.heatmap - theirs.heatmap).max(initial=0)))
-        return Agreement(largest_difference(*differences), changed, *names)
+        return Agreement(find_largest_difference(*differences), changed, *names)
 
     def to_golden(self) -> dict[str, Any]:
         """Return the verdict of one crop, with what the model said of it.

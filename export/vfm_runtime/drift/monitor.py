@@ -299,7 +299,7 @@ class DriftMonitor:
         return [max(self.threshold, value) for value in chance]
 
 
-def psi(expected: NDArray[np.float64], found: NDArray[np.float64]) -> float:
+def compute_psi(expected: NDArray[np.float64], found: NDArray[np.float64]) -> float:
     """The population stability index of two distributions over the same bins.
 
     Args:
@@ -378,7 +378,7 @@ def _figure(
 ) -> DriftFigure:
     expected = _smoothed(shares * num_reference)
     found = _smoothed(counts)
-    value = psi(expected, found)
+    value = compute_psi(expected, found)
     return DriftFigure(
         name, value, limit, tuple(shares.tolist()), tuple((counts / counts.sum()).tolist())
     )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vfm_runtime.bundle.contract import REFERENCE_FILE, parse_json
-from vfm_runtime.errors import DataError, shown
+from vfm_runtime.errors import DataError, format_value
 from vfm_runtime.tasks.base import DRIFT_LABELS, Arrays
 from vfm_runtime.validation import is_number
 
@@ -40,7 +40,7 @@ class Histogram:
         _check_shares(self.shares)
 
     @classmethod
-    def of(cls, values: ArrayLike) -> Self:
+    def fit(cls, values: ArrayLike) -> Self:
         """The deciles of some values; fewer bins where many values are equal.
 
         Args:
@@ -86,7 +86,7 @@ class DriftReference:
             _check_shares(_numbers(name, shares))
 
     @classmethod
-    def of(cls, values: Arrays, num_labels: Mapping[str, int]) -> Self:
+    def fit(cls, values: Arrays, num_labels: Mapping[str, int]) -> Self:
         """Make the reference from drift values of images that the model has not learned from.
 
         Args:
@@ -100,7 +100,7 @@ class DriftReference:
                 counts = np.bincount(column, minlength=num_labels[head])
                 labels[name] = tuple((counts / len(column)).tolist())
             else:
-                histograms[name] = Histogram.of(column)
+                histograms[name] = Histogram.fit(column)
         return cls(len(next(iter(values.values()))), histograms, labels)
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,4 +200,4 @@ def _check_keys(name: str, values: object, keys: Sequence[str]) -> None:
 
 
 def _refuse(name: str, value: object, expected: str) -> NoReturn:
-    raise DataError(f"The reference's '{name}' is {shown(value)}; expected {expected}.")
+    raise DataError(f"The reference's '{name}' is {format_value(value)}; expected {expected}.")

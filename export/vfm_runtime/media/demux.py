@@ -129,7 +129,7 @@ class VideoFile(NamedTuple):
     path: Path
 
     @classmethod
-    def of(cls, source: VideoSource, limits: VideoLimits) -> "VideoFile":
+    def resolve(cls, source: VideoSource, limits: VideoLimits) -> "VideoFile":
         """Check that a source is a file that may be read.
 
         Raises:
@@ -190,7 +190,9 @@ class _Reader:
 
 
 @contextmanager
-def opened(av: Any, file: VideoFile, guard: Guard | None = None) -> Iterator[tuple[Any, Any]]:
+def open_container(
+    av: Any, file: VideoFile, guard: Guard | None = None
+) -> Iterator[tuple[Any, Any]]:
     """The container and its first stream of moving pictures.
 
     Args:
@@ -284,10 +286,12 @@ def survey(av: Any, file: VideoFile, guard: Guard) -> Survey:
     Raises:
         VideoError: The file is no video, has no frames, or is beyond a limit.
     """
-    with opened(av, file, guard) as (container, stream):
+    with open_container(av, file, guard) as (container, stream):
         context = stream.codec_context
         guard.check_pixels(context.width, context.height)
-        stamps, num_packets = _stamps(packets(av, container, stream, []), stream.time_base, guard)
+        stamps, num_packets = _stamps(
+            read_packets(av, container, stream, []), stream.time_base, guard
+        )
         is_timed = None not in stamps
         ordered = sorted(stamp for stamp in set(stamps) if stamp is not None) if is_timed else []
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
@@ -309,7 +313,7 @@ def survey(av: Any, file: VideoFile, guard: Guard) -> Survey:
     return found
 
 
-def packets(av: Any, container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
+def read_packets(av: Any, container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
     """The packets of a stream up to its end, or to where it cannot be read.
 
     Args:

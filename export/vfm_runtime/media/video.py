@@ -19,8 +19,8 @@ from vfm_runtime.media.demux import (
     VideoLimits,
     VideoSource,
     import_av,
-    opened,
-    packets,
+    open_container,
+    read_packets,
     survey,
 )
 from vfm_runtime.media.image import IMAGE_SUFFIXES, Pixels
@@ -28,12 +28,12 @@ from vfm_runtime.media.image import IMAGE_SUFFIXES, Pixels
 __all__ = [
     "LIMITS",
     "VIDEO_SUFFIXES",
-    "Clip",
-    "Frame",
+    "VideoClip",
     "VideoError",
+    "VideoFrame",
     "VideoLimits",
     "VideoSource",
-    "evenly",
+    "choose_evenly",
     "find_videos",
     "is_video",
     "read_video",
@@ -60,7 +60,7 @@ _TS_PACKET = 188
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class VideoFrame:
     """One frame of a video."""
 
     pixels: Pixels
@@ -71,10 +71,10 @@ class Frame:
     """Number of the frame in the order of display, from 0, among those that could be decoded."""
 
 
-class Clip(NamedTuple):
+class VideoClip(NamedTuple):
     """Frames of a video and what is known of the whole."""
 
-    frames: list[Frame]
+    frames: list[VideoFrame]
     """In the order of display."""
     duration: float
     """Seconds, measured from the times of the frames."""
@@ -138,7 +138,7 @@ def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(found, key=lambda path: path.parts)
 
 
-def evenly(n: int, count: int) -> list[int]:
+def choose_evenly(n: int, count: int) -> list[int]:
     """Choose indices of n things that are spread evenly, the first and the last among them.
 
     Args:
@@ -170,7 +170,7 @@ def read_video(
     limits: VideoLimits = LIMITS,
     *,
     num_threads: int = 0,
-) -> Clip:
+) -> VideoClip:
     """Decode a video from start to end and keep frames that are spread evenly over it.
 
     The frames are counted by their time stamps, as the header is often wrong, and none is sought, as that is inexact
@@ -189,10 +189,10 @@ def read_video(
     if num_frames < 1:
         raise OptionError(f"num_frames is {num_frames}. Give 1 or more.")
     av = import_av()
-    file = VideoFile.of(source, limits)
+    file = VideoFile.resolve(source, limits)
     guard = Guard(file.name, limits)
     decoder = _Decoder(file.name, survey(av, file, guard), num_frames, guard)
-    with opened(av, file, guard) as (container, stream):
+    with open_container(av, file, guard) as (container, stream):
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = num_threads
         decoder.run(av, container, stream)
@@ -218,10 +218,10 @@ class _Decoder:
         self._found = found
         self._guard = guard
         self._num_asked = num_asked
-        wanted = evenly(found.count, min(num_asked, found.affordable))
+        wanted = choose_evenly(found.count, min(num_asked, found.affordable))
         # Where the wanted frames are: times of display, or numbers where the file has no times.
         self._places = [found.stamps[i] for i in wanted] if found.stamps else list(wanted)
-        self._frames: list[Frame] = []
+        self._frames: list[VideoFrame] = []
         self._count = 0
         self._num_taken = 0
         self._num_repeated = 0
@@ -231,7 +231,7 @@ class _Decoder:
     def run(self, av: Any, container: Any, stream: Any) -> None:
         """Decode to the end; a packet that cannot be decoded is counted and left out."""
         last = None
-        for packet in packets(av, container, stream, self._damage):
+        for packet in read_packets(av, container, stream, self._damage):
             self._guard.check_clock()
             try:
                 decoded = packet.decode()
@@ -272,9 +272,9 @@ class _Decoder:
         seconds = index * found.step
         if found.stamps:
             seconds = float((frame.pts - found.stamps[0]) * found.base)
-        self._frames.append(Frame(pixels, seconds, index))
+        self._frames.append(VideoFrame(pixels, seconds, index))
 
-    def clip(self) -> Clip:
+    def clip(self) -> VideoClip:
         """What was found.
 
         Raises:
@@ -285,7 +285,7 @@ class _Decoder:
             cause = f" ({self._damage[0]})" if self._damage else ""
             raise VideoError(self._name, f"none of its frames can be decoded{cause}", AGAIN)
         seconds = found.duration
-        return Clip(
+        return VideoClip(
             frames=sorted(self._frames, key=lambda frame: frame.time),
             duration=seconds,
             num_frames=self._count,

@@ -21,7 +21,7 @@ from vfm_runtime.server.errors import ApiError, json_response
 from vfm_runtime.server.repository import Served
 from vfm_runtime.server.service import Cost, Note, Service, service_of
 from vfm_runtime.server.settings import Settings
-from vfm_runtime.tasks.base import Arrays, Opened, Prediction, View
+from vfm_runtime.tasks.base import Arrays, Opened, Prediction, PredictionView
 
 router = APIRouter()
 
@@ -70,7 +70,7 @@ async def predict(
     _check_names(request)
     service = service_of(request)
     served = service.repository.served(model, version)
-    view = View(top=top, threshold=threshold, max_side=_LONGEST_DRAWN)
+    view = PredictionView(top=top, threshold=threshold, max_side=_LONGEST_DRAWN)
     note: Note = request.state.note
     note.model, note.version = served.name, served.version
     media = MediaType.of(request)
@@ -135,7 +135,7 @@ def _checked_video(upload: Upload, settings: Settings) -> bytes:
             415, "This server reads no videos: install vfm-runtime[video] beside it."
         ) from error
     limits = _limits(settings)
-    file = VideoFile.of(upload.data, limits)
+    file = VideoFile.resolve(upload.data, limits)
     # Packets, not times: all of them are decoded, and many may claim the same time.
     count = survey(av, file, Guard(file.name, limits)).num_packets
     if count > settings.max_frames:
@@ -167,7 +167,7 @@ def _respond(
     opened: _Opened,
     outputs: Arrays,
     cost: Cost,
-    view: View,
+    view: PredictionView,
     draw: bool,
     note: Note,
 ) -> Response:
@@ -196,7 +196,7 @@ def _respond(
     )
 
 
-def _draw(prediction: Prediction, source: Pixels | bytes, view: View) -> str | None:
+def _draw(prediction: Prediction, source: Pixels | bytes, view: PredictionView) -> str | None:
     drawn = prediction.draw(source, view)
     if drawn is None:
         return None

@@ -32,7 +32,7 @@ _DIGITS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class PredictionView:
     """How a prediction is shown; each task heeds what applies to it."""
 
     top: int = 5
@@ -58,7 +58,7 @@ class Agreement(NamedTuple):
     """The second."""
 
 
-def largest_difference(*differences: float) -> float:
+def find_largest_difference(*differences: float) -> float:
     """Return the largest of some differences; infinite where one is NaN, which would compare as small.
 
     Args:
@@ -101,7 +101,7 @@ class Prediction(ABC):
         return False
 
     @abstractmethod
-    def to_dict(self, view: View = View()) -> dict[str, Any]:
+    def to_dict(self, view: PredictionView = PredictionView()) -> dict[str, Any]:
         """Return plain values that JSON can hold, among them the name of the `task`.
 
         Args:
@@ -109,14 +109,14 @@ class Prediction(ABC):
         """
 
     @abstractmethod
-    def headline(self, view: View = View()) -> str:
+    def headline(self, view: PredictionView = PredictionView()) -> str:
         """Return the prediction in a line.
 
         Args:
             view: What to list.
         """
 
-    def lines(self, view: View = View()) -> list[str]:
+    def lines(self, view: PredictionView = PredictionView()) -> list[str]:
         """Return the prediction for the shell, one line or several.
 
         Args:
@@ -124,7 +124,7 @@ class Prediction(ABC):
         """
         return [self.headline(view)]
 
-    def draw(self, source: ImageSource, view: View = View()) -> Pixels | None:
+    def draw(self, source: ImageSource, view: PredictionView = PredictionView()) -> Pixels | None:
         """Draw the prediction over its picture, uint8 [H, W, 3]; None of a task that has nothing to draw.
 
         Args:

@@ -12,10 +12,10 @@ from vfm_runtime.tasks.base import (
     Agreement,
     Arrays,
     Prediction,
+    PredictionView,
     TaskType,
-    View,
     compare_distances,
-    largest_difference,
+    find_largest_difference,
 )
 from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
 
@@ -138,7 +138,7 @@ class LabelPrediction(Prediction):
         applying = order[self.scores[order] >= least]
         return [(self.labels[index], float(self.scores[index])) for index in applying]
 
-    def to_dict(self, view: View = View()) -> dict[str, Any]:
+    def to_dict(self, view: PredictionView = PredictionView()) -> dict[str, Any]:
         """Return the prediction as plain values that JSON can hold.
 
         Args:
@@ -158,7 +158,7 @@ class LabelPrediction(Prediction):
         # Only where the bundle has rules; the absence of a reason is no promise.
         return values if self.rules == ConfidenceRules() else {**values, "reason": self.reason}
 
-    def headline(self, view: View = View()) -> str:
+    def headline(self, view: PredictionView = PredictionView()) -> str:
         """Return the best classes, or those that apply, with their scores."""
         pairs = self.applying(view.threshold) if self.multilabel else self.top(view.top)
         best = ", ".join(f"{label} {score:.4f}" for label, score in pairs)
@@ -167,7 +167,7 @@ class LabelPrediction(Prediction):
 
     def compare(self, other: Self, *, approximate: bool = False) -> Agreement:
         """Compare the scores of all classes, and the best label."""
-        difference = largest_difference(
+        difference = find_largest_difference(
             float(np.abs(self.scores - other.scores).max()),
             compare_distances(self.distance, other.distance, approximate=approximate),
         )

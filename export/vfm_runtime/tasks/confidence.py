@@ -158,7 +158,7 @@ class ConfidenceRules:
         Raises:
             ValueError: A key is missing, unknown or holds a value it cannot hold.
         """
-        require_keys(values, [field.name for field in fields(cls)], "rules of sureness")
+        require_keys(values, [field.name for field in fields(cls)], "rules of confidence")
         return cls(**values)
 
 
@@ -171,4 +171,4 @@ def _check_thresholds(values: object) -> None:
 
 
 def _refuse(name: str, value: object, expected: str) -> NoReturn:
-    raise DataError(f"The rules of sureness hold {value!r} as '{name}'; expected {expected}.")
+    raise DataError(f"The rules of confidence hold {value!r} as '{name}'; expected {expected}.")

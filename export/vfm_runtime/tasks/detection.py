@@ -16,10 +16,10 @@ from vfm_runtime.tasks.base import (
     Agreement,
     Arrays,
     Prediction,
+    PredictionView,
     TaskType,
-    View,
     compare_distances,
-    largest_difference,
+    find_largest_difference,
 )
 from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
 
@@ -135,7 +135,7 @@ class Detections(Prediction):
         parts = self.boxes[is_shown], self.class_ids[is_shown], self.scores[is_shown], self.names
         return self.from_arrays(*parts, rules=self.rules, distance=self.distance)
 
-    def to_dict(self, view: View = View()) -> dict[str, Any]:
+    def to_dict(self, view: PredictionView = PredictionView()) -> dict[str, Any]:
         """Return the boxes of at least the view's threshold as plain values that JSON can hold.
 
         Args:
@@ -149,7 +149,7 @@ class Detections(Prediction):
             values |= {"distance": self.distance, "reason": self.reason}
         return values
 
-    def headline(self, view: View = View()) -> str:
+    def headline(self, view: PredictionView = PredictionView()) -> str:
         """Return the boxes of at least the view's threshold with their labels and scores."""
         shown = self.above(view.threshold)
         rows = zip(shown.labels, shown.scores, shown.boxes.tolist(), strict=True)
@@ -166,7 +166,7 @@ class Detections(Prediction):
         if num_lost:
             names[1] += f", {num_lost} of either without a partner"
         distance = compare_distances(self.distance, other.distance, approximate=approximate)
-        difference = largest_difference(0.0, *forth.differences, *back.differences, distance)
+        difference = find_largest_difference(0.0, *forth.differences, *back.differences, distance)
         return Agreement(difference, num_lost > 0, *names)
 
     def to_golden(self) -> dict[str, Any]:
@@ -221,7 +221,9 @@ class Detections(Prediction):
             data={"class_name": np.array(shown.labels)},
         )
 
-    def draw(self, source: ImageSource, view: View = View()) -> NDArray[np.uint8]:
+    def draw(
+        self, source: ImageSource, view: PredictionView = PredictionView()
+    ) -> NDArray[np.uint8]:
         """Draw the boxes of at least the view's threshold, uint8 [H, W, 3].
 
         Args:

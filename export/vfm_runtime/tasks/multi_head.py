@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Self
 
-from vfm_runtime.tasks.base import Agreement, Arrays, Prediction, TaskType, View
+from vfm_runtime.tasks.base import Agreement, Arrays, Prediction, PredictionView, TaskType
 from vfm_runtime.tasks.registry import MULTI_HEAD
 
 
@@ -15,16 +15,16 @@ class HeadPredictions(dict[str, Prediction], Prediction):
         """`multi_head`."""
         return MULTI_HEAD
 
-    def to_dict(self, view: View = View()) -> dict[str, Any]:
+    def to_dict(self, view: PredictionView = PredictionView()) -> dict[str, Any]:
         """Return the plain values of each head under `heads`, each of which names its own task."""
         heads = {name: prediction.to_dict(view) for name, prediction in self.items()}
         return {"task": self.task, "heads": heads}
 
-    def headline(self, view: View = View()) -> str:
+    def headline(self, view: PredictionView = PredictionView()) -> str:
         """Return the prediction of every head in one line."""
         return " | ".join(self.lines(view))
 
-    def lines(self, view: View = View()) -> list[str]:
+    def lines(self, view: PredictionView = PredictionView()) -> list[str]:
         """Return a line for each head."""
         return [f"{name}: {prediction.headline(view)}" for name, prediction in self.items()]
 

@@ -27,7 +27,7 @@ def watched(tmp_path):
     model = vfm_runtime.load(folder, device="cpu")
     outputs = model.run({"pixels": pictures(0, 256, 2000)})
     numbers = {name: len(head.labels) for name, head in model.task_type.heads.items()}
-    DriftReference.of(score_drift_values(outputs), numbers).write(folder)
+    DriftReference.fit(score_drift_values(outputs), numbers).write(folder)
     toy.write_vfm_json(folder, toy_several.CONTRACT)
     return folder
 

@@ -10,7 +10,7 @@ from PIL import Image
 from vfm_runtime import load
 from vfm_runtime.errors import ProviderError
 from vfm_runtime.server.batching import ClosedError, DeadlineError, QueueFullError
-from vfm_runtime.tasks.base import View
+from vfm_runtime.tasks.base import PredictionView
 from vfm_runtime.tasks.classification import LabelPrediction
 
 from tests.runtime import toy_deepfake
@@ -97,7 +97,7 @@ def test_the_threshold_of_several_labels():
     answer = LabelPrediction.from_scores([0.9, 0.4, 0.1], ["a", "b", "c"], multilabel=True)
 
     def labels(threshold):
-        return answer.to_dict(View(top=1, threshold=threshold))["labels"]
+        return answer.to_dict(PredictionView(top=1, threshold=threshold))["labels"]
 
     assert labels(None) == ["a"]
     assert labels(0.3) == ["a", "b"]

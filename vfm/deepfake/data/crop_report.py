@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 from vfm_runtime.media.image import Pixels, open_image
-from vfm_runtime.media.video import evenly
+from vfm_runtime.media.video import choose_evenly
 
 from vfm.deepfake.data.crops import Cut, Job
 from vfm.deepfake.data.record import LABELS, REAL, Item
@@ -103,7 +103,7 @@ def crop_sheet(items: Sequence[Item], folder: Path) -> bytes:
     shown: list[Item] = []
     for label in LABELS:
         own = [item for item in items if item.label == label]
-        shown += [own[index] for index in evenly(len(own), _SHOWN)] if own else []
+        shown += [own[index] for index in choose_evenly(len(own), _SHOWN)] if own else []
     return contact_sheet(
         [_marked(item, folder) for item in shown],
         [_caption(item) for item in shown],

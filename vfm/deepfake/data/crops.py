@@ -27,7 +27,7 @@ from vfm_runtime.deepfake.faces.face import Face, FaceDetector
 from vfm_runtime.deepfake.faces.precomputed import Given, face_of, read_landmarks
 from vfm_runtime.errors import VfmError
 from vfm_runtime.media.image import ImageError, Pixels, open_image
-from vfm_runtime.media.video import Clip, evenly, is_video, read_video
+from vfm_runtime.media.video import VideoClip, choose_evenly, is_video, read_video
 
 from vfm.deepfake.data.record import DeepfakeDataError, Item, ordered
 
@@ -192,7 +192,7 @@ def _shots(items: list[Item], num_frames: int) -> tuple[list[_Shot], list[str]]:
         ImageError: A video or the video of its mask cannot be read.
     """
     if not is_video(items[0].path):
-        chosen = [items[index] for index in evenly(len(items), num_frames)]
+        chosen = [items[index] for index in choose_evenly(len(items), num_frames)]
         return [_still(item, number) for number, item in enumerate(chosen)], []
     item = items[0]
     clip = read_video(item.path, num_frames, num_threads=1)
@@ -208,7 +208,7 @@ def _still(item: Item, number: int) -> _Shot:
     return _Shot(item, item.frame if item.frame >= 0 else number, load)
 
 
-def _masks(item: Item, clip: Clip, num_frames: int) -> dict[int, _Mask]:
+def _masks(item: Item, clip: VideoClip, num_frames: int) -> dict[int, _Mask]:
     """The mask of each frame of a video: an image for all of them, or a video as long.
 
     Raises:

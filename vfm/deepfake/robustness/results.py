@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
-from vfm_runtime.media.video import evenly
+from vfm_runtime.media.video import choose_evenly
 
 from vfm.data.dataset import sample_seed
 from vfm.deepfake.crop_check import require_same_crop
@@ -229,7 +229,9 @@ def prepared(
     for place, record in enumerate(records):
         videos.setdefault(record.item.key, []).append(place)
     kept = sorted(
-        places[index] for places in videos.values() for index in evenly(len(places), num_frames)
+        places[index]
+        for places in videos.values()
+        for index in choose_evenly(len(places), num_frames)
     )
     return [records[k] for k in kept]
 

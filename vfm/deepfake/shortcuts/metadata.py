@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
-from vfm_runtime.media.demux import VideoFile, import_av, opened
+from vfm_runtime.media.demux import VideoFile, import_av, open_container
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.media.video import LIMITS, is_video
 
@@ -110,7 +110,7 @@ def _of_image(path: Path) -> dict[str, Value]:
 
 
 def _of_video(path: Path) -> dict[str, Value]:
-    with opened(import_av(), VideoFile.of(path, LIMITS)) as (container, stream):
+    with open_container(import_av(), VideoFile.resolve(path, LIMITS)) as (container, stream):
         return _of_stream(container, stream, path.stat().st_size)
 
 
