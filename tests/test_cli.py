@@ -290,7 +290,8 @@ def test_short_overrides(place, capsys):
 
 
 def test_printed_config_is_a_recipe(place, capsys):
-    printed = resolved(words_of("fit $R --model.optim.warmup 0.25 --model.head LinearHead"), capsys)
+    words = words_of("fit $R --model.optim.warmup_ratio 0.25 --model.head LinearHead")
+    printed = resolved(words, capsys)
     (place / "printed.yaml").write_text(yaml.safe_dump(printed))
     words = ["fit", "--config", "printed.yaml"]
     assert resolved(words, capsys) == printed

@@ -1,6 +1,7 @@
 """What is said of wrong adaptations, devices and checkpoints on the command line."""
 
 import pytest
+import yaml
 
 from tests.test_cli import check_message, place, words_of
 from vfm.cli import main
@@ -52,12 +53,13 @@ def test_last_is_the_newest_checkpoint_of_the_folder_that_recipes_name(tmp_path,
     newest = str(tmp_path / "mine" / "0" / "checkpoints" / "last.ckpt")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"trainer: {{default_root_dir: {tmp_path / 'mine'}}}")
-    words = ["--config", str(recipe), "--ckpt_path", "last", "--trainer.max_epochs", "3"]
-    found = resolve("fit", words, "runs")
-    assert found == ["--config", str(recipe), "--trainer.max_epochs", "3", "--ckpt_path", newest]
+    recipes = [yaml.safe_load(recipe.read_text())]
+    words = ["--ckpt_path=last", "--trainer.max_epochs=3"]
+    found = resolve("fit", words, recipes, "runs")
+    assert found == ["--trainer.max_epochs=3", f"--ckpt_path={newest}"]
     assert f"Going on from {newest}" in capsys.readouterr().out
     typed = [*words, f"--trainer.default_root_dir={tmp_path / 'other'}"]
-    assert "--ckpt_path" not in resolve("fit", typed, "runs")
+    assert resolve("fit", typed, recipes, "runs") == typed[1:]
     assert "training starts from the beginning" in capsys.readouterr().out
-    plain = ["--ckpt_path", "x.ckpt"]
-    assert resolve("fit", plain, "runs") == plain
+    plain = ["--ckpt_path=x.ckpt"]
+    assert resolve("fit", plain, recipes, "runs") == plain

@@ -53,7 +53,7 @@ def test_other_data_is_not_read_by_the_list_of_the_training(run, tmp_path):
     items = write_faces(tmp_path / "other", num_identities=8, num_frames=1, size=48, seed=5)
     results = results_of(
         run / "run/checkpoints/best.ckpt",
-        *("--data.root", str(tmp_path / "other"), "--data.all_as", "test"),
+        *("--data.root", str(tmp_path / "other"), "--data.force_split", "test"),
     )
     assert results["num_videos"] == len({item.key for item in items})
 

@@ -115,7 +115,7 @@ def test_every_package_has_a_row():
         ("vfm/data/x.py", "from vfm import bundle", "row 2 to row 5"),
         ("vfm/data/x.py", "from vfm import load", "not a package with a row"),
         ("vfm/data/x.py", "from ..cli import main", "row 2 to row 9"),
-        ("vfm/demo.py", "from vfm.cli.errors import near", "row 9 to row 9"),
+        ("vfm/demo.py", "from vfm.cli.errors import suggest", "row 9 to row 9"),
         ("vfm/tasks/x.py", "def f():\n    import vfm.bundle", "row 4 to row 5"),
         (
             "vfm/spec.py",

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     )
     from vfm.types import FeatureInfo as FeatureInfo, Features as Features, Raw as Raw
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "vfm.api": ["Model", "load"],

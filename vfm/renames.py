@@ -1,12 +1,17 @@
-"""Renames: old dotted paths of modules and classes, and where they are now.
+"""Renames: old dotted paths of modules and classes and old names of arguments, and what they are called now.
 
-Checkpoints, recipes and command lines of earlier versions name classes by their paths; these stay readable.
+Checkpoints, recipes, command lines and Python code of earlier versions hold the old ones; these stay readable.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import warnings
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 MODULES = {
     "vfm.audit.calibrate": "vfm.deepfake.calibrate",
@@ -131,7 +136,21 @@ CLASSES = {
     "vfm.models.heads.DetectionHead": "vfm.models.heads.DetrHead",
     "vfm.models.heads.detection.DetectionHead": "vfm.models.heads.detr.DetrHead",
 }
-"""Current path, or short name, by the one of version 0.1, of classes that have another name too."""
+"""Current path, or short name, by the one of version 0.1, of classes and names of `vfm` that have another."""
+
+KEYS = {
+    "vfm.data.detection.dataset.BoxAugment": {"calm": "close_mosaic", "colours": "colors"},
+    "vfm.deepfake.data.data.DeepfakeData": {"all_as": "force_split", "ties": "group_by"},
+    "vfm.models.heads.head.Head": {"places": "needs_geometry", "reads": "uses"},
+    "vfm.tasks.base.BaseTask": {"probe_first": "lp_ft"},
+    "vfm.training.optim.Optim": {
+        "clip": "max_grad_norm",
+        "final": "min_lr_ratio",
+        "freeze": "freeze_ratio",
+        "warmup": "warmup_ratio",
+    },
+}
+"""Current names of arguments and attributes by those of version 0.1, for a class and all that derive from it."""
 
 
 def update_path(path: str) -> str:
@@ -156,8 +175,47 @@ def update_class_paths(value: Any) -> Any:
     if isinstance(value, dict):
         return {
             key: update_path(item)
-            if key in ("class_path", "head", "data") and isinstance(item, str)
+            if key in ("class_path", "head", "model", "data") and isinstance(item, str)
             else update_class_paths(item)
             for key, item in value.items()
         }
     return [update_class_paths(item) for item in value] if isinstance(value, list) else value
+
+
+def list_old_keys(cls: type) -> dict[str, str]:
+    """Return the current name of each argument that a class or a base of it had under another name."""
+    paths = [f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__]
+    return {old: new for path in paths for old, new in KEYS.get(path, {}).items()}
+
+
+def update_keys(
+    cls: type, names: Collection[str], arguments: Mapping[str, Any], stacklevel: int = 3
+) -> dict[str, Any]:
+    """Return a constructor's arguments by their current names, with a DeprecationWarning for each old one.
+
+    Args:
+        cls: Class that is made.
+        names: Arguments that the constructor takes: one that a user's class calls by an old name keeps it.
+        arguments: Values by name.
+        stacklevel: Frames from here to the caller whom the warning names.
+    """
+    current = dict(arguments)
+    for old, new in list_old_keys(cls).items():
+        if old in current and old not in names and new not in current:
+            current[new] = current.pop(old)
+            text = f"{cls.__name__}'s {old} is now {new}."
+            warnings.warn(text, DeprecationWarning, stacklevel=stacklevel)
+    return current
+
+
+def accept_old_keys(cls: type[T]) -> type[T]:
+    """Let the constructor of a dataclass take its arguments by their old names too; a decorator."""
+    init = cls.__init__
+    names = inspect.signature(cls).parameters
+
+    @functools.wraps(init)
+    def wrapper(self: T, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **update_keys(cls, names, kwargs))
+
+    cls.__init__ = wrapper  # type: ignore[method-assign, assignment]
+    return cls

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, get_args, get_type_hints
 
 from vfm_runtime.errors import VfmError
 
-from vfm.renames import update_path
+from vfm.renames import update_keys, update_path
 
 Spec = dict[str, Any]
 
@@ -111,6 +111,23 @@ def list_arguments(cls: type) -> dict[str, Any]:
     return {name: hints.get(name, argument.annotation) for name, argument in names}
 
 
+def update_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a component's arguments by their current names, those of dataclasses in them too.
+
+    Args:
+        cls: The component's class, or that of a dataclass.
+        arguments: Plain values by name, as a recipe holds them.
+    """
+    is_component = issubclass(cls, Component)
+    hints = list_arguments(cls) if is_component else get_type_hints(cls)
+    current = update_keys(cls, hints, arguments, stacklevel=2)
+    for name, value in current.items():
+        kind = _dataclass_of(hints.get(name))
+        if kind is not None and isinstance(value, Mapping):
+            current[name] = update_arguments(kind, value)
+    return current
+
+
 def _recording(
     init: Callable[..., None], option_defaults: Mapping[str, object]
 ) -> Callable[..., None]:
@@ -121,6 +138,7 @@ def _recording(
 
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs = update_keys(type(self), signature.parameters, kwargs)
         # Only the outermost constructor sees what the caller wrote; those of base classes come later.
         if "_init_args" not in self.__dict__:
             bound = signature.bind(self, *args, **kwargs)
@@ -203,11 +221,15 @@ def _rebuilt(value: Any, hint: Any, trust: Collection[str]) -> Any:
     if isinstance(value, Mapping):
         if set(value) == {"class_path", "init_args"}:
             return build(value, base=Component, trust=trust)
-        # `Optim | None` names a dataclass too.
-        for kind in (hint, *get_args(hint)):
-            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-                return kind(**value)
+        kind = _dataclass_of(hint)
+        return value if kind is None else kind(**value)
     return value
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    """The dataclass of a type hint such as `Optim | None`."""
+    kinds = (hint, *get_args(hint))
+    return next((k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
 
 
 def import_class(path: str, trust: Collection[str]) -> type:

@@ -207,7 +207,7 @@ def _train(
     L.seed_everything(seed, verbose=False)
     with _measured() as cost:
         task = ClassificationTask(
-            **settings, adapt=how, multilabel=data.multilabel, optim=Optim(warmup=0.1)
+            **settings, adapt=how, multilabel=data.multilabel, optim=Optim(warmup_ratio=0.1)
         )
         trainer = L.Trainer(
             max_epochs=epochs,

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from vfm_runtime.tasks.detection import Detections as Detections
     from vfm_runtime.tasks.registry import register_task as register_task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "bundle.contract": ["Contract"],

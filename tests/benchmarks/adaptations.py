@@ -82,7 +82,7 @@ def pretrain(work: Path, quick: bool) -> Path:
 def adapt(how: Adapt, checkpoint: Path, work: Path, epochs: int) -> dict[str, Any]:
     L.seed_everything(0, verbose=False)
     data = FolderData(work / "second", batch_size=64, augment="none", num_workers=1)
-    task = ClassificationTask(**VIT, weights=checkpoint, adapt=how, optim=Optim(warmup=0.1))
+    task = ClassificationTask(**VIT, weights=checkpoint, adapt=how, optim=Optim(warmup_ratio=0.1))
     learning = sum(p.numel() for p in task.backbone.parameters() if p.requires_grad)
     folder = work / "adapted" / how
     held = reset_peak_memory()

@@ -91,7 +91,7 @@ def task() -> DetectionTask:
         weights=lite0_weights(),
         image_size=SIDE,
         channels_last=True,
-        optim=Optim(lr=5e-4, weight_decay=1e-4, clip=0.1, backbone_factor=0.2, ema=0.998),
+        optim=Optim(lr=5e-4, weight_decay=1e-4, max_grad_norm=0.1, backbone_factor=0.2, ema=0.998),
     )
 
 
@@ -133,7 +133,7 @@ def theirs(
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         # The same views as the other side sees, calm ones at the end among them.
-        loader.dataset.calm_from = epoch if done > 1 - data.box_augment.calm else math.inf  # type: ignore[attr-defined]
+        loader.dataset.calm_from = epoch if done > 1 - data.box_augment.close_mosaic else math.inf  # type: ignore[attr-defined]
         for batch in loader:
             done = (time.perf_counter() - start) / seconds
             if done >= 1:

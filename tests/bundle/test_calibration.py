@@ -196,7 +196,7 @@ def test_the_graph_gives_what_was_fitted(multilabel, temperature):
     data = shapes()
     data.setup()
     source = LabelledImages.of_splits(data, ["val"])
-    found = open_images(source, task.eval().preprocess, places=task.head.places)
+    found = open_images(source, task.eval().preprocess, needs_geometry=task.head.needs_geometry)
     pixels = torch.from_numpy(found.inputs["pixels"])
     contract = Contract(
         task=task.kind,

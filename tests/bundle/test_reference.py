@@ -168,7 +168,9 @@ def contract(task, placed):
 
 
 def opened_split(data, split, task):
-    return open_images(LabelledImages.of_splits(data, [split]), task.preprocess, places=False)
+    return open_images(
+        LabelledImages.of_splits(data, [split]), task.preprocess, needs_geometry=False
+    )
 
 
 def test_it_is_fitted_on_training_images_and_measured_on_others(task, images, placed):

@@ -96,7 +96,7 @@ def by_torch(task, inputs, temperature=1.0):
     with torch.inference_mode():
         raw = task(torch.from_numpy(inputs["pixels"]))
         raw["logits"] = raw["logits"] / temperature
-        geometry = torch.from_numpy(inputs["geometry"]) if task.head.places else None
+        geometry = torch.from_numpy(inputs["geometry"]) if task.head.needs_geometry else None
         return {name: value.numpy() for name, value in task.head.decode(raw, geometry).items()}
 
 
@@ -251,7 +251,7 @@ def test_temperature_of_one_head(multilabel, temperature):
 class OwnHead(Head):
     """A head of one's own, which gives no logits."""
 
-    reads = ("pooled",)
+    uses = ("pooled",)
 
     def build(self, info, num_labels):
         self.linear = torch.nn.Linear(info.width, num_labels)

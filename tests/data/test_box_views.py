@@ -111,7 +111,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone():
 
 
 def test_the_end_of_training_is_calm():
-    augment = BoxAugment(mosaic=1.0, zoom=(0.5, 0.5), flip=0.0, colours="strong")
+    augment = BoxAugment(mosaic=1.0, zoom=(0.5, 0.5), flip=0.0, colors="strong")
     data = BoxDataset(records(), SIZE, augment, seed=3, calm_from=10)
     plain = BoxDataset(records(), SIZE)
     calm = data[(10, 2)]
@@ -127,7 +127,7 @@ def test_calm_epochs_are_counted_from_the_trainer():
         max_epochs, max_steps, accumulate_grad_batches = 40, -1, 1
         global_rank, world_size = 0, 1
 
-    data = SyntheticScenes(num_images=16, augment=BoxAugment(calm=0.25))
+    data = SyntheticScenes(num_images=16, augment=BoxAugment(close_mosaic=0.25))
     data.trainer = Trainer()
     assert data._find_calm_epoch(8) == 30
     Trainer.max_steps = 100  # 8 steps of one image... are one epoch
@@ -156,7 +156,7 @@ def test_a_broken_partner_makes_no_mosaic(tmp_path):
             {"zoom": (2.0, 1.0)},
             r"augment\.zoom is \[2\.0, 1\.0\]\. Give the least and the greatest",
         ),
-        ({"colours": "wild"}, r"augment\.colours is 'wild'\. Choices: none, mild, strong"),
+        ({"colors": "wild"}, r"augment\.colors is 'wild'\. Choices: none, mild, strong"),
     ],
 )
 def test_arguments_outside_their_range(arguments, match):

@@ -175,7 +175,7 @@ def test_graph_answers_as_torch_for_any_batch(tmp_path):
         image_size=(64, 96),
         arguments={"embed_dim": 48, "depth": 2, "num_heads": 3},
     )
-    backbone.serve(DeepfakeHead.reads)
+    backbone.select_outputs(DeepfakeHead.uses)
     made = DeepfakeHead(patch_width=8, bank_size=16)
     made.prepare(backbone.info, VERDICT_LABELS)
     torch.nn.init.normal_(made.linear.weight, std=5)

@@ -229,7 +229,7 @@ def test_a_resumed_training_ends_as_an_unbroken_one(tmp_path: Path) -> None:
             L.seed_everything(3)
             made = trainer(tmp_path / name, max_epochs=epochs, limit_val_batches=1)
             # As long in both, or the learning rate would fall earlier.
-            learning = task(optim=Optim(lr=1e-3, warmup=0.0, final=1.0))
+            learning = task(optim=Optim(lr=1e-3, warmup_ratio=0.0, min_lr_ratio=1.0))
             made.fit(learning, datamodule=drawn(), ckpt_path=checkpoint)
             checkpoint = tmp_path / name / "checkpoints" / "last.ckpt"
         ends.append(learning.state_dict())

@@ -189,7 +189,7 @@ def test_a_folder_of_timm_is_a_backbone_at_another_size(tmp_path: Path) -> None:
 )
 def test_maps_for_dense_heads(name, arguments, strides):
     backbone = Backbone(name, pretrained=False, image_size=64, arguments=arguments)
-    backbone.serve(("maps",))
+    backbone.select_outputs(("maps",))
     features = backbone.train()(torch.randn(2, 3, 64, 64))
     assert backbone.info.map_strides == strides
     shapes = [tuple(m.shape) for m in features.maps]
@@ -202,7 +202,7 @@ def test_maps_for_dense_heads(name, arguments, strides):
 
 def test_evenly_spaced_blocks_of_a_plain_vit():
     backbone = Backbone("vit_tiny_patch16_224", pretrained=False)
-    backbone.serve(("maps",))
+    backbone.select_outputs(("maps",))
     assert backbone._indices == [2, 5, 8, 11]
 
 

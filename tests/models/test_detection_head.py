@@ -206,7 +206,7 @@ class Whole(torch.nn.Module):
 def test_graph_answers_as_torch_for_any_batch(name, arguments, tmp_path):
     torch.manual_seed(0)
     backbone = Backbone(name, pretrained=False, image_size=(64, 96), arguments=arguments)
-    backbone.serve(DetrHead.reads)
+    backbone.select_outputs(DetrHead.uses)
     made = DetrHead()
     made.prepare(backbone.info, ("a", "b"))
     whole = Whole(backbone, made).eval()

@@ -55,7 +55,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 def task(family: Family, **changes: Any) -> ClassificationTask:
-    settings: dict[str, Any] = {"optim": Optim(lr=1e-3, warmup=0.0)}
+    settings: dict[str, Any] = {"optim": Optim(lr=1e-3, warmup_ratio=0.0)}
     return ClassificationTask(
         family.name,
         pretrained=False,

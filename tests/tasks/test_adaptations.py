@@ -195,7 +195,13 @@ def test_two_jobs_may_compute_the_same_features(own_cache: Path) -> None:
 
     def features(ranks: Ranks) -> StoredFeatures:
         return features_of(
-            backbone, backbone.preprocess, data, "val", ["pooled"], ranks=ranks, tell=said.append
+            backbone,
+            backbone.preprocess,
+            data,
+            "val",
+            ["pooled"],
+            ranks=ranks,
+            progress=said.append,
         )
 
     def another_job() -> None:
@@ -255,7 +261,7 @@ def test_the_head_is_solved_first(tmp_path: Path, caplog: pytest.LogCaptureFixtu
             self.head = {k: v.clone() for k, v in task.head.state_dict().items()}
             self.backbone = {k: v.clone() for k, v in task.backbone.state_dict().items()}
 
-    keep, task = Keep(), vit(probe_first=True, optim=Optim())
+    keep, task = Keep(), vit(lp_ft=True, optim=Optim())
     before = {k: v.clone() for k, v in task.backbone.state_dict().items()}
     assert task.optim.lr == pytest.approx(1e-5)
     with caplog.at_level("INFO"):
@@ -299,7 +305,7 @@ def test_a_head_that_reads_maps_is_trained_on_images(tmp_path: Path, own_cache: 
     fit(tmp_path, vit(adapt="linear", head=MapHead()))
     assert not own_cache.exists()
     with pytest.raises(ProbeError, match=r"needs a head that reads no feature maps; MapHead does"):
-        fit(tmp_path, vit(probe_first=True, head=MapHead()))
+        fit(tmp_path, vit(lp_ft=True, head=MapHead()))
 
 
 @pytest.mark.parametrize(
@@ -307,7 +313,7 @@ def test_a_head_that_reads_maps_is_trained_on_images(tmp_path: Path, own_cache: 
     [
         ({"adapt": "linear", "drop_path": 0.1}, ["drop_path"]),
         ({"adapt": "linear", "grad_checkpointing": True}, ["grad_checkpointing"]),
-        ({"adapt": "linear", "probe_first": True}, ["probe_first"]),
+        ({"adapt": "linear", "lp_ft": True}, ["lp_ft"]),
         ({"adapt": "linear", "optim": Optim(layer_decay=0.7)}, ["optim.layer_decay"]),
         ({"adapt": "full", "adapt_options": AdaptOptions(r=4)}, ["adapt_options.r"]),
         ({"adapt": "ln", "adapt_options": AdaptOptions(blocks=1)}, ["adapt_options.blocks"]),

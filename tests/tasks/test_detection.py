@@ -26,7 +26,7 @@ from vfm.models.heads import DetrHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
 
 ARGS = {"embed_dim": 96, "depth": 4, "num_heads": 3, "patch_size": 8}
-PLAIN = BoxAugment(mosaic=0, zoom=(1, 1), flip=0, colours="none", calm=0)
+PLAIN = BoxAugment(mosaic=0, zoom=(1, 1), flip=0, colors="none", close_mosaic=0)
 
 
 class Same(SyntheticScenes):
@@ -44,7 +44,7 @@ def task(**changes: Any) -> DetectionTask:
         "image_size": 64,
         "backbone_args": ARGS,
         "head": DetrHead(num_queries=20, num_groups=2, num_layers=2),
-        "optim": Optim(lr=1e-3, clip=0.1, weight_decay=1e-4),
+        "optim": Optim(lr=1e-3, max_grad_norm=0.1, weight_decay=1e-4),
     }
     return DetectionTask(**(settings | changes))
 
@@ -232,7 +232,7 @@ def test_backbone_is_frozen_at_first(tmp_path: Path) -> None:
             )
 
     made.callbacks.append(Rates())  # type: ignore[attr-defined]
-    optim = Optim(lr=1e-3, backbone_factor=0.1, freeze=0.5, warmup=0.0)
+    optim = Optim(lr=1e-3, backbone_factor=0.1, freeze_ratio=0.5, warmup_ratio=0.0)
     made.fit(task(optim=optim), datamodule=scenes())
     half = len(rates) // 2
     assert all(backbone == 0 < head for backbone, head in rates[:half])
@@ -292,7 +292,7 @@ def test_eight_scenes_are_learned_by_heart(tmp_path: Path) -> None:
     learning = task(
         image_size=128,
         head=DetrHead(),
-        optim=Optim(lr=1e-3, clip=0.1, weight_decay=1e-4),
+        optim=Optim(lr=1e-3, max_grad_norm=0.1, weight_decay=1e-4),
     )
     data = Same(num_images=16, image_size=128, batch_size=8, augment=PLAIN)
     made.fit(learning, datamodule=data)

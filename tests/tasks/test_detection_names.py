@@ -91,7 +91,7 @@ def test_checkpoints_of_earlier_versions(tmp_path: Path) -> None:
 class Centres(DetectionHead):
     """A head of the user's: an object of one size around every pixel of the last map."""
 
-    reads = ("maps",)
+    uses = ("maps",)
 
     def build(self, info: Any, num_labels: int) -> None:
         self.layer = torch.nn.Conv2d(info.map_widths[-1], num_labels, 1)

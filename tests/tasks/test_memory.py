@@ -35,7 +35,7 @@ def test_the_largest_batch_is_found_and_the_rate_scaled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = shapes(num_images=240, batch_size=4)
-    task = small(optim=Optim(lr=1e-3, warmup=0.0, final=1.0))
+    task = small(optim=Optim(lr=1e-3, warmup_ratio=0.0, min_lr_ratio=1.0))
     with caplog.at_level("INFO"):
         run = fit(tmp_path, task, data, callbacks=[LargestBatch(margin=0.1)])
     assert data.batch_size == 18  # nine tenths of 20

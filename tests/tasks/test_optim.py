@@ -83,7 +83,7 @@ def test_a_frozen_backbone_leaves_the_head() -> None:
 
 
 def test_schedule() -> None:
-    optim = Optim(warmup=0.1, final=0.02)
+    optim = Optim(warmup_ratio=0.1, min_lr_ratio=0.02)
     factors = [learning_rate_factor(step, 100, optim) for step in range(101)]
     assert factors[0] == pytest.approx(1 / 11)
     assert factors[10] == 1.0
@@ -95,14 +95,16 @@ def test_schedule() -> None:
 
 
 def test_schedule_without_warmup_starts_at_its_peak() -> None:
-    optim = Optim(warmup=0, final=0)
+    optim = Optim(warmup_ratio=0, min_lr_ratio=0)
     assert learning_rate_factor(0, 50, optim) == 1.0
     assert 0 < learning_rate_factor(49, 50, optim) < 0.01
     assert learning_rate_factor(0, 1, optim) == 1.0
 
 
 def test_the_backbone_learns_later_and_less() -> None:
-    optim = Optim(lr=1e-2, backbone_factor=0.1, freeze=0.5, warmup=0.0, final=1.0)
+    optim = Optim(
+        lr=1e-2, backbone_factor=0.1, freeze_ratio=0.5, warmup_ratio=0.0, min_lr_ratio=1.0
+    )
     adamw = optimizer(*parts(), optim)
     rates = schedule(adamw, 10, optim)
     seen = []
@@ -116,7 +118,7 @@ def test_the_backbone_learns_later_and_less() -> None:
 
 
 def test_final_of_one_is_constant() -> None:
-    optim = Optim(warmup=0, final=1)
+    optim = Optim(warmup_ratio=0, min_lr_ratio=1)
     assert {learning_rate_factor(step, 20, optim) for step in range(20)} == {1.0}
 
 
@@ -128,11 +130,11 @@ def test_final_of_one_is_constant() -> None:
         ("lr", float("nan"), "above 0"),
         ("weight_decay", -0.1, "0 or more"),
         ("backbone_factor", 0.0, "above 0, up to 10"),
-        ("freeze", 1.0, "from 0 to below 1"),
-        ("warmup", 1, "from 0 to below 1"),
-        ("warmup", -0.1, "from 0 to below 1"),
-        ("final", 1.1, "from 0 to 1"),
-        ("clip", 0, "above 0, or null"),
+        ("freeze_ratio", 1.0, "from 0 to below 1"),
+        ("warmup_ratio", 1, "from 0 to below 1"),
+        ("warmup_ratio", -0.1, "from 0 to below 1"),
+        ("min_lr_ratio", 1.1, "from 0 to 1"),
+        ("max_grad_norm", 0, "above 0, or null"),
     ],
 )
 def test_ranges(name: str, value: float, expected: str) -> None:
@@ -149,7 +151,7 @@ def test_bad_betas_are_refused_at_once(betas: tuple[float, ...]) -> None:
 
 def test_a_list_of_betas_is_a_tuple() -> None:
     assert Optim(betas=[0.8, 0.9]).betas == (0.8, 0.9)  # type: ignore[arg-type]
-    assert Optim(clip=None).clip is None
+    assert Optim(max_grad_norm=None).max_grad_norm is None
 
 
 def rates(adamw: torch.optim.Optimizer, *modules: nn.Module) -> dict[str, float]:
@@ -175,7 +177,7 @@ def test_layer_decay_exempts_from_weight_decay_what_it_should() -> None:
 
 def test_layer_decay_lasts_through_the_schedule() -> None:
     backbone, head = parts()
-    optim = Optim(lr=1.0, layer_decay=0.5, warmup=0.2)
+    optim = Optim(lr=1.0, layer_decay=0.5, warmup_ratio=0.2)
     adamw = optimizer(backbone, head, optim)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         adamw, lambda step: learning_rate_factor(step, 10, optim)

@@ -125,7 +125,7 @@ if accumulate == 4:
                         records[i] = replace(records[i], label=(), objects=empty)
             return splits
 
-    task = detector(optim=Optim(lr=1e-2, clip=None))
+    task = detector(optim=Optim(lr=1e-2, max_grad_norm=None))
     data = Sparse(num_images=32, image_size=64, batch_size=2 // ranks, augment=PLAIN)
     accumulate = 1
 run = trainer(out, devices=ranks, strategy=strategy, max_epochs=2, callbacks=[Losses()],

@@ -129,7 +129,7 @@ def test_a_checkpoint_tells_everything(best: Path) -> None:
     assert arguments["backbone"] == "vit_tiny_patch16_224"
     assert arguments["backbone_args"] == VIT
     assert arguments["optim"]["lr"] == 3e-3
-    assert arguments["optim"]["clip"] == 1.0  # defaults too
+    assert arguments["optim"]["max_grad_norm"] == 1.0  # defaults too
     assert arguments["multilabel"] is False
     assert entry["labels"] == LABELS
     assert entry["preprocess"]["size"] == [32, 32]
@@ -250,7 +250,7 @@ def test_gradients_are_clipped(
     tmp_path: Path, own: Any, trainers: float | None, expected: float
 ) -> None:
     norms = Norms()
-    optim = Optim() if own == "default" else Optim(clip=own)
+    optim = Optim() if own == "default" else Optim(max_grad_norm=own)
     task = Steep("test_efficientnet", pretrained=False, image_size=32, optim=optim)
     changes = {"limit_train_batches": 2, "limit_val_batches": 0, "enable_checkpointing": False}
     fit(tmp_path, task, callbacks=[norms], gradient_clip_val=trainers, **changes)
@@ -271,7 +271,9 @@ def test_gradients_are_clipped_in_mixed_precision(
     tmp_path: Path, precision: dict[str, Any], fused: bool
 ) -> None:
     norms = Norms()
-    task = Steep("test_efficientnet", pretrained=False, image_size=32, optim=Optim(clip=0.25))
+    task = Steep(
+        "test_efficientnet", pretrained=False, image_size=32, optim=Optim(max_grad_norm=0.25)
+    )
     changes = {"limit_train_batches": 2, "limit_val_batches": 0, "enable_checkpointing": False}
     made = fit(tmp_path, task, callbacks=[norms], **precision, **changes)
     assert norms.values == pytest.approx([0.25] * 2, rel=1e-3)
@@ -291,7 +293,9 @@ def test_scaled_gradients_of_a_fused_optimiser_are_not_clipped_wrongly(tmp_path:
 
 def test_gradients_are_left_alone_on_request(tmp_path: Path) -> None:
     norms = Norms()
-    task = Steep("test_efficientnet", pretrained=False, image_size=32, optim=Optim(clip=None))
+    task = Steep(
+        "test_efficientnet", pretrained=False, image_size=32, optim=Optim(max_grad_norm=None)
+    )
     changes = {"limit_train_batches": 2, "limit_val_batches": 0, "enable_checkpointing": False}
     fit(tmp_path, task, callbacks=[norms], **changes)
     assert min(norms.values) > 10

@@ -118,7 +118,7 @@ class NumbersData(ToyData):
 
 
 class NumbersHead(Head):
-    reads = ("pooled",)
+    uses = ("pooled",)
 
     def build(self, info, num_labels):
         self.linear = nn.Linear(info.width, num_labels)
@@ -151,7 +151,7 @@ class MaskData(ToyData):
 
 
 class MaskHead(Head):
-    reads = ("maps",)
+    uses = ("maps",)
 
     def build(self, info, num_labels):
         self.layer = nn.Conv2d(info.map_widths[0], num_labels, 1)

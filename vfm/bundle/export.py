@@ -243,7 +243,7 @@ def _use_training(
     if options.reference:
         training = open_training(checkpoints[head])
         # What any head reads, as the graph has it.
-        reads = list(dict.fromkeys(field for task in tasks.values() for field in task.head.reads))
+        reads = list(dict.fromkeys(field for task in tasks.values() for field in task.head.uses))
         ood = fit_ood(tasks[head], images[head], training, reads=reads)
     samples: list[Arrays] = []
     if options.int8:

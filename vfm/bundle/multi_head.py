@@ -74,7 +74,7 @@ def choose_ood_head(tasks: Mapping[str, BaseTask]) -> str:
         tasks: Tasks by the names of their heads.
     """
     # The backbone of one that reads no pooled vector does not give any.
-    return max(tasks, key=lambda name: "pooled" in tasks[name].head.reads)
+    return max(tasks, key=lambda name: "pooled" in tasks[name].head.uses)
 
 
 def names_of(checkpoints: Sequence[Path]) -> list[str]:
@@ -147,7 +147,7 @@ def _different(
 ) -> Iterator[str]:
     """Names of tensors that are not the same in both."""
     # A backbone of which no head reads the pooled vector lacks the layers that make it.
-    lacking = ["pooled" not in task.head.reads for task in tasks]
+    lacking = ["pooled" not in task.head.uses for task in tasks]
     for name in dict.fromkeys([*states[0], *states[1]]):
         values = [state.get(name) for state in states]
         excused = any(v is None and may for v, may in zip(values, lacking, strict=True))

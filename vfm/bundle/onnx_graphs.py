@@ -117,7 +117,9 @@ class _Head(nn.Module):
         if self.temperature != 1.0:
             raw = {**raw, "logits": raw["logits"].float() / self.temperature}
         answers: dict[str, Tensor]
-        answers = self.head.decode(raw, geometry) if self.head.places else self.head.decode(raw)
+        answers = (
+            self.head.decode(raw, geometry) if self.head.needs_geometry else self.head.decode(raw)
+        )
         return answers
 
 
@@ -219,18 +221,18 @@ def _check_reference(contract: Contract, reference: Reference | None) -> None:
 
 def _union(tasks: Iterable[BaseTask]) -> tuple[str, ...]:
     """What any head reads of the features."""
-    return tuple(dict.fromkeys(field for task in tasks for field in task.head.reads))
+    return tuple(dict.fromkeys(field for task in tasks for field in task.head.uses))
 
 
 def _shared(tasks: Iterable[BaseTask], reads: tuple[str, ...]) -> Backbone:
     """The backbone of all, without adapters; a copy where it must change, as the tasks may go on learning."""
     # One that pools can be told to give maps too; of one that does not, the layers for it are gone.
-    owner = max(tasks, key=lambda task: "pooled" in task.head.reads)
-    if set(owner.head.reads) == set(reads) and not owner.adaptation.adds_layers:
+    owner = max(tasks, key=lambda task: "pooled" in task.head.uses)
+    if set(owner.head.uses) == set(reads) and not owner.adaptation.adds_layers:
         return owner.backbone
     backbone = copy.deepcopy(owner.backbone)
     owner.adaptation.merge(backbone.model)
-    backbone.serve(reads)
+    backbone.select_outputs(reads)
     return backbone
 
 

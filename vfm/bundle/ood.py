@@ -116,7 +116,7 @@ def embeddings(
     for batch in batches:
         pixels = torch.from_numpy(batch["pixels"]).to(task.device)
         features = task.backbone(task.preprocess.normalise(pixels))
-        vector = vector_of(features, task.head.reads if reads is None else reads)
+        vector = vector_of(features, task.head.uses if reads is None else reads)
         found.append(vector.float().cpu().numpy())
     return np.concatenate(found)
 

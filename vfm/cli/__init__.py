@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vfm.cli.errors import UsageError, explain, near
+from vfm.cli.errors import UsageError, explain, suggest
 
 TRAINING = {
     "fit": "train a task on your data",
@@ -104,7 +104,7 @@ def _run(command: str, words: list[str], *, debug: bool) -> None:
     else:
         known = [*TRAINING, *COMMANDS, *RUNTIME]
         raise UsageError(
-            f"There is no command '{command}'.{near(command, known)}\n"
+            f"There is no command '{command}'.{suggest(command, known)}\n"
             f"Commands: {', '.join(known)}. See vfm --help."
         )
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
-from vfm.cli.parsing import Parser, parse, take
+from vfm.cli.parsing import Parser, parse
+from vfm.cli.words import join_values, pop_option
 
 _SHORT = {"-o": "--out"}
 _REPEATED = "trust"
@@ -56,32 +56,14 @@ def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
     parser.add_function_arguments(function, skip=skipped)
     if options is not None:
         parser.add_class_arguments(options, skip=skipped)
+    switches = {f"--{name}" for name, p in signature.items() if p.annotation == "bool"}
+    words = join_values(words, switches=switches, short=_SHORT)
     repeated: dict[str, Any] = {}
     if _REPEATED in signature:
         parser.epilog = f"--{_REPEATED} PACKAGE (any number of times): {helps[_REPEATED]}"
-        words, repeated[_REPEATED] = take(words, f"--{_REPEATED}")
-    flags = {f"--{name}" for name, p in signature.items() if p.annotation == "bool"}
-    given = parse(parser, _switched_on([_option(word) for word in words], flags))
-    values = parser.instantiate_classes(given).as_dict() | repeated
+        words, repeated[_REPEATED] = pop_option(words, f"--{_REPEATED}")
+    values = parser.instantiate_classes(parse(parser, words)).as_dict() | repeated
     if options is not None:
         names = inspect.signature(options).parameters.keys() & values.keys()
         values[_SPREAD] = options(**{name: values.pop(name) for name in names})
     function(**values)
-
-
-def _option(word: str) -> str:
-    """The option as it is defined: `-o` is `--out`, and `--max-drop` is `--max_drop`."""
-    if not word.startswith("--"):
-        return _SHORT.get(word, word)
-    name, equals, value = word[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
-
-
-def _switched_on(words: list[str], flags: set[str]) -> list[str]:
-    """Let `--flag` alone mean `--flag true`."""
-    on: list[str] = []
-    for word, following in pairwise([*words, ""]):
-        on.append(word)
-        if word in flags and following not in ("true", "false"):
-            on.append("true")
-    return on

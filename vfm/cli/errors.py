@@ -15,7 +15,7 @@ class UsageError(VfmError, ValueError):
     """The command line or a recipe is wrong; the message says how to mend it."""
 
 
-def near(given: str, choices: Iterable[str]) -> str:
+def suggest(given: str, choices: Iterable[str]) -> str:
     """A sentence that names the choices near to what was given, or nothing."""
     names = list(choices)
     begun = [name for name in names if given and name.startswith(given)]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import timm
 
-from vfm.cli.errors import UsageError, near
+from vfm.cli.errors import UsageError, suggest
 from vfm.models.licenses import terms
 from vfm.models.measure import Size, measure
 from vfm.models.presets import PRESETS, Use, sizes
@@ -111,7 +111,7 @@ def _nothing(pattern: str, task: str | None) -> str:
     names = [*(preset.name for preset in PRESETS), *timm.list_models()]
     which = f" for {task}" if task else ""
     return (
-        f"No backbone{which} has a name like '{pattern}'.{near(pattern, names)} "
+        f"No backbone{which} has a name like '{pattern}'.{suggest(pattern, names)} "
         "Without a pattern vfm models lists the presets."
     )
 

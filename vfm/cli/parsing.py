@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from vfm.cli.errors import UsageError, near
+from vfm.cli.errors import UsageError, suggest
 from vfm.spec import list_arguments
 
 OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
@@ -43,29 +43,6 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
         raise UsageError(rewrite(str(error), known_keys(parser))) from error
 
 
-def take(words: list[str], option: str) -> tuple[list[str], list[str]]:
-    """Split an option that may stand several times from the words.
-
-    Args:
-        words: As typed.
-        option: Such as `--trust`.
-
-    Returns:
-        The other words, and the option's values.
-    """
-    rest: list[str] = []
-    values: list[str] = []
-    following = iter(words)
-    for word in following:
-        if word == option:
-            values.append(next(following, ""))
-        elif word.startswith(option + "="):
-            values.append(word.partition("=")[2])
-        else:
-            rest.append(word)
-    return rest, values
-
-
 def known_keys(parser: ArgumentParser) -> list[str]:
     """Every option that a parser knows, such as `trainer.max_epochs`."""
     return [
@@ -91,7 +68,7 @@ def rewrite(message: str, known: list[str]) -> str:
     return _bare(message)
 
 
-def cause(message: str) -> str:
+def root_cause(message: str) -> str:
     """The innermost reasons of a tree of tried types; the message itself when it is none.
 
     An error raised by a component's constructor reaches us inside such a tree.
@@ -140,9 +117,9 @@ def _not_accepted(found: re.Match[str], key: str, inside: str, known: list[str])
         group = given.partition(".")[0]
         # `trianer.max_epochs` is wrong in its first part, `trainer.max_epoch` in its last.
         groups = sorted({name.partition(".")[0] for name in known})
-        hint = near(given, known) or near(group, groups)
+        hint = suggest(given, known) or suggest(group, groups)
     else:
-        hint = near(given, choices)
+        hint = suggest(given, choices)
     return f"There is no option '{prefix}{given}'.{hint}{listed}"
 
 
@@ -157,7 +134,7 @@ def _unrecognised(found: re.Match[str], key: str, inside: str, known: list[str])
 def _unknown_class(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
     given = found[1]
     base = _base(found.string)
-    classes = [cls.__name__ for cls in _concrete(base)]
+    classes = [cls.__name__ for cls in list_concrete(base)]
     short = _list_short_names(found.string)
     if given in short:
         return f"--{key} {given} takes no arguments of its own. Name one that may: {', '.join(classes[:_SHOWN])}."
@@ -168,13 +145,13 @@ def _unknown_class(found: re.Match[str], key: str, inside: str, known: list[str]
     elif "does not correspond to a subclass" in found.string:
         reason = f" It is no {base.__name__}; derive it from vfm.{base.__name__}."
     return (
-        f"--{key} is '{given}', but there is no such {base.__name__}.{near(given, names)}{reason}\n"
+        f"--{key} is '{given}', but there is no such {base.__name__}.{suggest(given, names)}{reason}\n"
         f"Choices: {', '.join([*short, *classes[:_SHOWN]])}, or another class as package.module.Name."
     )
 
 
 def _abstract(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
-    names = [cls.__name__ for cls in _concrete(_base(found.string))]
+    names = [cls.__name__ for cls in list_concrete(_base(found.string))]
     example = _EXAMPLES.get(key, f"--{key} {names[0]}")
     return f"--{key} must be named before its arguments. Choices: {', '.join(names)}. For example: {example}"
 
@@ -189,7 +166,7 @@ def _wrong_value(found: re.Match[str], key: str, inside: str, known: list[str]) 
         value = "".join(re.findall(r"Given value: (.*)", rest)[:1])
     named = list(dict.fromkeys(map(_type_name, expected)))
     choices = re.findall(r"'([^']+)'", " ".join(named))
-    return f"--{key} is '{value}'. Expected {' or '.join(named)}.{near(value, choices)}"
+    return f"--{key} is '{value}'. Expected {' or '.join(named)}.{suggest(value, choices)}"
 
 
 def _missing_file(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
@@ -227,11 +204,11 @@ def _arguments(path: str) -> Iterator[str]:
             yield name
 
 
-def _concrete(base: type) -> list[type]:
-    """The classes of vfm and the user that derive from a class and can be made."""
+def list_concrete(base: type) -> list[type]:
+    """List the classes of vfm and the user that derive from a class and can be made."""
     derived: list[type] = type.__subclasses__(base)
     named = not inspect.isabstract(base) and not base.__name__.startswith("_")
-    return [base] * named + [c for d in derived for c in _concrete(d)]
+    return [base] * named + [c for d in derived for c in list_concrete(d)]
 
 
 def _base(message: str) -> Any:

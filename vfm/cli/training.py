@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from vfm.cli import TRAINING
 from vfm.cli.errors import UsageError
-from vfm.cli.parsing import OPTIONS, cause, known_keys, rewrite, take
+from vfm.cli.parsing import OPTIONS, known_keys, rewrite, root_cause
+from vfm.cli.recipes import Recipe, read_recipe, update
 from vfm.cli.resume import resolve
+from vfm.cli.words import join_values, pop_option
 from vfm.data import ImageData
-from vfm.renames import CLASSES, update_class_paths, update_path
 from vfm.spec import check_trust
 from vfm.tasks import BaseTask
 from vfm.training.checkpoint_file import KEY, read_checkpoint
@@ -49,7 +50,7 @@ class TrainingCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise UsageError(cause(str(error))) from error
+            raise UsageError(root_cause(str(error))) from error
 
     def after_instantiate_classes(self) -> None:
         """Hand the resolved recipe to the task, which puts it into its checkpoints."""
@@ -91,39 +92,22 @@ def run(command: str, words: list[str]) -> None:
     Raises:
         UsageError: An option, value, path or class does not fit.
     """
-    words, trust = take(words, "--trust")
-    _check_yaml(words)
-    words = resolve(command, words, str(_DEFAULTS["default_root_dir"]))
+    words = join_values(words, short={"-c": "--config"})
+    words, trust = pop_option(words, "--trust")
+    words, paths = pop_option(words, "--config")
+    recipes = [read_recipe(path) for path in paths]
+    words = resolve(command, words, recipes, str(_DEFAULTS["default_root_dir"]))
+    if stored := _stored_recipe(command, words, recipes, trust):
+        paths, recipes = ["", *paths], [stored, *recipes]
+    updated, words = update(recipes, words)
     with tempfile.TemporaryDirectory() as folder:
-        words = _update_words(words, Path(folder))
-        stored = _stored_recipe(command, words, trust)
-        if stored:
-            path = Path(folder) / "checkpoint.yaml"
-            path.write_text(yaml.safe_dump(stored), encoding="utf-8")
-            words = ["--config", str(path), *words]
-        _call([command, *words])
-
-
-def _update_words(words: list[str], folder: Path) -> list[str]:
-    """Bring class paths of earlier versions up to date: those typed, and in copies of recipes those written there.
-
-    A short name is one of a class where an option of that name stands before it: a folder may be called the same.
-    """
-    updated = []
-    for number, word in enumerate(words):
-        option, equals, value = word.rpartition("=")
-        name = option or words[max(number - 1, 0)]
-        if value.startswith("vfm.") or (name.endswith((".head", "--data")) and value in CLASSES):
-            value = update_path(value)
-        elif value.endswith((".yaml", ".yml")) and Path(value).is_file():
-            recipe = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            current = update_class_paths(recipe)
-            if current != recipe:
-                copy = folder / f"{number}.yaml"
-                copy.write_text(yaml.safe_dump(current, sort_keys=False), encoding="utf-8")
-                value = str(copy)
-        updated.append(f"{option}{equals}{value}")
-    return updated
+        for number, (path, recipe, current) in enumerate(zip(paths, recipes, updated, strict=True)):
+            if not path or current != recipe:
+                paths[number] = str(Path(folder, f"{number}.yaml"))
+                Path(paths[number]).write_text(
+                    yaml.safe_dump(current, sort_keys=False), encoding="utf-8"
+                )
+        _call([command, *(f"--config={path}" for path in paths), *words])
 
 
 def _call(words: list[str]) -> None:
@@ -159,17 +143,6 @@ def _check_devices(accelerator: Any, devices: Any) -> None:
         )
 
 
-def _check_yaml(words: list[str]) -> None:
-    """Name the recipe that is no YAML; the parser would only say that one is not."""
-    names = [name for option in ("--config", "-c") for name in take(words, option)[1]]
-    for path in map(Path, names):
-        if path.is_file():
-            try:
-                yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise UsageError(f"The recipe {path} is not valid YAML:\n{error}") from error
-
-
 def _loggers(root: str) -> list[Any]:
     folder = Path(root)
     taken = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
@@ -179,9 +152,11 @@ def _loggers(root: str) -> list[Any]:
     ]
 
 
-def _stored_recipe(command: str, words: list[str], trust: list[str]) -> dict[str, Any] | None:
+def _stored_recipe(
+    command: str, words: list[str], recipes: Sequence[Recipe], trust: list[str]
+) -> Recipe | None:
     """What `--ckpt_path` already says, so that it need not be typed again."""
-    _, paths = take(words, "--ckpt_path")
+    paths = pop_option(words, "--ckpt_path")[1]
     if not paths:
         return None
     path = paths[-1]
@@ -189,7 +164,7 @@ def _stored_recipe(command: str, words: list[str], trust: list[str]) -> dict[str
     model, data = entry["model"], (entry["data"] or {}).get("spec")
     for spec in filter(None, (model, data)):
         check_trust(spec, trust)
-    recipe: dict[str, Any] = {}
+    recipe: Recipe = {}
     if command == "fit" and entry["recipe"]:
         recipe = {k: entry["recipe"][k] for k in ("seed_everything", "trainer")}
     elif command != "fit":
@@ -198,26 +173,20 @@ def _stored_recipe(command: str, words: list[str], trust: list[str]) -> dict[str
         model = {**model, "init_args": fixed}
     recipe["model"] = model
     if data is not None:
-        recipe["data"] = _data_section(data, words, Path(path))
+        recipe["data"] = _data_section(data, words, recipes, Path(path))
     return recipe
 
 
-def _data_of_recipes(words: list[str]) -> set[str]:
-    """The options of the data that recipes on the command line set, as they would be typed."""
-    found: set[str] = set()
-    for option in ("--config", "-c"):
-        for path in map(Path, take(words, option)[1]):
-            recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-            section = (recipe or {}).get("data") or {}
-            found |= {f"--data.{name}" for name in section.get("init_args") or {}}
-    return found
-
-
-def _data_section(data: Mapping[str, Any], words: list[str], checkpoint: Path) -> dict[str, Any]:
+def _data_section(
+    data: Mapping[str, Any], words: list[str], recipes: Sequence[Recipe], checkpoint: Path
+) -> Recipe:
     """The data of the checkpoint, with its list of splits unless other data is named."""
     arguments = dict(data["init_args"])
     typed = {word.partition("=")[0] for word in words if word.startswith("--data")}
-    typed |= _data_of_recipes(words)
+    for recipe in recipes:
+        section = recipe.get("data")
+        if isinstance(section, dict):
+            typed |= {f"--data.{name}" for name in section.get("init_args") or {}}
     if typed - _LOADING:
         arguments.pop("split_file", None)
     if typed & _ELSEWHERE:

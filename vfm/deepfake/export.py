@@ -52,7 +52,7 @@ def open_deepfakes(path: Path, crop: CropSpec | None) -> DeepfakeData:
     data = DeepfakeData(folder, **options)
     if not data.find().get("val"):
         # Not as they are trained on, of which whole images show one square alone.
-        data = DeepfakeData(folder, **options, all_as="val")
+        data = DeepfakeData(folder, **options, force_split="val")
     data.setup("validate")
     return data
 

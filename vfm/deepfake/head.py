@@ -28,7 +28,7 @@ class DeepfakeHead(Head):
     (Sun et al., 2022).
     """
 
-    reads = ("pooled", "tokens")
+    uses = ("pooled", "tokens")
     bank: Tensor
 
     def __init__(self, normalise: bool = True, patch_width: int = 0, bank_size: int = 512) -> None:

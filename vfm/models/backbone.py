@@ -87,7 +87,7 @@ class Backbone(nn.Module):
         if grad_checkpointing:
             _checkpoint(self.model, name)
         self._pools = True
-        self.serve(("pooled", "tokens"))
+        self.select_outputs(("pooled", "tokens"))
         config = timm_data.resolve_model_data_config(self.model)
         size = _height_and_width(image_size) if image_size is not None else None
         self.preprocess = Preprocess.from_timm(config, size=size, fit=fit)
@@ -102,17 +102,17 @@ class Backbone(nn.Module):
         licence = self.model.pretrained_cfg.get("license") if of_timm else self.report.license
         return str(licence) if licence else None
 
-    def serve(self, reads: Sequence[str]) -> None:
+    def select_outputs(self, uses: Sequence[str]) -> None:
         """Compute what a head reads, and no more: weights that nothing reads would stop training on several GPUs.
 
         Args:
-            reads: Fields of `Features`. With `maps` there are four evenly spaced ones of a plain ViT, the last three
+            uses: Fields of `Features`. With `maps` there are four evenly spaced ones of a plain ViT, the last three
                 strides of a pyramid; otherwise the last one alone.
         """
         levels = self.model.feature_info
         strides = [int(level["reduction"]) for level in levels]
-        self._indices = _map_indices(strides) if "maps" in reads else [len(strides) - 1]
-        if "pooled" not in reads:
+        self._indices = _map_indices(strides) if "maps" in uses else [len(strides) - 1]
+        if "pooled" not in uses:
             self._pools = False
             self.model.prune_intermediate_layers(self._indices, prune_norm=False, prune_head=True)
         self.info = FeatureInfo(

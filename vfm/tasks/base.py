@@ -58,7 +58,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         *,
         image_size: ImageSize | None = None,
         fit: Fit | None = None,
-        probe_first: bool = False,
+        lp_ft: bool = False,
         cache_features: bool = False,
         **options: Unpack[TaskOptions],
     ) -> None:
@@ -69,7 +69,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
             head: The head, without its layers.
             image_size: Side of the square input in pixels, or height and width; the backbone's own by default.
             fit: How other aspect ratios are met: crop, squash or letterbox; the backbone's own way by default.
-            probe_first: Solve the head on the untouched features before the backbone learns.
+            lp_ft: Solve the head on the untouched features before the backbone learns.
             cache_features: Keep the features of a frozen backbone on disk.
             **options: As for every task.
         """
@@ -88,7 +88,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
             arguments=options["backbone_args"],
         )
         super().__init__(model, head)
-        self.backbone.serve(head.reads)
+        self.backbone.select_outputs(head.uses)
         self.adaptation = resolve_adaptation(options["adapt"], options["adapt_options"])
         self.backbone.adapt(self.adaptation)
         for sentence in without_effect(
@@ -98,13 +98,13 @@ class BaseTask(CheckpointedModel, ExportHooks):
             optim,
             options["drop_path"],
             options["grad_checkpointing"],
-            probe_first,
+            lp_ft,
         ):
             rank_zero_warn(sentence)
         # After the head has been solved, a small step keeps the features that it was solved on (Kumar et al., 2022).
-        usual = self.adaptation.learning_rate * (0.1 if probe_first else 1.0)
+        usual = self.adaptation.learning_rate * (0.1 if lp_ft else 1.0)
         self.optim = optim if optim.lr is not None else replace(optim, lr=usual)
-        self._probe_first = probe_first
+        self._lp_ft = lp_ft
         self._cache_features = cache_features
         self._layout = torch.channels_last if options["channels_last"] else torch.contiguous_format
         self._compile = options["compile"]
@@ -212,7 +212,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         """Compute what a frozen backbone gives once and for all, and solve the head where that comes first."""
         saving.write_whole(self.trainer)
         feature_cache.store(self, self._datamodule())
-        if self._probe_first and self.trainer.ckpt_path is None:
+        if self._lp_ft and self.trainer.ckpt_path is None:
             lp_ft.solve_head(self, self._datamodule())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -333,8 +333,8 @@ class BaseTask(CheckpointedModel, ExportHooks):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer says, or else as `optim.clip` does."""
-        value = self.optim.clip if gradient_clip_val is None else gradient_clip_val
+        """Clip as the Trainer says, or else as `optim.max_grad_norm` does."""
+        value = self.optim.max_grad_norm if gradient_clip_val is None else gradient_clip_val
         clip_gradients(self.trainer, optimizer, value, gradient_clip_algorithm)
 
     def configure_callbacks(self) -> list[Callback]:

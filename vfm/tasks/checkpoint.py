@@ -98,7 +98,9 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
             geometry: float [N, 6], for heads whose answers are places in the original image.
         """
         raw = self(pixels)
-        return self.head.decode(raw, geometry) if self.head.places else self.head.decode(raw)
+        return (
+            self.head.decode(raw, geometry) if self.head.needs_geometry else self.head.decode(raw)
+        )
 
     def raw(self, batch: Batch) -> Raw:
         """Raw outputs of the head for a batch, whose features may be there already."""

@@ -153,7 +153,7 @@ class ExportHooks:
         Raises:
             CalibrationError: Nothing can be fitted on these images.
         """
-        opened = open_images(source, self.preprocess, places=self.head.places)
+        opened = open_images(source, self.preprocess, needs_geometry=self.head.needs_geometry)
         images = self.validation(opened)
         outputs = images.outputs(run, options.batch_size)
         fitted = self.fit_confidence(outputs, images, min_precision=options.min_precision)

@@ -88,7 +88,7 @@ class OpenedImages:
     """Opened images, at the model's size. N images."""
 
     inputs: Arrays
-    """`pixels`, uint8 [N, h, w, 3]; for a head that `places` also `geometry`, float32 [N, 6]."""
+    """`pixels`, uint8 [N, h, w, 3]; for a head that needs it also `geometry`, float32 [N, 6]."""
     source: LabelledImages
     """What they show: the record of each."""
     skipped: dict[str, str] = field(default_factory=dict)
@@ -112,14 +112,18 @@ class OpenedImages:
 
 
 def open_images(
-    source: LabelledImages, preprocess: Preprocess, *, places: bool, max_images: int = MAX_IMAGES
+    source: LabelledImages,
+    preprocess: Preprocess,
+    *,
+    needs_geometry: bool,
+    max_images: int = MAX_IMAGES,
 ) -> OpenedImages:
     """Open images once, as validation in training does, and keep them as the model takes them.
 
     Args:
         source: The images.
         preprocess: What brings them to the model's size.
-        places: Whether the model's head needs their geometry.
+        needs_geometry: Whether the model's head needs their geometry.
         max_images: Most of them, spread evenly.
 
     Raises:
@@ -148,12 +152,12 @@ def open_images(
                 skipped[sample.name] = sample.reason
                 continue
             pixels[len(read)] = sample.image
-            if places:
+            if needs_geometry:
                 geometry[len(read)] = sample.geometry
             read.append(index)
     _tell_skipped(skipped, number)
     inputs: Arrays = {"pixels": pixels[: len(read)]}
-    if places:
+    if needs_geometry:
         inputs["geometry"] = geometry[: len(read)]
     return OpenedImages(inputs, source.select(read), skipped)
 

@@ -191,7 +191,9 @@ class Checkpoint:
         """
         images = self.split(source) if isinstance(source, str) else source
         task = self.task
-        return open_images(images, task.preprocess, places=task.head.places, max_images=max_images)
+        return open_images(
+            images, task.preprocess, needs_geometry=task.head.needs_geometry, max_images=max_images
+        )
 
     def calibration_images(self, data: Path | None, options: CalibrationOptions) -> LabelledImages:
         """Images to calibrate on, which the task was neither trained nor tested on.

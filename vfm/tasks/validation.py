@@ -84,7 +84,7 @@ class Validation(ABC):
             batch_size: Most images of a batch.
 
         Yields:
-            `pixels`, uint8 [n, h, w, 3]; for a head that `places` also `geometry`, float32 [n, 6].
+            `pixels`, uint8 [n, h, w, 3]; for a head that needs it also `geometry`, float32 [n, 6].
         """
         yield from self.images.batches(batch_size)
 

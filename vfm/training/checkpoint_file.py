@@ -11,6 +11,7 @@ from typing import Any
 
 from vfm_runtime.errors import VfmError
 
+from vfm import __version__
 from vfm.models.tensors import UnreadableFileError, read_metadata, read_plain
 from vfm.renames import update_class_paths
 
@@ -21,7 +22,7 @@ ADAPTER_SUFFIX = ".safetensors"
 FORMAT = 1
 """Raised when the entry changes so that older readers would misread it."""
 
-_PACKAGES = ("vfm", "torch", "timm", "lightning", "numpy")
+_PACKAGES = ("torch", "timm", "lightning", "numpy")
 
 
 class CheckpointError(VfmError, ValueError):
@@ -30,7 +31,8 @@ class CheckpointError(VfmError, ValueError):
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a model computes."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    own = {"python": platform.python_version(), "vfm": __version__}
+    return own | {name: version(name) for name in _PACKAGES}
 
 
 def read_any(path: str | Path) -> dict[str, Any]:

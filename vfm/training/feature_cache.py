@@ -17,7 +17,7 @@ def announce(task: FeatureModel, data: ImageData) -> None:
         task: Before its loaders are made.
         data: Its `stored` is set; the features themselves come with `store`.
     """
-    if not task.backbone.frozen or "maps" in task.head.reads:
+    if not task.backbone.frozen or "maps" in task.head.uses:
         return
     if data.augment != "none":
         rank_zero_info(
@@ -59,7 +59,7 @@ def split_features(task: FeatureModel, data: ImageData, split: str) -> StoredFea
         task.preprocess,
         data,
         split,
-        task.head.reads,
+        task.head.uses,
         ranks=ranks,
-        tell=rank_zero_info,
+        progress=rank_zero_info,
     )

@@ -53,7 +53,7 @@ def features_of(
     *,
     ranks: Ranks = _ALONE,
     root: Path | None = None,
-    tell: Callable[[str], Any] = lambda text: None,
+    progress: Callable[[str], Any] = lambda text: None,
 ) -> StoredFeatures:
     """Features of a split without augmentation, from the cache or computed now and kept there.
 
@@ -65,7 +65,7 @@ def features_of(
         reads: Fields of `Features`: `pooled`, `tokens` or both.
         ranks: The processes of this job, each of which computes its share.
         root: Folder of the cache; `cache_dir()` by default.
-        tell: Is given a sentence on what was done.
+        progress: Is given a sentence on what was done.
 
     Raises:
         CacheError: The disk has too little space, or ranks do not share the folder.
@@ -90,7 +90,7 @@ def features_of(
         what = "found in"
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in reads}
     size = sum(array.nbytes for array in arrays.values())
-    tell(
+    progress(
         f"Features of {len(records)} images of '{split}' {what} {folder} ({size / 2**20:.1f} MiB)."
     )
     skipped = json.loads((folder / _DONE).read_text(encoding="utf-8"))["skipped"]

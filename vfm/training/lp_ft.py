@@ -31,14 +31,14 @@ def solve_head(task: LossModel, data: ImageData) -> None:
     Raises:
         ProbeError: The head reads feature maps, or the strategy shards it.
     """
-    if "maps" in task.head.reads:
+    if "maps" in task.head.uses:
         raise ProbeError(
-            f"--model.probe_first true needs a head that reads no feature maps; {type(task.head).__name__} does. "
+            f"--model.lp_ft true needs a head that reads no feature maps; {type(task.head).__name__} does. "
             "Leave it out, or take LinearHead, MLPHead or AttentionPoolHead."
         )
     if isinstance(task.trainer.strategy, ModelParallelStrategy):
         raise ProbeError(
-            "--model.probe_first true does not go with FSDP2, which shards the head. Train the head alone first "
+            "--model.lp_ft true does not go with FSDP2, which shards the head. Train the head alone first "
             "(--model.adapt linear), and go on from its checkpoint."
         )
     stored = split_features(task, data, "train")

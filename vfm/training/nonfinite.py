@@ -120,8 +120,8 @@ def _message(task: LossModel, loss: Tensor, batch: Batch, file: Path) -> str:
     if broken:
         cause = (
             f"{len(broken)} weights are not finite themselves ({', '.join(broken[:3])}): an earlier step was too "
-            f"large. Lower --model.optim.lr (now {task.optim.lr:g}) or --model.optim.clip, or train with bf16 in place "
-            "of fp16"
+            f"large. Lower --model.optim.lr (now {task.optim.lr:g}) or --model.optim.max_grad_norm, or train with "
+            "bf16 in place of fp16"
         )
     else:
         alone = zip(names, _losses(task, batch), strict=True) if whole else ()

@@ -16,11 +16,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from vfm_runtime.errors import OptionError
 
 from vfm.models.adapt import FullFineTuning
+from vfm.renames import accept_old_keys
 
 BACKBONE = "backbone"
 """The `part` of its parameter groups."""
 
 
+@accept_old_keys
 @dataclass(frozen=True)
 class Optim:
     """How the weights are trained: AdamW, a linear warm-up, a cosine to near zero, clipped gradients.
@@ -33,13 +35,13 @@ class Optim:
     """Highest learning rate, reached after the warm-up; null takes what suits the adaptation."""
     weight_decay: float = 0.05
     """Decay of weight matrices; biases, norms and embeddings that timm exempts have none."""
-    warmup: float = 0.05
+    warmup_ratio: float = 0.05
     """Share of all steps in which the learning rate grows from zero."""
-    final: float = 0.01
+    min_lr_ratio: float = 0.01
     """Learning rate of the last step as a share of `lr`."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's averaging of gradients and of their squares."""
-    clip: float | None = 1.0
+    max_grad_norm: float | None = 1.0
     """Largest norm of all gradients together; null leaves them. A Trainer's gradient_clip_val goes before it."""
 
     layer_decay: float | None = None
@@ -47,7 +49,7 @@ class Optim:
     keeps early layers of a pretrained backbone near their start. null: the same rate everywhere."""
     backbone_factor: float = 1.0
     """Learning rate of the backbone as a share of the head's."""
-    freeze: float = 0.0
+    freeze_ratio: float = 0.0
     """Share of all steps, from the first, in which the head learns alone."""
     ema: float | None = None
     """Decay of a running average of the weights, such as 0.999, which is then validated, saved, exported. null: off."""
@@ -57,19 +59,22 @@ class Optim:
         ranges = {
             "lr": (self.lr is None or self.lr > 0, "above 0, or null"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
-            "warmup": (0 <= self.warmup < 1, "from 0 to below 1"),
-            "final": (0 <= self.final <= 1, "from 0 to 1"),
+            "warmup_ratio": (0 <= self.warmup_ratio < 1, "from 0 to below 1"),
+            "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "from 0 to 1"),
             "betas": (
                 len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
                 "two numbers from 0 to below 1",
             ),
-            "clip": (self.clip is None or self.clip > 0, "above 0, or null"),
+            "max_grad_norm": (
+                self.max_grad_norm is None or self.max_grad_norm > 0,
+                "above 0, or null",
+            ),
             "layer_decay": (
                 self.layer_decay is None or 0 < self.layer_decay <= 1,
                 "above 0, at most 1, or null",
             ),
             "backbone_factor": (0 < self.backbone_factor <= 10, "above 0, up to 10"),
-            "freeze": (0 <= self.freeze < 1, "from 0 to below 1"),
+            "freeze_ratio": (0 <= self.freeze_ratio < 1, "from 0 to below 1"),
             "ema": (self.ema is None or 0 < self.ema < 1, "between 0 and 1, or null"),
         }
         for name, (good, expected) in ranges.items():
@@ -197,7 +202,7 @@ def schedule(adamw: torch.optim.AdamW, num_steps: int, optim: Optim) -> LambdaLR
         num_steps: Optimiser steps of the whole training.
         optim: Its settings.
     """
-    frozen = round(optim.freeze * num_steps)
+    frozen = round(optim.freeze_ratio * num_steps)
 
     def head(step: int) -> float:
         return learning_rate_factor(step, num_steps, optim)
@@ -217,8 +222,8 @@ def learning_rate_factor(step: int, num_steps: int, optim: Optim) -> float:
         num_steps: Optimiser steps of the whole training.
         optim: Its settings.
     """
-    num_warmup = round(optim.warmup * num_steps)
+    num_warmup = round(optim.warmup_ratio * num_steps)
     if step < num_warmup:
         return (step + 1) / (num_warmup + 1)
     progress = min(1.0, (step - num_warmup) / max(1, num_steps - num_warmup))
-    return optim.final + (1 - optim.final) * 0.5 * (1 + math.cos(math.pi * progress))
+    return optim.min_lr_ratio + (1 - optim.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -14,7 +14,7 @@ def without_effect(
     optim: Optim,
     drop_path: float,
     grad_checkpointing: bool,
-    probe_first: bool,
+    lp_ft: bool,
 ) -> list[str]:
     """A sentence for each setting that the adaptation leaves without effect.
 
@@ -25,14 +25,14 @@ def without_effect(
         optim: Of the optimiser.
         drop_path: Rate of stochastic depth.
         grad_checkpointing: Whether activations are computed anew.
-        probe_first: Whether the head is solved before the backbone learns.
+        lp_ft: Whether the head is solved before the backbone learns.
     """
     idle = [f"adapt_options.{name}" for name in options.without_effect(adapt)]
     if frozen:
         given = {
             "drop_path": drop_path > 0,
             "grad_checkpointing": grad_checkpointing,
-            "probe_first": probe_first,
+            "lp_ft": lp_ft,
             "optim.layer_decay": optim.layer_decay is not None,
         }
         idle += [name for name, is_given in given.items() if is_given]

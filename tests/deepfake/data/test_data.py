@@ -215,7 +215,7 @@ def test_trap_12_unreadable_image_takes_its_pair_away_and_is_listed(faces, tmp_p
         first = item.label == "real" and item.video == "person000" and item.frame == 0
         return item._replace(path=broken.as_posix()) if first else item
 
-    data = listed(rewritten(faces, tmp_path / "m", damaged), mode="sbi", all_as="train")
+    data = listed(rewritten(faces, tmp_path / "m", damaged), mode="sbi", force_split="train")
     data.setup("fit")
     loaded = batches(data)
     skipped = [name for batch in loaded for name, _ in batch["skipped"]]
@@ -341,7 +341,7 @@ def test_kept_split_reads_the_same_images(faces, tmp_path):
 
 
 def test_whole_data_set_can_be_one_split(faces):
-    data = listed(faces, all_as="test")
+    data = listed(faces, force_split="test")
     data.setup("test")
     assert list(data.records) == ["test"]
     assert len(data.records["test"]) == 48
@@ -391,7 +391,7 @@ def test_one_label_alone_is_refused(faces, tmp_path, label, said):
         ({"benign_share": -1}, r"benign_share is -1\. Give a share"),
         ({"batch_size": 5}, "batch_size is 5, but two images make a pair"),
         ({"cropped": True, "native": True}, "cropped and native are both set"),
-        ({"all_as": "dev"}, r"all_as is 'dev'\. Choices: train, val, test"),
+        ({"force_split": "dev"}, r"force_split is 'dev'\. Choices: train, val, test"),
         ({"val_fraction": 0.9}, r"val_fraction is 0\.9 and test_fraction is 0\.25"),
     ],
 )

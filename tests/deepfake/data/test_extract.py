@@ -149,7 +149,7 @@ def test_what_is_done_is_not_done_again(items, done, tmp_path, monkeypatch):
     )
     said = []
     counts = extract.extract(
-        items, out, SPEC, num_frames=NUM_FRAMES, num_workers=1, tell=said.append
+        items, out, SPEC, num_frames=NUM_FRAMES, num_workers=1, progress=said.append
     )
     assert made == ["set/swap/000_001"]
     assert said[0] == "4 of 5 videos are done already."

@@ -160,7 +160,7 @@ class TestCeleb:
 
     def test_trap_04_with_ties_of_videos_persons_may_recur(self, tmp_path):
         items = import_layout(trees.celeb(tmp_path)).entries
-        placed = assign_splits(items, {"train": 0.5, "val": 0.5}, seed=0, ties="video")
+        placed = assign_splits(items, {"train": 0.5, "val": 0.5}, seed=0, group_by="video")
         assert len(placed) == len(items)
         assert not leaks(placed, "video")
         assert leaks(placed)

@@ -70,11 +70,11 @@ def test_trap_02_a_given_split_that_shares_a_person_is_refused_by_name():
     items = [item._replace(split=given.get(item.video, "")) for item in items]
     with pytest.raises(
         DeepfakeDataError,
-        match=r"The splits share identity '001' \(1 in all\).*Or set ties to 'video'",
+        match=r"The splits share identity '001' \(1 in all\).*Or set group_by to 'video'",
     ):
         assign_splits(items, SHARES, seed=0)
     with pytest.warns(UserWarning, match=r"/f/001_000/0.png the video '001'"):
-        placed = assign_splits(items, SHARES, seed=0, ties="video")
+        placed = assign_splits(items, SHARES, seed=0, group_by="video")
     assert split_of(placed)["/r/001/0.png"] == "test"
 
 
@@ -85,8 +85,8 @@ def test_trap_02_a_fake_whose_source_is_in_the_test_set_is_refused():
     ]
     with pytest.raises(DeepfakeDataError, match=r"share video 'a'") as error:
         assign_splits(items, SHARES, seed=0)
-    # Other ties would not mend it.
-    assert "set ties" not in str(error.value)
+    # Other group_by would not mend it.
+    assert "set group_by" not in str(error.value)
 
 
 def test_trap_03_what_is_given_for_testing_is_never_validated_on():
@@ -188,7 +188,8 @@ def test_one_large_group_says_how_to_go_on():
     items = [Item(f"/{n}", "real", f"v{n}", ("same",)) for n in range(9)]
     items += [Item(f"/f{n}", "fake", f"v{n}", ("same",), "m") for n in range(9)]
     with pytest.raises(
-        DeepfakeDataError, match=r"18 videos make 1 group that share no person.*set ties to 'video'"
+        DeepfakeDataError,
+        match=r"18 videos make 1 group that share no person.*set group_by to 'video'",
     ):
         assign_splits(items, SHARES, seed=0)
     assert {item.split for item in assign_splits(items, SHARES, 0, "video")} == set(SHARES)
@@ -208,5 +209,5 @@ def test_shares_that_do_not_add_up_are_refused(shares):
 
 
 def test_unknown_ties_are_refused():
-    with pytest.raises(DeepfakeDataError, match=r"ties is 'face'. Choices: identity, video"):
+    with pytest.raises(DeepfakeDataError, match=r"group_by is 'face'. Choices: identity, video"):
         components(pairs(2), "face")

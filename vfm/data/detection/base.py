@@ -41,7 +41,7 @@ class BoxData(ImageData, ABC):
         """The epoch from which the end of the training goes on without mosaic."""
         if self.trainer is None:
             return math.inf
-        fraction = 1 - self.box_augment.calm
+        fraction = 1 - self.box_augment.close_mosaic
         if self.trainer.max_steps == -1:
             return fraction * (self.trainer.max_epochs or math.inf)
         images_a_step = self.batch_size * self.trainer.world_size

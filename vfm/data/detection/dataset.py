@@ -18,6 +18,7 @@ from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.transforms import Geometric, Picture, View
 from vfm.data.transforms import AugmentError, TrainTransform
 from vfm.preprocess import Geometry, Preprocess, as_shares
+from vfm.renames import accept_old_keys
 from vfm.types import Batch, Objects
 
 _COLOURS: dict[str, list[Any]] = {
@@ -52,6 +53,7 @@ _PARTNERS = 3
 _OPEN = 4
 
 
+@accept_old_keys
 @dataclass(frozen=True)
 class BoxAugment:
     """Augmentation of training images with boxes.
@@ -66,14 +68,14 @@ class BoxAugment:
     """Least and greatest side of a view as a share of the image's; a view shows at least one box as a whole."""
     flip: float = 0.5
     """Share of the samples that are mirror images; 0 where left and right differ, as in text."""
-    colours: Literal["none", "mild", "strong"] = "mild"
+    colors: Literal["none", "mild", "strong"] = "mild"
     """How brightness, contrast, saturation and hue change."""
-    calm: float = 0.15
+    close_mosaic: float = 0.15
     """Last share of the training without mosaic, zoom and change of colours: it ends on images as they are."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "zoom", tuple(self.zoom))
-        for name in ("mosaic", "flip", "calm"):
+        for name in ("mosaic", "flip", "close_mosaic"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise AugmentError(
@@ -83,9 +85,9 @@ class BoxAugment:
             raise AugmentError(
                 f"augment.zoom is {list(self.zoom)}. Give the least and the greatest, from 0.1 to 4; [1, 1] for none."
             )
-        if self.colours not in _COLOURS:
+        if self.colors not in _COLOURS:
             raise AugmentError(
-                f"augment.colours is '{self.colours}'. Choices: {', '.join(_COLOURS)}."
+                f"augment.colors is '{self.colors}'. Choices: {', '.join(_COLOURS)}."
             )
 
 
@@ -131,7 +133,7 @@ class BoxDataset(ImageDataset):
         if augment is not None:
             self._wild = Geometric(preprocess, zoom=augment.zoom, flip=augment.flip)
             self._calm = Geometric(preprocess, zoom=(1.0, 1.0), flip=augment.flip)
-            steps = _COLOURS[augment.colours]
+            steps = _COLOURS[augment.colors]
             self._colours = TrainTransform(list(steps), preprocess) if steps else None
 
     def __getitem__(self, key: int | tuple[int, int]) -> BoxSample | Skipped:  # type: ignore[override]

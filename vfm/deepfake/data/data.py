@@ -19,7 +19,7 @@ from vfm.deepfake.data.dataset import BLENDED, DeepfakeRecord
 from vfm.deepfake.data.layouts import MANIFEST, Format, import_layout
 from vfm.deepfake.data.manifest import read_manifest, write_manifest
 from vfm.deepfake.data.record import LABELS, DeepfakeDataError, Item, ordered
-from vfm.deepfake.data.splits import Ties, assign_splits, components
+from vfm.deepfake.data.splits import GroupBy, assign_splits, components
 from vfm.spec import Spec
 
 __all__ = ["CROP_FILE", "GROUPS", "DeepfakeData", "DeepfakeImages", "Mode", "write_crop"]
@@ -48,8 +48,8 @@ class DeepfakeData(DeepfakeImages):
         tiles: int = 5,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
-        all_as: Literal["train", "val", "test"] | None = None,
-        ties: Ties = "identity",
+        force_split: Literal["train", "val", "test"] | None = None,
+        group_by: GroupBy = "identity",
         batch_size: int = 32,
         num_workers: int | None = None,
         seed: int = 0,
@@ -72,8 +72,8 @@ class DeepfakeData(DeepfakeImages):
             tiles: How many squares of a `native` image are judged, 1 to 9.
             val_fraction: Share of the videos for validation, where the data set does not say.
             test_fraction: Share of the videos for the test, where the data set does not say.
-            all_as: The split of every image, whatever the data set says: `test` for a data set that is only tested on.
-            ties: `identity` keeps a person in one split; `video` only a video and what was made from it.
+            force_split: Split of every image, whatever the data set says: `test` for one that is only tested on.
+            group_by: `identity` keeps a person in one split; `video` only a video and what was made from it.
             batch_size: Images in a batch, on each process; two make a pair.
             num_workers: Processes that open images, as for `ImageData`.
             seed: Of order, pairs, blends, edits and splits.
@@ -94,8 +94,8 @@ class DeepfakeData(DeepfakeImages):
             raise OptionError(
                 "cropped and native are both set. Give cropped for faces that were cut out, native for whole images."
             )
-        if all_as is not None and all_as not in SPLITS:
-            raise OptionError(f"all_as is '{all_as}'. Choices: {', '.join(SPLITS)}.")
+        if force_split is not None and force_split not in SPLITS:
+            raise OptionError(f"force_split is '{force_split}'. Choices: {', '.join(SPLITS)}.")
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
             raise OptionError(
                 f"val_fraction is {val_fraction} and test_fraction is {test_fraction}. "
@@ -114,21 +114,21 @@ class DeepfakeData(DeepfakeImages):
             "val": val_fraction,
             "test": test_fraction,
         }
-        self.all_as = all_as
-        self.ties = ties
+        self.force_split = force_split
+        self.group_by = group_by
 
     def find(self) -> dict[str, list[DeepfakeRecord]]:
         """Read the manifest, or the folders, and give every image its split."""
         items = self._listed()
         _refuse_videos(items, self.root)
-        if self.all_as is not None:
-            items = [item._replace(split=self.all_as) for item in items]
+        if self.force_split is not None:
+            items = [item._replace(split=self.force_split) for item in items]
         else:
-            items = assign_splits(items, self.fractions, self.seed, self.ties)
+            items = assign_splits(items, self.fractions, self.seed, self.group_by)
         tiles = self.crop.tiles if self.crop.source == "native" else 1
         splits: dict[str, list[DeepfakeRecord]] = {}
         # An order that does not hang on that of the files.
-        for item, component in sorted(zip(items, components(items, self.ties), strict=True)):
+        for item, component in sorted(zip(items, components(items, self.group_by), strict=True)):
             for tile in range(1 if item.split == "train" else tiles):
                 splits.setdefault(item.split, []).append(self._record(item, component, tile))
         return splits

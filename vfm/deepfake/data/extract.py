@@ -89,7 +89,12 @@ def faces(
     for note in reading.notes:
         print(note)
     counts = extract(
-        ordered(reading.entries), out, spec, num_frames=frames, num_workers=workers, tell=_printed
+        ordered(reading.entries),
+        out,
+        spec,
+        num_frames=frames,
+        num_workers=workers,
+        progress=_printed,
     )
     print(summary(counts))
     print(f"Manifest: {out / MANIFEST_FILE}\nLook at: {out / SHEET_FILE}")
@@ -107,7 +112,7 @@ def extract(
     *,
     num_frames: int = 32,
     num_workers: int | None = None,
-    tell: Callable[[str], None] = _log.info,
+    progress: Callable[[str], None] = _log.info,
 ) -> dict[str, Count]:
     """Write the crops of items, their manifest and what failed; `faces` without reading a layout.
 
@@ -117,7 +122,7 @@ def extract(
         spec: How crops are made.
         num_frames: How many frames of a video.
         num_workers: Processes; None for one each core.
-        tell: Called with lines of progress.
+        progress: Called with lines of progress.
 
     Returns:
         What became of the videos, by label.
@@ -133,7 +138,7 @@ def extract(
         # Its absence is said once, before the work.
         import_av()
     if len(todo) < len(jobs):
-        tell(f"{len(jobs) - len(todo)} of {len(jobs)} videos are done already.")
+        progress(f"{len(jobs) - len(todo)} of {len(jobs)} videos are done already.")
     workers = min(num_workers or os.cpu_count() or 1, max(len(todo), 1))
     start = said = time.monotonic()
     for number, _ in enumerate(_cut_all(todo, out, spec, num_frames, workers), 1):
@@ -141,7 +146,7 @@ def extract(
         if number == len(todo) or now - said >= _SECONDS:
             said = now
             left = (now - start) / number * (len(todo) - number)
-            tell(f"{number} of {len(todo)} videos, about {left:.0f} s left")
+            progress(f"{number} of {len(todo)} videos, about {left:.0f} s left")
     return _write(jobs, [read_record(job, out) for job in jobs], out)
 
 

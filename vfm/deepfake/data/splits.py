@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 from vfm.data.splits import SPLITS, split_by_key
 from vfm.deepfake.data.record import LABELS, DeepfakeDataError, Item, natural
 
-Ties = Literal["identity", "video"]
+GroupBy = Literal["identity", "video"]
 """What must stay in one split: all of one person, or only a real video and the fakes that were made from it."""
 
 Node = tuple[str, ...]
@@ -27,20 +27,20 @@ class Leak(NamedTuple):
     second: Item
 
 
-def components(items: Sequence[Item], ties: Ties = "identity") -> list[str]:
+def components(items: Sequence[Item], group_by: GroupBy = "identity") -> list[str]:
     """Name the group of each item: videos that share persons or sources, directly or through other videos.
 
     Returns:
         Of each item the name of its group, that of its first video; it depends on the set of items, not their order.
     """
-    _check_ties(ties)
+    _check_group_by(group_by)
     keys = list({item.key: None for item in items})
     parent = list(range(len(keys)))
     index = {key: i for i, key in enumerate(keys)}
     holder: dict[Node, int] = {}
     for item in items:
         own = index[item.key]
-        for node in _nodes(item, ties):
+        for node in _nodes(item, group_by):
             _join(parent, own, holder.setdefault(node, own))
     members: dict[int, list[Key]] = defaultdict(list)
     for key in keys:
@@ -49,15 +49,15 @@ def components(items: Sequence[Item], ties: Ties = "identity") -> list[str]:
     return [name[_root(parent, index[item.key])] for item in items]
 
 
-def leaks(items: Iterable[Item], ties: Ties = "identity") -> list[Leak]:
+def leaks(items: Iterable[Item], group_by: GroupBy = "identity") -> list[Leak]:
     """What two splits share, of the items that have a split: one entry for each video, source or identity."""
-    _check_ties(ties)
+    _check_group_by(group_by)
     first: dict[Node, Item] = {}
     found: dict[Node, Leak] = {}
     for item in items:
         if not item.split:
             continue
-        for node in _nodes(item, ties):
+        for node in _nodes(item, group_by):
             other = first.setdefault(node, item)
             if other.split != item.split:
                 found.setdefault(node, Leak(_called(node), other, item))
@@ -68,7 +68,7 @@ def assign_splits(
     items: Sequence[Item],
     fractions: Mapping[str, float],
     seed: int,
-    ties: Ties = "identity",
+    group_by: GroupBy = "identity",
 ) -> list[Item]:
     """Give every item a split, where it has none, so that no video, source or person is in two splits.
 
@@ -80,7 +80,7 @@ def assign_splits(
         items: Images and videos.
         fractions: Share of train, val and test, adding up to 1.
         seed: Of the draw.
-        ties: `identity`, or `video` for published splits that show the same persons in training and test.
+        group_by: `identity`, or `video` for published splits that show the same persons in training and test.
 
     Returns:
         The items with a split, in the order given.
@@ -89,10 +89,10 @@ def assign_splits(
         DeepfakeDataError: Given splits share something, or there are too few groups to draw from.
     """
     _check_fractions(fractions)
-    _check_given(items, ties)
-    kept = _without_test_ties(items, ties)
+    _check_given(items, group_by)
+    kept = _without_test_ties(items, group_by)
     rest = [item for item in kept if item.split != "test"]
-    group = components(rest, ties)
+    group = components(rest, group_by)
     of_group: dict[str, set[str]] = defaultdict(set)
     for item, name in zip(rest, group, strict=True):
         of_group[name].add(item.split)
@@ -132,16 +132,16 @@ def _placed(
     return placed
 
 
-def _check_given(items: Sequence[Item], ties: Ties) -> None:
-    found = leaks(items, ties)
+def _check_given(items: Sequence[Item], group_by: GroupBy) -> None:
+    found = leaks(items, group_by)
     if not found:
         return
     first = found[0]
     named = ", ".join(leak.what for leak in found[:5]) + (", ..." if len(found) > 5 else "")
     remedy = (
-        " Or set ties to 'video', if the data set's own split shows the same persons in training and test, and say so "
-        "with the results."
-        if ties == "identity" and not leaks(items, "video")
+        " Or set group_by to 'video', if the data set's own split shows the same persons in training and test, and say "
+        "so with the results."
+        if group_by == "identity" and not leaks(items, "video")
         else ""
     )
     raise DeepfakeDataError(
@@ -151,18 +151,18 @@ def _check_given(items: Sequence[Item], ties: Ties) -> None:
     )
 
 
-def _without_test_ties(items: Sequence[Item], ties: Ties) -> list[Item]:
+def _without_test_ties(items: Sequence[Item], group_by: GroupBy) -> list[Item]:
     """The items less those without a split that share something with a test item."""
-    tested = {node for item in items if item.split == "test" for node in _nodes(item, ties)}
+    tested = {node for item in items if item.split == "test" for node in _nodes(item, group_by)}
     if not tested:
         return list(items)
     kept: list[Item] = []
     out: list[Item] = []
     for item in items:
-        tied = not item.split and not tested.isdisjoint(_nodes(item, ties))
+        tied = not item.split and not tested.isdisjoint(_nodes(item, group_by))
         (out if tied else kept).append(item)
     if out:
-        node = next(n for n in _nodes(out[0], ties) if n in tested)
+        node = next(n for n in _nodes(out[0], group_by) if n in tested)
         warnings.warn(
             f"{len(out)} of the {len(items)} images or videos are in no split, but share something with the test set, "
             f"such as {out[0].path} the {_called(node)}. They are left out, since training on them would leak it.",
@@ -203,18 +203,18 @@ def _draw(
         wanted = ", ".join(split for split, share in shares.items() if share)
         raise DeepfakeDataError(
             f"{len(videos)} videos make {number} group{'s' if number != 1 else ''} that share no person and no source, "
-            f"too few to draw {wanted} from: {error} Or set ties to 'video', which lets persons recur and keeps only "
-            "a video and the fakes made from it together."
+            f"too few to draw {wanted} from: {error} Or set group_by to 'video', which lets persons recur and keeps "
+            "only a video and the fakes made from it together."
         ) from error
     return dict(zip(names, splits, strict=True))
 
 
-def _nodes(item: Item, ties: Ties) -> Iterator[Node]:
+def _nodes(item: Item, group_by: GroupBy) -> Iterator[Node]:
     """What the item shares with others: its video, the video that it was made from, and its persons."""
     yield ("video", *item.key)
     if item.source:
         yield ("video", item.dataset, "", item.source)
-    if ties == "identity":
+    if group_by == "identity":
         for name in item.identities:
             yield ("identity", name)
 
@@ -249,6 +249,8 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
         )
 
 
-def _check_ties(ties: str) -> None:
-    if ties not in get_args(Ties):
-        raise DeepfakeDataError(f"ties is '{ties}'. Choices: {', '.join(get_args(Ties))}.")
+def _check_group_by(group_by: str) -> None:
+    if group_by not in get_args(GroupBy):
+        raise DeepfakeDataError(
+            f"group_by is '{group_by}'. Choices: {', '.join(get_args(GroupBy))}."
+        )

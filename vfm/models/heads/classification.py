@@ -30,7 +30,7 @@ class ClassificationHead(Head):
 class LinearHead(ClassificationHead):
     """One linear layer on the pooled features."""
 
-    reads = ("pooled",)
+    uses = ("pooled",)
 
     def __init__(self, dropout: float = 0.0) -> None:
         """Remember the arguments; the layer is made in `build`.
@@ -53,7 +53,7 @@ class LinearHead(ClassificationHead):
 class MLPHead(ClassificationHead):
     """Two layers on the pooled features: for a frozen backbone whose classes no plane separates."""
 
-    reads = ("pooled",)
+    uses = ("pooled",)
 
     def __init__(self, hidden: int = 512, dropout: float = 0.1) -> None:
         """Remember the arguments; the layers are made in `build`.
@@ -83,7 +83,7 @@ class MLPHead(ClassificationHead):
 class AttentionPoolHead(ClassificationHead):
     """A learned query looks at every place, then a linear layer: for small or scattered evidence (Lee et al., 2019)."""
 
-    reads = ("tokens",)
+    uses = ("tokens",)
 
     def __init__(self, num_heads: int = 8, dropout: float = 0.0) -> None:
         """Remember the arguments; the layers are made in `build`.

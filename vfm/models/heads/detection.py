@@ -14,7 +14,7 @@ from vfm.types import Features, Raw
 class DetectionHead(Head, ABC):
     """Boxes and their classes. N images, Q candidates for a box, C labels, K boxes in an answer."""
 
-    places = True
+    needs_geometry = True
     gives_logits = True
 
     @abstractmethod

@@ -46,7 +46,7 @@ class DetrHead(DetectionHead):
     that nothing has to be suppressed afterwards.
     """
 
-    reads = ("maps",)
+    uses = ("maps",)
 
     def __init__(
         self,

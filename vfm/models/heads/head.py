@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from vfm.renames import list_old_keys
 from vfm.spec import Component
 from vfm.types import FeatureInfo, Features, Raw
 
@@ -22,12 +25,20 @@ class Head(Component, nn.Module, ABC):
     """
 
     labels: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ("pooled", "tokens", "maps")
-    """Fields of the features that `forward` reads. A head that reads no maps can be trained on stored features."""
+    uses: tuple[str, ...] = ("pooled", "tokens", "maps")
+    """Fields of the features that `forward` reads. A head that uses no maps can be trained on stored features."""
     gives_logits: bool = False
     """Whether `forward` gives `logits` that `decode` makes scores of, so that a temperature can divide them."""
-    places: bool = False
+    needs_geometry: bool = False
     """Whether answers lie in the image, so that `decode` needs to know where the pixels came from."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for old, new in list_old_keys(cls).items():
+            if old in cls.__dict__ and new not in cls.__dict__:
+                text = f"{cls.__name__}.{old} is now {new}."
+                warnings.warn(text, DeprecationWarning, stacklevel=2)
+                setattr(cls, new, cls.__dict__[old])
 
     def prepare(self, info: FeatureInfo, labels: Sequence[str]) -> None:
         """Make the layers for these label names. Called once, by the task."""
@@ -53,5 +64,5 @@ class Head(Component, nn.Module, ABC):
 
         Args:
             raw: Of `forward`.
-            geometry: float [N, 6], where each image lies in its original; for heads whose answers are `places`.
+            geometry: float [N, 6], where each image lies in its original; for heads that need it.
         """

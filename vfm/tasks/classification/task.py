@@ -53,7 +53,7 @@ class ClassificationTask(BaseTask):
         *,
         image_size: int | None = None,
         fit: Fit | None = None,
-        probe_first: bool = False,
+        lp_ft: bool = False,
         cache_features: bool = True,
         multilabel: bool = False,
         loss: Loss | None = None,
@@ -68,7 +68,7 @@ class ClassificationTask(BaseTask):
             head: Any ClassificationHead, also your own; a LinearHead by default.
             image_size: Side of the square input in pixels; the backbone's own by default.
             fit: How other aspect ratios are met: crop, squash or letterbox; the backbone's own way by default.
-            probe_first: Solve the head on the untouched features before the backbone learns (LP-FT; Kumar et al.,
+            lp_ft: Solve the head on the untouched features before the backbone learns (LP-FT; Kumar et al.,
                 2022), and take a tenth of the usual learning rate.
             cache_features: Keep the features of a frozen backbone on disk, so that epochs after the first cost next to
                 nothing; needs --data.augment none and no mixing.
@@ -84,7 +84,7 @@ class ClassificationTask(BaseTask):
             head if head is not None else LinearHead(),
             image_size=image_size,
             fit=fit,
-            probe_first=probe_first,
+            lp_ft=lp_ft,
             cache_features=cache_features and not (mixing.mixup or mixing.cutmix),
             **options,
         )

@@ -35,7 +35,9 @@ from vfm.tasks.validation import Validation
 from vfm.training.optim import Optim
 from vfm.types import Batch, Objects, Target, require_target
 
-_OPTIM = Optim(lr=5e-4, weight_decay=1e-4, clip=0.1, backbone_factor=0.2, freeze=0.02, ema=0.998)
+_OPTIM = Optim(
+    lr=5e-4, weight_decay=1e-4, max_grad_norm=0.1, backbone_factor=0.2, freeze_ratio=0.02, ema=0.998
+)
 _LEAST_SCORE = 0.01
 _LEAST_VALIDATIONS = 20
 
