@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -95,3 +96,13 @@ class LayoutTable(Generic[L]):
 
     def _fitting(self, path: Path) -> Iterator[str]:
         return (name for name, layout in self.layouts.items() if layout.find(path))
+
+
+def list_files_beside(paths: Iterable[str]) -> set[str]:
+    """All files in the folders of these paths, from one look at each folder in place of one at each file."""
+    files: set[str] = set()
+    for folder in {path[: path.rfind("/") + 1] for path in paths}:
+        if Path(folder).is_dir():
+            with os.scandir(folder or ".") as entries:
+                files.update(folder + entry.name for entry in entries if entry.is_file())
+    return files

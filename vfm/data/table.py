@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
+from typing import Unpack
 
 from vfm_runtime.errors import DataError, OptionError
 
-from vfm.data.base import ImageData
+from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.dataset import Record
 from vfm.data.folder import SPLIT_FILE
-from vfm.data.splits import SPLITS, complete_splits
-from vfm.data.table_rows import (
-    SPLIT_COLUMN,
-    TableRow,
-    join_path,
-    read_names,
-    read_table_rows,
-)
+from vfm.data.layouts import list_files_beside
+from vfm.data.splits import check_fractions, complete_splits
+from vfm.data.table_rows import SPLIT_COLUMN, TableRow, join_path, read_names, read_table_rows
 from vfm.data.tables import read_table, write_rows
 from vfm.data.transforms import Augment
 from vfm.spec import Spec
@@ -49,41 +44,32 @@ class TableData(ImageData):
         group_columns: Sequence[str] = (),
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
-        batch_size: int = 32,
-        num_workers: int | None = None,
         augment: Augment = "standard",
-        seed: int = 0,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         """Make the data module; the table is read by `setup`.
 
         Args:
             table: A .csv, .tsv or .parquet file.
-            root: The folder that relative paths start from; by default that of the table.
+            root: Folder that relative paths start from; by default that of the table.
             path_column: Column of the images' paths.
-            label_column: Column of the labels; or a list of columns, each of a label, with 0 or 1 in
-                them (true/false, yes/no), for several labels an image.
-            label_separator: What stands between the labels of a cell, for several labels an image.
-            allow_no_label: Whether an empty cell means that none of several labels applies; it is
-                refused otherwise.
+            label_column: Column of the labels; or a list of columns, each of a label, with 0 or 1 in them (true/false,
+                yes/no), for several labels an image.
+            label_separator: Text between the labels of a cell, for several labels an image.
+            allow_no_label: Whether an empty cell means that none of several labels applies; it is refused otherwise.
             split_column: Column with train, val or test; by default `split`, where there is one.
-            key_column: Rows of one key (patient, video, product) all go to one split.
+            key_column: Column of keys (patient, video, product), whose rows all go to one split.
             group_columns: Columns by whose values results are reported too.
-            val_fraction: Share of the images for validation, where the table has no split for it.
-            test_fraction: Share of the images for the test, where the table has no splits.
-            batch_size: Images in a batch, on each process.
-            num_workers: Processes that open images, as for `ImageData`.
+            val_fraction: Fraction of the images for validation, where the table has no split for it.
+            test_fraction: Fraction of the images for the test, where the table has no splits.
             augment: Augmentation of training images, as for `ImageData`.
-            seed: Of order, augmentation and splits.
+            **options: Options of every data module.
 
         Raises:
             ValueError: An argument lies outside its range, or contradicts another.
         """
-        super().__init__(batch_size=batch_size, num_workers=num_workers, augment=augment, seed=seed)
-        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise OptionError(
-                f"val_fraction is {val_fraction} and test_fraction is {test_fraction}. "
-                "Give shares from 0 that leave something to train on, such as 0.1 and 0.1."
-            )
+        super().__init__(augment=augment, **options)
+        check_fractions(val_fraction, test_fraction)
         several = not isinstance(label_column, str)
         if several and label_separator is not None:
             raise OptionError(
@@ -114,7 +100,7 @@ class TableData(ImageData):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.multilabel = several or label_separator is not None
-        self._kept: tuple[list[str], list[dict[str, str]]] = ([], [])
+        self._rows: dict[str, list[TableRow]] = {}
 
     def read(self) -> dict[str, list[Record]]:
         """Read the table, and find the images of each split."""
@@ -130,7 +116,7 @@ class TableData(ImageData):
             group_columns=self.group_columns,
         )
         self.labels = tuple(reading.labels or ())
-        splits = complete_splits(
+        self._rows = complete_splits(
             reading.splits,
             lambda row: (row.key, row.labels),
             self.labels,
@@ -139,13 +125,12 @@ class TableData(ImageData):
             seed=self.seed,
         )
         if self.multilabel:
-            self._check_learned(splits)
-        self._check_files([row.record.name for row in sorted(reading.entries, key=itemgetter(0))])
-        self._keep(splits)
+            self._check_learned(self._rows)
+        rows = sorted(reading.entries, key=attrgetter("position"))
+        self._check_files([row.record.name for row in rows])
         return {
-            split: sorted((row.record for row in splits[split]), key=lambda record: record.name)
-            for split in SPLITS
-            if splits.get(split)
+            split: sorted((row.record for row in rows), key=attrgetter("name"))
+            for split, rows in self._rows.items()
         }
 
     def read_predict(self) -> list[Record]:
@@ -161,53 +146,44 @@ class TableData(ImageData):
         return f"{rows}, or, where the table has no splits, {drawn}." if drawn else f"{rows}."
 
     def keep_split(self, folder: Path) -> Spec:
-        """Write `splits.csv`, the table with its splits, since later rows would shift a split that is drawn again.
+        """Write `splits.csv` to a run's folder, since later rows would shift a split that is drawn again.
 
-        Args:
-            folder: Of the training run.
+        It is the table with a column of splits.
         """
         self._read_once()
-        path = folder.absolute() / SPLIT_FILE
-        write_rows(path, *self._kept)
-        spec = self.spec
-        spec["init_args"] |= {
-            "table": str(path),
-            "root": str(self.root.absolute()),
-            "split_column": self.split_column or SPLIT_COLUMN,
+        column = self.split_column or SPLIT_COLUMN
+        labels = [self.label_column] if isinstance(self.label_column, str) else self.label_column
+        keys = [self.key_column] if self.key_column is not None else []
+        columns = [self.path_column, *labels, *keys, *self.group_columns, column]
+        cells = {
+            row.position: row.cells | {column: split}
+            for split, rows in self._rows.items()
+            for row in rows
         }
+        path = folder.absolute() / SPLIT_FILE
+        write_rows(path, list(dict.fromkeys(columns)), [cells[i] for i in sorted(cells)])
+        spec = self.spec
+        root = str(self.root.absolute())
+        spec["init_args"] |= {"table": str(path), "root": root, "split_column": column}
         return spec
 
     def _check_files(self, names: Sequence[str]) -> None:
         paths = [join_path(self.root, name) for name in names]
-        present = _files({path.rpartition("/")[0] for path in paths})
+        present = list_files_beside(paths)
         absent = [name for name, path in zip(names, paths, strict=True) if path not in present]
         if not absent:
             return
-        listed = ", ".join(f"'{name}'" for name in absent[:3]) + (
-            ", ..." if len(absent) > 3 else ""
+        listed = ", ".join(f"'{name}'" for name in absent[:3])
+        problem = (
+            f"{len(absent)} of the {len(names)} files that {self.table} names are not in {self.root}: {listed}"
+            f"{', ...' if len(absent) > 3 else ''}."
         )
-        said = f"{len(absent)} of the {len(names)} files that {self.table} names are not in {self.root}: {listed}."
         if len(absent) > _MAX_ABSENT * len(names):
             raise DataError(
-                f"{said} Relative paths start from --data.root, by default the table's folder. "
+                f"{problem} Relative paths start from --data.root, by default the table's folder. "
                 "Set it, or mend the paths."
             )
-        warnings.warn(f"{said} They are left out, and listed with the results.", stacklevel=2)
-
-    def _keep(self, splits: Mapping[str, Sequence[TableRow]]) -> None:
-        column = self.split_column or SPLIT_COLUMN
-        labels = [self.label_column] if isinstance(self.label_column, str) else self.label_column
-        more = [self.key_column] if self.key_column is not None else []
-        names = [self.path_column, *labels, *more, *self.group_columns, column]
-        rows = sorted(
-            (
-                (row.position, row.cells | {column: split})
-                for split in splits
-                for row in splits[split]
-            ),
-            key=itemgetter(0),
-        )
-        self._kept = (list(dict.fromkeys(names)), [cells for _, cells in rows])
+        warnings.warn(f"{problem} They are left out, and listed with the results.", stacklevel=2)
 
     def _check_learned(self, splits: Mapping[str, Sequence[TableRow]]) -> None:
         """Refuse labels that no training image has; a column of zeros is in no other split either."""
@@ -218,14 +194,3 @@ class TableData(ImageData):
                 f"No training image of {self.table} has the label '{missing[0]}'. Add training images of it, or take "
                 "the label out."
             )
-
-
-def _files(folders: set[str]) -> set[str]:
-    """Paths of all files in these folders; one look at a folder in place of one at each file."""
-    found: set[str] = set()
-    for folder in folders:
-        # Of "/a.png" nothing is left before the last slash.
-        if Path(folder or "/").is_dir():
-            with os.scandir(folder or "/") as entries:
-                found.update(f"{folder}/{entry.name}" for entry in entries if entry.is_file())
-    return found

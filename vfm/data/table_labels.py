@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vfm_runtime.errors import DataError, OptionError
+from vfm_runtime.errors import DataError
 
 from vfm.data.class_folders import check_class_names
 from vfm.data.tables import Table
@@ -17,7 +17,7 @@ _NO = {"0", "0.0", "false", "no"}
 _MOST_UNIQUE = 50
 
 
-class Labels(NamedTuple):
+class TableLabels(NamedTuple):
     """The labels of a table's rows."""
 
     names: tuple[str, ...]
@@ -29,20 +29,20 @@ class Labels(NamedTuple):
 
 def read_labels(
     table: Table, columns: str | Sequence[str], separator: str | None, allow_none: bool
-) -> Labels:
+) -> TableLabels:
     """Read the labels of every row.
 
     Args:
-        table: The table.
+        table: Table with a row for each image.
         columns: The column of labels, or for each label a column of zeros and ones.
-        separator: Between the labels of a cell; None where a cell is one label.
+        separator: Text between the labels of a cell; None where a cell is one label.
         allow_none: Whether a row may have none of several labels.
 
     Raises:
         ValueError: A column is missing, a cell is empty or means nothing, or the classes cannot be meant.
     """
     if not isinstance(columns, str):
-        return _from_columns(table, columns)
+        return _read_flags(table, columns)
     table.require(columns, "--data.label_column")
     cells = [_split(row[columns], separator) for row in table.rows]
     for index, names in enumerate(cells):
@@ -51,17 +51,19 @@ def read_labels(
             if separator is not None:
                 remedy += "; if none of the labels applies, set allow_no_label"
             raise DataError(f"{table.where(index)}: no label in the column '{columns}'. {remedy}.")
-    names = sorted({name for found in cells for name in found})
-    if not names:
+    counts = Counter(name for names in cells for name in names)
+    if not counts:
         raise DataError(f"{table.path} has no label in any row of the column '{columns}'.")
-    check_class_names(names, table.path)
-    _check_repeated(table, columns, cells)
-    number = {name: index for index, name in enumerate(names)}
-    several = [tuple(sorted({number[name] for name in found})) for found in cells]
-    single: list[int | tuple[int, ...]] = (
-        [found[0] for found in several] if separator is None else [*several]
-    )
-    return Labels(tuple(names), single, several)
+    check_class_names(counts, table.path)
+    if len(cells) > _MOST_UNIQUE and max(counts.values()) == 1:
+        raise DataError(
+            f"Every one of the {len(cells)} rows of {table.path} has another label in the column '{columns}', such as "
+            f"'{cells[0][0]}'. It looks like a column of names; give the column of classes to --data.label_column."
+        )
+    numbers = {name: number for number, name in enumerate(sorted(counts))}
+    stratum = [tuple(sorted({numbers[name] for name in names})) for names in cells]
+    labels = stratum if separator is not None else [label for (label,) in stratum]
+    return TableLabels(tuple(numbers), [*labels], stratum)
 
 
 def _split(cell: str, separator: str | None) -> list[str]:
@@ -70,33 +72,21 @@ def _split(cell: str, separator: str | None) -> list[str]:
     return [part.strip() for part in cell.split(separator) if part.strip()]
 
 
-def _from_columns(table: Table, columns: Sequence[str]) -> Labels:
+def _read_flags(table: Table, columns: Sequence[str]) -> TableLabels:
     if len(columns) < 2 or len(set(columns)) < len(columns):
-        raise OptionError(
+        raise DataError(
             f"label_column is {list(columns)}. Give at least two different columns, or the name of one."
         )
     for column in columns:
         table.require(column, "--data.label_column")
-    found: list[tuple[int, ...]] = []
+    labels = []
     for index, row in enumerate(table.rows):
-        found.append(tuple(k for k, c in enumerate(columns) if _applies(table, index, c, row[c])))
-    return Labels(tuple(columns), [*found], found)
-
-
-def _applies(table: Table, index: int, column: str, cell: str) -> bool:
-    text = cell.strip().lower()
-    if text in _YES or text in _NO:
-        return text in _YES
-    raise DataError(
-        f"{table.where(index)}: '{cell}' in the column '{column}' is neither 0 nor 1 (true/false, yes/no). "
-        "Fill it in, or take the column out of label_column."
-    )
-
-
-def _check_repeated(table: Table, column: str, cells: Sequence[Sequence[str]]) -> None:
-    counts = Counter(name for names in cells for name in names)
-    if len(cells) > _MOST_UNIQUE and max(counts.values()) == 1:
-        raise DataError(
-            f"Every one of the {len(cells)} rows of {table.path} has another label in the column '{column}', such as "
-            f"'{cells[0][0]}'. It looks like a column of names; give the column of classes to --data.label_column."
-        )
+        flags = [row[column].strip().lower() for column in columns]
+        for column, flag in zip(columns, flags, strict=True):
+            if flag not in _YES | _NO:
+                raise DataError(
+                    f"{table.where(index)}: '{row[column]}' in the column '{column}' is neither 0 nor 1 (true/false, "
+                    "yes/no). Fill it in, or take the column out of label_column."
+                )
+        labels.append(tuple(number for number, flag in enumerate(flags) if flag in _YES))
+    return TableLabels(tuple(columns), [*labels], labels)

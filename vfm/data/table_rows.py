@@ -9,11 +9,9 @@ from typing import NamedTuple
 
 from vfm_runtime.errors import DataError
 
-from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.dataset import Record
 from vfm.data.layouts import Reading
-from vfm.data.splits import SPLITS
-from vfm.data.table_labels import Labels, read_labels
+from vfm.data.table_labels import TableLabels, read_labels
 from vfm.data.tables import Table, read_table
 
 SPLIT_COLUMN = "split"
@@ -63,7 +61,7 @@ def read_table_rows(
         label_separator: Text between the labels of a cell; None where a cell is one label.
         allow_no_label: Whether a row may have none of several labels.
         split_column: Column with train, val or test; by default `split`, where there is one.
-        key_column: Column of keys, whose rows all go to one split; by default each image has its own.
+        key_column: Column of keys whose rows all go to one split; by default each image has its own.
         group_columns: Columns whose values become the records' groups.
 
     Raises:
@@ -75,12 +73,17 @@ def read_table_rows(
     labels = read_labels(table, label_column, label_separator, allow_no_label)
     for column in group_columns:
         table.require(column, "--data.group_columns")
-    stated = _stated_splits(table, split_column)
+    stated = _read_splits(table, split_column)
     # Before any draw, which an image in two rows would fail for a reason that is none.
     _check_names(table, root, names, stated, labels)
     keys = names
     if key_column is not None:
-        keys = _read_keys(table, key_column)
+        keys = table.read_column(
+            key_column,
+            "--data.key_column",
+            "key",
+            ", so nothing says which rows belong together. Fill it in.",
+        )
         if any(stated):
             _check_keys(table, key_column, keys, stated)
     splits: dict[str, list[TableRow]] = {}
@@ -108,49 +111,28 @@ def read_names(table: Table, column: str) -> list[str]:
     Raises:
         ValueError: The column is missing, or a cell is empty.
     """
-    table.require(column, "--data.path_column")
-    names = []
-    for index, row in enumerate(table.rows):
-        cell = row[column]
-        if not cell.strip():
-            raise DataError(
-                f"{table.where(index)}: no path in the column '{column}'. "
-                "Fill it in, or delete the row."
-            )
-        names.append(os.path.normpath(cell.strip()).replace(os.sep, "/"))
-    return names
+    cells = table.read_column(
+        column, "--data.path_column", "path", ". Fill it in, or delete the row."
+    )
+    return [os.path.normpath(cell.strip()).replace(os.sep, "/") for cell in cells]
 
 
-def _stated_splits(table: Table, column: str | None) -> list[str]:
+def _read_splits(table: Table, column: str | None) -> list[str]:
     """The split of each row by the table; "" where it has no splits."""
-    if column is None and SPLIT_COLUMN not in table.columns:
-        _check_no_other_split(table)
-        return [""] * len(table.rows)
-    column = column or SPLIT_COLUMN
-    table.require(column, "--data.split_column")
-    splits = []
-    for index, row in enumerate(table.rows):
-        split = SPLIT_FOLDERS.get(row[column].strip().lower())
-        if split is None:
+    if column is not None or SPLIT_COLUMN in table.columns:
+        return table.read_splits(column or SPLIT_COLUMN, "--data.split_column")
+    # Splits are not drawn where a column seems to hold them under a slightly other name.
+    for other in table.columns:
+        if other.strip().lower() == SPLIT_COLUMN:
             raise DataError(
-                f"{table.where(index)}: the split is '{row[column]}'. Choices: {', '.join(SPLITS)}."
+                f"{table.path} has a column '{other}', which is not '{SPLIT_COLUMN}', so splits would be drawn. "
+                f"Rename it, or name it: --data.split_column '{other}'."
             )
-        splits.append(split)
-    return splits
-
-
-def _check_no_other_split(table: Table) -> None:
-    """Refuse to draw splits where a column seems to hold them under a slightly other name."""
-    for column in table.columns:
-        if column.strip().lower() == SPLIT_COLUMN:
-            raise DataError(
-                f"{table.path} has a column '{column}', which is not '{SPLIT_COLUMN}', so splits would be drawn. "
-                f"Rename it, or name it: --data.split_column '{column}'."
-            )
+    return [""] * len(table.rows)
 
 
 def _check_names(
-    table: Table, root: Path, names: Sequence[str], splits: Sequence[str], labels: Labels
+    table: Table, root: Path, names: Sequence[str], splits: Sequence[str], labels: TableLabels
 ) -> None:
     seen: dict[str, int] = {}
     root = root.absolute()
@@ -172,17 +154,6 @@ def _check_names(
                 "tested on. Keep one of the rows."
             )
         raise DataError(f"'{name}' is listed twice, in {lines}. Keep one row for each image.")
-
-
-def _read_keys(table: Table, column: str) -> list[str]:
-    table.require(column, "--data.key_column")
-    for index, row in enumerate(table.rows):
-        if not row[column].strip():
-            raise DataError(
-                f"{table.where(index)}: no key in the column '{column}', so nothing says which rows belong together. "
-                "Fill it in."
-            )
-    return [row[column] for row in table.rows]
 
 
 def _check_keys(table: Table, column: str, keys: Sequence[str], splits: Sequence[str]) -> None:

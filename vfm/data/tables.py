@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from vfm_runtime.errors import DataError
 
+from vfm.data.class_folders import SPLIT_FOLDERS
+
 _DELIMITERS = ",;\t|"
 _SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 
@@ -43,6 +45,36 @@ class Table(NamedTuple):
             f"{self.path} has no column '{column}' ({option}).{hint} "
             f"Columns: {', '.join(self.columns)}."
         )
+
+    def read_column(self, column: str, option: str, content: str, remedy: str) -> list[str]:
+        """The cells of a column; an empty one is refused by a message that says what it should hold, and the remedy.
+
+        Raises:
+            ValueError: The column is missing, or a cell is empty.
+        """
+        self.require(column, option)
+        for index, row in enumerate(self.rows):
+            if not row[column].strip():
+                raise DataError(
+                    f"{self.where(index)}: no {content} in the column '{column}'{remedy}"
+                )
+        return [row[column] for row in self.rows]
+
+    def read_splits(self, column: str, option: str) -> list[str]:
+        """The split of each row, by any of the names that split folders may have.
+
+        Raises:
+            ValueError: The column is missing, or a cell names no split.
+        """
+        self.require(column, option)
+        splits = [SPLIT_FOLDERS.get(row[column].strip().lower(), "") for row in self.rows]
+        if "" in splits:
+            index = splits.index("")
+            cell = self.rows[index][column]
+            raise DataError(
+                f"{self.where(index)}: the split is '{cell}'. Choices: train, val, test."
+            )
+        return splits
 
 
 def read_table(path: Path) -> Table:

@@ -13,7 +13,7 @@ from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import IMAGE_SUFFIXES, find_images
 
 from vfm.data.dataset import Record
-from vfm.data.splits import SPLITS
+from vfm.data.splits import SPLITS, check_fractions
 from vfm.deepfake.data.base import CROP_FILE, GROUPS, DeepfakeImages, Mode, write_crop
 from vfm.deepfake.data.dataset import BLENDED, DeepfakeRecord
 from vfm.deepfake.data.layouts import MANIFEST, Format, import_layout
@@ -96,11 +96,7 @@ class DeepfakeData(DeepfakeImages):
             )
         if force_split is not None and force_split not in SPLITS:
             raise OptionError(f"force_split is '{force_split}'. Choices: {', '.join(SPLITS)}.")
-        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise OptionError(
-                f"val_fraction is {val_fraction} and test_fraction is {test_fraction}. "
-                "Give shares from 0 that leave something to train on, such as 0.1 and 0.1."
-            )
+        check_fractions(val_fraction, test_fraction)
         self.root = Path(root)
         self.format = format
         self.layout = dict(layout or {})

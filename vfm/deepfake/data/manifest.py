@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vfm.data.class_folders import SPLIT_FOLDERS
+from vfm.data.layouts import list_files_beside
 from vfm.data.splits import SPLITS
 from vfm.data.tables import Table, read_table, write_rows
 from vfm.deepfake.data.files import read_json
@@ -122,7 +123,7 @@ def present(items: Sequence[Item], where: str, root: str) -> list[Item]:
     Raises:
         DeepfakeDataError: More than one in a hundred is missing.
     """
-    files = _files({item.path.rpartition("/")[0] for item in items})
+    files = list_files_beside(item.path for item in items)
     absent = [item for item in items if item.path not in files]
     if not absent:
         return list(items)
@@ -276,13 +277,3 @@ def _require(table: Table, column: str) -> None:
         table.require(column, "of a manifest")
     except ValueError as error:
         raise DeepfakeDataError(str(error)) from error
-
-
-def _files(folders: set[str]) -> set[str]:
-    """Paths of all files in these folders; one look at a folder in place of one at each file."""
-    found: set[str] = set()
-    for folder in folders:
-        if Path(folder or "/").is_dir():
-            with os.scandir(folder or "/") as entries:
-                found.update(f"{folder}/{entry.name}" for entry in entries if entry.is_file())
-    return found
