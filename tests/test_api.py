@@ -16,7 +16,7 @@ from vfm_runtime.media.image import ImageError, open_image
 import vfm
 from tests.image_folders import write_image_folder
 from vfm.bundle import ExportError, ParityError
-from vfm.training.checkpoint_file import CheckpointError
+from vfm.training.checkpoint import CheckpointError
 
 PUBLIC = [
     "AdaptOptions",

@@ -11,8 +11,8 @@ import vfm_runtime
 
 from vfm.bundle import ExportOptions, Parity
 from vfm.bundle.export import write_bundle
+from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.predictor import TorchPredictor
-from vfm.tasks.saved import Checkpoint
 
 
 class Model(TorchPredictor):

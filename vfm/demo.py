@@ -28,8 +28,8 @@ from vfm.data.dataset import list_labels
 from vfm.report import Page, bars, confusion_matrix, contact_sheet, learning_curves
 from vfm.tasks import ClassificationTask, Optim
 from vfm.tasks.results import read_results
-from vfm.training.checkpoint_file import versions
-from vfm.training.log_filters import quieten
+from vfm.training.checkpoint import list_versions
+from vfm.training.log_filters import filter_logs
 
 _NUM_SHOWN = 24
 _NUM_PARITY = 64
@@ -75,7 +75,7 @@ def demo(*, out: Path = Path("vfm_demo"), seed: int = 0, epochs: int = 30) -> No
         seed: Of the split, the weights and the order of training.
         epochs: Passes over the training images.
     """
-    quieten()
+    filter_logs()
     out = Path(out)
     clock = _Clock()
     with clock("train"):
@@ -191,7 +191,7 @@ def _summary(
             "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "versions": versions(),
+        "versions": list_versions(),
     }
 
 

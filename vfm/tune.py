@@ -27,9 +27,9 @@ from vfm.metrics.knn import knn_scores
 from vfm.models.adapt import ADAPTATIONS, Adapt
 from vfm.preprocess import Fit
 from vfm.tasks import ClassificationTask, Optim
-from vfm.training.features import features_of
-from vfm.training.log_filters import quieten
-from vfm.training.oom import peak_memory, reset_peak_memory
+from vfm.training.feature_cache import load_features
+from vfm.training.log_filters import filter_logs
+from vfm.training.oom import read_peak_memory, reset_peak_memory
 from vfm.types import Labels, require_target
 
 _TRAINED: tuple[Adapt, ...] = ("linear", "ln", "lora", "full")
@@ -101,7 +101,7 @@ def tune(
     Raises:
         TuneError: The time does not suffice for the smallest sample.
     """
-    quieten()
+    filter_logs()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     start = time.perf_counter()
@@ -188,7 +188,7 @@ def _plan(forward: float, seconds: float, most: int, data: ImageData) -> _Plan:
 def _knn(task: ClassificationTask, data: SampledData) -> Trial:
     with _measured() as cost:
         stored = {
-            split: features_of(task.backbone, task.preprocess, data, split, ("pooled",))
+            split: load_features(task.backbone, task.preprocess, data, split, ("pooled",))
             for split in ("train", "val")
         }
         known = stored["train"].target.label.numpy()
@@ -271,7 +271,7 @@ def _measured() -> Iterator[dict[str, float]]:
     start = time.perf_counter()
     yield cost
     cost["seconds"] = time.perf_counter() - start
-    cost["peak"] = (peak_memory() - held) / 2**20
+    cost["peak"] = (read_peak_memory() - held) / 2**20
 
 
 def _device() -> torch.device:

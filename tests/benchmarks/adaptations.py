@@ -27,7 +27,7 @@ from trainings import quiet, train
 
 from vfm import ClassificationTask, FolderData, IdxData, Optim
 from vfm.models.adapt import Adapt
-from vfm.training.oom import peak_memory, reset_peak_memory
+from vfm.training.oom import read_peak_memory, reset_peak_memory
 
 FIRST = ("t-shirt", "trouser", "pullover", "sandal", "bag")
 SECOND = ("dress", "coat", "shirt", "sneaker", "boot")
@@ -88,7 +88,7 @@ def adapt(how: Adapt, checkpoint: Path, work: Path, epochs: int) -> dict[str, An
     held = reset_peak_memory()
     start = time.perf_counter()
     trainer = train(task, data, folder, max_epochs=epochs, accelerator="cpu")
-    seconds, peak = time.perf_counter() - start, peak_memory() - held
+    seconds, peak = time.perf_counter() - start, read_peak_memory() - held
     (results,) = trainer.test(task, data, ckpt_path="best", verbose=False)
     saved = json.loads((folder / "checkpoints" / "results.json").read_text(encoding="utf-8"))
     adapter = folder / "checkpoints" / "adapter.safetensors"

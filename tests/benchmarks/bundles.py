@@ -10,8 +10,8 @@ from PIL import Image
 from vfm import ClassificationTask
 from vfm.bundle import ExportOptions
 from vfm.bundle.export import write_bundle
-from vfm.tasks.checkpoint import versions
-from vfm.tasks.saved import Checkpoint
+from vfm.tasks.checkpoint import Checkpoint
+from vfm.training.checkpoint import list_versions
 
 MODELS = {
     "ViT-S/16": "vit_small_patch16_224",
@@ -20,7 +20,7 @@ MODELS = {
 }
 """timm's names, at 224 pixels."""
 
-ORIGIN = {"versions": versions(), "seed": 0}
+ORIGIN = {"versions": list_versions(), "seed": 0}
 
 
 def new_task(backbone: str, num_labels: int = 1000) -> ClassificationTask:

@@ -22,7 +22,7 @@ from vfm_runtime.bundle.providers import open_session
 
 from vfm import DetectionTask
 from vfm.bundle.onnx_graphs import write_model
-from vfm.training.checkpoint_file import versions
+from vfm.training.checkpoint import list_versions
 
 THREADS = 2
 
@@ -61,7 +61,7 @@ def contract(task: DetectionTask) -> Contract:
         preprocess=task.preprocess.to_dict(),
         backbone=task.backbone.name,
         license=None,
-        versions=versions(),
+        versions=list_versions(),
     )
 
 

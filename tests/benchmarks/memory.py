@@ -18,7 +18,7 @@ from sides import report
 from trainings import OneBatch, quiet, train
 
 from vfm import ClassificationTask
-from vfm.training.oom import peak_memory, reset_peak_memory
+from vfm.training.oom import read_peak_memory, reset_peak_memory
 
 STEPS = 3
 
@@ -28,7 +28,7 @@ def megabytes(size: int, batch: int, **model: Any) -> float:
     data = OneBatch(size, batch, STEPS)
     held = reset_peak_memory()
     trainer = train(task, data, precision="bf16-mixed" if torch.cuda.is_available() else "32-true")
-    peak = peak_memory() - held
+    peak = read_peak_memory() - held
     del task, trainer, data
     gc.collect()
     return peak / 2**20

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from trainings import WARM, Clock, OneBatch, quiet, synchronise, train
 
 from vfm import ClassificationTask
-from vfm.training.optim import Optim, learning_rate_factor, optimizer
+from vfm.training.optim import Optim, build_optimizer, compute_learning_rate_factor
 from vfm.types import Batch
 
 LABELS = 10
@@ -83,10 +83,10 @@ def theirs(case: Case, batch: Batch) -> float:
     network: Any = timm.create_model(case.backbone, num_classes=LABELS, **sized, **case.arguments)
     network.to(device).train()
     optim = Optim(lr=1e-4)
-    adamw = optimizer(network, nn.Identity(), optim, fused=False)  # torch's own default
+    adamw = build_optimizer(network, nn.Identity(), optim, fused=False)  # torch's own default
     total = WARM + case.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        adamw, lambda step: learning_rate_factor(step, total, optim)
+        adamw, lambda step: compute_learning_rate_factor(step, total, optim)
     )
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
     mean = std = torch.full((1, 3, 1, 1), 0.5, device=device)
@@ -125,7 +125,7 @@ def measure_optimiser(rounds: int) -> None:
         network.to("cuda" if torch.cuda.is_available() else "cpu")
         for weight in network.parameters():
             weight.grad = torch.randn_like(weight)
-        steps[fused] = optimizer(network, nn.Identity(), Optim(lr=1e-4), fused=fused).step
+        steps[fused] = build_optimizer(network, nn.Identity(), Optim(lr=1e-4), fused=fused).step
 
     def milliseconds(fused: bool) -> float:
         def work() -> None:

@@ -64,7 +64,7 @@ def bundle(folder: Path, backbone: str) -> Path:
     from vfm.bundle import ExportOptions
     from vfm.bundle.export import write_bundle
     from vfm.deepfake.task import DeepfakeTask
-    from vfm.tasks.saved import Checkpoint
+    from vfm.tasks.checkpoint import Checkpoint
 
     torch.manual_seed(0)
     task = DeepfakeTask(backbone, pretrained=False)

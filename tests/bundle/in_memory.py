@@ -2,7 +2,7 @@
 
 from vfm.bundle import ExportOptions
 from vfm.bundle.export import write_bundle
-from vfm.tasks.saved import Checkpoint
+from vfm.tasks.checkpoint import Checkpoint
 
 
 def export_task(task, paths, out, *, origin, results, **options):

@@ -17,7 +17,7 @@ from vfm.data import SyntheticScenes
 from vfm.data.dataset import Record
 from vfm.deepfake import DeepfakeTask
 from vfm.tasks.calibration import CalibrationError
-from vfm.tasks.classification.calibration import fit_labels, tempered
+from vfm.tasks.classification.calibration import apply_temperature, fit_labels
 from vfm.tasks.classification.validation import LabelValidation
 from vfm.tasks.detection.calibration import fit_boxes
 from vfm.tasks.detection.validation import BoxValidation
@@ -27,7 +27,7 @@ LABELS = ("ant", "bee", "cat", "dog")
 
 
 def images(data):
-    source = LabelledImages.of_splits(data, ["val"])
+    source = LabelledImages.select_splits(data, ["val"])
     return OpenedImages({"pixels": np.zeros((len(source.positions), 1, 1, 3), np.uint8)}, source)
 
 
@@ -76,7 +76,7 @@ def test_sure_answers_are_right_as_often_as_asked():
     found = fit_labels(labelled(truth), {"scores": scores}, min_precision=0.9)
     assert found.shared == ()
     others, true = answers(20000, 2.0, seed=2)
-    fitted = tempered(others, found.rules.temperature, False)
+    fitted = apply_temperature(others, found.rules.temperature, False)
     best = fitted.argmax(1)
     sure = fitted.max(1) >= np.array(found.rules.thresholds)[best]
     right = best == np.array(true)
@@ -116,7 +116,7 @@ def test_a_label_that_is_often_wrong_asks_for_more_than_all_together():
     assert "ant" in found.shared
     ant, bee, cat, _ = found.rules.thresholds
     assert ant > cat >= bee
-    fitted = tempered(scores, found.rules.temperature, False)[:40]
+    fitted = apply_temperature(scores, found.rules.temperature, False)[:40]
     assert (truth[:40] == 0)[fitted.max(1) >= ant].all()
 
 
@@ -195,7 +195,7 @@ def test_the_graph_gives_what_was_fitted(multilabel, temperature):
         task.head.linear.weight.normal_(0, 0.5)
     data = shapes()
     data.setup()
-    source = LabelledImages.of_splits(data, ["val"])
+    source = LabelledImages.select_splits(data, ["val"])
     found = open_images(source, task.eval().preprocess, needs_geometry=task.head.needs_geometry)
     pixels = torch.from_numpy(found.inputs["pixels"])
     contract = Contract(
@@ -210,4 +210,4 @@ def test_the_graph_gives_what_was_fitted(multilabel, temperature):
     with torch.inference_mode():
         plain = task.answer(pixels)["scores"].numpy()
         graph = Answers(contract, {"": task}).eval()(pixels)["scores"].numpy()
-    np.testing.assert_allclose(graph, tempered(plain, temperature, multilabel), atol=1e-5)
+    np.testing.assert_allclose(graph, apply_temperature(plain, temperature, multilabel), atol=1e-5)

@@ -296,7 +296,7 @@ def test_the_card_says_what_a_licence_obliges_to(exported):
     from dataclasses import replace
 
     from vfm.bundle.card import card
-    from vfm.tasks.saved import Checkpoint
+    from vfm.tasks.checkpoint import Checkpoint
 
     contract = replace(vfm_runtime.load(exported.folder).contract, license="dinov3-license")
     origin = {"versions": {}, "seed": 0, "data": None, "weights": {"source": "timm:x"}}

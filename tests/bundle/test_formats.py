@@ -23,7 +23,7 @@ from vfm.cli import main
 from vfm.data import FolderData
 from vfm.quantization.search import BudgetError
 from vfm.tasks import BaseTask
-from vfm.tasks.saved import Checkpoint
+from vfm.tasks.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -74,11 +74,11 @@ def test_files(whole, root):
 def test_formats_are_measured(whole, root, checkpoint):
     stored = parity(whole)
     assert set(stored["precisions"]) == {"fp16", "int8"}
-    images = Checkpoint.open(checkpoint).validation()
+    images = Checkpoint.open(checkpoint).open_validation()
     for name, row in stored["precisions"].items():
         model = vfm_runtime.load(whole, device="cpu", precision=name)
         assert row["num_images"] == images.num_images > 50
-        assert row["after"] == pytest.approx(images.score(model.run))
+        assert row["after"] == pytest.approx(images.measure(images.collect_outputs(model.run)))
         assert row["drop"] == pytest.approx(100 * (row["before"] - row["after"]))
         assert row["drop"] <= 20
         assert row["num_bytes"] == (whole / f"model.{name}.onnx").stat().st_size
@@ -283,7 +283,7 @@ def test_ranges_come_from_training_images(root, checkpoint, monkeypatch, caplog)
     one = Checkpoint.open(checkpoint)
     samples = precisions.open_samples(one)
     assert sum(len(batch["pixels"]) for batch in samples) == 64
-    held_out = {image.tobytes() for image in one.validation().images.inputs["pixels"]}
+    held_out = {image.tobytes() for image in one.open_validation().images.inputs["pixels"]}
     seen = {image.tobytes() for batch in samples for image in batch["pixels"]}
     assert not held_out & seen
     # Those that are open already serve as well.
@@ -294,8 +294,8 @@ def test_ranges_come_from_training_images(root, checkpoint, monkeypatch, caplog)
     try:
         gone = Checkpoint.open(checkpoint)
         with pytest.raises(ValueError, match="--data"):
-            gone.validation()
-        assert gone.validation(kept).num_images > 0
+            gone.open_validation()
+        assert gone.open_validation(kept).num_images > 0
         other = precisions.open_samples(gone)
     finally:
         (root / "moved").rename(root / "images")

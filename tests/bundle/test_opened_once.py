@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vfm
+import vfm.training.checkpoint
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, vit
 from vfm.bundle import ExportError, ExportOptions, export as bundle_export
@@ -15,9 +16,8 @@ from vfm.data import FolderData
 from vfm.data.dataset import ImageDataset
 from vfm.deepfake import DeepfakeTask
 from vfm.tasks import BaseTask
+from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.labelled_images import ValidationError
-from vfm.tasks.saved import Checkpoint
-from vfm.training import checkpoint_file
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def counted(monkeypatch, owner, name, key):
 
 
 def test_everything_is_read_once(root, monkeypatch):
-    files = counted(monkeypatch, checkpoint_file, "read_plain", Path)
+    files = counted(monkeypatch, vfm.training.checkpoint, "read_plain", Path)
     built = counted(monkeypatch, FolderData, "__init__", lambda *_: "data")
     read = counted(monkeypatch, FolderData, "read", lambda *_: "data")
     images = counted(
@@ -65,7 +65,7 @@ def test_everything_is_read_once(root, monkeypatch):
 
 
 def test_a_loaded_model_is_exported_without_reading_its_file_again(root, monkeypatch, tmp_path):
-    files = counted(monkeypatch, checkpoint_file, "read_plain", Path)
+    files = counted(monkeypatch, vfm.training.checkpoint, "read_plain", Path)
     model = vfm.load(root / "checkpoints" / "last.ckpt", device="cpu")
     model.export(tmp_path / "b", images=root / "images", num_images=4, calibrate=True)
     assert set(files.values()) == {1}

@@ -32,8 +32,8 @@ from vfm.bundle.ood_graph import ReferenceOutputs
 from vfm.data import FolderData
 from vfm.models.heads import DetrHead
 from vfm.tasks import DetectionTask
+from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.labelled_images import LabelledImages, open_images
-from vfm.tasks.saved import Checkpoint
 
 
 def vectors(seed, number, width=40, spread=None):
@@ -146,7 +146,7 @@ def task(checkpoint):
 
 @pytest.fixture(scope="module")
 def images(checkpoint):
-    return checkpoint.validation()
+    return checkpoint.open_validation()
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def contract(task, placed):
 
 def opened_split(data, split, task):
     return open_images(
-        LabelledImages.of_splits(data, [split]), task.preprocess, needs_geometry=False
+        LabelledImages.select_splits(data, [split]), task.preprocess, needs_geometry=False
     )
 
 

@@ -29,7 +29,7 @@ from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.results import OPERATING_POINT
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import BaseTask, Optim
-from vfm.tasks.saved import Checkpoint
+from vfm.tasks.checkpoint import Checkpoint
 
 SIDE = 48
 ORIGIN = {"versions": {}, "seed": 0, "data": None, "weights": None}

@@ -21,8 +21,8 @@ from vfm.deepfake.robustness.page import robustness_page, text
 from vfm.deepfake.robustness.results import DegradedDeepfakes, measure_robustness, prepared
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import ClassificationTask
-from vfm.tasks.saved import Checkpoint
-from vfm.training.checkpoint_file import CheckpointError
+from vfm.tasks.checkpoint import Checkpoint
+from vfm.training.checkpoint import CheckpointError
 
 SIDE = 48
 

@@ -29,7 +29,7 @@ from vfm.deepfake.results import OPERATING_POINT
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import BaseTask, Optim
 from vfm.tasks.results import SplitPredictions
-from vfm.training.checkpoint_file import CheckpointError
+from vfm.training.checkpoint import CheckpointError
 
 SIDE = 48
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
@@ -275,7 +275,7 @@ def test_a_damaged_operating_point_is_refused(own: Path) -> None:
 
 def test_an_untrained_task_judges_nothing() -> None:
     with pytest.raises(CheckpointError, match="DeepfakeTask has not been trained"):
-        task().rules()
+        task().define_rules()
 
 
 @pytest.fixture
@@ -308,7 +308,7 @@ def test_trap_08_inverted_labels_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     data = drawn(num_identities=16)
     data.setup("fit")
     made = task()
-    monkeypatch.setattr(made, "_datamodule", lambda: data)
+    monkeypatch.setattr(made, "_require_data", lambda: data)
     labels = np.array([record.label for record in data.records["val"]])
     position = np.arange(len(labels))
 

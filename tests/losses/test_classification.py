@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from vfm.losses import AsymmetricLoss, BinaryCrossEntropy, CrossEntropy, FocalLoss
-from vfm.losses.classification import one_hot
+from vfm.losses.classification import encode_one_hot
 from vfm.types import Labels, MultiLabels
 
 torch.manual_seed(0)
@@ -31,7 +31,9 @@ def many(loss, logits, target, weights=None):
 
 def test_cross_entropy_of_hard_and_of_soft_targets():
     loss = CrossEntropy()
-    torch.testing.assert_close(each(loss, LOGITS, HARD), each(loss, LOGITS, one_hot(HARD, 4)))
+    torch.testing.assert_close(
+        each(loss, LOGITS, HARD), each(loss, LOGITS, encode_one_hot(HARD, 4))
+    )
     expected = -(SOFT * LOGITS.log_softmax(1)).sum(1)
     torch.testing.assert_close(each(loss, LOGITS, SOFT), expected)
     torch.testing.assert_close(
@@ -40,7 +42,7 @@ def test_cross_entropy_of_hard_and_of_soft_targets():
 
 
 def test_smoothing_is_a_softer_target():
-    soft = one_hot(HARD, 4) * 0.8 + 0.2 / 4
+    soft = encode_one_hot(HARD, 4) * 0.8 + 0.2 / 4
     torch.testing.assert_close(
         each(CrossEntropy(label_smoothing=0.2), LOGITS, HARD), each(CrossEntropy(), LOGITS, soft)
     )
@@ -129,7 +131,7 @@ def test_losses_of_torch_agree():
 @pytest.mark.parametrize("loss", [BinaryCrossEntropy(), AsymmetricLoss()])
 def test_a_loss_for_several_labels_refuses_one(loss):
     with pytest.raises(ValueError, match=r"one label an image\. Give --model\.loss CrossEntropy"):
-        each(loss, LOGITS, one_hot(HARD, 4))
+        each(loss, LOGITS, encode_one_hot(HARD, 4))
 
 
 def test_a_loss_for_one_label_refuses_several():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vfm.losses import DetectionLoss
-from vfm.losses.iou import corners, overlaps
-from vfm.losses.matching import Costs, _costs, match
+from vfm.losses.detection import _compute_costs, match_queries
+from vfm.losses.iou import compute_ious, convert_to_corners
 from vfm.types import Objects
 
 
@@ -41,7 +41,7 @@ def test_overlaps_of_known_boxes():
     second = torch.tensor(
         [[1.0, 0.0, 3.0, 2.0], [0.0, 0.0, 1.0, 1.0], [2.0, 0.0, 3.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
     )
-    iou, generalised = overlaps(first, second)
+    iou, generalised = compute_ious(first, second)
     torch.testing.assert_close(iou, torch.tensor([1 / 3, 1.0, 0.0, 0.0]))
     torch.testing.assert_close(generalised[:3], torch.tensor([1 / 3, 1.0, -1 / 3]))
     assert generalised.isfinite().all()
@@ -51,22 +51,22 @@ def test_overlaps_equal_those_of_torchvision():
     from torchvision.ops import box_iou, generalized_box_iou
 
     torch.manual_seed(0)
-    first, second = (corners(torch.rand(n, 4) * 0.5 + 0.1) for n in (6, 9))
-    iou, generalised = overlaps(first[:, None], second[None])
+    first, second = (convert_to_corners(torch.rand(n, 4) * 0.5 + 0.1) for n in (6, 9))
+    iou, generalised = compute_ious(first[:, None], second[None])
     torch.testing.assert_close(iou, box_iou(first, second))
     torch.testing.assert_close(generalised, generalized_box_iou(first, second))
 
 
 def test_matching_has_the_least_cost():
     given = raw()
-    found = match(given["logits"], given["boxes"], TWO, Costs())
-    table = _costs(given["logits"], given["boxes"], TWO, Costs()).detach()
+    found = match_queries(given["logits"], given["boxes"], TWO)
+    table = _compute_costs(given["logits"], given["boxes"], TWO).detach()
     for layer, group in itertools.product(range(2), range(3)):
-        chosen = (found.place[0] == layer) & (found.place[1] == 0) & (found.place[2] == group)
+        chosen = (found.query[0] == layer) & (found.query[1] == 0) & (found.query[2] == group)
         cost = sum(
             float(table[layer, 0, group, query, number])
             for query, number in zip(
-                found.place[3][chosen].tolist(), found.object[chosen].tolist(), strict=True
+                found.query[3][chosen].tolist(), found.object[chosen].tolist(), strict=True
             )
         )
         best = min(
@@ -78,15 +78,15 @@ def test_matching_has_the_least_cost():
 
 def test_every_object_is_matched_once_in_each_layer_and_group():
     given = raw()
-    found = match(given["logits"], given["boxes"], TWO, Costs())
+    found = match_queries(given["logits"], given["boxes"], TWO)
     assert found.object.bincount(minlength=3).tolist() == [6, 6, 6]
-    assert (found.place[1][found.object == 2] == 1).all()
+    assert (found.query[1][found.object == 2] == 1).all()
 
 
 def test_more_objects_than_queries():
     many = objects([(0, 0.1 * i + 0.05, 0.5, 0.1, 0.1) for i in range(8)])
     given = raw(images=1)
-    found = match(given["logits"], given["boxes"], many, Costs())
+    found = match_queries(given["logits"], given["boxes"], many)
     assert len(found.object) == 2 * 3 * 5
     assert all(value.isfinite() for value in loss_of(given, many).values())
 

@@ -24,9 +24,8 @@ from vfm.models.adapt import AdaptOptions
 from vfm.models.backbone import Backbone
 from vfm.models.heads import AttentionPoolHead, ClassificationHead
 from vfm.tasks import BaseTask, Optim
-from vfm.training.checkpoint_file import CheckpointError
-from vfm.training.feature_store import CacheError
-from vfm.training.features import Ranks, _new_partial, features_of
+from vfm.training.checkpoint import CheckpointError
+from vfm.training.feature_cache import CacheError, Ranks, _reserve_partial, load_features
 from vfm.training.lp_ft import ProbeError
 
 
@@ -194,7 +193,7 @@ def test_two_jobs_may_compute_the_same_features(own_cache: Path) -> None:
     said: list[str] = []
 
     def features(ranks: Ranks) -> StoredFeatures:
-        return features_of(
+        return load_features(
             backbone,
             backbone.preprocess,
             data,
@@ -223,7 +222,7 @@ def test_what_a_killed_job_left_is_deleted_in_time(own_cache: Path) -> None:
         (own_cache / name).mkdir(parents=True)
         changed = time.time() - days * 24 * 3600
         os.utime(own_cache / name, (changed, changed))
-    new = _new_partial(folder)
+    new = _reserve_partial(folder)
     assert new.parent == own_cache
     assert {path.name for path in own_cache.iterdir()} == {"key.2.partial", "other.1.partial"}
 
@@ -239,7 +238,7 @@ def test_augmented_images_are_not_stored_and_the_user_hears_why(
 
 def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil._ntuple_diskusage(100, 90, 10)  # type: ignore[attr-defined]
-    monkeypatch.setattr("vfm.training.feature_store.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("vfm.training.feature_cache.shutil.disk_usage", lambda path: usage)
     with pytest.raises(
         CacheError, match=r"The features would take .*--model\.cache_features false"
     ):

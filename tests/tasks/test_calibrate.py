@@ -19,8 +19,8 @@ from vfm.data.detection.dataset import BoxAugment
 from vfm.models.heads import DetrHead
 from vfm.tasks import DetectionTask
 from vfm.tasks.calibration import CALIBRATION_FILE, CalibrationError
+from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.labelled_images import ValidationError
-from vfm.tasks.saved import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_any_checkpoint_gets_its_calibration(any_checkpoint, capsys):
     assert main(["calibrate", str(any_checkpoint)]) == 0
     details = read_details(any_checkpoint)
     opened = Checkpoint.open(any_checkpoint)
-    images = opened.validation()
+    images = opened.open_validation()
     assert details["checkpoint"] == str(any_checkpoint)
     assert details["checkpoint_sha256"] == opened.checksum
     assert details["num_images"] == images.num_images >= 50
@@ -95,7 +95,7 @@ def test_any_checkpoint_gets_its_calibration(any_checkpoint, capsys):
         "SyntheticScenes",
     )
     fitted = opened.task.fit_confidence(
-        images.outputs(vfm.load(any_checkpoint, device="cpu").run), images
+        images.collect_outputs(vfm.load(any_checkpoint, device="cpu").run), images
     )
     assert ConfidenceRules.from_dict(details["rules"]) == fitted.rules
     assert (details["error_before"], details["error_after"]) == (
@@ -156,7 +156,7 @@ def test_images_that_were_used_are_refused_also_in_part(labels, tmp_path, split,
         link = mixed / record.name.split("/")[0] / f"link-{number}.png"
         link.symlink_to(record.source)
     with pytest.raises(ValidationError, match=rf"2 of these 62 images were {text}.* class_./link-"):
-        Checkpoint.open(labels).calibration_images(
+        Checkpoint.open(labels).select_calibration_images(
             mixed, vfm.tasks.calibration.CalibrationOptions()
         )
     before = sorted(labels.parent.glob("*"))
@@ -172,7 +172,7 @@ def test_an_export_calibrates_on_no_tested_image_either(labels, tmp_path):
     with pytest.raises(ValidationError, match=r"1 of these 61 images were tested on"):
         export(labels, calibrate=True, **options)
     # What is only measured may be measured on them.
-    assert Checkpoint.open(labels).validation(mixed).num_images == 61
+    assert Checkpoint.open(labels).open_validation(mixed).num_images == 61
 
 
 def test_training_data_that_is_gone_is_warned_about(labels, tmp_path, caplog):

@@ -19,7 +19,7 @@ from vfm.models.heads import LinearHead
 from vfm.spec import SpecError
 from vfm.tasks import BaseTask, ClassificationTask
 from vfm.tasks.classification.task import LabelError
-from vfm.training.checkpoint_file import CheckpointError, read_checkpoint
+from vfm.training.checkpoint import CheckpointError, read_checkpoint
 from vfm.types import Labels
 
 
@@ -192,8 +192,8 @@ def test_a_head_with_arguments_comes_back(tmp_path: Path) -> None:
 def test_label_smoothing_reaches_the_loss() -> None:
     logits = torch.tensor([[4.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     batch = {"target": Labels(torch.tensor([0, 1]))}
-    plain = vit().loss({"logits": logits}, batch)
-    smooth = vit(loss=CrossEntropy(label_smoothing=0.3)).loss({"logits": logits}, batch)
+    plain = vit().compute_loss({"logits": logits}, batch)
+    smooth = vit(loss=CrossEntropy(label_smoothing=0.3)).compute_loss({"logits": logits}, batch)
     log = logits.log_softmax(1)
     expected = -(log[0, 0] + log[1, 1])
     torch.testing.assert_close(plain, expected)

@@ -8,7 +8,7 @@ from torch import nn
 
 from vfm.models.backbone import Backbone
 from vfm.models.heads import LinearHead
-from vfm.training.optim import Optim, learning_rate_factor, optimizer, schedule
+from vfm.training.optim import Optim, build_optimizer, compute_learning_rate_factor, schedule
 
 ARGUMENTS = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -34,7 +34,7 @@ def decays(adamw: torch.optim.Optimizer, *modules: nn.Module) -> dict[str, float
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_efficientnet", "test_convnext"])
 def test_matrices_decay_and_nothing_else(name: str) -> None:
     backbone, head = parts(name)
-    found = decays(optimizer(backbone, head, Optim(weight_decay=0.1)), backbone, head)
+    found = decays(build_optimizer(backbone, head, Optim(weight_decay=0.1)), backbone, head)
     exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else set()
     shapes = {n: p.ndim for m in (backbone, head) for n, p in m.named_parameters()}
     assert found.keys() == shapes.keys()
@@ -45,7 +45,7 @@ def test_matrices_decay_and_nothing_else(name: str) -> None:
 
 def test_a_vits_embeddings_do_not_decay() -> None:
     backbone, head = parts()
-    found = decays(optimizer(backbone, head, Optim(weight_decay=0.1)), backbone, head)
+    found = decays(build_optimizer(backbone, head, Optim(weight_decay=0.1)), backbone, head)
     for parameter in (
         "pos_embed",
         "cls_token",
@@ -62,7 +62,7 @@ def test_a_vits_embeddings_do_not_decay() -> None:
 def test_every_trainable_weight_once() -> None:
     backbone, head = parts()
     backbone.patch_embed.requires_grad_(False)
-    adamw = optimizer(backbone, head, Optim(lr=3e-4, betas=(0.8, 0.95)))
+    adamw = build_optimizer(backbone, head, Optim(lr=3e-4, betas=(0.8, 0.95)))
     given = [id(p) for group in adamw.param_groups for p in group["params"]]
     trainable = [
         id(p) for module in (backbone, head) for p in module.parameters() if p.requires_grad
@@ -77,35 +77,35 @@ def test_every_trainable_weight_once() -> None:
 def test_a_frozen_backbone_leaves_the_head() -> None:
     backbone, head = parts()
     backbone.requires_grad_(False)
-    adamw = optimizer(backbone, head, Optim())
+    adamw = build_optimizer(backbone, head, Optim())
     assert sum(len(group["params"]) for group in adamw.param_groups) == 2
     assert all(group["params"] for group in adamw.param_groups)
 
 
 def test_schedule() -> None:
     optim = Optim(warmup_ratio=0.1, min_lr_ratio=0.02)
-    factors = [learning_rate_factor(step, 100, optim) for step in range(101)]
+    factors = [compute_learning_rate_factor(step, 100, optim) for step in range(101)]
     assert factors[0] == pytest.approx(1 / 11)
     assert factors[10] == 1.0
     assert factors[55] == pytest.approx(0.02 + 0.98 / 2)
     assert factors[100] == pytest.approx(0.02)
     assert all(a < b for a, b in pairwise(factors[:11]))
     assert all(a > b for a, b in pairwise(factors[10:]))
-    assert learning_rate_factor(500, 100, optim) == pytest.approx(0.02)
+    assert compute_learning_rate_factor(500, 100, optim) == pytest.approx(0.02)
 
 
 def test_schedule_without_warmup_starts_at_its_peak() -> None:
     optim = Optim(warmup_ratio=0, min_lr_ratio=0)
-    assert learning_rate_factor(0, 50, optim) == 1.0
-    assert 0 < learning_rate_factor(49, 50, optim) < 0.01
-    assert learning_rate_factor(0, 1, optim) == 1.0
+    assert compute_learning_rate_factor(0, 50, optim) == 1.0
+    assert 0 < compute_learning_rate_factor(49, 50, optim) < 0.01
+    assert compute_learning_rate_factor(0, 1, optim) == 1.0
 
 
 def test_the_backbone_learns_later_and_less() -> None:
     optim = Optim(
         lr=1e-2, backbone_factor=0.1, freeze_ratio=0.5, warmup_ratio=0.0, min_lr_ratio=1.0
     )
-    adamw = optimizer(*parts(), optim)
+    adamw = build_optimizer(*parts(), optim)
     rates = schedule(adamw, 10, optim)
     seen = []
     for _ in range(10):
@@ -119,7 +119,7 @@ def test_the_backbone_learns_later_and_less() -> None:
 
 def test_final_of_one_is_constant() -> None:
     optim = Optim(warmup_ratio=0, min_lr_ratio=1)
-    assert {learning_rate_factor(step, 20, optim) for step in range(20)} == {1.0}
+    assert {compute_learning_rate_factor(step, 20, optim) for step in range(20)} == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def rates(adamw: torch.optim.Optimizer, *modules: nn.Module) -> dict[str, float]
 
 def test_earlier_layers_learn_more_slowly() -> None:
     backbone, head = parts()
-    found = rates(optimizer(backbone, head, Optim(lr=1.0, layer_decay=0.5)), backbone, head)
+    found = rates(build_optimizer(backbone, head, Optim(lr=1.0, layer_decay=0.5)), backbone, head)
     assert found["linear.weight"] == found["linear.bias"] == found["norm.weight"] == 1.0
     assert found["blocks.1.mlp.fc1.weight"] == found["blocks.1.norm1.bias"] == 1.0
     assert found["blocks.0.mlp.fc1.weight"] == found["blocks.0.norm1.bias"] == 0.5
@@ -170,17 +170,17 @@ def test_earlier_layers_learn_more_slowly() -> None:
 
 def test_layer_decay_exempts_from_weight_decay_what_it_should() -> None:
     backbone, head = parts()
-    plain = decays(optimizer(backbone, head, Optim(weight_decay=0.1)), backbone, head)
-    layered = optimizer(backbone, head, Optim(weight_decay=0.1, layer_decay=0.7))
+    plain = decays(build_optimizer(backbone, head, Optim(weight_decay=0.1)), backbone, head)
+    layered = build_optimizer(backbone, head, Optim(weight_decay=0.1, layer_decay=0.7))
     assert decays(layered, backbone, head) == plain
 
 
 def test_layer_decay_lasts_through_the_schedule() -> None:
     backbone, head = parts()
     optim = Optim(lr=1.0, layer_decay=0.5, warmup_ratio=0.2)
-    adamw = optimizer(backbone, head, optim)
+    adamw = build_optimizer(backbone, head, optim)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        adamw, lambda step: learning_rate_factor(step, 10, optim)
+        adamw, lambda step: compute_learning_rate_factor(step, 10, optim)
     )
     for _ in range(5):
         adamw.step()

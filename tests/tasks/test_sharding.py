@@ -11,13 +11,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from tests.models.test_adapt import FAMILIES, backbone
 from tests.tasks.tiny import vit
-from vfm.training.sharding import ShardingError, blocks_of, shard
+from vfm.training.sharding import ShardingError, list_blocks, shard
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_blocks_hold_most_weights_and_none_twice(name: str) -> None:
     model = backbone(name).model
-    blocks = blocks_of(model)
+    blocks = list_blocks(model)
     assert len(blocks) >= 2
     ids = [id(p) for block in blocks for p in block.parameters()]
     assert len(set(ids)) == len(ids)
@@ -27,7 +27,7 @@ def test_blocks_hold_most_weights_and_none_twice(name: str) -> None:
 
 def test_blocks_of_a_vit_are_its_blocks() -> None:
     model = backbone("vit_tiny_patch16_224").model
-    assert blocks_of(model) == list(model.blocks)
+    assert list_blocks(model) == list(model.blocks)
 
 
 def test_tensor_parallelism_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,8 @@ from vfm.data.dataset import Record
 from vfm.data.mixing import Mixing
 from vfm.losses import FocalLoss
 from vfm.tasks import ClassificationTask, Optim
-from vfm.tasks.labels import LabelError, class_weights_of
-from vfm.training.compiling import CompileError
+from vfm.tasks.labels import LabelError, compute_class_weights
+from vfm.training.option_checks import CompileError
 from vfm.types import Labels
 
 
@@ -151,24 +151,24 @@ def counted(*labels: int, multilabel: bool = False) -> Any:
 
 
 def test_balanced_weights() -> None:
-    weights = class_weights_of("balanced", counted(0, 0, 0, 0, 1, 2))
+    weights = compute_class_weights("balanced", counted(0, 0, 0, 0, 1, 2))
     assert weights is not None
     torch.testing.assert_close(weights, torch.tensor([0.5, 2.0, 2.0]))
-    several = class_weights_of("balanced", counted(0, 0, 0, 0, 1, 2, multilabel=True))
+    several = compute_class_weights("balanced", counted(0, 0, 0, 0, 1, 2, multilabel=True))
     assert several is not None
     torch.testing.assert_close(several, torch.tensor([0.5, 5.0, 5.0]))
 
 
 def test_named_weights() -> None:
-    weights = class_weights_of({"class_1": 3.0}, counted(0, 1, 2))
+    weights = compute_class_weights({"class_1": 3.0}, counted(0, 1, 2))
     assert weights is not None
     assert weights.tolist() == [1, 3, 1]
     with pytest.raises(LabelError, match=r"class_weights names \['klass'\], which are no classes"):
-        class_weights_of({"klass": 1.0}, counted(0, 1, 2))
+        compute_class_weights({"klass": 1.0}, counted(0, 1, 2))
     with pytest.raises(
         LabelError, match=r"class_weights holds \{'class_1': 0\}\. Give numbers abov"
     ):
-        class_weights_of({"class_1": 0}, counted(0, 1, 2))
+        compute_class_weights({"class_1": 0}, counted(0, 1, 2))
 
 
 def test_weights_count_in_training_alone(tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_weights_count_in_training_alone(tmp_path: Path) -> None:
     fit(tmp_path, task)
     raw, batch = {"logits": torch.zeros(3, 3)}, {"target": Labels(torch.tensor([0, 1, 2]))}
     even = 3 * torch.log(torch.tensor(3.0))
-    torch.testing.assert_close(task.eval().loss(raw, batch), even)
-    torch.testing.assert_close(task.train().loss(raw, batch), even * 7 / 3)
+    torch.testing.assert_close(task.eval().compute_loss(raw, batch), even)
+    torch.testing.assert_close(task.train().compute_loss(raw, batch), even * 7 / 3)
 
 
 def test_everything_is_in_the_checkpoint(tmp_path: Path) -> None:

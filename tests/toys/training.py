@@ -76,7 +76,7 @@ class ToyTask(BaseTask):
         self.criterion = self.loss_class()
 
     def evaluate(self, batch):
-        return {"loss": self.criterion.per_image(self.raw(batch), batch)}
+        return {"loss": self.criterion.per_image(self.compute_raw(batch), batch)}
 
     def compute_metrics(self, split, predictions):
         return {"loss": float(predictions.stack("loss").mean())}
@@ -84,7 +84,7 @@ class ToyTask(BaseTask):
     def write_results(self, folder: Path, split, predictions, more: dict[str, Any]):
         save_results(folder, split, self.compute_metrics(split, predictions) | more)
 
-    def validation(self, images):
+    def open_validation(self, images):
         return ToyValidation(self.labels, images)
 
     def fit_confidence(self, outputs, images, *, min_precision=None):
@@ -101,7 +101,7 @@ class ToyValidation(Validation):
         pixels = torch.from_numpy(self.images.inputs["pixels"]).float() / 255
         return self.images.source.data.truth(pixels).numpy()
 
-    def figure(self, outputs):
+    def measure(self, outputs):
         (values,) = outputs.values()
         answers = values if values.ndim == 2 else values.argmax(-1)
         return float(1 - np.abs(answers - self.truth).mean())

@@ -66,7 +66,7 @@ class Measure:
         if key not in self._known:
             run = runner(file)
             self._known[key] = {
-                name: images.figure(select_head(images.outputs(run), name))
+                name: images.measure(select_head(images.collect_outputs(run), name))
                 for name, images in self.validations.items()
             }
         return self._known[key]
@@ -98,6 +98,6 @@ class Measure:
         """
         images = next(iter(self.validations.values()))
         step = max(1, images.num_images // count)
-        chosen = list(images.inputs(1))[::step][:count]
+        chosen = list(images.images.iterate_batches(1))[::step][:count]
         batches = (chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size))
         return [{n: np.concatenate([row[n] for row in b]) for n in b[0]} for b in batches]

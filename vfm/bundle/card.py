@@ -11,7 +11,7 @@ from vfm_runtime.bundle.contract import Contract, HeadContract
 from vfm.bundle.parity import Parity
 from vfm.models.licenses import terms
 from vfm.tasks.calibration import Calibration
-from vfm.tasks.saved import Checkpoint
+from vfm.tasks.checkpoint import Checkpoint
 
 
 def card(

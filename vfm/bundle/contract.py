@@ -13,7 +13,7 @@ from vfm_runtime.tasks.registry import MULTI_HEAD
 from vfm.bundle.ood import OodFit
 from vfm.tasks import BaseTask
 from vfm.tasks.calibration import Calibration
-from vfm.training.checkpoint_file import versions
+from vfm.training.checkpoint import list_versions
 
 
 def make_contract(
@@ -44,7 +44,7 @@ def make_contract(
         preprocess=task.preprocess.to_dict(),
         backbone=task.backbone.name,
         license=task.license,
-        versions=versions(),
+        versions=list_versions(),
         rules=None if single is None else single.rules,
         heads=heads if single is None else None,
     )
@@ -53,7 +53,7 @@ def make_contract(
 def _rules(
     task: BaseTask, calibration: Calibration | None, ood: OodFit | None
 ) -> dict[str, Any] | None:
-    stated = task.rules()
+    stated = task.define_rules()
     if stated is not None or (calibration is None and ood is None):
         return stated
     rules = ConfidenceRules() if calibration is None else calibration.rules

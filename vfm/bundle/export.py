@@ -43,8 +43,8 @@ from vfm.bundle.precisions import (
 from vfm.bundle.triton import write_triton
 from vfm.tasks import BaseTask
 from vfm.tasks.calibration import Calibration
+from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.predictor import TorchPredictor
-from vfm.tasks.saved import Checkpoint
 from vfm.tasks.validation import Validation
 
 _P = ParamSpec("_P")
@@ -200,7 +200,9 @@ def _open_validations(
     if options.reference and (refusal := next(filter(None, refusals), None)):
         raise ExportError(refusal)
     tested = not options.calibrate
-    return {name: one.validation(options.data, tested=tested) for name, one in checkpoints.items()}
+    return {
+        name: one.open_validation(options.data, tested=tested) for name, one in checkpoints.items()
+    }
 
 
 def _refuse_unsaved(options: ExportOptions) -> None:
@@ -225,7 +227,7 @@ def _calibrate(
     tasks = {name: one.task for name, one in checkpoints.items()}
     return {
         name: task.fit_confidence(
-            images[name].outputs(TorchPredictor(task).run),
+            images[name].collect_outputs(TorchPredictor(task).run),
             images[name],
             min_precision=options.min_precision,
         )
@@ -283,7 +285,7 @@ def _write_drift_reference(
     folder: Path, contract: Contract, ood: OodFit, images: Validation
 ) -> None:
     """What later answers are compared with to find drift: those for validation images."""
-    outputs = images.outputs(runner(folder / MODEL_FILE))
+    outputs = images.collect_outputs(runner(folder / MODEL_FILE))
     drift_reference(outputs, contract, ood.held_out).write(folder)
 
 

@@ -17,8 +17,8 @@ from vfm_runtime.tasks.base import Arrays
 from vfm.bundle.ood_graph import ReferenceOutputs, vector_of
 from vfm.metrics.calibration import conformal_threshold
 from vfm.tasks import BaseTask
+from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.labelled_images import OpenedImages, ValidationError
-from vfm.tasks.saved import Checkpoint
 from vfm.tasks.validation import Validation
 
 NUM_AXES = 16
@@ -192,12 +192,12 @@ def fit_ood(
     Raises:
         ReferenceFitError: There are too few images.
     """
-    features = embeddings(task, validation.inputs(_BATCH), reads)
+    features = embeddings(task, validation.images.iterate_batches(_BATCH), reads)
     held_out = np.arange(len(features))
     if training is None:
         trained, held_out = features[::2], held_out[1::2]
     else:
-        trained = embeddings(task, training.batches(_BATCH), reads)
+        trained = embeddings(task, training.iterate_batches(_BATCH), reads)
     reference = fit_reference(trained, k)
     outputs = score_ood(reference, features)
     limit = distance_limit(outputs["distances"][held_out], rate)

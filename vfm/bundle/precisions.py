@@ -17,8 +17,8 @@ from vfm.bundle.accuracy import Measure
 from vfm.bundle.parity import timed
 from vfm.quantization.fp16 import write_fp16
 from vfm.quantization.search import BudgetError, is_within, within_budget
+from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.labelled_images import OpenedImages, ValidationError
-from vfm.tasks.saved import Checkpoint
 
 NUM_SAMPLES = 64
 """Images from which the ranges of 8 bits are taken."""
@@ -74,7 +74,7 @@ def open_samples(checkpoint: Checkpoint, training: OpenedImages | None = None) -
             error,
         )
         return []
-    return list(images.batches(SAMPLE_BATCH, NUM_SAMPLES))
+    return list(images.iterate_batches(SAMPLE_BATCH, NUM_SAMPLES))
 
 
 def write_precision(

@@ -8,7 +8,7 @@ from pathlib import Path
 from vfm.cli.errors import UsageError
 from vfm.cli.recipes import Recipe
 from vfm.cli.words import pop_option
-from vfm.training.checkpoint_file import ADAPTER_SUFFIX
+from vfm.training.checkpoint import ADAPTER_SUFFIX
 
 LAST = "last"
 

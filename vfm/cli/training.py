@@ -24,8 +24,8 @@ from vfm.cli.words import join_values, pop_option
 from vfm.data import ImageData
 from vfm.spec import check_trust
 from vfm.tasks import BaseTask
-from vfm.training.checkpoint_file import KEY, read_checkpoint
-from vfm.training.log_filters import quieten
+from vfm.training.checkpoint import KEY, read_checkpoint
+from vfm.training.log_filters import filter_logs
 
 # Options of the data that do not change what it is.
 _LOADING = {"--data.batch_size", "--data.num_workers", "--data.augment"}
@@ -111,7 +111,7 @@ def run(command: str, words: list[str]) -> None:
 
 
 def _call(words: list[str]) -> None:
-    quieten()
+    filter_logs()
     kwargs: dict[str, Any] = OPTIONS | {name: dict(OPTIONS) for name in TRAINING}
     TrainingCLI(
         model_class=BaseTask,

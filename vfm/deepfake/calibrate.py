@@ -74,7 +74,7 @@ def open_calibration_videos(path: Path, options: CalibrationOptions) -> Labelled
     )
     images.setup({"val": "validate", "test": "test"}.get(options.split or "val"))
     names = [name for name in choose_splits(options) if images.records.get(name)]
-    return LabelledImages.of_splits(images, names)
+    return LabelledImages.select_splits(images, names)
 
 
 def calibrate_videos(

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from vfm_runtime.deepfake.faces.crop import CropSpec
 
-from vfm.training.checkpoint_file import CheckpointError
+from vfm.training.checkpoint import CheckpointError
 
 
 def require_same_crop(found: CropSpec, own: CropSpec) -> None:

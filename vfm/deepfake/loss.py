@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from vfm_runtime.errors import OptionError
 
 from vfm.deepfake.target import DeepfakeTarget
 from vfm.losses import Loss
+from vfm.losses.base import check_weights
 from vfm.types import Batch, Raw, require_target
 
 _LEAST_UNIFORMITY = 1e-6
@@ -43,13 +43,8 @@ class DeepfakeLoss(Loss):
             ValueError: A weight lies outside 0 to 100.
         """
         super().__init__()
-        given = {"uniformity": uniformity, "alignment": alignment, "mask": mask, "mil": mil}
-        for name, value in given.items():
-            if not 0 <= value <= 100:
-                raise OptionError(
-                    f"{name} is {value}. Give a number from 0 to 100 (--model.loss.{name})."
-                )
-        self.weights = given
+        self.weights = {"uniformity": uniformity, "alignment": alignment, "mask": mask, "mil": mil}
+        check_weights(**self.weights)
 
     def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Sums over the N images of a batch, weighted.

@@ -53,7 +53,7 @@ from vfm.tasks.labelled_images import LabelledImages, OpenedImages, ValidationEr
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import SplitPredictions
 from vfm.tasks.validation import Run, Validation
-from vfm.training.checkpoint_file import KEY, CheckpointError
+from vfm.training.checkpoint import KEY, CheckpointError
 from vfm.training.optim import Optim
 from vfm.types import Batch, Raw, require_target
 
@@ -139,7 +139,7 @@ class DeepfakeTask(BaseTask):
                 "it."
             ) from error
 
-    def rules(self) -> dict[str, Any]:
+    def define_rules(self) -> dict[str, Any]:
         """How crops are made and how verdicts are reached, as plain values.
 
         Raises:
@@ -156,7 +156,7 @@ class DeepfakeTask(BaseTask):
             CheckpointError: The data was cut out in another way than the model's training data.
         """
         super().setup(stage)
-        data = self._datamodule()
+        data = self._require_data()
         if self.crop is not None:
             require_same_crop(data.crop, self.crop)
         if stage == "fit":
@@ -170,7 +170,7 @@ class DeepfakeTask(BaseTask):
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Return `logits` and `distances` [N], and the cross-entropy: the part of the loss that an image has alone."""
-        raw = self.raw(batch)
+        raw = self.compute_raw(batch)
         answers = self.head.decode(raw)
         target = require_target(batch, DeepfakeTarget, self)
         loss = F.binary_cross_entropy_with_logits(
@@ -184,7 +184,7 @@ class DeepfakeTask(BaseTask):
         An area is NaN where all images seen are real, or all fake.
         """
         answers = self._by_frame(split, predictions)
-        found = scored(answers, self._datamodule().records[split])
+        found = scored(answers, self._require_data().records[split])
         videos = found.videos
         methods = {key[:2] for key, fake in zip(videos.keys, videos.fake, strict=True) if fake}
         parts = [beside_reals(videos, *name) for name in sorted(methods)]
@@ -209,7 +209,7 @@ class DeepfakeTask(BaseTask):
         self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]
     ) -> None:
         """Write all metrics of a split and their page."""
-        data = self._datamodule()
+        data = self._require_data()
         write_deepfake_results(
             folder,
             split,
@@ -221,7 +221,7 @@ class DeepfakeTask(BaseTask):
         )
 
     def _by_frame(self, split: str, predictions: SplitPredictions) -> DeepfakePredictions:
-        data, answers = self._datamodule(), DeepfakePredictions.from_predictions(predictions)
+        data, answers = self._require_data(), DeepfakePredictions.from_predictions(predictions)
         if data.crop.policy != "all":
             return answers
         return most_fake(answers, [record.item for record in data.list_records(split)])
@@ -232,7 +232,7 @@ class DeepfakeTask(BaseTask):
             return {"logits": torch.zeros(0, device=self.device)}
         return self.answer(batch["image"])
 
-    def prediction_rows(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
+    def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
         """A row for each image: its label by the operating point, and the probability that it is fake."""
         rules = self.decision
         rows: list[tuple[str, ...]] = []
@@ -254,7 +254,7 @@ class DeepfakeTask(BaseTask):
         stored = checkpoint[KEY]["crop"]
         self.crop = None if stored is None else CropSpec.from_dict(stored)
         if self.crop is not None and getattr(self._trainer, "datamodule", None) is not None:
-            require_same_crop(self._datamodule().crop, self.crop)
+            require_same_crop(self._require_data().crop, self.crop)
         if not self.methods:
             self.methods = tuple(checkpoint[KEY]["methods"])
 
@@ -262,7 +262,7 @@ class DeepfakeTask(BaseTask):
         """Read real and fake images, or a manifest of them."""
         data = export.open_deepfakes(path, self.crop)
         data.labels = self.labels
-        return LabelledImages.of_splits(data, ["val"])
+        return LabelledImages.select_splits(data, ["val"])
 
     def check_data(self, data: ImageData) -> None:
         """Refuse images that do not say which are forged, or that were cut out otherwise than the model's."""
@@ -274,7 +274,7 @@ class DeepfakeTask(BaseTask):
         if self.crop is not None:
             require_same_crop(data.crop, self.crop)
 
-    def validation(self, images: OpenedImages) -> DeepfakeValidation:
+    def open_validation(self, images: OpenedImages) -> DeepfakeValidation:
         """AUC of images, or of frames where all faces count."""
         by_frame = self.crop is not None and self.crop.policy == "all"
         return DeepfakeValidation(self.labels, images, by_frame=by_frame)
@@ -311,8 +311,8 @@ class DeepfakeTask(BaseTask):
         """How the model cuts faces out and decides, and what its answers are not."""
         return [] if rules is None else export.describe_verdict_rules(rules)
 
-    def _datamodule(self) -> DeepfakeImages:
-        data = super()._datamodule()
+    def _require_data(self) -> DeepfakeImages:
+        data = super()._require_data()
         if not isinstance(data, DeepfakeImages):
             raise MismatchError(
                 f"DeepfakeTask learns from real and fake images, but {type(data).__name__} does not say which videos "

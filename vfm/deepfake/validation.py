@@ -36,7 +36,7 @@ class DeepfakeValidation(Validation):
         """1 for fake, 0 for real, int64 [N]."""
         return np.array([record.label for record in self.images.source.records], np.int64)
 
-    def figure(self, outputs: Arrays) -> float:
+    def measure(self, outputs: Arrays) -> float:
         """Area under the ROC curve of single images, or of frames where all faces count."""
         number = self.num_images
         nothing = np.zeros(number, np.float32)

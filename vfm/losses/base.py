@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from vfm_runtime.errors import OptionError
 
 from vfm.spec import Component
 from vfm.types import Batch, Raw, select_image
@@ -37,6 +38,19 @@ class Loss(Component, nn.Module, ABC):
             for i in range(len(batch["image"]))
         )
         return torch.stack([sum_losses(losses) for losses in alone])
+
+
+def check_weights(**weights: float) -> None:
+    """Refuse a weight of a loss outside 0 to 100.
+
+    Raises:
+        OptionError: With its name.
+    """
+    for name, value in weights.items():
+        if not 0 <= value <= 100:
+            raise OptionError(
+                f"{name} is {value}. Give a number from 0 to 100 (--model.loss.{name})."
+            )
 
 
 def sum_losses(losses: Mapping[str, Tensor]) -> Tensor:

@@ -97,7 +97,7 @@ class FocalLoss(ClassificationLoss):
             yes = _focal(F.logsigmoid(logits), self.gamma) * _factor(weights)
             no = _focal(F.logsigmoid(-logits), self.gamma)
             return (labels.label * yes + (1 - labels.label) * no).mean(dim=-1)
-        shares = one_hot(labels.label, logits.shape[-1])
+        shares = encode_one_hot(labels.label, logits.shape[-1])
         terms = _focal(logits.log_softmax(dim=-1), self.gamma) * _factor(weights)
         return (shares * terms).sum(dim=-1)
 
@@ -129,7 +129,7 @@ class AsymmetricLoss(ClassificationLoss):
         return (target * yes + (1 - target) * no).mean(dim=-1)
 
 
-def one_hot(target: Tensor, num_labels: int) -> Tensor:
+def encode_one_hot(target: Tensor, num_labels: int) -> Tensor:
     """Targets as float [N, C], whether given as classes [N] or so already."""
     return F.one_hot(target, num_labels).float() if target.ndim == 1 else target
 

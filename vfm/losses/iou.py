@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 
-def corners(boxes: Tensor) -> Tensor:
+def convert_to_corners(boxes: Tensor) -> Tensor:
     """Left, top, right and bottom, [..., 4], from centre, width and height."""
     half = boxes[..., 2:] / 2
     return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], -1)
 
 
-def overlaps(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def compute_ious(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection over union, and the generalised one of Rezatofighi et al. (2019), which falls on with the distance.
 
     Args:

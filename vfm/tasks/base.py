@@ -22,16 +22,15 @@ from vfm.models.backbone import Backbone, ImageSize
 from vfm.models.heads import Head
 from vfm.preprocess import Fit
 from vfm.spec import Spec
-from vfm.tasks.checkpoint import CheckpointedModel, require_same_labels
 from vfm.tasks.export_hooks import ExportHooks
 from vfm.tasks.labels import match_labels
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import RESULTS_FILE, Collector, SplitPredictions
-from vfm.training import callbacks, compiling, feature_cache, lp_ft, saving, sharding
-from vfm.training.checkpoint_file import CheckpointError
+from vfm.training import callbacks, feature_cache, lp_ft, saving, sharding
+from vfm.training.checkpoint import CheckpointedModel, CheckpointError, require_same_labels
 from vfm.training.nonfinite import require_finite
 from vfm.training.optim import clip_gradients, configure
-from vfm.training.option_checks import without_effect
+from vfm.training.option_checks import list_idle_options, require_compiler
 from vfm.training.ranks import reduce_ranks
 from vfm.types import Batch, Raw, Target
 
@@ -91,16 +90,15 @@ class BaseTask(CheckpointedModel, ExportHooks):
         self.backbone.select_outputs(head.uses)
         self.adaptation = resolve_adaptation(options["adapt"], options["adapt_options"])
         self.backbone.adapt(self.adaptation)
-        for sentence in without_effect(
-            options["adapt"],
-            options["adapt_options"],
-            self.backbone.frozen,
-            optim,
-            options["drop_path"],
-            options["grad_checkpointing"],
-            lp_ft,
-        ):
-            rank_zero_warn(sentence)
+        given = {
+            "drop_path": options["drop_path"] > 0,
+            "grad_checkpointing": options["grad_checkpointing"],
+            "lp_ft": lp_ft,
+            "optim.layer_decay": optim.layer_decay is not None,
+        }
+        is_frozen = self.backbone.frozen
+        for idle in list_idle_options(options["adapt"], options["adapt_options"], is_frozen, given):
+            rank_zero_warn(idle)
         # After the head has been solved, a small step keeps the features that it was solved on (Kumar et al., 2022).
         usual = self.adaptation.learning_rate * (0.1 if lp_ft else 1.0)
         self.optim = optim if optim.lr is not None else replace(optim, lr=usual)
@@ -124,8 +122,8 @@ class BaseTask(CheckpointedModel, ExportHooks):
         return losses
 
     @final
-    def loss(self, raw: Raw, batch: Batch) -> Tensor:
-        """Total of `compute_losses`."""
+    def compute_loss(self, raw: Raw, batch: Batch) -> Tensor:
+        """Return the total of `compute_losses`."""
         return sum_losses(self.compute_losses(raw, batch))
 
     @abstractmethod
@@ -156,15 +154,16 @@ class BaseTask(CheckpointedModel, ExportHooks):
 
     def setup(self, stage: str) -> None:
         """Take the labels from the data, and give it the preprocessing."""
-        data = self._datamodule()
+        data = self._require_data()
         data.preprocess = self.preprocess
         data.stored = {}
         if stage == "fit":
             self.take_labels(data)
             if self._cache_features:
-                feature_cache.announce(self, data)
+                feature_cache.replace_images(self, data)
             if self._compile:
-                compiling.compile_module(self.backbone)
+                require_compiler()
+                self.backbone.compile()
             self._data = {
                 "spec": self._kept_split(data),
                 "fingerprint": data.fingerprint(),
@@ -173,7 +172,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
 
     def teardown(self, stage: str) -> None:
         """Give the data its images back."""
-        self._datamodule().stored = {}
+        self._require_data().stored = {}
 
     def take_labels(self, data: ImageData) -> None:
         """Make the head's layers for the labels of the data, unless it has them already.
@@ -211,9 +210,9 @@ class BaseTask(CheckpointedModel, ExportHooks):
     def on_fit_start(self) -> None:
         """Compute what a frozen backbone gives once and for all, and solve the head where that comes first."""
         saving.write_whole(self.trainer)
-        feature_cache.store(self, self._datamodule())
+        feature_cache.fill_features(self, self._require_data())
         if self._lp_ft and self.trainer.ckpt_path is None:
-            lp_ft.solve_head(self, self._datamodule())
+            lp_ft.solve_head(self, self._require_data())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch; `on_before_optimizer_step` makes every image, or object, of a step count alike."""
@@ -226,12 +225,12 @@ class BaseTask(CheckpointedModel, ExportHooks):
             learning = (p for p in self.parameters() if p.requires_grad)
             loss = torch.stack([p.sum() * 0.0 for p in learning]).sum()
         require_finite(self, loss, batch)
-        return loss / self._datamodule().batch_size
+        return loss / self._require_data().batch_size
 
     def _summed_loss(self, batch: Batch, batch_idx: int) -> Tensor:
         """Total loss of a batch that is not empty; it and its parts are logged as means."""
         if "features" in batch:
-            raw = self.raw(batch)
+            raw = self.compute_raw(batch)
         else:
             images = self.preprocess.normalise(batch["image"])
             images, target = self.augment_batch(images, batch["target"], batch_idx)
@@ -251,7 +250,9 @@ class BaseTask(CheckpointedModel, ExportHooks):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the gradient the mean over all that a step counts: a rank's or an accumulated batch may be smaller."""
         trainer = self.trainer
-        whole = self._datamodule().batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        whole = (
+            self._require_data().batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        )
         count, self._counted = reduce_ranks(self._counted, self.device), 0.0
         if count != whole:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -313,18 +314,20 @@ class BaseTask(CheckpointedModel, ExportHooks):
             return {"scores": torch.zeros((0, len(self.labels)), device=self.device)}
         return self.answer(batch["image"], batch.get("geometry"))
 
-    def prediction_rows(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
+    def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
         """What `predictions.csv` says of a batch.
 
         Args:
             batch: What was answered.
             answers: Of `predict_step`.
         """
-        return callbacks.label_rows(self.labels, self.multilabel, batch["name"], answers["scores"])
+        return callbacks.list_label_rows(
+            self.labels, self.multilabel, batch["name"], answers["scores"]
+        )
 
     def configure_optimizers(self) -> Any:
         """AdamW, and a learning rate that changes with every step."""
-        num_batches = len(self._datamodule().train_dataloader())
+        num_batches = len(self._require_data().train_dataloader())
         return configure(self.trainer, self.backbone.model, self.head, self.optim, num_batches)
 
     def configure_gradient_clipping(
@@ -345,9 +348,9 @@ class BaseTask(CheckpointedModel, ExportHooks):
         """Take over what the checkpoint says, and give the data the checkpoint's preprocessing."""
         super().on_load_checkpoint(checkpoint)
         if self._trainer is not None and self._trainer.datamodule is not None:  # type: ignore[attr-defined]
-            self._datamodule().preprocess = self.preprocess
+            self._require_data().preprocess = self.preprocess
 
-    def _datamodule(self) -> ImageData:
+    def _require_data(self) -> ImageData:
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ImageData):
             raise MismatchError(
@@ -357,7 +360,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         return data
 
     def _kept_split(self, data: ImageData) -> Spec:
-        folder = callbacks.output_dir(self.trainer)  # asks all ranks, so not only the first
+        folder = callbacks.get_output_dir(self.trainer)  # asks all ranks, so not only the first
         if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]
             return data.spec
         folder.mkdir(parents=True, exist_ok=True)
@@ -365,7 +368,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
 
     def _match_labels(self) -> None:
         self.require_trained()
-        columns = match_labels(self._datamodule(), self.labels, self.multilabel)
+        columns = match_labels(self._require_data(), self.labels, self.multilabel)
         self._columns = torch.tensor(columns, device=self.device)
 
     def _finish(self, split: str, *, write: bool) -> None:
@@ -377,7 +380,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
             self.log(f"{split}/{name}", value, prog_bar=name != "loss", rank_zero_only=False)
         if write:
             self.skipped.gather(self.trainer, split)
-            folder = callbacks.output_dir(self.trainer)
+            folder = callbacks.get_output_dir(self.trainer)
             if self.trainer.is_global_zero:
                 self._write(split, predictions, folder)
 

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from vfm.tasks.calibration import CALIBRATION_FILE, CalibrationOptions
+from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.predictor import run_torch
-from vfm.tasks.saved import Checkpoint
 
 _NO_OPTIONS = CalibrationOptions()
 
@@ -43,7 +43,7 @@ def calibrate(
     opened = Checkpoint.open(checkpoint, base=base, trust=trust)
     task = opened.task
     options.refuse_others(task.calibration_options, type(task).__name__)
-    source = opened.calibration_images(data, options)
+    source = opened.select_calibration_images(data, options)
     print(f"Scoring {len(source.positions)} images ...", flush=True)
     result = task.calibrate(source, partial(run_torch, task.answer, device=task.device), options)
     root = getattr(source.data, "root", None)

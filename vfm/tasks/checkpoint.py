@@ -1,177 +1,324 @@
-"""Checkpoints: a backbone and a head that rebuild themselves from one, and refuse one that does not fit."""
+"""Checkpoint: a trained task with its entry, results, calibration and data by split, from one read of its file."""
 
 from __future__ import annotations
 
-from abc import ABC
-from collections.abc import Collection
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
-import lightning as L
-import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
-
-from vfm.models import licenses
-from vfm.models.backbone import Backbone
-from vfm.models.heads import Head
-from vfm.preprocess import Preprocess
-from vfm.renames import update_class_paths
-from vfm.spec import Component
-from vfm.training.checkpoint_file import FORMAT, KEY, CheckpointError, versions
-from vfm.training.loading import load_model
-from vfm.types import Batch, Features, Raw
-
-_OTHER_DATA = (
-    "The images, labels or splits are not those that the checkpoint was trained on: training goes on with the new "
-    "ones, and its figures are not comparable with the earlier ones."
+from vfm.data import ImageData
+from vfm.data.dataset import Record
+from vfm.data.tar import TarImage
+from vfm.spec import Spec, build
+from vfm.tasks.base import BaseTask
+from vfm.tasks.calibration import (
+    CALIBRATION_FILE,
+    Calibration,
+    CalibrationError,
+    CalibrationOptions,
 )
-"""Said when a training goes on with other data."""
+from vfm.tasks.labelled_images import (
+    MAX_IMAGES,
+    LabelledImages,
+    OpenedImages,
+    ValidationError,
+    open_images,
+)
+from vfm.tasks.results import read_results
+from vfm.tasks.validation import Validation
+from vfm.training.checkpoint import KEY, CheckpointError, read_model_file
+
+Split = Literal["train", "val", "test"]
+
+_STAGES = {"train": None, "val": "validate", "test": "test"}
+_WHY_UNSEEN = {
+    "train": "trained on, such as {}. On them the model does better than it will ever do again.",
+    "test": "tested on, or will be, such as {}. Fitted on them, the model's test would prove nothing.",
+}
+_SEEN_REMEDY = "Leave the data out for the val split of the training, or give others."
+_ROOTS = ("root", "table", "manifest")
+
+log = logging.getLogger(__name__)
 
 
-class CheckpointedModel(Component, L.LightningModule, ABC):
-    """A backbone and a head that a checkpoint rebuilds.
+class Checkpoint:
+    """A trained task, and what is known of it.
 
     Attributes:
-        backbone: Gives features.
-        head: Gives answers; its layers are made when the labels are known.
-        preprocess: What images go through before the backbone.
-        recipe: The resolved recipe of the command line, carried by the checkpoint; None from Python.
-        source: The file that the model was loaded from; None for a new one.
+        task: The task, in evaluation mode.
+        entry: The checkpoint's own entry: data, seed, versions.
+        results: Metrics by split, of the `results.json` beside the file.
+        path: The file; None of a task that was never saved, which remembers no data.
     """
 
-    def __init__(self, backbone: Backbone, head: Head) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-        self.preprocess = backbone.preprocess
-        self.recipe: dict[str, Any] | None = None
-        self.source: Path | None = None
-        self._data: dict[str, Any] | None = None
-        report = backbone.report
-        self._weights_report = report.to_dict() if report else None
-        self._license = backbone.license
-        if report is not None:
-            rank_zero_info(f"Weights {report}")
-            # A file that states none is the user's own affair; what timm fetches is not.
-            stated = self._license is not None or report.fetched
-            if stated and (notice := licenses.notice(backbone.name, self._license)):
-                rank_zero_warn(notice)
-
-    @classmethod
-    def load(
-        cls, path: str | Path, *, base: str | Path | None = None, trust: Collection[str] = ()
-    ) -> Self:
-        """Rebuild a model from nothing but its checkpoint, or from an adapter and the weights that it was learned on.
+    def __init__(
+        self,
+        task: BaseTask,
+        entry: Mapping[str, Any],
+        results: Mapping[str, Any] = MappingProxyType({}),
+        path: Path | None = None,
+        trust: Collection[str] = (),
+    ) -> None:
+        """Take what was read, or what is known of a task in memory.
 
         Args:
-            path: A checkpoint, made by the command line or by Python; or an `adapter.safetensors`.
-            base: For an adapter, the file of the backbone's weights, where it is no longer at its old place.
-            trust: Packages besides vfm whose code the checkpoint may name, such as that of your own head.
+            task: Trained task, in evaluation mode.
+            entry: What a checkpoint of the task says besides its weights.
+            results: Metrics by split.
+            path: File that the task was read from.
+            trust: Packages besides vfm whose code the data may be of.
+        """
+        self.task = task
+        self.entry = entry
+        self.results = results
+        self.path = path
+        self._trust = trust
+        self._data: ImageData | None = None
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, base: str | Path | None = None, trust: Collection[str] = ()
+    ) -> Self:
+        """Read a file once, and rebuild its task.
+
+        Args:
+            path: A checkpoint, or an `adapter.safetensors`.
+            base: As for `BaseTask.load`.
+            trust: As for `BaseTask.load`; also for the code of the data.
 
         Raises:
             CheckpointError: The file cannot be read.
             SpecError: It names code that is not trusted or not found.
         """
-        model: Self = load_model(path, cls, base=base, trust=trust)
-        return model
+        path = Path(path)
+        content = read_model_file(path)
+        task: BaseTask = BaseTask.restore(content, path, base=base, trust=trust)
+        return cls(task, content[KEY], read_results(path.parent), path, trust)
 
-    @property
-    def license(self) -> str | None:
-        """Licence of the pretrained weights that training started from, as timm states it."""
-        return self._license
+    @cached_property
+    def data_spec(self) -> Spec | None:
+        """The spec of the data that the task was trained on; None where the checkpoint does not say."""
+        spec: Spec | None = (self.entry.get("data") or {}).get("spec")
+        return spec
 
-    def forward(self, pixels: Tensor) -> Raw:
-        """Raw outputs of the head.
+    @cached_property
+    def checksum(self) -> str:
+        """A sha256 of the file, by which a calibration knows it."""
+        assert self.path is not None  # what was never saved has no calibration
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What `vfm calibrate` fitted for this file; None where there is nothing, or the task states its own rules.
+
+        What was fitted for another file in the folder is not used, and warned about.
+
+        Raises:
+            CalibrationError: The file is damaged.
+        """
+        if self.path is None or self.task.define_rules() is not None:
+            return None
+        file = self.path.parent / CALIBRATION_FILE
+        if not file.is_file():
+            return None
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if values["checkpoint_sha256"] != self.checksum:
+                log.warning(
+                    "%s is of another checkpoint, %s, and is not used. Fit one for this: vfm calibrate %s.",
+                    *(file, values["checkpoint"], self.path),
+                )
+                return None
+            origin = f"From {CALIBRATION_FILE} beside the checkpoint, fitted on {values['data']}"
+            return Calibration.from_dict(values, origin)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(
+                f"{file} is no calibration: {type(error).__name__}: {error}. Write it anew (vfm calibrate "
+                f"{self.path}), or remove it."
+            ) from error
+
+    def split(self, name: Split) -> LabelledImages:
+        """A split of the data that the task was trained on; they are read when first asked for.
 
         Args:
-            pixels: uint8 [N, H, W, 3], at the model's size.
+            name: `train`, `val` or `test`.
+
+        Raises:
+            ValidationError: The checkpoint names no data, or they are not there any more.
+            SpecError: The data is of code that is not trusted.
         """
-        raw: Raw = self.head(self.backbone(self.preprocess.normalise(pixels)))
-        return raw
-
-    def answer(self, pixels: Tensor, geometry: Tensor | None = None) -> dict[str, Tensor]:
-        """Decoded answers, such as `scores` [N, C]; what the exported model computes.
-
-        Args:
-            pixels: uint8 [N, H, W, 3], at the model's size.
-            geometry: float [N, 6], for heads whose answers are places in the original image.
-        """
-        raw = self(pixels)
-        return (
-            self.head.decode(raw, geometry) if self.head.needs_geometry else self.head.decode(raw)
-        )
-
-    def raw(self, batch: Batch) -> Raw:
-        """Raw outputs of the head for a batch, whose features may be there already."""
-        if stored := batch.get("features"):
-            found: Raw = self.head(Features.partial(stored))
-        else:
-            found = self(batch["image"])
-        return found
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add all that is needed to rebuild the task, and where it comes from."""
-        checkpoint[KEY] = {
-            "format": FORMAT,
-            "model": self.spec,
-            "head": self.head.spec,
-            "labels": list(self.head.labels),
-            "preprocess": self.preprocess.to_dict(),
-            "recipe": self.recipe,
-            "versions": versions(),
-            "seed": torch.initial_seed(),
-            "data": self._data,
-            "weights": self._weights_report,
-            "license": self._license,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the head for the checkpoint's labels, and check that it fits this task."""
-        if KEY not in checkpoint:
-            raise CheckpointError(
-                f"The checkpoint has no entry '{KEY}': it was not written by vfm."
+        if self.data_spec is None:
+            raise ValidationError(
+                f"{self.path} does not say what it was trained on. Name images with labels: --data FOLDER."
             )
-        entry = update_class_paths(checkpoint[KEY])
-        backbone, head = entry["model"]["init_args"]["backbone"], entry["head"]
-        require_same("backbone", backbone, self.backbone.name, remedy=backbone)
-        require_same("head", head, self.head.spec, remedy=head["class_path"])
-        if not self.head.labels:
-            self.head.prepare(self.backbone.info, entry["labels"])
-        require_same_labels(tuple(entry["labels"]), self.head.labels, "the checkpoint")
-        self.preprocess = Preprocess.from_dict(entry["preprocess"])
-        self._license, self._weights_report = entry["license"], entry["weights"]
         if self._data is None:
-            self._data = entry["data"]
-        elif entry["data"] and self._data["fingerprint"] != entry["data"]["fingerprint"]:
-            rank_zero_warn(_OTHER_DATA)
+            self._data = build(self.data_spec, base=ImageData, trust=self._trust)
+        try:
+            self._data.setup(_STAGES[name])
+        except (ValueError, OSError) as error:
+            raise ValidationError(
+                f"The data that {self.path} was trained on gives no {name} images: {error}\n"
+                "Name other images with labels: --data FOLDER."
+            ) from error
+        if not self._data.records.get(name):
+            raise ValidationError(
+                f"The data that {self.path} was trained on has no {name} images. Name others with labels: --data "
+                "FOLDER."
+            )
+        self.task.check_data(self._data)
+        return LabelledImages.select_splits(self._data, [name])
+
+    def open_images(
+        self, source: LabelledImages | Split, max_images: int = MAX_IMAGES
+    ) -> OpenedImages:
+        """Open images as the task takes them.
+
+        Args:
+            source: Labelled images, or a split of the training's data.
+            max_images: Most of them, spread evenly.
+
+        Raises:
+            ValidationError: There are none, or none can be read.
+        """
+        images = self.split(source) if isinstance(source, str) else source
+        task = self.task
+        uses = task.head.needs_geometry
+        return open_images(images, task.preprocess, needs_geometry=uses, max_images=max_images)
+
+    def select_calibration_images(
+        self, data: Path | None, options: CalibrationOptions
+    ) -> LabelledImages:
+        """Images to calibrate on, which the task was neither trained nor tested on.
+
+        Args:
+            data: A folder or a table with labels. By default, and where it is the data of the training, splits of the
+                training.
+            options: What the task takes of `vfm calibrate`.
+
+        Raises:
+            ValidationError: There are no such images, or some were trained or tested on.
+            LabelError: Their labels are not those of the task.
+        """
+        if data is None or self._was_trained_on(data):
+            splits = [self.split(name) for name in self.task.choose_splits(options)]  # type: ignore[arg-type]
+            source = replace(splits[0], positions=[p for one in splits for p in one.positions])
+        else:
+            source = self._open_data(data, options)
+        self._require_unseen(source, tested=True)
+        return source
+
+    def open_validation(
+        self, data: Path | None = None, *, max_images: int = MAX_IMAGES, tested: bool = True
+    ) -> Validation:
+        """Real images with their truth, which the task has not learned from.
+
+        Args:
+            data: A folder or a table with labels: its val split where it states one, else all of it. By default, and
+                where it is the data of the training, the val split of the training.
+            max_images: Most images that are kept, spread evenly.
+            tested: Whether they may be images that the task was tested on.
+
+        Raises:
+            ValidationError: There are no such images, or some were trained on.
+            LabelError: Their labels are not those of the task.
+        """
+        source = (
+            self.split("val")
+            if data is None or self._was_trained_on(data)
+            else self._open_data(data)
+        )
+        if not tested or source.data is not self._data:
+            self._require_unseen(source, tested=not tested)
+        return self.task.open_validation(self.open_images(source, max_images))
+
+    def _was_trained_on(self, path: Path) -> bool:
+        options = (self.data_spec or {}).get("init_args", {})
+        roots = [options[name] for name in _ROOTS if options.get(name) is not None]
+        return any(Path(root).resolve() == path.resolve() for root in roots)
+
+    def _open_data(self, path: Path, options: CalibrationOptions | None = None) -> LabelledImages:
+        if not path.exists():
+            raise ValidationError(
+                f"There is no {path} (looked in {Path.cwd()}). Give --data a folder or a table of images with labels."
+            )
+        try:
+            training = self.data_spec or {}
+            if options is None:
+                source = self.task.open_data(path, training)
+            else:
+                source = self.task.open_calibration_data(path, training, options)
+        except OSError as error:
+            raise ValidationError(f"{path} cannot be read: {error}") from error
+        if not source.positions:
+            raise ValidationError(
+                f"{path} holds images, but no labels. Put them into folders named by class, or give a table of them."
+            )
+        self.task.check_data(source.data)
+        return source
+
+    def _require_unseen(self, source: LabelledImages, *, tested: bool) -> None:
+        """Refuse images that the task has learned from, or on which it is judged."""
+        trained = self._read_split("train")
+        if trained is None:
+            log.warning(
+                "The training data is not where it was, so it cannot be checked that none of these images was trained "
+                "on%s.",
+                ", or tested on" * tested,
+            )
+            return
+        require_disjoint(source.records, trained, "train")
+        if tested_on := self._read_split("test") if tested else None:
+            require_disjoint(source.records, tested_on, "test")
+
+    def _read_split(self, name: Split) -> list[Record] | None:
+        """The records of a split; None where there is none, or the data is gone."""
+        try:
+            return self.split(name).records
+        except (ValidationError, CheckpointError) as error:
+            log.debug("The %s images cannot be read: %s", name, error)
+            return None
 
 
-def require_same(name: str, stored: Any, own: Any, *, remedy: str) -> None:
-    """Refuse a checkpoint of another model.
+def require_disjoint(records: Sequence[Record], others: Sequence[Record], split: Split) -> None:
+    """Refuse images that are among those of a split of the training's data, by any name.
+
+    Args:
+        records: Images that something is to be fitted on.
+        others: Images of the split.
+        split: `train` or `test`.
 
     Raises:
-        CheckpointError: What is stored is not the task's own.
+        ValidationError: Some are among them; with their number, and the name of one.
     """
-    if stored != own:
-        raise CheckpointError(
-            f"The checkpoint's {name} is {stored!r}, this task's is {own!r}. "
-            f"Give --model.{name} {remedy} with its arguments, or another checkpoint."
+    seen = set(_identify(others))
+    common = [r.name for r, key in zip(records, _identify(records), strict=True) if key in seen]
+    if common:
+        raise ValidationError(
+            f"{len(common)} of these {len(records)} images were {_WHY_UNSEEN[split].format(common[0])} {_SEEN_REMEDY}"
         )
 
 
-def require_same_labels(found: tuple[str, ...], own: tuple[str, ...], where: str) -> None:
-    """Refuse data or a checkpoint with other labels than the model's.
-
-    Raises:
-        CheckpointError: They differ.
-    """
-    if found == own:
-        return
-    more, fewer = sorted(set(found) - set(own)), sorted(set(own) - set(found))
-    raise CheckpointError(
-        f"The labels of {where} are not those of the model: {len(found)} against {len(own)}; "
-        f"only there: {more[:5]}, only in the model: {fewer[:5]}. "
-        "Resume with the data it was trained on; to learn other labels, start a new task from these weights "
-        "(--model.weights)."
-    )
+def _identify(records: Sequence[Record]) -> list[Hashable]:
+    """What tells whether two records are of one image: where its file really lies, its bytes in a tar, its array."""
+    folders: dict[str, str] = {}
+    keys: list[Hashable] = []
+    for record in records:
+        source = record.source
+        if isinstance(source, str):
+            folder, name = os.path.split(source)
+            # For speed the links of a folder are followed once.
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            path = os.path.join(folders[folder], name)  # noqa: PTH118
+            keys.append(os.path.realpath(path) if os.path.islink(path) else path)  # noqa: PTH114
+        else:
+            keys.append(source if isinstance(source, TarImage) else id(source))
+    return keys

@@ -68,7 +68,7 @@ class ExportHooks:
 
     def bind_type(self) -> TaskType:
         """The task on the side of production, with this task's labels and its own rules."""
-        return find_task_type(self.kind)(self.labels, self.rules())
+        return find_task_type(self.kind)(self.labels, self.define_rules())
 
     def open_data(self, path: Path, training: Spec) -> LabelledImages:
         """Labelled images that have nothing to do with the training: their val split where they state one, else all.
@@ -90,7 +90,7 @@ class ExportHooks:
             data: A data module that has read its records.
         """
 
-    def validation(self, images: OpenedImages) -> Validation:
+    def open_validation(self, images: OpenedImages) -> Validation:
         """Images with their truth, and the metric that counts for the task.
 
         Args:
@@ -154,13 +154,13 @@ class ExportHooks:
             CalibrationError: Nothing can be fitted on these images.
         """
         opened = open_images(source, self.preprocess, needs_geometry=self.head.needs_geometry)
-        images = self.validation(opened)
-        outputs = images.outputs(run, options.batch_size)
+        images = self.open_validation(opened)
+        outputs = images.collect_outputs(run, options.batch_size)
         fitted = self.fit_confidence(outputs, images, min_precision=options.min_precision)
         details = fitted.to_dict()
         return CalibrationResult(opened.source, details, list_confidence(fitted.rules, fitted))
 
-    def rules(self) -> dict[str, Any] | None:
+    def define_rules(self) -> dict[str, Any] | None:
         """Rules that the task itself puts into the contract; None where they are those of its calibration."""
         return None
 

@@ -40,7 +40,7 @@ class LabelledImages:
     """Split of each image, and its index there."""
 
     @classmethod
-    def of_splits(cls, data: ImageData, names: Sequence[str]) -> Self:
+    def select_splits(cls, data: ImageData, names: Sequence[str]) -> Self:
         """All images of some splits, in order.
 
         Args:
@@ -50,14 +50,14 @@ class LabelledImages:
         return cls(data, [(name, i) for name in names for i in range(len(data.records[name]))])
 
     @classmethod
-    def of_evaluation(cls, data: ImageData, path: Path) -> Self:
+    def select_evaluation(cls, data: ImageData, path: Path) -> Self:
         """The val split where the data states one, else all that have labels.
 
         Args:
             data: A data module that has read its records.
             path: Folder or file that it was read from, for a warning.
         """
-        return cls.of_splits(data, choose_evaluation_splits(data, path))
+        return cls.select_splits(data, choose_evaluation_splits(data, path))
 
     @property
     def records(self) -> list[Record]:
@@ -74,7 +74,7 @@ class LabelledImages:
         """The images at some indices of `positions`."""
         return replace(self, positions=[self.positions[i] for i in indices])
 
-    def thin(self, count: int) -> Self:
+    def limit(self, count: int) -> Self:
         """No more than `count` of the images, spread evenly."""
         number = len(self.positions)
         if number <= count:
@@ -94,7 +94,7 @@ class OpenedImages:
     skipped: dict[str, str] = field(default_factory=dict)
     """Reason by name for those that could not be read."""
 
-    def batches(self, size: int, count: int | None = None) -> Iterator[Arrays]:
+    def iterate_batches(self, size: int, count: int | None = None) -> Iterator[Arrays]:
         """What the model takes, batch by batch in the order of the images.
 
         Args:
@@ -129,7 +129,7 @@ def open_images(
     Raises:
         ValidationError: None can be read.
     """
-    source = source.thin(max_images)
+    source = source.limit(max_images)
     number = len(source.positions)
     source.data.preprocess = preprocess
     datasets = {

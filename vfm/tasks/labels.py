@@ -48,7 +48,7 @@ def match_labels(data: ImageData, labels: Sequence[str], multilabel: bool) -> li
     return [list(labels).index(name) for name in data.labels]
 
 
-def class_weights_of(choice: ClassWeights, data: ImageData) -> Tensor | None:
+def compute_class_weights(choice: ClassWeights, data: ImageData) -> Tensor | None:
     """How much each class counts, float [C].
 
     Balanced weights are N / (C * n) for a class of n images out of N, so that their mean over

@@ -1,9 +1,9 @@
-"""What an export is validated on: real images with their truth, and one headline metric for whatever answers them."""
+"""Validation of an export: real images with their truth, and one headline metric for whatever answers them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,7 @@ from vfm.tasks.labelled_images import OpenedImages
 from vfm.tasks.labels import match_labels
 
 Run = Callable[[Arrays], Arrays]
-"""Answers for what `preprocess.onnx` makes of images, as `model.onnx` does."""
-
-_BATCH = 32
+"""Gives predictions for what `preprocess.onnx` makes of images, as `model.onnx` does."""
 
 
 class Validation(ABC):
@@ -36,11 +34,6 @@ class Validation(ABC):
         self, labels: Sequence[str], images: OpenedImages, *, multilabel: bool = False
     ) -> None:
         """Match the labels of the data to the model's.
-
-        Args:
-            labels: Names of the model's labels.
-            images: Images opened for the model.
-            multilabel: Whether several labels, or none, may apply to an image.
 
         Raises:
             LabelError: The data has labels that the model does not know, or says nothing of some.
@@ -67,45 +60,17 @@ class Validation(ABC):
         """What is true of each image."""
 
     @abstractmethod
-    def figure(self, outputs: Arrays) -> float:
-        """The headline metric of the answers for all images, 0 to 1.
+    def measure(self, outputs: Arrays) -> float:
+        """Return the headline metric, 0 to 1.
 
         Args:
-            outputs: Answers of `outputs`.
+            outputs: Outputs of a model for all images, such as those of `collect_outputs`.
 
         Raises:
             ValidationError: It is not defined for these images.
         """
 
-    def inputs(self, batch_size: int = _BATCH) -> Iterator[Arrays]:
-        """What the model takes, batch by batch in the order of the images.
-
-        Args:
-            batch_size: Most images of a batch.
-
-        Yields:
-            `pixels`, uint8 [n, h, w, 3]; for a head that needs it also `geometry`, float32 [n, 6].
-        """
-        yield from self.images.batches(batch_size)
-
-    def outputs(self, run: Run, batch_size: int = _BATCH) -> Arrays:
-        """The answers for all images, joined.
-
-        Args:
-            run: The model.
-            batch_size: Most images of a batch.
-        """
-        parts = [run(batch) for batch in self.inputs(batch_size)]
+    def collect_outputs(self, run: Run, batch_size: int = 32) -> Arrays:
+        """Return what a model gives for all images, batch by batch, joined."""
+        parts = [run(batch) for batch in self.images.iterate_batches(batch_size)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def score(self, run: Run, batch_size: int = _BATCH) -> float:
-        """The headline metric of anything that answers as `model.onnx` does, 0 to 1.
-
-        Args:
-            run: The model.
-            batch_size: Most images of a batch.
-
-        Raises:
-            ValidationError: It is not defined for these images.
-        """
-        return self.figure(self.outputs(run, batch_size))

@@ -37,7 +37,7 @@ class UnreadableFilesError(VfmError, ValueError):
     """Too many files of the training data cannot be read."""
 
 
-def output_dir(trainer: Trainer) -> Path:
+def get_output_dir(trainer: Trainer) -> Path:
     """The folder of this run: the logger's, or else the Trainer's root. Every rank must ask: it is broadcast."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
@@ -158,7 +158,7 @@ class SkippedFiles(Callback):
             self.files[split].update(files)
         if not self.files[split]:
             return
-        path = output_dir(trainer) / f"skipped_{split}.csv"
+        path = get_output_dir(trainer) / f"skipped_{split}.csv"
         if trainer.is_global_zero:
             _write_rows(path, ("file", "reason"), sorted(self.files[split].items()))
             rank_zero_warn(
@@ -194,14 +194,14 @@ class PredictionWriter(Callback):
     ) -> None:
         """Keep the batch's answers."""
         task: Any = pl_module
-        self._rows += task.prediction_rows(batch, outputs)
+        self._rows += task.list_predictions(batch, outputs)
         nothing = [""] * (len(task.prediction_columns) - 2)
         self._rows += [(name, *nothing, reason) for name, reason in batch["skipped"]]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
         rows = [row for rank in gather_ranks(self._rows) for row in rank]
-        path = output_dir(trainer) / "predictions.csv"
+        path = get_output_dir(trainer) / "predictions.csv"
         if trainer.is_global_zero:
             # A sampler that fills up a rank repeats samples; a name stands for one file.
             columns: Any = pl_module.prediction_columns
@@ -209,7 +209,7 @@ class PredictionWriter(Callback):
             rank_zero_info(f"Predictions of {len({row[0] for row in rows})} images: {path}")
 
 
-def label_rows(
+def list_label_rows(
     labels: Sequence[str], multilabel: bool, names: Sequence[str], scores: Tensor
 ) -> list[tuple[str, ...]]:
     """A row for each image: its name, label and score, and no error.

@@ -28,7 +28,7 @@ _WARNINGS = (
 )
 
 
-def quieten() -> None:
+def filter_logs() -> None:
     """Filter the advertisements and inner workings from Lightning's log and warnings."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_for_users)
     for message in _WARNINGS:

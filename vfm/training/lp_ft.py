@@ -9,8 +9,8 @@ from torch import Tensor
 from vfm_runtime.errors import VfmError
 
 from vfm.data import ImageData
-from vfm.training.feature_cache import split_features
-from vfm.training.protocols import LossModel
+from vfm.training.checkpoint import CheckpointedModel
+from vfm.training.feature_cache import load_task_features
 
 _CHUNK = 8192
 _STEPS = 100
@@ -21,12 +21,8 @@ class ProbeError(VfmError, ValueError):
     """The head cannot be solved before the backbone learns."""
 
 
-def solve_head(task: LossModel, data: ImageData) -> None:
-    """Minimise the task's own loss over the head's weights by L-BFGS, with all training images in every step.
-
-    Args:
-        task: At the start of training, on its device.
-        data: Of the task.
+def solve_head(task: CheckpointedModel, data: ImageData) -> None:
+    """Minimize the task's own loss over the head's weights by L-BFGS, with all training images in every step.
 
     Raises:
         ProbeError: The head reads feature maps, or the strategy shards it.
@@ -41,7 +37,7 @@ def solve_head(task: LossModel, data: ImageData) -> None:
             "--model.lp_ft true does not go with FSDP2, which shards the head. Train the head alone first "
             "(--model.adapt linear), and go on from its checkpoint."
         )
-    stored = split_features(task, data, "train")
+    stored = load_task_features(task, data, "train")
     batches = [
         stored.__getitems__(range(i, min(i + _CHUNK, len(stored))))[0]
         for i in range(0, len(stored), _CHUNK)
@@ -53,12 +49,12 @@ def solve_head(task: LossModel, data: ImageData) -> None:
     )
     losses: list[float] = []
 
-    def closure() -> Tensor:
+    def compute_loss() -> Tensor:
         solver.zero_grad()
         value = torch.zeros((), device=task.device)
         for batch in batches:
             batch = move_data_to_device(batch, task.device)
-            loss = task.loss(task.raw(batch), batch) / total
+            loss = task.compute_loss(task.compute_raw(batch), batch) / total
             loss.backward()  # type: ignore[no-untyped-call]
             value += loss.detach()
         for weight in weights:
@@ -71,7 +67,7 @@ def solve_head(task: LossModel, data: ImageData) -> None:
 
     with torch.enable_grad():
         task.head.eval()
-        solver.step(closure)  # type: ignore[no-untyped-call]
+        solver.step(compute_loss)  # type: ignore[no-untyped-call]
         task.head.train()
         solver.zero_grad()
     if task.trainer.world_size > 1:

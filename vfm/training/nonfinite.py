@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed import ReduceOp
@@ -17,9 +16,8 @@ from vfm_runtime.errors import VfmError
 from vfm.models.tensors import read_metadata, read_plain, write_tensors
 from vfm.renames import update_path
 from vfm.spec import class_path, import_class
-from vfm.training.callbacks import output_dir
-from vfm.training.loading import load_model
-from vfm.training.protocols import LossModel
+from vfm.training.callbacks import get_output_dir
+from vfm.training.checkpoint import CheckpointedModel
 from vfm.training.ranks import reduce_ranks
 from vfm.types import Batch, select_image
 
@@ -34,7 +32,7 @@ class NonFiniteLossError(VfmError, ValueError):
     """The loss of a batch is infinite or no number."""
 
 
-def require_finite(task: LossModel, loss: Tensor, batch: Batch) -> None:
+def require_finite(task: CheckpointedModel, loss: Tensor, batch: Batch) -> None:
     """Stop on all ranks when the loss of any is not finite; the weights are as before this batch.
 
     Args:
@@ -49,7 +47,7 @@ def require_finite(task: LossModel, loss: Tensor, batch: Batch) -> None:
     is_bad = not torch.isfinite(loss.detach()).item()
     if not reduce_ranks(is_bad, loss.device, ReduceOp.MAX):
         return
-    folder = output_dir(trainer) / FOLDER
+    folder = get_output_dir(trainer) / FOLDER
     trainer.save_checkpoint(folder / _STATE)
     if not is_bad:
         raise NonFiniteLossError(f"The loss of another rank is not finite; see {folder}.")
@@ -67,7 +65,7 @@ def replay(folder: str | Path, rank: int = 0, **load: Any) -> dict[str, float]:
         **load: As for `BaseTask.load`, such as trust.
     """
     folder = Path(folder)
-    task = load_model(folder / _STATE, LightningModule, **load)
+    task = CheckpointedModel.load(folder / _STATE, **load)
     file = folder / f"batch_rank{rank}.safetensors"
     batch = _load_batch(file, load.get("trust", ()))
     return dict(zip(batch["name"], _losses(task, batch), strict=True))
@@ -98,19 +96,19 @@ def _load_batch(file: Path, trust: Collection[str]) -> Batch:
 
 
 @torch.no_grad()
-def _losses(task: LossModel, batch: Batch) -> list[float]:
+def _losses(task: CheckpointedModel, batch: Batch) -> list[float]:
     """Loss of each image alone, in evaluation mode."""
     was_training = task.training
     task.eval()
     losses = []
     for i in range(len(batch["name"])):
         one = select_image(batch, i)
-        losses.append(float(task.loss(task.raw(one), one)))
+        losses.append(float(task.compute_loss(task.compute_raw(one), one)))
     task.train(was_training)
     return losses
 
 
-def _message(task: LossModel, loss: Tensor, batch: Batch, file: Path) -> str:
+def _message(task: CheckpointedModel, loss: Tensor, batch: Batch, file: Path) -> str:
     trainer = task.trainer
     where = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
     names = batch["name"]

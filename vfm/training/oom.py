@@ -121,7 +121,7 @@ def reset_peak_memory() -> int:
     return 0
 
 
-def peak_memory() -> int:
+def read_peak_memory() -> int:
     """Most bytes since `reset_peak_memory`: the GPU's allocations, or else what the process had resident.
 
     0 where the system does not tell, as on macOS and Windows.

@@ -97,7 +97,7 @@ def configure(
         num_batches: Of an epoch.
     """
     # A GradScaler has to divide the gradients before they are clipped; a fused step would do it after.
-    adamw = optimizer(backbone, head, optim, fused=not _has_scaler(trainer))
+    adamw = build_optimizer(backbone, head, optim, fused=not _has_scaler(trainer))
     rates = schedule(adamw, count_steps(trainer, num_batches), optim)
     return {"optimizer": adamw, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
@@ -125,7 +125,7 @@ def _has_scaler(trainer: Trainer) -> bool:
     return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
-def optimizer(
+def build_optimizer(
     backbone: Any, head: nn.Module, optim: Optim, *, fused: bool = True
 ) -> torch.optim.AdamW:
     """AdamW over all trainable weights, decayed ones apart from the others.
@@ -205,7 +205,7 @@ def schedule(adamw: torch.optim.AdamW, num_steps: int, optim: Optim) -> LambdaLR
     frozen = round(optim.freeze_ratio * num_steps)
 
     def head(step: int) -> float:
-        return learning_rate_factor(step, num_steps, optim)
+        return compute_learning_rate_factor(step, num_steps, optim)
 
     def backbone(step: int) -> float:
         return 0.0 if step < frozen else head(step)
@@ -214,7 +214,7 @@ def schedule(adamw: torch.optim.AdamW, num_steps: int, optim: Optim) -> LambdaLR
     return LambdaLR(adamw, [backbone if part == BACKBONE else head for part in parts])
 
 
-def learning_rate_factor(step: int, num_steps: int, optim: Optim) -> float:
+def compute_learning_rate_factor(step: int, num_steps: int, optim: Optim) -> float:
     """Learning rate at a step as a share of the highest: linear up, then half a cosine (Loshchilov & Hutter, 2017).
 
     Args:

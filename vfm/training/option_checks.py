@@ -1,43 +1,51 @@
-"""Option checks: settings that have no effect together, as a user who gave one expects it to do something."""
+"""Option checks: settings that have no effect together, and what compiling needs."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Mapping
+
+from vfm_runtime.errors import VfmError
+
 from vfm.models.adapt import AdaptOptions
 from vfm.models.adaptation import Adaptation
-from vfm.training.optim import Optim
 
 
-def without_effect(
-    adapt: Adaptation | str,
-    options: AdaptOptions,
-    frozen: bool,
-    optim: Optim,
-    drop_path: float,
-    grad_checkpointing: bool,
-    lp_ft: bool,
+class CompileError(VfmError, ValueError):
+    """The machine cannot compile a model."""
+
+
+def list_idle_options(
+    adapt: Adaptation | str, options: AdaptOptions, is_frozen: bool, given: Mapping[str, bool]
 ) -> list[str]:
-    """A sentence for each setting that the adaptation leaves without effect.
+    """Return a sentence for each setting that the adaptation leaves without effect.
 
     Args:
         adapt: The adaptation, or its short name.
         options: Options of a short name.
-        frozen: Whether no weight of the backbone learns.
-        optim: Of the optimiser.
-        drop_path: Rate of stochastic depth.
-        grad_checkpointing: Whether activations are computed anew.
-        lp_ft: Whether the head is solved before the backbone learns.
+        is_frozen: Whether no weight of the backbone learns.
+        given: For each option that a frozen backbone makes idle, whether it is set.
     """
     idle = [f"adapt_options.{name}" for name in options.without_effect(adapt)]
-    if frozen:
-        given = {
-            "drop_path": drop_path > 0,
-            "grad_checkpointing": grad_checkpointing,
-            "lp_ft": lp_ft,
-            "optim.layer_decay": optim.layer_decay is not None,
-        }
+    if is_frozen:
         idle += [name for name, is_given in given.items() if is_given]
-    reason = ": the backbone stays frozen" if frozen else ""
+    reason = ": the backbone stays frozen" if is_frozen else ""
     return [
         f"--model.{name} has no effect with --model.adapt {adapt}{reason}. Leave it out, or take another adaptation."
         for name in idle
     ]
+
+
+def require_compiler() -> None:
+    """Refuse `--model.compile true` where there is no C++ compiler, which torch needs for the code around kernels too.
+
+    Raises:
+        CompileError: There is none.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if os.name == "posix" and shutil.which(compiler) is None:
+        raise CompileError(
+            f"--model.compile true needs a C++ compiler, but '{compiler}' is not found. "
+            "Install g++, name another in the environment variable CXX, or leave compile out."
+        )

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from vfm_runtime.errors import VfmError
 
-from vfm.models.backbone import Backbone
-from vfm.models.heads import Head
-
-
-class ShardedModel(Protocol):
-    """What is sharded: a backbone and a head, in a Trainer."""
-
-    backbone: Backbone
-    head: Head
-
-    @property
-    def trainer(self) -> Trainer:
-        """Trainer that the model is in."""
-
-    @property
-    def device_mesh(self) -> DeviceMesh | None:
-        """Mesh of the ranks; None with strategies that have none."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters."""
-
-    def buffers(self) -> Iterator[Tensor]:
-        """All buffers."""
+from vfm.training.checkpoint import CheckpointedModel
 
 
 class ShardingError(VfmError, ValueError):
@@ -49,11 +24,7 @@ class FSDP2(ModelParallelStrategy):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        """Set the defaults.
-
-        Args:
-            **kwargs: As for ModelParallelStrategy.
-        """
+        """Take the arguments of ModelParallelStrategy, with another default of one."""
         super().__init__(**({"save_distributed_checkpoint": False} | kwargs))
 
     def setup_environment(self) -> None:
@@ -69,11 +40,8 @@ if "fsdp2" not in StrategyRegistry:
     )
 
 
-def shard(task: ShardedModel) -> None:
+def shard(task: CheckpointedModel) -> None:
     """Shard a task's blocks, then what is left of it; with any other strategy than ModelParallelStrategy, nothing.
-
-    Args:
-        task: With its head made.
 
     Raises:
         ShardingError: The strategy splits single tensors, which no layer here is made for.
@@ -88,35 +56,30 @@ def shard(task: ShardedModel) -> None:
             f"{task.device_mesh['data_parallel'].size()}; vfm shards over the data alone. "
             "Give --trainer.strategy fsdp2."
         )
-    _start_alike(task)
+    # Each rank is about to keep a part of its own, so all start from the weights of the first.
+    with torch.no_grad():
+        for tensor in (*task.parameters(), *task.buffers()):
+            first = tensor.to(task.trainer.strategy.root_device)
+            torch.distributed.broadcast(first, src=0)
+            tensor.copy_(first)
     mesh = task.device_mesh["data_parallel"]
-    for block in blocks_of(task.backbone.model):
+    for block in list_blocks(task.backbone.model):
         fully_shard(block, mesh=mesh)
     fully_shard(task.backbone, mesh=mesh)
     fully_shard(task.head, mesh=mesh)
 
 
-@torch.no_grad()
-def _start_alike(task: ShardedModel) -> None:
-    """Give every rank the weights of the first: each is about to keep a part of its own."""
-    device = task.trainer.strategy.root_device
-    for tensor in (*task.parameters(), *task.buffers()):
-        first = tensor.to(device)
-        torch.distributed.broadcast(first, src=0)
-        tensor.copy_(first)
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a timm model, such as a transformer's blocks.
+def list_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the repeated parts of a timm model, such as a transformer's blocks.
 
     They are the innermost members of its sequences that hold several matrices.
     """
-    found = [
+    blocks = [
         child
         for module in model.modules()
         if isinstance(module, nn.Sequential | nn.ModuleList)
         for child in module
         if sum(p.ndim > 1 for p in child.parameters()) > 1
     ]
-    known = {id(block) for block in found}
-    return [b for b in found if not any(id(m) in known for m in b.modules() if m is not b)]
+    ids = {id(block) for block in blocks}
+    return [b for b in blocks if not any(id(m) in ids for m in b.modules() if m is not b)]

@@ -17,7 +17,7 @@ from vfm.deepfake.robustness.page import robustness_page, text
 from vfm.deepfake.robustness.results import Split, examples, measure_robustness
 from vfm.deepfake.task import DeepfakeTask
 from vfm.spec import Spec, build
-from vfm.tasks.saved import Checkpoint
+from vfm.tasks.checkpoint import Checkpoint
 
 RESULTS = "robustness.json"
 PAGE = "robustness.html"

@@ -68,7 +68,9 @@ def fit_labels(
     return fitted
 
 
-def tempered(scores: NDArray[Any], temperature: float, multilabel: bool) -> NDArray[np.float64]:
+def apply_temperature(
+    scores: NDArray[Any], temperature: float, multilabel: bool
+) -> NDArray[np.float64]:
     """What scores become when the logits behind them are divided by a temperature.
 
     Args:
@@ -86,7 +88,7 @@ def tempered(scores: NDArray[Any], temperature: float, multilabel: bool) -> NDAr
 def _single(validation: LabelValidation, outputs: Arrays, least: float | None) -> Calibration:
     scores, truth = outputs["scores"], validation.truth
     temperature = fit_class_temperature(_logarithms(scores), truth)
-    fitted = tempered(scores, temperature, False)
+    fitted = apply_temperature(scores, temperature, False)
     best = fitted.argmax(axis=1)
     right = best == truth
     thresholds: tuple[float, ...] | None = None
@@ -150,7 +152,7 @@ def _precise(
 def _several(validation: LabelValidation, outputs: Arrays) -> Calibration:
     scores, truth = outputs["scores"], validation.truth.astype(bool)
     temperature = fit_label_temperature(_logits(scores), truth)
-    fitted = tempered(scores, temperature, True)
+    fitted = apply_temperature(scores, temperature, True)
     there = np.asarray(truth.any(axis=0))
     thresholds = [
         best_f1(fitted[:, k], truth[:, k])[0] if there[k] else _APPLIES for k in range(len(there))

@@ -15,7 +15,7 @@ from vfm.data.auto import open_labels
 from vfm.data.detection.base import BoxData
 from vfm.data.mixing import Mixing
 from vfm.losses import BinaryCrossEntropy, ClassificationLoss, CrossEntropy, Loss
-from vfm.losses.classification import one_hot
+from vfm.losses.classification import encode_one_hot
 from vfm.models.heads import ClassificationHead, LinearHead
 from vfm.preprocess import Fit
 from vfm.spec import Spec
@@ -25,7 +25,7 @@ from vfm.tasks.classification.calibration import fit_labels
 from vfm.tasks.classification.results import compute_label_metrics, write_label_results
 from vfm.tasks.classification.validation import LabelValidation
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages
-from vfm.tasks.labels import ClassWeights, LabelError, class_weights_of
+from vfm.tasks.labels import ClassWeights, LabelError, compute_class_weights
 from vfm.tasks.options import TaskOptions
 from vfm.tasks.results import SplitPredictions
 from vfm.tasks.validation import Validation
@@ -110,7 +110,7 @@ class ClassificationTask(BaseTask):
                 f"Set --model.multilabel {str(data.multilabel).lower()}, or give other data."
             )
         super().take_labels(data)
-        weights = class_weights_of(self._class_weights, data)
+        weights = compute_class_weights(self._class_weights, data)
         if isinstance(self.criterion, ClassificationLoss):
             self.criterion.class_weights = weights
         elif weights is not None:
@@ -133,15 +133,15 @@ class ClassificationTask(BaseTask):
         if not (self.mixing.mixup or self.mixing.cutmix):
             return images, target
         assert isinstance(target, Labels)
-        key = (self._datamodule().seed, self.current_epoch, batch_idx, self.global_rank)
-        images, shares = self.mixing(images, one_hot(target.label, len(self.labels)), key)
+        key = (self._require_data().seed, self.current_epoch, batch_idx, self.global_rank)
+        images, shares = self.mixing(images, encode_one_hot(target.label, len(self.labels)), key)
         return images, target._replace(label=shares)
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Return `scores` and `target`, [N, C] or [N], and the `loss` of each image."""
         target = self._reorder(require_target(batch, Labels, self))
         batch = {**batch, "target": target}
-        raw = self.raw(batch)
+        raw = self.compute_raw(batch)
         return {
             "scores": self.head.decode(raw)["scores"],
             "target": target.label,
@@ -157,14 +157,14 @@ class ClassificationTask(BaseTask):
         self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]
     ) -> None:
         """Write all metrics of a split, its page, pictures and list of mistakes."""
-        write_label_results(folder, split, predictions, self.labels, self._datamodule(), more)
+        write_label_results(folder, split, predictions, self.labels, self._require_data(), more)
 
     def open_data(self, path: Path, training: Spec) -> LabelledImages:
         """Read a folder or table of labelled images, by the columns of the training's where it has them."""
         data = open_labels(path, training=training, labels=self.labels, multilabel=self.multilabel)
-        return LabelledImages.of_evaluation(data, path)
+        return LabelledImages.select_evaluation(data, path)
 
-    def validation(self, images: OpenedImages) -> LabelValidation:
+    def open_validation(self, images: OpenedImages) -> LabelValidation:
         """Accuracy, or mean average precision."""
         return LabelValidation(self.labels, images, multilabel=self.multilabel)
 

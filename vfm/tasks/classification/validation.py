@@ -34,7 +34,7 @@ class LabelValidation(Validation):
             row[labels] = 1
         return truth
 
-    def figure(self, outputs: Arrays) -> float:
+    def measure(self, outputs: Arrays) -> float:
         """Accuracy, or the mean average precision over labels that occur."""
         value = compute_label_metrics(outputs["scores"], self.truth)[self.metric]
         if np.isnan(value):

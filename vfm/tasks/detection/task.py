@@ -119,7 +119,7 @@ class DetectionTask(BaseTask):
         """Scale the images to the size that is this batch's turn: a function of seed, epoch and batch."""
         if not self._multi_scale:
             return images, target
-        draw = np.random.default_rng([self._datamodule().seed, self.current_epoch, batch_idx])
+        draw = np.random.default_rng([self._require_data().seed, self.current_epoch, batch_idx])
         factor = 1 + self._multi_scale * (2 * draw.random() - 1)
         size = [max(1, round(n * factor / self._stride)) * self._stride for n in images.shape[2:]]
         return F.interpolate(images, size=size, mode="bilinear", antialias=True), target
@@ -128,9 +128,9 @@ class DetectionTask(BaseTask):
         """Return `boxes` [N, K, 4], `labels` and `scores` [N, K], and the `loss` of all objects."""
         objects = require_target(batch, Objects, self)
         target = objects._replace(labels=self.columns[objects.labels])
-        raw = self.raw(batch)
+        raw = self.compute_raw(batch)
         boxes = self.head.decode(raw, batch["geometry"])
-        return {**boxes, "loss": self.loss(raw, {**batch, "target": target})}
+        return {**boxes, "loss": self.compute_loss(raw, {**batch, "target": target})}
 
     def compute_metrics(self, split: str, predictions: SplitPredictions) -> dict[str, float]:
         """Return loss by object, AP and AP50."""
@@ -149,10 +149,10 @@ class DetectionTask(BaseTask):
     def _pair_boxes(
         self, split: str, predictions: SplitPredictions
     ) -> tuple[list[Record], list[Truth], list[Found]]:
-        records = [self._datamodule().records[split][i] for i in predictions.position]
+        records = [self._require_data().records[split][i] for i in predictions.position]
         return records, *pair_boxes(records, predictions.rows, self.columns.tolist())
 
-    def prediction_rows(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
+    def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
         """A row for each box of a score above 0.01, in pixels of the original image."""
         rows: list[tuple[str, ...]] = []
         parts = (answers[name].cpu().tolist() for name in ("boxes", "labels", "scores"))
@@ -172,9 +172,9 @@ class DetectionTask(BaseTask):
 
     def open_data(self, path: Path, training: Spec) -> LabelledImages:
         """Read images with boxes in any layout, with the tiles of the training's."""
-        return LabelledImages.of_evaluation(open_boxes(path, training=training), path)
+        return LabelledImages.select_evaluation(open_boxes(path, training=training), path)
 
-    def validation(self, images: OpenedImages) -> BoxValidation:
+    def open_validation(self, images: OpenedImages) -> BoxValidation:
         """COCO's average precision."""
         return BoxValidation(self.labels, images)
 
@@ -184,8 +184,8 @@ class DetectionTask(BaseTask):
         """Fit a threshold for each label."""
         return fit_boxes(cast(BoxValidation, images), outputs, min_precision)
 
-    def _datamodule(self) -> ImageData:
-        data = super()._datamodule()
+    def _require_data(self) -> ImageData:
+        data = super()._require_data()
         if not isinstance(data, BoxData):
             raise MismatchError(
                 f"DetectionTask learns from boxes, but {type(data).__name__} has none. "
@@ -198,7 +198,7 @@ class DetectionTask(BaseTask):
         trainer = self.trainer
         if trainer.max_steps != -1 or not trainer.max_epochs or trainer.max_epochs < 0:
             return
-        batches = len(self._datamodule().train_dataloader())
+        batches = len(self._require_data().train_dataloader())
         steps = math.ceil(batches / trainer.accumulate_grad_batches)
         needed = math.ceil(self._min_steps / max(steps, 1))
         if trainer.fast_dev_run or needed <= trainer.max_epochs:  # type: ignore[attr-defined]

@@ -30,7 +30,7 @@ class BoxValidation(Validation):
         """
         return pair_boxes(self.images.source.records, outputs, self.columns)[1]
 
-    def figure(self, outputs: Arrays) -> float:
+    def measure(self, outputs: Arrays) -> float:
         """Average precision over IoU thresholds and labels that occur."""
         if not sum((~true.ignored).sum() for true in self.truth):
             raise ValidationError(
