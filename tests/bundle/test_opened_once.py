@@ -73,9 +73,9 @@ def test_a_loaded_model_is_exported_without_reading_its_file_again(root, monkeyp
 
 def test_a_task_without_labelled_data_says_what_it_lacks(root, monkeypatch, tmp_path):
     opened = Checkpoint.open(root / "checkpoints" / "last.ckpt")
-    monkeypatch.setattr(type(opened.task), "validation", BaseTask.validation)
+    monkeypatch.setattr(type(opened.task), "open_validation", BaseTask.open_validation)
     options = ExportOptions(images=root / "images", out=tmp_path / "b", int8=True)
-    text = "ClassificationTask has no method 'validation', so nothing can be fitted or measured on"
+    text = "ClassificationTask has no method 'open_validation', so nothing can be fitted or measured on"
     with pytest.raises(ValidationError, match=text):
         write_bundle({"": opened}, options)
 

@@ -99,7 +99,7 @@ class ExportHooks:
         Raises:
             LabelError: Their labels are not those of the model.
         """
-        self._refuse("validation")
+        self._refuse("open_validation")
 
     def fit_confidence(
         self, outputs: Arrays, images: Validation, *, min_precision: float | None = None
