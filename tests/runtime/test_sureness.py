@@ -43,9 +43,9 @@ def test_a_distance_that_is_no_number_is_no_answer(distance):
 
 def test_thresholds_of_boxes_follow_their_classes():
     classes = np.array([1, 0, 1])
-    np.testing.assert_array_equal(RULES.least(classes, 0.3), [0.9, 0.5, 0.9])
-    np.testing.assert_array_equal(ConfidenceRules().least(classes, 0.3), [0.3, 0.3, 0.3])
-    assert RULES.least(classes[:0], 0.3).shape == (0,)
+    np.testing.assert_array_equal(RULES.get_thresholds(classes, 0.3), [0.9, 0.5, 0.9])
+    np.testing.assert_array_equal(ConfidenceRules().get_thresholds(classes, 0.3), [0.3, 0.3, 0.3])
+    assert RULES.get_thresholds(classes[:0], 0.3).shape == (0,)
 
 
 def test_a_file_holds_them():

@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple, NoReturn, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from vfm_runtime.deepfake.evidence import FAKE, REAL, UNDECIDED, FrameEvidence, 
 from vfm_runtime.deepfake.verdict import Verdict
 from vfm_runtime.errors import DataError
 from vfm_runtime.tasks.confidence import AbstainReason
-from vfm_runtime.validation import is_number, require_keys
+from vfm_runtime.validation import StoredRules, is_number
 
 __all__ = ["Combine", "Decision", "FrameEvidence", "decide", "sigmoid"]
 
@@ -21,8 +21,10 @@ Combine = Literal["max", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class Decision(StoredRules):
     """The rules of an answer; part of a bundle. Checked when made."""
+
+    title: ClassVar[str] = "decision rules"
 
     num_frames: int = 32
     """Frames of a video that are looked at, spread evenly."""
@@ -81,23 +83,6 @@ class Decision:
     def limit(self) -> float:
         """Calibrated logit above which the answer is fake."""
         return 0.0 if self.threshold is None else self.threshold
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the rules as plain values that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the rules from plain values and check every one of them.
-
-        Args:
-            values: What `to_dict` returned.
-
-        Raises:
-            ValueError: A key is missing, unknown or holds a value it cannot hold.
-        """
-        require_keys(values, [field.name for field in fields(cls)], "decision rules")
-        return cls(**values)
 
 
 def decide(

@@ -1,13 +1,13 @@
-"""Are the images of today still like those that a model was validated on? Counted while it answers."""
+"""Drift monitor: population stability index of windows of answers beside the reference of a bundle."""
 
 import logging
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,14 +68,7 @@ class DriftFigure:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
-        return {
-            "name": self.name,
-            "psi": self.psi,
-            "limit": self.limit,
-            "drifted": self.drifted,
-            "expected": list(self.expected),
-            "found": list(self.found),
-        }
+        return asdict(self) | {"drifted": self.drifted}
 
 
 @dataclass(frozen=True)
@@ -104,14 +97,8 @@ class DriftReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
-        return {
-            "num_images": self.num_images,
-            "num_windows": self.num_windows,
-            "num_alerts": self.num_alerts,
-            "window": self.window,
-            "drifted": self.drifted,
-            "figures": [figure.to_dict() for figure in self.figures],
-        }
+        figures = [figure.to_dict() for figure in self.figures]
+        return vars(self) | {"drifted": self.drifted, "figures": figures}
 
 
 @dataclass(frozen=True)
@@ -165,13 +152,14 @@ class DriftMonitor:
 
         Args:
             model: A loaded bundle with a `reference.json`, or a reference.
-            window: Images in a window, which then starts anew.
+            window: Number of images in a window, which then starts anew.
             threshold: PSI above which there is drift.
             on_alert: Called once for each window with drift, by the thread that completes it. What it raises is logged,
                 and stops nothing.
 
         Raises:
-            ValueError: The bundle has no reference, or an argument lies outside its range.
+            DataError: The bundle has no reference.
+            OptionError: An argument lies outside its range.
         """
         if window < MIN_WINDOW:
             raise OptionError(
@@ -189,10 +177,10 @@ class DriftMonitor:
         self.window = window
         self.threshold = threshold
         self._on_alert = on_alert
-        self._bins = _bins(self.reference)
-        self._limits = self._raised()
+        self._bins = _make_bins(self.reference)
+        self._limits = self._raise_limits()
         self._lock = threading.Lock()
-        self._counts = self._empty()
+        self._counts = self._make_counts()
         self._num_open = self._num_images = self._num_windows = self._num_alerts = 0
         self._figures: tuple[DriftFigure, ...] = ()
 
@@ -200,12 +188,12 @@ class DriftMonitor:
         """Count the answers for some images.
 
         Args:
-            outputs: As the model gives them, a row an image.
+            outputs: Outputs of the model by name, a row an image.
 
         Raises:
-            ValueError: A figure of the reference cannot be told from them.
+            DataError: A figure of the reference cannot be told from them.
         """
-        rows = self._places(outputs)
+        rows = self._find_bins(outputs)
         alerts = []
         with self._lock:
             done, number = 0, len(next(iter(rows.values())))
@@ -215,25 +203,18 @@ class DriftMonitor:
                 done += taken
         # Outside of the lock: what is called may take its time, or ask for a report.
         for alert in alerts:
-            self._tell(alert)
+            self._report_alert(alert)
 
     def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
-        """Refuse what `add` would, and count nothing.
-
-        Args:
-            outputs: As the model gives them, a row an image.
-
-        Raises:
-            ValueError: A figure of the reference cannot be told from them.
-        """
-        self._places(outputs)
+        """Refuse the outputs that `add` would, and count nothing."""
+        self._find_bins(outputs)
 
     def report(self) -> DriftReport:
-        """What has been seen so far."""
+        """Report all that was added so far."""
         with self._lock:
             return self._report()
 
-    def _places(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.int64]]:
+    def _find_bins(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.int64]]:
         values = self._read_values(outputs)
         missing = [name for name in self._bins if name not in values]
         if missing:
@@ -241,14 +222,14 @@ class DriftMonitor:
                 f"The outputs ({', '.join(outputs)}) do not say '{missing[0]}', which the reference has. Give those of "
                 "the model that the reference belongs to."
             )
-        return {name: bins.places(values[name]) for name, bins in self._bins.items()}
+        return {name: bins.find(values[name]) for name, bins in self._bins.items()}
 
     def _count(
         self, rows: Mapping[str, NDArray[np.int64]], part: slice, number: int
     ) -> list[DriftAlert]:
-        for name, places in rows.items():
+        for name, bins in rows.items():
             counts = self._counts[name]
-            counts += np.bincount(places[part], minlength=len(counts))
+            counts += np.bincount(bins[part], minlength=len(counts))
         self._num_open += number
         self._num_images += number
         return self._close() if self._num_open == self.window else []
@@ -256,11 +237,11 @@ class DriftMonitor:
     def _close(self) -> list[DriftAlert]:
         """Compare the full window, and start anew."""
         figures = [
-            _figure(name, bins.shares, self.reference.num_images, self._counts[name], limit)
+            _compare(name, bins.shares, self.reference.num_images, self._counts[name], limit)
             for (name, bins), limit in zip(self._bins.items(), self._limits, strict=True)
         ]
         self._figures = tuple(sorted(figures, key=lambda f: f.psi / f.limit, reverse=True))
-        self._counts, self._num_open = self._empty(), 0
+        self._counts, self._num_open = self._make_counts(), 0
         self._num_windows += 1
         drifted = tuple(figure for figure in self._figures if figure.drifted)
         self._num_alerts += bool(drifted)
@@ -270,7 +251,7 @@ class DriftMonitor:
         seen = (self._num_images, self._num_windows, self._num_alerts)
         return DriftReport(*seen, self.window, self._figures)
 
-    def _tell(self, alert: DriftAlert) -> None:
+    def _report_alert(self, alert: DriftAlert) -> None:
         _log.warning("%s", alert)
         if self._on_alert is None:
             return
@@ -279,14 +260,16 @@ class DriftMonitor:
         except Exception:  # whatever is wrong with the alarm, the answers are right
             _log.exception("The alert of the drift monitor failed: %s", alert)
 
-    def _empty(self) -> dict[str, NDArray[np.int64]]:
+    def _make_counts(self) -> dict[str, NDArray[np.int64]]:
         return {name: np.zeros(len(bins.shares), np.int64) for name, bins in self._bins.items()}
 
-    def _raised(self) -> list[float]:
-        """The limit of each figure: the threshold, or what chance passes hardly ever."""
+    def _raise_limits(self) -> list[float]:
+        """Return the limit of each figure: the threshold, or what chance passes hardly ever."""
         spread = 1 / self.window + 1 / self.reference.num_images
         rate = _FALSE_ALARMS / len(self._bins)
-        chance = [_chi_square(len(b.shares) - 1, rate) * spread for b in self._bins.values()]
+        chance = [
+            _compute_chi_square(len(b.shares) - 1, rate) * spread for b in self._bins.values()
+        ]
         if max(chance) > self.threshold:
             _log.warning(
                 "A window of %d images beside a reference of %d passes a PSI of %.2f by chance: the limit is raised to "
@@ -299,60 +282,51 @@ class DriftMonitor:
         return [max(self.threshold, value) for value in chance]
 
 
-def compute_psi(expected: NDArray[np.float64], found: NDArray[np.float64]) -> float:
-    """The population stability index of two distributions over the same bins.
+def compute_psi(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
+    """Compute the population stability index of two distributions over the same B bins.
 
     Args:
-        expected: Shares above 0, adding up to 1.
-        found: The same.
+        expected: Fractions of the reference [B], above 0, adding up to 1.
+        actual: Fractions of the window [B], above 0, adding up to 1.
     """
-    return float(((found - expected) * np.log(found / expected)).sum())
+    return float(((actual - expected) * np.log(actual / expected)).sum())
 
 
-class _Bins(ABC):
-    """The bins of one figure."""
+class _Bins(NamedTuple):
+    """Bins of one figure."""
 
-    def __init__(self, shares: Sequence[float]) -> None:
-        self.shares = np.array(shares)
-
-    @abstractmethod
-    def places(self, values: NDArray[Any]) -> NDArray[np.int64]:
-        """The bin of each value."""
+    shares: NDArray[np.float64]
+    """[B], fractions of the reference."""
+    find: Callable[[NDArray[Any]], NDArray[np.int64]]
+    """Gives the bin of each value, [N]."""
 
 
-class _Steps(_Bins):
-    def __init__(self, reference: DriftReference, name: str) -> None:
-        self._histogram = reference.histograms[name]
-        super().__init__(self._histogram.shares)
-
-    def places(self, values: NDArray[Any]) -> NDArray[np.int64]:
-        return self._histogram.bins(values)
-
-
-class _Groups(_Bins):
-    """Frequent labels each on their own; rare ones together, as far as it takes to count any of them."""
-
-    def __init__(self, shares: Sequence[float]) -> None:
-        self._group = np.array(_grouped(shares), np.int64)
-        super().__init__(np.bincount(self._group, weights=shares).tolist())
-
-    def places(self, values: NDArray[Any]) -> NDArray[np.int64]:
-        if values.dtype.kind != "i" or values.max(initial=0) >= len(self._group):
-            raise DataError(
-                f"The reference's labels have {len(self._group)} shares; the outputs do not name one of as many "
-                "labels. Give those of the model that the reference belongs to."
-            )
-        groups: NDArray[np.int64] = self._group[values]
-        return groups
+def _make_bins(reference: DriftReference) -> dict[str, _Bins]:
+    bins = {
+        name: _Bins(np.array(one.shares), one.find_bins)
+        for name, one in reference.histograms.items()
+    }
+    for name, shares in reference.labels.items():
+        groups = np.array(_group_labels(shares), np.int64)
+        bins[name] = _Bins(np.bincount(groups, weights=shares), partial(_find_groups, groups))
+    return bins
 
 
-def _bins(reference: DriftReference) -> dict[str, _Bins]:
-    steps: dict[str, _Bins] = {name: _Steps(reference, name) for name in reference.histograms}
-    return steps | {name: _Groups(shares) for name, shares in reference.labels.items()}
+def _find_groups(groups: NDArray[np.int64], labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the group of each label, [N], by the group of every label of the model."""
+    if labels.dtype.kind != "i" or labels.max(initial=0) >= len(groups):
+        raise DataError(
+            f"The reference's labels have {len(groups)} shares; the outputs do not name one of as many "
+            "labels. Give those of the model that the reference belongs to."
+        )
+    return np.asarray(groups[labels])
 
 
-def _grouped(shares: Sequence[float]) -> list[int]:
-    """The group of each label, of which all but the last have a share that a window shows."""
+def _group_labels(shares: Sequence[float]) -> list[int]:
+    """Give frequent labels a group each, and rare ones one together, as far as it takes to count any of them.
+
+    All groups but the last have a share that a window shows.
+    """
     groups = [-1] * len(shares)
     count, together = 0, 0.0
     for label, share in enumerate(shares):
@@ -369,28 +343,22 @@ def _grouped(shares: Sequence[float]) -> list[int]:
     return groups
 
 
-def _figure(
+def _compare(
     name: str,
     shares: NDArray[np.float64],
     num_reference: int,
     counts: NDArray[np.int64],
     limit: float,
 ) -> DriftFigure:
-    expected = _smoothed(shares * num_reference)
-    found = _smoothed(counts)
-    value = compute_psi(expected, found)
-    return DriftFigure(
-        name, value, limit, tuple(shares.tolist()), tuple((counts / counts.sum()).tolist())
-    )
+    # Half an image more in every bin: an empty one would make the index infinite.
+    expected, actual = shares * num_reference + _HALF, counts + _HALF
+    psi = compute_psi(expected / expected.sum(), actual / actual.sum())
+    fractions = tuple((counts / counts.sum()).tolist())
+    return DriftFigure(name, psi, limit, tuple(shares.tolist()), fractions)
 
 
-def _smoothed(counts: NDArray[Any]) -> NDArray[np.float64]:
-    raised = counts + _HALF
-    return np.asarray(raised / raised.sum(), np.float64)
-
-
-def _chi_square(degrees: int, rate: float) -> float:
-    """What a chi-square passes at this rate, by Wilson and Hilferty (1931)."""
+def _compute_chi_square(degrees: int, rate: float) -> float:
+    """Compute what a chi-square passes at this rate, by Wilson and Hilferty (1931)."""
     if degrees < 1:
         return 0.0
     part = 2 / (9 * degrees)

@@ -1,9 +1,9 @@
-"""What a model's answers looked like before it was shipped: the content of a bundle's `reference.json`."""
+"""Drift reference: histograms of a model's answers before it was shipped, as a bundle's `reference.json` has them."""
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from vfm_runtime.bundle.contract import REFERENCE_FILE, parse_json
 from vfm_runtime.errors import DataError, format_value
 from vfm_runtime.tasks.base import DRIFT_LABELS, Arrays
-from vfm_runtime.validation import is_number
+from vfm_runtime.validation import is_number, is_whole
 
 _NUM_BINS = 10
 _SLACK = 1e-6
@@ -32,7 +32,7 @@ class Histogram:
 
     def __post_init__(self) -> None:
         for name in ("edges", "shares"):
-            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+            object.__setattr__(self, name, _read_numbers(name, getattr(self, name)))
         if any(low >= high for low, high in pairwise(self.edges)):
             _refuse("edges", self.edges, "numbers of which each is larger than the one before")
         if len(self.shares) != len(self.edges) + 1:
@@ -41,24 +41,16 @@ class Histogram:
 
     @classmethod
     def fit(cls, values: ArrayLike) -> Self:
-        """The deciles of some values; fewer bins where many values are equal.
-
-        Args:
-            values: float [N], at least one.
-        """
-        given = np.asarray(values, np.float64)
-        cuts = np.quantile(given, np.arange(1, _NUM_BINS) / _NUM_BINS)
+        """Fit the deciles of values, float [N], at least one; fewer bins where many values are equal."""
+        array = np.asarray(values, np.float64)
+        cuts = np.quantile(array, np.arange(1, _NUM_BINS) / _NUM_BINS)
         # Nothing lies below an edge at the least value.
-        edges = [float(edge) for edge in np.unique(cuts) if edge > given.min()]
-        counts = np.bincount(np.searchsorted(edges, given, "right"), minlength=len(edges) + 1)
-        return cls(tuple(edges), tuple((counts / len(given)).tolist()))
+        edges = [float(edge) for edge in np.unique(cuts) if edge > array.min()]
+        counts = np.bincount(np.searchsorted(edges, array, "right"), minlength=len(edges) + 1)
+        return cls(tuple(edges), tuple((counts / len(array)).tolist()))
 
-    def bins(self, values: NDArray[Any]) -> NDArray[np.int64]:
-        """The bin of each value, [N].
-
-        Args:
-            values: float [N].
-        """
+    def find_bins(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the bin of each of some values, float [N], as int64 [N]."""
         return np.searchsorted(self.edges, values, "right").astype(np.int64)
 
 
@@ -76,22 +68,20 @@ class DriftReference:
     """Share of the images of which each label is the best one, by the name of the figure."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_images, int) or isinstance(self.num_images, bool):
-            _refuse("num_images", self.num_images, "a whole number from 1 up")
-        if not 1 <= self.num_images <= sys.maxsize:
+        if not is_whole(self.num_images) or not 1 <= self.num_images <= sys.maxsize:
             _refuse("num_images", self.num_images, f"a whole number from 1 to {sys.maxsize}")
         if not self.histograms and not self.labels:
             _refuse("histograms", self.histograms, "at least one figure")
         for name, shares in self.labels.items():
-            _check_shares(_numbers(name, shares))
+            _check_shares(_read_numbers(name, shares))
 
     @classmethod
     def fit(cls, values: Arrays, num_labels: Mapping[str, int]) -> Self:
-        """Make the reference from drift values of images that the model has not learned from.
+        """Fit the reference to drift values of images that the model has not learned from.
 
         Args:
-            values: By name, as `TaskType.drift_values` gives them, of all images.
-            num_labels: How many labels each head has, by its name; the name of a single one is empty.
+            values: Drift values of all images by name, as `TaskType.drift_values` gives them.
+            num_labels: Number of labels of each head by its name; the name of a single one is empty.
         """
         histograms, labels = {}, {}
         for name, column in values.items():
@@ -105,25 +95,11 @@ class DriftReference:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the reference as plain values that JSON can hold."""
-        return {
-            "num_images": self.num_images,
-            "histograms": {
-                name: {"edges": list(one.edges), "shares": list(one.shares)}
-                for name, one in self.histograms.items()
-            },
-            "labels": {name: list(shares) for name, shares in self.labels.items()},
-        }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a reference from plain values and check every one of them.
-
-        Args:
-            values: What `to_dict` returned.
-
-        Raises:
-            ValueError: A key is missing, unknown or holds a value it cannot hold.
-        """
+        """Build a reference from what `to_dict` returned, and check every value, with a DataError."""
         _check_keys("reference", values, ("num_images", "histograms", "labels"))
         for name in ("histograms", "labels"):
             if not isinstance(values[name], Mapping):
@@ -132,18 +108,11 @@ class DriftReference:
         for name, one in values["histograms"].items():
             _check_keys(name, one, ("edges", "shares"))
             histograms[name] = Histogram(one["edges"], one["shares"])
-        labels = {name: _numbers(name, shares) for name, shares in values["labels"].items()}
+        labels = {name: _read_numbers(name, shares) for name, shares in values["labels"].items()}
         return cls(values["num_images"], histograms, labels)
 
     def check_labels(self, num_labels: Mapping[str, int]) -> None:
-        """Refuse shares that are not one a label.
-
-        Args:
-            num_labels: How many labels each head has, by its name; the name of a single one is empty.
-
-        Raises:
-            ValueError: Their numbers differ, or there is no such head.
-        """
+        """Refuse shares that are not one a label, with a DataError; `num_labels` is as for `fit`."""
         for name, shares in self.labels.items():
             number = num_labels.get(name.rpartition(".")[0])
             if len(shares) != number:
@@ -151,13 +120,10 @@ class DriftReference:
 
     @classmethod
     def load(cls, bundle: str | Path) -> Self:
-        """Read the `reference.json` of a bundle.
-
-        Args:
-            bundle: Its folder.
+        """Read the `reference.json` in the folder of a bundle.
 
         Raises:
-            ValueError: There is none, or it is damaged.
+            DataError: There is none, or it is damaged.
         """
         path = Path(bundle) / REFERENCE_FILE
         if not path.is_file():
@@ -171,16 +137,12 @@ class DriftReference:
             raise DataError(f"{path} is no reference: {error}") from error
 
     def write(self, folder: Path) -> None:
-        """Write `reference.json`.
-
-        Args:
-            folder: Of the bundle.
-        """
+        """Write `reference.json` into the folder of a bundle."""
         text = json.dumps(self.to_dict(), indent=2) + "\n"
         (folder / REFERENCE_FILE).write_text(text, encoding="utf-8")
 
 
-def _numbers(name: str, values: object) -> tuple[float, ...]:
+def _read_numbers(name: str, values: object) -> tuple[float, ...]:
     if not isinstance(values, list | tuple):
         _refuse(name, values, "a list of numbers")
     for value in values:

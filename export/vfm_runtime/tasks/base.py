@@ -6,7 +6,7 @@ a `TaskType`, found by its name in the table of `tasks/registry.py`, and a `Pred
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import ImageSource, Pixels
 from vfm_runtime.media.video import LIMITS, VideoLimits
-from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
 
 Arrays = dict[str, NDArray[Any]]
 """Inputs or outputs of a model, by name; the first dimension counts images."""
@@ -59,11 +59,7 @@ class Agreement(NamedTuple):
 
 
 def find_largest_difference(*differences: float) -> float:
-    """Return the largest of some differences; infinite where one is NaN, which would compare as small.
-
-    Args:
-        *differences: From 0 up, at least one.
-    """
+    """Return the largest of some differences, from 0 up; infinite where one is NaN, which would compare as small."""
     largest = float(np.max(differences))
     return float("inf") if np.isnan(largest) else largest
 
@@ -73,13 +69,21 @@ def compare_distances(expected: float | None, actual: float | None, *, approxima
 
     Args:
         expected: Distance at export; None of a model that does not measure it.
-        actual: Distance now.
+        actual: Distance here and now; None as `expected`.
         approximate: Whether one of them was computed in fewer bits: any finite difference is then none.
     """
     if expected is None or actual is None:
         return 0.0 if expected == actual else float("inf")
     fraction = abs(expected - actual) / max(1.0, abs(expected), abs(actual))
     return 0.0 if approximate and np.isfinite(fraction) else fraction
+
+
+def read_distances(outputs: Arrays) -> list[float | None]:
+    """Return the distance of each image from those of the training, [N]; None of a graph that does not measure it."""
+    if "distances" in outputs:
+        distances: list[float | None] = outputs["distances"].tolist()
+        return distances
+    return [None] * len(next(iter(outputs.values())))
 
 
 class Prediction(ABC):
@@ -102,26 +106,14 @@ class Prediction(ABC):
 
     @abstractmethod
     def to_dict(self, view: PredictionView = PredictionView()) -> dict[str, Any]:
-        """Return plain values that JSON can hold, among them the name of the `task`.
-
-        Args:
-            view: What to list.
-        """
+        """Return plain values that JSON can hold, among them the name of the `task`."""
 
     @abstractmethod
     def headline(self, view: PredictionView = PredictionView()) -> str:
-        """Return the prediction in a line.
-
-        Args:
-            view: What to list.
-        """
+        """Return the prediction in a line."""
 
     def lines(self, view: PredictionView = PredictionView()) -> list[str]:
-        """Return the prediction for the shell, one line or several.
-
-        Args:
-            view: What to list.
-        """
+        """Return the prediction for the shell, one line or several."""
         return [self.headline(view)]
 
     def draw(self, source: ImageSource, view: PredictionView = PredictionView()) -> Pixels | None:
@@ -148,6 +140,37 @@ class Prediction(ABC):
     @abstractmethod
     def to_golden(self) -> dict[str, Any]:
         """Return what `golden.json` holds of the prediction, for `TaskType.read_golden`."""
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class ConfidencePrediction(Prediction):
+    """A prediction for one image with the rules that say when it is confident; equal where all its arrays are."""
+
+    rules: ConfidenceRules = ConfidenceRules()
+    """Least scores, and how unlike the training images an image may be."""
+
+    distance: float | None = None
+    """Distance of the image from those of the training; None of a model that does not measure it."""
+
+    @property
+    def reason(self) -> AbstainReason | None:
+        """Why the prediction is not to be relied on, by the distance alone; None where it is."""
+        is_unlike = self.rules.is_unlike(self.distance)
+        return AbstainReason.UNLIKE_TRAINING if is_unlike else None
+
+    @property
+    def unsure(self) -> bool:
+        """Whether there is a `reason` not to rely on the prediction."""
+        return self.reason is not None
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        names = [field.name for field in fields(self)]
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+
+    # Equal by arrays of floats, so not a sensible key of a dict.
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Opened(NamedTuple):
@@ -196,7 +219,7 @@ class TaskType(ABC):
             rules: Plain values of a contract; None for a model without rules.
 
         Raises:
-            ValueError: The rules do not hold, or do not go with the labels.
+            DataError: The rules do not hold, or do not go with the labels.
         """
         self.labels = tuple(labels)
         self.confidence = ConfidenceRules()
@@ -205,13 +228,10 @@ class TaskType(ABC):
             self.read_rules(rules)
 
     def read_rules(self, rules: Mapping[str, Any]) -> None:
-        """Check the rules of a contract and keep them: those of confidence, where a task has no others.
-
-        Args:
-            rules: Plain values.
+        """Check the rules of a contract, plain values, and keep them: those of confidence, where a task has no others.
 
         Raises:
-            ValueError: They do not hold, or do not go with the labels.
+            DataError: They do not hold, or do not go with the labels.
         """
         self.confidence = ConfidenceRules.from_dict(rules)
         self.confidence.check_labels(self.labels)
@@ -236,13 +256,13 @@ class TaskType(ABC):
         """Open an image, or a video where the task takes them.
 
         Args:
-            source: As for `Predictor.predict`.
+            source: Image or video, as `Predictor.predict` takes it.
             cropped: Whether it is a crop already.
-            limits: What a video may cost.
+            limits: Largest size and length of a video.
 
         Raises:
             ImageError: It cannot be opened.
-            ValueError: The task makes no crops, and `cropped` was said.
+            OptionError: The task makes no crops, and `cropped` was said.
         """
         if cropped:
             raise OptionError(
@@ -252,14 +272,14 @@ class TaskType(ABC):
         return Opened((source,))
 
     @abstractmethod
-    def predictions(self, outputs: Arrays) -> list[Any]:
+    def predictions(self, outputs: Arrays) -> Sequence[Prediction]:
         """Return the prediction of each row, of which nothing else is known.
 
         Args:
             outputs: Outputs of the graph by name, a row an image.
 
         Raises:
-            ValueError: A number is not finite, or there is not one a label.
+            DataError: A number is not finite, or there is not one a label.
         """
 
     def predict(self, opened: Opened, outputs: Arrays) -> Prediction:
@@ -270,28 +290,18 @@ class TaskType(ABC):
             outputs: Outputs of the graph by name, a row for each of its images.
         """
         (prediction,) = self.predictions(outputs)
-        result: Prediction = prediction
-        return result
+        return prediction
 
     def read_golden(self, row: Mapping[str, Any]) -> Prediction:
-        """Rebuild a prediction of the export from `golden.json`.
-
-        Args:
-            row: What `Prediction.to_golden` gave.
-        """
+        """Rebuild a prediction of the export from a row of `golden.json`, which `Prediction.to_golden` gave."""
         arrays = self.read_outputs(row)
         if "distances" in row:
             arrays["distances"] = np.array([row["distances"]], np.float32)
         (prediction,) = self.predictions(arrays)
-        result: Prediction = prediction
-        return result
+        return prediction
 
     def read_outputs(self, row: Mapping[str, Any]) -> Arrays:
-        """Return the outputs of one image that a row of `golden.json` holds by name.
-
-        Args:
-            row: Plain values.
-        """
+        """Return the outputs of one image that a row of `golden.json` holds by name."""
         return {name: np.array([row[name]], _DTYPES[dtype]) for name, dtype in self.outputs.items()}
 
     def drift_values(self, outputs: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -300,18 +310,15 @@ class TaskType(ABC):
         Components and distance of the embeddings, and for each head the score and the index of its best label, or box.
 
         Args:
-            outputs: As the graph gives them.
+            outputs: Outputs of the graph by name, a row an image.
         """
         return score_drift_values(outputs)
 
     def check_shapes(self, shapes: Mapping[str, Sequence[Any]]) -> None:
-        """Refuse a graph whose outputs do not go with the labels.
+        """Refuse a graph whose outputs do not go with the labels, with a DataError.
 
         Args:
             shapes: Dimensions of each output by name; one that is free is no number.
-
-        Raises:
-            ValueError: They do not.
         """
         return
 
@@ -331,11 +338,7 @@ class TaskType(ABC):
 
 
 def score_drift_values(outputs: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Return drift values of what outputs are called: `components`, `distances`, and `scores` of any head.
-
-    Args:
-        outputs: By name; of several heads with the names of the heads in front.
-    """
+    """Return drift values of `components`, `distances` and, of each head, `scores` or `head.scores`."""
     values: Arrays = {}
     if "components" in outputs:
         values |= {f"component_{k}": column for k, column in enumerate(outputs["components"].T)}

@@ -11,17 +11,18 @@ from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.tasks.base import (
     Agreement,
     Arrays,
-    Prediction,
+    ConfidencePrediction,
     PredictionView,
     TaskType,
     compare_distances,
     find_largest_difference,
+    read_distances,
 )
 from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LabelPrediction(Prediction):
+class LabelPrediction(ConfidencePrediction):
     """The labels of one image."""
 
     label: str
@@ -39,12 +40,6 @@ class LabelPrediction(Prediction):
     multilabel: bool = False
     """Whether several classes, or none, may apply, each with a probability of its own."""
 
-    rules: ConfidenceRules = ConfidenceRules()
-    """When the answer is sure."""
-
-    distance: float | None = None
-    """From the images of the training; None of a model that does not measure it."""
-
     @classmethod
     def from_scores(
         cls,
@@ -55,17 +50,10 @@ class LabelPrediction(Prediction):
         rules: ConfidenceRules = ConfidenceRules(),
         distance: float | None = None,
     ) -> Self:
-        """Build a prediction from one row of scores.
-
-        Args:
-            scores: One number a class.
-            labels: The class names, in the order of the scores.
-            multilabel: Whether several classes may apply.
-            rules: When the answer is sure.
-            distance: From the images of the training.
+        """Build a prediction from one row of scores, a probability for each label.
 
         Raises:
-            ValueError: Their lengths differ, or a score is not finite.
+            DataError: Scores and labels are not as many, or a score is not finite.
         """
         row = np.array(scores, dtype=np.float32)
         names = tuple(labels)
@@ -74,7 +62,7 @@ class LabelPrediction(Prediction):
                 f"The scores have shape {list(row.shape)} but there are {len(names)} labels. "
                 "Give one score a label."
             )
-        # A NaN would win every argmax: a confident answer made of nothing.
+        # A NaN would win every argmax: a confident prediction made of nothing.
         if not np.isfinite(row).all():
             raise DataError(
                 "The model answered with NaN or infinite scores. Check the bundle with "
@@ -82,7 +70,8 @@ class LabelPrediction(Prediction):
             )
         row.setflags(write=False)
         best = int(row.argmax())
-        return cls(names[best], float(row[best]), row, names, multilabel, rules, distance)
+        parts = names[best], float(row[best]), row, names, multilabel
+        return cls(*parts, rules=rules, distance=distance)
 
     @property
     def task(self) -> str:
@@ -96,24 +85,11 @@ class LabelPrediction(Prediction):
         Where several classes may apply, thresholds say which ones do, and no score is too low.
         """
         if self.multilabel:
-            is_unlike = self.rules.is_unlike(self.distance)
-            return AbstainReason.UNLIKE_TRAINING if is_unlike else None
+            return super().reason
         return self.rules.find_reason(int(self.scores.argmax()), self.score, self.distance)
 
-    @property
-    def unsure(self) -> bool:
-        """Whether there is a `reason` not to rely on the answer."""
-        return self.reason is not None
-
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """Return the best classes with their scores, best first.
-
-        Args:
-            k: How many; all of them where there are fewer.
-
-        Raises:
-            ValueError: `k` is below 1.
-        """
+        """Return the `k` best classes with their scores, best first; all of them where there are fewer."""
         if k < 1:
             raise OptionError(f"k is {k}. Ask for at least 1 class.")
         order = np.argsort(-self.scores, kind="stable")[:k]
@@ -127,35 +103,31 @@ class LabelPrediction(Prediction):
                 where it has none.
 
         Raises:
-            ValueError: The model gives one label an image, or the threshold is no probability.
+            OptionError: The model gives one label an image, or the threshold is no probability.
         """
         if not self.multilabel:
             raise OptionError("This model gives one label an image: take `label`, or `top(k)`.")
         if threshold is not None and not 0 <= threshold <= 1:
             raise OptionError(f"threshold is {threshold}. Give a probability, 0 to 1.")
         order = np.argsort(-self.scores, kind="stable")
-        least = self.rules.least(order, 0.5) if threshold is None else np.float64(threshold)
+        fitted = self.rules.get_thresholds(order, 0.5)
+        least = fitted if threshold is None else np.float64(threshold)
         applying = order[self.scores[order] >= least]
         return [(self.labels[index], float(self.scores[index])) for index in applying]
 
     def to_dict(self, view: PredictionView = PredictionView()) -> dict[str, Any]:
-        """Return the prediction as plain values that JSON can hold.
-
-        Args:
-            view: Number of classes to list under `top`, and threshold of `labels`, where several may apply.
-        """
-        top = [{"label": label, "score": score} for label, score in self.top(view.top)]
+        """Return the prediction as plain values that JSON can hold: the best classes, and those that apply."""
         values: dict[str, Any] = {
             "task": self.task,
             "label": self.label,
             "score": self.score,
-            "top": top,
+            "top": [{"label": label, "score": score} for label, score in self.top(view.top)],
         }
         if self.multilabel:
             values["labels"] = [label for label, _ in self.applying(view.threshold)]
         if self.distance is not None:
             values["distance"] = self.distance
-        # Only where the bundle has rules; the absence of a reason is no promise.
+        # A bundle without rules gives no `reason`, so that nobody reads its null as a confident prediction.
         return values if self.rules == ConfidenceRules() else {**values, "reason": self.reason}
 
     def headline(self, view: PredictionView = PredictionView()) -> str:
@@ -184,16 +156,6 @@ class LabelPrediction(Prediction):
         why = "" if self.reason is None else f", {self.reason}"
         return f"LabelPrediction({self.label!r}, {self.score:.3f}{why}, {len(self.labels)} classes)"
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, LabelPrediction):
-            return NotImplemented
-        names = ("labels", "multilabel", "rules", "distance")
-        alike = all(getattr(self, name) == getattr(other, name) for name in names)
-        return alike and np.array_equal(self.scores, other.scores)
-
-    # Equal by an array of floats, so not a sensible key of a dict.
-    __hash__ = None  # type: ignore[assignment]
-
 
 class ClassificationType(TaskType):
     """One label an image."""
@@ -201,21 +163,14 @@ class ClassificationType(TaskType):
     name = "classification"
     summary = "labels whole images"
     outputs: Mapping[str, str] = {"scores": "float"}
-    multilabel = False
 
     def predictions(self, outputs: Arrays) -> list[LabelPrediction]:
         """Return the prediction of each row of `scores` [N, C], with its distance where there are `distances` [N]."""
-        rows = outputs["scores"]
-        distances = outputs["distances"].tolist() if "distances" in outputs else [None] * len(rows)
+        options: dict[str, Any] = {"multilabel": self.multilabel, "rules": self.confidence}
+        rows = zip(outputs["scores"], read_distances(outputs), strict=True)
         return [
-            LabelPrediction.from_scores(
-                row,
-                self.labels,
-                multilabel=self.multilabel,
-                rules=self.confidence,
-                distance=distance,
-            )
-            for row, distance in zip(rows, distances, strict=True)
+            LabelPrediction.from_scores(row, self.labels, distance=distance, **options)
+            for row, distance in rows
         ]
 
     def read_golden(self, row: Mapping[str, Any]) -> LabelPrediction:

@@ -1,16 +1,16 @@
 """Confidence and abstention: temperature, thresholds, and the reasons why a prediction is not to be relied on."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NoReturn, Self
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vfm_runtime.errors import DataError
-from vfm_runtime.validation import is_number, require_keys
+from vfm_runtime.validation import StoredRules, is_number
 
 
 class AbstainReason(StrEnum):
@@ -23,9 +23,9 @@ class AbstainReason(StrEnum):
     NO_FACE = "no_face"
     """No frame shows a face."""
     FACE_TOO_SMALL = "face_too_small"
-    """Faces are there, but too small to be judged."""
+    """All faces are too small to be judged."""
     TOO_BLURRED = "too_blurred"
-    """Faces are there, but too blurred to be judged."""
+    """All faces are too blurred to be judged."""
     TOO_FEW_FRAMES = "too_few_frames"
     """Too small a fraction of the frames of a video can be judged."""
     FRAMES_DISAGREE = "frames_disagree"
@@ -35,8 +35,10 @@ class AbstainReason(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfidenceRules:
+class ConfidenceRules(StoredRules):
     """Confidence: when a prediction is to be relied on; part of a bundle. Checked when made."""
+
+    title: ClassVar[str] = "rules of confidence"
 
     temperature: float = 1.0
     """What the model's raw outputs are divided by before they become scores. The graph does it already: for the
@@ -47,7 +49,7 @@ class ConfidenceRules:
     and of boxes, it is what applies and is shown unless another threshold is asked for. None where none was fitted."""
 
     max_distance: float | None = None
-    """Largest distance from the training data of an answer that is sure; None for no limit."""
+    """Largest distance from the training data of a prediction that is sure; None for no limit."""
 
     reference: bool = False
     """Whether the graph also gives `distances` [N] from the training data and the `components` [N, k] of its
@@ -72,38 +74,20 @@ class ConfidenceRules:
             _refuse("max_distance", self.max_distance, "null where 'reference' is false")
 
     def check_labels(self, labels: Sequence[str]) -> None:
-        """Refuse thresholds that are not one a label.
-
-        Args:
-            labels: Every class of the model.
-
-        Raises:
-            ValueError: Their numbers differ.
-        """
-        if self.thresholds is not None and len(self.thresholds) != len(labels):
-            _refuse(
-                "thresholds",
-                f"{len(self.thresholds)} numbers",
-                f"{len(labels)}, one for each label",
-            )
+        """Refuse thresholds that are not one a label, with a DataError."""
+        count = len(labels) if self.thresholds is None else len(self.thresholds)
+        if count != len(labels):
+            _refuse("thresholds", f"{count} numbers", f"{len(labels)}, one for each label")
 
     def is_low(self, label: int, score: float) -> bool:
-        """Whether a score is below the threshold of its label.
-
-        Args:
-            label: Place of the label among the model's.
-            score: Of that label, 0 to 1.
-        """
+        """Tell whether the score of a label, 0 to 1, is below its threshold; `label` is an index of the model's."""
         return self.thresholds is not None and score < self.thresholds[label]
 
     def is_unlike(self, distance: float | None) -> bool:
-        """Whether an image is too far from the training data.
-
-        Args:
-            distance: As the graph gives it; None where it gives none.
+        """Tell whether an image is too far from the training data; None where its distance is not measured.
 
         Raises:
-            ValueError: The distance is not finite.
+            DataError: The distance is not finite.
         """
         if self.max_distance is None or distance is None:
             return False
@@ -117,27 +101,27 @@ class ConfidenceRules:
     def find_reason(
         self, label: int, score: float, distance: float | None = None
     ) -> AbstainReason | None:
-        """Why the answer of one label is unsure; None where it is sure.
+        """Find why a prediction of one label is unsure; None where it is sure.
 
         Args:
-            label: Place of the best label among the model's.
-            score: Of that label, 0 to 1.
-            distance: From the training data, where the graph gives it.
+            label: Index of the best label among the model's.
+            score: Score of that label, 0 to 1.
+            distance: Distance from the training data; None where it is not measured.
 
         Raises:
-            ValueError: The distance is not finite.
+            DataError: The distance is not finite.
         """
         # The distance first: far from the training data neither a high nor a low score means anything.
         if self.is_unlike(distance):
             return AbstainReason.UNLIKE_TRAINING
         return AbstainReason.LOW_SCORE if self.is_low(label, score) else None
 
-    def least(self, class_ids: NDArray[np.int64], default: float) -> NDArray[np.float64]:
-        """The threshold of each box, or label, by its class.
+    def get_thresholds(self, class_ids: NDArray[np.int64], default: float) -> NDArray[np.float64]:
+        """Return the threshold of each box, or label, [K], by its class.
 
         Args:
-            class_ids: [K], place of the class among the model's.
-            default: Where no thresholds were fitted.
+            class_ids: int64 [K], index of the class among the model's.
+            default: Threshold of every class where none were fitted.
         """
         if self.thresholds is None:
             return np.full(len(class_ids), default, np.float64)
@@ -145,21 +129,8 @@ class ConfidenceRules:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rules as plain values that JSON can hold."""
-        values = asdict(self)
+        values = super().to_dict()
         return values if self.thresholds is None else values | {"thresholds": list(self.thresholds)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the rules from plain values and check every one of them.
-
-        Args:
-            values: What `to_dict` returned.
-
-        Raises:
-            ValueError: A key is missing, unknown or holds a value it cannot hold.
-        """
-        require_keys(values, [field.name for field in fields(cls)], "rules of confidence")
-        return cls(**values)
 
 
 def _check_thresholds(values: object) -> None:

@@ -15,13 +15,14 @@ from vfm_runtime.media.image import ImageSource, open_image
 from vfm_runtime.tasks.base import (
     Agreement,
     Arrays,
-    Prediction,
+    ConfidencePrediction,
     PredictionView,
     TaskType,
     compare_distances,
     find_largest_difference,
+    read_distances,
 )
-from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
+from vfm_runtime.tasks.confidence import ConfidenceRules
 
 THRESHOLD = 0.3
 """Least score of a box that is shown, unless another is asked for."""
@@ -37,8 +38,8 @@ ROUGH_IOU = 0.9
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Detections(Prediction):
-    """What a model found in one image: K boxes, best first, most of them of low score."""
+class Detections(ConfidencePrediction):
+    """Objects in one image: K boxes, best first, most of them of low score."""
 
     boxes: NDArray[np.float32]
     """[K, 4], left, top, right, bottom in pixels of the original image; read-only."""
@@ -52,12 +53,6 @@ class Detections(Prediction):
     names: tuple[str, ...]
     """Every class."""
 
-    rules: ConfidenceRules = ConfidenceRules()
-    """Least score of each class, and how unlike the training an image may be."""
-
-    distance: float | None = None
-    """Of the image from those of the training; None of a model that does not measure it."""
-
     @classmethod
     def from_arrays(
         cls,
@@ -69,18 +64,10 @@ class Detections(Prediction):
         rules: ConfidenceRules = ConfidenceRules(),
         distance: float | None = None,
     ) -> Self:
-        """Build an answer from one image's rows.
-
-        Args:
-            boxes: [K, 4].
-            class_ids: [K].
-            scores: [K].
-            names: Every class.
-            rules: When the answer is sure.
-            distance: Of the image from those of the training.
+        """Build a prediction from the boxes [K, 4], class indices [K] and scores [K] of one image.
 
         Raises:
-            ValueError: Their lengths differ, or a number is not finite.
+            DataError: Their lengths differ, or a number is not finite.
         """
         corners, values = np.array(boxes, np.float32), np.array(scores, np.float32)
         ids = np.array(class_ids, np.int64)
@@ -96,23 +83,12 @@ class Detections(Prediction):
             )
         for part in (corners, values, ids):
             part.setflags(write=False)
-        return cls(corners, values, ids, tuple(names), rules, distance)
+        return cls(corners, values, ids, tuple(names), rules=rules, distance=distance)
 
     @property
     def task(self) -> str:
         """`detection`."""
         return DetectionType.name
-
-    @property
-    def reason(self) -> AbstainReason | None:
-        """Why the prediction is not to be relied on, `unlike_training`; None where it is."""
-        is_unlike = self.rules.is_unlike(self.distance)
-        return AbstainReason.UNLIKE_TRAINING if is_unlike else None
-
-    @property
-    def unsure(self) -> bool:
-        """Whether there is a `reason` not to rely on the answer."""
-        return self.reason is not None
 
     @property
     def labels(self) -> list[str]:
@@ -123,24 +99,22 @@ class Detections(Prediction):
         """Return the boxes of at least this score.
 
         Args:
-            threshold: 0 to 1; None for the one of each class in the bundle, 0.3 where it has none.
+            threshold: Least score, 0 to 1; None for the one of each class in the bundle, 0.3 where it has none.
 
         Raises:
-            ValueError: It lies outside that range.
+            OptionError: The threshold lies outside its range.
         """
         if threshold is not None and not 0 <= threshold <= 1:
             raise OptionError(f"threshold is {threshold}. Give a score, 0 to 1.")
-        least = self.rules.least(self.class_ids, THRESHOLD) if threshold is None else threshold
+        least = (
+            self.rules.get_thresholds(self.class_ids, THRESHOLD) if threshold is None else threshold
+        )
         is_shown = self.scores >= np.float32(least)
         parts = self.boxes[is_shown], self.class_ids[is_shown], self.scores[is_shown], self.names
         return self.from_arrays(*parts, rules=self.rules, distance=self.distance)
 
     def to_dict(self, view: PredictionView = PredictionView()) -> dict[str, Any]:
-        """Return the boxes of at least the view's threshold as plain values that JSON can hold.
-
-        Args:
-            view: Threshold, as for `above`.
-        """
+        """Return the boxes of at least the view's threshold as plain values that JSON can hold."""
         shown = self.above(view.threshold)
         rows = zip(shown.boxes.tolist(), shown.labels, shown.scores.tolist(), strict=True)
         boxes = [{"box": box, "label": name, "score": score} for box, name, score in rows]
@@ -186,26 +160,18 @@ class Detections(Prediction):
             first_category: Id of the first of `names`.
         """
         sides = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
+        categories = (self.class_ids + first_category).tolist()
+        rows = zip(categories, sides.tolist(), self.scores.tolist(), strict=True)
         return [
-            {
-                "image_id": image_id,
-                "category_id": class_id + first_category,
-                "bbox": box,
-                "score": score,
-            }
-            for box, class_id, score in zip(
-                sides.tolist(), self.class_ids.tolist(), self.scores.tolist(), strict=True
-            )
+            {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+            for category, box, score in rows
         ]
 
     def to_supervision(self, threshold: float | None = None) -> Any:
-        """Return the boxes of at least this score as `supervision.Detections`.
-
-        Args:
-            threshold: As for `above`.
+        """Return the boxes of at least this score, as `above` has them, as `supervision.Detections`.
 
         Raises:
-            ImportError: The package supervision is not installed.
+            MissingPackageError: The package supervision is not installed.
         """
         try:
             supervision = importlib.import_module("supervision")
@@ -224,12 +190,7 @@ class Detections(Prediction):
     def draw(
         self, source: ImageSource, view: PredictionView = PredictionView()
     ) -> NDArray[np.uint8]:
-        """Draw the boxes of at least the view's threshold, uint8 [H, W, 3].
-
-        Args:
-            source: The image that was answered, as for `predict`.
-            view: Threshold, as for `above`; longest side of the picture.
-        """
+        """Draw the boxes of at least the view's threshold, uint8 [H, W, 3]."""
         shown = self.above(view.threshold)
         image, scale = shrink(open_image(source), view.max_side)
         colors = [PALETTE[index % len(PALETTE)] for index in shown.class_ids.tolist()]
@@ -246,20 +207,9 @@ class Detections(Prediction):
 
     def __repr__(self) -> str:
         counts = Counter(self.above().labels)
-        found = ", ".join(f"{count} {name}" for name, count in counts.most_common(5)) or "nothing"
+        listed = ", ".join(f"{count} {name}" for name, count in counts.most_common(5)) or "nothing"
         least = f"{THRESHOLD} and more" if self.rules.thresholds is None else "their thresholds"
-        return f"Detections({found}; scores of {least})"
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Detections):
-            return NotImplemented
-        pairs = ((getattr(self, k), getattr(other, k)) for k in ("boxes", "scores", "class_ids"))
-        plain = ("names", "rules", "distance")
-        alike = all(getattr(self, name) == getattr(other, name) for name in plain)
-        return alike and all(np.array_equal(a, b) for a, b in pairs)
-
-    # Equal by arrays of floats, so not a sensible key of a dict.
-    __hash__ = None  # type: ignore[assignment]
+        return f"Detections({listed}; scores of {least})"
 
 
 class _Matched(NamedTuple):
@@ -284,11 +234,11 @@ def _match_boxes(first: Detections, second: Detections, min_iou: float) -> _Matc
 
 
 def compute_iou(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-    """Intersection over union of every pair, [K, M].
+    """Compute the intersection over union of every pair, float64 [K, M].
 
     Args:
-        first: [K, 4], left, top, right, bottom.
-        second: [M, 4].
+        first: Boxes [K, 4]: left, top, right, bottom.
+        second: Boxes [M, 4], as `first`.
     """
     a, b = first[:, None].astype(np.float64), second[None].astype(np.float64)
     sides = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(min=0)
@@ -311,9 +261,13 @@ class DetectionType(TaskType):
 
     def predictions(self, outputs: Arrays) -> list[Detections]:
         """Return the boxes of each image: `boxes` [N, K, 4], `labels` and `scores` [N, K], maybe `distances` [N]."""
-        rows = outputs["scores"]
-        distances = outputs["distances"].tolist() if "distances" in outputs else [None] * len(rows)
-        images = zip(outputs["boxes"], outputs["labels"], rows, distances, strict=True)
+        images = zip(
+            outputs["boxes"],
+            outputs["labels"],
+            outputs["scores"],
+            read_distances(outputs),
+            strict=True,
+        )
         return [
             Detections.from_arrays(
                 boxes, class_ids, scores, self.labels, rules=self.confidence, distance=distance

@@ -12,7 +12,7 @@ class HeadPredictions(dict[str, Prediction], Prediction):
 
     @property
     def task(self) -> str:
-        """`multi_head`."""
+        """The task `multi_head`."""
         return MULTI_HEAD
 
     def to_dict(self, view: PredictionView = PredictionView()) -> dict[str, Any]:
@@ -51,11 +51,7 @@ class MultiHeadType(TaskType):
     summary = "has several heads"
 
     def __init__(self, heads: Mapping[str, TaskType]) -> None:
-        """Join heads.
-
-        Args:
-            heads: By name, in the order of the outputs.
-        """
+        """Join heads, by name, in the order of the outputs."""
         super().__init__(tuple(heads))
         self._heads = dict(heads)
         self.inputs = {k: v for head in heads.values() for k, v in head.inputs.items()}
@@ -105,5 +101,8 @@ def select_head(outputs: Mapping[str, Any], head: str) -> dict[str, Any]:
         return dict(outputs)
     shared = {name: values for name, values in outputs.items() if "." not in name}
     prefix = f"{head}."
-    own = {n.removeprefix(prefix): v for n, v in outputs.items() if n.startswith(prefix)}
-    return shared | own
+    return shared | {
+        name.removeprefix(prefix): values
+        for name, values in outputs.items()
+        if name.startswith(prefix)
+    }

@@ -31,13 +31,10 @@ _registered: dict[str, type[TaskType]] = {}
 
 
 def register_task(task_type: type[TaskType]) -> type[TaskType]:
-    """Make a task known by its name in this process; also a decorator.
-
-    Args:
-        task_type: A subclass of `TaskType` with `name`, `summary` and `outputs`.
+    """Register a task, with `name`, `summary` and `outputs`, by its name in this process; also a decorator.
 
     Raises:
-        ValueError: The name is none, or another task has it.
+        OptionError: The name cannot be one, or another task has it.
     """
     name = task_type.name
     if not _NAME.fullmatch(name) or name == MULTI_HEAD:
@@ -53,36 +50,31 @@ def register_task(task_type: type[TaskType]) -> type[TaskType]:
 
 
 def find_task_type(name: object, package: object = None) -> type[TaskType]:
-    """Return the task type of a name.
+    """Return the task type of the name that a bundle has.
 
     Args:
-        name: As a bundle has it.
+        name: Name of the task.
         package: Distribution that the bundle says brings the task; None where it says nothing.
 
     Raises:
         ContractError: No installed package brings such a task; with what to install.
     """
+    if isinstance(name, str) and name in BUILT_IN and name not in _registered:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        _registered[name] = getattr(import_module(module), attribute)
     if isinstance(name, str) and name in _registered:
         return _registered[name]
-    if isinstance(name, str) and name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name].partition(":")
-        task_type: type[TaskType] = getattr(import_module(module), attribute)
-        _registered[name] = task_type
-        return task_type
     # Only what is installed has entry points: the bundle's text is compared with their names, and nothing else.
     for point in entry_points(group=GROUP):
         if point.name == name:
             return register_task(point.load())
-    raise ContractError.of("task", name, f"one of {', '.join(list_tasks())}", _remedy(package))
+    remedy = "Install the package that brings it, or upgrade vfm-runtime."
+    if isinstance(package, str) and _DISTRIBUTION.fullmatch(package):
+        remedy = f"Install what brings it: pip install {package}"
+    raise ContractError.of("task", name, f"one of {', '.join(list_tasks())}", remedy)
 
 
 def list_tasks() -> list[str]:
     """Return the names of all tasks that can be had here."""
     named = (point.name for point in entry_points(group=GROUP))
     return list(dict.fromkeys([*BUILT_IN, *_registered, *named]))
-
-
-def _remedy(package: object) -> str:
-    if isinstance(package, str) and _DISTRIBUTION.fullmatch(package):
-        return f"Install what brings it: pip install {package}"
-    return "Install the package that brings it, or upgrade vfm-runtime."
