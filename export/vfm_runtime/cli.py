@@ -1,7 +1,6 @@
 """The command `vfm-runtime`: predict, check, info and serve, without torch."""
 
 import argparse
-import difflib
 import importlib.util
 import json
 import logging
@@ -16,7 +15,7 @@ from vfm_runtime.bundle.golden import replay
 from vfm_runtime.bundle.model import Model, load
 from vfm_runtime.bundle.precision import PRECISIONS
 from vfm_runtime.bundle.providers import DEVICES
-from vfm_runtime.errors import BundleError, MissingPackageError, VfmError
+from vfm_runtime.errors import BundleError, MissingPackageError, VfmError, suggest
 from vfm_runtime.media.image import ImageError, find_images
 from vfm_runtime.media.video import find_videos, is_video
 from vfm_runtime.printing import describe_bundle, print_error, print_prediction
@@ -162,7 +161,7 @@ def _check_command(words: list[str], commands: dict[str, _Parser]) -> None:
         return
     if word.startswith("-"):
         raise _UsageError(f"Options come after the command, '{word}' before it. Say {choices}.")
-    hint = _near(word, list(commands))
+    hint = suggest(word, commands)
     raise _UsageError(f"There is no command '{word}'.{hint} Commands: {choices}.")
 
 
@@ -171,17 +170,10 @@ def _refuse_flags(unknown: list[str], command: _Parser) -> NoReturn:
     flags = [flag for flag in command._option_string_actions if flag.startswith("--")]
     if not word.startswith("-"):
         raise _UsageError(f"'{word}' is one word too many. See `{command.prog} --help`.")
-    hint = _near(word, flags)
+    hint = suggest(word, flags)
     raise _UsageError(
         f"`{command.prog}` has no option '{word}'.{hint} Options: {', '.join(sorted(flags))}."
     )
-
-
-def _near(word: str, choices: list[str]) -> str:
-    # Without the dashes, which would make any two short options look alike.
-    bare = {choice.lstrip("-"): choice for choice in choices}
-    near = difflib.get_close_matches(word.lstrip("-"), bare, n=2, cutoff=0.5)
-    return f" Did you mean {' or '.join(bare[name] for name in near)}?" if near else ""
 
 
 def _load(options: argparse.Namespace, **more: Any) -> Model:

@@ -1,6 +1,8 @@
 """Exceptions: VfmError, the base of all that vfm and vfm_runtime raise, and those that any module may raise."""
 
+import difflib
 import reprlib
+from collections.abc import Iterable
 from typing import Self
 
 _REMEDY = "Export the bundle anew with this version of vfm."
@@ -62,6 +64,14 @@ class ContractError(VfmError, ValueError):
 
 class ProviderError(VfmError, RuntimeError):
     """ONNX Runtime is not installed properly, or cannot run where it was asked to."""
+
+
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """Return a sentence that names up to three choices near to a word, after a space; empty where none is near."""
+    names = list(choices)
+    begun = [name for name in names if word and name.startswith(word)]
+    near = (begun or difflib.get_close_matches(word, names, cutoff=0.6))[:3]
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def format_value(value: object) -> str:

@@ -179,14 +179,14 @@ def test_info_json(bundle, capsys):
     ("words", "text"),
     [
         ([], f"Name a command: {COMMANDS}"),
-        (["predct"], f"no command 'predct'. Did you mean predict? Commands: {COMMANDS}"),
+        (["predct"], f"no command 'predct'. Did you mean 'predict'? Commands: {COMMANDS}"),
         (["zzz"], f"no command 'zzz'. Commands: {COMMANDS}"),
         (["--json", "info"], "Options come after the command"),
         (["predict"], "the following arguments are required: BUNDLE, IMAGE_OR_FOLDER"),
-        (["predict", "b", "i", "--tpo", "3"], "has no option '--tpo'. Did you mean --top?"),
+        (["predict", "b", "i", "--tpo", "3"], "has no option '--tpo'. Did you mean '--top'?"),
         (
             ["predict", "b", "i", "--batch", "3"],
-            "has no option '--batch'. Did you mean --batch-size",
+            "has no option '--batch'. Did you mean '--batch-size",
         ),
         (["predict", "b", "i", "--top", "0"], "'0' is not a whole number from 1 up"),
         (["predict", "b", "i", "--batch-size", "x"], "'x' is not a whole number from 1 up"),

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vfm.cli.errors import UsageError, explain, suggest
+from vfm_runtime.errors import suggest
+
+from vfm.cli.errors import UsageError, explain
 
 TRAINING = {
     "fit": "train a task on your data",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import traceback
-from collections.abc import Iterable
 
 from vfm_runtime.errors import VfmError
 
@@ -13,14 +11,6 @@ _MAX_LINES = 10
 
 class UsageError(VfmError, ValueError):
     """The command line or a recipe is wrong; the message says how to mend it."""
-
-
-def suggest(given: str, choices: Iterable[str]) -> str:
-    """A sentence that names the choices near to what was given, or nothing."""
-    names = list(choices)
-    begun = [name for name in names if given and name.startswith(given)]
-    found = (begun or difflib.get_close_matches(given, names, cutoff=0.6))[:3]
-    return f" Did you mean {' or '.join(repr(name) for name in found)}?" if found else ""
 
 
 def explain(error: BaseException) -> str:

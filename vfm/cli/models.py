@@ -9,8 +9,9 @@ from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 import timm
+from vfm_runtime.errors import suggest
 
-from vfm.cli.errors import UsageError, suggest
+from vfm.cli.errors import UsageError
 from vfm.models.licenses import terms
 from vfm.models.measure import Size, measure
 from vfm.models.presets import PRESETS, Use, sizes

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from vfm_runtime.errors import suggest
 
-from vfm.cli.errors import UsageError, suggest
+from vfm.cli.errors import UsageError
 from vfm.spec import list_arguments
 
 OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}

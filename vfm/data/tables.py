@@ -6,11 +6,10 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vfm_runtime.errors import DataError
+from vfm_runtime.errors import DataError, suggest
 
 from vfm.data.class_folders import SPLIT_FOLDERS
 
@@ -39,10 +38,8 @@ class Table(NamedTuple):
         """
         if column in self.columns:
             return
-        near = get_close_matches(column, self.columns, 1, cutoff=0.5)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
         raise DataError(
-            f"{self.path} has no column '{column}' ({option}).{hint} "
+            f"{self.path} has no column '{column}' ({option}).{suggest(column, self.columns)} "
             f"Columns: {', '.join(self.columns)}."
         )
 

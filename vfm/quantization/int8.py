@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import onnx
+from vfm_runtime.errors import suggest
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.quantization import int8_conv, int8_matmul
@@ -304,8 +304,7 @@ def require_known(exclude: Collection[str], plan: Plan) -> None:
     known = [*plan.errors, *plan.kept]
     for name in exclude:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = suggest(name, known)
             raise QuantizeError(
                 f"There is no node '{name}' to keep in 32 bits.{hint} Nodes: {', '.join(known)}."
             )

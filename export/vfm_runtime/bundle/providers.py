@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import difflib
 import io
 import logging
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vfm_runtime.bundle import openvino
-from vfm_runtime.errors import BundleError, OptionError, ProviderError
+from vfm_runtime.errors import BundleError, OptionError, ProviderError, suggest
 from vfm_runtime.ort import import_onnxruntime, run_errors, summarize_error
 
 DEVICES = ("auto", "cpu", "cuda", "openvino", "tensorrt")
@@ -53,8 +52,7 @@ def choose_device(device: str = "auto") -> str:
         ValueError: `device` is none of these.
     """
     if device not in DEVICES:
-        near = difflib.get_close_matches(device, DEVICES, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = suggest(device, DEVICES)
         raise OptionError(f"There is no device '{device}'.{hint} Devices: {', '.join(DEVICES)}.")
     runtime = import_onnxruntime()
     if device == "cpu":

@@ -308,7 +308,8 @@ def _make_bins(reference: DriftReference) -> dict[str, _Bins]:
     }
     for name, shares in reference.labels.items():
         groups = np.array(_group_labels(shares), np.int64)
-        bins[name] = _Bins(np.bincount(groups, weights=shares), partial(_find_groups, groups))
+        totals = np.bincount(groups, weights=shares).astype(np.float64)
+        bins[name] = _Bins(totals, partial(_find_groups, groups))
     return bins
 
 

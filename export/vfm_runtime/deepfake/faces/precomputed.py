@@ -1,6 +1,5 @@
 """Faces that were found before: boxes and landmarks from a JSON file or from NumPy files."""
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vfm_runtime.deepfake.faces.face import Face
-from vfm_runtime.errors import DataError
+from vfm_runtime.errors import DataError, suggest
 from vfm_runtime.media.image import Pixels
 
 POINTS = (5, 68, 81)
@@ -77,8 +76,7 @@ class Precomputed:
             path = self.path / Path(name).with_suffix(".npy")
             return [face_of(read_landmarks(path))]
         if name not in self._faces:
-            near = difflib.get_close_matches(name, self._faces, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = suggest(name, self._faces)
             raise DataError(
                 f"{self.path} has no image '{name}'.{hint} It knows {len(self._faces)} images; "
                 "an image without a face has an empty list."
