@@ -1,21 +1,21 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
+from scipy.special import expit
 from scipy.stats import beta
 
 from vfm.metrics.calibration import (
     TooFewError,
-    best_f1,
-    calibration_error,
-    conformal_threshold,
+    bound_rate,
+    compute_calibration_error,
+    count_required_samples,
+    find_best_f1,
+    find_precision_cut,
     fit_class_temperature,
+    fit_conformal_threshold,
     fit_label_temperature,
     fit_temperature,
-    largest_rate,
-    least_number,
-    precision_cut,
-    reliability,
-    sigmoid,
+    measure_reliability,
 )
 
 
@@ -34,7 +34,7 @@ def test_temperature_undoes_a_scale(scale):
 
 def test_temperature_is_the_minimum_of_the_balanced_likelihood():
     logits, fake = drawn(5000, 3.0)
-    best = minimize_scalar(lambda t: reliability(logits / t, fake)["nll"], (1, 5)).x
+    best = minimize_scalar(lambda t: measure_reliability(logits / t, fake)["nll"], (1, 5)).x
     assert fit_temperature(logits, fake) == pytest.approx(best, rel=0.01)
 
 
@@ -53,7 +53,7 @@ def test_temperature_refuses_swapped_labels_and_a_single_class():
 
 def test_reliability_of_true_odds_is_small_and_of_scaled_ones_is_not():
     logits, fake = drawn(40_000)
-    good, bad = reliability(logits, fake), reliability(5 * logits, fake)
+    good, bad = measure_reliability(logits, fake), measure_reliability(5 * logits, fake)
     assert good["ece"] < 0.015
     assert bad["ece"] > 0.05
     assert bad["nll"] > good["nll"]
@@ -63,23 +63,18 @@ def test_reliability_of_true_odds_is_small_and_of_scaled_ones_is_not():
 
 
 def test_reliability_by_hand():
-    found = reliability([np.log(3), -np.log(3)], [True, False])
+    found = measure_reliability([np.log(3), -np.log(3)], [True, False])
     assert found["brier"] == pytest.approx(1 / 16)
     assert found["nll"] == pytest.approx(-np.log(0.75))
     assert found["ece"] == pytest.approx(0.25)
-    assert reliability([1.0, 2.0], [True, True])["ece"] is None
+    assert measure_reliability([1.0, 2.0], [True, True])["ece"] is None
 
 
 def test_equal_scores_share_a_bin_in_any_order():
     logits, fake = np.zeros(100), np.arange(100) < 50
     order = np.random.default_rng(0).permutation(100)
-    assert reliability(logits, fake) == reliability(logits[order], fake[order])
-    assert reliability(logits, fake)["ece"] == pytest.approx(0)
-
-
-def test_sigmoid_does_not_overflow():
-    with np.errstate(all="raise"):
-        assert sigmoid([-700.0, 0.0, 700.0]).tolist() == pytest.approx([0, 0.5, 1])
+    assert measure_reliability(logits, fake) == measure_reliability(logits[order], fake[order])
+    assert measure_reliability(logits, fake)["ece"] == pytest.approx(0)
 
 
 @pytest.mark.parametrize(("rate", "number"), [(0.1, 25), (0.05, 19), (0.05, 60), (0.01, 199)])
@@ -87,7 +82,7 @@ def test_of_new_reals_at_most_the_promised_share_passes(rate, number):
     # The share of new reals above the threshold is known exactly for uniform values: no error of counting.
     random = np.random.default_rng(0)
     draws = 4000
-    passed = [1 - conformal_threshold(random.random(number), rate) for _ in range(draws)]
+    passed = [1 - fit_conformal_threshold(random.random(number), rate) for _ in range(draws)]
     error = 3 * np.std(passed) / np.sqrt(draws)
     assert np.mean(passed) <= rate + error
     # And it wastes no more than a sample's worth.
@@ -99,7 +94,7 @@ def test_a_threshold_between_ties_errs_on_the_safe_side():
     passed = []
     for _ in range(300):
         values = random.integers(0, 5, 2000)
-        passed.append((values[60:] > conformal_threshold(values[:60], 0.1)).mean())
+        passed.append((values[60:] > fit_conformal_threshold(values[:60], 0.1)).mean())
     assert np.mean(passed) <= 0.1
 
 
@@ -108,34 +103,34 @@ def test_the_bound_of_one_threshold_holds_as_often_as_it_says():
     held = []
     for _ in range(2000):
         values = random.random(100)
-        limit = conformal_threshold(values, 0.05)
-        held.append(1 - limit <= largest_rate(int((values > limit).sum()), 100))
+        limit = fit_conformal_threshold(values, 0.05)
+        held.append(1 - limit <= bound_rate(int((values > limit).sum()), 100))
     assert np.mean(held) == pytest.approx(0.95, abs=0.015)
 
 
 @pytest.mark.parametrize(("rate", "number"), [(0.001, 999), (0.01, 99), (0.05, 19), (0.1, 9)])
 def test_too_few_reals_are_refused_and_told_how_many(rate, number):
-    assert least_number(rate) == number
-    assert conformal_threshold(np.arange(number), rate) == number - 1
+    assert count_required_samples(rate) == number
+    assert fit_conformal_threshold(np.arange(number), rate) == number - 1
     text = rf"There are {number - 1} reals, too few .* at least {number}, .* Add reals, or allow"
     with pytest.raises(TooFewError, match=text):
-        conformal_threshold(np.arange(number - 1), rate)
+        fit_conformal_threshold(np.arange(number - 1), rate)
 
 
 def test_what_the_refusal_allows_is_enough():
     with pytest.raises(TooFewError, match=r"allow 5\.3 % or more") as caught:
-        conformal_threshold(np.arange(18), 0.01)
+        fit_conformal_threshold(np.arange(18), 0.01)
     assert "about 300 to confirm it" in str(caught.value)
-    assert conformal_threshold(np.arange(18), 0.053) == 17
+    assert fit_conformal_threshold(np.arange(18), 0.053) == 17
 
 
 def test_rates_and_values_that_mean_nothing_are_refused():
     with pytest.raises(ValueError, match=r"rate is 1.*For 1 % give 0\.01"):
-        conformal_threshold([1.0], 1)
+        fit_conformal_threshold([1.0], 1)
     with pytest.raises(ValueError, match="1 of 2 values of reals are not finite"):
-        conformal_threshold([1.0, np.inf], 0.5)
+        fit_conformal_threshold([1.0, np.inf], 0.5)
     with pytest.raises(ValueError, match="4 errors of 3 make no rate"):
-        largest_rate(4, 3)
+        bound_rate(4, 3)
 
 
 @pytest.mark.parametrize(
@@ -143,10 +138,10 @@ def test_rates_and_values_that_mean_nothing_are_refused():
     [(0, 178, 1.67), (0, 500, 0.60), (0, 1000, 0.30), (1, 1000, 0.47), (0, 3000, 0.10)],
 )
 def test_largest_rate_is_the_exact_bound(errors, number, percent):
-    assert 100 * largest_rate(errors, number) == pytest.approx(percent, abs=0.005)
+    assert 100 * bound_rate(errors, number) == pytest.approx(percent, abs=0.005)
     expected = beta.ppf(0.95, errors + 1, number - errors)
-    assert largest_rate(errors, number) == pytest.approx(expected)
-    assert largest_rate(number, number) == 1
+    assert bound_rate(errors, number) == pytest.approx(expected)
+    assert bound_rate(number, number) == 1
 
 
 def drawn_classes(seed, number, classes, sharpness):
@@ -171,7 +166,7 @@ def error_of(logits, truth, temperature):
     divided = logits / temperature
     powers = np.exp(divided - divided.max(1, keepdims=True))
     chance = powers / powers.sum(1, keepdims=True)
-    return calibration_error(chance.max(1), chance.argmax(1) == truth)
+    return compute_calibration_error(chance.max(1), chance.argmax(1) == truth)
 
 
 def test_on_other_images_the_calibration_error_falls():
@@ -196,36 +191,36 @@ def test_answers_that_are_all_right_do_not_prove_certainty():
 def test_the_temperature_of_independent_labels_is_found(sharpness):
     random = np.random.default_rng(0)
     logits = random.normal(-1, 2, (3000, 4))
-    truth = random.random(logits.shape) < sigmoid(logits)
+    truth = random.random(logits.shape) < expit(logits)
     assert fit_label_temperature(logits * sharpness, truth) == pytest.approx(sharpness, rel=0.1)
 
 
 def test_calibration_error_by_hand():
-    assert calibration_error([0.8] * 10, [True] * 6 + [False] * 4) == pytest.approx(0.2)
-    assert calibration_error([0.0, 1.0], [False, True]) == 0
-    assert calibration_error([0.9] * 5 + [0.1] * 5, [True] * 10) == pytest.approx(0.5)
+    assert compute_calibration_error([0.8] * 10, [True] * 6 + [False] * 4) == pytest.approx(0.2)
+    assert compute_calibration_error([0.0, 1.0], [False, True]) == 0
+    assert compute_calibration_error([0.9] * 5 + [0.1] * 5, [True] * 10) == pytest.approx(0.5)
 
 
 def test_a_precision_is_proved_not_seen():
     scores = np.linspace(1, 0, 101)[:100]
     right = np.arange(100) < 80
-    cut, best = precision_cut(scores, right, 0.9)
+    cut, best = find_precision_cut(scores, right, 0.9)
     # Of the 80 right ones first and some wrong ones after, no more than the exact interval allows.
     assert cut.precision >= 0.9
     assert cut.bound >= 0.9
-    assert 1 - largest_rate(cut.num - 80, cut.num) == pytest.approx(cut.bound)
-    assert 1 - largest_rate(cut.num + 1 - 80, cut.num + 1) < 0.9
+    assert 1 - bound_rate(cut.num - 80, cut.num) == pytest.approx(cut.bound)
+    assert 1 - bound_rate(cut.num + 1 - 80, cut.num + 1) < 0.9
     assert scores[cut.num] < cut.threshold < scores[cut.num - 1]
     assert best.num == 80
-    none, best = precision_cut(scores, right, 0.99)
+    none, best = find_precision_cut(scores, right, 0.99)
     assert none is None
     assert best.bound == pytest.approx(0.05 ** (1 / 80))
 
 
 def test_equal_scores_are_cut_together():
-    cut, _ = precision_cut([1.0] * 60 + [0.5] * 40, [True] * 60 + [False] * 40, 0.9)
+    cut, _ = find_precision_cut([1.0] * 60 + [0.5] * 40, [True] * 60 + [False] * 40, 0.9)
     assert (cut.num, cut.threshold) == (60, 0.75)
-    none, best = precision_cut([1.0] * 100, [True] * 60 + [False] * 40, 0.9)
+    none, best = find_precision_cut([1.0] * 100, [True] * 60 + [False] * 40, 0.9)
     assert none is None
     assert best.num == 100
 
@@ -235,7 +230,7 @@ def test_the_precision_holds_on_other_images():
     kept, right = 0, 0
     for _ in range(200):
         scores = random.random(400)
-        cut, _ = precision_cut(scores, random.random(400) < scores, 0.8)
+        cut, _ = find_precision_cut(scores, random.random(400) < scores, 0.8)
         others = random.random(1000)
         if cut is not None:
             sure = others >= cut.threshold
@@ -246,11 +241,11 @@ def test_the_precision_holds_on_other_images():
 
 
 def test_best_f1():
-    assert best_f1([0.9, 0.8, 0.3, 0.2], [True, True, False, False]) == (
+    assert find_best_f1([0.9, 0.8, 0.3, 0.2], [True, True, False, False]) == (
         pytest.approx(0.55),
         1.0,
     )
-    threshold, f1 = best_f1([0.9, 0.9, 0.9, 0.1], [True, False, True, True])
+    threshold, f1 = find_best_f1([0.9, 0.9, 0.9, 0.1], [True, False, True, True])
     assert threshold == pytest.approx(0.05)
     assert f1 == pytest.approx(6 / 7)
 
@@ -261,6 +256,6 @@ def test_what_cannot_be_calibrated_is_refused():
     with pytest.raises(ValueError, match=r"logits have shape \(2, 2\), the true labels \(2,\)"):
         fit_label_temperature(np.zeros((2, 2)), [0, 1])
     with pytest.raises(ValueError, match=r"\(0,\) probabilities and \(0,\) answers"):
-        calibration_error([], [])
+        compute_calibration_error([], [])
     with pytest.raises(ValueError, match=r"least is 95, .* For 1 % give 0\.01"):
-        precision_cut([0.5], [True], 95)
+        find_precision_cut([0.5], [True], 95)

@@ -15,7 +15,7 @@ from vfm_runtime.errors import VfmError
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.bundle.ood_graph import ReferenceOutputs, vector_of
-from vfm.metrics.calibration import conformal_threshold
+from vfm.metrics.calibration import fit_conformal_threshold
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.labelled_images import OpenedImages, ValidationError
@@ -153,7 +153,7 @@ def distance_limit(distances: NDArray[np.float32], rate: float = _RATE) -> float
             100 * rate,
             100 * possible,
         )
-    return conformal_threshold(distances, max(rate, possible), "images")
+    return fit_conformal_threshold(distances, max(rate, possible), "images")
 
 
 def open_training(checkpoint: Checkpoint) -> OpenedImages | None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.deepfake.decision import Decision
+from vfm_runtime.deepfake.evidence import sigmoid
 from vfm_runtime.deepfake.faces.crop import CropSpec
 
 from vfm.data.dataset import Record
@@ -21,12 +22,11 @@ from vfm.deepfake.evidence import Evidence, gather
 from vfm.deepfake.results import OPERATING_POINT, decisions, videos_fingerprint
 from vfm.metrics.calibration import (
     TooFewError,
-    conformal_threshold,
+    bound_rate,
+    count_required_samples,
+    fit_conformal_threshold,
     fit_temperature,
-    largest_rate,
-    least_number,
-    reliability,
-    sigmoid,
+    measure_reliability,
 )
 from vfm.tasks.calibration import CalibrationError, CalibrationOptions, CalibrationResult
 from vfm.tasks.labelled_images import LabelledImages
@@ -159,12 +159,12 @@ def fit(evidence: Evidence, *, fpr: float, miss: float | None, abstain: float) -
     """
     videos = evidence.videos
     # First, since it is what most often fails: the message says how many it takes.
-    above = conformal_threshold(videos.logits[~videos.fake], fpr, "real videos")
+    above = fit_conformal_threshold(videos.logits[~videos.fake], fpr, "real videos")
     temperature = fit_temperature(videos.logits, videos.fake)
     threshold = above / temperature
     real_below = None
     if miss is not None:
-        below = -conformal_threshold(-videos.logits[videos.fake], miss, "fake videos")
+        below = -fit_conformal_threshold(-videos.logits[videos.fake], miss, "fake videos")
         # Where the limits cross, nothing lies between them: what is not fake is real.
         real_below = below / temperature if below < above else None
     moving = videos.num_frames > 1
@@ -202,7 +202,7 @@ def describe(evidence: Evidence, rules: Decision) -> dict[str, Any]:
         "num_fakes": len(videos.keys) - len(reals),
         "num_real_identities": len({evidence.identities[i] for i in reals}),
         "num_lost": evidence.num_lost,
-        "fpr_at_most": largest_rate(alarms, len(reals)),
+        "fpr_at_most": bound_rate(alarms, len(reals)),
         "decisions": decisions(calibrated, videos.fake, rules),
         "per_dataset": [
             {"dataset": name}
@@ -211,8 +211,8 @@ def describe(evidence: Evidence, rules: Decision) -> dict[str, Any]:
             for name in dict.fromkeys(names)
             if (chosen := np.array(names) == name).any()
         ],
-        "before": reliability(videos.logits, videos.fake),
-        "after": reliability(calibrated, videos.fake),
+        "before": measure_reliability(videos.logits, videos.fake),
+        "after": measure_reliability(calibrated, videos.fake),
         "decision": rules.to_dict(),
     }
 
@@ -222,7 +222,7 @@ def _limit(values: NDArray[np.float64], share: float, name: str) -> float | None
     if not share or not len(values) or not np.ptp(values):
         return None
     try:
-        return conformal_threshold(values, share, "videos")
+        return fit_conformal_threshold(values, share, "videos")
     except TooFewError as error:
         log.warning("No rule %s: %s", name, error)
         return None
@@ -239,14 +239,14 @@ def _report(details: dict[str, Any], rules: Decision) -> list[str]:
         f"{details['num_videos']} videos: {details['num_reals']} real, {details['num_fakes']} fake.",
         f"Temperature {rules.temperature:.3g}: expected calibration error {details['before']['ece']:.3f}, now "
         f"{details['after']['ece']:.3f}.",
-        f"Threshold: a score of {float(sigmoid(rules.limit)):.4f}. Of real videos like these at most "
+        f"Threshold: a score of {sigmoid(rules.limit):.4f}. Of real videos like these at most "
         f"{100 * fpr:g} % are called fake, on average; of this threshold {details['fpr_at_most']:.1%} at most, with "
         "95 % confidence.",
         f"Of the fakes here {found['tpr']:.1%} are called fake, {found['missed']:.1%} real.",
     ]
     if details["num_lost"]:
         lines.append(f"{details['num_lost']} videos got no score, and set nothing.")
-    if details["num_real_identities"] < least_number(fpr):
+    if details["num_real_identities"] < count_required_samples(fpr):
         lines.append(
             f"Note: the real videos show only {details['num_real_identities']} people or groups of people, and videos "
             "of one person err together: the rate for other people is less sure than it looks."

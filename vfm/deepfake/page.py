@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.deepfake.evidence import sigmoid
 
 from vfm.data.dataset import Record
 from vfm.deepfake.metrics import Videos, beside_reals
-from vfm.metrics.calibration import sigmoid
 from vfm.metrics.ranking import Ranking
 from vfm.report import Curve, curves
 from vfm.report.plots import COLOURS, FONT_SIZE, figure, png, tidy
@@ -295,7 +295,7 @@ def _list_pictures(
         typical = frames[np.argmin(np.abs(logits[frames] - videos.logits[video]))]
         dataset, method, name = videos.keys[video]
         where = "/".join(part for part in (dataset, method) if part)
-        score = f"{float(sigmoid(videos.logits[video])):.3f}"
+        score = f"{sigmoid(float(videos.logits[video])):.3f}"
         caption = f"{score}, {videos.num_frames[video]} frames\n{where or 'real'}\n{name}"
         yield partial(open_record, records[typical]), caption
 

@@ -26,7 +26,7 @@ from vfm.deepfake.metrics import (
     video_logits,
 )
 from vfm.deepfake.page import write_deepfake_page
-from vfm.metrics.calibration import largest_rate, reliability
+from vfm.metrics.calibration import bound_rate, measure_reliability
 from vfm.tasks.results import SplitPredictions, read_results, save_results
 
 OPERATING_POINT = "operating_point.json"
@@ -241,7 +241,7 @@ def _at_operating_point(folder: Path, found: Scored, fingerprint: str) -> dict[s
     """How the calibrated decision does on this split; and how good a probability the score is."""
     videos = found.videos
     path = folder / OPERATING_POINT
-    plain = {"calibration": {"temperature": 1.0, **reliability(videos.logits, videos.fake)}}
+    plain = {"calibration": {"temperature": 1.0, **measure_reliability(videos.logits, videos.fake)}}
     nothing = {**plain, "operating_point": None, "operating_point_note": None}
     if not path.is_file():
         return nothing
@@ -255,7 +255,7 @@ def _at_operating_point(folder: Path, found: Scored, fingerprint: str) -> dict[s
     calibrated = videos.logits / rules.temperature
     measured = {
         "temperature": rules.temperature,
-        **reliability(calibrated, videos.fake),
+        **measure_reliability(calibrated, videos.fake),
     }
     return {
         "calibration": measured,
@@ -285,7 +285,7 @@ def decisions(
         "calibrated_fpr": rules.fpr,
         "num_false_alarms": alarms,
         "fpr": alarms / num_reals if num_reals else None,
-        "fpr_at_most": largest_rate(alarms, num_reals) if num_reals else None,
+        "fpr_at_most": bound_rate(alarms, num_reals) if num_reals else None,
         "tpr": caught / num_fakes if num_fakes else None,
         "missed": passed / num_fakes if num_fakes else None,
         "undecided": float(undecided.mean()),

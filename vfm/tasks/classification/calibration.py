@@ -11,11 +11,11 @@ from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
 from vfm.metrics.calibration import (
-    best_f1,
-    calibration_error,
+    compute_calibration_error,
+    find_best_f1,
+    find_precision_cut,
     fit_class_temperature,
     fit_label_temperature,
-    precision_cut,
 )
 from vfm.tasks.calibration import (
     Calibration,
@@ -98,8 +98,8 @@ def _single(validation: LabelValidation, outputs: Arrays, least: float | None) -
     return Calibration(
         ConfidenceRules(temperature=temperature, thresholds=thresholds),
         validation.num_images,
-        calibration_error(scores.max(axis=1), right),
-        calibration_error(fitted.max(axis=1), right),
+        compute_calibration_error(scores.max(axis=1), right),
+        compute_calibration_error(fitted.max(axis=1), right),
         shared,
         least,
     )
@@ -117,7 +117,7 @@ def _precise(
         raise CalibrationError(
             f"The precision is {least:g}, but it is a share above 0 and below 1. For 95 % give 0.95."
         )
-    overall, closest = precision_cut(scores, right, least, _LEVEL)
+    overall, closest = find_precision_cut(scores, right, least, _LEVEL)
     if overall is None:
         raise CalibrationError(
             f"No threshold proves a precision of {least:.1%} on these {len(scores)} images: the most is "
@@ -128,7 +128,9 @@ def _precise(
     for number, label in enumerate(labels):
         own = best == number
         proved, closest = (
-            precision_cut(scores[own], right[own], least, _LEVEL) if own.any() else (None, overall)
+            find_precision_cut(scores[own], right[own], least, _LEVEL)
+            if own.any()
+            else (None, overall)
         )
         # Where little is proved, no less is asked than of all together, nor than what was seen to go wrong.
         least_score = max(overall.threshold, closest.threshold)
@@ -155,7 +157,8 @@ def _several(validation: LabelValidation, outputs: Arrays) -> Calibration:
     fitted = apply_temperature(scores, temperature, True)
     there = np.asarray(truth.any(axis=0))
     thresholds = [
-        best_f1(fitted[:, k], truth[:, k])[0] if there[k] else _APPLIES for k in range(len(there))
+        find_best_f1(fitted[:, k], truth[:, k])[0] if there[k] else _APPLIES
+        for k in range(len(there))
     ]
     absent = list_absent(validation, there.tolist(), _APPLIES)
     return Calibration(
@@ -170,7 +173,9 @@ def _several(validation: LabelValidation, outputs: Arrays) -> Calibration:
 def _mean_error(scores: NDArray[Any], truth: NDArray[np.bool_]) -> float:
     """Of each label on its own: together, the many that hardly ever apply would hide the rest."""
     columns = zip(scores.T, truth.T, strict=True)
-    return float(np.mean([calibration_error(chance, applies) for chance, applies in columns]))
+    return float(
+        np.mean([compute_calibration_error(chance, applies) for chance, applies in columns])
+    )
 
 
 def _logarithms(scores: NDArray[Any]) -> NDArray[np.float64]:
