@@ -47,7 +47,7 @@ def check(view, tolerance=2.0):
 def test_boxes_follow_the_objects(fit, seed):
     preprocess = Preprocess(size=(96, 128), fit=fit, mean=(0.0, 0.0, 0.0))
     views = Geometric(preprocess, zoom=(0.5, 1.5), flip=0.5)
-    view = views.single(picture(), np.random.default_rng(seed))
+    view = views.sample_view(picture(), np.random.default_rng(seed))
     assert view.pixels.shape == (96, 128, 3)
     assert len(view.corners)
     check(view)
@@ -63,14 +63,15 @@ def test_boxes_follow_the_objects_in_a_mosaic(seed):
         np.zeros((0, 4), np.float32),
         np.zeros(0, np.int64),
     )
-    view = views.mosaic([empty, only, empty, empty], np.random.default_rng(seed))
+    view = views.sample_mosaic([empty, only, empty, empty], np.random.default_rng(seed))
     check(view)
 
 
 def test_a_mosaic_shows_all_four():
     views = Geometric(SIZE, zoom=(1, 1), flip=0.0)
     labels = [
-        views.mosaic([picture()] * 4, np.random.default_rng(seed)).labels for seed in range(10)
+        views.sample_mosaic([picture()] * 4, np.random.default_rng(seed)).labels
+        for seed in range(10)
     ]
     assert max(len(found) for found in labels) >= 6
 
@@ -78,7 +79,7 @@ def test_a_mosaic_shows_all_four():
 def test_a_view_shows_an_object_as_a_whole():
     views = Geometric(SIZE, zoom=(0.3, 0.6), flip=0.0)
     for seed in range(30):
-        view = views.single(picture(), np.random.default_rng(seed))
+        view = views.sample_view(picture(), np.random.default_rng(seed))
         assert len(view.labels) >= 1
 
 

@@ -8,7 +8,7 @@ from vfm.data.decode import Source
 
 
 def boxes(crop, height, width, count=400):
-    return [crop.box(height, width, np.random.default_rng(seed)) for seed in range(count)]
+    return [crop.draw_box(height, width, np.random.default_rng(seed)) for seed in range(count)]
 
 
 @pytest.mark.parametrize("size", [(480, 640), (97, 31), (1, 1), (3, 2000)])

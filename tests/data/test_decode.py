@@ -31,7 +31,7 @@ def test_whole_picture_is_that_of_evaluation(photo):
     path = photo(quality=95)
     source = Source.open(path)
     assert (source.height, source.width) == (300, 420)
-    difference = source.pixels().astype(int) - open_image(path)
+    difference = source.decode().astype(int) - open_image(path)
     assert np.abs(difference).max() <= 6  # the faster arithmetic
 
 
@@ -40,7 +40,7 @@ def test_whole_picture_is_that_of_evaluation(photo):
     [(1.0, 1), (0.51, 1), (0.5, 2), (0.26, 2), (0.25, 4), (0.125, 8), (0.01, 8)],
 )
 def test_scale_is_a_power_of_two_that_is_enough(photo, scale, factor):
-    pixels = Source.open(photo()).pixels(scale)
+    pixels = Source.open(photo()).decode(scale)
     assert pixels.shape == (-(-300 // factor), -(-420 // factor), 3)
     expected = Image.fromarray(smooth(300, 420)).resize(pixels.shape[1::-1], Image.Resampling.BOX)
     assert np.abs(pixels.astype(int) - np.asarray(expected)).mean() < 3
@@ -54,8 +54,8 @@ def test_orientation(photo, orientation):
     upright = open_image(path)
     source = Source.open(path)
     assert (source.height, source.width) == upright.shape[:2]
-    assert np.abs(source.pixels().astype(int) - upright).max() <= 6
-    half = source.pixels(0.5)
+    assert np.abs(source.decode().astype(int) - upright).max() <= 6
+    half = source.decode(0.5)
     assert half.shape == (upright.shape[0] // 2, upright.shape[1] // 2, 3)
     assert np.abs(half[0, 0].astype(int) - upright[0, 0]).max() < 12
 
@@ -65,13 +65,13 @@ def test_orientation(photo, orientation):
 )
 def test_other_formats_and_modes_are_as_in_evaluation(photo, name, mode):
     path = photo(name, mode=mode)
-    assert np.abs(Source.open(path).pixels().astype(int) - open_image(path)).max() <= 6
+    assert np.abs(Source.open(path).decode().astype(int) - open_image(path)).max() <= 6
 
 
 def test_array(photo):
     image = smooth(20, 30)
-    assert np.array_equal(Source.open(image).pixels(0.1), image)
-    assert Source.open(image[:, :, 0]).pixels().shape == (20, 30, 3)
+    assert np.array_equal(Source.open(image).decode(0.1), image)
+    assert Source.open(image[:, :, 0]).decode().shape == (20, 30, 3)
 
 
 def test_cut_file_is_refused_as_in_evaluation(photo, tmp_path):
@@ -81,7 +81,7 @@ def test_cut_file_is_refused_as_in_evaluation(photo, tmp_path):
     with pytest.raises(ImageError, match="truncated"):
         open_image(path)
     with pytest.raises(ImageError, match="truncated"):
-        Source.open(str(path)).pixels(0.5)
+        Source.open(str(path)).decode(0.5)
 
 
 def test_file_that_is_no_jpeg_after_all(tmp_path):

@@ -12,7 +12,7 @@ from vfm.data import DetectionData
 from vfm.data.dataset import Record
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.dataset import collate_boxes
-from vfm.data.detection.tiles import tiles
+from vfm.data.detection.tiles import cut_tiles
 from vfm.metrics.detection import Found
 from vfm.preprocess import Preprocess
 from vfm.tasks.detection.results import select_detections, select_truth
@@ -246,7 +246,7 @@ def test_overlapping_tiles_count_each_object_once(overlap):
     whole = Annotation(corners.astype(np.float32), np.zeros(200, bool), (200, 300))
     counted: list[int] = []
     answered = np.zeros(200, int)
-    for part, numbers in tiles(whole, tuple(range(200)), 100, overlap):
+    for part, numbers in cut_tiles(whole, tuple(range(200)), 100, overlap):
         record = Record("x.png", numbers, "x.png", objects=part)
         truth = select_truth(record, range(200))
         counted += truth.labels[~truth.ignored].tolist()

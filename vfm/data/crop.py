@@ -30,7 +30,7 @@ class RandomCrop:
         Args:
             size: Height and width of the result in pixels.
             cubic: Enlarge by cubic interpolation in place of linear.
-            scale: Least and greatest share of the image's area.
+            scale: Least and greatest fraction of the image's area.
             ratio: Least and greatest width by height.
 
         Raises:
@@ -38,35 +38,24 @@ class RandomCrop:
         """
         self.size = size
         self.enlarge = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
-        self.scale = _range("scale", scale, 1.0)
-        self.ratio = _range("ratio", ratio, math.inf)
+        self.scale = _check_range("scale", scale, 1.0)
+        self.ratio = _check_range("ratio", ratio, math.inf)
 
     def __call__(self, source: Source, generator: np.random.Generator) -> NDArray[np.uint8]:
-        """Crop and resize, uint8 [h, w, 3].
-
-        Args:
-            source: The image.
-            generator: Draws the crop, which does not depend on how finely the image is decoded.
-        """
-        top, left, height, width = self.box(source.height, source.width, generator)
+        """Crop at random and resize, uint8 [h, w, 3]; the crop does not depend on how finely the image is decoded."""
+        top, left, height, width = self.draw_box(source.height, source.width, generator)
         h, w = self.size
-        image = source.pixels(max(h / height, w / width))
-        y, x = image.shape[0] / source.height, image.shape[1] / source.width
-        rows = slice(round(top * y), max(round(top * y) + 1, round((top + height) * y)))
-        columns = slice(round(left * x), max(round(left * x) + 1, round((left + width) * x)))
-        part = image[rows, columns]
-        resized: NDArray[np.uint8] = cv2.resize(part, (w, h), interpolation=self._filter(part))  # type: ignore[assignment]
-        return resized
-
-    def _filter(self, part: NDArray[np.uint8]) -> int:
-        shrink = part.shape[0] / self.size[0], part.shape[1] / self.size[1]
-        if min(shrink) < 1:
-            return self.enlarge
+        part = source.crop(top, left, height, width, max(h / height, w / width))
+        shrink = min(part.shape[0] / h, part.shape[1] / w)
         # Down to a half, linear interpolation reads every pixel, and JPEG files are decoded to less than twice the
         # size. Beyond, of OpenCV's filters only the area one does, at several times the cost.
-        return cv2.INTER_LINEAR if min(shrink) <= 2 else cv2.INTER_AREA
+        kind = cv2.INTER_LINEAR if shrink <= 2 else cv2.INTER_AREA
+        resized: NDArray[np.uint8] = cv2.resize(  # type: ignore[assignment]
+            part, (w, h), interpolation=self.enlarge if shrink < 1 else kind
+        )
+        return resized
 
-    def box(
+    def draw_box(
         self, height: int, width: int, generator: np.random.Generator
     ) -> tuple[int, int, int, int]:
         """Draw top, left, height and width of a part of an image of this height and width."""
@@ -85,7 +74,7 @@ class RandomCrop:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _range(name: str, values: tuple[float, float], most: float) -> tuple[float, float]:
+def _check_range(name: str, values: tuple[float, float], most: float) -> tuple[float, float]:
     low, high = values
     if not 0 < low <= high <= most:
         limit = "" if math.isinf(most) else f", at most {most:g}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,24 +11,12 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
-from vfm_runtime.media.image import open_image
+from vfm_runtime.media.image import SIDEWAYS, open_image, read_orientation, turn_upright
 
 Pixels = NDArray[np.uint8]
 
 _JPEG = b"\xff\xd8\xff"
-_COLOURS = {"YCbCr", "Gray", "RGB"}
-_ORIENTATION = 0x0112
-# By EXIF orientation: how stored pixels become upright ones; 1 is upright already.
-_TURNS: dict[int, Callable[[Pixels], Pixels]] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, 1),
-}
-_SIDEWAYS = (5, 6, 7, 8)
+_COLORS = {"YCbCr", "Gray", "RGB"}
 # The decoder computes halves of a side in vector instructions; factors between them take longer than the next half.
 _FACTORS = (8, 4, 2)
 
@@ -39,84 +26,95 @@ class Source:
     """An image of known size whose pixels are decoded when it is known how finely they are needed."""
 
     height: int
-    """Of the upright image, in pixels."""
+    """Height of the upright image, in pixels."""
     width: int
+    """Width of the upright image, in pixels."""
     _whole: Pixels | None = None
     _jpeg: bytes = b""
     _orientation: int = 1
 
     @classmethod
     def open(cls, source: str | bytes | Pixels) -> Source:
-        """Read a file, and decode it at once unless it is a JPEG.
-
-        Args:
-            source: As for `vfm_runtime.media.image.open_image`.
+        """Read what `open_image` takes, and decode it at once unless it is a JPEG file.
 
         Raises:
             ImageError: It cannot be opened.
         """
-        jpeg = None if isinstance(source, np.ndarray) else cls._from_jpeg(source)
-        return jpeg or cls._from_pixels(source)
+        jpeg = None if isinstance(source, np.ndarray) else cls._open_jpeg(source)
+        if jpeg is not None:
+            return jpeg
+        whole = open_image(source)
+        return cls(whole.shape[0], whole.shape[1], whole)
 
-    def pixels(self, scale: float = 1.0) -> Pixels:
+    def decode(self, scale: float = 1.0) -> Pixels:
         """Decode the image, uint8 [h, w, 3], upright.
 
         Args:
-            scale: Least share of each side that is needed; h and w are `height` and `width` times
-                a power of two that is not smaller, at most 1.
+            scale: Least fraction of each side that is needed; h and w are `height` and `width` times a power of two
+                that is not smaller, at most 1.
 
         Raises:
             ImageError: It is damaged.
         """
         if self._whole is not None:
             return self._whole
+        height, width = self.height, self.width
+        if self._orientation in SIDEWAYS:
+            height, width = width, height
         factor = next((f for f in _FACTORS if f * scale <= 1), 1)
-        least = {
-            "min_height": -(-self._stored[0] // factor),
-            "min_width": -(-self._stored[1] // factor),
-        }
         try:
             # The faster of two ways of rounding and of enlarging the colours: below what augmentation changes.
-            image: Pixels = simplejpeg.decode_jpeg(
-                self._jpeg, "RGB", fastdct=True, fastupsample=True, **least
+            pixels: Pixels = simplejpeg.decode_jpeg(
+                self._jpeg,
+                "RGB",
+                fastdct=True,
+                fastupsample=True,
+                min_height=-(-height // factor),
+                min_width=-(-width // factor),
             )
         except ValueError:
             # Pillow is asked for the last word on damaged files, as it is in evaluation.
             return open_image(self._jpeg)
-        turn = _TURNS.get(self._orientation)
-        return image if turn is None else turn(image)
+        if self._orientation == 1:
+            return pixels
+        return np.array(turn_upright(Image.fromarray(pixels), self._orientation))
 
-    @property
-    def _stored(self) -> tuple[int, int]:
-        sideways = self._orientation in _SIDEWAYS
-        return (self.width, self.height) if sideways else (self.height, self.width)
+    def crop(self, top: float, left: float, height: float, width: float, scale: float) -> Pixels:
+        """Decode a part of the upright image, given in its pixels; uint8 [h, w, 3], at least 1 x 1.
+
+        Args:
+            top: Upper edge of the part.
+            left: Left edge of the part.
+            height: Height of the part.
+            width: Width of the part.
+            scale: Least fraction of each side that is needed, as for `decode`.
+
+        Raises:
+            ImageError: The image is damaged.
+        """
+        image = self.decode(scale)
+        y, x = image.shape[0] / self.height, image.shape[1] / self.width
+        first_row, first_column = round(top * y), round(left * x)
+        rows = slice(first_row, max(first_row + 1, round((top + height) * y)))
+        columns = slice(first_column, max(first_column + 1, round((left + width) * x)))
+        return image[rows, columns]
 
     @classmethod
-    def _from_pixels(cls, source: str | bytes | Pixels) -> Source:
-        whole = open_image(source)
-        return cls(whole.shape[0], whole.shape[1], whole)
-
-    @classmethod
-    def _from_jpeg(cls, source: str | bytes) -> Source | None:
+    def _open_jpeg(cls, source: str | bytes) -> Source | None:
         """None for everything that `open_image` should look at: other formats, rare modes, damage."""
         try:
             data = source if isinstance(source, bytes) else Path(source).read_bytes()
             if not data.startswith(_JPEG):
                 return None
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            orientation = _exif_orientation(data)
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+            orientation = 1
+            if data.find(b"Exif", 0, 65536) >= 0:
+                with Image.open(io.BytesIO(data)) as image:
+                    orientation = read_orientation(image, "JPEG file")
         except (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
             return None
-        if colours not in _COLOURS or height * width > (Image.MAX_IMAGE_PIXELS or 0):
+        if colors not in _COLORS or height * width > (Image.MAX_IMAGE_PIXELS or 0):
             return None
-        if orientation in _SIDEWAYS:
+        if orientation in SIDEWAYS:
             height, width = width, height
         return cls(height, width, None, data, orientation)
-
-
-def _exif_orientation(data: bytes) -> int:
-    if data.find(b"Exif", 0, 65536) < 0:
-        return 1
-    with Image.open(io.BytesIO(data)) as image:
-        value = image.getexif().get(_ORIENTATION, 1)
-    return value if isinstance(value, int) else 1

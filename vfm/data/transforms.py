@@ -25,8 +25,17 @@ value}}`."""
 _RESIZE = "Resize"
 _CROP = "RandomResizedCrop"
 _SHIFT = [-0.06, 0.06]
-_JITTER = {"brightness": [0.8, 1.2], "contrast": [0.8, 1.2], "saturation": [0.8, 1.2]}
-_STRONG_JITTER = {"brightness": [0.6, 1.4], "contrast": [0.6, 1.4], "saturation": [0.6, 1.4]}
+
+
+def build_jitter(
+    light: float, *, saturation: float, hue: float, probability: float
+) -> dict[str, Any]:
+    """A step of random brightness, contrast, saturation and hue: each within 1 or 0 plus or minus what is given."""
+    around = {name: [1 - light, 1 + light] for name in ("brightness", "contrast")}
+    ranges = {"saturation": [1 - saturation, 1 + saturation], "hue": [-hue, hue]}
+    return {"ColorJitter": {**around, **ranges, "p": probability}}
+
+
 _PRESETS: dict[str, list[Any]] = {
     "none": [_RESIZE],
     # First the resize: a shift by a part of a pixel of an 8 x 8 digit needs the pixels, and a small image is turned in
@@ -49,12 +58,12 @@ _PRESETS: dict[str, list[Any]] = {
     "standard": [
         {_CROP: {"scale": [0.35, 1.0]}},
         {"HorizontalFlip": {"p": 0.5}},
-        {"ColorJitter": _JITTER | {"hue": [-0.02, 0.02], "p": 0.8}},
+        build_jitter(0.2, saturation=0.2, hue=0.02, probability=0.8),
     ],
     "strong": [
         {_CROP: {"scale": [0.2, 1.0]}},
         {"HorizontalFlip": {"p": 0.5}},
-        {"ColorJitter": _STRONG_JITTER | {"hue": [-0.05, 0.05], "p": 0.8}},
+        build_jitter(0.4, saturation=0.4, hue=0.05, probability=0.8),
         {"ToGray": {"p": 0.1}},
         {"GaussianBlur": {"sigma_limit": [0.1, 2.0], "blur_limit": 0, "p": 0.1}},
         {"CoarseDropout": {"num_holes_range": [1, 2], "fill": "random", "p": 0.25}},
@@ -116,10 +125,10 @@ class TrainTransform:
             image = self._crop(opened, generator)
         elif self._resize:
             image = self.preprocess.resize(
-                opened.pixels(1.0 if self._exact else self._scale(opened))
+                opened.decode(1.0 if self._exact else self._scale(opened))
             )[0]
         else:
-            image = opened.pixels()
+            image = opened.decode()
         if self._pipeline is not None:
             image = self._augmented(image, generator, seed)
         if not self._whole and image.shape[:2] == self.preprocess.size:

@@ -53,6 +53,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations of images whose height is that of the stored image's width."""
 
 # What Pillow's decoders were seen to raise on damaged files, besides its own errors.
 _DAMAGE = (
@@ -207,8 +209,7 @@ def _from_pillow(image: Image.Image, name: str) -> Pixels:
     try:
         image.load()
         # After load: only then has Pillow turned a TIFF itself and dropped its tag.
-        turn = _TURNS.get(_orientation(image, name))
-        return _to_rgb(image if turn is None else image.transpose(turn), name)
+        return _to_rgb(turn_upright(image, read_orientation(image, name)), name)
     except ImageError:
         raise
     except _BOMB as error:
@@ -217,7 +218,8 @@ def _from_pillow(image: Image.Image, name: str) -> Pixels:
         raise _damaged(name, error) from error
 
 
-def _orientation(image: Image.Image, name: str) -> int:
+def read_orientation(image: Image.Image, name: str) -> int:
+    """Return the EXIF orientation of an image, 1 to 8; 1 where nothing says it."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except _DAMAGE as error:
@@ -225,6 +227,12 @@ def _orientation(image: Image.Image, name: str) -> int:
         _log.warning("%s: its EXIF is damaged (%s), so it is taken as upright.", name, error)
         return 1
     return value if isinstance(value, int) else 1
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Return an image as its EXIF orientation says that it is seen."""
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _bomb(name: str) -> ImageError:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from vfm_runtime.errors import VfmError
+from vfm_runtime.media.image import SIDEWAYS, read_orientation
 
 
 class Box(NamedTuple):
@@ -66,12 +67,12 @@ def name_below(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def read_upright_size(path: Path) -> tuple[int, int] | None:
+def read_image_size(path: Path) -> tuple[int, int] | None:
     """Height and width of an upright image, from its header; None where it cannot be read."""
     try:
         with Image.open(path) as image:
             width, height = image.size
-            sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            sideways = read_orientation(image, str(path)) in SIDEWAYS
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None  # it is listed as unreadable when it is opened
     return (width, height) if sideways else (height, width)
@@ -95,11 +96,12 @@ class Tile(NamedTuple):
     """The part of a large photo that a record shows."""
 
     left: int
-    """Of the tile in the photo, in pixels."""
+    """Left edge of the tile in the photo, in pixels."""
     top: int
+    """Upper edge of the tile in the photo, in pixels."""
     core: NDArray[np.float64]
     """[4], the part of the tile that no neighbour answers for, in pixels of the tile; infinite at the photo's edges."""
-    own: NDArray[np.bool_]
+    is_core: NDArray[np.bool_]
     """[M], boxes whose centre lies in the core: every box of the photo counts in one tile."""
 
 

@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Unpack, get_args
 
 from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import find_images
 
+from vfm.data.base import LOADER_DEFAULTS, LoaderOptions
 from vfm.data.dataset import Record
 from vfm.data.detection.annotation import AnnotatedImage, BoxError
 from vfm.data.detection.base import BoxData
-from vfm.data.detection.clean import Fix, checked, present, require_inside
+from vfm.data.detection.clean import Fix, check_boxes, find_absent, require_inside
 from vfm.data.detection.coco import BoxFormat, find_coco, read_coco
 from vfm.data.detection.csv import find_tables, read_tables
 from vfm.data.detection.dataset import BoxAugment
-from vfm.data.detection.tiles import tiles
+from vfm.data.detection.tiles import cut_tiles
 from vfm.data.detection.voc import find_voc, read_voc
 from vfm.data.detection.yolo import find_yolo, read_yolo
 from vfm.data.folder import SPLIT_FILE
 from vfm.data.layouts import Layout, LayoutTable, Reading
-from vfm.data.splits import SPLITS, SplitRow, complete_splits, read_split, write_split
+from vfm.data.splits import (
+    SPLITS,
+    SplitRow,
+    check_fractions,
+    complete_splits,
+    read_split,
+    write_split,
+)
 from vfm.data.tables import write_rows
 from vfm.spec import Spec
 
 Format = Literal["auto", "coco", "yolo", "voc", "csv"]
 
-REPAIRS_FILE = "boxes_mended.csv"
+FIXES_FILE = "boxes_mended.csv"
 """Beside a run's logs: every box that was clipped or dropped."""
 
 
@@ -58,6 +67,8 @@ class DetectionData(BoxData):
     Splits that the files make are followed; what is missing of train and val is drawn.
     """
 
+    option_defaults: ClassVar[LoaderOptions] = {**LOADER_DEFAULTS, "batch_size": 16}
+
     def __init__(
         self,
         root: str | Path,
@@ -70,41 +81,33 @@ class DetectionData(BoxData):
         test_fraction: float = 0.1,
         split_file: str | Path | None = None,
         augment: BoxAugment = BoxAugment(),
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        seed: int = 0,
+        **options: Unpack[LoaderOptions],
     ) -> None:
         """Make the data module; the annotations are read by `setup`.
 
         Args:
-            root: The folder of images and annotations; or a COCO json, a data.yaml of YOLO, a table.
-            format: coco, yolo, voc or csv; `auto` finds out.
+            root: Folder of images and annotations; or a COCO json, a data.yaml of YOLO, a table.
+            format: Name of the format, coco, yolo, voc or csv; `auto` finds out.
             box_format: Order of the numbers of a COCO box: xywh, as the format has it, or xyxy for corners.
             tile: Side in pixels of the tiles that larger photos are cut into; null leaves them whole.
-            tile_overlap: Least share of a tile that its neighbour shows too.
-            val_fraction: Share of the images for validation, where the files have no split for it.
-            test_fraction: Share of the images for the test, where the files have no splits.
-            split_file: A table of images and their splits, as a training run leaves it; in place of all other splits.
+            tile_overlap: Least fraction of a tile that its neighbour shows too.
+            val_fraction: Fraction of the images for validation, where the files have no split for it.
+            test_fraction: Fraction of the images for the test, where the files have no splits.
+            split_file: Table of images and their splits, as a training run leaves it; in place of all other splits.
             augment: Augmentation of training images.
-            batch_size: Images in a batch, on each process.
-            num_workers: Processes that open images, as for `ImageData`.
-            seed: Of order, augmentation and splits.
+            **options: Options of every data module.
 
         Raises:
             ValueError: An argument lies outside its range.
         """
-        super().__init__(augment=augment, batch_size=batch_size, num_workers=num_workers, seed=seed)
+        super().__init__(augment=augment, **options)
         if format not in get_args(Format):
             raise OptionError(f"format is '{format}'. Choices: {', '.join(get_args(Format))}.")
         if tile is not None and tile < 32:
             raise OptionError(f"tile is {tile}. Give the side of a tile in pixels, 32 or more.")
         if not 0 <= tile_overlap < 0.9:
             raise OptionError(f"tile_overlap is {tile_overlap}. Give a share from 0 to below 0.9.")
-        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise OptionError(
-                f"val_fraction is {val_fraction} and test_fraction is {test_fraction}. "
-                "Give shares from 0 that leave something to train on, such as 0.1 and 0.1."
-            )
+        check_fractions(val_fraction, test_fraction)
         self.root = Path(root)
         self.format = format
         self.box_format = box_format
@@ -117,26 +120,37 @@ class DetectionData(BoxData):
 
     def read(self) -> dict[str, list[Record]]:
         """Read the annotations, check them, and find the images of each split."""
-        reading = self._reading()
+        reading = self._read_annotations()
         for note in reading.notes:
             warnings.warn(note, stacklevel=2)
-        scenes = reading.entries
-        if not scenes:
+        images = reading.entries
+        if not images:
             raise BoxError(f"There are annotations in {self.root}, but of no image at all.")
-        absent = present(scenes, self.root)
+        absent = find_absent(images, self.root)
         if absent:
             warnings.warn(
                 f"{len(absent)} annotated images are missing, such as {absent[0]}; they are listed with the results.",
                 stacklevel=2,
             )
-        require_inside(scenes, self.root)
-        names = self._names(reading, scenes)
-        self.labels = tuple(names)
-        splits = self._splits(reading.splits, names)
-        records = {
-            split: self._records(splits[split], names) for split in SPLITS if splits.get(split)
-        }
-        self._tell_repairs(scenes)
+        require_inside(images, self.root)
+        numbers = self._number_classes(reading)
+        self.labels = tuple(numbers)
+        if self.split_file is not None:
+            splits = _assign_splits(images, self.split_file)
+        else:
+            splits = complete_splits(
+                reading.splits,
+                lambda image: (
+                    image.name,
+                    tuple(sorted({numbers[b.label] for b in image.boxes if b.label in numbers})),
+                ),
+                self.labels,
+                val_fraction=self.val_fraction,
+                test_fraction=self.test_fraction,
+                seed=self.seed,
+            )
+        records = {split: self._build_records(images, numbers) for split, images in splits.items()}
+        self._warn_of_fixes(images)
         return records
 
     def read_predict(self) -> list[Record]:
@@ -154,32 +168,26 @@ class DetectionData(BoxData):
         return f"Add annotations of a {split} split to {self.root}, or give data that has one."
 
     def keep_split(self, folder: Path) -> Spec:
-        """Write `splits.csv`, and `boxes_mended.csv` where boxes were clipped or dropped.
-
-        Args:
-            folder: Of the training run.
-        """
+        """Write `splits.csv` to a run's folder, and `boxes_mended.csv` where boxes were clipped or dropped."""
         self._read_once()
         rows = {
-            SplitRow(_photo(record), "", split)
+            SplitRow(_name_file(record), "", split)
             for split in SPLITS
             for record in self.records.get(split, [])
         }
         path = folder.absolute() / SPLIT_FILE
         write_split(path, rows)
         if self.fixes:
-            listed = [repair._asdict() for repair in self.fixes]
-            write_rows(folder / REPAIRS_FILE, Fix._fields, listed)
+            write_rows(folder / FIXES_FILE, Fix._fields, [fix._asdict() for fix in self.fixes])
         spec = self.spec
         spec["init_args"] |= {"root": str(self.root.absolute()), "split_file": str(path)}
         return spec
 
     def describe(self) -> dict[str, Any]:
         """Class names, images and boxes per split and class, and how many boxes were mended; ready for JSON."""
-        found = super().describe()
-        return found | {"mended": dict(Counter(repair.done for repair in self.fixes))}
+        return super().describe() | {"mended": dict(Counter(fix.done for fix in self.fixes))}
 
-    def _reading(self) -> Reading[AnnotatedImage]:
+    def _read_annotations(self) -> Reading[AnnotatedImage]:
         if not self.root.exists():
             raise BoxError(
                 f"{self.root} does not exist (looked in {Path.cwd()}). Give the folder of images and annotations."
@@ -190,19 +198,16 @@ class DetectionData(BoxData):
         else:
             BOX_LAYOUTS.require(self.root, name, "--data.format")
         layout = BOX_LAYOUTS.layouts[name]
-        options = {"box_format": self.box_format} if "box_format" in layout.options else {}
-        return layout.read(self.root, **options)
+        return layout.read(self.root, **{name: getattr(self, name) for name in layout.options})
 
-    def _names(
-        self, reading: Reading[AnnotatedImage], scenes: Sequence[AnnotatedImage]
-    ) -> dict[str, int]:
+    def _number_classes(self, reading: Reading[AnnotatedImage]) -> dict[str, int]:
         """A number for each class that a box has, in the order of the file."""
-        used = {box.label for scene in scenes for box in scene.boxes}
+        used = {box.label for image in reading.entries for box in image.boxes}
         if not used:
             raise BoxError(
                 f"There is not one box in {self.root}. Check that its annotations are those of the images."
             )
-        listed = list(reading.labels) if reading.labels is not None else sorted(used)
+        listed = reading.labels if reading.labels is not None else sorted(used)
         unused = [name for name in listed if name not in used]
         if unused:
             warnings.warn(
@@ -211,64 +216,49 @@ class DetectionData(BoxData):
             )
         return {name: number for number, name in enumerate(n for n in listed if n in used)}
 
-    def _splits(
-        self, splits: Mapping[str, list[AnnotatedImage]], names: Mapping[str, int]
-    ) -> dict[str, list[AnnotatedImage]]:
-        if self.split_file is not None:
-            return _as_listed(splits, self.split_file)
-        return complete_splits(
-            splits,
-            lambda scene: (
-                scene.name,
-                tuple(sorted({names[box.label] for box in scene.boxes if box.label in names})),
-            ),
-            list(names),
-            val_fraction=self.val_fraction,
-            test_fraction=self.test_fraction,
-            seed=self.seed,
-        )
-
-    def _records(self, scenes: Sequence[AnnotatedImage], names: dict[str, int]) -> list[Record]:
+    def _build_records(
+        self, images: Sequence[AnnotatedImage], numbers: dict[str, int]
+    ) -> list[Record]:
         records = []
-        for scene in sorted(scenes, key=lambda scene: scene.name):
-            annotation, labels = checked(scene, names, self.fixes)
-            if self.tile is None:
-                records.append(Record(str(scene.path), labels, scene.name, objects=annotation))
-                continue
-            for part, own in tiles(annotation, labels, self.tile, self.tile_overlap):
-                place = "" if part.tile is None else f"@{part.tile.left},{part.tile.top}"
-                records.append(Record(str(scene.path), own, scene.name + place, objects=part))
+        for image in sorted(images, key=attrgetter("name")):
+            annotation, labels = check_boxes(image, numbers, self.fixes)
+            parts = [(annotation, labels)]
+            if self.tile is not None:
+                parts = list(cut_tiles(annotation, labels, self.tile, self.tile_overlap))
+            for part, classes in parts:
+                suffix = "" if part.tile is None else f"@{part.tile.left},{part.tile.top}"
+                records.append(Record(str(image.path), classes, image.name + suffix, objects=part))
         return records
 
-    def _tell_repairs(self, scenes: Sequence[AnnotatedImage]) -> None:
+    def _warn_of_fixes(self, images: Sequence[AnnotatedImage]) -> None:
         if not self.fixes:
             return
-        number = sum(len(scene.boxes) for scene in scenes)
-        kinds = Counter(repair.done for repair in self.fixes)
-        said = "; ".join(f"{count} {what}" for what, count in kinds.most_common())
+        number = sum(len(image.boxes) for image in images)
+        kinds = Counter(fix.done for fix in self.fixes)
+        counts = "; ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         first = self.fixes[0]
         warnings.warn(
-            f"Of {number} boxes of {self.root}: {said}. The first: '{first.label}' {first.box} in {first.image}; a "
-            f"training lists all in {REPAIRS_FILE}.",
+            f"Of {number} boxes of {self.root}: {counts}. The first: '{first.label}' {first.box} in {first.image}; a "
+            f"training lists all in {FIXES_FILE}.",
             stacklevel=2,
         )
 
 
-def _photo(record: Record) -> str:
-    """Name of the file's image, for a tile too."""
+def _name_file(record: Record) -> str:
+    """Name of the file of an image, or of a tile of it."""
     tiled = record.objects is not None and record.objects.tile is not None
     return record.name.rpartition("@")[0] if tiled else record.name
 
 
-def _as_listed(
-    given: Mapping[str, list[AnnotatedImage]], path: Path
+def _assign_splits(
+    images: Sequence[AnnotatedImage], split_file: Path
 ) -> dict[str, list[AnnotatedImage]]:
-    splits = {row.path: row.split for row in read_split(path)}
-    scenes = [scene for found in given.values() for scene in found]
-    unknown = sorted({scene.name for scene in scenes} ^ set(splits))
-    if unknown:
+    splits = {row.path: row.split for row in read_split(split_file)}
+    unmatched = sorted({image.name for image in images} ^ set(splits))
+    if unmatched:
         raise BoxError(
-            f"{len(unknown)} images are either annotated or listed in {path}, but not both, such as '{unknown[0]}'. Is "
-            "it the table of this data?"
+            f"{len(unmatched)} images are either annotated or listed in {split_file}, but not both, such as "
+            f"'{unmatched[0]}'. Is it the table of this data?"
         )
-    return {split: [s for s in scenes if splits[s.name] == split] for split in SPLITS}
+    chosen = {split: [i for i in images if splits[i.name] == split] for split in SPLITS}
+    return {split: images for split, images in chosen.items() if images}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +13,9 @@ from vfm.data.detection.annotation import (
     Annotation,
     Box,
     BoxError,
-    read_upright_size,
+    read_image_size,
 )
+from vfm.data.layouts import list_files_beside
 
 _MAX_ABSENT = 0.01
 _MAX_LEAVING = 0.2
@@ -34,140 +34,124 @@ class Fix(NamedTuple):
     """`clipped`, or `dropped` with the reason."""
 
 
-def present(scenes: Sequence[AnnotatedImage], source: Path) -> list[str]:
+def find_absent(images: Sequence[AnnotatedImage], source: Path) -> list[str]:
     """Names of the images that are not there, so few that the rest may go on.
 
     Args:
-        scenes: Of all splits.
-        source: What the user named.
+        images: Images of all splits.
+        source: Path that the user named.
 
     Raises:
         BoxError: More than one in a hundred is missing.
     """
-    folders = {scene.path.parent for scene in scenes}
-    there = {
-        os.path.join(folder, name)  # noqa: PTH118 - a Path for each file would take most of the time
-        for folder in folders
-        if folder.is_dir()
-        for name in os.listdir(folder)  # noqa: PTH208
-    }
-    absent = [scene for scene in scenes if os.fspath(scene.path) not in there]
-    if len(absent) > _MAX_ABSENT * len(scenes):
+    files = list_files_beside(image.path.as_posix() for image in images)
+    absent = [image for image in images if image.path.as_posix() not in files]
+    if len(absent) > _MAX_ABSENT * len(images):
         raise BoxError(
-            f"{len(absent)} of the {len(scenes)} images that the annotations of {source} name are not there, such as "
+            f"{len(absent)} of the {len(images)} images that the annotations of {source} name are not there, such as "
             f"{absent[0].path} ({absent[0].where}). Put them there, or give the folder that holds images and "
             "annotations."
         )
-    return [scene.name for scene in absent]
+    return [image.name for image in absent]
 
 
-def checked(
-    scene: AnnotatedImage, numbers: dict[str, int], fixes: list[Fix]
+def check_boxes(
+    image: AnnotatedImage, numbers: dict[str, int], fixes: list[Fix]
 ) -> tuple[Annotation, tuple[int, ...]]:
     """The boxes of one image, clipped to it, and their classes.
 
     Args:
-        scene: As it was read.
-        numbers: Of each class name.
-        fixes: Gets what was changed.
+        image: Image with its boxes as the file states them.
+        numbers: Number of each class by its name.
+        fixes: List to which each changed box is added.
 
     Raises:
         BoxError: A number is none, or a class has no name in the list.
     """
-    size = scene.size or read_upright_size(scene.path)
-    kept: list[tuple[float, ...]] = []
-    ignored: list[bool] = []
-    labels: list[int] = []
-    for box in scene.boxes:
+    size = image.size or read_image_size(image.path)
+    boxes: list[Box] = []
+    for box in image.boxes:
         if not np.isfinite(box[:4]).all():
             raise BoxError(
-                f"{scene.where}: the box of a '{box.label}' is {_text(box)}. A coordinate is missing; mend the file."
+                f"{image.where}: the box of a '{box.label}' is {_format(box)}. A coordinate is missing; mend the file."
             )
         if box.label not in numbers:
             raise BoxError(
-                f"{scene.where}: there is no class '{box.label}'. Classes: {', '.join(list(numbers)[:10])}."
+                f"{image.where}: there is no class '{box.label}'. Classes: {', '.join(list(numbers)[:10])}."
             )
-        clipped = _clipped(box, size)
-        reason = _reason(box, clipped, size)
-        if reason:
-            fixes.append(Fix(scene.name, box.label, _text(box), reason))
-        if not reason.startswith("dropped"):
-            kept.append(clipped)
-            ignored.append(box.ignored)
-            labels.append(numbers[box.label])
-    corners = np.array(kept, np.float32).reshape(-1, 4)
-    return Annotation(corners, np.array(ignored, bool), size or (0, 0)), tuple(labels)
+        clipped = _clip(box, size) if size is not None else box
+        outcome = ""
+        if _is_thin(box):
+            outcome = "dropped: less than a pixel wide or high"
+        elif _is_thin(clipped):
+            outcome = "dropped: outside of the image"
+        elif _has_outside(box, size):
+            outcome = "clipped"
+        if outcome:
+            fixes.append(Fix(image.name, box.label, _format(box), outcome))
+        if not outcome.startswith("dropped"):
+            boxes.append(clipped)
+    corners = np.array([box[:4] for box in boxes], np.float32).reshape(-1, 4)
+    ignored = np.array([box.ignored for box in boxes], bool)
+    labels = tuple(numbers[box.label] for box in boxes)
+    return Annotation(corners, ignored, size or (0, 0)), labels
 
 
-def require_inside(scenes: Iterable[AnnotatedImage], source: Path) -> None:
+def require_inside(images: Iterable[AnnotatedImage], source: Path) -> None:
     """Refuse boxes whose numbers seem to mean something else: too many of them leave their images.
 
     Raises:
         BoxError: With an example.
     """
-    number = leaving = corner_like = 0
-    example = ""
-    for scene in scenes:
-        if scene.size is None:
-            continue
-        for box in scene.boxes:
-            number += 1
-            if _leaves(box, scene.size):
-                leaving += 1
-                example = (
-                    example
-                    or f"{_text(box)} in {scene.where}, {scene.size[1]} x {scene.size[0]} pixels"
-                )
-                # Read as left, top, width, height, the corners of a box reach to the sum.
-                given = Box(
-                    box.left, box.top, box.right - box.left, box.bottom - box.top, box.label
-                )
-                corner_like += given.right > given.left and not _leaves(given, scene.size)
-    if leaving > _MAX_LEAVING * number:
+    sized = [image for image in images if image.size is not None]
+    number = sum(len(image.boxes) for image in sized)
+    leaving = [
+        (box, image) for image in sized for box in image.boxes if _has_outside(box, image.size)
+    ]
+    if len(leaving) <= _MAX_LEAVING * number:
+        return
+    hint = "Look whether the boxes belong to these images, and in which order their numbers stand."
+    if all(_fits_as_corners(box, image.size) for box, image in leaving):
         hint = (
-            "Look whether the boxes belong to these images, and in which order their numbers stand."
+            "As left, top, right and bottom they would fit, but COCO has left, top, width and height: set "
+            "--data.box_format xyxy, or convert them."
         )
-        if corner_like == leaving:
-            hint = (
-                "As left, top, right and bottom they would fit, but COCO has left, top, width and height: set "
-                "--data.box_format xyxy, or convert them."
-            )
-        raise BoxError(
-            f"{leaving} of the {number} boxes of {source} leave their image, such as {example}. {hint}"
-        )
-
-
-def _clipped(box: Box, size: tuple[int, int] | None) -> tuple[float, float, float, float]:
-    if size is None:
-        return box.left, box.top, box.right, box.bottom
-    height, width = size
-    return (
-        min(max(box.left, 0.0), width),
-        min(max(box.top, 0.0), height),
-        min(max(box.right, 0.0), width),
-        min(max(box.bottom, 0.0), height),
+    box, image = leaving[0]
+    height, width = image.size or (0, 0)
+    raise BoxError(
+        f"{len(leaving)} of the {number} boxes of {source} leave their image, such as {_format(box)} in "
+        f"{image.where}, {width} x {height} pixels. {hint}"
     )
 
 
-def _reason(
-    box: Box, clipped: tuple[float, float, float, float], size: tuple[int, int] | None
-) -> str:
-    left, top, right, bottom = clipped
-    if min(box.right - box.left, box.bottom - box.top) < _LEAST_SIDE:
-        return "dropped: less than a pixel wide or high"
-    if min(right - left, bottom - top) < _LEAST_SIDE:
-        return "dropped: outside of the image"
-    return "clipped" if size is not None and _leaves(box, size) else ""
-
-
-def _leaves(box: Box, size: tuple[int, int]) -> bool:
+def _clip(box: Box, size: tuple[int, int]) -> Box:
     height, width = size
-    return (
+    return box._replace(
+        left=min(max(box.left, 0.0), width),
+        top=min(max(box.top, 0.0), height),
+        right=min(max(box.right, 0.0), width),
+        bottom=min(max(box.bottom, 0.0), height),
+    )
+
+
+def _is_thin(box: Box) -> bool:
+    return min(box.right - box.left, box.bottom - box.top) < _LEAST_SIDE
+
+
+def _has_outside(box: Box, size: tuple[int, int] | None) -> bool:
+    """Whether a box leaves an image of this height and width by more than tools round."""
+    return size is not None and (
         min(box.left, box.top) < -_ROUNDING
-        or box.right > width + _ROUNDING
-        or box.bottom > height + _ROUNDING
+        or box.bottom > size[0] + _ROUNDING
+        or box.right > size[1] + _ROUNDING
     )
 
 
-def _text(box: Box) -> str:
+def _fits_as_corners(box: Box, size: tuple[int, int] | None) -> bool:
+    # Read as left, top, width, height, the corners of a box reach to the sum.
+    read = box._replace(right=box.right - box.left, bottom=box.bottom - box.top)
+    return read.right > read.left and not _has_outside(read, size)
+
+
+def _format(box: Box) -> str:
     return ", ".join(f"{value:g}" for value in box[:4])

@@ -15,42 +15,24 @@ from vfm_runtime.media.image import ImageError, open_image
 from vfm.data.dataset import ImageDataset, Record, Skipped, read_source, sample_seed
 from vfm.data.decode import Source
 from vfm.data.detection.annotation import Annotation
-from vfm.data.detection.transforms import Geometric, Picture, View
-from vfm.data.transforms import AugmentError, TrainTransform
+from vfm.data.detection.transforms import Geometric, Picture
+from vfm.data.transforms import AugmentError, TrainTransform, build_jitter
 from vfm.preprocess import Geometry, Preprocess, as_shares
 from vfm.renames import accept_old_keys
 from vfm.types import Batch, Objects
 
-_COLOURS: dict[str, list[Any]] = {
+_COLORS: dict[str, list[Any]] = {
     "none": [],
-    "mild": [
-        {
-            "ColorJitter": {
-                "brightness": [0.8, 1.2],
-                "contrast": [0.8, 1.2],
-                "saturation": [0.7, 1.3],
-                "hue": [-0.03, 0.03],
-                "p": 0.7,
-            }
-        }
-    ],
+    "mild": [build_jitter(0.2, saturation=0.3, hue=0.03, probability=0.7)],
     "strong": [
-        {
-            "ColorJitter": {
-                "brightness": [0.6, 1.4],
-                "contrast": [0.6, 1.4],
-                "saturation": [0.5, 1.5],
-                "hue": [-0.05, 0.05],
-                "p": 0.8,
-            }
-        },
+        build_jitter(0.4, saturation=0.5, hue=0.05, probability=0.8),
         {"ToGray": {"p": 0.05}},
         {"GaussianBlur": {"sigma_limit": [0.1, 1.5], "blur_limit": 0, "p": 0.1}},
     ],
 }
 _PARTNERS = 3
 # Photos that are cut into tiles stay open, this many in each worker.
-_OPEN = 4
+_open_large = functools.lru_cache(maxsize=4)(open_image)
 
 
 @accept_old_keys
@@ -63,15 +45,15 @@ class BoxAugment:
     """
 
     mosaic: float = 0.5
-    """Share of the samples that are put together from parts of four images."""
+    """Fraction of the samples that are put together from parts of four images."""
     zoom: tuple[float, float] = (0.5, 1.25)
-    """Least and greatest side of a view as a share of the image's; a view shows at least one box as a whole."""
+    """Least and greatest side of a view as a fraction of the image's; a view shows at least one box as a whole."""
     flip: float = 0.5
-    """Share of the samples that are mirror images; 0 where left and right differ, as in text."""
+    """Fraction of the samples that are mirror images; 0 where left and right differ, as in text."""
     colors: Literal["none", "mild", "strong"] = "mild"
     """How brightness, contrast, saturation and hue change."""
     close_mosaic: float = 0.15
-    """Last share of the training without mosaic, zoom and change of colours: it ends on images as they are."""
+    """Last fraction of the training without mosaic, zoom and change of colours: it ends on images as they are."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "zoom", tuple(self.zoom))
@@ -85,10 +67,8 @@ class BoxAugment:
             raise AugmentError(
                 f"augment.zoom is {list(self.zoom)}. Give the least and the greatest, from 0.1 to 4; [1, 1] for none."
             )
-        if self.colors not in _COLOURS:
-            raise AugmentError(
-                f"augment.colors is '{self.colors}'. Choices: {', '.join(_COLOURS)}."
-            )
+        if self.colors not in _COLORS:
+            raise AugmentError(f"augment.colors is '{self.colors}'. Choices: {', '.join(_COLORS)}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +78,9 @@ class BoxSample:
     image: NDArray[np.uint8]
     """uint8 [h, w, 3], at the model's size."""
     boxes: NDArray[np.float32]
-    """[M, 4], centre, width and height as shares of the image."""
+    """[M, 4], centre, width and height as fractions of the image."""
     labels: NDArray[np.int64]
-    """[M]."""
+    """[M], classes of the boxes."""
     geometry: NDArray[np.float32]
     """[6], as `Geometry.row`."""
     index: int
@@ -121,10 +101,10 @@ class BoxDataset(ImageDataset):
         """Make the data set.
 
         Args:
-            records: In the order of the split.
-            preprocess: Of the model; used alone without augmentation.
-            augment: For training.
-            seed: Of the augmentation.
+            records: Images in the order of the split.
+            preprocess: Preprocessing of the model; used alone without augmentation.
+            augment: Augmentation, for training.
+            seed: Seed of the augmentation.
             calm_from: Epoch from which images are only mirrored.
         """
         super().__init__(records, preprocess, None, seed)
@@ -133,64 +113,57 @@ class BoxDataset(ImageDataset):
         if augment is not None:
             self._wild = Geometric(preprocess, zoom=augment.zoom, flip=augment.flip)
             self._calm = Geometric(preprocess, zoom=(1.0, 1.0), flip=augment.flip)
-            steps = _COLOURS[augment.colors]
-            self._colours = TrainTransform(list(steps), preprocess) if steps else None
+            steps = _COLORS[augment.colors]
+            self._colors = TrainTransform(list(steps), preprocess) if steps else None
 
     def __getitem__(self, key: int | tuple[int, int]) -> BoxSample | Skipped:  # type: ignore[override]
-        """One image, whole; or in training a view of it.
-
-        Args:
-            key: An index, or a pair of epoch and index as `EpochSampler` gives.
-        """
+        """One image by its index, or a pair of epoch and index: whole, or in training a view of it."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
         try:
             if self.augment is None:
-                return self._whole(index, record)
-            return self._view(index, record, epoch, self.augment)
+                return self._open_whole(index, record)
+            return self._draw_view(index, record, epoch, self.augment)
         except ImageError as error:
             return Skipped(record.name, error.reason, np.zeros(0, np.int64), self.preprocess.size)
 
-    def _whole(self, index: int, record: Record) -> BoxSample:
+    def _open_whole(self, index: int, record: Record) -> BoxSample:
         pixels, geometry = self.preprocess.resize(load_pixels(record))
         size = self.preprocess.size
-        corners, labels = _learned(record)
+        corners, labels = _select_learned(record)
         row = np.array(geometry.row(size), np.float32)
         return BoxSample(pixels, geometry.shares(corners, size), labels, row, index, record.name)
 
-    def _view(self, index: int, record: Record, epoch: int, augment: BoxAugment) -> BoxSample:
+    def _draw_view(self, index: int, record: Record, epoch: int, augment: BoxAugment) -> BoxSample:
         seed = sample_seed(self.seed, epoch, index)
         generator = np.random.default_rng(seed)
-        picture = _picture(record)
+        picture = _open_picture(record)
         calm = epoch >= self.calm_from
         partners: list[Picture] = []
         if not calm and generator.random() < augment.mosaic:
-            partners = self._partners(generator)
+            partners = self._open_partners(generator)
         if len(partners) == _PARTNERS:
-            view = self._wild.mosaic([picture, *partners], generator)
+            view = self._wild.sample_mosaic([picture, *partners], generator)
         else:
-            view = (self._calm if calm else self._wild).single(picture, generator)
-        if self._colours is not None and not calm:
-            view = view._replace(pixels=self._colours(view.pixels, seed))
-        return self._sample(view, index, record.name)
-
-    def _partners(self, generator: np.random.Generator) -> list[Picture]:
-        """Three other images; fewer where one cannot be read, which is reported when its own turn comes."""
-        found = []
-        for other in generator.integers(len(self.records), size=_PARTNERS).tolist():
-            try:
-                found.append(_picture(self.records[other]))
-            except ImageError:
-                break
-        return found
-
-    def _sample(self, view: View, index: int, name: str) -> BoxSample:
-        height, width = view.pixels.shape[:2]
-        whole = np.array([width, height] * 2, np.float32)
-        shares = as_shares((view.corners / whole).astype(np.float32))
+            view = (self._calm if calm else self._wild).sample_view(picture, generator)
+        pixels = view.pixels
+        if self._colors is not None and not calm:
+            pixels = self._colors(pixels, seed)
+        height, width = pixels.shape[:2]
+        corners = (view.corners / np.array([width, height] * 2, np.float32)).astype(np.float32)
         geometry = Geometry(height, width, 1.0, 1.0, 0.0, 0.0).row((height, width))
         row = np.array(geometry, np.float32)
-        return BoxSample(view.pixels, shares, view.labels, row, index, name)
+        return BoxSample(pixels, as_shares(corners), view.labels, row, index, record.name)
+
+    def _open_partners(self, generator: np.random.Generator) -> list[Picture]:
+        """Three other images; fewer where one cannot be read, which is reported when its own turn comes."""
+        pictures = []
+        for other in generator.integers(len(self.records), size=_PARTNERS).tolist():
+            try:
+                pictures.append(_open_picture(self.records[other]))
+            except ImageError:
+                break
+        return pictures
 
 
 def collate_boxes(samples: Sequence[BoxSample | Skipped]) -> Batch:
@@ -213,19 +186,19 @@ def collate_boxes(samples: Sequence[BoxSample | Skipped]) -> Batch:
     )
 
 
-def _learned(record: Record) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Corners and classes of the boxes to learn."""
+def _select_learned(record: Record) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Corners [M, 4] and classes [M] of the boxes to learn."""
     if record.objects is None or not isinstance(record.label, tuple):
         return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    kept = ~record.objects.ignored
-    return record.objects.corners[kept], np.array(record.label, np.int64)[kept]
+    learned = ~record.objects.ignored
+    return record.objects.corners[learned], np.array(record.label, np.int64)[learned]
 
 
-def _picture(record: Record) -> Picture:
+def _open_picture(record: Record) -> Picture:
     tile = record.objects is not None and record.objects.tile is not None
     source = Source.open(load_pixels(record) if tile else read_source(record))
     _require_size(record, source.height, source.width)
-    return Picture(source, *_learned(record))
+    return Picture(source, *_select_learned(record))
 
 
 def load_pixels(record: Record) -> NDArray[np.uint8]:
@@ -237,19 +210,13 @@ def load_pixels(record: Record) -> NDArray[np.uint8]:
     annotation = record.objects
     if annotation is None or annotation.tile is None:
         pixels: NDArray[np.uint8] = open_image(read_source(record))
-        _require_size(record, *pixels.shape[:2])
-        return pixels
-    assert isinstance(record.source, str)
-    whole = _open_large(record.source)
-    (left, top), (height, width) = annotation.tile[:2], annotation.size
-    part = np.ascontiguousarray(whole[top : top + height, left : left + width])
-    _require_size(record, *part.shape[:2])
-    return part
-
-
-@functools.lru_cache(maxsize=_OPEN)
-def _open_large(path: str) -> NDArray[np.uint8]:
-    return open_image(path)
+    else:
+        assert isinstance(record.source, str)
+        (left, top), (height, width) = annotation.tile[:2], annotation.size
+        whole = _open_large(record.source)
+        pixels = np.ascontiguousarray(whole[top : top + height, left : left + width])
+    _require_size(record, *pixels.shape[:2])
+    return pixels
 
 
 def _require_size(record: Record, height: int, width: int) -> None:

@@ -13,7 +13,7 @@ from vfm.data.detection.annotation import Annotation, Tile
 _LEAST_VISIBLE = 0.3
 
 
-def tiles(
+def cut_tiles(
     annotation: Annotation, labels: tuple[int, ...], side: int, overlap: float
 ) -> Iterator[tuple[Annotation, tuple[int, ...]]]:
     """The tiles of an image; the image itself where it is no larger than a tile and a half.
@@ -22,23 +22,33 @@ def tiles(
     there, unless its centre does. Where tiles overlap, each answers for its side of the overlap's middle.
 
     Args:
-        annotation: Of the whole image.
+        annotation: Boxes of the whole image.
         labels: Class of each box.
-        side: Of a tile, in pixels.
-        overlap: Least share of a tile that its neighbour shows too.
+        side: Height and width of a tile in pixels.
+        overlap: Least fraction of a tile that its neighbour shows too.
     """
     height, width = annotation.size
     if max(height, width) <= 1.5 * side:
         yield annotation, labels
         return
-    h, w = min(side, height), min(side, width)
-    for top, rows in _starts(height, h, overlap):
-        for left, columns in _starts(width, w, overlap):
-            core = np.array([columns[0], rows[0], columns[1], rows[1]])
-            yield _cut(annotation, labels, (left, top), core, (h, w))
+    size = min(side, height), min(side, width)
+    for top, (low, high) in _place_tiles(height, size[0], overlap):
+        for left, (first, last) in _place_tiles(width, size[1], overlap):
+            core = np.array([first, low, last, high])
+            moved = annotation.corners - np.array([left, top] * 2, np.float32)
+            inside = moved.clip(0, np.array([size[1], size[0]] * 2, np.float32))
+            areas = compute_areas(inside)
+            visible = areas / compute_areas(moved).clip(min=1e-6)
+            is_core = is_centered_in(core, moved)
+            # Of a box whose centre is here, a quarter may be: it counts in no other tile.
+            ignored = annotation.ignored | ((visible < _LEAST_VISIBLE) & ~is_core)
+            seen = (areas > 0) & (visible > 0)
+            tile = Tile(left, top, core, is_core[seen])
+            classes = tuple(label for label, is_seen in zip(labels, seen, strict=True) if is_seen)
+            yield Annotation(inside[seen], ignored[seen], size, tile), classes
 
 
-def _starts(length: int, side: int, overlap: float) -> list[tuple[int, tuple[float, float]]]:
+def _place_tiles(length: int, side: int, overlap: float) -> list[tuple[int, tuple[float, float]]]:
     """Where tiles start along an axis, and from where to where each answers, seen from its start."""
     number = 1 + int(np.ceil((length - side) / (side * (1 - overlap)))) if length > side else 1
     starts = [round(start) for start in np.linspace(0, length - side, number).tolist()]
@@ -47,32 +57,14 @@ def _starts(length: int, side: int, overlap: float) -> list[tuple[int, tuple[flo
     return [(s, (low - s, high - s)) for s, (low, high) in zip(starts, limits, strict=True)]
 
 
-def _cut(
-    annotation: Annotation,
-    labels: tuple[int, ...],
-    corner: tuple[int, int],
-    core: NDArray[np.float64],
-    size: tuple[int, int],
-) -> tuple[Annotation, tuple[int, ...]]:
-    moved = annotation.corners - np.array(corner * 2, np.float32)
-    inside = moved.clip(0, np.array([size[1], size[0]] * 2, np.float32))
-    visible = area(inside) / area(moved).clip(min=1e-6)
-    kept = (area(inside) > 0) & (visible > 0)
-    own = is_centered_in(core, moved)
-    # Of a box whose centre is here, a quarter may be: it counts in no other tile.
-    ignored = annotation.ignored | ((visible < _LEAST_VISIBLE) & ~own)
-    there = tuple(label for label, seen in zip(labels, kept, strict=True) if seen)
-    return Annotation(inside[kept], ignored[kept], size, Tile(*corner, core, own[kept])), there
-
-
 def is_centered_in(core: NDArray[np.float64], corners: np.ndarray) -> NDArray[np.bool_]:
     """Which of the boxes [M, 4] have their centre in the region [4], bool [M]."""
-    centre = (corners[:, :2] + corners[:, 2:]) / 2
-    result: NDArray[np.bool_] = ((centre >= core[:2]) & (centre < core[2:])).all(axis=1)
+    center = (corners[:, :2] + corners[:, 2:]) / 2
+    result: NDArray[np.bool_] = ((center >= core[:2]) & (center < core[2:])).all(axis=1)
     return result
 
 
-def area(corners: np.ndarray) -> np.ndarray:
+def compute_areas(corners: np.ndarray) -> np.ndarray:
     """Areas [M] of boxes [M, 4]."""
     result: np.ndarray = (corners[:, 2:] - corners[:, :2]).clip(min=0).prod(axis=1)
     return result

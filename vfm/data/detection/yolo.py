@@ -15,7 +15,7 @@ from vfm.data.detection.annotation import (
     Box,
     BoxError,
     name_below,
-    read_upright_size,
+    read_image_size,
 )
 from vfm.data.layouts import Reading
 
@@ -124,7 +124,7 @@ def _label_file(image: Path) -> Path:
 
 def _scene(image: Path, root: Path, names: Sequence[str]) -> AnnotatedImage:
     path = _label_file(image)
-    size = read_upright_size(image)
+    size = read_image_size(image)
     height, width = size or (1, 1)  # an unreadable file is listed and left out when it is opened
     boxes = []
     if path.is_file():

@@ -49,7 +49,9 @@ def select_truth(record: Record, columns: Sequence[int]) -> Truth:
     assert isinstance(record.label, tuple)
     labels = np.array([columns[label] for label in record.label], np.int64)
     tile, ignored = record.objects.tile, record.objects.ignored
-    return Truth(record.objects.corners, labels, ignored if tile is None else ignored | ~tile.own)
+    return Truth(
+        record.objects.corners, labels, ignored if tile is None else ignored | ~tile.is_core
+    )
 
 
 def select_detections(record: Record, boxes: Found) -> Found:
