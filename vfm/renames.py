@@ -28,7 +28,6 @@ MODULES = {
     "vfm.audit.shortcuts_page": "vfm.deepfake.shortcuts.page",
     "vfm.bundle.bits": "vfm.quantization",
     "vfm.bundle.bits.budget": "vfm.quantization.search",
-    "vfm.bundle.bits.fuse": "vfm.quantization.fuse_attention",
     "vfm.bundle.bits.graph": "vfm.quantization.graph",
     "vfm.bundle.bits.half": "vfm.quantization.fp16",
     "vfm.bundle.bits.int8": "vfm.quantization.int8",

@@ -1,9 +1,11 @@
-"""A model of three layers, and how to run it."""
+"""A model of three layers, how to run it, and how to write it with all nodes in 8 bits that can be."""
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+
+from vfm.quantization.int8 import plan_int8
 
 
 def run(model, inputs):
@@ -50,3 +52,9 @@ def perceptron(path, seed=0, scale=1.0):
 
 def rows(count=64, seed=1):
     return {"x": np.random.default_rng(seed).standard_normal((count, 8)).astype(np.float32)}
+
+
+def write_int8(source, target, samples):
+    plan = plan_int8(source, samples)
+    onnx.save(plan.build(plan.errors), target)
+    return plan

@@ -6,11 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.quantization.perceptron import perceptron, rows, run
-from vfm.quantization import int8
+from tests.quantization.perceptron import perceptron, rows, run, write_int8
 from vfm.quantization.graph import QuantizeError
-from vfm.quantization.int8 import write_int8
-from vfm.quantization.search import BudgetError, is_within, within_budget
+from vfm.quantization.int8 import Int8Plan
+from vfm.quantization.search import BudgetError, is_within, quantize_within_budget
 
 
 @pytest.fixture
@@ -28,34 +27,34 @@ class Meter:
         assert np.isfinite(run(path, rows())[0]).all()
         self.paths.append(path)
         ops = [node.op_type for node in onnx.load(path).graph.node]
-        return 1 - 0.02 * ops.count("DynamicQuantizeMatMul")
+        return 1 - 0.02 * ops.count("MatMulInteger")
 
 
 def test_budget_that_is_met_at_once(tmp_path, target):
     source = perceptron(tmp_path / "m.onnx")
     meter = Meter()
-    done = within_budget(source, target, [rows()], meter, max_drop=4.1)
+    done = quantize_within_budget(source, target, [rows()], meter, max_drop=4.1)
     assert meter.paths == [source, target]
-    assert (done.before, done.after, done.tried) == (1.0, 0.96, ((0, 0.96),))
-    assert done.int8.quantised == ("one", "two")
-    plain = done.to_dict()
-    assert plain["kept"] == {"three": "head"}
-    assert (plain["metric_before"], plain["max_drop"], plain["num_quantised"]) == (1.0, 4.1, 2)
-    assert str(done) == (
-        "2 nodes in 8 bits, 1 in 32: metric 1.0000 to 0.9600, 4.00 of at most 4.1 points lost"
-    )
+    assert done == {
+        **{"method": "dynamic", "num_quantised": 2, "kept": {"three": "head"}},
+        **{"bytes": target.stat().st_size, "source_bytes": source.stat().st_size},
+        **{"metric_before": 1.0, "metric_after": 0.96, "max_drop": 4.1},
+        **{"drop": pytest.approx(4), "tried": [{"nodes_back": 0, "metric": 0.96}]},
+    }
 
 
 def test_budget_takes_the_worst_back_first(tmp_path, target):
     source = perceptron(tmp_path / "m.onnx")
     errors = write_int8(source, target, [rows()]).errors
     worst = max(errors, key=errors.get)
-    done = within_budget(source, target, [rows()], Meter(), max_drop=2.1)
-    assert done.tried == ((0, 0.96), (1, 0.98))
-    assert done.int8.kept[worst] == f"error {errors[worst]:.4f}, cost too much of the metric"
-    assert len(done.int8.quantised) == 1
-    assert worst not in done.int8.quantised
-    assert Meter()(target) == done.after == 0.98
+    done = quantize_within_budget(source, target, [rows()], Meter(), max_drop=2.1)
+    assert [tuple(each.values()) for each in done["tried"]] == [(0, 0.96), (1, 0.98)]
+    assert done["kept"] == {
+        "three": "head",
+        worst: f"error {errors[worst]:.4f}, cost too much of the metric",
+    }
+    assert done["num_quantised"] == 1
+    assert Meter()(target) == done["metric_after"] == 0.98
 
 
 def test_budget_that_cannot_be_met_leaves_no_file(tmp_path, target):
@@ -65,41 +64,41 @@ def test_budget_that_cannot_be_met_leaves_no_file(tmp_path, target):
         r"at most 0 may be lost\. Allow more with --max_drop"
     )
     with pytest.raises(BudgetError, match=message):
-        within_budget(source, target, [rows()], Meter(), max_drop=0)
+        quantize_within_budget(source, target, [rows()], Meter(), max_drop=0)
     assert not target.exists()
 
 
 def test_search_finds_the_fewest_nodes(monkeypatch, tmp_path):
-    class Plan:
-        method, kept = "dynamic", {}
-        errors = {f"n{i}": 1 / (1 + i) for i in range(40)}  # noqa: RUF012
+    names = [f"n{i}" for i in range(40)]
+    back = []
 
-    written = []
+    def build(chosen):
+        back.append(40 - len(chosen))
+        return onnx.ModelProto()
 
-    def write(plan, source, target, back):
-        written.append(len(back))
-        return int8.Int8("dynamic", (), back, plan.errors, 1, 2)
-
-    monkeypatch.setattr("vfm.quantization.search.make_plan", lambda *_, **__: Plan())
-    monkeypatch.setattr("vfm.quantization.search.write_plan", write)
+    errors = {name: 1 / (1 + i) for i, name in enumerate(names)}
+    plan = Int8Plan("dynamic", {}, errors, build)
+    monkeypatch.setattr("vfm.quantization.search.plan_int8", lambda *_: plan)
     source = tmp_path / "m.onnx"
-    done = within_budget(
+    source.touch()
+    done = quantize_within_budget(
         source,
         tmp_path / "t.onnx",
         [{}],
-        lambda path: 0.9 if path == source else 0.8 + 0.01 * min(written[-1], 10),
+        lambda path: 0.9 if path == source else 0.8 + 0.01 * min(back[-1], 10),
         max_drop=3.001,
     )
-    assert [number for number, _ in done.tried] == [0, 1, 2, 4, 8, 6, 7]
-    assert list(done.int8.kept) == [f"n{i}" for i in range(7)]
+    assert [each["nodes_back"] for each in done["tried"]] == [0, 1, 2, 4, 8, 6, 7]
+    assert list(done["kept"]) == names[:7]
+    assert back[-1] == 7
 
 
 def test_errors_say_what_to_do(tmp_path, target):
     source = perceptron(tmp_path / "m.onnx")
     with pytest.raises(QuantizeError, match=r"max_drop is nan\. Give the points that may be lost"):
-        within_budget(source, target, [rows()], lambda _: 1.0, max_drop=math.nan)
+        quantize_within_budget(source, target, [rows()], lambda _: 1.0, max_drop=math.nan)
     with pytest.raises(QuantizeError, match=r"The metric of .* is nan\. Give data with labels"):
-        within_budget(source, target, [rows()], lambda _: math.nan, max_drop=1)
+        quantize_within_budget(source, target, [rows()], lambda _: math.nan, max_drop=1)
 
 
 def test_a_loss_as_large_as_allowed_is_allowed():

@@ -16,7 +16,7 @@ from vfm_runtime.tasks.base import Arrays, Prediction
 from vfm.bundle.accuracy import Measure
 from vfm.bundle.parity import timed
 from vfm.quantization.fp16 import write_fp16
-from vfm.quantization.search import BudgetError, is_within, within_budget
+from vfm.quantization.search import BudgetError, is_within, quantize_within_budget
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.labelled_images import OpenedImages, ValidationError
 
@@ -95,7 +95,7 @@ def write_precision(
     source, target = folder / MODEL_FILE, folder / PRECISION_FILES[name]
     how: dict[str, Any] = {}
     if name == "int8":
-        how = within_budget(source, target, samples, measure, max_drop=max_drop).to_dict()
+        how = quantize_within_budget(source, target, samples, measure, max_drop=max_drop)
     else:
         write_fp16(source, target)
     figures = measure.figures(target)

@@ -1,4 +1,4 @@
-"""A model in 16 bits: half of the bytes, and for GPUs twice as fast or more."""
+"""Fp16 models: half of the bytes, and for GPUs twice as fast or more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from vfm.quantization.graph import Graph, QuantizeError, attribute
+from vfm.quantization.graph import Graph, QuantizeError, get_attribute
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 # Computed in whichever precision their inputs have.
@@ -29,10 +29,6 @@ def write_fp16(source: Path, target: Path) -> None:
     norms, the last layers, and all that places boxes or chooses among them: there, 16 bits have too few digits or too
     small a range. On a CPU the file answers alike, but slowly.
 
-    Args:
-        source: An ONNX file in 32 bits.
-        target: The file to write.
-
     Raises:
         QuantizeError: The model is missing or too large, or has weights that 16 bits cannot hold.
     """
@@ -50,42 +46,33 @@ class _Conversion:
     def __init__(self, graph: Graph) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self._graph = graph
-        self._floats = _floats(graph)
-        self._kept = _kept(graph)
+        self._floats = _find_floats(graph)
+        self._in_32_bits = _find_exact(graph)
         self._in_16: set[str] = set()
         self._copies: dict[tuple[str, bool], str] = {}
 
     def add(self, node: onnx.NodeProto) -> None:
         changed = onnx.NodeProto()
         changed.CopyFrom(node)
-        small = self._small(node)
+        to_16 = node.name not in self._in_32_bits and (
+            node.op_type in _PRODUCTS
+            or (node.op_type in _FOLLOWING and bool(self._in_16.intersection(node.input)))
+        )
         for position, name in enumerate(node.input):
-            if name in self._floats:
-                changed.input[position] = self._as(name, small)
+            if name in self._floats and to_16 != (name in self._in_16):
+                if (name, to_16) not in self._copies:
+                    self._copies[name, to_16] = self._copy(name, to_16)
+                changed.input[position] = self._copies[name, to_16]
         self.nodes.append(changed)
-        if small:
+        if to_16:
             self._in_16.update(name for name in node.output if name in self._floats)
 
-    def _small(self, node: onnx.NodeProto) -> bool:
-        if node.name in self._kept or node.domain:
-            return False
-        if node.op_type in _PRODUCTS:
-            return True
-        return node.op_type in _FOLLOWING and bool(self._in_16.intersection(node.input))
-
-    def _as(self, name: str, small: bool) -> str:
-        """The tensor in the precision asked for."""
-        if small == (name in self._in_16):
-            return name
-        if (name, small) not in self._copies:
-            self._copies[name, small] = self._copy(name, small)
-        return self._copies[name, small]
-
-    def _copy(self, name: str, small: bool) -> str:
-        copy = f"{name}.{16 if small else 32}"
-        value = self._graph.constant(name)
+    def _copy(self, name: str, to_16: bool) -> str:
+        """Make a tensor in the other precision and return its name."""
+        copy = f"{name}.{16 if to_16 else 32}"
+        value = self._graph.get_constant(name)
         if value is None:
-            to = TensorProto.FLOAT16 if small else TensorProto.FLOAT
+            to = TensorProto.FLOAT16 if to_16 else TensorProto.FLOAT
             self.nodes.append(helper.make_node("Cast", [name], [copy], copy, to=to))
             return copy
         largest = float(np.abs(value).max(initial=0))
@@ -95,10 +82,10 @@ class _Conversion:
                 f"The weight '{name}' reaches {largest:.1e}; 16 bits hold at most {_LARGEST:.0f}. Ship fp32, or int8 "
                 "for the CPU."
             )
-        return self._graph.add(copy, value.astype(np.float16))
+        return self._graph.add_constant(copy, value.astype(np.float16))
 
 
-def _floats(graph: Graph) -> set[str]:
+def _find_floats(graph: Graph) -> set[str]:
     """Names of the tensors in 32 bits."""
     inferred = onnx.shape_inference.infer_shapes(graph.finish()).graph
     values = (*inferred.input, *inferred.value_info, *inferred.output)
@@ -107,28 +94,30 @@ def _floats(graph: Graph) -> set[str]:
     return {name for name, kind in kinds.items() if kind == TensorProto.FLOAT}
 
 
-def _kept(graph: Graph) -> set[str]:
-    """Names of the nodes that stay in 32 bits whatever their operator is."""
-    names = _last(graph)
+def _find_exact(graph: Graph) -> set[str]:
+    """Names of the nodes that stay in 32 bits whatever their operator is.
+
+    They are the products around a softmax, nodes with graphs in them, and those with no product after them: the last
+    layers, and the decoding of their answers.
+    """
+    names = set()
     for node in graph.nodes:
         if node.op_type == "Softmax":
-            before = graph.producer(node.input[0])
-            around = [*graph.consumers(node.output[0]), *([before] if before is not None else [])]
-            names |= {one.name for one in around if one.op_type == "MatMul"}
-        if any(attribute(node, name) is not None for name in ("body", "then_branch")):
+            before = graph.get_producer(node.input[0])
+            around = [
+                *graph.get_consumers(node.output[0]),
+                *([before] if before is not None else []),
+            ]
+            names |= {near.name for near in around if near.op_type == "MatMul"}
+        is_branching = any(
+            get_attribute(node, name) is not None for name in ("body", "then_branch")
+        )
+        if is_branching or set(node.output).intersection(graph.outputs):
             names.add(node.name)
-    return names
-
-
-def _last(graph: Graph) -> set[str]:
-    """Names of the nodes with no product after them: the last layers, and the decoding of their answers."""
-    names = set()
-    before: set[str] = set()
+    to_product: set[str] = set()
     for node in reversed(graph.nodes):
-        if not before.intersection(node.output):
+        if not to_product.intersection(node.output):
             names.add(node.name)
-        if before.intersection(node.output) or node.op_type in _PRODUCTS:
-            before.update(node.input)
-    return names | {
-        node.name for node in graph.nodes if set(node.output).intersection(graph.outputs)
-    }
+        if to_product.intersection(node.output) or node.op_type in _PRODUCTS:
+            to_product.update(node.input)
+    return names

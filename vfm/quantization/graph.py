@@ -1,9 +1,9 @@
-"""Reading, changing and writing an ONNX graph."""
+"""ONNX graphs: reading them, looking up and changing their nodes and constants, and writing them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ from vfm_runtime.errors import VfmError
 
 MAX_PROTOBUF = 2_000_000_000
 """Bytes of weights above which they go to a file of their own; a protobuf ends at 2 GiB."""
-MICROSOFT = "com.microsoft"
-"""Domain of the operators that only ONNX Runtime has."""
 
 Array = NDArray[Any]
 
@@ -25,116 +23,75 @@ class QuantizeError(VfmError, ValueError):
     """A model cannot be brought to a smaller precision; the message says why and what to do."""
 
 
-def load_model(source: Path) -> onnx.ModelProto:
-    """Read an ONNX file whole.
-
-    Args:
-        source: The file.
-
-    Raises:
-        QuantizeError: It is missing, or holds more than 2 GB of weights.
-    """
-    if not source.is_file():
-        raise QuantizeError(f"There is no file {source}. Export the bundle first.")
-    sidecar = source.with_name(source.name + ".data")
-    num_bytes = sum(path.stat().st_size for path in (source, sidecar) if path.exists())
-    if num_bytes > MAX_PROTOBUF:
-        raise QuantizeError(
-            f"{source} holds {num_bytes / 1e9:.1f} GB of weights; fp16 and int8 are made of at most "
-            f"{MAX_PROTOBUF / 1e9:.0f} GB, which one file can hold. Ship fp32, or take a smaller backbone."
-        )
-    return onnx.load(source)
-
-
 class Graph:
     """An ONNX graph whose nodes and constants can be looked up and replaced.
 
     Attributes:
         model: The model; its nodes are those of `nodes` only after `finish`.
-        nodes: In an order in which they can run.
+        nodes: The nodes, in an order in which they can run.
     """
 
     model: onnx.ModelProto
     nodes: list[onnx.NodeProto]
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        """Take a model over; it must not be used any more.
-
-        Args:
-            model: The model.
-        """
+        """Take a model over; it must not be used any more."""
         self.model = model
-        self.nodes = list(model.graph.node)
         self._constants = {c.name: numpy_helper.to_array(c) for c in model.graph.initializer}
-        self._shapes = _shapes(model.graph)
+        self._shapes = _read_shapes(model.graph)
         # Shapes that no longer hold after a change are refused by ONNX Runtime.
         del model.graph.value_info[:]
-        self._lift_constants()
+        self.nodes = []
+        for node in model.graph.node:
+            value = get_attribute(node, "value")
+            if node.op_type == "Constant" and value is not None:
+                self._constants[node.output[0]] = numpy_helper.to_array(value)
+            else:
+                self.nodes.append(node)
         self._link()
 
     @classmethod
     def read(cls, source: Path) -> Graph:
-        """Read a graph from a file.
+        """Read a graph from an ONNX file.
 
-        Args:
-            source: An ONNX file.
+        Raises:
+            QuantizeError: The file is missing, or holds more than 2 GB of weights.
         """
-        return cls(load_model(source))
+        if not source.is_file():
+            raise QuantizeError(f"There is no file {source}. Export the bundle first.")
+        sidecar = source.with_name(source.name + ".data")
+        num_bytes = sum(path.stat().st_size for path in (source, sidecar) if path.exists())
+        if num_bytes > MAX_PROTOBUF:
+            raise QuantizeError(
+                f"{source} holds {num_bytes / 1e9:.1f} GB of weights; fp16 and int8 are made of at most "
+                f"{MAX_PROTOBUF / 1e9:.0f} GB, which one file can hold. Ship fp32, or take a smaller backbone."
+            )
+        return cls(onnx.load(source))
 
     @property
     def outputs(self) -> list[str]:
         """Names of what the graph answers."""
         return [output.name for output in self.model.graph.output]
 
-    def producer(self, name: str) -> onnx.NodeProto | None:
-        """Return the node that makes a tensor, None for an input or a constant.
+    def get_producer(self, tensor: str) -> onnx.NodeProto | None:
+        """Return the node that makes a tensor, None for an input or a constant."""
+        return self._producers.get(tensor)
 
-        Args:
-            name: Of the tensor.
-        """
-        return self._producers.get(name)
+    def get_consumers(self, tensor: str) -> list[onnx.NodeProto]:
+        """Return the nodes that take a tensor."""
+        return self._consumers.get(tensor, [])
 
-    def consumers(self, name: str) -> list[onnx.NodeProto]:
-        """Return the nodes that take a tensor.
+    def get_constant(self, tensor: str) -> Array | None:
+        """Return a constant's value, None for a tensor that is none."""
+        return self._constants.get(tensor)
 
-        Args:
-            name: Of the tensor.
-        """
-        return self._consumers.get(name, [])
+    def get_shape(self, tensor: str) -> tuple[int | None, ...] | None:
+        """Return a tensor's shape, with None for what differs from call to call; None where it is not known."""
+        value = self._constants.get(tensor)
+        return value.shape if value is not None else self._shapes.get(tensor)
 
-    def sole_consumer(self, name: str) -> onnx.NodeProto | None:
-        """Return the only node that takes a tensor; None where there are more or fewer, or it is an answer.
-
-        Args:
-            name: Of the tensor.
-        """
-        found = self.consumers(name)
-        return found[0] if len(found) == 1 and name not in self.outputs else None
-
-    def constant(self, name: str) -> Array | None:
-        """Return a constant's value, None if it is none.
-
-        Args:
-            name: Of the tensor.
-        """
-        return self._constants.get(name)
-
-    def shape(self, name: str) -> tuple[int | None, ...] | None:
-        """Return a tensor's shape, with None for what differs from call to call; None where it is not known.
-
-        Args:
-            name: Of the tensor.
-        """
-        value = self._constants.get(name)
-        return value.shape if value is not None else self._shapes.get(name)
-
-    def add(self, name: str, value: Array) -> str:
-        """Add a constant, under another name where this one is taken, and return its name.
-
-        Args:
-            name: Of the constant.
-            value: Its value.
-        """
+    def add_constant(self, name: str, value: Array) -> str:
+        """Add a constant, under another name where this one is taken, and return its name."""
         unique, number = name, 0
         while unique in self._constants or unique in self._producers:
             number += 1
@@ -142,28 +99,15 @@ class Graph:
         self._constants[unique] = np.array(value, order="C")
         return unique
 
-    def replace(self, changes: Mapping[str, Sequence[onnx.NodeProto]]) -> None:
-        """Put nodes in the place of others.
-
-        Args:
-            changes: New nodes by the first output of the node that they replace; an empty list removes it.
-        """
-        nodes: list[onnx.NodeProto] = []
-        for node in self.nodes:
-            nodes.extend(changes.get(node.output[0], (node,)))
-        self.nodes = nodes
-        self._link()
-        self.prune()
-
     def prune(self) -> None:
         """Remove every node of which nothing is used."""
-        kept: list[onnx.NodeProto] = []
+        nodes: list[onnx.NodeProto] = []
         used = set(self.outputs)
         for node in reversed(self.nodes):
             if used.intersection(node.output):
                 used.update(node.input)
-                kept.append(node)
-        self.nodes = kept[::-1]
+                nodes.append(node)
+        self.nodes = nodes[::-1]
         self._link()
 
     def finish(self, extra: Iterable[str] = ()) -> onnx.ModelProto:
@@ -182,23 +126,7 @@ class Graph:
             if name in used:
                 graph.initializer.append(numpy_helper.from_array(value, name))
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra)
-        domains = {node.domain for node in self.nodes}.union({""})
-        known = {o.domain: o for o in self.model.opset_import}
-        del model.opset_import[:]
-        for domain in sorted(domains):
-            model.opset_import.append(known.get(domain, helper.make_opsetid(domain, 1)))
         return model
-
-    def _lift_constants(self) -> None:
-        """Let constants that are nodes be constants like all others."""
-        kept = []
-        for node in self.nodes:
-            value = attribute(node, "value")
-            if node.op_type == "Constant" and value is not None:
-                self._constants[node.output[0]] = numpy_helper.to_array(value)
-            else:
-                kept.append(node)
-        self.nodes = kept
 
     def _link(self) -> None:
         self._producers = {name: node for node in self.nodes for name in node.output if name}
@@ -209,21 +137,15 @@ class Graph:
         self._consumers = dict(consumers)
 
 
-def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """Return the value of a node's attribute.
-
-    Args:
-        node: The node.
-        name: Of the attribute.
-        default: Where it has none.
-    """
-    for one in node.attribute:
-        if one.name == name:
-            return helper.get_attribute_value(one)
+def get_attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Return the value of a node's attribute, or the default where it has none."""
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return helper.get_attribute_value(attribute)
     return default
 
 
-def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int | None, ...]]:
+def _read_shapes(graph: onnx.GraphProto) -> dict[str, tuple[int | None, ...]]:
     shapes = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type

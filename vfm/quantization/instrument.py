@@ -1,8 +1,8 @@
-"""Running a graph for what happens inside it."""
+"""Instrumented graphs: ranges of tensors and errors of nodes, measured while a graph runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from onnx import helper
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.quantization.graph import Array, Graph
+
+TINY = 1e-12
+"""Least step, of a tensor that is 0 throughout."""
 
 
 class Probe:
@@ -24,78 +27,66 @@ class Probe:
     graph: Graph
 
     def __init__(self, graph: Graph) -> None:
-        """Copy a graph.
-
-        Args:
-            graph: It is not changed.
-        """
+        """Copy a graph, which is not changed."""
         self.graph = Graph(graph.finish())
-        self._answers: list[str] = []
+        self._outputs: list[str] = []
         self._count = 0
 
-    def constant(self, value: Array) -> str:
-        """Add a constant and return its name.
+    def add_constant(self, value: Array) -> str:
+        """Add a constant and return its name."""
+        return self.graph.add_constant("probe.constant", value)
 
-        Args:
-            value: Its value.
-        """
-        return self.graph.add("probe.constant", value)
-
-    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Add a node and return the name of its output.
-
-        Args:
-            op: Its operator.
-            inputs: Names of tensors.
-            attributes: Of the operator.
-        """
+    def add_node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Add a node and return the name of its output."""
         self._count += 1
         name = f"probe.{self._count}"
         self.graph.nodes.append(helper.make_node(op, inputs, [name], name, **attributes))
         return name
 
-    def answer(self, name: str) -> None:
-        """Let `run` answer a tensor.
+    def add_output(self, tensor: str) -> None:
+        """Let `run` answer a tensor too."""
+        self._outputs.append(tensor)
+
+    def add_errors(self, pairs: Mapping[str, str]) -> None:
+        """Let `measure_errors` compare tensors with those that they are to be like.
 
         Args:
-            name: Of the tensor.
+            pairs: Names of exact tensors by the names of inexact ones.
         """
-        self._answers.append(name)
+        for inexact, exact in pairs.items():
+            for tensor in (self.add_node("Sub", [exact, inexact]), exact):
+                self.add_output(self.add_node("ReduceSumSquare", [tensor], keepdims=0))
 
-    def run(self, samples: Sequence[Arrays]) -> Iterator[list[Array]]:
-        """Run the graph, and answer for each sample the tensors in the order in which they were named.
+    def finish(self) -> onnx.ModelProto:
+        """Return the graph as a model that answers what was added."""
+        return self.graph.finish(self._outputs)
+
+    def run(
+        self, samples: Sequence[Arrays], model: onnx.ModelProto | None = None
+    ) -> Iterator[list[Array]]:
+        """Run the graph, and answer for each sample the outputs in the order in which they were added.
 
         Args:
-            samples: Inputs of the graph.
+            samples: Inputs of the graph, batch by batch.
+            model: What was made of `finish`, if it is to run in the graph's stead.
         """
-        if not self._answers:
+        if not self._outputs:
             return
-        session = open_graph(self.graph.finish(self._answers))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        session = onnxruntime.InferenceSession(
+            (model or self.finish()).SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
         for sample in samples:
-            yield session.run(self._answers, sample)
+            yield session.run(self._outputs, sample)
 
-
-def open_graph(model: onnx.ModelProto) -> Any:
-    """Load a model on the CPU, from memory.
-
-    Args:
-        model: The model.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-
-
-def largest_difference(first: onnx.ModelProto, second: onnx.ModelProto, sample: Arrays) -> float:
-    """Return the largest difference of two models' answers.
-
-    Args:
-        first: A model.
-        second: Another with the same inputs and outputs.
-        sample: What both are run on.
-    """
-    answers = [open_graph(model).run(None, sample) for model in (first, second)]
-    pairs = zip(*answers, strict=True)
-    return max(float(np.abs(a.astype(np.float64) - b).max(initial=0)) for a, b in pairs)
+    def measure_errors(
+        self, samples: Sequence[Arrays], model: onnx.ModelProto | None = None
+    ) -> list[float]:
+        """Return the norm of each difference of `add_errors` over the norm of the exact tensor, over all samples."""
+        total = sum(np.array(answers, np.float64) for answers in self.run(samples, model))
+        noise, power = np.reshape(total, (-1, 2)).T
+        errors: list[float] = np.sqrt(noise / np.maximum(power, TINY)).tolist()
+        return errors

@@ -1,91 +1,85 @@
-"""Large channels moved from the inputs of layers to their weights, where 8 bits a column hold them better."""
+"""SmoothQuant: large channels moved from the inputs of matrix products to their weights, which 8 bits hold better."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
+from vfm_runtime.tasks.base import Arrays
 
-from vfm.quantization.graph import Graph
-from vfm.quantization.int8_matmul import Extent, Float, Layer
+from vfm.quantization.graph import Array, Graph
+from vfm.quantization.instrument import Probe
 
 _LEAST = 1e-5
 
 
-def norms(graph: Graph, found: Sequence[Layer]) -> dict[str, tuple[Layer, ...]]:
-    """Find the normalisations that only feed layers: these layers by the norm's output.
-
-    Args:
-        graph: The graph in 32 bits.
-        found: Its layers.
-    """
-    by_source: dict[str, list[Layer]] = {}
-    for layer in found:
-        by_source.setdefault(layer.source, []).append(layer)
-    answer = {}
-    for node in graph.nodes:
-        fed = by_source.get(node.output[0], [])
-        users = graph.consumers(node.output[0])
-        constant = all(graph.constant(name) is not None for name in node.input[1:])
-        if (
-            node.op_type == "LayerNormalization"
-            and constant
-            and fed
-            and len(fed) == len(users)
-            and all(user.op_type == "MatMul" for user in users)
-        ):
-            answer[node.output[0]] = tuple(fed)
-    return answer
-
-
-def smooth(
-    graph: Graph, chosen: Mapping[str, Sequence[Layer]], known: Mapping[str, Extent]
-) -> tuple[Graph, dict[str, Extent]]:
-    """Divide each channel of some norms by a factor, and multiply the weights that follow by it.
+def smooth(graph: Graph, samples: Sequence[Arrays]) -> int:
+    """Divide each channel of the norms before matrix products by a factor, and multiply the products' weights by it.
 
     The answers in 32 bits stay. The factor of a channel is sqrt(max|x|) / sqrt(max|w|): both sides are then equally
     hard to hold in 8 bits (SmoothQuant, arXiv:2211.10438, with its alpha at a half).
 
     Args:
-        graph: The graph in 32 bits; it is not changed.
-        chosen: Layers by the output of the norm before them.
-        known: What goes into the layers.
+        graph: A graph in 32 bits, changed in place.
+        samples: Real inputs of the model, batch by batch.
 
     Returns:
-        The changed graph, and what goes into its layers.
+        The number of norms that were changed.
     """
-    copy, after = Graph(graph.finish()), dict(known)
-    changes: dict[str, list[onnx.NodeProto]] = {}
-    for output, fed in chosen.items():
-        factor = _factor(known[output], fed)
-        after[output] = Extent(known[output].low / factor, known[output].high / factor)
-        norm = copy.producer(output)
-        assert norm is not None
-        changes[output] = [_scaled(copy, norm, range(1, len(norm.input)), np.reciprocal(factor))]
-        for layer in fed:
-            product = copy.producer(layer.removed[0])
-            assert product is not None
-            changes[layer.removed[0]] = [_scaled(copy, product, (1,), factor[:, None])]
-    copy.replace(changes)
-    return copy, after
+    norms = list(find_norms(graph))
+    probe = Probe(graph)
+    for norm, products in norms:
+        shape = probe.add_constant(np.array([-1, _get_weight(graph, products[0]).shape[0]]))
+        rows = probe.add_node("Reshape", [probe.add_node("Abs", [norm.output[0]]), shape])
+        axis = probe.add_constant(np.array([0]))
+        probe.add_output(probe.add_node("ReduceMax", [rows, axis], keepdims=0))
+    batches = zip(*probe.run(samples), strict=True)
+    for (norm, products), largest in zip(norms, batches, strict=True):
+        inputs = np.max(largest, axis=0)
+        weights = np.max([np.abs(_get_weight(graph, p)).max(axis=1) for p in products], axis=0)
+        factor = np.sqrt(np.maximum(inputs, _LEAST) / np.maximum(weights, _LEAST))
+        scale_channels(graph, norm, products, factor)
+    return len(norms)
 
 
-def _factor(extent: Extent, fed: Sequence[Layer]) -> Float:
-    inputs = np.maximum(np.abs(extent.low), np.abs(extent.high))
-    weights = np.max([np.abs(layer.weight).max(axis=1) for layer in fed], axis=0)
-    factor = np.sqrt(np.maximum(inputs, _LEAST)) / np.sqrt(np.maximum(weights, _LEAST))
-    return np.asarray(factor, np.float32)
+def scale_channels(
+    graph: Graph, norm: onnx.NodeProto, products: Sequence[onnx.NodeProto], factor: Array
+) -> None:
+    """Divide what a norm gives by a factor, and multiply the weights of the products after it by that.
 
-
-def _scaled(
-    graph: Graph, node: onnx.NodeProto, positions: Sequence[int], factor: Float
-) -> onnx.NodeProto:
-    changed = onnx.NodeProto()
-    changed.CopyFrom(node)
-    for position in positions:
-        value = graph.constant(node.input[position])
+    Args:
+        graph: A graph in 32 bits, changed in place.
+        norm: A norm of `find_norms`.
+        products: The products that the norm feeds.
+        factor: Factors of the channels, [K].
+    """
+    targets = [(norm, position, 1 / factor) for position in range(1, len(norm.input))]
+    targets += [(product, 1, factor[:, None]) for product in products]
+    for node, position, scale in targets:
+        value = graph.get_constant(node.input[position])
         assert value is not None
+        scaled = np.asarray(value * scale, np.float32)
         # A constant of its own: norms may share one.
-        changed.input[position] = graph.add(f"{node.input[position]}.smooth", value * factor)
-    return changed
+        node.input[position] = graph.add_constant(f"{node.input[position]}.smooth", scaled)
+
+
+def find_norms(graph: Graph) -> Iterator[tuple[onnx.NodeProto, list[onnx.NodeProto]]]:
+    """Find the norms with constant weights that only feed products with constant matrices, and these products."""
+    for node in graph.nodes:
+        products = graph.get_consumers(node.output[0])
+        weights = [*node.input[1:], *(product.input[-1] for product in products)]
+        if (
+            node.op_type == "LayerNormalization"
+            and products
+            and node.output[0] not in graph.outputs
+            and all(product.op_type == "MatMul" for product in products)
+            and all(graph.get_constant(weight) is not None for weight in weights)
+        ):
+            yield node, products
+
+
+def _get_weight(graph: Graph, product: onnx.NodeProto) -> Array:
+    weight = graph.get_constant(product.input[1])
+    assert weight is not None
+    return weight
