@@ -70,7 +70,7 @@ def make_task(name, paths, **arguments):
     task.head.prepare(task.backbone.info, LABELS)
     pixels = np.stack([task.preprocess.resize(open_image(path))[0] for path in paths])
     with torch.no_grad():
-        images = task.preprocess.normalise(torch.from_numpy(pixels))
+        images = task.preprocess.normalize(torch.from_numpy(pixels))
         for module in task.backbone.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 1.0  # statistics of these images, as after training

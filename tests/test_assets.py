@@ -52,7 +52,7 @@ def test_photos_are_recognised(lite0_weights, photo, expected, least):
         image = np.repeat(image[..., None], 3, axis=-1)
     pixels = torch.from_numpy(way.resize(image)[0])
     with torch.inference_mode():
-        scores = model.eval()(way.normalise(pixels[None])).softmax(-1)[0]
+        scores = model.eval()(way.normalize(pixels[None])).softmax(-1)[0]
     name = ImageNetInfo("imagenet-1k").index_to_description(int(scores.argmax()))
     assert expected in name.lower()
     assert scores.max() > least

@@ -12,7 +12,7 @@ SIZES = [(40, 90), (90, 40), (300, 200), (64, 96), (1, 7), (501, 33)]
 
 
 def session(preprocess: Preprocess) -> onnxruntime.InferenceSession:
-    graph = preprocess.graph(geometry=True).SerializeToString()
+    graph = preprocess.build_graph(geometry=True).SerializeToString()
     return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
@@ -27,7 +27,7 @@ def test_graph_and_python_say_the_same(fit: Fit, fraction: float) -> None:
         resized, geometry = preprocess.resize(image)
         np.testing.assert_array_equal(pixels[0], resized)
         assert row.dtype == np.float32
-        np.testing.assert_allclose(row, [geometry.row(preprocess.size)], rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(row, [geometry.to_row(preprocess.size)], rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash", "letterbox"])
@@ -37,7 +37,7 @@ def test_a_block_lies_where_its_box_says(fit: Fit) -> None:
     corners = np.array([[180, 80, 240, 130]], np.float32)
     image[80:130, 180:240] = 255
     pixels, geometry = preprocess.resize(image)
-    (x, y, w, h) = geometry.shares(corners, preprocess.size)[0] * [160, 128, 160, 128]
+    (x, y, w, h) = geometry.to_fractions(corners, preprocess.size)[0] * [160, 128, 160, 128]
     rows, columns = (np.flatnonzero((pixels[..., 0] > 128).any(axis)) for axis in (1, 0))
     seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
     np.testing.assert_allclose([x - w / 2, y - h / 2, x + w / 2, y + h / 2], seen, atol=1)
@@ -46,10 +46,12 @@ def test_a_block_lies_where_its_box_says(fit: Fit) -> None:
 @pytest.mark.parametrize("fit", ["crop", "squash", "letterbox"])
 def test_shares_and_back(fit: Fit) -> None:
     preprocess = Preprocess(size=(64, 96), fit=fit)
-    geometry = preprocess.geometry(123, 457)
-    left, top, width, height, *whole = geometry.row(preprocess.size)
+    geometry = preprocess.compute_geometry(123, 457)
+    left, top, width, height, *whole = geometry.to_row(preprocess.size)
     assert whole == [457.0, 123.0]
-    (x, y, w, h) = geometry.shares(np.array([[100, 20, 200, 90]], np.float32), preprocess.size)[0]
+    (x, y, w, h) = geometry.to_fractions(
+        np.array([[100, 20, 200, 90]], np.float32), preprocess.size
+    )[0]
     corners = [
         left + (x - w / 2) * width,
         top + (y - h / 2) * height,
@@ -60,5 +62,5 @@ def test_shares_and_back(fit: Fit) -> None:
 
 
 def test_without_boxes_the_graph_gives_pixels_alone() -> None:
-    graph = Preprocess(size=(8, 8)).graph()
+    graph = Preprocess(size=(8, 8)).build_graph()
     assert [output.name for output in graph.graph.output] == ["pixels"]

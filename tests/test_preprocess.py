@@ -144,7 +144,7 @@ def test_letterbox_pads_with_the_mean_colour() -> None:
 
 def test_normalise_is_the_formula() -> None:
     pixels = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
-    got = Preprocess(size=(5, 7), mean=MEAN, std=STD).normalise(pixels)
+    got = Preprocess(size=(5, 7), mean=MEAN, std=STD).normalize(pixels)
     expected = (pixels.numpy() / 255 - np.array(MEAN)) / np.array(STD)
     assert got.dtype == torch.float32
     np.testing.assert_allclose(got.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vfm.spec import Component, SpecError, build, check_trust, class_path
+from vfm.spec import Component, SpecError, build, check_trust, get_class_path
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def test_an_argument_that_is_not_plain_is_named(value: object) -> None:
         _ = Anything([{"deep": value}]).spec
     text = str(caught.value)
     assert text.startswith(f"A checkpoint cannot remember {HERE}.Anything(value)[0]['deep']: it is")
-    assert class_path(type(value)) in text
+    assert get_class_path(type(value)) in text
     assert "Pass what the object is made from instead." in text
 
 

@@ -25,7 +25,13 @@ from vfm_runtime.errors import VfmError
 from vfm.bundle.export import export
 from vfm.data import DigitsData
 from vfm.data.dataset import list_labels
-from vfm.report import Page, bars, confusion_matrix, contact_sheet, learning_curves
+from vfm.report import (
+    Page,
+    draw_contact_sheet,
+    plot_bars,
+    plot_confusion_matrix,
+    plot_learning_curves,
+)
 from vfm.tasks import ClassificationTask, Optim
 from vfm.tasks.results import read_results
 from vfm.training.checkpoint import list_versions
@@ -227,7 +233,7 @@ def _write_report(
         "From images to production",
         f"A {summary['num_parameters']:,}-parameter ViT on scikit-learn's handwritten digits",
     )
-    page.facts(
+    page.add_facts(
         {
             "Test accuracy": (
                 f"{accuracy['value']:.4f}",
@@ -248,19 +254,21 @@ def _write_report(
             "Time": (f"{sum(summary['seconds'].values()):.0f} s", "all steps"),
         }
     )
-    page.heading("Learning curve")
-    page.figure(learning_curves(curves, xlabel="epoch"), "Loss and accuracy by epoch.")
-    page.heading("Where it errs")
+    page.add_heading("Learning curve")
+    page.add_figure(plot_learning_curves(curves, xlabel="epoch"), "Loss and accuracy by epoch.")
+    page.add_heading("Where it errs")
     matrix = np.asarray(results["confusion_matrix"])
-    page.figure(confusion_matrix(matrix, labels), "Test images by true and predicted label.")
-    page.table(results["per_class"])
-    page.heading("What the bundle answers, without torch")
-    page.figure(
+    page.add_figure(
+        plot_confusion_matrix(matrix, labels), "Test images by true and predicted label."
+    )
+    page.add_table(results["per_class"])
+    page.add_heading("What the bundle answers, without torch")
+    page.add_figure(
         _sheet(files, client["answers"]),
         "Test images with the runtime's label and score, wrong ones first: green is right, red is wrong.",
     )
-    page.heading("Does the bundle agree with the model?")
-    page.table(
+    page.add_heading("Does the bundle agree with the model?")
+    page.add_table(
         [
             {"": "Images, from files of many sizes", "value": parity["num_images"]},
             {"": "Largest difference of a probability", "value": f"{parity['max_difference']:.1e}"},
@@ -270,11 +278,11 @@ def _write_report(
             {"": "One image from file to answer, ONNX", "value": f"{parity['onnx_ms']:.2f} ms"},
         ]
     )
-    page.heading("Where the time went")
-    page.figure(bars(summary["seconds"], "seconds"), "Seconds by step.")
-    page.table([{"step": f"runtime: {k}", "seconds": v} for k, v in runtime["seconds"].items()])
-    page.heading("Next: your own images")
-    page.code(_NEXT.strip())
+    page.add_heading("Where the time went")
+    page.add_figure(plot_bars(summary["seconds"], "seconds"), "Seconds by step.")
+    page.add_table([{"step": f"runtime: {k}", "seconds": v} for k, v in runtime["seconds"].items()])
+    page.add_heading("Next: your own images")
+    page.add_code(_NEXT.strip())
     page.write(out / "report.html")
     text = json.dumps(summary | {"curves": curves}, indent=2) + "\n"
     (out / "report.json").write_text(text, encoding="utf-8")
@@ -290,7 +298,7 @@ def _sheet(files: dict[str, str], answers: list[tuple[str, float]]) -> bytes:
     right = [row for row in rows if row[1] == row[2]]
     step = max(1, len(right) // (_NUM_SHOWN - len(wrong)))
     shown = (wrong + right[::step])[:_NUM_SHOWN]
-    return contact_sheet(
+    return draw_contact_sheet(
         [np.asarray(Image.open(path).convert("RGB")) for path, *_ in shown],
         [f"{label} ({score:.2f}), true {truth}" for _, truth, label, score in shown],
         marks=[truth == label for _, truth, label, _ in shown],

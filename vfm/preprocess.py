@@ -1,7 +1,7 @@
 """The way from an image of any size to the model's input, stated once.
 
 `Preprocess` has two halves. `resize` runs per image, in the data workers, on uint8; it is an ONNX graph, the very one
-that a bundle carries as `preprocess.onnx`, so that training sees the pixels that production will see. `normalise` runs
+that a bundle carries as `preprocess.onnx`, so that training sees the pixels that production will see. `normalize` runs
 inside the model, on the batch.
 """
 
@@ -29,7 +29,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 _PER_MILLE = 1000
 
-# The graph as text (onnx.parser). Sizes and regions are whole numbers: `geometry` says in Python exactly what it does.
+# The graph as text (onnx.parser). Sizes and regions are whole numbers: `compute_geometry` says the same in Python.
 _CROP = """
     axes = Constant<value_ints = [0, 1]>()
     one = Constant<value_ints = [1]>()
@@ -76,7 +76,7 @@ _PAD = """
     padded = Pad(centred, pads)
     whole = Add(padded, fill)
 """
-# Left, top, width and height of what the input covers, width and height of the image: `Geometry.row`.
+# Left, top, width and height of what the input covers, width and height of the image: `Geometry.to_row`.
 _COVERED = {
     "crop": """
     corner = Cast<to = 1>(start)
@@ -148,7 +148,7 @@ class Geometry:
     offset_x: float
     offset_y: float
 
-    def row(self, size: tuple[int, int]) -> tuple[float, ...]:
+    def to_row(self, size: tuple[int, int]) -> tuple[float, ...]:
         """Left, top, width and height of what the input covers, then the image's width and height: six numbers.
 
         All in pixels of the original, so that a place at a share `u` of the input's width lies at `left + u * width`.
@@ -160,16 +160,18 @@ class Geometry:
         width, height = size[1] / self.scale_x, size[0] / self.scale_y
         return left, top, width, height, float(self.width), float(self.height)
 
-    def shares(self, corners: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    def to_fractions(
+        self, corners: NDArray[np.float32], size: tuple[int, int]
+    ) -> NDArray[np.float32]:
         """Boxes as shares of the input, [M, 4]: centre x and y, width, height.
 
         Args:
             corners: [M, 4], left, top, right, bottom in pixels of the original.
             size: Height and width of the input.
         """
-        left, top, width, height, _, _ = self.row(size)
+        left, top, width, height, _, _ = self.to_row(size)
         moved = (corners - np.array([left, top] * 2)) / np.array([width, height] * 2)
-        return as_shares(moved.astype(np.float32))
+        return convert_corners(moved.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,9 @@ class Preprocess:
     interpolation: Interpolation = "bilinear"
     """Filter of the resize; always antialiased."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Mean of red, green and blue, in 0..1, that `normalise` subtracts."""
+    """Mean of red, green and blue, in 0..1, that `normalize` subtracts."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Standard deviation, in 0..1, that `normalise` divides by."""
+    """Standard deviation, in 0..1, that `normalize` divides by."""
 
     def __post_init__(self) -> None:
         for name in ("size", "mean", "std"):
@@ -264,16 +266,16 @@ class Preprocess:
         height, width = image.shape[:2]
         if (height, width) == self.size and (self.fit != "crop" or self._keep == _PER_MILLE):
             # The graph would give the same pixels.
-            return image, self.geometry(height, width)
+            return image, self.compute_geometry(height, width)
         (pixels,) = _session(self, os.getpid()).run(None, {"image": np.ascontiguousarray(image)})
-        return pixels[0], self.geometry(height, width)
+        return pixels[0], self.compute_geometry(height, width)
 
-    def graph(self, opset: int = 20, *, geometry: bool = False) -> ModelProto:
+    def build_graph(self, opset: int = 20, *, geometry: bool = False) -> ModelProto:
         """`resize` as an ONNX model: uint8 `image` [H, W, 3] of any size to uint8 `pixels` [1, h, w, 3].
 
         Args:
             opset: Version of the operators, from 18 on.
-            geometry: Also give `geometry`, float32 [1, 6], the numbers of `Geometry.row`.
+            geometry: Also give `geometry`, float32 [1, 6], the numbers of `Geometry.to_row`.
         """
         # Only workers and exports need it, and it takes a third of a second.
         from onnx import checker, parser
@@ -298,7 +300,7 @@ class Preprocess:
         checker.check_model(model, full_check=True)
         return model
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """Make the network's input from a batch of pixels.
 
         Args:
@@ -313,7 +315,7 @@ class Preprocess:
         # In place: a new tensor for each step of the formula would take longer than the arithmetic.
         return images.mul_(1 / (255 * std).view(3, 1, 1)).sub_((mean / std).view(3, 1, 1))
 
-    def geometry(self, height: int, width: int) -> Geometry:
+    def compute_geometry(self, height: int, width: int) -> Geometry:
         """Where an original of this size lies in the resized image."""
         h, w = self.size
         if self.fit == "squash":
@@ -356,11 +358,11 @@ def _session(preprocess: Preprocess, process: int) -> Any:
     # There is a data worker for every core already.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    model = preprocess.graph().SerializeToString()
+    model = preprocess.build_graph().SerializeToString()
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def as_shares(corners: NDArray[np.float32]) -> NDArray[np.float32]:
+def convert_corners(corners: NDArray[np.float32]) -> NDArray[np.float32]:
     """Centre x and y, width and height of boxes [M, 4] given by their corners."""
     low, high = corners[:, :2], corners[:, 2:]
     return np.concatenate([(low + high) / 2, high - low], axis=1)

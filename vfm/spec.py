@@ -50,7 +50,7 @@ class Component:
         Raises:
             SpecError: An argument is neither plain nor a component.
         """
-        name = class_path(type(self))
+        name = get_class_path(type(self))
         arguments = self.__dict__.get("_init_args", {})
         return {
             "class_path": name,
@@ -58,7 +58,7 @@ class Component:
         }
 
 
-def class_path(cls: type) -> str:
+def get_class_path(cls: type) -> str:
     """Where a class is imported from, as `package.module.Name`."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
@@ -78,7 +78,7 @@ def build(spec: Mapping[str, Any], *, base: type, trust: Collection[str] = ()) -
     if not (issubclass(cls, base) and issubclass(cls, Component)):
         raise SpecError(
             f"'{spec['class_path']}' is not a {base.__name__}. "
-            f"Give a class that derives from {class_path(base)}."
+            f"Give a class that derives from {get_class_path(base)}."
         )
     hints = list_arguments(cls)
     arguments = {
@@ -209,7 +209,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     raise SpecError(
-        f"A checkpoint cannot remember {where}: it is a {class_path(type(value))}. "
+        f"A checkpoint cannot remember {where}: it is a {get_class_path(type(value))}. "
         "Arguments of a component are numbers, strings, lists, dicts, dataclasses of these, or components "
         "(classes that derive from vfm.Component). Pass what the object is made from instead."
     )

@@ -155,7 +155,7 @@ def _forward_seconds(task: ClassificationTask) -> float:
     with torch.inference_mode():
         for _ in range(4):
             start = time.perf_counter()
-            task.backbone(task.preprocess.normalise(pixels)).pooled.sum().item()
+            task.backbone(task.preprocess.normalize(pixels)).pooled.sum().item()
             times.append(time.perf_counter() - start)
     return statistics.median(times[1:]) / _BATCH
 
@@ -258,7 +258,7 @@ def _latency(task: ClassificationTask) -> float:
     times = []
     for _ in range(12):
         start = time.perf_counter()
-        answer = head.decode(head(plain(task.preprocess.normalise(pixels))))
+        answer = head.decode(head(plain(task.preprocess.normalize(pixels))))
         answer["scores"].sum().item()
         times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[2:])

@@ -89,7 +89,7 @@ class Batch(TypedDict):
     target: Target
     """What the images are to teach; `require_target` gives it in the type that a loss or a task reads."""
     geometry: NotRequired[Tensor]
-    """float32 [N, 6], where each image lies in its original, as `vfm.preprocess.Geometry.row` gives it."""
+    """float32 [N, 6], where each image lies in its original, as `vfm.preprocess.Geometry.to_row` gives it."""
     index: Tensor
     """int64 [N], position of each sample in its split."""
     name: list[str]
@@ -152,7 +152,7 @@ class Features:
     """Feature maps [N, D', h, w], finest first; the last one holds the tokens."""
 
     @classmethod
-    def partial(cls, fields: Mapping[str, Tensor]) -> Self:
+    def fill(cls, fields: Mapping[str, Tensor]) -> Self:
         """Features of which only some fields are known; the others hold nothing.
 
         Args:

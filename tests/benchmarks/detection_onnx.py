@@ -35,7 +35,7 @@ class Maps(nn.Module):
         self.preprocess, self.backbone = task.preprocess, task.backbone
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        maps: tuple[Tensor, ...] = self.backbone(self.preprocess.normalise(pixels)).maps
+        maps: tuple[Tensor, ...] = self.backbone(self.preprocess.normalize(pixels)).maps
         return maps
 
 

@@ -90,7 +90,7 @@ def case(size: tuple[int, int], jitter: bool, count: int, rounds: int) -> None:
 
         def read_ours() -> None:
             for batch in ours:
-                assert PREPROCESS.normalise(batch["image"]).shape[1:] == (3, 224, 224)
+                assert PREPROCESS.normalize(batch["image"]).shape[1:] == (3, 224, 224)
 
         def read_theirs() -> None:
             for images, _ in theirs:

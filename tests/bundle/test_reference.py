@@ -264,6 +264,6 @@ def test_of_a_detector_the_mean_of_the_places_counts():
     assert found.shape == (60, 96)
     assert found.dtype == np.float32
     with torch.inference_mode():
-        features = task.backbone(task.preprocess.normalise(torch.from_numpy(pixels)))
+        features = task.backbone(task.preprocess.normalize(torch.from_numpy(pixels)))
     np.testing.assert_allclose(found, features.tokens.mean(1), atol=1e-5)
     assert fit_reference(found).axes.shape == (15, 96)

@@ -200,7 +200,7 @@ def test_places_among_the_training_images(several):
     task, reference = several.tasks["colour"], several.reference
     inputs = inputs_of(task, 3)
     with torch.inference_mode():
-        images = task.preprocess.normalise(torch.from_numpy(inputs["pixels"]))
+        images = task.preprocess.normalize(torch.from_numpy(inputs["pixels"]))
         vectors = task.backbone(images).pooled.numpy().astype(np.float64)
     centred = vectors - reference.mean
     components = centred @ reference.axes.T.astype(np.float64)
@@ -226,7 +226,7 @@ def test_a_detector_is_placed_by_the_mean_of_its_tokens():
     reference = some_reference(task.backbone.info.token_width)
     inputs = inputs_of(task, 2)
     with torch.inference_mode():
-        images = task.preprocess.normalise(torch.from_numpy(inputs["pixels"]))
+        images = task.preprocess.normalize(torch.from_numpy(inputs["pixels"]))
         vectors = task.backbone(images).tokens.mean(1).numpy()
     found = answers(task, inputs, reference, reference=True)
     assert list(found) == ["boxes", "labels", "scores", "components", "distances"]

@@ -66,7 +66,7 @@ def test_places_answer_for_their_own_token():
 
 
 def test_features_without_maps_are_of_a_square():
-    given = Features.partial({"pooled": torch.randn(2, 12), "tokens": torch.randn(2, 9, 5)})
+    given = Features.fill({"pooled": torch.randn(2, 12), "tokens": torch.randn(2, 9, 5)})
     assert head()(given)["patches"].shape == (2, 3, 3)
 
 

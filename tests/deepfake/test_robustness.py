@@ -124,7 +124,7 @@ def test_false_alarms_at_the_threshold_of_the_operating_point(root, task, tmp_pa
     assert (found.clean.fpr, found.clean.tpr) == (0, 1)
     assert (found.points[0].fpr, found.points[0].tpr) == (1, 1)
     assert "FPR" in text(found)
-    assert "the threshold no longer holds" in robustness_page(found).html()
+    assert "the threshold no longer holds" in robustness_page(found).to_html()
 
 
 def test_no_operating_point_gives_no_rates(root, task):

@@ -216,7 +216,7 @@ def test_trap_16_real_jpeg_and_fake_png_is_a_red_warning(tmp_path):
     )
     assert verdict(found).startswith("RED WARNING: the files give the labels away")
     assert "file format" in verdict(found)
-    assert "RED WARNING" in shortcuts_page(found, "a").html()
+    assert "RED WARNING" in shortcuts_page(found, "a").to_html()
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_nothing_to_tell_apart_by_is_said(tmp_path):
     assert found.seen is None
     assert not found.features
     assert verdict(found).startswith("No shortcut: size, format, compression and length are the same")  # fmt: skip
-    assert "not defined" in shortcuts_page(found, "a").html()
+    assert "not defined" in shortcuts_page(found, "a").to_html()
 
 
 def test_names_are_told_apart_from_what_a_model_sees(tmp_path):

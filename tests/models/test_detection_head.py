@@ -7,7 +7,7 @@ import torch
 
 from vfm.losses import DetectionLoss
 from vfm.models.backbone import Backbone
-from vfm.models.decoder import box_embedding, moved
+from vfm.models.decoder import embed_boxes, move_boxes
 from vfm.models.deformable import DeformableAttention, gather_points, sample_points
 from vfm.models.heads import DetrHead
 from vfm.models.pyramid import Projector
@@ -127,16 +127,16 @@ def test_an_image_alone_and_in_a_batch():
 
 def test_boxes_move_by_their_reference():
     reference = torch.tensor([[0.5, 0.4, 0.2, 0.1]])
-    torch.testing.assert_close(moved(reference, torch.zeros(1, 4)), reference)
+    torch.testing.assert_close(move_boxes(reference, torch.zeros(1, 4)), reference)
     delta = torch.tensor([[0.5, -1.0, np.log(2), np.log(0.5)]], dtype=torch.float32)
-    torch.testing.assert_close(moved(reference, delta), torch.tensor([[0.6, 0.3, 0.4, 0.05]]))
-    assert moved(reference, torch.full((1, 4), 1e4)).isfinite().all()
+    torch.testing.assert_close(move_boxes(reference, delta), torch.tensor([[0.6, 0.3, 0.4, 0.05]]))
+    assert move_boxes(reference, torch.full((1, 4), 1e4)).isfinite().all()
 
 
 def test_embedding_tells_boxes_apart():
-    first = box_embedding(torch.tensor([[0.1, 0.2, 0.3, 0.4]]), 16)
+    first = embed_boxes(torch.tensor([[0.1, 0.2, 0.3, 0.4]]), 16)
     assert first.shape == (1, 64)
-    assert (first - box_embedding(torch.tensor([[0.1, 0.2, 0.3, 0.41]]), 16)).abs().max() > 0.01
+    assert (first - embed_boxes(torch.tensor([[0.1, 0.2, 0.3, 0.41]]), 16)).abs().max() > 0.01
 
 
 def test_gathered_points_are_sampled_points():

@@ -5,9 +5,9 @@ import timm
 import torch
 from timm.layers import config as timm_config
 
-from vfm.models.licenses import notice, terms
+from vfm.models.licenses import describe_license, find_terms
 from vfm.models.measure import measure
-from vfm.models.presets import PRESETS, USES, sizes
+from vfm.models.presets import PRESETS, USES, read_sizes
 
 NAMES = [preset.name for preset in PRESETS]
 
@@ -30,11 +30,11 @@ def test_the_families_are_there():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_kept_figures_are_those_of_the_model(name):
-    assert sizes()[name] == measure(name)
+    assert read_sizes()[name] == measure(name)
 
 
 def test_nothing_is_kept_that_is_no_preset():
-    assert set(sizes()) == set(NAMES)
+    assert set(read_sizes()) == set(NAMES)
 
 
 def test_attention_is_counted():
@@ -69,8 +69,8 @@ def test_counting_leaves_timm_as_it_was():
     ],
 )
 def test_what_licences_allow(licence, commercial, quiet):
-    assert terms(licence).commercial is commercial
-    text = notice("a_model", licence)
+    assert find_terms(licence).commercial is commercial
+    text = describe_license("a_model", licence)
     assert (text is None) is quiet
     if text:
         assert text.startswith(f"Licence of the weights of a_model: {licence or 'none stated'}")
@@ -79,7 +79,7 @@ def test_what_licences_allow(licence, commercial, quiet):
 
 def test_what_timm_calls_unknown_or_is_new_is_not_cleared():
     found = {timm.get_pretrained_cfg(n).license for n in timm.list_pretrained()} - {None}
-    unknown = {name for name in found if "not known to vfm" in terms(name).duties}
+    unknown = {name for name in found if "not known to vfm" in find_terms(name).duties}
     assert "unknown" in unknown
-    assert not any(terms(name).commercial for name in unknown)
+    assert not any(find_terms(name).commercial for name in unknown)
     assert len(unknown) < 6

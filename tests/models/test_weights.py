@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from vfm.models.backbone import Backbone
 from vfm.models.tensors import (
     UnreadableFileError,
-    checksum,
+    compute_checksum,
+    find_tensors,
     read_metadata,
     read_plain,
-    tensors_in,
     write_tensors,
 )
 from vfm.models.weights import WeightsError, load_weights
@@ -333,7 +333,7 @@ def test_written_whole_or_not_at_all(tmp_path: Path, source: State) -> None:
     path = tmp_path / "new" / "weights.safetensors"
     write_tensors(path, source, {"note": "x"})
     assert read_metadata(path) == {"note": "x"}
-    assert checksum(tensors_in(read_plain(path))) == checksum(source)
+    assert compute_checksum(find_tensors(read_plain(path))) == compute_checksum(source)
     assert [p.name for p in path.parent.iterdir()] == ["weights.safetensors"]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UnreadableFileError):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vfm.report import Curve, curves
+from vfm.report import Curve, plot_curves
 
 LINE = [(0.0, 0.0), (0.2, 0.8), (1.0, 1.0)]
 
@@ -19,7 +19,7 @@ def opened(png):
 
 
 def test_two_panels_in_the_colours_of_the_classes():
-    pixels = opened(curves(classes(2)))
+    pixels = opened(plot_curves(classes(2)))
     assert pixels.shape[1] > 1.7 * pixels.shape[0]
     for colour in ((0, 114, 178), (213, 94, 0)):
         where = np.flatnonzero((pixels == colour).all(-1).any(0))
@@ -31,8 +31,8 @@ def drawn(monkeypatch, classes):
     """The figure, before it becomes pixels."""
     home = importlib.import_module("vfm.report.curves")
     figures = []
-    monkeypatch.setattr(home, "png", figures.append)
-    curves(classes)
+    monkeypatch.setattr(home, "encode_png", figures.append)
+    plot_curves(classes)
     return figures[0]
 
 
@@ -59,7 +59,7 @@ def test_best_and_worst_of_many(monkeypatch):
 @pytest.mark.filterwarnings("error")
 def test_names_with_dollars_and_underscores_are_drawn(monkeypatch):
     odd = {"_$a_{b": Curve(LINE, LINE, 0.5, 0.5)}
-    assert opened(curves(odd)).size
+    assert opened(plot_curves(odd)).size
     assert names(drawn(monkeypatch, odd).axes[0]) == ["_$a_{b  0.500"]
 
 
@@ -75,4 +75,4 @@ def test_legends_cover_no_curve_and_panels_are_square(monkeypatch):
 
 def test_nothing_to_draw():
     with pytest.raises(ValueError, match="There is no curve to draw"):
-        curves({})
+        plot_curves({})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vfm.report import Page, contact_sheet
+from vfm.report import Page, draw_contact_sheet
 
 EVIL = "<script>alert('x')</script>\"&"
 
@@ -43,20 +43,20 @@ class _Tags(HTMLParser):
 
 def _full_page() -> Page:
     page = Page(EVIL, EVIL)
-    page.heading(EVIL)
-    page.text(EVIL)
-    page.facts({EVIL: EVIL, "noted": (0.5, EVIL)})
-    page.table([{EVIL: EVIL, "n": 1}, {"n": 2}])
-    page.table([], columns=[EVIL])
-    page.table([])
-    page.figure(_png(4, 3), EVIL)
-    page.code(EVIL)
+    page.add_heading(EVIL)
+    page.add_text(EVIL)
+    page.add_facts({EVIL: EVIL, "noted": (0.5, EVIL)})
+    page.add_table([{EVIL: EVIL, "n": 1}, {"n": 2}])
+    page.add_table([], columns=[EVIL])
+    page.add_table([])
+    page.add_figure(_png(4, 3), EVIL)
+    page.add_code(EVIL)
     return page
 
 
 def test_every_text_is_escaped_and_tags_are_balanced() -> None:
     parser = _Tags()
-    parser.feed(_full_page().html())
+    parser.feed(_full_page().to_html())
     assert parser.open == []
     tags = [tag for tag, _ in parser.seen]
     assert "script" not in tags
@@ -66,7 +66,7 @@ def test_every_text_is_escaped_and_tags_are_balanced() -> None:
 
 
 def test_page_needs_no_network_and_follows_the_colour_scheme() -> None:
-    html = _full_page().html()
+    html = _full_page().to_html()
     assert not re.search(r"https?://|url\(|@import|<link", html)
     assert "prefers-color-scheme: dark" in html
 
@@ -75,33 +75,33 @@ def test_write_makes_the_folder_and_keeps_unicode(tmp_path: Path) -> None:
     page = Page("Größe · 猫")
     page.write(tmp_path / "new" / "page.html")
     text = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
-    assert text == page.html()
+    assert text == page.to_html()
     assert "Größe · 猫" in text
 
 
 def test_figure_is_embedded_at_its_physical_size() -> None:
     page = Page("figures")
-    page.figure(_png(300, 30, dpi=192), "fine")
-    page.figure(_png(300, 30), "plain")
-    html = page.html()
+    page.add_figure(_png(300, 30, dpi=192), "fine")
+    page.add_figure(_png(300, 30), "plain")
+    html = page.to_html()
     assert base64.b64encode(_png(300, 30)).decode() in html
     assert re.findall(r'width="(\d+)"', html) == ["150", "300"]
 
 
 def test_figure_refuses_what_is_not_png() -> None:
     with pytest.raises(ValueError, match="'curve' is not a PNG file: it starts with b'GIF89a'"):
-        Page("figures").figure(b"GIF89a", "curve")
+        Page("figures").add_figure(b"GIF89a", "curve")
 
 
 def test_table_formats_numbers_by_column() -> None:
     page = Page("table")
-    page.table(
+    page.add_table(
         [
             {"name": "a", "f1": 0.97, "count": 1024, "rate": 3e-5, "ms": 123.456, "ok": True},
             {"name": 7, "f1": np.float32(0.5), "count": np.int64(50000), "rate": 1e-3, "ms": 1.5},
         ]
     )
-    rows = re.findall(r"<tr>(.*)</tr>", page.html())
+    rows = re.findall(r"<tr>(.*)</tr>", page.to_html())
     cells = [re.findall(r"<td( class=\"number\")?>([^<]*)</td>", row) for row in rows]
     shown = [[text for _, text in row] for row in cells if row]
     assert shown == [
@@ -114,14 +114,14 @@ def test_table_formats_numbers_by_column() -> None:
 def test_table_shows_the_columns_asked_for_and_refuses_unknown_ones() -> None:
     rows = [{"label": "cat", "f1": 0.5, "support": 3}]
     page = Page("table")
-    page.table(rows, columns=["support", "label"])
-    assert re.findall(r"<th[^>]*>([^<]*)</th>", page.html()) == ["support", "label"]
+    page.add_table(rows, columns=["support", "label"])
+    assert re.findall(r"<th[^>]*>([^<]*)</th>", page.to_html()) == ["support", "label"]
     with pytest.raises(ValueError, match=r"column 'recall'\. Columns: label, f1, support"):
-        page.table(rows, columns=["recall"])
+        page.add_table(rows, columns=["recall"])
 
 
 def _sheet(*args: object, **options: object) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(contact_sheet(*args, **options))))  # type: ignore[arg-type]
+    return np.asarray(Image.open(io.BytesIO(draw_contact_sheet(*args, **options))))  # type: ignore[arg-type]
 
 
 def test_contact_sheet_has_the_expected_size_and_keeps_pixels_crisp() -> None:
@@ -161,4 +161,4 @@ def test_contact_sheet_refuses(
     images: list[np.ndarray], captions: list[str], options: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        contact_sheet(images, captions, **options)  # type: ignore[arg-type]
+        draw_contact_sheet(images, captions, **options)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vfm.report import bars, confusion_matrix, learning_curve, learning_curves
+from vfm.report import learning_curve, plot_bars, plot_confusion_matrix, plot_learning_curves
 
 CURVE = [(step, 1 / (1 + step)) for step in range(0, 100, 10)]
 
@@ -26,7 +26,7 @@ def _pixels(png: bytes) -> np.ndarray:
 def test_learning_curves_stand_side_by_side() -> None:
     one = _pixels(learning_curve({"train": CURVE}, xlabel="step", ylabel="loss"))
     panels = {"loss": {"train": CURVE, "val": CURVE[::2]}, "accuracy": {"val": CURVE}}
-    two = _pixels(learning_curves(panels, xlabel="step"))
+    two = _pixels(plot_learning_curves(panels, xlabel="step"))
     assert one.shape[0] == two.shape[0]
     assert two.shape[1] > one.shape[1]
 
@@ -34,7 +34,7 @@ def test_learning_curves_stand_side_by_side() -> None:
 def test_a_name_keeps_its_colour_in_every_panel() -> None:
     # "val" alone in its panel is drawn in the second colour, #D55E00, as beside "train".
     panels = {"loss": {"train": CURVE}, "accuracy": {"val": CURVE}}
-    pixels = _pixels(learning_curves(panels, xlabel="step"))
+    pixels = _pixels(plot_learning_curves(panels, xlabel="step"))
     orange = (pixels == (0xD5, 0x5E, 0x00)).all(axis=2)
     assert not orange[:, : pixels.shape[1] // 2].any()
     assert orange[:, pixels.shape[1] // 2 :].any()
@@ -43,29 +43,29 @@ def test_a_name_keeps_its_colour_in_every_panel() -> None:
 @pytest.mark.parametrize("name", ["_hidden", "$\\frac$", "<script>", "many words " * 20])
 def test_odd_names_are_drawn_as_they_are(name: str) -> None:
     _pixels(learning_curve({name: [(0, np.nan), (1, 2)], "none": []}, xlabel=name, ylabel=name))
-    _pixels(confusion_matrix([[1, 0], [2, 3]], [name, "b"]))
-    _pixels(bars({name: 1.0}, name))
+    _pixels(plot_confusion_matrix([[1, 0], [2, 3]], [name, "b"]))
+    _pixels(plot_bars({name: 1.0}, name))
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "normalise"), [(1, True), (10, False), (20, True), (50, True), (60, False)]
+    ("num_classes", "normalize"), [(1, True), (10, False), (20, True), (50, True), (60, False)]
 )
-def test_confusion_matrix_for_few_and_many_classes(num_classes: int, normalise: bool) -> None:
+def test_confusion_matrix_for_few_and_many_classes(num_classes: int, normalize: bool) -> None:
     matrix = np.diag(np.arange(num_classes)) + np.eye(num_classes, k=1, dtype=int)
     labels = [f"class {index}" for index in range(num_classes)]
-    pixels = _pixels(confusion_matrix(matrix, labels, normalise=normalise))
+    pixels = _pixels(plot_confusion_matrix(matrix, labels, normalize=normalize))
     assert 600 < pixels.shape[0] <= 9.5 * 144
 
 
 def test_bars_grow_with_their_number() -> None:
-    few = _pixels(bars({"a": 1.0, "b": 0.0}, "ms"))
-    many = _pixels(bars({str(index): 1.0 for index in range(20)}, "ms"))
+    few = _pixels(plot_bars({"a": 1.0, "b": 0.0}, "ms"))
+    many = _pixels(plot_bars({str(index): 1.0 for index in range(20)}, "ms"))
     assert few.shape == (round((0.9 + 2 * 0.36) * 144), 7 * 144, 3)
     assert many.shape[0] > few.shape[0]
 
 
 def test_same_data_same_bytes() -> None:
-    assert bars({"a": 1.0}, "ms") == bars({"a": 1.0}, "ms")
+    assert plot_bars({"a": 1.0}, "ms") == plot_bars({"a": 1.0}, "ms")
 
 
 def test_pyplot_is_not_imported() -> None:
@@ -75,10 +75,10 @@ def test_pyplot_is_not_imported() -> None:
 
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no series to plot in the panels \['loss'"):
-        learning_curves({"loss": {}}, xlabel="step")
+        plot_learning_curves({"loss": {}}, xlabel="step")
     with pytest.raises(ValueError, match=r"'train' has shape \(4,\), .*list\(zip\(steps"):
         learning_curve({"train": [1, 2, 3, 4]}, xlabel="step", ylabel="loss")  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"shape \(2, 3\), but there are 2 labels"):
-        confusion_matrix(np.ones((2, 3), dtype=int), ["a", "b"])
+        plot_confusion_matrix(np.ones((2, 3), dtype=int), ["a", "b"])
     with pytest.raises(ValueError, match="Leave out what was not measured"):
-        bars({"a": float("nan")}, "ms")
+        plot_bars({"a": float("nan")}, "ms")

@@ -66,7 +66,7 @@ def test_an_adapter_and_its_base_are_the_checkpoint(tmp_path: Path, base: Path, 
     plain = Backbone("vit_tiny_patch16_224", weights=str(best), image_size=32, arguments=VIT)
     task = BaseTask.load(best)
     with torch.no_grad():
-        x = task.preprocess.normalise(images)
+        x = task.preprocess.normalize(images)
         assert torch.allclose(plain.eval()(x).pooled, task.backbone(x).pooled, atol=1e-5)
 
 
@@ -277,7 +277,7 @@ def test_the_head_is_solved_first(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     fresh = vit()
     fresh.backbone.load_state_dict(before)
     with torch.no_grad():
-        x = fresh.eval().backbone(task.preprocess.normalise(batch["image"])).pooled.numpy()
+        x = fresh.eval().backbone(task.preprocess.normalize(batch["image"])).pooled.numpy()
     y = batch["target"].label.numpy()
     solved = LogisticRegression(C=1 / (1e-4 * len(x)), max_iter=5000, tol=1e-8).fit(x, y)
     weight, bias = keep.head["linear.weight"].numpy(), keep.head["linear.bias"].numpy()

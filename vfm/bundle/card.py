@@ -9,7 +9,7 @@ from typing import Any
 from vfm_runtime.bundle.contract import Contract, HeadContract
 
 from vfm.bundle.parity import Parity
-from vfm.models.licenses import terms
+from vfm.models.licenses import find_terms
 from vfm.tasks.calibration import Calibration
 from vfm.tasks.checkpoint import Checkpoint
 
@@ -114,7 +114,7 @@ def _formats(
 def _licence(contract: Contract, origin: Mapping[str, Any]) -> str:
     if origin.get("weights") is None:
         return "none used (random start)"
-    duties = terms(contract.license).duties
+    duties = find_terms(contract.license).duties
     return (contract.license or "not stated") + (f"; {duties}" if duties else "")
 
 

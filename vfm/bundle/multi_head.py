@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vfm.bundle.errors import ExportError
-from vfm.models.tensors import checksum
+from vfm.models.tensors import compute_checksum
 from vfm.tasks import BaseTask
 
 _SHOWN = 3
@@ -125,7 +125,7 @@ def _require_same_option(who: str, name: str, one: object, other: object) -> Non
 
 def _require_same_weights(who: str, one: BaseTask, other: BaseTask) -> None:
     states = one.backbone.state_dict(), other.backbone.state_dict()
-    sums = checksum(states[0]), checksum(states[1])
+    sums = compute_checksum(states[0]), compute_checksum(states[1])
     if sums[0] == sums[1]:
         return
     different = list(_different(states, (one, other)))

@@ -88,7 +88,7 @@ class Answers(nn.Module):
             pixels: uint8 [N, h, w, 3], at the model's size.
             geometry: float [N, 6], for heads whose answers are places in the original image.
         """
-        features: Features = self.backbone(self.preprocess.normalise(pixels))
+        features: Features = self.backbone(self.preprocess.normalize(pixels))
         answers: dict[str, Tensor] = {}
         for name, head in zip(self.names, self.heads, strict=True):
             found = head(features, geometry)
@@ -125,7 +125,7 @@ class _Head(nn.Module):
 
 def write_preprocess(path: Path, contract: Contract, preprocess: Preprocess, opset: int) -> None:
     """Write the graph from uint8 `image` [H, W, 3] of any size to what the model takes of it."""
-    graph = preprocess.graph(opset, geometry="geometry" in contract.ports()[0])
+    graph = preprocess.build_graph(opset, geometry="geometry" in contract.ports()[0])
     onnx.helper.set_model_props(graph, {METADATA_KEY: contract.to_json()})
     onnx.save(graph, path)
 

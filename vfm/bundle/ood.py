@@ -115,7 +115,7 @@ def embeddings(
     found = []
     for batch in batches:
         pixels = torch.from_numpy(batch["pixels"]).to(task.device)
-        features = task.backbone(task.preprocess.normalise(pixels))
+        features = task.backbone(task.preprocess.normalize(pixels))
         vector = vector_of(features, task.head.uses if reads is None else reads)
         found.append(vector.float().cpu().numpy())
     return np.concatenate(found)

@@ -12,9 +12,9 @@ import timm
 from vfm_runtime.errors import suggest
 
 from vfm.cli.errors import UsageError
-from vfm.models.licenses import terms
+from vfm.models.licenses import find_terms
 from vfm.models.measure import Size, measure
-from vfm.models.presets import PRESETS, Use, sizes
+from vfm.models.presets import PRESETS, Use, read_sizes
 
 _MOST_MEASURED = 40
 _OPEN = ("timm/", "microsoft/Florence-2-")
@@ -75,7 +75,7 @@ def models(
 
 
 def _presets(pattern: str, task: Use | None) -> Iterable[Row]:
-    known = sizes()
+    known = read_sizes()
     for preset in PRESETS:
         if _matches(preset.name, pattern) and (task is None or task in preset.uses):
             yield _row_of(preset.name, known[preset.name], preset.uses, preset.note, preset=True)
@@ -105,7 +105,7 @@ def _row_of(name: str, size: Size, uses: tuple[str, ...], note: str, *, preset: 
     # These ask nobody; of others it is not known here.
     own = bool(config and str(config.hf_hub_id).startswith(_OPEN))
     gated = False if own else None
-    return Row(name, size, licence, terms(licence).commercial, gated, uses, note, preset)
+    return Row(name, size, licence, find_terms(licence).commercial, gated, uses, note, preset)
 
 
 def _nothing(pattern: str, task: str | None) -> str:

@@ -21,7 +21,7 @@ from vfm.data.splits import SPLITS
 from vfm.data.table import TableData
 from vfm.data.table_rows import TABLE_SUFFIXES, find_table, read_table_rows
 from vfm.data.tables import read_table
-from vfm.spec import Spec, class_path
+from vfm.spec import Spec, get_class_path
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def carry_options(
         module: Data module of the other data.
         names: Options to take over.
     """
-    if training is None or training.get("class_path") != class_path(module):
+    if training is None or training.get("class_path") != get_class_path(module):
         return {}
     return {name: training["init_args"][name] for name in names}
 

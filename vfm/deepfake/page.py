@@ -14,8 +14,8 @@ from vfm_runtime.deepfake.evidence import sigmoid
 from vfm.data.dataset import Record
 from vfm.deepfake.metrics import Videos, beside_reals
 from vfm.metrics.ranking import Ranking
-from vfm.report import Curve, curves
-from vfm.report.plots import COLOURS, FONT_SIZE, figure, png, tidy
+from vfm.report import Curve, plot_curves
+from vfm.report.plots import COLORS, FONT_SIZE, encode_png, make_figure, style_axes
 from vfm.tasks.results import ResultsPage, describe_metric, make_sheet, open_record
 
 _FACTS = {
@@ -65,8 +65,8 @@ def write_deepfake_page(
         f"{results.get('checkpoint') or 'no checkpoint'}",
     )
     for warning in results["warnings"]:
-        page.text(f"⚠ {warning}")
-    page.facts(_facts(results))
+        page.add_text(f"⚠ {warning}")
+    page.add_facts(_facts(results))
     _show_scores(page, results, videos)
     _show_methods(page, results, videos)
     _show_decision(page, results)
@@ -103,7 +103,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _show_scores(page: ResultsPage, results: Mapping[str, Any], videos: Videos) -> None:
-    page.heading("Scores")
+    page.add_heading("Scores")
     limit = results["video"]["eer_threshold"]
     point = results["operating_point"]
     lines = {} if limit is None else {"equal errors (fitted here)": limit}
@@ -117,12 +117,12 @@ def _show_scores(page: ResultsPage, results: Mapping[str, Any], videos: Videos) 
 
 
 def _histogram(videos: Videos, lines: Mapping[str, float]) -> bytes:
-    drawing = figure(8.0, 3.2)
+    drawing = make_figure(8.0, 3.2)
     axes = drawing.subplots()
     edges = np.histogram_bin_edges(videos.logits, bins=_NUM_BINS).tolist()
     for chosen, name, colour in (
-        (~videos.fake, "real", COLOURS[0]),
-        (videos.fake, "fake", COLOURS[1]),
+        (~videos.fake, "real", COLORS[0]),
+        (videos.fake, "fake", COLORS[1]),
     ):
         if chosen.any():
             weights = np.full(int(chosen.sum()), 1 / chosen.sum())
@@ -136,23 +136,25 @@ def _histogram(videos: Videos, lines: Mapping[str, float]) -> bytes:
     axes.set_xlabel("mean logit of a video (above: more fake)", fontsize=FONT_SIZE)
     axes.set_ylabel("share of its class", fontsize=FONT_SIZE)
     axes.legend(fontsize=FONT_SIZE - 1, frameon=False)
-    tidy(axes)
-    return png(drawing)
+    style_axes(axes)
+    return encode_png(drawing)
 
 
 def _show_methods(page: ResultsPage, results: Mapping[str, Any], videos: Videos) -> None:
     rows = results["per_method"]
     if any(row["auc"] is not None for row in rows):
-        page.heading("By method, the worst first")
-        page.text(
+        page.add_heading("By method, the worst first")
+        page.add_text(
             "Fakes of each method against the same reals: those of its data set, or all where that has none."
         )
-        page.table([_method_row(row) for row in rows])
+        page.add_table([_method_row(row) for row in rows])
         page.show("curves", _curves(rows, videos), _caption(len(rows)))
     if results["without_method"]:
-        page.heading("With one method left out")
-        page.text("What is left of the figures without each method: an easy one carries the mean.")
-        page.table(
+        page.add_heading("With one method left out")
+        page.add_text(
+            "What is left of the figures without each method: an easy one carries the mean."
+        )
+        page.add_table(
             [
                 {
                     "left out": _name(row | {"method": row["left_out"]}),
@@ -163,9 +165,9 @@ def _show_methods(page: ResultsPage, results: Mapping[str, Any], videos: Videos)
             ]
         )
     if len(results["per_dataset"]) > 1:
-        page.heading("By data set")
+        page.add_heading("By data set")
         names = {"dataset": "data set", **_METHOD_COLUMNS}
-        page.table(
+        page.add_table(
             [{name: row[key] for key, name in names.items()} for row in results["per_dataset"]]
         )
 
@@ -197,23 +199,23 @@ def _curves(rows: Sequence[Mapping[str, Any]], videos: Videos) -> bytes:
         drawn[name] = Curve(
             ranking.roc_curve(), ranking.pr_curve(), areas["auroc"], areas["average_precision"]
         )
-    return curves(drawn)
+    return plot_curves(drawn)
 
 
 def _show_decision(page: ResultsPage, results: Mapping[str, Any]) -> None:
     calibration, point = results["calibration"], results["operating_point"]
     if calibration["ece"] is None:
         return
-    page.heading("Decision")
+    page.add_heading("Decision")
     if point is None:
-        page.text(
+        page.add_text(
             "There is no operating point: no threshold was fitted at which a rate of false alarms is known, and the "
             "score is no calibrated probability. Fit both on videos that are neither trained on nor tested on: vfm "
             "calibrate CHECKPOINT DATA."
         )
     else:
-        page.table([{"": name, "value": value} for name, value in _point_rows(point)])
-    page.table([{_CALIBRATION[name]: calibration[name] for name in _CALIBRATION}])
+        page.add_table([{"": name, "value": value} for name, value in _point_rows(point)])
+    page.add_table([{_CALIBRATION[name]: calibration[name] for name in _CALIBRATION}])
     page.show(
         "reliability",
         _reliability(calibration["bins"]),
@@ -248,18 +250,18 @@ def _point_rows(point: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _reliability(bins: Sequence[Mapping[str, Any]]) -> bytes:
-    drawing = figure(4.6, 4.2, layout="compressed")
+    drawing = make_figure(4.6, 4.2, layout="compressed")
     axes = drawing.subplots()
     axes.plot([0, 1], [0, 1], color="#9aa3ad", linewidth=0.8, linestyle=":")
     scores, shares = [row["score"] for row in bins], [row["share"] for row in bins]
-    axes.plot(scores, shares, color=COLOURS[0], linewidth=1.4, marker="o", markersize=4)
+    axes.plot(scores, shares, color=COLORS[0], linewidth=1.4, marker="o", markersize=4)
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
     axes.set_aspect("equal")
     axes.set_xlabel("mean score of the bin", fontsize=FONT_SIZE)
     axes.set_ylabel("share of fakes in it", fontsize=FONT_SIZE)
-    tidy(axes)
-    return png(drawing)
+    style_axes(axes)
+    return encode_png(drawing)
 
 
 def _show_worst(
@@ -276,7 +278,7 @@ def _show_worst(
     for name, (title, chosen) in parts.items():
         pictures = _list_pictures(chosen, videos, logits, records)
         if picture := make_sheet(pictures, _NUM_SHOWN, cell=_CELL):
-            page.heading(title)
+            page.add_heading(title)
             page.show(
                 name,
                 picture,
@@ -303,8 +305,8 @@ def _list_pictures(
 def _show_failures(page: ResultsPage, results: Mapping[str, Any]) -> None:
     lost = results["failures"]
     if lost["num_reals"] + lost["num_fakes"]:
-        page.heading("Videos without a score")
-        page.table(
+        page.add_heading("Videos without a score")
+        page.add_table(
             [
                 {
                     "real": lost["num_reals"],

@@ -137,7 +137,7 @@ class AdaptOptions:
         """Options that are not null, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    def without_effect(self, how: Adaptation | str) -> list[str]:
+    def list_unused(self, how: Adaptation | str) -> list[str]:
         """Names of the options that are given but that an adaptation does not take."""
         taken = _list_options(how) if isinstance(how, str) else set()
         return sorted(self.to_arguments().keys() - taken)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vfm_runtime.errors import VfmError
 
 from vfm.models.adaptation import Adaptation
-from vfm.models.tensors import checksum
+from vfm.models.tensors import compute_checksum
 from vfm.models.weights import MIN_COVERAGE, LoadReport, WeightsError, load_weights
 from vfm.preprocess import Fit, Preprocess
 from vfm.types import FeatureInfo, Features
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
         self.model = _create(name, False, extra)
         self.report: LoadReport | None = None
         if pretrained and weights is None:
-            self.model, self.report = _fetch(name, extra, checksum(self.model.state_dict()))
+            self.model, self.report = _fetch(name, extra, compute_checksum(self.model.state_dict()))
         if image_size is not None and name.startswith(_SOURCES):
             _resize(self.model, image_size)
         if weights is not None:
@@ -238,7 +238,7 @@ def _fetch(name: str, extra: dict[str, Any], before: str) -> tuple[Any, LoadRepo
     state = model.state_dict()
     source = "timm:" + (model.pretrained_cfg.get("hf_hub_id") or name)
     return model, LoadReport(
-        source, len(state), len(state), before=before, after=checksum(state), fetched=True
+        source, len(state), len(state), before=before, after=compute_checksum(state), fetched=True
     )
 
 

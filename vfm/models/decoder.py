@@ -97,7 +97,7 @@ class MLP(nn.Sequential):
         super().__init__(*layers[:-1])
 
 
-def box_embedding(boxes: Tensor, width: int) -> Tensor:
+def embed_boxes(boxes: Tensor, width: int) -> Tensor:
     """Sines and cosines of the four numbers of each box, [..., 4 * width].
 
     Args:
@@ -109,7 +109,7 @@ def box_embedding(boxes: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
 
 
-def moved(reference: Tensor, delta: Tensor) -> Tensor:
+def move_boxes(reference: Tensor, delta: Tensor) -> Tensor:
     """Boxes from references and what a network says of them (re-parametrisation of LW-DETR, Chen et al., 2024).
 
     Args:

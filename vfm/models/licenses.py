@@ -78,7 +78,7 @@ _UNSTATED = Terms(
 )
 
 
-def terms(licence: str | None) -> Terms:
+def find_terms(licence: str | None) -> Terms:
     """What a licence means; one that is unknown or not stated counts as not cleared for commercial use.
 
     Args:
@@ -89,14 +89,14 @@ def terms(licence: str | None) -> Terms:
     return _TERMS.get(licence.lower(), _UNKNOWN)
 
 
-def notice(name: str, licence: str | None) -> str | None:
+def describe_license(name: str, licence: str | None) -> str | None:
     """What to tell whoever trains from weights; None for the usual permissive licences.
 
     Args:
         name: Of the backbone.
         licence: Of its weights.
     """
-    found = terms(licence)
+    found = find_terms(licence)
     if not found.duties:
         return None
     kind = "" if found.commercial else "; not cleared for commercial use"

@@ -86,7 +86,7 @@ PRESETS = (
 )
 
 
-def sizes() -> dict[str, Size]:
+def read_sizes() -> dict[str, Size]:
     """Size and cost of every preset, as measured once."""
     stored = json.loads(SIZES_FILE.read_text(encoding="utf-8"))
     return {name: Size(**values) for name, values in stored.items()}

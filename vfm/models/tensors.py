@@ -39,7 +39,7 @@ def read_plain(path: Path) -> Any:
         raise UnreadableFileError(lines[0]) from error
 
 
-def tensors_in(content: Any) -> dict[str, Tensor]:
+def find_tensors(content: Any) -> dict[str, Tensor]:
     """The tensors of a state dict, which may lie in a container such as `state_dict` or `model`; maybe none."""
     while isinstance(content, Mapping):
         inner = next((content[k] for k in _CONTAINERS if isinstance(content.get(k), Mapping)), None)
@@ -77,7 +77,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     os.replace(partial, path)  # noqa: PTH105 - atomic on every system
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
+def compute_checksum(tensors: Mapping[str, Tensor]) -> str:
     """A sha256 of names, types, shapes and values, its first 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vfm_runtime.errors import VfmError
 
 from vfm.models.adapt import read_adaptation
-from vfm.models.tensors import UnreadableFileError, checksum, read_plain, tensors_in
+from vfm.models.tensors import UnreadableFileError, compute_checksum, find_tensors, read_plain
 from vfm.spec import SpecError
 
 MIN_COVERAGE = 0.95
@@ -100,7 +100,7 @@ def load_weights(
         if ordered is not None:
             given, fitting, resized, by = tensors, ordered, (), "order"
     used = {id(v) for v in fitting.values()}
-    before = checksum(own)
+    before = compute_checksum(own)
     report = LoadReport(
         source=str(path),
         matched=len(fitting),
@@ -110,7 +110,7 @@ def load_weights(
         resized=tuple(k for k in resized if k in fitting),
         by=by,
         before=before,
-        after=checksum({**own, **fitting}),
+        after=compute_checksum({**own, **fitting}),
         license=licence,
     )
     if not fitting or report.coverage < min_coverage:
@@ -146,7 +146,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
             f"{path} ({path.stat().st_size:,} bytes) cannot be read as weights: {error}\n"
             "The file may be cut short, or hold objects besides tensors. Save it as .safetensors and give that."
         ) from error
-    tensors = tensors_in(content)
+    tensors = find_tensors(content)
     if not tensors:
         raise WeightsError(f"{path} holds no tensors. Give a file with a state dict.")
     entry = content.get("vfm") if isinstance(content, Mapping) else None

@@ -1,17 +1,17 @@
 """One look for every HTML page: the page itself, plots and contact sheets as PNG bytes."""
 
-from vfm.report.curves import Curve, curves
+from vfm.report.curves import Curve, plot_curves
 from vfm.report.page import Page
-from vfm.report.plots import bars, confusion_matrix, learning_curve, learning_curves
-from vfm.report.sheet import contact_sheet
+from vfm.report.plots import learning_curve, plot_bars, plot_confusion_matrix, plot_learning_curves
+from vfm.report.sheet import draw_contact_sheet
 
 __all__ = [
     "Curve",
     "Page",
-    "bars",
-    "confusion_matrix",
-    "contact_sheet",
-    "curves",
+    "draw_contact_sheet",
     "learning_curve",
-    "learning_curves",
+    "plot_bars",
+    "plot_confusion_matrix",
+    "plot_curves",
+    "plot_learning_curves",
 ]

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from vfm_runtime.errors import DataError
 
-from vfm.report.plots import COLOURS, FONT_SIZE, STYLES, figure, png, shortened, tidy
+from vfm.report.plots import (
+    COLORS,
+    FONT_SIZE,
+    STYLES,
+    encode_png,
+    make_figure,
+    style_axes,
+    truncate_text,
+)
 
 _MOST_LINES = 10
 
@@ -26,7 +34,7 @@ class Curve(NamedTuple):
     average_precision: float
 
 
-def curves(classes: Mapping[str, Curve]) -> bytes:
+def plot_curves(classes: Mapping[str, Curve]) -> bytes:
     """ROC and precision-recall curves side by side, a class in the same colour in both.
 
     Of more than ten classes the five of best and the five of worst average precision are drawn, and
@@ -40,7 +48,7 @@ def curves(classes: Mapping[str, Curve]) -> bytes:
     shown = _chosen(classes)
     # As in the confusion matrix: "constrained" leaves a gap around square panels.
     height = 4.9 + 0.17 * ((len(shown) + 1) // 2) + 0.25 * (len(shown) < len(classes))
-    drawing = figure(9.4, height, layout="compressed")
+    drawing = make_figure(9.4, height, layout="compressed")
     left, right = drawing.subplots(1, 2)
     if len(shown) < len(classes):
         text = f"the best and the worst five of {len(classes)} classes, by average precision"
@@ -50,8 +58,8 @@ def curves(classes: Mapping[str, Curve]) -> bytes:
     _frame(right, "recall", "precision")
     for number, curve in enumerate(shown.values()):
         style: dict[str, Any] = {
-            "color": COLOURS[number % len(COLOURS)],
-            "linestyle": STYLES[number // len(COLOURS) % len(STYLES)],
+            "color": COLORS[number % len(COLORS)],
+            "linestyle": STYLES[number // len(COLORS) % len(STYLES)],
             "linewidth": 1.5,
         }
         left.plot(*zip(*curve.roc, strict=True), **style)
@@ -61,7 +69,7 @@ def curves(classes: Mapping[str, Curve]) -> bytes:
     precisions = {name: curve.average_precision for name, curve in shown.items()}
     _legend(left, "class, area", areas)
     _legend(right, "class, average precision", precisions)
-    return png(drawing)
+    return encode_png(drawing)
 
 
 def _chosen(classes: Mapping[str, Curve]) -> dict[str, Curve]:
@@ -73,7 +81,7 @@ def _chosen(classes: Mapping[str, Curve]) -> dict[str, Curve]:
 
 
 def _frame(axes: Axes, xlabel: str, ylabel: str) -> None:
-    tidy(axes)
+    style_axes(axes)
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
     axes.set_aspect("equal")
@@ -97,4 +105,4 @@ def _legend(axes: Axes, title: str, values: Mapping[str, float]) -> None:
     # Named afterwards: matplotlib drops names that start with an underscore.
     for text, (name, value) in zip(legend.get_texts(), values.items(), strict=True):
         text.set_parse_math(False)
-        text.set_text(f"{shortened(name, 18)}  {value:.3f}")
+        text.set_text(f"{truncate_text(name, 18)}  {value:.3f}")

@@ -23,7 +23,7 @@ class Marked(NamedTuple):
     """Of the wrong boxes."""
 
 
-def marked_picture(image: NDArray[np.uint8], boxes: Marked, side: int) -> NDArray[np.uint8]:
+def draw_marked_boxes(image: NDArray[np.uint8], boxes: Marked, side: int) -> NDArray[np.uint8]:
     """A picture with its boxes: green found, amber missed, red wrong.
 
     Args:

@@ -31,19 +31,19 @@ class Page:
         self._subtitle = subtitle
         self._blocks: list[dict[str, Any]] = []
 
-    def heading(self, text: str) -> None:
+    def add_heading(self, text: str) -> None:
         """Open a section."""
         self._blocks.append({"kind": "heading", "text": text})
 
-    def text(self, paragraph: str) -> None:
+    def add_text(self, paragraph: str) -> None:
         """Add a paragraph."""
         self._blocks.append({"kind": "text", "text": paragraph})
 
-    def code(self, text: str) -> None:
+    def add_code(self, text: str) -> None:
         """Add preformatted text, such as a command or a configuration."""
         self._blocks.append({"kind": "code", "text": text})
 
-    def facts(self, facts: Mapping[str, Any]) -> None:
+    def add_facts(self, facts: Mapping[str, Any]) -> None:
         """Add headline figures, each on a card.
 
         Args:
@@ -55,7 +55,7 @@ class Page:
             cards.append((name, _column_format([value])(value), note))
         self._blocks.append({"kind": "facts", "facts": cards})
 
-    def table(
+    def add_table(
         self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
     ) -> None:
         """Add a table; columns of numbers are aligned, missing values show as a dash.
@@ -82,7 +82,7 @@ class Page:
             }
         )
 
-    def figure(self, png_bytes: bytes, caption: str) -> None:
+    def add_figure(self, png_bytes: bytes, caption: str) -> None:
         """Add a picture, embedded in the page and shown at its physical size.
 
         Args:
@@ -102,7 +102,7 @@ class Page:
         block = {"kind": "figure", "data": data, "width": width, "caption": caption}
         self._blocks.append(block)
 
-    def html(self) -> str:
+    def to_html(self) -> str:
         """The whole page as one HTML document."""
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
         source = resources.files("vfm.report").joinpath("page.html").read_text(encoding="utf-8")
@@ -113,7 +113,7 @@ class Page:
         """Write the page to a file, making its folder if needed."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(self.html(), encoding="utf-8")
+        target.write_text(self.to_html(), encoding="utf-8")
 
 
 def _is_number(value: Any) -> bool:

@@ -18,7 +18,7 @@ _Layout = Literal["constrained", "compressed"]
 Points = Sequence[tuple[float, float]]
 
 # Okabe and Ito's colours, told apart by colour-blind readers; line styles when they run out.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
 _DPI = 144
 FONT_SIZE = 9
@@ -34,10 +34,10 @@ def learning_curve(series: Mapping[str, Points], *, xlabel: str, ylabel: str) ->
         xlabel: What x is, with its unit.
         ylabel: What y is, with its unit.
     """
-    return learning_curves({ylabel: series}, xlabel=xlabel)
+    return plot_learning_curves({ylabel: series}, xlabel=xlabel)
 
 
-def learning_curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: str) -> bytes:
+def plot_learning_curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: str) -> bytes:
     """Panels of lines side by side, such as loss and accuracy over the same steps.
 
     A name has the same colour in every panel.
@@ -52,19 +52,19 @@ def learning_curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: str) 
             f"There is no series to plot in the panels {list(panels)}. "
             "Pass at least one panel with one series of (x, y) points."
         )
-    drawing = figure(max(6.0, 4.4 * len(panels)), 3.4)
+    drawing = make_figure(max(6.0, 4.4 * len(panels)), 3.4)
     # squeeze=False keeps an array for a single panel too.
     for axes, (ylabel, series) in zip(
         drawing.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         _draw_series(axes, series, names)
-        axes.set_xlabel(shortened(xlabel, 48), fontsize=FONT_SIZE, parse_math=False)
-        axes.set_ylabel(shortened(ylabel, 32), fontsize=FONT_SIZE, parse_math=False)
-    return png(drawing)
+        axes.set_xlabel(truncate_text(xlabel, 48), fontsize=FONT_SIZE, parse_math=False)
+        axes.set_ylabel(truncate_text(ylabel, 32), fontsize=FONT_SIZE, parse_math=False)
+    return encode_png(drawing)
 
 
-def confusion_matrix(
-    matrix: npt.ArrayLike, labels: Sequence[str], *, normalise: bool = True
+def plot_confusion_matrix(
+    matrix: npt.ArrayLike, labels: Sequence[str], *, normalize: bool = True
 ) -> bytes:
     """Counts of true class (row) against predicted class (column), coloured.
 
@@ -75,7 +75,7 @@ def confusion_matrix(
     Args:
         matrix: Counts, int `[C, C]`, rows are the truth.
         labels: Names of the C classes.
-        normalise: Colour by the share of the row, between 0 and 1, rather than by count.
+        normalize: Colour by the share of the row, between 0 and 1, rather than by count.
     """
     counts = np.asarray(matrix)
     num_classes = len(labels)
@@ -85,25 +85,25 @@ def confusion_matrix(
             f"labels. Pass a square matrix and one label for each of its rows."
         )
     support = counts.sum(axis=1, keepdims=True)
-    shown = counts / np.maximum(support, 1) if normalise else counts
+    shown = counts / np.maximum(support, 1) if normalize else counts
     side = min(9.5, max(4.5, 1.6 + 0.55 * num_classes))
     # "constrained" pushes the label of the y axis off a figure with square cells.
-    drawing = figure(side + 0.9, side, layout="compressed")
+    drawing = make_figure(side + 0.9, side, layout="compressed")
     axes = drawing.subplots()
     with_counts = num_classes <= _MAX_CLASSES_WITH_COUNTS
-    limit = 1.0 if normalise else max(1.0, float(counts.max()))
+    limit = 1.0 if normalize else max(1.0, float(counts.max()))
     norm = PowerNorm(1.0 if with_counts else 0.5, 0, limit)
     image = axes.imshow(shown, cmap="Blues", norm=norm, interpolation="nearest")
     bar = drawing.colorbar(image, ax=axes, aspect=30, pad=0.03)
-    bar.set_label("share of the true class" if normalise else "samples", fontsize=FONT_SIZE)
+    bar.set_label("share of the true class" if normalize else "samples", fontsize=FONT_SIZE)
     bar.ax.tick_params(labelsize=FONT_SIZE - 1)
     _name_classes(axes, labels)
     if with_counts:
         _write_counts(axes, counts, shown / limit)
-    return png(drawing)
+    return encode_png(drawing)
 
 
-def bars(values: Mapping[str, float], xlabel: str) -> bytes:
+def plot_bars(values: Mapping[str, float], xlabel: str) -> bytes:
     """Horizontal bars, the first on top, each with its value.
 
     Args:
@@ -116,23 +116,23 @@ def bars(values: Mapping[str, float], xlabel: str) -> bytes:
             f"Bars need at least one value, all finite and at least 0, but got {dict(values)}. "
             "Leave out what was not measured."
         )
-    drawing = figure(7.0, 0.9 + 0.36 * len(lengths))
+    drawing = make_figure(7.0, 0.9 + 0.36 * len(lengths))
     axes = drawing.subplots()
-    drawn = axes.barh(range(len(lengths)), lengths, color=COLOURS[0], height=0.65)
+    drawn = axes.barh(range(len(lengths)), lengths, color=COLORS[0], height=0.65)
     axes.bar_label(drawn, [f"{value:.4g}" for value in lengths], padding=4, fontsize=FONT_SIZE)
     axes.set_yticks(
         range(len(lengths)),
-        [shortened(name, 40) for name in values],
+        [truncate_text(name, 40) for name in values],
         fontsize=FONT_SIZE,
         parse_math=False,
     )
     axes.invert_yaxis()
     # Room for the value at the end of the longest bar.
     axes.set_xlim(0, 1.12 * max(lengths) or 1.0)
-    axes.set_xlabel(shortened(xlabel, 48), fontsize=FONT_SIZE, parse_math=False)
-    tidy(axes)
+    axes.set_xlabel(truncate_text(xlabel, 48), fontsize=FONT_SIZE, parse_math=False)
+    style_axes(axes)
     axes.grid(visible=False, axis="y")
-    return png(drawing)
+    return encode_png(drawing)
 
 
 def _draw_series(axes: Axes, series: Mapping[str, Points], names: Sequence[str]) -> None:
@@ -146,14 +146,14 @@ def _draw_series(axes: Axes, series: Mapping[str, Points], names: Sequence[str])
         lines += axes.plot(
             xy[:, 0],
             xy[:, 1],
-            color=COLOURS[index % len(COLOURS)],
-            linestyle=STYLES[index // len(COLOURS) % len(STYLES)],
+            color=COLORS[index % len(COLORS)],
+            linestyle=STYLES[index // len(COLORS) % len(STYLES)],
             linewidth=1.6,
             # A single point has no line; many points hide theirs behind the markers.
             marker="o" if len(xy) <= 30 else "",
             markersize=3.5,
         )
-    tidy(axes)
+    style_axes(axes)
     if whole:
         # Steps and epochs have no halves.
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
@@ -163,7 +163,7 @@ def _draw_series(axes: Axes, series: Mapping[str, Points], names: Sequence[str])
     # Named afterwards: matplotlib drops names that start with an underscore.
     for text, name in zip(legend.get_texts(), series, strict=True):
         text.set_parse_math(False)
-        text.set_text(shortened(name, 40))
+        text.set_text(truncate_text(name, 40))
 
 
 def _checked_points(name: str, points: Points) -> npt.NDArray[np.float64]:
@@ -184,7 +184,7 @@ def _name_classes(axes: Axes, labels: Sequence[str]) -> None:
     note = ""
     if len(labels) <= _MAX_CLASSES_WITH_LABELS:
         size = FONT_SIZE if len(labels) <= _MAX_CLASSES_WITH_COUNTS else 6.5
-        names = [shortened(label, 24) for label in labels]
+        names = [truncate_text(label, 24) for label in labels]
         turn = 0 if len(labels) * max(map(len, names)) <= 60 else 90
         ticks = range(len(labels))
         axes.set_xticks(ticks, names, rotation=turn, fontsize=size, parse_math=False)
@@ -215,14 +215,14 @@ def _write_counts(
         )
 
 
-def figure(width: float, height: float, layout: _Layout = "constrained") -> Figure:
+def make_figure(width: float, height: float, layout: _Layout = "constrained") -> Figure:
     """A white figure, size in inches, whose parts make room for each other."""
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
-def tidy(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """Light grid, no frame on top and right."""
     axes.grid(visible=True, color="#dde1e6", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -230,7 +230,7 @@ def tidy(axes: Axes) -> None:
     axes.tick_params(labelsize=FONT_SIZE - 1)
 
 
-def png(figure: Figure) -> bytes:
+def encode_png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
     # Without matplotlib's version the same data gives the same bytes after an upgrade.
@@ -238,7 +238,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def shortened(text: str, width: int) -> str:
+def truncate_text(text: str, width: int) -> str:
     """The text on one line of at most `width` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= width else line[: width - 1].rstrip() + "…"

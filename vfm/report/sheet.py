@@ -20,7 +20,7 @@ _RIGHT = "#1a9850"
 _WRONG = "#d73027"
 
 
-def contact_sheet(
+def draw_contact_sheet(
     images: Sequence[npt.NDArray[np.uint8]],
     captions: Sequence[str],
     *,

@@ -232,7 +232,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         if "features" in batch:
             raw = self.compute_raw(batch)
         else:
-            images = self.preprocess.normalise(batch["image"])
+            images = self.preprocess.normalize(batch["image"])
             images, target = self.augment_batch(images, batch["target"], batch_idx)
             batch = {**batch, "target": target}
             raw = self.head(self.backbone(images.contiguous(memory_format=self._layout)))

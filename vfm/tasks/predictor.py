@@ -45,7 +45,7 @@ class TorchPredictor(Predictor):
         """Open one image, or one crop, and bring it to the model's size: `pixels`, and of a detector `geometry`."""
         preprocess = self.task.preprocess
         pixels, geometry = preprocess.resize(open_image(image))
-        row = np.array([geometry.row(preprocess.size)], np.float32)
+        row = np.array([geometry.to_row(preprocess.size)], np.float32)
         arrays: Arrays = {"pixels": pixels[None], "geometry": row}
         return {name: arrays[name] for name in self._inputs}
 

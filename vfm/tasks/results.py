@@ -14,7 +14,7 @@ from torch import Tensor
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.data.dataset import Record, read_source
-from vfm.report import Page, contact_sheet
+from vfm.report import Page, draw_contact_sheet
 from vfm.training.ranks import gather_ranks
 
 RESULTS_FILE = "results.json"
@@ -110,14 +110,14 @@ class ResultsPage(Page):
     def show(self, name: str, picture: bytes, caption: str) -> None:
         """Add a picture, and write it to `<name>_<split>.png`."""
         (self._folder / f"{name}_{self._split}.png").write_bytes(picture)
-        self.figure(picture, caption)
+        self.add_figure(picture, caption)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """List the files that could not be read, and write the page."""
         if results.get("num_skipped"):
-            self.heading("Files that could not be read")
+            self.add_heading("Files that could not be read")
             rows = [{"file": name, "reason": why} for name, why in results["skipped"].items()]
-            self.table(rows)
+            self.add_table(rows)
         self.write(self._folder / f"report_{self._split}.html")
 
 
@@ -162,4 +162,4 @@ def make_sheet(
         except ImageError:
             continue  # it was read once already, and has gone or changed since
         captions.append(caption)
-    return contact_sheet(images, captions, **layout) if images else None
+    return draw_contact_sheet(images, captions, **layout) if images else None

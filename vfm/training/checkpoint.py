@@ -75,7 +75,7 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
             rank_zero_info(f"Weights {report}")
             # A file that states none is the user's own affair; what timm fetches is not.
             is_stated = self.license is not None or report.fetched
-            if is_stated and (notice := licenses.notice(backbone.name, self.license)):
+            if is_stated and (notice := licenses.describe_license(backbone.name, self.license)):
                 rank_zero_warn(notice)
 
     @classmethod
@@ -147,7 +147,7 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
         Args:
             pixels: uint8 [N, H, W, 3], at the model's size.
         """
-        raw: Raw = self.head(self.backbone(self.preprocess.normalise(pixels)))
+        raw: Raw = self.head(self.backbone(self.preprocess.normalize(pixels)))
         return raw
 
     def answer(self, pixels: Tensor, geometry: Tensor | None = None) -> dict[str, Tensor]:
@@ -164,7 +164,7 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
     def compute_raw(self, batch: Batch) -> Raw:
         """Return the raw outputs of the head for a batch, which may hold stored features in place of images."""
         features = batch.get("features")
-        raw: Raw = self.head(Features.partial(features)) if features else self(batch["image"])
+        raw: Raw = self.head(Features.fill(features)) if features else self(batch["image"])
         return raw
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

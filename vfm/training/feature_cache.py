@@ -23,7 +23,7 @@ from vfm_runtime.errors import VfmError
 from vfm.data import ImageData
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.models.backbone import Backbone
-from vfm.models.tensors import checksum
+from vfm.models.tensors import compute_checksum
 from vfm.preprocess import Preprocess
 from vfm.training.checkpoint import CheckpointedModel
 
@@ -165,7 +165,7 @@ def compute_key(
     """
     parts = {
         "backbone": backbone.name,
-        "weights": checksum(backbone.state_dict()),
+        "weights": compute_checksum(backbone.state_dict()),
         "preprocess": preprocess.to_dict(),
         "images": images,
         "reads": sorted(reads),
@@ -201,7 +201,7 @@ def _compute_features(
     skipped: dict[int, str] = {}
     if ranks.rank == 0:
         pixels = torch.zeros((1, *preprocess.size, 3), dtype=torch.uint8, device=device)
-        example = backbone(preprocess.normalise(pixels))
+        example = backbone(preprocess.normalize(pixels))
         shapes = {name: (len(names), *getattr(example, name).shape[1:]) for name in reads}
         _create_arrays(folder, shapes)
     ranks.barrier()
@@ -218,7 +218,7 @@ def _compute_features(
         if len(batch["image"]) == 0:
             continue
         with ranks.precision():
-            features = backbone(preprocess.normalise(batch["image"].to(device)))
+            features = backbone(preprocess.normalize(batch["image"].to(device)))
         for name, array in arrays.items():
             array[batch["index"].numpy()] = getattr(features, name).float().cpu().numpy()
     for array in arrays.values():

@@ -15,7 +15,7 @@ from vfm_runtime.errors import VfmError
 
 from vfm.models.tensors import read_metadata, read_plain, write_tensors
 from vfm.renames import update_path
-from vfm.spec import class_path, import_class
+from vfm.spec import get_class_path, import_class
 from vfm.training.callbacks import get_output_dir
 from vfm.training.checkpoint import CheckpointedModel
 from vfm.training.ranks import reduce_ranks
@@ -77,7 +77,7 @@ def _save_batch(file: Path, batch: Batch) -> None:
     tensors |= {f"features.{name}": value for name, value in batch.get("features", {}).items()}
     target = batch["target"]
     tensors |= {f"target.{name}": value for name, value in target._asdict().items()}
-    metadata = {"name": json.dumps(batch["name"]), "target": class_path(type(target))}
+    metadata = {"name": json.dumps(batch["name"]), "target": get_class_path(type(target))}
     write_tensors(file, tensors, metadata)
 
 

@@ -27,7 +27,7 @@ def list_idle_options(
         is_frozen: Whether no weight of the backbone learns.
         given: For each option that a frozen backbone makes idle, whether it is set.
     """
-    idle = [f"adapt_options.{name}" for name in options.without_effect(adapt)]
+    idle = [f"adapt_options.{name}" for name in options.list_unused(adapt)]
     if is_frozen:
         idle += [name for name, is_given in given.items() if is_given]
     reason = ": the backbone stays frozen" if is_frozen else ""

@@ -17,7 +17,7 @@ from vfm.data.decode import Source
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.transforms import Geometric, Picture
 from vfm.data.transforms import AugmentError, TrainTransform, build_jitter
-from vfm.preprocess import Geometry, Preprocess, as_shares
+from vfm.preprocess import Geometry, Preprocess, convert_corners
 from vfm.renames import accept_old_keys
 from vfm.types import Batch, Objects
 
@@ -82,7 +82,7 @@ class BoxSample:
     labels: NDArray[np.int64]
     """[M], classes of the boxes."""
     geometry: NDArray[np.float32]
-    """[6], as `Geometry.row`."""
+    """[6], as `Geometry.to_row`."""
     index: int
     name: str
 
@@ -131,8 +131,10 @@ class BoxDataset(ImageDataset):
         pixels, geometry = self.preprocess.resize(load_pixels(record))
         size = self.preprocess.size
         corners, labels = _select_learned(record)
-        row = np.array(geometry.row(size), np.float32)
-        return BoxSample(pixels, geometry.shares(corners, size), labels, row, index, record.name)
+        row = np.array(geometry.to_row(size), np.float32)
+        return BoxSample(
+            pixels, geometry.to_fractions(corners, size), labels, row, index, record.name
+        )
 
     def _draw_view(self, index: int, record: Record, epoch: int, augment: BoxAugment) -> BoxSample:
         seed = sample_seed(self.seed, epoch, index)
@@ -151,9 +153,9 @@ class BoxDataset(ImageDataset):
             pixels = self._colors(pixels, seed)
         height, width = pixels.shape[:2]
         corners = (view.corners / np.array([width, height] * 2, np.float32)).astype(np.float32)
-        geometry = Geometry(height, width, 1.0, 1.0, 0.0, 0.0).row((height, width))
+        geometry = Geometry(height, width, 1.0, 1.0, 0.0, 0.0).to_row((height, width))
         row = np.array(geometry, np.float32)
-        return BoxSample(pixels, as_shares(corners), view.labels, row, index, record.name)
+        return BoxSample(pixels, convert_corners(corners), view.labels, row, index, record.name)
 
     def _open_partners(self, generator: np.random.Generator) -> list[Picture]:
         """Three other images; fewer where one cannot be read, which is reported when its own turn comes."""

@@ -14,7 +14,7 @@ from vfm_runtime.media.video import choose_evenly
 
 from vfm.deepfake.data.crops import Cut, Job
 from vfm.deepfake.data.record import LABELS, REAL, Item
-from vfm.report import contact_sheet
+from vfm.report import draw_contact_sheet
 
 _SHOWN = 24
 _COLUMNS = 8
@@ -104,7 +104,7 @@ def crop_sheet(items: Sequence[Item], folder: Path) -> bytes:
     for label in LABELS:
         own = [item for item in items if item.label == label]
         shown += [own[index] for index in choose_evenly(len(own), _SHOWN)] if own else []
-    return contact_sheet(
+    return draw_contact_sheet(
         [_marked(item, folder) for item in shown],
         [_caption(item) for item in shown],
         columns=_COLUMNS,

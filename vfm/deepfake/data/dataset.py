@@ -326,7 +326,7 @@ def resized_mask(view: View, preprocess: Preprocess) -> Mask:
     mask = view.mask
     if not mask.any():
         return np.zeros((height, width), np.float32)
-    place = preprocess.geometry(*mask.shape)
+    place = preprocess.compute_geometry(*mask.shape)
     rows, columns = (
         max(1, round(side * min(1.0, scale)))
         for side, scale in zip(mask.shape, (place.scale_y, place.scale_x), strict=True)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from vfm.deepfake.robustness.degradations import WORDS, Kind
 from vfm.deepfake.robustness.results import Point, Robustness, value_of
 from vfm.deepfake.shortcuts.page import text_table
-from vfm.report import Page, contact_sheet
-from vfm.report.plots import COLOURS, FONT_SIZE, figure, png, tidy
+from vfm.report import Page, draw_contact_sheet
+from vfm.report.plots import COLORS, FONT_SIZE, encode_png, make_figure, style_axes
 
 _ABOUT = (
     "Every crop was degraded before it was brought to the model's size. Bands are 95 % intervals, drawn over people "
@@ -58,18 +58,18 @@ def robustness_page(
         facts[f"Mean over {WORDS[_kind(kind)]}"] = f"{found.mean_auc(kind):.4f}"
     worst = found.worst
     facts["Worst"] = (f"{worst.video_auc['value']:.4f}", str(worst.degradation))
-    page.facts(facts)
-    page.heading("By degradation")
-    page.text(_ABOUT)
-    page.figure(_plot(found), "Video AUC at each level, from weak to strong")
+    page.add_facts(facts)
+    page.add_heading("By degradation")
+    page.add_text(_ABOUT)
+    page.add_figure(_plot(found), "Video AUC at each level, from weak to strong")
     if found.clean.fpr is not None:
-        page.text(_THRESHOLD)
-    page.table(_rows(found))
+        page.add_text(_THRESHOLD)
+    page.add_table(_rows(found))
     shown = list(examples)
     if shown:
-        page.heading("One fake at every level")
+        page.add_heading("One fake at every level")
         names, pictures = zip(*shown, strict=True)
-        page.figure(contact_sheet(pictures, names, cell=150), "As the model sees it")
+        page.add_figure(draw_contact_sheet(pictures, names, cell=150), "As the model sees it")
     return page
 
 
@@ -99,18 +99,18 @@ def _kind(name: str) -> Kind:
 
 
 def _plot(found: Robustness) -> bytes:
-    drawing = figure(2.6 * len(found.kinds) + 0.6, 3.0)
+    drawing = make_figure(2.6 * len(found.kinds) + 0.6, 3.0)
     panels: Sequence[Axes] = drawing.subplots(1, len(found.kinds), sharey=True, squeeze=False)[0]
     for number, (axes, kind) in enumerate(zip(panels, found.kinds, strict=True)):
         points = [p for p in found.points if p.degradation and p.degradation.kind == kind]
-        _draw(axes, points, COLOURS[number % len(COLOURS)])
+        _draw(axes, points, COLORS[number % len(COLORS)])
         axes.axhline(
             value_of(found.clean.video_auc), color="#5c6670", linewidth=0.9, linestyle="--"
         )
         axes.axhline(0.5, color="#9aa3ad", linewidth=0.9, linestyle=":")
         axes.set_xlabel(WORDS[_kind(kind)], fontsize=FONT_SIZE)
     panels[0].set_ylabel("video AUC", fontsize=FONT_SIZE)
-    return png(drawing)
+    return encode_png(drawing)
 
 
 def _draw(axes: Axes, points: Sequence[Point], colour: str) -> None:
@@ -122,4 +122,4 @@ def _draw(axes: Axes, points: Sequence[Point], colour: str) -> None:
         low, high = zip(*bands, strict=True)
         axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xticks(places, [f"{p.degradation.level:g}" for p in points if p.degradation])
-    tidy(axes)
+    style_axes(axes)

@@ -11,7 +11,7 @@ from vfm.deepfake.shortcuts.metadata import UNSEEN
 from vfm.deepfake.shortcuts.probe import Separation
 from vfm.deepfake.shortcuts.search import Shortcuts
 from vfm.report import Page
-from vfm.report.plots import COLOURS, FONT_SIZE, figure, png, shortened, tidy
+from vfm.report.plots import COLORS, FONT_SIZE, encode_png, make_figure, style_axes, truncate_text
 
 Row = dict[str, Any]
 
@@ -108,7 +108,7 @@ def shortcuts_page(found: Shortcuts, where: str) -> Page:
         where: Name of the data, for the subtitle.
     """
     page = Page("Shortcuts in the data", where)
-    page.facts(
+    page.add_facts(
         {
             "AUC by metadata": (
                 f"{found.seen.auc:.3f}" if found.seen else "not defined",
@@ -121,23 +121,23 @@ def shortcuts_page(found: Shortcuts, where: str) -> Page:
     )
     for text in (verdict(found), name_note(found), *found.notes):
         if text:
-            page.text(text)
-    page.heading("What tells real from fake")
-    page.text(_ABOUT.format(limit=LIMIT))
+            page.add_text(text)
+    page.add_heading("What tells real from fake")
+    page.add_text(_ABOUT.format(limit=LIMIT))
     rows = feature_rows(found)
     if rows:
-        page.figure(_plot(found), "Area under the ROC curve by metadata, with 95 % intervals")
-        page.table(rows)
+        page.add_figure(_plot(found), "Area under the ROC curve by metadata, with 95 % intervals")
+        page.add_table(rows)
     if others := other_rows(found):
-        page.heading("Methods, data sets and splits")
-        page.text(
+        page.add_heading("Methods, data sets and splits")
+        page.add_text(
             "Reals of two sources should not be told apart either: where they are, and the classes differ in their "
             "share of each, a model that knows the source knows the label."
         )
-        page.table(others)
+        page.add_table(others)
     if found.failures:
-        page.heading("Not read")
-        page.table([failure._asdict() for failure in found.failures[:20]])
+        page.add_heading("Not read")
+        page.add_table([failure._asdict() for failure in found.failures[:20]])
     return page
 
 
@@ -178,23 +178,23 @@ def interval_plot(lines: Iterable[tuple[str, Separation]], xlabel: str) -> bytes
         xlabel: What the figures are.
     """
     listed = list(lines)
-    drawing = figure(7.0, 1.0 + 0.27 * len(listed))
+    drawing = make_figure(7.0, 1.0 + 0.27 * len(listed))
     axes = drawing.subplots()
     for limit, style in ((0.5, ":"), (LIMIT, "--")):
         axes.axvline(limit, color="#9aa3ad", linewidth=0.9, linestyle=style)
     for place, (_, each) in enumerate(listed):
-        colour = _RED if each.level == "red" else COLOURS[0]
+        colour = _RED if each.level == "red" else COLORS[0]
         axes.plot([each.low, each.high], [place, place], color=colour, linewidth=1.6)
         axes.plot([each.auc], [place], color=colour, marker="o", markersize=5)
     axes.set_yticks(
         range(len(listed)),
-        [shortened(name, 40) for name, _ in listed],
+        [truncate_text(name, 40) for name, _ in listed],
         fontsize=FONT_SIZE,
         parse_math=False,
     )
     axes.invert_yaxis()
     axes.set_xlim(min(0.4, *(each.low for _, each in listed)) - 0.02, 1.02)
     axes.set_xlabel(f"{xlabel} (dashed: the limit {LIMIT})", fontsize=FONT_SIZE)
-    tidy(axes)
+    style_axes(axes)
     axes.grid(visible=False, axis="y")
-    return png(drawing)
+    return encode_png(drawing)

@@ -32,7 +32,7 @@ class DetectionHead(Head, ABC):
 
         Args:
             raw: Outputs of `forward` in evaluation.
-            geometry: float [N, 6], as `vfm.preprocess.Geometry.row` gives it; None leaves the boxes as shares of the
+            geometry: float [N, 6], as `vfm.preprocess.Geometry.to_row` gives it; None leaves the boxes as shares of the
                 input.
 
         Returns:
@@ -46,7 +46,7 @@ def to_original(boxes: Tensor, geometry: Tensor | None) -> Tensor:
 
     Args:
         boxes: Centre, width and height as shares of the input, [N, K, 4].
-        geometry: float [N, 6], as `vfm.preprocess.Geometry.row` gives it; None leaves shares of the input.
+        geometry: float [N, 6], as `vfm.preprocess.Geometry.to_row` gives it; None leaves shares of the input.
     """
     half = boxes[..., 2:] / 2
     corners = torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], -1)

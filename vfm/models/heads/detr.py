@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from vfm_runtime.errors import OptionError
 
-from vfm.models.decoder import MLP, DecoderLayer, box_embedding, moved
+from vfm.models.decoder import MLP, DecoderLayer, embed_boxes, move_boxes
 from vfm.models.heads.detection import DetectionHead, to_original
 from vfm.models.pyramid import Projector
 from vfm.types import FeatureInfo, Features, Raw
@@ -123,14 +123,14 @@ class DetrHead(DetectionHead):
         num_images, num_groups, num_queries = reference.shape[:3]
         # The map's proposals learn by their own loss, not through the queries that start from them.
         start = reference.detach().flatten(1, 2)
-        position = self.position(box_embedding(start, self.shape.width // 2).to(memory.dtype))
+        position = self.position(embed_boxes(start, self.shape.width // 2).to(memory.dtype))
         queries = self.queries[:num_groups, :num_queries].flatten(0, 1)
         queries = queries.expand(num_images, -1, -1)
         for layer in self.layers:
             queries = layer(queries, position, start, memory, size, num_groups)
             if self.training or layer is self.layers[-1]:
                 all_logits.append(self.classes(queries).view(*reference.shape[:3], -1))
-                all_boxes.append(moved(start, self.boxes(queries)).view_as(reference))
+                all_boxes.append(move_boxes(start, self.boxes(queries)).view_as(reference))
         if self.training:
             return {"logits": torch.stack(all_logits), "boxes": torch.stack(all_boxes)}
         return {"logits": all_logits[-1].squeeze(1), "boxes": all_boxes[-1].squeeze(1)}
@@ -165,7 +165,7 @@ class _Proposer(nn.Module):
         chosen = memory.gather(1, best.expand(-1, -1, memory.shape[-1]))
         reference = anchors.expand(len(memory), -1, -1).gather(1, best.expand(-1, -1, 4))
         picked = logits.gather(1, best.expand(-1, -1, logits.shape[-1]))
-        return picked, moved(reference, self.boxes(chosen))
+        return picked, move_boxes(reference, self.boxes(chosen))
 
 
 def _anchors(size: tuple[int, int], like: Tensor) -> Tensor:

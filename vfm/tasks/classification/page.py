@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.metrics import class_rankings
-from vfm.report import Curve, curves, plots
+from vfm.report import Curve, plot_curves, plots
 from vfm.tasks.classification.mistakes import Mistake
 from vfm.tasks.results import ResultsPage, describe_metric, make_sheet, open_record
 
@@ -49,20 +49,20 @@ def write_page(
     """
     checkpoint = results["checkpoint"] or "no checkpoint"
     page = ResultsPage(folder, split, f"{results['num_samples']} images; {checkpoint}")
-    page.facts(
+    page.add_facts(
         {name: describe_metric(results[key]) for key, name in _FACTS.items() if key in results}
     )
-    page.heading("By class")
-    page.table(results["per_class"])
+    page.add_heading("By class")
+    page.add_table(results["per_class"])
     if picture := _draw_curves(scores, target, results["per_class"]):
         page.show("curves", picture, "Each class against all others.")
     if "confusion_matrix" in results:
-        matrix = plots.confusion_matrix(np.asarray(results["confusion_matrix"]), list(labels))
+        matrix = plots.plot_confusion_matrix(np.asarray(results["confusion_matrix"]), list(labels))
         page.show("confusion_matrix", matrix, "True and predicted class.")
     for column, rows in results["groups"].items():
-        page.heading(f"By {column}")
-        page.table([_spread_interval(row) for row in rows])
-    page.heading("Most confident mistakes")
+        page.add_heading(f"By {column}")
+        page.add_table([_spread_interval(row) for row in rows])
+    page.add_heading("Most confident mistakes")
     pictures = (
         (
             partial(open_record, mistake.record),
@@ -74,7 +74,7 @@ def write_page(
         caption = f"The first of {len(mistakes)}, all listed in mistakes_{split}.csv."
         page.show("mistakes", sheet, caption)
     else:
-        page.text("None.")
+        page.add_text("None.")
     page.finish(results)
 
 
@@ -98,4 +98,4 @@ def _draw_curves(
         # Without images of the class, or without others, there is no curve.
         if row["auroc"] is not None
     }
-    return curves(drawn) if drawn else None
+    return plot_curves(drawn) if drawn else None

@@ -15,7 +15,7 @@ from vfm.data.dataset import Record
 from vfm.data.detection.dataset import load_pixels
 from vfm.metrics.detection import IOU, Found, Truth, assign
 from vfm.report import plots
-from vfm.report.drawing import Marked, marked_picture
+from vfm.report.drawing import Marked, draw_marked_boxes
 from vfm.tasks.results import ResultsPage, describe_metric, make_sheet
 
 _FACTS = {
@@ -55,9 +55,9 @@ def write_box_page(
     checkpoint = results["checkpoint"] or "no checkpoint"
     counts = f"{results['num_samples']} images, {results['num_boxes']} boxes"
     page = ResultsPage(folder, split, f"{counts}; {checkpoint}")
-    page.facts({name: describe_metric(results[key]) for key, name in _FACTS.items()})
-    page.heading("By class")
-    page.table(results["per_class"])
+    page.add_facts({name: describe_metric(results[key]) for key, name in _FACTS.items()})
+    page.add_heading("By class")
+    page.add_table(results["per_class"])
     ranked = sorted(results["per_class"], key=lambda row: -(row["AP"] or 0.0))
     chosen = ranked if len(ranked) <= _MOST_CURVES else ranked[:5] + ranked[-5:]
     page.show(
@@ -72,7 +72,7 @@ def write_box_page(
     matrix = np.asarray(results["confusion_matrix"])
     page.show(
         "confusion_matrix",
-        plots.confusion_matrix(matrix, [*labels, "background"]),
+        plots.plot_confusion_matrix(matrix, [*labels, "background"]),
         "True and answered class, at the thresholds of the table: what lies in the last row was found where nothing "
         "is, what lies in the last column was missed.",
     )
@@ -97,7 +97,7 @@ def _show_pictures(
     # By F1 of the image; among equals the one with more boxes tells more.
     rows.sort(key=lambda row: (-_compute_f1(row[0]), -len(row[0].found)))
     for name, chosen in {"best": rows[:_NUM_SHOWN], "worst": rows[::-1][:_NUM_SHOWN]}.items():
-        page.heading(f"{name.capitalize()} images")
+        page.add_heading(f"{name.capitalize()} images")
         pictures = [
             (
                 partial(_draw_marks, record, m),
@@ -123,7 +123,7 @@ def _mark_boxes(
 
 
 def _draw_marks(record: Record, marked: Marked) -> NDArray[np.uint8]:
-    return marked_picture(load_pixels(record), marked, _CELL)
+    return draw_marked_boxes(load_pixels(record), marked, _CELL)
 
 
 def _compute_f1(marked: Marked) -> float:
