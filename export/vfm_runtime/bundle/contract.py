@@ -1,4 +1,4 @@
-"""What a bundle promises: the schema that the training side writes and the runtime reads."""
+"""Contract of a bundle: the schema of `vfm.json` that the training side writes and the runtime reads."""
 
 import json
 import re
@@ -10,10 +10,9 @@ from typing import Any, NoReturn, Self
 from vfm_runtime.bundle.extensions import EXTENSIONS, check_extensions
 from vfm_runtime.errors import ContractError, DataError
 from vfm_runtime.tasks.base import REFERENCE_PORTS, TaskType
-from vfm_runtime.tasks.confidence import ConfidenceRules
 from vfm_runtime.tasks.multi_head import MultiHeadType
 from vfm_runtime.tasks.registry import MULTI_HEAD, find_task_type, list_tasks
-from vfm_runtime.validation import is_deep
+from vfm_runtime.validation import is_deep, is_whole
 
 METADATA_KEY = "vfm"
 """Key of the contract's JSON in the `metadata_props` of each ONNX file."""
@@ -47,55 +46,56 @@ _REMEDY = "Export the bundle anew with this version of vfm."
 
 @dataclass(frozen=True, kw_only=True)
 class HeadContract:
-    """What one head answers; checked when made."""
+    """Task, labels and rules of one head; checked when made."""
 
     task: str
-    """Name of the task."""
+    """Name of the task; of a whole contract `multi_head` where there are several heads."""
 
     labels: tuple[str, ...]
-    """Class names, as of the contract."""
+    """Class names, in the order of the columns of `scores`; of a detector, by its `labels`; the
+    names of several heads."""
 
     rules: dict[str, Any] | None = None
-    """When and how it answers, as of the contract."""
+    """How the task is asked and answers, such as the values of `ConfidenceRules`; None where there are none, and then
+    the contract does not name them."""
 
     package: str | None = None
     """Distribution that brings the task; None where vfm-runtime does."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", _labels(self.labels))
+        object.__setattr__(self, "labels", _check_labels(self.labels))
         if self.task == MULTI_HEAD:
             raise ContractError.of("task", self.task, f"one of {', '.join(list_tasks())}")
-        _take_from_type(self)
+        self._take_from_type()
 
     @cached_property
     def type(self) -> TaskType:
         """The task, with these labels and rules."""
-        return _bind(self.task, self.labels, self.rules, self.package)
+        try:
+            return find_task_type(self.task, self.package)(self.labels, self.rules)
+        except ContractError:
+            raise
+        except (ValueError, OverflowError) as error:
+            raise ContractError(f"The contract's 'rules' do not hold: {error} {_REMEDY}") from error
 
-    @property
-    def confidence(self) -> ConfidenceRules:
-        """When a prediction is confident."""
-        return self.type.confidence
+    def _take_from_type(self) -> None:
+        """Let the task say its rules in their one form, and which distribution brings it."""
+        object.__setattr__(self, "rules", self.type.rules_to_dict())
+        package = self.type.package
+        object.__setattr__(self, "package", None if package == TaskType.package else package)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
         values = {"task": self.task, "labels": list(self.labels)}
         for name in ("rules", "package"):
             if (value := getattr(self, name)) is not None:
-                values[name] = _plain(name, value)
+                values[name] = _to_plain(name, value)
         return values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contract:
+class Contract(HeadContract):
     """What a model takes, what it answers, and where it comes from; checked when made."""
-
-    task: str
-    """Name of the task; `multi_head` where there are several heads."""
-
-    labels: tuple[str, ...]
-    """Class names, in the order of the columns of `scores`; of a detector, by its `labels`; the
-    names of several heads."""
 
     preprocess: dict[str, Any]
     """How `preprocess.onnx` makes pixels; plain values, with `size` as [height, width]."""
@@ -112,22 +112,15 @@ class Contract:
     format: int = FORMAT
     """Version of this schema."""
 
-    rules: dict[str, Any] | None = None
-    """How the task is asked and answers, such as the values of `ConfidenceRules`; None where there are none, and then
-    the contract does not name them."""
-
     heads: dict[str, HeadContract] | None = None
     """Each of several heads by its name; None of one head, whose contract then does not name it."""
-
-    package: str | None = None
-    """Distribution that brings the task, as of a head."""
 
     extensions: dict[str, Any] = field(default_factory=dict)
     """Values of `EXTENSIONS`, by name; each is a key of its own in the file."""
 
     def __post_init__(self) -> None:
         # Trainers pass lists and tuples; files can only hold lists. One form makes `==` meaningful.
-        object.__setattr__(self, "labels", _labels(self.labels))
+        object.__setattr__(self, "labels", _check_labels(self.labels))
         _check_format(self.format)
         if self.task == _SEVERAL:
             object.__setattr__(self, "task", MULTI_HEAD)
@@ -135,12 +128,16 @@ class Contract:
             raise ContractError.of("backbone", self.backbone, "a name")
         if self.license is not None and not isinstance(self.license, str):
             raise ContractError.of("license", self.license, "a string or null")
-        object.__setattr__(self, "preprocess", _preprocess(self.preprocess))
-        object.__setattr__(self, "versions", _versions(self.versions))
+        object.__setattr__(self, "preprocess", _check_preprocess(self.preprocess))
+        if not isinstance(self.versions, dict):
+            raise ContractError.of("versions", self.versions, "an object of package to version")
+        for name, version in self.versions.items():
+            if not isinstance(name, str) or not isinstance(version, str):
+                raise ContractError.of("versions", {name: version}, "strings only")
         check_extensions(self.extensions, self.format)
-        object.__setattr__(self, "heads", _heads(self.task, self.labels, self.heads))
+        object.__setattr__(self, "heads", _read_heads(self.task, self.labels, self.heads))
         if self.heads is None:
-            _take_from_type(self)
+            self._take_from_type()
         elif self.rules is not None:
             raise ContractError.of("rules", self.rules, "null: each of several heads has its own")
 
@@ -149,7 +146,7 @@ class Contract:
         """The task, with these labels and rules; of several heads, all of them."""
         if self.heads is not None:
             return MultiHeadType({name: head.type for name, head in self.heads.items()})
-        return _bind(self.task, self.labels, self.rules, self.package)
+        return super().type
 
     @property
     def size(self) -> tuple[int, int]:
@@ -162,7 +159,7 @@ class Contract:
         """What each head answers, by its name; the name of a single one is empty."""
         if self.heads is not None:
             return dict(self.heads)
-        return {"": HeadContract(task=self.task, labels=self.labels, rules=self.rules)}
+        return {"": self}
 
     def ports(self) -> tuple[dict[str, str], dict[str, str]]:
         """Names and element types of what `model.onnx` takes and of what it gives.
@@ -183,20 +180,16 @@ class Contract:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as plain values that JSON can hold."""
-        is_earlier = self.format < 2 and self.heads is not None
-        values = {
-            "task": _SEVERAL if is_earlier else self.task,
-            "labels": list(self.labels),
-            "preprocess": _plain("preprocess", self.preprocess),
+        values = super().to_dict() | {
+            "preprocess": _to_plain("preprocess", self.preprocess),
             "backbone": self.backbone,
             "license": self.license,
             "versions": dict(self.versions),
             "format": self.format,
+            **_to_plain("extensions", self.extensions),
         }
-        for name in ("rules", "package"):
-            if (value := getattr(self, name)) is not None:
-                values[name] = _plain(name, value)
-        values |= _plain("extensions", self.extensions)
+        if self.format < 2 and self.heads is not None:
+            values["task"] = _SEVERAL
         if self.heads is not None:
             values["heads"] = {name: head.to_dict() for name, head in self.heads.items()}
         return values
@@ -207,10 +200,7 @@ class Contract:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a contract from plain values and check every one of them.
-
-        Args:
-            values: What `to_dict` returned.
+        """Build a contract from what `to_dict` returned, and check every value.
 
         Raises:
             ContractError: A key is missing, unknown or holds a value it cannot hold.
@@ -229,9 +219,9 @@ class Contract:
         for name in values:
             # Refused, not ignored: a damaged key name must not pass as an extra.
             if name not in names:
-                expected = ", ".join(names)
+                listed = ", ".join(names)
                 raise ContractError(
-                    f"The contract has an unknown key {name!r}. Known: {expected}. {_REMEDY}"
+                    f"The contract has an unknown key {name!r}. Known: {listed}. {_REMEDY}"
                 )
         try:
             return cls(**values, extensions=extensions)
@@ -240,10 +230,7 @@ class Contract:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Build a contract from the JSON text that `to_json` returned.
-
-        Args:
-            text: The JSON text, as found in the metadata of an ONNX file.
+        """Build a contract from what `to_json` returned, as the metadata of ONNX files have it.
 
         Raises:
             ContractError: The text is not JSON, or not a contract.
@@ -256,13 +243,10 @@ class Contract:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON strictly: no key twice, no NaN or Infinity.
+    """Parse JSON text, or its UTF-8 bytes, strictly: no key twice, no NaN or Infinity.
 
     Python's parser keeps the last of two equal keys, which would let a damaged key name hide
     another entry.
-
-    Args:
-        text: JSON text, or its UTF-8 bytes.
 
     Raises:
         ValueError: The text is not strict JSON.
@@ -270,29 +254,24 @@ def parse_json(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = text.decode("utf-8")
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_make_object, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise DataError("nested too deeply") from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         raise DataError("an object holds the same key twice")
     return values
 
 
-def _no_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise DataError(f"{name} is not JSON")
 
 
-def _is_int(value: object) -> bool:
-    # In Python True is an int; in a contract it is a mistake.
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_format(value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+def _check_format(value: Any) -> None:
+    if not is_whole(value) or value < 1:
         raise ContractError.of("format", value, f"a whole number from 1 to {FORMAT}")
     if value > FORMAT:
         raise ContractError(
@@ -301,7 +280,7 @@ def _check_format(value: object) -> None:
         )
 
 
-def _labels(value: object) -> tuple[str, ...]:
+def _check_labels(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not value:
         raise ContractError.of("labels", value, "a list of at least one name")
     names: set[str] = set()
@@ -314,56 +293,31 @@ def _labels(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _plain(key: str, value: object) -> Any:
+def _to_plain(key: str, value: object) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ContractError.of(key, value, f"plain JSON values ({error})") from error
 
 
-def _preprocess(value: object) -> dict[str, Any]:
+def _check_preprocess(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ContractError.of("preprocess", value, "an object with the key 'size'")
     if is_deep(value):
         raise ContractError.of("preprocess", value, "values that are not nested so deeply")
-    plain: dict[str, Any] = _plain("preprocess", value)
+    plain: dict[str, Any] = _to_plain("preprocess", value)
     size = plain.get("size")
     expected = "[height, width], two whole numbers above 0"
-    if not isinstance(size, list) or len(size) != 2:
+    if not isinstance(size, list) or len(size) != 2 or not all(map(is_whole, size)):
         raise ContractError.of("preprocess.size", size, expected)
-    if not all(_is_int(side) and side > 0 for side in size):
+    if min(size) < 1:
         raise ContractError.of("preprocess.size", size, expected)
     return plain
 
 
-def _versions(value: object) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise ContractError.of("versions", value, "an object of package to version")
-    for name, version in value.items():
-        if not isinstance(name, str) or not isinstance(version, str):
-            raise ContractError.of("versions", {name: version}, "strings only")
-    return dict(value)
-
-
-def _take_from_type(contract: HeadContract | Contract) -> None:
-    """Let the task say its rules in their one form, and which distribution brings it."""
-    object.__setattr__(contract, "rules", contract.type.rules_to_dict())
-    package = contract.type.package
-    object.__setattr__(contract, "package", None if package == TaskType.package else package)
-
-
-def _bind(
-    task: str, labels: tuple[str, ...], rules: Mapping[str, Any] | None, package: str | None
-) -> TaskType:
-    try:
-        return find_task_type(task, package)(labels, rules)
-    except ContractError:
-        raise
-    except (ValueError, OverflowError) as error:
-        raise ContractError(f"The contract's 'rules' do not hold: {error} {_REMEDY}") from error
-
-
-def _heads(task: str, labels: tuple[str, ...], value: object) -> dict[str, HeadContract] | None:
+def _read_heads(
+    task: str, labels: tuple[str, ...], value: object
+) -> dict[str, HeadContract] | None:
     if task != MULTI_HEAD:
         if value is not None:
             raise ContractError.of("heads", value, f"null for the task '{task}'")
@@ -371,7 +325,7 @@ def _heads(task: str, labels: tuple[str, ...], value: object) -> dict[str, HeadC
     if not isinstance(value, dict) or set(value) != set(labels):
         raise ContractError.of("heads", value, f"an object with the keys {', '.join(labels)}")
     # In the order of the labels, whatever the order of the file: it is that of the outputs.
-    heads = {name: _head(name, value[name]) for name in labels}
+    heads = {name: _read_head(name, value[name]) for name in labels}
     for name, head in heads.items():
         if not re.fullmatch(_HEAD_NAME, name):
             raise ContractError.of("heads", name, "names of letters, digits and underscores")
@@ -382,11 +336,11 @@ def _heads(task: str, labels: tuple[str, ...], value: object) -> dict[str, HeadC
     return heads
 
 
-def _head(name: str, value: object) -> HeadContract:
+def _read_head(name: str, value: object) -> HeadContract:
     if isinstance(value, HeadContract):
         return value
-    known = {"task", "labels", "rules", "package"}
-    if not isinstance(value, dict) or not {"task", "labels"} <= set(value) <= known:
+    keys = {field.name for field in fields(HeadContract)}
+    if not isinstance(value, dict) or not {"task", "labels"} <= set(value) <= keys:
         raise ContractError.of(
             f"heads.{name}", value, "an object with 'task', 'labels' and maybe 'rules'"
         )

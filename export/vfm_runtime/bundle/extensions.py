@@ -22,20 +22,16 @@ _HEEDED = {"embedding": "output", "class_matrix": "input"}
 _NAME = r"[A-Za-z0-9_]+"
 
 
-def check_extensions(extensions: Mapping[str, Any], number: int) -> None:
+def check_extensions(extensions: Mapping[str, Any], bundle_format: int) -> None:
     """Refuse extensions that this version cannot heed: left unheeded, they would change answers without a word.
-
-    Args:
-        extensions: Values by name.
-        number: Bundle format.
 
     Raises:
         ContractError: With what to upgrade, or what a value may be.
     """
     for name, value in extensions.items():
-        if number < 2:
+        if bundle_format < 2:
             raise ContractError(
-                f"The contract has the key '{name}', which there is from format 2 on; its format is {number}. "
+                f"The contract has the key '{name}', which there is from format 2 on; its format is {bundle_format}. "
                 "Export the bundle anew."
             )
         if name not in _HEEDED:
