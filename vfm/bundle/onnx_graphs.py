@@ -72,7 +72,9 @@ class Answers(nn.Module):
         self.names = tuple(tasks)
         # Not a dictionary of modules, which refuses names such as `keys` and `type`.
         self.heads = nn.ModuleList(
-            _Head(t.head, heads[name].confidence.temperature if t.graph_divides_logits else 1.0)
+            _Head(
+                t.head, heads[name].type.confidence.temperature if t.graph_divides_logits else 1.0
+            )
             for name, t in tasks.items()
         )
         self.reference = (

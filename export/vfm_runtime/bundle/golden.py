@@ -55,10 +55,7 @@ class Replay:
 
 
 def replay(model: Model) -> list[Replay]:
-    """Ask the model about each golden image again, also through `onefile.onnx` if there is one.
-
-    Args:
-        model: The loaded bundle; its own precision is compared with the answers of that precision at export.
+    """Replay each golden image in the model's precision, also through `onefile.onnx` if there is one.
 
     Raises:
         BundleError: The bundle has no golden images, or their list is malformed.
@@ -77,10 +74,7 @@ def replay(model: Model) -> list[Replay]:
 
 
 def read_golden(model: Model) -> tuple[float, list[Golden]]:
-    """Return the tolerance and the golden images of a bundle, for the precision that runs.
-
-    Args:
-        model: The loaded bundle.
+    """Return the tolerance and the golden images of a loaded bundle, for the precision that runs.
 
     Raises:
         BundleError: There are none, or their list is malformed.

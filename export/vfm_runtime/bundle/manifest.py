@@ -1,11 +1,11 @@
-"""Reading a bundle's manifest and finding every damaged byte; writing the manifest."""
+"""Manifest of a bundle, `vfm.json`: the contract and the sha256 of every file; read, checked and written."""
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TypeVar
 
 from vfm_runtime.bundle.contract import (
     GOLDEN_FILE,
@@ -30,6 +30,7 @@ _READ_FILES = (
     *(REFERENCE_FILE, GOLDEN_FILE),
 )
 
+_T = TypeVar("_T")
 _REMEDY = "Copy the bundle again or export anew."
 
 
@@ -45,11 +46,7 @@ class Manifest:
 
 
 def hash_file(path: str | Path) -> str:
-    """Return the sha256 of a file, in hex.
-
-    Args:
-        path: The file; read in pieces, so any size will do.
-    """
+    """Return the sha256 of a file of any size, in hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -58,11 +55,11 @@ def write_manifest(folder: str | Path, contract: Contract) -> Path:
     """Write `vfm.json`, the last file of a bundle, and return its path.
 
     Args:
-        folder: The bundle, with all its other files in place.
-        contract: The same that the metadata of its ONNX files holds.
+        folder: Folder of the bundle, with all its other files.
+        contract: Contract that the metadata of its ONNX files holds too.
 
     Raises:
-        BundleError: A file that every bundle needs is not there.
+        BundleError: A file that every bundle needs is missing.
     """
     folder = Path(folder)
     files = {name: hash_file(folder / name) for name in list_files(folder)}
@@ -77,11 +74,7 @@ def write_manifest(folder: str | Path, contract: Contract) -> Path:
 
 
 def list_files(folder: Path) -> list[str]:
-    """List every file that a manifest of a bundle names, relative to it.
-
-    Args:
-        folder: The bundle.
-    """
+    """List every file of a bundle's folder that its manifest names, relative to it."""
     names = []
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
@@ -92,45 +85,38 @@ def list_files(folder: Path) -> list[str]:
 
 
 def read_bundle(path: str | Path) -> Contract:
-    """Check every file of a bundle against its manifest and return the contract.
-
-    Args:
-        path: The bundle's folder.
-
-    Raises:
-        BundleError: It is not a bundle, or a file is missing or damaged.
-        ContractError: The contract is malformed or newer than this version.
-    """
+    """Check the files of a bundle as `read_manifest` does, and return its contract."""
     return read_manifest(path).contract
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Check every file of a bundle and return all that `vfm.json` says.
-
-    Args:
-        path: The bundle's folder.
+    """Check every file in the folder of a bundle and return all that `vfm.json` says.
 
     Raises:
         BundleError: It is not a bundle, or a file is missing or damaged.
         ContractError: The contract is malformed or newer than this version.
     """
-    folder = _bundle_folder(Path(path))
+    folder = Path(path)
+    _require_bundle(folder)
     manifest = _parse_manifest(folder)
     for name, expected in manifest.files.items():
-        _check_file(folder, name, expected)
+        digest = _read(folder / name, hash_file)
+        if digest != expected:
+            cause = f"its sha256 is {digest}, the bundle says {expected}"
+            raise _describe_damage(folder / name, cause)
     return manifest
 
 
 def check_metadata(folder: Path, name: str, text: str | None, contract: Contract) -> None:
-    """Refuse an ONNX file whose metadata says other than `vfm.json`.
+    """Refuse an ONNX file of a bundle whose metadata says other than `vfm.json`.
 
     The sha256 cannot tell that `vfm.json` itself has changed; this can.
 
     Args:
-        folder: The bundle.
-        name: The ONNX file.
-        text: What the ONNX file holds under `METADATA_KEY`.
-        contract: What `vfm.json` says.
+        folder: Folder of the bundle.
+        name: Name of the ONNX file.
+        text: Metadata of the ONNX file under `METADATA_KEY`.
+        contract: Contract that `vfm.json` holds.
 
     Raises:
         BundleError: They differ, or the file holds no contract.
@@ -150,20 +136,22 @@ def check_metadata(folder: Path, name: str, text: str | None, contract: Contract
     ours, theirs = contract.to_dict(), inside.to_dict()
     names = {**ours, **theirs}  # not every task has rules
     keys = [key for key in names if json.dumps(ours.get(key)) != json.dumps(theirs.get(key))]
-    raise BundleError(
-        f"{folder / MANIFEST_FILE} is damaged: its {', '.join(keys)} differ from the metadata "
-        f"inside {name}. {_REMEDY}"
-    )
+    cause = f"its {', '.join(keys)} differ from the metadata inside {name}"
+    raise _describe_damage(folder / MANIFEST_FILE, cause)
 
 
-def _bundle_folder(path: Path) -> Path:
+def _describe_damage(path: Path, cause: str) -> BundleError:
+    return BundleError(f"{path} is damaged: {cause}. {_REMEDY}")
+
+
+def _require_bundle(path: Path) -> None:
+    if (path / MANIFEST_FILE).is_file():
+        return
     if path.is_dir():
-        if not (path / MANIFEST_FILE).is_file():
-            raise BundleError(
-                f"{path} is not a bundle: it has no {MANIFEST_FILE}. "
-                "Give the folder that `vfm export` wrote."
-            )
-        return path
+        raise BundleError(
+            f"{path} is not a bundle: it has no {MANIFEST_FILE}. "
+            "Give the folder that `vfm export` wrote."
+        )
     if not path.exists():
         raise BundleError(
             f"There is no bundle at {path} (looked in {path.absolute().parent}). "
@@ -184,45 +172,40 @@ def _bundle_folder(path: Path) -> Path:
 
 def _parse_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
+    text = _read(path, Path.read_bytes)
     try:
-        values = parse_json(path.read_bytes())
+        values = parse_json(text)
     except ValueError as error:
-        raise BundleError(f"{path} is damaged: it is not JSON ({error}). {_REMEDY}") from error
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error}. Check its permissions.") from error
+        raise _describe_damage(path, f"it is not JSON ({error})") from error
     if not isinstance(values, dict) or set(values) != {"contract", "files"}:
-        raise BundleError(
-            f"{path} is damaged: it must hold 'contract' and 'files', nothing else. {_REMEDY}"
-        )
+        raise _describe_damage(path, "it must hold 'contract' and 'files', nothing else")
     # The contract first: a newer format may list its files in another way.
-    contract = _contract(path, values["contract"])
-    return Manifest(contract, _files(folder, values["files"]))
-
-
-def _contract(path: Path, values: Any) -> Contract:
     try:
-        return Contract.from_dict(values)
+        contract = Contract.from_dict(values["contract"])
     except ContractError as error:
         raise ContractError(f"{path}: {error}") from error
+    _check_names(folder, values["files"])
+    return Manifest(contract, values["files"])
 
 
-def _files(folder: Path, values: object) -> dict[str, str]:
+def _check_names(folder: Path, files: object) -> None:
     path = folder / MANIFEST_FILE
-    if not isinstance(values, dict):
-        raise BundleError(f"{path} is damaged: 'files' is not an object. {_REMEDY}")
-    for name, digest in values.items():
+    if not isinstance(files, dict):
+        raise _describe_damage(path, "'files' is not an object")
+    for name, digest in files.items():
         if not isinstance(digest, str):
-            raise BundleError(f"{path} is damaged: the sha256 of {name!r} is {digest!r}. {_REMEDY}")
-        if not _stays_inside(name):
+            raise _describe_damage(path, f"the sha256 of {name!r} is {digest!r}")
+        if not _is_inside(name):
             raise BundleError(
                 f"{path} lists {name!r}, which is not a plain name inside the bundle. "
                 "Do not use this bundle unless you know who made it; export anew."
             )
-    _check_listed(folder, values)
-    return values
+    for name in _READ_FILES:
+        if name not in files and (name in REQUIRED_FILES or (folder / name).exists()):
+            raise _describe_damage(path, f"it does not list {name}")
 
 
-def _stays_inside(name: str) -> bool:
+def _is_inside(name: str) -> bool:
     # By the name alone: caches of models (Hugging Face) hold links to files elsewhere, and what a
     # link leads to is checked by its sha256.
     parts = PurePosixPath(name).parts
@@ -230,26 +213,10 @@ def _stays_inside(name: str) -> bool:
     return plain and name == "/".join(parts) and not {"..", ".", "/"} & set(parts) and bool(parts)
 
 
-def _check_listed(folder: Path, listed: Iterable[str]) -> None:
-    names = set(listed)
-    for name in _READ_FILES:
-        if name in names:
-            continue
-        if name in REQUIRED_FILES or (folder / name).exists():
-            raise BundleError(
-                f"{folder / MANIFEST_FILE} is damaged: it does not list {name}. {_REMEDY}"
-            )
-
-
-def _check_file(folder: Path, name: str, expected: str) -> None:
-    path = folder / name
+def _read(path: Path, reader: Callable[[Path], _T]) -> _T:
     try:
-        found = hash_file(path)
+        return reader(path)
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing, the bundle lists it. {_REMEDY}") from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}. Check its permissions.") from error
-    if found != expected:
-        raise BundleError(
-            f"{path} is damaged: its sha256 is {found}, the bundle says {expected}. {_REMEDY}"
-        )

@@ -1,4 +1,4 @@
-"""Loading a bundle and asking it about images."""
+"""Model: a loaded bundle, which predicts for images and videos with ONNX Runtime."""
 
 import logging
 from collections.abc import Mapping
@@ -44,20 +44,20 @@ def load(
     """Load a bundle after checking every one of its files.
 
     Args:
-        path: The bundle's folder.
+        path: Folder of the bundle.
         device: `cpu`, `cuda`, `tensorrt`, `openvino`, or `auto` for CUDA where it really loads, else OpenVINO where its
             plugin is installed; see `Model.device`.
         precision: `fp32`, `fp16`, `int8`, `bf16`, or `auto` for fp16 on a GPU and int8 on the CPU where the bundle has
             it, else fp32; see `Model.precision`.
-        num_threads: Threads of one run on the CPU; None for one a core.
-        batch_size: Images that go through the model at once.
+        num_threads: Number of threads of one run on the CPU; None for one a core.
+        batch_size: Number of images that go through the model at once.
         spin: Whether idle threads keep their cores; better not where the same cores decode images.
 
     Raises:
         BundleError: It is not a bundle, or a file is missing or damaged.
         ContractError: The contract is malformed or newer than this version.
         ProviderError: ONNX Runtime is not installed properly, or a device was asked for in vain.
-        ValueError: The bundle has no graph of that precision, or it does not run on that device.
+        OptionError: The bundle has no graph of that precision, or it does not run on that device.
     """
     return Model(
         path,
@@ -76,23 +76,19 @@ class Model(Predictor):
         path: The bundle's folder.
         manifest: What `vfm.json` says: the contract and the bundle's files.
         contract: What the model takes and answers.
-        labels: Every class, in the order of the scores.
         device: Where the model really runs, such as `cpu` or `cuda`.
-        precision: Of the graph that runs.
-        precisions: Of the graphs in the bundle.
+        precision: Precision of the graph that runs.
+        precisions: Precisions of the graphs in the bundle.
         monitor: Watches the answers for drift, where one is set.
-        batch_size: Images that go through the model at once.
     """
 
     path: Path
     manifest: Manifest
     contract: Contract
-    labels: tuple[str, ...]
     device: str
     precision: str
     precisions: tuple[str, ...]
     monitor: "DriftMonitor | None"
-    batch_size: int
 
     def __init__(
         self,
@@ -110,7 +106,8 @@ class Model(Predictor):
         self.manifest = read_manifest(self.path) if manifest is None else manifest
         self.contract = self.manifest.contract
         super().__init__(self.contract.type, batch_size)
-        self.precisions = tuple(p for p, name in PRECISION_FILES.items() if self._has(name))
+        files = self.manifest.files
+        self.precisions = tuple(p for p, name in PRECISION_FILES.items() if name in files)
         # On the CPU always: it is small work, and the pixels are then the same on every machine.
         self._preprocess = providers.open_session(
             self.path / PREPROCESS_FILE, "cpu", num_threads=num_threads, spin=spin
@@ -118,7 +115,7 @@ class Model(Predictor):
         where, self.precision = choose_precision(device, precision, self.precisions)
         self._open(where, device, num_threads, spin)
         if precision == "auto" and providers.get_device(self._model) != where:
-            # The device that was hoped for does not load, and the CPU has a precision of its own.
+            # CUDA or OpenVINO did not load the graph, and the CPU has a precision of its own.
             where, self.precision = choose_precision("cpu", "auto", self.precisions)
             self._open(where, "cpu", num_threads, spin)
         self.device = providers.get_device(self._model)
@@ -137,10 +134,7 @@ class Model(Predictor):
         return {port.name: port.shape for port in self._model.get_outputs()}
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Run `model.onnx` on what `preprocess.onnx` has made.
-
-        Args:
-            inputs: By name; `pixels` is uint8, [images, height, width, 3], of the model's own height and width.
+        """Run `model.onnx` on what `preprocess.onnx` has made: `pixels`, uint8 [N, H, W, 3], of the model's own size.
 
         Returns:
             The outputs of the task, a row an image; of several heads each is named `head.output`. Where the bundle has
@@ -160,33 +154,21 @@ class Model(Predictor):
         return answers
 
     def prepare(self, image: ImageSource) -> Arrays:
-        """Open one image and bring it to the model's size, by `preprocess.onnx`.
-
-        Args:
-            image: As for `predict`; or one crop, as `task_type.open` cuts it.
-
-        Returns:
-            `pixels`, uint8 [1, height, width, 3]; for a detector also `geometry`, float32 [1, 6].
-
-        Raises:
-            ImageError: The image cannot be opened.
-        """
+        """Open one image and bring it to the model's size, by `preprocess.onnx`."""
         return self._run(self._preprocess, PREPROCESS_FILE, {"image": open_image(image)})
 
     def _open(self, where: str, asked: str, num_threads: int | None, spin: bool) -> None:
-        # What was not asked for by name may turn out not to load, and then the CPU does it; but not in bfloat16.
-        is_hope = asked == "auto" and where != "cpu" and self.precision != "bf16"
+        # Device "auto": where CUDA or OpenVINO does not load the graph, the session runs on the CPU; but not
+        # in bf16, which ONNX Runtime's CPU provider does not compute.
+        may_fall_back = asked == "auto" and where != "cpu" and self.precision != "bf16"
         self._file = PRECISION_FILES.get(self.precision, MODEL_FILE)
         self._model = providers.open_session(
             self.path / self._file,
-            "auto" if is_hope else where,
+            "auto" if may_fall_back else where,
             num_threads=num_threads,
             precision=self.precision,
             spin=spin,
         )
-
-    def _has(self, name: str) -> bool:
-        return name in self.manifest.files
 
     def _check_graphs(self) -> None:
         metadata = self._model.get_modelmeta().custom_metadata_map
@@ -218,22 +200,16 @@ class Model(Predictor):
 def expect_ports(
     session: Any, path: Path, inputs: Mapping[str, str], outputs: Mapping[str, str]
 ) -> None:
-    """Refuse an ONNX file whose inputs and outputs are not those of the contract.
-
-    Args:
-        session: Its session.
-        path: The file.
-        inputs: Element type by name, as `vfm_runtime.bundle.contract.ports` gives them.
-        outputs: The same of its answers.
+    """Refuse an ONNX file, open in a session, whose inputs and outputs are not those of the contract.
 
     Raises:
-        BundleError: They have other names or types.
+        BundleError: They have other names or element types.
     """
     expected = [f"{name}: tensor({kind})" for name, kind in [*inputs.items(), *outputs.items()]]
-    given = [*session.get_inputs(), *session.get_outputs()]
-    found = [f"{port.name}: {port.type}" for port in given]
-    if found != expected:
+    ports = [*session.get_inputs(), *session.get_outputs()]
+    actual = [f"{port.name}: {port.type}" for port in ports]
+    if actual != expected:
         raise BundleError(
-            f"{path} takes and gives ({', '.join(found)}); a bundle of this format has "
+            f"{path} takes and gives ({', '.join(actual)}); a bundle of this format has "
             f"({', '.join(expected)}). Export it anew."
         )

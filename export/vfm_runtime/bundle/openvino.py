@@ -1,4 +1,4 @@
-"""Running on OpenVINO, through the plugin that ONNX Runtime loads; it drives Intel's processors."""
+"""OpenVINO: sessions on Intel's processors, through the plugin that ONNX Runtime loads."""
 
 import functools
 import importlib
@@ -9,7 +9,7 @@ from vfm_runtime.errors import VfmError
 from vfm_runtime.ort import run_errors
 
 NAME = "OpenVINOExecutionProvider"
-"""Of the provider, as sessions list it."""
+"""Name of the provider, as sessions list it."""
 
 _PACKAGE = "onnxruntime_ep_openvino"
 _REGISTERED = "vfm_runtime_openvino"
@@ -22,7 +22,7 @@ class PluginError(VfmError, RuntimeError):
 
 @functools.cache
 def find_obstacle() -> str | None:
-    """Why OpenVINO cannot be used, a sentence with its remedy; None where it can."""
+    """Find why OpenVINO cannot be used, a sentence with its remedy; None where it can."""
     try:
         plugin = importlib.import_module(_PACKAGE)
     except ImportError:
@@ -36,7 +36,7 @@ def find_obstacle() -> str | None:
     except errors as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         return f"its plugin does not load ({line}); install one made for ONNX Runtime {runtime.__version__}."
-    if not _devices(runtime):
+    if not _list_devices(runtime):
         return "its plugin finds no processor that it drives (it asks for Intel's)."
     return None
 
@@ -52,28 +52,21 @@ def create_session(
 ) -> Any:
     """Open a session on OpenVINO's CPU device; `obstacle` has said that there is none.
 
-    Args:
-        runtime: The module `onnxruntime`.
-        path: The ONNX file.
-        options: Of the session.
-        precision: `fp32`, or `bf16` to compute in it where the processor can. Without a hint OpenVINO would take
-            bfloat16 by itself, and answer otherwise than the same bundle elsewhere.
-        num_threads: Of one run; None for one a core.
-
     Raises:
         PluginError: The session ended up elsewhere.
     """
+    # Without a hint OpenVINO would compute in bfloat16 by itself, and answer otherwise than the same bundle elsewhere.
     properties = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
     if num_threads is not None:
         properties["INFERENCE_NUM_THREADS"] = str(num_threads)
     settings = {"load_config": json.dumps({"CPU": properties})}
-    options.add_provider_for_devices(_devices(runtime)[:1], settings)
+    options.add_provider_for_devices(_list_devices(runtime)[:1], settings)
     session = runtime.InferenceSession(path, options)
     if NAME not in session.get_providers():
         raise PluginError(f"the session runs on {', '.join(session.get_providers())}.")
     return session
 
 
-def _devices(runtime: Any) -> list[Any]:
+def _list_devices(runtime: Any) -> list[Any]:
     kind = runtime.OrtHardwareDeviceType.CPU
     return [d for d in runtime.get_ep_devices() if d.ep_name == NAME and d.device.type == kind]

@@ -28,12 +28,6 @@ class Predictor(ABC):
     batch_size: int
 
     def __init__(self, task_type: TaskType, batch_size: int = 32) -> None:
-        """Take the task.
-
-        Args:
-            task_type: Task with its labels and rules.
-            batch_size: Images that go through the model at once.
-        """
         self.task_type = task_type
         self.labels = task_type.labels
         self.batch_size = _check_batch_size(batch_size)
@@ -50,10 +44,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def prepare(self, image: ImageSource) -> Arrays:
-        """Open one image and bring it to the model's size.
-
-        Args:
-            image: As for `predict`; or one crop, as `task_type.open` cuts it.
+        """Open one image, or one crop that `task_type.open` has cut, and bring it to the model's size.
 
         Returns:
             `pixels`, uint8 [1, height, width, 3]; for a detector also `geometry`, float32 [1, 6].
@@ -64,45 +55,29 @@ class Predictor(ABC):
 
     @abstractmethod
     def run(self, inputs: Arrays) -> Arrays:
-        """Answer for what `prepare` has made, of one image or of several joined.
-
-        Args:
-            inputs: By name.
-
-        Returns:
-            The outputs of the task, a row an image.
-        """
+        """Compute the outputs of the task, a row an image, of what `prepare` has made of one image or of several."""
 
     def preprocess(self, image: ImageSource) -> NDArray[np.uint8]:
-        """The pixels of `prepare`, [1, height, width, 3].
-
-        Args:
-            image: As for `predict`.
-
-        Raises:
-            ImageError: The image cannot be opened.
-        """
-        pixels: NDArray[np.uint8] = self.prepare(image)["pixels"]
-        return pixels
+        """Return the pixels of `prepare`, uint8 [1, height, width, 3]."""
+        return self.prepare(image)["pixels"]
 
     def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Answer for pixels that `preprocess` has made; for models that label images.
+        """Score pixels that `preprocess` has made; for models that label images.
 
         Args:
-            pixels: Uint8, [images, height, width, 3], of the model's own height and width.
+            pixels: uint8 [N, H, W, 3], of the model's own height and width.
 
         Returns:
-            Probabilities, [images, classes].
+            Probabilities, float32 [N, C].
 
         Raises:
-            ValueError: The model takes or gives more than that.
+            OptionError: The model takes more than pixels, or gives other than scores.
         """
         if set(self.task_type.inputs) != {"pixels"} or set(self.task_type.outputs) != {"scores"}:
             raise OptionError(
                 f"This model {self.task_type.summary}: take `predict`, or `run(prepare(image))`."
             )
-        scores: NDArray[np.float32] = self.run({"pixels": pixels})["scores"]
-        return scores
+        return self.run({"pixels": pixels})["scores"]
 
     def predict(
         self,
@@ -128,7 +103,7 @@ class Predictor(ABC):
 
         Raises:
             ImageError: An image or a video cannot be opened, and `errors` is `raise`.
-            ValueError: `errors`, `batch_size` or `cropped` is none that this model knows.
+            OptionError: `errors`, `batch_size` or `cropped` is none that this model knows.
         """
         if errors not in ("raise", "return"):
             raise OptionError(f"errors is {errors!r}. Choices: 'raise', 'return'.")
@@ -140,14 +115,7 @@ class Predictor(ABC):
         return self._predict_each([images], size, errors, cropped)[0]
 
     def prepare_all(self, opened: Opened) -> Arrays | None:
-        """Bring all images of one source to the model's size, joined; None where there are none.
-
-        Args:
-            opened: As `task_type.open` gave it.
-
-        Raises:
-            ImageError: An image cannot be opened.
-        """
+        """Bring all images of one source to the model's size, joined; None where there are none."""
         rows = [self.prepare(image) for image in opened.images]
         return _join(rows) if rows else None
 
@@ -187,10 +155,9 @@ class Predictor(ABC):
                 predictions.append(item)
                 continue
             end = start + item.num_rows
-            own = {name: values[start:end] for name, values in outputs.items()}
-            predictions.append(
-                self.task_type.predict(item.opened, own or make_empty(self.task_type))
-            )
+            part = {name: values[start:end] for name, values in outputs.items()}
+            part = part or make_empty(self.task_type)
+            predictions.append(self.task_type.predict(item.opened, part))
             start = end
         return predictions
 
@@ -212,11 +179,7 @@ class _Pending(NamedTuple):
 
 
 def make_empty(task: TaskType) -> Arrays:
-    """Return outputs without a row, for a source that shows nothing to run the model on.
-
-    Args:
-        task: Whose outputs.
-    """
+    """Return outputs of a task without a row, for a source that shows nothing to run the model on."""
     return {name: np.zeros(0, np.float32) for name in task.outputs}
 
 

@@ -1,4 +1,4 @@
-"""Choosing where a model runs, and never ending up elsewhere without saying so."""
+"""Execution providers of ONNX Runtime: choosing the device of a session, and never falling back without a word."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,8 @@ _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 _NAMES = {_TENSORRT: "tensorrt", _CUDA: "cuda", openvino.NAME: "openvino"}
-_ON_GPU = {"cuda": _CUDA, "tensorrt": _TENSORRT}
+_TITLES = {"cuda": "CUDA", "tensorrt": "TensorRT", "openvino": "OpenVINO"}
+_LIBRARIES = {"cuda": "CUDA and cuDNN", "tensorrt": "CUDA, cuDNN and TensorRT"}
 
 # ONNX Runtime reports by itself, in red, on stderr; what it could not do is raised here instead.
 _ONLY_FATAL = 4
@@ -49,7 +50,7 @@ def choose_device(device: str = "auto") -> str:
 
     Raises:
         ProviderError: The device was asked for and cannot be had.
-        ValueError: `device` is none of these.
+        OptionError: `device` is none of these.
     """
     if device not in DEVICES:
         hint = suggest(device, DEVICES)
@@ -57,36 +58,32 @@ def choose_device(device: str = "auto") -> str:
     runtime = import_onnxruntime()
     if device == "cpu":
         return "cpu"
-    if device == "openvino":
-        if (cause := openvino.find_obstacle()) is not None:
-            raise ProviderError(
-                f"OpenVINO was asked for, but {cause} Or use device='cpu', or device='auto'."
-            )
-        return "openvino"
-    obstacle = _obstacle(runtime, _ON_GPU.get(device, _CUDA))
-    if obstacle is None:
-        return "cuda" if device == "auto" else device
+    obstacle = _find_obstacle(runtime, "cuda" if device == "auto" else device)
     if device != "auto":
-        name = "CUDA" if device == "cuda" else "TensorRT"
-        raise ProviderError(f"{name} was asked for, but {obstacle} Or use device='cpu'.")
-    if openvino.find_obstacle() is None:
-        _log.info("Running on OpenVINO: %s", obstacle)
-        return "openvino"
-    _log.info("Running on the CPU: %s", obstacle)
-    return "cpu"
+        if obstacle is not None:
+            raise ProviderError(
+                f"{_TITLES[device]} was asked for, but {obstacle} Or use device='cpu'."
+            )
+        return device
+    if obstacle is None:
+        return "cuda"
+    where = "cpu" if openvino.find_obstacle() is not None else "openvino"
+    _log.info("Running on %s: %s", _TITLES.get(where, "the CPU"), obstacle)
+    return where
 
 
-def _obstacle(runtime: Any, provider: str) -> str | None:
+def _find_obstacle(runtime: Any, device: str) -> str | None:
+    if device == "openvino":
+        return openvino.find_obstacle()
     # The driver first: without one ONNX Runtime fills stderr with red lines when CUDA is tried.
     if not has_cuda_device():
         return (
             "there is no NVIDIA driver with a GPU on this machine. "
             "Check `nvidia-smi`; in a container, start it with --gpus all."
         )
-    if provider not in runtime.get_available_providers():
-        name = "CUDA" if provider == _CUDA else "TensorRT"
+    if not any(_NAMES.get(name) == device for name in runtime.get_available_providers()):
         return (
-            f"the ONNX Runtime installed ({runtime.__version__}) is built without {name}. Run: "
+            f"the ONNX Runtime installed ({runtime.__version__}) is built without {_TITLES[device]}. Run: "
             "pip uninstall -y onnxruntime && pip install 'vfm-runtime[gpu]'."
         )
     return None
@@ -103,10 +100,10 @@ def open_session(
     """Load an ONNX file and make sure that it runs where it should.
 
     Args:
-        path: The ONNX file.
-        device: One of `DEVICES`.
-        num_threads: Threads of one run on the CPU; None for one a core.
-        precision: Of the graph; `bf16` where the device computes that of fp32 in it.
+        path: Path of the ONNX file.
+        device: Device where it runs, of `DEVICES`.
+        num_threads: Number of threads of one run on the CPU; None for one a core.
+        precision: Precision of the graph; `bf16` where the device computes that of fp32 in it.
         spin: Whether idle threads wait for work without giving up their core. It makes the next run a little faster,
             and takes the core from everything else, such as decoding images.
 
@@ -120,39 +117,29 @@ def open_session(
     where = choose_device(device)
     setup = _Setup(runtime, path, num_threads, precision, spin)
     if where == "cpu":
-        return _create(setup)
+        return _open_on_cpu(setup)
     session, cause = _try_openvino(setup) if where == "openvino" else _try_gpu(setup, where)
     if session is not None:
         _log.info("%s runs on %s.", path.name, where)
         return session
-    message = _failure(runtime, where, cause)
-    if device != "auto":
-        name = {"cuda": "CUDA", "tensorrt": "TensorRT", "openvino": "OpenVINO"}[where]
-        raise ProviderError(f"{name} was asked for; {message} Or use device='cpu'.")
-    _log.warning("Running on the CPU: %s", message)
-    return _create(setup)
-
-
-def _failure(runtime: Any, where: str, cause: str) -> str:
     if where == "openvino":
-        return f"OpenVINO did not load the model: {cause}"
-    name = "CUDA" if where == "cuda" else "TensorRT"
-    libraries = "CUDA and cuDNN" if where == "cuda" else "CUDA, cuDNN and TensorRT"
-    return (
-        f"this machine has a GPU, but {name} did not load: {cause} ONNX Runtime "
-        f"{runtime.__version__} needs its {libraries} libraries: "
-        "pip install 'onnxruntime-gpu[cuda,cudnn]'."
-    )
+        message = f"OpenVINO did not load the model: {cause}"
+    else:
+        message = (
+            f"this machine has a GPU, but {_TITLES[where]} did not load: {cause} ONNX Runtime "
+            f"{runtime.__version__} needs its {_LIBRARIES[where]} libraries: "
+            "pip install 'onnxruntime-gpu[cuda,cudnn]'."
+        )
+    if device != "auto":
+        raise ProviderError(f"{_TITLES[where]} was asked for; {message} Or use device='cpu'.")
+    _log.warning("Running on the CPU: %s", message)
+    return _open_on_cpu(setup)
 
 
 def get_device(session: Any) -> str:
-    """Return the device that a session really runs on, such as `cuda` or `cpu`.
-
-    Args:
-        session: A session of ONNX Runtime.
-    """
-    given = session.get_providers()
-    return next((name for provider, name in _NAMES.items() if provider in given), "cpu")
+    """Return the device that a session of ONNX Runtime really runs on, such as `cuda` or `cpu`."""
+    providers = session.get_providers()
+    return next((name for provider, name in _NAMES.items() if provider in providers), "cpu")
 
 
 class _Setup(NamedTuple):
@@ -164,7 +151,7 @@ class _Setup(NamedTuple):
     precision: str
     spin: bool
 
-    def options(self) -> Any:
+    def make_options(self) -> Any:
         options = self.runtime.SessionOptions()
         options.log_severity_level = _ONLY_FATAL
         if self.num_threads is not None:
@@ -183,7 +170,7 @@ def _try_gpu(setup: _Setup, where: str) -> tuple[Any, str]:
         if hasattr(runtime, "preload_dlls"):
             runtime.preload_dlls()
         try:
-            session = _new_session(setup, wanted)
+            session = _create_session(setup, wanted)
         except run_errors() as error:
             return None, f"{summarize_error(error)}."
     # ONNX Runtime falls back without raising, so the session is asked what it got.
@@ -197,7 +184,7 @@ def _try_openvino(setup: _Setup) -> tuple[Any, str]:
         return openvino.create_session(
             setup.runtime,
             str(setup.path),
-            setup.options(),
+            setup.make_options(),
             precision=setup.precision,
             num_threads=setup.num_threads,
         ), ""
@@ -205,9 +192,9 @@ def _try_openvino(setup: _Setup) -> tuple[Any, str]:
         return None, summarize_error(error)
 
 
-def _create(setup: _Setup) -> Any:
+def _open_on_cpu(setup: _Setup) -> Any:
     try:
-        return _new_session(setup, [_CPU])
+        return _create_session(setup, [_CPU])
     except run_errors() as error:
         raise BundleError(
             f"{setup.path} cannot be loaded by ONNX Runtime {setup.runtime.__version__}: {summarize_error(error)} "
@@ -215,12 +202,12 @@ def _create(setup: _Setup) -> Any:
         ) from error
 
 
-def _new_session(setup: _Setup, providers: list[str]) -> Any:
+def _create_session(setup: _Setup, providers: list[str]) -> Any:
     session = setup.runtime.InferenceSession(
         str(setup.path),
-        setup.options(),
+        setup.make_options(),
         providers=providers,
-        provider_options=[_settings(name, setup.precision) for name in providers],
+        provider_options=[_get_settings(name, setup.precision) for name in providers],
         enable_fallback=0,
     )
     # Else a failed run prints to stdout and is tried again on the CPU.
@@ -228,7 +215,7 @@ def _new_session(setup: _Setup, providers: list[str]) -> Any:
     return session
 
 
-def _settings(provider: str, precision: str) -> dict[str, str]:
+def _get_settings(provider: str, precision: str) -> dict[str, str]:
     if provider == _CUDA:
         # TF32 rounds to 10 bits: an answer would depend on the GPU's generation.
         return {"use_tf32": "0"}
