@@ -20,7 +20,7 @@ ROWS = {
 }
 ROW = {name: row for row, names in ROWS.items() for name in names}
 RUNTIME_MAY = {"numpy", "PIL", "onnxruntime", "av", "vfm_runtime"} | set(sys.stdlib_module_names)
-SERVER_MAY = {"fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"}
+SERVER_MAY = {"fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic"}
 # The only place that may import the package.
 ONLY = {
     "albumentations": "vfm/data/transforms.py",

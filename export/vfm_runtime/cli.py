@@ -19,7 +19,8 @@ from vfm_runtime.errors import BundleError, MissingPackageError, VfmError, sugge
 from vfm_runtime.media.image import ImageError, find_images
 from vfm_runtime.media.video import find_videos, is_video
 from vfm_runtime.printing import describe_bundle, print_error, print_prediction
-from vfm_runtime.server.main import add_arguments, serve, settings_of
+from vfm_runtime.server.main import add_arguments, serve
+from vfm_runtime.server.settings import Settings
 from vfm_runtime.tasks.detection import THRESHOLD
 
 OK, FAILED, MISUSED = 0, 1, 2
@@ -272,7 +273,7 @@ def _serve(options: argparse.Namespace) -> int:
             raise MissingPackageError(
                 f"`serve` needs the package {name}, which is not installed. Run: pip install 'vfm-runtime[server]'."
             )
-    return serve(settings_of(options))
+    return serve(Settings.from_mapping(vars(options)))
 
 
 def _info(options: argparse.Namespace) -> int:

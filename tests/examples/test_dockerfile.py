@@ -12,7 +12,8 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
-from vfm_runtime.server.main import add_arguments, settings_of
+from vfm_runtime.server.main import add_arguments
+from vfm_runtime.server.settings import Settings
 
 CONTEXT = Path(__file__).parents[2] / "export"
 PROJECT = tomllib.loads((CONTEXT / "pyproject.toml").read_text())["project"]
@@ -45,7 +46,7 @@ def settings():
     assert name == "serve"
     parser = ArgumentParser()
     add_arguments(parser)
-    return settings_of(parser.parse_args(words))
+    return Settings.from_mapping(vars(parser.parse_args(words)))
 
 
 def test_the_base_has_a_version():

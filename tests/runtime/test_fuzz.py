@@ -23,13 +23,13 @@ from vfm_runtime.errors import BundleError, ContractError, ProviderError
 from vfm_runtime.media.image import ImageError, open_image
 from vfm_runtime.media.video import VideoError, VideoLimits, read_video
 from vfm_runtime.server.app import create_app
-from vfm_runtime.server.bodies import open_picture, unpack
 from vfm_runtime.server.errors import ApiError
 from vfm_runtime.server.settings import Settings
+from vfm_runtime.server.uploads import open_picture
 
 from tests.runtime import toy, toy_deepfake, videos
 from tests.runtime.server import toy_finder
-from tests.runtime.server.test_bodies import media
+from tests.runtime.server.test_uploads import unpack
 
 pytestmark = pytest.mark.slow
 
@@ -173,7 +173,7 @@ def test_images(content):
     start = time.monotonic()
     found = outcome((ApiError, ImageError), open_picture, content, 4_000_000)
     if isinstance(found, ApiError):
-        assert found.status in (400, 413)
+        assert found.status_code in (400, 413)
     elif not isinstance(found, ImageError):
         assert found.dtype == np.uint8
         assert found.shape[2:] == (3,)
@@ -315,8 +315,8 @@ TYPE = b"multipart/form-data; boundary=x; charset=utf-8"
 @few(300)
 @given(damaged([FORM]), damaged([TYPE]) | st.just(TYPE))
 def test_forms(body, kind):
-    found = outcome(ApiError, lambda: unpack(body, media(kind.decode("latin-1"))))
-    assert 400 <= found.status < 500 if isinstance(found, ApiError) else found.data
+    found = outcome(ApiError, lambda: unpack(body, kind.decode("latin-1")))
+    assert 400 <= found.status_code < 500 if isinstance(found, ApiError) else found.data
 
 
 def infer_requests():

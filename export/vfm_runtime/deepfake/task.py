@@ -8,7 +8,7 @@ from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.evidence import FAKE, REAL, UNDECIDED, VERDICT_LABELS, sigmoid
 from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.deepfake.pipeline import CropEvidence, DeepfakePipeline
-from vfm_runtime.deepfake.verdict import TASK, Verdict
+from vfm_runtime.deepfake.verdict import TASK, Verdict, VerdictAnswer
 from vfm_runtime.errors import ContractError, DataError
 from vfm_runtime.media.image import ImageSource
 from vfm_runtime.media.video import LIMITS, VideoLimits
@@ -31,6 +31,7 @@ class DeepfakeType(TaskType):
     takes_video = True
     uses_crops = True
     draws = True
+    answer_type = VerdictAnswer
     pipeline: DeepfakePipeline
 
     def __init__(self, labels: Sequence[str], rules: Mapping[str, Any] | None = None) -> None:

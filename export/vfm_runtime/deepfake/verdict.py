@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 
@@ -192,6 +192,38 @@ class Verdict(Prediction):
 
     # Equal by arrays of floats, so not a sensible key of a dict.
     __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class FrameAnswer:
+    """Plain values of one crop of a `Verdict`."""
+
+    frame: int
+    time: float
+    logit: float
+    distance: float
+    box: list[float] | None
+    face_px: float | None
+    sharpness: float | None
+    score: float
+
+
+@dataclass(frozen=True)
+class VerdictAnswer:
+    """Plain values of a `Verdict`."""
+
+    task: Literal["deepfake"]
+    label: Label
+    reason: AbstainReason | None
+    explanation: str
+    score: float | None
+    logit: float | None
+    threshold: float
+    calibrated: bool
+    is_video: bool
+    num_asked: int
+    frames: list[FrameAnswer]
+    notes: list[str]
 
 
 def _name(verdict: Verdict) -> str:

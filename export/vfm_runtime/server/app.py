@@ -1,33 +1,36 @@
-"""The application: all routes over one repository of models."""
+"""The FastAPI application: all routes over one repository of models."""
 
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.middleware.cors import CORSMiddleware
 
 from vfm_runtime import __version__
-from vfm_runtime.server import openapi, pages, predict, v2
-from vfm_runtime.server.errors import ApiError
-from vfm_runtime.server.front import Front
-from vfm_runtime.server.logs import take_warnings
+from vfm_runtime.server import open_inference, pages, predict
+from vfm_runtime.server.errors import respond_to_error
+from vfm_runtime.server.logs import capture_warnings
 from vfm_runtime.server.metrics import Metrics
-from vfm_runtime.server.security import Gate, read_tokens
+from vfm_runtime.server.middleware import RequestMiddleware
+from vfm_runtime.server.security import AccessPolicy, read_tokens
 from vfm_runtime.server.service import Service
 from vfm_runtime.server.settings import PARENT_VARIABLE, SETTINGS_VARIABLE, Settings
 from vfm_runtime.server.supervisor import end_with_parent
 
+_REQUEST_HEADERS = (
+    *("Authorization", "Content-Type", "Inference-Header-Content-Length", "X-Request-Id"),
+    "X-Timeout-Ms",
+)
+_RESPONSE_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "X-Request-Id")
+
 
 def create_app(settings: Settings) -> FastAPI:
-    """Make the application; its models are loaded when it starts.
-
-    Args:
-        settings: How it runs.
+    """Create the application; its models are loaded when it starts.
 
     Raises:
         SecurityError: A token cannot be used, or the file of tokens cannot be read.
@@ -37,36 +40,43 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="vfm-runtime",
         version=__version__,
-        lifespan=_lifespan,
-        # Routes of its own, which load nothing from elsewhere and have the form of all others.
+        summary="Answers of exported models for images, videos and tensors.",
+        lifespan=_run_service,
+        # The document is a route with the headers and the errors of all others; its pages would load foreign code.
         openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
         redirect_slashes=False,
     )
     app.state.service = service
-    app.include_router(v2.router)
+    app.state.policy = AccessPolicy(settings, tokens)
+    app.include_router(open_inference.router)
     app.include_router(predict.router)
     app.include_router(pages.router)
     if settings.page:
         app.include_router(pages.page_router)
-    app.add_exception_handler(HTTPException, _raise)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_middleware(Front, service=service, gate=Gate(settings, tokens))
-    describe = cache(lambda: openapi.document(app, has_tokens=bool(tokens)))
-    app.openapi = describe  # type: ignore[method-assign]
+    for kind in (HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, respond_to_error)
+    app.add_middleware(RequestMiddleware, service=service, policy=app.state.policy)
+    if settings.allow_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allow_origin,
+            allow_methods=("GET", "POST"),
+            allow_headers=_REQUEST_HEADERS,
+            expose_headers=_RESPONSE_HEADERS,
+        )
+    app.openapi = cache(lambda: _describe(app, has_tokens=bool(tokens)))  # type: ignore[method-assign]
     return app
 
 
-def from_environment() -> FastAPI:
-    """Make the application of a worker process, whose settings stand in its environment."""
-    take_warnings()
+def create_worker_app() -> FastAPI:
+    """Create the application of a worker process, whose settings stand in its environment."""
+    capture_warnings()
     end_with_parent(int(os.environ[PARENT_VARIABLE]))
     return create_app(Settings.from_json(os.environ[SETTINGS_VARIABLE]))
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _run_service(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     await service.start()
     try:
@@ -75,18 +85,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.stop()
 
 
-async def _raise(request: Request, error: Exception) -> NoReturn:
-    # Up to the front, which gives all errors one form.
-    raise error
-
-
-async def _invalid(request: Request, error: Exception) -> NoReturn:
-    assert isinstance(error, RequestValidationError)
-    raise ApiError(422, "; ".join(_fault(fault) for fault in error.errors()[:5]))
-
-
-def _fault(fault: dict[str, Any]) -> str:
-    name = fault["loc"][-1]
-    given = repr(fault.get("input"))
-    given = given if len(given) <= 80 else f"{given[:77]}..."
-    return f"'{name}' is {given}: {fault['msg']}"
+def _describe(app: FastAPI, *, has_tokens: bool) -> dict[str, Any]:
+    document = FastAPI.openapi(app)
+    document["components"]["schemas"] |= open_inference.REQUEST_SCHEMAS
+    for route in (route for methods in document["paths"].values() for route in methods.values()):
+        # Only without tokens does the Host header matter.
+        route["responses"].pop("421" if has_tokens else "401", None)
+        if not has_tokens:
+            route.pop("security", None)
+    return document

@@ -1,4 +1,4 @@
-"""Requests that come one by one go through the model together."""
+"""Dynamic batching: requests that come one by one go through the model together."""
 
 import asyncio
 import concurrent.futures
@@ -7,26 +7,21 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
-from vfm_runtime.errors import OptionError, VfmError
-from vfm_runtime.server.pieces import (
-    Piece,
-    Request,
-    check_outputs,
-    count_rows,
-    joined,
-    post,
-    rows_of,
-)
+import numpy as np
+
+from vfm_runtime.errors import DataError, OptionError, VfmError
 from vfm_runtime.tasks.base import Arrays
 
-# What one batch tells of the next: of the speed, and of how many ask at once.
-_MEMORY = 0.8
-_RETRY_S = (0.1, 60.0)
+if TYPE_CHECKING:
+    from prometheus_client import Gauge, Histogram
 
-_Number = TypeVar("_Number", int, float)
+# Weight of earlier batches in the running averages of speed and of how many ask at once.
+_DECAY = 0.8
+_MIN_RETRY_S, _MAX_RETRY_S = 0.1, 60.0
 
 
 class QueueFullError(VfmError, RuntimeError):
@@ -54,32 +49,84 @@ class Timing(NamedTuple):
 
     queue_ms: float
     """From `submit` until its first row ran."""
-
     compute_ms: float
     """In the model, with its neighbours."""
 
-    batch: int
-    """Rows of the largest batch that it was in."""
+
+class BatchMetrics(NamedTuple):
+    """Metrics of Prometheus that a batcher keeps; set and observed from several threads."""
+
+    queue_rows: "Gauge"
+    queue_seconds: "Histogram"
+    batch_rows: "Histogram"
+    compute_seconds: "Histogram"
 
 
-class Observer(Protocol):
-    """Is told what a batcher does; called from several threads."""
+@dataclass(eq=False, repr=False)  # its arrays are too large to be compared or printed
+class BatchRequest:
+    """Rows that somebody waits for, on their way through the model in pieces that fit into batches."""
 
-    def queued(self, rows: int) -> None:
-        """So many rows wait now."""
+    inputs: Arrays
+    rows: int
+    deadline: float
+    """When nobody waits any more, by `time.monotonic()`."""
+    future: asyncio.Future[Exception | None]
+    """Its result is the outcome: None where all rows have run, else what went wrong."""
+    arrived: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    """When its first row ran."""
+    taken: int = 0
+    """Rows that have run, or are running."""
+    over: bool = False
+    """Whether nobody waits for it any more."""
+    parts: list[Arrays] = field(default_factory=list)
+    """Outputs of the rows that have run."""
+    compute: float = 0.0
+    """Seconds of its batches."""
 
-    def waited(self, seconds: float) -> None:
-        """A request has come to its turn."""
+    @property
+    def left(self) -> int:
+        """Rows that still wait."""
+        return self.rows - self.taken
 
-    def ran(self, rows: int, seconds: float) -> None:
-        """A batch went through the model."""
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() >= self.deadline
+
+    def settle(self, outcome: Exception | None) -> None:
+        """End the waiting; to be called on the event loop. Only the first outcome counts."""
+        # A result, never an exception of the future: one that nobody fetches is reported when it is collected.
+        if not self.future.done():
+            self.future.set_result(outcome)
+
+    def make_deadline_error(self) -> DeadlineError:
+        """Return the error of a request whose time is up."""
+        where = "in the queue" if self.started is None else "with the model"
+        waited = 1000 * (time.monotonic() - self.arrived)
+        return DeadlineError(
+            f"The time of the request was up after {waited:.0f} ms {where}. "
+            "Allow it more time, or send less at once."
+        )
+
+
+class _Piece(NamedTuple):
+    """Rows of a request that fit into one batch."""
+
+    request: BatchRequest
+    start: int
+    rows: int
+
+    @property
+    def inputs(self) -> Arrays:
+        return slice_rows(self.request.inputs, self.start, self.rows)
 
 
 class Batcher:
-    """Gathers the requests of an event loop into batches; one thread of its own runs them, first in, first out.
+    """Gathers the requests of an event loop into batches; one thread runs them, first in, first out.
 
     A batch goes as soon as it is full. One that is not waits for more only where more are to be expected: where, of
-    late, more requests were under way at once than wait now. So a client who asks on his own is answered at once.
+    late, more requests were under way at once than wait now. So a client who asks alone is answered at once.
     """
 
     def __init__(
@@ -89,30 +136,38 @@ class Batcher:
         max_batch: int = 8,
         max_wait_ms: float = 2.0,
         max_queue: int = 64,
-        observer: Observer | None = None,
+        metrics: BatchMetrics | None = None,
     ) -> None:
         """Take the model; the thread starts with the first request.
 
         Args:
-            run: Answers for rows, by name, with as many rows.
+            run: Model that takes arrays by name and gives arrays with as many rows.
             max_batch: Most rows of one run; a request with more is split.
             max_wait_ms: Longest that an idle model waits for a fuller batch.
             max_queue: Most rows that may wait, without those that run. A request that is larger on its own is taken
                 while nothing else waits.
-            observer: Is told what happens.
+            metrics: Metrics that are kept of the queue and the batches.
 
         Raises:
             ValueError: A limit is below what makes sense.
         """
+        limits = (
+            ("max_batch", max_batch, 1),
+            ("max_wait_ms", max_wait_ms, 0),
+            ("max_queue", max_queue, 1),
+        )
+        for name, value, least in limits:
+            if not value >= least:
+                raise OptionError(f"{name} is {value}. Give at least {least}.")
         self._run = run
-        self._max_batch = _at_least("max_batch", max_batch, 1)
-        self._max_wait = _at_least("max_wait_ms", max_wait_ms, 0) / 1000
-        self._max_queue = _at_least("max_queue", max_queue, 1)
-        self._observer = observer
+        self._max_batch = max_batch
+        self._max_wait = max_wait_ms / 1000
+        self._max_queue = max_queue
+        self._metrics = metrics
         # Guards all below; notified when a request has come, or the end.
         self._change = threading.Condition()
-        self._queue: deque[Request] = deque()
-        self._held: set[Request] = set()  # waiting, running, or on the way back
+        self._queue: deque[BatchRequest] = deque()
+        self._held: set[BatchRequest] = set()  # waiting, running, or on the way back
         self._waiting = 0  # rows
         self._running = 0  # rows
         self._crowd = 1.0  # requests under way at once, of late
@@ -128,13 +183,11 @@ class Batcher:
         return self._waiting
 
     async def submit(self, inputs: Arrays, deadline: float = math.inf) -> tuple[Arrays, Timing]:
-        """Have rows run, and return their outputs.
-
-        Cancelled, the request leaves the queue.
+        """Have rows run, and return their outputs. Cancelled, the request leaves the queue.
 
         Args:
-            inputs: By name; of one row or more.
-            deadline: When its time is up, by `time.monotonic()`.
+            inputs: Arrays by name, with one row or more.
+            deadline: When the request's time is up, by `time.monotonic()`.
 
         Raises:
             QueueFullError: Too many rows wait.
@@ -143,22 +196,28 @@ class Batcher:
             ValueError: The inputs have no rows, or not the same number.
         """
         loop = asyncio.get_running_loop()
-        request = Request(inputs, count_rows(inputs), deadline, loop.create_future())
-        if request.is_late():
-            raise _late(request)
+        request = BatchRequest(inputs, count_rows(inputs), deadline, loop.create_future())
+        if request.is_late:
+            raise request.make_deadline_error()
         self._enter(request)
         timer = None
         if deadline < math.inf:
-            timer = loop.call_later(deadline - request.arrived, _expire, request)
+            timer = loop.call_later(
+                deadline - request.arrived,
+                lambda: request.settle(request.make_deadline_error()),
+            )
         try:
             outcome = await request.future
         finally:
             if timer is not None:
                 timer.cancel()
-            self._leave(request)
+            with self._change:
+                self._held.discard(request)
+                self._drop(request)
         if outcome is not None:
             raise outcome
-        return _answer(request)
+        queue_s = (request.started or request.arrived) - request.arrived
+        return join_rows(request.parts), Timing(1000 * queue_s, 1000 * request.compute)
 
     async def close(self, drain: float = 0.0) -> None:
         """Take no more, answer what is held, and end the thread.
@@ -176,15 +235,25 @@ class Batcher:
         finally:
             self._fail_rest()
 
-    def _enter(self, request: Request) -> None:
+    def _enter(self, request: BatchRequest) -> None:
         with self._change:
             if self._closing:
                 raise ClosedError("The model is being closed. Send the request again.")
             if self._waiting and self._waiting + request.rows > self._max_queue:
-                raise self._full(request.rows)
+                retry_after = 1.0  # before anything has run
+                if self._row_s is not None:
+                    seconds = (self._waiting + self._running) * self._row_s
+                    retry_after = min(_MAX_RETRY_S, max(_MIN_RETRY_S, seconds))
+                raise QueueFullError(
+                    f"The queue is full: {self._waiting} rows wait, {request.rows} more would pass the limit of "
+                    f"{self._max_queue}. Try again in {retry_after:.1f} s.",
+                    retry_after,
+                )
             if self._thread is None:
                 # A daemon: a run that never ends must not keep a process from ending.
-                self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run_batches, name="batcher", daemon=True
+                )
                 self._thread.start()
             self._queue.append(request)
             self._held.add(request)
@@ -192,23 +261,7 @@ class Batcher:
             self._count_waiting(request.rows)
             self._change.notify()
 
-    def _full(self, rows: int) -> QueueFullError:
-        retry_after = 1.0  # before anything has run
-        if self._row_s is not None:
-            least, most = _RETRY_S
-            retry_after = min(most, max(least, (self._waiting + self._running) * self._row_s))
-        return QueueFullError(
-            f"The queue is full: {self._waiting} rows wait, {rows} more would pass the limit of "
-            f"{self._max_queue}. Try again in {retry_after:.1f} s.",
-            retry_after,
-        )
-
-    def _leave(self, request: Request) -> None:
-        with self._change:
-            self._held.discard(request)
-            self._drop(request)
-
-    def _drop(self, request: Request) -> None:
+    def _drop(self, request: BatchRequest) -> None:
         request.over = True
         if not request.left:
             return  # all of it has run, so it has left the queue
@@ -218,44 +271,42 @@ class Batcher:
 
     def _count_waiting(self, rows: int) -> None:
         self._waiting += rows
-        if self._observer is not None:
-            self._observer.queued(self._waiting)
+        if self._metrics is not None:
+            self._metrics.queue_rows.set(self._waiting)
 
-    def _work(self) -> None:
+    def _run_batches(self) -> None:
         try:
-            while self._step():
-                pass
+            while pieces := self._gather():
+                outcome = self._try(pieces)
+                if isinstance(outcome, Exception) and len(pieces) > 1:
+                    # One of them broke the run, and the others must not pay for it.
+                    for piece in pieces:
+                        if not self._expire(piece.request):
+                            self._deliver([piece], self._try([piece]))
+                    del piece
+                else:
+                    self._deliver(pieces, outcome)
+                del pieces, outcome  # held while the next batch is awaited, they would keep memory
+                with self._change:
+                    self._running = 0
+                    self._free_since = time.monotonic()
         finally:
             with self._change:
                 self._closing = True
             self._fail_rest()
             self._ended.set_result(None)
 
-    def _step(self) -> bool:
-        pieces = self._gather()
-        if not pieces:
-            return False
-        outcome = self._try(pieces)
-        if isinstance(outcome, Exception) and len(pieces) > 1:
-            self._run_alone(pieces)
-        else:
-            self._deliver(pieces, outcome)
-        with self._change:
-            self._running = 0
-            self._free_since = time.monotonic()
-        return True
-
-    def _gather(self) -> list[Piece]:
+    def _gather(self) -> list[_Piece]:
         with self._change:
             while self._queue or not self._closing:
-                pause = self._pause()
+                pause = self._compute_pause()
                 if pause is None or pause > 0:
                     self._change.wait(pause)
                 elif pieces := self._take():
                     return pieces
         return []
 
-    def _pause(self) -> float | None:
+    def _compute_pause(self) -> float | None:
         """Seconds to wait for more; None for as long as nothing comes."""
         if not self._queue:
             return None
@@ -264,39 +315,40 @@ class Batcher:
         since = max(self._queue[0].arrived, self._free_since)
         return since + self._max_wait - time.monotonic()
 
-    def _take(self) -> list[Piece]:
-        self._crowd = max(len(self._held), self._crowd * _MEMORY)
-        pieces: list[Piece] = []
+    def _take(self) -> list[_Piece]:
+        self._crowd = max(len(self._held), self._crowd * _DECAY)
+        pieces: list[_Piece] = []
         room = self._max_batch
         while self._queue and room:
             request = self._queue[0]
-            if request.over or request.is_late():
-                self._drop(request)
-                post([request], _late(request))
+            if self._expire(request):
                 continue
-            piece = Piece(request, request.taken, min(room, request.left))
-            self._begin(piece)
+            piece = _Piece(request, request.taken, min(room, request.left))
+            request.taken += piece.rows
+            if not request.left:
+                self._queue.popleft()
+            self._count_waiting(-piece.rows)
+            if request.started is None:
+                request.started = time.monotonic()
+                if self._metrics is not None:
+                    self._metrics.queue_seconds.observe(request.started - request.arrived)
             room -= piece.rows
             pieces.append(piece)
         self._running = self._max_batch - room
         return pieces
 
-    def _begin(self, piece: Piece) -> None:
-        request = piece.request
-        request.taken += piece.rows
-        if not request.left:
-            self._queue.popleft()
-        self._count_waiting(-piece.rows)
-        if request.started is None:
-            request.started = time.monotonic()
-            if self._observer is not None:
-                self._observer.waited(request.started - request.arrived)
+    def _expire(self, request: BatchRequest) -> bool:
+        """Tell whether nobody waits for a request any more, or its time is up; then it is dropped."""
+        if not (request.over or request.is_late):
+            return False
+        self._fail(request, request.make_deadline_error())
+        return True
 
-    def _try(self, pieces: Sequence[Piece]) -> tuple[Arrays, float] | Exception:
+    def _try(self, pieces: Sequence[_Piece]) -> tuple[Arrays, float] | Exception:
         start = time.monotonic()
         rows = sum(piece.rows for piece in pieces)
         try:
-            outputs = self._run(joined([piece.inputs for piece in pieces]))
+            outputs = self._run(join_rows([piece.inputs for piece in pieces]))
             check_outputs(outputs, rows)
         except Exception as error:  # whatever it is, it is for those who asked, not for this thread
             return error
@@ -304,73 +356,97 @@ class Batcher:
         row_s = seconds / rows
         with self._change:
             last = row_s if self._row_s is None else self._row_s
-            self._row_s = _MEMORY * last + (1 - _MEMORY) * row_s
-        if self._observer is not None:
-            self._observer.ran(rows, seconds)
+            self._row_s = _DECAY * last + (1 - _DECAY) * row_s
+        if self._metrics is not None:
+            self._metrics.batch_rows.observe(rows)
+            self._metrics.compute_seconds.observe(seconds)
         return outputs, seconds
 
-    def _run_alone(self, pieces: Sequence[Piece]) -> None:
-        # One of them broke the run; the others must not pay for it.
-        for piece in pieces:
-            if piece.request.over:
-                continue
-            if piece.request.is_late():
-                self._fail(piece.request, _late(piece.request))
-                continue
-            self._deliver([piece], self._try([piece]))
-
-    def _deliver(self, pieces: Sequence[Piece], outcome: tuple[Arrays, float] | Exception) -> None:
+    def _deliver(self, pieces: Sequence[_Piece], outcome: tuple[Arrays, float] | Exception) -> None:
         if isinstance(outcome, Exception):
             for piece in pieces:
                 self._fail(piece.request, outcome)
             return
         outputs, seconds = outcome
-        batch = sum(piece.rows for piece in pieces)
         start, done = 0, []
-        for piece in pieces:
-            request = piece.request
-            request.parts.append(rows_of(outputs, start, piece.rows))
+        for request, first, rows in pieces:
+            request.parts.append(slice_rows(outputs, start, rows))
             request.compute += seconds
-            request.batch = max(request.batch, batch)
-            start += piece.rows
-            if piece.is_last:
+            start += rows
+            if first + rows == request.rows:
                 done.append(request)
-        post(done, None)
+        settle_all(done, None)
 
-    def _fail(self, request: Request, error: Exception) -> None:
+    def _fail(self, request: BatchRequest, error: Exception) -> None:
         with self._change:
             self._drop(request)
-        post([request], error)
+        settle_all([request], error)
 
     def _fail_rest(self) -> None:
         with self._change:
             rest = list(self._held)
             for request in rest:
                 self._drop(request)
-        # Those whose answer is on its way have been settled before this comes.
-        post(rest, ClosedError("The model was closed before the request's turn. Send it again."))
+        # Requests whose answers are on their way have been settled before this comes.
+        error = ClosedError("The model was closed before the request's turn. Send it again.")
+        settle_all(rest, error)
 
 
-def _answer(request: Request) -> tuple[Arrays, Timing]:
-    started = request.started or request.arrived
-    queue_ms = 1000 * (started - request.arrived)
-    return joined(request.parts), Timing(queue_ms, 1000 * request.compute, request.batch)
+def settle_all(requests: Iterable[BatchRequest], outcome: Exception | None) -> None:
+    """End the waiting of requests, from any thread; each event loop is woken once.
+
+    Args:
+        requests: Requests that are over.
+        outcome: None where all rows have run, else what went wrong.
+    """
+    by_loop: dict[asyncio.AbstractEventLoop, list[BatchRequest]] = {}
+    for request in requests:
+        by_loop.setdefault(request.future.get_loop(), []).append(request)
+
+    def settle(some: list[BatchRequest]) -> None:
+        for request in some:
+            request.settle(outcome)
+
+    for loop, some in by_loop.items():
+        # On a loop that is closed nobody waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, some)
 
 
-def _late(request: Request) -> DeadlineError:
-    where = "in the queue" if request.started is None else "with the model"
-    waited = 1000 * (time.monotonic() - request.arrived)
-    return DeadlineError(
-        f"The time of the request was up after {waited:.0f} ms {where}. "
-        "Allow it more time, or send less at once."
-    )
+def slice_rows(arrays: Arrays, start: int, rows: int) -> Arrays:
+    """Return `rows` rows of each array from row `start` on, not copied."""
+    return {name: array[start : start + rows] for name, array in arrays.items()}
 
 
-def _expire(request: Request) -> None:
-    request.settle(_late(request))
+def join_rows(items: Sequence[Arrays]) -> Arrays:
+    """Return the rows of all items, which have the same names; not copied where there is one item only."""
+    if len(items) == 1:
+        return items[0]
+    return {name: np.concatenate([item[name] for item in items]) for name in items[0]}
 
 
-def _at_least(name: str, value: _Number, least: int) -> _Number:
-    if not value >= least:
-        raise OptionError(f"{name} is {value}. Give at least {least}.")
-    return value
+def count_rows(inputs: Arrays) -> int:
+    """Return how many rows a request has.
+
+    Raises:
+        ValueError: None, or not the same number of each input: its rows would end up with a neighbour's.
+    """
+    counts = {name: len(array) for name, array in inputs.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise DataError(
+            f"The inputs have these numbers of rows: {counts}. Give as many of each, at least 1."
+        )
+    return next(iter(counts.values()))
+
+
+def check_outputs(outputs: Arrays, rows: int) -> None:
+    """Refuse outputs that cannot be divided among those who asked.
+
+    Raises:
+        ValueError: An output has another number of rows than went into the model.
+    """
+    counts = {name: len(array) for name, array in outputs.items()}
+    if any(count != rows for count in counts.values()):
+        raise DataError(
+            f"The model was given {rows} rows and answered with {counts}. Export the bundle anew."
+        )

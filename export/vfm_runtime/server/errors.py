@@ -1,13 +1,17 @@
-"""Answers that are errors: one JSON form for all, and which error of the library is which."""
+"""Error responses: one JSON form for all, and the status and code of each exception."""
 
 import json
+import logging
 from http import HTTPStatus
 from typing import Any, Final
 
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 
-from vfm_runtime.errors import ProviderError, VfmError
+from vfm_runtime.errors import ProviderError, VfmError, format_value
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.server.batching import ClosedError, DeadlineError, QueueFullError
 from vfm_runtime.server.repository import UnknownModelError
@@ -30,22 +34,39 @@ CODES: Final = {
 }
 """What `code` may be, by status."""
 
-CLIENT_GONE = 499
-"""Stands in logs and metrics for a request whose client left; nobody gets it."""
+_MEANINGS = {
+    400: "The request or its file is malformed, damaged, or not what the model takes.",
+    401: "The bearer token is missing or wrong.",
+    403: "The request is from a page of another site; only without tokens.",
+    404: "There is no such model or version, or no such file.",
+    408: "The body did not arrive in time.",
+    413: "The body, the image or the video is larger than the limit.",
+    415: "The body is of a type that is not taken, or is compressed.",
+    421: "The Host header names another machine; only without tokens.",
+    422: "A parameter, or the JSON of the body, does not hold.",
+    429: "The queue is full; Retry-After says when to ask again.",
+    500: "The server or its model failed; its log says why.",
+    503: "The server is starting or stopping.",
+    504: "The time of the request was over.",
+}
+_KINDS: Final = (
+    (UnknownModelError, 404, "unknown_model"),
+    (ImageError, 400, "bad_image"),
+    (DeadlineError, 504, "deadline"),
+    (TimeoutError, 504, "deadline"),
+    (ClosedError, 503, "draining"),
+)
+_log = logging.getLogger(__name__)
 
 
-class ApiError(VfmError):
+class ApiError(VfmError, HTTPException):
     """An error that a client is told about.
 
     Attributes:
-        status: Of HTTP.
         code: One of `CODES`.
-        headers: To be sent with it.
     """
 
-    status: int
     code: str
-    headers: dict[str, str]
 
     def __init__(
         self,
@@ -55,80 +76,81 @@ class ApiError(VfmError):
         *,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status = status
+        super().__init__(status, message, headers)
         self.code = CODES[status][0] if code is None else code
-        self.headers = headers or {}
+
+    def __str__(self) -> str:
+        return self.detail
 
 
-class ClientGoneError(VfmError):
-    """The client has left; there is nobody to answer."""
+class ErrorResponse(BaseModel):
+    """The one form of all errors."""
+
+    error: str = Field(description="What is wrong, and what to do about it.")
+    code: str = Field(json_schema_extra={"enum": [*sum(CODES.values(), ())]})
+    request_id: str
 
 
-def error_response(error: ApiError, request_id: str) -> Response:
-    """Make the answer that an error is.
-
-    Args:
-        error: The error.
-        request_id: Of the request.
-    """
-    body = {"error": str(error), "code": error.code, "request_id": request_id}
-    return json_response(body, error.status, error.headers)
+def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that may fail with these statuses, and with those that all routes have."""
+    return {
+        status: {"model": ErrorResponse, "description": _MEANINGS[status]}
+        for status in sorted({*statuses, 403, 421, 500})
+    }
 
 
 def json_response(
-    body: dict[str, Any] | list[Any], status: int = 200, headers: dict[str, str] | None = None
+    body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    """Make an answer of JSON.
-
-    Args:
-        body: Plain values, all numbers finite.
-        status: Of HTTP.
-        headers: To be sent with it.
-    """
-    # ASCII only: text of a request can hold lone surrogates, which UTF-8 cannot.
+    """Make a response of plain values, all numbers finite."""
+    # ASCII only: labels and text of a request can hold lone surrogates, which UTF-8 cannot.
     text = json.dumps(body, allow_nan=False, separators=(",", ":"))
     return Response(text.encode("ascii"), status, headers, media_type="application/json")
 
 
-def api_error(error: Exception) -> ApiError | None:
-    """Return what a client is told about an error; None where it is a fault of the server.
+async def respond_to_error(request: Request, error: Exception) -> Response:
+    """Make the response to a request that failed, and note its code for the log and the metrics."""
+    answer = to_api_error(error)
+    if answer is None or answer.status_code == 500:
+        _log.error("A request failed.", exc_info=error)
+    answer = answer or ApiError(500, "The server made a mistake; its log says which.")
+    context = request.state.context
+    context.code = answer.code
+    body = {"error": answer.detail, "code": answer.code, "request_id": context.request_id}
+    return json_response(body, answer.status_code, dict(answer.headers or {}))
 
-    Args:
-        error: What was raised.
-    """
+
+def to_api_error(error: Exception) -> ApiError | None:
+    """Return what a client is told about an error; None where it is a fault of the server."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, RequestValidationError):
+        faults = [_describe_fault(fault) for fault in error.errors()[:5]]
+        return ApiError(422, "; ".join(faults))
     if isinstance(error, HTTPException):
-        return _of_http(error)
+        return _convert_http_error(error)
     if isinstance(error, QueueFullError):
         seconds = str(max(1, round(error.retry_after)))
         return ApiError(429, str(error), headers={"Retry-After": seconds})
     if isinstance(error, ProviderError):
         return ApiError(500, "The model failed; the server's log says why.", "model_failed")
-    for kind, status, code in _KNOWN:
+    for kind, status, code in _KINDS:
         if isinstance(error, kind):
             return ApiError(status, str(error), code)
     return None
 
 
-_KNOWN: tuple[tuple[type[Exception], int, str], ...] = (
-    (UnknownModelError, 404, "unknown_model"),
-    (ImageError, 400, "bad_image"),
-    (DeadlineError, 504, "deadline"),
-    (TimeoutError, 504, "deadline"),
-    (ClosedError, 503, "draining"),
-)
+def _describe_fault(fault: dict[str, Any]) -> str:
+    return f"'{fault['loc'][-1]}' is {format_value(fault.get('input'))}: {fault['msg']}"
 
 
-def _of_http(error: HTTPException) -> ApiError:
+def _convert_http_error(error: HTTPException) -> ApiError:
     status = error.status_code if error.status_code in CODES else 400
     headers = dict(error.headers or {})
     if status == 404:
         return ApiError(404, "There is no such route. GET /openapi.json lists them.")
     if status == 405:
-        allowed = headers.get("Allow", "")
-        return ApiError(
-            405, f"The route does not take this method. It takes: {allowed}.", headers=headers
-        )
+        methods = headers.get("Allow", "")
+        text = f"The route does not take this method. It takes: {methods}."
+        return ApiError(405, text, headers=headers)
     return ApiError(status, str(error.detail) or HTTPStatus(status).phrase, headers=headers)

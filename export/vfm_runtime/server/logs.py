@@ -1,4 +1,4 @@
-"""The log: one line a request, as JSON or as text."""
+"""Logs: one line a request, as JSON or as text."""
 
 import json
 import logging
@@ -12,12 +12,8 @@ REQUEST_LOGGER = "vfm_runtime.server.request"
 """Name of the logger of requests."""
 
 
-def log_config(log_format: str) -> dict[str, Any]:
-    """Return the configuration of `logging`, for this process and for its workers.
-
-    Args:
-        log_format: `json` or `text`.
-    """
+def configure_logs(log_format: str) -> dict[str, Any]:
+    """Return the configuration of `logging` in the format `json` or `text`, for this process and for its workers."""
     formatter = JsonFormatter if log_format == "json" else TextFormatter
     return {
         "version": 1,
@@ -28,20 +24,18 @@ def log_config(log_format: str) -> dict[str, Any]:
         "loggers": {
             "vfm_runtime": {"level": "INFO"},
             "uvicorn": {"level": "WARNING"},
-            # It warns of every form that is malformed; whoever sent it is told.
+            # python_multipart warns of every form that is malformed; whoever sent it is told.
             "python_multipart": {"level": "CRITICAL"},
-            # Each request has its line already.
+            # Each request has a line of RequestMiddleware already.
             "uvicorn.access": {"level": "CRITICAL", "propagate": False},
         },
     }
 
 
-def take_warnings() -> None:
-    """Bring the warnings of Python into the log, in its form; without Pillow's of large pictures.
-
-    The server has a limit of its own for those.
-    """
+def capture_warnings() -> None:
+    """Bring the warnings of Python into the log."""
     logging.captureWarnings(True)
+    # The server has its limit of pixels for large pictures.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
@@ -49,12 +43,8 @@ class JsonFormatter(logging.Formatter):
     """Writes one JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record.
-
-        Args:
-            record: Of a request it has `facts`.
-        """
-        line: dict[str, Any] = {"time": _time(record), "level": record.levelname.lower()}
+        """Return the line of a record; that of a request has `facts`."""
+        line: dict[str, Any] = {"time": _format_time(record), "level": record.levelname.lower()}
         facts = getattr(record, "facts", None)
         if facts is not None:
             return json.dumps({**line, **facts})
@@ -68,14 +58,10 @@ class TextFormatter(logging.Formatter):
     """Writes a line for people; more lines for a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the text of a record.
-
-        Args:
-            record: Of a request it has `facts`.
-        """
+        """Return the text of a record; that of a request has `facts`."""
         facts = getattr(record, "facts", None)
         if facts is None:
-            text = f"{_time(record)} {record.levelname:<7} {record.getMessage()}"
+            text = f"{_format_time(record)} {record.levelname:<7} {record.getMessage()}"
             return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
         rest = " ".join(
             f"{name}={value}"
@@ -83,8 +69,8 @@ class TextFormatter(logging.Formatter):
             if value is not None and name not in ("method", "route", "status")
         )
         head = f"{facts['method']} {facts['route']} {facts['status']}"
-        return f"{_time(record)} {record.levelname:<7} {head} {rest}"
+        return f"{_format_time(record)} {record.levelname:<7} {head} {rest}"
 
 
-def _time(record: logging.LogRecord) -> str:
+def _format_time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")

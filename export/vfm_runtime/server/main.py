@@ -1,11 +1,10 @@
-"""The command `serve`: its options, what is checked before it starts, and its processes."""
+"""Command `serve`: its options, the checks before it starts, and its processes."""
 
 import argparse
 import logging
 import logging.config
 import math
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -13,19 +12,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from vfm_runtime.errors import AddressError, OptionError
-from vfm_runtime.server.budget import usable_cores
-from vfm_runtime.server.logs import log_config, take_warnings
-from vfm_runtime.server.settings import LOG_FORMATS, PARENT_VARIABLE, SETTINGS_VARIABLE, Settings
+from vfm_runtime.server.cpu_quota import count_usable_cores
+from vfm_runtime.server.logs import capture_warnings, configure_logs
+from vfm_runtime.server.settings import PARENT_VARIABLE, SETTINGS_VARIABLE, Settings
 
 OK, FAILED = 0, 1
 """Exit codes: stopped when told to; could not start."""
 
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-_FACTORY = "vfm_runtime.server.app:from_environment"
+_FACTORY = "vfm_runtime.server.app:create_worker_app"
 
 # Longer than load balancers keep an idle connection (60 s is common), so that they close first.
 _KEEP_ALIVE_S = 75
@@ -34,75 +32,29 @@ _log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `serve`.
-
-    Args:
-        parser: Of the command.
-    """
-    default = {field.name: field.default for field in fields(Settings)}
+    """Add the options of `serve`, those of `Settings`."""
     parser.add_argument(
         "bundles",
         metavar="BUNDLE",
         nargs="+",
         help="a bundle's folder, or NAME=FOLDER; a folder of numbered bundles holds versions",
     )
-
-    def add(name: str, help_text: str, **options: Any) -> None:
-        value = default[name]
-        shown = "" if value in (None, ()) else f" (default: {value})"
-        options = {"default": value, "help": help_text + shown, **options}
-        parser.add_argument(f"--{name.replace('_', '-')}", **options)
-
-    add("host", "address to listen on; any but a loopback one needs tokens")
-    add("port", "0 for any that is free", type=int)
-    add("workers", "processes that answer", type=int)
-    add("device", "where the models run: auto, cpu, cuda, tensorrt, openvino")
-    add("precision", "auto, fp32, fp16, int8, bf16")
-    add("num_threads", "of one worker (default: the usable cores, divided)", type=int)
-    add("max_batch", "images that go through a model at once", type=int)
-    add("max_wait_ms", "longest wait for a fuller batch", type=float)
-    add("max_queue", "images that wait for a model; more are refused", type=int)
-    add("timeout", "seconds of a whole request", type=float)
-    add("body_timeout", "seconds in which a body has to arrive", type=float)
-    add("max_body_mb", "largest body in MiB", type=float)
-    add("max_pixels", "of the largest image, and of a video's frames", type=int)
-    add("max_frames", "of the longest video", type=int)
-    add("max_seconds", "of the longest video", type=float)
-    add("token_file", "bearer tokens, one a line; others in VFM_TOKENS", type=Path, metavar="FILE")
-    add(
-        "allow_origin",
-        "web origin whose pages may read the answers, or *; may be repeated",
-        action="append",
-        default=[],
-        metavar="ORIGIN",
-    )
-    add("certfile", "TLS certificate, PEM", type=Path, metavar="FILE")
-    add("keyfile", "key of the certificate, PEM", type=Path, metavar="FILE")
-    add("reload_every", "seconds between looks at the bundles; 0: never", type=float)
-    add("drain", "seconds that running requests get at the end", type=float)
-    add("log_format", "of the log", choices=LOG_FORMATS)
+    for field in fields(Settings):
+        if not field.metadata:
+            continue
+        options, default = dict(field.metadata), field.default
+        if default not in (None, ()):
+            options["help"] += f" (default: {default})"
+        if options.get("action") == "append":
+            default = []
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=default, **options)
     parser.add_argument(
         "--no-page", dest="page", action="store_false", help="leave the demonstration page out"
     )
 
 
-def settings_of(options: argparse.Namespace) -> Settings:
-    """Return the settings that a command line gives.
-
-    Args:
-        options: Parsed by a parser that has the arguments of `add_arguments`.
-
-    Raises:
-        ValueError: A value makes no sense.
-    """
-    return Settings.from_mapping(vars(options))
-
-
 def serve(settings: Settings) -> int:
     """Serve until told to stop (SIGTERM, SIGINT), and return the exit code.
-
-    Args:
-        settings: How to.
 
     Raises:
         SecurityError: The server would be open to strangers, or a token cannot be used.
@@ -114,23 +66,24 @@ def serve(settings: Settings) -> int:
     tokens = read_tokens(settings)
     check_exposure(settings, tokens)
     check_tls(settings)
-    settings = with_threads(settings, usable_cores())
-    logging.config.dictConfig(log_config(settings.log_format))
-    take_warnings()
-    with _listening(settings) as listener:
-        _announce(settings, listener, len(tokens))
-        return (
-            _run_one(settings, listener) if settings.workers == 1 else _run_many(settings, listener)
+    settings = divide_cores(settings, count_usable_cores())
+    logging.config.dictConfig(configure_logs(settings.log_format))
+    capture_warnings()
+    with _listen(settings) as listener:
+        host, port = listener.getsockname()[:2]
+        _log.info(
+            "Starting at %s://%s:%d. Workers: %d; threads of each: %d; usable cores: %d; %s.",
+            "http" if settings.certfile is None else "https",
+            f"[{host}]" if ":" in host else host,
+            *(port, settings.workers, settings.num_threads, count_usable_cores()),
+            f"tokens: {len(tokens)}" if tokens else "no token, so for this machine alone",
         )
+        run = _run_one if settings.workers == 1 else _run_many
+        return run(settings, listener)
 
 
-def with_threads(settings: Settings, cores: int) -> Settings:
-    """Return the settings with the threads of a worker, unless they say how many.
-
-    Args:
-        settings: As given.
-        cores: That all workers share.
-    """
+def divide_cores(settings: Settings, cores: int) -> Settings:
+    """Return the settings with the threads of a worker, unless they say how many: all workers share the cores."""
     if settings.num_threads is not None:
         return settings
     return replace(settings, num_threads=max(1, cores // settings.workers))
@@ -139,11 +92,8 @@ def with_threads(settings: Settings, cores: int) -> Settings:
 def check_tls(settings: Settings) -> None:
     """Refuse a certificate that cannot be used, before anything starts.
 
-    Args:
-        settings: Name its files.
-
     Raises:
-        ValueError: They cannot be read, or do not belong together.
+        ValueError: The files cannot be read, or do not belong together.
     """
     if settings.certfile is None or settings.keyfile is None:
         return
@@ -159,7 +109,7 @@ def check_tls(settings: Settings) -> None:
 
 
 @contextmanager
-def _listening(settings: Settings) -> Iterator[socket.socket]:
+def _listen(settings: Settings) -> Iterator[socket.socket]:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -177,18 +127,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
-def _announce(settings: Settings, listener: socket.socket, num_tokens: int) -> None:
-    host, port = listener.getsockname()[:2]
-    scheme = "http" if settings.certfile is None else "https"
-    shown = f"[{host}]" if ":" in host else host
-    _log.info(
-        "Starting at %s://%s:%d. Workers: %d; threads of each: %d; usable cores: %d; %s.",
-        *(scheme, shown, port, settings.workers, settings.num_threads, usable_cores()),
-        f"tokens: {num_tokens}" if num_tokens else "no token, so for this machine alone",
-    )
-
-
-def _config(settings: Settings, app: Any, *, factory: bool) -> Any:
+def _configure_uvicorn(settings: Settings, app: Any, *, factory: bool) -> Any:
     import uvicorn
 
     return uvicorn.Config(
@@ -197,7 +136,7 @@ def _config(settings: Settings, app: Any, *, factory: bool) -> Any:
         workers=settings.workers,
         lifespan="on",
         ws="none",
-        log_config=log_config(settings.log_format),
+        log_config=configure_logs(settings.log_format),
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
@@ -215,8 +154,9 @@ def _run_one(settings: Settings, listener: socket.socket) -> int:
 
     from vfm_runtime.server.app import create_app
 
-    server = uvicorn.Server(_config(settings, create_app(settings), factory=False))
-    with _gentle_signals(server):
+    config = _configure_uvicorn(settings, create_app(settings), factory=False)
+    server = uvicorn.Server(config)
+    with _stop_on_signals(server):
         try:
             server.run(sockets=[listener])
         except SystemExit:
@@ -225,10 +165,10 @@ def _run_one(settings: Settings, listener: socket.socket) -> int:
 
 
 @contextmanager
-def _gentle_signals(server: Any) -> Iterator[None]:
+def _stop_on_signals(server: Any) -> Iterator[None]:
     """Stop the server for a signal that comes before it listens for them itself.
 
-    One that it was stopped by it raises once more at its end, which then does nothing.
+    uvicorn raises the signal that it was stopped by once more at its end, which then does nothing.
     """
 
     def stop(number: int, frame: Any) -> None:
@@ -245,29 +185,11 @@ def _gentle_signals(server: Any) -> Iterator[None]:
 def _run_many(settings: Settings, listener: socket.socket) -> int:
     from vfm_runtime.server.supervisor import Supervisor
 
-    with _shared_by_workers(settings):
-        supervisor = Supervisor(_config(settings, _FACTORY, factory=True), [listener])
+    with tempfile.TemporaryDirectory(prefix="vfm-metrics-", ignore_cleanup_errors=True) as folder:
+        # The workers inherit these; tokens in the environment reach them as they are.
+        os.environ[SETTINGS_VARIABLE] = settings.to_json()
+        os.environ[PARENT_VARIABLE] = str(os.getpid())
+        os.environ[_METRICS_VARIABLE] = folder
+        supervisor = Supervisor(_configure_uvicorn(settings, _FACTORY, factory=True), [listener])
         supervisor.run()
     return FAILED if supervisor.failed else OK
-
-
-@contextmanager
-def _shared_by_workers(settings: Settings) -> Iterator[None]:
-    """Set what the workers inherit; tokens in the environment reach them as they are."""
-    folder = tempfile.mkdtemp(prefix="vfm-metrics-")
-    values = {
-        SETTINGS_VARIABLE: settings.to_json(),
-        PARENT_VARIABLE: str(os.getpid()),
-        _METRICS_VARIABLE: folder,
-    }
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -1,13 +1,15 @@
-"""The route for files: an image or a video in, the prediction of a model out."""
+"""Route for files: an image or a video in, the prediction of a model out."""
 
 import base64
 import io
 import time
-from dataclasses import dataclass
-from typing import Annotated
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from PIL import Image
+from pydantic import BaseModel, Field, GetJsonSchemaHandler, RootModel, TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,35 +17,94 @@ from vfm_runtime.bundle.predictor import make_empty
 from vfm_runtime.media.demux import Guard, VideoFile, VideoLimits, import_av, survey
 from vfm_runtime.media.image import Pixels
 from vfm_runtime.media.video import is_video
-from vfm_runtime.server import openapi
-from vfm_runtime.server.bodies import MediaType, Upload, open_picture, unpack
-from vfm_runtime.server.errors import ApiError, json_response
-from vfm_runtime.server.repository import Served
-from vfm_runtime.server.service import Cost, Note, Service, service_of
+from vfm_runtime.server.errors import ApiError, describe_errors, json_response
+from vfm_runtime.server.repository import ServedModel
+from vfm_runtime.server.security import TOKEN
+from vfm_runtime.server.service import DEADLINE, Cost, RequestContext, get_service
 from vfm_runtime.server.settings import Settings
+from vfm_runtime.server.uploads import Upload, open_picture, read_upload
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction, PredictionView
+from vfm_runtime.tasks.registry import list_answer_types
 
-router = APIRouter()
+router = APIRouter(tags=["files"])
 
-_PARAMETERS = ("model", "version", "top", "threshold", "draw")
-_MOST_LABELS = 100_000
-_LONGEST_DRAWN = 1280
+_MAX_LABELS = 100_000
+_MAX_DRAWN_SIDE = 1280
+_FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_JSON_FILE = {
+    "type": "object",
+    "required": ["data"],
+    "additionalProperties": False,
+    "properties": {"data": {"type": "string", "contentEncoding": "base64"}},
+}
+_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": _FILE["schema"]},
+}
+_REQUEST_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": _FORM},
+        "image/*": _FILE,
+        "video/*": _FILE,
+        "application/octet-stream": _FILE,
+        "application/json": {"schema": _JSON_FILE},
+    },
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """A file that is ready for the model."""
+class Answer(RootModel[dict[str, Any]]):
+    """What the task of the model answers; of several heads the answer of each by its name."""
 
-    opened: Opened
-    """By the task of the model."""
-    inputs: Arrays | None
-    """None where the file shows nothing to run the model on."""
-    source: Pixels | bytes
-    """The picture, or the bytes of a video."""
-    ms: float
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the schemas of all tasks that this process knows, those of plug-ins among them."""
+        answer: Any = reduce(or_, list_answer_types())
+        return handler(TypeAdapter(answer | dict[str, answer]).core_schema)
 
 
-@router.post("/predict", **openapi.PREDICT)
+class Milliseconds(BaseModel):
+    """Where the time of a request went."""
+
+    open: float
+    queue: float
+    compute: float
+    total: float
+
+
+class PredictResponse(BaseModel):
+    """The prediction of a model for one file."""
+
+    model: str
+    version: str
+    task: str
+    answer: Answer
+    width: int | None = Field(description="Pixels of the image; null for a video.")
+    height: int | None
+    ms: Milliseconds
+    request_id: str
+    drawn: str | None = Field(description="A data: URL of a JPEG, if asked for.")
+
+
+def _refuse_unknown_parameters(request: Request) -> None:
+    choices = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in choices:
+            raise ApiError(
+                422, f"There is no parameter '{name[:40]}'. Choices: {', '.join(choices)}."
+            )
+
+
+@router.post(
+    "/predict",
+    dependencies=[TOKEN, DEADLINE, Depends(_refuse_unknown_parameters)],
+    response_model=PredictResponse,
+    responses=describe_errors(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
+    openapi_extra={"requestBody": _REQUEST_BODY},
+)
 async def predict(
     request: Request,
     model: Annotated[
@@ -51,7 +112,7 @@ async def predict(
     ] = None,
     version: Annotated[str | None, Query(description="The highest, if left out.")] = None,
     top: Annotated[
-        int, Query(ge=1, le=_MOST_LABELS, description="Best classes to list, of classifiers.")
+        int, Query(ge=1, le=_MAX_LABELS, description="Best classes to list, of classifiers.")
     ] = 5,
     threshold: Annotated[
         float | None,
@@ -67,65 +128,70 @@ async def predict(
     ] = False,
 ) -> Response:
     """Answer for one file: an image, or a video where the task takes them."""
-    _check_names(request)
-    service = service_of(request)
-    served = service.repository.served(model, version)
-    view = PredictionView(top=top, threshold=threshold, max_side=_LONGEST_DRAWN)
-    note: Note = request.state.note
-    note.model, note.version = served.name, served.version
-    media = MediaType.of(request)
+    service = get_service(request)
+    served = service.select_model(request, model, version)
+    task = served.model.task_type
+    view = PredictionView(top=top, threshold=threshold, max_side=_MAX_DRAWN_SIDE)
+    context: RequestContext = request.state.context
 
-    async def answer(body: bytes, note: Note) -> Response:
-        opened = await service.in_thread(_open, body, media, served, service.settings)
-        outputs, cost = await _ask(service, served, opened, note.deadline)
+    async def answer(upload: Upload) -> Response:
+        file = await service.run_in_thread(_open_file, upload, served, service.settings)
+        if file.inputs is None:
+            outputs, cost = make_empty(task), Cost(0.0, 0.0)
+        else:
+            outputs, cost = await service.run_model(served, file.inputs, context.deadline)
+        args = (served, file, outputs, cost, view, draw, context)
         # The prediction for one picture takes less time than the way to a thread and back; drawing it does not.
-        is_short = opened.opened.context is None and not (draw and served.model.task_type.draws)
-        respond = service.in_turn if is_short else service.in_thread
-        return await respond(_respond, served, opened, outputs, cost, view, draw, note)
+        if file.opened.context is None and not (draw and task.draws):
+            return _make_response(*args)
+        return await service.run_in_thread(_make_response, *args)
 
-    return await service.attend(request, answer)
-
-
-def _check_names(request: Request) -> None:
-    names = list(request.query_params.keys())
-    unknown = [name for name in names if name not in _PARAMETERS]
-    if unknown:
-        raise ApiError(
-            422, f"There is no parameter '{unknown[0][:40]}'. Choices: {', '.join(_PARAMETERS)}."
-        )
+    return await service.handle(request, read_upload, answer)
 
 
-def _open(body: bytes, media: MediaType, served: Served, settings: Settings) -> _Opened:
+class _OpenedFile(NamedTuple):
+    """A file that is ready for the model."""
+
+    opened: Opened
+    inputs: Arrays | None
+    """None where the file shows nothing to run the model on."""
+    source: Pixels | bytes
+    """The picture, or the bytes of a video."""
+    ms: float
+
+
+def _open_file(upload: Upload, served: ServedModel, settings: Settings) -> _OpenedFile:
     started = time.monotonic()
-    upload = unpack(body, media)
     model = served.model
-    sent_video = upload.is_video or is_video(upload.data)
-    if sent_video and not model.task_type.takes_video:
-        raise ApiError(
-            415,
-            f"A video was sent, and the model '{served.name}' ({model.task_type.name}) takes images only. "
-            "Send an image.",
-        )
-    source: Pixels | bytes = (
-        _checked_video(upload, settings)
-        if sent_video
-        else open_picture(upload.data, settings.max_pixels)
+    limits = VideoLimits(
+        max_seconds=settings.max_seconds,
+        max_pixels=settings.max_pixels,
+        max_bytes=settings.max_body,
+        decode_seconds=settings.timeout,
     )
-    opened = model.task_type.open(source, limits=_limits(settings))
+    source: Pixels | bytes
+    if upload.is_video or is_video(upload.data):
+        if not model.task_type.takes_video:
+            raise ApiError(
+                415,
+                f"A video was sent, and the model '{served.name}' ({model.task_type.name}) takes images only. "
+                "Send an image.",
+            )
+        _check_video(upload.data, limits, settings.max_frames)
+        source = upload.data
+    else:
+        source = open_picture(upload.data, settings.max_pixels)
+    opened = model.task_type.open(source, limits=limits)
     inputs = model.prepare_all(opened)
-    ms = (time.monotonic() - started) * 1000
-    return _Opened(opened=opened, inputs=inputs, source=source, ms=ms)
+    return _OpenedFile(opened, inputs, source, (time.monotonic() - started) * 1000)
 
 
-def _checked_video(upload: Upload, settings: Settings) -> bytes:
-    """Count the frames of a video before any is decoded.
-
-    Its other limits are those of the task that reads it.
-    """
-    if not is_video(upload.data):
+def _check_video(data: bytes, limits: VideoLimits, max_frames: int) -> None:
+    """Count the frames of a video before any is decoded; its other limits are those of the task that reads it."""
+    if not is_video(data):
         raise ApiError(
             400,
-            f"The {len(upload.data)} bytes were sent as a video, and do not begin as one does.",
+            f"The {len(data)} bytes were sent as a video, and do not begin as one does.",
             "bad_image",
         )
     try:
@@ -134,64 +200,42 @@ def _checked_video(upload: Upload, settings: Settings) -> bytes:
         raise ApiError(
             415, "This server reads no videos: install vfm-runtime[video] beside it."
         ) from error
-    limits = _limits(settings)
-    file = VideoFile.resolve(upload.data, limits)
+    file = VideoFile.resolve(data, limits)
     # Packets, not times: all of them are decoded, and many may claim the same time.
     count = survey(av, file, Guard(file.name, limits)).num_packets
-    if count > settings.max_frames:
-        raise ApiError(
-            413, f"The video has {count} frames; the limit is {settings.max_frames}. Cut it."
-        )
-    return upload.data
+    if count > max_frames:
+        raise ApiError(413, f"The video has {count} frames; the limit is {max_frames}. Cut it.")
 
 
-def _limits(settings: Settings) -> VideoLimits:
-    return VideoLimits(
-        max_seconds=settings.max_seconds,
-        max_pixels=settings.max_pixels,
-        max_bytes=settings.max_body,
-        decode_seconds=settings.timeout,
-    )
-
-
-async def _ask(
-    service: Service, served: Served, opened: _Opened, deadline: float
-) -> tuple[Arrays, Cost]:
-    if opened.inputs is None:
-        return make_empty(served.model.task_type), Cost(0.0, 0.0)
-    return await service.ask(served, opened.inputs, deadline)
-
-
-def _respond(
-    served: Served,
-    opened: _Opened,
+def _make_response(
+    served: ServedModel,
+    file: _OpenedFile,
     outputs: Arrays,
     cost: Cost,
     view: PredictionView,
     draw: bool,
-    note: Note,
+    context: RequestContext,
 ) -> Response:
     task = served.model.task_type
-    prediction = task.predict(opened.opened, outputs)
-    shape = (None, None) if isinstance(opened.source, bytes) else opened.source.shape[:2]
+    prediction = task.predict(file.opened, outputs)
+    height, width = (None, None) if isinstance(file.source, bytes) else file.source.shape[:2]
     values = prediction.to_dict(view)
     return json_response(
         {
             "model": served.name,
             "version": served.version,
             "task": task.name,
-            # Of several heads the prediction of each by its name.
             "answer": values.get("heads", values),
-            "width": shape[1],
-            "height": shape[0],
+            "width": width,
+            "height": height,
             "ms": {
-                "open": round(opened.ms, 3),
+                "open": round(file.ms, 3),
                 "queue": round(cost.queue_ms, 3),
                 "compute": round(cost.compute_ms, 3),
-                "total": round((time.monotonic() - note.started) * 1000, 3),
+                "total": round((time.monotonic() - context.started) * 1000, 3),
             },
-            "request_id": note.request_id,
-            "drawn": _draw(prediction, opened.source, view) if draw else None,
+            "request_id": context.request_id,
+            "drawn": _draw(prediction, file.source, view) if draw else None,
         }
     )
 

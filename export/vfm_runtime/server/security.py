@@ -1,12 +1,15 @@
-"""Who may ask what: bearer tokens, the Host header, other origins, and headers that browsers obey."""
+"""Security: bearer tokens, exposure, the Host and Origin headers, and headers that browsers obey."""
 
 import hmac
 import ipaddress
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Annotated
+
+from fastapi import Depends, Security
+from fastapi.security import HTTPBearer
+from starlette.requests import Request
 
 from vfm_runtime.errors import VfmError
 from vfm_runtime.server.errors import ApiError
@@ -15,25 +18,22 @@ from vfm_runtime.server.settings import Settings
 TOKENS_VARIABLE = "VFM_TOKENS"
 """Environment variable of bearer tokens, separated by commas."""
 
-LEAST_TOKEN = 16
+MIN_TOKEN_LENGTH = 16
 """Characters of the shortest token."""
 
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src blob:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-"""Content-Security-Policy of the pages: nothing from elsewhere, no code in the page itself."""
+"""Content-Security-Policy of the page: nothing from elsewhere, no code in the page itself."""
 
-_BARE_POLICY = "default-src 'none'; frame-ancestors 'none'"
-_GUARDED: Final = ("/predict", "/v2/models", "/metrics")
+BARE_POLICY = "default-src 'none'; frame-ancestors 'none'"
+"""Content-Security-Policy of everything else."""
+
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _PORT = re.compile(r":\d{0,5}$")
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-_METHODS = "GET, POST, OPTIONS"
-_REQUEST_HEADERS = (
-    "Authorization, Content-Type, Inference-Header-Content-Length, X-Request-Id, X-Timeout-Ms"
-)
-_ANSWER_HEADERS = "Inference-Header-Content-Length, Retry-After, X-Request-Id"
+_MAKE_ONE = 'Make one with: python -c "import secrets; print(secrets.token_urlsafe())"'
 
 
 class SecurityError(VfmError, ValueError):
@@ -41,11 +41,11 @@ class SecurityError(VfmError, ValueError):
 
 
 def read_tokens(settings: Settings, environ: Mapping[str, str] = os.environ) -> tuple[bytes, ...]:
-    """Return the bearer tokens, from the environment and the file; none where neither is given.
+    """Return the bearer tokens, from the environment and the file; none where neither is set.
 
     Args:
-        settings: Names the file.
-        environ: Holds `VFM_TOKENS`.
+        settings: Settings with the name of the file.
+        environ: Environment variables, perhaps with `VFM_TOKENS`.
 
     Raises:
         SecurityError: The file cannot be read, or a token is too short or has odd characters.
@@ -53,44 +53,35 @@ def read_tokens(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     words = [(word, TOKENS_VARIABLE) for word in environ.get(TOKENS_VARIABLE, "").split(",")]
     if settings.token_file is not None:
         name = str(settings.token_file)
-        lines = _lines(settings.token_file)
+        try:
+            lines = settings.token_file.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SecurityError(
+                f"The token file {name} cannot be read ({error}). Check its path and its permissions."
+            ) from error
         words += [(line, name) for line in lines]
         if not any(line.strip() for line in lines):
             # Whoever names a file wants tokens: an empty one must not open the server.
             raise SecurityError(f"{name} holds no token. Write one a line into it.")
-    return tuple(_checked(word.strip(), where) for word, where in words if word.strip())
+    return tuple(_encode_token(word.strip(), source) for word, source in words if word.strip())
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SecurityError(
-            f"The token file {path} cannot be read ({error}). Check its path and its permissions."
-        ) from error
-
-
-def _checked(word: str, where: str) -> bytes:
+def _encode_token(word: str, source: str) -> bytes:
     # The token itself is not shown: errors end up in logs.
-    if len(word) < LEAST_TOKEN:
+    if len(word) < MIN_TOKEN_LENGTH:
         raise SecurityError(
-            f"A token in {where} has {len(word)} characters; {LEAST_TOKEN} is the least. Make one "
-            'with: python -c "import secrets; print(secrets.token_urlsafe())"'
+            f"A token in {source} has {len(word)} characters; {MIN_TOKEN_LENGTH} is the least. {_MAKE_ONE}"
         )
     if _TOKEN.fullmatch(word) is None:
         raise SecurityError(
-            f"A token in {where} holds spaces or characters outside ASCII, which a header cannot "
-            'carry. Make one with: python -c "import secrets; print(secrets.token_urlsafe())"'
+            f"A token in {source} holds spaces or characters outside ASCII, which a header cannot "
+            f"carry. {_MAKE_ONE}"
         )
     return word.encode("ascii")
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address to listen on is reached from this machine alone.
-
-    Args:
-        host: A name or an address.
-    """
+    """Tell whether an address to listen on, or a name, is reached from this machine alone."""
     if host == "localhost":
         return True
     try:
@@ -102,67 +93,51 @@ def is_loopback(host: str) -> bool:
 def check_exposure(settings: Settings, tokens: Sequence[bytes]) -> None:
     """Refuse to listen where strangers can reach a server without tokens.
 
-    Args:
-        settings: Names the host.
-        tokens: What `read_tokens` gave.
-
     Raises:
         SecurityError: The host is no loopback address and there are no tokens.
     """
     if not tokens and not is_loopback(settings.host):
         raise SecurityError(
             f"Host {settings.host} can be reached from other machines, and no token is set. Set "
-            f"{TOKENS_VARIABLE} or --token-file (one token a line, {LEAST_TOKEN} characters or "
+            f"{TOKENS_VARIABLE} or --token-file (one token a line, {MIN_TOKEN_LENGTH} characters or "
             "more), or listen on 127.0.0.1."
         )
 
 
-class Gate:
-    """Decides, from its head alone, whether a request goes on; knows the headers of every answer."""
+class AccessPolicy:
+    """Decides, from its head alone, whether a request goes on."""
 
     def __init__(self, settings: Settings, tokens: Sequence[bytes]) -> None:
         self._tokens = tuple(tokens)
         self._origins = frozenset(settings.allow_origin)
-        # A page of another site can make its own name lead to 127.0.0.1 (DNS rebinding); a browser
-        # then sends that name. With tokens, the page lacks them.
+        # A page of another site can make its name lead to 127.0.0.1 (DNS rebinding); a browser then sends that
+        # name as Host. Where there are tokens, such a page lacks them.
         self._only_local = not tokens and is_loopback(settings.host)
         self._names = {*_LOCAL_NAMES, settings.host.strip("[]").lower()}
 
-    def check(
-        self,
-        scope: Mapping[str, Any],
-        headers: Mapping[bytes, bytes],
-        *,
-        needs_token: bool = True,
-    ) -> None:
-        """Refuse a request that may not be made.
+    def check_source(self, method: str, headers: Mapping[bytes, bytes]) -> None:
+        """Refuse a request for another host, or from a page of another site, to a server without tokens.
 
         Args:
-            scope: Of ASGI; its method and path count.
-            headers: By name in lower case.
-            needs_token: Whether what is guarded takes a token.
+            method: Method of the request.
+            headers: Its headers by name in lower case.
 
         Raises:
-            ApiError: The host is not this machine, the page that asks is of another site, or the token is missing or
-                wrong.
+            ApiError: The host is not this machine, or the page is of another site.
         """
-        if self._only_local and _host_name(headers.get(b"host", b"")) not in self._names:
+        if not self._only_local:
+            return
+        if _parse_host(headers.get(b"host", b"")) not in self._names:
             raise ApiError(
                 421,
                 "Without tokens this server answers requests for localhost, 127.0.0.1 and [::1] "
                 "alone, and the Host header names another. Use one of those, or set tokens.",
             )
-        if self._only_local and scope["method"] == "POST":
-            self._check_origin(headers.get(b"origin"))
-        if needs_token and self._tokens and _is_guarded(scope["path"]):
-            self._check_token(headers.get(b"authorization"))
-
-    def _check_origin(self, origin: bytes | None) -> None:
-        """Any page that a user of this machine looks at could send pictures here, though not read the answers."""
-        if origin is None or self._allowed(origin) is not None:
+        origin = headers.get(b"origin")
+        # Any page that a user of this machine looks at could send pictures here, though not read the answers.
+        if method != "POST" or origin is None or self._origins & {origin.decode("latin-1"), "*"}:
             return
-        name = _host_name(origin.partition(b"://")[2])
-        if name not in self._names:
+        if _parse_host(origin.partition(b"://")[2]) not in self._names:
             raise ApiError(
                 403,
                 "Without tokens this server answers no pages of other sites. Allow the site with --allow-origin, or "
@@ -170,69 +145,43 @@ class Gate:
                 "wrong_origin",
             )
 
-    def _check_token(self, value: bytes | None) -> None:
-        scheme, _, given = (value or b"").partition(b" ")
-        given = given.strip()
+    def check_token(self, authorization: str | None) -> None:
+        """Refuse a request without a token that this server knows, where it has tokens.
+
+        Args:
+            authorization: Value of the header; None where there is none.
+
+        Raises:
+            ApiError: The token is missing or wrong.
+        """
+        if not self._tokens:
+            return
+        scheme, _, word = (authorization or "").encode("latin-1").partition(b" ")
         # Each is compared, so that the time tells nothing of which one is nearly right.
-        matches = [hmac.compare_digest(given, token) for token in self._tokens]
+        matches = [hmac.compare_digest(word.strip(), token) for token in self._tokens]
         if scheme.lower() == b"bearer" and any(matches):
             return
-        what = "is missing" if value is None else "is not one of those that this server knows"
+        what = (
+            "is missing" if authorization is None else "is not one of those that this server knows"
+        )
         raise ApiError(
             401,
             f"The token {what}. Send the header `Authorization: Bearer TOKEN`.",
             headers={"WWW-Authenticate": "Bearer"},
         )
 
-    def headers(self, origin: bytes | None, *, is_page: bool) -> list[tuple[bytes, bytes]]:
-        """Headers that every answer gets.
 
-        Args:
-            origin: The Origin header of the request.
-            is_page: Whether the answer is HTML.
-        """
-        policy = PAGE_POLICY if is_page else _BARE_POLICY
-        made = {
-            "Content-Security-Policy": policy,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-        }
-        if self._origins:
-            made["Vary"] = "Origin"
-        allowed = self._allowed(origin)
-        if allowed is not None:
-            made["Access-Control-Allow-Origin"] = allowed
-            made["Access-Control-Expose-Headers"] = _ANSWER_HEADERS
-        return [(name.lower().encode(), value.encode("latin-1")) for name, value in made.items()]
-
-    def preflight(self, origin: bytes | None) -> dict[str, str] | None:
-        """Headers of the answer to a browser that asks whether it may ask; None where it may not.
-
-        Args:
-            origin: The Origin header of the request.
-        """
-        if self._allowed(origin) is None:
-            return None
-        return {
-            "Access-Control-Allow-Methods": _METHODS,
-            "Access-Control-Allow-Headers": _REQUEST_HEADERS,
-            "Access-Control-Max-Age": "600",
-        }
-
-    def _allowed(self, origin: bytes | None) -> str | None:
-        if origin is None:
-            return None
-        text = origin.decode("latin-1")
-        if text in self._origins:
-            return text
-        return "*" if "*" in self._origins else None
-
-
-def _host_name(value: bytes) -> str:
+def _parse_host(value: bytes) -> str:
     text = value.decode("latin-1").strip().lower()
     return _PORT.sub("", text).strip("[]") if text != "::1" else text
 
 
-def _is_guarded(path: str) -> bool:
-    # Two slashes are not one to the router, so nothing guarded is reached by another spelling.
-    return any(path == start or path.startswith(f"{start}/") for start in _GUARDED)
+async def _check_token(
+    request: Request,
+    _: Annotated[object, Security(HTTPBearer(scheme_name="bearer", auto_error=False))],
+) -> None:
+    request.app.state.policy.check_token(request.headers.get("authorization"))
+
+
+TOKEN = Depends(_check_token)
+"""Stands among the dependencies of a route that needs a token where the server has tokens."""

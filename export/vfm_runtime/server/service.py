@@ -1,32 +1,30 @@
-"""What the routes share: the models, the threads that open files, and the course of every question."""
+"""Service that the routes share: the models, the threads that open files, and deadlines and limits of requests."""
 
 import asyncio
 import logging
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar
 
-import numpy as np
-from starlette.requests import Request
+from fastapi import Depends, Header
+from pydantic import WithJsonSchema
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from vfm_runtime.server.bodies import read_body
-from vfm_runtime.server.budget import usable_cores
-from vfm_runtime.server.errors import ApiError, ClientGoneError
+from vfm_runtime.server.batching import join_rows, slice_rows
+from vfm_runtime.server.cpu_quota import count_usable_cores
+from vfm_runtime.server.errors import ApiError
 from vfm_runtime.server.metrics import Metrics
-from vfm_runtime.server.repository import Repository, Served
+from vfm_runtime.server.repository import Repository, ServedModel
 from vfm_runtime.server.settings import Settings
 from vfm_runtime.tasks.base import Arrays
 
-TIMEOUT_HEADER = "x-timeout-ms"
-"""Milliseconds that the client gives the request; never more than the server's own limit counts."""
-
-_MOST_THREADS = 4
+_MAX_THREADS = 4
 _LOAD_ERRORS = (ValueError, RuntimeError, OSError, ImportError)
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -34,22 +32,26 @@ _T = TypeVar("_T")
 
 
 @dataclass
-class Note:
-    """What is known of one request, for its answer and its line in the log."""
+class RequestContext:
+    """What is known of one request, for its response, its line in the log and the metrics."""
 
     request_id: str
     started: float
-    """By `time.monotonic`."""
+    """By `time.monotonic()`."""
     deadline: float = 0.0
-    """By `time.monotonic`; set for questions only."""
+    """By `time.monotonic()`; set for requests that a model answers."""
     bytes_in: int = 0
-    """Of the body."""
+    """Bytes of the body."""
     model: str | None = None
     version: str | None = None
+    status: int = 0
+    """Status that was sent; 0 before."""
+    code: str | None = None
+    """Code of the error, where it is one."""
 
 
 class Cost(NamedTuple):
-    """Time that a question took in the model."""
+    """Time that a request took in the model."""
 
     queue_ms: float
     compute_ms: float
@@ -71,9 +73,9 @@ class Service:
     _free: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
-        threads = min(_MOST_THREADS, self.settings.num_threads or usable_cores())
+        threads = min(_MAX_THREADS, self.settings.num_threads or count_usable_cores())
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="open")
-        # What waits for a thread waits here, where it can leave at once, and its body with it.
+        # Whoever waits for a thread waits here, where he can leave at once, and his body with him.
         self._free = asyncio.Semaphore(threads)
 
     @property
@@ -89,7 +91,7 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether questions are answered."""
+        """Whether requests are answered."""
         return self._repository is not None and not self.draining
 
     async def start(self) -> None:
@@ -106,7 +108,9 @@ class Service:
             raise
         if self.settings.reload_every > 0:
             self._watch = asyncio.create_task(self._repository.watch())
-        self._hear_signals()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._drain_on(number)
         _log.info("Ready: the models were loaded in %.2f s.", time.monotonic() - started)
 
     async def stop(self) -> None:
@@ -119,168 +123,177 @@ class Service:
             await self._repository.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _hear_signals(self) -> None:
-        """Refuse new questions from the moment of the signal on; the server itself notices later."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            handler = signal.getsignal(number)
-            if callable(handler):
-                signal.signal(number, self._draining_first(handler))
+    def _drain_on(self, number: int) -> None:
+        """Refuse new requests from the moment of the signal on; uvicorn itself notices later."""
+        handler = signal.getsignal(number)
 
-    def _draining_first(self, handler: Callable[[int, Any], Any]) -> Callable[[int, Any], None]:
-        def handle(number: int, frame: Any) -> None:
+        def drain(number: int, frame: Any) -> None:
             self.draining = True
-            handler(number, frame)
+            if callable(handler):
+                handler(number, frame)
 
-        return handle
+        if callable(handler):
+            signal.signal(number, drain)
 
-    async def in_thread(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Run what takes long beside the event loop, a few at a time.
-
-        Args:
-            work: What to run; once begun it ends, even if nobody waits for it any more.
-            *args: Of it.
-            **kwargs: Of it.
-        """
+    async def run_in_thread(
+        self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """Run what takes long beside the event loop, a few at a time; once begun it ends, even if nobody waits."""
         await self._free.acquire()
         loop = asyncio.get_running_loop()
+
+        def release(_: object) -> None:
+            # Work that nobody waits for any more may outlive the loop.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._free.release)
+
         future = self._pool.submit(work, *args, **kwargs)
-        future.add_done_callback(lambda _: self._release(loop))
+        future.add_done_callback(release)
         return await asyncio.wrap_future(future)
 
-    def _release(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Work that nobody waits for any more may outlive the loop.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._free.release)
+    def select_model(self, request: Request, name: str | None, version: str | None) -> ServedModel:
+        """Return the model that a request asks, and note it for the log and the metrics.
 
-    @staticmethod
-    async def in_turn(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Run what takes next to nothing where it is; otherwise as `in_thread`.
+        Raises:
+            UnknownModelError: There is no such model.
+        """
+        served = self.repository.find_model(name, version)
+        context: RequestContext = request.state.context
+        context.model, context.version = served.name, served.version
+        return served
+
+    async def handle(
+        self,
+        request: Request,
+        read: Callable[[Request], Awaitable[_T]],
+        answer: Callable[[_T], Awaitable[Response]],
+    ) -> Response:
+        """Answer a request within its time and the limit of requests, and no longer than its client waits.
 
         Args:
-            work: What to run.
-            *args: Of it.
-            **kwargs: Of it.
-        """
-        return work(*args, **kwargs)
+            request: Request to a route with the dependency `DEADLINE`.
+            read: Reads the body, such as `read_upload` or `Request.body`.
+            answer: Makes the response from what was read.
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Count the questions whose bodies are held in memory."""
-        limit = self.settings.max_queue + self.settings.max_batch
+        Raises:
+            ApiError: It cannot be taken, or its time is over.
+            ClientDisconnect: The client left.
+        """
+        if self.draining:
+            text = "The server is stopping. Ask another one."
+            raise ApiError(503, text, "draining", headers={"Connection": "close"})
+        limit = self.settings.max_queue + self.settings.max_batch  # bodies that are held in memory
         if self._in_flight >= limit:
             raise ApiError(
                 429,
                 f"{limit} requests are being answered already, the limit. Ask again later.",
                 headers={"Retry-After": "1"},
             )
+        context: RequestContext = request.state.context
         self._in_flight += 1
         try:
-            yield
+            async with asyncio.timeout(context.deadline - time.monotonic()):
+                body = await read(request)
+                return await cancel_on_disconnect(request, answer(body))
+        except TimeoutError as error:
+            raise ApiError(
+                504,
+                f"No answer within {context.deadline - context.started:g} s. Ask again later, or raise X-Timeout-Ms; "
+                f"the server's own limit is {self.settings.timeout:g} s.",
+            ) from error
         finally:
             self._in_flight -= 1
 
-    async def attend(
-        self, request: Request, answer: Callable[[bytes, Note], Awaitable[Response]]
-    ) -> Response:
-        """Answer a question within its time, and no longer than its client waits.
-
-        Args:
-            request: The question.
-            answer: Makes the answer from the body.
-
-        Raises:
-            ApiError: It cannot be taken, or its time is over.
-            ClientGoneError: The client left.
-        """
-        note: Note = request.state.note
-        if self.draining:
-            raise ApiError(
-                503,
-                "The server is stopping. Ask another one.",
-                "draining",
-                headers={"Connection": "close"},
-            )
-        seconds = self._seconds(request)
-        note.deadline = note.started + seconds
-        with self._admitted():
-            try:
-                async with asyncio.timeout(note.deadline - time.monotonic()):
-                    body = await read_body(request, self.settings)
-                    note.bytes_in = len(body)
-                    return await unless_gone(request, answer(body, note))
-            except TimeoutError as error:
-                raise ApiError(
-                    504,
-                    f"No answer within {seconds:g} s. Ask again later, or raise X-Timeout-Ms; the "
-                    f"server's own limit is {self.settings.timeout:g} s.",
-                ) from error
-
-    def _seconds(self, request: Request) -> float:
-        text = request.headers.get(TIMEOUT_HEADER)
-        if text is None:
-            return self.settings.timeout
-        if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
-            raise ApiError(
-                400, f"X-Timeout-Ms is '{text[:40]}'. Give whole milliseconds from 1 up."
-            )
-        return min(self.settings.timeout, int(text) / 1000)
-
-    async def ask(self, served: Served, inputs: Arrays, deadline: float) -> tuple[Arrays, Cost]:
+    async def run_model(
+        self, served: ServedModel, inputs: Arrays, deadline: float
+    ) -> tuple[Arrays, Cost]:
         """Put rows to a model, a batch at a time, so that the crops of a long video fit the queue.
 
         Args:
-            served: The model.
-            inputs: By name, one row or more.
-            deadline: By `time.monotonic`.
+            served: Model to run.
+            inputs: Arrays by name, with one row or more.
+            deadline: When the time is up, by `time.monotonic()`.
         """
         size = self.settings.max_batch
         num_rows = len(next(iter(inputs.values())))
-        parts, queue_ms, compute_ms = [], 0.0, 0.0
-        for at in range(0, num_rows, size):
-            rows = {name: values[at : at + size] for name, values in inputs.items()}
-            outputs, timing = await served.batcher.submit(rows, deadline)
+        parts, timings = [], []
+        for start in range(0, num_rows, size):
+            outputs, timing = await served.batcher.submit(slice_rows(inputs, start, size), deadline)
             parts.append(outputs)
-            queue_ms += timing.queue_ms
-            compute_ms += timing.compute_ms
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return joined if len(parts) > 1 else parts[0], Cost(queue_ms, compute_ms)
+            timings.append(timing)
+        cost = Cost(sum(t.queue_ms for t in timings), sum(t.compute_ms for t in timings))
+        return join_rows(parts), cost
 
 
-def service_of(request: Request) -> Service:
-    """The service that a request is for.
-
-    Args:
-        request: The request.
-    """
+def get_service(request: Request) -> Service:
+    """Return the service that a request is for."""
     service: Service = request.app.state.service
     return service
 
 
-async def unless_gone(request: Request, work: Awaitable[Response]) -> Response:
-    """Wait for an answer, and give it up when the client leaves.
+async def cancel_on_disconnect(request: Request, work: Awaitable[Response]) -> Response:
+    """Wait for a response, and cancel it when the client leaves.
 
     Args:
-        request: Its body is read already.
-        work: Makes the answer.
+        request: Request whose body is read already.
+        work: Makes the response.
 
     Raises:
-        ClientGoneError: The client left.
+        ClientDisconnect: The client left.
     """
     answer = asyncio.ensure_future(work)
-    left = asyncio.ensure_future(_left(request))
+
+    async def wait_for_disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    leaving = asyncio.ensure_future(wait_for_disconnect())
     try:
-        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answer, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return answer.result()
-        raise ClientGoneError
+        raise ClientDisconnect
     finally:
         answer.cancel()
-        left.cancel()
-        await asyncio.gather(answer, left, return_exceptions=True)
+        leaving.cancel()
+        await asyncio.gather(answer, leaving, return_exceptions=True)
 
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+_Milliseconds = Annotated[
+    str | None, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 999_999_999})
+]
+
+
+async def _set_deadline(
+    request: Request,
+    timeout_ms: Annotated[
+        _Milliseconds,
+        Header(
+            alias="X-Timeout-Ms",
+            description="Milliseconds that the answer may take; the server's own limit stays.",
+        ),
+    ] = None,
+    request_id: Annotated[
+        str | None,
+        # Without a pattern: one that does not fit is no error.
+        Header(
+            alias="X-Request-Id",
+            description="Comes back in the answer and stands in the log, if it has 1 to 64 letters, digits, '_', '.' "
+            "and '-'; another is made if it does not.",
+        ),
+    ] = None,
+) -> None:
+    context: RequestContext = request.state.context
+    seconds = get_service(request).settings.timeout
+    if timeout_ms is not None:
+        text = timeout_ms
+        if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
+            raise ApiError(
+                400, f"X-Timeout-Ms is '{text[:40]}'. Give whole milliseconds from 1 up."
+            )
+        seconds = min(seconds, int(text) / 1000)
+    context.deadline = context.started + seconds
+
+
+DEADLINE = Depends(_set_deadline)
+"""Stands among the dependencies of a route that goes through `Service.handle`."""

@@ -1,11 +1,11 @@
-"""How the server runs: one frozen value, which also travels to its worker processes."""
+"""Settings of the server: one frozen value, which also travels to its worker processes."""
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from vfm_runtime.errors import OptionError
 
@@ -18,96 +18,71 @@ PARENT_VARIABLE = "VFM_SERVER_PARENT"
 LOG_FORMATS = ("json", "text")
 """What `log_format` may be."""
 
+_FILE = {"type": Path, "metavar": "FILE"}
 _PATHS = ("token_file", "certfile", "keyfile")
 _TUPLES = ("bundles", "allow_origin")
-# What has to be more than 0; what may be 0 or more.
-_POSITIVE = ("workers", "max_batch", "max_queue", "timeout", "body_timeout", "max_body_mb")
-_MORE_POSITIVE = ("max_pixels", "max_frames", "max_seconds")
+_POSITIVE = (
+    *("workers", "max_batch", "max_queue", "timeout", "body_timeout", "max_body_mb"),
+    *("max_pixels", "max_frames", "max_seconds"),
+)
 _NOT_NEGATIVE = ("max_wait_ms", "reload_every", "drain")
+
+
+def _option(default: Any, text: str, **options: Any) -> Any:
+    """A field that is an option of the command line too: its help, and what else `add_argument` takes."""
+    return field(default=default, metadata={"help": text, **options})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that the server can be told; checked when made."""
+    """Everything that the server can be told; checked when it is made."""
 
     bundles: tuple[str, ...]
     """A bundle's folder each, or NAME=FOLDER; a folder of numbered folders holds versions."""
 
-    host: str = "127.0.0.1"
-    """Address to listen on; any but a loopback one needs tokens."""
-
-    port: int = 8000
-    """Port to listen on; 0 for any that is free."""
-
-    workers: int = 1
-    """Processes that answer."""
-
-    device: str = "auto"
-    """As for `vfm_runtime.load`."""
-
-    precision: str = "auto"
-    """As for `vfm_runtime.load`."""
-
-    num_threads: int | None = None
-    """Threads of one worker; None for the cores that may be used, divided by the workers."""
-
-    max_batch: int = 8
-    """Images that go through a model at once."""
-
-    max_wait_ms: float = 2.0
-    """Longest wait for more images to fill a batch."""
-
-    max_queue: int = 64
-    """Images that wait for a model of one worker; more are refused with 429."""
-
-    timeout: float = 30.0
-    """Seconds that a whole request may take."""
-
-    body_timeout: float = 20.0
-    """Seconds in which a request's body has to arrive."""
-
-    max_body_mb: float = 50
-    """Largest body of a request, in MiB."""
-
-    max_pixels: int = 25_000_000
-    """Pixels of the largest image, and of a video's largest frame; looked at before decoding."""
-
-    max_frames: int = 18_000
-    """Frames of the longest video."""
-
-    max_seconds: float = 600.0
-    """Duration of the longest video."""
-
-    token_file: Path | None = None
-    """File of bearer tokens, one a line; others come from the environment variable VFM_TOKENS."""
-
-    allow_origin: tuple[str, ...] = ()
-    """Web origins whose pages may read the answers; `*` for all."""
-
-    certfile: Path | None = None
-    """TLS certificate, PEM."""
-
-    keyfile: Path | None = None
-    """Key of the certificate, PEM."""
-
-    reload_every: float = 2.0
-    """Seconds between two looks at the bundles' files; 0 for never."""
-
-    drain: float = 30.0
-    """Seconds that running requests get when the server is told to stop."""
-
+    host: str = _option("127.0.0.1", "address to listen on; any but a loopback one needs tokens")
+    port: int = _option(8000, "0 for any that is free", type=int)
+    workers: int = _option(1, "processes that answer", type=int)
+    device: str = _option("auto", "where the models run: auto, cpu, cuda, tensorrt, openvino")
+    precision: str = _option("auto", "auto, fp32, fp16, int8, bf16")
+    num_threads: int | None = _option(
+        None, "of one worker (default: the usable cores, divided)", type=int
+    )
+    max_batch: int = _option(8, "images that go through a model at once", type=int)
+    max_wait_ms: float = _option(2.0, "longest wait for a fuller batch", type=float)
+    max_queue: int = _option(64, "images that wait for a model; more are refused", type=int)
+    timeout: float = _option(30.0, "seconds of a whole request", type=float)
+    body_timeout: float = _option(20.0, "seconds in which a body has to arrive", type=float)
+    max_body_mb: float = _option(50, "largest body in MiB", type=float)
+    max_pixels: int = _option(25_000_000, "of the largest image, and of a video's frames", type=int)
+    max_frames: int = _option(18_000, "of the longest video", type=int)
+    max_seconds: float = _option(600.0, "of the longest video", type=float)
+    token_file: Path | None = field(
+        default=None,
+        metadata={"help": "bearer tokens, one a line; others in VFM_TOKENS", **_FILE},
+    )
+    allow_origin: tuple[str, ...] = _option(
+        (),
+        "web origin whose pages may read the answers, or *; may be repeated",
+        action="append",
+        metavar="ORIGIN",
+    )
+    certfile: Path | None = field(default=None, metadata={"help": "TLS certificate, PEM", **_FILE})
+    keyfile: Path | None = field(
+        default=None, metadata={"help": "key of the certificate, PEM", **_FILE}
+    )
+    reload_every: float = _option(2.0, "seconds between looks at the bundles; 0: never", type=float)
+    drain: float = _option(30.0, "seconds that running requests get at the end", type=float)
     page: bool = True
     """Whether the demonstration page is served."""
-
-    log_format: str = "json"
-    """`json` for one object a line, or `text`."""
+    log_format: str = _option("json", "of the log", choices=LOG_FORMATS)
 
     def __post_init__(self) -> None:
         if not self.bundles:
             raise OptionError("There is no bundle to serve. Give the folder of at least one.")
         if not 0 <= self.port <= 65535:
             raise OptionError(f"port is {self.port}. Give 0 to 65535; 0 is any that is free.")
-        for name in (*_POSITIVE, *_MORE_POSITIVE):
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise OptionError(f"{name} is {getattr(self, name)}. Give more than 0.")
         for name in _NOT_NEGATIVE:
@@ -134,27 +109,13 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Build settings from what `to_json` returned.
-
-        Args:
-            text: The JSON text.
-        """
+        """Build settings from the text that `to_json` returned."""
         values = json.loads(text)
-        for name in _PATHS:
-            values[name] = None if values[name] is None else Path(values[name])
-        for name in _TUPLES:
-            values[name] = tuple(values[name])
-        return cls(**values)
+        paths = {name: Path(values[name]) for name in _PATHS if values[name] is not None}
+        return cls.from_mapping({**values, **paths})
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, object]) -> Self:
-        """Build settings from the values of a command line; others than the settings are left out.
-
-        Args:
-            values: By name.
-        """
-        names = [field.name for field in fields(cls)]
-        given = {name: values[name] for name in names if name in values}
-        for name in _TUPLES:
-            given[name] = tuple(given.get(name) or ())  # type: ignore[arg-type]
-        return cls(**given)  # type: ignore[arg-type]
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Build settings from values by name, such as those of a command line; other names are left out."""
+        chosen = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        return cls(**{**chosen, **{name: tuple(chosen.get(name) or ()) for name in _TUPLES}})

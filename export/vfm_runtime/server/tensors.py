@@ -1,25 +1,19 @@
-"""Tensors of the Open Inference Protocol: as JSON, and as bytes behind the JSON."""
+"""Tensors of the Open Inference Protocol: read from and written to JSON, and bytes behind the JSON."""
 
 import itertools
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from vfm_runtime.bundle.model import Model
-from vfm_runtime.server.bodies import json_object
 from vfm_runtime.server.errors import ApiError
+from vfm_runtime.server.uploads import read_json_object
 from vfm_runtime.tasks.base import Arrays
-
-DATATYPES: Final[dict[str, tuple[str, np.dtype[Any]]]] = {
-    "uint8": ("UINT8", np.dtype("<u1")),
-    "float": ("FP32", np.dtype("<f4")),
-    "int64": ("INT64", np.dtype("<i8")),
-}
-"""Name in the protocol and element type, little-endian as it asks for, by the contract's names."""
 
 LENGTH_HEADER = "inference-header-content-length"
 """Bytes of the JSON that stands before the tensors."""
@@ -27,33 +21,92 @@ LENGTH_HEADER = "inference-header-content-length"
 _REQUEST_KEYS = ("id", "parameters", "inputs", "outputs")
 _INPUT_KEYS = ("name", "shape", "datatype", "parameters", "data")
 _OUTPUT_KEYS = ("name", "parameters")
-_LONGEST_ID = 256
+_MAX_ID = 256
+
+Datatype = Literal["UINT8", "FP32", "INT64"]
+_DATATYPES: Final[dict[str, Datatype]] = {"uint8": "UINT8", "float": "FP32", "int64": "INT64"}
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "UINT8": np.dtype("<u1"),
+    "FP32": np.dtype("<f4"),
+    "INT64": np.dtype("<i8"),
+}
 
 
-class Port(NamedTuple):
-    """One tensor that a model takes or gives."""
+class TensorMetadata(BaseModel):
+    """A tensor that a model takes or gives."""
 
     name: str
-    kind: str
-    """A key of `DATATYPES`."""
-    shape: tuple[int, ...]
-    """-1 where it is free; the first counts images."""
+    datatype: Datatype
+    shape: list[int] = Field(description="-1 where it is free; the first counts images.")
 
     @property
-    def datatype(self) -> str:
-        """Its name in the protocol."""
-        return DATATYPES[self.kind][0]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as the protocol describes tensors."""
-        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+    def dtype(self) -> np.dtype[Any]:
+        """Element type, little-endian as the protocol asks for."""
+        return _DTYPES[self.datatype]
 
     def __str__(self) -> str:
         sides = ["N", *("any" if side < 0 else str(side) for side in self.shape[1:])]
         return f"'{self.name}', {self.datatype} of shape [{', '.join(sides)}]"
 
 
-class Wanted(NamedTuple):
+class InputParameters(BaseModel):
+    """Parameters of an input."""
+
+    binary_data_size: int = Field(0, ge=0, description="Bytes behind the JSON, in place of data.")
+
+
+class InferInput(BaseModel, extra="forbid"):
+    """A tensor to run the model on."""
+
+    name: str
+    shape: list[Annotated[int, Field(ge=1)]]
+    datatype: Datatype
+    parameters: InputParameters | None = None
+    data: list[Any] = Field([], description="Numbers, flat or nested.")
+
+
+class OutputParameters(BaseModel):
+    """Parameters of an output."""
+
+    binary_data: bool = Field(False, description="Whether it comes as bytes behind the JSON.")
+
+
+class InferOutput(BaseModel, extra="forbid"):
+    """An output that is asked for."""
+
+    name: str
+    parameters: OutputParameters | None = None
+
+
+class InferRequest(BaseModel, extra="forbid"):
+    """A request for inference, as it is documented; `read_question` checks it, and the tensors in it."""
+
+    id: str = Field("", max_length=_MAX_ID)
+    parameters: dict[str, Any] = {}
+    inputs: list[InferInput] = Field(min_length=1)
+    outputs: list[InferOutput] = []
+
+
+class OutputTensor(BaseModel):
+    """An output: its numbers, or the number of its bytes behind the JSON."""
+
+    name: str
+    datatype: Datatype
+    shape: list[int]
+    data: list[float] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class InferResponse(BaseModel):
+    """The outputs of a model."""
+
+    model_name: str
+    model_version: str
+    id: str = ""
+    outputs: list[OutputTensor]
+
+
+class RequestedOutput(NamedTuple):
     """An output that was asked for."""
 
     name: str
@@ -65,34 +118,35 @@ class Question(NamedTuple):
 
     id: str | None
     inputs: Arrays
-    outputs: list[Wanted]
+    outputs: list[RequestedOutput]
 
 
-def ports_of(model: Model) -> tuple[list[Port], list[Port]]:
-    """Return what a model's graph takes and gives.
+def describe_tensors(model: Model) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
+    """Return what a model's graph takes and gives."""
+    input_types, output_types = model.contract.ports()
+    shapes: dict[str, Sequence[Any]] = {
+        "pixels": (-1, *model.contract.size, 3),
+        "geometry": (-1, 6),
+    }
+    shapes |= model.output_shapes
 
-    Args:
-        model: The model.
-    """
-    takes, gives = model.contract.ports()
-    shapes = model.output_shapes
-    sides = {"pixels": (*model.contract.size, 3), "geometry": (6,)}
-    inputs = [Port(name, kind, (-1, *sides[name])) for name, kind in takes.items()]
-    outputs = [Port(name, kind, _sides(shapes[name])) for name, kind in gives.items()]
-    return inputs, outputs
+    def describe(name: str, kind: str) -> TensorMetadata:
+        # A free side has a name, or none at all.
+        shape = [side if isinstance(side, int) and side > 0 else -1 for side in shapes[name]]
+        return TensorMetadata(name=name, datatype=_DATATYPES[kind], shape=shape)
 
-
-def _sides(shape: Sequence[Any]) -> tuple[int, ...]:
-    # A free side has a name, or none at all.
-    return tuple(side if isinstance(side, int) and side > 0 else -1 for side in shape)
+    return (
+        [describe(name, kind) for name, kind in input_types.items()],
+        [describe(name, kind) for name, kind in output_types.items()],
+    )
 
 
 def split_body(body: bytes, json_length: str | None) -> tuple[bytes, memoryview]:
     """Return the JSON of a request for inference, and the bytes behind it.
 
     Args:
-        body: All of it.
-        json_length: What the header `Inference-Header-Content-Length` says; None where there is none.
+        body: All bytes of the request.
+        json_length: Value of the header `Inference-Header-Content-Length`; None where there is none.
 
     Raises:
         ApiError: That is no length, or more than there is.
@@ -112,161 +166,159 @@ def split_body(body: bytes, json_length: str | None) -> tuple[bytes, memoryview]
 
 
 def read_question(
-    head: bytes, rest: memoryview, inputs: Sequence[Port], outputs: Sequence[Port]
+    head: bytes,
+    tail: memoryview,
+    inputs: Sequence[TensorMetadata],
+    outputs: Sequence[TensorMetadata],
 ) -> Question:
     """Read a request for inference and check every tensor of it.
 
     Args:
-        head: Its JSON.
-        rest: The bytes behind it.
-        inputs: Of the model.
-        outputs: Of the model.
+        head: JSON of the request.
+        tail: Bytes behind the JSON.
+        inputs: Tensors that the model takes.
+        outputs: Tensors that the model gives.
 
     Raises:
         ApiError: Something is malformed, missing, or not what the model takes.
     """
-    values = json_object(head)
-    _known("The request", values, _REQUEST_KEYS)
-    given = _objects("inputs", values.get("inputs"))
-    takes = "; ".join(str(port) for port in inputs)
-    names = [entry.get("name") for entry in given]
-    if sorted(map(repr, names)) != sorted(repr(port.name) for port in inputs):
-        raise _bad(f"The inputs are {_short(names)}. The model takes: {takes}.")
-    by_name = {port.name: port for port in inputs}
-    arrays, at = {}, 0
-    for entry in given:
-        port = by_name[entry["name"]]
-        arrays[port.name], at = _tensor(entry, port, rest, at)
-    if at != len(rest):
+    values = read_json_object(head)
+    _check_keys("The request", values, _REQUEST_KEYS)
+    entries = _check_objects("inputs", values.get("inputs"))
+    names = [entry.get("name") for entry in entries]
+    if sorted(map(repr, names)) != sorted(repr(spec.name) for spec in inputs):
+        takes = "; ".join(str(spec) for spec in inputs)
+        raise _bad(f"The inputs are {_shorten(names)}. The model takes: {takes}.")
+    by_name = {spec.name: spec for spec in inputs}
+    arrays, start = {}, 0
+    for entry in entries:
+        spec = by_name[entry["name"]]
+        arrays[spec.name], start = _read_tensor(entry, spec, tail, start)
+    if start != len(tail):
         raise _bad(
-            f"{len(rest)} bytes follow the JSON, but the binary_data_size of all inputs is {at}."
+            f"{len(tail)} bytes follow the JSON, but the binary_data_size of all inputs is {start}."
         )
     if len({len(array) for array in arrays.values()}) > 1:
         shapes = ", ".join(f"'{name}' {list(array.shape)}" for name, array in arrays.items())
         raise _bad(f"The inputs have different numbers of rows: {shapes}. Give one row an image.")
-    parameters = _parameters("The request", values)
-    return Question(_id(values), arrays, _wanted(values.get("outputs"), outputs, parameters))
+    name = values.get("id")
+    if "id" in values and not (isinstance(name, str) and len(name) <= _MAX_ID):
+        raise _bad(f"'id' is {_shorten(name)}; expected a string of up to {_MAX_ID} characters.")
+    parameters = _read_parameters("The request", values)
+    requested = _read_outputs(values.get("outputs"), outputs, parameters)
+    return Question(name, arrays, requested)
 
 
 def _bad(message: str) -> ApiError:
     return ApiError(400, message)
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     # Not repr at once: of an enormous whole number Python refuses to make a text.
     text = reprlib.repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def _known(what: str, values: Mapping[str, Any], keys: Sequence[str]) -> None:
+def _check_keys(what: str, values: Mapping[str, Any], keys: Sequence[str]) -> None:
     unknown = [key for key in values if key not in keys]
     if unknown:
-        raise _bad(f"{what} has unknown keys: {_short(unknown)}. Known: {', '.join(keys)}.")
+        raise _bad(f"{what} has unknown keys: {_shorten(unknown)}. Known: {', '.join(keys)}.")
 
 
-def _objects(name: str, value: object) -> list[dict[str, Any]]:
+def _check_objects(name: str, value: object) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise _bad(f"'{name}' is {_short(value)}; expected a list of objects.")
+        raise _bad(f"'{name}' is {_shorten(value)}; expected a list of objects.")
     return value
 
 
-def _id(values: Mapping[str, Any]) -> str | None:
-    value = values.get("id")
-    if value is None and "id" not in values:
-        return None
-    if not isinstance(value, str) or len(value) > _LONGEST_ID:
-        raise _bad(f"'id' is {_short(value)}; expected a string of up to {_LONGEST_ID} characters.")
-    return value
-
-
-def _parameters(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _read_parameters(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
     parameters = values.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise _bad(f"{what} has parameters {_short(parameters)}; expected an object.")
+        raise _bad(f"{what} has parameters {_shorten(parameters)}; expected an object.")
     foreign = [name for name in parameters if name.startswith("shared_memory")]
     if foreign or "classification" in parameters:
         raise _bad(
-            f"{what} asks for {_short(foreign or ['classification'])}, which is not offered."
+            f"{what} asks for {_shorten(foreign or ['classification'])}, which is not offered."
         )
     return parameters
 
 
-def _flag(what: str, parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+def _read_flag(what: str, parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise _bad(f"{what} has {name} {_short(value)}; expected true or false.")
+        raise _bad(f"{what} has {name} {_shorten(value)}; expected true or false.")
     return value
 
 
-def _wanted(value: object, ports: Sequence[Port], parameters: Mapping[str, Any]) -> list[Wanted]:
-    default = _flag("The request", parameters, "binary_data_output", False)
-    names = [port.name for port in ports]
+def _read_outputs(
+    value: object, specs: Sequence[TensorMetadata], parameters: Mapping[str, Any]
+) -> list[RequestedOutput]:
+    default = _read_flag("The request", parameters, "binary_data_output", False)
+    names = [spec.name for spec in specs]
     if value is None or value == []:
-        return [Wanted(name, default) for name in names]
-    wanted: list[Wanted] = []
-    for entry in _objects("outputs", value):
-        _known("An output", entry, _OUTPUT_KEYS)
+        return [RequestedOutput(name, default) for name in names]
+    requested: dict[str, RequestedOutput] = {}
+    for entry in _check_objects("outputs", value):
+        _check_keys("An output", entry, _OUTPUT_KEYS)
         name = entry.get("name")
-        if name not in names or any(name == other.name for other in wanted):
+        if name not in names or name in requested:
             raise _bad(
-                f"The output {_short(name)} is unknown or asked for twice. Outputs: {', '.join(names)}."
+                f"The output {_shorten(name)} is unknown or asked for twice. Outputs: {', '.join(names)}."
             )
         what = f"Output '{name}'"
-        binary = _flag(what, _parameters(what, entry), "binary_data", default)
-        wanted.append(Wanted(name, binary))
-    return wanted
+        binary = _read_flag(what, _read_parameters(what, entry), "binary_data", default)
+        requested[name] = RequestedOutput(name, binary)
+    return list(requested.values())
 
 
-def _tensor(
-    entry: Mapping[str, Any], port: Port, rest: memoryview, at: int
+def _read_tensor(
+    entry: Mapping[str, Any], spec: TensorMetadata, tail: memoryview, start: int
 ) -> tuple[NDArray[Any], int]:
-    """The array of an input, and where in the bytes the next one begins."""
-    what = f"Input '{port.name}'"
-    _known(what, entry, _INPUT_KEYS)
-    if entry.get("datatype") != port.datatype:
-        raise _bad(f"{what} has the datatype {_short(entry.get('datatype'))}. Expected: {port}.")
-    shape = _shape(entry.get("shape"), port)
-    size = _parameters(what, entry).get("binary_data_size")
+    """Return the array of an input, and where in the bytes the next one begins."""
+    what = f"Input '{spec.name}'"
+    _check_keys(what, entry, _INPUT_KEYS)
+    if entry.get("datatype") != spec.datatype:
+        raise _bad(f"{what} has the datatype {_shorten(entry.get('datatype'))}. Expected: {spec}.")
+    shape = _read_shape(entry.get("shape"), spec)
+    size = _read_parameters(what, entry).get("binary_data_size")
     if size is None:
-        return _from_json(entry, port, shape), at
+        return _read_numbers(entry.get("data"), spec, shape), start
     if "data" in entry:
         raise _bad(f"{what} has both data and binary_data_size. Give one of them.")
-    kind = DATATYPES[port.kind][1]
-    expected = math.prod(shape) * kind.itemsize
+    expected = math.prod(shape) * spec.dtype.itemsize
     if type(size) is not int or size != expected:
         raise _bad(
-            f"{what} has binary_data_size {_short(size)}; its shape {list(shape)} takes {expected} bytes."
+            f"{what} has binary_data_size {_shorten(size)}; its shape {list(shape)} takes {expected} bytes."
         )
-    if at + size > len(rest):
+    if start + size > len(tail):
         raise _bad(
-            f"{what} needs {size} bytes behind the JSON, and {len(rest) - at} are left. Is "
+            f"{what} needs {size} bytes behind the JSON, and {len(tail) - start} are left. Is "
             "Inference-Header-Content-Length right?"
         )
-    array = np.frombuffer(rest, kind, math.prod(shape), at).reshape(shape)
-    return _finite(array, port), at + size
+    array = np.frombuffer(tail, spec.dtype, math.prod(shape), start).reshape(shape)
+    return _check_finite(array, spec), start + size
 
 
-def _shape(value: object, port: Port) -> tuple[int, ...]:
+def _read_shape(value: object, spec: TensorMetadata) -> tuple[int, ...]:
     fits = (
         isinstance(value, list)
-        and len(value) == len(port.shape)
+        and len(value) == len(spec.shape)
         and all(type(side) is int for side in value)
         and value[0] >= 1
-        and all(own in (-1, side) for own, side in zip(port.shape[1:], value[1:], strict=True))
+        and all(side in (-1, size) for side, size in zip(spec.shape[1:], value[1:], strict=True))
     )
     if not fits or not isinstance(value, list):
         raise _bad(
-            f"Input '{port.name}' has the shape {_short(value)}. Expected: {port}, with N from 1 up."
+            f"Input '{spec.name}' has the shape {_shorten(value)}. Expected: {spec}, with N from 1 up."
         )
     return tuple(value)
 
 
-def _from_json(entry: Mapping[str, Any], port: Port, shape: tuple[int, ...]) -> NDArray[Any]:
-    data = entry.get("data")
-    what = f"Input '{port.name}'"
+def _read_numbers(data: object, spec: TensorMetadata, shape: tuple[int, ...]) -> NDArray[Any]:
+    what = f"Input '{spec.name}'"
     if not isinstance(data, list):
-        raise _bad(f"{what} has data {_short(data)}; expected a list of numbers, flat or nested.")
-    _check_numbers(data, port)
+        raise _bad(f"{what} has data {_shorten(data)}; expected a list of numbers, flat or nested.")
+    _check_numbers(data, spec)
     try:
         array = np.array(data)
     except (ValueError, OverflowError) as error:
@@ -277,67 +329,66 @@ def _from_json(entry: Mapping[str, Any], port: Port, shape: tuple[int, ...]) -> 
             f"{what} has data of shape {list(array.shape)}; its shape is {list(shape)}, so give "
             f"that, or a flat list of {count} numbers."
         )
-    return _finite(_cast(array, port).reshape(shape), port)
+    return _check_finite(_cast(array, spec).reshape(shape), spec)
 
 
-def _check_numbers(data: list[Any], port: Port) -> None:
+def _check_numbers(data: list[Any], spec: TensorMetadata) -> None:
     """Refuse what numpy would make the best of: of texts arrays of any size, of true a 1."""
     flat, kinds = data, set(map(type, data))
-    for _ in port.shape[1:]:
+    for _ in spec.shape[1:]:
         if kinds == {list}:
             flat = list(itertools.chain.from_iterable(flat))
             kinds = set(map(type, flat))
-    whole = DATATYPES[port.kind][1].kind in "ui"
+    whole = spec.dtype.kind in "ui"
     if not kinds <= ({int} if whole else {int, float}):
         what = "whole numbers" if whole else "numbers"
-        raise _bad(f"Input '{port.name}' has data other than {what}. Expected: {port}.")
+        raise _bad(f"Input '{spec.name}' has data other than {what}. Expected: {spec}.")
 
 
-def _cast(array: NDArray[Any], port: Port) -> NDArray[Any]:
-    kind = DATATYPES[port.kind][1]
-    if kind.kind in "ui":
-        limits = np.iinfo(kind)
+def _cast(array: NDArray[Any], spec: TensorMetadata) -> NDArray[Any]:
+    if spec.dtype.kind in "ui":
+        limits = np.iinfo(spec.dtype)
         low, high = int(array.min()), int(array.max())
         if low < limits.min or high > limits.max:
             raise _bad(
-                f"Input '{port.name}' has values from {_short(low)} to {_short(high)}; "
-                f"{port.datatype} goes from {limits.min} to {limits.max}."
+                f"Input '{spec.name}' has values from {_shorten(low)} to {_shorten(high)}; "
+                f"{spec.datatype} goes from {limits.min} to {limits.max}."
             )
     try:
         with np.errstate(over="ignore"):
             # Beyond float32 it is infinite, and refused as that.
-            return array.astype(kind)
+            return array.astype(spec.dtype)
     except OverflowError:
         return np.full(array.shape, np.inf)
 
 
-def _finite(array: NDArray[Any], port: Port) -> NDArray[Any]:
+def _check_finite(array: NDArray[Any], spec: TensorMetadata) -> NDArray[Any]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise _bad(f"Input '{port.name}' has values that are not finite. Expected: {port}.")
+        raise _bad(f"Input '{spec.name}' has values that are not finite. Expected: {spec}.")
     return array
 
 
 def write_outputs(
-    outputs: Arrays, wanted: Sequence[Wanted], ports: Sequence[Port]
+    outputs: Arrays, requested: Sequence[RequestedOutput], specs: Sequence[TensorMetadata]
 ) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """Return the entries of an answer's `outputs`, and the bytes that follow the JSON.
+    """Return the entries of a response's `outputs`, and the bytes that follow the JSON.
 
     Args:
-        outputs: What the model gave.
-        wanted: What of it was asked for.
-        ports: Of the model's outputs.
+        outputs: Arrays of the model by name.
+        requested: Outputs that were asked for.
+        specs: Tensors that the model gives.
 
     Raises:
         ApiError: A value cannot be written in JSON.
     """
-    kinds = {port.name: port for port in ports}
+    by_name = {spec.name: spec for spec in specs}
     entries, tail = [], []
-    for name, binary in wanted:
-        port = kinds[name]
-        array = np.ascontiguousarray(outputs[name], DATATYPES[port.kind][1])
+    for name, binary in requested:
+        spec = by_name[name]
+        array = np.ascontiguousarray(outputs[name], spec.dtype)
         entry: dict[str, Any] = {
             "name": name,
-            "datatype": port.datatype,
+            "datatype": spec.datatype,
             "shape": list(array.shape),
         }
         if binary:

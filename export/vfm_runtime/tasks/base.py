@@ -210,6 +210,8 @@ class TaskType(ABC):
     """Whether several labels, or none, may apply to an image."""
     draws: ClassVar[bool] = False
     """Whether `Prediction.draw` gives a picture."""
+    answer_type: ClassVar[Any] = dict[str, Any]
+    """Type of what `Prediction.to_dict` gives, by which the server documents it: a dataclass or a pydantic model."""
 
     def __init__(self, labels: Sequence[str], rules: Mapping[str, Any] | None = None) -> None:
         """Take the labels and the rules of a model, and check them.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -157,12 +157,34 @@ class LabelPrediction(ConfidencePrediction):
         return f"LabelPrediction({self.label!r}, {self.score:.3f}{why}, {len(self.labels)} classes)"
 
 
+@dataclass(frozen=True)
+class LabelScore:
+    """A class and its probability."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class LabelAnswer:
+    """Plain values of a `LabelPrediction`; what is None here is left out of them where it says nothing."""
+
+    task: Literal["classification", "multilabel"]
+    label: str
+    score: float
+    top: list[LabelScore]
+    labels: list[str] | None = None
+    distance: float | None = None
+    reason: AbstainReason | None = None
+
+
 class ClassificationType(TaskType):
     """One label an image."""
 
     name = "classification"
     summary = "labels whole images"
     outputs: Mapping[str, str] = {"scores": "float"}
+    answer_type = LabelAnswer
 
     def predictions(self, outputs: Arrays) -> list[LabelPrediction]:
         """Return the prediction of each row of `scores` [N, C], with its distance where there are `distances` [N]."""

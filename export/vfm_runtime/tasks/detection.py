@@ -4,7 +4,7 @@ import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +22,7 @@ from vfm_runtime.tasks.base import (
     find_largest_difference,
     read_distances,
 )
-from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
 
 THRESHOLD = 0.3
 """Least score of a box that is shown, unless another is asked for."""
@@ -249,6 +249,25 @@ def compute_iou(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64
     return result
 
 
+@dataclass(frozen=True)
+class BoxAnswer:
+    """One box: left, top, right, bottom in pixels of the original image."""
+
+    box: list[float]
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class DetectionAnswer:
+    """Plain values of `Detections`; without `distance` and `reason` where the model measures no distance."""
+
+    task: Literal["detection"]
+    boxes: list[BoxAnswer]
+    distance: float | None = None
+    reason: AbstainReason | None = None
+
+
 class DetectionType(TaskType):
     """Objects with their boxes, in pixels of the original image."""
 
@@ -258,6 +277,7 @@ class DetectionType(TaskType):
     outputs: Mapping[str, str] = {"boxes": "float", "labels": "int64", "scores": "float"}
     uses_threshold = True
     draws = True
+    answer_type = DetectionAnswer
 
     def predictions(self, outputs: Arrays) -> list[Detections]:
         """Return the boxes of each image: `boxes` [N, K, 4], `labels` and `scores` [N, K], maybe `distances` [N]."""

@@ -7,6 +7,7 @@ Further ones come with installed packages, by the entry point group `vfm_runtime
 import re
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
 
 from vfm_runtime.errors import ContractError, OptionError
 from vfm_runtime.tasks.base import TaskType
@@ -78,3 +79,9 @@ def list_tasks() -> list[str]:
     """Return the names of all tasks that can be had here."""
     named = (point.name for point in entry_points(group=GROUP))
     return list(dict.fromkeys([*BUILT_IN, *_registered, *named]))
+
+
+def list_answer_types() -> list[Any]:
+    """List what the tasks of this process answer, `TaskType.answer_type`; those of plug-ins once a bundle has them."""
+    tasks = [find_task_type(name) for name in dict.fromkeys([*BUILT_IN, *_registered])]
+    return list(dict.fromkeys(task.answer_type for task in tasks))

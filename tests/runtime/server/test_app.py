@@ -44,7 +44,7 @@ def test_request_ids(client):
 
 
 def test_head_of_every_get(client):
-    for path in ("/v2", "/docs", "/v2/models"):
+    for path in ("/v2", "/", "/v2/models"):
         answer = client.head(path)
         assert answer.status_code == 200
         assert int(answer.headers["content-length"]) > 0
@@ -73,8 +73,8 @@ def test_metrics(started, jpeg):
 
 def test_the_page(client):
     parts = [path for path in pages.FOLDER.glob("*") if path.suffix != ".html"]
-    assert len(parts) > 4
-    for file in ("/", "/docs", *(f"/static/{path.name}" for path in parts)):
+    assert len(parts) > 3
+    for file in ("/", *(f"/static/{path.name}" for path in parts)):
         assert client.get(file).status_code == 200, file
     assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
 
@@ -89,13 +89,13 @@ def test_without_the_page(started, refused):
     client = started("toy", page=False)
     refused(client.get("/"), 404, "not_found")
     refused(client.get("/static/index.html"), 404, "not_found")
-    assert client.get("/docs").status_code == 200
+    assert client.get("/openapi.json").status_code == 200
 
 
-def test_docs_load_nothing_from_elsewhere(client):
-    text = client.get("/docs").text
+def test_the_page_loads_nothing_from_elsewhere(client):
+    text = client.get("/").text
     links = re.findall(r'(?:src|href)="([^"]+)"', text)
-    assert "static/docs.js" in links
+    assert "static/page.js" in links
     assert not [link for link in links if "//" in link and not link.startswith("data:")]
 
 
@@ -112,7 +112,7 @@ def test_the_document_of_the_api(client, started, monkeypatch):
         "X-Timeout-Ms",
         "X-Request-Id",
     }
-    codes = document["components"]["schemas"]["Error"]["properties"]["code"]["enum"]
+    codes = document["components"]["schemas"]["ErrorResponse"]["properties"]["code"]["enum"]
     assert set(codes) == {code for several in CODES.values() for code in several}
     for methods in paths.values():
         for route in methods.values():
@@ -174,7 +174,7 @@ def test_while_draining(started, refused, jpeg):
 
 def test_more_requests_than_are_held(started, refused, jpeg, monkeypatch):
     client = started("toy", max_queue=1, max_batch=1)
-    batcher = client.app.state.service.repository.served("toy").batcher
+    batcher = client.app.state.service.repository.find_model("toy").batcher
     run, begun, free = batcher._run, threading.Event(), threading.Event()
 
     def slow(inputs):
@@ -221,7 +221,7 @@ def test_a_client_that_leaves(started, jpeg, monkeypatch, caplog):
             cancelled.append(True)
             raise
 
-    monkeypatch.setattr(service.repository.served("toy").batcher, "submit", submit)
+    monkeypatch.setattr(service.repository.find_model("toy").batcher, "submit", submit)
     messages = [{"type": "http.request", "body": jpeg, "more_body": False}]
 
     async def receive():

@@ -6,8 +6,13 @@ import time
 
 import numpy as np
 import pytest
-from vfm_runtime.server.batching import Batcher, ClosedError, DeadlineError, QueueFullError
-from vfm_runtime.server.pieces import Request
+from vfm_runtime.server.batching import (
+    Batcher,
+    BatchRequest,
+    ClosedError,
+    DeadlineError,
+    QueueFullError,
+)
 
 from tests.runtime.server.doubler import Doubler, ask, held_up, queued, rows
 
@@ -277,7 +282,7 @@ def test_idle_costs_nothing():
 
 def requests():
     gc.collect()
-    return {thing for thing in gc.get_objects() if isinstance(thing, Request)}
+    return {thing for thing in gc.get_objects() if isinstance(thing, BatchRequest)}
 
 
 def test_nothing_is_left_behind():

@@ -38,7 +38,7 @@ def test_windows_unlike_the_reference_are_counted(watched, low, high, alerts):
 
     async def main():
         repository = Repository(Settings(bundles=(str(watched),), max_queue=600), metrics)
-        served = repository.served()
+        served = repository.find_model()
         assert served.model.monitor.report().num_images == 0  # the warm-up does not count
         inputs = {"pixels": pictures(low, high, 500)}
         await served.batcher.submit(inputs, time.monotonic() + 30)

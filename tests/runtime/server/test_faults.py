@@ -150,7 +150,7 @@ def test_a_wrong_token_is_refused_before_the_body(settings_for, monkeypatch, jpe
 @pytest.fixture
 def held(live, monkeypatch):
     """The batcher of the toy, whose model waits until it is let go."""
-    batcher = live.service.repository.served("toy").batcher
+    batcher = live.service.repository.find_model("toy").batcher
     run, begun, free = batcher._run, threading.Event(), threading.Event()
 
     def slow(inputs):
@@ -284,15 +284,15 @@ def test_a_worker_that_is_killed_under_load(server, folders, jpeg):
 def test_counts_that_have_no_room(tmp_path, monkeypatch, caplog):
     """The worker counts for itself; one whose folder is tidied away gives what it has."""
     monkeypatch.setattr(values, "ValueClass", values.ValueClass)
-    assert metrics._with_room(str(tmp_path)) == str(tmp_path)
+    assert metrics.reserve_room(str(tmp_path)) == str(tmp_path)
     sizes = {path.stat().st_size for path in tmp_path.iterdir()}
     assert sizes == {metrics._FILE_BYTES}
-    assert metrics._with_room(str(tmp_path / "away")) is None
+    assert metrics.reserve_room(str(tmp_path / "away")) is None
     assert "The counts have no room in" in caplog.text
     assert values.ValueClass is values.MutexValue
     made = metrics.Metrics()
     made._folder = str(tmp_path / "away")
-    made.rejected("too_large")
+    made.rejections.labels("too_large").inc()
     assert b'vfm_rejected_total{reason="too_large"} 1.0' in made.render()[0]
 
 

@@ -16,26 +16,27 @@ from pathlib import Path
 
 import pytest
 from vfm_runtime.server import main
-from vfm_runtime.server.budget import cgroup_quota, usable_cores
-from vfm_runtime.server.main import add_arguments, check_tls, serve, settings_of, with_threads
+from vfm_runtime.server.cpu_quota import count_usable_cores, read_cgroup_quota
+from vfm_runtime.server.main import add_arguments, check_tls, divide_cores, serve
 from vfm_runtime.server.settings import Settings
 from vfm_runtime.server.supervisor import STARTUP_FAILURE, Supervisor
 
 TOKEN = "0123456789abcdef"
 COMMAND = """
 import argparse, sys
-from vfm_runtime.server.main import add_arguments, serve, settings_of
+from vfm_runtime.server.main import add_arguments, serve
+from vfm_runtime.server.settings import Settings
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    sys.exit(serve(settings_of(parser.parse_args())))
+    sys.exit(serve(Settings.from_mapping(vars(parser.parse_args()))))
 """
 
 
 def settings(*words):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return settings_of(parser.parse_args(list(words)))
+    return Settings.from_mapping(vars(parser.parse_args(list(words))))
 
 
 def test_defaults_of_the_command_are_those_of_the_settings():
@@ -81,29 +82,29 @@ def test_no_bundle_and_an_unknown_format():
 
 
 def test_threads_of_a_worker():
-    assert with_threads(settings("a", "--workers", "3"), 8).num_threads == 2
-    assert with_threads(settings("a", "--workers", "3"), 2).num_threads == 1
-    assert with_threads(settings("a", "--num-threads", "5"), 2).num_threads == 5
+    assert divide_cores(settings("a", "--workers", "3"), 8).num_threads == 2
+    assert divide_cores(settings("a", "--workers", "3"), 2).num_threads == 1
+    assert divide_cores(settings("a", "--num-threads", "5"), 2).num_threads == 5
 
 
 def test_cores(monkeypatch, tmp_path):
-    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    assert 1 <= count_usable_cores() <= (os.cpu_count() or 1)
     nothing = tmp_path / "nothing"
-    assert cgroup_quota(nothing, nothing) is None
+    assert read_cgroup_quota(nothing, nothing) is None
     new, old = tmp_path / "new", tmp_path / "old"
     new.mkdir()
     old.mkdir()
     (new / "cpu.max").write_text("max 100000\n")
-    assert cgroup_quota(new, nothing) is None
+    assert read_cgroup_quota(new, nothing) is None
     (new / "cpu.max").write_text("250000 100000\n")
-    assert cgroup_quota(new, nothing) == 2.5
+    assert read_cgroup_quota(new, nothing) == 2.5
     (old / "cpu.cfs_quota_us").write_text("-1\n")
     (old / "cpu.cfs_period_us").write_text("100000\n")
-    assert cgroup_quota(nothing, old) is None
+    assert read_cgroup_quota(nothing, old) is None
     (old / "cpu.cfs_quota_us").write_text("150000\n")
-    assert cgroup_quota(new, old) == 1.5
-    monkeypatch.setattr("vfm_runtime.server.budget.cgroup_quota", lambda: 0.5)
-    assert usable_cores() == 1
+    assert read_cgroup_quota(new, old) == 1.5
+    monkeypatch.setattr("vfm_runtime.server.cpu_quota.read_cgroup_quota", lambda: 0.5)
+    assert count_usable_cores() == 1
 
 
 def test_a_certificate_that_cannot_be_used(tmp_path):
@@ -304,7 +305,7 @@ def test_tls(server, folders, tmp_path):
 
 def test_a_signal_before_the_server_listens_for_it():
     server, before = argparse.Namespace(should_exit=False), signal.getsignal(signal.SIGTERM)
-    with main._gentle_signals(server):
+    with main._stop_on_signals(server):
         signal.raise_signal(signal.SIGTERM)
         assert server.should_exit
     assert signal.getsignal(signal.SIGTERM) is before
@@ -334,41 +335,56 @@ def supervisor(monkeypatch):
     monkeypatch.setattr("uvicorn.supervisors.multiprocess.signal.signal", lambda *_: None)
     import uvicorn
 
-    made = Supervisor(uvicorn.Config("a:b", workers=1, log_config=None), [])
-    monkeypatch.setattr(made, "_answers", lambda process: False)
+    supervisor = Supervisor(uvicorn.Config("a:b", workers=1, log_config=None), [])
     started = []
-    monkeypatch.setattr(made, "_start", started.append)
-    return made, started
+
+    class Started(Worker):
+        def __init__(self, config, sockets):
+            super().__init__(None)
+
+        def start(self):
+            started.append(self)
+
+    monkeypatch.setattr(module, "Process", Started)
+    return supervisor, started
 
 
 def test_a_first_start_that_fails(supervisor):
-    made, started = supervisor
-    made.processes = [Worker(STARTUP_FAILURE)]
-    made.keep_subprocess_alive()
-    assert made.failed
-    assert made.should_exit.is_set()
+    supervisor, started = supervisor
+    supervisor.processes = [Worker(STARTUP_FAILURE)]
+    supervisor.keep_subprocess_alive()
+    assert supervisor.failed
+    assert supervisor.should_exit.is_set()
     assert started == []
 
 
 def test_a_replacement_that_cannot_start(supervisor, monkeypatch, caplog):
     """The workers that still answer go on, and it is tried again."""
-    made, started = supervisor
-    made._has_served = True
-    made.processes = [Worker(STARTUP_FAILURE)]
-    made.keep_subprocess_alive()
+    supervisor, started = supervisor
+    pauses = []
+    monkeypatch.setattr(supervisor, "_wait", pauses.append)
+    supervisor._has_served = True
+    supervisor.processes = [Worker(STARTUP_FAILURE)]
+    supervisor.keep_subprocess_alive()
     assert "Worker 1 could not start; again in 5 s." in caplog.text
-    made.keep_subprocess_alive()
-    assert started == []
-    assert not made.should_exit.is_set()
-    made._not_before[0] = 0
-    made.keep_subprocess_alive()
-    assert started == [0]
-    assert not made.failed
+    assert pauses == [5]
+    assert supervisor.processes == started
+    assert not supervisor.should_exit.is_set()
+    assert not supervisor.failed
+
+
+def test_a_pause_that_a_signal_ends(supervisor):
+    supervisor, _ = supervisor
+    supervisor.signal_queue.append(signal.SIGTERM)
+    start = time.monotonic()
+    supervisor._wait(30)
+    assert time.monotonic() - start < 5
+    assert supervisor.should_exit.is_set()
 
 
 def test_a_worker_that_dies(supervisor, caplog):
-    made, started = supervisor
-    made.processes = [Worker(-9)]
-    made.keep_subprocess_alive()
-    assert started == [0]
+    supervisor, started = supervisor
+    supervisor.processes = [Worker(-9)]
+    supervisor.keep_subprocess_alive()
+    assert supervisor.processes == started
     assert "Worker 1 ended (exit code -9) and is replaced." in caplog.text

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from vfm_runtime.server.metrics import Metrics, resident_memory
+from vfm_runtime.server.metrics import Metrics, measure_memory
 
 FACTS = {"task": "classification", "precision": "fp32", "device": "cpu"}
 
@@ -48,10 +48,10 @@ def test_text_and_its_type(metrics):
 
 
 def test_requests(metrics):
-    metrics.loaded("toy", "1", **FACTS)
-    metrics.answered("/predict", 200, 0.02, model="toy", version="1")
-    metrics.answered("/predict", 200, 0.3, model="toy", version="1")
-    metrics.answered("/v2/health/live", 200, 0.001)
+    metrics.add_model("toy", "1", **FACTS)
+    metrics.record_request("/predict", 200, 0.02, model="toy", version="1")
+    metrics.record_request("/predict", 200, 0.3, model="toy", version="1")
+    metrics.record_request("/v2/health/live", 200, 0.001)
     found = samples(metrics)
     predict = ("model=toy", "route=/predict")
     assert found["vfm_requests_total", *predict, "status=200", "version=1"] == 2
@@ -63,63 +63,43 @@ def test_requests(metrics):
 
 
 def test_clients_cannot_make_labels(metrics):
-    metrics.loaded("toy", "1", **FACTS)
+    metrics.add_model("toy", "1", **FACTS)
     for number in range(50):
         name = f"evil{number}"
-        metrics.answered(f"/{name}", 200 + 1000 * number, 0.01, model=name, version="1")
-        metrics.answered("/predict", 404, 0.01, model="toy", version=name)
-        metrics.rejected(name)
-    text = metrics.render()[0].decode()
-    assert "evil" not in text
-    found = samples(metrics)
-    other = ("model=other", "route=other")
-    assert found["vfm_requests_total", *other, "status=other", "version=other"] == 49
-    assert found["vfm_requests_total", *other, "status=200", "version=other"] == 1
-    of_toy = ("model=other", "route=/predict", "status=404", "version=other")
-    assert found["vfm_requests_total", *of_toy] == 50
-    assert found["vfm_rejected_total", "reason=other"] == 50
-
-
-def test_own_routes_and_reasons():
-    metrics = Metrics(routes=["/mine"], reasons=["moon"])
-    metrics.answered("/mine", 200, 0.01)
-    metrics.answered("/predict", 200, 0.01)
-    metrics.rejected("moon")
-    metrics.rejected("queue_full")
-    found = samples(metrics)
-    for route in ("/mine", "other"):
-        key = ("model=", f"route={route}", "status=200", "version=")
-        assert found["vfm_requests_total", *key] == 1
-    assert found["vfm_rejected_total", "reason=moon"] == 1
-    assert found["vfm_rejected_total", "reason=other"] == 1
+        metrics.record_request("/predict", 404, 0.01, model=name, version="1")
+        metrics.record_request("/predict", 404, 0.01, model="toy", version=name)
+    assert "evil" not in metrics.render()[0].decode()
+    other = ("model=other", "route=/predict", "status=404", "version=other")
+    assert samples(metrics)["vfm_requests_total", *other] == 100
 
 
 def test_models(metrics):
     def infos():
         return {key[1:]: value for key, value in samples(metrics).items() if "info" in key[0]}
 
-    metrics.loaded("toy", "1", **FACTS)
+    metrics.add_model("toy", "1", **FACTS)
     assert samples(metrics)["vfm_reload_failures_total", "model=toy"] == 0
-    metrics.loaded("toy", "1", task="classification", precision="int8", device="cpu")
-    metrics.reloaded("toy")
+    metrics.add_model("toy", "1", task="classification", precision="int8", device="cpu")
+    metrics.reloads.labels("toy").inc()
     rest = ("model=toy", "precision=int8", "task=classification", "version=1")
     assert infos() == {("device=cpu", *rest): 1}
     assert samples(metrics)["vfm_reloads_total", "model=toy"] == 1
-    metrics.unloaded("toy", "1")
-    metrics.unloaded("toy", "1")
+    metrics.remove_model("toy", "1")
+    metrics.remove_model("toy", "1")
     assert infos() == {}
-    metrics.answered("/predict", 404, 0.01, model="toy", version="1")
+    metrics.record_request("/predict", 404, 0.01, model="toy", version="1")
     route = ("model=other", "route=/predict", "status=404", "version=other")
     assert samples(metrics)["vfm_requests_total", *route] == 1
 
 
 def test_batches(metrics):
-    batches = metrics.batches("toy", "1")
-    batches.queued(5)
-    batches.queued(3)
-    batches.waited(0.004)
-    batches.ran(8, 0.2)
-    batches.ran(2, 0.1)
+    batches = metrics.select_batch_metrics("toy", "1")
+    batches.queue_rows.set(5)
+    batches.queue_rows.set(3)
+    batches.queue_seconds.observe(0.004)
+    for rows, seconds in ((8, 0.2), (2, 0.1)):
+        batches.batch_rows.observe(rows)
+        batches.compute_seconds.observe(seconds)
     found = samples(metrics)
     toy = ("model=toy", "version=1")
     assert found["vfm_queue_rows", *toy] == 3
@@ -131,8 +111,8 @@ def test_batches(metrics):
 
 
 def test_memory(metrics):
-    assert 2**20 < resident_memory() < 2**40
-    assert samples(metrics)["vfm_memory_bytes",] == pytest.approx(resident_memory(), rel=0.2)
+    assert 2**20 < measure_memory() < 2**40
+    assert samples(metrics)["vfm_memory_bytes",] == pytest.approx(measure_memory(), rel=0.2)
 
 
 WORKER = """
@@ -141,12 +121,12 @@ from vfm_runtime.server.metrics import Metrics
 
 metrics = Metrics()
 facts = {"task": "classification", "precision": "fp32", "device": "cpu"}
-metrics.loaded("old", "1", **facts)
-metrics.unloaded("old", "1")
-metrics.loaded("toy", "1", **facts)
-metrics.answered("/predict", 200, 0.01, model="toy", version="1")
-metrics.reloaded("toy")
-metrics.batches("toy", "1").queued(4)
+metrics.add_model("old", "1", **facts)
+metrics.remove_model("old", "1")
+metrics.add_model("toy", "1", **facts)
+metrics.record_request("/predict", 200, 0.01, model="toy", version="1")
+metrics.reloads.labels("toy").inc()
+metrics.select_batch_metrics("toy", "1").queue_rows.set(4)
 print("ready", flush=True)
 sys.stdin.readline()
 sys.stdout.write(metrics.render()[0].decode())

@@ -370,31 +370,12 @@ def test_less_motion(served, opened):
     assert page.evaluate(moving) == "none"
 
 
-@pytest.mark.parametrize("width", [360, 1280])
-def test_api_page(served, opened, width):
-    page = opened(f"{served.url}/docs", viewport={"width": width, "height": 860})
-    page.wait_for_selector(".route")
-    titles = page.locator(".route h3").all_inner_texts()
-    assert any(title.split() == ["POST", "/predict"] for title in titles)
-    predict = page.locator("#post-predict")
-    assert {"model", "version", "top", "threshold", "draw"} <= set(
-        predict.locator("td code").all_text_contents()
-    )
-    assert {"200", "400", "413", "429"} <= set(predict.locator("code").all_text_contents())
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(FAULTS) == []
-    assert page.evaluate(CONTRAST)[0] >= 4.5
-    assert page.faults == []
-    assert all(url.startswith((served.url, "data:")) for url in page.asked)
-
-
 def test_files_of_the_page_are_small():
     folder = Path(vfm_runtime.__file__).parent / "server" / "page"
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    assert {"index.html", "docs.html", "page.css", "page.js", "docs.js"} <= set(sizes)
+    assert {"index.html", "page.css", "page.js"} <= set(sizes)
     assert sum(sizes.values()) < 80_000
-    for name in ("index.html", "docs.html"):
-        text = (folder / name).read_text("utf-8")
-        # The policy of the page refuses them.
-        assert not re.search(r"<style|style=|\son\w+=|<script(?![^>]*\ssrc=)|javascript:", text)
+    text = (folder / "index.html").read_text("utf-8")
+    # The policy of the page refuses them.
+    assert not re.search(r"<style|style=|\son\w+=|<script(?![^>]*\ssrc=)|javascript:", text)
     assert all(len(path.read_text("utf-8").splitlines()) <= 400 for path in folder.iterdir())

@@ -224,7 +224,7 @@ def failing(started, monkeypatch):
         async def submit(inputs, deadline):
             raise error
 
-        monkeypatch.setattr(service.repository.served("toy").batcher, "submit", submit)
+        monkeypatch.setattr(service.repository.find_model("toy").batcher, "submit", submit)
         return client
 
     return make

@@ -18,7 +18,6 @@ DOCUMENT = ("/openapi.json", "GET")
 OPERATIONS = [
     DOCUMENT,
     ("/", "GET"),
-    ("/docs", "GET"),
     ("/metrics", "GET"),
     ("/predict", "POST"),
     ("/static/{file}", "GET"),

@@ -56,7 +56,7 @@ def test_bundles_that_are_copied_slowly_and_at_once(tmp_path, settings_for, jpeg
     words = tuple(str(tmp_path / name) for name in "ab")
     server = Live(settings_for(bundles=words, reload_every=0.02))
     try:
-        old = server.service.repository.models()
+        old = server.service.repository.list_models()
         done, answers = threading.Event(), {"a": [], "b": []}
 
         def client(name):
@@ -72,7 +72,7 @@ def test_bundles_that_are_copied_slowly_and_at_once(tmp_path, settings_for, jpeg
             try:
                 for copying in copies:
                     copying.result(PATIENCE_S)
-                wait_until(lambda: not set(old) & set(server.service.repository.models()))
+                wait_until(lambda: not set(old) & set(server.service.repository.list_models()))
             finally:
                 time.sleep(0.1)
                 done.set()

@@ -35,15 +35,15 @@ def test_replaced(put, make, metrics, bundles, tmp_path, change, loads):
 
     async def main():
         repository = make(place)
-        first = repository.served()
+        first = repository.find_model()
         assert await seed_of(first) == 1
         change(bundles, place, tmp_path)
-        assert repository.served() is first
+        assert repository.find_model() is first
         await repository.refresh()
-        assert await seed_of(repository.served()) == 2
+        assert await seed_of(repository.find_model()) == 2
         # Behind the link: so it cannot lead elsewhere while the files are read.
-        assert repository.served().model.path == place.resolve()
-        assert repository.models() == [repository.served()]
+        assert repository.find_model().model.path == place.resolve()
+        assert repository.list_models() == [repository.find_model()]
         await repository.refresh()
         assert len(loads) == 2
         await repository.close()
@@ -76,13 +76,13 @@ def test_half_a_copy(put, make, metrics, bundles, loads, caplog):
 
     async def main():
         repository = make(place)
-        first = repository.served()
+        first = repository.find_model()
         whole = (bundles / "2" / "model.onnx").read_bytes()
         shutil.copy(bundles / "2" / "vfm.json", place / "vfm.json")
         (place / "model.onnx").write_bytes(whole[:100])
         for _ in range(3):
             await repository.refresh()
-        assert repository.served() is first
+        assert repository.find_model() is first
         assert await seed_of(first) == 1
         assert len(loads) == 2  # tried once, not at every look
         assert failures(metrics) == 1
@@ -94,7 +94,7 @@ def test_half_a_copy(put, make, metrics, bundles, loads, caplog):
         assert (failures(metrics), len(loads)) == (2, 3)
         (place / "model.onnx").write_bytes(whole)
         await repository.refresh()
-        assert await seed_of(repository.served()) == 2
+        assert await seed_of(repository.find_model()) == 2
         assert (reloads(metrics), failures(metrics)) == (1, 2)
         await repository.close()
 
@@ -113,12 +113,12 @@ def test_back_to_the_bundle_before(make, metrics, bundles, tmp_path, loads):
 
     async def main():
         repository = make(place)
-        first = repository.served()
+        first = repository.find_model()
         for target in (tmp_path / "bad", bundles / "1", tmp_path / "bad"):
             lead_to(target)
             await repository.refresh()
             await repository.refresh()
-            assert repository.served() is first
+            assert repository.find_model() is first
         assert failures(metrics) == 2
         assert len(loads) == 3  # for the way back nothing had to be loaded
         await repository.close()
@@ -137,7 +137,7 @@ def test_model_that_cannot_run_is_not_served(put, make, metrics, bundles, caplog
         onnx.save(model, path)
         toy.write_vfm_json(place)
         await repository.refresh()
-        assert await seed_of(repository.served()) == 1
+        assert await seed_of(repository.find_model()) == 1
         await repository.close()
 
     asyncio.run(main())
@@ -154,7 +154,7 @@ def test_two_changes_at_once(put, make, metrics, bundles, caplog):
         (places[1] / "vfm.json").write_text("{}")
         replace_files(bundles / "3", places[2])
         await asyncio.gather(repository.refresh(), repository.refresh())
-        assert [await seed_of(served) for served in repository.models()] == [2, 1, 3]
+        assert [await seed_of(served) for served in repository.list_models()] == [2, 1, 3]
         await repository.close()
 
     asyncio.run(main())
@@ -189,14 +189,14 @@ def test_change_while_a_load_runs(put, make, metrics, bundles, tmp_path, monkeyp
             replace_files(bundles / "3", place)
         look = asyncio.create_task(repository.refresh())
         await asyncio.to_thread(begun.wait, 10)
-        assert await seed_of(repository.served()) == 1  # answers while another loads
+        assert await seed_of(repository.find_model()) == 1  # answers while another loads
         change(bundles, place, tmp_path)
         go_on.set()
         await look
         # What was loaded is out of date already.
-        assert await seed_of(repository.served()) == 1
+        assert await seed_of(repository.find_model()) == 1
         await repository.refresh()
-        assert await seed_of(repository.served()) == 2
+        assert await seed_of(repository.find_model()) == 2
         await repository.close()
 
     asyncio.run(main())
@@ -208,7 +208,7 @@ def test_request_that_got_the_old_one_is_answered_by_it(put, make, bundles):
 
     async def main():
         repository = make(place)
-        served = repository.served()
+        served = repository.find_model()
         batcher, old = served.batcher, weakref.ref(served.model)
         replace_files(bundles / "2", place)
         await repository.refresh()
@@ -217,7 +217,7 @@ def test_request_that_got_the_old_one_is_answered_by_it(put, make, bundles):
         assert await seed_of(served) == 1
         await repository.refresh()
         assert await seed_of(served) == 1
-        assert await seed_of(repository.served()) == 2
+        assert await seed_of(repository.find_model()) == 2
         asked = asyncio.create_task(seed_of(served))
         del served
         assert await asked == 1
@@ -246,7 +246,7 @@ def test_nothing_is_dropped_under_load(put, make, metrics, bundles, tmp_path):
 
         async def client(index):
             while running:
-                served = repository.served()
+                served = repository.find_model()
                 await asyncio.sleep(0.001 * (index % 4))  # opens its file
                 answers.append(await seed_of(served))
 
@@ -259,7 +259,7 @@ def test_nothing_is_dropped_under_load(put, make, metrics, bundles, tmp_path):
         running = False
         await asyncio.gather(*clients)
         assert set(answers) == {1, 2, 3}
-        assert await seed_of(repository.served()) == 1 + 8 % 3
+        assert await seed_of(repository.find_model()) == 1 + 8 % 3
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         await none_leaves(repository)
@@ -277,7 +277,7 @@ def test_bundle_that_disappears(put, make, metrics, bundles, tmp_path, caplog):
         place.rename(tmp_path / "away")
         for _ in range(4):
             await repository.refresh()
-        assert await seed_of(repository.served()) == 1
+        assert await seed_of(repository.find_model()) == 1
         warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert [record.getMessage() for record in warnings] == [
             f"There is no bundle at {place} any more; the one that is loaded goes on. Put one "
@@ -290,7 +290,7 @@ def test_bundle_that_disappears(put, make, metrics, bundles, tmp_path, caplog):
         await repository.refresh()
         put(2, "toy")
         await repository.refresh()
-        assert await seed_of(repository.served()) == 2
+        assert await seed_of(repository.find_model()) == 2
         await repository.close()
 
     asyncio.run(main())

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 from vfm_runtime.server.errors import ApiError
-from vfm_runtime.server.tensors import Port, Wanted, write_outputs
+from vfm_runtime.server.tensors import RequestedOutput, TensorMetadata, write_outputs
 
 from tests.runtime import toy
 from tests.runtime.server import toy_finder
@@ -119,9 +119,10 @@ def test_geometry_that_is_no_number(client, refused, value):
 
 def test_outputs_that_json_cannot_hold():
     outputs = {"scores": np.array([[np.nan]], "float32")}
+    specs = [TensorMetadata(name="scores", datatype="FP32", shape=[-1, 1])]
     with pytest.raises(ApiError, match="Output 'scores' has values that are not finite"):
-        write_outputs(outputs, [Wanted("scores", False)], [Port("scores", "float", (-1, 1))])
-    _, tail = write_outputs(outputs, [Wanted("scores", True)], [Port("scores", "float", (-1, 1))])
+        write_outputs(outputs, [RequestedOutput("scores", False)], specs)
+    _, tail = write_outputs(outputs, [RequestedOutput("scores", True)], specs)
     assert tail == [outputs["scores"].tobytes()]
 
 

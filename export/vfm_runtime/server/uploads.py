@@ -1,0 +1,296 @@
+"""Uploads: bodies read up to the limits of size and time, and the file in a form, in JSON or in the body itself."""
+
+import asyncio
+import base64
+import binascii
+import io
+import re
+import struct
+import zlib
+from collections.abc import AsyncGenerator
+from functools import cache
+from typing import Any, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.types import Message, Receive
+
+from vfm_runtime.bundle.contract import parse_json
+from vfm_runtime.media.image import Pixels, open_image
+from vfm_runtime.server.errors import ApiError
+from vfm_runtime.server.settings import Settings
+
+FIELD = "file"
+"""Name of the field of a form that holds the file."""
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""Pillow's names of the formats that are opened; others of it call programs or are rarely tested."""
+
+_TAKES = (
+    "Send multipart/form-data with the field 'file', or the bytes of the file as image/*, video/* "
+    'or application/octet-stream, or JSON {"data": "<base64>"}.'
+)
+# What Pillow's readers of headers were seen to raise on damaged files, besides its own errors.
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, RuntimeError, MemoryError, struct.error, zlib.error),
+)
+_MAX_PARTS = 32
+# A scan of a JPEG may be a few bytes, and goes over all pixels. Programs write 10 or so.
+_MAX_SCANS, _MAX_SEGMENTS = 100, 5000
+# No JPEG is longer; a line of millions of pixels is more than resizing can take.
+_MAX_SIDE = 65_535
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+
+
+class LimitedReceive:
+    """The `receive` of ASGI, which counts a body while it arrives and refuses one that is too large or too slow.
+
+    Attributes:
+        size: Bytes that have arrived.
+    """
+
+    size: int
+
+    def __init__(self, receive: Receive, headers: Headers, settings: Settings) -> None:
+        self.size = 0
+        self._receive = receive
+        self._headers = headers
+        self._settings = settings
+        self._deadline: float | None = None
+        self._is_whole = False
+
+    async def __call__(self) -> Message:
+        """Return the next message.
+
+        Raises:
+            ApiError: The body is compressed, too large or too slow.
+        """
+        if self._is_whole:
+            return await self._receive()  # waits for the client to leave
+        if self._deadline is None:
+            self._check_head()
+            self._deadline = asyncio.get_running_loop().time() + self._settings.body_timeout
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise ApiError(
+                408,
+                f"The body did not arrive within {self._settings.body_timeout:g} s. Send it faster.",
+                # What is still to come would be taken for the next request.
+                headers={"Connection": "close"},
+            ) from error
+        self.size += len(message.get("body", b""))
+        self._check_size(self.size)
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+    def _check_head(self) -> None:
+        encoding = self._headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            # A small body could unpack to anything.
+            raise ApiError(
+                415, f"Content-Encoding '{encoding[:40]}' is refused. Send the body as it is."
+            )
+        length = self._headers.get("content-length", "0")
+        if length.isascii() and length.isdigit():
+            self._check_size(int(length[:20]))
+
+    def _check_size(self, size: int) -> None:
+        if size > self._settings.max_body:
+            raise ApiError(
+                413,
+                f"The body is larger than {self._settings.max_body_mb:g} MiB, the limit of this server. "
+                "Send a smaller file.",
+            )
+
+
+class Upload(NamedTuple):
+    """One file that was sent."""
+
+    data: bytes
+    is_video: bool | None
+    """What the client says of it; None where it says nothing."""
+
+
+async def read_upload(request: Request) -> Upload:
+    """Read a body and take the file out of it.
+
+    Raises:
+        ApiError: It is of another type, malformed, or holds no file; or as of `LimitedReceive`.
+    """
+    media_type = _parse_media_type(request.headers.get("content-type", ""))
+    if media_type == "multipart/form-data":
+        return await _read_form(request)
+    if media_type == "application/json":
+        return await asyncio.to_thread(_decode_json, await request.body())
+    is_video = _is_video(media_type)
+    if is_video is None and media_type != "application/octet-stream":
+        what = (
+            f"Content-Type is '{media_type[:80]}'." if media_type else "There is no Content-Type."
+        )
+        raise ApiError(415, f"{what} {_TAKES}")
+    return _check_file(Upload(await request.body(), is_video))
+
+
+def _parse_media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _is_video(media_type: str) -> bool | None:
+    if media_type.startswith("video/"):
+        return True
+    return False if media_type.startswith("image/") else None
+
+
+def _check_file(upload: Upload) -> Upload:
+    if not upload.data:
+        raise ApiError(400, f"The file is empty. {_TAKES}")
+    return upload
+
+
+def _decode_json(body: bytes) -> Upload:
+    values = read_json_object(body)
+    text = values.get("data")
+    unknown = ", ".join(repr(name)[:40] for name in values if name != "data")
+    if unknown:
+        raise ApiError(422, f"The JSON object has unknown keys: {unknown}. It takes 'data' alone.")
+    if not isinstance(text, str):
+        raise ApiError(422, "The JSON object needs 'data', a string: the file in base64.")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(
+            400, f"'data' is not base64 ({error}). Leave out line breaks and any `data:` prefix."
+        ) from error
+    return _check_file(Upload(data, None))
+
+
+def read_json_object(body: bytes) -> dict[str, Any]:
+    """Parse a body that is one JSON object.
+
+    Raises:
+        ApiError: It is not.
+    """
+    try:
+        values = parse_json(body)
+    except ValueError as error:
+        raise ApiError(400, f"The body is not valid JSON ({str(error)[:200]}).") from error
+    if not isinstance(values, dict):
+        raise ApiError(422, f"The body is a JSON {type(values).__name__}, not an object.")
+    return values
+
+
+class _FormParser(MultiPartParser):
+    """The parser of `request.form`, which keeps files in memory and knows whether the form has ended."""
+
+    spool_max_size = 2**40
+    has_ended = False
+
+    def on_end(self) -> None:
+        self.has_ended = True
+
+
+async def _read_form(request: Request) -> Upload:
+    chunks = request.stream()
+    assert isinstance(chunks, AsyncGenerator)
+    # Latin-1 decodes the bytes of a file that comes without a filename, and so as text, without a loss.
+    headers = Headers({"content-type": f"{request.headers['content-type']}; charset=latin-1"})
+    parser = _FormParser(
+        headers, chunks, max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=2**40
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        cause = error.__cause__ or error.message
+        raise ApiError(
+            400,
+            f"The multipart form is malformed ({str(cause)[:200]}). Send one file in the field '{FIELD}'.",
+        ) from error
+    if not parser.has_ended:
+        raise ApiError(400, "The multipart form ends before its last boundary. Send all of it.")
+    files = form.getlist(FIELD)
+    if len(files) != 1:
+        names = ", ".join(repr(name[:40]) for name, _ in form.multi_items()) or "none"
+        raise ApiError(
+            400, f"The form has {len(files)} fields '{FIELD}', not one. Its fields: {names}."
+        )
+    if isinstance(files[0], UploadFile):
+        is_video = _is_video(_parse_media_type(files[0].content_type or ""))
+        return _check_file(Upload(await files[0].read(), is_video))
+    return _check_file(Upload(files[0].encode("latin-1"), None))
+
+
+@cache
+def list_formats() -> tuple[str, ...]:
+    """List those of `FORMATS` that this Pillow has: older versions lack AVIF, and refuse unknown names."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_picture(data: bytes, max_pixels: int) -> Pixels:
+    """Open the bytes of an image that is of a known format and not too large, as uint8 [H, W, 3].
+
+    Raises:
+        ApiError: As of `check_pixels`.
+        ImageError: It is damaged.
+    """
+    check_pixels(data, max_pixels)
+    # Of the same formats: others might see another picture in the same bytes, and a larger one.
+    return open_image(data, formats=list_formats())
+
+
+def check_pixels(data: bytes, max_pixels: int) -> None:
+    """Refuse the bytes of an image that is too large, by its header alone, or that is of a format not taken.
+
+    Raises:
+        ApiError: It has more pixels, more scans, is damaged at its start, or is no image of a known format.
+    """
+    if data.startswith(b"\xff\xd8"):
+        _check_segments(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=list_formats()) as image:
+            width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise ApiError(
+            413, f"The image has far more than {max_pixels} pixels, the limit. Make it smaller."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ApiError(
+            400,
+            f"The {len(data)} bytes are no image, damaged at their start, or of a format that is "
+            f"not taken. Formats: {', '.join(list_formats())}.",
+            "bad_image",
+        ) from error
+    except _DAMAGE as error:
+        raise ApiError(
+            400,
+            f"The image is damaged at its start ({str(error)[:200]}). Send it again.",
+            "bad_image",
+        ) from error
+    size = f"The image has {width}x{height} pixels; the limit"
+    if max(width, height) > _MAX_SIDE:
+        raise ApiError(413, f"{size} of a side is {_MAX_SIDE} pixels. Cut it.")
+    if width * height > max_pixels:
+        raise ApiError(413, f"{size} is {max_pixels} pixels. Make it smaller.")
+
+
+def _check_segments(data: bytes) -> None:
+    """Refuse a JPEG that says little in many pieces: each costs, whatever it holds."""
+    start, scans = 2, 0
+    for _ in range(_MAX_SEGMENTS):
+        marker = _MARKER.search(data, start)
+        if marker is None or marker[0] == _END:
+            return
+        scans += marker[0] == _SCAN
+        if scans > _MAX_SCANS:
+            break
+        start = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    raise ApiError(
+        413,
+        f"The JPEG has more than {_MAX_SCANS} scans or {_MAX_SEGMENTS} segments. Save it anew.",
+    )
