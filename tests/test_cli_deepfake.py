@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
+from tests.deepfake.data.faces import write_faces
 from vfm.cli import main
-from vfm.deepfake.data.procedural import write_faces
 
 FIT = shlex.split(
     "--model DeepfakeTask --model.backbone test_vit --model.pretrained false --model.image_size 32 --data DeepfakeData "

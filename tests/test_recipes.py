@@ -14,9 +14,9 @@ import webdataset
 import yaml
 
 from tests.data.boxes_written import write
+from tests.deepfake.data.faces import write_faces
 from tests.image_folders import write_image_folder
 from vfm.cli import main
-from vfm.deepfake.data.procedural import write_faces
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = (

@@ -34,7 +34,7 @@ from vfm.data.base import ImageData
 from vfm.data.dataset import Record
 from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.dataset import collate_deepfakes
-from vfm.deepfake.data.procedural import SyntheticDeepfakes
+from vfm.deepfake.data.synthetic import SyntheticDeepfakes
 from vfm.deepfake.loss import DeepfakeLoss
 from vfm.deepfake.target import DeepfakeTarget
 from vfm.deepfake.task import DeepfakeTask

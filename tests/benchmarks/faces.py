@@ -24,7 +24,7 @@ from vfm_runtime.deepfake.faces import CropSpec, Mtcnn
 from vfm_runtime.deepfake.faces.crop import crop_face, find_faces
 from vfm_runtime.media.video import read_video
 
-from vfm.deepfake.data.crops import plan
+from vfm.deepfake.data.crops import plan_videos
 from vfm.deepfake.data.extract import _cut_all
 from vfm.deepfake.data.record import Item
 
@@ -73,7 +73,7 @@ def frames_a_second(items: list[Item], spec: CropSpec, out: Path) -> float:
     """From when every process has done its first video to the end."""
     out.mkdir()
     done = []
-    for cut in _cut_all(plan(items), out, spec, FRAMES, WORKERS):
+    for cut in _cut_all(plan_videos(items), out, spec, FRAMES, WORKERS):
         done.append((time.perf_counter(), cut.num_frames))
     frames = sum(number for _, number in done[WORKERS:])
     return frames / (done[-1][0] - done[WORKERS - 1][0])

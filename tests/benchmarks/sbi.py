@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 import vfm
+from tests.deepfake.data.faces import write_faces
 from vfm import Preprocess
 from vfm.deepfake.data.blend import self_blend
 from vfm.deepfake.data.data import DeepfakeData
-from vfm.deepfake.data.procedural import SyntheticDeepfakes, write_faces
+from vfm.deepfake.data.synthetic import SyntheticDeepfakes
 
 SIDE, GOAL = 256, 60
 PREPROCESS = Preprocess(size=(224, 224))

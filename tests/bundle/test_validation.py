@@ -13,12 +13,12 @@ import torch
 from vfm_runtime.media.image import open_image
 
 from tests.data.boxes_written import write
+from tests.deepfake.data.faces import write_faces
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import VIT, fit, shapes, trainer, vit
 from vfm.data import DetectionData, FolderData, SyntheticData, TableData
 from vfm.data.detection.dataset import BoxAugment
 from vfm.deepfake import DeepfakeData, DeepfakeTask
-from vfm.deepfake.data.procedural import write_faces
 from vfm.models.heads import DetrHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
 from vfm.tasks.checkpoint import Checkpoint

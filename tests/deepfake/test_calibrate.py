@@ -13,8 +13,8 @@ from vfm_runtime.deepfake.decision import Decision
 
 from vfm.deepfake.calibrate import describe, fit, require_both, require_untested
 from vfm.deepfake.data.dataset import DeepfakeRecord
-from vfm.deepfake.data.procedural import SyntheticDeepfakes
 from vfm.deepfake.data.record import LABELS, Item
+from vfm.deepfake.data.synthetic import SyntheticDeepfakes
 from vfm.deepfake.evidence import Evidence
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.metrics import video_logits

@@ -18,13 +18,13 @@ from vfm_runtime.media.image import open_image
 
 import vfm
 from tests.bundle.in_memory import export_task
+from tests.deepfake.data.faces import write_faces
 from tests.tasks.tiny import trainer
 from vfm.bundle import ParityError
 from vfm.bundle.card import card
 from vfm.bundle.export import export
 from vfm.bundle.parity import ImageParity, Parity, choose_images
 from vfm.deepfake.data.data import DeepfakeData
-from vfm.deepfake.data.procedural import write_faces
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.results import OPERATING_POINT
 from vfm.deepfake.task import DeepfakeTask

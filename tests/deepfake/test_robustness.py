@@ -13,8 +13,8 @@ from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm.cli.command import run
 from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.manifest import write_manifest
-from vfm.deepfake.data.procedural import SyntheticDeepfakes
 from vfm.deepfake.data.record import DeepfakeDataError, Item
+from vfm.deepfake.data.synthetic import SyntheticDeepfakes
 from vfm.deepfake.robustness.command import audit, audited_data
 from vfm.deepfake.robustness.degradations import Degradation, degradations
 from vfm.deepfake.robustness.page import robustness_page, text

@@ -19,10 +19,11 @@ from vfm_runtime.deepfake.verdict import Verdict
 from vfm_runtime.media.image import open_image
 
 import vfm
+from tests.deepfake.data.faces import write_faces
 from tests.tasks.tiny import require_report, shapes, trainer
 from vfm.deepfake.data.base import CROP_FILE
 from vfm.deepfake.data.data import DeepfakeData
-from vfm.deepfake.data.procedural import METHODS, SyntheticDeepfakes, write_faces
+from vfm.deepfake.data.synthetic import METHODS, SyntheticDeepfakes
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.loss import DeepfakeLoss
 from vfm.deepfake.results import OPERATING_POINT

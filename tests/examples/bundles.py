@@ -12,11 +12,11 @@ from vfm_runtime.media.image import open_image
 
 from tests.bundle.in_memory import export_task
 from tests.conftest import MODELS, make_task
+from tests.deepfake.data.faces import write_faces
 from tests.runtime import toy
 from tests.tasks.tiny import trainer
 from vfm.bundle.export import export
 from vfm.deepfake.data.data import DeepfakeData
-from vfm.deepfake.data.procedural import write_faces
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.results import OPERATING_POINT
 from vfm.deepfake.task import DeepfakeTask

@@ -15,10 +15,10 @@ from PIL import Image
 from vfm_runtime import Verdict
 
 import vfm
+from tests.deepfake.data.faces import write_faces
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, shapes, stored, vit
 from vfm.cli import main
-from vfm.deepfake.data.procedural import write_faces
 from vfm.tasks import Optim
 from vfm.training.oom import LargestBatch, read_peak_memory, reset_peak_memory
 

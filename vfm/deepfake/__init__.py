@@ -9,7 +9,7 @@ A plug-in: it builds on every other package of vfm, and none of them knows it. T
 """
 
 from vfm.deepfake.data.data import DeepfakeData
-from vfm.deepfake.data.procedural import SyntheticDeepfakes
+from vfm.deepfake.data.synthetic import SyntheticDeepfakes
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.loss import DeepfakeLoss
 from vfm.deepfake.task import DeepfakeTask

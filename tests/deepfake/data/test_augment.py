@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from vfm.deepfake.data import augment
-from vfm.deepfake.data.augment import Colours, Edit, View, benign_edit, through_jpeg
+from vfm.deepfake.data.augment import Colors, Edit, View, apply_benign_edit, compress_jpeg
 from vfm.deepfake.data.portrait import draw_face
 
 SIDE = 64
@@ -41,9 +41,9 @@ def test_unknown_mask_stays_unknown():
     for edit in draws(20):
         after = edit.apply(view(known=False))
         assert (after.mask == -1).all()
-        assert not after.known
+        assert not after.is_known
     for seed in range(20):
-        assert (benign_edit(view(known=False), np.random.default_rng(seed)).mask == -1).all()
+        assert (apply_benign_edit(view(known=False), np.random.default_rng(seed)).mask == -1).all()
 
 
 def test_the_same_edit_does_the_same_to_two_images():
@@ -74,19 +74,19 @@ def test_without_resampling_pixels_stay_whole():
 
 def test_jpeg_of_low_quality_changes_more():
     pixels = view().pixels
-    far, near = (np.abs(through_jpeg(pixels, q).astype(int) - pixels).mean() for q in (20, 95))
+    far, near = (np.abs(compress_jpeg(pixels, q).astype(int) - pixels).mean() for q in (20, 95))
     assert far > 1.5 * near > 0
 
 
 def test_colours_change_brightness_and_saturation():
     pixels = view().pixels
-    brighter = Colours((1.0,) * 3, (10.0,) * 3, 1.0).apply(pixels)
+    brighter = Colors(offset=(10.0,) * 3).apply(pixels)
     assert brighter.mean() - pixels.mean() == pytest.approx(10, abs=1.5)
-    grey = Colours((1.0,) * 3, (0.0,) * 3, 0.0).apply(pixels)
+    grey = Colors(saturation=0.0).apply(pixels)
     assert np.ptp(grey.astype(int), axis=2).max() <= 1
 
 
-@pytest.mark.parametrize("kind", augment._BENIGN, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", augment._BENIGN_EDITS, ids=lambda kind: kind.__name__)
 def test_harmless_edit_changes_the_image_and_takes_from_the_mask(kind):
     before = view()
     changed = 0
@@ -102,7 +102,7 @@ def test_harmless_edit_changes_the_image_and_takes_from_the_mask(kind):
 
 def test_sticker_hides_the_forgery_below_it():
     before = view()._replace(mask=np.ones((SIDE, SIDE), np.float32))
-    after = augment._stickered(before, np.random.default_rng(1))
+    after = augment._add_stickers(before, np.random.default_rng(1))
     covered = after.mask < 0.5
     assert covered.any()
     moved = cv2.absdiff(after.pixels, before.pixels).max(axis=2) > 3
@@ -110,6 +110,6 @@ def test_sticker_hides_the_forgery_below_it():
 
 
 def test_trap_14_harmless_edit_depends_on_its_generator_alone():
-    one, two, other = (benign_edit(view(), np.random.default_rng(s)) for s in (3, 3, 4))
+    one, two, other = (apply_benign_edit(view(), np.random.default_rng(s)) for s in (3, 3, 4))
     assert (one.pixels == two.pixels).all()
     assert (one.pixels != other.pixels).any()

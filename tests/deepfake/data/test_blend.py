@@ -8,7 +8,7 @@ from vfm_runtime.media.image import open_image
 
 from tests import fetch_assets
 from vfm.deepfake.data import blend as blending
-from vfm.deepfake.data.blend import VISIBLE, affine, face_mask, self_blend
+from vfm.deepfake.data.blend import VISIBLE, fit_affine, mask_face, self_blend
 from vfm.deepfake.data.portrait import draw_face
 
 SIDE = 96
@@ -87,7 +87,7 @@ def test_blank_image_gets_a_visible_blend(level):
 
 
 def test_last_resort_is_visible_on_any_image(monkeypatch):
-    monkeypatch.setattr(blending, "_draw", lambda *_: None)
+    monkeypatch.setattr(blending, "_draw_blend", lambda *_: None)
     noise = np.random.default_rng(0).choice([0, 255], (64, 64, 3)).astype(np.uint8)
     for crop in (noise, np.zeros_like(noise), np.full_like(noise, 255)):
         (blend,) = blends(1, crop)
@@ -157,13 +157,13 @@ def test_crop_that_is_no_square_of_bytes_is_refused(crop, said):
 def test_affine_map_takes_points_to_points():
     points = np.random.default_rng(0).uniform(0, 9, (5, 2))
     matrix = np.array([[1.2, 0.1, 3], [-0.2, 0.9, 1]])
-    found = affine(points, points @ matrix[:, :2].T + matrix[:, 2])
-    np.testing.assert_allclose(found, matrix, atol=1e-9)
+    matrix_found = fit_affine(points, points @ matrix[:, :2].T + matrix[:, 2])
+    np.testing.assert_allclose(matrix_found, matrix, atol=1e-9)
 
 
 def test_face_mask_covers_the_five_points():
     points = template(CropSpec(size=SIDE))
-    mask = face_mask(points, SIDE, 0.01)
+    mask = mask_face(points, SIDE, 0.01)
     assert (mask[points[:, 1].astype(int), points[:, 0].astype(int)] > 0.9).all()
     assert mask[0].max() == mask[:, 0].max() == 0
 

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from vfm_runtime.deepfake.faces.crop import CropSpec, whole_crop
 
+from tests.deepfake.data.faces import write_faces
 from vfm.deepfake.data.augment import View
-from vfm.deepfake.data.base import write_crop
-from vfm.deepfake.data.data import GROUPS, DeepfakeData
-from vfm.deepfake.data.dataset import BLENDED, resized_mask
+from vfm.deepfake.data.base import GROUPS, write_crop
+from vfm.deepfake.data.data import DeepfakeData
+from vfm.deepfake.data.dataset import BLENDED, resize_mask
 from vfm.deepfake.data.manifest import read_manifest, write_manifest
 from vfm.deepfake.data.pairs import Pairs
-from vfm.deepfake.data.procedural import write_faces
 from vfm.deepfake.data.record import LABELS, DeepfakeDataError, Item
 from vfm.preprocess import Preprocess
 from vfm.spec import build
@@ -197,7 +197,7 @@ def test_trap_13_mask_lies_where_the_image_lies(fit, size):
     white = np.zeros((60, 60, 3), np.uint8)
     white[15:40, 20:50] = 255
     preprocess = Preprocess(size=size, fit=fit, crop_fraction=0.9, interpolation="bilinear")
-    mask = resized_mask(View(white, white[..., 0].astype(np.float32) / 255), preprocess)
+    mask = resize_mask(View(white, white[..., 0].astype(np.float32) / 255), preprocess)
     pixels = preprocess.resize(white)[0][..., 0].astype(np.float32) / 255
     # Beside the image there is a grey border, which is not forged.
     border = preprocess.resize(np.zeros_like(white))[0][..., 0] > 64

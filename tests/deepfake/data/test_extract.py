@@ -10,9 +10,10 @@ from vfm_runtime.deepfake.faces.crop import CropSpec, template
 
 from tests.runtime import videos
 from vfm.deepfake.data import crops, extract
-from vfm.deepfake.data.crop_report import summary
-from vfm.deepfake.data.crops import plan
-from vfm.deepfake.data.extract import CROP_FILE, FAILURES_FILE, MANIFEST_FILE, SHEET_FILE
+from vfm.deepfake.data.crop_report import summarize
+from vfm.deepfake.data.crops import plan_videos
+from vfm.deepfake.data.extract import CROP_FILE, FAILURES_FILE, SHEET_FILE
+from vfm.deepfake.data.layouts import MANIFEST
 from vfm.deepfake.data.manifest import read_manifest
 from vfm.deepfake.data.record import DeepfakeDataError, Item
 
@@ -79,7 +80,7 @@ def done(items, tmp_path_factory):
 
 def test_the_manifest_lists_crops_and_keeps_what_is_known(done):
     out, _ = done
-    found = read_manifest(out / MANIFEST_FILE)
+    found = read_manifest(out / MANIFEST)
     assert {(item.key, item.frame) for item in found} == {
         *((("set", "", "000"), frame) for frame in (0, 3, 6, 9)),
         *((("set", "swap", "000_001"), frame) for frame in (0, 1, 2)),
@@ -92,7 +93,7 @@ def test_the_manifest_lists_crops_and_keeps_what_is_known(done):
 
 def test_crops_show_the_face_where_the_specification_says(done):
     out, _ = done
-    for item in read_manifest(out / MANIFEST_FILE):
+    for item in read_manifest(out / MANIFEST):
         assert np.asarray(Image.open(item.path)).shape == (64, 64, 3)
         landmarks = np.load(item.landmarks)
         assert landmarks.shape == (5, 2)
@@ -120,7 +121,7 @@ def test_trap_21_failures_are_listed_and_counted_for_each_class(done):
     assert "cut.mp4" in found["cut"]["detail"]
     assert counts["real"] == (2, 1, 8, 4, {"no_face": 4})
     assert counts["fake"] == (3, 1, 4, 4, {"unreadable": 1})
-    text = summary(counts)
+    text = summarize(counts)
     assert "real: 4 crops from 8 frames of 2 videos or images; 1 of these have none (50.0%)" in text
     assert "frames that failed: 1 unreadable" in text
     assert "WARNING: the classes fail unequally" in text
@@ -128,7 +129,7 @@ def test_trap_21_failures_are_listed_and_counted_for_each_class(done):
 
 def test_equal_failures_are_no_warning(done):
     _, counts = done
-    assert "WARNING" not in summary({"real": counts["real"]})
+    assert "WARNING" not in summarize({"real": counts["real"]})
 
 
 def test_the_contact_sheet_shows_every_crop(done):
@@ -142,7 +143,7 @@ def test_the_contact_sheet_shows_every_crop(done):
 def test_what_is_done_is_not_done_again(items, done, tmp_path, monkeypatch):
     out = shutil.copytree(done[0], tmp_path / "faces")
     shutil.rmtree(out / "crops/set/swap/000_001")
-    (out / MANIFEST_FILE).unlink()
+    (out / MANIFEST).unlink()
     made, whole = [], extract.cut_video
     monkeypatch.setattr(
         extract, "cut_video", lambda job, *rest: made.append(job.folder) or whole(job, *rest)
@@ -154,13 +155,13 @@ def test_what_is_done_is_not_done_again(items, done, tmp_path, monkeypatch):
     assert made == ["set/swap/000_001"]
     assert said[0] == "4 of 5 videos are done already."
     assert counts == done[1]
-    for name in (MANIFEST_FILE, FAILURES_FILE, SHEET_FILE):
+    for name in (MANIFEST, FAILURES_FILE, SHEET_FILE):
         assert (out / name).read_bytes() == (done[0] / name).read_bytes()
 
 
 def test_an_interrupted_video_leaves_nothing_behind(items, tmp_path, monkeypatch):
     out, written = tmp_path / "faces", []
-    whole = crops._write
+    whole = crops._write_crop
 
     def interrupted(*arguments):
         if len(written) == 2:
@@ -168,20 +169,16 @@ def test_an_interrupted_video_leaves_nothing_behind(items, tmp_path, monkeypatch
         written.append(whole(*arguments))
         return written[-1]
 
-    monkeypatch.setattr(crops, "_write", interrupted)
+    monkeypatch.setattr(crops, "_write_crop", interrupted)
     with pytest.raises(KeyboardInterrupt):
         extract.extract(items[:1], out, SPEC, num_frames=NUM_FRAMES, num_workers=1)
     folder = out / "crops/set/real/000"
     assert len(list(folder.iterdir())) == 2
     (folder / "000007.png").write_bytes(b"half")
-    monkeypatch.setattr(crops, "_write", whole)
+    monkeypatch.setattr(crops, "_write_crop", whole)
     extract.extract(items[:1], out, SPEC, num_frames=NUM_FRAMES, num_workers=1)
-    assert sorted(path.stem for path in folder.glob("*.png")) == [
-        "000000",
-        "000003",
-        "000006",
-        "000009",
-    ]
+    names = sorted(path.stem for path in folder.glob("*.png"))
+    assert names == ["000000", "000003", "000006", "000009"]
 
 
 # Importing torch in a fresh process takes most of it.
@@ -255,7 +252,7 @@ def test_trap_13_the_forged_face_is_cut_and_the_mask_with_it(tmp_path):
         out = tmp_path / policy
         spec = CropSpec(size=64, policy=policy)
         extract.extract([item], out, spec, num_workers=1)
-        (found,) = read_manifest(out / MANIFEST_FILE)
+        (found,) = read_manifest(out / MANIFEST)
         covered = np.asarray(Image.open(found.mask)) > 127
         crop = np.asarray(Image.open(found.path)).astype(int)
         assert 0.1 < covered.mean() < 0.6
@@ -282,7 +279,7 @@ def test_every_large_face_is_cut_where_all_count(tmp_path):
     Image.fromarray(image).save(tmp_path / "two.png")
     item = Item(str(tmp_path / "two.png"), "real", "two")
     extract.extract([item], tmp_path / "out", CropSpec(size=64, policy="all"), num_workers=1)
-    found = read_manifest(tmp_path / "out" / MANIFEST_FILE)
+    found = read_manifest(tmp_path / "out" / MANIFEST)
     assert [item.path.rpartition("/")[2] for item in found] == ["000000.png", "000000_1.png"]
     assert [item.frame for item in found] == [0, 0]
 
@@ -297,7 +294,7 @@ def test_the_mask_of_a_video_may_be_a_video(tmp_path):
     (tmp_path / "mask.mp4").write_bytes(videos.write(masks))
     item = Item(path, "fake", "v", method="m", mask=str(tmp_path / "mask.mp4"))
     extract.extract([item], tmp_path / "out", SPEC, num_frames=3, num_workers=1)
-    found = read_manifest(tmp_path / "out" / MANIFEST_FILE)
+    found = read_manifest(tmp_path / "out" / MANIFEST)
     assert len(found) == 3
     # Mask and head move together, so the mask stays where it is in the crops.
     shown = [np.asarray(Image.open(item.mask)) > 127 for item in found]
@@ -330,7 +327,7 @@ def test_landmarks_that_come_along_are_used(tmp_path):
         Item(str(tmp_path / "a.png"), "fake", "b", method="m"),
     ]
     counts = extract.extract(items, tmp_path / "out", spec, num_workers=1)
-    (item,) = read_manifest(tmp_path / "out" / MANIFEST_FILE)
+    (item,) = read_manifest(tmp_path / "out" / MANIFEST)
     np.testing.assert_allclose(np.load(item.landmarks), template(spec), atol=1e-4)
     assert counts["fake"].failures == {"bad_landmarks": 1}
 
@@ -342,7 +339,7 @@ def test_frames_as_images_are_spread_over_their_video(tmp_path):
         Image.fromarray(scene(((4 * number, 20),))).save(path)
         items.append(Item(str(path), "real", "v", frame=number))
     extract.extract(items[::-1], tmp_path / "out", SPEC, num_frames=3, num_workers=1)
-    assert [item.frame for item in read_manifest(tmp_path / "out" / MANIFEST_FILE)] == [0, 4, 8]
+    assert [item.frame for item in read_manifest(tmp_path / "out" / MANIFEST)] == [0, 4, 8]
 
 
 def test_trap_05_videos_of_one_name_keep_their_own_folders():
@@ -362,7 +359,7 @@ def test_trap_05_videos_of_one_name_keep_their_own_folders():
         item("j.png", "d", "swap", "000", compression="c23"),
         item("k.png", "../d", "", ".."),
     ]
-    folders = [job.folder for job in plan(items)]
+    folders = [job.folder for job in plan_videos(items)]
     assert len(set(folders)) == len(items)
     for folder in folders:
         parts = folder.split("/")
@@ -374,7 +371,7 @@ def test_trap_05_videos_of_one_name_keep_their_own_folders():
 def test_two_files_of_one_video_are_refused(tmp_path):
     items = [Item("a.mp4", "real", "v"), Item("b.mp4", "real", "v")]
     with pytest.raises(DeepfakeDataError, match=r"The video 'v' is both a\.mp4 and b\.mp4"):
-        plan(items)
+        plan_videos(items)
 
 
 def test_a_damaged_record_is_named(items, done, tmp_path):

@@ -6,7 +6,7 @@ from tests.deepfake.data.test_layouts import SHARES, labels
 from tests.deepfake.data.trees import touch
 from vfm.deepfake.data.layouts import import_layout
 from vfm.deepfake.data.record import DeepfakeDataError
-from vfm.deepfake.data.splits import assign_splits, leaks
+from vfm.deepfake.data.splits import assign_splits, find_leaks
 
 
 class TestPlain:
@@ -76,7 +76,7 @@ class TestPlain:
             touch(tmp_path, f"{split}/real/0001.png", f"{split}/fake/0001.png")
         items = import_layout(tmp_path).entries
         assert {item.frame for item in items} == {-1}
-        assert not leaks(items)
+        assert not find_leaks(items)
 
     def test_videos_and_names_of_known_data_sets(self, tmp_path):
         touch(tmp_path, "real/000.mp4", "real/003.mp4", "fake/000_003.mp4")

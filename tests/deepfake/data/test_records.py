@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from tests.deepfake.data.faces import write_faces
 from tests.deepfake.data.test_data import SIDE, listed, rewritten
 from vfm.deepfake.data.dataset import BLENDED
-from vfm.deepfake.data.procedural import write_faces
 
 
 @pytest.fixture(scope="module")

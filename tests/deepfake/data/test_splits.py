@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from vfm.deepfake.data.manifest import DeepfakeDataError, Item
-from vfm.deepfake.data.splits import assign_splits, components, leaks
+from vfm.deepfake.data.record import DeepfakeDataError, Item
+from vfm.deepfake.data.splits import assign_splits, find_leaks, name_components
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -58,7 +58,7 @@ def test_trap_02_target_and_source_stay_in_one_split():
     for item in placed:
         for name in item.identities:
             assert shown.setdefault(name, item.split) == item.split
-    assert not leaks(placed)
+    assert not find_leaks(placed)
     counts = Counter((item.split, item.label) for item in placed)
     # 15 % of 30 groups of two real and two fake videos each.
     assert counts["test", "real"] == counts["test", "fake"] in (8, 10)
@@ -94,7 +94,7 @@ def test_trap_03_what_is_given_for_testing_is_never_validated_on():
     placed = assign_splits(items, SHARES, seed=0)
     assert {item.split for item in placed if item.video < "01"} == {"test"}
     assert {item.split for item in placed} == {"train", "val", "test"}
-    assert not leaks(placed)
+    assert not find_leaks(placed)
 
 
 def test_trap_04_what_is_tied_to_the_test_set_is_left_out_of_training():
@@ -119,7 +119,7 @@ def test_a_missing_validation_set_is_drawn_from_the_training_set():
     changed = {path for path in after if after[path] != before[path]}
     assert {after[path] for path in changed} == {"val"}
     assert {before[path] for path in changed} == {"train"}
-    assert not leaks(placed)
+    assert not find_leaks(placed)
 
 
 def test_what_has_no_split_joins_its_own_group_or_the_training_set():
@@ -173,15 +173,15 @@ def test_groups_are_connected_through_other_videos_and_named_alike_in_any_order(
         Item("/3", "real", "v3", ("b",)),
         Item("/4", "real", "v10", ("c",)),
     ]
-    named = components(items)
+    named = name_components(items)
     assert named[0] == named[1] == named[2] != named[3]
-    assert components(items[::-1]) == named[::-1]
-    assert len(set(components(items, "video"))) == 4
+    assert name_components(items[::-1]) == named[::-1]
+    assert len(set(name_components(items, "video"))) == 4
 
 
 def test_equal_videos_of_two_data_sets_are_not_tied():
     one = Item("/1", "real", "000", dataset="A")
-    assert len(set(components([one, one._replace(path="/2", dataset="B")]))) == 2
+    assert len(set(name_components([one, one._replace(path="/2", dataset="B")]))) == 2
 
 
 def test_one_large_group_says_how_to_go_on():
@@ -210,4 +210,4 @@ def test_shares_that_do_not_add_up_are_refused(shares):
 
 def test_unknown_ties_are_refused():
     with pytest.raises(DeepfakeDataError, match=r"group_by is 'face'. Choices: identity, video"):
-        components(pairs(2), "face")
+        name_components(pairs(2), "face")

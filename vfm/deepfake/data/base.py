@@ -1,4 +1,4 @@
-"""What every data module of real and forged images does, wherever they come from."""
+"""Base of the data modules of deepfakes: modes of training, pairs, and how the images were cut."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Unpack, get_args
 
 from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.errors import OptionError
 
-from vfm.data.base import ImageData
+from vfm.data.base import LOADER_DEFAULTS, ImageData, LoaderOptions
 from vfm.data.dataset import Record
 from vfm.data.splits import SPLITS
 from vfm.deepfake.data.dataset import (
@@ -26,7 +26,7 @@ from vfm.deepfake.data.dataset import (
     require_deepfakes,
 )
 from vfm.deepfake.data.pairs import Pairs, check_training
-from vfm.deepfake.data.record import FAKE, LABELS, REAL, count_label
+from vfm.deepfake.data.record import FAKE, LABELS, REAL
 
 Mode = Literal["plain", "paired", "sbi", "mixed"]
 
@@ -36,56 +36,70 @@ CROP_FILE = "crop.json"
 """Beside a manifest: how its crops were cut, as `CropSpec.to_dict`."""
 
 
+class DeepfakeOptions(LoaderOptions, total=False):
+    """The `**options` of a data module of deepfakes; a module states its own defaults in `option_defaults`.
+
+    Args:
+        mode: What a training batch is made of: `plain` takes images as they come; `paired` takes real images, each with
+            a fake made from its own video; `sbi` takes real images alone, each with a fake that is blended from it
+            (self-blended images); `mixed` takes either kind of fake. With these two, a val or test split without fakes
+            gets one for each real image, the same one every time, with the method `self-blended`.
+        sbi_share: Fraction of the pairs of `mixed` whose fake is blended; a real image without fakes of its video
+            always gets one that is.
+        benign_share: Fraction of the training images, real and fake alike, that get a harmless edit first: a caption, a
+            sticker, a frame, a smoothing filter.
+        edits: Whether training images are flipped, turned, blurred, recoloured and compressed.
+        batch_size: Images in a batch, on each process; two make a pair.
+        num_workers: Processes that open images, as for `ImageData`.
+        seed: Seed of order, pairs, blends, edits and splits.
+    """
+
+    mode: Mode
+    sbi_share: float
+    benign_share: float
+    edits: bool
+
+
+DEEPFAKE_DEFAULTS: DeepfakeOptions = {
+    **LOADER_DEFAULTS,
+    "mode": "mixed",
+    "sbi_share": 0.5,
+    "benign_share": 0.1,
+    "edits": True,
+}
+
+
 class DeepfakeImages(ImageData, ABC):
-    """Real and forged images, in splits.
+    """Real and fake images, in splits.
 
     A subclass implements `find`, and `read_crop`. Label 1 is fake, whatever the order of names.
     """
 
+    option_defaults: ClassVar[DeepfakeOptions] = DEEPFAKE_DEFAULTS
     collate = staticmethod(collate_deepfakes)
 
-    def __init__(
-        self,
-        *,
-        mode: Mode,
-        sbi_share: float,
-        benign_share: float,
-        edits: bool,
-        batch_size: int,
-        num_workers: int | None,
-        seed: int,
-    ) -> None:
+    def __init__(self, **options: Unpack[DeepfakeOptions]) -> None:
         """Make the data module; nothing is read yet.
 
         Args:
-            mode: What a training batch is made of: `plain` takes images as they come; `paired` takes real images, each
-                with a forgery made from its own video; `sbi` takes real images alone, each with a forgery that is
-                blended from it; `mixed` takes either kind of forgery. With these two, a val or test split without
-                forgeries gets one for each real image, the same one every time, with the method `self-blended`.
-            sbi_share: Of `mixed`, the share of the pairs whose forgery is blended; a real image without forgeries of
-                its video always gets one that is.
-            benign_share: Share of the training images, real and forged alike, that get a harmless edit first: a
-                caption, a sticker, a frame, a smoothing filter.
-            edits: Whether training images are flipped, turned, blurred, recoloured and compressed.
-            batch_size: Images in a batch, on each process; two make a pair.
-            num_workers: Processes that open images, as for `ImageData`.
-            seed: Of order, pairs, blends, edits and splits.
+            **options: As for every data module of deepfakes.
 
         Raises:
             ValueError: An argument lies outside its range.
         """
-        _check_arguments(mode, batch_size, {"sbi_share": sbi_share, "benign_share": benign_share})
+        options = {**self.option_defaults, **options}
+        _check_options(options)
+        self.mode = options["mode"]
+        self.sbi_share = options["sbi_share"]
+        self.changes = Changes(options["edits"], options["benign_share"])
         # The features of images that change from epoch to epoch cannot be stored.
-        fixed = mode == "plain" and not edits and not benign_share
+        is_fixed = self.mode == "plain" and not any(self.changes)
         super().__init__(
-            batch_size=batch_size,
-            num_workers=num_workers,
-            augment="none" if fixed else "standard",
-            seed=seed,
+            augment="none" if is_fixed else "standard",
+            batch_size=options["batch_size"],
+            num_workers=options["num_workers"],
+            seed=options["seed"],
         )
-        self.mode = mode
-        self.sbi_share = sbi_share
-        self.changes = Changes(edits, benign_share)
         self.group_columns = GROUPS
         self._crop: CropSpec | None = None
 
@@ -105,7 +119,7 @@ class DeepfakeImages(ImageData, ABC):
         return self._crop
 
     def read(self) -> dict[str, list[Record]]:
-        """Find the images, and leave out the forgeries to train on where training makes its own."""
+        """Find the images, and leave out the fakes to train on where training makes its own."""
         self.labels = LABELS
         if self.crop.source == "native" and self.mode in ("sbi", "mixed"):
             raise OptionError(
@@ -116,7 +130,7 @@ class DeepfakeImages(ImageData, ABC):
         if self.mode == "sbi" and "train" in splits:
             splits["train"] = [r for r in splits["train"] if r.item.label == REAL]
         if self.mode in ("sbi", "mixed"):
-            _blend_evaluated(splits)
+            _add_blends(splits)
         return {split: [*splits[split]] for split in SPLITS if split in splits}
 
     def list_records(self, split: str) -> list[DeepfakeRecord]:
@@ -141,16 +155,14 @@ class DeepfakeImages(ImageData, ABC):
         super().setup(stage)
 
     def describe(self) -> dict[str, Any]:
-        """Images per split and label, forgeries per split and method, and the crop; ready for JSON."""
-        found = super().describe()
-        methods = {
-            split: dict(
-                Counter(r.item.method for r in self.list_records(split) if r.item.label == FAKE)
-            )
-            for split in self.records
-            if split in SPLITS
-        }
-        return found | {"methods": methods, "mode": self.mode, "crop": self.crop.to_dict()}
+        """Images per split and label, fakes per split and method, and the crop; ready for JSON."""
+        methods = {}
+        description = super().describe()
+        for split in SPLITS:
+            if split in self.records:
+                deepfakes = (r.item for r in self.list_records(split) if r.item.label == FAKE)
+                methods[split] = dict(Counter(item.method for item in deepfakes))
+        return description | {"methods": methods, "mode": self.mode, "crop": self.crop.to_dict()}
 
     def build_dataset(self, split: str) -> DeepfakeDataset:
         """A split's images, in order and without augmentation."""
@@ -160,12 +172,14 @@ class DeepfakeImages(ImageData, ABC):
 
     def _build_training_dataset(self) -> DeepfakeDataset:
         records = require_deepfakes(self._get_records("train"))
-        seen = (records, self.crop, self._require_preprocess(), self.changes, self.seed)
+        common = (records, self.crop, self._require_preprocess(), self.changes, self.seed)
         if self.mode == "plain":
-            return DeepfakeDataset(*seen)
+            return DeepfakeDataset(*common)
         blends = {"paired": 0.0, "sbi": 1.0}.get(self.mode, self.sbi_share)
         pairs = Pairs([record.item for record in records])
-        return PairedDeepfakes(*seen, pairs=pairs, blends=blends, blend_rest=self.mode != "paired")
+        return PairedDeepfakes(
+            *common, pairs=pairs, blends=blends, blend_rest=self.mode != "paired"
+        )
 
     def _choose_loader_options(self, split: str) -> dict[str, Any]:
         options = super()._choose_loader_options(split)
@@ -175,33 +189,35 @@ class DeepfakeImages(ImageData, ABC):
 
 
 def write_crop(folder: Path, crop: CropSpec) -> None:
-    """Write `crop.json`.
+    """Write `crop.json`, in one step.
 
     Args:
-        folder: Of the manifest.
-        crop: How its images were cut.
+        folder: Folder of the manifest.
+        crop: How the images of the manifest were cut.
     """
-    text = json.dumps(crop.to_dict(), indent=2) + "\n"
-    (folder / CROP_FILE).write_text(text, encoding="utf-8")
+    unfinished = folder / f".{CROP_FILE}"
+    unfinished.write_text(json.dumps(crop.to_dict(), indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(folder / CROP_FILE)
 
 
-def _check_arguments(mode: str, batch_size: int, shares: dict[str, float]) -> None:
+def _check_options(options: DeepfakeOptions) -> None:
+    mode, batch_size = options["mode"], options["batch_size"]
     if mode not in get_args(Mode):
         raise OptionError(f"mode is '{mode}'. Choices: {', '.join(get_args(Mode))}.")
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise OptionError(f"{name} is {share}. Give a share, from 0 to 1.")
+    for name in ("sbi_share", "benign_share"):
+        if not 0 <= options[name] <= 1:
+            raise OptionError(f"{name} is {options[name]}. Give a share, from 0 to 1.")
     if mode != "plain" and batch_size % 2:
         raise OptionError(
             f"batch_size is {batch_size}, but two images make a pair. Give an even number, or --data.mode plain."
         )
 
 
-def _blend_evaluated(splits: dict[str, list[DeepfakeRecord]]) -> None:
+def _add_blends(splits: dict[str, list[DeepfakeRecord]]) -> None:
     """Where a split to evaluate on has no fakes, blend one for each real image; else nothing could be measured."""
     for split in ("val", "test"):
         reals = splits.get(split, [])
-        if not reals or count_label((record.item for record in reals), FAKE):
+        if not reals or any(record.item.label == FAKE for record in reals):
             continue
         warnings.warn(
             f"The {split} split has no fakes: one is blended from each of its {len(reals)} real images. Its figures "
@@ -209,10 +225,9 @@ def _blend_evaluated(splits: dict[str, list[DeepfakeRecord]]) -> None:
             stacklevel=4,
         )
         # Both sides, since the real one of a blend may be changed as a whole.
-        reals = [replace(record, blend=number) for number, record in enumerate(reals)]
-        splits[split] = [*reals, *map(_blend, reals)]
-
-
-def _blend(real: DeepfakeRecord) -> DeepfakeRecord:
-    item = real.item._replace(label="fake", method=BLENDED, source=real.item.video)
-    return replace(real, label=1, name=f"{real.name} ({BLENDED})", item=item)
+        for number, record in enumerate(reals):
+            reals[number] = replace(record, blend=number)
+        for record in list(reals):
+            item = record.item._replace(label="fake", method=BLENDED, source=record.item.video)
+            name = f"{record.name} ({BLENDED})"
+            reals.append(replace(record, label=1, name=name, item=item))

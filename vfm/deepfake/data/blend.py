@@ -1,4 +1,4 @@
-"""Self-blended images: forgeries made of a single real face, with the mask of what was blended in.
+"""Self-blended images: fakes made of a single real face, with the mask of what was blended in.
 
 A face is laid over itself, after one of the two was changed a little in colour, sharpness, size and place. What is left
 is what all face swaps share, a border between two sources, and nothing of one method (Shiohara and Yamasaki, 2022,
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vfm_runtime.deepfake.faces.crop import TEMPLATE, CropSpec, move_points, template
 from vfm_runtime.errors import DataError
 
-from vfm.deepfake.data.augment import Array, Colours, Mask, Pixels, through_jpeg
+from vfm.deepfake.data.augment import Array, Colors, Mask, Pixels, compress_jpeg
 
 Points = NDArray[np.float64]
 
@@ -28,30 +28,15 @@ _JAW = (
     *((0.86, 0.50), (0.83, 0.68), (0.75, 0.86), (0.64, 0.98), (0.50, 1.02)),
     *((0.36, 0.98), (0.25, 0.86), (0.17, 0.68), (0.14, 0.50)),
 )
+_EYES = ((0.16, 0.34), (0.50, 0.29), (0.84, 0.34), (0.84, 0.54), (0.62, 0.73), (0.38, 0.73))
+_MOUTH = ((0.28, 0.74), (0.50, 0.70), (0.72, 0.74), (0.76, 0.83), (0.62, 0.95), (0.38, 0.95))
 _PARTS: dict[str, tuple[tuple[float, float], ...]] = {
     "whole": (*_JAW, (0.18, 0.34), (0.30, 0.18), (0.50, 0.13), (0.70, 0.18), (0.82, 0.34)),
     "brows": (*_JAW, (0.16, 0.36), (0.30, 0.31), (0.70, 0.31), (0.84, 0.36)),
     "lower": (*_JAW[1:-1], (0.17, 0.60), (0.50, 0.53), (0.83, 0.60)),
-    "eyes": (
-        (0.16, 0.34),
-        (0.50, 0.29),
-        (0.84, 0.34),
-        (0.84, 0.54),
-        (0.62, 0.73),
-        (0.38, 0.73),
-        (0.16, 0.54),
-    ),
-    "mouth": (
-        (0.28, 0.74),
-        (0.50, 0.70),
-        (0.72, 0.74),
-        (0.76, 0.83),
-        (0.62, 0.95),
-        (0.38, 0.95),
-        (0.24, 0.83),
-    ),
+    "eyes": (*_EYES, (0.16, 0.54)),
+    "mouth": (*_MOUTH, (0.24, 0.83)),
 }
-_NAMES = tuple(_PARTS)
 _CHANCES = (0.4, 0.3, 0.1, 0.12, 0.08)
 # The same parts of the 68 points of the iBUG annotation.
 _POINTS_68 = {
@@ -60,7 +45,7 @@ _POINTS_68 = {
     "eyes": np.arange(17, 48),
     "mouth": np.arange(48, 68),
 }
-_SHARES = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
+_OPACITIES = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 _ATTEMPTS = 8
 _LEAST_AREA = 0.004
 # The lengths of this file are in pixels of a crop of this side.
@@ -68,7 +53,7 @@ _SIDE = 256
 
 
 class Blend(NamedTuple):
-    """A real face and the forgery made of it. The crop's side is s."""
+    """A real face and the fake made of it. The crop's side is s."""
 
     real: Pixels
     """uint8 [s, s, 3]; the crop itself, or the crop in other colours where these went to the ground."""
@@ -84,11 +69,11 @@ def self_blend(
     landmarks: NDArray[np.floating] | None = None,
     spec: CropSpec | None = None,
 ) -> Blend:
-    """A forgery of a face with itself, never equal to it: what cannot be seen is drawn again.
+    """Make a fake of a face with itself, never equal to it: what cannot be seen is drawn again.
 
     Args:
-        crop: uint8 [s, s, 3], a face that lies as `spec` says.
-        generator: Of random numbers; the same state gives the same blend.
+        crop: A face that lies as `spec` says, uint8 [s, s, 3].
+        generator: Source of all that is random; the same state gives the same blend.
         landmarks: [K, 2] x and y in pixels of the crop: 5 in the order of `TEMPLATE`, 68 or more that begin with those
             of iBUG, or any others around the face. Without them, or where they bound nothing within the image, the
             face is taken to lie on the template.
@@ -105,78 +90,74 @@ def self_blend(
         )
     # The crop may have been resized since.
     spec = spec or CropSpec()
-    places = template(spec) * (side / spec.size)
-    given = None if landmarks is None else np.asarray(landmarks, np.float64)
+    on_template: Points = template(spec) * (side / spec.size)
+    points: Points | None = None if landmarks is None else np.asarray(landmarks, np.float64)
     for attempt in range(_ATTEMPTS):
         # Landmarks that gave nothing in half of the attempts lie outside.
-        around = given if attempt < _ATTEMPTS // 2 else None
-        blend = _draw(crop, generator, around, places)
+        around = on_template if points is None or attempt >= _ATTEMPTS // 2 else points
+        blend = _draw_blend(crop, generator, around)
         if blend is not None:
             return blend
-    return _plain(crop, places)
+    # A good deal lighter or darker: it shows on every image, a blank one too.
+    mask = mask_face(on_template, side, 1 / 64)
+    shift = 24.0 if crop.mean() < 128 else -24.0
+    return Blend(crop, _mix(Colors(offset=(shift,) * 3).apply(crop), crop, mask), mask)
 
 
-def _draw(
-    crop: Pixels, generator: np.random.Generator, landmarks: Points | None, places: Points
-) -> Blend | None:
+def _draw_blend(crop: Pixels, generator: np.random.Generator, points: Points) -> Blend | None:
     """One attempt; None where nothing of it can be seen."""
     source: Array = crop
     target: Array = crop
     if generator.random() < 0.5:
-        source = _altered(crop, generator)
+        source = _alter(crop, generator)
     else:
-        target = _altered(crop, generator)
-    moved = _shift(generator, crop.shape[0])
-    outline = _outline(generator, landmarks, places)
-    mask = _soft(outline @ moved[:, :2].T + moved[:, 2], crop.shape[0], generator)
+        target = _alter(crop, generator)
+    side = crop.shape[0]
+    # The source moves up to 3 % aside, 1.5 % up or down, and is up to 5 % smaller or larger.
+    scale = generator.uniform(0.95, 1 / 0.95)
+    dx, dy = generator.uniform(-0.03, 0.03) * side, generator.uniform(-0.015, 0.015) * side
+    rest = (1 - scale) * (side - 1) / 2
+    matrix = np.array([[scale, 0, rest + dx], [0, scale, rest + dy]])
+    outline = move_points(_draw_outline(generator, points), matrix)
+    mask = _draw_soft_mask(outline, side, generator)
     if mask is None:
         return None
-    source = cv2.warpAffine(
-        source, moved, crop.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-    )
-    fake = _mixed(source, target, mask * _SHARES[int(generator.integers(len(_SHARES)))])
+    source = cv2.warpAffine(source, matrix, (side, side), borderMode=cv2.BORDER_REFLECT_101)
+    opacity = _OPACITIES[int(generator.integers(len(_OPACITIES)))]
+    fake = _mix(source, target, mask * opacity)
     difference = cv2.mean(cv2.absdiff(fake, target), (mask > 0.5).astype(np.uint8))
-    if sum(difference[:3]) / 3 < VISIBLE:
-        return None
-    return Blend(target, fake, mask)
+    return Blend(target, fake, mask) if sum(difference[:3]) / 3 >= VISIBLE else None
 
 
-def affine(points_from: NDArray[np.floating], points_to: NDArray[np.floating]) -> Points:
-    """The affine map, [2, 3], that brings points, [K, 2], closest to others in the sense of least squares."""
-    known = np.column_stack([points_from, np.ones(len(points_from))])
-    matrix: Points = np.linalg.lstsq(known, np.asarray(points_to, np.float64), rcond=None)[0].T
+def fit_affine(points_from: NDArray[np.floating], points_to: NDArray[np.floating]) -> Points:
+    """Fit the affine map, [2, 3], that brings points, [K, 2], closest to others in the sense of least squares."""
+    homogeneous = np.column_stack([points_from, np.ones(len(points_from))])
+    target = np.asarray(points_to, np.float64)
+    matrix: Array = np.linalg.lstsq(homogeneous, target, rcond=None)[0].T
     return matrix
 
 
-def face_mask(points: NDArray[np.floating], side: int, blur: float) -> Mask:
-    """The face from brows to chin, with a soft border, float32 [side, side], 0 to 1.
+def mask_face(points: NDArray[np.floating], side: int, blur: float) -> Mask:
+    """Mask the face from brows to chin, with a soft border: float32 [side, side], 0 to 1.
 
     Args:
         points: [5, 2], in the order of `TEMPLATE`, in pixels.
-        side: Of the image, in pixels.
-        blur: Standard deviation of the border as a share of the side.
+        side: Side of the image in pixels.
+        blur: Standard deviation of the border as a fraction of the side.
     """
-    filled = _filled(_fitted(_PARTS["brows"], np.asarray(points, np.float64)), side)
+    filled = _fill(_fit_part("brows", np.asarray(points, np.float64)), side)
     mask: Array = cv2.GaussianBlur(filled, (0, 0), max(0.3, blur * side))
     return mask
 
 
-def _plain(crop: Pixels, places: Points) -> Blend:
-    """The face a good deal lighter or darker: it shows on every image, a blank one too."""
-    mask = face_mask(places, crop.shape[0], 1 / 64)
-    shift = 24.0 if crop.mean() < 128 else -24.0
-    source = Colours((1.0,) * 3, (shift,) * 3, 1.0).apply(crop)
-    return Blend(crop, _mixed(source, crop, mask), mask)
-
-
-def _mixed(source: Array, target: Array, share: Array) -> Array:
-    mixed: Array = cv2.blendLinear(source, target, share, 1 - share)
+def _mix(source: Array, target: Array, weight: Array) -> Array:
+    mixed: Array = cv2.blendLinear(source, target, weight, 1 - weight)
     return mixed
 
 
-def _altered(crop: Array, generator: np.random.Generator) -> Array:
+def _alter(crop: Array, generator: np.random.Generator) -> Array:
     """Other colours, and a loss or gain of sharpness: another camera, another generator."""
-    pixels: Array = Colours.draw(generator, 0.6).apply(crop)
+    pixels: Array = Colors.draw(generator, 0.6).apply(crop)
     side = crop.shape[0]
     kind = generator.random()
     if kind < 0.35:
@@ -190,39 +171,31 @@ def _altered(crop: Array, generator: np.random.Generator) -> Array:
     elif kind < 0.8:
         pixels = cv2.GaussianBlur(pixels, (0, 0), generator.uniform(0.5, 2.0) * side / _SIDE)
     elif kind < 0.9:
-        pixels = through_jpeg(pixels, int(generator.integers(30, 90)))
+        pixels = compress_jpeg(pixels, int(generator.integers(30, 90)))
     return pixels
 
 
-def _shift(generator: np.random.Generator, side: int) -> NDArray[np.float64]:
-    """[2, 3], the map of the source: up to 3 % aside, 1.5 % up or down, 5 % smaller or larger."""
-    scale = generator.uniform(0.95, 1 / 0.95)
-    dx, dy = generator.uniform(-0.03, 0.03) * side, generator.uniform(-0.015, 0.015) * side
-    rest = (1 - scale) * (side - 1) / 2
-    return np.array([[scale, 0, rest + dx], [0, scale, rest + dy]])
-
-
-def _outline(generator: np.random.Generator, landmarks: Points | None, places: Points) -> Points:
+def _draw_outline(generator: np.random.Generator, points: Points) -> Points:
     """[K, 2], the corners of a part of the face, in pixels, each a little off its place."""
-    part = _NAMES[int(generator.choice(len(_NAMES), p=_CHANCES))]
-    if landmarks is None or len(landmarks) == len(TEMPLATE):
-        corners = _fitted(_PARTS[part], places if landmarks is None else landmarks)
-    elif len(landmarks) >= 68 and part in _POINTS_68:
-        corners = landmarks[_POINTS_68[part]]
+    part = list(_PARTS)[int(generator.choice(len(_PARTS), p=_CHANCES))]
+    if len(points) == len(TEMPLATE):
+        corners = _fit_part(part, points)
+    elif len(points) >= 68 and part in _POINTS_68:
+        corners = points[_POINTS_68[part]]
     else:
-        corners = landmarks
+        corners = points
     hull = cv2.convexHull(corners.astype(np.float32))[:, 0].astype(np.float64)
     reach = np.ptp(hull, axis=0)
     jittered: Points = hull + 0.03 * reach * generator.standard_normal(hull.shape)
     return jittered
 
 
-def _fitted(part: tuple[tuple[float, float], ...], points: Points) -> Points:
-    """A part of the face in pixels, where five points say that it lies."""
-    return move_points(part, affine(TEMPLATE, points))
+def _fit_part(part: str, points: Points) -> Points:
+    """A part of the face in pixels, [K, 2], where five points say that it lies."""
+    return move_points(_PARTS[part], fit_affine(TEMPLATE, points))
 
 
-def _filled(corners: Points, side: int) -> Array:
+def _fill(corners: Points, side: int) -> Array:
     """1 within the convex hull of corners, float32 [side, side]."""
     filled = np.zeros((side, side), np.float32)
     # Far outside, numbers would not fit.
@@ -231,12 +204,12 @@ def _filled(corners: Points, side: int) -> Array:
     return filled
 
 
-def _soft(corners: Points, side: int, generator: np.random.Generator) -> Array | None:
+def _draw_soft_mask(corners: Points, side: int, generator: np.random.Generator) -> Array | None:
     """The hull of corners bent, eroded and blurred; None where next to nothing of it lies in the image."""
     # At half the size: it is blurred anyway, and done in a quarter of the time.
     half = max(32, side // 2)
     unit = half / _SIDE
-    mask = _bent(_filled(corners * (half / side), half), generator)
+    mask = _bend(_fill(corners * (half / side), half), generator)
     radius = round(generator.uniform(2, 12) * unit)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
     mask = cv2.erode(mask, disc, borderType=cv2.BORDER_REPLICATE)
@@ -250,8 +223,8 @@ def _soft(corners: Points, side: int, generator: np.random.Generator) -> Array |
     return soft / most
 
 
-def _bent(mask: Array, generator: np.random.Generator) -> Array:
-    """The mask on rubber: every place is moved a little, neighbours alike (Simard et al., 2003)."""
+def _bend(mask: Array, generator: np.random.Generator) -> Array:
+    """The mask on rubber: every pixel is moved a little, neighbours alike (Simard et al., 2003)."""
     side = mask.shape[0]
     coarse = max(4, side // 10)
     moves: Array = generator.standard_normal((coarse, coarse, 2), np.float32)

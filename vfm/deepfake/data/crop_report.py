@@ -1,9 +1,9 @@
-"""What became of the videos whose faces were cut: counts by class, and a sheet of crops to look at."""
+"""Report on the faces that were cut: counts of crops and failures by class, and a sheet of crops to look at."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,18 +12,18 @@ from PIL import Image, ImageDraw
 from vfm_runtime.media.image import Pixels, open_image
 from vfm_runtime.media.video import choose_evenly
 
-from vfm.deepfake.data.crops import Cut, Job
+from vfm.deepfake.data.crops import CutVideo, VideoJob
 from vfm.deepfake.data.record import LABELS, REAL, Item
 from vfm.report import draw_contact_sheet
 
 _SHOWN = 24
 _COLUMNS = 8
 _CELL = 140
-# Points in which the shares of failures differ between the classes, before it is a warning.
+# Points in which the fractions of failures differ between the classes, before it is a warning.
 _SKEW = 0.05
 
 
-class Count(NamedTuple):
+class CropCount(NamedTuple):
     """What became of the videos of one label."""
 
     videos: int
@@ -36,47 +36,42 @@ class Count(NamedTuple):
     """Frames without a crop by reason; a video that cannot be read counts once."""
 
 
-def count(jobs: Sequence[Job], cuts: Sequence[Cut]) -> dict[str, Count]:
-    """Counts by label, of labels that there are.
+def count_crops(jobs: Sequence[VideoJob], cuts: Sequence[CutVideo]) -> dict[str, CropCount]:
+    """Count by label, of labels that there are.
 
     Args:
-        jobs: The videos.
-        cuts: What became of each.
+        jobs: Videos that were to be cut.
+        cuts: What became of each video.
     """
     counts = {}
     for label in LABELS:
-        own = [cut for job, cut in zip(jobs, cuts, strict=True) if job.items[0].label == label]
-        if own:
+        of_label = [c for job, c in zip(jobs, cuts, strict=True) if job.items[0].label == label]
+        if of_label:
             failures: Counter[str] = Counter()
-            for cut in own:
-                for failure in cut.failures:
-                    failures[failure.reason] += failure.num_frames
-            counts[label] = Count(
-                videos=len(own),
-                without=sum(not cut.items for cut in own),
-                frames=sum(cut.num_frames for cut in own),
-                crops=sum(len(cut.items) for cut in own),
+            for failure in (failure for cut in of_label for failure in cut.failures):
+                failures[failure.reason] += failure.num_frames
+            counts[label] = CropCount(
+                videos=len(of_label),
+                without=sum(not cut.items for cut in of_label),
+                frames=sum(cut.num_frames for cut in of_label),
+                crops=sum(len(cut.items) for cut in of_label),
                 failures=dict(failures.most_common()),
             )
     return counts
 
 
-def summary(counts: dict[str, Count]) -> str:
-    """The counts as a few lines, with a warning where the classes fail unequally.
-
-    Args:
-        counts: By label.
-    """
+def summarize(counts: dict[str, CropCount]) -> str:
+    """The counts of each label as a few lines, with a warning where the classes fail unequally."""
     lines = []
-    for label, found in counts.items():
-        lost = reasons(found.failures)
+    for label, count in counts.items():
+        lost = format_reasons(count.failures)
         lines.append(
-            f"{label}: {found.crops} crops from {found.frames} frames of {found.videos} videos or images; "
-            f"{found.without} of these have none ({found.without / found.videos:.1%})"
+            f"{label}: {count.crops} crops from {count.frames} frames of {count.videos} videos or images; "
+            f"{count.without} of these have none ({count.without / count.videos:.1%})"
             + (f"; frames that failed: {lost}" if lost else "")
         )
-    shares = [found.without / found.videos for found in counts.values()]
-    if max(shares) - min(shares) > _SKEW:
+    fractions = [count.without / count.videos for count in counts.values()]
+    if max(fractions) - min(fractions) > _SKEW:
         lines.append(
             "WARNING: the classes fail unequally, so a score over the rest is not the score over all. State the "
             "share that failed beside it."
@@ -84,48 +79,43 @@ def summary(counts: dict[str, Count]) -> str:
     return "\n".join(lines)
 
 
-def reasons(failures: dict[str, int]) -> str:
-    """Numbers of failures as text.
-
-    Args:
-        failures: By reason.
-    """
+def format_reasons(failures: dict[str, int]) -> str:
+    """Numbers of failures by reason as text."""
     return ", ".join(f"{number} {reason}" for reason, number in failures.items())
 
 
-def crop_sheet(items: Sequence[Item], folder: Path) -> bytes:
-    """Crops of both labels, spread over all videos, with their landmarks and masks: PNG bytes.
+def draw_crop_sheet(items: Sequence[Item], folder: Path) -> bytes:
+    """Draw crops of both labels, spread over all videos, with their landmarks and masks: PNG bytes.
 
     Args:
-        items: The crops.
-        folder: Where their relative paths start.
+        items: Crops of all videos.
+        folder: Where the relative paths of the crops start.
     """
     shown: list[Item] = []
     for label in LABELS:
-        own = [item for item in items if item.label == label]
-        shown += [own[index] for index in choose_evenly(len(own), _SHOWN)] if own else []
+        of_label = [item for item in items if item.label == label]
+        shown += [of_label[i] for i in choose_evenly(len(of_label), _SHOWN)] if of_label else []
+    captions = [
+        f"{' '.join(filter(None, (item.label, item.dataset, item.method)))}\n{item.video} #{item.frame}"
+        for item in shown
+    ]
     return draw_contact_sheet(
-        [_marked(item, folder) for item in shown],
-        [_caption(item) for item in shown],
+        [_mark_crop(item, folder) for item in shown],
+        captions,
         columns=_COLUMNS,
         cell=_CELL,
         marks=[item.label == REAL for item in shown],
     )
 
 
-def _marked(item: Item, folder: Path) -> Pixels:
+def _mark_crop(item: Item, folder: Path) -> Pixels:
     pixels = open_image(folder / item.path)
     if item.mask:
-        share = open_image(folder / item.mask)[..., :1] / 255 * 0.4
-        pixels = (pixels * (1 - share) + np.array((255, 0, 0)) * share).astype(np.uint8)
+        weight = open_image(folder / item.mask)[..., :1] / 255 * 0.4
+        pixels = (pixels * (1 - weight) + np.array((255, 0, 0)) * weight).astype(np.uint8)
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
     radius = max(1, picture.width // 96)
     for x, y in np.load(folder / item.landmarks).tolist():
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline="lime")
     return np.array(picture)
-
-
-def _caption(item: Item) -> str:
-    names: Iterable[str] = filter(None, (item.label, item.dataset, item.method))
-    return f"{' '.join(names)}\n{item.video} #{item.frame}"

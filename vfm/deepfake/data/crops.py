@@ -1,4 +1,4 @@
-"""One video, or the images of one, to aligned face crops on disk; all or nothing, and never twice."""
+"""Aligned face crops of one video, or of the images of one, on disk: all or nothing, and never twice."""
 
 from __future__ import annotations
 
@@ -29,34 +29,32 @@ from vfm_runtime.errors import VfmError
 from vfm_runtime.media.image import ImageError, Pixels, open_image
 from vfm_runtime.media.video import VideoClip, choose_evenly, is_video, read_video
 
-from vfm.deepfake.data.record import DeepfakeDataError, Item, ordered
+from vfm.deepfake.data.record import DeepfakeDataError, Item, sort_items
 
 UNREADABLE = "unreadable"
 NO_FACE = "no_face"
 BAD_LANDMARKS = "bad_landmarks"
 BAD_MASK = "bad_mask"
-REASONS = (UNREADABLE, NO_FACE, BAD_LANDMARKS, BAD_MASK)
-"""Why a frame has no crop."""
 
 RECORD_FILE = "video.json"
 """Beside the crops of a video; written last, so what has it is whole."""
 
 _FOLDERS = ("crops", "masks", "landmarks")
-# A mask that came as a compressed video is not quite black where nothing was forged.
-_FORGED = 128
+# A mask that came as a compressed video is not quite black where nothing was changed.
+_CHANGED = 128
 # Level 1 takes a fifth of the default's time for a tenth more bytes.
 _PNG_LEVEL = 1
 
 
-class Job(NamedTuple):
+class VideoJob(NamedTuple):
     """A video to be cut: its file, or its frames as images."""
 
     items: list[Item]
     folder: str
-    """Of its crops, below `crops/`: data set, method and video."""
+    """Folder of its crops, below `crops/`: data set, method and video."""
 
 
-class Failure(NamedTuple):
+class CropFailure(NamedTuple):
     """Frames of a video that have no crop, for one reason."""
 
     path: str
@@ -65,7 +63,7 @@ class Failure(NamedTuple):
     method: str
     video: str
     reason: str
-    """One of `REASONS`."""
+    """unreadable, no_face, bad_landmarks or bad_mask."""
     num_frames: int
     """How many of them; of a video that cannot be read, 1."""
     of_frames: int
@@ -73,12 +71,12 @@ class Failure(NamedTuple):
     detail: str
 
 
-class Cut(NamedTuple):
+class CutVideo(NamedTuple):
     """What became of a video."""
 
     items: list[Item]
     """Its crops; paths are relative to the folder that everything is written to."""
-    failures: list[Failure]
+    failures: list[CropFailure]
     num_frames: int
     """How many frames were looked at."""
     notes: list[str]
@@ -102,14 +100,14 @@ class _RefusedError(VfmError):
     """A frame that gets no crop: the reason and the detail."""
 
 
-def plan(items: Sequence[Item]) -> list[Job]:
+def plan_videos(items: Sequence[Item]) -> list[VideoJob]:
     """Group items into videos, in a fixed order.
 
     Raises:
         DeepfakeDataError: A video has several files, or a file and images.
     """
     groups: dict[tuple[str, ...], list[Item]] = {}
-    for item in ordered(items):
+    for item in sort_items(items):
         groups.setdefault((*item.key, item.compression), []).append(item)
     jobs = []
     for key, group in groups.items():
@@ -120,17 +118,17 @@ def plan(items: Sequence[Item]) -> list[Job]:
                 f"The video '{'/'.join(filter(None, key))}' is both {files[0]} and {other}. Give each file a name "
                 "of its own in the column 'video', or a method or data set of its own."
             )
-        jobs.append(Job(group, _folder(*key)))
+        jobs.append(VideoJob(group, _name_folder(*key)))
     return jobs
 
 
-def is_done(job: Job, out: Path) -> bool:
+def is_done(job: VideoJob, out: Path) -> bool:
     """Whether the crops of a video are there, or it is known to have none."""
     return (out / "crops" / job.folder / RECORD_FILE).is_file()
 
 
-def read_record(job: Job, out: Path) -> Cut:
-    """What became of a video that is done.
+def read_record(job: VideoJob, out: Path) -> CutVideo:
+    """Read what became of a video that is done.
 
     Raises:
         DeepfakeDataError: Its record is damaged.
@@ -141,8 +139,8 @@ def read_record(job: Job, out: Path) -> Cut:
         items = [
             Item(**{**item, "identities": tuple(item["identities"])}) for item in values["items"]
         ]
-        failures = [Failure(**failure) for failure in values["failures"]]
-        return Cut(items, failures, values["num_frames"], values["notes"])
+        failures = [CropFailure(**failure) for failure in values["failures"]]
+        return CutVideo(items, failures, values["num_frames"], values["notes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DeepfakeDataError(
             f"{path} is damaged ({error}). Delete it to cut that video again."
@@ -150,72 +148,72 @@ def read_record(job: Job, out: Path) -> Cut:
 
 
 def cut_video(
-    job: Job, out: Path, spec: CropSpec, num_frames: int, detector: FaceDetector | None
-) -> Cut:
+    job: VideoJob, out: Path, spec: CropSpec, num_frames: int, detector: FaceDetector | None
+) -> CutVideo:
     """Write crops, landmarks, masks where there are any, and the record of a video.
 
     Args:
-        job: The video.
-        out: The folder that everything is written to.
+        job: The video and the folder of its crops.
+        out: Folder that everything is written to.
         spec: How crops are made.
         num_frames: How many frames are looked at; of fewer, all.
         detector: Finds faces; None to take the landmarks of the items.
     """
-    places = {name: out / name / job.folder for name in _FOLDERS}
-    for name, place in places.items():
+    for name in _FOLDERS:
+        folder = out / name / job.folder
         # What an interrupted run left.
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         if name != "masks" or any(item.mask for item in job.items):
-            place.mkdir(parents=True)
+            folder.mkdir(parents=True)
     try:
-        shots, notes = _shots(job.items, num_frames)
+        shots, notes = _list_shots(job.items, num_frames)
     except ImageError as error:
-        cut = Cut([], [_failure(job.items[0], UNREADABLE, 1, 1, str(error))], 0, [])
+        failure = CropFailure(*_describe(job.items[0]), UNREADABLE, 1, 1, str(error))
+        cut = CutVideo([], [failure], 0, [])
     else:
         cut = _cut_shots(job, out, spec, detector, shots)._replace(notes=notes)
-    record = {
+    record = cut._asdict() | {
         "items": [item._asdict() for item in cut.items],
         "failures": [failure._asdict() for failure in cut.failures],
-        "num_frames": cut.num_frames,
-        "notes": cut.notes,
     }
-    unfinished = places["crops"] / f".{RECORD_FILE}"
+    folder = out / "crops" / job.folder
+    unfinished = folder / f".{RECORD_FILE}"
     unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    unfinished.replace(places["crops"] / RECORD_FILE)
+    unfinished.replace(folder / RECORD_FILE)
     return cut
 
 
-def _shots(items: list[Item], num_frames: int) -> tuple[list[_Shot], list[str]]:
+def _list_shots(items: list[Item], num_frames: int) -> tuple[list[_Shot], list[str]]:
     """The frames to cut, and what is unusual about the file.
 
     Raises:
         ImageError: A video or the video of its mask cannot be read.
     """
-    if not is_video(items[0].path):
-        chosen = [items[index] for index in choose_evenly(len(items), num_frames)]
-        return [_still(item, number) for number, item in enumerate(chosen)], []
     item = items[0]
-    clip = read_video(item.path, num_frames, num_threads=1)
-    masks = _masks(item, clip, num_frames) if item.mask else {}
-    views = {frame.index: (frame.pixels, masks.get(frame.index)) for frame in clip.frames}
-    return [_Shot(item, index, partial(views.__getitem__, index)) for index in views], clip.warnings
+    if is_video(item.path):
+        clip = read_video(item.path, num_frames, num_threads=1)
+        masks = _read_masks(item, clip, num_frames) if item.mask else {}
+        views = {frame.index: (frame.pixels, masks.get(frame.index)) for frame in clip.frames}
+        return [_Shot(item, n, partial(views.__getitem__, n)) for n in views], clip.warnings
+    chosen = [items[index] for index in choose_evenly(len(items), num_frames)]
+    return [
+        _Shot(item, item.frame if item.frame >= 0 else number, partial(_open_still, item))
+        for number, item in enumerate(chosen)
+    ], []
 
 
-def _still(item: Item, number: int) -> _Shot:
-    def load() -> _View:
-        return open_image(item.path), _grey(item.mask) if item.mask else None
-
-    return _Shot(item, item.frame if item.frame >= 0 else number, load)
+def _open_still(item: Item) -> _View:
+    return open_image(item.path), _open_gray(item.mask) if item.mask else None
 
 
-def _masks(item: Item, clip: VideoClip, num_frames: int) -> dict[int, _Mask]:
+def _read_masks(item: Item, clip: VideoClip, num_frames: int) -> dict[int, _Mask]:
     """The mask of each frame of a video: an image for all of them, or a video as long.
 
     Raises:
         ImageError: It cannot be read, or has another number of frames.
     """
     if not is_video(item.mask):
-        mask = _grey(item.mask)
+        mask = _open_gray(item.mask)
         return {frame.index: mask for frame in clip.frames}
     masks = read_video(item.mask, num_frames, num_threads=1)
     if masks.num_frames != clip.num_frames:
@@ -231,20 +229,24 @@ def _masks(item: Item, clip: VideoClip, num_frames: int) -> dict[int, _Mask]:
     }
 
 
-def _grey(path: str) -> _Mask:
-    grey: _Mask = open_image(path).max(2)
-    return grey
+def _open_gray(path: str) -> _Mask:
+    gray: _Mask = open_image(path).max(2)
+    return gray
 
 
 def _cut_shots(
-    job: Job, out: Path, spec: CropSpec, detector: FaceDetector | None, shots: list[_Shot]
-) -> Cut:
-    made: list[Item] = []
+    job: VideoJob, out: Path, spec: CropSpec, detector: FaceDetector | None, shots: list[_Shot]
+) -> CutVideo:
+    items: list[Item] = []
     refused: Counter[str] = Counter()
     first: dict[str, tuple[Item, str]] = {}
     for shot in shots:
         try:
-            made += _cut_shot(job, out, spec, detector, shot)
+            image, mask = shot.load()
+            mask = None if mask is None else _fit_mask(mask, image, shot.item)
+            faces = _find_faces(image, mask, spec, detector, shot.item)
+            for number, face in enumerate(faces):
+                items.append(_write_crop(job, out, spec, shot, number, (image, mask), face))
         except ImageError as error:
             reason, detail = UNREADABLE, str(error)
         except _RefusedError as error:
@@ -254,39 +256,16 @@ def _cut_shots(
         refused[reason] += 1
         first.setdefault(reason, (shot.item, detail))
     failures = [
-        _failure(first[reason][0], reason, number, len(shots), first[reason][1])
+        CropFailure(*_describe(first[reason][0]), reason, number, len(shots), first[reason][1])
         for reason, number in refused.items()
     ]
-    return Cut(made, failures, len(shots), [])
+    return CutVideo(items, failures, len(shots), [])
 
 
-def _cut_shot(
-    job: Job, out: Path, spec: CropSpec, detector: FaceDetector | None, shot: _Shot
-) -> list[Item]:
-    image, found = shot.load()
-    mask = None if found is None else _fitting(found, image, shot.item)
-    faces = _faces(image, spec, detector, shot.item)
-    if mask is not None and (mask >= _FORGED).any():
-        faces = [_forged_face(faces, mask >= _FORGED)]
-    else:
-        faces = choose(faces, spec.policy)
-    return [
-        _write(job, out, spec, shot, number, (image, mask), face)
-        for number, face in enumerate(faces)
-    ]
-
-
-def _forged_face(faces: list[Face], forged: NDArray[np.bool_]) -> Face:
-    """The face under the mask: of a forged frame only that one is fake, and the largest may be another."""
-    face = overlap_choice(faces, forged)
-    left, top = np.maximum(face.box[:2], 0).astype(int)
-    right, bottom = np.ceil(np.maximum(face.box[2:], 0)).astype(int)
-    if not forged[top:bottom, left:right].any():
-        raise _RefusedError(NO_FACE, f"none of the {len(faces)} faces found lies under the mask")
-    return face
-
-
-def _faces(image: Pixels, spec: CropSpec, detector: FaceDetector | None, item: Item) -> list[Face]:
+def _find_faces(
+    image: Pixels, mask: _Mask | None, spec: CropSpec, detector: FaceDetector | None, item: Item
+) -> list[Face]:
+    """The faces that count: where something was changed the one under the mask, for the largest may be real."""
     if detector is None:
         try:
             detector = Given([face_of(read_landmarks(item.landmarks))])
@@ -296,10 +275,17 @@ def _faces(image: Pixels, spec: CropSpec, detector: FaceDetector | None, item: I
     if not faces:
         size = f"{image.shape[1]} x {image.shape[0]}"
         raise _RefusedError(NO_FACE, f"the detector found no face in {size} pixels")
-    return faces
+    if mask is None or not (mask >= _CHANGED).any():
+        return choose(faces, spec.policy)
+    face = overlap_choice(faces, mask >= _CHANGED)
+    left, top = np.maximum(face.box[:2], 0).astype(int)
+    right, bottom = np.ceil(np.maximum(face.box[2:], 0)).astype(int)
+    if not (mask[top:bottom, left:right] >= _CHANGED).any():
+        raise _RefusedError(NO_FACE, f"none of the {len(faces)} faces found lies under the mask")
+    return [face]
 
 
-def _fitting(mask: _Mask, image: Pixels, item: Item) -> _Mask:
+def _fit_mask(mask: _Mask, image: Pixels, item: Item) -> _Mask:
     """The mask at the size of its image."""
     height, width = image.shape[:2]
     if mask.shape == (height, width):
@@ -312,8 +298,8 @@ def _fitting(mask: _Mask, image: Pixels, item: Item) -> _Mask:
     return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _write(
-    job: Job, out: Path, spec: CropSpec, shot: _Shot, number: int, view: _View, face: Face
+def _write_crop(
+    job: VideoJob, out: Path, spec: CropSpec, shot: _Shot, number: int, view: _View, face: Face
 ) -> Item:
     """Write the files of one face, the number-th of its frame."""
     image, mask = view
@@ -328,27 +314,23 @@ def _write(
     Image.fromarray(crop.pixels).save(out / item.path, compress_level=_PNG_LEVEL)
     np.save(out / item.landmarks, move_points(face.landmarks, crop.matrix).astype(np.float32))
     if mask is not None:
-        there = warp(mask, crop.matrix, spec.size, resample=Image.Resampling.BILINEAR)
-        Image.fromarray(there).save(out / item.mask)
+        cropped = warp(mask, crop.matrix, spec.size, resample=Image.Resampling.BILINEAR)
+        Image.fromarray(cropped).save(out / item.mask)
     return item
 
 
-def _failure(item: Item, reason: str, number: int, whole: int, detail: str) -> Failure:
-    return Failure(item.path, item.label, *item.key, reason, number, whole, detail)
+def _describe(item: Item) -> tuple[str, str, str, str, str]:
+    return item.path, item.label, *item.key
 
 
-def _folder(dataset: str, method: str, video: str, compression: str) -> str:
-    parts = [dataset or "data", method or "real", video]
+def _name_folder(dataset: str, method: str, video: str, compression: str) -> str:
+    parts = (dataset or "data", method or "real", video)
     names = [re.sub(r"[^\w.+=@-]+", "_", part).strip(".") for part in parts]
+    is_changed = names[0] != (dataset or "data") or names[2] != video
     if compression:
         names[1] += f"_{re.sub(r'[^A-Za-z0-9]+', '', compression)}"
     # What was changed, or taken by the default name, could be another video's: told apart by a hash.
-    if (
-        names[2] != video
-        or names[0] != (dataset or "data")
-        or dataset == "data"
-        or method == "real"
-    ):
+    if is_changed or dataset == "data" or method == "real":
         key = repr((dataset, method, video, compression)).encode()
         names[2] = f"{names[2][:80]}-{hashlib.sha256(key).hexdigest()[:8]}"
     return "/".join(names)

@@ -1,12 +1,11 @@
-"""Real and forged images from a manifest, or from folders laid out as the public data sets are."""
+"""DeepfakeData: real and fake images from a manifest, or from folders laid out as the public data sets are."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.errors import OptionError
@@ -14,15 +13,13 @@ from vfm_runtime.media.image import IMAGE_SUFFIXES, find_images
 
 from vfm.data.dataset import Record
 from vfm.data.splits import SPLITS, check_fractions
-from vfm.deepfake.data.base import CROP_FILE, GROUPS, DeepfakeImages, Mode, write_crop
+from vfm.deepfake.data.base import CROP_FILE, DeepfakeImages, DeepfakeOptions, write_crop
 from vfm.deepfake.data.dataset import BLENDED, DeepfakeRecord
 from vfm.deepfake.data.layouts import MANIFEST, Format, import_layout
 from vfm.deepfake.data.manifest import read_manifest, write_manifest
-from vfm.deepfake.data.record import LABELS, DeepfakeDataError, Item, ordered
-from vfm.deepfake.data.splits import GroupBy, assign_splits, components
+from vfm.deepfake.data.record import LABELS, DeepfakeDataError, Item, sort_items
+from vfm.deepfake.data.splits import GroupBy, assign_splits, name_components
 from vfm.spec import Spec
-
-__all__ = ["CROP_FILE", "GROUPS", "DeepfakeData", "DeepfakeImages", "Mode", "write_crop"]
 
 
 class DeepfakeData(DeepfakeImages):
@@ -38,10 +35,6 @@ class DeepfakeData(DeepfakeImages):
         format: Format = "auto",
         layout: dict[str, Any] | None = None,
         manifest: str | Path | None = None,
-        mode: Mode = "mixed",
-        sbi_share: float = 0.5,
-        benign_share: float = 0.1,
-        edits: bool = True,
         cropped: bool = False,
         native: bool = False,
         crop_size: int = 256,
@@ -50,9 +43,7 @@ class DeepfakeData(DeepfakeImages):
         test_fraction: float = 0.1,
         force_split: Literal["train", "val", "test"] | None = None,
         group_by: GroupBy = "identity",
-        batch_size: int = 32,
-        num_workers: int | None = None,
-        seed: int = 0,
+        **options: Unpack[DeepfakeOptions],
     ) -> None:
         """Make the data module; the manifest is read by `setup`.
 
@@ -62,34 +53,20 @@ class DeepfakeData(DeepfakeImages):
             layout: More about the layout, such as `compression`, `media`, `lists`, `grouping` and `labels`, as
                 `vfm.deepfake.data.layouts.import_layout` takes it.
             manifest: The list of images, if it lies elsewhere; its relative paths start at `root`.
-            mode: What a training batch is made of: `plain`, `paired`, `sbi` or `mixed`, as `DeepfakeImages` says.
-            sbi_share: Of `mixed`, the share of the pairs whose forgery is blended on the fly.
-            benign_share: Share of the training images that get a harmless edit, which does not change the label.
-            edits: Whether training images are flipped, turned, blurred, recoloured and compressed.
             cropped: Says that images without `crop.json` show one face each, cut out already.
             native: Says that images are not about faces: squares are cut out of them without resizing.
             crop_size: Side of a crop in pixels, where no `crop.json` says it.
             tiles: How many squares of a `native` image are judged, 1 to 9.
-            val_fraction: Share of the videos for validation, where the data set does not say.
-            test_fraction: Share of the videos for the test, where the data set does not say.
+            val_fraction: Fraction of the videos for validation, where the data set does not say.
+            test_fraction: Fraction of the videos for the test, where the data set does not say.
             force_split: Split of every image, whatever the data set says: `test` for one that is only tested on.
             group_by: `identity` keeps a person in one split; `video` only a video and what was made from it.
-            batch_size: Images in a batch, on each process; two make a pair.
-            num_workers: Processes that open images, as for `ImageData`.
-            seed: Of order, pairs, blends, edits and splits.
+            **options: As for every data module of deepfakes.
 
         Raises:
             ValueError: An argument lies outside its range.
         """
-        super().__init__(
-            mode=mode,
-            sbi_share=sbi_share,
-            benign_share=benign_share,
-            edits=edits,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**options)
         if cropped and native:
             raise OptionError(
                 "cropped and native are both set. Give cropped for faces that were cut out, native for whole images."
@@ -101,10 +78,11 @@ class DeepfakeData(DeepfakeImages):
         self.format = format
         self.layout = dict(layout or {})
         self.manifest = Path(manifest) if manifest is not None else None
-        self.cropped = cropped
-        self.native = native
-        self.crop_size = crop_size
-        self.tiles = tiles
+        self.declared_crop = None
+        if cropped:
+            self.declared_crop = CropSpec(source="cropped", size=crop_size)
+        elif native:
+            self.declared_crop = CropSpec(source="native", size=crop_size, tiles=tiles)
         self.fractions = {
             "train": 1 - val_fraction - test_fraction,
             "val": val_fraction,
@@ -115,24 +93,41 @@ class DeepfakeData(DeepfakeImages):
 
     def find(self) -> dict[str, list[DeepfakeRecord]]:
         """Read the manifest, or the folders, and give every image its split."""
-        items = self._listed()
-        _refuse_videos(items, self.root)
+        items = self._read_items()
+        videos = [item.path for item in items if not item.path.lower().endswith(IMAGE_SUFFIXES)]
+        if videos:
+            raise DeepfakeDataError(
+                f"{len(videos)} of the {len(items)} files of {self.root} are not images, such as {videos[0]}. Cut the "
+                f"faces out of the videos first: vfm faces {self.root} -o FOLDER."
+            )
         if self.force_split is not None:
             items = [item._replace(split=self.force_split) for item in items]
         else:
             items = assign_splits(items, self.fractions, self.seed, self.group_by)
-        tiles = self.crop.tiles if self.crop.source == "native" else 1
+        num_tiles = self.crop.tiles if self.crop.source == "native" else 1
         splits: dict[str, list[DeepfakeRecord]] = {}
         # An order that does not hang on that of the files.
-        for item, component in sorted(zip(items, components(items, self.group_by), strict=True)):
-            for tile in range(1 if item.split == "train" else tiles):
-                splits.setdefault(item.split, []).append(self._record(item, component, tile))
+        for item, component in sorted(
+            zip(items, name_components(items, self.group_by), strict=True)
+        ):
+            for tile in range(1 if item.split == "train" else num_tiles):
+                record = DeepfakeRecord(
+                    item.path,
+                    LABELS.index(item.label),
+                    self._name(item.path) + (f"@{tile}" if tile else ""),
+                    item=item,
+                    component=component,
+                    mask=item.mask or None,
+                    landmarks=item.landmarks or None,
+                    tile=tile,
+                )
+                splits.setdefault(item.split, []).append(record)
         return splits
 
     def read_predict(self) -> list[Record]:
         """Every image below the root, without labels."""
-        folder = self._folder(self.root).absolute()
-        return [Record(str(p), -1, self._name(p.as_posix())) for p in find_images(folder)]
+        images = find_images(self._list_folder(self.root).absolute())
+        return [Record(str(path), -1, self._name(path.as_posix())) for path in images]
 
     def read_crop(self) -> CropSpec:
         """What `crop.json` beside the manifest says, or what was declared.
@@ -140,8 +135,8 @@ class DeepfakeData(DeepfakeImages):
         Raises:
             DeepfakeDataError: Neither says anything, or they contradict each other.
         """
-        path = self._folder(self.manifest or self.root) / CROP_FILE
-        declared = self._declared()
+        path = self._list_folder(self.manifest or self.root) / CROP_FILE
+        declared = self.declared_crop
         if not path.is_file():
             if declared is None:
                 raise DeepfakeDataError(
@@ -177,12 +172,12 @@ class DeepfakeData(DeepfakeImages):
         """Write `manifest.csv` with the splits, and `crop.json`.
 
         Args:
-            folder: Of the training run.
+            folder: Folder of the training run.
         """
         self._read_once()
-        listed = (record.item for split in SPLITS for record in self.list_records(split))
+        records = (record for split in SPLITS for record in self.list_records(split))
         # Several tiles are of one image, and blends are made anew.
-        items = dict.fromkeys(item for item in listed if item.method != BLENDED)
+        items = dict.fromkeys(r.item for r in records if r.item.method != BLENDED)
         path = folder.absolute() / MANIFEST
         # The root may lie below the run's folder, and relative paths are read from the root.
         write_manifest(path, list(items), relative=False)
@@ -191,44 +186,16 @@ class DeepfakeData(DeepfakeImages):
         spec["init_args"] |= {"root": str(self.root.absolute()), "manifest": str(path)}
         return spec
 
-    def _listed(self) -> list[Item]:
+    def _read_items(self) -> list[Item]:
         if self.manifest is not None:
             return read_manifest(self.manifest, self.root, self.layout.get("labels"))
         reading = import_layout(self.root, self.format, **self.layout)
         for note in reading.notes:
             warnings.warn(note, stacklevel=2)
-        return ordered(reading.entries)
+        return sort_items(reading.entries)
 
-    def _folder(self, path: Path) -> Path:
+    def _list_folder(self, path: Path) -> Path:
         return path if path.is_dir() else path.parent
 
-    def _declared(self) -> CropSpec | None:
-        if self.cropped:
-            return CropSpec(source="cropped", size=self.crop_size)
-        if self.native:
-            return CropSpec(source="native", size=self.crop_size, tiles=self.tiles)
-        return None
-
-    def _record(self, item: Item, component: str, tile: int) -> DeepfakeRecord:
-        return DeepfakeRecord(
-            item.path,
-            LABELS.index(item.label),
-            self._name(item.path) + (f"@{tile}" if tile else ""),
-            item=item,
-            component=component,
-            mask=item.mask or None,
-            landmarks=item.landmarks or None,
-            tile=tile,
-        )
-
     def _name(self, path: str) -> str:
-        return path.removeprefix(self._folder(self.root).absolute().as_posix() + "/")
-
-
-def _refuse_videos(items: Sequence[Item], root: Path) -> None:
-    videos = [item.path for item in items if not item.path.lower().endswith(IMAGE_SUFFIXES)]
-    if videos:
-        raise DeepfakeDataError(
-            f"{len(videos)} of the {len(items)} files of {root} are not images, such as {videos[0]}. Cut the faces out "
-            f"of the videos first: vfm faces {root} -o FOLDER."
-        )
+        return path.removeprefix(self._list_folder(self.root).absolute().as_posix() + "/")

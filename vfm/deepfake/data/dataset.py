@@ -1,4 +1,4 @@
-"""From real and forged images to batches, alone or in pairs: what the data workers run."""
+"""Datasets of deepfakes: from records to samples and batches, alone or in pairs, with masks of what was changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, read_source, sample_seed
-from vfm.deepfake.data.augment import Array, Edit, Mask, Pixels, View, benign_edit
+from vfm.deepfake.data.augment import Array, Edit, Mask, Pixels, View, apply_benign_edit
 from vfm.deepfake.data.blend import self_blend
 from vfm.deepfake.data.pairs import Pairs
 from vfm.deepfake.data.record import Item
@@ -24,7 +24,7 @@ from vfm.preprocess import Preprocess
 from vfm.types import Batch
 
 BLENDED = "self-blended"
-"""In the name of a forgery that was made on the fly, and its method."""
+"""In the name of a fake that was made on the fly, and its method."""
 
 # The epoch of blends that are the same ones every time; no training comes to it.
 _FIXED = -1
@@ -34,7 +34,7 @@ _UNKNOWN = -1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeepfakeRecord(Record):
-    """A real image or a forgery, not yet opened, with all that is known of it."""
+    """A real image or a fake, not yet opened, with all that is known of it."""
 
     item: Item
     """Facts of the image: video, method, identities, source, frame ..."""
@@ -55,13 +55,10 @@ class DeepfakeRecord(Record):
 
 
 def require_deepfakes(records: Sequence[Record]) -> list[DeepfakeRecord]:
-    """The records, refused where one does not say what it shows.
-
-    Args:
-        records: Records of a split.
+    """Return the records, refused where one does not say what it shows.
 
     Raises:
-        ValueError: One is not of real and forged images.
+        ValueError: One is not of a real or fake image.
     """
     typed = []
     for record in records:
@@ -80,7 +77,7 @@ class Changes(NamedTuple):
     edits: bool = True
     """Whether they are flipped, turned, blurred, recoloured and compressed."""
     benign: float = 0.0
-    """Share of the images, real and forged alike, that get a harmless edit first."""
+    """Fraction of the images, real and fake alike, that get a harmless edit first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +102,11 @@ class DeepfakeDataset(ImageDataset):
         """Make the data set.
 
         Args:
-            records: In the order of the split.
+            records: Images in the order of the split.
             crop: What part of an image is shown.
-            preprocess: Of the model.
-            changes: How to change the images for training; None to leave them as they are.
-            seed: Of all that is random.
+            preprocess: Size of the model's input, and how images are brought to it.
+            changes: How the images are changed for training; None to leave them as they are.
+            seed: Seed of all that is random.
         """
         super().__init__(records, preprocess, None, seed)
         self.crop = crop
@@ -124,40 +121,48 @@ class DeepfakeDataset(ImageDataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         try:
             if self.changes is None:
-                return self._sample(index, self._view(index))
+                return self._make_sample(index, self._read_view(index))
             generator = np.random.default_rng(sample_seed(self.seed, epoch, index))
-            view = self._harmless(self._view(index, generator), generator)
-            return self._sample(index, self._edit(generator).apply(view))
+            view = self._add_benign_edit(self._read_view(index, generator), generator)
+            return self._make_sample(index, self._draw_edit(generator).apply(view))
         except ImageError as error:
-            return self._skipped(index, error)
+            return self._skip(index, error)
 
-    def _view(self, index: int, generator: np.random.Generator | None = None) -> View:
+    def _read_view(self, index: int, generator: np.random.Generator | None = None) -> View:
         """The crop of an image, as it is, with its mask."""
-        return self._opened(index, generator)[0]
+        return self._read_crop(index, generator)[0]
 
-    def _opened(
+    def _read_crop(
         self, index: int, generator: np.random.Generator | None
     ) -> tuple[View, NDArray[np.float64]]:
-        """The crop with its mask, and the map from places in the image to places in the crop."""
+        """The crop with its mask, and the affine map [2, 3] from the image to the crop."""
         record = self.records[index]
         # Nothing is known of an image that is only predicted on.
-        marks = record if isinstance(record, DeepfakeRecord) else None
+        deepfake = record if isinstance(record, DeepfakeRecord) else None
         image = open_image(read_source(record))
-        self._require_crop(record.name, image)
-        cut = self._cut(image, marks.tile if marks else 0, generator)
+        size = self.crop.size
+        if self.crop.source == "faces" and image.shape[:2] != (size, size):
+            # Resized, a picture that no face was cut out of would pass for a crop.
+            raise ImageError(
+                record.name,
+                f"it has {image.shape[1]} x {image.shape[0]} pixels, but crops of faces have {size} x {size}",
+                "Cut the faces out with 'vfm faces'.",
+            )
+        crop = self._cut(image, deepfake.tile if deepfake else 0, generator)
         if record.label == 0:
-            mask = np.zeros(cut.pixels.shape[:2], np.float32)
-        elif marks is None or marks.mask is None:
-            mask = np.full(cut.pixels.shape[:2], _UNKNOWN, np.float32)
+            mask = np.zeros(crop.pixels.shape[:2], np.float32)
+        elif deepfake is None or deepfake.mask is None:
+            mask = np.full(crop.pixels.shape[:2], _UNKNOWN, np.float32)
         else:
-            mask = _cut_mask(marks.mask, image, cut, self.crop, record.name)
-        if marks is None or marks.blend < 0:
-            return View(cut.pixels, mask), cut.matrix
-        generator = np.random.default_rng(sample_seed(self.seed, _FIXED, marks.blend))
-        real, fake = self._blended(marks, View(cut.pixels, mask), cut.matrix, generator)
-        return (fake if record.label else real), cut.matrix
+            mask = _cut_mask(deepfake.mask, image, crop, self.crop, record.name)
+        view = View(crop.pixels, mask)
+        if deepfake is None or deepfake.blend < 0:
+            return view, crop.matrix
+        generator = np.random.default_rng(sample_seed(self.seed, _FIXED, deepfake.blend))
+        real, fake = self._blend(deepfake, view, crop.matrix, generator)
+        return (fake if record.label else real), crop.matrix
 
-    def _blended(
+    def _blend(
         self,
         record: DeepfakeRecord,
         view: View,
@@ -165,20 +170,9 @@ class DeepfakeDataset(ImageDataset):
         generator: np.random.Generator,
     ) -> tuple[View, View]:
         """The two sides of a blend."""
-        points = _landmarks(record.landmarks, record.name, matrix)
+        points = _read_landmarks(record.landmarks, record.name, matrix)
         blend = self_blend(view.pixels, generator, points, self.crop)
         return View(blend.real, np.zeros_like(blend.mask)), View(blend.fake, blend.mask)
-
-    def _require_crop(self, name: str, image: Pixels) -> None:
-        """Refuse a picture that the faces were not cut out of: resized, it would pass for a crop."""
-        size = self.crop.size
-        if self.crop.source == "faces" and image.shape[:2] != (size, size):
-            found = f"{image.shape[1]} x {image.shape[0]}"
-            raise ImageError(
-                name,
-                f"it has {found} pixels, but crops of faces have {size} x {size}",
-                "Cut the faces out with 'vfm faces'.",
-            )
 
     def _cut(self, image: Pixels, tile: int, generator: np.random.Generator | None) -> Crop:
         size = self.crop.size
@@ -192,36 +186,35 @@ class DeepfakeDataset(ImageDataset):
         part = np.ascontiguousarray(image[top : top + size, left : left + size])
         return Crop(part, np.array([[1.0, 0, -left], [0, 1.0, -top]]), None)
 
-    def _harmless(self, view: View, generator: np.random.Generator) -> View:
+    def _add_benign_edit(self, view: View, generator: np.random.Generator) -> View:
         assert self.changes is not None
-        if generator.random() >= self.changes.benign:
-            return view
-        return benign_edit(view, generator)
+        edited = generator.random() < self.changes.benign
+        return apply_benign_edit(view, generator) if edited else view
 
-    def _edit(self, generator: np.random.Generator) -> Edit:
+    def _draw_edit(self, generator: np.random.Generator) -> Edit:
         assert self.changes is not None
         if not self.changes.edits:
             return Edit()
         return Edit.draw(generator, resampling=self.crop.source != "native")
 
-    def _sample(
+    def _make_sample(
         self, index: int, view: View, label: int | None = None, note: str = ""
     ) -> DeepfakeSample:
         record = self.records[index]
         target = np.array(record.label if label is None else label)
         pixels = self.preprocess.resize(view.pixels)[0]
-        mask = resized_mask(view, self.preprocess)
+        mask = resize_mask(view, self.preprocess)
         return DeepfakeSample(pixels, target, index, record.name + note, mask)
 
-    def _skipped(self, index: int, error: ImageError) -> Skipped:
+    def _skip(self, index: int, error: ImageError) -> Skipped:
         name = self.records[index].name
         return Skipped(name, error.reason, np.zeros((), np.int64), self.preprocess.size)
 
 
 class PairedDeepfakes(DeepfakeDataset):
-    """Pairs of a real image and a forgery of it: its own, or one blended from it on the fly.
+    """Pairs of a real image and a fake of it: its own, or one blended from it on the fly.
 
-    Both get the same edits, so that the forgery alone tells them apart.
+    Both get the same edits, so that what was forged alone tells them apart.
     """
 
     records: Sequence[DeepfakeRecord]
@@ -241,20 +234,20 @@ class PairedDeepfakes(DeepfakeDataset):
         """Make the data set.
 
         Args:
-            records: In the order of the split.
+            records: Images in the order of the split.
             crop: What part of an image is shown.
-            preprocess: Of the model.
-            changes: How to change the images.
-            seed: Of all that is random.
-            pairs: Of the split.
-            blends: Share of the pairs whose forgery is blended.
-            blend_rest: Whether one is blended for each real image without forgeries of its own; these are left out
+            preprocess: Size of the model's input, and how images are brought to it.
+            changes: How the images are changed.
+            seed: Seed of all that is random.
+            pairs: Fakes of each real image of the split.
+            blends: Fraction of the pairs whose fake is blended.
+            blend_rest: Whether a fake is blended for each real image without fakes of its own; these are left out
                 otherwise.
         """
         super().__init__(records, crop, preprocess, changes, seed)
         self.pairs = pairs
         self.blends = blends
-        self.reals = [i for i in pairs.reals if blend_rest or pairs.paired(i)]
+        self.reals = [i for i in pairs.reals if blend_rest or pairs.has_deepfakes(i)]
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -263,7 +256,7 @@ class PairedDeepfakes(DeepfakeDataset):
     def __getitem__(  # type: ignore[override]
         self, key: int | tuple[int, int]
     ) -> tuple[DeepfakeSample, DeepfakeSample] | Skipped:
-        """A real image and its forgery, or what could not be read.
+        """A real image and its fake, or what could not be read.
 
         Args:
             key: An index of a pair, or epoch and index as `EpochSampler` gives.
@@ -271,22 +264,22 @@ class PairedDeepfakes(DeepfakeDataset):
         epoch, number = key if isinstance(key, tuple) else (0, key)
         generator = np.random.default_rng(sample_seed(self.seed, epoch, number))
         index = self.reals[number]
-        blended = not self.pairs.paired(index) or generator.random() < self.blends
+        blended = not self.pairs.has_deepfakes(index) or generator.random() < self.blends
         other = index if blended else self.pairs.draw(index, generator)
-        opening = index
+        reading = index
         try:
-            real, matrix = self._opened(index, generator)
+            real, matrix = self._read_crop(index, generator)
             if blended:
-                real, fake = self._blended(self.records[index], real, matrix, generator)
+                real, fake = self._blend(self.records[index], real, matrix, generator)
             else:
-                opening = other
-                fake = self._view(other, generator)
+                reading = other
+                fake = self._read_view(other, generator)
         except ImageError as error:
-            return self._skipped(opening, error)
-        edit = self._edit(generator)
-        real, fake = (edit.apply(self._harmless(view, generator)) for view in (real, fake))
+            return self._skip(reading, error)
+        edit = self._draw_edit(generator)
+        real, fake = (edit.apply(self._add_benign_edit(view, generator)) for view in (real, fake))
         note = f" ({BLENDED})" if blended else ""
-        return self._sample(index, real, 0), self._sample(other, fake, 1, note)
+        return self._make_sample(index, real, 0), self._make_sample(other, fake, 1, note)
 
 
 def collate_deepfakes(
@@ -313,38 +306,37 @@ def collate_deepfakes(
     )
 
 
-def resized_mask(view: View, preprocess: Preprocess) -> Mask:
+def resize_mask(view: View, preprocess: Preprocess) -> Mask:
     """The mask where `Preprocess.resize` puts the image, float32 [h, w]; what the image leaves free is not forged.
 
     Args:
         view: Image and mask of one size.
-        preprocess: Of the model.
+        preprocess: Size of the model's input, and how images are brought to it.
     """
     height, width = preprocess.size
-    if not view.known:
+    if not view.is_known:
         return np.full((height, width), _UNKNOWN, np.float32)
     mask = view.mask
     if not mask.any():
         return np.zeros((height, width), np.float32)
-    place = preprocess.compute_geometry(*mask.shape)
+    geometry = preprocess.compute_geometry(*mask.shape)
     rows, columns = (
         max(1, round(side * min(1.0, scale)))
-        for side, scale in zip(mask.shape, (place.scale_y, place.scale_x), strict=True)
+        for side, scale in zip(mask.shape, (geometry.scale_y, geometry.scale_x), strict=True)
     )
     # Averaged first: an interpolation between two pixels would miss what lies between its steps.
     small = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA)
-    x, y = place.scale_x * mask.shape[1] / columns, place.scale_y * mask.shape[0] / rows
+    x, y = geometry.scale_x * mask.shape[1] / columns, geometry.scale_y * mask.shape[0] / rows
     # Geometry speaks of the corners of pixels, OpenCV of their middles.
-    matrix = np.array([[x, 0, place.offset_x + (x - 1) / 2], [0, y, place.offset_y + (y - 1) / 2]])
+    offset_x, offset_y = geometry.offset_x + (x - 1) / 2, geometry.offset_y + (y - 1) / 2
     border = cv2.BORDER_CONSTANT if preprocess.fit == "letterbox" else cv2.BORDER_REPLICATE
-    moved: Array = cv2.warpAffine(
-        small, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=border
-    )
+    matrix = np.array([[x, 0, offset_x], [0, y, offset_y]])
+    moved: Array = cv2.warpAffine(small, matrix, (width, height), borderMode=border)
     return moved.clip(0, 1)
 
 
 def _cut_mask(
-    mask: str | NDArray[np.uint8], image: Pixels, cut: Crop, spec: CropSpec, name: str
+    mask: str | NDArray[np.uint8], image: Pixels, crop: Crop, spec: CropSpec, name: str
 ) -> Mask:
     """The part of an image's mask that its crop shows, float32 [s, s]."""
     try:
@@ -353,27 +345,26 @@ def _cut_mask(
         raise ImageError(name, f"its mask {error.source}: {error.reason}", error.remedy) from error
     height, width = image.shape[:2]
     if abs(whole.shape[1] * height - whole.shape[0] * width) > max(height, width):
-        said = (
-            f"its mask has {whole.shape[1]} x {whole.shape[0]} pixels, the image {width} x {height}"
+        raise ImageError(
+            name,
+            f"its mask has {whole.shape[1]} x {whole.shape[0]} pixels, the image {width} x {height}",
+            "Give the mask of this image.",
         )
-        raise ImageError(name, said, "Give the mask of this image.")
     if whole.shape != image.shape:
         whole = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
     if spec.source == "native":
-        side = cut.pixels.shape[0]
-        part: Array = cv2.warpAffine(
-            whole, cut.matrix, (side, side), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT
-        )
+        size = crop.pixels.shape[1::-1]
+        part: Array = cv2.warpAffine(whole, crop.matrix, size, flags=cv2.INTER_NEAREST)
     else:
         part = whole_crop(whole, spec).pixels
-    share: Mask = part.max(axis=2).astype(np.float32) / 255
-    return share
+    fraction: Mask = part.max(axis=2).astype(np.float32) / 255
+    return fraction
 
 
-def _landmarks(
+def _read_landmarks(
     landmarks: str | NDArray[np.floating] | None, name: str, matrix: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
-    """Landmarks in pixels of the crop."""
+    """Landmarks in pixels of the crop, [K, 2]."""
     if landmarks is None:
         return None
     if isinstance(landmarks, str):

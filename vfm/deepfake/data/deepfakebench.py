@@ -1,4 +1,4 @@
-"""The JSON lists of DeepfakeBench and DF40."""
+"""DeepfakeBench and DF40: their JSON lists of videos and frames."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.layouts import Reading
 from vfm.data.splits import SPLITS
-from vfm.deepfake.data.filenames import DFD, FORENSICS, origin
-from vfm.deepfake.data.files import Files, beside, frames, read_json
-from vfm.deepfake.data.record import DeepfakeDataError, Item, LabelName, group_items, natural
+from vfm.deepfake.data.filenames import DFD, FORENSICS, parse_name
+from vfm.deepfake.data.files import Files, choose_compression, get_stem, make_frames, read_json
+from vfm.deepfake.data.record import DeepfakeDataError, Item, LabelName, group_items
 
 _LISTS = "dataset_json"
 _COMPRESSIONS = ("raw", "c0", "c23", "c40")
@@ -27,21 +27,25 @@ _FORENSICS = {
 }
 
 
-class Entry(NamedTuple):
+class _Entry(NamedTuple):
     """A video of a list."""
 
     dataset: str
     key: str
     """What the list calls the label, such as FF-DF."""
+    video: str
     split: str
     compression: str
-    video: str
     content: Mapping[str, Any]
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        return self[:3]
 
 
 def find_lists(root: Path) -> bool:
     """Whether a folder holds JSON lists of DeepfakeBench, or is one."""
-    return any(_looks_so(read_json(path)) for path in _paths(root))
+    return any(_is_list(read_json(path)) for path in _list_paths(root))
 
 
 def read_lists(
@@ -59,26 +63,33 @@ def read_lists(
     Args:
         root: A list, or the folder of the lists or of the frames.
         compression: Which to read, where a list has several.
-        base: The folder that the paths of the frames start from; by default looked for at the root and above.
+        base: Folder that the paths of the frames start from; by default looked for at the root and above.
         labels: What names of labels mean that do not end in real or fake.
 
     Raises:
         DeepfakeDataError: A list is none, or its labels contradict each other.
     """
-    entries: list[Entry] = []
-    for path in _paths(root):
+    entries: list[_Entry] = []
+    for path in _list_paths(root):
         content = read_json(path)
         # Other JSON files may lie beside the lists, but not in place of one that was named.
-        if path == root or _looks_so(content):
-            entries += _entries(_object(content, path, "the list"), path)
-    entries = _of_compression(entries, compression, root)
-    kept, notes = _first_split(entries)
-    base_text = _base(root, base, kept).as_posix()
+        if path == root or _is_list(content):
+            entries += _read_entries(_require_object(content, path, "the list"), path)
+    stated = (entry.compression for entry in entries if entry.compression)
+    chosen = ("", choose_compression(stated, compression, root))
+    entries, notes = _resolve_splits([e for e in entries if e.compression in chosen])
+    start = _find_base(root, base, entries).as_posix()
+    empty = [entry for entry in entries if not entry.content["frames"]]
+    if empty:
+        num_fakes = sum(_read_label(entry, labels or {}) == "fake" for entry in empty)
+        notes.append(
+            f"{len(empty)} videos of the lists have no frames ({len(empty) - num_fakes} real, {num_fakes} fake), such "
+            f"as {empty[0].video}. Results leave them out: say so."
+        )
     files = Files()
-    notes += _empty(kept, labels or {})
     items: dict[str, Item] = {}
-    for entry in kept:
-        for item in _items(entry, base_text, labels or {}, files):
+    for entry in entries:
+        for item in _make_items(entry, start, labels or {}, files):
             # FF-DF.json and its like all hold the same real videos.
             other = items.setdefault(item.path, item)
             if other.key != item.key or other.label != item.label:
@@ -86,17 +97,17 @@ def read_lists(
                     f"{root}: {item.path} is in the videos '{'/'.join(other.key)}' and '{'/'.join(item.key)}'. "
                     "Read one of the lists alone."
                 )
-    return group_items(list(items.values()), notes)
+    return group_items(items.values(), notes)
 
 
-def _paths(root: Path) -> list[Path]:
+def _list_paths(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
-    found = [path for place in (root, root / _LISTS) for path in sorted(place.glob("*.json"))]
-    return [path for path in found if not path.name.startswith(".")]
+    paths = [path for folder in (root, root / _LISTS) for path in sorted(folder.glob("*.json"))]
+    return [path for path in paths if not path.name.startswith(".")]
 
 
-def _looks_so(content: Any) -> bool:
+def _is_list(content: Any) -> bool:
     """Whether it is an object of objects of objects."""
     for _ in range(3):
         if not isinstance(content, dict) or not content:
@@ -105,34 +116,39 @@ def _looks_so(content: Any) -> bool:
     return isinstance(content, dict)
 
 
-def _entries(content: Mapping[str, Any], path: Path) -> Iterator[Entry]:
+def _read_entries(content: Mapping[str, Any], path: Path) -> Iterator[_Entry]:
     for dataset, labels in content.items():
-        for key, splits in _object(labels, path, dataset).items():
-            for name, videos in _object(splits, path, key).items():
-                split = SPLIT_FOLDERS.get(name.lower())
+        name = FORENSICS if dataset in (*_FORENSICS, "FaceShifter") else dataset
+        for key, splits in _require_object(labels, path, dataset).items():
+            for folder, videos in _require_object(splits, path, key).items():
+                split = SPLIT_FOLDERS.get(folder.lower())
                 if split is None:
                     raise DeepfakeDataError(
-                        f"{path}: '{dataset}' has the split '{name}' under '{key}'. Choices: train, val, test."
+                        f"{path}: '{dataset}' has the split '{folder}' under '{key}'. Choices: train, val, test."
                     )
-                for video, level, entry in _videos(_object(videos, path, name), path):
-                    yield Entry(_dataset(dataset), key, split, level, video, entry)
+                for video, level, entry in _read_videos(
+                    _require_object(videos, path, folder), path
+                ):
+                    yield _Entry(name, key, video, split, level, entry)
 
 
-def _videos(videos: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    for name, entry in videos.items():
-        found = _object(entry, path, name)
-        if "frames" in found:
-            yield name, "", found
+def _read_videos(
+    videos: Mapping[str, Any], path: Path
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    for name, value in videos.items():
+        entry = _require_object(value, path, name)
+        if "frames" in entry:
+            yield name, "", entry
         elif name in _COMPRESSIONS:
-            for video, inner in found.items():
-                yield video, name, _object(inner, path, video)
+            for video, inner in entry.items():
+                yield video, name, _require_object(inner, path, video)
         else:
             raise DeepfakeDataError(
                 f"{path}: the video '{name}' has no frames. Give a list as DeepfakeBench writes it."
             )
 
 
-def _object(value: Any, path: Path, name: str) -> Mapping[str, Any]:
+def _require_object(value: Any, path: Path, name: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise DeepfakeDataError(
             f"{path}: '{name}' holds no object. Give a list as DeepfakeBench writes it: data set, label, split, video."
@@ -140,81 +156,47 @@ def _object(value: Any, path: Path, name: str) -> Mapping[str, Any]:
     return value
 
 
-def _dataset(name: str) -> str:
-    return FORENSICS if name in (*_FORENSICS, "FaceShifter", FORENSICS) else name
-
-
-def _of_compression(entries: list[Entry], wanted: str | None, root: Path) -> list[Entry]:
-    there = sorted({entry.compression for entry in entries} - {""})
-    if wanted is not None and wanted not in there:
-        raise DeepfakeDataError(
-            f"{root} has no videos of compression '{wanted}'. Choices: {', '.join(there) or 'none'}."
-        )
-    if wanted is None and len(there) > 1:
-        raise DeepfakeDataError(
-            f"{root} has videos of the compressions {', '.join(there)}. Name the one to read with compression, "
-            "such as c23."
-        )
-    return [
-        entry for entry in entries if entry.compression in ("", wanted or there[0] if there else "")
-    ]
-
-
-def _first_split(entries: list[Entry]) -> tuple[list[Entry], list[str]]:
-    """Each video in one split: test before val before train.
+def _resolve_splits(entries: list[_Entry]) -> tuple[list[_Entry], list[str]]:
+    """Each video in one split, test before val before train, and a note where the lists have it in several.
 
     Where test videos were listed for training the list made no training set, and the others have no split.
     """
     splits: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for entry in entries:
-        # It has no official splits: these lists have all of it in each.
-        splits[_video(entry)].add("test" if entry.dataset == DFD else entry.split)
-    twice = [key for key, found in splits.items() if len(found) > 1]
-    unsplit = {key[0] for key in twice if {"train", "test"} <= splits[key]}
-    kept = {}
+        # DeepFakeDetection has no official splits: these lists have all of it in each.
+        splits[entry.name].add("test" if entry.dataset == DFD else entry.split)
+    repeated = [name for name in splits if len(splits[name]) > 1]
+    unsplit = {name[0] for name in repeated if {"train", "test"} <= splits[name]}
+    resolved = {}
     for entry in entries:
-        split = min(splits[_video(entry)], key=SPLITS[::-1].index)
+        split = max(splits[entry.name], key=SPLITS.index)
         split = "" if entry.dataset in unsplit and split != "test" else split
-        kept[_video(entry)] = entry._replace(split=split)
-    if not twice:
-        return list(kept.values()), []
+        resolved[entry.name] = entry._replace(split=split)
+    if not repeated:
+        return list(resolved.values()), []
     note = (
-        f"{len(twice)} of {len(kept)} videos are in several splits of the lists, such as {'/'.join(twice[0])}. They "
-        "count as test videos, or else as validation videos, alone."
+        f"{len(repeated)} of {len(resolved)} videos are in several splits of the lists, such as "
+        f"{'/'.join(repeated[0])}. They count as test videos, or else as validation videos, alone."
     )
-    left = f" The others of {', '.join(sorted(unsplit))} have no split yet." if unsplit else ""
-    return list(kept.values()), [note + left]
+    if unsplit:
+        note += f" The others of {', '.join(sorted(unsplit))} have no split yet."
+    return list(resolved.values()), [note]
 
 
-def _video(entry: Entry) -> tuple[str, str, str]:
-    return (entry.dataset, entry.key, entry.video)
-
-
-def _empty(entries: Sequence[Entry], labels: Mapping[str, LabelName]) -> list[str]:
-    found = [entry for entry in entries if not entry.content["frames"]]
-    if not found:
-        return []
-    deepfakes = sum(_label(entry, labels) == "fake" for entry in found)
-    return [
-        f"{len(found)} videos of the lists have no frames ({len(found) - deepfakes} real, {deepfakes} fake), such as "
-        f"{found[0].video}. Results leave them out: say so."
-    ]
-
-
-def _base(root: Path, base: Path | None, entries: Sequence[Entry]) -> Path:
+def _find_base(root: Path, base: Path | None, entries: Sequence[_Entry]) -> Path:
     """The folder that the paths of the frames start from."""
     first = next((str(path) for entry in entries for path in entry.content["frames"]), None)
     if first is None:
         raise DeepfakeDataError(f"{root} lists no frames at all. Make the lists again.")
+    first = _clean(first)
     start = root.parent if root.is_file() else root
     above = [start, *start.absolute().parents[:3]]
-    places = [base] if base is not None else [p for a in above for p in (a, a / "rgb")]
-    for place in places:
-        if (place / _clean(first)).exists():
-            return place.absolute()
-    tried = ", ".join(map(str, places))
+    folders = [base] if base is not None else [f for a in above for f in (a, a / "rgb")]
+    for folder in folders:
+        if (folder / first).exists():
+            return folder.absolute()
     raise DeepfakeDataError(
-        f"The first frame of {root}, {_clean(first)}, is not in {tried}. Name the folder that the paths "
+        f"The first frame of {root}, {first}, is not in {', '.join(map(str, folders))}. Name the folder that the paths "
         "start from with base."
     )
 
@@ -224,40 +206,34 @@ def _clean(path: str) -> str:
     return path.replace("\\", "/").removeprefix("./")
 
 
-def _items(
-    entry: Entry, base: str, labels: Mapping[str, LabelName], files: Files
-) -> Iterator[Item]:
-    label = _label(entry, labels)
-    known = origin(entry.dataset, entry.video)
-    method = _method(entry.key) if label == "fake" else ""
-    source = known.source if label == "fake" else ""
-    paths = sorted((_clean(str(path)) for path in entry.content["frames"]), key=natural)
-    masks = {_end(_clean(str(path))): _clean(str(path)) for path in entry.content.get("masks", [])}
-    clip = frames(base, paths, entry.video)
-    for path, number in zip(clip.files, clip.numbers, strict=True):
-        listed = masks.get(_end(path), "")
-        mask = f"{base}/{listed}" if listed else beside(path, "masks", files)
-        yield Item(
-            path,
-            label,
-            entry.video,
-            known.identities,
-            method,
-            entry.dataset,
-            entry.split,
-            entry.compression,
-            mask if label == "fake" else "",
-            source,
-            number,
-            beside(path, "landmarks", files),
-        )
+def _make_items(
+    entry: _Entry, base: str, labels: Mapping[str, LabelName], files: Files
+) -> list[Item]:
+    label = _read_label(entry, labels)
+    identities, source = parse_name(entry.dataset, entry.video)
+    method = ""
+    if label == "fake":
+        name = re.sub(r"([-_])fake([AB]?)$", r"\1\2", entry.key, flags=re.IGNORECASE)
+        method = _FORENSICS.get(entry.key, name.rstrip("-_") or entry.key)
+    common = Item(
+        *("", label, entry.video, identities, method, entry.dataset, entry.split),
+        compression=entry.compression,
+        source=source if method else "",
+    )
+    paths, masks = (
+        [f"{base}/{_clean(str(path))}" for path in entry.content.get(kind, [])]
+        for kind in ("frames", "masks")
+    )
+    mask_of = {get_stem(path): path for path in masks}
+    items = make_frames(paths, common)
+    for index, item in enumerate(items):
+        mask = mask_of.get(get_stem(item.path)) or files.find_beside(item.path, "masks")
+        landmarks = files.find_beside(item.path, "landmarks")
+        items[index] = item._replace(mask=mask if method else "", landmarks=landmarks)
+    return items
 
 
-def _end(path: str) -> str:
-    return path.rpartition("/")[2].rpartition(".")[0]
-
-
-def _label(entry: Entry, labels: Mapping[str, LabelName]) -> LabelName:
+def _read_label(entry: _Entry, labels: Mapping[str, LabelName]) -> LabelName:
     written = str(entry.content.get("label", entry.key))
     if written != entry.key:
         raise DeepfakeDataError(
@@ -276,8 +252,3 @@ def _label(entry: Entry, labels: Mapping[str, LabelName]) -> LabelName:
             f'Say so with labels={{"{entry.key}": "fake"}}.'
         )
     return "real" if end[1].lower() == "real" else "fake"
-
-
-def _method(key: str) -> str:
-    name = re.sub(r"([-_])fake([AB]?)$", r"\1\2", key, flags=re.IGNORECASE)
-    return _FORENSICS.get(key, name.rstrip("-_") or key)

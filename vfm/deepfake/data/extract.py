@@ -1,4 +1,4 @@
-"""`vfm faces`: a data set of videos or images to aligned face crops with a manifest, resumable and parallel."""
+"""`vfm faces`: extraction of aligned face crops from videos or images, with a manifest; resumable and parallel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +21,27 @@ from vfm_runtime.media.demux import import_av
 from vfm_runtime.media.video import is_video
 
 from vfm.data.tables import write_rows
-from vfm.deepfake.data.base import CROP_FILE
-from vfm.deepfake.data.crop_report import Count, count, crop_sheet, reasons, summary
-from vfm.deepfake.data.crops import Cut, Failure, Job, cut_video, is_done, plan, read_record
-from vfm.deepfake.data.layouts import Format, import_layout
+from vfm.deepfake.data.base import CROP_FILE, write_crop
+from vfm.deepfake.data.crop_report import (
+    CropCount,
+    count_crops,
+    draw_crop_sheet,
+    format_reasons,
+    summarize,
+)
+from vfm.deepfake.data.crops import (
+    CropFailure,
+    CutVideo,
+    VideoJob,
+    cut_video,
+    is_done,
+    plan_videos,
+    read_record,
+)
+from vfm.deepfake.data.layouts import MANIFEST, Format, import_layout
 from vfm.deepfake.data.manifest import write_manifest
-from vfm.deepfake.data.record import DeepfakeDataError, Item, ordered
+from vfm.deepfake.data.record import DeepfakeDataError, Item, sort_items
 
-MANIFEST_FILE = "manifest.csv"
 FAILURES_FILE = "failures.csv"
 SETTINGS_FILE = "faces.json"
 SHEET_FILE = "contact_sheet.png"
@@ -60,7 +74,7 @@ def faces(
         root: Folder of a data set of real and fake videos or images, or a manifest.
         out: Folder to write: crops, landmarks, masks, manifest.csv, crop.json, failures.csv, contact_sheet.png; -o for
             short.
-        frames: How many frames of a video, spread evenly.
+        frames: How many frames of a video, spread choose_evenly.
         size: Side of a crop in pixels.
         margin: Side of a crop over that of the tight crop of the face.
         policy: Which face of a frame counts: largest, or all of at least half its area. Where there is a mask of what
@@ -68,7 +82,7 @@ def faces(
         detector: What finds faces: mtcnn, or precomputed for the landmarks that come with the images.
         min_score: Least score of a face, 0 to 1.
         workers: Processes; by default one for each core.
-        format: Of the data set; auto to find out.
+        format: Layout of the data set; auto to find out.
         layout: More about it, such as --layout.compression c23 where FaceForensics++ lies in several; as
             `vfm.deepfake.data.layouts.import_layout` takes it.
 
@@ -89,20 +103,16 @@ def faces(
     for note in reading.notes:
         print(note)
     counts = extract(
-        ordered(reading.entries),
+        sort_items(reading.entries),
         out,
         spec,
         num_frames=frames,
         num_workers=workers,
-        progress=_printed,
+        progress=partial(print, flush=True),
     )
-    print(summary(counts))
-    print(f"Manifest: {out / MANIFEST_FILE}\nLook at: {out / SHEET_FILE}")
-    return out / MANIFEST_FILE
-
-
-def _printed(text: str) -> None:
-    print(text, flush=True)
+    print(summarize(counts))
+    print(f"Manifest: {out / MANIFEST}\nLook at: {out / SHEET_FILE}")
+    return out / MANIFEST
 
 
 def extract(
@@ -113,7 +123,7 @@ def extract(
     num_frames: int = 32,
     num_workers: int | None = None,
     progress: Callable[[str], None] = _log.info,
-) -> dict[str, Count]:
+) -> dict[str, CropCount]:
     """Write the crops of items, their manifest and what failed; `faces` without reading a layout.
 
     Args:
@@ -121,8 +131,8 @@ def extract(
         out: Folder to write; videos that are done there are left as they are.
         spec: How crops are made.
         num_frames: How many frames of a video.
-        num_workers: Processes; None for one each core.
-        progress: Called with lines of progress.
+        num_workers: Number of processes; None for one each core.
+        progress: Called with lines on how far it is.
 
     Returns:
         What became of the videos, by label.
@@ -130,9 +140,15 @@ def extract(
     Raises:
         DeepfakeDataError: As for `faces`, or a process died.
     """
-    _check(items, num_frames, num_workers)
-    jobs = plan(items)
-    _settle(out, spec, num_frames)
+    if not items:
+        raise DeepfakeDataError(
+            "There are no videos or images to cut faces from. Check the data set."
+        )
+    for name, value in (("frames", num_frames), ("workers", num_workers)):
+        if value is not None and value < 1:
+            raise DeepfakeDataError(f"--{name} is {value}. Give 1 or more.")
+    jobs = plan_videos(items)
+    _keep_settings(out, spec, num_frames)
     todo = [job for job in jobs if not is_done(job, out)]
     if any(is_video(job.items[0].path) for job in todo):
         # Its absence is said once, before the work.
@@ -147,34 +163,24 @@ def extract(
             said = now
             left = (now - start) / number * (len(todo) - number)
             progress(f"{number} of {len(todo)} videos, about {left:.0f} s left")
-    return _write(jobs, [read_record(job, out) for job in jobs], out)
+    return _write_results(jobs, [read_record(job, out) for job in jobs], out)
 
 
-def _check(items: Sequence[Item], num_frames: int, num_workers: int | None) -> None:
-    if not items:
-        raise DeepfakeDataError(
-            "There are no videos or images to cut faces from. Check the data set."
-        )
-    for name, value in (("frames", num_frames), ("workers", num_workers)):
-        if value is not None and value < 1:
-            raise DeepfakeDataError(f"--{name} is {value}. Give 1 or more.")
-
-
-def _settle(out: Path, spec: CropSpec, num_frames: int) -> None:
+def _keep_settings(out: Path, spec: CropSpec, num_frames: int) -> None:
     """Write how crops are made, or make sure that those in the folder were made so."""
-    asked = {**spec.to_dict(), "frames": num_frames}
     path, settings = out / CROP_FILE, out / SETTINGS_FILE
     if path.is_file():
-        there = _read(path) | {"frames": _read(settings).get("frames")}
-        said = [
-            f"{name} {there.get(name)} there, {value} now"
-            for name, value in asked.items()
-            if there.get(name) != value
+        before = _read_object(path) | {"frames": _read_object(settings).get("frames")}
+        now = {**spec.to_dict(), "frames": num_frames}
+        changed = [
+            f"{name} {before.get(name)} there, {value} now"
+            for name, value in now.items()
+            if before.get(name) != value
         ]
-        if said:
+        if changed:
             raise DeepfakeDataError(
-                f"{out} holds crops that were made otherwise: {', '.join(said)}. Crops of two kinds do not mix. Give "
-                "the same options, or another folder with -o."
+                f"{out} holds crops that were made otherwise: {', '.join(changed)}. Crops of two kinds do not mix. "
+                "Give the same options, or another folder with -o."
             )
         return
     if out.exists() and (not out.is_dir() or {p.name for p in out.glob("[!.]*")} - {SETTINGS_FILE}):
@@ -184,12 +190,10 @@ def _settle(out: Path, spec: CropSpec, num_frames: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     settings.write_text(json.dumps({"frames": num_frames}) + "\n", encoding="utf-8")
     # Last and at once, under a name that the check above leaves out until then.
-    unfinished = out / f".{CROP_FILE}"
-    unfinished.write_text(json.dumps(spec.to_dict(), indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_crop(out, spec)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -200,11 +204,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _cut_all(
-    todo: list[Job], out: Path, spec: CropSpec, num_frames: int, num_workers: int
-) -> Iterator[Cut]:
+    todo: list[VideoJob], out: Path, spec: CropSpec, num_frames: int, num_workers: int
+) -> Iterator[CutVideo]:
     """Cut the videos, in one process or several; yields as they are done."""
     if num_workers == 1:
-        detector = _detector(spec)
+        detector = _load_detector(spec)
         yield from (cut_video(job, out, spec, num_frames, detector) for job in todo)
         return
     # No plain fork: it hangs in ONNX Runtime once this process has used it. A fork of a fresh server shares imports.
@@ -212,9 +216,9 @@ def _cut_all(
     context = multiprocessing.get_context("forkserver" if has_server else "spawn")
     if has_server:
         context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(num_workers, context, _start, (out, spec, num_frames))
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (out, spec, num_frames))
     try:
-        for future in as_completed([pool.submit(_work, job) for job in todo]):
+        for future in as_completed([pool.submit(_cut_in_worker, job) for job in todo]):
             yield future.result()
     except BrokenProcessPool as error:
         raise DeepfakeDataError(
@@ -227,33 +231,33 @@ def _cut_all(
 _worker: dict[str, Any] = {}
 
 
-def _start(out: Path, spec: CropSpec, num_frames: int) -> None:
-    _worker.update(out=out, spec=spec, num_frames=num_frames, detector=_detector(spec))
+def _start_worker(out: Path, spec: CropSpec, num_frames: int) -> None:
+    _worker.update(out=out, spec=spec, num_frames=num_frames, detector=_load_detector(spec))
 
 
-def _work(job: Job) -> Cut:
+def _cut_in_worker(job: VideoJob) -> CutVideo:
     return cut_video(job, **_worker)
 
 
-def _detector(spec: CropSpec) -> FaceDetector | None:
+def _load_detector(spec: CropSpec) -> FaceDetector | None:
     # One thread each: the videos are what is done in parallel.
     return None if spec.detector == "precomputed" else load_detector(spec.detector)
 
 
-def _write(jobs: list[Job], cuts: list[Cut], out: Path) -> dict[str, Count]:
+def _write_results(jobs: list[VideoJob], cuts: list[CutVideo], out: Path) -> dict[str, CropCount]:
     """Write the manifest, the failures and the sheet."""
     failures = [failure for cut in cuts for failure in cut.failures]
     rows = ({name: str(value) for name, value in row._asdict().items()} for row in failures)
-    write_rows(out / FAILURES_FILE, Failure._fields, rows)
-    counts = count(jobs, cuts)
+    write_rows(out / FAILURES_FILE, CropFailure._fields, rows)
+    counts = count_crops(jobs, cuts)
     items = [item for cut in cuts for item in cut.items]
     if not items:
-        said = "; ".join(f"{label}: {reasons(found.failures)}" for label, found in counts.items())
+        reasons = "; ".join(f"{k}: {format_reasons(v.failures)}" for k, v in counts.items())
         raise DeepfakeDataError(
-            f"No face was found in {len(jobs)} videos or images ({said}); see {out / FAILURES_FILE}. The first: "
+            f"No face was found in {len(jobs)} videos or images ({reasons}); see {out / FAILURES_FILE}. The first: "
             f"{failures[0].path}: {failures[0].detail}. Check the data set, lower --min_score, or give --detector "
             "precomputed where landmarks are at hand; -o must be another folder then."
         )
-    write_manifest(out / MANIFEST_FILE, items)
-    (out / SHEET_FILE).write_bytes(crop_sheet(items, out))
+    write_manifest(out / MANIFEST, items)
+    (out / SHEET_FILE).write_bytes(draw_crop_sheet(items, out))
     return counts

@@ -1,4 +1,4 @@
-"""Whom a video shows and what it was made from, as the public data sets write it into file names."""
+"""File names of FaceForensics++, DeepFakeDetection and Celeb-DF: persons, and what a fake was made from."""
 
 from __future__ import annotations
 
@@ -7,61 +7,59 @@ from typing import NamedTuple
 
 FORENSICS = "FaceForensics++"
 DFD = "DeepFakeDetection"
+CELEB = "Celeb-DF"
 
 
-class Origin(NamedTuple):
-    """What a file name says."""
+class _Convention(NamedTuple):
+    """How a data set names its videos."""
 
-    identities: tuple[str, ...]
+    pattern: re.Pattern[str]
+    """Has the groups `target` and `donor`, which is missing from what is real, and perhaps `scene`."""
+    person: str
     source: str
-    """Of a fake the real video that it was made from; "" for a real one, and where the name does not say so."""
 
 
-NO_ORIGIN = Origin((), "")
+_CONVENTIONS = {
+    # 000 is real, 000_003 the video 000 with the face of 003.
+    FORENSICS: _Convention(
+        re.compile(r"(?P<target>\d{3})(?:_(?P<donor>\d{3}))?$"), "ff/{}", "{target}"
+    ),
+    # 01__walking is real, 01_02__walking__AB12CD34 the actor 01 with the face of 02.
+    DFD: _Convention(
+        re.compile(r"(?P<target>\d{2})(?:_(?P<donor>\d{2}))?__(?P<scene>.+?)(?:__[A-Z0-9]{8})?$"),
+        "dfd/{}",
+        "{target}__{scene}",
+    ),
+    # id0_0000 is real, id0_id1_0000 that video with the face of id1; all versions share the persons, and the methods of
+    # Celeb-DF++ may add more after these parts.
+    CELEB: _Convention(
+        re.compile(r"id(?P<target>\d+)(?:_id(?P<donor>\d+))?_(?P<scene>\d{4})(?!\d)"),
+        "celeb/id{}",
+        "id{target}_{scene}",
+    ),
+}
 
 
-def forensics(video: str) -> Origin:
-    """FaceForensics++: `000` is real, `000_003` the video 000 with the face of 003."""
-    found = re.fullmatch(r"(\d{3})(?:_(\d{3}))?", video)
-    if not found:
-        return NO_ORIGIN
-    target, donor = found.groups()
-    names = (f"ff/{target}",) if donor is None else (f"ff/{target}", f"ff/{donor}")
-    return Origin(names, target if donor else "")
+def parse_name(dataset: str, video: str) -> tuple[tuple[str, ...], str]:
+    """Read the persons of a video, and of a fake the real video that it was made from; nothing where none is named.
 
-
-def actors(video: str) -> Origin:
-    """DeepFakeDetection: `01__walking` is real, `01_02__walking__AB12` the actor 01 with the face of 02."""
-    found = re.fullmatch(r"(\d{2})(?:_(\d{2}))?__(.+?)(?:__([A-Z0-9]{8}))?", video)
-    if not found:
-        return NO_ORIGIN
-    target, donor, scene, _ = found.groups()
-    if donor is None:
-        return Origin((f"dfd/{target}",), "")
-    return Origin((f"dfd/{target}", f"dfd/{donor}"), f"{target}__{scene}")
-
-
-def celebrities(video: str) -> Origin:
-    """Celeb-DF: `id0_0000` is real, `id0_id1_0000` that video with the face of id1; the versions share the persons.
-
-    The methods of Celeb-DF++ may add more after these parts.
+    Args:
+        dataset: Name of a data set that was made from one of the three, such as Celeb-DF-v2 or simswap_ff.
+        video: Name of the video, without a suffix.
     """
-    found = re.match(r"id(\d+)(?:_id(\d+))?_(\d{4})(?![\d])", video)
-    if not found:
-        return NO_ORIGIN
-    target, donor, number = found.groups()
-    if donor is None:
-        return Origin((f"celeb/id{target}",), "")
-    return Origin((f"celeb/id{target}", f"celeb/id{donor}"), f"id{target}_{number}")
-
-
-def origin(dataset: str, video: str) -> Origin:
-    """What the name of a video says, in a data set made from FaceForensics++, DeepFakeDetection or Celeb-DF."""
     name = dataset.lower()
     if "celeb" in name or name.endswith("_cdf"):
-        return celebrities(video)
-    if name == DFD.lower():
-        return actors(video)
-    if name == FORENSICS.lower() or name.endswith("_ff"):
-        return forensics(video)
-    return NO_ORIGIN
+        convention = _CONVENTIONS[CELEB]
+    elif name == FORENSICS.lower() or name.endswith("_ff"):
+        convention = _CONVENTIONS[FORENSICS]
+    elif name == DFD.lower():
+        convention = _CONVENTIONS[DFD]
+    else:
+        return (), ""
+    match = convention.pattern.match(video)
+    if match is None:
+        return (), ""
+    if match["donor"] is None:
+        return (convention.person.format(match["target"]),), ""
+    persons = tuple(convention.person.format(match[part]) for part in ("target", "donor"))
+    return persons, convention.source.format(**match.groupdict())

@@ -1,18 +1,19 @@
-"""What the folders of a data set hold: videos, their frames, masks and landmarks, and small lists."""
+"""Files of a data set on disk: videos, folders of frames, the masks and landmarks beside them, and JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from vfm_runtime.media.image import IMAGE_SUFFIXES
 from vfm_runtime.media.video import VIDEO_SUFFIXES
 
-from vfm.deepfake.data.record import DeepfakeDataError, Item, natural
+from vfm.deepfake.data.filenames import parse_name
+from vfm.deepfake.data.record import DeepfakeDataError, Item, split_digits
 
 Media = Literal["auto", "videos", "frames"]
 """What to take where a data set holds videos and frames of them; `auto` takes videos."""
@@ -20,18 +21,8 @@ Media = Literal["auto", "videos", "frames"]
 _PARTS = ("videos", "frames")
 
 
-class Clip(NamedTuple):
-    """A video as a file, or as the frames of one."""
-
-    name: str
-    files: list[str]
-    """Absolute: one video, or images in the order of their numbers."""
-    numbers: list[int]
-    """Of the frames; -1 for a video."""
-
-
 class Files:
-    """Which files there are; a folder is looked at once."""
+    """Which files there are; a folder is listed once."""
 
     def __init__(self) -> None:
         self._names: dict[str, frozenset[str]] = {}
@@ -40,17 +31,36 @@ class Files:
         """Whether a file exists."""
         folder, _, name = path.rpartition("/")
         if folder not in self._names:
-            there = Path(folder or "/").is_dir()
-            self._names[folder] = frozenset(os.listdir(folder or "/") if there else ())  # noqa: PTH208
+            self._names[folder] = frozenset()
+            if Path(folder or "/").is_dir():
+                with os.scandir(folder or "/") as entries:
+                    self._names[folder] = frozenset(e.name for e in entries if e.is_file())
         return name in self._names[folder]
 
-    def first(self, *paths: str) -> str:
-        """The first of these files that exists; "" without."""
-        return next((path for path in paths if self.has(path)), "")
+    def find_beside(self, path: str, kind: str) -> str:
+        """Find the mask or the landmarks of an image or video; "" where there are none.
+
+        Args:
+            path: Path of the image or video, below a folder `frames` or `videos`.
+            kind: masks or landmarks, the name of the folder to look in.
+        """
+        for part in _PARTS:
+            head, mark, tail = path.rpartition(f"/{part}/")
+            if not mark:
+                continue
+            # The masks of FaceForensics++ as published lie above the folder of a compression.
+            above = head.rpartition("/")[0]
+            names = (f"{head}/{kind}/{tail}", f"{above}/{kind}/{part}/{tail}")
+            for name in (*names, f"{above}/{kind}/{tail}"):
+                candidate = f"{name.rpartition('.')[0]}.npy" if kind == "landmarks" else name
+                if self.has(candidate):
+                    return candidate
+            return ""
+        return ""
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file.
+    """Read a JSON file.
 
     Raises:
         DeepfakeDataError: It is missing or no JSON.
@@ -65,21 +75,6 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def read_object(path: Path, what: str) -> dict[str, Any]:
-    """Content of a JSON file that must hold an object.
-
-    Args:
-        path: Of the file.
-        what: An object of what, for the message.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DeepfakeDataError(
-            f"{path} holds no object ({{...}}), but {what} is expected. Download it again."
-        )
-    return content
-
-
 def is_image(name: str) -> bool:
     """Whether a file is an image by its name."""
     return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
@@ -90,108 +85,116 @@ def is_video(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(VIDEO_SUFFIXES)
 
 
-def stem(name: str) -> str:
+def get_stem(path: str) -> str:
     """A file's name without folders and suffix."""
-    return name.rpartition("/")[2].rpartition(".")[0]
+    return path.rpartition("/")[2].rpartition(".")[0]
 
 
-def folders(folder: Path) -> list[Path]:
-    """Folders in a folder, sorted; none where there is no folder."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if path.is_dir()]
-    return sorted(p for p in found if not p.name.startswith(".") and p.name != "__MACOSX")
-
-
-def walk(root: Path) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Of each folder with images or videos its parts below the root, and the names of these files, in natural order."""
-    base = root.as_posix()
-    for place, below, names in os.walk(root):
-        below[:] = sorted(n for n in below if not n.startswith(".") and n != "__MACOSX")
-        media = sorted((n for n in names if is_image(n) or is_video(n)), key=natural)
-        if media:
-            relative = Path(place).as_posix()[len(base) :].strip("/")
-            yield tuple(relative.split("/")) if relative else (), media
-
-
-def frame_numbers(names: list[str]) -> list[int] | None:
-    """Numbers of frames by the digits that their names end in; None where a name has none, or two have one."""
-    ends = [re.search(r"(\d+)$", stem(name)) for name in names]
-    numbers = [int(end[1]) for end in ends if end]
-    return numbers if len(set(numbers)) == len(names) else None
-
-
-def frames(folder: str, names: list[str], clip: str) -> Clip:
-    """The images of a folder as the frames of one video."""
-    names = sorted(names, key=natural)
-    numbers = frame_numbers(names) or list(range(len(names)))
-    pairs = sorted(zip(numbers, names, strict=True))
-    return Clip(clip, [f"{folder}/{name}" for _, name in pairs], [number for number, _ in pairs])
-
-
-def clips(folder: Path, media: Media = "auto") -> list[Clip]:
-    """The videos of a folder, in natural order of their names.
-
-    They are files in it or in its folder `videos`, or folders of frames in it or in its folder `frames`.
-    """
-    files = [path for place in (folder / "videos", folder) for path in _files(place)]
-    found: dict[str, Clip] = {}
-    if media != "frames":
-        for path in files:
-            if is_video(path.name):
-                found.setdefault(path.stem, Clip(path.stem, [path.as_posix()], [-1]))
-    if media == "frames" or (media == "auto" and not found):
-        for place in [*folders(folder / "frames"), *folders(folder)]:
-            names = [path.name for path in _files(place) if is_image(path.name)]
-            if names and place.name not in _PARTS:
-                found.setdefault(place.name, frames(place.as_posix(), names, place.name))
-    return [found[name] for name in sorted(found, key=natural)]
-
-
-def clip_items(clip: Clip, like: Item, files: Files) -> list[Item]:
-    """An item for each file of a video, with the masks and landmarks that lie in folders beside `frames` or `videos`.
-
-    Args:
-        clip: The video.
-        like: What its items have in common.
-        files: To look masks and landmarks up.
-    """
-    items = []
-    for path, number in zip(clip.files, clip.numbers, strict=True):
-        items.append(
-            like._replace(
-                path=path,
-                frame=number,
-                mask=beside(path, "masks", files) if like.method else "",
-                landmarks=beside(path, "landmarks", files),
-            )
-        )
-    return items
-
-
-def beside(path: str, kind: str, files: Files) -> str:
-    """The mask or the landmarks of an image or video; "" where there are none.
-
-    Args:
-        path: Of the image or video, below a folder `frames` or `videos`.
-        kind: masks or landmarks, the name of the folder to look in.
-        files: To look it up.
-    """
-    for part in _PARTS:
-        head, mark, tail = path.rpartition(f"/{part}/")
-        if not mark:
-            continue
-        # The masks of FaceForensics++ as published lie above the folder of a compression.
-        above = head.rpartition("/")[0]
-        names = [f"{head}/{kind}/{tail}", f"{above}/{kind}/{part}/{tail}", f"{above}/{kind}/{tail}"]
-        if kind == "landmarks":
-            names = [f"{name.rpartition('.')[0]}.npy" for name in names]
-        return files.first(*names)
-    return ""
-
-
-def _files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
+    """Files in a folder; none where there is no folder."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
         return [Path(entry.path) for entry in entries if entry.is_file()]
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Folders in a folder, sorted, without hidden ones; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_hidden(p.name))
+
+
+def walk_media(root: Path) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Yield of each folder with images or videos its parts below the root, and the files' names in natural order."""
+    for folder, below, names in os.walk(root):
+        below[:] = sorted(name for name in below if not _is_hidden(name))
+        media = sorted((n for n in names if is_image(n) or is_video(n)), key=split_digits)
+        if media:
+            yield Path(folder).relative_to(root).parts, media
+
+
+def number_frames(paths: Sequence[str]) -> list[int] | None:
+    """Numbers of frames by the digits that their names end in; None where a name has none, or two have one."""
+    ends = [re.search(r"(\d+)$", get_stem(path)) for path in paths]
+    numbers = [int(end[1]) for end in ends if end]
+    return numbers if len(set(numbers)) == len(paths) else None
+
+
+def make_frames(paths: Sequence[str], common: Item) -> list[Item]:
+    """Make the items of the frames of one video, in the order of their numbers.
+
+    Args:
+        paths: Paths of images.
+        common: What the frames have in common.
+    """
+    paths = sorted(paths, key=split_digits)
+    numbers = number_frames(paths) or range(len(paths))
+    pairs = sorted(zip(numbers, paths, strict=True))
+    return [common._replace(path=path, frame=number) for number, path in pairs]
+
+
+def read_videos(folder: Path, media: Media, common: Item, files: Files) -> list[Item]:
+    """Read the videos of a folder in natural order of their names, with masks, landmarks, persons and sources.
+
+    They are files in it or in its folder `videos`, or folders of frames in it or in its folder `frames`. Masks and
+    landmarks lie in folders beside `frames` or `videos`.
+
+    Args:
+        folder: Folder of the videos of one label, method and data set.
+        media: Videos or frames.
+        common: What the videos have in common.
+        files: Where masks and landmarks are looked up.
+    """
+    videos: dict[str, list[Item]] = {}
+    if media != "frames":
+        for path in (*list_files(folder / "videos"), *list_files(folder)):
+            if is_video(path.name):
+                videos.setdefault(path.stem, [common._replace(path=path.as_posix())])
+    if media == "frames" or (media == "auto" and not videos):
+        for frames in (*list_folders(folder / "frames"), *list_folders(folder)):
+            images = [p.as_posix() for p in list_files(frames) if is_image(p.name)]
+            if images and frames.name not in _PARTS:
+                videos.setdefault(frames.name, make_frames(images, common))
+    items = []
+    for name in sorted(videos, key=split_digits):
+        identities, source = parse_name(common.dataset, name)
+        for item in videos[name]:
+            items.append(
+                item._replace(
+                    video=name,
+                    identities=identities,
+                    source=source,
+                    mask=files.find_beside(item.path, "masks") if item.method else "",
+                    landmarks=files.find_beside(item.path, "landmarks"),
+                )
+            )
+    return items
+
+
+def choose_compression(present: Iterable[str], wanted: str | None, root: Path) -> str:
+    """Choose the compression of the videos to read; "" where none is stated.
+
+    Args:
+        present: Compressions that there are.
+        wanted: Compression that was asked for, if any.
+        root: Folder of the data set, for the message.
+
+    Raises:
+        DeepfakeDataError: The wanted one is not there, or one of several is not chosen.
+    """
+    names = sorted(set(present))
+    if wanted is not None and wanted not in names:
+        raise DeepfakeDataError(
+            f"{root} has no videos of compression '{wanted}'. Choices: {', '.join(names) or 'none'}."
+        )
+    if wanted is None and len(names) > 1:
+        raise DeepfakeDataError(
+            f"{root} has videos of the compressions {', '.join(names)}. Name the one to read with compression, such as "
+            "c23."
+        )
+    return wanted or "".join(names)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

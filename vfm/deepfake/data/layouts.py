@@ -1,4 +1,4 @@
-"""Finds out which layout a folder of real and forged images has, and reads it."""
+"""Layouts of folders of real and fake images: told apart, and read with the options that each takes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from vfm.deepfake.data.dfdc import (
     read_preview,
 )
 from vfm.deepfake.data.ffpp import find_forensics, read_forensics
-from vfm.deepfake.data.files import Media, folders, read_json, walk
+from vfm.deepfake.data.files import Media, list_folders, read_json, walk_media
 from vfm.deepfake.data.folders import Grouping, find_plain, read_generated, read_plain
-from vfm.deepfake.data.manifest import present, read_manifest
+from vfm.deepfake.data.manifest import drop_absent, read_manifest
 from vfm.deepfake.data.record import (
     LABELS,
     DeepfakeDataError,
@@ -28,7 +28,7 @@ from vfm.deepfake.data.record import (
     LabelName,
     check_items,
     group_items,
-    ordered,
+    sort_items,
 )
 
 Format = Literal[
@@ -62,11 +62,11 @@ def import_layout(
     grouping: Grouping = "auto",
     labels: Mapping[str, LabelName] | None = None,
 ) -> Reading[Item]:
-    """Read a folder, or a list, of real and forged images or videos.
+    """Read a folder, or a list, of real and fake images or videos.
 
     Args:
         root: A folder in one of the layouts, a manifest, or a JSON list.
-        format: Its layout; `auto` finds out.
+        format: Layout of the root; `auto` finds it out.
         compression: Which to read, where there are several: ffpp, deepfakebench.
         media: Whether to read videos or frames, where there are both: ffpp, celeb, ffiw.
         lists: Folder of the official lists of splits, where it is another: ffpp, celeb.
@@ -86,25 +86,47 @@ def import_layout(
         raise DeepfakeDataError(
             f"There is no file or folder {root} (looked in {Path.cwd()}). Check the path."
         )
-    _check_choices(format=(format, Format), media=(media, Media), grouping=(grouping, Grouping))
+    chosen = {"format": (format, Format), "media": (media, Media), "grouping": (grouping, Grouping)}
+    for option, (value, choices) in chosen.items():
+        if value not in get_args(choices):
+            raise DeepfakeDataError(
+                f"{option} is '{value}'. Choices: {', '.join(get_args(choices))}."
+            )
     name = DEEPFAKE_LAYOUTS.detect(root) if format == "auto" else format
-    given: dict[str, Any] = {
+    layout = DEEPFAKE_LAYOUTS.layouts[name]
+    options: dict[str, Any] = {
         "compression": compression,
-        "media": media,
+        "media": None if media == "auto" else media,
         "lists": Path(lists) if lists is not None else None,
         "base": Path(base) if base is not None else None,
-        "grouping": grouping,
+        "grouping": None if grouping == "auto" else grouping,
         "labels": labels,
     }
-    reading = DEEPFAKE_LAYOUTS.layouts[name].read(root, **_options(name, given))
-    if not reading.entries:
+    options = {key: value for key, value in options.items() if value is not None}
+    for key in options:
+        if key not in layout.options:
+            takes = ", ".join(layout.options) or "no options"
+            raise DeepfakeDataError(
+                f"The layout '{name}' takes no {key}. It takes: {takes}. Leave it out, or name another format."
+            )
+    reading = layout.read(root, **options)
+    items, notes = reading.entries, list(reading.notes)
+    if not items:
         raise DeepfakeDataError(
-            f"There are no images or videos in {root}, read as '{name}'. {_found(root)} Choices of format: "
+            f"There are no images or videos in {root}, read as '{name}'. {_describe(root)} Choices of format: "
             f"{', '.join(DEEPFAKE_LAYOUTS.layouts)}."
         )
-    check_items(reading.entries, str(root))
-    items = present(reading.entries, str(root), str(root))
-    return group_items(ordered(items), [*reading.notes, *_one_label(reading, root)])
+    check_items(items, str(root))
+    labels_found = {item.label for item in items}
+    if len(labels_found) == 1:
+        only, other = (name for name in sorted(LABELS, key=lambda name: name not in labels_found))
+        use = (
+            "That is enough to train on blends of them, but no test says anything without fakes."
+            if only == "real"
+            else "Nothing can be trained or tested without real ones."
+        )
+        notes.append(f"{root} has only {only} images or videos, and no {other} one. {use}")
+    return group_items(sort_items(drop_absent(items, str(root), str(root))), notes)
 
 
 def _read_manifest(
@@ -116,27 +138,19 @@ def _read_manifest(
 def _find_manifest(root: Path) -> bool:
     if root.is_dir():
         return (root / MANIFEST).is_file()
-    if root.suffix.lower() in _TABLES:
-        return True
-    return root.suffix.lower() == ".json" and isinstance(read_json(root), list)
+    if root.suffix.lower() == ".json":
+        return isinstance(read_json(root), list)
+    return root.suffix.lower() in _TABLES
 
 
-def _find_wang(root: Path) -> bool:
-    return _has_folder(root, "0_real", "1_fake")
-
-
-def _find_genimage(root: Path) -> bool:
-    return _has_folder(root, "ai", "nature")
-
-
-def _has_folder(root: Path, *names: str) -> bool:
-    return any(set(names) & set(parts) for parts, _ in walk(root))
+def _find_folder(*names: str) -> Callable[[Path], bool]:
+    return lambda root: any(name in parts for parts, _ in walk_media(root) for name in names)
 
 
 def _explain(root: Path) -> str:
     inside = [
         f"{folder.name} ({name})"
-        for folder in folders(root)
+        for folder in list_folders(root)
         for name, layout in DEEPFAKE_LAYOUTS.layouts.items()
         if layout.exclusive and layout.find(folder)
     ]
@@ -146,13 +160,13 @@ def _explain(root: Path) -> str:
             "manifest of all."
         )
     return (
-        f"Nothing says which images in {root} are real and which are fake. {_found(root)} Put them into folders called "
-        f"real and fake, write a manifest (a CSV with the columns path and label), or name the layout with format: "
-        f"{', '.join(DEEPFAKE_LAYOUTS.layouts)}."
+        f"Nothing says which images in {root} are real and which are fake. {_describe(root)} Put them into folders "
+        "called real and fake, write a manifest (a CSV with the columns path and label), or name the layout with "
+        f"format: {', '.join(DEEPFAKE_LAYOUTS.layouts)}."
     )
 
 
-def _published(
+def _publish(
     find: Callable[[Path], bool], read: Callable[..., Reading[Item]], *options: str
 ) -> Layout[Item]:
     """A data set as it was published, which another in the same folder would be mixed up with."""
@@ -162,14 +176,14 @@ def _published(
 DEEPFAKE_LAYOUTS: LayoutTable[Layout[Item]] = LayoutTable(
     {
         "manifest": Layout(_find_manifest, _read_manifest, ("base", "labels")),
-        "ffpp": _published(find_forensics, read_forensics, "compression", "media", "lists"),
-        "celeb": _published(find_celeb, read_celeb, "media", "lists"),
-        "ffiw": _published(find_ffiw, read_ffiw, "media"),
-        "dfdcp": _published(find_preview, read_preview),
-        "dfdc": _published(find_challenge, read_challenge),
+        "ffpp": _publish(find_forensics, read_forensics, "compression", "media", "lists"),
+        "celeb": _publish(find_celeb, read_celeb, "media", "lists"),
+        "ffiw": _publish(find_ffiw, read_ffiw, "media"),
+        "dfdcp": _publish(find_preview, read_preview),
+        "dfdc": _publish(find_challenge, read_challenge),
         "deepfakebench": Layout(find_lists, read_lists, ("compression", "base", "labels")),
-        "wang": Layout(_find_wang, read_generated, ("labels",)),
-        "genimage": Layout(_find_genimage, read_generated, ("labels",)),
+        "wang": Layout(_find_folder("0_real", "1_fake"), read_generated, ("labels",)),
+        "genimage": Layout(_find_folder("ai", "nature"), read_generated, ("labels",)),
         "plain": Layout(find_plain, read_plain, ("grouping", "labels")),
     },
     DeepfakeDataError,
@@ -177,43 +191,9 @@ DEEPFAKE_LAYOUTS: LayoutTable[Layout[Item]] = LayoutTable(
 )
 
 
-def _options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a layout takes; others must not be given."""
-    takes = DEEPFAKE_LAYOUTS.layouts[name].options
-    used = {key: value for key, value in given.items() if value not in (None, "auto")}
-    for key in used:
-        if key not in takes:
-            raise DeepfakeDataError(
-                f"The layout '{name}' takes no {key}. It takes: {', '.join(takes) or 'no options'}. Leave it out, or "
-                "name another format."
-            )
-    return used
-
-
-def _check_choices(**given: tuple[str, Any]) -> None:
-    for name, (value, choices) in given.items():
-        if value not in get_args(choices):
-            raise DeepfakeDataError(
-                f"{name} is '{value}'. Choices: {', '.join(get_args(choices))}."
-            )
-
-
-def _found(root: Path) -> str:
+def _describe(root: Path) -> str:
     if root.is_file():
         return "It is a file."
-    names = [folder.name for folder in folders(root)]
+    names = [folder.name for folder in list_folders(root)]
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"Found the folders {shown}." if names else "There are no folders in it."
-
-
-def _one_label(reading: Reading[Item], root: Path) -> list[str]:
-    labels = {item.label for item in reading.entries}
-    if len(labels) > 1:
-        return []
-    only, other = (name for name in sorted(LABELS, key=lambda name: name not in labels))
-    use = (
-        "That is enough to train on blends of them, but no test says anything without fakes."
-        if only == "real"
-        else "Nothing can be trained or tested without real ones."
-    )
-    return [f"{root} has only {only} images or videos, and no {other} one. {use}"]

@@ -1,4 +1,4 @@
-"""The one internal form of real and forged images, as a table with a row for each image or video."""
+"""Manifest: the one internal form of real and fake images, as a table with a row for each image or video."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from vfm.data.splits import SPLITS
 from vfm.data.tables import Table, read_table, write_rows
 from vfm.deepfake.data.files import read_json
 from vfm.deepfake.data.record import (
-    COLUMNS,
     FAKE,
     LABELS,
     MAX_ABSENT,
@@ -24,32 +23,13 @@ from vfm.deepfake.data.record import (
     LabelName,
     check_items,
     count_label,
-    fingerprint,
-    natural,
-    ordered,
-    require_both,
 )
 
-__all__ = [
-    "COLUMNS",
-    "FAKE",
-    "LABELS",
-    "REAL",
-    "DeepfakeDataError",
-    "Item",
-    "LabelName",
-    "check_items",
-    "count_label",
-    "fingerprint",
-    "natural",
-    "ordered",
-    "present",
-    "read_manifest",
-    "require_both",
-    "write_manifest",
-]
+COLUMNS = Item._fields
+"""Columns of a manifest, of which only path and label are needed."""
 
 _JOIN = "|"
+_PATHS = ("path", "mask", "landmarks")
 _NO_METHOD = frozenset({"", "-", "none", "real", "original", "pristine"})
 
 
@@ -57,8 +37,8 @@ def write_manifest(path: str | Path, items: Sequence[Item], *, relative: bool = 
     """Write items as CSV.
 
     Args:
-        path: Of the file.
-        items: With absolute paths.
+        path: A .csv file.
+        items: Images and videos with absolute paths.
         relative: Write paths relative to the file's folder where they lie below it; not where they will be read
             relative to another.
 
@@ -66,7 +46,7 @@ def write_manifest(path: str | Path, items: Sequence[Item], *, relative: bool = 
         DeepfakeDataError: The items contradict each other, or an identity holds the mark that separates identities.
     """
     check_items(items, str(path))
-    folder = Path(path).absolute().parent.as_posix().rstrip("/") + "/"
+    folder = Path(path).absolute().parent.as_posix().rstrip("/") + "/" if relative else ""
     rows = []
     for item in items:
         if any(_JOIN in name for name in item.identities):
@@ -75,10 +55,8 @@ def write_manifest(path: str | Path, items: Sequence[Item], *, relative: bool = 
                 "identities in a manifest. Name it without."
             )
         row = {name: str(value) for name, value in item._asdict().items()}
-        row["identities"] = _JOIN.join(item.identities)
-        for name in ("path", "mask", "landmarks"):
-            row[name] = row[name].removeprefix(folder) if relative else row[name]
-        rows.append(row)
+        row |= {name: row[name].removeprefix(folder) for name in _PATHS}
+        rows.append(row | {"identities": _JOIN.join(item.identities)})
     write_rows(Path(path), COLUMNS, rows)
 
 
@@ -102,23 +80,35 @@ def read_manifest(
         DeepfakeDataError: The list, a row of it or its videos are not as they must be.
     """
     path = Path(path)
-    table = _json_table(path) if path.suffix.lower() == ".json" else _table(path)
+    is_json = path.suffix.lower() == ".json"
+    try:
+        table = _read_json_table(path) if is_json else read_table(path)
+        for column in ("path", "label"):
+            table.require(column, "of a manifest")
+    except DeepfakeDataError:
+        raise
+    except ValueError as error:
+        # The reader speaks of the option of another data module.
+        message = str(error).replace("Check --data.table.", "Check the path.")
+        raise DeepfakeDataError(message) from error
     words = {name: name for name in LABELS} | dict(labels or {})
-    if path.suffix.lower() == ".json" and labels is None:
+    if is_json and labels is None:
         words |= {"0": REAL, "1": FAKE}
-    for column in ("path", "label"):
-        _require(table, column)
     base = Path(root) if root is not None else path.parent
-    items = [
-        _item(table, index, base.absolute().as_posix(), words) for index in range(len(table.rows))
-    ]
+    start = base.absolute().as_posix()
+    items = [_read_row(table, index, start, words) for index in range(len(table.rows))]
     _check_videos(table, items)
     check_items(items, str(path))
-    return present(items, str(path), str(base))
+    return drop_absent(items, str(path), str(base))
 
 
-def present(items: Sequence[Item], where: str, root: str) -> list[Item]:
-    """The items whose files exist.
+def drop_absent(items: Sequence[Item], where: str, root: str) -> list[Item]:
+    """Return the items whose files exist.
+
+    Args:
+        items: Images and videos with absolute paths.
+        where: What names the files, for the message.
+        root: The folder that relative paths start from, for the message.
 
     Raises:
         DeepfakeDataError: More than one in a hundred is missing.
@@ -128,57 +118,65 @@ def present(items: Sequence[Item], where: str, root: str) -> list[Item]:
     if not absent:
         return list(items)
     shown = ", ".join(item.path for item in absent[:3]) + (", ..." if len(absent) > 3 else "")
-    said = f"{len(absent)} of the {len(items)} files that {where} names are missing: {shown}."
+    message = f"{len(absent)} of the {len(items)} files that {where} names are missing: {shown}."
     if len(absent) > MAX_ABSENT * len(items):
         raise DeepfakeDataError(
-            f"{said} Relative paths start from {root}. Give the folder that they start from, or mend the list."
+            f"{message} Relative paths start from {root}. Give the folder that they start from, or mend the list."
         )
-    counts = ", ".join(
-        f"{number} {label}" for label in LABELS if (number := count_label(absent, label))
-    )
-    warnings.warn(f"{said} They are left out ({counts}).", stacklevel=2)
+    counts = ((count_label(absent, label), label) for label in LABELS)
+    listed = ", ".join(f"{number} {label}" for number, label in counts if number)
+    warnings.warn(f"{message} They are left out ({listed}).", stacklevel=2)
     return [item for item in items if item.path in files]
 
 
-def _item(table: Table, index: int, base: str, words: Mapping[str, str]) -> Item:
-    cells = {name: value.strip() for name, value in table.rows[index].items()}
+def _read_row(table: Table, index: int, base: str, words: Mapping[str, str]) -> Item:
+    cells = dict.fromkeys(COLUMNS, "") | {k: v.strip() for k, v in table.rows[index].items()}
     where = table.where(index)
-    path = clean_path(cells["path"])
-    if not path:
+    paths = {name: _clean_path(cells[name]) for name in (*_PATHS, "video", "source")}
+    if not paths["path"]:
         raise DeepfakeDataError(f"{where}: the path is empty. Fill it in, or delete the row.")
-    label = _label(cells["label"], where, words)
-    frame = cells.get("frame", "")
+    label = _read_label(cells["label"], where, words)
+    frame = cells["frame"]
     if frame and not re.fullmatch(r"-1|\d+", frame):
         raise DeepfakeDataError(
             f"{where}: the frame is '{frame}'. Give a whole number from 0, or nothing."
         )
-    joined = cells.get("identities") or cells.get("identity") or ""
-    names = [name.strip() for name in re.split(r"[|;]", joined)]
+    split = SPLIT_FOLDERS.get(cells["split"].lower(), "")
+    if cells["split"] and not split:
+        raise DeepfakeDataError(
+            f"{where}: the split is '{cells['split']}'. Choices: {', '.join(SPLITS)}."
+        )
+    method = cells["method"]
+    if label == FAKE:
+        method = method or FAKE
+    elif method.lower() in _NO_METHOD:
+        method = ""
+    persons = re.split(r"[|;]", cells["identities"] or cells.get("identity", ""))
     return Item(
-        path=below(base, path),
+        path=_join(base, paths["path"]),
         label=label,
-        video=clean_path(cells.get("video", "")) or path,
-        identities=tuple(name for name in names if name),
-        method=_method(label, cells.get("method", "")),
-        dataset=cells.get("dataset", ""),
-        split=_split(cells.get("split", ""), where),
-        compression=cells.get("compression", ""),
-        mask=below(base, clean_path(cells.get("mask", ""))),
-        source=clean_path(cells.get("source", "")),
+        video=paths["video"] or paths["path"],
+        identities=tuple(name.strip() for name in persons if name.strip()),
+        method=method,
+        dataset=cells["dataset"],
+        split=split,
+        compression=cells["compression"],
+        mask=_join(base, paths["mask"]),
+        source=paths["source"],
         frame=int(frame or -1),
-        landmarks=below(base, clean_path(cells.get("landmarks", ""))),
+        landmarks=_join(base, paths["landmarks"]),
     )
 
 
-def clean_path(text: str) -> str:
+def _clean_path(text: str) -> str:
     """A path with forward slashes, also where Windows wrote it."""
     text = text.strip().replace("\\", "/")
     # Most paths are clean, and there are many.
-    clean = not text or not ("//" in text or "./" in text or text[-1] in "./")
-    return text if clean else os.path.normpath(text).replace(os.sep, "/")
+    is_clean = not text or not ("//" in text or "./" in text or text[-1] in "./")
+    return text if is_clean else os.path.normpath(text).replace(os.sep, "/")
 
 
-def below(base: str, path: str) -> str:
+def _join(base: str, path: str) -> str:
     """A path from a folder on; "" stays so.
 
     Both as text: making a Path of each of a million names would take most of the time.
@@ -186,11 +184,11 @@ def below(base: str, path: str) -> str:
     return path if not path or path.startswith("/") or path[1:3] == ":/" else f"{base}/{path}"
 
 
-def _label(cell: str, where: str, words: Mapping[str, str]) -> LabelName:
-    found = words.get(cell) or words.get(cell.lower())
-    if found == REAL:
+def _read_label(cell: str, where: str, words: Mapping[str, str]) -> LabelName:
+    word = words.get(cell) or words.get(cell.lower())
+    if word == REAL:
         return "real"
-    if found == FAKE:
+    if word == FAKE:
         return "fake"
     hint = (
         " Which digit is fake differs between data sets: write the words, or say what the digits mean with "
@@ -199,19 +197,6 @@ def _label(cell: str, where: str, words: Mapping[str, str]) -> LabelName:
         else ""
     )
     raise DeepfakeDataError(f"{where}: the label is '{cell}'. Choices: {', '.join(words)}.{hint}")
-
-
-def _method(label: str, cell: str) -> str:
-    if label == FAKE:
-        return cell or FAKE
-    return "" if cell.lower() in _NO_METHOD else cell
-
-
-def _split(cell: str, where: str) -> str:
-    split = SPLIT_FOLDERS.get(cell.lower(), "")
-    if cell and not split:
-        raise DeepfakeDataError(f"{where}: the split is '{cell}'. Choices: {', '.join(SPLITS)}.")
-    return split
 
 
 def _check_videos(table: Table, items: Sequence[Item]) -> None:
@@ -225,32 +210,19 @@ def _check_videos(table: Table, items: Sequence[Item]) -> None:
         return
     seen: dict[tuple[str, str, str], int] = {}
     for index, item in enumerate(items):
-        given = table.rows[index].get("method", "").strip()
-        first = seen.setdefault((item.dataset, given, item.video), index)
-        if items[first].label != item.label:
-            lines = f"lines {table.lines[first]} and {table.lines[index]}"
-            raise _mixed(f"{table.path} ({lines})", items[first], item)
+        method = table.rows[index].get("method", "").strip()
+        other = seen.setdefault((item.dataset, method, item.video), index)
+        first = items[other]
+        if first.label != item.label:
+            raise DeepfakeDataError(
+                f"{table.path} (lines {table.lines[other]} and {table.lines[index]}): the video "
+                f"'{'/'.join(filter(None, item.key))}' has both labels: {first.path} is "
+                f"{first.label}, {item.path} is {item.label}. A video has one label: give the fakes a method in the "
+                "column 'method', or another name in 'video'."
+            )
 
 
-def _mixed(where: str, first: Item, second: Item) -> DeepfakeDataError:
-    name = "/".join(part for part in (second.dataset, second.method, second.video) if part)
-    return DeepfakeDataError(
-        f"{where}: the video '{name}' has both labels: {first.path} is {first.label}, {second.path} is {second.label}. "
-        "A video has one label: give the fakes a method in the column 'method', or another name in 'video'."
-    )
-
-
-def _table(path: Path) -> Table:
-    try:
-        return read_table(path)
-    except ValueError as error:
-        # The reader speaks of the option of another data module.
-        raise DeepfakeDataError(
-            str(error).replace("Check --data.table.", "Check the path.")
-        ) from error
-
-
-def _json_table(path: Path) -> Table:
+def _read_json_table(path: Path) -> Table:
     content = read_json(path)
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise DeepfakeDataError(
@@ -262,18 +234,11 @@ def _json_table(path: Path) -> Table:
             f"{path} is an empty list. Give a list with an object for each image."
         )
     columns = list(dict.fromkeys(str(name) for row in content for name in row))
-    rows = [{name: _cell(row.get(name)) for name in columns} for row in content]
+    rows = [{name: _format_cell(row.get(name)) for name in columns} for row in content]
     return Table(path, columns, rows, list(range(1, len(rows) + 1)))
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     if isinstance(value, list):
         return _JOIN.join(map(str, value))
     return "" if value is None else str(value)
-
-
-def _require(table: Table, column: str) -> None:
-    try:
-        table.require(column, "of a manifest")
-    except ValueError as error:
-        raise DeepfakeDataError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Which forgery goes with which real image: the one made from the same video, at the same frame where there is one."""
+"""Pairs of a real image and a fake: one made from the same video, at the same frame where there is one."""
 
 from __future__ import annotations
 
@@ -8,103 +8,98 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vfm.deepfake.data.record import FAKE, REAL, DeepfakeDataError, Item, count_label, require_both
+from vfm.deepfake.data.record import FAKE, LABELS, REAL, DeepfakeDataError, Item, count_label
 
 
 class Pairs:
-    """The real images of a split, each with the forgeries that were made from its video.
+    """The real images of a split, each with the fakes that were made from its video.
 
-    A forgery beside its own source differs from it by the forgery alone, not by person, light or camera, and the two
+    A fake beside its own source differs from it by what was forged alone, not by person, light or camera, and the two
     labels are equally frequent whatever the numbers of files (Yermakov et al., 2025, "Deepfake Detection that
     Generalizes Across Benchmarks").
     """
 
     def __init__(self, items: Sequence[Item]) -> None:
-        """Find the pairs.
-
-        Args:
-            items: Of a split, in the order of its records.
-        """
-        made: defaultdict[tuple[str, str], defaultdict[str, list[int]]] = defaultdict(
+        """Find the pairs among the items of a split, in the order of its records."""
+        self._items = items
+        self._by_source: defaultdict[tuple[str, str], defaultdict[str, list[int]]] = defaultdict(
             lambda: defaultdict(list)
         )
         for index, item in enumerate(items):
             if item.label == FAKE and item.source:
-                made[item.dataset, item.source][item.method].append(index)
-        self._items = items
-        self._made = {video: list(methods.values()) for video, methods in made.items()}
+                self._by_source[item.dataset, item.source][item.method].append(index)
         self.reals = [index for index, item in enumerate(items) if item.label == REAL]
         """Indices of the real images."""
-        known = {(items[index].dataset, items[index].video) for index in self.reals}
-        used = sum(
-            len(method) for v, methods in self._made.items() if v in known for method in methods
+        videos = {(items[index].dataset, items[index].video) for index in self.reals}
+        used = (
+            m for video in videos & set(self._by_source) for m in self._by_source[video].values()
         )
-        self.unused = sum(item.label == FAKE for item in items) - used
-        """Number of forgeries whose source is not named or not in the split; they are in no pair."""
+        self.unused = count_label(items, FAKE) - sum(map(len, used))
+        """Number of fakes whose source is not named or not in the split; they are in no pair."""
 
-    def paired(self, real: int) -> bool:
-        """Whether there are forgeries of a real image's video.
+    def has_deepfakes(self, real: int) -> bool:
+        """Whether there are fakes of a real image's video.
 
         Args:
             real: Index of the real image.
         """
-        return self._source(real) in self._made
+        return (self._items[real].dataset, self._items[real].video) in self._by_source
 
     def draw(self, real: int, generator: np.random.Generator) -> int:
-        """Index of a forgery: of a random method, of the same frame if there is one, or else of a random one.
+        """Draw the index of a fake: of a random method, of the same frame if there is one, or else of a random one.
 
         Args:
-            real: Index of a real image that is `paired`.
-            generator: Of random numbers.
+            real: Index of a real image whose video has fakes.
+            generator: Source of all that is random.
         """
-        methods = self._made[self._source(real)]
+        item = self._items[real]
+        methods = list(self._by_source[item.dataset, item.video].values())
         candidates = methods[int(generator.integers(len(methods)))]
-        frame = self._items[real].frame
-        same = [index for index in candidates if self._items[index].frame == frame]
+        same = [index for index in candidates if self._items[index].frame == item.frame]
         chosen = same or candidates
         return chosen[int(generator.integers(len(chosen)))]
-
-    def _source(self, real: int) -> tuple[str, str]:
-        item = self._items[real]
-        return item.dataset, item.video
 
 
 def check_training(items: Sequence[Item], mode: str) -> None:
     """Refuse, or warn about, images that a mode cannot learn from.
 
     Args:
-        items: Of the train split.
-        mode: Of `DeepfakeImages`.
+        items: Images of the train split.
+        mode: plain, paired, sbi or mixed, as for `DeepfakeImages`.
 
     Raises:
         DeepfakeDataError: There is no real image, or nothing to tell it from.
     """
-    if not count_label(items, REAL):
+    num_reals, num_fakes = (count_label(items, label) for label in LABELS)
+    if not num_reals:
         raise DeepfakeDataError(
             f"Of the {len(items)} images to train on none is real. Add real ones, or check which label is which."
         )
     if mode == "sbi":
         return
     if mode == "plain":
-        require_both(items, "The train split")
+        if not num_fakes:
+            raise DeepfakeDataError(
+                f"The train split has {num_reals} real and 0 fake images or videos. Telling them apart takes both: add "
+                "fake ones, or check which label is which."
+            )
         return
     pairs = Pairs(items)
-    total = count_label(items, FAKE)
-    own = sum(pairs.paired(index) for index in pairs.reals)
-    if mode == "paired" and not own:
+    num_paired = sum(pairs.has_deepfakes(index) for index in pairs.reals)
+    if mode == "paired" and not num_paired:
         raise DeepfakeDataError(
-            f"None of the {total} fakes to train on names the real video it was made from (the column 'source' of the "
-            "manifest), so there are no pairs. Fill it in, or use --data.mode plain, mixed or sbi."
+            f"None of the {num_fakes} fakes to train on names the real video it was made from (the column 'source' of "
+            "the manifest), so there are no pairs. Fill it in, or use --data.mode plain, mixed or sbi."
         )
     if pairs.unused:
         warnings.warn(
-            f"{pairs.unused} of the {total} fakes to train on are in no pair: the real video that they were made from "
-            "is not named (the column 'source') or not in the train split. --data.mode plain takes them too.",
+            f"{pairs.unused} of the {num_fakes} fakes to train on are in no pair: the real video that they were made "
+            "from is not named (the column 'source') or not in the train split. --data.mode plain takes them too.",
             stacklevel=4,
         )
-    if mode == "paired" and own < len(pairs.reals):
+    if mode == "paired" and num_paired < num_reals:
         warnings.warn(
-            f"{len(pairs.reals) - own} of the {len(pairs.reals)} real images to train on have no fake and are left "
-            "out; --data.mode mixed blends one for them.",
+            f"{num_reals - num_paired} of the {num_reals} real images to train on have no fake and are left out; "
+            "--data.mode mixed blends one for them.",
             stacklevel=4,
         )

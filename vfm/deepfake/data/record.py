@@ -1,8 +1,7 @@
-"""An image or video that is real or fake: what is known of it, and what contradicts itself."""
+"""Item: what is known of an image or video that is real or fake, in what order items stand, and what is refused."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -19,13 +18,13 @@ LABELS = (REAL, FAKE)
 """In the order of their indices: fake is 1 and positive."""
 
 MAX_ABSENT = 0.01
-"""Share of the files of a list that may be missing."""
+"""Fraction of the files of a list that may be missing."""
 
 LabelName = Literal["real", "fake"]
 
 
 class DeepfakeDataError(VfmError, ValueError):
-    """Forged images, their lists or their splits are not as they must be; the text says what to do."""
+    """Real and fake images, their lists or their splits are not as they must be; the text says what to do."""
 
 
 class Item(NamedTuple):
@@ -44,7 +43,7 @@ class Item(NamedTuple):
     split: str = ""
     """train, val or test; "" where nothing says so."""
     compression: str = ""
-    """Of the video, such as c23."""
+    """Compression of the video, such as c23."""
     mask: str = ""
     """Path of an image, or a video, that is white where the picture was changed."""
     source: str = ""
@@ -60,15 +59,11 @@ class Item(NamedTuple):
         return (self.dataset, self.method, self.video)
 
 
-COLUMNS = Item._fields
-"""Of a manifest, of which only path and label are needed."""
-
-
 def group_items(items: Iterable[Item], notes: Sequence[str] = ()) -> Reading[Item]:
-    """A reading of items, each in the split that it names.
+    """Put items into a reading, each into the split that it names.
 
     Args:
-        items: Images and videos.
+        items: Images and videos of all splits.
         notes: What a person should know of them, a sentence or two each.
     """
     splits: dict[str, list[Item]] = {}
@@ -77,37 +72,25 @@ def group_items(items: Iterable[Item], notes: Sequence[str] = ()) -> Reading[Ite
     return Reading(splits, LABELS, notes)
 
 
-def natural(text: str) -> tuple[tuple[int, int, str], ...]:
+def split_digits(text: str) -> tuple[tuple[int, int, str], ...]:
     """Key that sorts 2 before 10."""
     parts = re.findall(r"\d+|\D+", text)
     return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in parts)
 
 
-def ordered(items: Iterable[Item]) -> list[Item]:
-    """Items by data set, method and video, and the frames of a video by number, whatever the order of the files."""
-    number = cache(natural)  # a video has many frames
+def sort_items(items: Iterable[Item]) -> list[Item]:
+    """Sort by data set, method and video, and the frames of a video by number, whatever the order of the files."""
+    video_key = cache(split_digits)  # a video has many frames
     return sorted(
         items,
         key=lambda item: (
             item.dataset,
             item.method,
-            number(item.video),
+            video_key(item.video),
             item.frame,
-            natural(item.path) if item.frame < 0 else (),
+            split_digits(item.path) if item.frame < 0 else (),
         ),
     )
-
-
-def fingerprint(items: Iterable[Item]) -> str:
-    """A hash (sha256) of which images with which labels these are.
-
-    It depends neither on their order, nor on where they lie, nor on what their split is called.
-    """
-    rows = sorted(
-        (*item.key, str(item.frame), item.label, item.compression, item.path.rpartition("/")[2])
-        for item in items
-    )
-    return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
 def check_items(items: Sequence[Item], where: str) -> None:
@@ -116,7 +99,7 @@ def check_items(items: Sequence[Item], where: str) -> None:
     As what is real has no method and what is fake has one, no video can hold both labels.
 
     Args:
-        items: Of all splits.
+        items: Images and videos of all splits.
         where: What they come from, for the message.
 
     Raises:
@@ -124,7 +107,9 @@ def check_items(items: Sequence[Item], where: str) -> None:
     """
     paths: set[str] = set()
     for item in items:
-        _check_item(item, where)
+        wrong = _find_contradiction(item)
+        if wrong:
+            raise DeepfakeDataError(f"{where}: {wrong}")
         if item.path in paths:
             raise DeepfakeDataError(
                 f"{where} lists {item.path} twice. Keep one row for each image or video."
@@ -132,42 +117,22 @@ def check_items(items: Sequence[Item], where: str) -> None:
         paths.add(item.path)
 
 
-def count_label(items: Iterable[Item], label: str) -> int:
-    """How many items have a label."""
-    return sum(item.label == label for item in items)
-
-
-def require_both(items: Sequence[Item], where: str) -> None:
-    """Refuse items of one label only.
-
-    Raises:
-        DeepfakeDataError: With the number of each.
-    """
-    counts = {label: count_label(items, label) for label in LABELS}
-    missing = [label for label, number in counts.items() if not number]
-    if missing:
-        given = " and ".join(f"{number} {label}" for label, number in counts.items())
-        raise DeepfakeDataError(
-            f"{where} has {given} images or videos. Telling them apart takes both: add {missing[0]} ones, or check "
-            "which label is which."
-        )
-
-
-def _check_item(item: Item, where: str) -> None:
+def _find_contradiction(item: Item) -> str:
     if item.label not in LABELS:
-        raise DeepfakeDataError(
-            f"{where}: the label of {item.path} is '{item.label}'. Choices: {', '.join(LABELS)}."
-        )
+        return f"the label of {item.path} is '{item.label}'. Choices: {', '.join(LABELS)}."
     if item.split and item.split not in SPLITS:
-        raise DeepfakeDataError(
-            f"{where}: the split of {item.path} is '{item.split}'. Choices: {', '.join(SPLITS)}, or nothing."
-        )
+        choices = ", ".join(SPLITS)
+        return f"the split of {item.path} is '{item.split}'. Choices: {choices}, or nothing."
     if item.label == REAL and item.method:
-        raise DeepfakeDataError(
-            f"{where}: {item.path} is real, but has the method '{item.method}'. The method says how a fake was made: "
-            "leave it empty for what is real."
+        return (
+            f"{item.path} is real, but has the method '{item.method}'. The method says how a fake was made: leave it "
+            "empty for what is real."
         )
     if item.label == FAKE and not item.method:
-        raise DeepfakeDataError(
-            f"{where}: {item.path} is fake, but has no method. Name how it was made, or write '{FAKE}'."
-        )
+        return f"{item.path} is fake, but has no method. Name how it was made, or write '{FAKE}'."
+    return ""
+
+
+def count_label(items: Iterable[Item], label: str) -> int:
+    """Count the items that have a label."""
+    return sum(item.label == label for item in items)

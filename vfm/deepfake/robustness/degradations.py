@@ -17,7 +17,7 @@ from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.demux import import_av
 from vfm_runtime.media.image import Pixels
 
-from vfm.deepfake.data.augment import through_jpeg
+from vfm.deepfake.data.augment import compress_jpeg
 
 Kind = Literal["jpeg", "blur", "resize", "noise", "h264"]
 
@@ -148,7 +148,7 @@ def _even(pixels: Pixels) -> Pixels:
 
 
 def _jpeg(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:
-    return through_jpeg(pixels, int(level))
+    return compress_jpeg(pixels, int(level))
 
 
 def _blur(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:

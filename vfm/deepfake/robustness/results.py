@@ -195,8 +195,8 @@ class DegradedDeepfakes(DeepfakeDataset):
         super().__init__(records, data.crop, task.preprocess, None, seed)
         self.degradation = degradation
 
-    def _view(self, index: int, generator: np.random.Generator | None = None) -> View:
-        view = super()._view(index, generator)
+    def _read_view(self, index: int, generator: np.random.Generator | None = None) -> View:
+        view = super()._read_view(index, generator)
         if self.degradation is None:
             return view
         drawn = np.random.default_rng(sample_seed(self.seed, 0, index))

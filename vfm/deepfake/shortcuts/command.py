@@ -14,9 +14,9 @@ from vfm_runtime.deepfake.task import DeepfakeType
 from vfm_runtime.media.image import find_images
 from vfm_runtime.media.video import find_videos
 
-from vfm.deepfake.data.data import CROP_FILE
+from vfm.deepfake.data.base import CROP_FILE
 from vfm.deepfake.data.layouts import Format, import_layout
-from vfm.deepfake.data.record import FAKE, LABELS, REAL, DeepfakeDataError, Item, ordered
+from vfm.deepfake.data.record import FAKE, LABELS, REAL, DeepfakeDataError, Item, sort_items
 from vfm.deepfake.results import SHORTCUTS
 from vfm.deepfake.shortcuts.known_reals import KnownReals, ask_of_reals
 from vfm.deepfake.shortcuts.page import (
@@ -136,7 +136,7 @@ def _read(data: Path, format: Format | Literal["reals"]) -> tuple[list[Item], li
         named = [(file, file.relative_to(data).as_posix()) for file in files]
         return [Item(path=str(file), label="real", video=name) for file, name in named], []
     reading = import_layout(data, format)
-    return ordered(reading.entries), list(reading.notes)
+    return sort_items(reading.entries), list(reading.notes)
 
 
 def _holds_face_crops(data: Path) -> bool:

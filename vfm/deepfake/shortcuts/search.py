@@ -12,7 +12,7 @@ import numpy as np
 from vfm_runtime.media.image import ImageError
 
 from vfm.deepfake.data.record import FAKE, LABELS, REAL, DeepfakeDataError, Item
-from vfm.deepfake.data.splits import components
+from vfm.deepfake.data.splits import name_components
 from vfm.deepfake.results import SHORTCUT_LIMIT
 from vfm.deepfake.shortcuts.metadata import FEATURES, UNSEEN, Value, read_metadata
 from vfm.deepfake.shortcuts.probe import LEAST, BoolArray, IntArray, Separation, separation, varies
@@ -249,7 +249,7 @@ class _Probe:
 
     def _tied(self, items: Sequence[Item]) -> IntArray:
         """Number of each file's component of videos and people; without the people where all hang together."""
-        tied = _numbered(components(items))
+        tied = _numbered(name_components(items))
         sides = [len(np.unique(tied[self._fake == side])) for side in (False, True)]
         if min(sides) >= LEAST:
             return tied
@@ -257,7 +257,7 @@ class _Probe:
             "People appear in so many videos that almost all hang together: files were grouped by video and source "
             "alone, and the figures may be a little high."
         )
-        return _numbered(components(items, "video"))
+        return _numbered(name_components(items, "video"))
 
 
 def _numbered(names: Sequence[str]) -> IntArray:
