@@ -16,8 +16,8 @@ from vfm_runtime.bundle.model import Model, load
 from vfm_runtime.bundle.precision import PRECISIONS
 from vfm_runtime.bundle.providers import DEVICES
 from vfm_runtime.errors import BundleError, MissingPackageError, VfmError, suggest
-from vfm_runtime.media.image import ImageError, find_images
-from vfm_runtime.media.video import find_videos, is_video
+from vfm_runtime.media.image import ImageError
+from vfm_runtime.media.video import find_media, is_video
 from vfm_runtime.printing import describe_bundle, print_error, print_prediction
 from vfm_runtime.server.main import add_arguments, serve
 from vfm_runtime.server.settings import Settings
@@ -45,9 +45,9 @@ def main(args: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 misused.
 
     Args:
-        args: The words after `vfm-runtime`; None for those of this process.
+        args: Words after `vfm-runtime`; None for those of this process.
     """
-    words = sys.argv[1:] if args is None else args
+    words = [_normalize_flag(word) for word in (sys.argv[1:] if args is None else args)]
     debug = "--debug" in words
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING)
     try:
@@ -78,6 +78,14 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return options
 
 
+def _normalize_flag(word: str) -> str:
+    """Return the flag as it is defined: `--batch_size=8` is `--batch-size=8`."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}"
+
+
 def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(prog="vfm-runtime", description="Runs the bundles that vfm exports.")
     parser.add_argument("--version", action="version", version=f"vfm-runtime {__version__}")
@@ -96,19 +104,21 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
         help="auto: int8 on the CPU, fp16 on a GPU, if in the bundle",
     )
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    made = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    predict = made.add_parser("predict", parents=[common], help="answer for images and folders")
+    predict = commands.add_parser("predict", parents=[common], help="answer for images and folders")
     predict.add_argument(
         "images",
         metavar="IMAGE_OR_FOLDER",
         nargs="+",
         help="also videos, and folders of them, where the task takes them",
     )
-    predict.add_argument("--top", type=_count, default=5, help="best classes to show (default: 5)")
+    predict.add_argument(
+        "--top", type=_parse_count, default=5, help="best classes to show (default: 5)"
+    )
     predict.add_argument(
         "--threshold",
-        type=_share,
+        type=_parse_fraction,
         help=f"of boxes, and of several labels (default: the bundle's own, else {THRESHOLD} and 0.5)",
     )
     predict.add_argument(
@@ -119,31 +129,31 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
         action="store_true",
         help="where the task cuts crops out: they are crops already",
     )
-    predict.add_argument("--batch-size", type=_count, default=32, help="default: 32")
+    predict.add_argument("--batch-size", type=_parse_count, default=32, help="default: 32")
     predict.add_argument("--json", action="store_true", help="one JSON object a line and image")
     predict.set_defaults(run=_predict)
 
-    check = made.add_parser("check", parents=[common], help="find damage, replay golden images")
+    check = commands.add_parser("check", parents=[common], help="find damage, replay golden images")
     check.set_defaults(run=_check)
 
-    info = made.add_parser("info", parents=[common], help="show what a bundle is")
+    info = commands.add_parser("info", parents=[common], help="show what a bundle is")
     info.add_argument("--json", action="store_true", help="as one JSON object")
-    info.set_defaults(run=_info)
+    info.set_defaults(run=_show_info)
 
-    serve = made.add_parser("serve", help="answer over HTTP, with a page to try it")
+    serve = commands.add_parser("serve", help="answer over HTTP, with a page to try it")
     add_arguments(serve)
     serve.add_argument("--debug", action="store_true", help="show the traceback of an error")
     serve.set_defaults(run=_serve)
     return parser, {"predict": predict, "check": check, "info": info, "serve": serve}
 
 
-def _count(text: str) -> int:
+def _parse_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 up")
     return int(text)
 
 
-def _share(text: str) -> float:
+def _parse_fraction(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -184,9 +194,9 @@ def _load(options: argparse.Namespace, **more: Any) -> Model:
 def _predict(options: argparse.Namespace) -> int:
     model = _load(options, batch_size=options.batch_size)
     _check_options(options, model)
-    files = list(_files(options.images, videos=model.task_type.takes_video))
+    files = list(_find_files(options.images, videos=model.task_type.takes_video))
     code = OK
-    for batch in _batches(files, options.batch_size):
+    for batch in _make_batches(files, options.batch_size):
         predictions = model.predict(batch, errors="return", cropped=options.cropped)
         for path, prediction in zip(batch, predictions, strict=True):
             if isinstance(prediction, ImageError):
@@ -195,8 +205,8 @@ def _predict(options: argparse.Namespace) -> int:
     return code
 
 
-def _batches(files: list[Path], size: int) -> Iterator[list[Path]]:
-    """Images by the batch; each video alone, so that its answer is shown before the next one is read."""
+def _make_batches(files: list[Path], size: int) -> Iterator[list[Path]]:
+    """Yield images by the batch; each video alone, so that its answer is shown before the next one is read."""
     batch: list[Path] = []
     for file in files:
         if batch and (len(batch) == size or is_video(file) or is_video(batch[-1])):
@@ -223,25 +233,23 @@ def _check_options(options: argparse.Namespace, model: Model) -> None:
         )
 
 
-def _files(sources: list[str], *, videos: bool) -> Iterator[Path]:
+def _find_files(sources: list[str], *, videos: bool) -> Iterator[Path]:
     for source in sources:
         path = Path(source)
         if not path.is_dir():
             yield path
             continue
-        found = find_images(path)
-        if videos:
-            found = sorted([*found, *find_videos(path)], key=lambda file: file.parts)
-        if not found:
+        files = find_media(path, videos=videos)
+        if not files:
             what = "no images and no videos" if videos else "no images"
             raise ImageError(str(path), f"{what} in this folder", "Check the path.")
-        yield from found
+        yield from files
 
 
 def _check(options: argparse.Namespace) -> int:
     model = _load(options)
     print(f"{len(model.manifest.files)} files intact")
-    for checked in _each_precision(model, options):
+    for checked in _load_each_precision(model, options):
         results = replay(checked)
         for result in results:
             print(result)
@@ -256,8 +264,8 @@ def _check(options: argparse.Namespace) -> int:
     return OK
 
 
-def _each_precision(model: Model, options: argparse.Namespace) -> Iterator[Model]:
-    """The model in every precision that the bundle has for this device, unless one was asked for."""
+def _load_each_precision(model: Model, options: argparse.Namespace) -> Iterator[Model]:
+    """Yield the model in every precision that the bundle has for this device, unless one was asked for."""
     yield model
     if options.precision != "auto":
         return
@@ -276,7 +284,7 @@ def _serve(options: argparse.Namespace) -> int:
     return serve(Settings.from_mapping(vars(options)))
 
 
-def _info(options: argparse.Namespace) -> int:
+def _show_info(options: argparse.Namespace) -> int:
     model = _load(options)
     names = sorted(model.manifest.files)
     files = {name: (model.path / name).stat().st_size for name in names}

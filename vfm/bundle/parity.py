@@ -13,8 +13,8 @@ import numpy as np
 import vfm_runtime
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import VfmError
-from vfm_runtime.media.image import ImageError, Pixels, find_images, open_image
-from vfm_runtime.media.video import find_videos, is_video, read_video
+from vfm_runtime.media.image import ImageError, Pixels, open_image
+from vfm_runtime.media.video import find_media, is_video, read_video
 from vfm_runtime.tasks.base import Prediction
 
 from vfm.tasks.predictor import TorchPredictor
@@ -114,9 +114,7 @@ def choose_images(folder: Path, count: int, *, videos: bool = False) -> list[Pat
         ParityError: There are too few.
     """
     require_folder(folder)
-    found = find_images(folder)
-    if videos:
-        found = sorted([*found, *find_videos(folder)], key=lambda path: path.parts)
+    found = find_media(folder, videos=videos)
     needed = min(count, MIN_IMAGES)
     if len(found) < needed:
         raise ParityError(

@@ -1,4 +1,4 @@
-"""The file of a video: opening it safely, and counting its frames before any is decoded."""
+"""Demuxing: the file of a video opened safely, and its frames counted before any is decoded."""
 
 import io
 import itertools
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeAlias
 
 from vfm_runtime.errors import MissingPackageError
 from vfm_runtime.media.image import ImageError
@@ -59,11 +59,7 @@ LIMITS = VideoLimits()
 
 
 def import_av() -> Any:
-    """Return the module `av`, which only videos need.
-
-    Raises:
-        ImportError: PyAV is not installed.
-    """
+    """Return the module `av`, which only videos need; a MissingPackageError says how to install it."""
     try:
         import av
     except ImportError as error:
@@ -90,35 +86,42 @@ class Guard:
     def check_clock(self) -> None:
         """Raise `VideoError` when the time is over."""
         if self.is_late:
-            reason = f"reading it took longer than {self._limits.decode_seconds:g} s"
-            raise VideoError(self._name, reason, "Cut it, or raise VideoLimits.decode_seconds.")
+            seconds = self._limits.decode_seconds
+            self._refuse(f"reading it took longer than {seconds:g} s", "decode_seconds")
 
     def check_seconds(self, seconds: float) -> None:
         """Raise `VideoError` for a clip that lasts too long."""
         limit = self._limits.max_seconds
         if seconds > limit:
             reason = f"it lasts {seconds:.1f} s or more; the limit is {limit:g} s"
-            raise VideoError(self._name, reason, "Cut it, or raise VideoLimits.max_seconds.")
+            self._refuse(reason, "max_seconds")
 
     def check_pixels(self, width: int, height: int) -> None:
         """Raise `VideoError` for frames that are too large."""
         limit = self._limits.max_pixels
         if width * height > limit:
             reason = f"its frames have {width}x{height} pixels; the limit is {limit} pixels"
-            raise VideoError(
-                self._name, reason, "Make it smaller, or raise VideoLimits.max_pixels."
-            )
+            self._refuse(reason, "max_pixels", "Make it smaller")
 
     def check_count(self, count: int) -> None:
         """Raise `VideoError` for a clip of too many frames."""
         limit = self._limits.max_frames
         if count > limit:
-            reason = f"it has more than {limit} frames, the limit"
-            raise VideoError(self._name, reason, "Cut it, or raise VideoLimits.max_frames.")
+            self._refuse(f"it has more than {limit} frames, the limit", "max_frames")
 
-    def affordable(self, width: int, height: int) -> int:
-        """Frames of this size that fit into the memory that is allowed, 1 at least."""
+    def check_bytes(self, count: int) -> None:
+        """Raise `VideoError` for a file that is empty or too large."""
+        if count == 0:
+            raise VideoError(self._name, "the file is empty", AGAIN)
+        if count > self._limits.max_bytes:
+            self._refuse(f"{count} bytes; the limit is {self._limits.max_bytes}", "max_bytes")
+
+    def count_affordable(self, width: int, height: int) -> int:
+        """Count the frames of this size that fit into the memory that is allowed, 1 at least."""
         return max(1, self._limits.max_memory // max(1, 3 * width * height))
+
+    def _refuse(self, reason: str, limit: str, remedy: str = "Cut it") -> NoReturn:
+        raise VideoError(self._name, reason, f"{remedy}, or raise VideoLimits.{limit}.")
 
 
 class VideoFile(NamedTuple):
@@ -130,16 +133,12 @@ class VideoFile(NamedTuple):
 
     @classmethod
     def resolve(cls, source: VideoSource, limits: VideoLimits) -> "VideoFile":
-        """Check that a source is a file that may be read.
-
-        Raises:
-            VideoError: It is missing, no regular file, empty or too large.
-        """
+        """Refuse a source that is missing, no regular file, empty or too large, with a VideoError."""
         if isinstance(source, bytes | bytearray | memoryview):
             data = bytes(source)
-            file = cls(f"video of {len(data)} bytes", data, Path())
-            _check_size(file.name, len(data), limits)
-            return file
+            name = f"video of {len(data)} bytes"
+            Guard(name, limits).check_bytes(len(data))
+            return cls(name, data, Path())
         if not isinstance(source, str | os.PathLike):
             kind = f"{type(source).__name__} object"
             raise VideoError(kind, "not a video", "Give a path or the bytes of a file.")
@@ -156,7 +155,7 @@ class VideoFile(NamedTuple):
         if not path.is_file():
             # A pipe or a device may never end.
             raise VideoError(name, "not a regular file", "Write it to a file first.")
-        _check_size(name, path.stat().st_size, limits)
+        Guard(name, limits).check_bytes(path.stat().st_size)
         return cls(name, None, path)
 
     def open(self) -> BinaryIO:
@@ -168,14 +167,6 @@ class VideoFile(NamedTuple):
         except OSError as error:
             reason = f"not readable ({error})"
             raise VideoError(self.name, reason, "Check its permissions.") from error
-
-
-def _check_size(name: str, num_bytes: int, limits: VideoLimits) -> None:
-    if num_bytes == 0:
-        raise VideoError(name, "the file is empty", AGAIN)
-    if num_bytes > limits.max_bytes:
-        reason = f"{num_bytes} bytes; the limit is {limits.max_bytes}"
-        raise VideoError(name, reason, "Cut it, or raise VideoLimits.max_bytes.")
 
 
 class _Reader:
@@ -193,13 +184,7 @@ class _Reader:
 def open_container(
     av: Any, file: VideoFile, guard: Guard | None = None
 ) -> Iterator[tuple[Any, Any]]:
-    """The container and its first stream of moving pictures.
-
-    Args:
-        av: The module.
-        file: Checked already.
-        guard: Limits the time; of the usual limits where none is given.
-    """
+    """Open the container of a checked file, and its first stream of moving pictures, within the guard's limits."""
     guard = guard or Guard(file.name, LIMITS)
     with file.open() as raw:
         _check_index(file.name, raw, guard)
@@ -218,7 +203,7 @@ def open_container(
             ) from error
         with container:
             guard.check_clock()
-            yield container, _stream(av, container, file.name)
+            yield container, _choose_stream(av, container, file.name)
 
 
 def _check_index(name: str, raw: BinaryIO, guard: Guard) -> None:
@@ -236,7 +221,7 @@ def _check_index(name: str, raw: BinaryIO, guard: Guard) -> None:
         raise VideoError(name, reason, AGAIN)
 
 
-def _stream(av: Any, container: Any, name: str) -> Any:
+def _choose_stream(av: Any, container: Any, name: str) -> Any:
     still = av.stream.Disposition.attached_pic  # the cover of an album
     streams = [s for s in container.streams.video if not s.disposition & still]
     if not streams:
@@ -289,39 +274,32 @@ def survey(av: Any, file: VideoFile, guard: Guard) -> Survey:
     with open_container(av, file, guard) as (container, stream):
         context = stream.codec_context
         guard.check_pixels(context.width, context.height)
-        stamps, num_packets = _stamps(
+        stamps, num_packets = _read_stamps(
             read_packets(av, container, stream, []), stream.time_base, guard
         )
         is_timed = None not in stamps
         ordered = sorted(stamp for stamp in set(stamps) if stamp is not None) if is_timed else []
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        found = Survey(
+        video = Survey(
             stamps=ordered,
             count=len(ordered) if is_timed else len(stamps),
             base=stream.time_base,
-            step=_step(ordered, stream.time_base, float(1 / rate)),
-            affordable=guard.affordable(context.width, context.height),
+            step=_measure_step(ordered, stream.time_base, float(1 / rate)),
+            affordable=guard.count_affordable(context.width, context.height),
             codec=context.name,
             claimed=stream.frames or None,
             claimed_seconds=container.duration / av.time_base if container.duration else None,
             num_packets=num_packets,
             is_anamorphic=(context.sample_aspect_ratio or 1) != 1,
         )
-    if not found.count:
+    if not video.count:
         raise VideoError(file.name, "it has no frames", AGAIN)
-    guard.check_seconds(found.duration)
-    return found
+    guard.check_seconds(video.duration)
+    return video
 
 
 def read_packets(av: Any, container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
-    """The packets of a stream up to its end, or to where it cannot be read.
-
-    Args:
-        av: The module.
-        container: What is read.
-        stream: One of its streams.
-        damage: Takes what stopped it, if anything did.
-    """
+    """Read the packets of a stream up to its end, or to where it cannot be read; `damage` takes the reason."""
     source = container.demux(stream)
     while True:
         try:
@@ -334,8 +312,10 @@ def read_packets(av: Any, container: Any, stream: Any, damage: list[str]) -> Ite
         yield packet
 
 
-def _stamps(source: Iterator[Any], base: Fraction, guard: Guard) -> tuple[list[int | None], int]:
-    """The times of display of the packets that are for display, and the number of all packets."""
+def _read_stamps(
+    source: Iterator[Any], base: Fraction, guard: Guard
+) -> tuple[list[int | None], int]:
+    """Return the times of display of the packets that are for display, and the number of all packets."""
     stamps: list[int | None] = []
     first: int | None = None
     num_packets = 0
@@ -345,7 +325,7 @@ def _stamps(source: Iterator[Any], base: Fraction, guard: Guard) -> tuple[list[i
             continue  # the mark of the end
         num_packets += 1
         guard.check_count(num_packets)
-        # The others lead up to the place where an edited clip begins.
+        # Discarded packets lead up to the frame that an edited clip begins with.
         if not packet.is_discard:
             stamps.append(packet.pts)
         if packet.pts is not None:
@@ -355,7 +335,7 @@ def _stamps(source: Iterator[Any], base: Fraction, guard: Guard) -> tuple[list[i
     return stamps, num_packets
 
 
-def _step(stamps: list[int], base: Fraction, otherwise: float) -> float:
+def _measure_step(stamps: list[int], base: Fraction, otherwise: float) -> float:
     if len(stamps) < 2:
         return otherwise
     return float(statistics.median(b - a for a, b in itertools.pairwise(stamps)) * base)

@@ -26,9 +26,9 @@ def draw_boxes(
 
     Args:
         image: uint8 [H, W, 3]; it is left as it is.
-        boxes: [M, 4], left, top, right, bottom in pixels.
-        captions: One a box, or none.
-        colors: One a box, such as `#e6194b`.
+        boxes: float [M, 4], left, top, right, bottom in pixels.
+        captions: Caption of each box; empty for none.
+        colors: Color of each box, such as `#e6194b`.
     """
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
@@ -64,15 +64,15 @@ def shrink(image: NDArray[np.uint8], max_side: int | None) -> tuple[NDArray[np.u
 def _write(
     pen: ImageDraw.ImageDraw,
     text: str,
-    place: tuple[float, float],
+    corner: tuple[float, float],
     limit: int,
     color: str,
     font: object,
 ) -> None:
-    """A caption above the box's upper left corner; inside, or further left, where there is no room."""
+    """Write a caption above the box's upper left corner; inside, or further left, where there is no room."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)  # type: ignore[arg-type]
     height, width = bottom - top + 4, right - left + 6
-    x, y = max(0.0, min(place[0], limit - width)), place[1]
+    x, y = max(0.0, min(corner[0], limit - width)), corner[1]
     y = y - height if y >= height else y
     pen.rectangle((x, y, x + width, y + height), fill=color)
     pen.text((x + 3 - left, y + 2 - top), text, fill="white", font=font)  # type: ignore[arg-type]

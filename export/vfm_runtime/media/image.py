@@ -1,4 +1,4 @@
-"""Opening an image: one way for training and production, so both see the same pixels."""
+"""Images: opened in one way for training and production, so that both see the same pixels."""
 
 import errno
 import io
@@ -24,20 +24,8 @@ ImageSource: TypeAlias = (
 """Everything that `open_image` opens."""
 
 IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".png",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".avif",
-    ".jp2",
-    ".ppm",
-    ".pgm",
-    ".pbm",
+    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif"),
+    *(".jp2", ".ppm", ".pgm", ".pbm"),
 )
 """Names of image files end so; compared in lower case."""
 
@@ -58,18 +46,8 @@ SIDEWAYS = (5, 6, 7, 8)
 
 # What Pillow's decoders were seen to raise on damaged files, besides its own errors.
 _DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, RuntimeError, MemoryError, struct.error, zlib.error),
 )
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _PNG_END = b"IEND\xaeB`\x82"
@@ -112,14 +90,14 @@ def open_image(source: ImageSource, *, formats: tuple[str, ...] | None = None) -
             shape or type.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _convert_array(source)
     if isinstance(source, Image.Image):
-        return _from_pillow(source, f"Pillow image {source.mode} {source.width}x{source.height}")
+        return _convert_image(source, f"Pillow image {source.mode} {source.width}x{source.height}")
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
-        return _from_bytes(data, f"image of {len(data)} bytes", formats)
+        return _decode_bytes(data, f"image of {len(data)} bytes", formats)
     if isinstance(source, str | os.PathLike):
-        return _from_bytes(_read(source), os.fspath(source), formats)
+        return _decode_bytes(_read(source), os.fspath(source), formats)
     raise ImageError(
         f"{type(source).__name__} object",
         "not an image",
@@ -128,34 +106,29 @@ def open_image(source: ImageSource, *, formats: tuple[str, ...] | None = None) -
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the image files in a folder and the folders below it, sorted.
-
-    Hidden files and folders and the `__MACOSX` folders of unpacked archives are left out.
-
-    Args:
-        folder: Where to look.
+    """List the image files in a folder and the folders below it, as `list_files` does.
 
     Raises:
         ImageError: It is not a folder.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ImageError(str(root), "not a folder", "Give a folder that holds images.")
-    found = []
-    for place, folders, files in os.walk(root):
+    if not Path(folder).is_dir():
+        raise ImageError(str(folder), "not a folder", "Give a folder that holds images.")
+    return list_files(folder, IMAGE_SUFFIXES)
+
+
+def list_files(folder: str | os.PathLike[str], suffixes: tuple[str, ...]) -> list[Path]:
+    """List the files in a folder and the folders below it whose names end so, sorted.
+
+    Hidden files and folders and the `__MACOSX` folders of unpacked archives are left out.
+    """
+    files: list[Path] = []
+    for directory, folders, names in os.walk(folder):
         # In place: os.walk then does not go down into the others.
-        folders[:] = [name for name in folders if not _is_ignored(name)]
-        found += [Path(place, name) for name in files if _is_image_name(name)]
+        folders[:] = [name for name in folders if name[0] != "." and name != "__MACOSX"]
+        names = [name for name in names if name[0] != "." and name.lower().endswith(suffixes)]
+        files += [Path(directory, name) for name in names]
     # By parts: the same order on every system, whatever its separator is.
-    return sorted(found, key=lambda path: path.parts)
-
-
-def _is_ignored(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _is_image_name(name: str) -> bool:
-    return not _is_ignored(name) and name.lower().endswith(IMAGE_SUFFIXES)
+    return sorted(files, key=lambda path: path.parts)
 
 
 def _read(source: str | os.PathLike[str]) -> bytes:
@@ -181,7 +154,7 @@ def _read(source: str | os.PathLike[str]) -> bytes:
         raise ImageError(short, reason, remedy) from error
 
 
-def _from_bytes(data: bytes, name: str, formats: tuple[str, ...] | None) -> Pixels:
+def _decode_bytes(data: bytes, name: str, formats: tuple[str, ...] | None) -> Pixels:
     if not data:
         raise ImageError(name, "the file is empty", "Copy or download it again.")
     try:
@@ -193,29 +166,29 @@ def _from_bytes(data: bytes, name: str, formats: tuple[str, ...] | None) -> Pixe
             "Open it in a viewer; if it is an image there, save it as PNG or JPEG.",
         ) from error
     except _BOMB as error:
-        raise _bomb(name) from error
+        raise _refuse_bomb(name) from error
     except _DAMAGE as error:
-        raise _damaged(name, error) from error
+        raise _describe_damage(name, error) from error
     # Pillow shows a PNG cut within its last bytes; cut files are refused whatever is missing.
     if image.format == "PNG" and _PNG_END not in data:
-        raise _damaged(name, "the end of the PNG is missing")
-    return _from_pillow(image, name)
+        raise _describe_damage(name, "the end of the PNG is missing")
+    return _convert_image(image, name)
 
 
-def _from_pillow(image: Image.Image, name: str) -> Pixels:
+def _convert_image(image: Image.Image, name: str) -> Pixels:
     if not image.width or not image.height:
         size = f"{image.width}x{image.height}"
         raise ImageError(name, f"it has no pixels ({size})", "Leave it out.")
     try:
         image.load()
         # After load: only then has Pillow turned a TIFF itself and dropped its tag.
-        return _to_rgb(turn_upright(image, read_orientation(image, name)), name)
+        return _convert_to_rgb(turn_upright(image, read_orientation(image, name)), name)
     except ImageError:
         raise
     except _BOMB as error:
-        raise _bomb(name) from error
+        raise _refuse_bomb(name) from error
     except _DAMAGE as error:
-        raise _damaged(name, error) from error
+        raise _describe_damage(name, error) from error
 
 
 def read_orientation(image: Image.Image, name: str) -> int:
@@ -235,7 +208,7 @@ def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _bomb(name: str) -> ImageError:
+def _refuse_bomb(name: str) -> ImageError:
     limit = Image.MAX_IMAGE_PIXELS
     return ImageError(
         name,
@@ -244,15 +217,15 @@ def _bomb(name: str) -> ImageError:
     )
 
 
-def _damaged(name: str, error: Exception | str) -> ImageError:
+def _describe_damage(name: str, error: Exception | str) -> ImageError:
     first = next(iter(str(error).splitlines()), "") or type(error).__name__
     reason = f"damaged or truncated ({first})"
     return ImageError(name, reason, "Copy or download it again.")
 
 
-def _to_rgb(image: Image.Image, name: str) -> Pixels:
+def _convert_to_rgb(image: Image.Image, name: str) -> Pixels:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_grey16(image, name)
+        return _convert_gray16(image, name)
     if image.mode == "F":
         raise ImageError(
             name,
@@ -267,7 +240,7 @@ def _to_rgb(image: Image.Image, name: str) -> Pixels:
     return np.array(image.convert("RGB"))
 
 
-def _from_grey16(image: Image.Image, name: str) -> Pixels:
+def _convert_gray16(image: Image.Image, name: str) -> Pixels:
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
@@ -277,14 +250,14 @@ def _from_grey16(image: Image.Image, name: str) -> Pixels:
             "Scale them to 0..255 yourself and save them as 8-bit PNG.",
         )
     # 257 = 65535 / 255: white stays white. Adding its half rounds.
-    grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    gray = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     key = image.info.get("transparency")
     if isinstance(key, int):
-        grey[values == key] = 255
-    return np.repeat(grey[:, :, None], 3, axis=2)
+        gray[values == key] = 255
+    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def _from_array(array: NDArray[Any]) -> Pixels:
+def _convert_array(array: NDArray[Any]) -> Pixels:
     name = f"array of shape {list(array.shape)} and type {array.dtype}"
     if array.dtype != np.uint8:
         remedy = _UINT8
@@ -305,5 +278,5 @@ def _from_array(array: NDArray[Any]) -> Pixels:
             remedy = f"{_UINT8} Channels come last: array.transpose(1, 2, 0)."
         raise ImageError(name, f"its last dimension is {channels}, not 1, 3 or 4", remedy)
     if channels == 4:
-        return _to_rgb(Image.fromarray(np.ascontiguousarray(array), "RGBA"), name)
+        return _convert_to_rgb(Image.fromarray(np.ascontiguousarray(array), "RGBA"), name)
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3))).copy()

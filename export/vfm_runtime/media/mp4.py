@@ -1,4 +1,4 @@
-"""The boxes of an MP4: how many frames its index claims, told without opening it."""
+"""MP4 atoms: the number of frames that the index of a file claims, read without opening it."""
 
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
@@ -9,7 +9,7 @@ _HOLDERS = frozenset(
         *(b"udta", b"tref", b"wave", b"sinf", b"schi"),
     )
 )
-# Where in its body a box says how many frames, or cuts, it is about.
+# Offset in the body of an atom of the number of frames, or cuts, that it is about.
 _COUNTS = {b"stsz": 8, b"stz2": 8, b"trun": 4, b"elst": 4}
 _PACKED, _CUTS = b"cmov", b"elst"
 _DEEPEST = 16
@@ -30,12 +30,12 @@ def read_claims(raw: BinaryIO, size: int, check: Callable[[], None]) -> Claims:
     """Read the index of an MP4, and leave the file at its start. One of another format claims nothing.
 
     Args:
-        raw: The file.
-        size: Its bytes.
-        check: Is called again and again, to end what takes too long.
+        raw: File that is open for reading.
+        size: Number of bytes of the file.
+        check: Called again and again, to end what takes too long.
     """
     frames, cuts, is_packed = 0, 1, False
-    for kind, count in _boxes(raw, 0, size, check, 0):
+    for kind, count in _read_atoms(raw, 0, size, check, 0):
         if kind == _CUTS:
             cuts = max(cuts, count)
         elif kind == _PACKED:
@@ -46,22 +46,22 @@ def read_claims(raw: BinaryIO, size: int, check: Callable[[], None]) -> Claims:
     return Claims(frames, cuts, is_packed)
 
 
-def _boxes(
+def _read_atoms(
     raw: BinaryIO, at: int, end: int, check: Callable[[], None], depth: int
 ) -> Iterator[tuple[bytes, int]]:
-    """The boxes that claim something, and how many; also those that are packed."""
+    """Yield the kind of each atom (box) that claims something, with how many; also of those that are packed."""
     while at + 8 <= end and depth < _DEEPEST:
         check()
         raw.seek(at)
         head = raw.read(16)
         size, kind, start = int.from_bytes(head[:4], "big"), head[4:8], at + 8
-        if size == 1:  # the size is too large for its place
+        if size == 1:  # a size beyond 32 bits follows in 64
             size, start = int.from_bytes(head[8:16], "big"), at + 16
         after = at + size if size else end  # 0 is up to the end
         if after < start:
             return
         if kind in _HOLDERS:
-            yield from _boxes(raw, start, min(after, end), check, depth + 1)
+            yield from _read_atoms(raw, start, min(after, end), check, depth + 1)
         elif kind in _COUNTS:
             raw.seek(start + _COUNTS[kind])
             yield kind, int.from_bytes(raw.read(4), "big")

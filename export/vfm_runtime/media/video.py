@@ -1,4 +1,4 @@
-"""Opening a video: frames spread over the whole clip, the same ones for training and production."""
+"""Videos: frames spread over the whole clip, the same ones for training and production."""
 
 import os
 import struct
@@ -11,33 +11,19 @@ import numpy as np
 from vfm_runtime.errors import OptionError
 from vfm_runtime.media.demux import (
     AGAIN,
-    LIMITS,
+    LIMITS as LIMITS,
     Guard,
     Survey,
-    VideoError,
+    VideoError as VideoError,
     VideoFile,
-    VideoLimits,
-    VideoSource,
+    VideoLimits as VideoLimits,
+    VideoSource as VideoSource,
     import_av,
     open_container,
     read_packets,
     survey,
 )
-from vfm_runtime.media.image import IMAGE_SUFFIXES, Pixels
-
-__all__ = [
-    "LIMITS",
-    "VIDEO_SUFFIXES",
-    "VideoClip",
-    "VideoError",
-    "VideoFrame",
-    "VideoLimits",
-    "VideoSource",
-    "choose_evenly",
-    "find_videos",
-    "is_video",
-    "read_video",
-]
+from vfm_runtime.media.image import IMAGE_SUFFIXES, Pixels, find_images, list_files
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"),
@@ -93,13 +79,9 @@ class VideoClip(NamedTuple):
 
 
 def is_video(source: object) -> bool:
-    """Tell whether a source is a video, by the name of the file or else by its first bytes.
-
-    Args:
-        source: A path or the bytes of a file. Whatever else it is, it is no video.
-    """
+    """Tell whether a path or the bytes of a file are a video, by the name of the file or else by its first bytes."""
     if isinstance(source, bytes | bytearray | memoryview):
-        return _starts_as_video(bytes(source[: 3 * _TS_PACKET]))
+        return _is_video_start(bytes(source[: 3 * _TS_PACKET]))
     if not isinstance(source, str | os.PathLike):
         return False
     name = os.fspath(source).lower()
@@ -109,47 +91,39 @@ def is_video(source: object) -> bool:
         return False
     try:
         with Path(source).open("rb") as file:
-            return _starts_as_video(file.read(3 * _TS_PACKET))
+            return _is_video_start(file.read(3 * _TS_PACKET))
     except (OSError, ValueError):
         # Whoever opens it says why it cannot be opened.
         return False
 
 
 def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the video files in a folder and the folders below it, sorted.
-
-    Hidden files and folders and the `__MACOSX` folders of unpacked archives are left out.
-
-    Args:
-        folder: Where to look.
+    """List the video files in a folder and the folders below it, as `find_images` does images.
 
     Raises:
         VideoError: It is not a folder.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise VideoError(str(root), "not a folder", "Give a folder that holds videos.")
-    found = []
-    for place, folders, files in os.walk(root):
-        # In place: os.walk then does not go down into the others.
-        folders[:] = [name for name in folders if name[0] != "." and name != "__MACOSX"]
-        videos = (name for name in files if name.lower().endswith(VIDEO_SUFFIXES))
-        found += [Path(place, name) for name in videos if name[0] != "."]
-    return sorted(found, key=lambda path: path.parts)
+    if not Path(folder).is_dir():
+        raise VideoError(str(folder), "not a folder", "Give a folder that holds videos.")
+    return list_files(folder, VIDEO_SUFFIXES)
+
+
+def find_media(folder: str | os.PathLike[str], *, videos: bool) -> list[Path]:
+    """List the images in a folder and the folders below it, and the videos too where they are taken."""
+    images = find_images(folder)
+    return list_files(folder, IMAGE_SUFFIXES + VIDEO_SUFFIXES) if videos else images
 
 
 def choose_evenly(n: int, count: int) -> list[int]:
     """Choose indices of n things that are spread evenly, the first and the last among them.
 
     Args:
-        n: How many there are.
-        count: How many to choose; where there are no more than that, all are chosen. A single one is from the middle.
+        n: Number of things, from 0 up.
+        count: Number to choose, from 1 up; where there are no more than that, all are chosen. A single one is from the
+            middle.
 
     Returns:
         Increasing indices, min(n, count) of them; neighbours are equally far apart but for rounding.
-
-    Raises:
-        ValueError: n is negative or count below 1.
     """
     if n < 0 or count < 1:
         raise OptionError(
@@ -177,14 +151,14 @@ def read_video(
     with many formats. The rotation that cameras write into the file is applied.
 
     Args:
-        source: A path or the bytes of a file.
-        num_frames: How many to keep; of a shorter video, all.
-        limits: What it may cost.
-        num_threads: Of the decoder; 0 for as many as there are cores.
+        source: Path of a file, or its bytes.
+        num_frames: Number of frames to keep; of a shorter video, all.
+        limits: Largest size and length of the video.
+        num_threads: Number of threads of the decoder; 0 for one a core.
 
     Raises:
         VideoError: The file is missing, no video, without pictures, damaged from its start on, or beyond a limit.
-        ImportError: PyAV is not installed.
+        MissingPackageError: PyAV is not installed.
     """
     if num_frames < 1:
         raise OptionError(f"num_frames is {num_frames}. Give 1 or more.")
@@ -196,10 +170,10 @@ def read_video(
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = num_threads
         decoder.run(av, container, stream)
-    return decoder.clip()
+    return decoder.make_clip()
 
 
-def _starts_as_video(start: bytes) -> bool:
+def _is_video_start(start: bytes) -> bool:
     if start[4:8] == b"ftyp":
         return start[8:12] not in _PICTURE_BRANDS
     if start[4:8] in _BOXES or start.startswith(_STARTS):
@@ -213,14 +187,14 @@ def _starts_as_video(start: bytes) -> bool:
 class _Decoder:
     """Decodes all frames and keeps the wanted ones."""
 
-    def __init__(self, name: str, found: Survey, num_asked: int, guard: Guard) -> None:
+    def __init__(self, name: str, video: Survey, num_asked: int, guard: Guard) -> None:
         self._name = name
-        self._found = found
+        self._video = video
         self._guard = guard
         self._num_asked = num_asked
-        wanted = choose_evenly(found.count, min(num_asked, found.affordable))
-        # Where the wanted frames are: times of display, or numbers where the file has no times.
-        self._places = [found.stamps[i] for i in wanted] if found.stamps else list(wanted)
+        wanted = choose_evenly(video.count, min(num_asked, video.affordable))
+        # Positions of the wanted frames: times of display, or numbers where the file has no times.
+        self._wanted = [video.stamps[i] for i in wanted] if video.stamps else list(wanted)
         self._frames: list[VideoFrame] = []
         self._count = 0
         self._num_taken = 0
@@ -241,79 +215,79 @@ class _Decoder:
                 self._damage.append(str(error.strerror))
                 continue
             for frame in decoded:
-                place = frame.pts if self._found.stamps else self._count
-                if place is not None:
-                    last = None if self._keep_if_wanted(frame, place) else (frame, self._count)
+                position = frame.pts if self._video.stamps else self._count
+                if position is not None:
+                    last = None if self._keep_if_wanted(frame, position) else (frame, self._count)
                 self._count += 1
-        if last is not None and self._places:
+        if last is not None and self._wanted:
             # The end that was wanted cannot be decoded; this is the nearest to it.
             self._keep(*last)
 
-    def _keep_if_wanted(self, frame: Any, place: int) -> bool:
+    def _keep_if_wanted(self, frame: Any, position: int) -> bool:
         passed = 0
         # More than one, where those before could not be decoded.
-        while passed < len(self._places) and self._places[passed] <= place:
+        while passed < len(self._wanted) and self._wanted[passed] <= position:
             passed += 1
         if passed:
             self._keep(frame, self._count)
-        del self._places[:passed]
+        del self._wanted[:passed]
         return passed > 0
 
     def _keep(self, frame: Any, index: int) -> None:
         self._guard.check_pixels(frame.width, frame.height)
-        pixels = _upright(frame, self._notes)
+        pixels = _turn_upright(frame, self._notes)
         if frame.interlaced_frame:
             self._notes["It is interlaced; moving edges are combed."] = None
         self._num_taken += 1
         if self._frames and np.array_equal(self._frames[-1].pixels, pixels):
             self._num_repeated += 1
             return
-        found = self._found
-        seconds = index * found.step
-        if found.stamps:
-            seconds = float((frame.pts - found.stamps[0]) * found.base)
+        video = self._video
+        seconds = index * video.step
+        if video.stamps:
+            seconds = float((frame.pts - video.stamps[0]) * video.base)
         self._frames.append(VideoFrame(pixels, seconds, index))
 
-    def clip(self) -> VideoClip:
-        """What was found.
+    def make_clip(self) -> VideoClip:
+        """What was video.
 
         Raises:
             VideoError: Not one frame could be decoded.
         """
-        found = self._found
+        video = self._video
         if not self._frames:
             cause = f" ({self._damage[0]})" if self._damage else ""
             raise VideoError(self._name, f"none of its frames can be decoded{cause}", AGAIN)
-        seconds = found.duration
+        seconds = video.duration
         return VideoClip(
             frames=sorted(self._frames, key=lambda frame: frame.time),
             duration=seconds,
             num_frames=self._count,
-            claimed=found.claimed,
-            fps=found.count / seconds if found.count > 1 and seconds > 0 else None,
-            codec=found.codec,
-            warnings=[*self._notes, *self._remarks()],
+            claimed=video.claimed,
+            fps=video.count / seconds if video.count > 1 and seconds > 0 else None,
+            codec=video.codec,
+            warnings=[*self._notes, *self._describe_oddities()],
             num_repeated=self._num_repeated,
         )
 
-    def _remarks(self) -> list[str]:
-        found = self._found
+    def _describe_oddities(self) -> list[str]:
+        video = self._video
         remarks = []
-        if found.claimed is not None and found.claimed != found.num_packets:
-            remarks.append(f"Its header claims {found.claimed} frames; it has {found.num_packets}.")
-        if found.claimed_seconds is not None and found.claimed_seconds > 1.1 * found.duration + 1:
+        if video.claimed is not None and video.claimed != video.num_packets:
+            remarks.append(f"Its header claims {video.claimed} frames; it has {video.num_packets}.")
+        if video.claimed_seconds is not None and video.claimed_seconds > 1.1 * video.duration + 1:
             remarks.append(
-                f"Its header claims {found.claimed_seconds:.1f} s; its frames end after {found.duration:.1f} s."
+                f"Its header claims {video.claimed_seconds:.1f} s; its frames end after {video.duration:.1f} s."
             )
-        if self._count < found.count or self._damage:
+        if self._count < video.count or self._damage:
             remarks.append(
-                f"It is damaged or truncated: {self._count} of {found.count} frames were decoded."
+                f"It is damaged or truncated: {self._count} of {video.count} frames were decoded."
             )
-        if found.affordable < min(self._num_asked, found.count):
+        if video.affordable < min(self._num_asked, video.count):
             remarks.append(
-                f"Its frames are so large that {found.affordable} were taken instead of {self._num_asked}."
+                f"Its frames are so large that {video.affordable} were taken instead of {self._num_asked}."
             )
-        if found.is_anamorphic:
+        if video.is_anamorphic:
             remarks.append("Its pixels are not square; they were left as they are.")
         if self._num_repeated:
             remarks.append(
@@ -322,10 +296,10 @@ class _Decoder:
         return remarks
 
 
-def _upright(frame: Any, notes: dict[str, None]) -> Pixels:
-    """The pixels as a player shows them, turned and mirrored as the file says."""
+def _turn_upright(frame: Any, notes: dict[str, None]) -> Pixels:
+    """Return the pixels as a player shows them, turned and mirrored as the file says."""
     pixels: Pixels = frame.to_ndarray(format="rgb24")
-    matrix = _display_matrix(frame)
+    matrix = _read_display_matrix(frame)
     if matrix is None:
         return pixels
     # x' = a x + c y and y' = b x + d y, with y downwards.
@@ -340,7 +314,7 @@ def _upright(frame: Any, notes: dict[str, None]) -> Pixels:
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
-def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
+def _read_display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
     for entry in frame.side_data:
         if entry.type.name == "DISPLAYMATRIX":
             # Nine numbers, row by row; the third column and the third row do not turn.

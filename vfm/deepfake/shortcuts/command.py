@@ -11,8 +11,7 @@ from typing import Any, Literal
 import vfm_runtime
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.deepfake.task import DeepfakeType
-from vfm_runtime.media.image import find_images
-from vfm_runtime.media.video import find_videos
+from vfm_runtime.media.video import find_media
 
 from vfm.deepfake.data.base import CROP_FILE
 from vfm.deepfake.data.layouts import Format, import_layout
@@ -132,7 +131,7 @@ def _videos(items: Sequence[Item]) -> set[tuple[tuple[str, str, str], str, str]]
 
 def _read(data: Path, format: Format | Literal["reals"]) -> tuple[list[Item], list[str]]:
     if format == "reals":
-        files = [*find_images(data), *find_videos(data)]
+        files = find_media(data, videos=True)
         named = [(file, file.relative_to(data).as_posix()) for file in files]
         return [Item(path=str(file), label="real", video=name) for file, name in named], []
     reading = import_layout(data, format)
