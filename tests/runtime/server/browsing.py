@@ -29,9 +29,9 @@ SHIFTS = """() => new Promise((done) => new PerformanceObserver((list) =>
 # Lowest contrast of any text that is shown, with the text.
 CONTRAST = """() => {
   const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const rgba = (colour) => {
+  const rgba = (color) => {
     context.clearRect(0, 0, 1, 1);
-    context.fillStyle = colour;
+    context.fillStyle = color;
     context.fillRect(0, 0, 1, 1);
     return [...context.getImageData(0, 0, 1, 1).data];
   };
@@ -40,8 +40,8 @@ CONTRAST = """() => {
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const ground = (element) => {
     for (let at = element; at; at = at.parentElement) {
-      const colour = rgba(getComputedStyle(at).backgroundColor);
-      if (colour[3] === 255) return colour;
+      const color = rgba(getComputedStyle(at).backgroundColor);
+      if (color[3] === 255) return color;
     }
     return [255, 255, 255, 255];
   };
@@ -221,7 +221,7 @@ def painted(page):
     return page.evaluate(script)
 
 
-def colour_at(page, share_x, share_y):
+def color_at(page, share_x, share_y):
     """Colour of the canvas at a place of the picture."""
     script = """([x, y]) => {
       const canvas = document.getElementById("canvas");

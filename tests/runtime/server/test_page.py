@@ -16,7 +16,7 @@ from tests.runtime.server.browsing import (
     Running,
     Windows,
     ask,
-    colour_at,
+    color_at,
     dropped,
     launched,
     make_bundles,
@@ -148,9 +148,9 @@ def test_boxes_are_drawn_and_the_slider_filters(served, opened, files):
     ask(page, files.cat, "finder")
     assert headline(page) == "2 objects"
     assert page.inner_text(".card .soft") == "1 cat, 1 ant"
-    # The left edge of the first box, half way down: the third colour, of the third class.
-    assert colour_at(page, 0.1, 0.5) == [0x43, 0x63, 0xD8, 255]
-    assert colour_at(page, 0.3, 0.5)[3] == 0
+    # The left edge of the first box, half way down: the third color, of the third class.
+    assert color_at(page, 0.1, 0.5) == [0x43, 0x63, 0xD8, 255]
+    assert color_at(page, 0.3, 0.5)[3] == 0
     two = painted(page)
     slide(page, 0.7)
     assert headline(page) == "1 object"
@@ -180,8 +180,8 @@ def test_chosen_box_stands_out(served, opened, files):
     page = opened(served.url)
     ask(page, files.cat, "finder")
     page.locator(".found button").nth(1).focus()
-    assert colour_at(page, 0.1, 0.5)[3] < 200
-    assert colour_at(page, 0.6, 0.7)[3] == 255
+    assert color_at(page, 0.1, 0.5)[3] < 200
+    assert color_at(page, 0.6, 0.7)[3] == 255
 
 
 def test_verdict_with_heatmap(served, bundles, opened, files):

@@ -1,6 +1,6 @@
 // Cards for answers. What a server or a file names is text, never markup: it enters through textContent alone.
 
-import { colourOf } from "./boxes.js";
+import { colorOf } from "./boxes.js";
 
 const MOST_ROWS = 60;
 const SHOWN_FROM = 0.3; // as vfm_runtime.tasks.detection.THRESHOLD
@@ -23,14 +23,14 @@ const KINDS = {
 
 /** An element with properties, a class and children; strings become text. */
 export function make(tag, { className, ...properties } = {}, ...children) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
+  const element = document.createElement(tag);
+  if (className) element.className = className;
   for (const [name, value] of Object.entries(properties)) {
-    if (name in made) made[name] = value;
-    else made.setAttribute(name, value);
+    if (name in element) element[name] = value;
+    else element.setAttribute(name, value);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
-  return made;
+  element.append(...children.filter((child) => child !== null));
+  return element;
 }
 
 /** A probability for people: 98.3 %. */
@@ -40,18 +40,9 @@ export function percent(score) {
   return `${(score * 100).toFixed(1)}\u00a0%`;
 }
 
-/** The answers by the name of their head; a model of one head has one without a name. Each says its task. */
-export function headsOf(answer) {
-  return typeof answer.task === "string" ? [["", answer]] : Object.entries(answer);
-}
-
-/** Boxes of an answer, each with the colour of its class, best first. */
-export function boxesOf(answer, labels) {
-  // Where the server does not list the classes, those of this answer have to do.
-  const known = labels.length ? labels : [...new Set(answer.boxes.map(({ label }) => label))].sort();
-  return answer.boxes
-    .map((item) => ({ ...item, colour: colourOf(known.indexOf(item.label)) }))
-    .sort((a, b) => b.score - a.score);
+/** The answers by the name of their head; a model of one head has one without a name. */
+export function headsOf({ task, answer }) {
+  return task === "multi_head" ? Object.entries(answer) : [["", answer]];
 }
 
 /** “2 cat, 1 dog”, the most frequent first. */
@@ -64,8 +55,8 @@ export function counted(boxes) {
 }
 
 /** An answer in one sentence, for those who do not see the cards. */
-export function spoken(answer) {
-  return headsOf(answer).map(([name, one]) => (name ? `${name}: ` : "") + said(one)).join(" ");
+export function spoken(reply) {
+  return headsOf(reply).map(([name, one]) => (name ? `${name}: ` : "") + said(one)).join(" ");
 }
 
 function said(answer) {
@@ -82,8 +73,7 @@ function said(answer) {
  * The card of one answer.
  *
  * @param boxes Of a detector: `id` of its slider; `wide`, whether boxes below the model's own thresholds are there;
- *   `labels` and `thresholds` of its classes, where the server lists them; `least`, the score that the slider was moved
- *   to, or null; `onShow(boxes, least)`, `onChoose(box)`.
+ *   `labels` and `thresholds` of its classes; `least`, the score that the slider was moved to, or null; `onShow(boxes, least)`, `onChoose(box)`.
  */
 export function card(name, answer, boxes) {
   const kind = answer.task;
@@ -139,26 +129,25 @@ function multilabel(answer) {
   ];
 }
 
-function detection(answer, { id, wide, labels = [], thresholds = null, least: given = null, onShow, onChoose }) {
-  let moved = given;
-  const all = boxesOf(answer, labels);
+function detection(answer, { id, wide, labels, thresholds, least: moved, onShow, onChoose }) {
+  const all = answer.boxes.map((item) => ({ ...item, color: colorOf(labels.indexOf(item.label)) }));
   const headline = make("p", { className: "headline" });
   const summary = make("p", { className: "soft" });
   const list = make("ol", { className: "found" });
   const shown = make("output", { htmlFor: id });
   const slider = make("input", {
-    type: "range", id, min: "0.05", max: "1", step: "0.01", value: String(given ?? SHOWN_FROM),
+    type: "range", id, min: "0.05", max: "1", step: "0.01", value: String(moved ?? SHOWN_FROM),
   });
   const show = () => {
-    const own = moved === null && (thresholds !== null || !wide);
+    const byModel = moved === null && (thresholds !== null || !wide);
     const asked = moved ?? SHOWN_FROM;
-    const least = (label) => (own ? (thresholds?.[labels.indexOf(label)] ?? 0) : asked);
-    const kept = all.filter(({ label, score }) => score >= least(label));
-    headline.textContent = `${kept.length || "No"} ${kept.length === 1 ? "object" : "objects"}`;
-    summary.textContent = kept.length ? counted(kept) : "None reaches this score; a lower one may show more.";
-    shown.textContent = own ? "as the model has it" : asked.toFixed(2);
-    list.replaceChildren(...foundRows(kept, onChoose));
-    onShow(kept, moved);
+    const least = (label) => (byModel ? (thresholds?.[labels.indexOf(label)] ?? 0) : asked);
+    const boxes = all.filter(({ label, score }) => score >= least(label));
+    headline.textContent = `${boxes.length || "No"} ${boxes.length === 1 ? "object" : "objects"}`;
+    summary.textContent = boxes.length ? counted(boxes) : "None reaches this score; a lower one may show more.";
+    shown.textContent = byModel ? "as the model has it" : asked.toFixed(2);
+    list.replaceChildren(...foundRows(boxes, onChoose));
+    onShow(boxes, moved);
   };
   slider.addEventListener("input", () => { moved = Number(slider.value); show(); });
   show();
@@ -173,7 +162,7 @@ function detection(answer, { id, wide, labels = [], thresholds = null, least: gi
 function foundRows(boxes, onChoose) {
   const rows = boxes.slice(0, MOST_ROWS).map((item) => {
     const swatch = make("span", { className: "swatch", "aria-hidden": "true" });
-    swatch.style.background = item.colour;
+    swatch.style.background = item.color;
     const [left, top, right, bottom] = item.box;
     const size = `${Math.round(right - left)} × ${Math.round(bottom - top)} px`;
     const row = make("button", { type: "button" }, swatch,
@@ -189,14 +178,13 @@ function foundRows(boxes, onChoose) {
 }
 
 function deepfake(answer) {
-  const judged = answer.score !== null && answer.score !== undefined;
   const grade = ["real", "fake"].includes(answer.label) ? answer.label : "undecided";
   return [
     make("p", { className: `headline verdict ${grade}` }, answer.label),
     make("p", {}, answer.explanation),
-    judged ? scale(answer) : null,
+    answer.score === null ? null : scale(answer),
     answer.is_video ? frameList(answer) : null,
-    answer.notes?.length ? make("ul", { className: "notes" }, ...answer.notes.map((note) => make("li", {}, note))) : null,
+    answer.notes.length ? make("ul", { className: "notes" }, ...answer.notes.map((note) => make("li", {}, note))) : null,
   ];
 }
 

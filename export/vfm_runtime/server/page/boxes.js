@@ -1,6 +1,6 @@
 // Boxes on a canvas that lies over the picture.
 
-// As in vfm_runtime/media/drawing.py: a class has one colour wherever it is drawn.
+// As in vfm_runtime/media/drawing.py: a class has one color wherever it is drawn.
 const PALETTE = [
   "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080",
   "#9a6324", "#808000", "#000075", "#f032e6", "#e6a000", "#469990",
@@ -8,15 +8,15 @@ const PALETTE = [
 
 const HIGH = 19; // of a caption
 
-/** Colour of a class by its number; a class that is not listed gets the first. */
-export function colourOf(index) {
+/** Color of a class by its number; a class that is not listed gets the first. */
+export function colorOf(index) {
   return PALETTE[Math.max(0, index) % PALETTE.length];
 }
 
-/** Black or white, whichever is read more easily on the colour. */
-export function inkOn(colour) {
+/** Black or white, whichever is read more easily on the color. */
+export function inkOn(color) {
   const part = (at) => {
-    const value = parseInt(colour.slice(at, at + 2), 16) / 255;
+    const value = parseInt(color.slice(at, at + 2), 16) / 255;
     return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
   };
   const light = 0.2126 * part(1) + 0.7152 * part(3) + 0.0722 * part(5);
@@ -37,7 +37,7 @@ function fitted(canvas, size) {
  * Draw boxes with their captions, the best on top.
  *
  * @param canvas As large as the stage.
- * @param boxes `{box, label, score, colour}`, corners in pixels of the picture.
+ * @param boxes `{box, label, score, color}`, corners in pixels of the picture.
  * @param size `{width, height}` of the picture.
  * @param chosen The box to bring out, or null.
  */
@@ -69,11 +69,11 @@ function drawBox(pen, item, place) {
   const width = Math.max(1, (right - left) * place.scale);
   const height = Math.max(1, (bottom - top) * place.scale);
   pen.lineJoin = "round";
-  // Light beneath the colour: dark classes stay visible on dark pictures.
+  // Light beneath the color: dark classes stay visible on dark pictures.
   pen.strokeStyle = "rgb(255 255 255 / 0.75)";
   pen.lineWidth = 4.5;
   pen.strokeRect(x, y, width, height);
-  pen.strokeStyle = item.colour;
+  pen.strokeStyle = item.color;
   pen.lineWidth = 2.5;
   pen.strokeRect(x, y, width, height);
 }
@@ -92,8 +92,8 @@ function drawCaption(pen, item, place, taken) {
   const crosses = (other) => Math.abs(other.top - top) < HIGH && left < other.left + other.width && other.left < left + width;
   if (taken.some(crosses)) return;
   taken.push({ left, top, width });
-  pen.fillStyle = item.colour;
+  pen.fillStyle = item.color;
   pen.fillRect(left, top, width, HIGH);
-  pen.fillStyle = inkOn(item.colour);
+  pen.fillStyle = inkOn(item.color);
   pen.fillText(text, left + 5, top + HIGH / 2 + 0.5);
 }

@@ -49,17 +49,16 @@ function showModel() {
     at("about").textContent = "This server has no model.";
     return;
   }
-  const versions = (model.versions ?? []).map(String);
-  at("version").replaceChildren(...versions.map((name) => make("option", { value: name }, name)));
-  at("version").value = model.default ?? versions.at(-1);
-  at("version-field").hidden = versions.length < 2;
+  at("version").replaceChildren(...model.versions.map((name) => make("option", { value: name }, name)));
+  at("version").value = model.default;
+  at("version-field").hidden = model.versions.length < 2;
   at("cards").dataset.hint = HINTS[model.task] ?? "The answer appears here.";
   const noun = (model.task === "multi_head" ? "head" : "label") + (model.labels.length === 1 ? "" : "s");
   const labels = `${model.labels.length} ${noun}`;
   const about = state.models.length > 1 ? [] : [make("strong", {}, model.name)];
   about.push(make("span", {}, model.task === "multi_head" ? "several heads" : model.task));
   const names = make("details", {}, make("summary", {}, labels), make("p", {}, model.labels.join(", ")));
-  if (model.ready === false) about.push(make("span", {}, "still loading"));
+  if (!model.ready) about.push(make("span", {}, "still loading"));
   at("about").replaceChildren(...about, names);
 }
 
@@ -69,7 +68,7 @@ function parameters() {
   const model = currentModel();
   const asked = new URLSearchParams();
   if (model) asked.set("model", model.name);
-  if (model?.versions?.length > 1) asked.set("version", at("version").value);
+  if (model?.versions.length > 1) asked.set("version", at("version").value);
   if (model?.task === "detection") asked.set("threshold", String(SCORES_FROM));
   else if (model?.draws) asked.set("draw", "true"); // boxes are drawn by the page
   return asked;
@@ -186,20 +185,21 @@ function showAnswer(reply) {
   clearOverlay();
   state.size = { width: reply.width, height: reply.height };
   const model = currentModel();
-  const heads = headsOf(reply.answer);
-  const about = (name) => (name ? model?.heads?.[name] : model) ?? {};
+  const heads = headsOf(reply);
+  // A model that was replaced meanwhile by one of another task is not listed yet.
+  const about = (name) => (name ? model?.heads[name] : model) ?? { labels: [], thresholds: null };
   const boxes = (name) => ({
     ...about(name),
     id: `threshold-${name}`,
     wide: model?.task === "detection",
     least: state.least[name] ?? null,
-    onShow: (kept, least) => showBoxes(name, kept, least),
+    onShow: (boxes, least) => showBoxes(name, boxes, least),
     onChoose: choose,
   });
   at("cards").replaceChildren(...heads.map(([name, answer]) => card(name, answer, boxes(name))));
   if (reply.drawn?.startsWith("data:image/")) showDrawn(reply);
   const found = heads.some(([, answer]) => answer.task === "detection");
-  say(found ? at("canvas").getAttribute("aria-label") : `Answer: ${spoken(reply.answer)}`);
+  say(found ? at("canvas").getAttribute("aria-label") : `Answer: ${spoken(reply)}`);
 }
 
 function showDrawn(reply) {
@@ -220,12 +220,12 @@ function showView() {
   at("stage").classList.toggle("covered", drawn);
 }
 
-function showBoxes(name, kept, least) {
-  state.shown[name] = kept;
+function showBoxes(name, boxes, least) {
+  state.shown[name] = boxes;
   state.least[name] = least;
   at("canvas").hidden = false;
-  const boxes = Object.values(state.shown).flat();
-  const what = boxes.length ? `${boxes.length} boxes drawn over the picture: ${counted(boxes)}.` : "No box is drawn.";
+  const all = Object.values(state.shown).flat();
+  const what = all.length ? `${all.length} boxes drawn over the picture: ${counted(all)}.` : "No box is drawn.";
   at("canvas").setAttribute("aria-label", `${what} They are listed under Answer.`);
   paint();
 }
