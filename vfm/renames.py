@@ -131,10 +131,18 @@ CLASSES = {
     "vfm.data.fakes.data.FakesData": "vfm.deepfake.data.data.DeepfakeData",
     "vfm.data.fakes.procedural.SyntheticFakes": "vfm.deepfake.data.synthetic.SyntheticDeepfakes",
     "vfm.DetectionHead": "vfm.DetrHead",
+    "vfm.metrics.accuracy": "vfm.metrics.compute_accuracy",
+    "vfm.metrics.bootstrap": "vfm.metrics.compute_interval",
+    "vfm.metrics.class_rankings": "vfm.metrics.rank_classes",
+    "vfm.metrics.classification_results": "vfm.metrics.compute_classification_results",
+    "vfm.metrics.confusion_matrix": "vfm.metrics.compute_confusion_matrix",
+    "vfm.metrics.macro_f1": "vfm.metrics.compute_macro_f1",
+    "vfm.metrics.mean_average_precision": "vfm.metrics.compute_mean_average_precision",
+    "vfm.metrics.multilabel_results": "vfm.metrics.compute_multilabel_results",
     "vfm.models.heads.DetectionHead": "vfm.models.heads.DetrHead",
     "vfm.models.heads.detection.DetectionHead": "vfm.models.heads.detr.DetrHead",
 }
-"""Current path, or short name, by the one of version 0.1, of classes and names of `vfm` that have another."""
+"""Current path, or short name, of classes and public names, by the one of version 0.1 where that is another."""
 
 KEYS = {
     "vfm.data.detection.dataset.BoxAugment": {"calm": "close_mosaic", "colours": "colors"},

@@ -22,8 +22,8 @@ from vfm_runtime.errors import VfmError
 
 from vfm.data import ImageData
 from vfm.data.auto import SampledData, open_data
-from vfm.metrics import classification_results, multilabel_results
-from vfm.metrics.knn import knn_scores
+from vfm.metrics import compute_classification_results, compute_multilabel_results
+from vfm.metrics.knn import score_neighbors
 from vfm.models.adapt import ADAPTATIONS, Adapt
 from vfm.preprocess import Fit
 from vfm.tasks import ClassificationTask, Optim
@@ -193,7 +193,7 @@ def _knn(task: ClassificationTask, data: SampledData) -> Trial:
         }
         known = stored["train"].target.label.numpy()
         target = known if data.multilabel else np.eye(len(data.labels), dtype=np.float32)[known]
-        scores = knn_scores(
+        scores = score_neighbors(
             stored["val"].arrays["pooled"], stored["train"].arrays["pooled"], target
         )
     found = _score(scores, stored["val"].target.label.numpy(), data)
@@ -242,9 +242,9 @@ def _answers(task: ClassificationTask, data: SampledData) -> tuple[NDArray[Any],
 def _score(
     scores: NDArray[Any], target: NDArray[Any], data: ImageData
 ) -> tuple[float, float, float]:
-    compute = multilabel_results if data.multilabel else classification_results
-    figure = compute(scores, target, data.labels)["mAP" if data.multilabel else "accuracy"]
-    return figure["value"], figure["low"], figure["high"]
+    compute = compute_multilabel_results if data.multilabel else compute_classification_results
+    metric = compute(scores, target, data.labels)["mAP" if data.multilabel else "accuracy"]
+    return metric["value"], metric["low"], metric["high"]
 
 
 @torch.inference_mode()

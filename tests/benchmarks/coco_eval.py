@@ -16,13 +16,13 @@ import torch
 from sides import report
 from torchmetrics.detection import MeanAveragePrecision
 
-from vfm.metrics.detection import Found, Truth
+from vfm.metrics.detection import DetectedBoxes, TrueBoxes
 from vfm.tasks.detection.results import compute_box_results
 
 CLASSES, EACH, SIDE = 80, 100, 640
 
 
-def make(number: int) -> tuple[list[Truth], list[Found]]:
+def make(number: int) -> tuple[list[TrueBoxes], list[DetectedBoxes]]:
     random = np.random.default_rng(0)
     truth, found = [], []
     for _ in range(number):
@@ -32,14 +32,14 @@ def make(number: int) -> tuple[list[Truth], list[Found]]:
             np.float32
         )
         labels = random.integers(CLASSES, size=EACH)
-        truth.append(Truth(boxes[:count], labels[:count], np.zeros(count, bool)))
+        truth.append(TrueBoxes(boxes[:count], labels[:count], np.zeros(count, bool)))
         scores = np.sort(random.random(EACH).astype(np.float32))[::-1].copy()
         moved = boxes + random.normal(0, 4, boxes.shape).astype(np.float32)
-        found.append(Found(moved, labels, scores))
+        found.append(DetectedBoxes(moved, labels, scores))
     return truth, found
 
 
-def by_torchmetrics(truth: list[Truth], found: list[Found]) -> float:
+def by_torchmetrics(truth: list[TrueBoxes], found: list[DetectedBoxes]) -> float:
     metric = MeanAveragePrecision(backend="faster_coco_eval")
     tensors = [
         {

@@ -33,7 +33,7 @@ from faster_rcnn import faster_rcnn, targets
 from trainings import WARM, Clock, quiet, train
 
 from vfm import DetectionData, DetectionTask, DetrHead, Optim
-from vfm.metrics.detection import Found, ap50, ap50_samples, rankings
+from vfm.metrics.detection import DetectedBoxes, compute_ap50, match_detections
 from vfm.tasks.detection.results import select_detections, select_truth
 
 BACKBONE, SIDE, TILE, BATCH = "tf_efficientnet_lite0", 384, 400, 4
@@ -97,7 +97,7 @@ def task() -> DetectionTask:
 
 def ours(
     root: Path, seed: int, seconds: float, out: Path
-) -> tuple[Callable[..., list[Found]], int]:
+) -> tuple[Callable[..., list[DetectedBoxes]], int]:
     L.seed_everything(seed, verbose=False)
     clock, trial = Clock(), TRIAL if seconds > 60 else WARM + 1
     data, options = open_data(root, seed), {"limit_val_batches": 0}
@@ -108,18 +108,18 @@ def ours(
     train(learned, open_data(root, seed), out, max_steps=steps, callbacks=[until], **options)
     learned.eval()
 
-    def find(images: torch.Tensor, rows: torch.Tensor) -> list[Found]:
+    def find(images: torch.Tensor, rows: torch.Tensor) -> list[DetectedBoxes]:
         with torch.inference_mode():
             answer = learned.answer(images, rows)
         parts = (answer[name].numpy() for name in ("boxes", "labels", "scores"))
-        return [Found(*one) for one in zip(*parts, strict=True)]
+        return [DetectedBoxes(*one) for one in zip(*parts, strict=True)]
 
     return find, until.steps
 
 
 def theirs(
     root: Path, seed: int, seconds: float, out: Path
-) -> tuple[Callable[..., list[Found]], int]:
+) -> tuple[Callable[..., list[DetectedBoxes]], int]:
     L.seed_everything(seed, verbose=False)
     model = faster_rcnn(BACKBONE, 1, SIDE, lite0_weights()).train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -158,14 +158,16 @@ def theirs(
         epoch += 1
     model.eval()
 
-    def find(images: torch.Tensor, rows: torch.Tensor) -> list[Found]:
+    def find(images: torch.Tensor, rows: torch.Tensor) -> list[DetectedBoxes]:
         with torch.inference_mode():
             answers = model(list(images.permute(0, 3, 1, 2).float().div(255)))
         found = []
         for answer, row in zip(answers, rows.numpy(), strict=True):
             scale, start = np.tile(row[2:4] / SIDE, 2), np.tile(row[:2], 2)
             boxes = answer["boxes"].numpy() * scale + start
-            found.append(Found(boxes, answer["labels"].numpy() - 1, answer["scores"].numpy()))
+            found.append(
+                DetectedBoxes(boxes, answer["labels"].numpy() - 1, answer["scores"].numpy())
+            )
         return found
 
     return find, steps
@@ -188,7 +190,9 @@ def test_data(root: Path) -> DetectionData:
     return data
 
 
-def contest(side: str, root: Path, seed: int, seconds: float, out: Path) -> tuple[list[Found], int]:
+def contest(
+    side: str, root: Path, seed: int, seconds: float, out: Path
+) -> tuple[list[DetectedBoxes], int]:
     """What a side finds in the test tiles after its training on half of the cores, and its steps."""
     quiet()
     cores = sorted(os.sched_getaffinity(0))
@@ -197,7 +201,7 @@ def contest(side: str, root: Path, seed: int, seconds: float, out: Path) -> tupl
     torch.set_num_threads(half)
     find, steps = SIDES[side](root, seed, seconds, out)
     data = test_data(root)
-    found: list[Found] = []
+    found: list[DetectedBoxes] = []
     for batch in data.test_dataloader():
         found += find(batch["image"], batch["geometry"])
     return [
@@ -229,10 +233,14 @@ def main() -> None:
             }
             for side, running in contests.items():
                 found, steps = running.result()
-                classes = rankings(truth, found, 1)
-                row[side] = round(float(ap50(classes, truth, once)[0]), 4)
+                classes = match_detections(truth, found, 1)
+                row[side] = round(float(compute_ap50(classes, truth, once)[0]), 4)
                 row[f"{side}_images"] = steps * BATCH
-                samples[side] = ap50_samples(classes, truth, RESAMPLES, 0)
+                # The same seed draws the same images, so that the two are compared draw by draw.
+                draws = np.random.default_rng(0).multinomial(
+                    len(truth), np.full(len(truth), 1 / len(truth)), RESAMPLES
+                )
+                samples[side] = compute_ap50(classes, truth, draws)
         draws.append(samples["vfm"] - samples["faster_rcnn"])
         print(json.dumps(row), flush=True)
     mean = np.mean(draws, axis=0)

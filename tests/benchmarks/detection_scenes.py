@@ -28,7 +28,7 @@ from vfm_runtime.tasks.detection import compute_iou
 import vfm
 from tests.data.box_writing import Drawn, write_coco, write_voc, write_yolo
 from vfm.data import DetectionData
-from vfm.metrics.detection import Found, coco_metrics
+from vfm.metrics.detection import DetectedBoxes, compute_coco_metrics
 from vfm.report import plots
 from vfm.tasks.detection.results import select_truth
 
@@ -91,8 +91,8 @@ def bundle_ap(bundle: Path, root: Path) -> tuple[float, int]:
     answers = model.predict([record.source for record in records])
     numbers = [model.labels.index(name) for name in data.labels]
     truth = [select_truth(record, numbers) for record in records]
-    found = [Found(a.boxes, a.class_ids, a.scores) for a in answers]
-    return coco_metrics(truth, found, len(model.labels))[0]["AP"] or 0.0, len(records)
+    found = [DetectedBoxes(a.boxes, a.class_ids, a.scores) for a in answers]
+    return compute_coco_metrics(truth, found, len(model.labels))[0]["AP"] or 0.0, len(records)
 
 
 def tested(checkpoint: Path, root: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from vfm.data.dataset import Record
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.dataset import collate_boxes
 from vfm.data.detection.tiles import cut_tiles
-from vfm.metrics.detection import Found
+from vfm.metrics.detection import DetectedBoxes
 from vfm.preprocess import Preprocess
 from vfm.tasks.detection.results import select_detections, select_truth
 
@@ -252,7 +252,7 @@ def test_overlapping_tiles_count_each_object_once(overlap):
         counted += truth.labels[~truth.ignored].tolist()
         # A model that sees everything in every tile: each tile keeps what it answers for.
         there = whole.corners - np.array([part.tile.left, part.tile.top] * 2, np.float32)
-        seen = Found(there, np.arange(200), np.ones(200, np.float32))
+        seen = DetectedBoxes(there, np.arange(200), np.ones(200, np.float32))
         answered[select_detections(record, seen).labels] += 1
     assert sorted(counted) == list(range(200))
     assert (answered == 1).all()

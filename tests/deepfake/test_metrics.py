@@ -4,7 +4,7 @@ from scipy.optimize import brentq
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from vfm.deepfake.metrics import Failure, auc, deepfake_results, failure_figures, video_logits
-from vfm.metrics.roc import Roc, Scores
+from vfm.metrics.roc import ClusteredScores, Roc
 
 RNG = np.random.default_rng(0)
 
@@ -46,10 +46,10 @@ def test_figures_are_those_of_sklearn_with_ties_and_weights(decimals):
             equal = brentq(lambda rate, x=x, y=y: 1 - rate - np.interp(rate, x, y), 0, 1)
             assert roc.eer(weight[None])[0] == pytest.approx(equal, abs=1e-9)
             area = roc_auc_score(fake, logits, sample_weight=weight, max_fpr=0.1)
-            assert roc.partial_area(0.1, weight[None])[0] == pytest.approx(area)
+            assert roc.partial_auc(0.1, weight[None])[0] == pytest.approx(area)
             for rate in (0.001, 0.01, 0.05, 0.3):
                 best = y[x <= rate * (1 + 1e-9)].max()
-                assert roc.hits_at(rate, weight[None])[0] == pytest.approx(best)
+                assert roc.tpr_at_fpr(rate, weight[None])[0] == pytest.approx(best)
 
 
 def test_equal_error_rate_lies_on_the_straight_line_between_two_thresholds():
@@ -66,7 +66,7 @@ def test_equal_error_rate_lies_on_the_straight_line_between_two_thresholds():
 
 def test_a_side_that_is_missing_makes_every_figure_undefined():
     roc = Roc([1.0, 2.0], [True, True])
-    for figure in (roc.eer(), roc.hits_at(0.01), roc.partial_area(0.1)):
+    for figure in (roc.eer(), roc.tpr_at_fpr(0.01), roc.partial_auc(0.1)):
         assert np.isnan(figure).all()
     assert auc([1.0, 2.0], [False, False]) is None
 
@@ -74,7 +74,7 @@ def test_a_side_that_is_missing_makes_every_figure_undefined():
 def test_too_few_reals_allow_no_false_alarm_and_say_so():
     fake = np.array([False] * 50 + [True] * 50)
     logits = np.concatenate([np.arange(50.0), np.arange(50.0) + 10.5])
-    rows = Scores(logits, fake, np.arange(100), 100).all()["tpr_at_fpr"]
+    rows = ClusteredScores(logits, fake, np.arange(100), 100).estimate_all()["tpr_at_fpr"]
     assert [row["false_alarms_allowed"] for row in rows] == [0, 0, 2]
     # Ten fakes lie above the highest real, two more above the third highest.
     assert [row["value"] for row in rows] == [0.22, 0.22, 0.26]
@@ -83,9 +83,9 @@ def test_too_few_reals_allow_no_false_alarm_and_say_so():
 def test_area_by_clusters_is_the_area_of_drawn_samples():
     logits, fake, _ = drawn(400)
     clusters = RNG.integers(0, 20, 400)
-    scores = Scores(logits, fake, clusters, 20)
+    scores = ClusteredScores(logits, fake, clusters, 20)
     counts = RNG.multinomial(20, np.full(20, 1 / 20), size=5)
-    for row, value in zip(counts, scores.area(counts), strict=True):
+    for row, value in zip(counts, scores.auc(counts), strict=True):
         expected = roc_auc_score(fake, logits, sample_weight=row[clusters])
         assert value == pytest.approx(expected)
 
@@ -96,18 +96,18 @@ def test_interval_draws_people_not_videos():
     fake = people % 2 == 1
     person = np.array([0.0, 1, 2, 3, 4, 2.5, 1.5, 5, 6, 7])
     logits = person[people] + 0.01 * RNG.normal(size=200)
-    wide = Scores(logits, fake, people, 10).auc()
-    narrow = Scores(logits, fake, np.arange(200), 200).auc()
+    wide = ClusteredScores(logits, fake, people, 10).estimate_auc()
+    narrow = ClusteredScores(logits, fake, np.arange(200), 200).estimate_auc()
     assert wide["value"] == pytest.approx(narrow["value"])
     assert wide["high"] - wide["low"] > 3 * (narrow["high"] - narrow["low"])
-    single = Scores(logits, fake, np.zeros(200, int), 1).auc()
+    single = ClusteredScores(logits, fake, np.zeros(200, int), 1).estimate_auc()
     assert single["value"] is not None
     assert single["low"] is None
 
 
 def test_average_precision_of_both_sides_is_that_of_sklearn():
     logits, fake, _ = drawn(300)
-    figures = Scores(logits, fake, np.arange(300), 300).all()
+    figures = ClusteredScores(logits, fake, np.arange(300), 300).estimate_all()
     of_fake = average_precision_score(fake, logits)
     of_real = average_precision_score(~fake, -logits)
     assert figures["average_precision"]["value"] == pytest.approx(of_fake)

@@ -3,14 +3,14 @@
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from vfm.metrics.knn import knn_scores
+from vfm.metrics.knn import score_neighbors
 
 
 def test_votes_are_those_of_the_nearest_by_cosine():
     generator = np.random.default_rng(0)
     known, asked = generator.normal(size=(200, 16)), generator.normal(size=(1500, 16))
     labels = generator.integers(0, 4, 200)
-    scores = knn_scores(asked, known, np.eye(4)[labels], k=7)
+    scores = score_neighbors(asked, known, np.eye(4)[labels], k=7)
     distance, nearest = (
         NearestNeighbors(n_neighbors=7, metric="cosine").fit(known).kneighbors(asked)
     )
@@ -23,7 +23,7 @@ def test_votes_are_those_of_the_nearest_by_cosine():
 
 
 def test_fewer_references_than_neighbours():
-    scores = knn_scores([[1.0, 0.0]], [[1.0, 0.1], [0.0, 1.0]], np.eye(2), k=20)
+    scores = score_neighbors([[1.0, 0.0]], [[1.0, 0.1], [0.0, 1.0]], np.eye(2), k=20)
     assert scores.shape == (1, 2)
     np.testing.assert_allclose(scores.sum(), 1, atol=1e-6)
     assert scores[0, 0] > 0.99

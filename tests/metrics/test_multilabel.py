@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from vfm.metrics import mean_average_precision, multilabel_results
-from vfm.metrics.multilabel import f1_scores
+from vfm.metrics import compute_mean_average_precision, compute_multilabel_results
+from vfm.metrics.multilabel import compute_f1_scores
 
 RNG = np.random.default_rng(0)
 TARGET = (RNG.random((400, 4)) < [0.5, 0.3, 0.1, 0.02]).astype(np.float32)
@@ -14,7 +14,7 @@ LABELS = ("a", "b", "c", "d")
 
 
 def test_figures_are_those_of_sklearn():
-    results = multilabel_results(SCORES, TARGET, LABELS)
+    results = compute_multilabel_results(SCORES, TARGET, LABELS)
     applies = SCORES >= 0.5
     expected = {
         "mAP": average_precision_score(TARGET, SCORES),
@@ -39,16 +39,20 @@ def test_figures_are_those_of_sklearn():
 
 
 def test_short_figures_are_the_same():
-    results = multilabel_results(SCORES, TARGET, LABELS)
-    assert mean_average_precision(SCORES, TARGET) == pytest.approx(results["mAP"]["value"])
-    assert f1_scores(SCORES, TARGET)["macro_f1"] == pytest.approx(results["macro_f1"]["value"])
-    assert f1_scores(SCORES, TARGET)["micro_f1"] == pytest.approx(results["micro_f1"]["value"])
+    results = compute_multilabel_results(SCORES, TARGET, LABELS)
+    assert compute_mean_average_precision(SCORES, TARGET) == pytest.approx(results["mAP"]["value"])
+    assert compute_f1_scores(SCORES, TARGET)["macro_f1"] == pytest.approx(
+        results["macro_f1"]["value"]
+    )
+    assert compute_f1_scores(SCORES, TARGET)["micro_f1"] == pytest.approx(
+        results["micro_f1"]["value"]
+    )
 
 
 def test_a_label_that_no_image_has():
     target = TARGET.copy()
     target[:, 3] = 0
-    results = multilabel_results(SCORES, target, LABELS)
+    results = compute_multilabel_results(SCORES, target, LABELS)
     assert results["absent"] == ["d"]
     assert results["per_class"][3]["average_precision"] is None
     assert results["mAP"]["value"] == pytest.approx(
@@ -57,20 +61,20 @@ def test_a_label_that_no_image_has():
 
 
 def test_a_single_label():
-    results = multilabel_results(SCORES[:, :1], TARGET[:, :1], ["a"])
+    results = compute_multilabel_results(SCORES[:, :1], TARGET[:, :1], ["a"])
     expected = average_precision_score(TARGET[:, 0], SCORES[:, 0])
     assert results["mAP"]["value"] == pytest.approx(expected)
     assert results["macro_f1"] == results["micro_f1"]
 
 
 def test_no_label_at_all():
-    results = multilabel_results(SCORES, TARGET * 0, LABELS)
+    results = compute_multilabel_results(SCORES, TARGET * 0, LABELS)
     assert results["absent"] == list(LABELS)
     assert results["mAP"] == results["auroc"] == {"value": None, "low": None, "high": None}
 
 
 def test_threshold():
-    high = multilabel_results(SCORES, TARGET, LABELS, threshold=0.9)
+    high = compute_multilabel_results(SCORES, TARGET, LABELS, threshold=0.9)
     assert high["threshold"] == 0.9
     assert high["predicted_none"] == (SCORES < 0.9).all(1).sum()
 
@@ -78,7 +82,7 @@ def test_threshold():
 def test_results_are_json():
     target = TARGET.copy()
     target[:, 3] = 0
-    text = json.dumps(multilabel_results(SCORES, target, LABELS), allow_nan=False)
+    text = json.dumps(compute_multilabel_results(SCORES, target, LABELS), allow_nan=False)
     assert "mAP" in text
 
 
@@ -93,9 +97,9 @@ def test_results_are_json():
 )
 def test_what_cannot_be_scored(scores, target, text):
     with pytest.raises(ValueError, match=text):
-        multilabel_results(scores, target, LABELS)
+        compute_multilabel_results(scores, target, LABELS)
 
 
 def test_names_that_do_not_fit():
     with pytest.raises(ValueError, match="There are 2 labels for 4 classes"):
-        multilabel_results(SCORES, TARGET, ("a", "b"))
+        compute_multilabel_results(SCORES, TARGET, ("a", "b"))

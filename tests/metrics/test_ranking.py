@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vfm.metrics import Interval
-from vfm.metrics.ranking import Ranking, class_rankings, figure, mean_over_classes
+from vfm.metrics.ranking import Ranking, average_over_classes, estimate_metric, rank_classes
 
 RNG = np.random.default_rng(0)
 
@@ -85,9 +85,9 @@ def test_mean_leaves_out_what_is_not_defined():
     scores = RNG.random((50, 3))
     positive = RNG.random((50, 3)) < 0.5
     positive[:, 1] = False
-    rankings = class_rankings(scores, positive)
+    rankings = rank_classes(scores, positive)
     once = np.ones((1, 50), int)
-    mean = mean_over_classes(Ranking.auroc, rankings)(once)[0]
+    mean = average_over_classes(Ranking.auroc, rankings)(once)[0]
     expected = [roc_auc_score(positive[:, k], scores[:, k]) for k in (0, 2)]
     assert mean == pytest.approx(np.mean(expected))
 
@@ -97,7 +97,7 @@ def test_interval_contains_the_figure_and_shrinks_with_samples():
     for num_samples in (100, 1600):
         scores, positive = draw(num_samples)
         ranking = Ranking(scores, positive)
-        found = figure(ranking.auroc, (num_samples, 1), seed=0, level=0.95)
+        found = estimate_metric(ranking.auroc, (num_samples, 1), seed=0)
         assert found["low"] < found["value"] < found["high"]
         widths.append(found["high"] - found["low"])
     assert widths[1] < 0.4 * widths[0]
@@ -105,9 +105,9 @@ def test_interval_contains_the_figure_and_shrinks_with_samples():
 
 def test_blocks_of_resamples_do_not_matter(monkeypatch):
     ranking = Ranking(*draw(100))
-    whole = figure(ranking.auroc, (100, 1), seed=0, level=0.95)
+    whole = estimate_metric(ranking.auroc, (100, 1), seed=0)
     monkeypatch.setattr("vfm.metrics.ranking._BLOCK", 7 * 100)
-    assert figure(ranking.auroc, (100, 1), seed=0, level=0.95) == whole
+    assert estimate_metric(ranking.auroc, (100, 1), seed=0) == whole
 
 
 @pytest.mark.parametrize(
@@ -117,30 +117,30 @@ def test_blocks_of_resamples_do_not_matter(monkeypatch):
 def test_resamples_fit_the_budget(monkeypatch, shape, resamples):
     taken = []
 
-    def bootstrap(statistic, counts, *, num_resamples, level, seed):
+    def compute_interval(statistic, counts, *, num_resamples, seed):
         taken.append(num_resamples)
         return Interval(0.5, 0.4, 0.6)
 
-    monkeypatch.setattr("vfm.metrics.ranking.bootstrap", bootstrap)
-    figure(lambda counts: np.full(len(counts), 0.5), shape, seed=0, level=0.95)
+    monkeypatch.setattr("vfm.metrics.ranking.compute_interval", compute_interval)
+    estimate_metric(lambda counts: np.full(len(counts), 0.5), shape, seed=0)
     assert taken == [resamples][: resamples > 0]
 
 
 def test_no_interval_for_very_large_data():
     scores, positive = draw(100)
-    found = figure(Ranking(scores, positive).auroc, (100, 10**9), seed=0, level=0.95)
+    found = estimate_metric(Ranking(scores, positive).auroc, (100, 10**9), seed=0)
     assert found["value"] is not None
     assert found["low"] is None
     assert found["high"] is None
 
 
 def test_a_figure_that_is_not_defined():
-    found = figure(Ranking([1, 2], [True, True]).auroc, (2, 1), seed=0, level=0.95)
+    found = estimate_metric(Ranking([1, 2], [True, True]).auroc, (2, 1), seed=0)
     assert found == {"value": None, "low": None, "high": None}
 
 
 def test_resamples_without_the_rare_class_are_no_failure():
     positive = np.zeros(30, bool)
     positive[3] = True
-    found = figure(Ranking(RNG.random(30), positive).auroc, (30, 1), seed=0, level=0.95)
+    found = estimate_metric(Ranking(RNG.random(30), positive).auroc, (30, 1), seed=0)
     assert 0 <= found["low"] <= found["high"] <= 1

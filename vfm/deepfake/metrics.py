@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from vfm_runtime.errors import DataError
 
-from vfm.metrics.ranking import Ranking
-from vfm.metrics.roc import LEVEL, Figure, Scores
+from vfm.metrics.intervals import LEVEL
+from vfm.metrics.ranking import Metric, Ranking
+from vfm.metrics.roc import ClusteredScores
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -113,8 +114,8 @@ def deepfake_results(
     of_frame = _numbered(components)
     clusters = np.zeros(len(videos.keys), np.int64)
     clusters[videos.of_frame] = of_frame
-    frames = Scores(logits, videos.fake[videos.of_frame], of_frame, _count(of_frame), seed)
-    scores = Scores(videos.logits, videos.fake, clusters, _count(of_frame), seed)
+    frames = ClusteredScores(logits, videos.fake[videos.of_frame], of_frame, _count(of_frame), seed)
+    scores = ClusteredScores(videos.logits, videos.fake, clusters, _count(of_frame), seed)
     methods = method_scores(videos, clusters, seed)
     rows = _method_rows(methods, trained_on)
     return {
@@ -124,13 +125,15 @@ def deepfake_results(
         "num_fakes": scores.num_positives,
         "num_identities": scores.num_clusters,
         "level": LEVEL,
-        "video_auc": scores.auc(),
-        "frame_auc": frames.auc() if len(frames.clusters) > len(scores.clusters) else scores.auc(),
+        "video_auc": scores.estimate_auc(),
+        "frame_auc": frames.estimate_auc()
+        if len(frames.clusters) > len(scores.clusters)
+        else scores.estimate_auc(),
         "macro_auc": _macro(scores, [m.scores for m in methods]),
         "worst_method": rows[0] if rows else None,
         "unseen_auc": _average(row["auc"] for row in rows if row["seen"] is False),
-        "video": scores.all(),
-        "frame": frames.few(),
+        "video": scores.estimate_all(),
+        "frame": frames.compute_headline(),
         "per_method": rows,
         "without_method": _without(rows, methods, videos),
         "per_dataset": _dataset_rows(videos, clusters, seed),
@@ -145,7 +148,7 @@ class MethodScores(NamedTuple):
     method: str
     own_reals: bool
     """Whether the reals are of the same data set; of the whole split where that has none."""
-    scores: Scores
+    scores: ClusteredScores
 
 
 def method_scores(videos: Videos, clusters: IntArray, seed: int = 0) -> list[MethodScores]:
@@ -162,7 +165,7 @@ def method_scores(videos: Videos, clusters: IntArray, seed: int = 0) -> list[Met
         chosen = beside_reals(videos, dataset, method)
         reals = chosen[~videos.fake[chosen]]
         own = any(videos.keys[real][0] == dataset for real in reals)
-        part = Scores(
+        part = ClusteredScores(
             videos.logits[chosen], videos.fake[chosen], clusters[chosen], _count(clusters), seed
         )
         found.append(MethodScores(dataset, method, own, part))
@@ -211,7 +214,7 @@ def _method_rows(
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for part in methods:
-        interval = part.scores.auc()
+        interval = part.scores.estimate_auc()
         rows.append(
             {
                 "dataset": part.dataset,
@@ -220,7 +223,7 @@ def _method_rows(
                 "num_reals": part.scores.num_negatives,
                 "own_reals": part.own_reals,
                 "seen": None if trained_on is None else part.method in trained_on,
-                **part.scores.few(),
+                **part.scores.compute_headline(),
                 "low": interval["low"],
                 "high": interval["high"],
             }
@@ -228,9 +231,9 @@ def _method_rows(
     return sorted(rows, key=lambda row: 2.0 if row["auc"] is None else row["auc"])
 
 
-def _macro(scores: Scores, methods: Sequence[Scores]) -> Figure:
+def _macro(scores: ClusteredScores, methods: Sequence[ClusteredScores]) -> Metric:
     """Mean AUC over the methods; each resample draws people for all of them at once."""
-    statistics = [part.area for part in methods if part.both]
+    statistics = [part.auc for part in methods if part.has_both]
     if not statistics:
         return {"value": None, "low": None, "high": None}
 
@@ -241,7 +244,7 @@ def _macro(scores: Scores, methods: Sequence[Scores]) -> Figure:
         total = np.where(defined, values, 0.0).sum(axis=0)
         return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
-    return scores.interval(mean)
+    return scores.estimate(mean)
 
 
 def _without(
@@ -276,16 +279,16 @@ def _dataset_rows(videos: Videos, clusters: IntArray, seed: int) -> list[dict[st
     dataset = np.array([key[0] for key in videos.keys])
     for name in dict.fromkeys(key[0] for key in videos.keys):
         chosen = dataset == name
-        part = Scores(
+        part = ClusteredScores(
             videos.logits[chosen], videos.fake[chosen], clusters[chosen], _count(clusters), seed
         )
-        interval = part.auc()
+        interval = part.estimate_auc()
         rows.append(
             {
                 "dataset": name,
                 "num_fakes": part.num_positives,
                 "num_reals": part.num_negatives,
-                **part.few(),
+                **part.compute_headline(),
                 "low": interval["low"],
                 "high": interval["high"],
             }

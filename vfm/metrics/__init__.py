@@ -1,26 +1,35 @@
-"""Scores with their uncertainty, in plain numpy: no torch, and nothing known of models."""
+"""Metrics with their uncertainty, in plain numpy: no torch, and nothing known of models."""
+
+from typing import Any
 
 from vfm.metrics.classification import (
-    accuracy,
-    classification_results,
-    confusion_matrix,
-    macro_f1,
-    per_class,
+    compute_accuracy,
+    compute_classification_results,
+    compute_confusion_matrix,
+    compute_macro_f1,
 )
-from vfm.metrics.intervals import Interval, bootstrap
-from vfm.metrics.multilabel import mean_average_precision, multilabel_results
-from vfm.metrics.ranking import Ranking, class_rankings
+from vfm.metrics.intervals import Interval, compute_interval
+from vfm.metrics.multilabel import compute_mean_average_precision, compute_multilabel_results
+from vfm.metrics.ranking import Ranking, rank_classes
+from vfm.renames import update_path
 
 __all__ = [
     "Interval",
     "Ranking",
-    "accuracy",
-    "bootstrap",
-    "class_rankings",
-    "classification_results",
-    "confusion_matrix",
-    "macro_f1",
-    "mean_average_precision",
-    "multilabel_results",
-    "per_class",
+    "compute_accuracy",
+    "compute_classification_results",
+    "compute_confusion_matrix",
+    "compute_interval",
+    "compute_macro_f1",
+    "compute_mean_average_precision",
+    "compute_multilabel_results",
+    "rank_classes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return a function by its name of version 0.1, with a DeprecationWarning."""
+    current = update_path(f"{__name__}.{name}").rpartition(".")[2]
+    if current == name:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return globals()[current]

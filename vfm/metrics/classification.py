@@ -1,36 +1,39 @@
-"""Scores of a classifier, all computed from its confusion matrix."""
+"""Classification metrics from a confusion matrix (accuracy, F1, precision, recall), top-5 accuracy and AUROC."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from vfm_runtime.errors import DataError, OptionError
 
-from vfm.metrics.intervals import bootstrap
-from vfm.metrics.ranking import Ranking, class_rankings, figure, mean_over_classes
+from vfm.metrics.intervals import LEVEL, compute_interval
+from vfm.metrics.ranking import Ranking, average_over_classes, estimate_metric, rank_classes
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-_LEVEL = 0.95
 _TOP = 5
 
 
-def confusion_matrix(target: npt.ArrayLike, predicted: npt.ArrayLike, num_classes: int) -> IntArray:
+def compute_confusion_matrix(
+    target: npt.ArrayLike, predicted: npt.ArrayLike, num_classes: int
+) -> IntArray:
     """Count samples by true class (row) and predicted class (column), int64 `[C, C]`.
 
     Args:
         target: True class indices, int `[N]`, each in `[0, C)`.
         predicted: Predicted class indices, int `[N]`, each in `[0, C)`.
         num_classes: Number of classes C.
+
+    Raises:
+        ValueError: There are no classes, an index is no class, or there are not as many predictions as targets.
     """
     if num_classes < 1:
-        raise OptionError(f"num_classes is {num_classes}. Pass the number of labels, at least 1.")
-    rows = _checked_indices("target", target, num_classes)
-    columns = _checked_indices("predicted", predicted, num_classes)
+        raise ValueError(f"num_classes is {num_classes}. Pass the number of labels, at least 1.")
+    rows = _check_indices("target", target, num_classes)
+    columns = _check_indices("predicted", predicted, num_classes)
     if rows.shape != columns.shape:
-        raise DataError(
+        raise ValueError(
             f"target has {rows.size} samples, predicted has {columns.size}. "
             "Pass one prediction for each target."
         )
@@ -38,21 +41,21 @@ def confusion_matrix(target: npt.ArrayLike, predicted: npt.ArrayLike, num_classe
     return cells.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def accuracy(matrix: npt.ArrayLike) -> FloatArray:
-    """Share of samples on the diagonal, between 0 and 1.
+def compute_accuracy(matrix: npt.ArrayLike) -> FloatArray:
+    """Fraction of samples on the diagonal: float `[...]`, a scalar for one matrix.
 
     Args:
         matrix: Confusion matrices, int `[..., C, C]`, rows are the truth.
 
-    Returns:
-        Float `[...]`; a scalar for one matrix.
+    Raises:
+        ValueError: It is no confusion matrix, or counts no sample.
     """
-    hits, support, _ = _margins(matrix)
+    hits, support, _ = _sum_margins(matrix)
     return np.asarray(hits.sum(-1) / support.sum(-1), dtype=np.float64)[()]
 
 
-def macro_f1(matrix: npt.ArrayLike) -> FloatArray:
-    """Unweighted mean over classes of the F1 score, between 0 and 1.
+def compute_macro_f1(matrix: npt.ArrayLike) -> FloatArray:
+    """Unweighted mean over classes of the F1 score, between 0 and 1: float `[...]`, a scalar for one matrix.
 
     A class with neither a true sample nor a prediction is left out of the mean. A class
     with predictions but no true sample counts as F1 0. Both as in scikit-learn's
@@ -61,35 +64,36 @@ def macro_f1(matrix: npt.ArrayLike) -> FloatArray:
     Args:
         matrix: Confusion matrices, int `[..., C, C]`, rows are the truth.
 
-    Returns:
-        Float `[...]`; a scalar for one matrix.
+    Raises:
+        ValueError: It is no confusion matrix, or counts no sample.
     """
-    hits, support, predicted = _margins(matrix)
-    present = support + predicted > 0
-    f1 = _ratio(2 * hits, support + predicted)
-    return np.asarray(f1.sum(-1) / present.sum(-1), dtype=np.float64)[()]
+    return average_f1(*_sum_margins(matrix))
 
 
-def per_class(matrix: npt.ArrayLike, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """One row for each class: label, precision, recall, f1 and support (true samples).
+def average_f1(hits: Any, support: Any, predicted: Any) -> FloatArray:
+    """Mean F1 over the classes that occur or were predicted, [...], from counts by class [..., C]."""
+    both = support + predicted
+    f1 = 2 * hits / np.maximum(both, 1)
+    return np.asarray(f1.sum(-1) / np.maximum((both > 0).sum(-1), 1), dtype=np.float64)[()]
+
+
+def list_class_metrics(
+    hits: Any, support: Any, predicted: Any, rankings: Sequence[Ranking], labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One row for each class: label, precision, recall, f1, support (true samples), average precision and AUROC.
 
     A ratio over no samples, such as the precision of a class never predicted, is given
     as 0; the support tells such rows apart.
 
     Args:
-        matrix: A confusion matrix, int `[C, C]`, rows are the truth.
+        hits: Right predictions, int [C].
+        support: True samples, int [C].
+        predicted: Predictions, int [C].
+        rankings: Scores of each class, sorted.
         labels: Names of the C classes.
     """
-    array = np.asarray(matrix)
-    if array.ndim != 2:
-        raise DataError(
-            f"per_class takes one confusion matrix [C, C], not shape {array.shape}. "
-            "Pass one matrix of the batch."
-        )
-    hits, support, predicted = _margins(array)
-    check_labels(labels, len(hits))
-    precision, recall = _ratio(hits, predicted), _ratio(hits, support)
-    f1 = _ratio(2 * hits, support + predicted)
+    precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(support + predicted, 1)
     return [
         {
             "label": str(label),
@@ -97,17 +101,18 @@ def per_class(matrix: npt.ArrayLike, labels: Sequence[str]) -> list[dict[str, An
             "recall": float(recall[index]),
             "f1": float(f1[index]),
             "support": int(support[index]),
+            **rankings[index].to_dict(),
         }
         for index, label in enumerate(labels)
     ]
 
 
-def classification_results(
+def compute_classification_results(
     probabilities: npt.ArrayLike, target: npt.ArrayLike, labels: Sequence[str], *, seed: int = 0
 ) -> dict[str, Any]:
     """Score class probabilities against the truth, as a dictionary ready for JSON.
 
-    The class with the largest score is the prediction, the first one of a tie. Headline figures
+    The class with the largest score is the prediction, the first one of a tie. Headline metrics
     carry a 95 % bootstrap interval over the samples: accuracy, macro F1, for more than five classes
     top-5 accuracy, and the AUROC of each class against all others, averaged over the classes that occur.
 
@@ -116,107 +121,99 @@ def classification_results(
         target: True class indices, int `[N]`, each in `[0, C)`.
         labels: Names of the C classes.
         seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: Shapes do not fit, there are no samples, a score is NaN, or a target is no class.
     """
-    scores = checked_scores(probabilities)
+    scores = check_scores(probabilities)
     truth = np.asarray(target)
     if truth.shape != scores.shape[:1]:
-        raise DataError(
+        raise ValueError(
             f"target has shape {truth.shape}, probabilities have shape {scores.shape}. "
             f"Pass one class index for each row, shape {scores.shape[:1]}."
         )
     check_labels(labels, scores.shape[1])
-    matrix = confusion_matrix(truth, scores.argmax(axis=1), scores.shape[1])
+    matrix = compute_confusion_matrix(truth, scores.argmax(axis=1), scores.shape[1])
     positive = truth[:, None] == np.arange(scores.shape[1])
-    rankings = class_rankings(scores, positive)
-    macro_auroc = mean_over_classes(Ranking.auroc, rankings)
-    return {
+    rankings = rank_classes(scores, positive)
+    results = {
         "num_samples": len(scores),
-        "accuracy": bootstrap(accuracy, matrix, level=_LEVEL, seed=seed).to_dict(),
-        "macro_f1": bootstrap(macro_f1, matrix, level=_LEVEL, seed=seed).to_dict(),
-        **_top5(scores, truth, seed),
-        "auroc": figure(macro_auroc, scores.shape, seed, _LEVEL),
-        "level": _LEVEL,
-        "per_class": [
-            row | ranking.to_dict()
-            for row, ranking in zip(per_class(matrix, labels), rankings, strict=True)
-        ],
+        "accuracy": compute_interval(compute_accuracy, matrix, seed=seed).to_dict(),
+        "macro_f1": compute_interval(compute_macro_f1, matrix, seed=seed).to_dict(),
+    }
+    if scores.shape[1] > _TOP:
+        true_scores = scores[np.arange(len(truth)), truth][:, None]
+        # The first of a tie is the better one, as it is for the prediction.
+        earlier = np.arange(scores.shape[1]) < truth[:, None]
+        better = (scores > true_scores) | ((scores == true_scores) & earlier)
+        hits = int((better.sum(axis=1) < _TOP).sum())
+        results["top5_accuracy"] = estimate_fraction(hits, len(truth), seed)
+    return results | {
+        "auroc": estimate_metric(average_over_classes(Ranking.auroc, rankings), scores.shape, seed),
+        "level": LEVEL,
+        "per_class": list_class_metrics(*_sum_margins(matrix), rankings, labels),
         "confusion_matrix": matrix.tolist(),
     }
 
 
-def _top5(scores: npt.NDArray[Any], truth: npt.NDArray[Any], seed: int) -> dict[str, Any]:
-    """Share of samples whose class is among the five of largest score; nothing up to five classes."""
-    if scores.shape[1] <= _TOP:
-        return {}
-    own = scores[np.arange(len(truth)), truth][:, None]
-    # The first of a tie is the better one, as it is for the prediction.
-    earlier = np.arange(scores.shape[1]) < truth[:, None]
-    better = (scores > own) | ((scores == own) & earlier)
-    hits = int((better.sum(axis=1) < _TOP).sum())
-    counts = [hits, len(truth) - hits]
-    share = bootstrap(lambda drawn: drawn[:, 0] / drawn.sum(1), counts, level=_LEVEL, seed=seed)
-    return {"top5_accuracy": share.to_dict()}
+def estimate_fraction(hits: int, num: int, seed: int) -> dict[str, float]:
+    """The fraction of samples that are hits, with its bootstrap interval, ready for JSON."""
+    counts = [hits, num - hits]
+    return compute_interval(lambda drawn: drawn[:, 0] / drawn.sum(1), counts, seed=seed).to_dict()
 
 
-def _margins(matrix: npt.ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
+def _sum_margins(matrix: npt.ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
     """Hits, true samples and predictions by class, each `[..., C]`."""
     array = np.asarray(matrix)
     if array.ndim < 2 or array.shape[-1] != array.shape[-2]:
-        raise DataError(
+        raise ValueError(
             f"A confusion matrix is square, [..., C, C], but the shape is {array.shape}. "
-            "Make one with confusion_matrix(target, predicted, num_classes)."
+            "Make one with compute_confusion_matrix(target, predicted, num_classes)."
         )
     support = array.sum(-1)
     if not support.any(-1).all():
-        raise DataError(
+        raise ValueError(
             f"A confusion matrix of shape {array.shape} counts no sample, so it has no score. "
             "Check that there are samples to score."
         )
     return np.diagonal(array, axis1=-2, axis2=-1), support, array.sum(-2)
 
 
-def _ratio(numerator: IntArray, denominator: IntArray) -> FloatArray:
-    """The quotient, with 0 where the denominator is 0 (the numerator is 0 there too)."""
-    return np.asarray(numerator / np.maximum(denominator, 1), dtype=np.float64)
-
-
-def _checked_indices(name: str, values: npt.ArrayLike, num_classes: int) -> IntArray:
+def _check_indices(name: str, values: npt.ArrayLike, num_classes: int) -> IntArray:
     """Class indices as int64 `[N]`, refused when any is not a class."""
     array = np.asarray(values)
     if array.ndim != 1:
-        raise DataError(
+        raise ValueError(
             f"{name} has shape {array.shape}, but must be class indices [N]. "
             "For scores [N, C] take argmax over the last axis."
         )
-    if array.size == 0:
-        return array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise DataError(
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(
             f"{name} has dtype {array.dtype}, but must be integer class indices. "
             "Convert names with labels.index(name)."
         )
     wrong = array[(array < 0) | (array >= num_classes)]
     if wrong.size:
-        raise DataError(
+        raise ValueError(
             f"{name} contains class {wrong[0]}, but with {num_classes} classes the choices "
             f"are 0 to {num_classes - 1}. Check the labels or raise num_classes."
         )
     return array.astype(np.int64)
 
 
-def checked_scores(probabilities: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Scores `[N, C]`, refused when there are none or any is NaN."""
+def check_scores(probabilities: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Return scores as an array `[N, C]`, refused when there are none or any is NaN."""
     scores = np.asarray(probabilities)
     if scores.ndim != 2 or scores.shape[1] == 0:
-        raise DataError(
+        raise ValueError(
             f"probabilities have shape {scores.shape}, but must be [N, C]. "
             "Pass one row for each sample with one score for each class."
         )
     if len(scores) == 0:
-        raise DataError("There are no samples to score (N = 0). Check the data split.")
+        raise ValueError("There are no samples to score (N = 0). Check the data split.")
     wrong = np.isnan(scores).any(axis=1)
     if wrong.any():
-        raise DataError(
+        raise ValueError(
             f"{wrong.sum()} of {len(scores)} samples have NaN scores, the first is sample "
             f"{wrong.argmax()}. Look for a diverged training or an overflow in half precision."
         )
@@ -226,7 +223,7 @@ def checked_scores(probabilities: npt.ArrayLike) -> npt.NDArray[Any]:
 def check_labels(labels: Sequence[str], num_classes: int) -> None:
     """Refuse names that are not one for each class."""
     if len(labels) != num_classes:
-        raise DataError(
+        raise ValueError(
             f"There are {len(labels)} labels for {num_classes} classes. "
             "Pass one label for each class, in the order of the class indices."
         )

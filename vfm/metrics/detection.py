@@ -1,18 +1,18 @@
-"""How well boxes were found: COCO's average precision, curves, thresholds, confusions."""
+"""Detection metrics: COCO's average precision, precision-recall curves, the threshold of best F1, and confusions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.tasks.detection import compute_iou
 
-from vfm.metrics.intervals import bootstrap
+from vfm.metrics.intervals import compute_interval
 
 IOU = 0.5
-"""Least intersection over union at which a box is taken to be found, but for COCO's AP."""
+"""Least intersection over union of a detection that is right, but for COCO's AP."""
 
 _STATS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
@@ -22,7 +22,7 @@ _IGNORED, _WRONG = -2, -1
 _NUM_POINTS = 200
 
 
-class Truth(NamedTuple):
+class TrueBoxes(NamedTuple):
     """The true boxes of an image. M boxes."""
 
     corners: NDArray[np.float32]
@@ -30,126 +30,159 @@ class Truth(NamedTuple):
     labels: NDArray[np.int64]
     """[M]."""
     ignored: NDArray[np.bool_]
-    """[M], crowds and the like: an answer there counts neither for nor against."""
+    """[M], crowds and the like: a detection there counts neither for nor against."""
 
 
-class Found(NamedTuple):
-    """The boxes that a model found in an image. K boxes, best first."""
+class DetectedBoxes(NamedTuple):
+    """The boxes that a model detected in an image. K boxes, best first."""
 
     corners: NDArray[np.float32]
-    """[K, 4]."""
+    """[K, 4], left, top, right, bottom in pixels."""
     labels: NDArray[np.int64]
     """[K]."""
     scores: NDArray[np.float32]
     """[K]."""
 
 
-class ClassRanking(NamedTuple):
-    """Every answer of one class, best first. D answers."""
+class ClassDetections(NamedTuple):
+    """Every detection of one class, best first. D detections."""
 
     scores: NDArray[np.float32]
     """[D]."""
     right: NDArray[np.bool_]
-    """[D], whether it found a box that no better answer had found."""
+    """[D], whether it has a box that no better detection had."""
     image: NDArray[np.int64]
     """[D], index of its image."""
     num_true: int
-    """Boxes of the class to be found."""
+    """Boxes of the class to be detected."""
 
-    def curve(self) -> list[tuple[float, float]]:
-        """Points (recall, precision), from the best answer on."""
-        recall, precision = self._levels()
+    def pr_curve(self) -> list[tuple[float, float]]:
+        """Points (recall, precision), from the best detection on."""
+        recall, precision = self._compute_levels()
         if not len(recall):
             return [(0.0, 0.0), (1.0, 0.0)]
-        kept = np.unique(np.linspace(0, len(recall) - 1, _NUM_POINTS).astype(int))
-        return list(zip(recall[kept].tolist(), precision[kept].tolist(), strict=True))
+        picks = np.unique(np.linspace(0, len(recall) - 1, _NUM_POINTS).astype(int))
+        return list(zip(recall[picks].tolist(), precision[picks].tolist(), strict=True))
 
-    def best_f1(self) -> tuple[float, float]:
+    def find_best_f1(self) -> tuple[float, float]:
         """The threshold of the highest F1, and that F1."""
-        recall, precision = self._levels()
+        recall, precision = self._compute_levels()
         if not len(recall) or not self.right.any():
             return 0.5, 0.0
         f1 = 2 * recall * precision / np.maximum(recall + precision, 1e-9)
         best = int(f1.argmax())
         return float(self.scores[best]), float(f1[best])
 
-    def _levels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _compute_levels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Recall and precision at each detection, [D]."""
         hits = np.cumsum(self.right)
         return hits / max(self.num_true, 1), hits / np.arange(1, len(hits) + 1)
 
 
-def coco_metrics(
-    truth: Sequence[Truth], found: Sequence[Found], num_labels: int
+def compute_coco_metrics(
+    truth: Sequence[TrueBoxes], detections: Sequence[DetectedBoxes], num_labels: int
 ) -> tuple[dict[str, float | None], list[float | None]]:
-    """COCO's twelve figures, and AP by class; None where there is nothing to find.
+    """COCO's twelve metrics, and AP by class; None where there is nothing to detect.
 
     Args:
-        truth: Of each image.
-        found: Of the same images.
-        num_labels: Number of classes.
+        truth: True boxes, one entry an image.
+        detections: Detected boxes of the same images.
+        num_labels: Number of classes of the model.
     """
     # Its import takes a while, and only evaluation needs it.
     from faster_coco_eval import COCO, COCOeval_faster
 
     silent: Any = lambda *_: None  # noqa: E731
-    content = _dataset(truth, num_labels)
+    annotations = [
+        row | {"id": number, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": int(ignored)}
+        for number, (row, ignored) in enumerate(_list_coco_rows(truth), start=1)
+    ]
+    content = {
+        "images": [{"id": image} for image in range(1, len(truth) + 1)],
+        "categories": [{"id": k + 1, "name": str(k)} for k in range(num_labels)],
+        "annotations": annotations,
+    }
     gt = COCO(content, print_function=silent)
-    dt = gt.loadRes(list(_answers(found)))
+    dt = gt.loadRes([row | {"score": score} for row, score in _list_coco_rows(detections)])
     evaluation = COCOeval_faster(gt, dt, "bbox", print_function=silent)
     evaluation.run()
+    # COCO writes -1 for what is not defined.
     stats = {
-        name: _defined(v) for name, v in zip(_STATS, evaluation.stats[: len(_STATS)], strict=True)
+        name: None if value < 0 else float(value)
+        for name, value in zip(_STATS, evaluation.stats[: len(_STATS)], strict=True)
     }
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     per_class = [precision[:, :, k] for k in range(num_labels)]
-    return stats, [_defined(p[p > -1].mean() if (p > -1).any() else -1) for p in per_class]
+    return stats, [float(p[p > -1].mean()) if (p > -1).any() else None for p in per_class]
 
 
-def rankings(
-    truth: Sequence[Truth], found: Sequence[Found], num_labels: int, iou: float = IOU
-) -> list[ClassRanking]:
-    """The answers of each class, best first, and which of them are right.
+def _list_coco_rows(
+    images: Sequence[TrueBoxes] | Sequence[DetectedBoxes],
+) -> Iterable[tuple[dict[str, Any], Any]]:
+    """Each box as COCO's JSON has it, and its `ignored` or `scores`."""
+    for image, boxes in enumerate(images, start=1):
+        for box, label, last in zip(*(a.tolist() for a in boxes), strict=True):
+            bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            yield {"image_id": image, "category_id": label + 1, "bbox": bbox}, last
+
+
+def match_detections(
+    truth: Sequence[TrueBoxes],
+    detections: Sequence[DetectedBoxes],
+    num_labels: int,
+    iou: float = IOU,
+) -> list[ClassDetections]:
+    """The detections of each class, best first, and which of them are right.
 
     Args:
-        truth: Of each image.
-        found: Of the same images.
-        num_labels: Number of classes.
-        iou: Least overlap of a right answer.
+        truth: True boxes, one entry an image.
+        detections: Detected boxes of the same images.
+        num_labels: Number of classes of the model.
+        iou: Least overlap of a right detection.
     """
-    rows: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in range(num_labels)]
+    # An empty row for classes without detections.
+    empty = (np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.int64))
+    rows: list[list[tuple[NDArray[Any], ...]]] = [[empty] for _ in range(num_labels)]
     number = np.zeros(num_labels, np.int64)
-    for index, (true, answer) in enumerate(zip(truth, found, strict=True)):
+    for index, (true, boxes) in enumerate(zip(truth, detections, strict=True)):
         np.add.at(number, true.labels[~true.ignored], 1)
-        for label in np.unique(answer.labels).tolist():
-            own, there = answer.labels == label, true.labels == label
-            scores = answer.scores[own]
+        for label in np.unique(boxes.labels).tolist():
+            of_label, true_of_label = boxes.labels == label, true.labels == label
+            scores = boxes.scores[of_label]
             order = np.argsort(-scores, kind="stable")
-            table = compute_iou(answer.corners[own][order], true.corners[there])
-            matched = assign(table, true.ignored[there], iou)
+            table = compute_iou(boxes.corners[of_label][order], true.corners[true_of_label])
+            matched = assign_boxes(table, true.ignored[true_of_label], iou)
             counted = matched != _IGNORED
             right = matched[counted] >= 0
             rows[label].append((scores[order][counted], right, np.full(len(right), index)))
-    return [_ranked(parts, int(n)) for parts, n in zip(rows, number, strict=True)]
+    classes = []
+    for parts, num_true in zip(rows, number.tolist(), strict=True):
+        scores, right, image = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(-scores, kind="stable")
+        classes.append(ClassDetections(scores[order], right[order], image[order], num_true))
+    return classes
 
 
-def confusion(
-    truth: Sequence[Truth], found: Sequence[Found], thresholds: Sequence[float]
+def count_confusions(
+    truth: Sequence[TrueBoxes], detections: Sequence[DetectedBoxes], thresholds: Sequence[float]
 ) -> NDArray[np.int64]:
-    """True class by answered class, [C + 1, C + 1]; the last row and column are background.
+    """True class by detected class, [C + 1, C + 1]; the last row and column are background.
 
     Args:
-        truth: Of each image.
-        found: Of the same images.
-        thresholds: Least score of an answer, of each class.
+        truth: True boxes, one entry an image.
+        detections: Detected boxes of the same images.
+        thresholds: Least score of a detection, for each of the C classes.
     """
     least = np.asarray(thresholds)
     background = len(least)
     matrix = np.zeros((background + 1, background + 1), np.int64)
-    for true, answer in zip(truth, found, strict=True):
-        kept = answer.scores >= least[answer.labels]
-        order = np.argsort(-answer.scores[kept], kind="stable")
-        labels = answer.labels[kept][order]
-        matched = assign(compute_iou(answer.corners[kept][order], true.corners), true.ignored, IOU)
+    for true, boxes in zip(truth, detections, strict=True):
+        sure = boxes.scores >= least[boxes.labels]
+        order = np.argsort(-boxes.scores[sure], kind="stable")
+        labels = boxes.labels[sure][order]
+        matched = assign_boxes(
+            compute_iou(boxes.corners[sure][order], true.corners), true.ignored, IOU
+        )
         rows = np.where(matched >= 0, true.labels[matched] if len(true.labels) else 0, background)
         counted = matched != _IGNORED
         np.add.at(matrix, (rows[counted], labels[counted]), 1)
@@ -158,64 +191,55 @@ def confusion(
     return matrix
 
 
-def ap50_samples(
-    classes: Sequence[ClassRanking], images: Sequence[Truth], num_resamples: int, seed: int
+def compute_ap50(
+    classes: Sequence[ClassDetections], images: Sequence[TrueBoxes], counts: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """AP at an IoU of 0.5 over images drawn with replacement, [B].
-
-    The same seed draws the same images, so that two models on one set can be compared draw by draw.
+    """AP at an IoU of 0.5 where image i counts `counts[b, i]` times, [B]; the mean over classes that occur.
 
     Args:
-        classes: Of `rankings`.
-        images: The true boxes of each image.
-        num_resamples: B.
-        seed: Of the draws.
+        classes: Detections of each class, as `match_detections` returns them.
+        images: True boxes, one entry an image.
+        counts: int [B, N], how often each image counts.
     """
-    generator = np.random.default_rng(seed)
-    draws = generator.multinomial(len(images), np.full(len(images), 1 / len(images)), num_resamples)
-    return ap50(classes, images, draws)
-
-
-def ap50(
-    classes: Sequence[ClassRanking], images: Sequence[Truth], counts: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """AP at an IoU of 0.5 where image i counts `counts[b, i]` times, [B]; the mean over classes that are there."""
     total = np.zeros(len(counts))
     defined = np.zeros(len(counts))
-    for label, ranking in enumerate(classes):
-        of = np.array([((t.labels == label) & ~t.ignored).sum() for t in images])
-        true = counts @ of
-        weight = counts[:, ranking.image] if len(ranking.image) else np.zeros((len(counts), 0))
-        hits = np.cumsum(weight * ranking.right, axis=1)
+    for label, detections in enumerate(classes):
+        true = counts @ np.array([((t.labels == label) & ~t.ignored).sum() for t in images])
+        weight = counts[:, detections.image]
+        hits = np.cumsum(weight * detections.right, axis=1)
         precision = hits / np.maximum(np.cumsum(weight, axis=1), 1e-9)
         # Precision at a recall is the best at that or a higher one, as COCO and VOC have it.
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        gained = (weight * ranking.right * envelope).sum(axis=1)
-        there = true > 0
-        total[there] += gained[there] / true[there]
-        defined += there
+        gained = (weight * detections.right * envelope).sum(axis=1)
+        occurs = true > 0
+        total[occurs] += gained[occurs] / true[occurs]
+        defined += occurs
     return np.where(defined > 0, total / np.maximum(defined, 1), np.nan)
 
 
-def ap50_interval(
-    classes: Sequence[ClassRanking], images: Sequence[Truth]
+def estimate_ap50(
+    classes: Sequence[ClassDetections], images: Sequence[TrueBoxes]
 ) -> dict[str, float | None]:
     """AP at an IoU of 0.5 with its 95 % interval over images, ready for JSON."""
     once = np.ones((1, len(images)), np.int64)
-    value = float(ap50(classes, images, once)[0])
+    value = float(compute_ap50(classes, images, once)[0])
     if len(images) < 2 or np.isnan(value):
         return {"value": None if np.isnan(value) else value, "low": None, "high": None}
-    interval = bootstrap(lambda counts: ap50(classes, images, counts), once[0], num_resamples=200)
+    interval = compute_interval(
+        lambda counts: compute_ap50(classes, images, counts), once[0], num_resamples=200
+    )
     return dict(interval.to_dict())
 
 
-def assign(table: NDArray[np.float64], ignored: NDArray[np.bool_], iou: float) -> NDArray[np.int64]:
-    """Give each answer in turn the free box that it fits best, as COCO does.
+def assign_boxes(
+    table: NDArray[np.float64], ignored: NDArray[np.bool_], iou: float
+) -> NDArray[np.int64]:
+    """Give each detection in turn the free box that it fits best, as COCO does.
 
     Args:
-        table: [K, M], overlaps; answers best first.
-        ignored: [M], boxes that any number of answers may have.
-        iou: Least overlap.
+        table: [K, M], overlaps; detections best first.
+        ignored: [M], boxes that any number of detections may have.
+        iou: Least overlap of a match.
 
     Returns:
         [K], the index of the box, -1 for none, -2 for an ignored one.
@@ -230,50 +254,3 @@ def assign(table: NDArray[np.float64], ignored: NDArray[np.bool_], iou: float) -
         elif (table[row] * ignored).max() >= iou:
             matched[row] = _IGNORED
     return matched
-
-
-def _ranked(parts: list[tuple[NDArray[Any], ...]], num_true: int) -> ClassRanking:
-    if not parts:
-        return ClassRanking(
-            np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.int64), num_true
-        )
-    scores, right, image = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(-scores, kind="stable")
-    return ClassRanking(scores[order], right[order], image[order], num_true)
-
-
-def _dataset(truth: Sequence[Truth], num_labels: int) -> dict[str, Any]:
-    annotations: list[dict[str, Any]] = []
-    for image, true in enumerate(truth, start=1):
-        for box, label, ignored in zip(*(a.tolist() for a in true), strict=True):
-            width, height = box[2] - box[0], box[3] - box[1]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image,
-                    "category_id": label + 1,
-                    "bbox": [box[0], box[1], width, height],
-                    "area": width * height,
-                    "iscrowd": int(ignored),
-                }
-            )
-    return {
-        "images": [{"id": image} for image in range(1, len(truth) + 1)],
-        "categories": [{"id": k + 1, "name": str(k)} for k in range(num_labels)],
-        "annotations": annotations,
-    }
-
-
-def _answers(found: Sequence[Found]) -> Iterator[dict[str, Any]]:
-    for image, answer in enumerate(found, start=1):
-        for box, label, score in zip(*(a.tolist() for a in answer), strict=True):
-            yield {
-                "image_id": image,
-                "category_id": label + 1,
-                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-                "score": score,
-            }
-
-
-def _defined(value: float) -> float | None:
-    return None if value < 0 else float(value)

@@ -1,4 +1,4 @@
-"""Classify by the nearest neighbours among embeddings: what features know before anything is trained."""
+"""Nearest neighbours (kNN) among embeddings: what features know of the classes before anything is trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 _CHUNK = 1024
 
 
-def knn_scores(
+def score_neighbors(
     queries: npt.ArrayLike,
     references: npt.ArrayLike,
     target: npt.ArrayLike,
@@ -16,26 +16,26 @@ def knn_scores(
     k: int = 20,
     temperature: float = 0.07,
 ) -> npt.NDArray[np.float32]:
-    """Share of the votes of each class among the k most similar references (Wu et al., 2018).
+    """Fraction of the votes of each class among the k most similar references (Wu et al., 2018).
 
     A vote weighs exp(cosine similarity / temperature).
 
     Args:
         queries: Embeddings to classify, [N, D].
         references: Embeddings of known class, [M, D].
-        target: Zeros and ones, or shares, [M, C].
+        target: Zeros and ones, or fractions, [M, C].
         k: Number of neighbours; all M where there are fewer.
         temperature: The smaller, the more the nearest count.
 
     Returns:
         Votes, [N, C]; with one class a reference, each row sums to 1.
     """
-    known = _normalised(references)
+    units, stored = (_normalize(vectors) for vectors in (queries, references))
     classes = np.asarray(target, dtype=np.float32)
-    k = min(k, len(known))
+    k = min(k, len(stored))
     rows = []
-    for start in range(0, len(np.asarray(queries)), _CHUNK):
-        similar = _normalised(np.asarray(queries)[start : start + _CHUNK]) @ known.T
+    for start in range(0, len(units), _CHUNK):
+        similar = units[start : start + _CHUNK] @ stored.T
         nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k]
         votes = np.take_along_axis(similar, nearest, axis=1) / temperature
         weights = np.exp(votes - votes.max(axis=1, keepdims=True))
@@ -44,7 +44,7 @@ def knn_scores(
     return np.concatenate(rows).astype(np.float32)
 
 
-def _normalised(embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
+def _normalize(embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
     vectors = np.asarray(embeddings, dtype=np.float32)
     unit: npt.NDArray[np.float32] = vectors / np.maximum(
         np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12

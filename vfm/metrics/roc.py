@@ -1,50 +1,31 @@
-"""Error rates at every threshold: equal errors, recall at few false alarms, area at the strict end."""
+"""ROC metrics: equal error rate, TPR at a low FPR and partial AUC, with intervals over clusters of samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vfm.metrics.ranking import Ranking, figure
-
-FloatArray = npt.NDArray[np.float64]
-Figure = dict[str, float | None]
-"""`value`, and `low` and `high` of its interval."""
-Statistic = Callable[[npt.ArrayLike], FloatArray]
+from vfm.metrics.ranking import FloatArray, IntArray, Metric, Ranking, Statistic, estimate_metric
 
 FALSE_ALARM_RATES = (0.001, 0.01, 0.05)
 PARTIAL = 0.1
-"""The partial area reaches to this share of false alarms."""
-LEVEL = 0.95
-"""Of the intervals."""
+"""The partial area reaches to this fraction of false alarms."""
 # Numbers of resampled counts held at once.
 _BLOCK = 2**20
-# Of more, comparing every two takes more memory than drawing takes time.
+# With more clusters, comparing every two takes more memory than drawing takes time.
 _MOST_CLUSTERS = 2000
 
 # 0.01 * 300 is a little less than 3 in binary: a rate that is met exactly counts as met.
 _SLACK = 1e-9
 
 
-class Rates(NamedTuple):
-    """Points of ROC curves from (0, 0) to (1, 1), with K thresholds and B resamples."""
+class Roc(Ranking):
+    """A ROC curve, sorted once; the metrics of any number of resamples follow.
 
-    false_alarms: FloatArray
-    """[B, K + 1], share of the negatives at or above each threshold."""
-    hits: FloatArray
-    """[B, K + 1], share of the positives at or above each threshold."""
-    num_negatives: FloatArray
-    """[B, 1]."""
-
-
-class Roc:
-    """Scores sorted once; the figures of any number of resamples follow.
-
-    All figures are NaN where a resample holds no positive or no negative.
+    All metrics are NaN where a resample holds no positive or no negative.
     """
 
     def __init__(self, scores: npt.ArrayLike, positive: npt.ArrayLike) -> None:
@@ -52,90 +33,81 @@ class Roc:
 
         Args:
             scores: float [N], higher for positives.
-            positive: bool [N].
+            positive: bool [N], the true labels.
         """
-        values = np.asarray(scores, dtype=np.float64)
-        self._order = np.argsort(-values, kind="stable")
-        self._positive = np.asarray(positive, dtype=bool)[self._order]
-        ranked = values[self._order]
-        # Equal scores pass a threshold together: only the last of a run is an operating point.
-        self._ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-        self._thresholds = ranked[self._ends]
-        self._num = len(values)
+        super().__init__(scores, positive)
+        self._thresholds = np.asarray(scores, dtype=np.float64)[self._order][self._ends]
 
-    def rates(self, counts: npt.ArrayLike | None = None) -> Rates:
-        """Error rates at every threshold.
+    def compute_rates(self, counts: npt.ArrayLike | None = None) -> tuple[FloatArray, FloatArray]:
+        """Fractions of negatives and of positives at or above each of K thresholds, [B, K + 1] each, from 0 to 1.
 
         Args:
             counts: int [B, N], how often each sample counts; once each by default.
         """
-        drawn = np.ones((1, self._num)) if counts is None else np.asarray(counts, dtype=np.float64)
+        drawn = np.ones((1, len(self._order))) if counts is None else np.asarray(counts, np.float64)
         drawn = np.take(drawn, self._order, axis=1)
-        both = np.cumsum(drawn, axis=1)[:, self._ends]
         hits = np.cumsum(drawn * self._positive, axis=1)[:, self._ends]
-        alarms = both - hits
-        with np.errstate(invalid="ignore"):
-            rates = [part / part[:, -1:] for part in (alarms, hits)]
+        alarms = np.cumsum(drawn, axis=1)[:, self._ends] - hits
         start = np.zeros((len(drawn), 1))
-        # Where a side is missing its rates are 0 / 0, which makes every figure NaN.
-        first, second = (np.concatenate([start + part[:, -1:] * 0, part], axis=1) for part in rates)
-        return Rates(first, second, alarms[:, -1:])
+        with np.errstate(invalid="ignore"):
+            # Where a side is missing its rates are 0 / 0, which makes every metric NaN.
+            false_alarms, found_rates = (
+                np.concatenate([start, part], axis=1) / part[:, -1:] for part in (alarms, hits)
+            )
+        return false_alarms, found_rates
 
     def eer(self, counts: npt.ArrayLike | None = None) -> FloatArray:
         """Equal error rate, [B]: where the curve, taken as straight lines, meets x = 1 - y."""
-        rates = self.rates(counts)
-        left, share = _crossing(rates)
-        return _between(rates.false_alarms, left, share)
+        false_alarms, hits = self.compute_rates(counts)
+        return _interpolate(false_alarms, *_find_crossing(false_alarms, hits))
 
     def eer_threshold(self) -> float:
         """The score at which both error rates are equal, taken as a straight line between two scores."""
-        left, share = _crossing(self.rates())
         # Above the highest score nothing is called positive; the curve starts there.
         thresholds = np.append(self._thresholds[0], self._thresholds)[None]
-        return float(_between(thresholds, left, share)[0])
+        return float(_interpolate(thresholds, *_find_crossing(*self.compute_rates()))[0])
 
-    def hits_at(self, rate: float, counts: npt.ArrayLike | None = None) -> FloatArray:
-        """Share of positives found at the lowest threshold with at most this share of false alarms, [B].
+    def tpr_at_fpr(self, rate: float, counts: npt.ArrayLike | None = None) -> FloatArray:
+        """Fraction of positives at the lowest threshold with at most this fraction of false alarms, [B].
 
         Only thresholds that the scores realise count: between two of them nothing is interpolated, so with
         fewer than 1 / rate negatives no false alarm at all is allowed.
 
         Args:
-            rate: Share of the negatives, 0 to 1.
+            rate: Fraction of the negatives, 0 to 1.
             counts: int [B, N], how often each sample counts; once each by default.
         """
-        rates = self.rates(counts)
-        allowed = rates.false_alarms <= rate * (1 + _SLACK)
+        false_alarms, hits = self.compute_rates(counts)
+        allowed = false_alarms <= rate * (1 + _SLACK)
         last = np.maximum(allowed.sum(axis=1, keepdims=True) - 1, 0)
-        found = np.take_along_axis(rates.hits, last, axis=1)[:, 0]
-        # A missing side is NaN in one of the two.
-        return found + 0 * rates.false_alarms[:, -1]
+        # Without positives the hits are NaN, without negatives the false alarms: the sum is NaN in both cases.
+        return np.take_along_axis(hits, last, axis=1)[:, 0] + 0 * false_alarms[:, -1]
 
-    def partial_area(self, limit: float, counts: npt.ArrayLike | None = None) -> FloatArray:
-        """Area under the curve up to a share of false alarms, [B], scaled so that chance is 0.5 and the best 1.
+    def partial_auc(self, limit: float, counts: npt.ArrayLike | None = None) -> FloatArray:
+        """Area under the curve up to a fraction of false alarms, [B], scaled so that chance is 0.5 and the best 1.
 
         Reference: McClish, Analyzing a portion of the ROC curve, 1989.
 
         Args:
-            limit: Share of the negatives, above 0 and at most 1.
+            limit: Fraction of the negatives, above 0 and at most 1.
             counts: int [B, N], how often each sample counts; once each by default.
         """
-        x, y, _ = self.rates(counts)
+        x, y = self.compute_rates(counts)
         begin, end = np.minimum(x[:, :-1], limit), np.minimum(x[:, 1:], limit)
         width = x[:, 1:] - x[:, :-1]
-        share = np.divide(end - x[:, :-1], width, out=np.zeros_like(width), where=width > 0)
-        height = y[:, :-1] + np.clip(share, 0, 1) * (y[:, 1:] - y[:, :-1])
+        part = np.divide(end - x[:, :-1], width, out=np.zeros_like(width), where=width > 0)
+        height = y[:, :-1] + np.clip(part, 0, 1) * (y[:, 1:] - y[:, :-1])
         area = ((end - begin) * (y[:, :-1] + height) / 2).sum(axis=1)
         chance = limit**2 / 2
         scaled: FloatArray = 0.5 * (1 + (area - chance) / (limit - chance))
         return scaled
 
 
-class Scores:
+class ClusteredScores:
     """Logits with their truth and the identities that they show, and the metrics of a binary classifier.
 
     Intervals are of a cluster bootstrap: people are drawn, with all that shows them, since two videos of a person
-    are not independent. Figures are None where there are only one class.
+    are not independent. Metrics are None where there is only one class.
     """
 
     def __init__(
@@ -149,11 +121,11 @@ class Scores:
         """Sort.
 
         Args:
-            logits: float [N].
-            positive: bool [N].
+            logits: float [N], higher for positives.
+            positive: bool [N], the true labels.
             clusters: int [N], the connected identities of each, from 0.
             num_clusters: Connected identities of the whole split.
-            seed: Of the bootstrap.
+            seed: Seed of the bootstrap.
         """
         self._logits = np.asarray(logits, dtype=np.float64)
         self._positive = np.asarray(positive, dtype=bool)
@@ -161,99 +133,94 @@ class Scores:
         self.num_clusters = num_clusters
         self.num_positives = int(self._positive.sum())
         self.num_negatives = len(self._positive) - self.num_positives
-        self.ranking = Ranking(self._logits, self._positive)
-        self._of_negatives = Ranking(-self._logits, ~self._positive)
-        self.roc = Roc(self._logits, self._positive)
+        self._roc = Roc(self._logits, self._positive)
         self._seed = seed
 
     @property
-    def both(self) -> bool:
+    def has_both(self) -> bool:
         """Whether there are both classes."""
         return self.num_positives > 0 and self.num_negatives > 0
 
-    def auc(self) -> Figure:
+    def estimate_auc(self) -> Metric:
         """Area under the ROC curve, with its interval."""
-        return self.interval(self.area)
+        return self.estimate(self.auc)
 
-    def all(self) -> dict[str, Any]:
-        """Every figure, ready for JSON: `average_precision` is of the positives; its chance level is `prevalence`."""
-        average = self.interval(self.statistic(self.ranking.average_precision))
-        of_negatives = self.interval(self.statistic(self._of_negatives.average_precision))
+    def estimate_all(self) -> dict[str, Any]:
+        """Every metric, ready for JSON: `average_precision` is of the positives; its chance level is `prevalence`."""
+        of_negatives = Ranking(-self._logits, ~self._positive).average_precision
+        average, average_real = (
+            self.estimate(self._by_cluster(method))
+            for method in (self._roc.average_precision, of_negatives)
+        )
+        pair = (average["value"], average_real["value"])
         return {
-            "auc": self.auc(),
+            "auc": self.estimate_auc(),
             "average_precision": average,
-            "average_precision_real": of_negatives,
-            "mean_average_precision": _mean(average["value"], of_negatives["value"]),
-            "prevalence": self.num_positives / (self.num_positives + self.num_negatives),
-            "eer": self.interval(self.statistic(self.roc.eer)),
-            "eer_threshold": self.roc.eer_threshold() if self.both else None,
-            "tpr_at_fpr": [self._hits(rate) for rate in FALSE_ALARM_RATES],
-            "partial_auc": self.interval(
-                self.statistic(partial(self.roc.partial_area, PARTIAL)),
-            ),
+            "average_precision_real": average_real,
+            "mean_average_precision": None if None in pair else sum(pair) / 2,  # type: ignore[arg-type]
+            "prevalence": self.num_positives / len(self._positive),
+            "eer": self.estimate(self._by_cluster(self._roc.eer)),
+            "eer_threshold": self._roc.eer_threshold() if self.has_both else None,
+            "tpr_at_fpr": [
+                {
+                    "fpr": rate,
+                    **self.estimate(self._by_cluster(partial(self._roc.tpr_at_fpr, rate))),
+                    # With none allowed the metric is that of a rate of 0: right, but pessimistic.
+                    "false_alarms_allowed": int(rate * self.num_negatives * (1 + _SLACK)),
+                }
+                for rate in FALSE_ALARM_RATES
+            ],
+            "partial_auc": self.estimate(self._by_cluster(partial(self._roc.partial_auc, PARTIAL))),
         }
 
-    def few(self) -> dict[str, float | None]:
-        """Figures without intervals: AUC, average precision of the positives, equal error rate, TPR at 1 % FPR."""
-        if not self.both:
+    def compute_headline(self) -> dict[str, float | None]:
+        """Metrics without intervals: AUC, average precision of the positives, equal error rate, TPR at 1 % FPR."""
+        if not self.has_both:
             return dict.fromkeys(("auc", "average_precision", "eer", "tpr_at_fpr_0.01"))
-        areas = self.ranking.to_dict()
+        areas = self._roc.to_dict()
         return {
             "auc": areas["auroc"],
             "average_precision": areas["average_precision"],
-            "eer": float(self.roc.eer()[0]),
-            "tpr_at_fpr_0.01": float(self.roc.hits_at(0.01)[0]),
+            "eer": float(self._roc.eer()[0]),
+            "tpr_at_fpr_0.01": float(self._roc.tpr_at_fpr(0.01)[0]),
         }
 
     @cached_property
-    def area(self) -> Statistic:
+    def auc(self) -> Statistic:
         """The area under the ROC curve as a function of how often each cluster was drawn."""
         if self.num_clusters > min(_MOST_CLUSTERS, len(self.clusters) / 2):
-            return self.statistic(self.ranking.auroc)
-        return _area_of_clusters(self._logits, self._positive, self.clusters, self.num_clusters)
+            return self._by_cluster(self._roc.auroc)
+        return _compare_clusters(self._logits, self._positive, self.clusters, self.num_clusters)
 
-    def statistic(self, method: Statistic) -> Statistic:
-        """A figure as a function of how often each cluster was drawn, int [B, clusters].
-
-        Args:
-            method: Of `ranking` or `roc`: takes how often each sample counts.
-        """
+    def _by_cluster(self, method: Statistic) -> Statistic:
+        """A metric as a function of how often each cluster was drawn, int [B, clusters], in place of each sample."""
         rows = max(1, _BLOCK // len(self.clusters))
 
-        def of_clusters(counts: npt.ArrayLike) -> FloatArray:
+        def compute(counts: npt.ArrayLike) -> FloatArray:
             drawn = np.asarray(counts)
             parts = [
                 method(drawn[i : i + rows][:, self.clusters]) for i in range(0, len(drawn), rows)
             ]
             return np.concatenate(parts)
 
-        return of_clusters
+        return compute
 
-    def interval(self, statistic: Statistic) -> Figure:
-        """A figure of all data with its bootstrap interval.
+    def estimate(self, statistic: Statistic) -> Metric:
+        """A metric of all data with its bootstrap interval.
 
         Args:
-            statistic: As `statistic` gives it.
+            statistic: The metric by how often each cluster was drawn, [B, clusters] to [B].
         """
         size = -(-len(self.clusters) // self.num_clusters)
-        found = figure(statistic, (self.num_clusters, size), self._seed, LEVEL)
+        metric = estimate_metric(statistic, (self.num_clusters, size), self._seed)
         if self.num_clusters == 1:
             # One person, drawn again and again, says nothing of others.
-            return found | {"low": None, "high": None}
-        return found
-
-    def _hits(self, rate: float) -> dict[str, Any]:
-        found = self.interval(self.statistic(partial(self.roc.hits_at, rate)))
-        allowed = int(rate * self.num_negatives * (1 + 1e-9))
-        # With none allowed the figure is that of a rate of 0: right, but pessimistic.
-        return {"fpr": rate, **found, "false_alarms_allowed": allowed}
+            return metric | {"low": None, "high": None}
+        return metric
 
 
-def _area_of_clusters(
-    logits: FloatArray,
-    positive: npt.NDArray[np.bool_],
-    clusters: npt.NDArray[np.int64],
-    number: int,
+def _compare_clusters(
+    logits: FloatArray, positive: npt.NDArray[np.bool_], clusters: IntArray, number: int
 ) -> Statistic:
     """The area under the ROC curve from how often the positives of each cluster beat the negatives of each other.
 
@@ -272,32 +239,26 @@ def _area_of_clusters(
         beaten = (below[sides[0]] + below[sides[1]]) / 2
         wins[:, cluster] = np.bincount(clusters[positive], weights=beaten, minlength=number)
 
-    def area(counts: npt.ArrayLike) -> FloatArray:
+    def compute_area(counts: npt.ArrayLike) -> FloatArray:
         drawn = np.asarray(counts, dtype=np.float64)
         won = ((drawn @ wins) * drawn).sum(axis=1)
         pairs = (drawn @ positives_of) * (drawn @ negatives_of)
-        found: FloatArray = np.divide(won, pairs, out=np.full(len(drawn), np.nan), where=pairs > 0)
-        return found
+        area: FloatArray = np.divide(won, pairs, out=np.full(len(drawn), np.nan), where=pairs > 0)
+        return area
 
-    return area
-
-
-def _mean(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else (first + second) / 2
+    return compute_area
 
 
-def _crossing(rates: Rates) -> tuple[npt.NDArray[np.int64], FloatArray]:
+def _find_crossing(false_alarms: FloatArray, hits: FloatArray) -> tuple[IntArray, FloatArray]:
     """The segment, [B, 1], in which 1 - x - y changes its sign, and where along it, 0 to 1."""
-    margin = 1 - rates.false_alarms - rates.hits
+    margin = 1 - false_alarms - hits
     right = np.maximum((margin > 0).sum(axis=1, keepdims=True), 1)
-    # Without a side the margin is NaN everywhere, and the figure becomes so.
+    # Without a side the margin is NaN everywhere, and the metric becomes so.
     right = np.minimum(right, margin.shape[1] - 1)
     before, after = (np.take_along_axis(margin, i, axis=1) for i in (right - 1, right))
     return right - 1, before / (before - after)
 
 
-def _between(
-    values: npt.NDArray[Any], left: npt.NDArray[np.int64], share: FloatArray
-) -> FloatArray:
+def _interpolate(values: FloatArray, left: IntArray, fraction: FloatArray) -> FloatArray:
     low, high = (np.take_along_axis(values, i, axis=1) for i in (left, left + 1))
-    return np.asarray((low + share * (high - low))[:, 0], dtype=np.float64)
+    return np.asarray((low + fraction * (high - low))[:, 0], dtype=np.float64)

@@ -27,7 +27,8 @@ from vfm.deepfake.data.record import DeepfakeDataError
 from vfm.deepfake.metrics import auc, video_logits
 from vfm.deepfake.robustness.degradations import Degradation
 from vfm.deepfake.task import DeepfakeTask
-from vfm.metrics.roc import Figure, Scores
+from vfm.metrics.ranking import Metric
+from vfm.metrics.roc import ClusteredScores
 
 Split = Literal["val", "test"]
 
@@ -39,7 +40,7 @@ class Point(NamedTuple):
 
     degradation: Degradation | None
     """None for pictures as they are."""
-    video_auc: Figure
+    video_auc: Metric
     frame_auc: float | None
     fpr: float | None
     """Share of the real videos above the threshold of the operating point; None without one."""
@@ -290,9 +291,9 @@ def _point(
     of_frame = np.unique([record.component for record in read], return_inverse=True)[1]
     tied = np.zeros(len(videos.keys), np.int64)
     tied[videos.of_frame] = of_frame
-    scores = Scores(videos.logits, videos.fake, tied, int(tied.max()) + 1)
+    scores = ClusteredScores(videos.logits, videos.fake, tied, int(tied.max()) + 1)
     called = _called_fake(videos.logits, videos.fake, task)
-    return Point(level, scores.auc(), auc(logits[places], labels == 1), *called)
+    return Point(level, scores.estimate_auc(), auc(logits[places], labels == 1), *called)
 
 
 def _called_fake(
@@ -306,7 +307,7 @@ def _called_fake(
     return float(above[~fake].mean()), float(above[fake].mean())
 
 
-def value_of(found: Figure) -> float:
+def value_of(found: Metric) -> float:
     """The value of a figure of a split with both labels."""
     value = found["value"]
     assert value is not None  # both labels are there

@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from vfm.deepfake.results import SHORTCUT_LIMIT
 from vfm.deepfake.shortcuts.metadata import Value
-from vfm.metrics.intervals import bootstrap
+from vfm.metrics.intervals import compute_interval
 from vfm.metrics.ranking import Ranking
 
 FloatArray = npt.NDArray[np.float64]
@@ -81,7 +81,7 @@ def separation(
         # Of a draw that lost a side nothing is known: it counts as the data itself.
         return np.nan_to_num(ranking.auroc(counts[:, numbers]), nan=value)
 
-    interval = bootstrap(
+    interval = compute_interval(
         drawn, np.ones(numbers.max() + 1, dtype=np.int64), num_resamples=_RESAMPLES, seed=seed
     )
     return Separation(value, interval.low, interval.high)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.metrics import class_rankings
+from vfm.metrics import rank_classes
 from vfm.report import Curve, plot_curves, plots
 from vfm.tasks.classification.mistakes import Mistake
 from vfm.tasks.results import ResultsPage, describe_metric, make_sheet, open_record
@@ -94,7 +94,7 @@ def _draw_curves(
         row["label"]: Curve(
             ranking.roc_curve(), ranking.pr_curve(), row["auroc"], row["average_precision"]
         )
-        for row, ranking in zip(rows, class_rankings(scores, positive), strict=True)
+        for row, ranking in zip(rows, rank_classes(scores, positive), strict=True)
         # Without images of the class, or without others, there is no curve.
         if row["auroc"] is not None
     }

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from vfm.data import ImageData
 from vfm.metrics import (
-    accuracy,
-    bootstrap,
-    classification_results,
-    confusion_matrix,
-    macro_f1,
-    mean_average_precision,
-    multilabel_results,
+    compute_accuracy,
+    compute_classification_results,
+    compute_confusion_matrix,
+    compute_interval,
+    compute_macro_f1,
+    compute_mean_average_precision,
+    compute_multilabel_results,
 )
-from vfm.metrics.multilabel import f1_scores
+from vfm.metrics.multilabel import compute_f1_scores
 from vfm.tasks.classification.mistakes import find_mistakes
 from vfm.tasks.classification.page import write_page
 from vfm.tasks.results import SplitPredictions, save_results
@@ -35,11 +35,14 @@ def compute_label_metrics(scores: NDArray[np.float32], target: NDArray[Any]) -> 
     """
     if target.ndim == 2:
         return {
-            "mAP": mean_average_precision(scores, target),
-            "macro_f1": f1_scores(scores, target)["macro_f1"],
+            "mAP": compute_mean_average_precision(scores, target),
+            "macro_f1": compute_f1_scores(scores, target)["macro_f1"],
         }
-    matrix = confusion_matrix(target, scores.argmax(1), scores.shape[1])
-    return {"accuracy": float(accuracy(matrix)), "macro_f1": float(macro_f1(matrix))}
+    matrix = compute_confusion_matrix(target, scores.argmax(1), scores.shape[1])
+    return {
+        "accuracy": float(compute_accuracy(matrix)),
+        "macro_f1": float(compute_macro_f1(matrix)),
+    }
 
 
 def write_label_results(
@@ -61,7 +64,7 @@ def write_label_results(
         more: Entries of the JSON besides the metrics.
     """
     scores, target = predictions.stack("scores"), predictions.stack("target")
-    compute = multilabel_results if data.multilabel else classification_results
+    compute = compute_multilabel_results if data.multilabel else compute_classification_results
     results = compute(scores, target, labels) | more
     records = [data.records[split][i] for i in predictions.position]
     groups = [record.groups for record in records]
@@ -102,9 +105,12 @@ def compute_group_metrics(
 def _measure_group(scores: NDArray[np.float32], target: NDArray[Any]) -> dict[str, Any]:
     if target.ndim == 2:
         applies = bool((target > 0.5).any())
-        score = mean_average_precision(scores, target) if applies else None
+        score = compute_mean_average_precision(scores, target) if applies else None
         return {"num_samples": len(target), "mAP": score}
     right = int((scores.argmax(axis=1) == target).sum())
     # A right-or-wrong matrix has the accuracy of the whole one.
     counts = np.array([[right, len(target) - right], [0, 0]])
-    return {"num_samples": len(target), "accuracy": bootstrap(accuracy, counts).to_dict()}
+    return {
+        "num_samples": len(target),
+        "accuracy": compute_interval(compute_accuracy, counts).to_dict(),
+    }

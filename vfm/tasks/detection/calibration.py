@@ -7,7 +7,7 @@ from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.confidence import ConfidenceRules
 from vfm_runtime.tasks.detection import THRESHOLD
 
-from vfm.metrics.detection import rankings
+from vfm.metrics.detection import match_detections
 from vfm.tasks.calibration import (
     Calibration,
     list_absent,
@@ -32,10 +32,10 @@ def fit_boxes(
     """
     require_enough_images(images)
     refuse_precision(min_precision, "detection")
-    classes = rankings(images.truth, images.select_boxes(outputs), len(images.labels))
+    classes = match_detections(images.truth, images.select_boxes(outputs), len(images.labels))
     seen = np.array([ranking.num_true > 0 and ranking.right.any() for ranking in classes], bool)
     thresholds = [
-        ranking.best_f1()[0] if one else THRESHOLD
+        ranking.find_best_f1()[0] if one else THRESHOLD
         for ranking, one in zip(classes, seen, strict=True)
     ]
     absent = list_absent(images, seen.tolist(), THRESHOLD)

@@ -13,7 +13,7 @@ from vfm_runtime.tasks.detection import compute_iou
 
 from vfm.data.dataset import Record
 from vfm.data.detection.dataset import load_pixels
-from vfm.metrics.detection import IOU, Found, Truth, assign
+from vfm.metrics.detection import IOU, DetectedBoxes, TrueBoxes, assign_boxes
 from vfm.report import plots
 from vfm.report.drawing import Marked, draw_marked_boxes
 from vfm.tasks.results import ResultsPage, describe_metric, make_sheet
@@ -37,8 +37,8 @@ def write_box_page(
     split: str,
     results: dict[str, Any],
     records: Sequence[Record],
-    truth: Sequence[Truth],
-    detections: Sequence[Found],
+    truth: Sequence[TrueBoxes],
+    detections: Sequence[DetectedBoxes],
     labels: Sequence[str],
 ) -> None:
     """Write `report_<split>.html` and the PNG files of its pictures.
@@ -84,8 +84,8 @@ def write_box_page(
 def _show_pictures(
     page: ResultsPage,
     records: Sequence[Record],
-    truth: Sequence[Truth],
-    detections: Sequence[Found],
+    truth: Sequence[TrueBoxes],
+    detections: Sequence[DetectedBoxes],
     labels: Sequence[str],
     thresholds: NDArray[np.float64],
 ) -> None:
@@ -110,12 +110,12 @@ def _show_pictures(
 
 
 def _mark_boxes(
-    true: Truth, boxes: Found, labels: Sequence[str], thresholds: NDArray[np.float64]
+    true: TrueBoxes, boxes: DetectedBoxes, labels: Sequence[str], thresholds: NDArray[np.float64]
 ) -> Marked:
     is_sure = boxes.scores >= thresholds[boxes.labels]
     corners, classes, scores = (values[is_sure] for values in boxes)
     table = compute_iou(corners, true.corners) * (classes[:, None] == true.labels[None])
-    matched = assign(table, true.ignored, IOU)
+    matched = assign_boxes(table, true.ignored, IOU)
     hit = np.isin(np.arange(len(true.labels)), matched)
     wrong = matched == -1
     captions = [f"{labels[k]} {s:.2f}" for k, s in zip(classes[wrong], scores[wrong], strict=True)]

@@ -11,12 +11,12 @@ import numpy as np
 from vfm.data.dataset import Record
 from vfm.data.detection.tiles import is_centered_in
 from vfm.metrics.detection import (
-    Found,
-    Truth,
-    ap50_interval,
-    coco_metrics,
-    confusion,
-    rankings,
+    DetectedBoxes,
+    TrueBoxes,
+    compute_coco_metrics,
+    count_confusions,
+    estimate_ap50,
+    match_detections,
 )
 from vfm.tasks.detection.page import write_box_page
 from vfm.tasks.results import save_results
@@ -24,7 +24,7 @@ from vfm.tasks.results import save_results
 
 def pair_boxes(
     records: Sequence[Record], values: Mapping[str, Any], columns: Sequence[int]
-) -> tuple[list[Truth], list[Found]]:
+) -> tuple[list[TrueBoxes], list[DetectedBoxes]]:
     """Return the true boxes and the detected ones of each image.
 
     Args:
@@ -35,10 +35,10 @@ def pair_boxes(
     rows = zip(values["boxes"], values["labels"], values["scores"], strict=True)
     truth = [select_truth(record, columns) for record in records]
     pairs = zip(records, rows, strict=True)
-    return truth, [select_detections(record, Found(*row)) for record, row in pairs]
+    return truth, [select_detections(record, DetectedBoxes(*row)) for record, row in pairs]
 
 
-def select_truth(record: Record, columns: Sequence[int]) -> Truth:
+def select_truth(record: Record, columns: Sequence[int]) -> TrueBoxes:
     """Return an image's true boxes in the model's classes; a tile ignores those that a neighbour answers for.
 
     Args:
@@ -49,25 +49,25 @@ def select_truth(record: Record, columns: Sequence[int]) -> Truth:
     assert isinstance(record.label, tuple)
     labels = np.array([columns[label] for label in record.label], np.int64)
     tile, ignored = record.objects.tile, record.objects.ignored
-    return Truth(
+    return TrueBoxes(
         record.objects.corners, labels, ignored if tile is None else ignored | ~tile.is_core
     )
 
 
-def select_detections(record: Record, boxes: Found) -> Found:
+def select_detections(record: Record, boxes: DetectedBoxes) -> DetectedBoxes:
     """Return the boxes that a model found in an image; of a tile those that it answers for."""
     tile = record.objects.tile if record.objects else None
     if tile is None:
         return boxes
     inside = is_centered_in(tile.core, boxes.corners)
-    return Found(boxes.corners[inside], boxes.labels[inside], boxes.scores[inside])
+    return DetectedBoxes(boxes.corners[inside], boxes.labels[inside], boxes.scores[inside])
 
 
 def compute_box_metrics(
-    truth: Sequence[Truth], detections: Sequence[Found], num_labels: int
+    truth: Sequence[TrueBoxes], detections: Sequence[DetectedBoxes], num_labels: int
 ) -> dict[str, float]:
     """Return the few metrics that every validation logs; 0 where there is nothing to find."""
-    stats, _ = coco_metrics(truth, detections, num_labels)
+    stats, _ = compute_coco_metrics(truth, detections, num_labels)
     return {name: stats[name] or 0.0 for name in ("AP", "AP50")}
 
 
@@ -75,8 +75,8 @@ def write_box_results(
     folder: Path,
     split: str,
     records: Sequence[Record],
-    truth: Sequence[Truth],
-    detections: Sequence[Found],
+    truth: Sequence[TrueBoxes],
+    detections: Sequence[DetectedBoxes],
     labels: Sequence[str],
     more: Mapping[str, Any],
 ) -> None:
@@ -97,7 +97,7 @@ def write_box_results(
 
 
 def compute_box_results(
-    truth: Sequence[Truth], detections: Sequence[Found], labels: Sequence[str]
+    truth: Sequence[TrueBoxes], detections: Sequence[DetectedBoxes], labels: Sequence[str]
 ) -> dict[str, Any]:
     """Return every metric of a split, ready for JSON.
 
@@ -106,9 +106,9 @@ def compute_box_results(
         detections: Detected boxes of each of the images.
         labels: Names of the classes.
     """
-    stats, per_class = coco_metrics(truth, detections, len(labels))
-    classes = rankings(truth, detections, len(labels))
-    best = [ranking.best_f1() for ranking in classes]
+    stats, per_class = compute_coco_metrics(truth, detections, len(labels))
+    classes = match_detections(truth, detections, len(labels))
+    best = [ranking.find_best_f1() for ranking in classes]
     parts = zip(labels, classes, per_class, best, strict=True)
     rows = [
         {
@@ -125,9 +125,11 @@ def compute_box_results(
         "num_samples": len(truth),
         "num_boxes": sum(ranking.num_true for ranking in classes),
         **{name: value for name, value in stats.items() if name != "AP50"},
-        "AP50": ap50_interval(classes, truth) | {"value": stats["AP50"]},
+        "AP50": estimate_ap50(classes, truth) | {"value": stats["AP50"]},
         "per_class": rows,
-        "confusion_matrix": confusion(truth, detections, thresholds).tolist(),
+        "confusion_matrix": count_confusions(truth, detections, thresholds).tolist(),
         "labels": list(labels),
-        "curves": {label: ranking.curve() for label, ranking in zip(labels, classes, strict=True)},
+        "curves": {
+            label: ranking.pr_curve() for label, ranking in zip(labels, classes, strict=True)
+        },
     }

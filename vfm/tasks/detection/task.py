@@ -19,7 +19,7 @@ from vfm.data.auto import open_boxes
 from vfm.data.dataset import Record
 from vfm.data.detection.base import BoxData
 from vfm.losses import DetectionLoss, Loss
-from vfm.metrics.detection import Found, Truth
+from vfm.metrics.detection import DetectedBoxes, TrueBoxes
 from vfm.models.backbone import ImageSize
 from vfm.models.heads import DetectionHead, DetrHead
 from vfm.spec import Spec
@@ -148,7 +148,7 @@ class DetectionTask(BaseTask):
 
     def _pair_boxes(
         self, split: str, predictions: SplitPredictions
-    ) -> tuple[list[Record], list[Truth], list[Found]]:
+    ) -> tuple[list[Record], list[TrueBoxes], list[DetectedBoxes]]:
         records = [self._require_data().records[split][i] for i in predictions.position]
         return records, *pair_boxes(records, predictions.rows, self.columns.tolist())
 

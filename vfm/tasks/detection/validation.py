@@ -6,7 +6,7 @@ from functools import cached_property
 
 from vfm_runtime.tasks.base import Arrays
 
-from vfm.metrics.detection import Found, Truth
+from vfm.metrics.detection import DetectedBoxes, TrueBoxes
 from vfm.tasks.detection.results import compute_box_metrics, pair_boxes, select_truth
 from vfm.tasks.labelled_images import ValidationError
 from vfm.tasks.validation import Validation
@@ -18,11 +18,11 @@ class BoxValidation(Validation):
     metric = "AP"
 
     @cached_property
-    def truth(self) -> list[Truth]:
+    def truth(self) -> list[TrueBoxes]:
         """The true boxes of each image."""
         return [select_truth(record, self.columns) for record in self.images.source.records]
 
-    def select_boxes(self, outputs: Arrays) -> list[Found]:
+    def select_boxes(self, outputs: Arrays) -> list[DetectedBoxes]:
         """Return the boxes that were found in each image.
 
         Args:
