@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from vfm_runtime.errors import VfmError
 
-from vfm.data.base import ImageData
+from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.auto import DetectionData
 from vfm.data.folder import FolderData, read_class_folders
@@ -69,18 +70,18 @@ LABEL_LAYOUTS: LayoutTable[LabelLayout] = LayoutTable(
 _BOX_OPTIONS = ("box_format", "tile", "tile_overlap")
 
 
-def open_data(path: str | Path, **arguments: Any) -> ImageData:
+def open_data(path: str | Path, **options: Any) -> ImageData:
     """A data module for a folder of class folders, a table, or a folder of IDX files.
 
     Args:
-        path: The folder or file.
-        **arguments: Of every data module: batch_size, num_workers, augment, seed.
+        path: Folder or file of the images.
+        **options: Options of every data module: batch_size, num_workers, augment, seed.
 
     Raises:
         SourceError: There is nothing at the path, or a file of another kind.
     """
     path = Path(path)
-    data: ImageData = LABEL_LAYOUTS.layouts[LABEL_LAYOUTS.detect(path)].module(path, **arguments)
+    data: ImageData = LABEL_LAYOUTS.layouts[LABEL_LAYOUTS.detect(path)].module(path, **options)
     return data
 
 
@@ -95,7 +96,7 @@ def open_labels(
 
     Args:
         path: A folder or a table that exists.
-        training: Spec of the data of the training, whose columns and label names are taken over.
+        training: Spec of the training's data, whose columns and label names are taken over.
         labels: Label names of the model.
         multilabel: Whether the model tells whether each label applies; a table may have a column for each then.
 
@@ -107,7 +108,9 @@ def open_labels(
     options = carry_options(training, layout.module, layout.carried)
     if layout.module is TableData:
         options = _fit_columns(path, options, labels if multilabel else ())
-    return _read_whole(layout.module(path, **dict.fromkeys(layout.fractions, 0.0), **options))
+    data: ImageData = layout.module(path, **dict.fromkeys(layout.fractions, 0.0), **options)
+    data.setup()
+    return data
 
 
 def open_boxes(path: Path, *, training: Spec | None = None) -> ImageData:
@@ -115,20 +118,22 @@ def open_boxes(path: Path, *, training: Spec | None = None) -> ImageData:
 
     Args:
         path: A folder or a file of annotations that exists.
-        training: Spec of the data of the training, whose tiles and order of numbers are taken over.
+        training: Spec of the training's data, whose tiles and order of numbers are taken over.
 
     Raises:
         ValueError: The data cannot be understood.
     """
     options = carry_options(training, DetectionData, _BOX_OPTIONS)
-    return _read_whole(DetectionData(path, val_fraction=0.0, test_fraction=0.0, **options))
+    data = DetectionData(path, val_fraction=0.0, test_fraction=0.0, **options)
+    data.setup()
+    return data
 
 
 def choose_evaluation_splits(data: ImageData, path: Path) -> list[str]:
     """The val split where the data states one, else all that have labels, with a warning where these are several.
 
     Args:
-        data: A data module that has read its records.
+        data: Data module that has read its records.
         path: Folder or file that it was read from.
     """
     if data.records.get("val"):
@@ -142,13 +147,7 @@ def choose_evaluation_splits(data: ImageData, path: Path) -> list[str]:
 def carry_options(
     training: Spec | None, module: type[ImageData], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Options of the data of a training by which other data is read too; none where another module read it.
-
-    Args:
-        training: Spec of the data of the training.
-        module: Data module of the other data.
-        names: Options to take over.
-    """
+    """These options of the data of a training, to read other data alike; none where another module read it."""
     if training is None or training.get("class_path") != get_class_path(module):
         return {}
     return {name: training["init_args"][name] for name in names}
@@ -162,35 +161,21 @@ def _fit_columns(path: Path, options: dict[str, Any], labels: Sequence[str]) -> 
     return {"label_column": list(labels)} if labels and set(labels) <= set(columns) else {}
 
 
-def _read_whole(data: ImageData) -> ImageData:
-    data.setup()
-    return data
-
-
 class SampledData(ImageData):
     """A part of other data: some training and validation images of every class, drawn once."""
 
     def __init__(
-        self,
-        data: ImageData,
-        *,
-        num_train: int,
-        num_val: int,
-        batch_size: int = 32,
-        num_workers: int | None = None,
-        seed: int = 0,
+        self, data: ImageData, *, num_train: int, num_val: int, **options: Unpack[LoaderOptions]
     ) -> None:
         """Make the data module.
 
         Args:
-            data: What to draw from.
+            data: Data module to draw from.
             num_train: Most training images.
             num_val: Most validation images.
-            batch_size: Images in a batch, on each process.
-            num_workers: Processes that open images, as for `ImageData`.
-            seed: Of the draw and the order.
+            **options: Options of every data module.
         """
-        super().__init__(batch_size=batch_size, num_workers=num_workers, augment="none", seed=seed)
+        super().__init__(augment="none", **options)
         self.data = data
         self.num_images: Mapping[str, int] = {"train": num_train, "val": num_val}
 
@@ -204,30 +189,23 @@ class SampledData(ImageData):
             for split, number in self.num_images.items()
         }
 
-    def keep_split(self, folder: Path) -> Spec:
-        """The draw follows from the seed."""
-        return self.spec
-
 
 def draw(records: Sequence[Record], number: int, seed: int) -> list[Record]:
     """Some of the images, as evenly over the classes as there are images of them; in their old order.
 
     Args:
-        records: To draw from.
-        number: Most images.
-        seed: Of the draw.
+        records: Images to draw from.
+        number: Most images to draw.
+        seed: Seed of the draw.
     """
     if number >= len(records):
         return list(records)
-    order = np.random.default_rng(seed).permutation(len(records)).tolist()
-    by_class: dict[int, list[int]] = {}
-    for i in order:
-        first = min(list_labels(records[i]), default=-1)
-        by_class.setdefault(first, []).append(i)
-    chosen: list[int] = []
-    turn = 0
-    while len(chosen) < number:
-        round_ = [places[turn] for _, places in sorted(by_class.items()) if turn < len(places)]
-        chosen += round_[: number - len(chosen)]
-        turn += 1
+    # The first image drawn of each class, then the second of each, and so on.
+    turns: Counter[int] = Counter()
+    ranks: dict[int, tuple[int, int]] = {}
+    for i in np.random.default_rng(seed).permutation(len(records)).tolist():
+        label = min(list_labels(records[i]), default=-1)
+        ranks[i] = (turns[label], label)
+        turns[label] += 1
+    chosen = sorted(ranks, key=ranks.__getitem__)[:number]
     return [records[i] for i in sorted(chosen)]

@@ -28,6 +28,7 @@ from vfm.data.dataset import (
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.loader import Position, ResumableLoader
 from vfm.data.sampler import EpochSampler
+from vfm.data.splits import complete_splits
 from vfm.data.tar import TarImage
 from vfm.data.transforms import Augment, TrainTransform, check_augment
 from vfm.preprocess import Preprocess
@@ -234,6 +235,19 @@ class ImageData(LightningDataModule, Component, ABC):
         counts = Counter(label for record in records for label in list_labels(record))
         per_class = {label: counts[i] for i, label in enumerate(self.labels)} if counts else {}
         return {"images": len(records), "per_class": per_class}
+
+    def _complete_splits(
+        self, splits: dict[str, list[Record]], val_fraction: float, test_fraction: float
+    ) -> dict[str, list[Record]]:
+        """Draw the splits that the data does not state, class by class."""
+        return complete_splits(
+            splits,
+            lambda record: (record.name, list_labels(record)),
+            self.labels,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            seed=self.seed,
+        )
 
     def _read_once(self) -> None:
         if not self._was_read:

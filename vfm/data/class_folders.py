@@ -1,4 +1,4 @@
-"""Reads a tree of class folders, and says in plain words what is wrong with it."""
+"""Class folders: a tree of images sorted by split and class, and what is wrong with it in plain words."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ from pathlib import Path
 from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import IMAGE_SUFFIXES, find_images
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
+SPLIT_FOLDERS = dict(train="train", val="val", valid="val", validation="val", test="test")
 """Names that a split's folder may have, in any case."""
 
 Classes = dict[str, list[Path]]
@@ -38,9 +32,12 @@ def list_images(root: Path) -> list[Path]:
         )
     images: list[Path] = find_images(root)
     if not images:
+        files = [p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
+        kinds = Counter(path.suffix.lower() or "no suffix" for path in files).most_common(5)
+        content = ", ".join(f"{count} x {kind}" for kind, count in kinds) or "no files at all"
         raise DataError(
             f"There are no images in {root}. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}; "
-            f"found {_found_instead(root)}. Put images in {root.name}/<class>/."
+            f"found {content}. Put images in {root.name}/<class>/."
         )
     return images
 
@@ -49,19 +46,19 @@ def read_tree(root: Path) -> dict[str, Classes]:
     """Sort the images below a folder by split and class.
 
     Returns:
-        For `root/<split>/<class>/...` the classes of each split; for `root/<class>/...` those of a
-        split named ""; nothing where images lie in the folder itself and nowhere else.
+        For `root/<split>/<class>/...` the classes of each split; for `root/<class>/...` those of a split named "";
+        nothing where images lie in the folder itself and nowhere else.
 
     Raises:
         ValueError: The tree cannot be understood.
     """
     images = list_images(root)
-    splits = _split_folders(root)
+    splits = _find_split_folders(root)
     if splits:
-        return {split: _classes(folder, images) for split, folder in splits.items()}
+        return {split: _sort_by_class(folder, images) for split, folder in splits.items()}
     if all(path.parent == root for path in images):
         return {}
-    return {"": _classes(root, images)}
+    return {"": _sort_by_class(root, images)}
 
 
 def check_class_names(names: Iterable[str], root: Path) -> None:
@@ -86,43 +83,40 @@ def check_class_names(names: Iterable[str], root: Path) -> None:
             )
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _find_split_folders(root: Path) -> dict[str, Path]:
+    splits: dict[str, Path] = {}
     others: list[str] = []
-    for folder in _folders(root):
+    for folder in _list_folders(root):
         split = SPLIT_FOLDERS.get(folder.name.lower())
         if split is None:
             others.append(folder.name)
-        elif split in found:
+        elif split in splits:
             raise DataError(
-                f"{root} has two folders for one split: '{found[split].name}' and "
+                f"{root} has two folders for one split: '{splits[split].name}' and "
                 f"'{folder.name}'. Keep one of them."
             )
         else:
-            found[split] = folder
-    if not found or not others:
-        return found
+            splits[split] = folder
+    if not splits or not others:
+        return splits
     # A class may be called "train", but then its folder has no class folders in it.
-    if any(_folders(folder) for folder in found.values()):
-        named = _quoted([folder.name for folder in found.values()])
+    if any(_list_folders(folder) for folder in splits.values()):
+        named = _quote([folder.name for folder in splits.values()])
         raise DataError(
-            f"{root} mixes split folders ({named}) with others ({_quoted(others)}). "
+            f"{root} mixes split folders ({named}) with others ({_quote(others)}). "
             f"Use {root.name}/<split>/<class>/ or {root.name}/<class>/, not both."
         )
     return {}
 
 
-def _classes(folder: Path, images: Sequence[Path]) -> Classes:
-    classes: Classes = {child.name: [] for child in _folders(folder)}
+def _sort_by_class(folder: Path, images: Sequence[Path]) -> Classes:
+    classes: Classes = {child.name: [] for child in _list_folders(folder)}
     loose = 0
     for path in images:
-        if not path.is_relative_to(folder):
-            continue
-        parts = path.relative_to(folder).parts
-        if len(parts) == 1:
+        if path.parent == folder:
             loose += 1
-        else:
-            classes.setdefault(parts[0], []).append(path)
+        elif path.is_relative_to(folder):
+            classes.setdefault(path.relative_to(folder).parts[0], []).append(path)
     if not classes:
         raise DataError(
             f"{folder} has no class folders ({loose} images lie in it directly). "
@@ -130,8 +124,9 @@ def _classes(folder: Path, images: Sequence[Path]) -> Classes:
         )
     empty = [name for name, members in classes.items() if not members]
     if empty:
+        folders = "folder" if len(empty) == 1 else "folders"
         raise DataError(
-            f"There are no images in the class {_folder_word(empty)} {_quoted(empty)} of {folder}. "
+            f"There are no images in the class {folders} {_quote(empty)} of {folder}. "
             "Add images or delete the folder."
         )
     if loose:
@@ -143,7 +138,7 @@ def _classes(folder: Path, images: Sequence[Path]) -> Classes:
     return classes
 
 
-def _folders(folder: Path) -> list[Path]:
+def _list_folders(folder: Path) -> list[Path]:
     # `find_images` leaves out the same ones; archives made on macOS bring the second kind.
     return sorted(
         path
@@ -152,18 +147,6 @@ def _folders(folder: Path) -> list[Path]:
     )
 
 
-def _folder_word(names: Sequence[str]) -> str:
-    return "folder" if len(names) == 1 else "folders"
-
-
-def _quoted(names: Sequence[str], most: int = 5) -> str:
+def _quote(names: Sequence[str], most: int = 5) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def _found_instead(root: Path) -> str:
-    files = [p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    if not files:
-        return "no files at all"
-    kinds = Counter(path.suffix.lower() or "no suffix" for path in files)
-    return ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(5))

@@ -44,11 +44,7 @@ def read_source(record: Record) -> str | bytes | NDArray[np.uint8]:
 
 
 def describe_content(record: Record) -> str:
-    """What a fingerprint holds of an image's content: a sha256 of an array, the size of a file in bytes.
-
-    Args:
-        record: Image of a data module.
-    """
+    """What a fingerprint holds of an image's content: a sha256 of an array, the size of a file in bytes."""
     if isinstance(record.source, np.ndarray):
         shape = repr(record.source.shape).encode()
         return hashlib.sha256(shape + record.source.tobytes()).hexdigest()
@@ -88,77 +84,57 @@ class Skipped:
     name: str
     reason: str
     target: NDArray[Any]
-    """Of the kind that the batch holds; its values mean nothing."""
+    """Target of the kind that the batch holds; its values mean nothing."""
     size: tuple[int, int]
     """Height and width that the image would have had, in pixels."""
 
 
+@dataclass(eq=False)
 class ImageDataset(Dataset[Sample | Skipped]):
     """The images of one split; what it gives depends on seed, epoch and index alone."""
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        preprocess: Preprocess,
-        transform: TrainTransform | None = None,
-        seed: int = 0,
-        num_labels: int = 0,
-    ) -> None:
-        """Make the data set.
-
-        Args:
-            records: In the order of the split.
-            preprocess: Of the model; used alone when there is no transform.
-            transform: Augmentation, for training.
-            seed: Of the augmentation.
-            num_labels: C of multi-label targets; not needed where each image has one label.
-        """
-        self.records = records
-        self.preprocess = preprocess
-        self.transform = transform
-        self.seed = seed
-        self.num_labels = num_labels
+    records: Sequence[Record]
+    """The images, in the order of the split."""
+    preprocess: Preprocess
+    """Preprocessing of the model; used alone when there is no transform."""
+    transform: TrainTransform | None = None
+    """Augmentation, for training."""
+    seed: int = 0
+    """Seed of the augmentation."""
+    num_labels: int = 0
+    """C of multi-label targets; not needed where each image has one label."""
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | Skipped:
-        """Open one image.
-
-        Args:
-            key: An index, or a pair of epoch and index as `EpochSampler` gives.
-        """
+        """One image, by its index, or by a pair of epoch and index as `EpochSampler` gives."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self.sample(index, epoch, read_source(self.records[index]))
+        return self.open_sample(index, epoch, read_source(self.records[index]))
 
-    def sample(
+    def open_sample(
         self, index: int, epoch: int, source: str | bytes | NDArray[np.uint8]
     ) -> Sample | Skipped:
-        """One image, from what its record names.
+        """One image, from what its record names or the bytes that were read from there.
 
         Args:
             index: Position in the split.
-            epoch: Decides on the augmentation.
-            source: The record's, or the bytes that were read from there.
+            epoch: Epoch, which decides on the augmentation.
+            source: What `open_image` takes.
         """
         record = self.records[index]
+        target = np.array(record.label)
+        if isinstance(record.label, tuple):
+            target = np.zeros(self.num_labels, dtype=np.float32)
+            target[list(record.label)] = 1
         try:
             if self.transform is None:
                 pixels = self.preprocess.resize(open_image(source))[0]
             else:
                 pixels = self.transform(source, sample_seed(self.seed, epoch, index))
         except ImageError as error:
-            return Skipped(
-                record.name, error.reason, self._target(record.label), self.preprocess.size
-            )
-        return Sample(pixels, self._target(record.label), index, record.name)
-
-    def _target(self, label: int | tuple[int, ...]) -> NDArray[Any]:
-        if isinstance(label, int):
-            return np.array(label)
-        target = np.zeros(self.num_labels, dtype=np.float32)
-        target[list(label)] = 1
-        return target
+            return Skipped(record.name, error.reason, target, self.preprocess.size)
+        return Sample(pixels, target, index, record.name)
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:

@@ -8,10 +8,7 @@ import numpy as np
 
 from vfm.data.base import LOADER_DEFAULTS, ImageData, LoaderOptions
 from vfm.data.dataset import Record
-from vfm.data.splits import SPLITS, split_by_class
 from vfm.data.transforms import Augment
-
-_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 
 class DigitsData(ImageData):
@@ -41,10 +38,8 @@ class DigitsData(ImageData):
         # The scan's gray levels are 0 to 16.
         gray = np.rint(digits.images * (255 / 16)).astype(np.uint8)
         images = np.repeat(gray[..., None], 3, axis=-1)
-        names = [f"digit-{index:04d}" for index in range(len(images))]
-        labels = [int(label) for label in digits.target]
-        splits = split_by_class(names, [str(label) for label in labels], _FRACTIONS, self.seed)
-        records: dict[str, list[Record]] = {split: [] for split in SPLITS}
-        for image, label, name, split in zip(images, labels, names, splits, strict=True):
-            records[split].append(Record(image, label, name))
-        return records
+        records = [
+            Record(image, int(label), f"digit-{index:04d}")
+            for index, (image, label) in enumerate(zip(images, digits.target, strict=True))
+        ]
+        return self._complete_splits({"": records}, val_fraction=0.1, test_fraction=0.2)

@@ -22,12 +22,18 @@ class StoredFeatures(Dataset[Any]):
 
         Args:
             records: The images, N.
-            num_targets: As of the data.
+            num_targets: Number of labels where several may apply to an image, else 0, as of the data.
         """
         self.records = records
         self.arrays: Mapping[str, NDArray[np.float32]] = {}
         self.skipped: Mapping[int, str] = {}
-        self.target = _target(records, num_targets)
+        if num_targets:
+            labels = torch.zeros((len(records), num_targets))
+            for row, record in zip(labels, records, strict=True):
+                row[list(list_labels(record))] = 1
+            self.target: Labels = MultiLabels(labels)
+        else:
+            self.target = Labels(torch.tensor([record.label for record in records]))
 
     def fill(self, arrays: Mapping[str, NDArray[np.float32]], skipped: Mapping[int, str]) -> None:
         """Give the features.
@@ -46,13 +52,9 @@ class StoredFeatures(Dataset[Any]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Batch]:
-        """One batch, in a list as torch's loader wants it.
-
-        Args:
-            keys: Positions, or pairs of epoch and position as `EpochSampler` gives.
-        """
-        asked = [key[1] if isinstance(key, tuple) else key for key in keys]
-        good = np.array([i for i in asked if i not in self.skipped], dtype=np.int64)
+        """One batch, in a list as torch's loader wants it, by positions or by pairs of epoch and position."""
+        positions = [key[1] if isinstance(key, tuple) else key for key in keys]
+        good = np.array([i for i in positions if i not in self.skipped], dtype=np.int64)
         index = torch.from_numpy(good)
         batch = Batch(
             image=torch.empty((len(good), 0, 0, 3), dtype=torch.uint8),
@@ -60,15 +62,8 @@ class StoredFeatures(Dataset[Any]):
             target=self.target._replace(label=self.target.label[index]),
             index=index,
             name=[self.records[i].name for i in good],
-            skipped=[(self.records[i].name, self.skipped[i]) for i in asked if i in self.skipped],
+            skipped=[
+                (self.records[i].name, self.skipped[i]) for i in positions if i in self.skipped
+            ],
         )
         return [batch]
-
-
-def _target(records: Sequence[Record], num_targets: int) -> Labels:
-    if not num_targets:
-        return Labels(torch.tensor([record.label for record in records]))
-    labels = torch.zeros((len(records), num_targets))
-    for row, record in zip(labels, records, strict=True):
-        row[list(list_labels(record))] = 1
-    return MultiLabels(labels)

@@ -13,7 +13,7 @@ from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.class_folders import check_class_names, list_images, read_tree
 from vfm.data.dataset import Record, list_labels
 from vfm.data.layouts import Reading
-from vfm.data.splits import SplitRow, check_fractions, complete_splits, read_split, write_split
+from vfm.data.splits import SplitRow, check_fractions, read_split, write_split
 from vfm.data.transforms import Augment
 from vfm.spec import Spec
 
@@ -65,20 +65,14 @@ class FolderData(ImageData):
         """Find the images of each split; only `predict` where there are no class folders."""
         if self.split_file is not None:
             reading = _number_classes(self.root, _match_split_file(self.root, self.split_file))
-            splits = reading.splits
         else:
             reading = read_class_folders(self.root)
-            splits = complete_splits(
-                reading.splits,
-                lambda record: (record.name, list_labels(record)),
-                reading.labels or (),
-                val_fraction=self.val_fraction,
-                test_fraction=self.test_fraction,
-                seed=self.seed,
-            )
-        if not splits:
+        if not reading.splits:
             return {"predict": self.read_predict()}
         self.labels = tuple(reading.labels or ())
+        splits = reading.splits
+        if self.split_file is None:
+            splits = self._complete_splits(splits, self.val_fraction, self.test_fraction)
         return {split: sorted(images, key=attrgetter("name")) for split, images in splits.items()}
 
     def read_predict(self) -> list[Record]:

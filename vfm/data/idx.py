@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data.base import ImageData, LoaderOptions
-from vfm.data.dataset import Record, list_labels
+from vfm.data.dataset import Record
 from vfm.data.layouts import Reading
-from vfm.data.splits import complete_splits
 from vfm.data.transforms import Augment
 
 _STEMS = {"train": "train", "test": "t10k"}
@@ -62,14 +61,7 @@ class IdxData(ImageData):
         """All images, as uint8 [H, W]."""
         reading = read_idx_files(self.root, self.label_names)
         self.labels = tuple(reading.labels or ())
-        return complete_splits(
-            reading.splits,
-            lambda record: (record.name, list_labels(record)),
-            self.labels,
-            val_fraction=self.val_fraction,
-            test_fraction=0.0,
-            seed=self.seed,
-        )
+        return self._complete_splits(reading.splits, self.val_fraction, 0.0)
 
     def remedy(self, split: str) -> str:
         """What to do about a missing split."""

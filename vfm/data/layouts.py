@@ -54,19 +54,16 @@ class LayoutTable(Generic[L]):
     """Says of a path that no layout fits what it is, and what can be read."""
 
     def detect(self, path: Path) -> str:
-        """Name of the layout that a path is in.
-
-        Args:
-            path: A folder or a file that exists.
+        """Name of the layout that a path, which exists, is in.
 
         Raises:
             ValueError: No layout fits, or two exclusive ones.
         """
-        name = next(self._fitting(path), None)
+        name = next(self._list_fitting(path), None)
         if name is None:
             raise self.error(self.explain(path))
         if self.layouts[name].exclusive:
-            alike = [name for name in self._fitting(path) if self.layouts[name].exclusive]
+            alike = [name for name in self._list_fitting(path) if self.layouts[name].exclusive]
             if len(alike) > 1:
                 raise self.error(
                     f"{path} looks like {' and like '.join(alike)}. Name the one to read with format."
@@ -74,19 +71,14 @@ class LayoutTable(Generic[L]):
         return name
 
     def require(self, path: Path, name: str, option: str) -> None:
-        """Refuse a path that is not in the layout that was named for it.
-
-        Args:
-            path: A folder or a file that exists.
-            name: One of the layouts.
-            option: The option that names a layout, for the message.
+        """Refuse a path that is not in the layout that an option, named in the message, names for it.
 
         Raises:
             ValueError: It is not in this layout; the text names the one that it is in.
         """
         if self.layouts[name].find(path):
             return
-        fitting = next(self._fitting(path), None)
+        fitting = next(self._list_fitting(path), None)
         looks = (
             f"It looks like {fitting}: set {option} {fitting}"
             if fitting
@@ -94,7 +86,7 @@ class LayoutTable(Generic[L]):
         )
         raise self.error(f"{path} is not in the format '{name}'. {looks}.")
 
-    def _fitting(self, path: Path) -> Iterator[str]:
+    def _list_fitting(self, path: Path) -> Iterator[str]:
         return (name for name, layout in self.layouts.items() if layout.find(path))
 
 

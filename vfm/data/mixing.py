@@ -27,7 +27,7 @@ class Mixing:
     cutmix: float = 0.0
     """Alpha of CutMix's Beta distribution (Yun et al., 2019); 0 switches it off, 1 is usual."""
     probability: float = 1.0
-    """Share of the batches that are mixed; where both are on, each is chosen half of the time."""
+    """Fraction of the batches that are mixed; where both are on, each is chosen half of the time."""
 
     def __post_init__(self) -> None:
         for name, most in (("mixup", 10), ("cutmix", 10), ("probability", 1)):
@@ -38,40 +38,30 @@ class Mixing:
                 )
 
     def __call__(self, images: Tensor, target: Tensor, key: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Mix each image of a batch with its neighbour.
+        """Mix each image of a batch with its neighbour; give images and targets of the same shapes.
 
         Args:
             images: float [N, C, H, W].
-            target: float [N, L], shares of the labels.
+            target: float [N, L], fractions of the labels.
             key: Numbers from 0; the same ones draw the same.
-
-        Returns:
-            Images and targets of the same shapes.
         """
         random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
         kinds = [kind for kind in ("mixup", "cutmix") if getattr(self, kind)]
         if not kinds or len(images) < 2 or random.random() >= self.probability:
             return images, target
         kind = kinds[int(random.integers(len(kinds)))]
-        share = float(random.beta(*[getattr(self, kind)] * 2))
+        fraction = float(random.beta(*[getattr(self, kind)] * 2))
         other = images.roll(1, 0)
         if kind == "mixup":
-            images = other.lerp(images, share)
+            images = other.lerp(images, fraction)
         else:
-            top, left, bottom, right = _box(images.shape[2], images.shape[3], share, random)
+            # A box of `1 - fraction` of the area around a random centre, cut off at the border.
+            height, width = images.shape[2:]
+            side = math.sqrt(1 - fraction)
+            h, w = round(height * side), round(width * side)
+            y, x = int(random.integers(height)) - h // 2, int(random.integers(width)) - w // 2
+            top, left, bottom, right = max(0, y), max(0, x), min(height, y + h), min(width, x + w)
             images = images.clone()
             images[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
-            # The box may have been cut off at the border.
-            share = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
-        return images, target.roll(1, 0).lerp(target, share)
-
-
-def _box(
-    height: int, width: int, share: float, random: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """A box of `1 - share` of the area around a random centre, cut at the border."""
-    side = math.sqrt(1 - share)
-    h, w = round(height * side), round(width * side)
-    y, x = int(random.integers(height)), int(random.integers(width))
-    top, left = max(0, y - h // 2), max(0, x - w // 2)
-    return top, left, min(height, y - h // 2 + h), min(width, x - w // 2 + w)
+            fraction = 1 - (bottom - top) * (right - left) / (height * width)
+        return images, target.roll(1, 0).lerp(target, fraction)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DistributedSampler
 from vfm_runtime.errors import OptionError
 
 
@@ -33,8 +34,8 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         Args:
             num_images: Size of the split, at least 1.
             shuffle: Whether every epoch has an order of its own.
-            seed: Of the order, at least 0.
-            rank: Of this process.
+            seed: Seed of the order, at least 0.
+            rank: Rank of this process.
             num_replicas: Number of processes.
 
         Raises:
@@ -42,7 +43,8 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         """
         if num_images < 1:
             raise OptionError(f"A sampler needs at least 1 image, not {num_images}.")
-        super().__init__(_Sized(num_images), num_replicas, rank, shuffle, seed)
+        # All that torch's sampler asks of a data set is its length.
+        super().__init__(cast(Any, range(num_images)), num_replicas, rank, shuffle, seed)
         self.num_images = num_images
         self.start = 0
         """Samples of this rank that the next iteration leaves out unopened; then 0 again."""
@@ -67,13 +69,3 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             bits.random_raw(self.num_images), kind="stable"
         )
         return order
-
-
-class _Sized(Dataset[tuple[int, int]]):
-    """All that torch's sampler asks of a data set."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length

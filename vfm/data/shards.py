@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,6 +21,7 @@ from vfm.data.tar import ShardError, TarImage, TarSample, list_shard, read_image
 from vfm.data.transforms import Augment
 from vfm.types import Batch
 
+_START = Position(0, 0)
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -103,7 +105,7 @@ class ShardData(ImageData):
     def _build_eval_loader(self, dataset: Any, split: str) -> Any:
         if not isinstance(dataset, ImageDataset):
             return super()._build_eval_loader(dataset, split)
-        return self._build_shard_loader(split, dataset, 1, lambda: Position(0, 0))
+        return self._build_shard_loader(split, dataset, 1, lambda: _START)
 
     def _build_shard_loader(
         self, split: str, images: ImageDataset, window: int, position: Callable[[], Position]
@@ -138,38 +140,25 @@ class ShardData(ImageData):
         return numbers[label]
 
 
+@dataclass(eq=False)
 class ShardStream(IterableDataset[Batch]):
     """The batches of one process, cut out of the epoch's one sequence of shards."""
 
-    def __init__(
-        self,
-        images: ImageDataset,
-        *,
-        batch_size: int,
-        window: int,
-        order: bool,
-        rank: int,
-        world: int,
-    ) -> None:
-        """Cut the sequence.
-
-        Args:
-            images: Data set of images in tar files, those of a shard together.
-            batch_size: Images in a batch of each process.
-            window: Number of images from which the next one is drawn.
-            order: Whether shards come in a new order every epoch.
-            rank: Rank of this process.
-            world: Number of processes.
-        """
-        self.images = images
-        self.batch_size = batch_size
-        self.window = window
-        self.order = order
-        self.rank = rank
-        self.world = world
-        self.position = Position(0, 0)
-        sources = [record.source for record in images.records]
-        self._sources = [source for source in sources if isinstance(source, TarImage)]
+    images: ImageDataset
+    """Images in tar files, those of a shard together."""
+    _: KW_ONLY
+    batch_size: int
+    """Images in a batch of each process."""
+    window: int
+    """Number of images from which the next one is drawn."""
+    order: bool
+    """Whether shards come in a new order every epoch."""
+    rank: int
+    """Rank of this process."""
+    world: int
+    """Number of processes."""
+    position: Position = _START
+    """Where the next iteration starts."""
 
     def __len__(self) -> int:
         """Batches of this process, as many as of every other."""
@@ -200,8 +189,8 @@ class ShardStream(IterableDataset[Batch]):
     def _order_images(self, epoch: int) -> list[int]:
         """Positions of this process's images, shard after shard; it wraps around, so that all get equally many."""
         shards: dict[str, list[int]] = {}
-        for i, source in enumerate(self._sources):
-            shards.setdefault(source.shard, []).append(i)
+        for i in range(len(self.images)):
+            shards.setdefault(self._get_source(i).shard, []).append(i)
         groups = list(shards.values())
         if self.order:
             np.random.default_rng([self.images.seed, epoch]).shuffle(groups)
@@ -215,13 +204,18 @@ class ShardStream(IterableDataset[Batch]):
         """Read forwards, and give images in the order of the plan."""
         wanted = set(plan)
         ahead = [i for i in share if i in wanted]
-        contents = zip(ahead, read_images(self._sources[i] for i in ahead), strict=True)
+        contents = zip(ahead, read_images(self._get_source(i) for i in ahead), strict=True)
         held: dict[int, bytes] = {}
         for i in plan:
             while i not in held:
                 j, content = next(contents)
                 held[j] = content
-            yield self.images.sample(i, epoch, held.pop(i))
+            yield self.images.open_sample(i, epoch, held.pop(i))
+
+    def _get_source(self, index: int) -> TarImage:
+        source = self.images.records[index].source
+        assert isinstance(source, TarImage)
+        return source
 
 
 class ShardLoader(ResumableLoader):

@@ -12,10 +12,9 @@ from vfm_runtime.errors import OptionError
 
 from vfm.data.base import LOADER_DEFAULTS, ImageData, LoaderOptions
 from vfm.data.dataset import Record
-from vfm.data.splits import SPLITS, split_by_class
+from vfm.data.splits import SPLITS
 from vfm.data.transforms import Augment
 
-_FRACTIONS = {"train": 0.5, "val": 0.25, "test": 0.25}
 _Grid = NDArray[np.float64]
 _SHAPES: tuple[Callable[[_Grid, _Grid], NDArray[np.bool_]], ...] = (
     lambda y, x: x**2 + y**2 < 1,
@@ -73,16 +72,13 @@ class SyntheticData(ImageData):
     def read(self) -> dict[str, list[Record]]:
         """Draw all images, uint8 [image_size, image_size, 3]."""
         self.labels = tuple(name_classes(self.num_classes))
-        names = [f"shape-{index:05d}" for index in range(self.num_images)]
-        labels = [self.labels[index % self.num_classes] for index in range(self.num_images)]
-        splits = split_by_class(names, labels, _FRACTIONS, self.seed)
-        records: dict[str, list[Record]] = {split: [] for split in SPLITS}
-        for index, (name, split) in enumerate(zip(names, splits, strict=True)):
+        size = (self.image_size, self.image_size)
+        records = []
+        for index in range(self.num_images):
             label = index % self.num_classes
-            size = (self.image_size, self.image_size)
             image = draw_shape(label, self.num_classes, size, (self.seed, index))
-            records[split].append(Record(image, label, name))
-        return records
+            records.append(Record(image, label, f"shape-{index:05d}"))
+        return self._complete_splits({"": records}, val_fraction=0.25, test_fraction=0.25)
 
 
 def draw_shape(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import cv2
@@ -49,21 +50,21 @@ class Region(NamedTuple):
     height: float
 
 
+@dataclass(frozen=True)
 class Geometric:
     """How a view is cut out of one picture or of four."""
 
-    def __init__(self, preprocess: Preprocess, *, zoom: tuple[float, float], flip: float) -> None:
-        """Set what is drawn.
+    preprocess: Preprocess
+    """Preprocessing of the model, with size and fit of the view."""
+    _: KW_ONLY
+    zoom: tuple[float, float]
+    """Least and greatest side of a view, as a fraction of the image's; above 1 the image is shrunk."""
+    flip: float
+    """Fraction of views that are mirror images."""
 
-        Args:
-            preprocess: Preprocessing of the model, with size and fit of the view.
-            zoom: Least and greatest side of a view, as a fraction of the image's; above 1 the image is shrunk.
-            flip: Fraction of views that are mirror images.
-        """
-        self.preprocess = preprocess
-        self.zoom = zoom
-        self.flip = flip
-        self._ground = tuple(round(255 * mean) for mean in preprocess.mean)
+    @property
+    def _ground(self) -> tuple[int, ...]:
+        return tuple(round(255 * mean) for mean in self.preprocess.mean)
 
     def sample_view(self, picture: Picture, generator: np.random.Generator) -> BoxView:
         """A part of the image that shows at least one box as a whole, or the whole image on a larger ground."""
