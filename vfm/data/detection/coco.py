@@ -32,46 +32,65 @@ def find_coco(root: Path) -> dict[str, Path]:
     """
     if root.is_file():
         return {"": root} if root.suffix == ".json" and _names_a_key(root) else {}
-    files = sorted(
-        [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/*.coco.json")]
-    )
-    found: dict[str, Path] = {}
-    for path in files:
-        split = _split_of(path, root) if _names_a_key(path) else None
-        if split is not None and (split not in found or path.name.startswith("instances_")):
-            found[split] = path
-    if "" in found and len(found) > 1:
-        del found[""]
-    return found
+    patterns = ("*.json", "annotations/*.json", "*/*.coco.json")
+    files: dict[str, Path] = {}
+    for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
+        split = _guess_split(path, root) if _names_a_key(path) else None
+        if split is not None and (split not in files or path.name.startswith("instances_")):
+            files[split] = path
+    if len(files) > 1:
+        files.pop("", None)
+    return files
 
 
 def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[AnnotatedImage]:
     """Read every split.
 
     Args:
-        root: The folder of the data, or one JSON file.
+        root: Folder of the data, or one JSON file.
         box_format: `xywh` as COCO has it: left, top, width, height; `xyxy` for files with corners.
 
     Raises:
         BoxError: A file is damaged, or its ids contradict each other.
     """
-    splits: dict[str, list[AnnotatedImage]] = {}
-    notes: list[str] = []
-    classes: dict[Path, list[str]] = {}
     files = find_coco(root)
     if not files:
         raise BoxError(
             f"{root} has no COCO annotations: no train/_annotations.coco.json, annotations/instances_train*.json or "
             "train.json."
         )
-    folder = root.parent if root.is_file() else root
+    splits: dict[str, list[AnnotatedImage]] = {}
+    classes: dict[Path, list[str]] = {}
+    notes: list[str] = []
     for split, path in files.items():
         content = require_keys(read_json(path), _KEYS, str(path))
-        names = _categories(content["categories"], path)
+        names = _read_categories(content["categories"], path)
         classes[path] = list(names.values())
-        splits[split] = _scenes(content, path, folder, split, names, box_format, notes)
-    _check_same_classes(classes)
-    return Reading(splits, next(iter(classes.values())), notes)
+        images = _read_images(content["images"], path)
+        boxes = _read_boxes(content["annotations"], path, images, names, box_format, notes)
+        folder = root.parent if root.is_file() else root
+        image_folder = _find_image_folder(
+            [i["file_name"] for i in images.values()], path, folder, split
+        )
+        splits[split] = [
+            AnnotatedImage(
+                image_folder / image["file_name"],
+                name_below(image_folder / image["file_name"], folder),
+                boxes[number],
+                _read_size(image),
+                f"{path}, image {image['file_name']}",
+            )
+            for number, image in images.items()
+        ]
+    (first, expected), *others = classes.items()
+    for path, listed in others:
+        if set(listed) != set(expected):
+            raise BoxError(
+                f"The classes of {path} are not those of {first}: only there {sorted({*listed} - {*expected})[:5]}, "
+                f"only in {first.name} {sorted({*expected} - {*listed})[:5]}. Export both splits with one list of "
+                "categories."
+            )
+    return Reading(splits, expected, notes)
 
 
 def _names_a_key(path: Path) -> bool:
@@ -81,8 +100,8 @@ def _names_a_key(path: Path) -> bool:
     return any(f'"{key}"'.encode() in start for key in _KEYS)
 
 
-def _split_of(path: Path, root: Path) -> str | None:
-    """The split that a file's place or name says; "" where it is the only kind, None where it is another file."""
+def _guess_split(path: Path, root: Path) -> str | None:
+    """The split that a file's folder or name says; "" where it is the only kind, None where it is another file."""
     words = [path.parent.name] if path.parent not in (root, root / "annotations") else []
     words += path.name.removesuffix(".json").replace("-", "_").replace(".", "_").split("_")
     for word in words:
@@ -91,65 +110,40 @@ def _split_of(path: Path, root: Path) -> str | None:
     return "" if "caption" not in path.name and "keypoint" not in path.name else None
 
 
-def _categories(entries: Sequence[Any], path: Path) -> dict[int, str]:
+def _read_categories(entries: Sequence[Any], path: Path) -> dict[int, str]:
+    """Name of each category by its id."""
     names: dict[int, str] = {}
     for entry in entries:
         category = require_keys(entry, ("id", "name"), f"A category of {path}")
         number, name = int(category["id"]), str(category["name"])
-        if names.get(number, name) != name:
+        if names.setdefault(number, name) != name:
             raise BoxError(
                 f"{path}: the category id {number} is '{names[number]}' and '{name}'. Give each an id of its own."
             )
-        names[number] = name
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise BoxError(f"{path} has two categories '{twice[0]}'. Join them, or rename one.")
     return dict(sorted(names.items()))
 
 
-def _check_same_classes(classes: Mapping[Path, list[str]]) -> None:
-    (first, own), *others = classes.items()
-    for path, names in others:
-        if set(names) != set(own):
-            raise BoxError(
-                f"The classes of {path} are not those of {first}: only there {sorted(set(names) - set(own))[:5]}, only "
-                f"in {first.name} {sorted(set(own) - set(names))[:5]}. Export both splits with one list of categories."
-            )
-
-
-def _scenes(
-    content: Mapping[str, Any],
-    path: Path,
-    root: Path,
-    split: str,
-    names: Mapping[int, str],
-    box_format: BoxFormat,
-    notes: list[str],
-) -> list[AnnotatedImage]:
+def _read_images(entries: Sequence[Any], path: Path) -> dict[Any, Mapping[str, Any]]:
+    """The entry of each image by its id."""
     images: dict[Any, Mapping[str, Any]] = {}
-    for entry in content["images"]:
-        image = require_keys(entry, ("id", "file_name"), f"An image of {path}")
-        if image["id"] in images:
+    for entry in entries:
+        image = dict(require_keys(entry, ("id", "file_name"), f"An image of {path}"))
+        image["file_name"] = str(image["file_name"])
+        other = images.setdefault(image["id"], image)
+        if other is not image:
             raise BoxError(
-                f"{path}: two images have the id {image['id']}, '{images[image['id']]['file_name']}' and "
-                f"'{image['file_name']}', so its boxes may be of either. Export it again with an id for each image."
+                f"{path}: two images have the id {image['id']}, '{other['file_name']}' and '{image['file_name']}', so "
+                "its boxes may be of either. Export it again with an id for each image."
             )
-        images[image["id"]] = image
-    boxes = _boxes(content["annotations"], path, images, names, box_format, notes)
-    folder = _image_folder([str(i["file_name"]) for i in images.values()], path, root, split)
-    return [
-        AnnotatedImage(
-            folder / str(image["file_name"]),
-            name_below(folder / str(image["file_name"]), root),
-            boxes[number],
-            _size(image),
-            f"{path}, image {image['file_name']}",
-        )
-        for number, image in images.items()
-    ]
+    if not images:
+        raise BoxError(f"{path} lists no images.")
+    return images
 
 
-def _boxes(
+def _read_boxes(
     entries: Sequence[Any],
     path: Path,
     images: Mapping[Any, Any],
@@ -157,6 +151,7 @@ def _boxes(
     box_format: BoxFormat,
     notes: list[str],
 ) -> dict[Any, list[Box]]:
+    """The boxes of each image by its id."""
     boxes: dict[Any, list[Box]] = defaultdict(list)
     seen: set[Any] = set()
     colliding = repeated = 0
@@ -172,7 +167,7 @@ def _boxes(
                 f"{where} is of category {one['category_id']}, which is not listed. Categories: "
                 f"{', '.join(f'{k} {v}' for k, v in list(names.items())[:8])}."
             )
-        box = _box(one, names[one["category_id"]], box_format, where)
+        box = _read_box(one, names[one["category_id"]], box_format, where)
         if "id" in one and one["id"] in seen:
             colliding += 1
             if box in boxes[one["image_id"]]:
@@ -188,32 +183,30 @@ def _boxes(
     return boxes
 
 
-def _box(entry: Mapping[str, Any], label: str, box_format: BoxFormat, where: str) -> Box:
-    given = entry["bbox"]
-    if not isinstance(given, list) or len(given) != 4:
-        raise BoxError(f"{where}: bbox is {given!r:.60}; expected four numbers.")
+def _read_box(entry: Mapping[str, Any], label: str, box_format: BoxFormat, where: str) -> Box:
+    numbers = entry["bbox"]
+    if not isinstance(numbers, list) or len(numbers) != 4:
+        raise BoxError(f"{where}: bbox is {numbers!r:.60}; expected four numbers.")
     try:
-        a, b, c, d = (float(v) for v in given)
+        a, b, c, d = (float(number) for number in numbers)
     except (TypeError, ValueError) as error:
-        raise BoxError(f"{where}: bbox is {given}; expected four numbers.") from error
+        raise BoxError(f"{where}: bbox is {numbers}; expected four numbers.") from error
     right, bottom = (a + c, b + d) if box_format == "xywh" else (c, d)
     return Box(a, b, right, bottom, label, bool(entry.get("iscrowd", 0)))
 
 
-def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+def _read_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     if image.get("height") and image.get("width"):
         return int(image["height"]), int(image["width"])
     return None
 
 
-def _image_folder(names: Sequence[str], path: Path, root: Path, split: str) -> Path:
+def _find_image_folder(names: Sequence[str], path: Path, root: Path, split: str) -> Path:
     """Where the images lie that a file names: beside it, or in one of the usual folders."""
     year = path.stem.rpartition("_")[2]
-    folders = [name for name, meant in SPLIT_FOLDERS.items() if meant == split] if split else []
-    places = [path.parent, root, root / "images", root / year, root / "images" / year]
-    for folder in folders:
-        places += [root / folder, root / "images" / folder]
-    places += sorted(place for place in root.iterdir() if place.is_dir())
-    if not names:
-        raise BoxError(f"{path} lists no images.")
-    return max(places, key=lambda place: sum((place / name).is_file() for name in names[:20]))
+    folders = [path.parent, root, root / "images", root / year, root / "images" / year]
+    for name, meant in SPLIT_FOLDERS.items():
+        if split and meant == split:
+            folders += [root / name, root / "images" / name]
+    folders += sorted(folder for folder in root.iterdir() if folder.is_dir())
+    return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names[:20]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vfm.data.class_folders import SPLIT_FOLDERS
@@ -18,17 +19,17 @@ def find_tables(root: Path) -> dict[str, Path]:
     if root.is_file():
         return {"": root} if root.suffix in (".csv", ".tsv", ".parquet") else {}
     tables = sorted(root.glob("*.csv"))
-    found = {SPLIT_FOLDERS[p.stem.lower()]: p for p in tables if p.stem.lower() in SPLIT_FOLDERS}
-    if found:
-        return found
-    return {"": tables[0]} if len(tables) == 1 else {}
+    splits = {SPLIT_FOLDERS[p.stem.lower()]: p for p in tables if p.stem.lower() in SPLIT_FOLDERS}
+    if not splits and len(tables) == 1:
+        return {"": tables[0]}
+    return splits
 
 
 def read_tables(root: Path) -> Reading[AnnotatedImage]:
     """Read every split; a row without numbers is an image without objects.
 
     Args:
-        root: The folder of the data, or one table; paths start from the table's folder.
+        root: Folder of the data, or one table; paths start from the table's folder.
 
     Raises:
         BoxError: A row is no box.
@@ -41,54 +42,46 @@ def read_tables(root: Path) -> Reading[AnnotatedImage]:
         )
     splits: dict[str, list[AnnotatedImage]] = {}
     for split, path in tables.items():
-        for name, scenes in _read(read_table(path), split).items():
-            splits.setdefault(name, []).extend(scenes)
+        for image_split, image in _read_images(read_table(path), split):
+            splits.setdefault(image_split, []).append(image)
     return Reading(splits)
 
 
-def _read(table: Table, split: str) -> dict[str, list[AnnotatedImage]]:
+def _read_images(table: Table, split: str) -> Iterable[tuple[str, AnnotatedImage]]:
+    """The images of a table, each with its split."""
     for column in COLUMNS:
         table.require(column, "boxes")
-    found: dict[str, dict[str, AnnotatedImage]] = {}
-    places: dict[str, str] = {}
-    for index, row in enumerate(table.rows):
-        own = _split(table, index) if _SPLIT in table.columns else split
+    splits = [split] * len(table.rows)
+    if _SPLIT in table.columns:
+        splits = table.read_splits(_SPLIT, "boxes")
+    images: dict[str, tuple[str, AnnotatedImage]] = {}
+    for index, (row, own_split) in enumerate(zip(table.rows, splits, strict=True)):
         name = row["image_path"].strip()
+        where = table.where(index)
         if not name:
-            raise BoxError(f"{table.where(index)}: image_path is empty.")
-        if places.setdefault(name, own) != own:
-            raise BoxError(
-                f"'{name}' is in {places[name]} and in {own} ({table.where(index)}): what is trained on would be "
-                "tested on. Give all its rows one split."
-            )
+            raise BoxError(f"{where}: image_path is empty.")
         path = table.path.parent / name
-        scene = AnnotatedImage(
-            path, name_below(path, table.path.parent), [], None, table.where(index)
-        )
-        scene = found.setdefault(own, {}).setdefault(name, scene)
-        if any(row[column].strip() for column in COLUMNS[1:]):
-            scene.boxes.append(_box(table, index))
-    return {name: list(scenes.values()) for name, scenes in found.items()}
+        image = AnnotatedImage(path, name_below(path, table.path.parent), [], None, where)
+        first_split, image = images.setdefault(name, (own_split, image))
+        if first_split != own_split:
+            raise BoxError(
+                f"'{name}' is in {first_split} and in {own_split} ({where}): what is trained on would be tested on. "
+                "Give all its rows one split."
+            )
+        cells = [row[column].strip() for column in COLUMNS[1:]]
+        if any(cells):
+            image.boxes.append(_read_box(cells, where))
+    return images.values()
 
 
-def _split(table: Table, index: int) -> str:
-    given = table.rows[index][_SPLIT].strip().lower()
-    if given not in SPLIT_FOLDERS:
-        raise BoxError(f"{table.where(index)}: the split is '{given}'. Choices: train, val, test.")
-    return SPLIT_FOLDERS[given]
-
-
-def _box(table: Table, index: int) -> Box:
-    row = table.rows[index]
+def _read_box(cells: Sequence[str], where: str) -> Box:
     try:
-        left, top, right, bottom = (float(row[column]) for column in COLUMNS[1:5])
+        left, top, right, bottom = (float(cell) for cell in cells[:4])
     except ValueError as error:
-        cells = ", ".join(row[column] for column in COLUMNS[1:5])
         raise BoxError(
-            f"{table.where(index)}: the box is '{cells}'; expected four numbers, or all empty for an image without "
+            f"{where}: the box is '{', '.join(cells[:4])}'; expected four numbers, or all empty for an image without "
             "objects."
         ) from error
-    label = row["label"].strip()
-    if not label:
-        raise BoxError(f"{table.where(index)}: the box has no label.")
-    return Box(left, top, right, bottom, label)
+    if not cells[4]:
+        raise BoxError(f"{where}: the box has no label.")
+    return Box(left, top, right, bottom, cells[4])

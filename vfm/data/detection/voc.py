@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -28,27 +27,20 @@ def find_voc(root: Path) -> dict[str, list[Path]]:
         if path.stem in SPLIT_FOLDERS
     }
     if lists:
-        return {split: list(_listed(path, root)) for split, path in lists.items()}
+        return {split: _read_list(path, root) for split, path in lists.items()}
     folders = {
-        split: sorted((root / name).rglob("*.xml"))
-        for name, split in SPLIT_FOLDERS.items()
-        if (root / name).is_dir()
+        split: root / name for name, split in SPLIT_FOLDERS.items() if (root / name).is_dir()
     }
-    found = {split: paths for split, paths in folders.items() if paths}
-    if found:
-        return found
+    splits = {split: sorted(folder.rglob("*.xml")) for split, folder in folders.items()}
+    if any(splits.values()):
+        return {split: paths for split, paths in splits.items() if paths}
     # Editors keep XML files of their own in hidden folders.
-    paths = [
-        p for p in sorted(root.rglob("*.xml")) if not p.relative_to(root).as_posix().startswith(".")
-    ]
+    paths = [p for p in sorted(root.rglob("*.xml")) if not name_below(p, root).startswith(".")]
     return {"": paths} if paths else {}
 
 
 def read_voc(root: Path) -> Reading[AnnotatedImage]:
-    """Read every split; pixels are taken as the files give them, from 0.
-
-    Args:
-        root: The folder of the data.
+    """Read every split below a folder; pixels are taken as the files give them, from 0.
 
     Raises:
         BoxError: There are no XML files, or one is damaged.
@@ -58,17 +50,19 @@ def read_voc(root: Path) -> Reading[AnnotatedImage]:
         raise BoxError(
             f"{root} has no XML files of Pascal VOC, neither in Annotations/ nor elsewhere."
         )
-    splits = {split: [_scene(path, root) for path in paths] for split, paths in files.items()}
-    return Reading(splits)
+    return Reading(
+        {split: [_read_image(path, root) for path in paths] for split, paths in files.items()}
+    )
 
 
-def _listed(path: Path, root: Path) -> Iterable[Path]:
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        if name := line.split(" ")[0].strip():
-            yield root / "Annotations" / f"{name}.xml"
+def _read_list(path: Path, root: Path) -> list[Path]:
+    """The XML files of a list of names, each with a flag behind it where the list is of one class."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    names = [line.split(" ")[0].strip() for line in lines]
+    return [root / "Annotations" / f"{name}.xml" for name in names if name]
 
 
-def _scene(path: Path, root: Path) -> AnnotatedImage:
+def _read_image(path: Path, root: Path) -> AnnotatedImage:
     try:
         tree = ElementTree.fromstring(path.read_bytes())  # expat reads no external entities
     except FileNotFoundError as error:
@@ -79,48 +73,35 @@ def _scene(path: Path, root: Path) -> AnnotatedImage:
         ) from error
     if tree.tag != "annotation":
         raise BoxError(f"{path} is no Pascal VOC: it starts with <{tree.tag}>, not <annotation>.")
-    image = _image(path, tree, root)
-    boxes = [_box(entry, path) for entry in tree.iter("object")]
-    return AnnotatedImage(image, name_below(image, root), boxes, _size(tree), str(path))
+    image = _find_image(path, tree, root)
+    boxes = [_read_box(entry, path) for entry in tree.iter("object")]
+    sides = [float(tree.findtext(f"size/{side}") or 0) for side in ("height", "width")]
+    size = (int(sides[0]), int(sides[1])) if all(sides) else None
+    return AnnotatedImage(image, name_below(image, root), boxes, size, str(path))
 
 
-def _box(entry: ElementTree.Element, path: Path) -> Box:
+def _read_box(entry: ElementTree.Element, path: Path) -> Box:
     name = (entry.findtext("name") or "").strip()
     if not name:
         raise BoxError(f"{path}: an object has no name.")
+    keys = ("xmin", "ymin", "xmax", "ymax")
     try:
-        values = [
-            float(entry.findtext(f"bndbox/{k}") or "") for k in ("xmin", "ymin", "xmax", "ymax")
-        ]
+        left, top, right, bottom = (float(entry.findtext(f"bndbox/{key}") or "") for key in keys)
     except ValueError as error:
         raise BoxError(
             f"{path}: the box of a '{name}' lacks one of xmin, ymin, xmax, ymax, or it is no number."
         ) from error
     difficult = (entry.findtext("difficult") or "0").strip() == "1"
-    return Box(values[0], values[1], values[2], values[3], name, difficult)
+    return Box(left, top, right, bottom, name, difficult)
 
 
-def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
-    height, width = tree.findtext("size/height"), tree.findtext("size/width")
-    if not height or not width or not float(height) or not float(width):
-        return None
-    return int(float(height)), int(float(width))
-
-
-def _image(path: Path, tree: ElementTree.Element, root: Path) -> Path:
+def _find_image(path: Path, tree: ElementTree.Element, root: Path) -> Path:
     """The image of an XML file: by the name it states, or by its own."""
     stated = Path((tree.findtext("filename") or "").replace("\\", "/")).name
-    names = [stated] if stated else []
-    names += [path.stem + suffix for suffix in IMAGE_SUFFIXES]
-    places = [
-        root / "JPEGImages",
-        path.parent,
-        path.parent.parent / "images",
-        root / "images",
-        root,
-    ]
-    for place in places:
+    names = [name for name in (stated, *(path.stem + suffix for suffix in IMAGE_SUFFIXES)) if name]
+    folders = [root / "JPEGImages", path.parent, path.parent.parent / "images"]
+    for folder in (*folders, root / "images", root):
         for name in names:
-            if (place / name).is_file():
-                return place / name
-    return places[0 if places[0].is_dir() else 1] / names[0]
+            if (folder / name).is_file():
+                return folder / name
+    return folders[0 if folders[0].is_dir() else 1] / names[0]

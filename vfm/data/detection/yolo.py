@@ -20,7 +20,7 @@ from vfm.data.detection.annotation import (
 from vfm.data.layouts import Reading
 
 _NAMES = ("classes.txt", "obj.names", "labels.txt")
-# Labelling tools round; beyond this the numbers are no shares.
+# Labelling tools round; beyond this the numbers are no fractions.
 _MOST = 1.01
 
 
@@ -28,118 +28,111 @@ def find_yolo(root: Path) -> Path | None:
     """The file that names the classes: a data.yaml, or a list of names; None where this is no YOLO."""
     if root.is_file():
         return root if root.suffix in (".yaml", ".yml") else None
-    yamls = sorted(p for p in root.glob("*.y*ml") if _settings(p).get("names") is not None)
+    yamls = [p for p in sorted(root.glob("*.y*ml")) if _read_settings(p).get("names") is not None]
     lists = [root / name for name in _NAMES if (root / name).is_file()]
     return next(iter([*yamls, *lists]), None)
 
 
 def read_yolo(root: Path) -> Reading[AnnotatedImage]:
-    """Read every split.
-
-    Args:
-        root: The folder of the data, or its data.yaml.
+    """Read every split of a folder, or of a data.yaml.
 
     Raises:
         BoxError: A file is missing, or holds no lines of YOLO.
     """
-    listed = find_yolo(root)
-    if listed is None:
+    file = find_yolo(root)
+    if file is None:
         raise BoxError(
             f"{root} names no classes: no data.yaml with 'names', and none of {', '.join(_NAMES)}. Write one: "
             "names: [first, second]."
         )
-    folder = listed.parent
-    settings = _settings(listed) if listed.suffix in (".yaml", ".yml") else {}
-    names = _names(
-        settings["names"] if settings else listed.read_text(encoding="utf-8").split("\n")
-    )
+    settings = _read_settings(file) if file.suffix in (".yaml", ".yml") else {}
+    names = settings["names"] if settings else file.read_text(encoding="utf-8").split("\n")
+    if isinstance(names, Mapping):
+        names = [names[key] for key in sorted(names, key=int)]
+    names = [name for item in names if (name := str(item).strip())]
     splits: dict[str, list[AnnotatedImage]] = {}
-    for split, images in _images(settings, folder).items():
-        splits[split] = [_scene(path, folder, names) for path in images]
-        _check_labels(splits[split], folder)
+    for split, images in _find_images(settings, file.parent).items():
+        splits[split] = [_read_image(path, file.parent, names) for path in images]
+        _check_label_files(splits[split], file.parent)
     return Reading(splits, names)
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BoxError(f"{path} is not valid YAML: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _names(given: Any) -> list[str]:
-    if isinstance(given, Mapping):
-        given = [given[key] for key in sorted(given, key=int)]
-    return [str(name).strip() for name in given if str(name).strip()]
-
-
-def _images(settings: Mapping[str, Any], folder: Path) -> dict[str, list[Path]]:
+def _find_images(settings: Mapping[str, Any], folder: Path) -> dict[str, list[Path]]:
     """Image files of each split: as the data.yaml says, or by the folders' names."""
     base = folder / str(settings.get("path") or "")
-    # Written on another machine, it names a folder that is not there; the splits lie beside the file.
+    # Written on another machine, it names a folder that does not exist here; the splits lie beside the file.
     base = base if base.is_dir() else folder
-    given = {split: settings[key] for key, split in SPLIT_FOLDERS.items() if settings.get(key)}
-    if not given:
-        below = [folder / "images", folder]
-        given = {
-            split: str(place / key)
-            for place in reversed(below)
-            for key, split in SPLIT_FOLDERS.items()
-            if (place / key).is_dir()
-        }
-    if not given:
-        return {"": find_images(folder / "images" if (folder / "images").is_dir() else folder)}
-    return {split: _listed(value, base, split) for split, value in given.items()}
+    stated = {split: settings[key] for key, split in SPLIT_FOLDERS.items() if settings.get(key)}
+    if stated:
+        return {split: _list_images(value, base, split) for split, value in stated.items()}
+    images = folder / "images"
+    folders = {
+        split: parent / key
+        for parent in (folder, images)
+        for key, split in SPLIT_FOLDERS.items()
+        if (parent / key).is_dir()
+    }
+    if not folders:
+        return {"": find_images(images if images.is_dir() else folder)}
+    return {split: find_images(path) for split, path in folders.items()}
 
 
-def _listed(value: Any, base: Path, split: str) -> list[Path]:
-    found: list[Path] = []
+def _list_images(value: Any, base: Path, split: str) -> list[Path]:
+    """The images of a split by its entry in data.yaml: folders, or lists of files."""
+    images: list[Path] = []
     for item in value if isinstance(value, list) else [value]:
         # Roboflow writes ../train/images, meant from a folder below.
-        places = [base / str(item), base / str(item).removeprefix("../")]
-        place = next((p for p in places if p.exists()), None)
-        if place is None:
+        paths = [base / str(item), base / str(item).removeprefix("../")]
+        path = next((path for path in paths if path.exists()), None)
+        if path is None:
             raise BoxError(
-                f"The {split} images are said to be in {item}, but there is no {places[0]}. Mend data.yaml."
+                f"The {split} images are said to be in {item}, but there is no {paths[0]}. Mend data.yaml."
             )
-        if place.is_dir():
-            found += find_images(place)
+        if path.is_dir():
+            images += find_images(path)
         else:
-            lines = place.read_text(encoding="utf-8").split("\n")
-            found += [place.parent / line.strip() for line in lines if line.strip()]
-    return found
+            lines = path.read_text(encoding="utf-8").split("\n")
+            images += [path.parent / line.strip() for line in lines if line.strip()]
+    return images
 
 
-def _label_file(image: Path) -> Path:
+def _find_label_file(image: Path) -> Path:
     """`labels/` in place of the last `images/` of the path, or beside the image."""
-    parts = list(image.parts)
+    parts = image.parts
+    beside = image.with_suffix(".txt")
     if "images" in parts:
-        place = len(parts) - 1 - parts[::-1].index("images")
-        there = Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
-        if there.is_file() or not image.with_suffix(".txt").is_file():
-            return there
-    return image.with_suffix(".txt")
+        last = len(parts) - 1 - parts[::-1].index("images")
+        path = Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt")
+        if path.is_file() or not beside.is_file():
+            return path
+    return beside
 
 
-def _scene(image: Path, root: Path, names: Sequence[str]) -> AnnotatedImage:
-    path = _label_file(image)
+def _read_image(image: Path, root: Path, names: Sequence[str]) -> AnnotatedImage:
+    path = _find_label_file(image)
     size = read_image_size(image)
     height, width = size or (1, 1)  # an unreadable file is listed and left out when it is opened
     boxes = []
     if path.is_file():
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
             if line.strip():
-                label, shares = _line(line, f"{path}, line {number}", names)
-                left, top, right, bottom = shares
-                box = (left * width, top * height, right * width, bottom * height)
-                boxes.append(Box(*box, label))
+                box = _read_line(line, f"{path}, line {number}", names)
+                left, top, right, bottom = box[:4]
+                scaled = (left * width, top * height, right * width, bottom * height)
+                boxes.append(Box(*scaled, box.label))
     return AnnotatedImage(image, name_below(image, root), boxes, size, str(path))
 
 
-def _line(
-    line: str, where: str, names: Sequence[str]
-) -> tuple[str, tuple[float, float, float, float]]:
+def _read_line(line: str, where: str, names: Sequence[str]) -> Box:
+    """The box of a line, in fractions of the image."""
     try:
         number, *values = (float(word) for word in line.split())
     except ValueError as error:
@@ -159,25 +152,26 @@ def _line(
             f"{where} holds {max(values):g}, but YOLO has shares of the image, from 0 to 1. Pixels are no YOLO: divide "
             "by the image's width and height, or give the data as COCO, VOC or CSV."
         )
+    label = names[int(number)]
     if len(values) > 4:  # an outline; its box
         across, down = values[::2], values[1::2]
-        return names[int(number)], (min(across), min(down), max(across), max(down))
+        return Box(min(across), min(down), max(across), max(down), label)
     x, y, w, h = values
-    return names[int(number)], (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+    return Box(x - w / 2, y - h / 2, x + w / 2, y + h / 2, label)
 
 
-def _check_labels(scenes: Sequence[AnnotatedImage], root: Path) -> None:
+def _check_label_files(images: Sequence[AnnotatedImage], root: Path) -> None:
     """Refuse images without a single label file, and label files without an image."""
-    files = {Path(scene.where) for scene in scenes}
+    files = {Path(image.where) for image in images}
     present = {path for path in files if path.is_file()}
-    if scenes and not present:
+    if images and not present:
         raise BoxError(
             f"None of the {len(files)} images has a label file; looked for {sorted(files)[0]}. Put them into labels/ "
             "beside images/, or beside the images."
         )
-    listed = {path.name for path in root.glob("*.txt")}
-    known = {f for folder in {p.parent for p in present} for f in folder.glob("*.txt")}
-    orphans = sorted(p for p in known - files if p.name not in listed)
+    lists = {path.name for path in root.glob("*.txt")}
+    texts = {path for folder in {path.parent for path in present} for path in folder.glob("*.txt")}
+    orphans = sorted(path for path in texts - files if path.name not in lists)
     if orphans:
         raise BoxError(
             f"{len(orphans)} label files have no image, such as {orphans[0]}. Add the images, or take the files away."
