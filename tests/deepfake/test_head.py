@@ -1,6 +1,7 @@
 """The head for forgeries: shapes, unit features, the bank of training features, export."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import onnxruntime
@@ -11,7 +12,7 @@ from vfm_runtime.deepfake.evidence import VERDICT_LABELS
 
 from vfm.deepfake.head import DeepfakeHead
 from vfm.models.backbone import Backbone
-from vfm.training.ema import _average
+from vfm.training.ema import update_average
 from vfm.types import FeatureInfo, Features
 
 INFO = FeatureInfo(width=12, token_width=5)
@@ -143,7 +144,7 @@ def test_a_large_batch_is_remembered_evenly():
 
 def test_an_average_of_weights_leaves_the_bank_whole():
     made = head(bank_size=4)
-    averaged = AveragedModel(made, multi_avg_fn=_average(0.9), use_buffers=True)
+    averaged = AveragedModel(made, multi_avg_fn=partial(update_average, 0.9), use_buffers=True)
     for number in range(6):
         made.remember(torch.eye(12)[2 * number : 2 * number + 2])
         averaged.update_parameters(made)

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
+from torchvision.ops import box_convert
 
 from vfm.losses import DetectionLoss
 from vfm.losses.detection import _compute_costs, match_queries
-from vfm.losses.iou import compute_ious, convert_to_corners
+from vfm.losses.iou import compute_ious
 from vfm.types import Objects
 
 
@@ -51,7 +52,7 @@ def test_overlaps_equal_those_of_torchvision():
     from torchvision.ops import box_iou, generalized_box_iou
 
     torch.manual_seed(0)
-    first, second = (convert_to_corners(torch.rand(n, 4) * 0.5 + 0.1) for n in (6, 9))
+    first, second = (box_convert(torch.rand(n, 4) * 0.5 + 0.1, "cxcywh", "xyxy") for n in (6, 9))
     iou, generalised = compute_ious(first[:, None], second[None])
     torch.testing.assert_close(iou, box_iou(first, second))
     torch.testing.assert_close(generalised, generalized_box_iou(first, second))

@@ -8,7 +8,7 @@ from torch import nn
 
 from vfm.models.backbone import Backbone
 from vfm.models.heads import LinearHead
-from vfm.training.optim import Optim, build_optimizer, compute_learning_rate_factor, schedule
+from vfm.training.optim import Optim, build_optimizer, build_schedule, compute_learning_rate_factor
 
 ARGUMENTS = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -106,7 +106,7 @@ def test_the_backbone_learns_later_and_less() -> None:
         lr=1e-2, backbone_factor=0.1, freeze_ratio=0.5, warmup_ratio=0.0, min_lr_ratio=1.0
     )
     adamw = build_optimizer(*parts(), optim)
-    rates = schedule(adamw, 10, optim)
+    rates = build_schedule(adamw, 10, optim)
     seen = []
     for _ in range(10):
         by_part = {group["part"]: group["lr"] for group in adamw.param_groups}

@@ -14,31 +14,27 @@ from vfm.types import Batch, Labels, MultiLabels, Raw, require_target
 
 
 class ClassificationLoss(Loss):
-    """A loss that each image has on its own, of logits against labels.
-
-    Attributes:
-        class_weights: How much each class counts in training, float [C], with `MultiLabels` where it applies; the task
-            sets it.
-    """
+    """A loss that each image has on its own, of logits against labels."""
 
     class_weights: Tensor | None = None
+    """How much each class counts in training, float [C], with `MultiLabels` where it applies; the task sets it."""
 
     @abstractmethod
     def compute(self, logits: Tensor, labels: Labels, weights: Tensor | None) -> Tensor:
-        """Losses of N images, float [N].
+        """Return the losses of N images, float [N].
 
         Args:
-            logits: float32 [N, C].
+            logits: Logits of the images, float32 [N, C].
             labels: One label an image, hard or mixed; or `MultiLabels`.
-            weights: float32 [C], how much each class counts; None for all alike.
+            weights: How much each class counts, float32 [C]; None for all alike.
         """
 
     def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
-        """The sum over the images, called `classes`."""
+        """Return the sum over the images, called `classes`."""
         return {"classes": self.per_image(raw, batch).sum()}
 
     def per_image(self, raw: Raw, batch: Batch) -> Tensor:
-        """Loss of each image, [N]; classes are weighted in training alone."""
+        """Return the loss of each image, [N]; classes are weighted in training alone."""
         labels = require_target(batch, Labels, self)
         weights = self.class_weights if self.training else None
         return self.compute(raw["logits"].float(), labels, weights)
@@ -51,13 +47,13 @@ class CrossEntropy(ClassificationLoss):
         """Set the smoothing.
 
         Args:
-            label_smoothing: Share of the target spread over all labels, 0..1.
+            label_smoothing: Fraction of the target spread over all labels, 0..1.
         """
         super().__init__()
-        self.label_smoothing = _within("label_smoothing", label_smoothing, 0, 1)
+        self.label_smoothing = _check_range("label_smoothing", label_smoothing, 1)
 
     def compute(self, logits: Tensor, labels: Labels, weights: Tensor | None) -> Tensor:
-        """Losses [N]."""
+        """Return the losses [N]."""
         if isinstance(labels, MultiLabels):
             raise OptionError(
                 "CrossEntropy takes one label an image, but the task is multi-label. "
@@ -72,7 +68,7 @@ class BinaryCrossEntropy(ClassificationLoss):
     """A yes or no for each label; the mean over labels."""
 
     def compute(self, logits: Tensor, labels: Labels, weights: Tensor | None) -> Tensor:
-        """Losses [N]."""
+        """Return the losses [N]."""
         target = _require_multilabel(self, labels)
         return F.binary_cross_entropy_with_logits(
             logits, target, pos_weight=weights, reduction="none"
@@ -89,16 +85,16 @@ class FocalLoss(ClassificationLoss):
             gamma: How much less easy answers count; 0 is plain cross-entropy.
         """
         super().__init__()
-        self.gamma = _within("gamma", gamma, 0, 10)
+        self.gamma = _check_range("gamma", gamma, 10)
 
     def compute(self, logits: Tensor, labels: Labels, weights: Tensor | None) -> Tensor:
-        """Losses [N]; of `MultiLabels` the mean over labels."""
+        """Return the losses [N]; of `MultiLabels` the mean over labels."""
         if isinstance(labels, MultiLabels):
-            yes = _focal(F.logsigmoid(logits), self.gamma) * _factor(weights)
-            no = _focal(F.logsigmoid(-logits), self.gamma)
+            yes = _compute_focal(F.logsigmoid(logits), self.gamma, weights)
+            no = _compute_focal(F.logsigmoid(-logits), self.gamma)
             return (labels.label * yes + (1 - labels.label) * no).mean(dim=-1)
         shares = encode_one_hot(labels.label, logits.shape[-1])
-        terms = _focal(logits.log_softmax(dim=-1), self.gamma) * _factor(weights)
+        terms = _compute_focal(logits.log_softmax(dim=-1), self.gamma, weights)
         return (shares * terms).sum(dim=-1)
 
 
@@ -116,34 +112,30 @@ class AsymmetricLoss(ClassificationLoss):
             margin: Probability below which a negative does not count at all, 0..1.
         """
         super().__init__()
-        self.gamma_negative = _within("gamma_negative", gamma_negative, 0, 10)
-        self.gamma_positive = _within("gamma_positive", gamma_positive, 0, 10)
-        self.margin = _within("margin", margin, 0, 1)
+        self.gamma_negative = _check_range("gamma_negative", gamma_negative, 10)
+        self.gamma_positive = _check_range("gamma_positive", gamma_positive, 10)
+        self.margin = _check_range("margin", margin, 1)
 
     def compute(self, logits: Tensor, labels: Labels, weights: Tensor | None) -> Tensor:
-        """Losses [N]; the mean over labels."""
+        """Return the losses [N], the mean over labels."""
         target = _require_multilabel(self, labels)
-        yes = _focal(F.logsigmoid(logits), self.gamma_positive) * _factor(weights)
+        yes = _compute_focal(F.logsigmoid(logits), self.gamma_positive, weights)
         shifted = (logits.sigmoid() - self.margin).clamp(min=0)
         no = -shifted.pow(self.gamma_negative) * torch.log1p(-shifted.clamp(max=1 - 1e-7))
         return (target * yes + (1 - target) * no).mean(dim=-1)
 
 
 def encode_one_hot(target: Tensor, num_labels: int) -> Tensor:
-    """Targets as float [N, C], whether given as classes [N] or so already."""
+    """Return targets as float [N, C], from classes [N] or such targets."""
     return F.one_hot(target, num_labels).float() if target.ndim == 1 else target
 
 
-def _focal(log_probability: Tensor, gamma: float) -> Tensor:
-    if gamma == 0:
-        return -log_probability
-    # 1 - p by expm1: near p = 1 the difference would be lost, and its power has no gradient at 0.
-    missing = -torch.expm1(log_probability.clamp(max=-1e-7))
-    return -missing.pow(gamma) * log_probability
-
-
-def _factor(weights: Tensor | None) -> Tensor | float:
-    return 1.0 if weights is None else weights
+def _compute_focal(log_probability: Tensor, gamma: float, weights: Tensor | None = None) -> Tensor:
+    terms = -log_probability
+    if gamma != 0:
+        # 1 - p by expm1: near p = 1 the difference would be lost, and its power has no gradient at 0.
+        terms = terms * (-torch.expm1(log_probability.clamp(max=-1e-7))).pow(gamma)
+    return terms if weights is None else terms * weights
 
 
 def _require_multilabel(loss: Loss, labels: Labels) -> Tensor:
@@ -155,7 +147,7 @@ def _require_multilabel(loss: Loss, labels: Labels) -> Tensor:
     return labels.label
 
 
-def _within(name: str, value: float, low: float, high: float) -> float:
-    if not low <= value <= high:
-        raise OptionError(f"{name} is {value}. Give a number from {low} to {high}.")
+def _check_range(name: str, value: float, most: float) -> float:
+    if not 0 <= value <= most:
+        raise OptionError(f"{name} is {value}. Give a number from 0 to {most}.")
     return value

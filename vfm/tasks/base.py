@@ -1,4 +1,4 @@
-"""The base of all tasks: labels from the data, training, validation on whole splits, predictions."""
+"""BaseTask, the base of all tasks: labels from the data, training, validation on whole splits, predictions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from vfm_runtime.errors import MismatchError
+from vfm_runtime.tasks.classification import LabelPrediction
 
 from vfm.data import ImageData
 from vfm.losses import Loss
@@ -21,7 +22,6 @@ from vfm.models.adapt import resolve_adaptation
 from vfm.models.backbone import Backbone, ImageSize
 from vfm.models.heads import Head
 from vfm.preprocess import Fit
-from vfm.spec import Spec
 from vfm.tasks.export_hooks import ExportHooks
 from vfm.tasks.labels import match_labels
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
@@ -29,10 +29,19 @@ from vfm.tasks.results import RESULTS_FILE, Collector, SplitPredictions
 from vfm.training import callbacks, feature_cache, lp_ft, saving, sharding
 from vfm.training.checkpoint import CheckpointedModel, CheckpointError, require_same_labels
 from vfm.training.nonfinite import require_finite
-from vfm.training.optim import clip_gradients, configure
+from vfm.training.optim import (
+    build_optimizer,
+    build_schedule,
+    clip_gradients,
+    count_steps,
+    has_scaler,
+)
 from vfm.training.option_checks import list_idle_options, require_compiler
 from vfm.training.ranks import reduce_ranks
 from vfm.types import Batch, Raw, Target
+
+SEPARATOR = "|"
+"""Between the labels of one image in `predictions.csv`."""
 
 
 class BaseTask(CheckpointedModel, ExportHooks):
@@ -46,7 +55,6 @@ class BaseTask(CheckpointedModel, ExportHooks):
     option_defaults: ClassVar[TaskOptions] = TASK_DEFAULTS
     """Defaults of the constructor's `**options`."""
     _columns: Tensor | None = None
-    """For each label of the data its place among the model's."""
     criterion: Loss
     """The loss; the task's constructor sets it."""
 
@@ -90,18 +98,19 @@ class BaseTask(CheckpointedModel, ExportHooks):
         self.backbone.select_outputs(head.uses)
         self.adaptation = resolve_adaptation(options["adapt"], options["adapt_options"])
         self.backbone.adapt(self.adaptation)
-        given = {
+        set_options = {
             "drop_path": options["drop_path"] > 0,
             "grad_checkpointing": options["grad_checkpointing"],
             "lp_ft": lp_ft,
             "optim.layer_decay": optim.layer_decay is not None,
         }
-        is_frozen = self.backbone.frozen
-        for idle in list_idle_options(options["adapt"], options["adapt_options"], is_frozen, given):
+        for idle in list_idle_options(
+            options["adapt"], options["adapt_options"], self.backbone.frozen, set_options
+        ):
             rank_zero_warn(idle)
         # After the head has been solved, a small step keeps the features that it was solved on (Kumar et al., 2022).
-        usual = self.adaptation.learning_rate * (0.1 if lp_ft else 1.0)
-        self.optim = optim if optim.lr is not None else replace(optim, lr=usual)
+        rate = self.adaptation.learning_rate * (0.1 if lp_ft else 1.0)
+        self.optim = optim if optim.lr is not None else replace(optim, lr=rate)
         self._lp_ft = lp_ft
         self._cache_features = cache_features
         self._layout = torch.channels_last if options["channels_last"] else torch.contiguous_format
@@ -112,12 +121,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         self._collector = Collector()
 
     def compute_losses(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
-        """Sums by name over a batch, so that unequal batches weigh each image, or object, alike; a task may add terms.
-
-        Args:
-            raw: Outputs of the head.
-            batch: The images that they are of.
-        """
+        """Return sums by name over a batch, so that each image, or object, weighs alike; a task may add terms."""
         losses: dict[str, Tensor] = self.criterion(raw, batch)
         return losses
 
@@ -132,25 +136,13 @@ class BaseTask(CheckpointedModel, ExportHooks):
 
     @abstractmethod
     def compute_metrics(self, split: str, predictions: SplitPredictions) -> dict[str, float]:
-        """Return the few metrics that every validation logs, `loss` among them.
-
-        Args:
-            split: `val` or `test`.
-            predictions: What `evaluate` gave for the images of the split, on all ranks.
-        """
+        """Return the few metrics that every validation logs, `loss` among them, from what `evaluate` gave."""
 
     @abstractmethod
     def write_results(
         self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]
     ) -> None:
-        """Write all metrics of a split to `results.json`, and their page.
-
-        Args:
-            folder: Folder of the checkpoint.
-            split: `val` or `test`.
-            predictions: What `evaluate` gave for the images of the split, on all ranks.
-            more: Entries of the JSON besides the metrics.
-        """
+        """Write all metrics of a split, and `more`, to the `results.json` of a folder, and their page beside it."""
 
     def setup(self, stage: str) -> None:
         """Take the labels from the data, and give it the preprocessing."""
@@ -164,8 +156,13 @@ class BaseTask(CheckpointedModel, ExportHooks):
             if self._compile:
                 require_compiler()
                 self.backbone.compile()
+            spec = data.spec
+            folder = callbacks.get_output_dir(self.trainer)  # asks all ranks, so not only the first
+            if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                folder.mkdir(parents=True, exist_ok=True)
+                spec = data.keep_split(folder)
             self._data = {
-                "spec": self._kept_split(data),
+                "spec": spec,
                 "fingerprint": data.fingerprint(),
                 "splits": data.describe(),
             }
@@ -188,11 +185,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         require_same_labels(data.labels, self.labels, "the data")
 
     def require_trained(self) -> None:
-        """Refuse to answer before training.
-
-        Raises:
-            CheckpointError: No labels are known.
-        """
+        """Refuse with a CheckpointError to answer before training."""
         if not self.labels:
             raise CheckpointError(
                 f"{type(self).__name__} has not been trained. Give a checkpoint (--ckpt_path best.ckpt), "
@@ -216,10 +209,9 @@ class BaseTask(CheckpointedModel, ExportHooks):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch; `on_before_optimizer_step` makes every image, or object, of a step count alike."""
-        num_images = len(batch["image"])
         self._counted += batch["target"].loss_divisor
-        if num_images:
-            loss = self._summed_loss(batch, batch_idx)
+        if len(batch["image"]):
+            loss = self._compute_train_loss(batch, batch_idx)
         else:
             # Every file of the batch was unreadable; other ranks still wait for gradients of every weight.
             learning = (p for p in self.parameters() if p.requires_grad)
@@ -227,8 +219,8 @@ class BaseTask(CheckpointedModel, ExportHooks):
         require_finite(self, loss, batch)
         return loss / self._require_data().batch_size
 
-    def _summed_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Total loss of a batch that is not empty; it and its parts are logged as means."""
+    def _compute_train_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the total loss of a batch that is not empty; log it and its parts as means."""
         if "features" in batch:
             raw = self.compute_raw(batch)
         else:
@@ -239,20 +231,19 @@ class BaseTask(CheckpointedModel, ExportHooks):
         self.on_train_outputs(raw)
         losses = self.compute_losses(raw, batch)
         loss = sum_losses(losses)
-        divisor, number = max(batch["target"].loss_divisor, 1), len(batch["image"])
+        divisor, count = max(batch["target"].loss_divisor, 1), len(batch["image"])
         if len(losses) > 1:
             for name, value in losses.items():
-                self.log(f"train/{name}", value.detach() / divisor, batch_size=number)
+                self.log(f"train/{name}", value.detach() / divisor, batch_size=count)
         mean = loss.detach() / divisor
-        self.log("train/loss", mean, batch_size=number, prog_bar=True, on_epoch=True)
+        self.log("train/loss", mean, batch_size=count, prog_bar=True, on_epoch=True)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the gradient the mean over all that a step counts: a rank's or an accumulated batch may be smaller."""
         trainer = self.trainer
-        whole = (
-            self._require_data().batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        )
+        whole = self._require_data().batch_size * trainer.accumulate_grad_batches
+        whole *= trainer.world_size
         count, self._counted = reduce_ranks(self._counted, self.device), 0.0
         if count != whole:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -261,21 +252,17 @@ class BaseTask(CheckpointedModel, ExportHooks):
     def augment_batch(
         self, images: Tensor, target: Target, batch_idx: int
     ) -> tuple[Tensor, Target]:
-        """Change a training batch after normalisation; a task may mix images and targets here, or scale them.
+        """Change a training batch; a task may mix images and targets here, or scale them.
 
         Args:
-            images: float [N, 3, H, W].
-            target: As the data gives it.
-            batch_idx: Number of the batch in its epoch, on this rank.
+            images: Normalized images, float [N, 3, H, W].
+            target: Target of the batch, as the data gives it.
+            batch_idx: Index of the batch in its epoch, on this rank.
         """
         return images, target
 
     def on_train_outputs(self, raw: Raw) -> None:
-        """Take what a task keeps of the outputs of every training batch.
-
-        Args:
-            raw: Outputs of the head, before the loss.
-        """
+        """Take what a task keeps of the head's outputs for every training batch, before the loss."""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the predictions and losses of a batch."""
@@ -295,40 +282,46 @@ class BaseTask(CheckpointedModel, ExportHooks):
         self._match_labels()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures of the whole split."""
+        """Log the metrics of the whole split."""
         self._finish("val", write=self.trainer.state.fn == TrainerFn.VALIDATING)
 
     def on_test_epoch_end(self) -> None:
-        """Log the figures of the whole split, and write them."""
+        """Log the metrics of the whole split, and write them."""
         self._finish("test", write=True)
 
     @property
     def columns(self) -> Tensor:
-        """For each label of the data its place among the model's, int64 [C]."""
+        """For each label of the data its index among the model's, int64 [C]."""
         assert self._columns is not None
         return self._columns
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Answers of a batch."""
+        """Return the predictions of a batch."""
         if len(batch["image"]) == 0:  # every file was unreadable; not every backbone takes no image
             return {"scores": torch.zeros((0, len(self.labels)), device=self.device)}
         return self.answer(batch["image"], batch.get("geometry"))
 
     def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
-        """What `predictions.csv` says of a batch.
+        """Return the rows of `predictions.csv` for a batch and what `predict_step` gave for it.
 
-        Args:
-            batch: What was answered.
-            answers: Of `predict_step`.
+        Where several labels may apply, those with a score of 0.5 or more stand in one cell, joined by `|`.
         """
-        return callbacks.list_label_rows(
-            self.labels, self.multilabel, batch["name"], answers["scores"]
-        )
+        rows: list[tuple[str, ...]] = []
+        for name, scores in zip(batch["name"], answers["scores"].cpu().numpy(), strict=True):
+            answer = LabelPrediction.from_scores(scores, self.labels, multilabel=self.multilabel)
+            pairs = answer.applying() if self.multilabel else answer.top(1)
+            label = SEPARATOR.join(label for label, _ in pairs)
+            rows.append((name, label, SEPARATOR.join(f"{score:.6f}" for _, score in pairs), ""))
+        return rows
 
     def configure_optimizers(self) -> Any:
         """AdamW, and a learning rate that changes with every step."""
-        num_batches = len(self._require_data().train_dataloader())
-        return configure(self.trainer, self.backbone.model, self.head, self.optim, num_batches)
+        num_steps = count_steps(self.trainer, len(self._require_data().train_dataloader()))
+        # A GradScaler has to divide the gradients before they are clipped; a fused step would do it after.
+        fused = not has_scaler(self.trainer)
+        adamw = build_optimizer(self.backbone.model, self.head, self.optim, fused=fused)
+        scheduler = build_schedule(adamw, num_steps, self.optim)
+        return {"optimizer": adamw, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
         self,
@@ -341,8 +334,10 @@ class BaseTask(CheckpointedModel, ExportHooks):
         clip_gradients(self.trainer, optimizer, value, gradient_clip_algorithm)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What every run gets; a callback of the same kind that the user set up takes the place of ours."""
-        return callbacks.usual(self.trainer, self, patience=self._patience, ema=self.optim.ema)
+        """Return what every run gets; a callback of the same kind that the user set up takes the place of ours."""
+        return callbacks.list_callbacks(
+            self.trainer, self, patience=self._patience, ema=self.optim.ema
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what the checkpoint says, and give the data the checkpoint's preprocessing."""
@@ -359,13 +354,6 @@ class BaseTask(CheckpointedModel, ExportHooks):
             )
         return data
 
-    def _kept_split(self, data: ImageData) -> Spec:
-        folder = callbacks.get_output_dir(self.trainer)  # asks all ranks, so not only the first
-        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]
-            return data.spec
-        folder.mkdir(parents=True, exist_ok=True)
-        return data.keep_split(folder)
-
     def _match_labels(self) -> None:
         self.require_trained()
         columns = match_labels(self._require_data(), self.labels, self.multilabel)
@@ -381,17 +369,15 @@ class BaseTask(CheckpointedModel, ExportHooks):
         if write:
             self.skipped.gather(self.trainer, split)
             folder = callbacks.get_output_dir(self.trainer)
-            if self.trainer.is_global_zero:
-                self._write(split, predictions, folder)
-
-    def _write(self, split: str, predictions: SplitPredictions, folder: Path) -> None:
-        skipped = self.skipped.files[split]
-        checkpoint = self.trainer.ckpt_path or self.source
-        more = {
-            "checkpoint": str(checkpoint) if checkpoint else None,
-            "num_skipped": len(skipped),
-            "skipped": dict(skipped),
-        }
-        folder = Path(checkpoint).parent if checkpoint else folder
-        self.write_results(folder, split, predictions, more)
-        rank_zero_info(f"Results: {folder / RESULTS_FILE}")
+            if not self.trainer.is_global_zero:
+                return
+            skipped = self.skipped.files[split]
+            checkpoint = self.trainer.ckpt_path or self.source
+            folder = Path(checkpoint).parent if checkpoint else folder
+            more = {
+                "checkpoint": str(checkpoint) if checkpoint else None,
+                "num_skipped": len(skipped),
+                "skipped": dict(skipped),
+            }
+            self.write_results(folder, split, predictions, more)
+            rank_zero_info(f"Results: {folder / RESULTS_FILE}")

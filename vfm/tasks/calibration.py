@@ -54,25 +54,16 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], origin: str | None = None) -> Self:
-        """What `to_dict` gave; other entries are passed over.
-
-        Args:
-            values: Entries of a calibration file.
-            origin: Where they were read from, as a sentence.
+        """Return what `to_dict` gave; other entries are passed over.
 
         Raises:
             KeyError: An entry is missing.
             ValueError: The rules make no sense.
         """
-        return cls(
-            ConfidenceRules.from_dict(values["rules"]),
-            values["num_images"],
-            values["error_before"],
-            values["error_after"],
-            tuple(values["shared"]),
-            values["min_precision"],
-            origin,
-        )
+        entries = {f.name: values[f.name] for f in fields(cls) if f.name != "origin"}
+        entries["rules"] = ConfidenceRules.from_dict(entries["rules"])
+        entries["shared"] = tuple(entries["shared"])
+        return cls(**entries, origin=origin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,15 +98,7 @@ class CalibrationOptions:
     batch_size: int = 32
 
     def refuse_others(self, accepted: Collection[str], who: str) -> None:
-        """Refuse what was set, but is not taken.
-
-        Args:
-            accepted: Names of the options that are taken.
-            who: Name of what takes them.
-
-        Raises:
-            CalibrationError: An option is set that is not among them.
-        """
+        """Refuse with a CalibrationError what was set, but is not among the options that someone accepts."""
         for option in fields(self):
             value = getattr(self, option.name)
             if value != option.default and option.name not in accepted:
@@ -141,11 +124,7 @@ class CalibrationResult:
 
 
 def require_enough_images(images: Validation) -> None:
-    """Refuse too few images to calibrate on.
-
-    Raises:
-        CalibrationError: With their number.
-    """
+    """Refuse with a CalibrationError too few images to calibrate on."""
     if images.num_images < MIN_IMAGES:
         raise CalibrationError(
             f"There are {images.num_images} validation images, too few to calibrate on: it takes at least "
@@ -154,11 +133,7 @@ def require_enough_images(images: Validation) -> None:
 
 
 def refuse_precision(min_precision: float | None, kind: str) -> None:
-    """Refuse a precision that was asked of a model whose thresholds are those of the highest F1.
-
-    Raises:
-        CalibrationError: A precision is given.
-    """
+    """Refuse with a CalibrationError a precision asked of a model whose thresholds are those of the highest F1."""
     if min_precision is not None:
         raise CalibrationError(
             f"A precision of {min_precision:g} was asked for, but a model of the kind '{kind}' has another threshold "
@@ -166,34 +141,30 @@ def refuse_precision(min_precision: float | None, kind: str) -> None:
         )
 
 
+def list_some(names: Sequence[str]) -> str:
+    """Return the first five names, separated by commas, for a message."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
 def list_absent(images: Validation, seen: Sequence[bool], threshold: float) -> tuple[str, ...]:
-    """Labels that the images say nothing of, with a warning that their threshold is a usual one.
+    """Return the labels that the images say nothing of, with a warning that their threshold is a default.
 
     Args:
         images: Images that the thresholds were fitted on.
         seen: For each of the model's labels whether they show it.
-        threshold: The usual one.
+        threshold: Default threshold.
     """
-    names = tuple(name for name, one in zip(images.labels, seen, strict=True) if not one)
+    names = tuple(name for name, is_seen in zip(images.labels, seen, strict=True) if not is_seen)
     if names:
         log.warning(
-            "The %d validation images show none of %d labels, or none that is found; their threshold is %.2f: %s%s.",
-            images.num_images,
-            len(names),
-            threshold,
-            ", ".join(names[:5]),
-            ", ..." if len(names) > 5 else "",
+            "The %d validation images show none of %d labels, or none that is found; their threshold is %.2f: %s.",
+            *(images.num_images, len(names), threshold, list_some(names)),
         )
     return names
 
 
 def list_confidence(rules: ConfidenceRules, calibration: Calibration | None) -> list[str]:
-    """Lines that say when an answer is sure, and what it was fitted on.
-
-    Args:
-        rules: Rules of the contract.
-        calibration: What they come from, where something was fitted.
-    """
+    """Return lines that say when a prediction is sure, and what that was fitted on, where something was."""
     lines = []
     if calibration is not None:
         lines.append(

@@ -6,9 +6,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self
@@ -66,15 +66,7 @@ class Checkpoint:
         path: Path | None = None,
         trust: Collection[str] = (),
     ) -> None:
-        """Take what was read, or what is known of a task in memory.
-
-        Args:
-            task: Trained task, in evaluation mode.
-            entry: What a checkpoint of the task says besides its weights.
-            results: Metrics by split.
-            path: File that the task was read from.
-            trust: Packages besides vfm whose code the data may be of.
-        """
+        """Take what was read, or what is known of a task in memory; `trust` is for the code of the data."""
         self.task = task
         self.entry = entry
         self.results = results
@@ -86,23 +78,13 @@ class Checkpoint:
     def open(
         cls, path: str | Path, *, base: str | Path | None = None, trust: Collection[str] = ()
     ) -> Self:
-        """Read a file once, and rebuild its task.
-
-        Args:
-            path: A checkpoint, or an `adapter.safetensors`.
-            base: As for `BaseTask.load`.
-            trust: As for `BaseTask.load`; also for the code of the data.
-
-        Raises:
-            CheckpointError: The file cannot be read.
-            SpecError: It names code that is not trusted or not found.
-        """
+        """Read a file once, and rebuild its task; arguments and errors are those of `BaseTask.load`."""
         path = Path(path)
         content = read_model_file(path)
         task: BaseTask = BaseTask.restore(content, path, base=base, trust=trust)
         return cls(task, content[KEY], read_results(path.parent), path, trust)
 
-    @cached_property
+    @property
     def data_spec(self) -> Spec | None:
         """The spec of the data that the task was trained on; None where the checkpoint does not say."""
         spec: Spec | None = (self.entry.get("data") or {}).get("spec")
@@ -146,10 +128,7 @@ class Checkpoint:
             ) from error
 
     def split(self, name: Split) -> LabelledImages:
-        """A split of the data that the task was trained on; they are read when first asked for.
-
-        Args:
-            name: `train`, `val` or `test`.
+        """Return a split of the data that the task was trained on, which is read when first asked for.
 
         Raises:
             ValidationError: The checkpoint names no data, or they are not there any more.
@@ -179,11 +158,7 @@ class Checkpoint:
     def open_images(
         self, source: LabelledImages | Split, max_images: int = MAX_IMAGES
     ) -> OpenedImages:
-        """Open images as the task takes them.
-
-        Args:
-            source: Labelled images, or a split of the training's data.
-            max_images: Most of them, spread evenly.
+        """Open at most `max_images` of labelled images, or of a split of the training's data, as the task takes them.
 
         Raises:
             ValidationError: There are none, or none can be read.
@@ -196,29 +171,26 @@ class Checkpoint:
     def select_calibration_images(
         self, data: Path | None, options: CalibrationOptions
     ) -> LabelledImages:
-        """Images to calibrate on, which the task was neither trained nor tested on.
+        """Return images to calibrate on, which the task was neither trained nor tested on.
 
         Args:
             data: A folder or a table with labels. By default, and where it is the data of the training, splits of the
                 training.
-            options: What the task takes of `vfm calibrate`.
+            options: Options of `vfm calibrate`.
 
         Raises:
             ValidationError: There are no such images, or some were trained or tested on.
             LabelError: Their labels are not those of the task.
         """
-        if data is None or self._was_trained_on(data):
-            splits = [self.split(name) for name in self.task.choose_splits(options)]  # type: ignore[arg-type]
-            source = replace(splits[0], positions=[p for one in splits for p in one.positions])
-        else:
-            source = self._open_data(data, options)
+        open_data = partial(self.task.open_calibration_data, options=options)
+        source = self._select_images(data, self.task.choose_splits(options), open_data)
         self._require_unseen(source, tested=True)
         return source
 
     def open_validation(
         self, data: Path | None = None, *, max_images: int = MAX_IMAGES, tested: bool = True
     ) -> Validation:
-        """Real images with their truth, which the task has not learned from.
+        """Open real images with their truth, which the task has not learned from.
 
         Args:
             data: A folder or a table with labels: its val split where it states one, else all of it. By default, and
@@ -230,31 +202,29 @@ class Checkpoint:
             ValidationError: There are no such images, or some were trained on.
             LabelError: Their labels are not those of the task.
         """
-        source = (
-            self.split("val")
-            if data is None or self._was_trained_on(data)
-            else self._open_data(data)
-        )
+        source = self._select_images(data, ("val",), self.task.open_data)
         if not tested or source.data is not self._data:
             self._require_unseen(source, tested=not tested)
         return self.task.open_validation(self.open_images(source, max_images))
 
-    def _was_trained_on(self, path: Path) -> bool:
+    def _select_images(
+        self,
+        path: Path | None,
+        splits: Sequence[str],
+        open_data: Callable[[Path, Spec], LabelledImages],
+    ) -> LabelledImages:
+        """Open the data of a path; where there is none, or it is the training's, select splits of the training's."""
         options = (self.data_spec or {}).get("init_args", {})
-        roots = [options[name] for name in _ROOTS if options.get(name) is not None]
-        return any(Path(root).resolve() == path.resolve() for root in roots)
-
-    def _open_data(self, path: Path, options: CalibrationOptions | None = None) -> LabelledImages:
+        roots = [Path(options[name]).resolve() for name in _ROOTS if options.get(name) is not None]
+        if path is None or path.resolve() in roots:
+            parts = [self.split(name) for name in splits]  # type: ignore[arg-type]
+            return replace(parts[0], positions=[p for part in parts for p in part.positions])
         if not path.exists():
             raise ValidationError(
                 f"There is no {path} (looked in {Path.cwd()}). Give --data a folder or a table of images with labels."
             )
         try:
-            training = self.data_spec or {}
-            if options is None:
-                source = self.task.open_data(path, training)
-            else:
-                source = self.task.open_calibration_data(path, training, options)
+            source = open_data(path, self.data_spec or {})
         except OSError as error:
             raise ValidationError(f"{path} cannot be read: {error}") from error
         if not source.positions:
@@ -265,26 +235,22 @@ class Checkpoint:
         return source
 
     def _require_unseen(self, source: LabelledImages, *, tested: bool) -> None:
-        """Refuse images that the task has learned from, or on which it is judged."""
-        trained = self._read_split("train")
-        if trained is None:
-            log.warning(
-                "The training data is not where it was, so it cannot be checked that none of these images was trained "
-                "on%s.",
-                ", or tested on" * tested,
-            )
-            return
-        require_disjoint(source.records, trained, "train")
-        if tested_on := self._read_split("test") if tested else None:
-            require_disjoint(source.records, tested_on, "test")
-
-    def _read_split(self, name: Split) -> list[Record] | None:
-        """The records of a split; None where there is none, or the data is gone."""
-        try:
-            return self.split(name).records
-        except (ValidationError, CheckpointError) as error:
-            log.debug("The %s images cannot be read: %s", name, error)
-            return None
+        """Refuse images that the task has learned from, or on which it is judged, where their data still exists."""
+        splits: tuple[Split, ...] = ("train", "test") if tested else ("train",)
+        for name in splits:
+            try:
+                records = self.split(name).records
+            except (ValidationError, CheckpointError) as error:
+                log.debug("The %s images cannot be read: %s", name, error)
+                if name == "train":
+                    log.warning(
+                        "The training data is not where it was, so it cannot be checked that none of these images was "
+                        "trained on%s.",
+                        ", or tested on" * tested,
+                    )
+                    return
+            else:
+                require_disjoint(source.records, records, name)
 
 
 def require_disjoint(records: Sequence[Record], others: Sequence[Record], split: Split) -> None:
@@ -293,7 +259,7 @@ def require_disjoint(records: Sequence[Record], others: Sequence[Record], split:
     Args:
         records: Images that something is to be fitted on.
         others: Images of the split.
-        split: `train` or `test`.
+        split: Name of the split, for the error.
 
     Raises:
         ValidationError: Some are among them; with their number, and the name of one.
@@ -307,7 +273,7 @@ def require_disjoint(records: Sequence[Record], others: Sequence[Record], split:
 
 
 def _identify(records: Sequence[Record]) -> list[Hashable]:
-    """What tells whether two records are of one image: where its file really lies, its bytes in a tar, its array."""
+    """Return what tells whether two records are of one image: its real path, its bytes in a tar, its array."""
     folders: dict[str, str] = {}
     keys: list[Hashable] = []
     for record in records:

@@ -21,12 +21,7 @@ from vfm.tasks.calibration import (
     CalibrationResult,
     list_confidence,
 )
-from vfm.tasks.labelled_images import (
-    LabelledImages,
-    OpenedImages,
-    ValidationError,
-    open_images,
-)
+from vfm.tasks.labelled_images import LabelledImages, OpenedImages, ValidationError, open_images
 from vfm.tasks.validation import Run, Validation
 
 
@@ -67,11 +62,11 @@ class ExportHooks:
         return self.kind == "multilabel"
 
     def bind_type(self) -> TaskType:
-        """The task on the side of production, with this task's labels and its own rules."""
+        """Return the task on the side of production, with this task's labels and its own rules."""
         return find_task_type(self.kind)(self.labels, self.define_rules())
 
     def open_data(self, path: Path, training: Spec) -> LabelledImages:
-        """Labelled images that have nothing to do with the training: their val split where they state one, else all.
+        """Open labelled images that have nothing to do with the training: the val split where they state one, else all.
 
         Args:
             path: A folder or a table, in any layout that the task learns from.
@@ -84,17 +79,10 @@ class ExportHooks:
         self._refuse("open_data")
 
     def check_data(self, data: ImageData) -> None:
-        """Refuse data whose images the model cannot answer for.
-
-        Args:
-            data: A data module that has read its records.
-        """
+        """Refuse a data module, which has read its records, whose images the model cannot answer for."""
 
     def open_validation(self, images: OpenedImages) -> Validation:
-        """Images with their truth, and the metric that counts for the task.
-
-        Args:
-            images: Images opened for the model, which it has not learned from.
+        """Return images with their truth, and the metric that counts for the task.
 
         Raises:
             LabelError: Their labels are not those of the model.
@@ -107,8 +95,8 @@ class ExportHooks:
         """Fit a temperature, and thresholds for each label.
 
         Args:
-            outputs: What the model says of the images, with a temperature of 1.
-            images: Images of `validation`.
+            outputs: Outputs of the model for the images, with a temperature of 1.
+            images: Images of `open_validation`.
             min_precision: Fraction of sure answers that shall be right.
 
         Raises:
@@ -117,27 +105,13 @@ class ExportHooks:
         self._refuse("fit_confidence")
 
     def choose_splits(self, options: CalibrationOptions) -> Sequence[str]:
-        """Splits of the data of the training that `vfm calibrate` takes where no other data is named.
-
-        Args:
-            options: Options of the command.
-        """
+        """Return the splits of the training's data that `vfm calibrate` takes where no other data is named."""
         return ("val",)
 
     def open_calibration_data(
         self, path: Path, training: Spec, options: CalibrationOptions
     ) -> LabelledImages:
-        """Labelled images to calibrate on; by default those of `open_data`.
-
-        Args:
-            path: As for `open_data`.
-            training: As for `open_data`.
-            options: Options of the command.
-
-        Raises:
-            ValidationError: The task reads no such data.
-            OSError: The data cannot be read.
-        """
+        """Open labelled images for `vfm calibrate`; by default, and with the same errors, those of `open_data`."""
         return self.open_data(path, training)
 
     def calibrate(
@@ -148,7 +122,7 @@ class ExportHooks:
         Args:
             source: Images that the model was neither trained nor tested on.
             run: The model, with a temperature of 1.
-            options: Options of the command.
+            options: Options of `vfm calibrate`.
 
         Raises:
             CalibrationError: Nothing can be fitted on these images.
@@ -157,22 +131,17 @@ class ExportHooks:
         images = self.open_validation(opened)
         outputs = images.collect_outputs(run, options.batch_size)
         fitted = self.fit_confidence(outputs, images, min_precision=options.min_precision)
-        details = fitted.to_dict()
-        return CalibrationResult(opened.source, details, list_confidence(fitted.rules, fitted))
+        lines = list_confidence(fitted.rules, fitted)
+        return CalibrationResult(opened.source, fitted.to_dict(), lines)
 
     def define_rules(self) -> dict[str, Any] | None:
-        """Rules that the task itself puts into the contract; None where they are those of its calibration."""
+        """Return the rules that the task itself puts into the contract; None where its calibration has them."""
         return None
 
     def describe_rules(
         self, rules: Mapping[str, Any] | None, calibration: Calibration | None
     ) -> list[str]:
-        """Lines of the card that say when the model is sure.
-
-        Args:
-            rules: Rules of the contract.
-            calibration: What they come from, where something was fitted.
-        """
+        """Return the lines of the card that say when the model is sure, by the rules of its contract."""
         if rules is None:
             return []
         lines = list_confidence(ConfidenceRules.from_dict(rules), calibration)

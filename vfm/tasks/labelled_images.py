@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from vfm_runtime.errors import VfmError
 from vfm_runtime.tasks.base import Arrays
 
@@ -41,22 +42,12 @@ class LabelledImages:
 
     @classmethod
     def select_splits(cls, data: ImageData, names: Sequence[str]) -> Self:
-        """All images of some splits, in order.
-
-        Args:
-            data: A data module that has read its records.
-            names: Splits that it has.
-        """
+        """Select all images of some splits, in order, of a data module that has read its records."""
         return cls(data, [(name, i) for name in names for i in range(len(data.records[name]))])
 
     @classmethod
     def select_evaluation(cls, data: ImageData, path: Path) -> Self:
-        """The val split where the data states one, else all that have labels.
-
-        Args:
-            data: A data module that has read its records.
-            path: Folder or file that it was read from, for a warning.
-        """
+        """Select the val split where the data states one, else all that have labels; warnings name the path."""
         return cls.select_splits(data, choose_evaluation_splits(data, path))
 
     @property
@@ -71,16 +62,16 @@ class LabelledImages:
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
     def select(self, indices: Collection[int]) -> Self:
-        """The images at some indices of `positions`."""
+        """Select the images at some indices of `positions`."""
         return replace(self, positions=[self.positions[i] for i in indices])
 
     def limit(self, count: int) -> Self:
-        """No more than `count` of the images, spread evenly."""
-        number = len(self.positions)
-        if number <= count:
+        """Select at most `count` of the images, spread evenly."""
+        total = len(self.positions)
+        if total <= count:
             return self
-        log.warning("Of %d images %d are taken, spread evenly.", number, count)
-        return self.select(np.linspace(0, number - 1, count).round().astype(int))
+        log.warning("Of %d images %d are taken, spread evenly.", total, count)
+        return self.select(_spread(total, count))
 
 
 @dataclass(frozen=True)
@@ -95,20 +86,24 @@ class OpenedImages:
     """Reason by name for those that could not be read."""
 
     def iterate_batches(self, size: int, count: int | None = None) -> Iterator[Arrays]:
-        """What the model takes, batch by batch in the order of the images.
+        """Yield what the model takes, batch by batch in the order of the images.
 
         Args:
             size: Most images of a batch.
             count: Most images, spread evenly; all by default.
         """
-        number = len(self.inputs["pixels"])
-        inputs = self.inputs
-        if count is not None and count < number:
-            chosen = np.linspace(0, number - 1, count).round().astype(int)
+        inputs, total = self.inputs, len(self.inputs["pixels"])
+        if count is not None and count < total:
+            chosen = _spread(total, count)
             inputs = {name: values[chosen] for name, values in inputs.items()}
-            number = count
-        for start in range(0, number, size):
+            total = count
+        for start in range(0, total, size):
             yield {name: values[start : start + size] for name, values in inputs.items()}
+
+
+def _spread(total: int, count: int) -> NDArray[np.int64]:
+    """Return `count` of `total` indices, evenly."""
+    return np.linspace(0, total - 1, count).round().astype(int)
 
 
 def open_images(
@@ -118,26 +113,20 @@ def open_images(
     needs_geometry: bool,
     max_images: int = MAX_IMAGES,
 ) -> OpenedImages:
-    """Open images once, as validation in training does, and keep them as the model takes them.
-
-    Args:
-        source: The images.
-        preprocess: What brings them to the model's size.
-        needs_geometry: Whether the model's head needs their geometry.
-        max_images: Most of them, spread evenly.
+    """Open at most `max_images` once, as validation in training does, and keep them as the model takes them.
 
     Raises:
         ValidationError: None can be read.
     """
     source = source.limit(max_images)
-    number = len(source.positions)
+    total = len(source.positions)
     source.data.preprocess = preprocess
     datasets = {
         split: source.data.build_dataset(split)
         for split in dict.fromkeys(split for split, _ in source.positions)
     }
-    pixels = np.empty((number, *preprocess.size, 3), np.uint8)
-    geometry = np.empty((number, 6), np.float32)
+    pixels = np.empty((total, *preprocess.size, 3), np.uint8)
+    geometry = np.empty((total, 6), np.float32)
     read: list[int] = []
     skipped: dict[str, str] = {}
 
@@ -155,18 +144,13 @@ def open_images(
             if needs_geometry:
                 geometry[len(read)] = sample.geometry
             read.append(index)
-    _tell_skipped(skipped, number)
+    if skipped:
+        name, reason = next(iter(skipped.items()))
+        text = f"{len(skipped)} of the {total} images cannot be read, such as {name}: {reason}"
+        if not read:
+            raise ValidationError(f"{text} Give others with --data.")
+        log.warning("%s They are left out.", text)
     inputs: Arrays = {"pixels": pixels[: len(read)]}
     if needs_geometry:
         inputs["geometry"] = geometry[: len(read)]
     return OpenedImages(inputs, source.select(read), skipped)
-
-
-def _tell_skipped(skipped: Mapping[str, str], number: int) -> None:
-    if not skipped:
-        return
-    name, reason = next(iter(skipped.items()))
-    said = f"{len(skipped)} of the {number} images cannot be read, such as {name}: {reason}"
-    if len(skipped) == number:
-        raise ValidationError(f"{said} Give others with --data.")
-    log.warning("%s They are left out.", said)

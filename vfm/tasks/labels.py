@@ -21,7 +21,7 @@ class LabelError(VfmError, ValueError):
 
 
 def match_labels(data: ImageData, labels: Sequence[str], multilabel: bool) -> list[int]:
-    """For each label of the data its place among the model's.
+    """Return for each label of the data its index among the model's.
 
     Raises:
         LabelError: The data has labels that the model does not know, or other kinds of labels.
@@ -49,15 +49,15 @@ def match_labels(data: ImageData, labels: Sequence[str], multilabel: bool) -> li
 
 
 def compute_class_weights(choice: ClassWeights, data: ImageData) -> Tensor | None:
-    """How much each class counts, float [C].
+    """Return how much each class counts in training, float [C].
 
     Balanced weights are N / (C * n) for a class of n images out of N, so that their mean over
     images is 1; where several labels may apply, images that have a label are weighed by how many
     more have it not, (N - n) / n.
 
     Args:
-        choice: As the task takes it.
-        data: Its training images are counted.
+        choice: Argument of the task.
+        data: Data module whose training images are counted.
 
     Raises:
         LabelError: A weight is of no class, or not above 0.

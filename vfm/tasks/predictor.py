@@ -31,7 +31,7 @@ class TorchPredictor(Predictor):
         """Take the task's labels and rules, or those of a bundle.
 
         Args:
-            task: Trained, in evaluation mode; of several heads on one backbone, any.
+            task: Trained task in evaluation mode; of several heads on one backbone, any.
             contract: Contract of a bundle, whose heads and rules count; by default those of the task alone.
             answer: What computes the contract's outputs from `pixels`, and `geometry` where it is taken; by default the
                 task.
@@ -57,18 +57,11 @@ class TorchPredictor(Predictor):
 def run_torch(
     answer: Callable[..., Mapping[str, Tensor]], inputs: Arrays, device: torch.device
 ) -> Arrays:
-    """Answer for arrays by torch.
-
-    Args:
-        answer: A task's `answer`, or what computes a bundle's outputs.
-        inputs: Arrays by the names of the answer's arguments.
-        device: Device of the model.
-    """
+    """Answer by torch, on a device, for arrays by the names of the answer's arguments."""
     tensors = {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
     with torch.inference_mode():
         outputs = answer(**tensors)
-    return {name: _to_numpy(values) for name, values in outputs.items()}
-
-
-def _to_numpy(values: Tensor) -> np.ndarray:
-    return np.asarray((values.float() if values.is_floating_point() else values).cpu().numpy())
+    return {
+        name: (values.float() if values.is_floating_point() else values).cpu().numpy()
+        for name, values in outputs.items()
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 from vfm_runtime.errors import VfmError
-from vfm_runtime.tasks.classification import LabelPrediction
 
 from vfm.training.adapter_file import AdapterWriter
 from vfm.training.ema import WeightEMA
 from vfm.training.oom import MemoryAdvice
 from vfm.training.ranks import gather_ranks
-from vfm.training.saving import Preemption, checkpoints, is_default_checkpoint
+from vfm.training.saving import Preemption, build_checkpoints, is_default_checkpoint
 from vfm.training.watchdog import StallWatch
 
 MAX_UNREADABLE = 0.01
-"""Largest share of a split's files that training goes on without."""
-
-SEPARATOR = "|"
-"""Between the labels of one image in `predictions.csv`."""
+"""Largest fraction of a split's files that training goes on without."""
 
 _SHOWN = 5
 
@@ -38,36 +32,36 @@ class UnreadableFilesError(VfmError, ValueError):
 
 
 def get_output_dir(trainer: Trainer) -> Path:
-    """The folder of this run: the logger's, or else the Trainer's root. Every rank must ask: it is broadcast."""
+    """Return the folder of this run: the logger's, or else the Trainer's root. Every rank must ask: it is broadcast."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-def usual(
-    trainer: Trainer, task: LightningModule, *, patience: int | None, ema: float | None
+def list_callbacks(
+    trainer: Trainer, task: Any, *, patience: int | None, ema: float | None
 ) -> list[Callback]:
-    """What every run gets; a callback of the same kind that the user set up takes the place of ours.
+    """Return what every run gets; a callback of the same kind that the user set up takes the place of ours.
 
     Args:
-        trainer: With the user's callbacks.
-        task: With `skipped`, `monitor` and `monitor_mode`.
+        trainer: Trainer with the user's callbacks.
+        task: Task with `skipped`, `monitor` and `monitor_mode`.
         patience: Validations without a better result after which training stops; None goes on.
         ema: Decay of averaged weights; None for none.
     """
-    added: list[Callback] = [Throughput(), task.skipped, PredictionWriter(), MemoryAdvice()]  # type: ignore[list-item]
+    added: list[Callback] = [Throughput(), task.skipped, PredictionWriter(), MemoryAdvice()]
     if type(trainer.progress_bar_callback) is TQDMProgressBar:
         added.append(ProgressBar())
-    monitor: Any = task.monitor if trainer.limit_val_batches else None
+    monitor = task.monitor if trainer.limit_val_batches else None
     if trainer.state.fn == TrainerFn.FITTING:
         added += [Preemption(), StallWatch(), AdapterWriter()]
         if ema is not None:
             added.append(WeightEMA(ema))
         if patience is not None and monitor is not None:
-            added.append(EarlyStopping(monitor, patience=patience, mode=task.monitor_mode))  # type: ignore[arg-type]
+            added.append(EarlyStopping(monitor, patience=patience, mode=task.monitor_mode))
     present = {type(c) for c in trainer.callbacks}  # type: ignore[attr-defined]
     added = [c for c in added if type(c) is EarlyStopping or type(c) not in present]
     saving = trainer.checkpoint_callbacks
     if saving and all(is_default_checkpoint(c) for c in saving):
-        added += checkpoints(monitor, task.monitor_mode)  # type: ignore[arg-type]
+        added += build_checkpoints(monitor, task.monitor_mode)
     return added
 
 
@@ -75,7 +69,7 @@ class ProgressBar(TQDMProgressBar):
     """Lightning's bar with whole images a second, and without the number of the run."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands behind the bar."""
+        """Return what stands behind the bar."""
         shown = dict(super().get_metrics(trainer, pl_module))
         shown.pop("v_num", None)
         if "images/s" in shown:
@@ -87,11 +81,7 @@ class Throughput(Callback):
     """Shows and logs `images/s` of training, over all ranks, without the first batch of each epoch."""
 
     def __init__(self, seconds: float = 1.0) -> None:
-        """Set how often to measure.
-
-        Args:
-            seconds: Least time between two figures.
-        """
+        """Set the least time between two measurements."""
         self.seconds = seconds
         self._since: float | None = None
         self._images = 0
@@ -131,7 +121,7 @@ class SkippedFiles(Callback):
         """Note the batch's skipped files, and stop when they are more than 1 % of the split."""
         if batch["skipped"]:
             self.files["train"].update(batch["skipped"])
-            self._check(trainer, "train")
+            self._require_readable(trainer, "train")
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
@@ -147,10 +137,10 @@ class SkippedFiles(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the ranks' lists, and write them."""
-        self.gather(trainer, "train")
-        self.gather(trainer, "val")
-        self._check(trainer, "train")
-        self._check(trainer, "val")
+        for split in ("train", "val"):
+            self.gather(trainer, split)
+        for split in ("train", "val"):
+            self._require_readable(trainer, split)
 
     def gather(self, trainer: Trainer, split: str) -> None:
         """Join the ranks' lists of a split, and write them to `skipped_<split>.csv`."""
@@ -165,7 +155,7 @@ class SkippedFiles(Callback):
                 f"{len(self.files[split])} files of '{split}' could not be read and were left out; see {path}."
             )
 
-    def _check(self, trainer: Trainer, split: str) -> None:
+    def _require_readable(self, trainer: Trainer, split: str) -> None:
         files = self.files[split]
         if not files:
             return
@@ -192,7 +182,7 @@ class PredictionWriter(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Keep the batch's answers."""
+        """Keep the batch's predictions."""
         task: Any = pl_module
         self._rows += task.list_predictions(batch, outputs)
         nothing = [""] * (len(task.prediction_columns) - 2)
@@ -203,32 +193,10 @@ class PredictionWriter(Callback):
         rows = [row for rank in gather_ranks(self._rows) for row in rank]
         path = get_output_dir(trainer) / "predictions.csv"
         if trainer.is_global_zero:
-            # A sampler that fills up a rank repeats samples; a name stands for one file.
+            # A distributed sampler repeats images to fill up a rank, so an image may have its rows twice.
             columns: Any = pl_module.prediction_columns
             _write_rows(path, columns, sorted(set(rows)))
             rank_zero_info(f"Predictions of {len({row[0] for row in rows})} images: {path}")
-
-
-def list_label_rows(
-    labels: Sequence[str], multilabel: bool, names: Sequence[str], scores: Tensor
-) -> list[tuple[str, ...]]:
-    """A row for each image: its name, label and score, and no error.
-
-    Where several labels may apply, those with a score of 0.5 or more stand in one cell, joined by `|`.
-
-    Args:
-        labels: Names, in the order of the scores.
-        multilabel: Whether several may apply.
-        names: Of the images.
-        scores: [N, C].
-    """
-    rows: list[tuple[str, ...]] = []
-    for name, row in zip(names, scores.cpu().numpy(), strict=True):
-        answer = LabelPrediction.from_scores(row, labels, multilabel=multilabel)
-        pairs = answer.applying() if multilabel else answer.top(1)
-        label = SEPARATOR.join(label for label, _ in pairs)
-        rows.append((name, label, SEPARATOR.join(f"{score:.6f}" for _, score in pairs), ""))
-    return rows
 
 
 def _write_rows(path: Path, header: tuple[str, ...], rows: list[Any]) -> None:

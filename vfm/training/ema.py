@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +19,11 @@ class WeightEMA(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        """Set the decay.
+        """Set the decay: the fraction of the average that each step keeps.
 
-        Args:
-            decay: Share of the average that each step keeps; smaller in the first steps, so that
-                the random start is soon forgotten.
+        It is smaller in the first steps, so that the random start is soon forgotten.
         """
-        super().__init__(multi_avg_fn=_average(decay))
+        super().__init__(multi_avg_fn=partial(update_average, decay))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copy the model, once its head has its layers: Lightning asks callbacks before the task."""
@@ -33,14 +32,21 @@ class WeightEMA(WeightAveraging):
         super().setup(trainer, pl_module, stage)
 
 
-def _average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Any], None]:
-    @torch.no_grad()
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Any) -> None:
-        steps = float(num_averaged)
-        share = 1 - min(decay, (1 + steps) / (10 + steps))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(list(averaged), list(current), share)
-        else:
-            torch._foreach_copy_(list(averaged), list(current))  # counters of batch norms
+@torch.no_grad()
+def update_average(
+    decay: float, averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Any
+) -> None:
+    """Move averaged tensors towards the current ones in place.
 
-    return update
+    Args:
+        decay: Fraction of the average that a late step keeps.
+        averaged: The averages.
+        current: Tensors of the model, of the same shapes.
+        num_averaged: Steps that were averaged before.
+    """
+    steps = float(num_averaged)
+    if averaged[0].is_floating_point():
+        fraction = 1 - min(decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(list(averaged), list(current), fraction)
+    else:
+        torch._foreach_copy_(list(averaged), list(current))  # counters of batch norms

@@ -1,4 +1,4 @@
-"""Leave out what Lightning says that a user can do nothing with."""
+"""Log filters: leave out what Lightning says that a user can do nothing with."""
 
 from __future__ import annotations
 
@@ -30,10 +30,8 @@ _WARNINGS = (
 
 def filter_logs() -> None:
     """Filter the advertisements and inner workings from Lightning's log and warnings."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_for_users)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not record.getMessage().startswith(_INNER)
+    )
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-
-
-def _is_for_users(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_INNER)

@@ -36,9 +36,9 @@ def require_finite(task: CheckpointedModel, loss: Tensor, batch: Batch) -> None:
     """Stop on all ranks when the loss of any is not finite; the weights are as before this batch.
 
     Args:
-        task: In training.
-        loss: Of the batch, before it is differentiated.
-        batch: As given to `training_step`.
+        task: Task in training.
+        loss: Loss of the batch, before it is differentiated, a scalar.
+        batch: Batch of the training step.
 
     Raises:
         NonFiniteLossError: With the names of the images; batch and state lie in the run's folder `nonfinite`.
@@ -52,37 +52,31 @@ def require_finite(task: CheckpointedModel, loss: Tensor, batch: Batch) -> None:
     if not is_bad:
         raise NonFiniteLossError(f"The loss of another rank is not finite; see {folder}.")
     file = folder / f"batch_rank{trainer.global_rank}.safetensors"
-    _save_batch(file, batch)
-    raise NonFiniteLossError(_message(task, loss, batch, file))
-
-
-def replay(folder: str | Path, rank: int = 0, **load: Any) -> dict[str, float]:
-    """The loss of each image of the batch that stopped a run, from the weights at that moment.
-
-    Args:
-        folder: The `nonfinite` folder of the run.
-        rank: Whose batch.
-        **load: As for `BaseTask.load`, such as trust.
-    """
-    folder = Path(folder)
-    task = CheckpointedModel.load(folder / _STATE, **load)
-    file = folder / f"batch_rank{rank}.safetensors"
-    batch = _load_batch(file, load.get("trust", ()))
-    return dict(zip(batch["name"], _losses(task, batch), strict=True))
-
-
-def _save_batch(file: Path, batch: Batch) -> None:
-    """Write a batch with its whole target."""
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     tensors |= {f"features.{name}": value for name, value in batch.get("features", {}).items()}
     target = batch["target"]
     tensors |= {f"target.{name}": value for name, value in target._asdict().items()}
     metadata = {"name": json.dumps(batch["name"]), "target": get_class_path(type(target))}
     write_tensors(file, tensors, metadata)
+    raise NonFiniteLossError(_explain(task, loss, batch, folder))
+
+
+def replay(folder: str | Path, rank: int = 0, **load: Any) -> dict[str, float]:
+    """Return the loss of each image of the batch that stopped a run, from the weights at that moment.
+
+    Args:
+        folder: The `nonfinite` folder of the run.
+        rank: Rank whose batch it is.
+        **load: Arguments of `BaseTask.load`, such as trust.
+    """
+    folder = Path(folder)
+    task = CheckpointedModel.load(folder / _STATE, **load)
+    batch = _load_batch(folder / f"batch_rank{rank}.safetensors", load.get("trust", ()))
+    return dict(zip(batch["name"], _compute_each_loss(task, batch), strict=True))
 
 
 def _load_batch(file: Path, trust: Collection[str]) -> Batch:
-    """Read what `_save_batch` wrote."""
+    """Read the batch that `require_finite` wrote."""
     metadata = read_metadata(file)
     groups: dict[str, dict[str, Tensor]] = {"": {}, "features": {}, "target": {}}
     for path, tensor in read_plain(file).items():
@@ -96,8 +90,8 @@ def _load_batch(file: Path, trust: Collection[str]) -> Batch:
 
 
 @torch.no_grad()
-def _losses(task: CheckpointedModel, batch: Batch) -> list[float]:
-    """Loss of each image alone, in evaluation mode."""
+def _compute_each_loss(task: CheckpointedModel, batch: Batch) -> list[float]:
+    """Return the loss of each image alone, in evaluation mode."""
     was_training = task.training
     task.eval()
     losses = []
@@ -108,7 +102,7 @@ def _losses(task: CheckpointedModel, batch: Batch) -> list[float]:
     return losses
 
 
-def _message(task: CheckpointedModel, loss: Tensor, batch: Batch, file: Path) -> str:
+def _explain(task: CheckpointedModel, loss: Tensor, batch: Batch, folder: Path) -> str:
     trainer = task.trainer
     where = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
     names = batch["name"]
@@ -122,7 +116,7 @@ def _message(task: CheckpointedModel, loss: Tensor, batch: Batch, file: Path) ->
             "bf16 in place of fp16"
         )
     else:
-        alone = zip(names, _losses(task, batch), strict=True) if whole else ()
+        alone = zip(names, _compute_each_loss(task, batch), strict=True) if whole else ()
         guilty = [name for name, value in alone if not torch.isfinite(torch.tensor(value))]
         names = guilty or names
         which = "these images alone" if guilty else "this batch, though of none of its images alone"
@@ -131,7 +125,7 @@ def _message(task: CheckpointedModel, loss: Tensor, batch: Batch, file: Path) ->
     return (
         f"The loss is {float(loss.detach()):g} in {where}. {cause}.\n"
         f"Images: {', '.join(names[:_SHOWN])}{more}.\n"
-        f"Batch and state from before the step: {file.parent}. Each image's loss: "
+        f"Batch and state from before the step: {folder}. Each image's loss: "
         'python -c "from vfm.training.nonfinite import replay; '
-        f"print(replay('{file.parent}', {trainer.global_rank}))\""
+        f"print(replay('{folder}', {trainer.global_rank}))\""
     )

@@ -1,4 +1,4 @@
-"""Out of memory: what to change, and the largest batch that fits."""
+"""Out of memory (OOM): what to change, the largest batch that fits, and the peak of memory."""
 
 from __future__ import annotations
 
@@ -25,15 +25,11 @@ class MemoryAdvice(Callback):
     ) -> None:
         """Say what to change, those that cost least first."""
         if isinstance(exception, torch.OutOfMemoryError | RuntimeError) and is_oom_error(exception):
-            exception.add_note(advice(trainer))
+            exception.add_note(advise(trainer))
 
 
-def advice(trainer: Trainer) -> str:
-    """Settings of a run that would need less memory, with their values.
-
-    Args:
-        trainer: Of the run.
-    """
+def advise(trainer: Trainer) -> str:
+    """Return the settings of a run that would need less memory, with their values."""
     size = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
     lines = ["Out of memory. What needs less, the cheapest first:"]
     if trainer.precision == "32-true":
@@ -69,7 +65,7 @@ class LargestBatch(BatchSizeFinder):
         Args:
             max_trials: Largest number of sizes that are tried.
             steps_per_trial: Training steps at each size.
-            margin: Share of the size found that is left free, for fragmentation in a long run.
+            margin: Fraction of the largest size that is left free, for fragmentation in a long run.
         """
         super().__init__(
             mode="binsearch",
@@ -84,9 +80,10 @@ class LargestBatch(BatchSizeFinder):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         start = data.batch_size
         super().on_fit_start(trainer, pl_module)
-        found = max(1, min(data.batch_size, _smallest_share(trainer)))
-        data.batch_size = found
-        factor = math.sqrt(found / start)
+        # A batch larger than a rank's part of the epoch would never be full.
+        most = len(data.records["train"]) // trainer.world_size
+        data.batch_size = max(1, min(data.batch_size, most))
+        factor = math.sqrt(data.batch_size / start)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] *= factor
@@ -94,20 +91,14 @@ class LargestBatch(BatchSizeFinder):
         for config in trainer.lr_scheduler_configs:
             config.scheduler.base_lrs = [lr * factor for lr in config.scheduler.base_lrs]
         rank_zero_info(
-            f"Largest batch that fits: {found} images a process (was {start}). Learning rate times {factor:.3g}, the "
-            f"square root of the ratio. To keep both: --data.batch_size {found} "
+            f"Largest batch that fits: {data.batch_size} images a process (was {start}). Learning rate times "
+            f"{factor:.3g}, the square root of the ratio. To keep both: --data.batch_size {data.batch_size} "
             f"--model.optim.lr {pl_module.optim.lr * factor:.3g}"  # type: ignore[union-attr, operator]
         )
 
 
-def _smallest_share(trainer: Trainer) -> int:
-    """Images of a rank's epoch: a larger batch would never be full."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    return max(1, len(data.records["train"]) // trainer.world_size)
-
-
 def reset_peak_memory() -> int:
-    """Forget the peak so far, and give the bytes that are held now."""
+    """Forget the peak so far, and return the bytes that are held now."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -117,20 +108,20 @@ def reset_peak_memory() -> int:
         # What the C library holds back for later would hide the next peak.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        return _resident("VmRSS")
+        return _read_resident("VmRSS")
     return 0
 
 
 def read_peak_memory() -> int:
-    """Most bytes since `reset_peak_memory`: the GPU's allocations, or else what the process had resident.
+    """Return the most bytes since `reset_peak_memory`: the GPU's allocations, or else what the process had resident.
 
     0 where the system does not tell, as on macOS and Windows.
     """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return _resident("VmHWM") if _STATUS.is_file() else 0
+    return _read_resident("VmHWM") if _STATUS.is_file() else 0
 
 
-def _resident(name: str) -> int:
+def _read_resident(name: str) -> int:
     lines = _STATUS.read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))

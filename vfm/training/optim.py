@@ -1,4 +1,4 @@
-"""AdamW with its parameter groups, and the schedule of the learning rate."""
+"""Optimizer and learning-rate schedule: AdamW with its parameter groups, warm-up and cosine, clipped gradients."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from timm import optim as timm_optim
 from torch import nn
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from vfm_runtime.errors import OptionError
 
@@ -19,7 +19,7 @@ from vfm.models.adapt import FullFineTuning
 from vfm.renames import accept_old_keys
 
 BACKBONE = "backbone"
-"""The `part` of its parameter groups."""
+"""The `part` of the backbone's parameter groups."""
 
 
 @accept_old_keys
@@ -36,21 +36,21 @@ class Optim:
     weight_decay: float = 0.05
     """Decay of weight matrices; biases, norms and embeddings that timm exempts have none."""
     warmup_ratio: float = 0.05
-    """Share of all steps in which the learning rate grows from zero."""
+    """Fraction of all steps in which the learning rate grows from zero."""
     min_lr_ratio: float = 0.01
-    """Learning rate of the last step as a share of `lr`."""
+    """Learning rate of the last step as a fraction of `lr`."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's averaging of gradients and of their squares."""
     max_grad_norm: float | None = 1.0
     """Largest norm of all gradients together; null leaves them. A Trainer's gradient_clip_val goes before it."""
 
     layer_decay: float | None = None
-    """Each block's learning rate as a share of the next one's; the last block and the head have all of it. 0.65 to 0.9
-    keeps early layers of a pretrained backbone near their start. null: the same rate everywhere."""
+    """Each block's learning rate as a fraction of the next one's; the last block and the head have all of it. 0.65 to
+    0.9 keeps early layers of a pretrained backbone near their start. null: the same rate everywhere."""
     backbone_factor: float = 1.0
-    """Learning rate of the backbone as a share of the head's."""
+    """Learning rate of the backbone as a fraction of the head's."""
     freeze_ratio: float = 0.0
-    """Share of all steps, from the first, in which the head learns alone."""
+    """Fraction of all steps, from the first, in which the head learns alone."""
     ema: float | None = None
     """Decay of a running average of the weights, such as 0.999, which is then validated, saved, exported. null: off."""
 
@@ -84,97 +84,74 @@ class Optim:
                 )
 
 
-def configure(
-    trainer: Trainer, backbone: Any, head: nn.Module, optim: Optim, num_batches: int
-) -> dict[str, Any]:
-    """AdamW, and a learning rate that changes with every step, as Lightning asks for them.
-
-    Args:
-        trainer: Of the run.
-        backbone: A timm model.
-        head: Any module.
-        optim: Settings of both.
-        num_batches: Of an epoch.
-    """
-    # A GradScaler has to divide the gradients before they are clipped; a fused step would do it after.
-    adamw = build_optimizer(backbone, head, optim, fused=not _has_scaler(trainer))
-    rates = schedule(adamw, count_steps(trainer, num_batches), optim)
-    return {"optimizer": adamw, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+def has_scaler(trainer: Trainer) -> bool:
+    """Return whether gradients are scaled, as in 16-mixed."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
 def clip_gradients(
-    trainer: Trainer, adamw: torch.optim.Optimizer, value: float | None, algorithm: str | None
+    trainer: Trainer, adamw: Optimizer, value: float | None, algorithm: str | None
 ) -> None:
-    """Clip gradients, those of a fused optimiser too.
+    """Clip gradients, those of a fused optimizer too.
 
     Args:
-        trainer: Of the run.
-        adamw: Of `configure`.
+        trainer: Trainer of the run.
+        adamw: Optimizer of the gradients.
         value: Largest norm of all together, or largest size of each; None leaves them.
         algorithm: `norm` or `value`; None for the norm.
     """
     kind = GradClipAlgorithmType(algorithm or "norm")
     plugin = trainer.precision_plugin
-    if _has_scaler(trainer):
+    if has_scaler(trainer):
         plugin.clip_gradients(adamw, value or 0.0, kind)
-    else:  # the mixed precision's own method refuses a fused optimiser here too, without need
+    else:  # the mixed precision's own method refuses a fused optimizer here too, without need
         Precision.clip_gradients(plugin, adamw, value or 0.0, kind)
 
 
-def _has_scaler(trainer: Trainer) -> bool:
-    return getattr(trainer.precision_plugin, "scaler", None) is not None
-
-
-def build_optimizer(
-    backbone: Any, head: nn.Module, optim: Optim, *, fused: bool = True
-) -> torch.optim.AdamW:
-    """AdamW over all trainable weights, decayed ones apart from the others.
+def build_optimizer(backbone: Any, head: nn.Module, optim: Optim, *, fused: bool = True) -> AdamW:
+    """Return AdamW over all trainable weights, decayed ones apart from the others.
 
     Args:
         backbone: A timm model.
-        head: Any module.
-        optim: Its settings.
+        head: Module whose weights have the whole learning rate.
+        optim: Settings of the optimizer.
         fused: One pass over the memory in place of many, on the CPU too.
     """
+    exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+    if optim.layer_decay is None:
+        layers = timm_optim.param_groups_weight_decay(
+            backbone, optim.weight_decay, no_weight_decay_list=exempt
+        )
+    else:
+        layers = timm_optim.param_groups_layer_decay(
+            backbone, optim.weight_decay, exempt, layer_decay=optim.layer_decay
+        )
     parts = {
-        BACKBONE: (_backbone_groups(backbone, optim), optim.backbone_factor),
+        BACKBONE: (layers, optim.backbone_factor),
         "head": (timm_optim.param_groups_weight_decay(head, optim.weight_decay), 1.0),
     }
     highest = FullFineTuning.learning_rate if optim.lr is None else optim.lr
     groups = []
-    for part, (found, factor) in parts.items():
-        for group in found:
+    for part, (part_groups, factor) in parts.items():
+        for group in part_groups:
             if group["params"]:
-                # timm's own optimisers would multiply it in; a schedule of Lightning only scales what is here.
+                # timm's own optimizers would multiply it in; a schedule of Lightning only scales what is here.
                 rate = highest * factor * group.pop("lr_scale", 1.0)
                 groups.append({**group, "lr": rate, "part": part})
-    return torch.optim.AdamW(groups, lr=highest, betas=optim.betas, fused=fused)
-
-
-def _backbone_groups(backbone: Any, optim: Optim) -> list[dict[str, Any]]:
-    names = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
-    if optim.layer_decay is None:
-        groups = timm_optim.param_groups_weight_decay(
-            backbone, optim.weight_decay, no_weight_decay_list=names
-        )
-    else:
-        groups = timm_optim.param_groups_layer_decay(
-            backbone, optim.weight_decay, names, layer_decay=optim.layer_decay
-        )
-    return list(groups)
+    return AdamW(groups, lr=highest, betas=optim.betas, fused=fused)
 
 
 def count_steps(trainer: Trainer, num_batches: int) -> int:
-    """Optimiser steps of a whole training.
+    """Return the optimizer steps of a whole training.
 
     Not Lightning's own estimate: it keeps the loader that it counts, and so never tells it where to resume.
 
     Args:
-        trainer: Of the training.
-        num_batches: Of an epoch, on each process.
+        trainer: Trainer of the run.
+        num_batches: Batches of an epoch, on each process.
 
     Raises:
-        ValueError: The training has no end.
+        OptionError: The training has no end.
     """
     limit = trainer.limit_train_batches
     if isinstance(limit, int):
@@ -194,33 +171,30 @@ def count_steps(trainer: Trainer, num_batches: int) -> int:
     return min(ends)
 
 
-def schedule(adamw: torch.optim.AdamW, num_steps: int, optim: Optim) -> LambdaLR:
-    """The learning rates of all groups, step by step; those of the backbone are 0 while it is frozen.
+def build_schedule(adamw: AdamW, num_steps: int, optim: Optim) -> LambdaLR:
+    """Return the learning rates of all groups, step by step; those of the backbone are 0 while it is frozen.
 
     Args:
-        adamw: Of `optimizer`.
-        num_steps: Optimiser steps of the whole training.
-        optim: Its settings.
+        adamw: Optimizer of `build_optimizer`.
+        num_steps: Optimizer steps of the whole training.
+        optim: Settings of the schedule.
     """
-    frozen = round(optim.freeze_ratio * num_steps)
+    num_frozen = round(optim.freeze_ratio * num_steps)
 
-    def head(step: int) -> float:
+    def scale_head(step: int) -> float:
         return compute_learning_rate_factor(step, num_steps, optim)
 
-    def backbone(step: int) -> float:
-        return 0.0 if step < frozen else head(step)
+    def scale_backbone(step: int) -> float:
+        return 0.0 if step < num_frozen else scale_head(step)
 
     parts = [group["part"] for group in adamw.param_groups]
-    return LambdaLR(adamw, [backbone if part == BACKBONE else head for part in parts])
+    return LambdaLR(adamw, [scale_backbone if part == BACKBONE else scale_head for part in parts])
 
 
 def compute_learning_rate_factor(step: int, num_steps: int, optim: Optim) -> float:
-    """Learning rate at a step as a share of the highest: linear up, then half a cosine (Loshchilov & Hutter, 2017).
+    """Return the learning rate at a step as a fraction of the highest.
 
-    Args:
-        step: Optimiser steps done.
-        num_steps: Optimiser steps of the whole training.
-        optim: Its settings.
+    It rises linearly, then falls as half a cosine (Loshchilov & Hutter, 2017).
     """
     num_warmup = round(optim.warmup_ratio * num_steps)
     if step < num_warmup:

@@ -58,20 +58,23 @@ def write_whole(trainer: Trainer) -> None:
 
 def is_default_checkpoint(callback: Callback) -> bool:
     """Whether this is the ModelCheckpoint that Lightning adds by itself, rather than one that the user set up."""
-    own = ModelCheckpoint()
+    default = ModelCheckpoint()
     return (
         type(callback) is ModelCheckpoint
-        and callback.state_key == own.state_key
+        and callback.state_key == default.state_key
         and callback.dirpath is None
         and callback.filename is None
         and not callback.save_weights_only
         and callback.save_last is None
-        and callback.save_top_k == own.save_top_k
+        and callback.save_top_k == default.save_top_k
     )
 
 
-def checkpoints(monitor: str | None, mode: str) -> list[ModelCheckpoint]:
-    """Keep `best.ckpt` by a metric, where there is one, and `last.ckpt`, of every epoch and quarter of an hour."""
+def build_checkpoints(monitor: str | None, mode: str) -> list[ModelCheckpoint]:
+    """Return callbacks that keep `best.ckpt` by a metric, where there is one, and `last.ckpt`.
+
+    The latter is of every epoch and quarter of an hour.
+    """
     common: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
     # Not Lightning's save_last: it leaves an old file where the metric does not rise.
     last = [
@@ -106,55 +109,48 @@ class Preemption(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop here if asked during the validation before."""
-        if self._asked_anywhere(trainer):
+        if self._is_asked(trainer):
             self._stop(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save here if asked, unless gradients are still being collected; stop, unless validation follows."""
-        if self._asked_anywhere(trainer) and not trainer.fit_loop._should_accumulate():
+        if self._is_asked(trainer) and not trainer.fit_loop._should_accumulate():
             self._save(trainer)
             if not trainer.is_last_batch:
                 self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state after validation, if asked."""
-        if self._asked_anywhere(trainer):
+        if self._is_asked(trainer):
             self._save(trainer)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signal back."""
-        self._give_back()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Give the signal back."""
-        self._give_back()
-
-    def _give_back(self) -> None:
+    def give_back(self, *args: Any, **kwargs: Any) -> None:
+        """Give the signal back to who had it before."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
 
-    def _asked_anywhere(self, trainer: Trainer) -> bool:
+    teardown = on_exception = give_back
+
+    def _is_asked(self, trainer: Trainer) -> bool:
         return bool(reduce_ranks(self._asked, trainer.strategy.root_device, ReduceOp.MAX))
 
     def _save(self, trainer: Trainer) -> None:
-        path = self._path(trainer)
+        path = self._find_path(trainer)
         if path is not None:
             trainer.save_checkpoint(path)
 
     def _stop(self, trainer: Trainer) -> None:
-        path = self._path(trainer)
+        path = self._find_path(trainer)
         if path is None:
             rank_zero_info("Stopped by SIGTERM; this run keeps no checkpoints.")
         else:
             rank_zero_info(f"Stopped by SIGTERM and saved; go on with --ckpt_path {path}")
         raise SIGTERMException(_TERMINATED)
 
-    def _path(self, trainer: Trainer) -> Path | None:
+    def _find_path(self, trainer: Trainer) -> Path | None:
         callbacks = trainer.checkpoint_callbacks
         folders = [c.dirpath for c in callbacks if isinstance(c, ModelCheckpoint)]
         folder = next((Path(f) for f in folders if f), None)

@@ -37,43 +37,29 @@ class StallWatch(Callback):
             raise OptionError(f"StallWatch got seconds {seconds}. Give a time above 0.")
         self.seconds = seconds
         self.alone = alone
-        self._stop: threading.Event | None = None
+        self._stop = threading.Event()
         self._last = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to watch."""
         if trainer.world_size == 1 and not self.alone:
             return
-        self._last = time.monotonic()
+        self.note_progress()
         self._stop = threading.Event()
         arguments = (self._stop, trainer.global_rank)
         threading.Thread(target=self._watch, args=arguments, daemon=True).start()
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Note the progress."""
+    def note_progress(self, *args: Any, **kwargs: Any) -> None:
+        """Start the time anew."""
         self._last = time.monotonic()
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Note the progress."""
-        self._last = time.monotonic()
+    on_train_batch_end = on_validation_batch_end = on_train_epoch_end = note_progress
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the progress."""
-        self._last = time.monotonic()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def stop(self, *args: Any, **kwargs: Any) -> None:
         """Watch no longer."""
-        self._end()
+        self._stop.set()
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Watch no longer."""
-        self._end()
-
-    def _end(self) -> None:
-        if self._stop is not None:
-            self._stop.set()
+    teardown = on_exception = stop
 
     def _watch(self, stop: threading.Event, rank: int) -> None:
         while not stop.wait(min(1.0, self.seconds / 4)):

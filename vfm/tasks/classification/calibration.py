@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, softmax
 from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
@@ -21,12 +22,14 @@ from vfm.tasks.calibration import (
     Calibration,
     CalibrationError,
     list_absent,
+    list_some,
     refuse_precision,
     require_enough_images,
 )
 from vfm.tasks.classification.validation import LabelValidation
 
 _LEVEL = 0.95
+"""Confidence at which a precision is proved."""
 _TINY = float(np.finfo(np.float32).tiny)
 # Half a step of float32 below 1: the largest logit that a score of 1 still tells of is near 17.
 _EDGE = 2.0**-25
@@ -45,9 +48,9 @@ def fit_labels(
 
     Args:
         images: Images with their true labels.
-        outputs: What the model says of them, with a temperature of 1.
-        min_precision: Fraction of the answers that are sure which shall be right, at a confidence of 95 %; for models
-            that give one label an image.
+        outputs: Outputs of the model for the images, with a temperature of 1.
+        min_precision: Fraction of the sure answers that shall be right, at a confidence of 95 %; for models that give
+            one label an image.
 
     Raises:
         CalibrationError: There are too few images, or nothing proves such a fraction.
@@ -55,64 +58,65 @@ def fit_labels(
     require_enough_images(images)
     if images.multilabel:
         refuse_precision(min_precision, "multilabel")
-        fitted = _several(images, outputs)
+        calibration = _fit_multilabel(images, outputs["scores"])
     else:
-        fitted = _single(images, outputs, min_precision)
+        calibration = _fit_single_label(images, outputs["scores"], min_precision)
     log.info(
         "Temperature %.3f, fitted on %d images: the expected calibration error goes from %.4f to %.4f.",
-        fitted.rules.temperature,
-        fitted.num_images,
-        fitted.error_before,
-        fitted.error_after,
+        calibration.rules.temperature,
+        calibration.num_images,
+        calibration.error_before,
+        calibration.error_after,
     )
-    return fitted
+    return calibration
 
 
 def apply_temperature(
     scores: NDArray[Any], temperature: float, multilabel: bool
 ) -> NDArray[np.float64]:
-    """What scores become when the logits behind them are divided by a temperature.
+    """Return what scores become when the logits behind them are divided by a temperature.
 
     Args:
-        scores: [N, C], softmax of logits, or their sigmoid.
-        temperature: Above 0.
+        scores: [N, C], softmax of logits, or with `multilabel` their sigmoid.
+        temperature: Divisor of the logits, above 0.
         multilabel: Whether labels are independent.
     """
     if multilabel:
-        return np.asarray(1 / (1 + np.exp(-_logits(scores) / temperature)), np.float64)
-    powers = _logarithms(scores) / temperature
-    powers = np.exp(powers - powers.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float64)
+        return np.asarray(expit(_compute_logits(scores) / temperature))
+    return np.asarray(softmax(_compute_logs(scores) / temperature, axis=1))
 
 
-def _single(validation: LabelValidation, outputs: Arrays, least: float | None) -> Calibration:
-    scores, truth = outputs["scores"], validation.truth
-    temperature = fit_class_temperature(_logarithms(scores), truth)
-    fitted = apply_temperature(scores, temperature, False)
-    best = fitted.argmax(axis=1)
-    right = best == truth
+def _fit_single_label(
+    images: LabelValidation, scores: NDArray[Any], min_precision: float | None
+) -> Calibration:
+    temperature = fit_class_temperature(_compute_logs(scores), images.truth)
+    chance = apply_temperature(scores, temperature, False)
+    best = chance.argmax(axis=1)
+    right = best == images.truth
     thresholds: tuple[float, ...] | None = None
     shared: tuple[str, ...] = ()
-    if least is not None:
-        thresholds, shared = _precise(fitted.max(axis=1), best, right, validation.labels, least)
+    if min_precision is not None:
+        thresholds, shared = _fit_thresholds(
+            chance.max(axis=1), best, right, images.labels, min_precision
+        )
     return Calibration(
         ConfidenceRules(temperature=temperature, thresholds=thresholds),
-        validation.num_images,
+        images.num_images,
         compute_calibration_error(scores.max(axis=1), right),
-        compute_calibration_error(fitted.max(axis=1), right),
+        compute_calibration_error(chance.max(axis=1), right),
         shared,
-        least,
+        min_precision,
     )
 
 
-def _precise(
+def _fit_thresholds(
     scores: NDArray[np.float64],
     best: NDArray[np.int64],
     right: NDArray[np.bool_],
     labels: tuple[str, ...],
     least: float,
 ) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """A threshold for each label, and the labels that share that of all."""
+    """Return a threshold for each label that proves a precision, and the labels that share that of all."""
     if not 0 < least < 1:
         raise CalibrationError(
             f"The precision is {least:g}, but it is a share above 0 and below 1. For 95 % give 0.95."
@@ -125,11 +129,11 @@ def _precise(
             "or name more images with --data."
         )
     thresholds, shared = [], []
-    for number, label in enumerate(labels):
-        own = best == number
+    for index, label in enumerate(labels):
+        mine = best == index
         proved, closest = (
-            find_precision_cut(scores[own], right[own], least, _LEVEL)
-            if own.any()
+            find_precision_cut(scores[mine], right[mine], least, _LEVEL)
+            if mine.any()
             else (None, overall)
         )
         # Where little is proved, no less is asked than of all together, nor than what was seen to go wrong.
@@ -140,48 +144,40 @@ def _precise(
     if shared:
         log.warning(
             "Of %d of the %d labels there are too few answers, or too few right ones, to prove a precision of %.1f %%; "
-            "they have that of all labels together, %.3f, or a higher one: %s%s.",
-            len(shared),
-            len(labels),
-            100 * least,
-            overall.threshold,
-            ", ".join(shared[:5]),
-            ", ..." if len(shared) > 5 else "",
+            "they have that of all labels together, %.3f, or a higher one: %s.",
+            *(len(shared), len(labels), 100 * least, overall.threshold, list_some(shared)),
         )
     return tuple(thresholds), tuple(shared)
 
 
-def _several(validation: LabelValidation, outputs: Arrays) -> Calibration:
-    scores, truth = outputs["scores"], validation.truth.astype(bool)
-    temperature = fit_label_temperature(_logits(scores), truth)
-    fitted = apply_temperature(scores, temperature, True)
-    there = np.asarray(truth.any(axis=0))
+def _fit_multilabel(images: LabelValidation, scores: NDArray[Any]) -> Calibration:
+    truth = images.truth.astype(bool)
+    temperature = fit_label_temperature(_compute_logits(scores), truth)
+    chance = apply_temperature(scores, temperature, True)
+    occurs = np.asarray(truth.any(axis=0)).tolist()
     thresholds = [
-        find_best_f1(fitted[:, k], truth[:, k])[0] if there[k] else _APPLIES
-        for k in range(len(there))
+        find_best_f1(chance[:, k], truth[:, k])[0] if occurs[k] else _APPLIES
+        for k in range(len(occurs))
     ]
-    absent = list_absent(validation, there.tolist(), _APPLIES)
+
+    def measure_error(values: NDArray[Any]) -> float:
+        # Each label on its own: together, the many that hardly ever apply would hide the rest.
+        columns = zip(values.T, truth.T, strict=True)
+        return float(np.mean([compute_calibration_error(*column) for column in columns]))
+
     return Calibration(
         ConfidenceRules(temperature=temperature, thresholds=tuple(thresholds)),
-        validation.num_images,
-        _mean_error(scores, truth),
-        _mean_error(fitted, truth),
-        absent,
+        images.num_images,
+        measure_error(scores),
+        measure_error(chance),
+        list_absent(images, occurs, _APPLIES),
     )
 
 
-def _mean_error(scores: NDArray[Any], truth: NDArray[np.bool_]) -> float:
-    """Of each label on its own: together, the many that hardly ever apply would hide the rest."""
-    columns = zip(scores.T, truth.T, strict=True)
-    return float(
-        np.mean([compute_calibration_error(chance, applies) for chance, applies in columns])
-    )
-
-
-def _logarithms(scores: NDArray[Any]) -> NDArray[np.float64]:
+def _compute_logs(scores: NDArray[Any]) -> NDArray[np.float64]:
     return np.log(np.maximum(np.asarray(scores, np.float64), _TINY))
 
 
-def _logits(scores: NDArray[Any]) -> NDArray[np.float64]:
+def _compute_logits(scores: NDArray[Any]) -> NDArray[np.float64]:
     chance = np.clip(np.asarray(scores, np.float64), _EDGE, 1 - _EDGE)
     return np.log(chance) - np.log1p(-chance)
