@@ -152,6 +152,18 @@ def test_training_images_are_known_by_their_files():
     require_disjoint(own, [record("b", 1, "/elsewhere/b.png")], "train")
 
 
+def test_copies_of_training_images_are_known_by_their_bytes(tmp_path):
+    contents = {"a": b"one", "copy": b"one", "b": b"two", "long": b"three"}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.png").write_bytes(content)
+    records = {name: record(name, 0, str(tmp_path / f"{name}.png")) for name in contents}
+    trained = [records["a"], record("gone", 0)]
+    with pytest.raises(ValidationError, match=r"1 of these 3 images were trained on, such as copy"):
+        require_disjoint([records[n] for n in ("copy", "b", "long")], trained, "train")
+    require_disjoint([records["b"], records["long"], record("lost", 1)], trained, "train")
+    require_disjoint([records["copy"]], trained, "train", copies=False)
+
+
 def test_one_label_alone_is_refused():
     with pytest.raises(CalibrationError, match="All 2 images of val are real"):
         require_both([record("a", 0), record("b", 0)], "val")

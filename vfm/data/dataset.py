@@ -57,6 +57,20 @@ def describe_content(record: Record) -> str:
         return "unreadable"
 
 
+def hash_content(record: Record) -> str | None:
+    """A sha256 of an image's file, or of its array; None of a file that cannot be read.
+
+    Args:
+        record: Image of a data module.
+    """
+    try:
+        source = read_source(record)
+        content = Path(source).read_bytes() if isinstance(source, str) else bytes(source)
+    except OSError:
+        return None
+    return hashlib.sha256(content).hexdigest()
+
+
 def list_labels(record: Record) -> tuple[int, ...]:
     """Every label of an image; none where nothing is known."""
     if isinstance(record.label, tuple):

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from vfm.data import ImageData
-from vfm.data.dataset import Record
+from vfm.data.dataset import Record, describe_content, hash_content
 from vfm.data.tar import TarImage
 from vfm.spec import Spec, build
 from vfm.tasks.base import BaseTask
@@ -250,10 +250,14 @@ class Checkpoint:
                     )
                     return
             else:
-                require_disjoint(source.records, records, name)
+                # Two splits of one data set may well hold equal images: whoever drew them decided so.
+                copies = source.data is not self._data
+                require_disjoint(source.records, records, name, copies=copies)
 
 
-def require_disjoint(records: Sequence[Record], others: Sequence[Record], split: Split) -> None:
+def require_disjoint(
+    records: Sequence[Record], others: Sequence[Record], split: Split, *, copies: bool = True
+) -> None:
     """Refuse images that are among those of a split of the training's data, by any name.
 
     Args:
@@ -266,10 +270,20 @@ def require_disjoint(records: Sequence[Record], others: Sequence[Record], split:
     """
     seen = set(_identify(others))
     common = [r.name for r, key in zip(records, _identify(records), strict=True) if key in seen]
+    if copies and not common:
+        common = _find_copies(records, others)
     if common:
         raise ValidationError(
             f"{len(common)} of these {len(records)} images were {_WHY_UNSEEN[split].format(common[0])} {_SEEN_REMEDY}"
         )
+
+
+def _find_copies(records: Sequence[Record], others: Sequence[Record]) -> list[str]:
+    """Names of the images that are among others by their content; only files of equal sizes are read."""
+    sizes = {describe_content(r) for r in others} & {describe_content(r) for r in records}
+    same_size = [r for r in others if describe_content(r) in sizes]
+    contents = {hash_content(r) for r in same_size} - {None}
+    return [r.name for r in records if describe_content(r) in sizes and hash_content(r) in contents]
 
 
 def _identify(records: Sequence[Record]) -> list[Hashable]:
