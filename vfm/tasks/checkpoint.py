@@ -264,6 +264,7 @@ def require_disjoint(
         records: Images that something is to be fitted on.
         others: Images of the split.
         split: Name of the split, for the error.
+        copies: Whether files of other names that hold the same bytes are refused too.
 
     Raises:
         ValidationError: Some are among them; with their number, and the name of one.
