@@ -9,19 +9,16 @@ from skimage import data
 from vfm_runtime.deepfake.faces.crop import (
     TEMPLATE,
     CropSpec,
-    choose,
+    choose_faces,
+    choose_forged_face,
     crop_face,
-    cut,
-    invert,
-    move_points,
-    native_tiles,
-    overlap_choice,
-    similarity,
-    template,
-    warp,
-    whole_crop,
+    crop_whole,
+    cut_crops,
+    cut_tiles,
+    scale_template,
 )
 from vfm_runtime.deepfake.faces.face import Face
+from vfm_runtime.deepfake.faces.geometry import fit_similarity, invert_map, move_points, warp
 
 PHOTO = data.astronaut()
 # Eyes, nose and corners of the mouth, read off the photo by eye.
@@ -69,8 +66,8 @@ def test_a_missing_field_and_another_type_are_refused():
 
 
 def test_the_template_shrinks_about_the_centre_with_the_margin():
-    np.testing.assert_allclose(template(CropSpec(margin=1.0, size=100)), TEMPLATE * 100)
-    wide = template(CropSpec(margin=2.0, size=100))
+    np.testing.assert_allclose(scale_template(CropSpec(margin=1.0, size=100)), TEMPLATE * 100)
+    wide = scale_template(CropSpec(margin=2.0, size=100))
     np.testing.assert_allclose(wide - 50, (TEMPLATE * 100 - 50) / 2)
 
 
@@ -83,7 +80,9 @@ def test_similarity_finds_turn_scale_and_shift():
         )
         true = np.column_stack([turn, generator.normal(size=2) * 100])
         points = generator.normal(size=(5, 2)) * 40
-        np.testing.assert_allclose(similarity(points, move_points(points, true)), true, atol=1e-9)
+        np.testing.assert_allclose(
+            fit_similarity(points, move_points(points, true)), true, atol=1e-9
+        )
 
 
 def test_similarity_is_the_best_and_never_mirrors():
@@ -93,14 +92,14 @@ def test_similarity_is_the_best_and_never_mirrors():
     def loss(matrix):
         return ((move_points(start, matrix) - end) ** 2).sum()
 
-    best = similarity(start, end)
+    best = fit_similarity(start, end)
     a, b = best[0, 0], best[1, 0]
     np.testing.assert_allclose(best[:, :2], [(a, -b), (b, a)], atol=1e-12)
     for step in generator.normal(size=(100, 4)) * 0.01:
         a2, b2 = a + step[0], b + step[1]
         near = np.array([(a2, -b2, best[0, 2] + step[2]), (b2, a2, best[1, 2] + step[3])])
         assert loss(near) > loss(best)
-    mirrored = similarity(POINTS, POINTS * (-1, 1))
+    mirrored = fit_similarity(POINTS, POINTS * (-1, 1))
     assert np.linalg.det(mirrored[:, :2]) > 0
 
 
@@ -141,10 +140,10 @@ def test_the_five_points_lie_near_the_template():
     spec = CropSpec(size=128, margin=1.5)
     crop = crop_face(PHOTO, POINTS, spec)
     assert crop.pixels.shape == (128, 128, 3)
-    assert np.abs(move_points(POINTS, crop.matrix) - template(spec)).max() < 6
+    assert np.abs(move_points(POINTS, crop.matrix) - scale_template(spec)).max() < 6
     np.testing.assert_array_equal(crop.face.landmarks, POINTS)
     np.testing.assert_allclose(
-        move_points(template(spec), invert(crop.matrix)).mean(0), POINTS.mean(0)
+        move_points(scale_template(spec), invert_map(crop.matrix)).mean(0), POINTS.mean(0)
     )
 
 
@@ -193,17 +192,17 @@ def test_a_mask_is_cut_as_the_image_is():
 def test_a_whole_crop_keeps_its_pixels_or_its_central_square():
     spec = CropSpec(source="cropped", size=64)
     exact = PHOTO[:64, :64]
-    crop = whole_crop(exact, spec)
+    crop = crop_whole(exact, spec)
     np.testing.assert_array_equal(crop.pixels, exact)
     assert crop.face is None
-    wide = whole_crop(PHOTO[:200, :300], spec)
+    wide = crop_whole(PHOTO[:200, :300], spec)
     np.testing.assert_allclose(move_points([(50, 0), (250, 200)], wide.matrix), [(0, 0), (64, 64)])
     assert np.abs(wide.pixels.mean((0, 1)) - PHOTO[:200, 50:250].mean((0, 1))).max() < 1
 
 
 @pytest.mark.parametrize("num", range(1, 10))
 def test_native_tiles_are_pixels_of_the_image(num):
-    tiles = native_tiles(PHOTO[:300, :400], 128, num)
+    tiles = cut_tiles(PHOTO[:300, :400], 128, num)
     assert len(tiles) == num
     for tile in tiles:
         x, y = -tile.matrix[:, 2].astype(int)
@@ -213,14 +212,14 @@ def test_native_tiles_are_pixels_of_the_image(num):
 
 
 def test_equal_tiles_are_cut_once():
-    assert len(native_tiles(PHOTO[:128, :128], 128, 9)) == 1
-    assert len(native_tiles(PHOTO[:128, :256], 128, 9)) == 3
+    assert len(cut_tiles(PHOTO[:128, :128], 128, 9)) == 1
+    assert len(cut_tiles(PHOTO[:128, :256], 128, 9)) == 3
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 90), (50, 300), (127, 127), (3, 2)])
 def test_a_small_image_is_mirrored_not_enlarged(height, width):
     image = PHOTO[100 : 100 + height, 200 : 200 + width]
-    for tile in native_tiles(image, 128, 5):
+    for tile in cut_tiles(image, 128, 5):
         assert tile.pixels.shape == (128, 128, 3)
         colours = {tuple(colour) for colour in image.reshape(-1, 3).tolist()}
         assert {tuple(colour) for colour in tile.pixels.reshape(-1, 3).tolist()} <= colours
@@ -228,32 +227,32 @@ def test_a_small_image_is_mirrored_not_enlarged(height, width):
 
 def test_native_tiles_of_nothing_are_refused():
     with pytest.raises(ValueError, match=r"0 tiles of 64 pixels cannot be cut. Give 1 to 9 tiles"):
-        native_tiles(PHOTO, 64, 0)
+        cut_tiles(PHOTO, 64, 0)
 
 
 def test_the_policy_chooses_faces():
     small, half, large = face(0, 0, 10, 10), face(0, 0, 20, 15), face(5, 5, 25, 25)
-    assert choose([small, half, large], "largest") == [large]
-    assert choose([small, half, large], "all") == [large, half]
-    assert choose([], "largest") == choose([], "all") == []
+    assert choose_faces([small, half, large], "largest") == [large]
+    assert choose_faces([small, half, large], "all") == [large, half]
+    assert choose_faces([], "largest") == choose_faces([], "all") == []
     with pytest.raises(ValueError, match="policy of the crop is 'one'"):
-        choose([], "one")
+        choose_faces([], "one")
 
 
 def test_trap_13_the_face_under_the_mask_is_chosen_not_the_largest():
     small, large = face(0, 0, 20, 20), face(40, 0, 90, 50)
     mask = np.zeros((100, 100), np.uint8)
     mask[5:15, 5:15] = 255
-    assert overlap_choice([large, small], mask) is small
-    assert overlap_choice([small, large], np.zeros((100, 100))) is large
+    assert choose_forged_face([large, small], mask) is small
+    assert choose_forged_face([small, large], np.zeros((100, 100))) is large
     outside = face(-30, -30, -5, -5)
-    assert overlap_choice([outside, small], mask) is small
+    assert choose_forged_face([outside, small], mask) is small
     with pytest.raises(ValueError, match="no face to choose from"):
-        overlap_choice([], mask)
+        choose_forged_face([], mask)
 
 
 def test_a_face_moves_with_its_image():
-    moved = face(10, 20, 30, 60).moved(np.array([(2.0, 0, 5), (0, 2.0, 0)]))
+    moved = face(10, 20, 30, 60).move(np.array([(2.0, 0, 5), (0, 2.0, 0)]))
     np.testing.assert_array_equal(moved.box, (25, 40, 65, 120))
     np.testing.assert_array_equal(moved.landmarks, POINTS * 2 + (5, 0))
     assert moved.side == pytest.approx(math.sqrt(40 * 80))
@@ -261,7 +260,7 @@ def test_a_face_moves_with_its_image():
 
 
 def test_cut_goes_by_the_source():
-    assert len(cut(PHOTO, CropSpec(source="native", size=128, tiles=5))) == 5
-    assert cut(PHOTO, CropSpec(source="cropped"))[0].pixels.shape == (256, 256, 3)
+    assert len(cut_crops(PHOTO, CropSpec(source="native", size=128, tiles=5))) == 5
+    assert cut_crops(PHOTO, CropSpec(source="cropped"))[0].pixels.shape == (256, 256, 3)
     with pytest.raises(ValueError, match="need a face detector"):
-        cut(PHOTO, CropSpec())
+        cut_crops(PHOTO, CropSpec())

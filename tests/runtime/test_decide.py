@@ -41,7 +41,7 @@ def test_temperature_softens_the_score_and_moves_with_the_threshold():
     assert verdict.score == pytest.approx(sigmoid(3.9 / 4))
     assert verdict.threshold == pytest.approx(sigmoid(1.0))
     assert video(4.1, rules=rules).label == "fake"
-    assert verdict.score_of(verdict.frames[0]) == pytest.approx(verdict.score)
+    assert verdict.get_score(verdict.frames[0]) == pytest.approx(verdict.score)
 
 
 def test_a_score_at_the_threshold_is_real():

@@ -13,16 +13,17 @@ from vfm_runtime.deepfake.faces import (
     CropSpec,
     FaceDetector,
     Mtcnn,
-    Precomputed,
-    blur,
-    cut,
+    PrecomputedFaces,
+    cut_crops,
+    cut_tiles,
     load_detector,
-    measure,
-    native_tiles,
+    measure_quality,
+    measure_sharpness,
 )
-from vfm_runtime.deepfake.faces.crop import move_points, template, whole_crop
+from vfm_runtime.deepfake.faces.crop import crop_whole, scale_template
 from vfm_runtime.deepfake.faces.detector import WEIGHTS, suppress
-from vfm_runtime.deepfake.faces.precomputed import face_of, five_points, read_landmarks
+from vfm_runtime.deepfake.faces.geometry import move_points
+from vfm_runtime.deepfake.faces.precomputed import build_face, read_landmarks, select_five_points
 from vfm_runtime.media.image import open_image
 
 from tests import fetch_assets
@@ -76,11 +77,11 @@ def test_the_face_of_a_photo_is_found(detector):
 def test_faces_of_real_photos_are_aligned(name, face_photos, detector):
     image = open_image(face_photos[name])
     spec = CropSpec()
-    (crop,) = cut(image, spec, detector)
+    (crop,) = cut_crops(image, spec, detector)
     distance = np.linalg.norm(np.subtract(*PHOTOS[name]))
     assert np.abs(crop.face.landmarks[:2] - PHOTOS[name]).max() < 0.1 * distance
-    assert np.abs(move_points(crop.face.landmarks, crop.matrix) - template(spec)).max() < 12
-    quality = measure(crop, spec)
+    assert np.abs(move_points(crop.face.landmarks, crop.matrix) - scale_template(spec)).max() < 12
+    quality = measure_quality(crop, spec)
     assert 2.2 * distance < quality.face_px < 3.8 * distance
     assert quality.sharpness > 100
     assert quality.score > 0.99
@@ -109,8 +110,8 @@ def test_thirty_faces_are_found(detector):
     faces = [face for face in detector.detect(image) if face.score >= 0.9]
     cells = {tuple(((face.box[:2] + face.box[2:]) // 256).astype(int)) for face in faces}
     assert len(faces) == len(cells) == 30
-    assert len(cut(image, CropSpec(policy="all"), detector)) == 30
-    assert len(cut(image, CropSpec(policy="largest"), detector)) == 1
+    assert len(cut_crops(image, CropSpec(policy="all"), detector)) == 30
+    assert len(cut_crops(image, CropSpec(policy="largest"), detector)) == 1
 
 
 @pytest.mark.parametrize(
@@ -126,17 +127,17 @@ def test_thirty_faces_are_found(detector):
     ids=["coffee", "black", "noise", "pixel", "line", "column"],
 )
 def test_no_face_is_no_crop(detector, image):
-    assert cut(np.ascontiguousarray(image), CropSpec(), detector) == []
+    assert cut_crops(np.ascontiguousarray(image), CropSpec(), detector) == []
 
 
 def test_a_face_under_the_least_size_is_not_found(detector):
     tiny = np.array(Image.fromarray(PHOTO).resize((70, 70), Image.Resampling.BICUBIC))
-    assert cut(tiny, CropSpec(), detector) == []
-    assert cut(tiny, CropSpec(), Mtcnn(min_face=12))
+    assert cut_crops(tiny, CropSpec(), detector) == []
+    assert cut_crops(tiny, CropSpec(), Mtcnn(min_face=12))
 
 
 def test_an_unsure_face_is_left_out(detector):
-    assert cut(PHOTO, CropSpec(min_score=1.0), detector) == []
+    assert cut_crops(PHOTO, CropSpec(min_score=1.0), detector) == []
 
 
 def test_the_number_of_threads_changes_nothing(detector):
@@ -177,32 +178,26 @@ def test_the_notice_names_origin_licence_and_the_files_as_they_are():
         assert f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" in notice
 
 
-def test_names_are_imported_on_first_use():
+def test_import_loads_neither_onnxruntime_nor_torch():
     code = (
-        "import sys, vfm_runtime.deepfake.faces as f; "
-        "assert 'onnxruntime' not in sys.modules and 'numpy' not in sys.modules; "
-        "f.Mtcnn, f.CropSpec; assert 'torch' not in sys.modules and 'cv2' not in sys.modules"
+        "import sys, vfm_runtime.deepfake.faces as f; f.Mtcnn, f.CropSpec; "
+        "assert not {'onnxruntime', 'torch', 'cv2'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert set(vfm_runtime.deepfake.faces.__all__) <= set(dir(vfm_runtime.deepfake.faces))
-    for name in vfm_runtime.deepfake.faces.__all__:
-        assert getattr(vfm_runtime.deepfake.faces, name)
-    with pytest.raises(AttributeError, match="no attribute 'Retina'"):
-        _ = vfm_runtime.deepfake.faces.Retina
 
 
 def test_faces_come_from_a_json_file(tmp_path):
     path = tmp_path / "faces.json"
     known = {"landmarks": POINTS.tolist(), "box": [178, 61, 268, 173], "score": 0.95}
     path.write_text(json.dumps({"a.png": [known], "none.png": []}))
-    faces = Precomputed(path)
-    (crop,) = cut(PHOTO, CropSpec(detector="precomputed"), faces.detector("a.png"))
+    faces = PrecomputedFaces(path)
+    (crop,) = cut_crops(PHOTO, CropSpec(detector="precomputed"), faces.get_detector("a.png"))
     assert crop.face.score == 0.95
     np.testing.assert_array_equal(crop.face.landmarks, POINTS)
     np.testing.assert_array_equal(crop.face.box, known["box"])
-    assert cut(PHOTO, CropSpec(), faces.detector("none.png")) == []
+    assert cut_crops(PHOTO, CropSpec(), faces.get_detector("none.png")) == []
     with pytest.raises(ValueError, match=r"no image 'a.pgn'. Did you mean 'a.png'"):
-        faces.at("a.pgn")
+        faces.get_faces("a.pgn")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +214,7 @@ def test_a_wrong_json_file_is_refused(tmp_path, content, text):
     path = tmp_path / "faces.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=text):
-        Precomputed(path)
+        PrecomputedFaces(path)
 
 
 @pytest.mark.parametrize(
@@ -230,22 +225,22 @@ def test_a_wrong_box_or_score_is_refused(tmp_path, change, text):
     path = tmp_path / "faces.json"
     path.write_text(json.dumps({"a": [{"landmarks": POINTS.tolist()} | change]}))
     with pytest.raises(ValueError, match=text):
-        Precomputed(path)
+        PrecomputedFaces(path)
 
 
 def test_landmarks_come_from_numpy_files(tmp_path):
     (tmp_path / "clip").mkdir()
     np.save(tmp_path / "clip" / "3.npy", POINTS.astype(np.uint32))
-    faces = Precomputed(tmp_path)
-    (face,) = faces.at("clip/3.png")
+    faces = PrecomputedFaces(tmp_path)
+    (face,) = faces.get_faces("clip/3.png")
     np.testing.assert_array_equal(face.landmarks, POINTS)
     with pytest.raises(ValueError, match=r"4\.npy cannot be read"):
-        faces.at("clip/4.png")
+        faces.get_faces("clip/4.png")
     (tmp_path / "5.npy").write_bytes(b"no numbers")
     with pytest.raises(ValueError, match="cannot be read"):
         read_landmarks(tmp_path / "5.npy")
     with pytest.raises(ValueError, match="neither a JSON file nor a folder"):
-        Precomputed(tmp_path / "missing")
+        PrecomputedFaces(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("count", [68, 81])
@@ -253,21 +248,21 @@ def test_dlibs_landmarks_become_five(count):
     points = np.zeros((count, 2))
     points[36:42], points[42:48] = POINTS[0], POINTS[1]
     points[[30, 48, 54]] = POINTS[2:]
-    np.testing.assert_array_equal(five_points(points), POINTS)
+    np.testing.assert_array_equal(select_five_points(points), POINTS)
 
 
 def test_trap_13_swapped_landmarks_are_refused():
     with pytest.raises(ValueError, match=r"left and right swapped. The order is"):
-        five_points(POINTS[[1, 0, 2, 4, 3]])
+        select_five_points(POINTS[[1, 0, 2, 4, 3]])
     turned = POINTS[:, ::-1] * (1, -1)
-    np.testing.assert_array_equal(five_points(turned), turned)
+    np.testing.assert_array_equal(select_five_points(turned), turned)
     with pytest.raises(ValueError, match="NaN"):
-        five_points(np.full((5, 2), np.nan))
+        select_five_points(np.full((5, 2), np.nan))
 
 
 def test_a_box_about_landmarks_is_like_the_detectors(detector):
     (face,) = detector.detect(PHOTO)
-    box = face_of(face.landmarks).box
+    box = build_face(face.landmarks).box
     low, high = np.maximum(box[:2], face.box[:2]), np.minimum(box[2:], face.box[2:])
     common = np.prod(high - low)
     total = np.prod(box[2:] - box[:2]) + face.area - common
@@ -277,26 +272,31 @@ def test_a_box_about_landmarks_is_like_the_detectors(detector):
 def test_sharpness_falls_with_blur_and_hardly_depends_on_the_crop_size():
     crop = Image.fromarray(PHOTO[20:220, 120:320]).resize((256, 256), Image.Resampling.BICUBIC)
     figures = [
-        blur(np.array(crop.filter(ImageFilter.GaussianBlur(radius)))) for radius in (0, 1, 2, 4, 8)
+        measure_sharpness(np.array(crop.filter(ImageFilter.GaussianBlur(radius))))
+        for radius in (0, 1, 2, 4, 8)
     ]
     assert figures == sorted(figures, reverse=True)
     assert figures[0] > 100
     assert figures[-1] < 10
-    larger = blur(np.array(crop.resize((380, 380), Image.Resampling.BICUBIC)))
+    larger = measure_sharpness(np.array(crop.resize((380, 380), Image.Resampling.BICUBIC)))
     assert larger == pytest.approx(figures[0], rel=0.3)
-    assert blur(np.full((64, 64, 3), 77, np.uint8)) == 0
+    assert measure_sharpness(np.full((64, 64, 3), 77, np.uint8)) == 0
 
 
 def test_the_size_of_the_face_is_in_pixels_of_the_image(detector):
     for scale in (1, 2):
         image = np.array(Image.fromarray(PHOTO).resize((512 * scale,) * 2))
-        (crop,) = cut(image, CropSpec(size=128), detector)
-        assert measure(crop, CropSpec(size=128)).face_px == pytest.approx(128 * scale, rel=0.1)
+        (crop,) = cut_crops(image, CropSpec(size=128), detector)
+        assert measure_quality(crop, CropSpec(size=128)).face_px == pytest.approx(
+            128 * scale, rel=0.1
+        )
     declared = CropSpec(source="cropped", size=128, margin=1.25)
-    assert measure(whole_crop(PHOTO, declared), declared).face_px == pytest.approx(512 / 1.25)
+    assert measure_quality(crop_whole(PHOTO, declared), declared).face_px == pytest.approx(
+        512 / 1.25
+    )
     native = CropSpec(source="native", size=128)
-    (tile,) = native_tiles(PHOTO, 128, 1)
-    assert measure(tile, native)[::2] == (None, None)
+    (tile,) = cut_tiles(PHOTO, 128, 1)
+    assert measure_quality(tile, native)[::2] == (None, None)
 
 
 def test_the_weights_go_into_the_wheel():

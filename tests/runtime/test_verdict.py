@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from vfm_runtime.deepfake.decision import Decision, decide
 from vfm_runtime.deepfake.evidence import FrameEvidence
-from vfm_runtime.deepfake.heatmap import COLORS, Tile, lay_out, overlay, paste_heatmap
+from vfm_runtime.deepfake.heatmap import COLORS, SheetTile, blend_heat, draw_sheet, paste_heatmap
 
 HEAT = np.zeros((4, 4), np.float32)
 HEAT[0, 0] = 1
@@ -113,7 +113,7 @@ def test_heat_lies_where_the_crop_lies():
 
 def test_heat_is_drawn_over_and_nothing_else_is_changed():
     grey = np.full((40, 40, 3), 128, np.uint8)
-    drawn = overlay(grey, HEAT)
+    drawn = blend_heat(grey, HEAT)
     assert drawn[2, 2, 0] > 180
     assert drawn[2, 2, 2] < 70
     np.testing.assert_array_equal(drawn[30:, 30:], grey[30:, 30:])
@@ -133,7 +133,7 @@ def test_picture_of_a_verdict():
 
 def test_sheet_of_a_video():
     red = np.zeros((10, 10, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
-    page = lay_out([Tile(red, None, "0.00 s"), Tile(red, HEAT, "0.04 s")] * 3)
+    page = draw_sheet([SheetTile(red, None, "0.00 s"), SheetTile(red, HEAT, "0.04 s")] * 3)
     assert page.shape[1] == 4 * 328 + 4
     assert page.shape[0] > 2 * 160
     assert (page == [255, 0, 0]).all(-1).mean() > 0.3

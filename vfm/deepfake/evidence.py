@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from vfm_runtime.deepfake.faces.crop import CropSpec
-from vfm_runtime.deepfake.faces.quality import blur
+from vfm_runtime.deepfake.faces.quality import measure_sharpness
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.data.dataset import Record, read_source
@@ -115,6 +115,6 @@ def _evidence(shown: Sequence[_Shown], crop: CropSpec, num_lost: int) -> Evidenc
 
 def _sharpness(record: Record) -> float:
     try:
-        return float(blur(open_image(read_source(record))))
+        return float(measure_sharpness(open_image(read_source(record))))
     except ImageError:
         return math.nan

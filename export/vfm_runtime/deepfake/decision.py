@@ -1,10 +1,10 @@
-"""From the logits of frames to one answer: calibration, thresholds, and when not to answer."""
+"""Decision rules of deepfake detection: calibration, thresholds, and when to abstain."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, NoReturn
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -12,9 +12,7 @@ from vfm_runtime.deepfake.evidence import FAKE, REAL, UNDECIDED, FrameEvidence, 
 from vfm_runtime.deepfake.verdict import Verdict
 from vfm_runtime.errors import DataError
 from vfm_runtime.tasks.confidence import AbstainReason
-from vfm_runtime.validation import StoredRules, is_number
-
-__all__ = ["Combine", "Decision", "FrameEvidence", "decide", "sigmoid"]
+from vfm_runtime.validation import StoredRules, is_number, is_whole
 
 Combine = Literal["max", "mean"]
 """How the crops of one frame become its logit: the most fake of its faces, or the mean of its tiles."""
@@ -39,7 +37,7 @@ class Decision(StoredRules):
     """Calibrated logit below which the answer is real, and undecided up to `threshold`; None for no such band."""
 
     fpr: float | None = None
-    """Share of real videos that `threshold` was fitted to call fake, 0 to 1."""
+    """Fraction of real videos that `threshold` was fitted to call fake, 0 to 1."""
 
     num_reals: int | None = None
     """Real videos that `threshold` was fitted on."""
@@ -51,10 +49,10 @@ class Decision(StoredRules):
     """Least side of a face in pixels of the frame; smaller ones do not count."""
 
     min_frames: float = 0.25
-    """Least share of the frames of a video that must count."""
+    """Least fraction of the frames of a video that must count."""
 
     min_sharpness: float | None = None
-    """Least sharpness of a crop that counts, in the unit of `vfm_runtime.deepfake.faces.quality.blur`."""
+    """Least sharpness of a crop that counts, in the unit of `vfm_runtime.deepfake.faces.quality.measure_sharpness`."""
 
     max_distance: float | None = None
     """Largest distance from the training data, by the median over the crops."""
@@ -63,19 +61,10 @@ class Decision(StoredRules):
     """Largest standard deviation of the logits of a video's frames."""
 
     def __post_init__(self) -> None:
-        _check_count("num_frames", self.num_frames)
-        _check("temperature", self.temperature, _ABOVE)
-        _check("threshold", self.threshold, _FINITE, optional=True)
-        _check("real_below", self.real_below, _FINITE, optional=True)
-        _check("fpr", self.fpr, _SHARE, optional=True)
-        if self.num_reals is not None:
-            _check_count("num_reals", self.num_reals)
-        if self.calibration is not None and not isinstance(self.calibration, str):
-            _refuse("calibration", self.calibration, "a string or null")
-        _check("min_face", self.min_face, _UP)
-        _check("min_frames", self.min_frames, _SHARE)
-        for name in ("min_sharpness", "max_distance", "max_spread"):
-            _check(name, getattr(self, name), _UP, optional=True)
+        for name, (expected, is_valid, optional) in _VALUES.items():
+            value = getattr(self, name)
+            if not (optional and value is None) and not is_valid(value):
+                _refuse(name, value, f"{expected} or null" if optional else expected)
         if self.real_below is not None and self.real_below > self.limit:
             _refuse("real_below", self.real_below, f"no more than the threshold, {self.limit}")
 
@@ -102,23 +91,29 @@ def decide(
         frames: One entry a crop; those of one frame share `frame`. A frame in which there was nothing to cut has none.
         num_asked: Frames that were looked at; 1 for a picture.
         is_video: Whether the rules for videos apply (`min_frames`, `max_spread`).
-        rules: Thresholds and limits.
+        rules: Thresholds and limits of the model.
         combine: How the crops of one frame become its logit.
-        notes: Passed on to the verdict.
+        notes: What is unusual about the video, passed on to the verdict.
 
     Raises:
         ValueError: A logit is not finite, or `num_asked` is below the number of frames.
     """
     _check_evidence(frames, num_asked)
-    lost = {i: _flaw(frame, rules) for i, frame in enumerate(frames)}
-    good = [frame for i, frame in enumerate(frames) if lost[i] is None]
-    causes = Counter(reason for reason in lost.values() if reason is not None)
-    logits = _frame_logits(good, combine)
+    flaws = [_find_flaw(frame, rules) for frame in frames]
+    good = [frame for frame, flaw in zip(frames, flaws, strict=True) if flaw is None]
+    causes = Counter(flaw for flaw in flaws if flaw is not None)
+    groups: dict[int, list[float]] = {}
+    for frame in good:
+        groups.setdefault(frame.frame, []).append(frame.logit)
+    join = max if combine == "max" else np.mean
+    logits = [float(join(group)) for group in groups.values()]
     logit = float(np.mean(logits)) if logits else None
     value = None if logit is None else logit / rules.temperature
-    outcome = _unusable(len(logits), num_asked, is_video, causes, rules)
+    outcome = _find_unusable(len(logits), num_asked, is_video, causes, rules)
     if value is not None:
-        outcome = outcome or _doubt(good, logits, is_video, rules) or _compare(value, rules)
+        outcome = (
+            outcome or _find_doubt(good, logits, is_video, rules) or _compare_limits(value, rules)
+        )
     assert outcome is not None  # without a logit nothing is usable
     return Verdict(
         label=outcome.label,
@@ -148,17 +143,24 @@ _WORDS = {
     AbstainReason.TOO_BLURRED: "crop{s} less sharp than {rules.min_sharpness:g}",
 }
 
-_FINITE, _UP, _ABOVE, _SHARE = (
-    "a finite number",
-    "a number from 0 up",
-    "a number above 0",
-    "a number from 0 to 1",
-)
-_SPANS: dict[str, Callable[[float], bool]] = {
-    _FINITE: math.isfinite,
-    _UP: lambda value: 0 <= value < math.inf,
-    _ABOVE: lambda value: 0 < value < math.inf,
-    _SHARE: lambda value: 0 <= value <= 1,
+# What each rule holds: in words, as a test, and whether it may be None.
+_COUNT = "a whole number from 1 up", lambda value: is_whole(value) and value >= 1
+_FINITE = "a finite number", is_number
+_UP = "a number from 0 up", lambda value: is_number(value) and value >= 0
+_FRACTION = "a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1
+_VALUES: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
+    "num_frames": (*_COUNT, False),
+    "temperature": ("a number above 0", lambda value: is_number(value) and value > 0, False),
+    "threshold": (*_FINITE, True),
+    "real_below": (*_FINITE, True),
+    "fpr": (*_FRACTION, True),
+    "num_reals": (*_COUNT, True),
+    "calibration": ("a string", lambda value: isinstance(value, str), True),
+    "min_face": (*_UP, False),
+    "min_frames": (*_FRACTION, False),
+    "min_sharpness": (*_UP, True),
+    "max_distance": (*_UP, True),
+    "max_spread": (*_UP, True),
 }
 
 
@@ -168,15 +170,15 @@ def _check_evidence(frames: Sequence[FrameEvidence], num_asked: int) -> None:
             "The model answered with NaN or infinite logits or distances. Check the bundle with "
             "`vfm-runtime check`, and export it anew with 32-bit weights if it fails."
         )
-    num_found = len({frame.frame for frame in frames})
-    if num_asked < max(1, num_found):
+    num_judged = len({frame.frame for frame in frames})
+    if num_asked < max(1, num_judged):
         raise DataError(
-            f"num_asked is {num_asked}, but there are crops of {num_found} frames. "
+            f"num_asked is {num_asked}, but there are crops of {num_judged} frames. "
             "Give the number of frames that were looked at, at least 1."
         )
 
 
-def _flaw(frame: FrameEvidence, rules: Decision) -> AbstainReason | None:
+def _find_flaw(frame: FrameEvidence, rules: Decision) -> AbstainReason | None:
     if frame.face_px is not None and frame.face_px < rules.min_face:
         return AbstainReason.FACE_TOO_SMALL
     least = rules.min_sharpness
@@ -185,38 +187,30 @@ def _flaw(frame: FrameEvidence, rules: Decision) -> AbstainReason | None:
     return None
 
 
-def _frame_logits(frames: Sequence[FrameEvidence], combine: Combine) -> list[float]:
-    groups: dict[int, list[float]] = {}
-    for frame in frames:
-        groups.setdefault(frame.frame, []).append(frame.logit)
-    together = max if combine == "max" else np.mean
-    return [float(together(group)) for group in groups.values()]
-
-
-def _unusable(
+def _find_unusable(
     num_good: int, num_asked: int, is_video: bool, causes: Counter[AbstainReason], rules: Decision
 ) -> _Outcome | None:
     if num_good == 0 and not causes:
         where = f"any of the {num_asked} frames looked at" if is_video else "the picture"
-        return _undecided(AbstainReason.NO_FACE, f"No face was found in {where}.")
-    found = [
+        return _abstain(AbstainReason.NO_FACE, f"No face was found in {where}.")
+    flaws = [
         f"{count} {_WORDS[reason].format(s='s' * (count > 1), rules=rules)}"
         for reason, count in causes.most_common()
     ]
     if num_good == 0:
         where = f"in {num_asked} frames" if is_video else "in the picture"
-        text = f"Nothing {where} can be judged: {', '.join(found)}."
-        return _undecided(causes.most_common()[0][0], text)
+        text = f"Nothing {where} can be judged: {', '.join(flaws)}."
+        return _abstain(causes.most_common()[0][0], text)
     if is_video and num_good < rules.min_frames * num_asked:
-        but = f" ({', '.join(found)} left out)" if found else ""
+        but = f" ({', '.join(flaws)} left out)" if flaws else ""
         text = f"Only {num_good} of {num_asked} frames can be judged{but}"
-        return _undecided(
+        return _abstain(
             AbstainReason.TOO_FEW_FRAMES, f"{text}; at least {rules.min_frames:.0%} are needed."
         )
     return None
 
 
-def _doubt(
+def _find_doubt(
     good: Sequence[FrameEvidence], logits: Sequence[float], is_video: bool, rules: Decision
 ) -> _Outcome | None:
     distance = float(np.median([frame.distance for frame in good]))
@@ -225,19 +219,25 @@ def _doubt(
             f"This is unlike the training data: its distance is {distance:.3f}, answers are given "
             f"up to {rules.max_distance:.3f}."
         )
-        return _undecided(AbstainReason.UNLIKE_TRAINING, text)
+        return _abstain(AbstainReason.UNLIKE_TRAINING, text)
     spread = float(np.std(logits))
     if is_video and rules.max_spread is not None and spread > rules.max_spread:
         text = (
             f"The frames disagree: their logits have a standard deviation of {spread:.2f}, "
             f"answers are given up to {rules.max_spread:.2f}. A part of the video may be forged."
         )
-        return _undecided(AbstainReason.FRAMES_DISAGREE, text)
+        return _abstain(AbstainReason.FRAMES_DISAGREE, text)
     return None
 
 
-def _compare(value: float, rules: Decision) -> _Outcome:
-    score, limit, basis = sigmoid(value), sigmoid(rules.limit), _basis(rules)
+def _compare_limits(value: float, rules: Decision) -> _Outcome:
+    score, limit, basis = sigmoid(value), sigmoid(rules.limit), ""
+    if rules.threshold is None:
+        basis = " The threshold is not calibrated: 0.5 is assumed, and nothing is known of false alarms."
+    elif rules.fpr is not None and rules.num_reals is not None:
+        basis = (
+            f" It was fitted on {rules.num_reals} real ones to call {rules.fpr:.1%} of such fake."
+        )
     if value > rules.limit:
         return _Outcome(
             FAKE, None, f"The score {score:.3f} is above the threshold {limit:.3f}.{basis}"
@@ -255,32 +255,11 @@ def _compare(value: float, rules: Decision) -> _Outcome:
         f"The score {score:.3f} lies between {lower:.3f}, below which the answer is real, "
         f"and {limit:.3f}, above which it is fake.{basis}"
     )
-    return _undecided(AbstainReason.NEAR_THRESHOLD, text)
+    return _abstain(AbstainReason.NEAR_THRESHOLD, text)
 
 
-def _undecided(reason: AbstainReason, text: str) -> _Outcome:
+def _abstain(reason: AbstainReason, text: str) -> _Outcome:
     return _Outcome(UNDECIDED, reason, text)
-
-
-def _basis(rules: Decision) -> str:
-    if rules.threshold is None:
-        return " The threshold is not calibrated: 0.5 is assumed, and nothing is known of false alarms."
-    if rules.fpr is None or rules.num_reals is None:
-        return ""
-    return f" It was fitted on {rules.num_reals} real ones to call {rules.fpr:.1%} of such fake."
-
-
-def _check(name: str, value: object, span: str, *, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    if not is_number(value) or not _SPANS[span](float(value)):  # type: ignore[arg-type]
-        _refuse(name, value, f"{span} or null" if optional else span)
-
-
-def _check_count(name: str, value: object) -> None:
-    # In Python True is an int; in a rule it is a mistake.
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        _refuse(name, value, "a whole number from 1 up")
 
 
 def _refuse(name: str, value: object, expected: str) -> NoReturn:

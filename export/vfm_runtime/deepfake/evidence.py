@@ -17,11 +17,7 @@ Label = Literal["real", "fake", "undecided"]
 
 
 def sigmoid(logit: float) -> float:
-    """Probability of a logit; it overflows at neither end.
-
-    Args:
-        logit: Any finite number.
-    """
+    """Return the probability of a logit; it overflows at neither end."""
     if logit >= 0:
         return 1 / (1 + math.exp(-logit))
     power = math.exp(logit)
@@ -34,11 +30,11 @@ class FrameEvidence(NamedTuple):
     frame: int
     """Number of the frame in the video, from 0 in the order of display; crops of one frame share it."""
     time: float
-    """Of the frame in seconds; 0 for a picture."""
+    """Time of the frame in seconds; 0 for a picture."""
     logit: float
-    """Of being fake, before any temperature."""
+    """Logit of being fake, before any temperature."""
     distance: float = 0.0
-    """Of its feature from those of the training data."""
+    """Distance of its feature from those of the training data."""
     heatmap: NDArray[np.float32] | None = None
     """[h, w], 0 to 1: where the crop looks forged."""
     box: NDArray[np.float32] | None = None
@@ -46,7 +42,7 @@ class FrameEvidence(NamedTuple):
     face_px: float | None = None
     """Side of the face in pixels of the frame; None where none was looked for."""
     sharpness: float | None = None
-    """Of the crop, as `vfm_runtime.deepfake.faces.quality.blur` gives it; None where it was not measured."""
+    """Sharpness of the crop by `vfm_runtime.deepfake.faces.quality.measure_sharpness`; None where not measured."""
     matrix: NDArray[np.float64] | None = None
     """[2, 3], from pixels of the frame to pixels of the crop."""
     size: int = 0

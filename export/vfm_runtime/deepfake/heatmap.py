@@ -18,47 +18,39 @@ LOW, HIGH = (255, 220, 0), (220, 0, 0)
 """Colors of little heat and of full heat; none at all is transparent."""
 
 OPACITY = 0.65
-"""Of full heat."""
+"""Opacity of full heat, 0 to 1."""
 
 COLORS = {"real": "#2e7d32", "fake": "#c62828", "undecided": "#616161"}
-"""Of each answer."""
+"""Color of each answer."""
 
 _TILE, _LINE, _GAP = 160, 18, 4
 
 
-class Tile(NamedTuple):
-    """One part of a sheet."""
+class SheetTile(NamedTuple):
+    """One crop of a sheet."""
 
     pixels: Pixels
     heatmap: NDArray[np.float32] | None
     caption: str
 
 
-def overlay(image: Pixels, heatmap: NDArray[np.float32]) -> Pixels:
+def blend_heat(image: Pixels, heat: NDArray[np.float32]) -> Pixels:
     """Draw heat over the whole of an image.
 
     Args:
         image: uint8 [H, W, 3]; it is left as it is.
-        heatmap: [h, w] of any size, 0 to 1.
+        heat: [h, w] of any size, 0 to 1.
     """
     height, width = image.shape[:2]
-    grown = Image.fromarray(np.asarray(heatmap, np.float32)).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
-    return blend(image, np.asarray(grown))
-
-
-def blend(image: Pixels, heat: NDArray[np.float32]) -> Pixels:
-    """Draw heat of the image's own size over it.
-
-    Args:
-        image: uint8 [H, W, 3]; it is left as it is.
-        heat: [H, W], 0 to 1.
-    """
-    strength = np.clip(heat, 0, 1)[:, :, None]
+    strength = np.clip(np.asarray(_resize_heat(heat, (width, height))), 0, 1)[:, :, None]
     color = np.array(LOW) * (1 - strength) + np.array(HIGH) * strength
     mixed = image + (color - image) * (OPACITY * strength)
-    return np.clip(mixed.round(), 0, 255).astype(np.uint8)
+    drawn: Pixels = np.clip(mixed.round(), 0, 255).astype(np.uint8)
+    return drawn
+
+
+def _resize_heat(heat: NDArray[np.float32], size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(np.asarray(heat, np.float32)).resize(size, Image.Resampling.BILINEAR)
 
 
 def paste_heatmap(
@@ -67,30 +59,27 @@ def paste_heatmap(
     """Bring the heat of a crop to where the crop lies in its image; 0 elsewhere.
 
     Args:
-        heatmap: [h, w], over the whole crop.
+        heatmap: [h, w], 0 to 1, over the whole crop.
         matrix: [2, 3], from pixels of the image to pixels of the crop.
-        side: Of the crop in pixels.
+        side: Side of the crop in pixels.
         shape: Height and width of the image.
 
     Returns:
         [H, W] of the image.
     """
-    grown = Image.fromarray(np.asarray(heatmap, np.float32)).resize(
-        (side, side), Image.Resampling.BILINEAR
-    )
-    # Pillow asks for the map from the result's places to the source's, which is the crop's matrix.
+    # Pillow asks for the map from pixels of the result to those of the source, which is the crop's matrix.
     coefficients = tuple(matrix.ravel().tolist())
-    moved = grown.transform(
+    moved = _resize_heat(heatmap, (side, side)).transform(
         (shape[1], shape[0]), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
     )
     return np.asarray(moved)
 
 
-def lay_out(tiles: Sequence[Tile], columns: int = 4) -> Pixels:
+def draw_sheet(tiles: Sequence[SheetTile], columns: int = 4) -> Pixels:
     """Lay crops out side by side, each with its heat beside it and a caption below.
 
     Args:
-        tiles: One or more.
+        tiles: One or more crops.
         columns: Tiles in a row.
 
     Returns:
@@ -106,7 +95,7 @@ def lay_out(tiles: Sequence[Tile], columns: int = 4) -> Pixels:
         top = _GAP + number // columns * high
         pictures = [tile.pixels]
         if tile.heatmap is not None:
-            pictures.append(overlay(tile.pixels, tile.heatmap))
+            pictures.append(blend_heat(tile.pixels, tile.heatmap))
         for offset, picture in enumerate(pictures):
             fitted = ImageOps.contain(Image.fromarray(picture), (_TILE, _TILE))
             page.paste(fitted, (left + offset * (_TILE + _GAP), top))
@@ -119,7 +108,7 @@ def add_banner(image: Pixels, text: str, color: str) -> Pixels:
 
     Args:
         image: uint8 [H, W, 3].
-        text: Cut off where it is longer than the image is wide.
+        text: Line of text, cut off where it is longer than the image is wide.
         color: Color of the ground below the text, such as `#e6194b`.
     """
     height, width = image.shape[:2]
@@ -141,7 +130,7 @@ def draw_picture(
     """Draw the heat of a picture's crops where it lies, and the faces.
 
     Args:
-        source: The picture.
+        source: The picture, as for `predict`.
         frames: What the model says of its crops.
         scores: Calibrated probability of fake, one a crop.
         color: Color of the boxes, such as `#e6194b`.
@@ -164,7 +153,7 @@ def draw_picture(
         if frame.box is not None
     ]
     return draw_boxes(
-        blend(image, heat),
+        blend_heat(image, heat),
         [box for box, _ in boxes],
         captions=[f"{score:.2f}" for _, score in boxes],
         colors=[color] * len(boxes),
@@ -200,13 +189,10 @@ def draw_video(
         crops.setdefault(evidence.frame, []).append((evidence, score))
     tiles = []
     for number, frame in enumerate(clip.frames):
-        tiles += [_cut_tile(frame.pixels, *crop) for crop in crops.get(number, [])]
+        for evidence, score in crops.get(number, []):
+            assert evidence.matrix is not None  # a crop of a video was cut out of a frame
+            crop = warp(frame.pixels, evidence.matrix, evidence.size)
+            tiles.append(SheetTile(crop, evidence.heatmap, f"{evidence.time:.2f} s: {score:.3f}"))
         if number not in crops:
-            tiles.append(Tile(frame.pixels, None, f"{frame.time:.2f} s: nothing to judge"))
-    return lay_out(tiles)
-
-
-def _cut_tile(image: Pixels, evidence: FrameEvidence, score: float) -> Tile:
-    assert evidence.matrix is not None
-    crop = warp(image, evidence.matrix, evidence.size)
-    return Tile(crop, evidence.heatmap, f"{evidence.time:.2f} s: {score:.3f}")
+            tiles.append(SheetTile(frame.pixels, None, f"{frame.time:.2f} s: nothing to judge"))
+    return draw_sheet(tiles)

@@ -10,10 +10,10 @@ from PIL import Image
 
 from vfm_runtime.deepfake.decision import Decision, decide
 from vfm_runtime.deepfake.evidence import FrameEvidence
-from vfm_runtime.deepfake.faces.crop import Crop, CropSpec, cut
+from vfm_runtime.deepfake.faces.crop import Crop, CropSpec, cut_crops
 from vfm_runtime.deepfake.faces.detector import load_detector
 from vfm_runtime.deepfake.faces.face import FaceDetector
-from vfm_runtime.deepfake.faces.quality import measure
+from vfm_runtime.deepfake.faces.quality import measure_quality
 from vfm_runtime.deepfake.verdict import Verdict
 from vfm_runtime.media.image import ImageSource, Pixels, open_image
 from vfm_runtime.media.video import LIMITS, VideoLimits, is_video, read_video
@@ -24,9 +24,9 @@ class FaceCrop(NamedTuple):
 
     crop: Crop
     frame: int
-    """Number of its frame in the video; 0 of a picture."""
+    """Number of its frame in the video; 0 for a picture."""
     time: float
-    """Of its frame in seconds."""
+    """Time of its frame in seconds."""
 
 
 class CropEvidence(NamedTuple):
@@ -67,7 +67,7 @@ class DeepfakePipeline:
         Args:
             crop: How crops are made.
             decision: The rules of the answer.
-            detector: Finds faces; None for the one that `crop` names.
+            detector: Face detector; None for the one that `crop` names.
         """
         self.crop = crop
         self.decision = decision
@@ -87,15 +87,19 @@ class DeepfakePipeline:
             ImageError: It cannot be opened; of a video, a `VideoError`.
         """
         spec = replace(self.crop, source="cropped") if cropped else self.crop
-        detector = self._load_detector() if spec.source == "faces" else None
+        if spec.source == "faces" and self._detector is None:
+            self._detector = load_detector(self.crop.detector)
+        detector = self._detector
         if isinstance(source, np.ndarray | Image.Image) or not is_video(source):
-            faces = [FaceCrop(crop, 0, 0.0) for crop in cut(open_image(source), spec, detector)]
+            faces = [
+                FaceCrop(crop, 0, 0.0) for crop in cut_crops(open_image(source), spec, detector)
+            ]
             return CropEvidence(faces, spec, 1, False, [])
         clip = read_video(source, self.decision.num_frames, limits)
         faces = [
             FaceCrop(crop, number, frame.time)
             for number, frame in enumerate(clip.frames)
-            for crop in cut(frame.pixels, spec, detector)
+            for crop in cut_crops(frame.pixels, spec, detector)
         ]
         return CropEvidence(faces, spec, len(clip.frames), True, list(clip.warnings))
 
@@ -105,7 +109,7 @@ class DeepfakePipeline:
         """Answer from what the model says of the crops.
 
         Args:
-            evidence: What `collect_evidence` gave.
+            evidence: Crops of the picture or video, as `collect_evidence` returns them.
             outputs: `logits` [n], `heatmaps` [n, h, w] and `distances` [n] of its n crops.
 
         Raises:
@@ -130,7 +134,7 @@ class DeepfakePipeline:
             notes=evidence.notes,
         )
 
-    def verdicts_from_crops(self, outputs: Mapping[str, NDArray[Any]]) -> Iterator[Verdict]:
+    def judge_crops(self, outputs: Mapping[str, NDArray[Any]]) -> Iterator[Verdict]:
         """Answer for crops of which nothing else is known, each on its own; no rule of quality applies.
 
         Args:
@@ -144,17 +148,12 @@ class DeepfakePipeline:
             frame = FrameEvidence(0, 0.0, float(logit), float(distance), heatmap)
             yield decide([frame], 1, False, self.decision)
 
-    def _load_detector(self) -> FaceDetector:
-        if self._detector is None:
-            self._detector = load_detector(self.crop.detector)
-        return self._detector
-
 
 def _make_evidence(
     spec: CropSpec, face: FaceCrop, logit: float, distance: float, heatmap: NDArray[np.float32]
 ) -> FrameEvidence:
     crop = face.crop
-    quality = measure(crop, spec)
+    quality = measure_quality(crop, spec)
     return FrameEvidence(
         frame=face.frame,
         time=face.time,

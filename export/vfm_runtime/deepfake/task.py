@@ -90,7 +90,7 @@ class DeepfakeType(TaskType):
 
     def predictions(self, outputs: Arrays) -> list[Verdict]:
         """Return a verdict for each crop; no rule of quality applies."""
-        return list(self.pipeline.verdicts_from_crops(outputs))
+        return list(self.pipeline.judge_crops(outputs))
 
     def read_golden(self, row: Mapping[str, Any]) -> Verdict:
         """Rebuild the verdict of the export: rules of quality, which need the crop's pixels, are not applied anew."""

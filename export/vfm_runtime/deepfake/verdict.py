@@ -1,6 +1,5 @@
 """Verdict of deepfake detection: real, fake, or undecided with the reason."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
@@ -59,12 +58,8 @@ class Verdict(Prediction):
     notes: tuple[str, ...] = ()
     """What the reader of the video had to say, such as that its end is missing."""
 
-    def score_of(self, frame: FrameEvidence) -> float:
-        """Calibrated probability of fake by one crop alone.
-
-        Args:
-            frame: One of `frames`.
-        """
+    def get_score(self, frame: FrameEvidence) -> float:
+        """Calibrated probability of fake by one crop of `frames` alone."""
         return sigmoid(frame.logit / self.temperature)
 
     @property
@@ -90,7 +85,7 @@ class Verdict(Prediction):
             "calibrated": self.calibrated,
             "is_video": self.is_video,
             "num_asked": self.num_asked,
-            "frames": [{**f.to_dict(), "score": self.score_of(f)} for f in self.frames],
+            "frames": [{**f.to_dict(), "score": self.get_score(f)} for f in self.frames],
             "notes": list(self.notes),
         }
 
@@ -117,7 +112,7 @@ class Verdict(Prediction):
             ImageError: It cannot be opened.
             ValueError: An image is given, and the verdict is of a video.
         """
-        scores = [self.score_of(frame) for frame in self.frames]
+        scores = [self.get_score(frame) for frame in self.frames]
         if self.is_video:
             drawn = draw_video(source, self.frames, scores, self.num_frames)
         else:
@@ -127,7 +122,7 @@ class Verdict(Prediction):
 
     def compare(self, other: Self, *, approximate: bool = False) -> Agreement:
         """Compare the score, and crop by crop its probability and its heatmap."""
-        names = [_name(verdict) for verdict in (self, other)]
+        names = [_name_label(verdict) for verdict in (self, other)]
         changed = names[0] != names[1] or (self.score is None) != (other.score is None)
         shapes = [
             [f.heatmap is not None and f.heatmap.shape for f in v.frames] for v in (self, other)
@@ -140,7 +135,7 @@ class Verdict(Prediction):
         if self.score is not None and other.score is not None:
             differences.append(abs(self.score - other.score))
         for ours, theirs in zip(self.frames, other.frames, strict=True):
-            differences.append(abs(self.score_of(ours) - other.score_of(theirs)))
+            differences.append(abs(self.get_score(ours) - other.get_score(theirs)))
             if ours.heatmap is not None and theirs.heatmap is not None:
                 differences.append(float(np.abs(ours.heatmap - theirs.heatmap).max(initial=0)))
         return Agreement(find_largest_difference(*differences), changed, *names)
@@ -167,18 +162,10 @@ class Verdict(Prediction):
             "distances": frame.distance,
         }
 
-    def _values(self) -> Iterator[object]:
-        yield from (self.label, self.reason, self.score, self.logit, self.threshold)
-        yield from (
-            self.calibrated,
-            self.num_asked,
-            self.num_frames,
-            self.is_video,
-            self.notes,
-            len(self.frames),
-        )
-        for frame in self.frames:
-            yield from (None if v is None else np.asarray(v).tolist() for v in frame)
+    def _list_values(self) -> dict[str, Any]:
+        """Everything that makes two verdicts equal: all but how it is explained and scaled."""
+        frames = [[v if v is None else np.asarray(v).tolist() for v in f] for f in self.frames]
+        return {**vars(self), "explanation": None, "temperature": None, "frames": frames}
 
     def __repr__(self) -> str:
         why = "" if self.reason is None else f", {self.reason.value}"
@@ -188,7 +175,7 @@ class Verdict(Prediction):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Verdict):
             return NotImplemented
-        return list(self._values()) == list(other._values())
+        return self._list_values() == other._list_values()
 
     # Equal by arrays of floats, so not a sensible key of a dict.
     __hash__ = None  # type: ignore[assignment]
@@ -226,5 +213,5 @@ class VerdictAnswer:
     notes: list[str]
 
 
-def _name(verdict: Verdict) -> str:
+def _name_label(verdict: Verdict) -> str:
     return verdict.label if verdict.reason is None else f"{verdict.label} ({verdict.reason.value})"

@@ -3,7 +3,7 @@ import functools
 import cv2
 import numpy as np
 import pytest
-from vfm_runtime.deepfake.faces.crop import CropSpec, template
+from vfm_runtime.deepfake.faces.crop import CropSpec, scale_template
 from vfm_runtime.media.image import open_image
 
 from tests import fetch_assets
@@ -35,7 +35,7 @@ def visible(blend):
 def points_68(spec=None):
     """Something like the 68 points of iBUG, from the template's outline."""
     spec = spec or CropSpec(size=SIDE)
-    centre = template(spec).mean(axis=0)
+    centre = scale_template(spec).mean(axis=0)
     angle = np.linspace(0, np.pi, 17)
     jaw = centre + np.stack([-np.cos(angle), np.sin(angle)], 1) * spec.size * 0.3
     inner = centre + np.random.default_rng(0).uniform(-0.2, 0.2, (51, 2)) * spec.size
@@ -109,7 +109,7 @@ def test_landmarks_outside_of_the_image_give_a_blend_all_the_same(landmarks):
 @pytest.mark.parametrize("count", [5, 68, 81, 12])
 def test_trap_13_mask_follows_the_landmarks(count):
     spec = CropSpec(size=SIDE)
-    points = {5: template(spec), 68: points_68(), 81: points_68()[np.arange(81) % 68]}
+    points = {5: scale_template(spec), 68: points_68(), 81: points_68()[np.arange(81) % 68]}
     at = points.get(count, points_68()[:17])
     shift = np.array([20.0, 0.0])
     crop = drawn().pixels
@@ -162,7 +162,7 @@ def test_affine_map_takes_points_to_points():
 
 
 def test_face_mask_covers_the_five_points():
-    points = template(CropSpec(size=SIDE))
+    points = scale_template(CropSpec(size=SIDE))
     mask = mask_face(points, SIDE, 0.01)
     assert (mask[points[:, 1].astype(int), points[:, 0].astype(int)] > 0.9).all()
     assert mask[0].max() == mask[:, 0].max() == 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from vfm_runtime.deepfake.faces.crop import CropSpec, whole_crop
+from vfm_runtime.deepfake.faces.crop import CropSpec, crop_whole
 
 from tests.deepfake.data.faces import write_faces
 from vfm.deepfake.data.augment import View
@@ -250,7 +250,7 @@ def test_trap_09_images_that_say_nothing_of_their_crop_are_refused(faces, tmp_pa
     data.setup("fit")
     assert data.crop == CropSpec(source="cropped", size=40)
     (batch, *_) = data.val_dataloader()
-    pixels = whole_crop(np.asarray(Image.open(data.records["val"][0].source)), data.crop).pixels
+    pixels = crop_whole(np.asarray(Image.open(data.records["val"][0].source)), data.crop).pixels
     assert (batch["image"][0].numpy() == data.preprocess.resize(pixels)[0]).all()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
-from vfm_runtime.deepfake.faces.crop import CropSpec, template
+from vfm_runtime.deepfake.faces.crop import CropSpec, scale_template
 
 from tests.runtime import videos
 from vfm.deepfake.data import crops, extract
@@ -97,7 +97,7 @@ def test_crops_show_the_face_where_the_specification_says(done):
         assert np.asarray(Image.open(item.path)).shape == (64, 64, 3)
         landmarks = np.load(item.landmarks)
         assert landmarks.shape == (5, 2)
-        assert np.abs(landmarks - template(SPEC)).max() < 4
+        assert np.abs(landmarks - scale_template(SPEC)).max() < 4
     # The head moves through the picture; its crops are alike.
     one, other = (
         np.asarray(Image.open(out / f"crops/set/real/000/{frame:06d}.png"), float)
@@ -319,7 +319,7 @@ def test_a_mask_of_another_shape_is_a_failure(tmp_path):
 
 def test_landmarks_that_come_along_are_used(tmp_path):
     Image.fromarray(scene()).save(tmp_path / "a.png")
-    points = template(CropSpec(size=100, margin=1.0)) + 60.0
+    points = scale_template(CropSpec(size=100, margin=1.0)) + 60.0
     np.save(tmp_path / "a.npy", points)
     spec = CropSpec(size=64, detector="precomputed")
     items = [
@@ -328,7 +328,7 @@ def test_landmarks_that_come_along_are_used(tmp_path):
     ]
     counts = extract.extract(items, tmp_path / "out", spec, num_workers=1)
     (item,) = read_manifest(tmp_path / "out" / MANIFEST)
-    np.testing.assert_allclose(np.load(item.landmarks), template(spec), atol=1e-4)
+    np.testing.assert_allclose(np.load(item.landmarks), scale_template(spec), atol=1e-4)
     assert counts["fake"].failures == {"bad_landmarks": 1}
 
 

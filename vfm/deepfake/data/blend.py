@@ -13,7 +13,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.deepfake.faces.crop import TEMPLATE, CropSpec, move_points, template
+from vfm_runtime.deepfake.faces.crop import TEMPLATE, CropSpec, scale_template
+from vfm_runtime.deepfake.faces.geometry import move_points
 from vfm_runtime.errors import DataError
 
 from vfm.deepfake.data.augment import Array, Colors, Mask, Pixels, compress_jpeg
@@ -90,7 +91,7 @@ def self_blend(
         )
     # The crop may have been resized since.
     spec = spec or CropSpec()
-    on_template: Points = template(spec) * (side / spec.size)
+    on_template: Points = scale_template(spec) * (side / spec.size)
     points: Points | None = None if landmarks is None else np.asarray(landmarks, np.float64)
     for attempt in range(_ATTEMPTS):
         # Landmarks that gave nothing in half of the attempts lie outside.

@@ -15,16 +15,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from vfm_runtime.deepfake.faces.crop import (
-    CropSpec,
-    choose,
-    crop_face,
-    move_points,
-    overlap_choice,
-    warp,
-)
+from vfm_runtime.deepfake.faces.crop import CropSpec, choose_faces, choose_forged_face, crop_face
 from vfm_runtime.deepfake.faces.face import Face, FaceDetector
-from vfm_runtime.deepfake.faces.precomputed import Given, face_of, read_landmarks
+from vfm_runtime.deepfake.faces.geometry import move_points, warp
+from vfm_runtime.deepfake.faces.precomputed import ListedFaces, build_face, read_landmarks
 from vfm_runtime.errors import VfmError
 from vfm_runtime.media.image import ImageError, Pixels, open_image
 from vfm_runtime.media.video import VideoClip, choose_evenly, is_video, read_video
@@ -268,7 +262,7 @@ def _find_faces(
     """The faces that count: where something was changed the one under the mask, for the largest may be real."""
     if detector is None:
         try:
-            detector = Given([face_of(read_landmarks(item.landmarks))])
+            detector = ListedFaces([build_face(read_landmarks(item.landmarks))])
         except ValueError as error:
             raise _RefusedError(BAD_LANDMARKS, str(error)) from error
     faces = [face for face in detector.detect(image) if face.score >= spec.min_score]
@@ -276,8 +270,8 @@ def _find_faces(
         size = f"{image.shape[1]} x {image.shape[0]}"
         raise _RefusedError(NO_FACE, f"the detector found no face in {size} pixels")
     if mask is None or not (mask >= _CHANGED).any():
-        return choose(faces, spec.policy)
-    face = overlap_choice(faces, mask >= _CHANGED)
+        return choose_faces(faces, spec.policy)
+    face = choose_forged_face(faces, mask >= _CHANGED)
     left, top = np.maximum(face.box[:2], 0).astype(int)
     right, bottom = np.ceil(np.maximum(face.box[2:], 0)).astype(int)
     if not (mask[top:bottom, left:right] >= _CHANGED).any():

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from vfm_runtime.deepfake.faces.crop import Crop, CropSpec, move_points, native_tiles, whole_crop
+from vfm_runtime.deepfake.faces.crop import Crop, CropSpec, crop_whole, cut_tiles
+from vfm_runtime.deepfake.faces.geometry import move_points
 from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import ImageError, open_image
 
@@ -177,10 +178,10 @@ class DeepfakeDataset(ImageDataset):
     def _cut(self, image: Pixels, tile: int, generator: np.random.Generator | None) -> Crop:
         size = self.crop.size
         if self.crop.source != "native":
-            return whole_crop(image, self.crop)
+            return crop_whole(image, self.crop)
         height, width = image.shape[:2]
         if generator is None or min(height, width) < size:
-            tiles = native_tiles(image, size, tile + 1)
+            tiles = cut_tiles(image, size, tile + 1)
             return tiles[tile % len(tiles)]
         top, left = (int(generator.integers(n - size + 1)) for n in (height, width))
         part = np.ascontiguousarray(image[top : top + size, left : left + size])
@@ -356,7 +357,7 @@ def _cut_mask(
         size = crop.pixels.shape[1::-1]
         part: Array = cv2.warpAffine(whole, crop.matrix, size, flags=cv2.INTER_NEAREST)
     else:
-        part = whole_crop(whole, spec).pixels
+        part = crop_whole(whole, spec).pixels
     fraction: Mask = part.max(axis=2).astype(np.float32) / 255
     return fraction
 

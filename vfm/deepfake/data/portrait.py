@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from vfm_runtime.deepfake.faces.crop import CropSpec, template
+from vfm_runtime.deepfake.faces.crop import CropSpec, scale_template
 
 from vfm.deepfake.data.augment import Array, Pixels, compress_jpeg
 
@@ -49,7 +49,7 @@ class _Painter:
             for key in ((1, identity), (2, identity, frame))
         )
         self.size, self.side = size, size * _SCALE
-        self.spots = template(CropSpec(size=256)) * (self.side / 256)
+        self.spots = scale_template(CropSpec(size=256)) * (self.side / 256)
         self.unit = float(self.spots[1, 0] - self.spots[0, 0])
         self.middle = self.spots.mean(axis=0)
         self.skin = self._pick(_SKIN) + self.person.uniform(-14, 14, 3)

@@ -1,4 +1,4 @@
-"""Cutting faces out: where a crop's pixels come from, said once for training and production."""
+"""Face crops: aligned by landmarks, declared, or tiles of the whole image; the same in training and production."""
 
 from __future__ import annotations
 
@@ -11,32 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from vfm_runtime.deepfake.faces.face import DETECTORS, Face, FaceDetector
-from vfm_runtime.deepfake.faces.geometry import invert, move_points, similarity, warp
+from vfm_runtime.deepfake.faces.geometry import fit_similarity, warp
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.image import Pixels
-
-__all__ = [
-    "DETECTORS",
-    "MAX_TILES",
-    "TEMPLATE",
-    "Crop",
-    "CropSpec",
-    "Face",
-    "Policy",
-    "Source",
-    "choose",
-    "crop_face",
-    "cut",
-    "find_faces",
-    "invert",
-    "move_points",
-    "native_tiles",
-    "overlap_choice",
-    "similarity",
-    "template",
-    "warp",
-    "whole_crop",
-]
+from vfm_runtime.validation import is_number, is_whole
 
 Source = Literal["faces", "cropped", "native"]
 """Where pixels come from: detected faces, images that are declared to be face crops already, or
@@ -56,7 +34,7 @@ at margin 1: the viewer's left first. Chin and forehead then touch the edges."""
 
 TEMPLATE.setflags(write=False)
 
-_LEAST_SHARE = 0.5
+_LEAST_FRACTION = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +63,15 @@ class CropSpec:
     """How many squares `native` cuts out, 1 to 9: the centre, the corners, the edges' middles."""
 
     def __post_init__(self) -> None:
-        for name in ("source", "policy", "detector"):
-            _check_choice(name, getattr(self, name), _CHOICES[name])
-        _check_range("size", self.size, 16, 2048, whole=True)
-        _check_range("margin", self.margin, 0.5, 4)
-        _check_range("min_score", self.min_score, 0, 1)
-        _check_range("tiles", self.tiles, 1, MAX_TILES, whole=True)
+        for name in _CHOICES:
+            _check_choice(name, getattr(self, name))
+        for name, (low, high) in _RANGES.items():
+            value, whole = getattr(self, name), name in ("size", "tiles")
+            if not (is_whole if whole else is_number)(value) or not low <= value <= high:
+                kind = "a whole number" if whole else "a number"
+                raise OptionError(
+                    f"{name} of the crop is {value!r}. Give {kind} from {low} to {high}."
+                )
         # So that a specification read from JSON, where 1.0 may have become 1, is the same one.
         object.__setattr__(self, "margin", float(self.margin))
         object.__setattr__(self, "min_score", float(self.min_score))
@@ -101,10 +82,7 @@ class CropSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild a specification from `to_dict`.
-
-        Args:
-            values: Every field by its name; a crop must not depend on what was left out.
+        """Rebuild a specification from `to_dict`; a crop must not depend on what was left out.
 
         Raises:
             ValueError: A field is missing, unknown or out of its range.
@@ -127,19 +105,12 @@ class CropSpec:
 
 
 _CHOICES = {"source": get_args(Source), "policy": get_args(Policy), "detector": DETECTORS}
+_RANGES = {"size": (16, 2048), "margin": (0.5, 4), "min_score": (0, 1), "tiles": (1, MAX_TILES)}
 
 
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name} of the crop is {value!r}. Choices: {', '.join(choices)}.")
-
-
-def _check_range(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
-    kinds = (int,) if whole else (int, float)
-    number = isinstance(value, kinds) and not isinstance(value, bool)
-    if not number or not low <= value <= high:  # type: ignore[operator]
-        kind = "a whole number" if whole else "a number"
-        raise OptionError(f"{name} of the crop is {value!r}. Give {kind} from {low} to {high}.")
+def _check_choice(name: str, value: object) -> None:
+    if value not in _CHOICES[name]:
+        raise OptionError(f"{name} of the crop is {value!r}. Choices: {', '.join(_CHOICES[name])}.")
 
 
 class Crop(NamedTuple):
@@ -149,28 +120,24 @@ class Crop(NamedTuple):
     """Uint8 RGB, [size, size, 3]."""
 
     matrix: NDArray[np.float64]
-    """[2, 3], the affine map from places in the image to places in the crop."""
+    """[2, 3], the affine map from pixels of the image to pixels of the crop."""
 
     face: Face | None
     """The face in the image; None where no face was looked for."""
 
 
-def template(spec: CropSpec) -> NDArray[np.float64]:
-    """Return the places of the five points in a crop, [5, 2] in pixels.
-
-    Args:
-        spec: Gives the size and the margin.
-    """
+def scale_template(spec: CropSpec) -> NDArray[np.float64]:
+    """Return where the five points lie in a crop, [5, 2] in pixels."""
     return ((TEMPLATE - 0.5) / spec.margin + 0.5) * spec.size
 
 
 def crop_face(image: Pixels, landmarks: ArrayLike, spec: CropSpec) -> Crop:
-    """Cut out a face so that its five points lie where `template` says; numpy and Pillow alone.
+    """Cut out a face so that its five points lie where `scale_template` says; numpy and Pillow alone.
 
     Args:
         image: Uint8 RGB, [height, width, 3].
         landmarks: [5, 2] in pixels of the image, viewer's left first.
-        spec: Gives size and margin.
+        spec: Size and margin of the crop.
 
     Returns:
         The crop; its `face` holds the landmarks, their bounding box and the score 1.
@@ -179,17 +146,17 @@ def crop_face(image: Pixels, landmarks: ArrayLike, spec: CropSpec) -> Crop:
         ValueError: The landmarks are no [5, 2], not finite, or coincide.
     """
     points = np.asarray(landmarks, np.float64)
-    matrix = similarity(points, template(spec))
+    matrix = fit_similarity(points, scale_template(spec))
     box = np.concatenate([points.min(0), points.max(0)])
     return Crop(warp(image, matrix, spec.size), matrix, Face(box, 1.0, points))
 
 
-def whole_crop(image: Pixels, spec: CropSpec) -> Crop:
+def crop_whole(image: Pixels, spec: CropSpec) -> Crop:
     """Take an image that is declared to be a face crop: its central square, at the crop's size.
 
     Args:
         image: Uint8 RGB, [height, width, 3]; unchanged where it is of that size already.
-        spec: Gives the size.
+        spec: Specification with the size of the crop.
     """
     height, width = image.shape[:2]
     side = min(height, width)
@@ -205,14 +172,14 @@ def whole_crop(image: Pixels, spec: CropSpec) -> Crop:
     return Crop(np.array(square), matrix, None)
 
 
-# Where tiles lie between the first place and the last, in x and y: centre, corners, edges.
-_PLACES = (
+# Where tiles lie between the first position and the last, in x and y: center, corners, edges.
+_POSITIONS = (
     *((0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)),
     *((0.5, 0.0), (0.0, 0.5), (1.0, 0.5), (0.5, 1.0)),
 )
 
 
-def native_tiles(image: Pixels, size: int, num: int) -> list[Crop]:
+def cut_tiles(image: Pixels, size: int, num: int) -> list[Crop]:
     """Cut squares out of an image without resizing, which would erase a generator's traces.
 
     An image smaller than the square is mirrored at its edges until it fills it.
@@ -236,36 +203,36 @@ def native_tiles(image: Pixels, size: int, num: int) -> list[Crop]:
     pads = ((before_y, lack_y - before_y), (before_x, lack_x - before_x), (0, 0))
     padded = np.pad(image, pads, mode="reflect") if lack_x or lack_y else image
     room_x, room_y = padded.shape[1] - size, padded.shape[0] - size
-    places = dict.fromkeys((int(room_x * x), int(room_y * y)) for x, y in _PLACES[:num])
+    corners = dict.fromkeys((int(room_x * x), int(room_y * y)) for x, y in _POSITIONS[:num])
     tiles = []
-    for x, y in places:
+    for x, y in corners:
         matrix = np.array([[1, 0, before_x - x], [0, 1, before_y - y]], np.float64)
         tiles.append(Crop(padded[y : y + size, x : x + size].copy(), matrix, None))
     return tiles
 
 
-def choose(faces: Sequence[Face], policy: Policy) -> list[Face]:
+def choose_faces(faces: Sequence[Face], policy: Policy) -> list[Face]:
     """Return the faces of a frame that count, largest first; none where there are none.
 
     Args:
-        faces: What the detector found.
+        faces: Detected faces, in any order.
         policy: `largest`, or `all` for those of at least half the largest one's area.
 
     Raises:
         ValueError: There is no such policy.
     """
-    _check_choice("policy", policy, get_args(Policy))
+    _check_choice("policy", policy)
     ordered = sorted(faces, key=lambda face: face.area, reverse=True)
     if policy == "largest":
         return ordered[:1]
-    return [face for face in ordered if face.area >= _LEAST_SHARE * ordered[0].area]
+    return [face for face in ordered if face.area >= _LEAST_FRACTION * ordered[0].area]
 
 
-def overlap_choice(faces: Sequence[Face], mask: NDArray[Any]) -> Face:
+def choose_forged_face(faces: Sequence[Face], mask: NDArray[Any]) -> Face:
     """Return the face that covers most of a forgery mask; the largest need not be the forged one.
 
     Args:
-        faces: One or more.
+        faces: One or more faces of the image.
         mask: [height, width] of the image, above 0 where it was forged.
 
     Returns:
@@ -276,14 +243,13 @@ def overlap_choice(faces: Sequence[Face], mask: NDArray[Any]) -> Face:
     """
     if not faces:
         raise DataError("There is no face to choose from. Leave the frame out.")
-    forged = np.asarray(mask) > 0
 
-    def covered(face: Face) -> tuple[int, float]:
+    def measure_overlap(face: Face) -> tuple[int, float]:
         left, top = np.floor(np.maximum(face.box[:2], 0)).astype(int)
         right, bottom = np.ceil(np.maximum(face.box[2:], 0)).astype(int)
-        return int(forged[top:bottom, left:right].sum()), face.area
+        return int((np.asarray(mask)[top:bottom, left:right] > 0).sum()), face.area
 
-    return max(faces, key=covered)
+    return max(faces, key=measure_overlap)
 
 
 def find_faces(image: Pixels, spec: CropSpec, detector: FaceDetector) -> list[Face]:
@@ -291,20 +257,20 @@ def find_faces(image: Pixels, spec: CropSpec, detector: FaceDetector) -> list[Fa
 
     Args:
         image: Uint8 RGB, [height, width, 3].
-        spec: Gives the least score and the policy.
-        detector: Finds the faces.
+        spec: Specification with the least score and the policy.
+        detector: Detector of the faces.
     """
     sure = [face for face in detector.detect(image) if face.score >= spec.min_score]
-    return choose(sure, spec.policy)
+    return choose_faces(sure, spec.policy)
 
 
-def cut(image: Pixels, spec: CropSpec, detector: FaceDetector | None = None) -> list[Crop]:
+def cut_crops(image: Pixels, spec: CropSpec, detector: FaceDetector | None = None) -> list[Crop]:
     """Make the crops of an image by a specification: the one way from an image to a model's input.
 
     Args:
         image: Uint8 RGB, [height, width, 3].
-        spec: Where crops come from.
-        detector: Finds faces; needed where `spec.source` is `faces`.
+        spec: Specification that says where crops come from.
+        detector: Face detector; needed where `spec.source` is `faces`.
 
     Returns:
         One crop a face that counts (none without a face), one for a declared crop, or the tiles.
@@ -313,9 +279,9 @@ def cut(image: Pixels, spec: CropSpec, detector: FaceDetector | None = None) -> 
         ValueError: Faces are asked for without a detector.
     """
     if spec.source == "cropped":
-        return [whole_crop(image, spec)]
+        return [crop_whole(image, spec)]
     if spec.source == "native":
-        return native_tiles(image, spec.size, spec.tiles)
+        return cut_tiles(image, spec.size, spec.tiles)
     if detector is None:
         raise OptionError(
             "Crops of faces need a face detector. Give load_detector(spec.detector), or declare "

@@ -18,7 +18,7 @@ DETECTORS = ("mtcnn", "precomputed")
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """A face in an image; places are pixels of the image, whose first pixel spans 0 to 1."""
+    """A face in an image; coordinates are pixels of the image, whose first pixel spans 0 to 1."""
 
     box: NDArray[np.float64]
     """[4], left, top, right, bottom."""
@@ -40,12 +40,8 @@ class Face:
         """Side in pixels of a square as large as the box: the size of the face."""
         return math.sqrt(self.area)
 
-    def moved(self, matrix: NDArray[np.float64]) -> Face:
-        """Return the face in another image's coordinates.
-
-        Args:
-            matrix: [2, 3], the affine map to there.
-        """
+    def move(self, matrix: NDArray[np.float64]) -> Face:
+        """Return the face in another image's coordinates, by the affine map to there, [2, 3]."""
         left, top, right, bottom = self.box
         corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
         moved = move_points(corners, matrix)
@@ -58,9 +54,5 @@ class FaceDetector(Protocol):
     """What finds faces."""
 
     def detect(self, image: Pixels) -> list[Face]:
-        """Return the faces of an image, surest first.
-
-        Args:
-            image: Uint8 RGB, [height, width, 3].
-        """
+        """Return the faces of an image, uint8 RGB [height, width, 3], surest first."""
         ...

@@ -1,4 +1,4 @@
-"""Maps between places of an image and of a square cut out of it; numpy and Pillow alone."""
+"""Affine maps between an image and a square cut out of it: similarity of landmarks, warping; numpy and Pillow alone."""
 
 import math
 
@@ -9,7 +9,7 @@ from PIL import Image
 from vfm_runtime.errors import DataError
 
 
-def similarity(points_from: ArrayLike, points_to: ArrayLike) -> NDArray[np.float64]:
+def fit_similarity(points_from: ArrayLike, points_to: ArrayLike) -> NDArray[np.float64]:
     """Return the turn, scale and shift that bring points closest to others, [2, 3].
 
     Least squares in closed form (Umeyama, TPAMI 1991), which never mirrors.
@@ -19,7 +19,7 @@ def similarity(points_from: ArrayLike, points_to: ArrayLike) -> NDArray[np.float
         points_to: [N, 2], where they shall lie.
 
     Raises:
-        ValueError: Shapes differ, a place is not finite, or all points coincide.
+        ValueError: Shapes differ, a point is not finite, or all points coincide.
     """
     start, end = np.asarray(points_from, np.float64), np.asarray(points_to, np.float64)
     if start.shape != end.shape or start.ndim != 2 or start.shape[1] != 2 or len(start) < 2:
@@ -29,33 +29,24 @@ def similarity(points_from: ArrayLike, points_to: ArrayLike) -> NDArray[np.float
         )
     if not (np.isfinite(start).all() and np.isfinite(end).all()):
         raise DataError("A landmark is NaN or infinite. Detect the face anew.")
-    centre, target = start.mean(0), end.mean(0)
-    spread = ((start - centre) ** 2).sum()
+    center, target = start.mean(0), end.mean(0)
+    spread = ((start - center) ** 2).sum()
     if spread < 1e-9:
         raise DataError("All landmarks of a face coincide. Detect the face anew.")
-    u, stretch, v = np.linalg.svd((end - target).T @ (start - centre))
+    u, stretch, v = np.linalg.svd((end - target).T @ (start - center))
     sign = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(v))])
     turn = (u * sign) @ v * ((stretch * sign).sum() / spread)
-    return np.column_stack([turn, target - turn @ centre])
+    return np.column_stack([turn, target - turn @ center])
 
 
 def move_points(points: ArrayLike, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return points, [N, 2], after an affine map.
-
-    Args:
-        points: [N, 2].
-        matrix: [2, 3].
-    """
+    """Return points, [N, 2], after an affine map, [2, 3]."""
     moved: NDArray[np.float64] = np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
     return moved
 
 
-def invert(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the affine map back, [2, 3]: of a crop's matrix, the one from crop to image.
-
-    Args:
-        matrix: [2, 3].
-    """
+def invert_map(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the inverse of an affine map, [2, 3]: of a crop's matrix, the one from crop to image."""
     back = np.linalg.inv(matrix[:, :2])
     return np.column_stack([back, -back @ matrix[:, 2]])
 
@@ -74,7 +65,7 @@ def warp(
 
     Args:
         image: Uint8, [height, width, 3], or [height, width] for a mask.
-        matrix: [2, 3], from places in the image to places in the square.
+        matrix: [2, 3], from pixels of the image to pixels of the square.
         size: Side of the square in pixels.
         resample: `NEAREST`, `BILINEAR` or `BICUBIC`.
 
@@ -82,7 +73,7 @@ def warp(
         Uint8, [size, size, 3] or [size, size].
     """
     height, width = image.shape[:2]
-    back = invert(matrix)
+    back = invert_map(matrix)
     corners = move_points([(0, 0), (size, 0), (size, size), (0, size)], back)
     # Only the part that is seen, and a rim for the filter: reducing a whole frame takes longer.
     shrink = max(1, int(math.sqrt(abs(np.linalg.det(back[:, :2])))))

@@ -1,4 +1,4 @@
-"""Whether a crop is good enough to be judged: how large the face was, how sharp, how sure."""
+"""Quality of a face crop: how large the face was, how sharp it is, how sure the detector was."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from vfm_runtime.media.image import Pixels
 _SIDE = 128
 
 
-class Quality(NamedTuple):
+class CropQuality(NamedTuple):
     """What is known about a crop besides its pixels."""
 
     face_px: float | None
@@ -24,24 +24,21 @@ class Quality(NamedTuple):
     """How sure the detector is, 0 to 1; None where no face was looked for."""
 
 
-def measure(crop: Crop, spec: CropSpec) -> Quality:
-    """Measure a crop.
+def measure_quality(crop: Crop, spec: CropSpec) -> CropQuality:
+    """Measure a crop that was made by a specification.
 
     The size of the face is that of the crop at margin 1 in pixels of the image: it follows the
     distances between the landmarks, and holds for declared crops as well.
-
-    Args:
-        crop: The crop.
-        spec: The specification that it was made by.
     """
     side = None
     if spec.source != "native":
-        side = spec.size / _scale(crop) / spec.margin
-    return Quality(side, blur(crop.pixels), crop.face.score if crop.face else None)
+        scale = float(np.sqrt(abs(np.linalg.det(crop.matrix[:, :2]))))
+        side = spec.size / scale / spec.margin
+    return CropQuality(side, measure_sharpness(crop.pixels), crop.face.score if crop.face else None)
 
 
-def blur(crop: Pixels) -> float:
-    """Return how sharp a crop is: the variance of the Laplacian of its grey values at 128 pixels.
+def measure_sharpness(crop: Pixels) -> float:
+    """Return how sharp a crop is: the variance of the Laplacian of its gray values at 128 pixels.
 
     Pech-Pacheco et al., ICPR 2000. The fixed size makes crops of different sizes comparable; the
     outermost pixels are left out.
@@ -49,11 +46,7 @@ def blur(crop: Pixels) -> float:
     Args:
         crop: Uint8 RGB, [height, width, 3].
     """
-    grey = Image.fromarray(crop).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
-    values = np.asarray(grey, np.float32)
-    neighbours = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:]
-    return float((neighbours - 4 * values[1:-1, 1:-1]).var())
-
-
-def _scale(crop: Crop) -> float:
-    return float(np.sqrt(abs(np.linalg.det(crop.matrix[:, :2]))))
+    gray = Image.fromarray(crop).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    values = np.asarray(gray, np.float32)
+    neighbors = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:]
+    return float((neighbors - 4 * values[1:-1, 1:-1]).var())
