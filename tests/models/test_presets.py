@@ -7,7 +7,7 @@ from timm.layers import config as timm_config
 
 from vfm.models.licenses import describe_license, find_terms
 from vfm.models.measure import measure
-from vfm.models.presets import PRESETS, USES, read_sizes
+from vfm.models.presets import PRESETS, USES
 
 NAMES = [preset.name for preset in PRESETS]
 
@@ -28,13 +28,9 @@ def test_the_families_are_there():
         assert any(family in name for name in NAMES), family
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_kept_figures_are_those_of_the_model(name):
-    assert read_sizes()[name] == measure(name)
-
-
-def test_nothing_is_kept_that_is_no_preset():
-    assert set(read_sizes()) == set(NAMES)
+@pytest.mark.parametrize("preset", PRESETS, ids=NAMES)
+def test_the_kept_figures_are_those_of_the_model(preset):
+    assert preset.size == measure(preset.name)
 
 
 def test_attention_is_counted():
