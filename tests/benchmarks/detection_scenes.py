@@ -119,7 +119,7 @@ def main() -> None:
     run("fit", *words, *QUIET)
     seconds = time.perf_counter() - start
     checkpoint = out / "runs/0/checkpoints/best.ckpt"
-    curve = plots.learning_curve(over_time(out / "runs/0"), xlabel="minutes", ylabel="AP")
+    curve = plots.plot_learning_curves({"AP": over_time(out / "runs/0")}, xlabel="minutes")
     (out / "ap_over_time.png").write_bytes(curve)
     results = {name: tested(checkpoint, root) for name, root in roots.items()}
     bundle = out / "bundle"

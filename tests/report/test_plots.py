@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vfm.report import learning_curve, plot_bars, plot_confusion_matrix, plot_learning_curves
+from vfm.report import plot_bars, plot_confusion_matrix, plot_learning_curves
 
 CURVE = [(step, 1 / (1 + step)) for step in range(0, 100, 10)]
 
@@ -24,7 +24,7 @@ def _pixels(png: bytes) -> np.ndarray:
 
 
 def test_learning_curves_stand_side_by_side() -> None:
-    one = _pixels(learning_curve({"train": CURVE}, xlabel="step", ylabel="loss"))
+    one = _pixels(plot_learning_curves({"loss": {"train": CURVE}}, xlabel="step"))
     panels = {"loss": {"train": CURVE, "val": CURVE[::2]}, "accuracy": {"val": CURVE}}
     two = _pixels(plot_learning_curves(panels, xlabel="step"))
     assert one.shape[0] == two.shape[0]
@@ -42,7 +42,7 @@ def test_a_name_keeps_its_colour_in_every_panel() -> None:
 
 @pytest.mark.parametrize("name", ["_hidden", "$\\frac$", "<script>", "many words " * 20])
 def test_odd_names_are_drawn_as_they_are(name: str) -> None:
-    _pixels(learning_curve({name: [(0, np.nan), (1, 2)], "none": []}, xlabel=name, ylabel=name))
+    _pixels(plot_learning_curves({name: {name: [(0, np.nan), (1, 2)], "none": []}}, xlabel=name))
     _pixels(plot_confusion_matrix([[1, 0], [2, 3]], [name, "b"]))
     _pixels(plot_bars({name: 1.0}, name))
 
@@ -77,7 +77,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no series to plot in the panels \['loss'"):
         plot_learning_curves({"loss": {}}, xlabel="step")
     with pytest.raises(ValueError, match=r"'train' has shape \(4,\), .*list\(zip\(steps"):
-        learning_curve({"train": [1, 2, 3, 4]}, xlabel="step", ylabel="loss")  # type: ignore[list-item]
+        plot_learning_curves({"loss": {"train": [1, 2, 3, 4]}}, xlabel="step")  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"shape \(2, 3\), but there are 2 labels"):
         plot_confusion_matrix(np.ones((2, 3), dtype=int), ["a", "b"])
     with pytest.raises(ValueError, match="Leave out what was not measured"):

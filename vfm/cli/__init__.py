@@ -61,10 +61,7 @@ First steps: vfm demo
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        args: Words after `vfm`; the process's own by default.
+    """Run a command with the words after `vfm`, those of the process by default.
 
     Returns:
         Exit status: 0 done, 1 the work failed, 2 it was called wrongly.
@@ -73,7 +70,9 @@ def main(args: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_help())
+        table = TRAINING | {name: text for name, (_, text) in COMMANDS.items()} | RUNTIME
+        rows = [f"  {name:<{max(map(len, table))}}  {text}" for name, text in table.items()]
+        print(_HELP.format(commands="\n".join(rows)).rstrip())
         return 0
     if words[0] == "--version":
         from vfm import __version__
@@ -97,27 +96,22 @@ def _run(command: str, words: list[str], *, debug: bool) -> None:
     if os.getcwd() not in sys.path:  # noqa: PTH109 - a string, as sys.path holds
         sys.path.append(os.getcwd())  # noqa: PTH109
     if command in TRAINING:
-        _function("vfm.cli.training:run")(command, words)
+        _import_function("vfm.cli.training:run")(command, words)
     elif command in COMMANDS:
-        _function("vfm.cli.command:run")(command, _function(COMMANDS[command][0]), words)
+        _import_function("vfm.cli.command:run")(
+            command, _import_function(COMMANDS[command][0]), words
+        )
     elif command in RUNTIME:
         more = ["--debug"] if debug else []
-        raise SystemExit(_function("vfm_runtime.cli:main")([command, *words, *more]))
+        raise SystemExit(_import_function("vfm_runtime.cli:main")([command, *words, *more]))
     else:
-        known = [*TRAINING, *COMMANDS, *RUNTIME]
+        names = [*TRAINING, *COMMANDS, *RUNTIME]
         raise UsageError(
-            f"There is no command '{command}'.{suggest(command, known)}\n"
-            f"Commands: {', '.join(known)}. See vfm --help."
+            f"There is no command '{command}'.{suggest(command, names)}\n"
+            f"Commands: {', '.join(names)}. See vfm --help."
         )
 
 
-def _function(path: str) -> Any:
+def _import_function(path: str) -> Any:
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def _help() -> str:
-    table = TRAINING | {name: text for name, (_, text) in COMMANDS.items()} | RUNTIME
-    width = max(map(len, table))
-    rows = [f"  {name:<{width}}  {text}" for name, text in table.items()]
-    return _HELP.format(commands="\n".join(rows)).rstrip()

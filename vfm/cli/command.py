@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 import docstring_parser
+from jsonargparse import ArgumentParser
 
-from vfm.cli.parsing import Parser, parse
+from vfm.cli.parsing import OPTIONS, parse
 from vfm.cli.words import join_values, pop_option
 
 _SHORT = {"-o": "--out"}
@@ -23,10 +24,10 @@ def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
     """Parse the words by the function's signature, and call it.
 
     Args:
-        name: Of the command.
-        function: Typed, with a docstring that is the help. An argument `trust` may be given several times; of an
+        name: Name of the command.
+        function: Typed function, whose docstring is the help. An argument `trust` may be given several times; of an
             argument `options`, a dataclass, each field is an option.
-        words: As typed.
+        words: Words after the command, as typed.
 
     Raises:
         UsageError: A word or option does not fit.
@@ -34,7 +35,7 @@ def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
     signature = dict(inspect.signature(function).parameters)
     described = docstring_parser.parse(inspect.getdoc(function) or "")
     parameters = described.params
-    parser = Parser(prog=f"vfm {name}", description=described.short_description)
+    parser = ArgumentParser(**OPTIONS, prog=f"vfm {name}", description=described.short_description)
     hints = get_type_hints(function)
     skipped: set[str | int] = {_REPEATED, _SPREAD}
     options = hints.get(_SPREAD)
@@ -46,13 +47,13 @@ def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
     for parameter in signature.values():
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             skipped.add(parameter.name)
-            key = parameter.name
-            word: dict[str, Any] = {"type": hints[key], "help": helps.get(key)}
-            if get_origin(hints[key]) is Sequence:
-                word |= {"type": get_args(hints[key])[0], "nargs": "+"}
+            hint = hints[parameter.name]
+            word: dict[str, Any] = {"type": hint, "help": helps.get(parameter.name)}
+            if get_origin(hint) is Sequence:
+                word |= {"type": get_args(hint)[0], "nargs": "+"}
             elif parameter.default is not parameter.empty:
                 word |= {"nargs": "?", "default": parameter.default}
-            parser.add_argument(key, **word)
+            parser.add_argument(parameter.name, **word)
     parser.add_function_arguments(function, skip=skipped)
     if options is not None:
         parser.add_class_arguments(options, skip=skipped)

@@ -14,25 +14,19 @@ class UsageError(VfmError, ValueError):
 
 
 def explain(error: BaseException) -> str:
-    """The text for an error that ends a command.
+    """Return the text for an error that ends a command.
 
     Errors of vfm say themselves what to do; of others the place in the code is added.
     """
-    own = isinstance(error, VfmError)
     text = str(error).strip() or type(error).__name__
     notes = "\n".join(getattr(error, "__notes__", []))
     lines = [line for line in text.splitlines() if line.strip()]
-    if not own:
+    if not isinstance(error, VfmError):
+        frames = traceback.extract_tb(error.__traceback__)
+        origin = f"raised at {frames[-1].filename}:{frames[-1].lineno}; " if frames else ""
         lines[0] = f"{type(error).__name__}: {lines[0]}"
-        lines.append(f"({_place(error)}--debug shows the traceback)")
+        lines.append(f"({origin}--debug shows the traceback)")
     if len(lines) > _MAX_LINES:
         left_out = len(lines) - _MAX_LINES + 1
         lines = [*lines[: _MAX_LINES - 2], f"... ({left_out} more lines)", lines[-1]]
     return "vfm: " + "\n".join([*lines, notes] if notes else lines)
-
-
-def _place(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return ""
-    return f"raised at {frames[-1].filename}:{frames[-1].lineno}; "

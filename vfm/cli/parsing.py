@@ -1,14 +1,14 @@
-"""A parser of jsonargparse that raises instead of printing pages, and takes no abbreviations."""
+"""A parser of jsonargparse that raises instead of printing pages, and its messages in a line or two."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import inspect
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from pydoc import locate
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 from vfm_runtime.errors import suggest
@@ -17,19 +17,31 @@ from vfm.cli.errors import UsageError
 from vfm.spec import list_arguments
 
 OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+"""Settings of a parser that raises `argparse.ArgumentError` on a mistake, which a prefix of an option is too."""
 
-_SHOWN = 8
+_NUM_SHOWN = 8
 _EXAMPLES = {
     "model": "--model ClassificationTask --model.backbone vit_small_patch14_reg4_dinov2",
     "data": "--data FolderData --data.root FOLDER",
 }
-
-
-class Parser(ArgumentParser):
-    """Raises `argparse.ArgumentError` on a mistake; a prefix of an option is a mistake too."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**(OPTIONS | kwargs))
+_SUBCOMMAND = r"^(fit|validate|test|predict)\."
+_NOISE = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Expected a <class 'NoneType'>",
+    "Expected a typing.Literal",
+    "Problem with given class_path",
+)
+"""Beginnings of lines that name types tried in vain, and repeat the value as Python prints it."""
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+}
 
 
 def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
@@ -41,11 +53,11 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
     try:
         return parser.parse_args(words)
     except argparse.ArgumentError as error:
-        raise UsageError(rewrite(str(error), known_keys(parser))) from error
+        raise UsageError(rewrite(str(error), list_options(parser))) from error
 
 
-def known_keys(parser: ArgumentParser) -> list[str]:
-    """Every option that a parser knows, such as `trainer.max_epochs`."""
+def list_options(parser: ArgumentParser) -> list[str]:
+    """List every option that a parser knows, such as `trainer.max_epochs`."""
     return [
         option.removeprefix("--")
         for action in parser._actions
@@ -54,151 +66,146 @@ def known_keys(parser: ArgumentParser) -> list[str]:
     ]
 
 
-def rewrite(message: str, known: list[str]) -> str:
+class _Refusal(NamedTuple):
+    """What jsonargparse says of a mistake: a tree of every type that was tried, the cause at the innermost place."""
+
+    text: str
+    key: str
+    """Option that is wrong, such as `model.optim.lr`; empty where that is not said."""
+    owner: str
+    """Path of the innermost class whose arguments are wrong; empty for options of the command."""
+    options: list[str]
+    """Options of the command."""
+
+    @property
+    def owner_name(self) -> str:
+        return self.owner.rpartition(".")[2]
+
+
+def rewrite(message: str, options: list[str]) -> str:
     """Say in a line or two what jsonargparse says in many.
 
     Args:
-        message: Of its error: a tree of every type that was tried, with the cause at the innermost place.
-        known: Options of the parser.
+        message: Text of its error.
+        options: Options of the parser.
     """
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    inside = re.findall(r"Problem with given class_path '([^']+)'", message)
-    for pattern, say in _CASES:
-        if found := re.search(pattern, message):
-            return say(found, key, inside[-1] if inside else "", known)
-    return _bare(message)
+    owners = re.findall(r"Problem with given class_path '([^']+)'", message)
+    refusal = _Refusal(message, key, owners[-1] if owners else "", options)
+    for pattern, explain in _CASES:
+        if match := re.search(pattern, message):
+            return explain(refusal, match[1])
+    return _strip_noise(message)
 
 
-def root_cause(message: str) -> str:
-    """The innermost reasons of a tree of tried types; the message itself when it is none.
+def find_root_cause(message: str) -> str:
+    """Return the innermost reasons of a tree of tried types; the message itself when it is none.
 
     An error raised by a component's constructor reaches us inside such a tree.
     """
-    if "Does not validate against any of the Union subtypes" not in message:
-        return message
-    reasons = [line for line in _bare(message).splitlines() if not line.startswith("Subtypes")]
-    return "\n".join(reasons)
+    is_tree = "Does not validate against any of the Union subtypes" in message
+    return _strip_noise(message) if is_tree else message
 
 
-def _bare(message: str) -> str:
-    """Without the lines that name types tried in vain and repeat the value as Python prints it."""
-    noise = (
-        "Does not validate",
-        "Subtypes:",
-        "Errors:",
-        "Given value",
-        "Expected a <class 'NoneType'>",
-        "Expected a typing.Literal",
-        "Problem with given class_path",
-    )
+def _strip_noise(message: str) -> str:
     lines = (line.strip().removeprefix("- ") for line in message.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith(noise))
+    return "\n".join(line for line in lines if line and not line.startswith(_NOISE))
 
 
-def _required(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
-    names = [name.strip().removeprefix("fit.") for name in found[1].split(",")]
-    names = [re.sub(r"^(validate|test|predict)\.", "", name) for name in names]
-    if inside:
-        return f"{_short(inside)} needs --{key}.{', '.join(names)}; it was not given."
+def _explain_missing(refusal: _Refusal, missing: str) -> str:
+    names = [re.sub(_SUBCOMMAND, "", name.strip()) for name in missing.split(",")]
+    if refusal.owner:
+        return f"{refusal.owner_name} needs --{refusal.key}.{', '.join(names)}; it was not given."
     examples = " ".join(_EXAMPLES[name] for name in names if name in _EXAMPLES)
-    missing = ", ".join(f"--{name}" if name in known else name for name in names)
+    typed = ", ".join(f"--{name}" if name in refusal.options else name for name in names)
     remedy = f"\nGive a recipe with --config, or for example {examples}" if examples else ""
-    return f"Missing: {missing}.{remedy}"
+    return f"Missing: {typed}.{remedy}"
 
 
-def _not_accepted(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
-    given = found[1].removeprefix("--").partition("=")[0]
-    given = re.sub(r"^(fit|validate|test|predict)\.", "", given)
-    if nested := re.search(r"Group '([^']+)' does not accept", found.string):
-        given = f"{nested[1]}.{given}"
-    choices = list(_arguments(inside)) if inside else known
-    prefix = f"{key}." if inside else ""
-    listed = f"\n{_short(inside)} takes: {', '.join(choices)}." if inside else ""
-    if not inside:
-        group = given.partition(".")[0]
-        # `trianer.max_epochs` is wrong in its first part, `trainer.max_epoch` in its last.
-        groups = sorted({name.partition(".")[0] for name in known})
-        hint = suggest(given, known) or suggest(group, groups)
-    else:
-        hint = suggest(given, choices)
-    return f"There is no option '{prefix}{given}'.{hint}{listed}"
+def _explain_unknown_option(refusal: _Refusal, option: str) -> str:
+    option = re.sub(_SUBCOMMAND, "", option.removeprefix("--").partition("=")[0])
+    if group := re.search(r"Group '([^']+)' does not accept", refusal.text):
+        option = f"{group[1]}.{option}"
+    if refusal.owner:
+        choices = list(_list_arguments(refusal.owner))
+        listed = f"\n{refusal.owner_name} takes: {', '.join(choices)}."
+        return f"There is no option '{refusal.key}.{option}'.{suggest(option, choices)}{listed}"
+    # `trianer.max_epochs` is wrong in its first part, `trainer.max_epoch` in its last.
+    groups = sorted({name.partition(".")[0] for name in refusal.options})
+    hint = suggest(option, refusal.options) or suggest(option.partition(".")[0], groups)
+    return f"There is no option '{option}'.{hint}"
 
 
-def _unrecognised(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
-    word = found[1].split()[0]
-    if not word.startswith("-"):
-        return f"'{found[1]}' stands where an option is expected. Options start with --, such as --config."
-    option = re.match(r"(\S+)", found[1].removeprefix("--"))
-    return _not_accepted(option or found, key, inside, known)
+def _explain_stray_words(refusal: _Refusal, words: str) -> str:
+    if words.startswith("-"):
+        return _explain_unknown_option(refusal, words.split()[0])
+    return f"'{words}' stands where an option is expected. Options start with --, such as --config."
 
 
-def _unknown_class(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
-    given = found[1]
-    base = _base(found.string)
+def _explain_unknown_class(refusal: _Refusal, name: str) -> str:
+    base, short = _find_base(refusal.text), _list_short_names(refusal.text)
     classes = [cls.__name__ for cls in list_concrete(base)]
-    short = _list_short_names(found.string)
-    if given in short:
-        return f"--{key} {given} takes no arguments of its own. Name one that may: {', '.join(classes[:_SHOWN])}."
-    names = [*short, *classes]
+    if name in short:
+        shown = ", ".join(classes[:_NUM_SHOWN])
+        return f"--{refusal.key} {name} takes no arguments of its own. Name one that may: {shown}."
     reason = ""
-    if missing := re.search(r"No module named '[^']+'|cannot import name '[^']+'", found.string):
+    if missing := re.search(r"No module named '[^']+'|cannot import name '[^']+'", refusal.text):
         reason = f" {missing[0]} here; the working folder and installed packages are searched."
-    elif "does not correspond to a subclass" in found.string:
+    elif "does not correspond to a subclass" in refusal.text:
         reason = f" It is no {base.__name__}; derive it from vfm.{base.__name__}."
+    hint = suggest(name, [*short, *classes])
     return (
-        f"--{key} is '{given}', but there is no such {base.__name__}.{suggest(given, names)}{reason}\n"
-        f"Choices: {', '.join([*short, *classes[:_SHOWN]])}, or another class as package.module.Name."
+        f"--{refusal.key} is '{name}', but there is no such {base.__name__}.{hint}{reason}\n"
+        f"Choices: {', '.join([*short, *classes[:_NUM_SHOWN]])}, or another class as package.module.Name."
     )
 
 
-def _abstract(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
-    names = [cls.__name__ for cls in list_concrete(_base(found.string))]
+def _explain_no_class(refusal: _Refusal, _: str) -> str:
+    key, names = refusal.key, [cls.__name__ for cls in list_concrete(_find_base(refusal.text))]
     example = _EXAMPLES.get(key, f"--{key} {names[0]}")
     return f"--{key} must be named before its arguments. Choices: {', '.join(names)}. For example: {example}"
 
 
-def _wrong_value(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
-    innermost = found.string.rpartition("Parser key")[2]
+def _explain_wrong_value(refusal: _Refusal, _: str) -> str:
+    innermost = refusal.text.rpartition("Parser key")[2]
     if single := re.search(r"Expected an? (.+?)\. Got value: (.*)", innermost):
         expected, value = [single[1]], single[2]
     else:
         tried, _, rest = innermost.partition("Given value")
         expected = re.findall(r"Expected an? (?!path)(.+)", tried)
         value = "".join(re.findall(r"Given value: (.*)", rest)[:1])
-    named = list(dict.fromkeys(map(_type_name, expected)))
-    choices = re.findall(r"'([^']+)'", " ".join(named))
-    return f"--{key} is '{value}'. Expected {' or '.join(named)}.{suggest(value, choices)}"
+    types = list(dict.fromkeys(map(_name_type, expected)))
+    hint = suggest(value, re.findall(r"'([^']+)'", " ".join(types)))
+    return f"--{refusal.key} is '{value}'. Expected {' or '.join(types)}.{hint}"
 
 
-def _missing_file(found: re.Match[str], key: str, inside: str, known: list[str]) -> str:
-    return f"There is no file {found[1]} (--{key}). Give the path of a recipe, such as recipes/debug/digits.yaml."
+def _explain_missing_file(refusal: _Refusal, path: str) -> str:
+    remedy = "Give the path of a recipe, such as recipes/debug/digits.yaml."
+    return f"There is no file {path} (--{refusal.key}). {remedy}"
 
 
-_CASES = [
-    (r"arguments? (?:is|are) required: (.+)", _required),
-    (r"Option '([^']+)' is not accepted", _not_accepted),
-    (r"does not accept option '([^']+)'", _not_accepted),
-    (r"unrecognized arguments: (.+)", _unrecognised),
-    (r"is abstract|Not a valid subclass of", _abstract),
-    (r"Expected a path but (\S+) either not accessible[\s\S]*Subtypes", _unknown_class),
-    (r"Expected a dot import path string: (\S+)", _unknown_class),
-    (r"File does not exist: '([^']+)'", _missing_file),
-    (r"Expected a (.+)", _wrong_value),
+_CASES: list[tuple[str, Callable[[_Refusal, str], str]]] = [
+    (r"arguments? (?:is|are) required: (.+)", _explain_missing),
+    (r"(?:Option|does not accept option) '([^']+)'", _explain_unknown_option),
+    (r"unrecognized arguments: (.+)", _explain_stray_words),
+    (r"(is abstract|Not a valid subclass of)", _explain_no_class),
+    (r"Expected a path but (\S+) either not accessible[\s\S]*Subtypes", _explain_unknown_class),
+    (r"Expected a dot import path string: (\S+)", _explain_unknown_class),
+    (r"File does not exist: '([^']+)'", _explain_missing_file),
+    (r"Expected a (.+)", _explain_wrong_value),
 ]
 
 
-def _type_name(text: str) -> str:
-    plain = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+def _name_type(text: str) -> str:
     if name := re.match(r"<class '(?:\w+\.)*(\w+)'>", text):
-        return "null" if name[1] == "NoneType" else plain.get(name[1], f"a {name[1]}")
-    if literal := re.match(r"typing\.Literal\[(.+)\]", text):
-        return f"one of {literal[1]}"
-    return text
+        return _TYPES.get(name[1], f"a {name[1]}")
+    return re.sub(r"typing\.Literal\[(.+)\]", r"one of \1", text)
 
 
-def _arguments(path: str) -> Iterator[str]:
-    """Names of a component's arguments; those of a dataclass among them as `optim.lr`."""
-    for name, hint in list_arguments(_imported(path)).items():
+def _list_arguments(path: str) -> Iterator[str]:
+    """List the arguments of a component by name; those of a dataclass among them as `optim.lr`."""
+    component: Any = locate(path)
+    for name, hint in list_arguments(component).items():
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from (f"{name}.{field.name}" for field in dataclasses.fields(hint))
         else:
@@ -208,30 +215,19 @@ def _arguments(path: str) -> Iterator[str]:
 def list_concrete(base: type) -> list[type]:
     """List the classes of vfm and the user that derive from a class and can be made."""
     derived: list[type] = type.__subclasses__(base)
-    named = not inspect.isabstract(base) and not base.__name__.startswith("_")
-    return [base] * named + [c for d in derived for c in list_concrete(d)]
+    is_concrete = not inspect.isabstract(base) and not base.__name__.startswith("_")
+    return [base] * is_concrete + [c for d in derived for c in list_concrete(d)]
 
 
-def _base(message: str) -> Any:
-    """The class that the innermost value should have been one of; of a list of them, too; the widest of several."""
+def _find_base(message: str) -> Any:
+    """Find the class that the innermost value, or each of a list of them, should have been one of."""
     subtypes = re.findall(r"Subtypes: \[(.+)\]", message)[-1]
-    classes = [
-        _imported(name) for name in re.findall(r"(?:list\[|<class ')(\w+\.[\w.]+)", subtypes)
-    ]
+    names = re.findall(r"(?:list\[|<class ')(\w+\.[\w.]+)", subtypes)
+    classes: list[Any] = [locate(name) for name in names]
     return [cls for cls in classes if issubclass(classes[0], cls)][-1]
 
 
 def _list_short_names(message: str) -> list[str]:
-    """Words that the innermost value may be in place of a class."""
-    innermost = message.rpartition("Subtypes: [")[2]
-    literal = re.match(r"typing\.Literal\[([^\]]+)\]", innermost)
-    return re.findall(r"'([^']+)'", literal[1]) if literal else []
-
-
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
-def _short(path: str) -> str:
-    return path.rpartition(".")[2]
+    """List the words that the innermost value may be in place of a class."""
+    literals = re.findall(r"Subtypes: \[(?:typing\.Literal\[([^\]]+)\])?", message)
+    return re.findall(r"'([^']+)'", literals[-1])

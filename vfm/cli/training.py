@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from vfm.cli import TRAINING
 from vfm.cli.errors import UsageError
-from vfm.cli.parsing import OPTIONS, known_keys, rewrite, root_cause
+from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
 from vfm.cli.recipes import Recipe, read_recipe, update
 from vfm.cli.resume import resolve
 from vfm.cli.words import join_values, pop_option
@@ -42,15 +42,15 @@ class TrainingCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except argparse.ArgumentError as error:
-            known = known_keys(self._subcommand_parsers[args[0]])
-            raise UsageError(rewrite(str(error), known)) from error
+            options = list_options(self._subcommand_parsers[args[0]])
+            raise UsageError(rewrite(str(error), options)) from error
 
     def instantiate_classes(self) -> None:
         """Make the task, the data and the Trainer; what a constructor refuses reads as it said it."""
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise UsageError(root_cause(str(error))) from error
+            raise UsageError(find_root_cause(str(error))) from error
 
     def after_instantiate_classes(self) -> None:
         """Hand the resolved recipe to the task, which puts it into its checkpoints."""

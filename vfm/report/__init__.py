@@ -2,14 +2,13 @@
 
 from vfm.report.curves import Curve, plot_curves
 from vfm.report.page import Page
-from vfm.report.plots import learning_curve, plot_bars, plot_confusion_matrix, plot_learning_curves
+from vfm.report.plots import plot_bars, plot_confusion_matrix, plot_learning_curves
 from vfm.report.sheet import draw_contact_sheet
 
 __all__ = [
     "Curve",
     "Page",
     "draw_contact_sheet",
-    "learning_curve",
     "plot_bars",
     "plot_confusion_matrix",
     "plot_curves",

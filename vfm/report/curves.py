@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from vfm_runtime.errors import DataError
 
 from vfm.report.plots import (
-    COLORS,
     FONT_SIZE,
-    STYLES,
+    Points,
+    choose_style,
     encode_png,
     make_figure,
+    name_lines,
     style_axes,
     truncate_text,
 )
 
 _MOST_LINES = 10
-
-Points = Sequence[tuple[float, float]]
 
 
 class Curve(NamedTuple):
@@ -35,17 +34,17 @@ class Curve(NamedTuple):
 
 
 def plot_curves(classes: Mapping[str, Curve]) -> bytes:
-    """ROC and precision-recall curves side by side, a class in the same colour in both.
+    """Plot ROC and precision-recall curves by class side by side, a class in the same colour in both.
 
-    Of more than ten classes the five of best and the five of worst average precision are drawn, and
-    the title says so.
-
-    Args:
-        classes: The curves by name.
+    Of more than ten classes the five of best and the five of worst average precision are drawn, and the title says so.
     """
     if not classes:
         raise DataError("There is no curve to draw. Pass those of at least one class.")
-    shown = _chosen(classes)
+    shown = dict(classes)
+    if len(classes) > _MOST_LINES:
+        ranked = sorted(classes, key=lambda name: -classes[name].average_precision)
+        half = _MOST_LINES // 2
+        shown = {name: classes[name] for name in ranked[:half] + ranked[-half:]}
     # As in the confusion matrix: "constrained" leaves a gap around square panels.
     height = 4.9 + 0.17 * ((len(shown) + 1) // 2) + 0.25 * (len(shown) < len(classes))
     drawing = make_figure(9.4, height, layout="compressed")
@@ -53,34 +52,22 @@ def plot_curves(classes: Mapping[str, Curve]) -> bytes:
     if len(shown) < len(classes):
         text = f"the best and the worst five of {len(classes)} classes, by average precision"
         drawing.suptitle(text, fontsize=FONT_SIZE)
-    _frame(left, "false positive rate", "true positive rate")
+    _draw_frame(left, "false positive rate", "true positive rate")
     left.plot([0, 1], [0, 1], color="#9aa3ad", linewidth=0.8, linestyle=":")
-    _frame(right, "recall", "precision")
+    _draw_frame(right, "recall", "precision")
     for number, curve in enumerate(shown.values()):
-        style: dict[str, Any] = {
-            "color": COLORS[number % len(COLORS)],
-            "linestyle": STYLES[number // len(COLORS) % len(STYLES)],
-            "linewidth": 1.5,
-        }
+        style = choose_style(number) | {"linewidth": 1.5}
         left.plot(*zip(*curve.roc, strict=True), **style)
         # In steps, whose area is the average precision: it does not interpolate.
         right.plot(*zip(*curve.pr, strict=True), drawstyle="steps-pre", **style)
-    areas = {name: curve.auroc for name, curve in shown.items()}
-    precisions = {name: curve.average_precision for name, curve in shown.items()}
-    _legend(left, "class, area", areas)
-    _legend(right, "class, average precision", precisions)
+    _add_legend(left, "class, area", {k: v.auroc for k, v in shown.items()})
+    _add_legend(
+        right, "class, average precision", {k: v.average_precision for k, v in shown.items()}
+    )
     return encode_png(drawing)
 
 
-def _chosen(classes: Mapping[str, Curve]) -> dict[str, Curve]:
-    if len(classes) <= _MOST_LINES:
-        return dict(classes)
-    ranked = sorted(classes, key=lambda name: -classes[name].average_precision)
-    half = _MOST_LINES // 2
-    return {name: classes[name] for name in ranked[:half] + ranked[-half:]}
-
-
-def _frame(axes: Axes, xlabel: str, ylabel: str) -> None:
+def _draw_frame(axes: Axes, xlabel: str, ylabel: str) -> None:
     style_axes(axes)
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
@@ -89,7 +76,7 @@ def _frame(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.set_ylabel(ylabel, fontsize=FONT_SIZE)
 
 
-def _legend(axes: Axes, title: str, values: Mapping[str, float]) -> None:
+def _add_legend(axes: Axes, title: str, values: Mapping[str, float]) -> None:
     """Name the lines drawn last, each with its value, below the panel: a curve may be anywhere inside."""
     legend = axes.legend(
         axes.lines[-len(values) :],
@@ -102,7 +89,6 @@ def _legend(axes: Axes, title: str, values: Mapping[str, float]) -> None:
         fontsize=FONT_SIZE - 2,
         title_fontsize=FONT_SIZE - 2,
     )
-    # Named afterwards: matplotlib drops names that start with an underscore.
-    for text, (name, value) in zip(legend.get_texts(), values.items(), strict=True):
-        text.set_parse_math(False)
-        text.set_text(f"{truncate_text(name, 18)}  {value:.3f}")
+    name_lines(
+        legend, [f"{truncate_text(name, 18)}  {value:.3f}" for name, value in values.items()]
+    )

@@ -20,16 +20,16 @@ class Marked(NamedTuple):
     missed: NDArray[np.float32]
     wrong: NDArray[np.float32]
     captions: Sequence[str]
-    """Of the wrong boxes."""
+    """A caption for each wrong box."""
 
 
 def draw_marked_boxes(image: NDArray[np.uint8], boxes: Marked, side: int) -> NDArray[np.uint8]:
-    """A picture with its boxes: green found, amber missed, red wrong.
+    """Draw a picture with its boxes: green found, amber missed, red wrong.
 
     Args:
         image: uint8 [H, W, 3].
-        boxes: In its pixels.
-        side: Of the space it is for: a small picture is enlarged first, so that lines stay thin.
+        boxes: Boxes in pixels of the image.
+        side: Longest side of the drawing in pixels: a small picture is enlarged first, so that lines stay thin.
     """
     scale = max(1, side // max(image.shape[:2]))
     image = image.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -38,7 +38,7 @@ def draw_marked_boxes(image: NDArray[np.uint8], boxes: Marked, side: int) -> NDA
         (boxes.missed, MISSED, ()),
         (boxes.wrong, WRONG, boxes.captions),
     )
-    for corners, colour, captions in parts:
-        colours = [colour] * len(corners)
-        image = draw_boxes(image, corners * scale, captions=captions, colors=colours)
+    for corners, color, captions in parts:
+        colors = [color] * len(corners)
+        image = draw_boxes(image, corners * scale, captions=captions, colors=colors)
     return image

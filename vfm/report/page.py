@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Page:
         cards = []
         for name, entry in facts.items():
             value, note = entry if isinstance(entry, tuple) else (entry, "")
-            cards.append((name, _column_format([value])(value), note))
+            cards.append((name, *_format_column([value]), note))
         self._blocks.append({"kind": "facts", "facts": cards})
 
     def add_table(
@@ -64,23 +64,23 @@ class Page:
             rows: A value for each column name. Names may be missing.
             columns: Names of the columns to show, in order. By default all that occur.
         """
-        known = list(dict.fromkeys(name for row in rows for name in row))
-        names = known if columns is None else list(columns)
-        unknown = [name for name in names if name not in known]
+        every = list(dict.fromkeys(name for row in rows for name in row))
+        names = every if columns is None else list(columns)
+        unknown = [name for name in names if name not in every]
         if rows and unknown:
             raise DataError(
-                f"No row has the column '{unknown[0]}'. Columns: {', '.join(known)}. "
+                f"No row has the column '{unknown[0]}'. Columns: {', '.join(every)}. "
                 "Leave it out of columns, or add it to the rows."
             )
-        values = {name: [row.get(name) for row in rows] for name in names}
-        formats = {name: _column_format(values[name]) for name in names}
-        self._blocks.append(
-            {
-                "kind": "table",
-                "columns": [(name, _is_numeric(values[name])) for name in names],
-                "rows": [[formats[name](row.get(name)) for name in names] for row in rows],
-            }
-        )
+        texts, headers = [], []
+        for name in names:
+            values = [row.get(name) for row in rows]
+            present = [value for value in values if value is not None]
+            headers.append((name, bool(present) and all(map(_is_number, present))))
+            texts.append(_format_column(values))
+        # Without a column there are still as many rows.
+        cells = [[column[i] for column in texts] for i in range(len(rows))]
+        self._blocks.append({"kind": "table", "columns": headers, "rows": cells})
 
     def add_figure(self, png_bytes: bytes, caption: str) -> None:
         """Add a picture, embedded in the page and shown at its physical size.
@@ -99,11 +99,10 @@ class Page:
                 f"{png_bytes[:8]!r}. Pass the bytes of a PNG file."
             ) from error
         data = base64.b64encode(png_bytes).decode("ascii")
-        block = {"kind": "figure", "data": data, "width": width, "caption": caption}
-        self._blocks.append(block)
+        self._blocks.append({"kind": "figure", "data": data, "width": width, "caption": caption})
 
     def to_html(self) -> str:
-        """The whole page as one HTML document."""
+        """Return the whole page as one HTML document."""
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
         source = resources.files("vfm.report").joinpath("page.html").read_text(encoding="utf-8")
         template = environment.from_string(source)
@@ -120,35 +119,23 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
-def _is_numeric(values: Sequence[Any]) -> bool:
-    """Whether a column holds numbers only, some values possibly missing."""
-    given = [value for value in values if value is not None]
-    return bool(given) and all(_is_number(value) for value in given)
+def _format_column(values: Sequence[Any]) -> list[str]:
+    """Write the values of a column, with as many decimals for all of them: three significant digits of the largest."""
+    sizes = [abs(float(v)) for v in values if _is_number(v) and v and math.isfinite(v)]
+    spec = ".3f"
+    if sizes and (min(sizes) < 1e-3 or max(sizes) >= 1e6):
+        spec = ".4g"
+    elif sizes:
+        spec = f".{max(0, 3 - max(0, math.floor(math.log10(max(sizes)))))}f"
+    return [_format_cell(value, spec) for value in values]
 
 
-def _column_format(values: Sequence[Any]) -> Callable[[Any], str]:
-    """How to write each value of a column, with as many decimals for all of them."""
-    numbers = [value for value in values if _is_number(value)]
-    spec = _float_spec([float(number) for number in numbers])
-
-    def write(value: Any) -> str:
-        if value is None:
-            return _MISSING
-        if not _is_number(value):
-            return str(value)
-        if isinstance(value, int | np.integer):
-            # Four digits stay whole: they are often years or sizes in pixels.
-            return f"{int(value):,}" if abs(int(value)) >= 10_000 else str(int(value))
-        return format(float(value), spec)
-
-    return write
-
-
-def _float_spec(numbers: Sequence[float]) -> str:
-    """A format that keeps at least three significant digits of the largest number."""
-    sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
-    if not sizes:
-        return ".3f"
-    if min(sizes) < 1e-3 or max(sizes) >= 1e6:
-        return ".4g"
-    return f".{max(0, 3 - max(0, math.floor(math.log10(max(sizes)))))}f"
+def _format_cell(value: Any, spec: str) -> str:
+    if value is None:
+        return _MISSING
+    if not _is_number(value):
+        return str(value)
+    if isinstance(value, int | np.integer):
+        # Four digits stay whole: they are often years or sizes in pixels.
+        return f"{int(value):,}" if abs(int(value)) >= 10_000 else str(int(value))
+    return format(float(value), spec)

@@ -1,8 +1,8 @@
 """Plots as PNG bytes, through matplotlib's object API: pyplot keeps global state."""
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 from vfm_runtime.errors import DataError
-
-_Layout = Literal["constrained", "compressed"]
 
 Points = Sequence[tuple[float, float]]
 
@@ -26,24 +25,11 @@ _MAX_CLASSES_WITH_COUNTS = 20
 _MAX_CLASSES_WITH_LABELS = 50
 
 
-def learning_curve(series: Mapping[str, Points], *, xlabel: str, ylabel: str) -> bytes:
-    """Lines in one panel.
-
-    Args:
-        series: Points `(x, y)` for each name; a NaN leaves a gap.
-        xlabel: What x is, with its unit.
-        ylabel: What y is, with its unit.
-    """
-    return plot_learning_curves({ylabel: series}, xlabel=xlabel)
-
-
 def plot_learning_curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: str) -> bytes:
-    """Panels of lines side by side, such as loss and accuracy over the same steps.
-
-    A name has the same colour in every panel.
+    """Plot panels of lines side by side, such as loss and accuracy; a name has the same colour in every panel.
 
     Args:
-        panels: For each label of the y axis, points `(x, y)` for each name.
+        panels: For each label of the y axis, points `(x, y)` for each name; a NaN leaves a gap.
         xlabel: What x is in all panels, with its unit.
     """
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
@@ -54,9 +40,8 @@ def plot_learning_curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: 
         )
     drawing = make_figure(max(6.0, 4.4 * len(panels)), 3.4)
     # squeeze=False keeps an array for a single panel too.
-    for axes, (ylabel, series) in zip(
-        drawing.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    columns = drawing.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (ylabel, series) in zip(columns, panels.items(), strict=True):
         _draw_series(axes, series, names)
         axes.set_xlabel(truncate_text(xlabel, 48), fontsize=FONT_SIZE, parse_math=False)
         axes.set_ylabel(truncate_text(ylabel, 32), fontsize=FONT_SIZE, parse_math=False)
@@ -66,14 +51,14 @@ def plot_learning_curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: 
 def plot_confusion_matrix(
     matrix: npt.ArrayLike, labels: Sequence[str], *, normalize: bool = True
 ) -> bytes:
-    """Counts of true class (row) against predicted class (column), coloured.
+    """Plot counts of true class (row) against predicted class (column), coloured.
 
-    Up to 20 classes the counts are written in the cells (zeros are left blank), up to 50
-    the classes are named; beyond that the axis says that names are left out. Without
-    counts the colour scale follows the square root, so that rare confusions are seen.
+    Up to 20 classes the counts are written in the cells (zeros are left blank), up to 50 the classes are named; beyond
+    that the axis says that names are left out. Without counts the colour scale follows the square root, so that rare
+    confusions are seen.
 
     Args:
-        matrix: Counts, int `[C, C]`, rows are the truth.
+        matrix: Counts, int [C, C], rows are the truth.
         labels: Names of the C classes.
         normalize: Colour by the share of the row, between 0 and 1, rather than by count.
     """
@@ -84,8 +69,7 @@ def plot_confusion_matrix(
             f"The confusion matrix has shape {counts.shape}, but there are {num_classes} "
             f"labels. Pass a square matrix and one label for each of its rows."
         )
-    support = counts.sum(axis=1, keepdims=True)
-    shown = counts / np.maximum(support, 1) if normalize else counts
+    shown = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) if normalize else counts
     side = min(9.5, max(4.5, 1.6 + 0.55 * num_classes))
     # "constrained" pushes the label of the y axis off a figure with square cells.
     drawing = make_figure(side + 0.9, side, layout="compressed")
@@ -98,13 +82,22 @@ def plot_confusion_matrix(
     bar.set_label("share of the true class" if normalize else "samples", fontsize=FONT_SIZE)
     bar.ax.tick_params(labelsize=FONT_SIZE - 1)
     _name_classes(axes, labels)
-    if with_counts:
-        _write_counts(axes, counts, shown / limit)
+    for row, column in np.argwhere(counts) if with_counts else ():
+        axes.text(
+            column,
+            row,
+            str(counts[row, column]),
+            ha="center",
+            va="center",
+            fontsize=FONT_SIZE if num_classes <= 12 else 7,
+            # White where the ground is deep.
+            color="white" if shown[row, column] > 0.55 * limit else "#1b1f24",
+        )
     return encode_png(drawing)
 
 
 def plot_bars(values: Mapping[str, float], xlabel: str) -> bytes:
-    """Horizontal bars, the first on top, each with its value.
+    """Plot horizontal bars, the first on top, each with its value.
 
     Args:
         values: Length of the bar for each name, all at least 0.
@@ -118,14 +111,10 @@ def plot_bars(values: Mapping[str, float], xlabel: str) -> bytes:
         )
     drawing = make_figure(7.0, 0.9 + 0.36 * len(lengths))
     axes = drawing.subplots()
+    names = [truncate_text(name, 40) for name in values]
     drawn = axes.barh(range(len(lengths)), lengths, color=COLORS[0], height=0.65)
     axes.bar_label(drawn, [f"{value:.4g}" for value in lengths], padding=4, fontsize=FONT_SIZE)
-    axes.set_yticks(
-        range(len(lengths)),
-        [truncate_text(name, 40) for name in values],
-        fontsize=FONT_SIZE,
-        parse_math=False,
-    )
+    axes.set_yticks(range(len(lengths)), names, fontsize=FONT_SIZE, parse_math=False)
     axes.invert_yaxis()
     # Room for the value at the end of the longest bar.
     axes.set_xlim(0, 1.12 * max(lengths) or 1.0)
@@ -135,48 +124,42 @@ def plot_bars(values: Mapping[str, float], xlabel: str) -> bytes:
     return encode_png(drawing)
 
 
+def choose_style(index: int) -> dict[str, Any]:
+    """Return color and style of the line of an index, told apart from those of the others."""
+    style = STYLES[index // len(COLORS) % len(STYLES)]
+    return {"color": COLORS[index % len(COLORS)], "linestyle": style}
+
+
+def name_lines(legend: Legend, names: Iterable[str]) -> None:
+    """Name the lines of a legend afterwards: matplotlib drops names that start with an underscore."""
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
+
+
 def _draw_series(axes: Axes, series: Mapping[str, Points], names: Sequence[str]) -> None:
-    """Draw lines, coloured by the place of their name in `names`, and a legend."""
+    """Draw lines, coloured by the position of their name in `names`, and a legend."""
     lines = []
-    whole = True
+    is_whole = True
     for name, points in series.items():
-        index = names.index(name)
-        xy = _checked_points(name, points)
-        whole = whole and bool((xy[:, 0] % 1 == 0).all())
-        lines += axes.plot(
-            xy[:, 0],
-            xy[:, 1],
-            color=COLORS[index % len(COLORS)],
-            linestyle=STYLES[index // len(COLORS) % len(STYLES)],
-            linewidth=1.6,
-            # A single point has no line; many points hide theirs behind the markers.
-            marker="o" if len(xy) <= 30 else "",
-            markersize=3.5,
-        )
+        xy = np.asarray(points if len(points) else np.empty((0, 2)), dtype=np.float64)
+        if xy.ndim != 2 or xy.shape[1] != 2:
+            raise DataError(
+                f"The series '{name}' has shape {xy.shape}, but must be points (x, y), [N, 2]. "
+                "Pair the values with their steps: list(zip(steps, values))."
+            )
+        is_whole = is_whole and bool((xy[:, 0] % 1 == 0).all())
+        # A single point has no line; many points hide theirs behind the markers.
+        marker = "o" if len(xy) <= 30 else ""
+        style = choose_style(names.index(name))
+        lines += axes.plot(*xy.T, linewidth=1.6, marker=marker, markersize=3.5, **style)
     style_axes(axes)
-    if whole:
+    if is_whole:
         # Steps and epochs have no halves.
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-    if not lines:
-        return
-    legend = axes.legend(lines, ["series"] * len(lines), fontsize=FONT_SIZE, frameon=False)
-    # Named afterwards: matplotlib drops names that start with an underscore.
-    for text, name in zip(legend.get_texts(), series, strict=True):
-        text.set_parse_math(False)
-        text.set_text(truncate_text(name, 40))
-
-
-def _checked_points(name: str, points: Points) -> npt.NDArray[np.float64]:
-    """The points as `[N, 2]`."""
-    xy = np.asarray(points, dtype=np.float64)
-    if xy.size == 0:
-        return xy.reshape(0, 2)
-    if xy.ndim != 2 or xy.shape[1] != 2:
-        raise DataError(
-            f"The series '{name}' has shape {xy.shape}, but must be points (x, y), [N, 2]. "
-            "Pair the values with their steps: list(zip(steps, values))."
-        )
-    return xy
+    if lines:
+        legend = axes.legend(lines, ["series"] * len(lines), fontsize=FONT_SIZE, frameon=False)
+        name_lines(legend, [truncate_text(name, 40) for name in series])
 
 
 def _name_classes(axes: Axes, labels: Sequence[str]) -> None:
@@ -198,32 +181,17 @@ def _name_classes(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_ylabel(f"true class{note}", fontsize=FONT_SIZE)
 
 
-def _write_counts(
-    axes: Axes, counts: npt.NDArray[np.int64], depth: npt.NDArray[np.float64]
-) -> None:
-    """Write the counts into the cells, white where the colour is deep."""
-    size = FONT_SIZE if len(counts) <= 12 else 7
-    for row, column in np.argwhere(counts):
-        axes.text(
-            column,
-            row,
-            str(counts[row, column]),
-            ha="center",
-            va="center",
-            fontsize=size,
-            color="white" if depth[row, column] > 0.55 else "#1b1f24",
-        )
-
-
-def make_figure(width: float, height: float, layout: _Layout = "constrained") -> Figure:
-    """A white figure, size in inches, whose parts make room for each other."""
+def make_figure(
+    width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained"
+) -> Figure:
+    """Return a white figure, size in inches, whose parts make room for each other."""
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
 def style_axes(axes: Axes) -> None:
-    """Light grid, no frame on top and right."""
+    """Give axes a light grid, and no frame on top and right."""
     axes.grid(visible=True, color="#dde1e6", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -231,7 +199,7 @@ def style_axes(axes: Axes) -> None:
 
 
 def encode_png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
+    """Return the figure as a PNG file."""
     buffer = io.BytesIO()
     # Without matplotlib's version the same data gives the same bytes after an upgrade.
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
@@ -239,6 +207,6 @@ def encode_png(figure: Figure) -> bytes:
 
 
 def truncate_text(text: str, width: int) -> str:
-    """The text on one line of at most `width` characters."""
+    """Return the text on one line of at most `width` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= width else line[: width - 1].rstrip() + "…"

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from vfm_runtime.errors import DataError
 
 _GAP = 10
@@ -28,14 +28,13 @@ def draw_contact_sheet(
     cell: int = 128,
     marks: Sequence[bool] | None = None,
 ) -> bytes:
-    """Images in a grid with captions below them, as PNG bytes.
+    """Draw images in a grid with captions below them, as PNG bytes.
 
-    Small images are enlarged by a whole factor without smoothing, so that every pixel
-    stays visible; large ones are shrunk. Captions wider than a cell are shortened; a
-    newline in a caption starts another line.
+    Small images are enlarged by a whole factor without smoothing, so that every pixel stays visible; large ones are
+    shrunk. Captions wider than a cell are shortened; a newline in a caption starts another line.
 
     Args:
-        images: uint8 `[H, W, C]` with 1 (grey), 3 (RGB) or 4 (RGBA) channels, of any size.
+        images: uint8 [H, W, C] with 1 (grey), 3 (RGB) or 4 (RGBA) channels, of any size.
         captions: A caption for each image.
         columns: Images in a row.
         cell: Side of the square an image is fitted into, in pixels.
@@ -48,27 +47,29 @@ def draw_contact_sheet(
     num_rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width + _GAP, num_rows * height + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    font = _font()
+    # matplotlib brings a font with Greek, Cyrillic and accents; Pillow's own has only Latin.
+    path = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font = ImageFont.truetype(str(path), _FONT_SIZE)
     for index, (array, caption) in enumerate(zip(images, captions, strict=True)):
         left = _GAP + index % columns * width
         top = _GAP + index // columns * height
         box = (left, top, left + cell - 1, top + cell - 1)
         draw.rectangle(box, fill=_EMPTY)
         # The frame takes its room from every image, so that all keep the same scale.
-        image = _fitted(array, cell - 2 * _FRAME)
+        image = _scale_into(array, cell - 2 * _FRAME)
         sheet.paste(image, (left + (cell - image.width) // 2, top + (cell - image.height) // 2))
         if marks is not None:
             draw.rectangle(box, outline=_RIGHT if marks[index] else _WRONG, width=_FRAME)
         for number, line in enumerate(caption.split("\n")):
-            place = (left, top + cell + 2 + number * _LINE_HEIGHT)
-            draw.text(place, _shortened(line, font, cell), fill=_INK, font=font)
+            corner = (left, top + cell + 2 + number * _LINE_HEIGHT)
+            draw.text(corner, _truncate_line(line, font, cell), fill=_INK, font=font)
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def _fitted(array: npt.NDArray[np.uint8], side: int) -> Image.Image:
-    """The image as RGB, scaled into a square of `side` pixels with its proportions kept."""
+def _scale_into(array: npt.NDArray[np.uint8], side: int) -> Image.Image:
+    """Return the image as RGB, scaled into a square of `side` pixels with its proportions kept."""
     image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
     if image.mode == "RGBA":
         ground = Image.new("RGBA", image.size, "white")
@@ -77,15 +78,13 @@ def _fitted(array: npt.NDArray[np.uint8], side: int) -> Image.Image:
     longest = max(image.size)
     if longest <= side:
         # A whole factor: otherwise some pixels would be wider than others.
-        factor = side // longest
-        size = (image.width * factor, image.height * factor)
-        return image.resize(size, Image.Resampling.NEAREST)
+        return ImageOps.scale(image, side // longest, Image.Resampling.NEAREST)
     size = (max(1, image.width * side // longest), max(1, image.height * side // longest))
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _shortened(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The line, cut with an ellipsis to at most `width` pixels."""
+def _truncate_line(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Cut a line with an ellipsis to at most `width` pixels."""
     if font.getlength(line) <= width:
         return line
     # Bounds the search: no glyph is narrower than a pixel.
@@ -93,12 +92,6 @@ def _shortened(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     while line and font.getlength(line + "…") > width:
         line = line[:-1]
     return line.rstrip() + "…"
-
-
-def _font() -> ImageFont.FreeTypeFont:
-    # matplotlib brings a font with Greek, Cyrillic and accents; Pillow's own has only Latin.
-    path = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), _FONT_SIZE)
 
 
 def _check(
@@ -112,8 +105,8 @@ def _check(
     if not images:
         raise DataError("There are no images for the contact sheet. Pass at least one.")
     if len(captions) != len(images) or (marks is not None and len(marks) != len(images)):
-        given = f"{len(captions)} captions" + ("" if marks is None else f", {len(marks)} marks")
-        raise DataError(f"There are {len(images)} images but {given}. Pass one for each image.")
+        counts = f"{len(captions)} captions" + ("" if marks is None else f", {len(marks)} marks")
+        raise DataError(f"There are {len(images)} images but {counts}. Pass one for each image.")
     if columns < 1 or cell < 16:
         raise DataError(
             f"columns is {columns} and cell is {cell}. "

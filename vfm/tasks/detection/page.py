@@ -62,10 +62,9 @@ def write_box_page(
     chosen = ranked if len(ranked) <= _MOST_CURVES else ranked[:5] + ranked[-5:]
     page.show(
         "curves",
-        plots.learning_curve(
-            {row["label"]: results["curves"][row["label"]] for row in chosen},
+        plots.plot_learning_curves(
+            {"precision": {row["label"]: results["curves"][row["label"]] for row in chosen}},
             xlabel="recall",
-            ylabel="precision",
         ),
         f"Precision and recall at an IoU of {IOU}; of many classes the best and worst five.",
     )
