@@ -134,7 +134,7 @@ class ImageDataset(Dataset[Sample | Skipped]):
         Args:
             index: Position in the split.
             epoch: Epoch, which decides on the augmentation.
-            source: What `open_image` takes.
+            source: Path, bytes or pixels, as `open_image` takes them.
         """
         record = self.records[index]
         target = np.array(record.label)

@@ -76,11 +76,7 @@ def find_idx_files(root: Path) -> bool:
 
 
 def read_idx_files(root: Path, label_names: Sequence[str] = ()) -> Reading[Record]:
-    """Read train and test images, uint8 [H, W], with their labels.
-
-    Args:
-        root: Folder of the four files.
-        label_names: Names of the classes in the order of their numbers; the numbers by default.
+    """Read train and test images, uint8 [H, W], with their labels; options are those of `IdxData`.
 
     Raises:
         ValueError: A file is missing or damaged, or there are other classes than names.

@@ -55,9 +55,6 @@ def split_by_class(
         fractions: Fraction of each split, adding up to 1; splits of fraction 0 get nothing.
         seed: Seed of the draw.
 
-    Returns:
-        The split of each image.
-
     Raises:
         ValueError: The fractions do not add up, or a class has fewer images than there are splits.
     """
@@ -96,12 +93,9 @@ def split_by_key(
     Args:
         keys: The key of each image; images of one key stay together.
         labels: The labels of each image, as indices into `names`.
-        names: The label names.
+        names: Names of the labels.
         fractions: Fraction of each split, adding up to 1; splits of fraction 0 get nothing.
         seed: Seed of the draw.
-
-    Returns:
-        The split of each image.
 
     Raises:
         ValueError: The fractions do not add up, or a label cannot be in every split (in the training images, where

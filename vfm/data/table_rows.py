@@ -51,18 +51,7 @@ def read_table_rows(
     key_column: str | None = None,
     group_columns: Sequence[str] = (),
 ) -> Reading[TableRow]:
-    """Read the images that a table names, with their labels.
-
-    Args:
-        path: A .csv, .tsv or .parquet file.
-        root: The folder that relative paths start from; by default that of the table.
-        path_column: Column of the images' paths.
-        label_column: Column of the labels; or for each label a column of zeros and ones.
-        label_separator: Text between the labels of a cell; None where a cell is one label.
-        allow_no_label: Whether a row may have none of several labels.
-        split_column: Column with train, val or test; by default `split`, where there is one.
-        key_column: Column of keys whose rows all go to one split; by default each image has its own.
-        group_columns: Columns whose values become the records' groups.
+    """Read the images that a table names, with their labels; options are those of `TableData`.
 
     Raises:
         ValueError: A column is missing, a cell means nothing, or rows contradict each other.
@@ -78,14 +67,9 @@ def read_table_rows(
     _check_names(table, root, names, stated, labels)
     keys = names
     if key_column is not None:
-        keys = table.read_column(
-            key_column,
-            "--data.key_column",
-            "key",
-            ", so nothing says which rows belong together. Fill it in.",
-        )
-        if any(stated):
-            _check_keys(table, key_column, keys, stated)
+        remedy = ", so nothing says which rows belong together. Fill it in."
+        keys = table.read_column(key_column, "--data.key_column", "key", remedy)
+        _check_keys(table, key_column, keys, stated)
     splits: dict[str, list[TableRow]] = {}
     for index, (cells, name) in enumerate(zip(table.rows, names, strict=True)):
         groups = tuple(cells[column] for column in group_columns)
@@ -102,18 +86,13 @@ def join_path(root: Path, name: str) -> str:
 
 
 def read_names(table: Table, column: str) -> list[str]:
-    """Names of the images: normal paths, relative to the root.
-
-    Args:
-        table: A table of images.
-        column: Column of their paths.
+    """Names of the images, by the column of their paths: normal paths, relative to the root.
 
     Raises:
         ValueError: The column is missing, or a cell is empty.
     """
-    cells = table.read_column(
-        column, "--data.path_column", "path", ". Fill it in, or delete the row."
-    )
+    remedy = ". Fill it in, or delete the row."
+    cells = table.read_column(column, "--data.path_column", "path", remedy)
     return [os.path.normpath(cell.strip()).replace(os.sep, "/") for cell in cells]
 
 

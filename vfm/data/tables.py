@@ -75,10 +75,7 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Read a table.
-
-    Args:
-        path: A .csv, .tsv or .txt file in UTF-8 whose first line names the columns, or a .parquet file.
+    """Read a .csv, .tsv or .txt file in UTF-8 whose first line names the columns, or a .parquet file.
 
     Raises:
         ValueError: It is missing, empty, of another kind, or not a table.
@@ -90,7 +87,7 @@ def read_table(path: Path) -> Table:
         raise DataError(
             f"{path} is no table that can be read. Choices: {', '.join(_SUFFIXES)}; save it as CSV."
         )
-    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
+    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_format_cell(path)
     twice = [name for name, count in Counter(table.columns).items() if count > 1]
     if twice:
         raise DataError(f"{path} has two columns '{twice[0]}'. Rename or delete one of them.")
@@ -107,13 +104,15 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, s
         writer.writerows(rows)
 
 
-def _read_text(path: Path) -> Table:
+def _read_format_cell(path: Path) -> Table:
     try:
         # Excel puts a mark before the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as file:
             header = next((line for line in iter(file.readline, "") if line.strip()), "")
             file.seek(0)
-            reader = csv.reader(file, delimiter=_delimiter(header), strict=True)
+            # A column may be named "left, right".
+            delimiter = max(_DELIMITERS, key=re.sub('"[^"]*"', "", header).count)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             # An empty line, most often the last, is no row.
             cells = [(reader.line_num, row) for row in reader if row]
     except UnicodeDecodeError as error:
@@ -129,20 +128,15 @@ def _read_text(path: Path) -> Table:
         raise DataError(
             f"{path} is empty. Its first line must name the columns, such as path,label."
         )
-    columns = cells[0][1]
-    for line, row in cells[1:]:
+    (_, columns), *cells = cells
+    for line, row in cells:
         if len(row) != len(columns):
             raise DataError(
                 f"{path}, line {line}: {len(row)} cells, but the header has {len(columns)}. "
                 "Put quotes around cells that hold the delimiter."
             )
-    rows = [dict(zip(columns, row, strict=True)) for _, row in cells[1:]]
-    return Table(path, columns, rows, [line for line, _ in cells[1:]])
-
-
-def _delimiter(header: str) -> str:
-    # A column may be named "left, right".
-    return max(_DELIMITERS, key=re.sub('"[^"]*"', "", header).count)
+    rows = [dict(zip(columns, row, strict=True)) for _, row in cells]
+    return Table(path, columns, rows, [line for line, _ in cells])
 
 
 def _read_parquet(path: Path) -> Table:
@@ -159,11 +153,13 @@ def _read_parquet(path: Path) -> Table:
         raise DataError(
             f"{path} cannot be read as Parquet: {error}. Copy or write it again."
         ) from error
-    rows = [{name: _text(value) for name, value in row.items()} for row in content.to_pylist()]
+    rows = [
+        {name: _format_cell(value) for name, value in row.items()} for row in content.to_pylist()
+    ]
     return Table(path, content.column_names, rows, list(range(1, len(rows) + 1)))
 
 
-def _text(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None or value != value:  # not a number: how numpy writes an empty cell
         return ""
     if isinstance(value, float) and value.is_integer():

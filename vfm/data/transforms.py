@@ -82,38 +82,39 @@ class TrainTransform:
         """Make the transform.
 
         Args:
-            augment: `none`; `light`: small shifts, scales and rotations, which digits and text
-                survive; `standard`: random crops, mirror images and mild changes of colour;
-                `strong`: smaller crops, stronger colours, grey, blur, holes; or a pipeline. A
-                pipeline that starts with `RandomResizedCrop` or `Resize` gets the model's size
-                there; any other sees the image as it is, and the result is resized.
-            preprocess: Of the model that is trained.
+            augment: `none`; `light`: small shifts, scales and rotations, which digits and text survive; `standard`:
+                random crops, mirror images and mild changes of colour; `strong`: smaller crops, stronger colours, grey,
+                blur, holes; or a pipeline. A pipeline that starts with `RandomResizedCrop` or `Resize` gets the model's
+                size there; any other sees the image as it is, and the result is resized.
+            preprocess: Preprocessing of the model that is trained.
 
         Raises:
             AugmentError: There is no such preset, or the pipeline cannot be made.
         """
         self.augment = augment
         self.preprocess = preprocess
-        steps = _steps(augment)
-        name, arguments = _entry(steps[0]) if steps else ("", {})
-        self._crop = _random_crop(arguments, preprocess) if name == _CROP else None
+        steps = _list_steps(augment)
+        name, arguments = _parse_step(steps[0]) if steps else ("", {})
         self._resize = name == _RESIZE
-        self._whole = not (self._crop or self._resize)
+        self._crop: RandomCrop | None = None
+        if name == _CROP:
+            cubic = preprocess.interpolation == "bicubic"
+            try:
+                self._crop = RandomCrop(preprocess.size, cubic, **arguments)
+            except TypeError:
+                raise AugmentError(
+                    f"{_CROP} takes scale and ratio, not {', '.join(arguments)}. Its size is the model's."
+                ) from None
         if self._crop or self._resize:
             steps = steps[1:]
-        self._pipeline: Any = _compose(steps, preprocess) if steps else None
-        # Nothing random, so training sees what evaluation will.
-        self._exact = self._resize and not steps
+        self._pipeline: Any = _build_pipeline(steps, preprocess) if steps else None
 
     def __call__(self, source: str | bytes | NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        """Open and augment one image.
+        """Open and augment one image, uint8 [h, w, 3], at the model's size.
 
         Args:
-            source: As for `vfm_runtime.media.image.open_image`.
-            seed: At least 0; the same seed gives the same result on every machine and worker.
-
-        Returns:
-            uint8 [h, w, 3], at the model's size.
+            source: What `vfm_runtime.media.image.open_image` takes.
+            seed: Number from 0; the same seed gives the same result on every machine and worker.
 
         Raises:
             ImageError: The file cannot be read.
@@ -124,14 +125,15 @@ class TrainTransform:
         if self._crop is not None:
             image = self._crop(opened, generator)
         elif self._resize:
-            image = self.preprocess.resize(
-                opened.decode(1.0 if self._exact else self._scale(opened))
-            )[0]
+            # Where nothing is random, training sees what evaluation will; else two pixels for one are enough to resize.
+            height, width = self.preprocess.size
+            scale = 2 * max(height / opened.height, width / opened.width) if self._pipeline else 1.0
+            image = self.preprocess.resize(opened.decode(scale))[0]
         else:
             image = opened.decode()
         if self._pipeline is not None:
-            image = self._augmented(image, generator, seed)
-        if not self._whole and image.shape[:2] == self.preprocess.size:
+            image = self._apply_pipeline(image, generator, seed)
+        if (self._crop or self._resize) and image.shape[:2] == self.preprocess.size:
             return image  # once more would cut its border off again
         return self.preprocess.resize(image)[0]
 
@@ -139,23 +141,18 @@ class TrainTransform:
         # A worker that is not forked makes its own pipeline.
         return TrainTransform, (self.augment, self.preprocess)
 
-    def _scale(self, source: Source) -> float:
-        """Share of the sides that leaves the resize two pixels for one."""
-        height, width = self.preprocess.size
-        return 2 * max(height / source.height, width / source.width)
-
-    def _augmented(
+    def _apply_pipeline(
         self, image: NDArray[np.uint8], generator: np.random.Generator, seed: int
     ) -> NDArray[np.uint8]:
         # Not `set_random_seed`: it seeds every transform alike, so that the draw that decides on the mirror image also
         # decides on the colours. One shared generator gives independent draws.
         self._pipeline.set_random_state(generator, random.Random(seed))
-        before = image.shape
+        height, width = image.shape[:2]
         try:
             image = self._pipeline(image=np.ascontiguousarray(image))["image"]
         except Exception as error:  # whatever a transform of the user raises
             raise AugmentError(
-                f"The augmentation failed on an image of {before[0]} x {before[1]} pixels: {error}. "
+                f"The augmentation failed on an image of {height} x {width} pixels: {error}. "
                 "Change the pipeline (--data.augment), or start it with RandomResizedCrop or Resize."
             ) from error
         if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -174,29 +171,29 @@ def check_augment(augment: Augment) -> None:
         AugmentError: With the choices.
     """
     if isinstance(augment, str):
-        _steps(augment)
+        _list_steps(augment)
     else:
         # Only the user's own is tried: it takes the seconds that albumentations needs to be imported.
         TrainTransform(augment, Preprocess(size=(224, 224)))
 
 
-def _steps(augment: Augment) -> list[Any]:
-    if isinstance(augment, str):
-        if augment not in _PRESETS:
-            raise AugmentError(
-                f"augment is '{augment}'. Choices: {', '.join(get_args(Preset))}, or a list of "
-                "albumentations' transforms, such as [HorizontalFlip, {Rotate: {limit: 15}}]."
-            )
-        return _PRESETS[augment]
-    return list(augment)
+def _list_steps(augment: Augment) -> list[Any]:
+    if not isinstance(augment, str):
+        return list(augment)
+    if augment not in _PRESETS:
+        raise AugmentError(
+            f"augment is '{augment}'. Choices: {', '.join(get_args(Preset))}, or a list of "
+            "albumentations' transforms, such as [HorizontalFlip, {Rotate: {limit: 15}}]."
+        )
+    return _PRESETS[augment]
 
 
-def _entry(step: Any) -> tuple[str, dict[str, Any]]:
+def _parse_step(step: Any) -> tuple[str, dict[str, Any]]:
     """Name and arguments of a step."""
     if isinstance(step, str):
         return step, {}
     if isinstance(step, Mapping) and len(step) == 1:
-        name, arguments = next(iter(step.items()))
+        ((name, arguments),) = step.items()
         if arguments is None or isinstance(arguments, Mapping):
             return str(name), dict(arguments or {})
     raise AugmentError(
@@ -205,47 +202,37 @@ def _entry(step: Any) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _random_crop(arguments: Mapping[str, Any], preprocess: Preprocess) -> RandomCrop:
-    try:
-        return RandomCrop(preprocess.size, preprocess.interpolation == "bicubic", **arguments)
-    except TypeError:
-        raise AugmentError(
-            f"{_CROP} takes scale and ratio, not {', '.join(arguments)}. Its size is the model's."
-        ) from None
-
-
-def _compose(steps: Sequence[Any], preprocess: Preprocess) -> Any:
+def _build_pipeline(steps: Sequence[Any], preprocess: Preprocess) -> Any:
     # It asks the network for updates at import otherwise. The import takes two seconds.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as A
 
-    return A.Compose([_transform(A, *_entry(step), preprocess) for step in steps])
+    return A.Compose([_build_step(A, step, preprocess) for step in steps])
 
 
-def _transform(A: Any, name: str, arguments: dict[str, Any], preprocess: Preprocess) -> Any:  # noqa: N803
-    known = {
-        key: value
-        for key, value in vars(A).items()
-        if isinstance(value, type) and issubclass(value, A.BasicTransform | A.BaseCompose)
-    }
-    if name not in known:
-        close = ", ".join(get_close_matches(name, known, 3)) or "none"
+def _build_step(A: Any, step: Any, preprocess: Preprocess) -> Any:  # noqa: N803
+    name, arguments = _parse_step(step)
+    kind = getattr(A, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform | A.BaseCompose)):
+        close = ", ".join(get_close_matches(name, dir(A), 3)) or "none"
         raise AugmentError(
             f"albumentations has no transform '{name}'. Near: {close}. "
             f"A preset is given alone: {', '.join(get_args(Preset))}."
         )
     if "transforms" in arguments:
-        inner = [_transform(A, *_entry(step), preprocess) for step in arguments["transforms"]]
-        arguments = arguments | {"transforms": inner}
-    if name in (_CROP, _RESIZE):
-        height, width = preprocess.size
-        size = {"size": (height, width)} if name == _CROP else {"height": height, "width": width}
-        arguments = size | arguments
+        arguments["transforms"] = [
+            _build_step(A, inner, preprocess) for inner in arguments["transforms"]
+        ]
+    height, width = preprocess.size
+    if name == _CROP:
+        arguments = {"size": (height, width)} | arguments
+    elif name == _RESIZE:
+        arguments = {"height": height, "width": width} | arguments
     with warnings.catch_warnings():
         # It warns of arguments that it does not know and goes on without them.
         warnings.filterwarnings("error", message="Argument.* not valid", category=UserWarning)
         try:
-            return known[name](**arguments)
+            return kind(**arguments)
         except Exception as error:  # of pydantic, of the warning, of the transform itself
             reason = " ".join(str(error).split())
             raise AugmentError(f"{name} cannot be made with {arguments}: {reason}") from error
