@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, dataclass
 
 import cv2
 import numpy as np
@@ -14,32 +15,33 @@ from vfm.data.decode import Source
 _ATTEMPTS = 10
 
 
+@dataclass(frozen=True)
 class RandomCrop:
-    """A crop of random area and aspect ratio, resized to a fixed size (Szegedy et al., 2015)."""
+    """A crop of random area and aspect ratio, resized to a fixed size (Szegedy et al., 2015).
 
-    def __init__(
-        self,
-        size: tuple[int, int],
-        cubic: bool = False,
-        *,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    ) -> None:
-        """Set what is drawn.
+    Raises:
+        ValueError: A range is none, or lies outside of what an image has.
+    """
 
-        Args:
-            size: Height and width of the result in pixels.
-            cubic: Enlarge by cubic interpolation in place of linear.
-            scale: Least and greatest fraction of the image's area.
-            ratio: Least and greatest width by height.
+    size: tuple[int, int]
+    """Height and width of the result in pixels."""
+    cubic: bool = False
+    """Whether to enlarge by cubic interpolation in place of linear."""
+    _: KW_ONLY
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Least and greatest fraction of the image's area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and greatest width by height."""
 
-        Raises:
-            ValueError: A range is none, or lies outside of what an image has.
-        """
-        self.size = size
-        self.enlarge = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
-        self.scale = _check_range("scale", scale, 1.0)
-        self.ratio = _check_range("ratio", ratio, math.inf)
+    def __post_init__(self) -> None:
+        for name, most in (("scale", 1.0), ("ratio", math.inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                limit = "" if math.isinf(most) else f", at most {most:g}"
+                raise OptionError(
+                    f"RandomResizedCrop's {name} is {[low, high]}. Give the least and the greatest value, above 0"
+                    f"{limit}."
+                )
 
     def __call__(self, source: Source, generator: np.random.Generator) -> NDArray[np.uint8]:
         """Crop at random and resize, uint8 [h, w, 3]; the crop does not depend on how finely the image is decoded."""
@@ -50,9 +52,9 @@ class RandomCrop:
         # Down to a half, linear interpolation reads every pixel, and JPEG files are decoded to less than twice the
         # size. Beyond, of OpenCV's filters only the area one does, at several times the cost.
         kind = cv2.INTER_LINEAR if shrink <= 2 else cv2.INTER_AREA
-        resized: NDArray[np.uint8] = cv2.resize(  # type: ignore[assignment]
-            part, (w, h), interpolation=self.enlarge if shrink < 1 else kind
-        )
+        if shrink < 1 and self.cubic:
+            kind = cv2.INTER_CUBIC
+        resized: NDArray[np.uint8] = cv2.resize(part, (w, h), interpolation=kind)  # type: ignore[assignment]
         return resized
 
     def draw_box(
@@ -72,13 +74,3 @@ class RandomCrop:
         w = max(1, min(width, round(height * self.ratio[1])))
         h = max(1, min(height, round(width / self.ratio[0])))
         return (height - h) // 2, (width - w) // 2, h, w
-
-
-def _check_range(name: str, values: tuple[float, float], most: float) -> tuple[float, float]:
-    low, high = values
-    if not 0 < low <= high <= most:
-        limit = "" if math.isinf(most) else f", at most {most:g}"
-        raise OptionError(
-            f"RandomResizedCrop's {name} is {list(values)}. Give the least and the greatest value, above 0{limit}."
-        )
-    return float(low), float(high)

@@ -19,7 +19,7 @@ from vfm.data.detection.annotation import Annotation
 from vfm.data.tar import TarImage
 from vfm.data.transforms import TrainTransform
 from vfm.preprocess import Preprocess
-from vfm.types import Batch, Labels, MultiLabels
+from vfm.types import Batch, Labels, MultiLabels, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,17 +167,18 @@ def collate(samples: Sequence[Sample | Skipped | Batch]) -> Batch:
         return samples[0]
     good = [sample for sample in samples if isinstance(sample, Sample)]
     bad = [sample for sample in samples if isinstance(sample, Skipped)]
-    if good:
-        image = np.stack([sample.image for sample in good])
-        label = np.stack([sample.label for sample in good])
-    else:
-        image = np.zeros((0, *bad[0].size, 3), dtype=np.uint8)
-        label = np.zeros((0, *bad[0].target.shape), dtype=bad[0].target.dtype)
+    label = np.stack([s.label for s in good]) if good else np.stack([s.target for s in bad])[:0]
     kind = MultiLabels if label.ndim == 2 else Labels
+    return build_batch(good, bad, kind(torch.from_numpy(label)))
+
+
+def build_batch(good: Sequence[Any], bad: Sequence[Skipped], target: Target) -> Batch:
+    """A batch of samples that have image, index and name, and their target; it lists the unreadable ones."""
+    images = [s.image for s in good] or [np.zeros((*bad[0].size, 3), np.uint8)]
     return Batch(
-        image=torch.from_numpy(image),
-        target=kind(torch.from_numpy(label)),
-        index=torch.tensor([sample.index for sample in good], dtype=torch.int64),
-        name=[sample.name for sample in good],
-        skipped=[(sample.name, sample.reason) for sample in bad],
+        image=torch.from_numpy(np.stack(images)[: len(good)]),
+        target=target,
+        index=torch.tensor([s.index for s in good], dtype=torch.int64),
+        name=[s.name for s in good],
+        skipped=[(s.name, s.reason) for s in bad],
     )

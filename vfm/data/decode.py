@@ -82,13 +82,6 @@ class Source:
     def crop(self, top: float, left: float, height: float, width: float, scale: float) -> Pixels:
         """Decode a part of the upright image, given in its pixels; uint8 [h, w, 3], at least 1 x 1.
 
-        Args:
-            top: Upper edge of the part.
-            left: Left edge of the part.
-            height: Height of the part.
-            width: Width of the part.
-            scale: Least fraction of each side that is needed, as for `decode`.
-
         Raises:
             ImageError: The image is damaged.
         """

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import ImageDataset, Record, Skipped, read_source, sample_seed
+from vfm.data.dataset import ImageDataset, Record, Skipped, build_batch, read_source, sample_seed
 from vfm.data.decode import Source
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.transforms import Geometric, Picture
@@ -172,20 +172,12 @@ def collate_boxes(samples: Sequence[BoxSample | Skipped]) -> Batch:
     """Join samples to a batch; unreadable ones are listed and leave it smaller, down to none."""
     good = [sample for sample in samples if isinstance(sample, BoxSample)]
     bad = [sample for sample in samples if isinstance(sample, Skipped)]
-    size = good[0].image.shape[:2] if good else bad[0].size
-    images = np.stack([s.image for s in good]) if good else np.zeros((0, *size, 3), np.uint8)
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(s.boxes for s in good)])
-    labels = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(s.labels for s in good)]))
-    rows = np.stack([s.geometry for s in good]) if good else np.zeros((0, 6), np.float32)
+    labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in good)])
     counts = torch.tensor([len(s.labels) for s in good], dtype=torch.int64)
-    return Batch(
-        image=torch.from_numpy(images),
-        target=Objects(torch.from_numpy(boxes), labels, counts),
-        geometry=torch.from_numpy(rows),
-        index=torch.tensor([s.index for s in good], dtype=torch.int64),
-        name=[s.name for s in good],
-        skipped=[(s.name, s.reason) for s in bad],
-    )
+    target = Objects(torch.from_numpy(boxes), torch.from_numpy(labels), counts)
+    rows = np.stack([s.geometry for s in good]) if good else np.zeros((0, 6), np.float32)
+    return {**build_batch(good, bad, target), "geometry": torch.from_numpy(rows)}
 
 
 def _select_learned(record: Record) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -15,7 +15,15 @@ from vfm_runtime.deepfake.faces.geometry import move_points
 from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, read_source, sample_seed
+from vfm.data.dataset import (
+    ImageDataset,
+    Record,
+    Sample,
+    Skipped,
+    build_batch,
+    read_source,
+    sample_seed,
+)
 from vfm.deepfake.data.augment import Array, Edit, Mask, Pixels, View, apply_benign_edit
 from vfm.deepfake.data.blend import self_blend
 from vfm.deepfake.data.pairs import Pairs
@@ -294,17 +302,9 @@ def collate_deepfakes(
             good += sample
         elif isinstance(sample, DeepfakeSample):
             good.append(sample)
-    size = good[0].image.shape[:2] if good else bad[0].size
-    images = np.stack([s.image for s in good]) if good else np.zeros((0, *size, 3), np.uint8)
-    masks = np.stack([s.mask for s in good]) if good else np.zeros((0, *size), np.float32)
+    masks = np.stack([s.mask for s in good]) if good else np.zeros((0, *bad[0].size), np.float32)
     labels = torch.tensor([int(s.label) for s in good], dtype=torch.int64)
-    return Batch(
-        image=torch.from_numpy(images),
-        target=DeepfakeTarget(labels, torch.from_numpy(masks)),
-        index=torch.tensor([s.index for s in good], dtype=torch.int64),
-        name=[s.name for s in good],
-        skipped=[(s.name, s.reason) for s in bad],
-    )
+    return build_batch(good, bad, DeepfakeTarget(labels, torch.from_numpy(masks)))
 
 
 def resize_mask(view: View, preprocess: Preprocess) -> Mask:
