@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vfm_runtime import __version__
-from vfm_runtime.bundle.golden import replay
+from vfm_runtime.bundle.golden import Replay, judge_answers, replay
 from vfm_runtime.bundle.model import Model, load
 from vfm_runtime.bundle.precision import PRECISIONS
 from vfm_runtime.bundle.providers import DEVICES
@@ -134,6 +134,12 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     predict.set_defaults(run=_predict)
 
     check = commands.add_parser("check", parents=[common], help="find damage, replay golden images")
+    check.add_argument(
+        "--answers",
+        type=Path,
+        metavar="FILE",
+        help="judge what another client answered to the golden images, as those of examples/ print it",
+    )
     check.set_defaults(run=_check)
 
     info = commands.add_parser("info", parents=[common], help="show what a bundle is")
@@ -247,21 +253,28 @@ def _find_files(sources: list[str], *, videos: bool) -> Iterator[Path]:
 
 
 def _check(options: argparse.Namespace) -> int:
+    if options.answers is not None:
+        options.precision = "fp32"  # of model.onnx, which clients run
     model = _load(options)
     print(f"{len(model.manifest.files)} files intact")
+    if options.answers is not None:
+        _report(judge_answers(model, options.answers), str(options.answers))
+        return OK
     for checked in _load_each_precision(model, options):
-        results = replay(checked)
-        for result in results:
-            print(result)
-        where = f"{checked.precision} on {checked.device}"
-        failed = sum(not result.passed for result in results)
-        if failed:
-            raise BundleError(
-                f"{failed} of {len(results)} golden images answer otherwise than at export, {where}. Do not use the "
-                "bundle here; try another version of ONNX Runtime, --device cpu, or --precision fp32."
-            )
-        print(f"OK: {len(results)} golden answers, {where}")
+        _report(replay(checked), f"{checked.precision} on {checked.device}")
     return OK
+
+
+def _report(results: list[Replay], where: str) -> None:
+    for result in results:
+        print(result)
+    failed = sum(not result.passed for result in results)
+    if failed:
+        raise BundleError(
+            f"{failed} of {len(results)} golden images answer otherwise than at export, {where}. Do not use the "
+            "bundle here; try another version of ONNX Runtime, --device cpu, or --precision fp32."
+        )
+    print(f"OK: {len(results)} golden answers, {where}")
 
 
 def _load_each_precision(model: Model, options: argparse.Namespace) -> Iterator[Model]:

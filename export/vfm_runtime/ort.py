@@ -1,12 +1,11 @@
 """ONNX Runtime as it is installed: its module, and what it raises."""
 
+import contextlib
 import importlib
 import importlib.metadata
 from typing import Any
 
 from vfm_runtime.errors import ProviderError
-
-_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
 
 def import_onnxruntime() -> Any:
@@ -15,7 +14,10 @@ def import_onnxruntime() -> Any:
     Raises:
         ProviderError: None of its distributions is installed, or both are.
     """
-    installed = [name for name in _DISTRIBUTIONS if _is_installed(name)]
+    installed = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed.append(importlib.metadata.distribution(name))
     if len(installed) == 2:
         raise ProviderError(
             "Both onnxruntime and onnxruntime-gpu are installed; they overwrite each other's "
@@ -34,38 +36,16 @@ def import_onnxruntime() -> Any:
         ) from error
 
 
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def run_errors() -> tuple[type[Exception], ...]:
-    """Return what ONNX Runtime raises; its errors have no common base of their own."""
+def list_errors() -> tuple[type[Exception], ...]:
+    """List what ONNX Runtime raises; its errors have no common base of their own."""
     state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-    names = (
-        "EPFail",
-        "EngineError",
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NoModel",
-        "NoSuchFile",
-        "NotImplemented",
-        "RuntimeException",
-    )
+    values = vars(state).values()
+    errors = (v for v in values if isinstance(v, type) and issubclass(v, Exception))
     # RuntimeError and ValueError: its Python layer raises those.
-    return (RuntimeError, ValueError, *(getattr(state, name) for name in names))
+    return (RuntimeError, ValueError, *errors)
 
 
 def summarize_error(error: Exception) -> str:
-    """Return the start of an error's text; ONNX Runtime's can run over pages.
-
-    Args:
-        error: The error.
-    """
+    """Return the first line of an error's text, of at most 300 characters; ONNX Runtime's can run over pages."""
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
     return line if len(line) <= 300 else f"{line[:297]}..."

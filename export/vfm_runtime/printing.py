@@ -16,11 +16,7 @@ _MAX_ERROR_LINES = 8
 
 
 def print_error(error: Exception) -> None:
-    """Print an error to stderr, its first lines.
-
-    Args:
-        error: Error whose text says cause and remedy.
-    """
+    """Print the first lines of an error to stderr."""
     lines = str(error).splitlines()[:_MAX_ERROR_LINES]
     print("error: " + "\n".join(lines), file=sys.stderr)
 
@@ -32,7 +28,7 @@ def print_prediction(
 
     Args:
         path: Path of the file.
-        prediction: Prediction for it, or why it cannot be opened.
+        prediction: Prediction for the file, or why it cannot be opened.
         options: Options of `predict`: json, top, threshold, draw.
     """
     view = PredictionView(top=options.top, threshold=options.threshold)
@@ -60,12 +56,7 @@ def _save(path: Path, drawn: Pixels, folder: Path) -> None:
 
 
 def describe_bundle(model: Model, files: dict[str, int]) -> Iterator[str]:
-    """Yield what a bundle is, line by line.
-
-    Args:
-        model: The loaded bundle.
-        files: Bytes by name of the file.
-    """
+    """Describe a loaded bundle and its files, with their bytes by name, line by line."""
     contract = model.contract
     shown = ", ".join(contract.labels[:5]) + (", ..." if len(contract.labels) > 5 else "")
     yield f"task       {contract.task}"

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
+from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.media.image import open_image
 
@@ -89,7 +90,7 @@ def several(folder):
         "others": {"task": "multilabel", "labels": list(toy.LABELS)},
     }
     contract = {**toy.CONTRACT, "task": "several", "labels": list(heads), "heads": heads}
-    _two_headed(folder / "model.onnx")
+    _two_headed(folder / "model.onnx", contract)
     rows = []
     golden = json.loads((folder / "golden" / "golden.json").read_text())
     for row in golden["images"]:
@@ -102,8 +103,9 @@ def several(folder):
     return folder
 
 
-def _two_headed(path):
+def _two_headed(path, contract):
     model = onnx.load(path)
+    helper.set_model_props(model, {"vfm": Contract.from_dict(contract).to_json()})
     one = helper.make_node("Constant", [], ["one"], value_float=1.0)
     nodes = [
         helper.make_node("Identity", ["scores"], ["animal.scores"]),

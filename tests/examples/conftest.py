@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from vfm_runtime.cli import main
 
 from tests import fetch_assets
 from tests.assets import missing
@@ -19,7 +20,7 @@ FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-ENDED = ",".join(f"#check[data-state={state}]" for state in ("passed", "failed", "error"))
+ENDED = "#check[data-state=done],#check[data-state=error]"
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -98,16 +99,26 @@ def page_of(placed, chromium, serve, tmp_path):
 
 
 @pytest.fixture(params=["python", "node", "browser"])
-def client(request, tmp_path):
-    """Replays a bundle's golden images: (whether it passed, what it said)."""
+def client(request, tmp_path, capsys):
+    """Asks a bundle about its golden images and has the answers judged: (whether they passed, what was said)."""
+
+    def judge(bundle, text):
+        (tmp_path / "answers.json").write_text(text)
+        status = main(["check", str(bundle), "--answers", str(tmp_path / "answers.json")])
+        captured = capsys.readouterr()
+        return status == 0, captured.out + captured.err
+
     if request.param == "browser":
         page_of = request.getfixturevalue("page_of")
 
         def ask_page(bundle):
             page = page_of(bundle, "?check")
             page.wait_for_selector(ENDED, timeout=60_000)
-            said = (page.inner_text(part) for part in ("#status", "#outcome", "#results"))
-            return page.get_attribute("#check", "data-state") == "passed", "\n".join(said)
+            if page.get_attribute("#check", "data-state") == "error":
+                return False, "\n".join(page.inner_text(part) for part in ("#status", "#outcome"))
+            with page.expect_download() as download:
+                page.click("#answers")
+            return judge(bundle, download.value.path().read_text())
 
         return ask_page
     if request.param == "node":
@@ -122,7 +133,7 @@ def client(request, tmp_path):
     def ask(bundle):
         done = run(*words, bundle)
         assert done.returncode in (0, 1)
-        return done.returncode == 0, done.stdout + done.stderr
+        return judge(bundle, done.stdout) if done.returncode == 0 else (False, done.stderr)
 
     return ask
 

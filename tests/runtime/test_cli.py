@@ -157,6 +157,52 @@ def test_check_refuses_malformed_golden(own_bundle, change, text, capsys):
     assert text in capsys.readouterr().err
 
 
+@pytest.fixture
+def answers(bundle, tmp_path):
+    """What another client writes of the golden images, changed as a test says; gives the file."""
+
+    def write(change=lambda images: None):
+        model = vfm_runtime.load(bundle, device="cpu")
+        images = []
+        for path in sorted((bundle / "golden").glob("*.png")):
+            outputs = model.run(model.prepare(path))
+            values = {n: {"data": a.ravel().tolist(), "dims": a.shape} for n, a in outputs.items()}
+            images.append({"file": path.name, "outputs": values})
+        change(images)
+        (tmp_path / "answers.json").write_text(json.dumps({"images": images}))
+        return str(tmp_path / "answers.json")
+
+    return write
+
+
+def test_answers_of_another_client_are_judged(bundle, answers, capsys):
+    assert main(["check", str(bundle), "--answers", answers()]) == 0
+    assert "golden/000.png: OK (" in capsys.readouterr().out
+    path = answers(lambda images: images[1]["outputs"]["scores"]["data"].reverse())
+    assert main(["check", str(bundle), "--answers", path]) == 1
+    captured = capsys.readouterr()
+    assert "golden/000.png: OK (" in captured.out
+    assert "golden/001.png: DIFFERS (" in captured.out
+    assert "golden images answer otherwise than at export" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda images: images.pop(0), "has no answer to golden/000.png"),
+        (lambda images: images[0].pop("outputs"), "holds no answers to golden images (KeyError"),
+        (lambda images: images[0]["outputs"]["scores"].update(dims=[7]), "(ValueError("),
+        (
+            lambda images: images[0]["outputs"]["scores"].update(data=[None] * 3),
+            "answered with NaN",
+        ),
+    ],
+)
+def test_malformed_answers_are_refused(bundle, answers, change, text, capsys):
+    assert main(["check", str(bundle), "--answers", answers(change)]) == 1
+    assert text in capsys.readouterr().err
+
+
 def test_info(bundle, capsys):
     assert main(["info", str(bundle), "--device", "cpu"]) == 0
     text = capsys.readouterr().out

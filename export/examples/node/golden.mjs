@@ -1,10 +1,11 @@
-// Replay the golden images of a bundle in Node:
+// Ask a bundle in Node about its golden images:
 //
 //     npm ci --ignore-scripts
-//     node golden.mjs bundle/
+//     node golden.mjs bundle/ > answers.json
+//     vfm-runtime check bundle/ --answers answers.json
 //
-// Prints a line an image; exits with 1 where an answer is not that of the export. `ask` is all that a client of your
-// own needs; answers.mjs says what its outputs mean.
+// Prints the outputs of each image as JSON; the last command says whether they are those of the export. `ask` is all that
+// a client of your own needs; answers.mjs says what its outputs mean.
 
 import { createHash } from "node:crypto";
 import { createReadStream, realpathSync } from "node:fs";
@@ -15,7 +16,7 @@ import { fileURLToPath } from "node:url";
 import { decode } from "fast-png";
 import * as ort from "onnxruntime-node";
 
-import { compare, line, passes, readManifest, requireSame } from "./answers.mjs";
+import { readManifest, requireSame, toPlain } from "./answers.mjs";
 
 /** Open a bundle whose files are those of the export. */
 export async function open(folder) {
@@ -41,13 +42,13 @@ export function openPng(bytes, name) {
   if (depth !== 8 || palette) {
     throw new Error(`${name} has a palette or ${depth} bits a channel. Save it as RGB of 8 bits.`);
   }
-  const colours = channels < 3 ? 1 : 3;
+  const colors = channels < 3 ? 1 : 3;
   const rgb = new Uint8Array(width * height * 3);
   for (let pixel = 0; pixel < width * height; pixel++) {
     const start = pixel * channels;
-    const alpha = channels > colours ? data[start + colours] : 255;
+    const alpha = channels > colors ? data[start + colors] : 255;
     for (let channel = 0; channel < 3; channel++) {
-      const value = data[start + (channel % colours)];
+      const value = data[start + (channel % colors)];
       rgb[3 * pixel + channel] = Math.round((value * alpha + 255 * (255 - alpha)) / 255);
     }
   }
@@ -67,18 +68,16 @@ async function check({ folder, files }, name) {
   return file;
 }
 
-async function replay(folder) {
+async function askGolden(folder) {
   const bundle = await open(folder);
   const golden = JSON.parse(await readFile(await check(bundle, "golden/golden.json"), "utf8"));
-  let passed = golden.images.length > 0;
-  for (const row of golden.images) {
-    const name = `golden/${row.file}`;
+  const images = [];
+  for (const { file } of golden.images) {
+    const name = `golden/${file}`;
     const image = openPng(await readFile(await check(bundle, name)), name);
-    const result = compare(bundle.contract, row, await ask(bundle, image));
-    console.log(line(name, result, golden.tolerance));
-    passed &&= passes(result, golden.tolerance);
+    images.push(toPlain(file, await ask(bundle, image)));
   }
-  return passed;
+  return { images };
 }
 
 async function main() {
@@ -88,7 +87,8 @@ async function main() {
     return 2;
   }
   try {
-    return (await replay(folder)) ? 0 : 1;
+    console.log(JSON.stringify(await askGolden(folder)));
+    return 0;
   } catch (error) {
     console.error(`error: ${error.message}`);
     return 1;

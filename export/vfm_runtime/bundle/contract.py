@@ -50,15 +50,12 @@ class HeadContract:
 
     task: str
     """Name of the task; of a whole contract `multi_head` where there are several heads."""
-
     labels: tuple[str, ...]
     """Class names, in the order of the columns of `scores`; of a detector, by its `labels`; the
     names of several heads."""
-
     rules: dict[str, Any] | None = None
     """How the task is asked and answers, such as the values of `ConfidenceRules`; None where there are none, and then
     the contract does not name them."""
-
     package: str | None = None
     """Distribution that brings the task; None where vfm-runtime does."""
 
@@ -99,22 +96,16 @@ class Contract(HeadContract):
 
     preprocess: dict[str, Any]
     """How `preprocess.onnx` makes pixels; plain values, with `size` as [height, width]."""
-
     backbone: str
     """Name of the backbone the model was trained from."""
-
     license: str | None
     """Licence of the weights, or None where it is not known."""
-
     versions: dict[str, str]
     """Version by package of what wrote the bundle."""
-
     format: int = FORMAT
     """Version of this schema."""
-
     heads: dict[str, HeadContract] | None = None
     """Each of several heads by its name; None of one head, whose contract then does not name it."""
-
     extensions: dict[str, Any] = field(default_factory=dict)
     """Values of `EXTENSIONS`, by name; each is a key of its own in the file."""
 

@@ -1,47 +1,44 @@
 """Golden answers: replaying a bundle's golden images, to see that it answers here as where it was exported."""
 
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
 
 from vfm_runtime.bundle import providers
 from vfm_runtime.bundle.contract import GOLDEN_DIR, GOLDEN_FILE, ONEFILE_FILE, parse_json
 from vfm_runtime.bundle.model import IMAGE, Model, expect_ports
-from vfm_runtime.errors import BundleError
+from vfm_runtime.errors import BundleError, DataError
 from vfm_runtime.media.image import open_image
-from vfm_runtime.tasks.base import Agreement, Prediction
+from vfm_runtime.tasks.base import Agreement, Arrays, Prediction
 
 TOLERANCE = {"fp16": 1e-2, "bf16": 5e-2, "int8": 5e-2}
 """Largest difference of a score from one machine to another: what is rounded coarsely falls to either side of a step by
 the last digit of a float."""
 
 
-@dataclass(frozen=True)
-class Golden:
-    """One image and what the model answered to it at export."""
+class Golden(NamedTuple):
+    """One image, and the prediction of the model for it at export."""
 
     file: str
     """Name of the image, relative to the bundle."""
-
     prediction: Prediction
-    """The prediction at export."""
 
 
-@dataclass(frozen=True)
-class Replay:
-    """What became of one golden image; printed as one line."""
+class Replay(NamedTuple):
+    """Outcome of one golden image; printed as one line."""
 
     name: str
-    """The image, and the ONNX file where it is not the usual pair."""
-
+    """Name of the image, and of the ONNX file where it is not the usual pair."""
     agreement: Agreement
-    """The answer at export against the answer now."""
-
+    """The prediction at export against the prediction now."""
     tolerance: float
-    """The largest difference of a score allowed."""
+    """Largest difference of a score allowed."""
 
     @property
     def passed(self) -> bool:
-        """Whether the answer is the one of the export."""
+        """Whether the prediction is the one of the export."""
         return self.agreement.difference <= self.tolerance and not self.agreement.changed
 
     def __str__(self) -> str:
@@ -69,8 +66,52 @@ def replay(model: Model) -> list[Replay]:
         agreement = image.prediction.compare(prediction, approximate=approximate)
         results.append(Replay(image.file, agreement, tolerance))
     if ONEFILE_FILE in model.manifest.files and model.precision == "fp32":
-        results += _replay_onefile(model, images, tolerance)
+        path = model.path / ONEFILE_FILE
+        session = providers.open_session(path, model.device)
+        outputs = model.contract.ports()[1]
+        expect_ports(session, path, IMAGE, outputs)
+
+        def run(image: Golden) -> Arrays:
+            pixels = open_image(model.path / image.file)
+            rows = session.run(list(outputs), {"image": pixels})
+            return dict(zip(outputs, rows, strict=True))
+
+        for result in _replay_outputs(model, images, tolerance, run):
+            results.append(result._replace(name=f"{result.name} ({ONEFILE_FILE})"))
     return results
+
+
+def judge_answers(model: Model, path: Path) -> list[Replay]:
+    """Compare what another client answered to the golden images, in fp32, with the answers of the export.
+
+    Args:
+        model: Loaded bundle.
+        path: JSON file `{"images": [{"file": ..., "outputs": {name: {"data": [...], "dims": [1, ...]}}}]}`, with the
+            outputs of `model.onnx` for each image of `golden.json`.
+
+    Raises:
+        BundleError: The bundle has no golden images, or their list is malformed.
+        DataError: The file is malformed, or an image has no answer.
+    """
+    tolerance, images = read_golden(model)
+    dtypes = {"float": np.float32, "int64": np.int64}
+    answers = {}
+    try:
+        for row in parse_json(path.read_bytes())["images"]:
+            answers[f"{GOLDEN_DIR}/{row['file']}"] = {
+                name: np.array(row["outputs"][name]["data"], dtypes[kind]).reshape(
+                    row["outputs"][name]["dims"]
+                )
+                for name, kind in model.contract.ports()[1].items()
+            }
+        missing = [image.file for image in images if image.file not in answers]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} holds no answers to golden images ({error!r}). Write it with a client such as those in examples/."
+        ) from error
+    if missing:
+        raise DataError(f"{path} has no answer to {missing[0]}. Ask about every golden image.")
+    return list(_replay_outputs(model, images, tolerance, lambda image: answers[image.file]))
 
 
 def read_golden(model: Model) -> tuple[float, list[Golden]]:
@@ -105,17 +146,11 @@ def read_golden(model: Model) -> tuple[float, list[Golden]]:
     return tolerance, images
 
 
-def _replay_onefile(model: Model, images: list[Golden], tolerance: float) -> list[Replay]:
-    path = model.path / ONEFILE_FILE
-    session = providers.open_session(path, model.device)
-    names = list(model.contract.ports()[1])
-    expect_ports(session, path, IMAGE, model.contract.ports()[1])
-    results = []
+def _replay_outputs(
+    model: Model, images: list[Golden], tolerance: float, run: Callable[[Golden], Arrays]
+) -> Iterator[Replay]:
     for image in images:
         source = model.path / image.file
-        rows = session.run(names, {"image": open_image(source)})
         opened = model.task_type.open(source, cropped=model.task_type.uses_crops)
-        prediction = model.task_type.predict(opened, dict(zip(names, rows, strict=True)))
-        name = f"{image.file} ({ONEFILE_FILE})"
-        results.append(Replay(name, image.prediction.compare(prediction), tolerance))
-    return results
+        prediction = model.task_type.predict(opened, run(image))
+        yield Replay(image.file, image.prediction.compare(prediction), tolerance)

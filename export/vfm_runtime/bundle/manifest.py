@@ -40,7 +40,6 @@ class Manifest:
 
     contract: Contract
     """What the model takes and answers."""
-
     files: dict[str, str]
     """Sha256 by name, relative to the bundle, of every other file."""
 

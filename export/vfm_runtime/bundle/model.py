@@ -20,7 +20,7 @@ from vfm_runtime.bundle.precision import choose_precision
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import BundleError, DataError, ProviderError
 from vfm_runtime.media.image import ImageSource, open_image
-from vfm_runtime.ort import run_errors, summarize_error
+from vfm_runtime.ort import list_errors, summarize_error
 from vfm_runtime.tasks.base import Arrays
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Model(Predictor):
         self.device = providers.get_device(self._model)
         self.monitor = None
         self._check_graphs()
-        self._errors = run_errors()
+        self._errors = list_errors()
 
     def __repr__(self) -> str:
         what = "classes" if self.contract.heads is None else "heads"

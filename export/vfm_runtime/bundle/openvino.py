@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from vfm_runtime.errors import VfmError
-from vfm_runtime.ort import run_errors
+from vfm_runtime.ort import list_errors
 
 NAME = "OpenVINOExecutionProvider"
 """Name of the provider, as sessions list it."""
@@ -30,7 +30,7 @@ def find_obstacle() -> str | None:
     runtime = importlib.import_module("onnxruntime")
     if not hasattr(runtime, "register_execution_provider_library"):
         return f"ONNX Runtime {runtime.__version__} loads no plugins; upgrade it to 1.23 or later."
-    errors: tuple[type[Exception], ...] = (*run_errors(), OSError)
+    errors: tuple[type[Exception], ...] = (*list_errors(), OSError)
     try:
         _register(runtime, plugin.get_library_path())
     except errors as error:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vfm_runtime.bundle import openvino
 from vfm_runtime.errors import BundleError, OptionError, ProviderError, suggest
-from vfm_runtime.ort import import_onnxruntime, run_errors, summarize_error
+from vfm_runtime.ort import import_onnxruntime, list_errors, summarize_error
 
 DEVICES = ("auto", "cpu", "cuda", "openvino", "tensorrt")
 """What `device` may be."""
@@ -171,7 +171,7 @@ def _try_gpu(setup: _Setup, where: str) -> tuple[Any, str]:
             runtime.preload_dlls()
         try:
             session = _create_session(setup, wanted)
-        except run_errors() as error:
+        except list_errors() as error:
             return None, f"{summarize_error(error)}."
     # ONNX Runtime falls back without raising, so the session is asked what it got.
     if get_device(session) == where:
@@ -188,14 +188,14 @@ def _try_openvino(setup: _Setup) -> tuple[Any, str]:
             precision=setup.precision,
             num_threads=setup.num_threads,
         ), ""
-    except run_errors() as error:
+    except list_errors() as error:
         return None, summarize_error(error)
 
 
 def _open_on_cpu(setup: _Setup) -> Any:
     try:
         return _create_session(setup, [_CPU])
-    except run_errors() as error:
+    except list_errors() as error:
         raise BundleError(
             f"{setup.path} cannot be loaded by ONNX Runtime {setup.runtime.__version__}: {summarize_error(error)} "
             "Upgrade ONNX Runtime, or export the bundle anew."

@@ -48,16 +48,12 @@ class DriftFigure:
 
     name: str
     """`component_0` and so on, `distance`, `score` or `labels`; of several heads with the head's name in front."""
-
     psi: float
     """The population stability index, 0 for no change."""
-
     limit: float
     """What it must not pass: the monitor's threshold, or more where chance alone would pass that."""
-
     expected: tuple[float, ...]
     """Shares of the reference by bin."""
-
     found: tuple[float, ...]
     """Shares of the window by bin."""
 
@@ -77,16 +73,12 @@ class DriftReport:
 
     num_images: int
     """All that were added."""
-
     num_windows: int
     """Windows that are full."""
-
     num_alerts: int
     """Windows in which a figure passed its limit."""
-
     window: int
     """Images in a window."""
-
     figures: tuple[DriftFigure, ...]
     """Of the last full window, the largest change first; empty before there is one."""
 
@@ -107,7 +99,6 @@ class DriftAlert:
 
     figures: tuple[DriftFigure, ...]
     """Those that passed their limits, the largest change first."""
-
     report: DriftReport
     """All figures of the window."""
 

@@ -26,7 +26,6 @@ class Histogram:
 
     edges: tuple[float, ...]
     """Upwards, B - 1; a value at an edge belongs to the bin above it."""
-
     shares: tuple[float, ...]
     """B, adding up to 1."""
 
@@ -60,10 +59,8 @@ class DriftReference:
 
     num_images: int
     """Images that it was made from, none of which the model has learned from."""
-
     histograms: dict[str, Histogram]
     """By the name of the figure: `component_0` and so on, `distance`, `score`."""
-
     labels: dict[str, tuple[float, ...]]
     """Share of the images of which each label is the best one, by the name of the figure."""
 

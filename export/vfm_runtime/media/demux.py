@@ -37,19 +37,14 @@ class VideoLimits:
 
     max_seconds: float = 600.0
     """Longest clip."""
-
     max_pixels: int = 7680 * 4320
     """Pixels of the largest frame."""
-
     max_bytes: int = 4 * 2**30
     """Size of the largest file."""
-
     max_memory: int = 2 * 2**30
     """Bytes of all frames that are kept; of very large frames, fewer are taken."""
-
     max_frames: int = 1_000_000
     """Most frames; they are counted before any is decoded."""
-
     decode_seconds: float = 120.0
     """Longest time to read and decode the clip."""
 

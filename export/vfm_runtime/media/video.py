@@ -249,11 +249,7 @@ class _Decoder:
         self._frames.append(VideoFrame(pixels, seconds, index))
 
     def make_clip(self) -> VideoClip:
-        """What was video.
-
-        Raises:
-            VideoError: Not one frame could be decoded.
-        """
+        """Return the frames that were kept, with a VideoError where not one could be decoded."""
         video = self._video
         if not self._frames:
             cause = f" ({self._damage[0]})" if self._damage else ""

@@ -37,10 +37,8 @@ class PredictionView:
 
     top: int = 5
     """Number of best classes to list."""
-
     threshold: float | None = None
     """Least score of a box, or of a label where several may apply, 0 to 1; None for those of the bundle."""
-
     max_side: int | None = None
     """Longest side of a drawn picture in pixels; None for the picture's own."""
 
@@ -148,7 +146,6 @@ class ConfidencePrediction(Prediction):
 
     rules: ConfidenceRules = ConfidenceRules()
     """Least scores, and how unlike the training images an image may be."""
-
     distance: float | None = None
     """Distance of the image from those of the training; None of a model that does not measure it."""
 

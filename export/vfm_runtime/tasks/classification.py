@@ -27,16 +27,12 @@ class LabelPrediction(ConfidencePrediction):
 
     label: str
     """The class with the highest score."""
-
     score: float
     """Probability of that class, 0 to 1."""
-
     scores: NDArray[np.float32]
     """Probability of every class, in the order of `labels`; read-only."""
-
     labels: tuple[str, ...]
     """Every class."""
-
     multilabel: bool = False
     """Whether several classes, or none, may apply, each with a probability of its own."""
 

@@ -43,14 +43,11 @@ class ConfidenceRules(StoredRules):
     temperature: float = 1.0
     """What the model's raw outputs are divided by before they become scores. The graph does it already: for the
     record only."""
-
     thresholds: tuple[float, ...] | None = None
     """Least score of each label, 0 to 1. A single label of a lower score is unsure; where several labels may apply,
     and of boxes, it is what applies and is shown unless another threshold is asked for. None where none was fitted."""
-
     max_distance: float | None = None
     """Largest distance from the training data of a prediction that is sure; None for no limit."""
-
     reference: bool = False
     """Whether the graph also gives `distances` [N] from the training data and the `components` [N, k] of its
     embeddings, by which drift is watched."""

@@ -43,13 +43,10 @@ class Detections(ConfidencePrediction):
 
     boxes: NDArray[np.float32]
     """[K, 4], left, top, right, bottom in pixels of the original image; read-only."""
-
     scores: NDArray[np.float32]
     """[K], 0 to 1; read-only."""
-
     class_ids: NDArray[np.int64]
     """[K], index into `names`; read-only."""
-
     names: tuple[str, ...]
     """Every class."""
 
