@@ -144,7 +144,12 @@ def test_training_goes_on_in_mid_epoch(name, data, place):
     after = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert after["global_step"] == steps[-1] + 1 > before["global_step"]
     assert all(value.isfinite().all() for value in after["state_dict"].values())
-    assert after["vfm"]["data"]["fingerprint"] == before["vfm"]["data"]["fingerprint"]
+    old, new = before["vfm"]["data"], after["vfm"]["data"]
+    if name == "deepfake":  # its faces are drawn, and another painter draws them now
+        described = new["splits"] | {key: old["splits"][key] for key in ("data", "fingerprint")}
+        assert described == old["splits"]
+    else:
+        assert new["fingerprint"] == old["fingerprint"]
 
 
 @pytest.mark.parametrize("name", map(later, CHECKPOINTS))
