@@ -49,12 +49,7 @@ class Colors:
 
     @classmethod
     def draw(cls, generator: np.random.Generator, strength: float = 1.0) -> Colors:
-        """Draw contrast, brightness, hue and saturation, each changed or not.
-
-        Args:
-            generator: Source of all that is random.
-            strength: 1 changes a channel by up to 20 levels and the contrast by up to 0.3.
-        """
+        """Draw contrast, brightness, hue and saturation, each changed or not; a channel by 20 levels at strength 1."""
 
         def draw_amount(chance: float, count: int | None = None) -> Any:
             return strength * generator.uniform(-1, 1, count) * (generator.random() < chance)
@@ -99,13 +94,7 @@ class Edit:
 
     @classmethod
     def draw(cls, generator: np.random.Generator, *, resampling: bool = True) -> Edit:
-        """Draw a random edit.
-
-        Args:
-            generator: Source of all that is random.
-            resampling: Whether pixels may be moved by parts of a pixel, blurred or shrunk, which wipes the traces
-                that whole images of a generator carry.
-        """
+        """Draw an edit; resampling (to move, blur or shrink) wipes traces that whole images of a generator carry."""
         flip = bool(generator.random() < 0.5)
         matrix = _draw_affine(generator) if resampling and generator.random() < 0.7 else None
         blur = generator.uniform(0.0004, 0.006) if generator.random() < 0.1 else 0.0
@@ -158,13 +147,7 @@ class Edit:
 
 
 def compress_jpeg(pixels: Pixels, quality: int, subsampling: str = "420") -> Pixels:
-    """The image, uint8 [h, w, 3], as it comes back from a JPEG file.
-
-    Args:
-        pixels: Image, uint8 [h, w, 3].
-        quality: Quality of the file, 1 to 100.
-        subsampling: Subsampling of the colours: 444, 422 or 420.
-    """
+    """The image, uint8 [h, w, 3], as it comes back from a JPEG file of a quality from 1 to 100."""
     data = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels), quality, colorspace="RGB", colorsubsampling=subsampling
     )

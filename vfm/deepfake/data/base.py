@@ -79,14 +79,7 @@ class DeepfakeImages(ImageData, ABC):
     collate = staticmethod(collate_deepfakes)
 
     def __init__(self, **options: Unpack[DeepfakeOptions]) -> None:
-        """Make the data module; nothing is read yet.
-
-        Args:
-            **options: As for every data module of deepfakes.
-
-        Raises:
-            ValueError: An argument lies outside its range.
-        """
+        """Make the data module; nothing is read yet."""
         options = {**self.option_defaults, **options}
         _check_options(options)
         self.mode = options["mode"]
@@ -166,19 +159,25 @@ class DeepfakeImages(ImageData, ABC):
 
     def build_dataset(self, split: str) -> DeepfakeDataset:
         """A split's images, in order and without augmentation."""
-        return DeepfakeDataset(
-            self._get_records(split), self.crop, self._require_preprocess(), seed=self.seed
-        )
+        records, preprocess = self._get_records(split), self._require_preprocess()
+        return DeepfakeDataset(records, preprocess, seed=self.seed, crop=self.crop)
 
     def _build_training_dataset(self) -> DeepfakeDataset:
         records = require_deepfakes(self._get_records("train"))
-        common = (records, self.crop, self._require_preprocess(), self.changes, self.seed)
+        common: dict[str, Any] = {
+            "records": records,
+            "preprocess": self._require_preprocess(),
+            "seed": self.seed,
+            "crop": self.crop,
+            "changes": self.changes,
+        }
         if self.mode == "plain":
-            return DeepfakeDataset(*common)
-        blends = {"paired": 0.0, "sbi": 1.0}.get(self.mode, self.sbi_share)
-        pairs = Pairs([record.item for record in records])
+            return DeepfakeDataset(**common)
         return PairedDeepfakes(
-            *common, pairs=pairs, blends=blends, blend_rest=self.mode != "paired"
+            **common,
+            pairs=Pairs([record.item for record in records]),
+            blends={"paired": 0.0, "sbi": 1.0}.get(self.mode, self.sbi_share),
+            blend_rest=self.mode != "paired",
         )
 
     def _choose_loader_options(self, split: str) -> dict[str, Any]:
@@ -189,12 +188,7 @@ class DeepfakeImages(ImageData, ABC):
 
 
 def write_crop(folder: Path, crop: CropSpec) -> None:
-    """Write `crop.json`, in one step.
-
-    Args:
-        folder: Folder of the manifest.
-        crop: How the images of the manifest were cut.
-    """
+    """Write `crop.json` into the folder of a manifest, in one step."""
     unfinished = folder / f".{CROP_FILE}"
     unfinished.write_text(json.dumps(crop.to_dict(), indent=2) + "\n", encoding="utf-8")
     unfinished.replace(folder / CROP_FILE)

@@ -139,12 +139,9 @@ def fit_affine(points_from: NDArray[np.floating], points_to: NDArray[np.floating
 
 
 def mask_face(points: NDArray[np.floating], side: int, blur: float) -> Mask:
-    """Mask the face from brows to chin, with a soft border: float32 [side, side], 0 to 1.
+    """Mask the face from brows to chin: float32 [side, side], 0 to 1, its border blurred by a fraction of the side.
 
-    Args:
-        points: [5, 2], in the order of `TEMPLATE`, in pixels.
-        side: Side of the image in pixels.
-        blur: Standard deviation of the border as a fraction of the side.
+    The points are those of `TEMPLATE`, [5, 2] in pixels.
     """
     filled = _fill(_fit_part("brows", np.asarray(points, np.float64)), side)
     mask: Array = cv2.GaussianBlur(filled, (0, 0), max(0.3, blur * side))

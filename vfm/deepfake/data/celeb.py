@@ -28,11 +28,6 @@ def read_celeb(root: Path, *, media: Media = "auto", lists: Path | None = None) 
     What the list of testing videos names is the test set. The rest has no split: part of it shows persons of the test
     set, and `assign_splits` decides what may be trained on.
 
-    Args:
-        root: Folder of the three.
-        media: Whether to read videos or frames, where there are both.
-        lists: Folder of the list of testing videos; by default the root.
-
     Raises:
         DeepfakeDataError: The list contradicts the folders, or names videos that are not there.
     """

@@ -37,12 +37,7 @@ class CropCount(NamedTuple):
 
 
 def count_crops(jobs: Sequence[VideoJob], cuts: Sequence[CutVideo]) -> dict[str, CropCount]:
-    """Count by label, of labels that there are.
-
-    Args:
-        jobs: Videos that were to be cut.
-        cuts: What became of each video.
-    """
+    """Count by label, of labels that there are, what became of each video."""
     counts = {}
     for label in LABELS:
         of_label = [c for job, c in zip(jobs, cuts, strict=True) if job.items[0].label == label]
@@ -85,12 +80,7 @@ def format_reasons(failures: dict[str, int]) -> str:
 
 
 def draw_crop_sheet(items: Sequence[Item], folder: Path) -> bytes:
-    """Draw crops of both labels, spread over all videos, with their landmarks and masks: PNG bytes.
-
-    Args:
-        items: Crops of all videos.
-        folder: Where the relative paths of the crops start.
-    """
+    """Draw crops of both labels, spread over all videos of the folder, with landmarks and masks: PNG bytes."""
     shown: list[Item] = []
     for label in LABELS:
         of_label = [item for item in items if item.label == label]

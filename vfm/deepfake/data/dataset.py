@@ -97,36 +97,17 @@ class DeepfakeSample(Sample):
     """float32 [h, w], 0 to 1, how much of each pixel is forged; -1 everywhere where that is not known."""
 
 
+@dataclass(eq=False, kw_only=True)
 class DeepfakeDataset(ImageDataset):
     """The images of one split; what it gives depends on seed, epoch and index alone."""
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        crop: CropSpec,
-        preprocess: Preprocess,
-        changes: Changes | None = None,
-        seed: int = 0,
-    ) -> None:
-        """Make the data set.
-
-        Args:
-            records: Images in the order of the split.
-            crop: What part of an image is shown.
-            preprocess: Size of the model's input, and how images are brought to it.
-            changes: How the images are changed for training; None to leave them as they are.
-            seed: Seed of all that is random.
-        """
-        super().__init__(records, preprocess, None, seed)
-        self.crop = crop
-        self.changes = changes
+    crop: CropSpec
+    """What part of an image is shown."""
+    changes: Changes | None = None
+    """How the images are changed for training; None to leave them as they are."""
 
     def __getitem__(self, key: int | tuple[int, int]) -> DeepfakeSample | Skipped:
-        """One image, changed only in training.
-
-        Args:
-            key: An index, or a pair of epoch and index as `EpochSampler` gives.
-        """
+        """One image, by its index, or by a pair of epoch and index as `EpochSampler` gives."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         try:
             if self.changes is None:
@@ -220,6 +201,7 @@ class DeepfakeDataset(ImageDataset):
         return Skipped(name, error.reason, np.zeros((), np.int64), self.preprocess.size)
 
 
+@dataclass(eq=False, kw_only=True)
 class PairedDeepfakes(DeepfakeDataset):
     """Pairs of a real image and a fake of it: its own, or one blended from it on the fly.
 
@@ -227,36 +209,17 @@ class PairedDeepfakes(DeepfakeDataset):
     """
 
     records: Sequence[DeepfakeRecord]
+    pairs: Pairs
+    """Fakes of each real image of the split."""
+    blends: float
+    """Fraction of the pairs whose fake is blended."""
+    blend_rest: bool
+    """Whether a fake is blended for each real image without fakes of its own; these are left out otherwise."""
 
-    def __init__(
-        self,
-        records: Sequence[DeepfakeRecord],
-        crop: CropSpec,
-        preprocess: Preprocess,
-        changes: Changes,
-        seed: int,
-        *,
-        pairs: Pairs,
-        blends: float,
-        blend_rest: bool,
-    ) -> None:
-        """Make the data set.
-
-        Args:
-            records: Images in the order of the split.
-            crop: What part of an image is shown.
-            preprocess: Size of the model's input, and how images are brought to it.
-            changes: How the images are changed.
-            seed: Seed of all that is random.
-            pairs: Fakes of each real image of the split.
-            blends: Fraction of the pairs whose fake is blended.
-            blend_rest: Whether a fake is blended for each real image without fakes of its own; these are left out
-                otherwise.
-        """
-        super().__init__(records, crop, preprocess, changes, seed)
-        self.pairs = pairs
-        self.blends = blends
-        self.reals = [i for i in pairs.reals if blend_rest or pairs.has_deepfakes(i)]
+    def __post_init__(self) -> None:
+        """List the real images of the pairs."""
+        has = self.pairs.has_deepfakes
+        self.reals = [index for index in self.pairs.reals if self.blend_rest or has(index)]
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -265,11 +228,7 @@ class PairedDeepfakes(DeepfakeDataset):
     def __getitem__(  # type: ignore[override]
         self, key: int | tuple[int, int]
     ) -> tuple[DeepfakeSample, DeepfakeSample] | Skipped:
-        """A real image and its fake, or what could not be read.
-
-        Args:
-            key: An index of a pair, or epoch and index as `EpochSampler` gives.
-        """
+        """A real image and its fake, or what could not be read."""
         epoch, number = key if isinstance(key, tuple) else (0, key)
         generator = np.random.default_rng(sample_seed(self.seed, epoch, number))
         index = self.reals[number]
@@ -308,12 +267,7 @@ def collate_deepfakes(
 
 
 def resize_mask(view: View, preprocess: Preprocess) -> Mask:
-    """The mask where `Preprocess.resize` puts the image, float32 [h, w]; what the image leaves free is not forged.
-
-    Args:
-        view: Image and mask of one size.
-        preprocess: Size of the model's input, and how images are brought to it.
-    """
+    """Resize a mask as `Preprocess.resize` does the image: float32 [h, w]; the border of a letterbox is not forged."""
     height, width = preprocess.size
     if not view.is_known:
         return np.full((height, width), _UNKNOWN, np.float32)

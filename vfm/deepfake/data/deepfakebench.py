@@ -60,12 +60,6 @@ def read_lists(
     A video that stands in several splits goes to the test set alone, or else to the validation set: these lists put the
     test videos of Celeb-DF into its training set, and validate on the test set.
 
-    Args:
-        root: A list, or the folder of the lists or of the frames.
-        compression: Which to read, where a list has several.
-        base: Folder that the paths of the frames start from; by default looked for at the root and above.
-        labels: What names of labels mean that do not end in real or fake.
-
     Raises:
         DeepfakeDataError: A list is none, or its labels contradict each other.
     """

@@ -74,7 +74,7 @@ def faces(
         root: Folder of a data set of real and fake videos or images, or a manifest.
         out: Folder to write: crops, landmarks, masks, manifest.csv, crop.json, failures.csv, contact_sheet.png; -o for
             short.
-        frames: How many frames of a video, spread choose_evenly.
+        frames: How many frames of a video, spread evenly.
         size: Side of a crop in pixels.
         margin: Side of a crop over that of the tight crop of the face.
         policy: Which face of a frame counts: largest, or all of at least half its area. Where there is a mask of what

@@ -38,12 +38,6 @@ def read_forensics(
     The splits are those of train.json, val.json and test.json, lists of pairs of videos; a fake belongs to the split of
     both its videos. DeepFakeDetection has no splits and is for testing.
 
-    Args:
-        root: Folder of the two.
-        compression: raw, c0, c23 or c40; may be left out where there is one.
-        media: Whether to read videos or frames, where there are both.
-        lists: Folder of the three lists; by default the root or its folder `splits`.
-
     Raises:
         DeepfakeDataError: There are several compressions, or a video is in two lists.
     """

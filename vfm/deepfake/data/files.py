@@ -38,12 +38,7 @@ class Files:
         return name in self._names[folder]
 
     def find_beside(self, path: str, kind: str) -> str:
-        """Find the mask or the landmarks of an image or video; "" where there are none.
-
-        Args:
-            path: Path of the image or video, below a folder `frames` or `videos`.
-            kind: masks or landmarks, the name of the folder to look in.
-        """
+        """Find the `masks` or `landmarks` of an image or video below a folder `frames` or `videos`; "" without."""
         for part in _PARTS:
             head, mark, tail = path.rpartition(f"/{part}/")
             if not mark:
@@ -122,12 +117,7 @@ def number_frames(paths: Sequence[str]) -> list[int] | None:
 
 
 def make_frames(paths: Sequence[str], common: Item) -> list[Item]:
-    """Make the items of the frames of one video, in the order of their numbers.
-
-    Args:
-        paths: Paths of images.
-        common: What the frames have in common.
-    """
+    """Make the items of the frames of one video, in the order of their numbers, with what they have in common."""
     paths = sorted(paths, key=split_digits)
     numbers = number_frames(paths) or range(len(paths))
     pairs = sorted(zip(numbers, paths, strict=True))
@@ -138,13 +128,7 @@ def read_videos(folder: Path, media: Media, common: Item, files: Files) -> list[
     """Read the videos of a folder in natural order of their names, with masks, landmarks, persons and sources.
 
     They are files in it or in its folder `videos`, or folders of frames in it or in its folder `frames`. Masks and
-    landmarks lie in folders beside `frames` or `videos`.
-
-    Args:
-        folder: Folder of the videos of one label, method and data set.
-        media: Videos or frames.
-        common: What the videos have in common.
-        files: Where masks and landmarks are looked up.
+    landmarks lie in folders beside `frames` or `videos`. What the videos have in common is label, method, data set.
     """
     videos: dict[str, list[Item]] = {}
     if media != "frames":
@@ -173,12 +157,7 @@ def read_videos(folder: Path, media: Media, common: Item, files: Files) -> list[
 
 
 def choose_compression(present: Iterable[str], wanted: str | None, root: Path) -> str:
-    """Choose the compression of the videos to read; "" where none is stated.
-
-    Args:
-        present: Compressions that there are.
-        wanted: Compression that was asked for, if any.
-        root: Folder of the data set, for the message.
+    """Choose the compression of the videos to read, of those that are present; "" where none is stated.
 
     Raises:
         DeepfakeDataError: The wanted one is not there, or one of several is not chosen.

@@ -51,11 +51,6 @@ def read_plain(
     Folders of splits may stand above or below those of the labels. Folders above, otherwise, name the data set; those
     below that of the fakes name the method.
 
-    Args:
-        root: Folder of all.
-        grouping: What the images of a folder are: frames of one video, stills, or frames of several videos.
-        labels: What other folders mean, such as {"deepfakes": "fake"}.
-
     Raises:
         DeepfakeDataError: A path says both labels, or two videos have one name.
     """
@@ -118,10 +113,6 @@ def read_generated(root: Path, *, labels: Mapping[str, LabelName] | None = None)
     """Read images by generator: `<generator>/.../0_real` and `1_fake`, or `<generator>/<split>/nature` and `ai`.
 
     Each generator is a data set with its own real images. What GenImage calls val is what it tests on, so it is test.
-
-    Args:
-        root: Folder of the generators, or that of one.
-        labels: What other folders mean, as for `read_plain`.
     """
     reading = read_plain(root, grouping="still", labels=labels)
     folders = {item.path.split("/")[-2].lower() for item in reading.entries}

@@ -103,12 +103,7 @@ def read_manifest(
 
 
 def drop_absent(items: Sequence[Item], where: str, root: str) -> list[Item]:
-    """Return the items whose files exist.
-
-    Args:
-        items: Images and videos with absolute paths.
-        where: What names the files, for the message.
-        root: The folder that relative paths start from, for the message.
+    """Return the items whose files exist; `where` and `root` say in the message what names them, and from where.
 
     Raises:
         DeepfakeDataError: More than one in a hundred is missing.

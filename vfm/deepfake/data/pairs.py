@@ -38,20 +38,11 @@ class Pairs:
         """Number of fakes whose source is not named or not in the split; they are in no pair."""
 
     def has_deepfakes(self, real: int) -> bool:
-        """Whether there are fakes of a real image's video.
-
-        Args:
-            real: Index of the real image.
-        """
+        """Whether there are fakes of the video of a real image, given by its index."""
         return (self._items[real].dataset, self._items[real].video) in self._by_source
 
     def draw(self, real: int, generator: np.random.Generator) -> int:
-        """Draw the index of a fake: of a random method, of the same frame if there is one, or else of a random one.
-
-        Args:
-            real: Index of a real image whose video has fakes.
-            generator: Source of all that is random.
-        """
+        """Draw a fake for a real image: of a random method, and of the same frame if there is one; both as indices."""
         item = self._items[real]
         methods = list(self._by_source[item.dataset, item.video].values())
         candidates = methods[int(generator.integers(len(methods)))]
@@ -61,11 +52,7 @@ class Pairs:
 
 
 def check_training(items: Sequence[Item], mode: str) -> None:
-    """Refuse, or warn about, images that a mode cannot learn from.
-
-    Args:
-        items: Images of the train split.
-        mode: plain, paired, sbi or mixed, as for `DeepfakeImages`.
+    """Refuse, or warn about, images that a mode of `DeepfakeImages` cannot learn from.
 
     Raises:
         DeepfakeDataError: There is no real image, or nothing to tell it from.

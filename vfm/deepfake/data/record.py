@@ -60,12 +60,7 @@ class Item(NamedTuple):
 
 
 def group_items(items: Iterable[Item], notes: Sequence[str] = ()) -> Reading[Item]:
-    """Put items into a reading, each into the split that it names.
-
-    Args:
-        items: Images and videos of all splits.
-        notes: What a person should know of them, a sentence or two each.
-    """
+    """Put items into a reading, each into the split that it names, with notes for a person to read."""
     splits: dict[str, list[Item]] = {}
     for item in items:
         splits.setdefault(item.split, []).append(item)

@@ -185,13 +185,7 @@ def _scale_fractions(fractions: Mapping[str, float], stated: set[str]) -> dict[s
 def _draw_splits(
     videos: Sequence[tuple[str, str]], fractions: Mapping[str, float], seed: int
 ) -> dict[str, str]:
-    """A split for each group, with the videos of both labels spread as choose_evenly as that allows.
-
-    Args:
-        videos: Group and label of each video.
-        fractions: Fraction of each split that is drawn.
-        seed: Seed of the draw.
-    """
+    """A split for each group of videos, given as (group, label), with both labels spread as evenly as that allows."""
     if not videos:
         return {}
     groups = [group for group, _ in videos]

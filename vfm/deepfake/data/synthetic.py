@@ -96,14 +96,7 @@ class SyntheticDeepfakes(DeepfakeImages):
 def draw_faces(
     num_identities: int, num_frames: int, size: int = 256, seed: int = 0
 ) -> Iterator[DeepfakeRecord]:
-    """Draw real videos of persons, and of each a video by each of `METHODS`; person 2 k is swapped with 2 k + 1.
-
-    Args:
-        num_identities: Number of persons, even.
-        num_frames: Frames of each video.
-        size: Side of the images in pixels.
-        seed: Seed of persons, frames and fakes.
-    """
+    """Draw real videos of persons, and of each a video by each of `METHODS`; person 2 k is swapped with 2 k + 1."""
     for person in range(num_identities):
         name, other = f"person{person:03d}", f"person{person ^ 1:03d}"
         generator = np.random.default_rng([13, seed, person])
@@ -122,13 +115,9 @@ def draw_faces(
 def make_deepfake(
     method: str, target: Portrait, donor: Portrait, generator: np.random.Generator
 ) -> tuple[Pixels, Mask]:
-    """Make a fake, uint8 [s, s, 3], and its soft mask, float32 [s, s], 0 to 1.
+    """Make a fake of the target, uint8 [s, s, 3], and its soft mask, float32 [s, s], 0 to 1.
 
-    Args:
-        method: swap or recolour.
-        target: Picture to change.
-        donor: Picture of another person, of the same size; not used by `recolour`.
-        generator: Source of all that is random.
+    Only a swap takes the face of the donor, whose picture is of the same size.
     """
     side = target.pixels.shape[0]
     mask = mask_face(target.landmarks, side, blur=float(generator.uniform(0.008, 0.03)))

@@ -193,7 +193,7 @@ class DegradedDeepfakes(DeepfakeDataset):
             degradation: None to leave the images as they are.
             seed: Of all that is random.
         """
-        super().__init__(records, data.crop, task.preprocess, None, seed)
+        super().__init__(records, task.preprocess, seed=seed, crop=data.crop)
         self.degradation = degradation
 
     def _read_view(self, index: int, generator: np.random.Generator | None = None) -> View:
