@@ -7,7 +7,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from vfm_runtime.deepfake.faces.crop import CropSpec, move_points, scale_template
+from vfm_runtime.deepfake.faces.crop import CropSpec, scale_template
+from vfm_runtime.deepfake.faces.geometry import move_points
 
 from vfm.deepfake.data.augment import Array, Pixels, compress_jpeg
 
