@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn, Unpack, cast
 
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -225,12 +224,6 @@ class DeepfakeTask(BaseTask):
         if data.crop.policy != "all":
             return answers
         return most_fake(answers, [record.item for record in data.list_records(split)])
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Answers of a batch."""
-        if len(batch["image"]) == 0:
-            return {"logits": torch.zeros(0, device=self.device)}
-        return self.answer(batch["image"])
 
     def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
         """A row for each image: its label by the operating point, and the probability that it is fake."""

@@ -54,7 +54,8 @@ class BaseTask(CheckpointedModel, ExportHooks):
     monitor_mode: str = "min"
     option_defaults: ClassVar[TaskOptions] = TASK_DEFAULTS
     """Defaults of the constructor's `**options`."""
-    _columns: Tensor | None = None
+    columns: Tensor
+    """For each label of the data its index among the model's, int64 [C]; known when a validation starts."""
     criterion: Loss
     """The loss; the task's constructor sets it."""
 
@@ -69,17 +70,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         cache_features: bool = False,
         **options: Unpack[TaskOptions],
     ) -> None:
-        """Build the backbone; the head's layers follow when the labels are known.
-
-        Args:
-            backbone: A name of timm, with or without a tag of weights.
-            head: The head, without its layers.
-            image_size: Side of the square input in pixels, or height and width; the backbone's own by default.
-            fit: How other aspect ratios are met: crop, squash or letterbox; the backbone's own way by default.
-            lp_ft: Solve the head on the untouched features before the backbone learns.
-            cache_features: Keep the features of a frozen backbone on disk.
-            **options: As for every task.
-        """
+        """Build the backbone; the head's layers follow when the labels are known."""
         options = {**self.option_defaults, **options}
         optim = options["optim"]
         weights = options["weights"]
@@ -289,16 +280,10 @@ class BaseTask(CheckpointedModel, ExportHooks):
         """Log the metrics of the whole split, and write them."""
         self._finish("test", write=True)
 
-    @property
-    def columns(self) -> Tensor:
-        """For each label of the data its index among the model's, int64 [C]."""
-        assert self._columns is not None
-        return self._columns
-
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return the predictions of a batch."""
-        if len(batch["image"]) == 0:  # every file was unreadable; not every backbone takes no image
-            return {"scores": torch.zeros((0, len(self.labels)), device=self.device)}
+        """Return the predictions of a batch, none where every file of it was unreadable."""
+        if len(batch["image"]) == 0:  # not every backbone takes no image
+            return {}
         return self.answer(batch["image"], batch.get("geometry"))
 
     def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
@@ -357,7 +342,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
     def _match_labels(self) -> None:
         self.require_trained()
         columns = match_labels(self._require_data(), self.labels, self.multilabel)
-        self._columns = torch.tensor(columns, device=self.device)
+        self.columns = torch.tensor(columns, device=self.device)
 
     def _finish(self, split: str, *, write: bool) -> None:
         predictions = self._collector.gather()

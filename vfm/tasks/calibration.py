@@ -147,13 +147,7 @@ def list_some(names: Sequence[str]) -> str:
 
 
 def list_absent(images: Validation, seen: Sequence[bool], threshold: float) -> tuple[str, ...]:
-    """Return the labels that the images say nothing of, with a warning that their threshold is a default.
-
-    Args:
-        images: Images that the thresholds were fitted on.
-        seen: For each of the model's labels whether they show it.
-        threshold: Default threshold.
-    """
+    """Return the labels that the images say nothing of, with a warning that their threshold is a default."""
     names = tuple(name for name, is_seen in zip(images.labels, seen, strict=True) if not is_seen)
     if names:
         log.warning(

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -48,31 +48,21 @@ _ROOTS = ("root", "table", "manifest")
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Checkpoint:
-    """A trained task, and what is known of it.
+    """A trained task, and what is known of it."""
 
-    Attributes:
-        task: The task, in evaluation mode.
-        entry: The checkpoint's own entry: data, seed, versions.
-        results: Metrics by split, of the `results.json` beside the file.
-        path: The file; None of a task that was never saved, which remembers no data.
-    """
-
-    def __init__(
-        self,
-        task: BaseTask,
-        entry: Mapping[str, Any],
-        results: Mapping[str, Any] = MappingProxyType({}),
-        path: Path | None = None,
-        trust: Collection[str] = (),
-    ) -> None:
-        """Take what was read, or what is known of a task in memory; `trust` is for the code of the data."""
-        self.task = task
-        self.entry = entry
-        self.results = results
-        self.path = path
-        self._trust = trust
-        self._data: ImageData | None = None
+    task: BaseTask
+    """The task, in evaluation mode."""
+    entry: Mapping[str, Any]
+    """The checkpoint's own entry: data, seed, versions."""
+    results: Mapping[str, Any] = MappingProxyType({})
+    """Metrics by split, of the `results.json` beside the file."""
+    path: Path | None = None
+    """The file; None of a task that was never saved, which remembers no data."""
+    trust: Collection[str] = ()
+    """Packages besides vfm whose code the data may be of."""
+    _data: ImageData | None = None
 
     @classmethod
     def open(
@@ -139,7 +129,7 @@ class Checkpoint:
                 f"{self.path} does not say what it was trained on. Name images with labels: --data FOLDER."
             )
         if self._data is None:
-            self._data = build(self.data_spec, base=ImageData, trust=self._trust)
+            self._data = build(self.data_spec, base=ImageData, trust=self.trust)
         try:
             self._data.setup(_STAGES[name])
         except (ValueError, OSError) as error:
@@ -258,13 +248,7 @@ class Checkpoint:
 def require_disjoint(
     records: Sequence[Record], others: Sequence[Record], split: Split, *, copies: bool = True
 ) -> None:
-    """Refuse images that are among those of a split of the training's data, by any name.
-
-    Args:
-        records: Images that something is to be fitted on.
-        others: Images of the split.
-        split: Name of the split, for the error.
-        copies: Whether files of other names that hold the same bytes are refused too.
+    """Refuse images that are among those of a split of the training's data, by any name; with `copies` also equal files.
 
     Raises:
         ValidationError: Some are among them; with their number, and the name of one.

@@ -94,11 +94,6 @@ class ExportHooks:
     ) -> Calibration:
         """Fit a temperature, and thresholds for each label.
 
-        Args:
-            outputs: Outputs of the model for the images, with a temperature of 1.
-            images: Images of `open_validation`.
-            min_precision: Fraction of sure answers that shall be right.
-
         Raises:
             CalibrationError: There are too few images, or the model has no such thresholds.
         """
@@ -118,11 +113,6 @@ class ExportHooks:
         self, source: LabelledImages, run: Run, options: CalibrationOptions
     ) -> CalibrationResult:
         """Fit what `vfm calibrate` writes beside the checkpoint; by default what `fit_confidence` fits.
-
-        Args:
-            source: Images that the model was neither trained nor tested on.
-            run: The model, with a temperature of 1.
-            options: Options of `vfm calibrate`.
 
         Raises:
             CalibrationError: Nothing can be fitted on these images.

@@ -55,10 +55,6 @@ def compute_class_weights(choice: ClassWeights, data: ImageData) -> Tensor | Non
     images is 1; where several labels may apply, images that have a label are weighed by how many
     more have it not, (N - n) / n.
 
-    Args:
-        choice: Argument of the task.
-        data: Data module whose training images are counted.
-
     Raises:
         LabelError: A weight is of no class, or not above 0.
     """

@@ -41,11 +41,7 @@ def list_callbacks(
 ) -> list[Callback]:
     """Return what every run gets; a callback of the same kind that the user set up takes the place of ours.
 
-    Args:
-        trainer: Trainer with the user's callbacks.
-        task: Task with `skipped`, `monitor` and `monitor_mode`.
-        patience: Validations without a better result after which training stops; None goes on.
-        ema: Decay of averaged weights; None for none.
+    The task has `skipped`, `monitor` and `monitor_mode`; `patience` counts validations without a better result.
     """
     added: list[Callback] = [Throughput(), task.skipped, PredictionWriter(), MemoryAdvice()]
     if type(trainer.progress_bar_callback) is TQDMProgressBar:
@@ -184,7 +180,8 @@ class PredictionWriter(Callback):
     ) -> None:
         """Keep the batch's predictions."""
         task: Any = pl_module
-        self._rows += task.list_predictions(batch, outputs)
+        if outputs:
+            self._rows += task.list_predictions(batch, outputs)
         nothing = [""] * (len(task.prediction_columns) - 2)
         self._rows += [(name, *nothing, reason) for name, reason in batch["skipped"]]
 

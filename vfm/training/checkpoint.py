@@ -106,12 +106,6 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
     ) -> Self:
         """Rebuild a model like `load`, from a file that was read already.
 
-        Args:
-            content: Content of the file, as `read_model_file` gives it.
-            path: Path of the file.
-            base: For an adapter, the file of the backbone's weights.
-            trust: Packages besides vfm whose code the checkpoint may name.
-
         Raises:
             CheckpointError: The file does not fit.
             SpecError: It names code that is not trusted or not found.
@@ -214,11 +208,6 @@ def _require_same(name: str, stored: Any, current: Any, *, remedy: str) -> None:
 
 def require_same_labels(labels: tuple[str, ...], expected: tuple[str, ...], owner: str) -> None:
     """Refuse data or a checkpoint with other labels than the model's.
-
-    Args:
-        labels: Labels of the data or the checkpoint.
-        expected: Labels of the model.
-        owner: What has the labels, for the error.
 
     Raises:
         CheckpointError: They differ.

@@ -36,14 +36,7 @@ class WeightEMA(WeightAveraging):
 def update_average(
     decay: float, averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Any
 ) -> None:
-    """Move averaged tensors towards the current ones in place.
-
-    Args:
-        decay: Fraction of the average that a late step keeps.
-        averaged: The averages.
-        current: Tensors of the model, of the same shapes.
-        num_averaged: Steps that were averaged before.
-    """
+    """Move averaged tensors towards the current ones in place."""
     steps = float(num_averaged)
     if averaged[0].is_floating_point():
         fraction = 1 - min(decay, (1 + steps) / (10 + steps))

@@ -26,6 +26,7 @@ from vfm.models.backbone import Backbone
 from vfm.models.tensors import compute_checksum
 from vfm.preprocess import Preprocess
 from vfm.training.checkpoint import CheckpointedModel
+from vfm.training.ranks import gather_ranks
 
 _DONE = "done.json"
 _ABANDONED = 7 * 24 * 3600
@@ -42,7 +43,6 @@ class Ranks(NamedTuple):
     """How the processes of a job share the work and wait for each other; by default there is one."""
 
     rank: int = 0
-    world: int = 1
     barrier: Callable[[], Any] = lambda: None
     broadcast: Callable[[Any], Any] = lambda value: value
     """Gives every process the value of rank 0."""
@@ -85,7 +85,6 @@ def load_task_features(task: CheckpointedModel, data: ImageData, split: str) -> 
     trainer = task.trainer
     ranks = Ranks(
         trainer.global_rank,
-        trainer.world_size,
         trainer.strategy.barrier,
         trainer.strategy.broadcast,
         trainer.precision_plugin.forward_context,
@@ -128,9 +127,9 @@ def load_features(
     partial = ranks.broadcast(None if (folder / _DONE).is_file() else _reserve_partial(folder))
     if partial is not None:
         try:
-            _compute_features(backbone, preprocess, data, split, reads, ranks, partial)
+            skipped = _compute_features(backbone, preprocess, data, split, reads, ranks, partial)
             if ranks.rank == 0:
-                _publish(partial, folder, ranks.world)
+                _publish(partial, folder, skipped)
         finally:
             if ranks.rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -139,9 +138,9 @@ def load_features(
     size = sum(array.nbytes for array in arrays.values()) / 2**20
     origin = "found in" if partial is None else "computed once and kept in"
     progress(f"Features of {len(records)} images of '{split}' {origin} {folder} ({size:.1f} MiB).")
-    skipped = json.loads((folder / _DONE).read_text(encoding="utf-8"))["skipped"]
+    done = json.loads((folder / _DONE).read_text(encoding="utf-8"))
     stored = StoredFeatures(records, data.num_targets)
-    stored.fill(arrays, {int(k): v for k, v in skipped.items()})
+    stored.fill(arrays, {int(index): reason for index, reason in done["skipped"].items()})
     return stored
 
 
@@ -154,15 +153,7 @@ def get_cache_dir() -> Path:
 def compute_key(
     backbone: Backbone, preprocess: Preprocess, images: str, reads: Sequence[str], precision: str
 ) -> str:
-    """Return the name of a folder of features: the same weights, preprocessing and images give the same features.
-
-    Args:
-        backbone: Backbone with its weights.
-        preprocess: Preprocessing of the backbone.
-        images: Fingerprint of the images and their order.
-        reads: Fields of the features.
-        precision: Precision of the computation, such as `bf16-mixed`.
-    """
+    """Return the name of a folder of features: the same weights, preprocessing and images give the same features."""
     parts = {
         "backbone": backbone.name,
         "weights": compute_checksum(backbone.state_dict()),
@@ -192,7 +183,8 @@ def _compute_features(
     reads: Sequence[str],
     ranks: Ranks,
     folder: Path,
-) -> None:
+) -> dict[int, str]:
+    """Write an array for each field, and return the reason by index of the images that no rank could read."""
     device = next(backbone.parameters()).device
     was_training = backbone.training
     backbone.eval()
@@ -223,10 +215,9 @@ def _compute_features(
             array[batch["index"].numpy()] = getattr(features, name).float().cpu().numpy()
     for array in arrays.values():
         array.flush()  # type: ignore[attr-defined]
-    text = json.dumps(skipped)
-    (folder / f"skipped_{ranks.rank}.json").write_text(text, encoding="utf-8")
     backbone.train(was_training)
     ranks.barrier()
+    return {index: reason for part in gather_ranks(skipped) for index, reason in part.items()}
 
 
 def _create_arrays(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -244,11 +235,8 @@ def _create_arrays(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
 
 
-def _publish(partial: Path, folder: Path, world: int) -> None:
+def _publish(partial: Path, folder: Path, skipped: dict[int, str]) -> None:
     """Move a complete folder to its final path."""
-    skipped: dict[str, str] = {}
-    for rank in range(world):
-        skipped |= json.loads((partial / f"skipped_{rank}.json").read_text(encoding="utf-8"))
     (partial / _DONE).write_text(json.dumps({"skipped": skipped}), encoding="utf-8")
     if not (folder / _DONE).is_file():
         shutil.rmtree(folder, ignore_errors=True)  # someone deleted a part of it

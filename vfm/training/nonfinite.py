@@ -35,11 +35,6 @@ class NonFiniteLossError(VfmError, ValueError):
 def require_finite(task: CheckpointedModel, loss: Tensor, batch: Batch) -> None:
     """Stop on all ranks when the loss of any is not finite; the weights are as before this batch.
 
-    Args:
-        task: Task in training.
-        loss: Loss of the batch, before it is differentiated, a scalar.
-        batch: Batch of the training step.
-
     Raises:
         NonFiniteLossError: With the names of the images; batch and state lie in the run's folder `nonfinite`.
     """

@@ -92,14 +92,7 @@ def has_scaler(trainer: Trainer) -> bool:
 def clip_gradients(
     trainer: Trainer, adamw: Optimizer, value: float | None, algorithm: str | None
 ) -> None:
-    """Clip gradients, those of a fused optimizer too.
-
-    Args:
-        trainer: Trainer of the run.
-        adamw: Optimizer of the gradients.
-        value: Largest norm of all together, or largest size of each; None leaves them.
-        algorithm: `norm` or `value`; None for the norm.
-    """
+    """Clip gradients, those of a fused optimizer too."""
     kind = GradClipAlgorithmType(algorithm or "norm")
     plugin = trainer.precision_plugin
     if has_scaler(trainer):
@@ -109,14 +102,7 @@ def clip_gradients(
 
 
 def build_optimizer(backbone: Any, head: nn.Module, optim: Optim, *, fused: bool = True) -> AdamW:
-    """Return AdamW over all trainable weights, decayed ones apart from the others.
-
-    Args:
-        backbone: A timm model.
-        head: Module whose weights have the whole learning rate.
-        optim: Settings of the optimizer.
-        fused: One pass over the memory in place of many, on the CPU too.
-    """
+    """Return AdamW over all trainable weights, decayed ones apart from the others."""
     exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
     if optim.layer_decay is None:
         layers = timm_optim.param_groups_weight_decay(
@@ -146,10 +132,6 @@ def count_steps(trainer: Trainer, num_batches: int) -> int:
 
     Not Lightning's own estimate: it keeps the loader that it counts, and so never tells it where to resume.
 
-    Args:
-        trainer: Trainer of the run.
-        num_batches: Batches of an epoch, on each process.
-
     Raises:
         OptionError: The training has no end.
     """
@@ -172,13 +154,7 @@ def count_steps(trainer: Trainer, num_batches: int) -> int:
 
 
 def build_schedule(adamw: AdamW, num_steps: int, optim: Optim) -> LambdaLR:
-    """Return the learning rates of all groups, step by step; those of the backbone are 0 while it is frozen.
-
-    Args:
-        adamw: Optimizer of `build_optimizer`.
-        num_steps: Optimizer steps of the whole training.
-        optim: Settings of the schedule.
-    """
+    """Return the learning rates of all groups, step by step; those of the backbone are 0 while it is frozen."""
     num_frozen = round(optim.freeze_ratio * num_steps)
 
     def scale_head(step: int) -> float:

@@ -19,14 +19,7 @@ class CompileError(VfmError, ValueError):
 def list_idle_options(
     adapt: Adaptation | str, options: AdaptOptions, is_frozen: bool, given: Mapping[str, bool]
 ) -> list[str]:
-    """Return a sentence for each setting that the adaptation leaves without effect.
-
-    Args:
-        adapt: The adaptation, or its short name.
-        options: Options of a short name.
-        is_frozen: Whether no weight of the backbone learns.
-        given: For each option that a frozen backbone makes idle, whether it is set.
-    """
+    """Return a sentence for each setting that the adaptation leaves without effect."""
     idle = [f"adapt_options.{name}" for name in options.list_unused(adapt)]
     if is_frozen:
         idle += [name for name, is_given in given.items() if is_given]

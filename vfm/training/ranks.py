@@ -20,13 +20,7 @@ def gather_ranks(value: T) -> list[T]:
 
 
 def reduce_ranks(value: float, device: torch.device, operation: Any = ReduceOp.SUM) -> float:
-    """Return the sum, or another reduction, of a number over all ranks.
-
-    Args:
-        value: Number of this rank.
-        device: Device that the ranks communicate from.
-        operation: A member of `torch.distributed.ReduceOp`.
-    """
+    """Return the sum, or another reduction, of a number over all ranks."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value
     tensor = torch.tensor(float(value), device=device)

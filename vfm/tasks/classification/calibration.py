@@ -46,12 +46,6 @@ def fit_labels(
     Of a model that gives one label an image: the least score at which answers are right often enough, where that is
     asked for. Where several labels may apply: the score of the highest F1.
 
-    Args:
-        images: Images with their true labels.
-        outputs: Outputs of the model for the images, with a temperature of 1.
-        min_precision: Fraction of the sure answers that shall be right, at a confidence of 95 %; for models that give
-            one label an image.
-
     Raises:
         CalibrationError: There are too few images, or nothing proves such a fraction.
     """

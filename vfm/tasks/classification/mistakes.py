@@ -1,4 +1,4 @@
-"""The answers that were wrong, the most confident first."""
+"""Mistakes: predictions that were wrong, the most confident first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vfm.data.dataset import Record
 
 
 class Mistake(NamedTuple):
-    """A wrong answer."""
+    """A wrong prediction."""
 
     record: Record
     truth: str
@@ -29,31 +29,22 @@ def find_mistakes(
     labels: Sequence[str],
     threshold: float = 0.5,
 ) -> list[Mistake]:
-    """Every wrong answer, the most confident first.
+    """Return every wrong prediction, the most confident first.
 
-    Args:
-        scores: [N, C].
-        target: int [N]; or float [N, C], where each label of each image counts for itself.
-        records: The images, N.
-        labels: Names, C.
-        threshold: Score from which an independent label is taken to apply.
+    The scores are [N, C]; the target is int [N], or float [N, C], where each label of each image counts for itself.
     """
     if target.ndim == 1:
         answer = scores.argmax(axis=1)
-        wrong = np.flatnonzero(answer != target)
-        found = [
+        mistakes = [
             Mistake(records[i], labels[target[i]], labels[answer[i]], float(scores[i, answer[i]]))
-            for i in wrong.tolist()
+            for i in np.flatnonzero(answer != target).tolist()
         ]
     else:
-        found = [
-            _of_label(records[i], labels[k], bool(target[i, k]), float(scores[i, k]))
-            for i, k in np.argwhere((scores >= threshold) != (target > 0.5)).tolist()
-        ]
-    return sorted(found, key=lambda mistake: (-mistake.score, mistake.record.name))
-
-
-def _of_label(record: Record, label: str, applies: bool, score: float) -> Mistake:
-    if applies:
-        return Mistake(record, label, f"not {label}", 1 - score)
-    return Mistake(record, f"not {label}", label, score)
+        applies = target > 0.5
+        mistakes = []
+        for i, k in np.argwhere((scores >= threshold) != applies).tolist():
+            names, score = (f"not {labels[k]}", labels[k]), float(scores[i, k])
+            if applies[i, k]:
+                names, score = names[::-1], 1 - score
+            mistakes.append(Mistake(records[i], *names, score))
+    return sorted(mistakes, key=lambda mistake: (-mistake.score, mistake.record.name))

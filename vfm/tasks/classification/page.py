@@ -38,14 +38,7 @@ def write_page(
 ) -> None:
     """Write `report_<split>.html` and the PNG files of its pictures.
 
-    Args:
-        folder: Folder of the checkpoint.
-        split: Name of the split, which ends the names of the files.
-        results: Metrics of the split, as in `results.json`.
-        scores: [N, C], probabilities.
-        target: int [N], true classes; or float [N, C] where several labels may apply.
-        labels: Label names of the model, C.
-        mistakes: Wrong predictions, the most confident first.
+    The scores are [N, C]; the target is int [N], or float [N, C] where several labels may apply.
     """
     checkpoint = results["checkpoint"] or "no checkpoint"
     page = ResultsPage(folder, split, f"{results['num_samples']} images; {checkpoint}")

@@ -55,13 +55,7 @@ def write_label_results(
 ) -> None:
     """Add a split's results to `results.json`, and write its page, pictures and list of mistakes beside it.
 
-    Args:
-        folder: Folder of the checkpoint.
-        split: `val` or `test`, whose results are replaced.
-        predictions: `scores` [N, C] and `target`, int64 [N] or float32 [N, C], of the whole split.
-        labels: Label names of the model, C.
-        data: Data module with the records of the split.
-        more: Entries of the JSON besides the metrics.
+    The predictions hold `scores` [N, C] and `target`, int64 [N] or float32 [N, C]; `more` goes into the JSON too.
     """
     scores, target = predictions.stack("scores"), predictions.stack("target")
     compute = compute_multilabel_results if data.multilabel else compute_classification_results

@@ -22,11 +22,6 @@ def fit_boxes(
 ) -> Calibration:
     """Fit a threshold for each label, the score of the highest F1.
 
-    Args:
-        images: Images with their true boxes.
-        outputs: What the model says of them.
-        min_precision: Refused: there is no such threshold of boxes.
-
     Raises:
         CalibrationError: There are too few images, or a precision is asked for.
     """

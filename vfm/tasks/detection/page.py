@@ -41,17 +41,7 @@ def write_box_page(
     detections: Sequence[DetectedBoxes],
     labels: Sequence[str],
 ) -> None:
-    """Write `report_<split>.html` and the PNG files of its pictures.
-
-    Args:
-        folder: Folder of the checkpoint.
-        split: Name of the split, which ends the names of the files.
-        results: Metrics of the split, as in `results.json`.
-        records: Records of N images.
-        truth: True boxes of each of the images.
-        detections: Detected boxes of each of the images.
-        labels: Names of the classes.
-    """
+    """Write `report_<split>.html` and the PNG files of its pictures."""
     checkpoint = results["checkpoint"] or "no checkpoint"
     counts = f"{results['num_samples']} images, {results['num_boxes']} boxes"
     page = ResultsPage(folder, split, f"{counts}; {checkpoint}")

@@ -39,12 +39,7 @@ def pair_boxes(
 
 
 def select_truth(record: Record, columns: Sequence[int]) -> TrueBoxes:
-    """Return an image's true boxes in the model's classes; a tile ignores those that a neighbour answers for.
-
-    Args:
-        record: Record of an image with boxes.
-        columns: For each class of the data its index among the model's.
-    """
+    """Return an image's true boxes in the model's classes; a tile ignores those that a neighbour answers for."""
     assert record.objects is not None
     assert isinstance(record.label, tuple)
     labels = np.array([columns[label] for label in record.label], np.int64)
@@ -80,17 +75,7 @@ def write_box_results(
     labels: Sequence[str],
     more: Mapping[str, Any],
 ) -> None:
-    """Add a split's results to `results.json`, and write its page and pictures beside it.
-
-    Args:
-        folder: Folder of the checkpoint.
-        split: `val` or `test`, whose results are replaced.
-        records: Records of N images.
-        truth: True boxes of each of the images.
-        detections: Detected boxes of each of the images.
-        labels: Names of the model's classes.
-        more: Entries of the JSON besides the metrics.
-    """
+    """Add a split's results to `results.json`, and write its page and pictures beside it."""
     results = compute_box_results(truth, detections, labels) | dict(more)
     save_results(folder, split, results)
     write_box_page(folder, split, results, records, truth, detections, labels)
@@ -99,13 +84,7 @@ def write_box_results(
 def compute_box_results(
     truth: Sequence[TrueBoxes], detections: Sequence[DetectedBoxes], labels: Sequence[str]
 ) -> dict[str, Any]:
-    """Return every metric of a split, ready for JSON.
-
-    Args:
-        truth: True boxes of each of N images.
-        detections: Detected boxes of each of the images.
-        labels: Names of the classes.
-    """
+    """Return every metric of a split, ready for JSON."""
     stats, per_class = compute_coco_metrics(truth, detections, len(labels))
     classes = match_detections(truth, detections, len(labels))
     best = [ranking.find_best_f1() for ranking in classes]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Unpack, cast
 
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
@@ -162,13 +161,6 @@ class DetectionTask(BaseTask):
                     corners = [f"{value:.2f}" for value in box]
                     rows.append((name, *corners, self.labels[label], f"{score:.6f}", ""))
         return rows
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Answers of a batch."""
-        if len(batch["image"]) == 0:
-            nothing = torch.zeros(0, 0, device=self.device)
-            return {"boxes": nothing, "labels": nothing, "scores": nothing}
-        return self.answer(batch["image"], batch["geometry"])
 
     def open_data(self, path: Path, training: Spec) -> LabelledImages:
         """Read images with boxes in any layout, with the tiles of the training's."""
