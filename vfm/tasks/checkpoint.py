@@ -7,10 +7,9 @@ import json
 import logging
 import os
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from vfm.data import ImageData
@@ -56,7 +55,7 @@ class Checkpoint:
     """The task, in evaluation mode."""
     entry: Mapping[str, Any]
     """The checkpoint's own entry: data, seed, versions."""
-    results: Mapping[str, Any] = MappingProxyType({})
+    results: Mapping[str, Any] = field(default_factory=dict)
     """Metrics by split, of the `results.json` beside the file."""
     path: Path | None = None
     """The file; None of a task that was never saved, which remembers no data."""
