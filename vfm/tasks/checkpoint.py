@@ -247,7 +247,7 @@ class Checkpoint:
 def require_disjoint(
     records: Sequence[Record], others: Sequence[Record], split: Split, *, copies: bool = True
 ) -> None:
-    """Refuse images that are among those of a split of the training's data, by any name; with `copies` also equal files.
+    """Refuse images that are among those of a split of the training's data, by any name; with `copies` equal files too.
 
     Raises:
         ValidationError: Some are among them; with their number, and the name of one.
