@@ -39,7 +39,7 @@ MODULES = {
     "vfm.bundle.fit": "vfm.bundle.contract",
     "vfm.bundle.measure": "vfm.bundle.accuracy",
     "vfm.bundle.reference": "vfm.bundle.ood",
-    "vfm.bundle.reference_graph": "vfm.bundle.ood_graph",
+    "vfm.bundle.reference_graph": "vfm.bundle.ood",
     "vfm.bundle.several": "vfm.bundle.multi_head",
     "vfm.bundle.to_onnx": "vfm.bundle.onnx_graphs",
     "vfm.bundle.trained": "vfm.tasks.checkpoint",

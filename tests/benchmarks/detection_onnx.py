@@ -76,7 +76,7 @@ def main() -> None:
     task.eval()
     with tempfile.TemporaryDirectory() as folder:
         whole, alone = Path(folder) / MODEL_FILE, Path(folder) / "backbone.onnx"
-        write_model(whole, contract(task), task, 20)
+        write_model(whole, contract(task), {"": task}, 20)
         write_backbone(alone, task)
         sessions: list[Any] = [open_session(p, "cpu", num_threads=THREADS) for p in (whole, alone)]
     pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)

@@ -21,7 +21,7 @@ from vfm_runtime.bundle.contract import Contract
 
 from vfm import ClassificationTask
 from vfm.bundle.multi_head import require_one_backbone
-from vfm.bundle.onnx_graphs import write_several
+from vfm.bundle.onnx_graphs import write_model
 from vfm.models.heads import ClassificationHead, LinearHead, MLPHead
 
 THREADS = 2
@@ -57,7 +57,7 @@ def contract_of(tasks: dict[str, ClassificationTask]) -> Contract:
 
 def runner(tasks: dict[str, ClassificationTask], folder: Path) -> Callable[[], object]:
     path = folder / "model.onnx"
-    write_several(path, contract_of(tasks), tasks, OPSET)
+    write_model(path, contract_of(tasks), tasks, OPSET)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

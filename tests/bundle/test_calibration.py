@@ -12,7 +12,7 @@ from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
 from tests.tasks.tiny import shapes, vit
-from vfm.bundle.onnx_graphs import Answers
+from vfm.bundle.onnx_graphs import ExportedModel
 from vfm.data import SyntheticScenes
 from vfm.data.dataset import Record
 from vfm.deepfake import DeepfakeTask
@@ -209,5 +209,5 @@ def test_the_graph_gives_what_was_fitted(multilabel, temperature):
     )
     with torch.inference_mode():
         plain = task.answer(pixels)["scores"].numpy()
-        graph = Answers(contract, {"": task}).eval()(pixels)["scores"].numpy()
+        graph = ExportedModel(contract, {"": task}).eval()(pixels)["scores"].numpy()
     np.testing.assert_allclose(graph, apply_temperature(plain, temperature, multilabel), atol=1e-5)

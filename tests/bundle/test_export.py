@@ -120,7 +120,7 @@ def test_card_has_the_results(exported):
 def test_newer_opset(exported, tmp_path):
     path = tmp_path / "model.onnx"
     contract = vfm_runtime.load(exported.folder, device="cpu").contract
-    onnx_graphs.write_model(path, contract, exported.task, 23)
+    onnx_graphs.write_model(path, contract, {"": exported.task}, 23)
     assert opset(path) == 23
     pixels = pixels_of(exported.task, 3)
     scores = session(path).run(None, {"pixels": pixels})[0]
@@ -156,7 +156,7 @@ def test_large_weights_do_not_go_into_one_file(exported, paths, tmp_path, monkey
     def outgrown(path, *_, **__):
         path.with_name("model.onnx.data").touch()
 
-    monkeypatch.setattr("vfm.bundle.export.write_several", outgrown)
+    monkeypatch.setattr("vfm.bundle.export.write_model", outgrown)
     with pytest.raises(ExportError, match="--one_file cannot hold"):
         export_task(exported.task, paths, tmp_path / "b", origin=ORIGIN, results={}, one_file=True)
     assert list(tmp_path.iterdir()) == []
@@ -295,12 +295,12 @@ def test_adapters_are_merged_into_the_graph_and_stay_in_the_task(how, paths, tmp
 def test_the_card_says_what_a_licence_obliges_to(exported):
     from dataclasses import replace
 
-    from vfm.bundle.card import card
+    from vfm.bundle.card import format_card
     from vfm.tasks.checkpoint import Checkpoint
 
     contract = replace(vfm_runtime.load(exported.folder).contract, license="dinov3-license")
     origin = {"versions": {}, "seed": 0, "data": None, "weights": {"source": "timm:x"}}
-    text = card(contract, exported.parity, {"": Checkpoint(exported.task, origin)})
+    text = format_card(contract, exported.parity, {"": Checkpoint(exported.task, origin)})
     assert (
         "Licence of the pretrained weights: dinov3-license; commercial use is allowed; whoever"
         in text

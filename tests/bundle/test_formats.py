@@ -18,7 +18,7 @@ from tests.bundle.test_export import ORIGIN
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, shapes, vit
 from vfm.bundle import ExportError, ExportOptions, precisions
-from vfm.bundle.accuracy import Measure
+from vfm.bundle.accuracy import AccuracyMeter
 from vfm.cli import main
 from vfm.data import FolderData
 from vfm.quantization.search import BudgetError
@@ -122,7 +122,7 @@ def test_a_budget_that_cannot_be_held(root, checkpoint, monkeypatch, capsys):
     def worse(self, file):
         return {"": 0.9 if "int8" not in file.name else 0.5}
 
-    monkeypatch.setattr(Measure, "figures", worse)
+    monkeypatch.setattr(AccuracyMeter, "measure_heads", worse)
     words = ["export", str(checkpoint), "--images", str(root / "images"), *SMALL]
     assert main([*words, "-o", str(root / "none"), "--int8", "--max-drop", "1"]) == 1
     said = capsys.readouterr().err
@@ -137,10 +137,10 @@ def test_sixteen_bits_have_a_budget_too(tmp_path, monkeypatch):
     class Known:
         metric, num_images, baseline = "accuracy", 50, {"": 0.9}
 
-        def figures(self, file):
+        def measure_heads(self, file):
             return {"": 0.8}
 
-        def overall(self, figures):
+        def combine(self, figures):
             return figures[""]
 
     monkeypatch.setattr(precisions, "write_fp16", lambda source, target: target.touch())

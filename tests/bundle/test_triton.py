@@ -67,7 +67,7 @@ def bundle_of(tasks, folder, **said):
     )
     folder.mkdir()
     onnx_graphs.write_preprocess(folder / "preprocess.onnx", contract, one.preprocess, 20)
-    onnx_graphs.write_several(folder / "model.onnx", contract, tasks, 20)
+    onnx_graphs.write_model(folder / "model.onnx", contract, tasks, 20)
     write_manifest(folder, contract)
     return contract
 

@@ -21,7 +21,7 @@ from tests.bundle.in_memory import export_task
 from tests.deepfake.data.faces import write_faces
 from tests.tasks.tiny import trainer
 from vfm.bundle import ParityError
-from vfm.bundle.card import card
+from vfm.bundle.card import format_card
 from vfm.bundle.export import export
 from vfm.bundle.parity import ImageParity, Parity, choose_images
 from vfm.deepfake.data.data import DeepfakeData
@@ -171,7 +171,7 @@ def test_card_without_calibration(bundle, checkpoint):
     rules = {**contract.rules, "decision": Decision().to_dict()}
     image = ImageParity("x.png", (48, 48), 0.0, False, "real", "real")
     parity = Parity((image,), 1e-3, {}, 1.0, 1.0, "cpu")
-    text = card(
+    text = format_card(
         replace(contract, rules=rules), parity, {"": Checkpoint(BaseTask.load(checkpoint), ORIGIN)}
     )
     assert "- Threshold: none is calibrated: 0.5 is assumed" in text

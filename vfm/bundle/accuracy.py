@@ -1,11 +1,10 @@
-"""One figure for a graph: how well it answers for real validation images."""
+"""Accuracy of an ONNX graph: one headline metric of its answers for real validation images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from vfm_runtime.bundle import providers
 from vfm_runtime.bundle.manifest import hash_file
 from vfm_runtime.tasks.base import Arrays
@@ -14,12 +13,8 @@ from vfm_runtime.tasks.multi_head import select_head
 from vfm.tasks.validation import Run, Validation
 
 
-def runner(file: Path) -> Run:
-    """What an ONNX file answers, on the CPU.
-
-    Args:
-        file: It takes and gives what `model.onnx` does.
-    """
+def open_run(file: Path) -> Run:
+    """Open an ONNX file, which takes and gives what `model.onnx` does, on the CPU."""
     session = providers.open_session(file, "cpu")
     names = [port.name for port in session.get_outputs()]
 
@@ -29,75 +24,51 @@ def runner(file: Path) -> Run:
     return run
 
 
-class Measure:
-    """Answers for the validation images by an ONNX file, on the CPU.
+class AccuracyMeter:
+    """Measures ONNX files that take and give what `model.onnx` does, on validation images.
 
     Attributes:
-        metric: Name of the figure; of several heads `1 - largest drop`.
-        validations: By the names of the heads.
+        metric: Name of the headline metric; of several heads `1 - largest drop`.
+        validations: Validation images by the names of the heads.
+        baseline: The metric of the graph of float32 by head.
     """
 
     def __init__(self, validations: Mapping[str, Validation], baseline: Path) -> None:
         """Measure the graph of float32, which all others are compared with.
 
         Args:
-            validations: By the names of the heads; that of a single one is empty.
-            baseline: The graph of float32.
+            validations: Validation images by the names of the heads; that of a single one is empty.
+            baseline: The file of the graph of float32.
         """
         self.validations = dict(validations)
         single = self.validations.get("")
         self.metric = "1 - largest drop" if single is None else single.metric
-        self._known: dict[str, dict[str, float]] = {}
-        self.baseline = self.figures(baseline)
+        self._measured: dict[str, dict[str, float]] = {}
+        self.baseline = self.measure_heads(baseline)
 
     @property
     def num_images(self) -> int:
-        """Images that the figure is of."""
+        """Number of images that the metric is measured on."""
         return sum(validation.num_images for validation in self.validations.values())
 
-    def figures(self, file: Path) -> dict[str, float]:
-        """The headline figure of each head, 0 to 1.
-
-        Args:
-            file: An ONNX file that takes and gives what `model.onnx` does.
-        """
+    def measure_heads(self, file: Path) -> dict[str, float]:
+        """Return the headline metric of each head, 0 to 1."""
         # A search comes back to files that it has seen, and to that of float32.
         key = hash_file(file)
-        if key not in self._known:
-            run = runner(file)
-            self._known[key] = {
+        if key not in self._measured:
+            run = open_run(file)
+            self._measured[key] = {
                 name: images.measure(select_head(images.collect_outputs(run), name))
                 for name, images in self.validations.items()
             }
-        return self._known[key]
+        return self._measured[key]
 
-    def __call__(self, file: Path) -> float:
-        """The one figure, of which a drop is counted.
+    def measure(self, file: Path) -> float:
+        """Return the one metric, of which a drop is counted."""
+        return self.combine(self.measure_heads(file))
 
-        Args:
-            file: As for `figures`.
-        """
-        return self.overall(self.figures(file))
-
-    def overall(self, figures: Mapping[str, float]) -> float:
-        """One figure of those of all heads.
-
-        Args:
-            figures: Of `figures`.
-        """
-        if "" in figures:
-            return figures[""]
-        return 1 - max(self.baseline[name] - value for name, value in figures.items())
-
-    def samples(self, count: int, batch_size: int) -> list[Arrays]:
-        """Batches of validation images of the first head, spread evenly.
-
-        Args:
-            count: How many images.
-            batch_size: Images of a batch.
-        """
-        images = next(iter(self.validations.values()))
-        step = max(1, images.num_images // count)
-        chosen = list(images.images.iterate_batches(1))[::step][:count]
-        batches = (chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size))
-        return [{n: np.concatenate([row[n] for row in b]) for n in b[0]} for b in batches]
+    def combine(self, metrics: Mapping[str, float]) -> float:
+        """Return one metric for those of all heads."""
+        if "" in metrics:
+            return metrics[""]
+        return 1 - max(self.baseline[name] - value for name, value in metrics.items())

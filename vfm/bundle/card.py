@@ -1,4 +1,4 @@
-"""`card.md`: what a bundle is, where it comes from and how well it does, from the results at hand."""
+"""Model card (`card.md`): what a bundle is, where it comes from and how well it does, from the results at hand."""
 
 from __future__ import annotations
 
@@ -14,39 +14,50 @@ from vfm.tasks.calibration import Calibration
 from vfm.tasks.checkpoint import Checkpoint
 
 
-def card(
+def format_card(
     contract: Contract,
     parity: Parity,
     checkpoints: Mapping[str, Checkpoint],
     calibrations: Mapping[str, Calibration] = MappingProxyType({}),
     precisions: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-    sizes: Mapping[str, int] = MappingProxyType({}),
+    num_bytes: int = 0,
 ) -> str:
-    """Write the card as Markdown.
+    """Return the card as Markdown.
 
     Args:
-        contract: Of the bundle.
-        parity: Of the bundle.
+        contract: The bundle's contract.
+        parity: The comparison of the bundle with the trained model.
         checkpoints: Where each head comes from, by its name; that of a single one is empty.
-        calibrations: What was fitted of the heads that are calibrated.
+        calibrations: Calibrations by the names of the heads that have one.
         precisions: What was measured of each graph of fewer bits.
-        sizes: Bytes of the graph by precision.
+        num_bytes: Size of the graph of float32 with its weights.
     """
     origin = next(iter(checkpoints.values())).entry
     title = f"{len(contract.labels)} {'labels' if contract.heads is None else 'heads'}"
+    license_name = "none used (random start)"
+    if origin.get("weights") is not None:
+        duties = find_terms(contract.license).duties
+        license_name = (contract.license or "not stated") + (f"; {duties}" if duties else "")
     lines = [
         f"# {contract.backbone}, {title}",
         "",
-        f"- Licence of the pretrained weights: {_licence(contract, origin)}",
+        f"- Licence of the pretrained weights: {license_name}",
         f"- Input: any image; brought to {contract.size[0]} x {contract.size[1]} pixels "
         f"({contract.preprocess['fit']}, {contract.preprocess['interpolation']})",
     ]
     for name, head in contract.each.items():
-        lines += _head(name, head, checkpoints[name], calibrations.get(name))
-    return "\n".join([*lines, *_agreement(parity), *_formats(parity, precisions, sizes)]) + "\n"
+        lines += _format_head(name, head, checkpoints[name], calibrations.get(name))
+    lines += [
+        "## Agreement of the bundle with the trained model",
+        "",
+        f"{parity}; tolerance {parity.tolerance:.0e}. One image from file to answer on the CPU: "
+        f"{parity.onnx_ms:.1f} ms, by torch {parity.torch_ms:.1f} ms.",
+        *_format_precisions(parity, precisions, num_bytes),
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def _head(
+def _format_head(
     name: str,
     head: HeadContract,
     checkpoint: Checkpoint,
@@ -55,6 +66,11 @@ def _head(
     task, origin, results = checkpoint.task, checkpoint.entry, checkpoint.results
     data = origin.get("data") or {}
     more = " ..." if len(head.labels) > 20 else ""
+    warnings = [
+        f"- {split}: {warning}"
+        for split, values in results.items()
+        for warning in values.get("warnings", [])
+    ]
     return [
         *(["", f"## Head `{name}`", ""] if name else []),
         f"- Task: {head.task}",
@@ -66,32 +82,23 @@ def _head(
         "## Results",
         "",
         *(
-            _results(results, task.card_metrics)
+            _format_results(results, task.card_metrics)
             or ["None were found beside the checkpoint; `vfm test` writes them."]
         ),
-        *_warnings(results),
+        *(["", *warnings] if warnings else []),
         "",
     ]
 
 
-def _agreement(parity: Parity) -> list[str]:
-    return [
-        "## Agreement of the bundle with the trained model",
-        "",
-        f"{parity}; tolerance {parity.tolerance:.0e}. One image from file to answer on the CPU: "
-        f"{parity.onnx_ms:.1f} ms, by torch {parity.torch_ms:.1f} ms.",
-    ]
-
-
-def _formats(
-    parity: Parity, precisions: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]
+def _format_precisions(
+    parity: Parity, precisions: Mapping[str, Mapping[str, Any]], num_bytes: int
 ) -> list[str]:
     """The graph of each precision beside the others."""
     if not precisions:
         return []
     first = next(iter(precisions.values()))
     rows = [
-        f"| {name} | {sizes[name] / 1e6:.1f} | {row['onnx_ms']:.1f} | {row['after']:.4f} | {row['drop']:.2f} | "
+        f"| {name} | {row['num_bytes'] / 1e6:.1f} | {row['onnx_ms']:.1f} | {row['after']:.4f} | {row['drop']:.2f} | "
         f"{row['max_difference']:.1e} | {row['num_changed']} |"
         for name, row in precisions.items()
     ]
@@ -105,30 +112,13 @@ def _formats(
         "",
         f"| format | MB | ms | {first['metric']} | points lost | largest difference | other answers |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        f"| fp32 | {sizes['fp32'] / 1e6:.1f} | {parity.onnx_ms:.1f} | {first['before']:.4f} | 0 | "
+        f"| fp32 | {num_bytes / 1e6:.1f} | {parity.onnx_ms:.1f} | {first['before']:.4f} | 0 | "
         f"{parity.max_difference:.1e} | {parity.num_changed} |",
         *rows,
     ]
 
 
-def _licence(contract: Contract, origin: Mapping[str, Any]) -> str:
-    if origin.get("weights") is None:
-        return "none used (random start)"
-    duties = find_terms(contract.license).duties
-    return (contract.license or "not stated") + (f"; {duties}" if duties else "")
-
-
-def _warnings(results: Mapping[str, Any]) -> list[str]:
-    """What the results say of their own trustworthiness."""
-    rows = [
-        f"- {split}: {warning}"
-        for split, values in results.items()
-        for warning in values.get("warnings", [])
-    ]
-    return ["", *rows] if rows else []
-
-
-def _results(results: Mapping[str, Any], metrics: Mapping[str, str]) -> list[str]:
+def _format_results(results: Mapping[str, Any], metrics: Mapping[str, str]) -> list[str]:
     rows = []
     for split, values in results.items():
         for name, count in metrics.items():

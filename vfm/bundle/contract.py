@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from vfm_runtime.bundle.contract import Contract, HeadContract
 from vfm_runtime.tasks.confidence import ConfidenceRules
@@ -25,17 +24,18 @@ def make_contract(
 
     Args:
         tasks: Tasks by the names of their heads; that of a single one is empty.
-        calibrations: What was fitted, of the heads that are calibrated.
+        calibrations: Calibrations by the names of the heads that have one.
         ood: Where the training images lie, if that was fitted.
     """
-    heads = {
-        name: HeadContract(
-            task=task.kind,
-            labels=task.labels,
-            rules=_rules(task, calibrations.get(name), ood),
-        )
-        for name, task in tasks.items()
-    }
+    heads = {}
+    for name, task in tasks.items():
+        rules = task.define_rules()
+        if rules is None and (name in calibrations or ood is not None):
+            confidence = calibrations[name].rules if name in calibrations else ConfidenceRules()
+            if ood is not None:
+                confidence = replace(confidence, reference=True, max_distance=ood.max_distance)
+            rules = confidence.to_dict()
+        heads[name] = HeadContract(task=task.kind, labels=task.labels, rules=rules)
     task = next(iter(tasks.values()))
     single = heads.get("")
     return Contract(
@@ -48,15 +48,3 @@ def make_contract(
         rules=None if single is None else single.rules,
         heads=heads if single is None else None,
     )
-
-
-def _rules(
-    task: BaseTask, calibration: Calibration | None, ood: OodFit | None
-) -> dict[str, Any] | None:
-    stated = task.define_rules()
-    if stated is not None or (calibration is None and ood is None):
-        return stated
-    rules = ConfidenceRules() if calibration is None else calibration.rules
-    if ood is not None:
-        rules = replace(rules, reference=True, max_distance=ood.max_distance)
-    return rules.to_dict()

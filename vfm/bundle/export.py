@@ -1,4 +1,4 @@
-"""Export: from checkpoints to a bundle that is proved to answer as they do."""
+"""Export: from checkpoints to an ONNX bundle that is proved to predict as they do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, NoReturn, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import vfm_runtime
 from vfm_runtime.bundle.contract import (
@@ -23,21 +23,26 @@ from vfm_runtime.bundle.contract import (
 from vfm_runtime.bundle.manifest import Manifest, list_files, write_manifest
 from vfm_runtime.tasks.base import Arrays
 
-from vfm.bundle.accuracy import Measure, runner
-from vfm.bundle.card import card
+from vfm.bundle.accuracy import AccuracyMeter, open_run
+from vfm.bundle.card import format_card
 from vfm.bundle.contract import make_contract
 from vfm.bundle.errors import ExportError
 from vfm.bundle.golden import write_golden
-from vfm.bundle.multi_head import checkpoints_of, choose_ood_head, require_one_backbone
-from vfm.bundle.onnx_graphs import Answers, write_onefile, write_preprocess, write_several
-from vfm.bundle.ood import OodFit, drift_reference, fit_ood, open_training
+from vfm.bundle.multi_head import choose_ood_head, name_checkpoints, require_one_backbone
+from vfm.bundle.onnx_graphs import (
+    ExportedModel,
+    combine_uses,
+    write_model,
+    write_onefile,
+    write_preprocess,
+)
+from vfm.bundle.ood import OodFit, Reference, fit_drift_reference, fit_ood, open_training
 from vfm.bundle.options import ExportOptions
 from vfm.bundle.parity import Parity, choose_images, compare, raise_disagreement
 from vfm.bundle.precisions import (
-    NUM_SAMPLES,
-    SAMPLE_BATCH,
     compare_precision,
     open_samples,
+    sample_images,
     write_precision,
 )
 from vfm.bundle.triton import write_triton
@@ -58,18 +63,18 @@ def export_files(checkpoints: Sequence[str], options: ExportOptions) -> Path:
 
     Args:
         checkpoints: A .ckpt file of a training run, or its adapter.safetensors; or several, each as FILE or NAME=FILE.
-        options: What to write, and what it must hold to.
+        options: Options of the export.
 
     Returns:
         The folder of the bundle.
 
     Raises:
-        ParityError: The answers differ; nothing is written to `out`.
+        ParityError: The predictions differ; nothing is written to `out`.
         BudgetError: The headline metric drops by more than `max_drop` points.
         ExportError: The folder exists, the checkpoints do not go together, or the graphs cannot be written.
     """
     options.check()
-    files = checkpoints_of(checkpoints)
+    files = name_checkpoints(checkpoints)
     if options.data is not None and len(files) > 1:
         raise ExportError(
             f"--data is {options.data}, but there are {len(files)} checkpoints with labels of their own. Leave it out: "
@@ -119,7 +124,7 @@ def write_bundle(
     Args:
         checkpoints: Checkpoints by the names of their heads; that of a single one is empty. Their tasks are left on the
             CPU in evaluation mode.
-        options: What to write, and what it must hold to.
+        options: Options of the export.
         paths: Files to compare on; by default spread over `options.images`.
 
     Returns:
@@ -165,25 +170,32 @@ def _write(
     calibrations = _calibrate(checkpoints, images, options)
     ood, samples = _use_training(checkpoints, images, options)
     contract = make_contract(tasks, calibrations, ood)
-    _write_graphs(folder, contract, tasks, ood, options)
+    reference = None if ood is None else ood.reference
+    _write_graphs(folder, contract, tasks, reference, options)
     if ood is not None:
-        _write_drift_reference(folder, contract, ood, images[choose_ood_head(tasks)])
+        # What later predictions are compared with to find drift: those for validation images.
+        outputs = images[choose_ood_head(tasks)].collect_outputs(open_run(folder / MODEL_FILE))
+        fit_drift_reference(outputs, contract, ood.held_out).write(folder)
     # Before anything that takes long: a graph that is wrong need not be measured.
-    answers = Answers(contract, tasks, None if ood is None else ood.reference).eval()
-    model = TorchPredictor(next(iter(tasks.values())), contract, answers)
-    runtime = _load(folder, contract, ["fp32"])["fp32"]
-    parity = compare(model, runtime, paths, options.tolerance)
+    exported = ExportedModel(contract, tasks, reference).eval()
+    model = TorchPredictor(next(iter(tasks.values())), contract, exported)
+    parity = compare(model, _load(folder, contract, "fp32"), paths, options.tolerance)
     if not parity.passed:
-        _reject(parity, folder, contract, options.out)
+        _write_json(folder / PARITY_FILE, parity.to_dict())
+        write_manifest(folder, contract)
+        rejected = options.out.with_name(options.out.name + ".rejected")
+        _replace(folder, rejected)
+        raise_disagreement(parity, rejected)
     written = _write_precisions(folder, images, samples, options)
-    runtimes = _load(folder, contract, list(written))
+    runtimes = {name: _load(folder, contract, name) for name in written}
     compared = [Path(image.name) for image in parity.images]
     for name, row in written.items():
-        row |= compare_precision(runtimes[name], compared, parity.answers)
+        row |= compare_precision(runtimes[name], compared, parity.predictions)
     _write_json(folder / PARITY_FILE, parity.to_dict() | {"precisions": written})
     write_golden(folder, model, parity, runtimes)
-    sizes = {"fp32": _size(folder), **{name: row["num_bytes"] for name, row in written.items()}}
-    text = card(contract, parity, checkpoints, calibrations, written, sizes)
+    files = (folder / name for name in (MODEL_FILE, WEIGHTS_FILE))
+    num_bytes = sum(file.stat().st_size for file in files if file.exists())
+    text = format_card(contract, parity, checkpoints, calibrations, written, num_bytes)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
     write_manifest(folder, contract)
     return parity
@@ -195,7 +207,11 @@ def _open_validations(
     if not options.needs_validation:
         return {}
     if any(one.path is None for one in checkpoints.values()):
-        _refuse_unsaved(options)
+        # The data of a task that was never saved is not known.
+        if options.reference and not options.calibrate:
+            raise ExportError("--reference needs the checkpoint, which says what was trained on.")
+        what = "calibrate needs" if options.calibrate else f"{options.precisions[0]} is measured on"
+        raise ExportError(f"--{what} labelled validation images. Name them with --data.")
     refusals = (one.task.reference_refusal for one in checkpoints.values())
     if options.reference and (refusal := next(filter(None, refusals), None)):
         raise ExportError(refusal)
@@ -205,23 +221,12 @@ def _open_validations(
     }
 
 
-def _refuse_unsaved(options: ExportOptions) -> None:
-    """Refuse what needs the data of a task that was never saved."""
-    if options.calibrate:
-        raise ExportError("--calibrate needs labelled validation images. Name them with --data.")
-    if options.reference:
-        raise ExportError("--reference needs the checkpoint, which says what was trained on.")
-    raise ExportError(
-        f"--{options.precisions[0]} is measured on labelled validation images. Name them with --data."
-    )
-
-
 def _calibrate(
     checkpoints: Mapping[str, Checkpoint],
     images: Mapping[str, Validation],
     options: ExportOptions,
 ) -> dict[str, Calibration]:
-    """What is fitted now, or was by `vfm calibrate`, of each head that is calibrated."""
+    """Calibrations that are fitted now, or were by `vfm calibrate`, by the names of the heads that have one."""
     if not options.calibrate:
         return {name: c for name, one in checkpoints.items() if (c := one.calibration) is not None}
     tasks = {name: one.task for name, one in checkpoints.items()}
@@ -244,9 +249,7 @@ def _use_training(
     ood, training = None, None
     if options.reference:
         training = open_training(checkpoints[head])
-        # What any head reads, as the graph has it.
-        reads = list(dict.fromkeys(field for task in tasks.values() for field in task.head.uses))
-        ood = fit_ood(tasks[head], images[head], training, reads=reads)
+        ood = fit_ood(tasks[head], images[head], training, uses=combine_uses(tasks))
     samples: list[Arrays] = []
     if options.int8:
         samples = open_samples(checkpoints[first], training if head == first else None)
@@ -257,13 +260,12 @@ def _write_graphs(
     folder: Path,
     contract: Contract,
     tasks: Mapping[str, BaseTask],
-    ood: OodFit | None,
+    reference: Reference | None,
     options: ExportOptions,
 ) -> None:
     preprocess = next(iter(tasks.values())).preprocess
     write_preprocess(folder / PREPROCESS_FILE, contract, preprocess, options.opset)
-    reference = None if ood is None else ood.reference
-    write_several(folder / MODEL_FILE, contract, tasks, options.opset, reference=reference)
+    write_model(folder / MODEL_FILE, contract, tasks, options.opset, reference=reference)
     is_large = (folder / WEIGHTS_FILE).exists()
     if options.precisions and is_large:
         raise ExportError(
@@ -281,31 +283,10 @@ def _write_graphs(
         )
 
 
-def _write_drift_reference(
-    folder: Path, contract: Contract, ood: OodFit, images: Validation
-) -> None:
-    """What later answers are compared with to find drift: those for validation images."""
-    outputs = images.collect_outputs(runner(folder / MODEL_FILE))
-    drift_reference(outputs, contract, ood.held_out).write(folder)
-
-
-def _load(
-    folder: Path, contract: Contract, precisions: Sequence[str]
-) -> dict[str, vfm_runtime.Model]:
-    """Load an unfinished bundle, whose manifest is written last, in some precisions."""
+def _load(folder: Path, contract: Contract, precision: str) -> vfm_runtime.Model:
+    """Load an unfinished bundle, whose manifest is written last."""
     draft = Manifest(contract, dict.fromkeys(list_files(folder), ""))
-    return {
-        name: vfm_runtime.Model(folder, device="cpu", precision=name, manifest=draft)
-        for name in precisions
-    }
-
-
-def _reject(parity: Parity, folder: Path, contract: Contract, out: Path) -> NoReturn:
-    _write_json(folder / PARITY_FILE, parity.to_dict())
-    write_manifest(folder, contract)
-    rejected = out.with_name(out.name + ".rejected")
-    _replace(folder, rejected)
-    raise_disagreement(parity, rejected)
+    return vfm_runtime.Model(folder, device="cpu", precision=precision, manifest=draft)
 
 
 def _write_precisions(
@@ -314,20 +295,15 @@ def _write_precisions(
     samples: Sequence[Arrays],
     options: ExportOptions,
 ) -> dict[str, dict[str, Any]]:
-    """Write the graphs of fewer bits that were asked for; gives what was measured of each, for JSON."""
+    """Write the graphs of fewer bits that were asked for; return what was measured of each, for JSON."""
     if not options.precisions:
         return {}
-    measure = Measure(images, folder / MODEL_FILE)
-    samples = samples or measure.samples(NUM_SAMPLES, SAMPLE_BATCH)
+    meter = AccuracyMeter(images, folder / MODEL_FILE)
+    samples = samples or sample_images(next(iter(images.values())).images)
     return {
-        name: write_precision(name, folder, measure, samples, options.max_drop).to_dict()
+        name: write_precision(name, folder, meter, samples, options.max_drop)
         for name in options.precisions
     }
-
-
-def _size(folder: Path) -> int:
-    files = (folder / name for name in (MODEL_FILE, WEIGHTS_FILE))
-    return sum(file.stat().st_size for file in files if file.exists())
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A few images in a bundle with the answers of the export, for `vfm-runtime check` to replay anywhere."""
+"""Golden images: a few in a bundle with the predictions of the export, for `vfm-runtime check` to replay anywhere."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _NUMBER, _SIDE = 3, 256
 def write_golden(
     folder: Path, model: TorchPredictor, parity: Parity, others: Mapping[str, Predictor]
 ) -> None:
-    """Keep small images spread over those compared, as the model takes them.
+    """Keep small images spread over those compared, as the model takes them, with their predictions.
 
     Args:
-        folder: Of the bundle.
-        model: Torch's side of it, whose answers are kept.
-        parity: Of the bundle, which has passed.
-        others: The bundle itself in each further precision, whose own answers are kept beside.
+        folder: The bundle's folder.
+        model: Torch's side of the bundle, whose predictions are kept.
+        parity: The comparison of the bundle with the model, which has passed.
+        others: The bundle itself in each further precision, whose own predictions are kept beside.
     """
     (folder / GOLDEN_DIR).mkdir()
     names = []
@@ -41,12 +41,12 @@ def write_golden(
     for number, pixels in enumerate(itertools.islice(images, _NUMBER)):
         names.append(f"{number:03d}.png")
         Image.fromarray(pixels).save(folder / GOLDEN_DIR / names[-1])
-    values = {"tolerance": parity.tolerance, "images": _rows(folder, model, names)}
+    values = {"tolerance": parity.tolerance, "images": _predict_each(folder, model, names)}
     if others:
         values["precisions"] = {
             precision: {
                 "tolerance": TOLERANCE[precision],
-                "images": _rows(folder, other, names),
+                "images": _predict_each(folder, other, names),
             }
             for precision, other in others.items()
         }
@@ -65,7 +65,7 @@ def _make_images(model: Predictor, paths: Iterable[Path]) -> Iterator[Pixels]:
             yield np.array(picture)
 
 
-def _rows(folder: Path, model: Predictor, names: list[str]) -> list[dict[str, Any]]:
+def _predict_each(folder: Path, model: Predictor, names: list[str]) -> list[dict[str, Any]]:
     # One by one: that is how they are most likely asked elsewhere, and int8 answers depend on the batch.
     cropped = model.task_type.uses_crops
     paths = [folder / GOLDEN_DIR / name for name in names]

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ _USUAL = re.compile(r"(best|last|adapter|checkpoints|epoch.*|step.*|version_\d+|
 _RUN = re.compile(r"(?:version_)?(\d+)")
 
 
-class SeveralError(ExportError):
+class MultiHeadError(ExportError):
     """Tasks cannot share a backbone, or their heads have no names of their own."""
 
 
@@ -31,19 +31,19 @@ def require_one_backbone(tasks: Mapping[str, BaseTask]) -> None:
     """Refuse tasks of which one pass through a backbone could not serve all.
 
     Args:
-        tasks: By the names of their heads.
+        tasks: Tasks by the names of their heads.
 
     Raises:
-        SeveralError: A task needs a backbone of its own, or two have other backbones, weights or preprocessing; with
+        MultiHeadError: A task needs a backbone of its own, or two have other backbones, weights or preprocessing; with
             the difference.
     """
     if not tasks:
-        raise SeveralError("There is no head. Give at least one checkpoint.")
+        raise MultiHeadError("There is no head. Give at least one checkpoint.")
     for name, task in tasks.items():
         if not re.fullmatch(_NAME, name):
             _refuse_name(name)
         if task.unshared_reason is not None:
-            raise SeveralError(
+            raise MultiHeadError(
                 f"The head '{name}' {task.unshared_reason}. Export it to a bundle of its own."
             )
     (first, other), *rest = tasks.items()
@@ -51,60 +51,58 @@ def require_one_backbone(tasks: Mapping[str, BaseTask]) -> None:
         _require_same(f"The heads '{first}' and '{name}'", other, task)
 
 
-def checkpoints_of(words: Sequence[str | Path]) -> dict[str, Path]:
-    """Checkpoints by the names of their heads.
+def name_checkpoints(words: Sequence[str | Path]) -> dict[str, Path]:
+    """Return checkpoints by the names of their heads.
+
+    A name is given, or taken from the file or the nearest folder that says something: `colors/0/checkpoints/best.ckpt`
+    is `colors`; beside `colors/1/checkpoints/best.ckpt` it is `colors_0`.
 
     Args:
-        words: Each a file, or NAME=FILE.
+        words: Checkpoints, each a file, or NAME=FILE.
 
     Raises:
-        SeveralError: A name is no name, or stands twice.
+        MultiHeadError: A name is no name, or stands twice.
     """
-    given = [_split(str(word)) for word in words]
-    found = iter(names_of([path for name, path in given if name is None]))
-    names = [next(found) if name is None else name for name, _ in given]
-    _require_unique(names, [path for _, path in given])
-    return dict(zip(names, (path for _, path in given), strict=True))
+    named = [_split(str(word)) for word in words]
+    choices = [_choose_name(path) for name, path in named if name is None]
+    counts = Counter(choices)
+    names, paths = [], []
+    for name, path in named:
+        if name is None:
+            name = _choose_name(path)
+            if counts[name] > 1:
+                name += f"_{_find_run(path)}"
+        names.append(name)
+        paths.append(path)
+    for name, count in Counter(names).items():
+        if count > 1:
+            same = ", ".join(str(p) for n, p in zip(names, paths, strict=True) if n == name)
+            raise MultiHeadError(
+                f"{count} heads are called '{name}': {same}. Give each a name of its own: NAME=FILE."
+            )
+    return dict(zip(names, paths, strict=True))
 
 
 def choose_ood_head(tasks: Mapping[str, BaseTask]) -> str:
-    """Name of the head whose images say where the training images of all lie.
+    """Return the name of the head whose images say where the training images of all lie.
 
     Args:
         tasks: Tasks by the names of their heads.
     """
-    # The backbone of one that reads no pooled vector does not give any.
+    # A backbone built for a head that reads no pooled vector does not give any.
     return max(tasks, key=lambda name: "pooled" in tasks[name].head.uses)
 
 
-def names_of(checkpoints: Sequence[Path]) -> list[str]:
-    """A name for the head of each checkpoint, from its file or the nearest folder that says something.
-
-    `colours/0/checkpoints/best.ckpt` is `colours`; beside `colours/1/checkpoints/best.ckpt` it is `colours_0`.
-
-    Args:
-        checkpoints: Their files.
-
-    Raises:
-        SeveralError: Two would have the same name.
-    """
-    names = [_telling(path) for path in checkpoints]
-    counts = Counter(names)
-    names = [
-        f"{name}_{_run_of(path)}" if counts[name] > 1 else name
-        for name, path in zip(names, checkpoints, strict=True)
-    ]
-    _require_unique(names, checkpoints)
-    return names
-
-
 def _require_same(who: str, one: BaseTask, other: BaseTask) -> None:
-    _require_same_option(who, "backbone", _backbone(one), _backbone(other))
-    _require_same_option(who, "backbone_args", *(_given(t, "backbone_args") for t in (one, other)))
+    # The tag says which weights training began from; what became of them is compared itself.
+    _require_same_option(
+        who, "backbone", *(task.backbone.name.partition(".")[0] for task in (one, other))
+    )
+    _require_same_argument(who, "backbone_args", one, other)
     for field in dataclasses.fields(one.preprocess):
         values = [getattr(task.preprocess, field.name) for task in (one, other)]
         if values[0] != values[1]:
-            raise SeveralError(
+            raise MultiHeadError(
                 f"{who} see their images differently: the preprocessing's {field.name} is {values[0]} and {values[1]}. "
                 "Train both with the same --model.image_size and --model.fit, or export each to a bundle of its own."
             )
@@ -112,12 +110,16 @@ def _require_same(who: str, one: BaseTask, other: BaseTask) -> None:
     if one.adaptation.adds_layers and one.adaptation.spec != other.adaptation.spec:
         # How they merge is decided beside their tensors, which are the same.
         for name in ("adapt", "adapt_options"):
-            _require_same_option(who, name, _given(one, name), _given(other, name))
+            _require_same_argument(who, name, one, other)
+
+
+def _require_same_argument(who: str, name: str, *tasks: BaseTask) -> None:
+    _require_same_option(who, name, *(task.spec["init_args"].get(name) or {} for task in tasks))
 
 
 def _require_same_option(who: str, name: str, one: object, other: object) -> None:
     if one != other:
-        raise SeveralError(
+        raise MultiHeadError(
             f"{who} do not share one backbone: --model.{name} is {one!r} and {other!r}. Train all heads with the same "
             "one, and with --model.adapt linear from the same weights; or export each to a bundle of its own."
         )
@@ -128,13 +130,13 @@ def _require_same_weights(who: str, one: BaseTask, other: BaseTask) -> None:
     sums = compute_checksum(states[0]), compute_checksum(states[1])
     if sums[0] == sums[1]:
         return
-    different = list(_different(states, (one, other)))
+    different = list(_list_differences(states, (one, other)))
     if not different:
         return
     names = ", ".join(different[:_SHOWN])
     how = one.adaptation, other.adaptation
     more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
-    raise SeveralError(
+    raise MultiHeadError(
         f"{who} have other weights in their backbones ({sums[0]} and {sums[1]}): {len(different)} of "
         f"{len(states[0].keys() | states[1].keys())} tensors differ, {names}{more}. Their --model.adapt is "
         f"{how[0]} and {how[1]}. Train all heads with --model.adapt linear from the same weights, or "
@@ -142,32 +144,21 @@ def _require_same_weights(who: str, one: BaseTask, other: BaseTask) -> None:
     )
 
 
-def _different(
+def _list_differences(
     states: tuple[dict[str, Tensor], dict[str, Tensor]], tasks: tuple[BaseTask, BaseTask]
 ) -> Iterator[str]:
     """Names of tensors that are not the same in both."""
     # A backbone of which no head reads the pooled vector lacks the layers that make it.
     lacking = ["pooled" not in task.head.uses for task in tasks]
     for name in dict.fromkeys([*states[0], *states[1]]):
-        values = [state.get(name) for state in states]
-        excused = any(v is None and may for v, may in zip(values, lacking, strict=True))
-        if not excused and not _equal(*values):
+        one, other = (state.get(name) for state in states)
+        if one is None or other is None:
+            excused = (one is None and lacking[0]) or (other is None and lacking[1])
+            same = excused
+        else:
+            same = one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+        if not same:
             yield name
-
-
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return False
-    return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
-
-
-def _backbone(task: BaseTask) -> str:
-    # The tag says which weights training began from; what became of them is compared itself.
-    return task.backbone.name.partition(".")[0]
-
-
-def _given(task: BaseTask, name: str) -> Any:
-    return task.spec["init_args"].get(name) or {}
 
 
 def _split(word: str) -> tuple[str | None, Path]:
@@ -180,30 +171,25 @@ def _split(word: str) -> tuple[str | None, Path]:
     return name, Path(rest)
 
 
-def _telling(path: Path) -> str:
-    parts = (path.stem, *reversed(path.absolute().parent.parts))
-    found = (part for part in parts if not _USUAL.fullmatch(part.lower()))
-    words = (re.sub(r"[^a-z0-9]+", "_", part.lower()).strip("_") for part in found)
-    return next((word for word in words if word), "head")
+def _choose_name(path: Path) -> str:
+    """The nearest part of a path that says something."""
+    for part in (path.stem, *reversed(path.absolute().parent.parts)):
+        if not _USUAL.fullmatch(part.lower()) and (word := _clean(part)):
+            return word
+    return "head"
 
 
-def _run_of(path: Path) -> str:
+def _find_run(path: Path) -> str:
+    """The number of the run that a path lies in; where there is none, the name of the file."""
     runs = (_RUN.fullmatch(part) for part in reversed(path.absolute().parent.parts))
-    return next(
-        (run.group(1) for run in runs if run), re.sub(r"[^a-z0-9]+", "_", path.stem.lower())
-    )
+    return next((run.group(1) for run in runs if run), _clean(path.stem))
 
 
-def _require_unique(names: Sequence[str], paths: Sequence[Path]) -> None:
-    for name, count in Counter(names).items():
-        if count > 1:
-            same = ", ".join(str(p) for n, p in zip(names, paths, strict=True) if n == name)
-            raise SeveralError(
-                f"{count} heads are called '{name}': {same}. Give each a name of its own: NAME=FILE."
-            )
+def _clean(part: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", part.lower()).strip("_")
 
 
 def _refuse_name(name: str) -> NoReturn:
-    raise SeveralError(
+    raise MultiHeadError(
         f"A head cannot be called '{name}'. Give NAME=FILE with a name of small letters, digits and underscores."
     )

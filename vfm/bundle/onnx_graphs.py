@@ -7,9 +7,8 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
@@ -19,7 +18,7 @@ from vfm_runtime.bundle.contract import METADATA_KEY, Contract
 from vfm_runtime.errors import StateError
 
 from vfm.bundle.errors import ExportError
-from vfm.bundle.ood_graph import ReferenceOutputs, vector_of
+from vfm.bundle.ood import Reference, select_vector
 from vfm.models.backbone import Backbone
 from vfm.models.heads import Head
 from vfm.preprocess import Preprocess
@@ -27,15 +26,12 @@ from vfm.quantization.graph import MAX_PROTOBUF
 from vfm.tasks import BaseTask
 from vfm.types import Features
 
-if TYPE_CHECKING:
-    from vfm.bundle.ood import Reference
-
 OPSETS = range(18, 26)
 """Versions of the operators that a graph can have: Resize averages since 18, and the exporter converts up to 25."""
 
 
-class Answers(nn.Module):
-    """All that `model.onnx` computes: one pass through the backbone, and every head's answers from it.
+class ExportedModel(nn.Module):
+    """All that `model.onnx` computes: one pass through the backbone, and every head's outputs from it.
 
     Temperatures are those of the contract's rules, so that the graph does what they say.
     """
@@ -49,17 +45,26 @@ class Answers(nn.Module):
         """Take the parts of the tasks, which stay as they are.
 
         Args:
-            contract: Its outputs are given, in its order.
-            tasks: By the names of the contract's heads; a single one's name is empty. All have the same backbone, see
-                `vfm.bundle.multi_head.require_one_backbone`.
-            reference: Where the contract's rules say that the graph places images among the training images.
+            contract: What the bundle promises; its outputs are given, in its order.
+            tasks: Tasks by the names of the contract's heads; a single one's name is empty. All have the same backbone,
+                see `vfm.bundle.multi_head.require_one_backbone`.
+            reference: Where the training images lie, if the contract's rules promise distances from them.
 
         Raises:
-            ValueError: The contract names other heads, a temperature that cannot be had, or promises a reference that
+            ExportError: The contract names other heads, a temperature that cannot be had, or promises a reference that
                 is not given.
         """
         super().__init__()
-        _check_reference(contract, reference)
+        if contract.reference and reference is None:
+            raise ExportError(
+                "The contract's rules say that the graph gives distances from the training images, but there is no "
+                "reference to measure them by. Fit one, or write rules with 'reference' false."
+            )
+        if reference is not None and not contract.reference:
+            raise ExportError(
+                "There is a reference of the training images, but the contract's rules have 'reference' false. Write "
+                "them with true, or leave the reference out."
+            )
         heads = contract.each
         if list(heads) != list(tasks):
             raise ExportError(
@@ -67,8 +72,8 @@ class Answers(nn.Module):
             )
         self.outputs = tuple(contract.ports()[1])
         self.preprocess = next(iter(tasks.values())).preprocess
-        self.reads = _union(tasks.values())
-        self.backbone = _shared(tasks.values(), self.reads)
+        self.uses = combine_uses(tasks)
+        self.backbone = _share_backbone(tasks, self.uses)
         self.names = tuple(tasks)
         # Not a dictionary of modules, which refuses names such as `keys` and `type`.
         self.heads = nn.ModuleList(
@@ -77,27 +82,23 @@ class Answers(nn.Module):
             )
             for name, t in tasks.items()
         )
-        self.reference = (
-            ReferenceOutputs(reference.mean, reference.axes, reference.residual)
-            if reference is not None
-            else None
-        )
+        self.reference = reference
 
     def forward(self, pixels: Tensor, geometry: Tensor | None = None) -> dict[str, Tensor]:
-        """Answers by the names of the contract's outputs, in their order.
+        """Outputs by the names that the contract gives them, in its order.
 
         Args:
-            pixels: uint8 [N, h, w, 3], at the model's size.
-            geometry: float [N, 6], for heads whose answers are places in the original image.
+            pixels: Images at the model's size, uint8 [N, h, w, 3].
+            geometry: How the images were resized, float [N, 6], for heads that answer in the original image.
         """
         features: Features = self.backbone(self.preprocess.normalize(pixels))
-        answers: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         for name, head in zip(self.names, self.heads, strict=True):
-            found = head(features, geometry)
-            answers |= {f"{name}.{key}" if name else key: value for key, value in found.items()}
+            decoded = head(features, geometry)
+            outputs |= {f"{name}.{key}" if name else key: value for key, value in decoded.items()}
         if self.reference is not None:
-            answers |= self.reference(vector_of(features, self.reads))
-        return {name: answers[name] for name in self.outputs}
+            outputs |= self.reference(select_vector(features, self.uses))
+        return {name: outputs[name] for name in self.outputs}
 
 
 class _Head(nn.Module):
@@ -118,11 +119,9 @@ class _Head(nn.Module):
         raw = self.head(features)
         if self.temperature != 1.0:
             raw = {**raw, "logits": raw["logits"].float() / self.temperature}
-        answers: dict[str, Tensor]
-        answers = (
-            self.head.decode(raw, geometry) if self.head.needs_geometry else self.head.decode(raw)
-        )
-        return answers
+        extra = (geometry,) if self.head.needs_geometry else ()
+        decoded: dict[str, Tensor] = self.head.decode(raw, *extra)
+        return decoded
 
 
 def write_preprocess(path: Path, contract: Contract, preprocess: Preprocess, opset: int) -> None:
@@ -135,62 +134,61 @@ def write_preprocess(path: Path, contract: Contract, preprocess: Preprocess, ops
 def write_model(
     path: Path,
     contract: Contract,
-    task: BaseTask,
+    tasks: Mapping[str, BaseTask],
     opset: int,
     *,
     reference: Reference | None = None,
 ) -> None:
     """Write the graph from uint8 `pixels` [N, h, w, 3], and `geometry` [N, 6] of a detector, to answers in float32.
 
+    Outputs of several heads on one backbone are named `head.output`.
+
     Args:
-        path: Of the ONNX file; weights beyond 2 GB go to one beside it.
-        contract: Whose temperature the logits are divided by.
-        task: In evaluation mode, on the CPU, in float32.
+        path: The ONNX file to write; weights beyond 2 GB go to one beside it.
+        contract: What the bundle promises; logits are divided by its temperatures.
+        tasks: Tasks by the names of their heads, in the order of the contract; a single one's name is empty. They are
+            in evaluation mode, on the CPU, in float32.
         opset: Version of the operators; from 23 on, attention is one operator.
-        reference: Gives `components` and `distances` too; needed where the contract's rules promise them.
+        reference: Where the training images lie, if the contract's rules promise `components` and `distances`.
 
     Raises:
-        ValueError: See `Answers`.
-    """
-    write_several(path, contract, {"": task}, opset, reference=reference)
-
-
-def write_several(
-    path: Path,
-    contract: Contract,
-    tasks: Mapping[str, BaseTask],
-    opset: int,
-    *,
-    reference: Reference | None = None,
-) -> None:
-    """`write_model` for several heads on one backbone, whose outputs are named `head.output`.
-
-    Args:
-        path: Of the ONNX file.
-        contract: Of all heads.
-        tasks: By the names of the heads, in the order of the contract.
-        opset: Version of the operators.
-        reference: As for `write_model`; it is of the backbone, so that there is one for all heads.
-
-    Raises:
-        ExportError: The exporter has no such opset.
-        ValueError: See `Answers`.
+        ExportError: The exporter has no such opset, or the contract does not fit; see `ExportedModel`.
     """
     if opset not in OPSETS:
         raise ExportError(
             f"opset is {opset}; choices are {OPSETS[0]} to {OPSETS[-1]}. 20 runs almost everywhere, and from 23 on "
             "attention is one operator."
         )
-    module = Answers(contract, tasks, reference)
+    module = ExportedModel(contract, tasks, reference)
     height, width = module.preprocess.size
     rows = torch.tensor([[0.0, 0.0, width, height, width, height]] * 2)
     examples = {"pixels": torch.zeros((2, height, width, 3), dtype=torch.uint8), "geometry": rows}
-    given = {name: examples[name] for name in contract.ports()[0]}
-    batch = {name: {0: torch.export.Dim.DYNAMIC} for name in given}
-    program = _exported(module, given, batch, list(module.outputs), opset)
+    inputs = {name: examples[name] for name in contract.ports()[0]}
+    with _silence_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            kwargs=inputs,
+            dynamic_shapes={name: {0: torch.export.Dim.DYNAMIC} for name in inputs},
+            input_names=list(inputs),
+            output_names=list(module.outputs),
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise StateError("torch.onnx.export gave no graph.")
+    model = program.model
+    for node in model.graph.all_nodes():
+        # Stack traces with the paths of this machine; of no use to who runs the graph.
+        node.metadata_props.clear()
+        node.doc_string = None
+    model.metadata_props.clear()
+    model.metadata_props[METADATA_KEY] = contract.to_json()
+    model.producer_name = "vfm"
     tensors = (*module.parameters(), *module.buffers())
     num_bytes = sum(t.numel() * t.element_size() for t in tensors)
-    _save(program, path, contract, external=num_bytes > MAX_PROTOBUF)
+    program.save(path, external_data=num_bytes > MAX_PROTOBUF)
+    onnx.checker.check_model(path)
 
 
 def write_onefile(path: Path, preprocess: Path, model: Path, contract: Contract) -> None:
@@ -208,61 +206,26 @@ def write_onefile(path: Path, preprocess: Path, model: Path, contract: Contract)
     onnx.save(joined, path)
 
 
-def _check_reference(contract: Contract, reference: Reference | None) -> None:
-    if contract.reference and reference is None:
-        raise ExportError(
-            "The contract's rules say that the graph gives distances from the training images, but there is no "
-            "reference to measure them by. Fit one, or write rules with 'reference' false."
-        )
-    if reference is not None and not contract.reference:
-        raise ExportError(
-            "There is a reference of the training images, but the contract's rules have 'reference' false. Write them "
-            "with true, or leave the reference out."
-        )
+def combine_uses(tasks: Mapping[str, BaseTask]) -> tuple[str, ...]:
+    """Return what any head reads of the features."""
+    return tuple(dict.fromkeys(field for task in tasks.values() for field in task.head.uses))
 
 
-def _union(tasks: Iterable[BaseTask]) -> tuple[str, ...]:
-    """What any head reads of the features."""
-    return tuple(dict.fromkeys(field for task in tasks for field in task.head.uses))
-
-
-def _shared(tasks: Iterable[BaseTask], reads: tuple[str, ...]) -> Backbone:
+def _share_backbone(tasks: Mapping[str, BaseTask], uses: tuple[str, ...]) -> Backbone:
     """The backbone of all, without adapters; a copy where it must change, as the tasks may go on learning."""
-    # One that pools can be told to give maps too; of one that does not, the layers for it are gone.
-    owner = max(tasks, key=lambda task: "pooled" in task.head.uses)
-    if set(owner.head.uses) == set(reads) and not owner.adaptation.adds_layers:
+    # A backbone that gives the pooled vector can be told to give maps too. One that was built for heads without it
+    # lacks the layers that pool, so another head's backbone is taken where there is one.
+    owner = max(tasks.values(), key=lambda task: "pooled" in task.head.uses)
+    if set(owner.head.uses) == set(uses) and not owner.adaptation.adds_layers:
         return owner.backbone
     backbone = copy.deepcopy(owner.backbone)
     owner.adaptation.merge(backbone.model)
-    backbone.select_outputs(reads)
+    backbone.select_outputs(uses)
     return backbone
 
 
-def _exported(
-    module: nn.Module,
-    inputs: dict[str, Tensor],
-    dynamic: dict[str, Any],
-    outputs: list[str],
-    opset: int,
-) -> torch.onnx.ONNXProgram:
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module.eval(),
-            kwargs=inputs,
-            dynamic_shapes=dynamic,
-            input_names=list(inputs),
-            output_names=outputs,
-            opset_version=opset,
-            dynamo=True,
-            verbose=False,
-        )
-    if program is None:
-        raise StateError("torch.onnx.export gave no graph.")
-    return program
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """The exporter reports its progress, and warns of its own internals; failures are raised."""
     exporter = logging.getLogger("onnxscript")
     level = exporter.level
@@ -273,18 +236,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         exporter.setLevel(level)
-
-
-def _save(
-    program: torch.onnx.ONNXProgram, path: Path, contract: Contract, *, external: bool
-) -> None:
-    model = program.model
-    for node in model.graph.all_nodes():
-        # Stack traces with the paths of this machine; of no use to who runs the graph.
-        node.metadata_props.clear()
-        node.doc_string = None
-    model.metadata_props.clear()
-    model.metadata_props[METADATA_KEY] = contract.to_json()
-    model.producer_name = "vfm"
-    program.save(path, external_data=external)
-    onnx.checker.check_model(path)

@@ -1,4 +1,4 @@
-"""Where the training images lie: what later images are measured against, fitted for a bundle."""
+"""Out-of-distribution (OOD) score: Mahalanobis distance of an image to the training embeddings, and its limit."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.drift.reference import DriftReference
 from vfm_runtime.errors import VfmError
 from vfm_runtime.tasks.base import Arrays
 
-from vfm.bundle.ood_graph import ReferenceOutputs, vector_of
 from vfm.metrics.calibration import fit_conformal_threshold
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.labelled_images import OpenedImages, ValidationError
 from vfm.tasks.validation import Validation
+from vfm.types import Features
 
 NUM_AXES = 16
 """Principal directions of the embeddings."""
@@ -28,7 +29,7 @@ MIN_IMAGES = 50
 
 _RATE = 0.01
 _BATCH = 32
-# Of the largest spread; what is below is rounding.
+# Fraction of the largest spread; what is below is rounding.
 _FLAT = 1e-5
 
 log = logging.getLogger(__name__)
@@ -38,16 +39,69 @@ class ReferenceFitError(VfmError, ValueError):
     """No reference can be fitted; the message says why and what to do."""
 
 
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """Mean and principal directions of embeddings of width D, as `ReferenceOutputs` takes them. k directions."""
+class Reference(nn.Module):
+    """Coordinates of an image among the training images, and how far it lies from them.
 
-    mean: NDArray[np.float32]
-    """[D]."""
-    axes: NDArray[np.float32]
-    """[k, D], each divided by the standard deviation along it."""
-    residual: float
-    """Mean squared length of what lies outside of the axes."""
+    For the vector p of an image (`select_vector`), with N images, D numbers and k directions:
+
+        components = (p - mean) @ axes.T                                      [N, k]
+        rest       = (p - mean) - (components / |axes|^2) @ axes              [N, D]
+        distances  = sqrt((mean(components^2) + sum(rest^2) / residual) / 2)  [N]
+
+    The axes are principal directions of the training vectors, each divided by the standard deviation along it, so that
+    a component of 1 is one standard deviation; `rest` is what lies outside of them, and `residual` the mean of
+    `sum(rest^2)` over the training images. Both halves of the distance are then 1 on average in training whatever k
+    is: a Mahalanobis distance along the axes, beside the part of an image that no training image has (Wang et al.,
+    2022).
+    """
+
+    mean: Tensor
+    onto: Tensor
+    back: Tensor
+
+    def __init__(
+        self, mean: NDArray[np.float32], axes: NDArray[np.float32], residual: float
+    ) -> None:
+        """Keep the numbers as float32.
+
+        Args:
+            mean: Mean of the training vectors, [D].
+            axes: Orthogonal directions over the standard deviation along each, [k, D], k from 1 to D.
+            residual: Mean of the squared length of what lies outside of the axes, above 0.
+        """
+        super().__init__()
+        self.axes = np.asarray(axes, np.float32)
+        self.residual = float(residual)
+        squares = np.square(self.axes.astype(np.float64)).sum(1, keepdims=True)
+        back = (self.axes / squares).astype(np.float32)
+        for name, values in (("mean", mean), ("onto", self.axes.T), ("back", back)):
+            tensor = torch.from_numpy(np.array(values, np.float32, order="C"))
+            self.register_buffer(name, tensor, persistent=False)
+        # Over the residual's root, so that nothing large is squared: 16 bits end at 65504.
+        self.scale = 1 / self.residual**0.5
+
+    def forward(self, vector: Tensor) -> dict[str, Tensor]:
+        """`components`, float32 [N, k], and `distances`, float32 [N].
+
+        Args:
+            vector: Vectors of `select_vector`, [N, D].
+        """
+        centered = vector.float() - self.mean
+        components = centered @ self.onto
+        rest = (centered - components @ self.back) * self.scale
+        squared = components.square().mean(-1) + rest.square().sum(-1)
+        return {"components": components, "distances": (squared / 2).sqrt()}
+
+
+def select_vector(features: Features, uses: Collection[str]) -> Tensor:
+    """Return the one vector of each image that it is compared by, [N, D].
+
+    Args:
+        features: What the backbone makes of N images.
+        uses: What the head reads of them: where the pooled vector is not among it, the backbone need not give one,
+            and the mean of the tokens stands in.
+    """
+    return features.pooled if "pooled" in uses else features.tokens.mean(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +120,10 @@ class OodFit:
 
 
 def fit_reference(features: NDArray[np.float32], k: int = NUM_AXES) -> Reference:
-    """Mean, whitened principal directions and the rest of some embeddings.
+    """Fit mean, whitened principal directions and the rest of some embeddings.
 
     Args:
-        features: float32 [N, D].
+        features: Embeddings of the training images, float32 [N, D].
         k: Most directions; there are fewer where the embeddings have fewer, or where images are few.
 
     Raises:
@@ -97,53 +151,52 @@ def fit_reference(features: NDArray[np.float32], k: int = NUM_AXES) -> Reference
         )
     spread = sizes[:number] / np.sqrt(len(values) - 1)
     residual = float((sizes[number:] ** 2).sum() / len(values))
-    axes = _signed(directions[:number]) / spread[:, None]
-    return Reference(mean.astype(np.float32), axes.astype(np.float32), residual)
+    axes = directions[:number]
+    # The largest number of each is positive: a decomposition leaves the sign to chance.
+    signs = np.sign(axes[np.arange(number), np.abs(axes).argmax(axis=1)])
+    return Reference(mean, axes * (signs / spread)[:, None], residual)
 
 
 @torch.inference_mode()
-def embeddings(
-    task: BaseTask, batches: Iterable[Arrays], reads: Collection[str] | None = None
+def embed(
+    task: BaseTask, batches: Iterable[Arrays], uses: Collection[str] | None = None
 ) -> NDArray[np.float32]:
-    """The vectors of images that a graph with a reference measures, float32 [N, D].
+    """Return the vectors of images that a graph with a reference measures, float32 [N, D].
 
     Args:
-        task: In evaluation mode.
-        batches: Of `pixels`, uint8 [n, h, w, 3], as `Validation.inputs` gives them.
-        reads: What the heads of the graph read of the features; those of the task's head by default.
+        task: A task in evaluation mode.
+        batches: Batches of `pixels`, uint8 [n, h, w, 3], at the model's size.
+        uses: What the heads of the graph read of the features; by default what the task's head does.
     """
-    found = []
+    vectors = []
     for batch in batches:
         pixels = torch.from_numpy(batch["pixels"]).to(task.device)
         features = task.backbone(task.preprocess.normalize(pixels))
-        vector = vector_of(features, task.head.uses if reads is None else reads)
-        found.append(vector.float().cpu().numpy())
-    return np.concatenate(found)
+        vector = select_vector(features, task.head.uses if uses is None else uses)
+        vectors.append(vector.float().cpu().numpy())
+    return np.concatenate(vectors)
 
 
 @torch.inference_mode()
 def score_ood(reference: Reference, features: NDArray[np.float32]) -> Arrays:
-    """`components` [N, k] and `distances` [N] of embeddings, as the graph computes them.
+    """Return `components` [N, k] and `distances` [N] of embeddings, as the graph computes them.
 
     Args:
-        reference: That they are measured against.
-        features: float32 [N, D], of `embeddings`.
+        reference: What they are measured against.
+        features: Embeddings of `embed`, float32 [N, D].
     """
-    module = ReferenceOutputs(reference.mean, reference.axes, reference.residual)
-    return {
-        name: value.numpy()
-        for name, value in module(torch.from_numpy(np.asarray(features, np.float32))).items()
-    }
+    outputs = reference(torch.from_numpy(np.asarray(features, np.float32)))
+    return {name: value.numpy() for name, value in outputs.items()}
 
 
-def distance_limit(distances: NDArray[np.float32], rate: float = _RATE) -> float:
-    """The largest distance that is taken for like the training: a share of such images lies beyond.
+def fit_distance_limit(distances: NDArray[np.float32], rate: float = _RATE) -> float:
+    """Fit the largest distance that is taken for like the training: a fraction of such images lies beyond.
 
-    By the split conformal quantile; where there are too few images for the share, the largest distance.
+    By the split conformal quantile; where there are too few images for the fraction, the largest distance.
 
     Args:
-        distances: [N], of images that the reference was not fitted on.
-        rate: Share of images of the same kind that may lie beyond.
+        distances: Distances [N] of images that the reference was not fitted on.
+        rate: Fraction of images of the same kind that may lie beyond.
     """
     possible = 1 / (len(distances) + 1)
     if possible > rate:
@@ -157,7 +210,7 @@ def distance_limit(distances: NDArray[np.float32], rate: float = _RATE) -> float
 
 
 def open_training(checkpoint: Checkpoint) -> OpenedImages | None:
-    """The images that a checkpoint was trained on; None, with a warning, where they are gone."""
+    """Open the images that a checkpoint was trained on; None, with a warning, where they are gone."""
     try:
         return checkpoint.open_images("train")
     except ValidationError as error:
@@ -173,9 +226,7 @@ def fit_ood(
     validation: Validation,
     training: OpenedImages | None,
     *,
-    k: int = NUM_AXES,
-    rate: float = _RATE,
-    reads: Collection[str] | None = None,
+    uses: Collection[str] | None = None,
 ) -> OodFit:
     """Fit a reference on the training images, and measure the validation images against it.
 
@@ -185,42 +236,33 @@ def fit_ood(
         task: Trained task, in evaluation mode.
         validation: Images that it has not learned from.
         training: Images that it has learned from; None where they are gone.
-        k: Most directions.
-        rate: Fraction of images of the same kind that may lie beyond the limit.
-        reads: As for `embeddings`.
+        uses: What the heads of the graph read of the features; by default what the task's head does.
 
     Raises:
         ReferenceFitError: There are too few images.
     """
-    features = embeddings(task, validation.images.iterate_batches(_BATCH), reads)
+    features = embed(task, validation.images.iterate_batches(_BATCH), uses)
     held_out = np.arange(len(features))
     if training is None:
         trained, held_out = features[::2], held_out[1::2]
     else:
-        trained = embeddings(task, training.iterate_batches(_BATCH), reads)
-    reference = fit_reference(trained, k)
+        trained = embed(task, training.iterate_batches(_BATCH), uses)
+    reference = fit_reference(trained)
     outputs = score_ood(reference, features)
-    limit = distance_limit(outputs["distances"][held_out], rate)
+    limit = fit_distance_limit(outputs["distances"][held_out])
     return OodFit(reference, outputs, held_out, limit, len(trained))
 
 
-def drift_reference(
+def fit_drift_reference(
     outputs: Arrays, contract: Contract, held_out: NDArray[np.int64]
 ) -> DriftReference:
-    """What later answers are compared with to find drift.
+    """Fit what later predictions are compared with to find drift.
 
     Args:
         outputs: All outputs of the bundle's graph for the validation images.
-        contract: Of the bundle.
-        held_out: Of `OodFit`.
+        contract: The bundle's contract.
+        held_out: Indices of the images that the reference was not fitted on.
     """
     chosen = {name: values[held_out] for name, values in outputs.items()}
     numbers = {name: len(head.labels) for name, head in contract.each.items()}
     return DriftReference.fit(contract.type.drift_values(chosen), numbers)
-
-
-def _signed(directions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same directions, of which the largest number is positive: a decomposition leaves the sign to chance."""
-    largest = np.abs(directions).argmax(axis=1)
-    signs = np.sign(directions[np.arange(len(directions)), largest])
-    return np.asarray(directions * signs[:, None], np.float64)

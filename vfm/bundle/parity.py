@@ -1,4 +1,4 @@
-"""Proof that a bundle answers as the model does: both ways from the same files on disk, one by one."""
+"""Parity: proof that a bundle predicts as the torch model does, both from the same files on disk, one by one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Parity:
     onnx_ms: float
     """The same through the bundle."""
     device: str
-    answers: tuple[Prediction, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
     """The model's own, of each of `images`."""
 
     @property
@@ -75,9 +75,9 @@ class Parity:
         """Whether every difference is within the tolerance and no best label changed."""
         return self.max_difference <= self.tolerance and self.num_changed == 0
 
-    def worst(self, count: int = _SHOWN) -> list[ImageParity]:
-        """The images that differ most, changed labels first."""
-        return sorted(self.images, key=lambda i: (i.changed, i.difference), reverse=True)[:count]
+    def rank_worst(self) -> list[ImageParity]:
+        """Return a few of the images that differ most, changed labels first."""
+        return sorted(self.images, key=lambda i: (i.changed, i.difference), reverse=True)[:_SHOWN]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `parity.json`."""
@@ -103,34 +103,30 @@ class Parity:
 
 
 def choose_images(folder: Path, count: int, *, videos: bool = False) -> list[Path]:
-    """Up to `count` images spread evenly over a folder.
+    """Choose images spread evenly over a folder and those below it.
 
     Args:
-        folder: Where to look, also in the folders below it.
-        count: How many at most.
+        folder: Folder of images.
+        count: Most images to choose.
         videos: Whether to take videos too.
 
     Raises:
         ParityError: There are too few.
     """
     require_folder(folder)
-    found = find_media(folder, videos=videos)
+    paths = find_media(folder, videos=videos)
     needed = min(count, MIN_IMAGES)
-    if len(found) < needed:
+    if len(paths) < needed:
         raise ParityError(
-            f"{folder} holds {len(found)} images{' and videos' if videos else ''}; parity needs at least {needed}. "
+            f"{folder} holds {len(paths)} images{' and videos' if videos else ''}; parity needs at least {needed}. "
             f"Give a folder with more to --images, or ask for fewer with --num_images."
         )
-    picks = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
-    return [found[i] for i in picks]
+    chosen = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)
+    return [paths[i] for i in chosen]
 
 
 def require_folder(folder: Path) -> None:
-    """Refuse a folder that is not there.
-
-    Raises:
-        ParityError: With the folder.
-    """
+    """Refuse a folder that is not there, with a ParityError."""
     if not folder.is_dir():
         raise ParityError(f"There is no folder {folder}. Give one with real images to --images.")
 
@@ -138,7 +134,7 @@ def require_folder(folder: Path) -> None:
 def compare(
     model: TorchPredictor, runtime: vfm_runtime.Model, paths: Sequence[Path], tolerance: float
 ) -> Parity:
-    """Prediction every image by torch, by the bundle alone and by the bundle in batches of mixed sizes.
+    """Predict every image by torch, by the bundle alone and by the bundle in batches of mixed sizes.
 
     Args:
         model: Torch's side of the bundle, on the CPU, in float32.
@@ -149,47 +145,51 @@ def compare(
     Raises:
         ParityError: No image can be read, or the answers prove nothing.
     """
-    readable, skipped = _readable(paths)
-    if not readable:
+    sizes: dict[Path, tuple[int, int]] = {}
+    skipped: dict[str, str] = {}
+    for path in paths:
+        try:
+            height, width = _open_first(path).shape[:2]
+            sizes[path] = (height, width)
+        except ImageError as error:
+            skipped[str(path)] = error.reason
+    if not sizes:
         raise ParityError(
             f"None of the {len(paths)} images can be read: {next(iter(skipped.values()))}"
         )
-    answers, torch_ms = timed(model, list(readable))
-    if all(answer.is_empty for answer in answers):
+    predictions, torch_ms = time_each(model, list(sizes))
+    if all(prediction.is_empty for prediction in predictions):
         raise ParityError(
-            f"In none of the {len(answers)} images and videos was there anything to run the model on "
-            f"({answers[0].headline()}), so nothing was compared. Give others to --images."
+            f"In none of the {len(predictions)} images and videos was there anything to run the model on "
+            f"({predictions[0].headline()}), so nothing was compared. Give others to --images."
         )
-    alone, onnx_ms = timed(runtime, list(readable))
-    together = runtime.predict(list(readable), batch_size=7)
+    alone, onnx_ms = time_each(runtime, list(sizes))
+    together = runtime.predict(list(sizes), batch_size=7)
     images = []
-    rows = zip(readable.items(), answers, alone, together, strict=True)
+    rows = zip(sizes.items(), predictions, alone, together, strict=True)
     for (path, size), expected, single, batched in rows:
-        # An answer that changes in either way counts.
-        both = [expected.compare(got) for got in (single, batched)]
+        # A prediction that changes in either way counts.
+        both = [expected.compare(actual) for actual in (single, batched)]
         worst = max(both, key=lambda one: (one.changed, one.difference))
         difference = max(one.difference for one in both)
         images.append(
             ImageParity(str(path), size, difference, worst.changed, worst.expected, worst.actual)
         )
     return Parity(
-        tuple(images), tolerance, skipped, torch_ms, onnx_ms, runtime.device, tuple(answers)
+        tuple(images), tolerance, skipped, torch_ms, onnx_ms, runtime.device, tuple(predictions)
     )
 
 
 def raise_disagreement(parity: Parity, where: Path) -> NoReturn:
-    """Refuse a bundle that does not agree.
+    """Raise a ParityError with the worst images of a comparison that has not passed.
 
     Args:
-        parity: A comparison that has not passed.
+        parity: The comparison.
         where: Folder of the rejected bundle.
-
-    Raises:
-        ParityError: With the worst images.
     """
     rows = "\n".join(
         f"  {i.name}: difference {i.difference:.2e}, torch '{i.torch_label}', ONNX '{i.onnx_label}'"
-        for i in parity.worst()
+        for i in parity.rank_worst()
     )
     raise ParityError(
         f"The bundle does not agree with the model on {len(parity.images)} images: largest difference "
@@ -199,33 +199,21 @@ def raise_disagreement(parity: Parity, where: Path) -> NoReturn:
     )
 
 
-def _readable(paths: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], dict[str, str]]:
-    readable: dict[Path, tuple[int, int]] = {}
-    skipped: dict[str, str] = {}
-    for path in paths:
-        try:
-            height, width = _opened(path).shape[:2]
-            readable[path] = (height, width)
-        except ImageError as error:
-            skipped[str(path)] = error.reason
-    return readable, skipped
-
-
-def _opened(path: Path) -> Pixels:
+def _open_first(path: Path) -> Pixels:
     return read_video(path, 1).frames[0].pixels if is_video(path) else open_image(path)
 
 
-def timed(model: Predictor, paths: Sequence[Path]) -> tuple[list[Prediction], float]:
-    """The answer for each file alone, and the median time of one in milliseconds.
+def time_each(model: Predictor, paths: Sequence[Path]) -> tuple[list[Prediction], float]:
+    """Predict each file alone, and return the median time of one in milliseconds too.
 
     Args:
-        model: It is asked once before.
-        paths: Of images, or videos.
+        model: A model, which is asked once before.
+        paths: Files of images, or of videos where the model takes them.
     """
     model.predict(paths[0])  # the first call of a graph is slower
-    answers, times = [], []
+    predictions, times = [], []
     for path in paths:
         start = time.perf_counter()
-        answers.append(model.predict(path))
+        predictions.append(model.predict(path))
         times.append(time.perf_counter() - start)
-    return answers, 1000 * statistics.median(times)
+    return predictions, 1000 * statistics.median(times)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tasks.tiny import VIT
-from vfm.bundle.multi_head import SeveralError, checkpoints_of, names_of, require_one_backbone
+from vfm.bundle.multi_head import MultiHeadError, name_checkpoints, require_one_backbone
 from vfm.deepfake import DeepfakeHead, DeepfakeTask
 from vfm.models.adapt import AdaptOptions
 from vfm.models.heads import AttentionPoolHead, DetrHead, MLPHead
@@ -21,7 +21,7 @@ def make(head=None, kind=ClassificationTask, seed=0, **changes):
 
 
 def refusal(*tasks):
-    with pytest.raises(SeveralError) as caught:
+    with pytest.raises(MultiHeadError) as caught:
         # As many names as there are tasks, two or three.
         require_one_backbone(dict(zip(("one", "two", "three"), tasks, strict=False)))
     return str(caught.value)
@@ -98,9 +98,9 @@ def test_a_deepfake_head_looks_at_crops():
 
 
 def test_nothing_and_names_that_are_none():
-    with pytest.raises(SeveralError, match="There is no head"):
+    with pytest.raises(MultiHeadError, match="There is no head"):
         require_one_backbone({})
-    with pytest.raises(SeveralError, match=r"cannot be called 'Big.One'. Give NAME=FILE with a"):
+    with pytest.raises(MultiHeadError, match=r"cannot be called 'Big.One'. Give NAME=FILE with a"):
         require_one_backbone({"Big.One": make()})
 
 
@@ -118,26 +118,26 @@ def test_nothing_and_names_that_are_none():
     ],
 )
 def test_names_come_from_what_says_something(files, names):
-    assert names_of([Path(file) for file in files]) == names
+    assert name_checkpoints(files) == dict(zip(names, map(Path, files), strict=True))
 
 
 def test_names_are_given_or_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("epoch=3.ckpt").touch()
-    found = checkpoints_of(["a=x/best.ckpt", "/y/b/best.ckpt", Path("epoch=3.ckpt")])
+    found = name_checkpoints(["a=x/best.ckpt", "/y/b/best.ckpt", Path("epoch=3.ckpt")])
     assert list(found.values()) == [
         Path("x/best.ckpt"),
         Path("/y/b/best.ckpt"),
         Path("epoch=3.ckpt"),
     ]
     assert list(found)[:2] == ["a", "b"]
-    assert checkpoints_of(["/r/x=1/best.ckpt"]) == {"x_1": Path("/r/x=1/best.ckpt")}
+    assert name_checkpoints(["/r/x=1/best.ckpt"]) == {"x_1": Path("/r/x=1/best.ckpt")}
 
 
 def test_equal_names_are_refused():
-    with pytest.raises(SeveralError, match=r"2 heads are called 'a': x.ckpt, /a/best.ckpt. Give"):
-        checkpoints_of(["a=x.ckpt", "/a/best.ckpt"])
-    with pytest.raises(SeveralError, match=r"2 heads are called 'a_best': /x/a/best.ckpt, /y/a/"):
-        names_of([Path("/x/a/best.ckpt"), Path("/y/a/best.ckpt")])
-    with pytest.raises(SeveralError, match="cannot be called 'A b'"):
-        checkpoints_of(["A b=x.ckpt"])
+    with pytest.raises(MultiHeadError, match=r"2 heads are called 'a': x.ckpt, /a/best.ckpt. Give"):
+        name_checkpoints(["a=x.ckpt", "/a/best.ckpt"])
+    with pytest.raises(MultiHeadError, match=r"2 heads are called 'a_best': /x/a/best.ckpt, /y/a/"):
+        name_checkpoints(["/x/a/best.ckpt", "/y/a/best.ckpt"])
+    with pytest.raises(MultiHeadError, match="cannot be called 'A b'"):
+        name_checkpoints(["A b=x.ckpt"])

@@ -16,19 +16,18 @@ from vfm_runtime.tasks.confidence import ConfidenceRules
 
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, vit
-from vfm.bundle.onnx_graphs import Answers
+from vfm.bundle.onnx_graphs import ExportedModel
 from vfm.bundle.ood import (
     Reference,
     ReferenceFitError,
-    distance_limit,
-    drift_reference,
-    embeddings,
+    embed,
+    fit_distance_limit,
+    fit_drift_reference,
     fit_ood,
     fit_reference,
     open_training,
     score_ood,
 )
-from vfm.bundle.ood_graph import ReferenceOutputs
 from vfm.data import FolderData
 from vfm.models.heads import DetrHead
 from vfm.tasks import DetectionTask
@@ -114,7 +113,7 @@ def test_what_no_reference_is_fitted_on():
 def test_images_of_the_same_kind_rarely_lie_beyond_the_limit(number, rate, caplog):
     random = np.random.default_rng(0)
     beyond = [
-        (random.chisquare(5, 2000) > distance_limit(random.chisquare(5, number))).mean()
+        (random.chisquare(5, 2000) > fit_distance_limit(random.chisquare(5, number))).mean()
         for _ in range(300)
     ]
     assert np.mean(beyond) == pytest.approx(rate, abs=0.004)
@@ -179,7 +178,7 @@ def test_it_is_fitted_on_training_images_and_measured_on_others(task, images, pl
     train = images.images.source.data
     train.setup()
     opened = opened_split(train, "train", task)
-    own = fit_reference(embeddings(task, [opened.inputs]))
+    own = fit_reference(embed(task, [opened.inputs]))
     np.testing.assert_allclose(own.mean, placed.reference.mean, atol=1e-4)
     np.testing.assert_allclose(own.axes, placed.reference.axes, rtol=0.01, atol=0.01)
     beyond = placed.outputs["distances"] > placed.max_distance
@@ -201,7 +200,7 @@ def test_training_images_that_are_gone(run, task, images, tmp_path, caplog):
 def test_the_graph_measures_what_was_fitted(task, images, placed, contract):
     pixels = torch.from_numpy(images.images.inputs["pixels"][:20])
     with torch.inference_mode():
-        graph = Answers(contract, {"": task}, placed.reference).eval()(pixels)
+        graph = ExportedModel(contract, {"": task}, placed.reference).eval()(pixels)
     for name in ("components", "distances"):
         np.testing.assert_allclose(graph[name], placed.outputs[name][:20], atol=1e-3)
 
@@ -209,7 +208,7 @@ def test_the_graph_measures_what_was_fitted(task, images, placed, contract):
 def outputs_of(task, reference: Reference, pixels):
     with torch.inference_mode():
         scores = task.answer(torch.from_numpy(pixels))["scores"].numpy()
-    return {"scores": scores, **score_ood(reference, embeddings(task, [{"pixels": pixels}]))}
+    return {"scores": scores, **score_ood(reference, embed(task, [{"pixels": pixels}]))}
 
 
 def dark(pixels):
@@ -224,7 +223,7 @@ def blurred(pixels):
 def test_dark_and_blurred_images_are_found(task, images, placed, contract, caplog, tmp_path):
     caplog.set_level(logging.ERROR)
     outputs = outputs_of(task, placed.reference, images.images.inputs["pixels"])
-    made = drift_reference(outputs, contract, placed.held_out)
+    made = fit_drift_reference(outputs, contract, placed.held_out)
     assert made.num_images == 144
     assert set(made.labels) == {"labels"}
     assert set(made.histograms) == {
@@ -244,12 +243,6 @@ def test_dark_and_blurred_images_are_found(task, images, placed, contract, caplo
     assert drifted == [False, True, True]
 
 
-def test_a_reference_is_what_the_graph_takes(placed):
-    reference = placed.reference
-    ReferenceOutputs(reference.mean, reference.axes, reference.residual)
-    assert reference.mean.dtype == reference.axes.dtype == np.float32
-
-
 def test_of_a_detector_the_mean_of_the_places_counts():
     task = DetectionTask(
         "vit_tiny_patch16_224",
@@ -260,7 +253,7 @@ def test_of_a_detector_the_mean_of_the_places_counts():
     )
     task.head.prepare(task.backbone.info, ("ant", "bee"))
     pixels = np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), dtype=np.uint8)
-    found = embeddings(task.eval(), [{"pixels": pixels[:40]}, {"pixels": pixels[40:]}])
+    found = embed(task.eval(), [{"pixels": pixels[:40]}, {"pixels": pixels[40:]}])
     assert found.shape == (60, 96)
     assert found.dtype == np.float32
     with torch.inference_mode():
