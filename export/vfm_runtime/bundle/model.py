@@ -13,7 +13,6 @@ from vfm_runtime.bundle.contract import (
     MODEL_FILE,
     PRECISION_FILES,
     PREPROCESS_FILE,
-    Contract,
 )
 from vfm_runtime.bundle.manifest import Manifest, check_metadata, read_manifest
 from vfm_runtime.bundle.precision import choose_precision
@@ -73,22 +72,14 @@ class Model(Predictor):
     """A loaded bundle; made by `load`. Threads may share it.
 
     Attributes:
-        path: The bundle's folder.
-        manifest: What `vfm.json` says: the contract and the bundle's files.
+        path: Folder of the bundle.
+        manifest: Contract and files of the bundle, as `vfm.json` has them.
         contract: What the model takes and answers.
         device: Where the model really runs, such as `cpu` or `cuda`.
         precision: Precision of the graph that runs.
         precisions: Precisions of the graphs in the bundle.
         monitor: Watches the answers for drift, where one is set.
     """
-
-    path: Path
-    manifest: Manifest
-    contract: Contract
-    device: str
-    precision: str
-    precisions: tuple[str, ...]
-    monitor: "DriftMonitor | None"
 
     def __init__(
         self,
@@ -119,7 +110,7 @@ class Model(Predictor):
             where, self.precision = choose_precision("cpu", "auto", self.precisions)
             self._open(where, "cpu", num_threads, spin)
         self.device = providers.get_device(self._model)
-        self.monitor = None
+        self.monitor: DriftMonitor | None = None
         self._check_graphs()
         self._errors = list_errors()
 

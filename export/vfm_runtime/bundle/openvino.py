@@ -47,8 +47,8 @@ def _register(runtime: Any, path: str) -> None:
     runtime.register_execution_provider_library(_REGISTERED, path)
 
 
-def create_session(
-    runtime: Any, path: str, options: Any, *, precision: str, num_threads: int | None
+def open_session(
+    runtime: Any, path: str, options: Any, precision: str, num_threads: int | None
 ) -> Any:
     """Open a session on OpenVINO's CPU device; `obstacle` has said that there is none.
 

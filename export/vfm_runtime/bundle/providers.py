@@ -20,6 +20,7 @@ _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 _NAMES = {_TENSORRT: "tensorrt", _CUDA: "cuda", openvino.NAME: "openvino"}
 _TITLES = {"cuda": "CUDA", "tensorrt": "TensorRT", "openvino": "OpenVINO"}
+_PROVIDERS = {"cpu": [_CPU], "cuda": [_CUDA, _CPU], "tensorrt": [_TENSORRT, _CUDA, _CPU]}
 _LIBRARIES = {"cuda": "CUDA and cuDNN", "tensorrt": "CUDA, cuDNN and TensorRT"}
 
 # ONNX Runtime reports by itself, in red, on stderr; what it could not do is raised here instead.
@@ -118,7 +119,7 @@ def open_session(
     setup = _Setup(runtime, path, num_threads, precision, spin)
     if where == "cpu":
         return _open_on_cpu(setup)
-    session, cause = _try_openvino(setup) if where == "openvino" else _try_gpu(setup, where)
+    session, cause = _try_device(setup, where)
     if session is not None:
         _log.info("%s runs on %s.", path.name, where)
         return session
@@ -143,7 +144,7 @@ def get_device(session: Any) -> str:
 
 
 class _Setup(NamedTuple):
-    """What a session is opened with."""
+    """Arguments of a session."""
 
     runtime: Any
     path: Path
@@ -151,68 +152,54 @@ class _Setup(NamedTuple):
     precision: str
     spin: bool
 
-    def make_options(self) -> Any:
+    def open(self, device: str) -> Any:
         options = self.runtime.SessionOptions()
         options.log_severity_level = _ONLY_FATAL
         if self.num_threads is not None:
             options.intra_op_num_threads = self.num_threads
         if not self.spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return options
+        path, threads = str(self.path), self.num_threads
+        if device == "openvino":
+            return openvino.open_session(self.runtime, path, options, self.precision, threads)
+        settings = {name: _get_settings(name, self.precision) for name in _PROVIDERS[device]}
+        session = self.runtime.InferenceSession(
+            path,
+            options,
+            providers=list(settings),
+            provider_options=list(settings.values()),
+            enable_fallback=0,
+        )
+        # Else a failed run prints to stdout and is tried again on the CPU.
+        session.disable_fallback()
+        return session
 
 
-def _try_gpu(setup: _Setup, where: str) -> tuple[Any, str]:
-    runtime = setup.runtime
-    wanted = [_TENSORRT, _CUDA, _CPU] if where == "tensorrt" else [_CUDA, _CPU]
-    # Both print to stdout what they could not load, which would spoil the output of a program.
+def _try_device(setup: _Setup, device: str) -> tuple[Any, str]:
+    """Return a session on the device, or None with the cause."""
+    # What CUDA and TensorRT could not load is printed to stdout, which would spoil the output of a program.
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        if hasattr(runtime, "preload_dlls"):
-            runtime.preload_dlls()
+        if device != "openvino" and hasattr(setup.runtime, "preload_dlls"):
+            setup.runtime.preload_dlls()
         try:
-            session = _create_session(setup, wanted)
+            session = setup.open(device)
         except list_errors() as error:
-            return None, f"{summarize_error(error)}."
+            return None, f"{summarize_error(error).removesuffix('.')}."
     # ONNX Runtime falls back without raising, so the session is asked what it got.
-    if get_device(session) == where:
+    if get_device(session) == device:
         return session, ""
     return None, next(iter(printed.getvalue().splitlines()), "its libraries were not found.")
 
 
-def _try_openvino(setup: _Setup) -> tuple[Any, str]:
-    try:
-        return openvino.create_session(
-            setup.runtime,
-            str(setup.path),
-            setup.make_options(),
-            precision=setup.precision,
-            num_threads=setup.num_threads,
-        ), ""
-    except list_errors() as error:
-        return None, summarize_error(error)
-
-
 def _open_on_cpu(setup: _Setup) -> Any:
     try:
-        return _create_session(setup, [_CPU])
+        return setup.open("cpu")
     except list_errors() as error:
         raise BundleError(
             f"{setup.path} cannot be loaded by ONNX Runtime {setup.runtime.__version__}: {summarize_error(error)} "
             "Upgrade ONNX Runtime, or export the bundle anew."
         ) from error
-
-
-def _create_session(setup: _Setup, providers: list[str]) -> Any:
-    session = setup.runtime.InferenceSession(
-        str(setup.path),
-        setup.make_options(),
-        providers=providers,
-        provider_options=[_get_settings(name, setup.precision) for name in providers],
-        enable_fallback=0,
-    )
-    # Else a failed run prints to stdout and is tried again on the CPU.
-    session.disable_fallback()
-    return session
 
 
 def _get_settings(provider: str, precision: str) -> dict[str, str]:

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Bundle(Protocol):
-    """What has a bundle: a loaded model."""
+    """A loaded model, as far as the monitor knows it."""
 
     @property
     def path(self) -> Path:
@@ -124,11 +124,6 @@ class DriftMonitor:
     window of the same kind of images would pass the threshold more often than in one of 500, the limit is raised to
     where it does not. That holds of images that have nothing to do with each other: neighbouring frames of a video
     are alike, and call for a longer window.
-
-    Attributes:
-        reference: What is compared with.
-        window: Images in a window.
-        threshold: PSI above which there is drift.
     """
 
     def __init__(

@@ -55,15 +55,7 @@ _UINT8 = "Give uint8 values 0..255 of shape [height, width, 3] in the order red,
 
 
 class ImageError(VfmError, ValueError):
-    """An image cannot be opened; says which, why and what to do.
-
-    Attributes:
-        source: The name of the image as it was given.
-        reason: Why it cannot be opened.
-    """
-
-    source: str
-    reason: str
+    """An image, its name is `source`, cannot be opened; `reason` says why, `remedy` what to do."""
 
     def __init__(self, source: str, reason: str, remedy: str) -> None:
         self.source = source
@@ -82,12 +74,11 @@ def open_image(source: ImageSource, *, formats: tuple[str, ...] | None = None) -
     16-bit grey scaled to 8 bits, and every other mode converted to RGB.
 
     Args:
-        source: A path, the bytes of a file, a uint8 array or an image of Pillow.
+        source: Path of a file, its bytes, a uint8 array or an image of Pillow.
         formats: Pillow's names of the formats that a file may have; None for all.
 
     Raises:
-        ImageError: The file is missing, damaged, truncated or no image, or the array has another
-            shape or type.
+        ImageError: The file is missing, damaged or no image, or the array has another shape or type.
     """
     if isinstance(source, np.ndarray):
         return _convert_array(source)

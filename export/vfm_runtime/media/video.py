@@ -1,5 +1,6 @@
 """Videos: frames spread over the whole clip, the same ones for training and production."""
 
+import bisect
 import os
 import struct
 from dataclasses import dataclass
@@ -217,21 +218,16 @@ class _Decoder:
             for frame in decoded:
                 position = frame.pts if self._video.stamps else self._count
                 if position is not None:
-                    last = None if self._keep_if_wanted(frame, position) else (frame, self._count)
+                    # More than one, where frames before could not be decoded.
+                    passed = bisect.bisect_right(self._wanted, position)
+                    del self._wanted[:passed]
+                    last = None if passed else (frame, self._count)
+                    if passed:
+                        self._keep(frame, self._count)
                 self._count += 1
         if last is not None and self._wanted:
             # The end that was wanted cannot be decoded; this is the nearest to it.
             self._keep(*last)
-
-    def _keep_if_wanted(self, frame: Any, position: int) -> bool:
-        passed = 0
-        # More than one, where those before could not be decoded.
-        while passed < len(self._wanted) and self._wanted[passed] <= position:
-            passed += 1
-        if passed:
-            self._keep(frame, self._count)
-        del self._wanted[:passed]
-        return passed > 0
 
     def _keep(self, frame: Any, index: int) -> None:
         self._guard.check_pixels(frame.width, frame.height)

@@ -4,7 +4,7 @@ import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -131,13 +131,14 @@ class Detections(ConfidencePrediction):
     def compare(self, other: Self, *, approximate: bool = False) -> Agreement:
         """Look for each box of either prediction in the other, by class, overlap and score."""
         min_iou = ROUGH_IOU if approximate else MIN_IOU
-        forth, back = _match_boxes(self, other, min_iou), _match_boxes(other, self, min_iou)
-        num_lost = forth.num_lost + back.num_lost
-        names = [f"{matched.num_boxes} boxes" for matched in (forth, back)]
+        sides = [_match_boxes(self, other, min_iou), _match_boxes(other, self, min_iou)]
+        differences = np.concatenate(sides)
+        num_lost = int(np.isinf(differences).sum())
+        names = [f"{len(side)} boxes" for side in sides]
         if num_lost:
             names[1] += f", {num_lost} of either without a partner"
         distance = compare_distances(self.distance, other.distance, approximate=approximate)
-        difference = find_largest_difference(0.0, *forth.differences, *back.differences, distance)
+        difference = find_largest_difference(0.0, distance, *differences[np.isfinite(differences)])
         return Agreement(difference, num_lost > 0, *names)
 
     def to_golden(self) -> dict[str, Any]:
@@ -209,16 +210,8 @@ class Detections(ConfidencePrediction):
         return f"Detections({listed}; scores of {least})"
 
 
-class _Matched(NamedTuple):
-    """Boxes of one prediction, looked for in another."""
-
-    differences: list[float]
-    """Difference of the scores of each box that has a partner."""
-    num_lost: int
-    num_boxes: int
-
-
-def _match_boxes(first: Detections, second: Detections, min_iou: float) -> _Matched:
+def _match_boxes(first: Detections, second: Detections, min_iou: float) -> NDArray[np.float32]:
+    """Return how far the score of each box of the first is from that of its partner, [K]; infinite without one."""
     rows = np.flatnonzero(first.scores >= MIN_SCORE)
     same_class = first.class_ids[rows][:, None] == second.class_ids[None]
     a, b = first.boxes[rows], second.boxes
@@ -226,8 +219,10 @@ def _match_boxes(first: Detections, second: Detections, min_iou: float) -> _Matc
     near = (compute_iou(a, b) >= min_iou) | (np.abs(a[:, None] - b[None]).max(-1) < 1e-3)
     differences = np.abs(first.scores[rows][:, None] - second.scores[None])
     # Of several boxes at one place, the one whose score is nearest.
-    best = np.where(same_class & near, differences, np.inf).min(axis=1, initial=np.inf)
-    return _Matched(best[np.isfinite(best)].tolist(), int(np.isinf(best).sum()), len(rows))
+    best: NDArray[np.float32] = np.where(same_class & near, differences, np.inf).min(
+        axis=1, initial=np.inf
+    )
+    return best
 
 
 def compute_iou(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
