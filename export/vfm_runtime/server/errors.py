@@ -3,6 +3,7 @@
 import json
 import logging
 from http import HTTPStatus
+from itertools import chain
 from typing import Any, Final
 
 from fastapi.exceptions import RequestValidationError
@@ -16,39 +17,29 @@ from vfm_runtime.media.image import ImageError
 from vfm_runtime.server.batching import ClosedError, DeadlineError, QueueFullError
 from vfm_runtime.server.repository import UnknownModelError
 
-CODES: Final = {
-    400: ("bad_request", "bad_image"),
-    401: ("unauthorized",),
-    403: ("wrong_origin",),
-    404: ("not_found", "unknown_model"),
-    405: ("method_not_allowed",),
-    408: ("slow_body",),
-    413: ("too_large",),
-    415: ("unsupported_media_type",),
-    421: ("wrong_host",),
-    422: ("invalid",),
-    429: ("queue_full",),
-    500: ("internal", "model_failed"),
-    503: ("not_ready", "draining"),
-    504: ("deadline",),
+_ERRORS: Final = {
+    400: (
+        "The request or its file is malformed, or not what the model takes.",
+        "bad_request",
+        "bad_image",
+    ),
+    401: ("The bearer token is missing or wrong.", "unauthorized"),
+    403: ("The request is from a page of another site; only without tokens.", "wrong_origin"),
+    404: ("There is no such model or version, or no such file.", "not_found", "unknown_model"),
+    405: ("The route does not take this method.", "method_not_allowed"),
+    408: ("The body did not arrive in time.", "slow_body"),
+    413: ("The body, the image or the video is larger than the limit.", "too_large"),
+    415: ("The body is of a type that is not taken, or is compressed.", "unsupported_media_type"),
+    421: ("The Host header names another machine; only without tokens.", "wrong_host"),
+    422: ("A parameter, or the JSON of the body, does not hold.", "invalid"),
+    429: ("The queue is full; Retry-After says when to ask again.", "queue_full"),
+    500: ("The server or its model failed; its log says why.", "internal", "model_failed"),
+    503: ("The server is starting or stopping.", "not_ready", "draining"),
+    504: ("The time of the request was over.", "deadline"),
 }
+CODES: Final = {status: codes for status, (_, *codes) in _ERRORS.items()}
 """What `code` may be, by status."""
 
-_MEANINGS = {
-    400: "The request or its file is malformed, damaged, or not what the model takes.",
-    401: "The bearer token is missing or wrong.",
-    403: "The request is from a page of another site; only without tokens.",
-    404: "There is no such model or version, or no such file.",
-    408: "The body did not arrive in time.",
-    413: "The body, the image or the video is larger than the limit.",
-    415: "The body is of a type that is not taken, or is compressed.",
-    421: "The Host header names another machine; only without tokens.",
-    422: "A parameter, or the JSON of the body, does not hold.",
-    429: "The queue is full; Retry-After says when to ask again.",
-    500: "The server or its model failed; its log says why.",
-    503: "The server is starting or stopping.",
-    504: "The time of the request was over.",
-}
 _KINDS: Final = (
     (UnknownModelError, 404, "unknown_model"),
     (ImageError, 400, "bad_image"),
@@ -87,14 +78,14 @@ class ErrorResponse(BaseModel):
     """The one form of all errors."""
 
     error: str = Field(description="What is wrong, and what to do about it.")
-    code: str = Field(json_schema_extra={"enum": [*sum(CODES.values(), ())]})
+    code: str = Field(json_schema_extra={"enum": [*chain.from_iterable(CODES.values())]})
     request_id: str
 
 
 def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that may fail with these statuses, and with those that all routes have."""
     return {
-        status: {"model": ErrorResponse, "description": _MEANINGS[status]}
+        status: {"model": ErrorResponse, "description": _ERRORS[status][0]}
         for status in sorted({*statuses, 403, 421, 500})
     }
 
@@ -115,7 +106,7 @@ async def respond_to_error(request: Request, error: Exception) -> Response:
         _log.error("A request failed.", exc_info=error)
     answer = answer or ApiError(500, "The server made a mistake; its log says which.")
     context = request.state.context
-    context.code = answer.code
+    context.error_code = answer.code
     body = {"error": answer.detail, "code": answer.code, "request_id": context.request_id}
     return json_response(body, answer.status_code, dict(answer.headers or {}))
 
@@ -147,10 +138,9 @@ def _describe_fault(fault: dict[str, Any]) -> str:
 def _convert_http_error(error: HTTPException) -> ApiError:
     status = error.status_code if error.status_code in CODES else 400
     headers = dict(error.headers or {})
+    text = str(error.detail) or HTTPStatus(status).phrase
     if status == 404:
-        return ApiError(404, "There is no such route. GET /openapi.json lists them.")
+        text = "There is no such route. GET /openapi.json lists them."
     if status == 405:
-        methods = headers.get("Allow", "")
-        text = f"The route does not take this method. It takes: {methods}."
-        return ApiError(405, text, headers=headers)
-    return ApiError(status, str(error.detail) or HTTPStatus(status).phrase, headers=headers)
+        text = f"The route does not take this method. It takes: {headers.get('Allow', '')}."
+    return ApiError(status, text, headers=headers)

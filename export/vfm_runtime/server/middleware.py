@@ -99,8 +99,8 @@ class RequestMiddleware:
         metrics.record_request(
             route, status, seconds, model=context.model or "", version=context.version or ""
         )
-        if context.code is not None:
-            metrics.rejections.labels(context.code).inc()
+        if context.error_code is not None:
+            metrics.rejections.labels(context.error_code).inc()
         client = scope.get("client")
         facts = {
             "request_id": context.request_id,

@@ -74,23 +74,12 @@ class ServerMetadata(BaseModel):
     extensions: list[str] = ["binary_tensor_data"]
 
 
-class Live(BaseModel):
-    """That the process answers."""
-
-    live: bool = True
-
-
-class Ready(BaseModel):
-    """That requests are answered."""
-
-    ready: bool = True
-
-
-class ModelReady(Ready):
+class ModelReady(BaseModel):
     """That a model answers."""
 
     name: str
     version: str
+    ready: bool = True
 
 
 class HeadInfo(BaseModel):
@@ -137,16 +126,16 @@ async def server() -> ServerMetadata:
 
 
 @router.get("/v2/health/live", responses=describe_errors())
-async def live() -> Live:
+async def live() -> dict[str, bool]:
     """Whether the process answers at all."""
-    return Live()
+    return {"live": True}
 
 
 @router.get("/v2/health/ready", responses=describe_errors(503))
-async def ready(request: Request) -> Ready:
+async def ready(request: Request) -> dict[str, bool]:
     """Whether requests are answered: the models are loaded, and the server is not stopping."""
     _check_ready(get_service(request))
-    return Ready()
+    return {"ready": True}
 
 
 @router.get(

@@ -5,7 +5,7 @@ import io
 import time
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Depends, Query
 from PIL import Image
@@ -17,10 +17,11 @@ from vfm_runtime.bundle.predictor import make_empty
 from vfm_runtime.media.demux import Guard, VideoFile, VideoLimits, import_av, survey
 from vfm_runtime.media.image import Pixels
 from vfm_runtime.media.video import is_video
+from vfm_runtime.server.batching import Timing
 from vfm_runtime.server.errors import ApiError, describe_errors, json_response
 from vfm_runtime.server.repository import ServedModel
 from vfm_runtime.server.security import TOKEN
-from vfm_runtime.server.service import DEADLINE, Cost, RequestContext, get_service
+from vfm_runtime.server.service import DEADLINE, RequestContext, get_service
 from vfm_runtime.server.settings import Settings
 from vfm_runtime.server.uploads import Upload, open_picture, read_upload
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction, PredictionView
@@ -30,27 +31,21 @@ router = APIRouter(tags=["files"])
 
 _MAX_LABELS = 100_000
 _MAX_DRAWN_SIDE = 1280
-_FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-_JSON_FILE = {
-    "type": "object",
-    "required": ["data"],
-    "additionalProperties": False,
-    "properties": {"data": {"type": "string", "contentEncoding": "base64"}},
-}
-_FORM = {
-    "type": "object",
-    "required": ["file"],
-    "properties": {"file": _FILE["schema"]},
+_FILE: dict[str, Any] = {"type": "string", "format": "binary"}
+_JSON = {"data": {"type": "string", "contentEncoding": "base64"}}
+_BODIES: dict[str, Any] = {
+    "multipart/form-data": {"type": "object", "required": ["file"], "properties": {"file": _FILE}},
+    "application/json": {
+        "type": "object",
+        "required": ["data"],
+        "additionalProperties": False,
+        "properties": _JSON,
+    },
+    **dict.fromkeys(("image/*", "video/*", "application/octet-stream"), _FILE),
 }
 _REQUEST_BODY = {
     "required": True,
-    "content": {
-        "multipart/form-data": {"schema": _FORM},
-        "image/*": _FILE,
-        "video/*": _FILE,
-        "application/octet-stream": _FILE,
-        "application/json": {"schema": _JSON_FILE},
-    },
+    "content": {media_type: {"schema": schema} for media_type, schema in _BODIES.items()},
 }
 
 
@@ -66,15 +61,6 @@ class Answer(RootModel[dict[str, Any]]):
         return handler(TypeAdapter(answer | dict[str, answer]).core_schema)
 
 
-class Milliseconds(BaseModel):
-    """Where the time of a request went."""
-
-    open: float
-    queue: float
-    compute: float
-    total: float
-
-
 class PredictResponse(BaseModel):
     """The prediction of a model for one file."""
 
@@ -84,7 +70,7 @@ class PredictResponse(BaseModel):
     answer: Answer
     width: int | None = Field(description="Pixels of the image; null for a video.")
     height: int | None
-    ms: Milliseconds
+    ms: dict[Literal["open", "queue", "compute", "total"], float]
     request_id: str
     drawn: str | None = Field(description="A data: URL of a JPEG, if asked for.")
 
@@ -137,10 +123,10 @@ async def predict(
     async def answer(upload: Upload) -> Response:
         file = await service.run_in_thread(_open_file, upload, served, service.settings)
         if file.inputs is None:
-            outputs, cost = make_empty(task), Cost(0.0, 0.0)
+            outputs, timing = make_empty(task), Timing(0.0, 0.0)
         else:
-            outputs, cost = await service.run_model(served, file.inputs, context.deadline)
-        args = (served, file, outputs, cost, view, draw, context)
+            outputs, timing = await service.run_model(served, file.inputs, context.deadline)
+        args = (served, file, outputs, timing, view, draw, context)
         # The prediction for one picture takes less time than the way to a thread and back; drawing it does not.
         if file.opened.context is None and not (draw and task.draws):
             return _make_response(*args)
@@ -211,7 +197,7 @@ def _make_response(
     served: ServedModel,
     file: _OpenedFile,
     outputs: Arrays,
-    cost: Cost,
+    timing: Timing,
     view: PredictionView,
     draw: bool,
     context: RequestContext,
@@ -230,8 +216,8 @@ def _make_response(
             "height": height,
             "ms": {
                 "open": round(file.ms, 3),
-                "queue": round(cost.queue_ms, 3),
-                "compute": round(cost.compute_ms, 3),
+                "queue": round(timing.queue_ms, 3),
+                "compute": round(timing.compute_ms, 3),
                 "total": round((time.monotonic() - context.started) * 1000, 3),
             },
             "request_id": context.request_id,

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import signal
 import threading
 import time
@@ -9,14 +10,14 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Header
 from pydantic import WithJsonSchema
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from vfm_runtime.server.batching import join_rows, slice_rows
+from vfm_runtime.server.batching import Timing, join_rows, slice_rows
 from vfm_runtime.server.cpu_quota import count_usable_cores
 from vfm_runtime.server.errors import ApiError
 from vfm_runtime.server.metrics import Metrics
@@ -33,28 +34,18 @@ _T = TypeVar("_T")
 
 @dataclass
 class RequestContext:
-    """What is known of one request, for its response, its line in the log and the metrics."""
+    """What is known of one request, for its response, its line in the log and the metrics; times by `time.monotonic`."""
 
     request_id: str
     started: float
-    """By `time.monotonic()`."""
     deadline: float = 0.0
-    """By `time.monotonic()`; set for requests that a model answers."""
+    """Set for requests that a model answers."""
     bytes_in: int = 0
-    """Bytes of the body."""
     model: str | None = None
     version: str | None = None
     status: int = 0
     """Status that was sent; 0 before."""
-    code: str | None = None
-    """Code of the error, where it is one."""
-
-
-class Cost(NamedTuple):
-    """Time that a request took in the model."""
-
-    queue_ms: float
-    compute_ms: float
+    error_code: str | None = None
 
 
 @dataclass
@@ -106,8 +97,7 @@ class Service:
         except _LOAD_ERRORS as error:
             self.failure = str(error)
             raise
-        if self.settings.reload_every > 0:
-            self._watch = asyncio.create_task(self._repository.watch())
+        self._watch = asyncio.create_task(self._repository.watch())
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._drain_on(number)
@@ -206,7 +196,7 @@ class Service:
 
     async def run_model(
         self, served: ServedModel, inputs: Arrays, deadline: float
-    ) -> tuple[Arrays, Cost]:
+    ) -> tuple[Arrays, Timing]:
         """Put rows to a model, a batch at a time, so that the crops of a long video fit the queue.
 
         Args:
@@ -221,8 +211,8 @@ class Service:
             outputs, timing = await served.batcher.submit(slice_rows(inputs, start, size), deadline)
             parts.append(outputs)
             timings.append(timing)
-        cost = Cost(sum(t.queue_ms for t in timings), sum(t.compute_ms for t in timings))
-        return join_rows(parts), cost
+        timing = Timing(sum(t.queue_ms for t in timings), sum(t.compute_ms for t in timings))
+        return join_rows(parts), timing
 
 
 def get_service(request: Request) -> Service:
@@ -259,39 +249,29 @@ async def cancel_on_disconnect(request: Request, work: Awaitable[Response]) -> R
         await asyncio.gather(answer, leaving, return_exceptions=True)
 
 
-_Milliseconds = Annotated[
-    str | None, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 999_999_999})
-]
+_MILLISECONDS = WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 999_999_999})
+_TIMEOUT = Header(
+    alias="X-Timeout-Ms",
+    description="Milliseconds that the answer may take; the server's own limit stays.",
+)
+_REQUEST_ID = Header(
+    alias="X-Request-Id",
+    description="Comes back in the answer and stands in the log, if it has 1 to 64 letters, digits, '_', '.' and '-'.",
+)
 
 
 async def _set_deadline(
     request: Request,
-    timeout_ms: Annotated[
-        _Milliseconds,
-        Header(
-            alias="X-Timeout-Ms",
-            description="Milliseconds that the answer may take; the server's own limit stays.",
-        ),
-    ] = None,
-    request_id: Annotated[
-        str | None,
-        # Without a pattern: one that does not fit is no error.
-        Header(
-            alias="X-Request-Id",
-            description="Comes back in the answer and stands in the log, if it has 1 to 64 letters, digits, '_', '.' "
-            "and '-'; another is made if it does not.",
-        ),
-    ] = None,
+    timeout_ms: Annotated[Annotated[str | None, _MILLISECONDS], _TIMEOUT] = None,
+    request_id: Annotated[str | None, _REQUEST_ID] = None,  # read by the middleware
 ) -> None:
     context: RequestContext = request.state.context
     seconds = get_service(request).settings.timeout
     if timeout_ms is not None:
-        text = timeout_ms
-        if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
-            raise ApiError(
-                400, f"X-Timeout-Ms is '{text[:40]}'. Give whole milliseconds from 1 up."
-            )
-        seconds = min(seconds, int(text) / 1000)
+        if not (re.fullmatch(r"[0-9]{1,9}", timeout_ms) and int(timeout_ms) > 0):
+            text = f"X-Timeout-Ms is '{timeout_ms[:40]}'. Give whole milliseconds from 1 up."
+            raise ApiError(400, text)
+        seconds = min(seconds, int(timeout_ms) / 1000)
     context.deadline = context.started + seconds
 
 

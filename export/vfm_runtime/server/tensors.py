@@ -3,12 +3,12 @@
 import itertools
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vfm_runtime.bundle.model import Model
 from vfm_runtime.server.errors import ApiError
@@ -17,11 +17,6 @@ from vfm_runtime.tasks.base import Arrays
 
 LENGTH_HEADER = "inference-header-content-length"
 """Bytes of the JSON that stands before the tensors."""
-
-_REQUEST_KEYS = ("id", "parameters", "inputs", "outputs")
-_INPUT_KEYS = ("name", "shape", "datatype", "parameters", "data")
-_OUTPUT_KEYS = ("name", "parameters")
-_MAX_ID = 256
 
 Datatype = Literal["UINT8", "FP32", "INT64"]
 _DATATYPES: Final[dict[str, Datatype]] = {"uint8": "UINT8", "float": "FP32", "int64": "INT64"}
@@ -49,46 +44,51 @@ class TensorMetadata(BaseModel):
         return f"'{self.name}', {self.datatype} of shape [{', '.join(sides)}]"
 
 
-class InputParameters(BaseModel):
-    """Parameters of an input."""
+class Parameters(BaseModel, extra="allow", strict=True):
+    """Parameters of a request, an input or an output."""
 
-    binary_data_size: int = Field(0, ge=0, description="Bytes behind the JSON, in place of data.")
+    binary_data_size: int | None = Field(default=None, ge=0, description="Bytes of an input.")
+    binary_data: bool | None = Field(default=None, description="Whether an output comes as bytes.")
+    binary_data_output: bool = Field(default=False, description="The same of all outputs.")
+
+    @model_validator(mode="after")
+    def refuse_extensions(self) -> Self:
+        """Refuse what clients ask for by extensions of the protocol that are not offered."""
+        names = [*(self.model_extra or {})]
+        foreign = [name for name in names if name.startswith(("shared_memory", "classification"))]
+        if foreign:
+            raise ValueError(f"{reprlib.repr(foreign)} is not offered")
+        return self
 
 
-class InferInput(BaseModel, extra="forbid"):
-    """A tensor to run the model on."""
+class InferInput(BaseModel, extra="forbid", strict=True):
+    """A tensor to run the model on: its numbers, or the size of its bytes behind the JSON."""
 
     name: str
     shape: list[Annotated[int, Field(ge=1)]]
     datatype: Datatype
-    parameters: InputParameters | None = None
-    data: list[Any] = Field([], description="Numbers, flat or nested.")
+    parameters: Parameters = Parameters()
+    data: list[Any] | None = Field(default=None, description="Numbers, flat or nested.")
 
 
-class OutputParameters(BaseModel):
-    """Parameters of an output."""
-
-    binary_data: bool = Field(False, description="Whether it comes as bytes behind the JSON.")
-
-
-class InferOutput(BaseModel, extra="forbid"):
+class InferOutput(BaseModel, extra="forbid", strict=True):
     """An output that is asked for."""
 
     name: str
-    parameters: OutputParameters | None = None
+    parameters: Parameters = Parameters()
 
 
-class InferRequest(BaseModel, extra="forbid"):
-    """A request for inference, as it is documented; `read_question` checks it, and the tensors in it."""
+class InferRequest(BaseModel, extra="forbid", strict=True):
+    """A request for inference."""
 
-    id: str = Field("", max_length=_MAX_ID)
-    parameters: dict[str, Any] = {}
-    inputs: list[InferInput] = Field(min_length=1)
+    id: str | None = Field(default=None, max_length=256)
+    parameters: Parameters = Parameters()
+    inputs: list[InferInput]
     outputs: list[InferOutput] = []
 
 
 class OutputTensor(BaseModel):
-    """An output: its numbers, or the number of its bytes behind the JSON."""
+    """An output: its numbers, or the size of its bytes behind the JSON."""
 
     name: str
     datatype: Datatype
@@ -106,19 +106,13 @@ class InferResponse(BaseModel):
     outputs: list[OutputTensor]
 
 
-class RequestedOutput(NamedTuple):
-    """An output that was asked for."""
-
-    name: str
-    binary: bool
-
-
 class Question(NamedTuple):
-    """One request for inference."""
+    """A request for inference that was read."""
 
     id: str | None
     inputs: Arrays
-    outputs: list[RequestedOutput]
+    outputs: dict[str, bool]
+    """Whether each output comes as bytes, by its name."""
 
 
 def describe_tensors(model: Model) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
@@ -127,18 +121,16 @@ def describe_tensors(model: Model) -> tuple[list[TensorMetadata], list[TensorMet
     shapes: dict[str, Sequence[Any]] = {
         "pixels": (-1, *model.contract.size, 3),
         "geometry": (-1, 6),
+        **model.output_shapes,
     }
-    shapes |= model.output_shapes
 
     def describe(name: str, kind: str) -> TensorMetadata:
         # A free side has a name, or none at all.
         shape = [side if isinstance(side, int) and side > 0 else -1 for side in shapes[name]]
         return TensorMetadata(name=name, datatype=_DATATYPES[kind], shape=shape)
 
-    return (
-        [describe(name, kind) for name, kind in input_types.items()],
-        [describe(name, kind) for name, kind in output_types.items()],
-    )
+    inputs = [describe(name, kind) for name, kind in input_types.items()]
+    return inputs, [describe(name, kind) for name, kind in output_types.items()]
 
 
 def split_body(body: bytes, json_length: str | None) -> tuple[bytes, memoryview]:
@@ -182,18 +174,22 @@ def read_question(
     Raises:
         ApiError: Something is malformed, missing, or not what the model takes.
     """
-    values = read_json_object(head)
-    _check_keys("The request", values, _REQUEST_KEYS)
-    entries = _check_objects("inputs", values.get("inputs"))
-    names = [entry.get("name") for entry in entries]
-    if sorted(map(repr, names)) != sorted(repr(spec.name) for spec in inputs):
+    try:
+        request = InferRequest.model_validate(read_json_object(head))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        path = ".".join(map(str, fault["loc"]))
+        raise _bad(
+            f"'{path}' is {_shorten(fault['input'])}: {fault['msg']}. GET /openapi.json describes requests."
+        ) from error
+    by_name = {spec.name: spec for spec in inputs}
+    names = [entry.name for entry in request.inputs]
+    if sorted(names) != sorted(by_name):
         takes = "; ".join(str(spec) for spec in inputs)
         raise _bad(f"The inputs are {_shorten(names)}. The model takes: {takes}.")
-    by_name = {spec.name: spec for spec in inputs}
     arrays, start = {}, 0
-    for entry in entries:
-        spec = by_name[entry["name"]]
-        arrays[spec.name], start = _read_tensor(entry, spec, tail, start)
+    for entry in request.inputs:
+        arrays[entry.name], start = _read_tensor(entry, by_name[entry.name], tail, start)
     if start != len(tail):
         raise _bad(
             f"{len(tail)} bytes follow the JSON, but the binary_data_size of all inputs is {start}."
@@ -201,12 +197,7 @@ def read_question(
     if len({len(array) for array in arrays.values()}) > 1:
         shapes = ", ".join(f"'{name}' {list(array.shape)}" for name, array in arrays.items())
         raise _bad(f"The inputs have different numbers of rows: {shapes}. Give one row an image.")
-    name = values.get("id")
-    if "id" in values and not (isinstance(name, str) and len(name) <= _MAX_ID):
-        raise _bad(f"'id' is {_shorten(name)}; expected a string of up to {_MAX_ID} characters.")
-    parameters = _read_parameters("The request", values)
-    requested = _read_outputs(values.get("outputs"), outputs, parameters)
-    return Question(name, arrays, requested)
+    return Question(request.id, arrays, _read_outputs(request, [spec.name for spec in outputs]))
 
 
 def _bad(message: str) -> ApiError:
@@ -219,74 +210,36 @@ def _shorten(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def _check_keys(what: str, values: Mapping[str, Any], keys: Sequence[str]) -> None:
-    unknown = [key for key in values if key not in keys]
-    if unknown:
-        raise _bad(f"{what} has unknown keys: {_shorten(unknown)}. Known: {', '.join(keys)}.")
-
-
-def _check_objects(name: str, value: object) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise _bad(f"'{name}' is {_shorten(value)}; expected a list of objects.")
-    return value
-
-
-def _read_parameters(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = values.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise _bad(f"{what} has parameters {_shorten(parameters)}; expected an object.")
-    foreign = [name for name in parameters if name.startswith("shared_memory")]
-    if foreign or "classification" in parameters:
-        raise _bad(
-            f"{what} asks for {_shorten(foreign or ['classification'])}, which is not offered."
-        )
-    return parameters
-
-
-def _read_flag(what: str, parameters: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise _bad(f"{what} has {name} {_shorten(value)}; expected true or false.")
-    return value
-
-
-def _read_outputs(
-    value: object, specs: Sequence[TensorMetadata], parameters: Mapping[str, Any]
-) -> list[RequestedOutput]:
-    default = _read_flag("The request", parameters, "binary_data_output", False)
-    names = [spec.name for spec in specs]
-    if value is None or value == []:
-        return [RequestedOutput(name, default) for name in names]
-    requested: dict[str, RequestedOutput] = {}
-    for entry in _check_objects("outputs", value):
-        _check_keys("An output", entry, _OUTPUT_KEYS)
-        name = entry.get("name")
+def _read_outputs(request: InferRequest, names: list[str]) -> dict[str, bool]:
+    default = request.parameters.binary_data_output
+    requested: dict[str, bool] = {}
+    for output in request.outputs:
+        name, binary = output.name, output.parameters.binary_data
         if name not in names or name in requested:
             raise _bad(
                 f"The output {_shorten(name)} is unknown or asked for twice. Outputs: {', '.join(names)}."
             )
-        what = f"Output '{name}'"
-        binary = _read_flag(what, _read_parameters(what, entry), "binary_data", default)
-        requested[name] = RequestedOutput(name, binary)
-    return list(requested.values())
+        requested[name] = default if binary is None else binary
+    return requested or dict.fromkeys(names, default)
 
 
 def _read_tensor(
-    entry: Mapping[str, Any], spec: TensorMetadata, tail: memoryview, start: int
+    entry: InferInput, spec: TensorMetadata, tail: memoryview, start: int
 ) -> tuple[NDArray[Any], int]:
     """Return the array of an input, and where in the bytes the next one begins."""
-    what = f"Input '{spec.name}'"
-    _check_keys(what, entry, _INPUT_KEYS)
-    if entry.get("datatype") != spec.datatype:
-        raise _bad(f"{what} has the datatype {_shorten(entry.get('datatype'))}. Expected: {spec}.")
-    shape = _read_shape(entry.get("shape"), spec)
-    size = _read_parameters(what, entry).get("binary_data_size")
+    what, shape = f"Input '{spec.name}'", tuple(entry.shape)
+    if entry.datatype != spec.datatype:
+        raise _bad(f"{what} has the datatype '{entry.datatype}'. Expected: {spec}.")
+    sides = zip(spec.shape[1:], shape[1:], strict=False)
+    if len(shape) != len(spec.shape) or any(side not in (-1, size) for side, size in sides):
+        raise _bad(f"{what} has the shape {_shorten(entry.shape)}. Expected: {spec}.")
+    size = entry.parameters.binary_data_size
     if size is None:
-        return _read_numbers(entry.get("data"), spec, shape), start
-    if "data" in entry:
+        return _read_numbers(entry.data, spec, shape), start
+    if entry.data is not None:
         raise _bad(f"{what} has both data and binary_data_size. Give one of them.")
     expected = math.prod(shape) * spec.dtype.itemsize
-    if type(size) is not int or size != expected:
+    if size != expected:
         raise _bad(
             f"{what} has binary_data_size {_shorten(size)}; its shape {list(shape)} takes {expected} bytes."
         )
@@ -297,21 +250,6 @@ def _read_tensor(
         )
     array = np.frombuffer(tail, spec.dtype, math.prod(shape), start).reshape(shape)
     return _check_finite(array, spec), start + size
-
-
-def _read_shape(value: object, spec: TensorMetadata) -> tuple[int, ...]:
-    fits = (
-        isinstance(value, list)
-        and len(value) == len(spec.shape)
-        and all(type(side) is int for side in value)
-        and value[0] >= 1
-        and all(side in (-1, size) for side, size in zip(spec.shape[1:], value[1:], strict=True))
-    )
-    if not fits or not isinstance(value, list):
-        raise _bad(
-            f"Input '{spec.name}' has the shape {_shorten(value)}. Expected: {spec}, with N from 1 up."
-        )
-    return tuple(value)
 
 
 def _read_numbers(data: object, spec: TensorMetadata, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -369,13 +307,13 @@ def _check_finite(array: NDArray[Any], spec: TensorMetadata) -> NDArray[Any]:
 
 
 def write_outputs(
-    outputs: Arrays, requested: Sequence[RequestedOutput], specs: Sequence[TensorMetadata]
+    outputs: Arrays, requested: dict[str, bool], specs: Sequence[TensorMetadata]
 ) -> tuple[list[dict[str, Any]], list[bytes]]:
     """Return the entries of a response's `outputs`, and the bytes that follow the JSON.
 
     Args:
         outputs: Arrays of the model by name.
-        requested: Outputs that were asked for.
+        requested: Whether each output that was asked for comes as bytes, by its name.
         specs: Tensors that the model gives.
 
     Raises:
@@ -383,7 +321,7 @@ def write_outputs(
     """
     by_name = {spec.name: spec for spec in specs}
     entries, tail = [], []
-    for name, binary in requested:
+    for name, binary in requested.items():
         spec = by_name[name]
         array = np.ascontiguousarray(outputs[name], spec.dtype)
         entry: dict[str, Any] = {

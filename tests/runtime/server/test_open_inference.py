@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 from vfm_runtime.server.errors import ApiError
-from vfm_runtime.server.tensors import RequestedOutput, TensorMetadata, write_outputs
+from vfm_runtime.server.tensors import TensorMetadata, write_outputs
 
 from tests.runtime import toy
 from tests.runtime.server import toy_finder
@@ -121,8 +121,8 @@ def test_outputs_that_json_cannot_hold():
     outputs = {"scores": np.array([[np.nan]], "float32")}
     specs = [TensorMetadata(name="scores", datatype="FP32", shape=[-1, 1])]
     with pytest.raises(ApiError, match="Output 'scores' has values that are not finite"):
-        write_outputs(outputs, [RequestedOutput("scores", False)], specs)
-    _, tail = write_outputs(outputs, [RequestedOutput("scores", True)], specs)
+        write_outputs(outputs, {"scores": False}, specs)
+    _, tail = write_outputs(outputs, {"scores": True}, specs)
     assert tail == [outputs["scores"].tobytes()]
 
 
@@ -197,20 +197,20 @@ def test_a_version_in_the_path(client):
 
 BAD_INPUTS = [
     (entry(name="image"), f"The inputs are ['image']. The model takes: {PORT}."),
-    (entry(name=["pixels"]), "The inputs are [['pixels']]."),
+    (entry(name=["pixels"]), "'inputs.0.name' is ['pixels']: Input should be a valid string"),
     (entry(datatype="FP32"), f"Input 'pixels' has the datatype 'FP32'. Expected: {PORT}."),
-    (entry(datatype=None), "Input 'pixels' has the datatype None."),
+    (entry(datatype=None), "Field required. GET /openapi.json describes requests."),
     (entry(shape=[1, 16, 16]), f"Input 'pixels' has the shape [1, 16, 16]. Expected: {PORT}"),
-    (entry(shape=[0, 16, 16, 3]), "with N from 1 up"),
-    (entry(shape=[True, 16, 16, 3]), "Input 'pixels' has the shape [True, 16, 16, 3]."),
-    (entry(shape="1"), "Input 'pixels' has the shape '1'."),
+    (entry(shape=[0, 16, 16, 3]), "'inputs.0.shape.0' is 0: Input should be greater than or equal"),
+    (entry(shape=[True, 16, 16, 3]), "'inputs.0.shape.0' is True: Input should be a valid integer"),
+    (entry(shape="1"), "'inputs.0.shape' is '1': Input should be a valid list"),
     (
         entry(shape=[2, 16, 16, 3]),
         "its shape is [2, 16, 16, 3], so give that, or a flat list of 1536",
     ),
     (entry(data=[0] * (COUNT - 1)), "Input 'pixels' has data of shape [767]"),
     (entry(data=None), "Input 'pixels' has data None; expected a list of numbers"),
-    (entry(data="AAAA"), "Input 'pixels' has data 'AAAA'; expected a list of numbers"),
+    (entry(data="AAAA"), "'inputs.0.data' is 'AAAA': Input should be a valid list"),
     (entry(data=[[0] * COUNT, [0]]), "Input 'pixels' has lists of different lengths"),
     (entry(data=[256] + [0] * (COUNT - 1)), "values from 0 to 256; UINT8 goes from 0 to 255"),
     (entry(data=[-1] + [0] * (COUNT - 1)), "values from -1 to 0"),
@@ -219,10 +219,13 @@ BAD_INPUTS = [
     (entry(data=[True] + [0] * (COUNT - 1)), "Input 'pixels' has data other than whole numbers."),
     (entry(data=["x" * 10**6] + [0] * 10**6), "Input 'pixels' has data other than whole numbers."),
     (entry(data=[[0], 0]), "Input 'pixels' has data other than whole numbers."),
-    (entry(shared=1), "Input 'pixels' has unknown keys: ['shared']."),
+    (entry(shared=1), "'inputs.0.shared' is 1: Extra inputs are not permitted."),
     (entry(parameters={"binary_data_size": 768}), "has both data and binary_data_size"),
-    (entry(parameters={"shared_memory_region": "a"}), "asks for ['shared_memory_region']"),
-    (entry(parameters=[]), "Input 'pixels' has parameters []; expected an object."),
+    (
+        entry(parameters={"shared_memory_region": "a"}),
+        "Value error, ['shared_memory_region'] is not offered.",
+    ),
+    (entry(parameters=[]), "'inputs.0.parameters' is []: Input should be a valid dictionary"),
 ]
 
 
@@ -237,15 +240,18 @@ BAD_REQUESTS = [
     (b'{"a":' * 100_000, "The body is not valid JSON (nested too deeply)"),
     (b'{"inputs": [{"name": 1, "name": 1}]}', "holds the same key twice"),
     (b'{"inputs": [{"data": NaN}]}', "NaN is not JSON"),
-    ({}, "'inputs' is None; expected a list of objects."),
-    ({"inputs": {}}, "'inputs' is {}; expected a list of objects."),
+    ({}, "'inputs' is {}: Field required."),
+    ({"inputs": {}}, "'inputs' is {}: Input should be a valid list"),
     ({"inputs": []}, f"The inputs are []. The model takes: {PORT}."),
     ({"inputs": [entry(), entry()]}, "The inputs are ['pixels', 'pixels']."),
-    ({"inputs": [entry()], "id": 1}, "'id' is 1; expected a string"),
-    ({"inputs": [entry()], "input": 1}, "The request has unknown keys: ['input']. Known: id,"),
+    ({"inputs": [entry()], "id": 1}, "'id' is 1: Input should be a valid string"),
+    (
+        {"inputs": [entry()], "input": 1},
+        "'input' is 1: Extra inputs are not permitted. GET /openapi.json",
+    ),
     ({"inputs": [entry()], "outputs": [{"name": "x"}]}, "The output 'x' is unknown or asked for"),
-    ({"inputs": [entry()], "outputs": [{}]}, "The output None is unknown"),
-    ({"inputs": [entry()], "outputs": 1}, "'outputs' is 1; expected a list of objects."),
+    ({"inputs": [entry()], "outputs": [{}]}, "'outputs.0.name' is {}: Field required."),
+    ({"inputs": [entry()], "outputs": 1}, "'outputs' is 1: Input should be a valid list"),
     (
         {"inputs": [entry()], "outputs": [{"name": "scores"}, {"name": "scores"}]},
         "The output 'scores' is unknown or asked for twice. Outputs: scores.",
@@ -255,11 +261,11 @@ BAD_REQUESTS = [
             "inputs": [entry()],
             "outputs": [{"name": "scores", "parameters": {"classification": 3}}],
         },
-        "Output 'scores' asks for ['classification'], which is not offered.",
+        "Value error, ['classification'] is not offered.",
     ),
     (
         {"inputs": [entry()], "parameters": {"binary_data_output": 1}},
-        "The request has binary_data_output 1; expected true or false.",
+        "'parameters.binary_data_output' is 1: Input should be a valid boolean.",
     ),
 ]
 
@@ -286,7 +292,7 @@ def test_bad_bytes(client, refused):
     text = text_of(wrong, bytes(767))
     assert "binary_data_size 767; its shape [1, 16, 16, 3] takes 768 bytes" in text
     text = text_of({"inputs": [binary_entry(1, size="768")]}, bytes(768))
-    assert "binary_data_size '768'" in text
+    assert "binary_data_size' is '768': Input should be a valid integer" in text
     text = text_of(good, bytes(768), {LENGTH: "999999"})
     assert text.startswith("Inference-Header-Content-Length is 999999, but the body has ")
     for length in ("-1", "x", "1e3", "9" * 30):
