@@ -44,11 +44,12 @@ _TURNS = {
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations of images whose height is that of the stored image's width."""
 
-# What Pillow's decoders were seen to raise on damaged files, besides its own errors.
-_DAMAGE = (
+DAMAGE = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
     *(ArithmeticError, RuntimeError, MemoryError, struct.error, zlib.error),
 )
+"""What Pillow's decoders were seen to raise on damaged files; its own errors are among the kinds of these."""
+
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _PNG_END = b"IEND\xaeB`\x82"
 _UINT8 = "Give uint8 values 0..255 of shape [height, width, 3] in the order red, green, blue."
@@ -158,7 +159,7 @@ def _decode_bytes(data: bytes, name: str, formats: tuple[str, ...] | None) -> Pi
         ) from error
     except _BOMB as error:
         raise _refuse_bomb(name) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _describe_damage(name, error) from error
     # Pillow shows a PNG cut within its last bytes; cut files are refused whatever is missing.
     if image.format == "PNG" and _PNG_END not in data:
@@ -178,7 +179,7 @@ def _convert_image(image: Image.Image, name: str) -> Pixels:
         raise
     except _BOMB as error:
         raise _refuse_bomb(name) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _describe_damage(name, error) from error
 
 
@@ -186,7 +187,7 @@ def read_orientation(image: Image.Image, name: str) -> int:
     """Return the EXIF orientation of an image, 1 to 8; 1 where nothing says it."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         # The pixels are whole and every viewer shows such a photo; it may lie on its side, though.
         _log.warning("%s: its EXIF is damaged (%s), so it is taken as upright.", name, error)
         return 1

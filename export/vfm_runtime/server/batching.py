@@ -45,12 +45,10 @@ class ClosedError(VfmError, RuntimeError):
 
 
 class Timing(NamedTuple):
-    """Where the time of a request went."""
+    """Time of a request: until its first row ran, and in the model together with its neighbours."""
 
     queue_ms: float
-    """From `submit` until its first row ran."""
     compute_ms: float
-    """In the model, with its neighbours."""
 
 
 class BatchMetrics(NamedTuple):
@@ -69,7 +67,6 @@ class BatchRequest:
     inputs: Arrays
     rows: int
     deadline: float
-    """When nobody waits any more, by `time.monotonic()`."""
     future: asyncio.Future[Exception | None]
     """Its result is the outcome: None where all rows have run, else what went wrong."""
     arrived: float = field(default_factory=time.monotonic)
@@ -81,8 +78,7 @@ class BatchRequest:
     """Whether nobody waits for it any more."""
     parts: list[Arrays] = field(default_factory=list)
     """Outputs of the rows that have run."""
-    compute: float = 0.0
-    """Seconds of its batches."""
+    compute_s: float = 0.0
 
     @property
     def left(self) -> int:
@@ -95,7 +91,7 @@ class BatchRequest:
         return time.monotonic() >= self.deadline
 
     def settle(self, outcome: Exception | None) -> None:
-        """End the waiting; to be called on the event loop. Only the first outcome counts."""
+        """End the waiting, on the event loop; only the first outcome counts."""
         # A result, never an exception of the future: one that nobody fetches is reported when it is collected.
         if not self.future.done():
             self.future.set_result(outcome)
@@ -195,29 +191,32 @@ class Batcher:
             ClosedError: The batcher is closed.
             ValueError: The inputs have no rows, or not the same number.
         """
-        loop = asyncio.get_running_loop()
-        request = BatchRequest(inputs, count_rows(inputs), deadline, loop.create_future())
+        counts = {name: len(array) for name, array in inputs.items()}
+        if len(set(counts.values())) != 1 or 0 in counts.values():
+            # With other numbers its rows would end up with a neighbour's.
+            raise DataError(
+                f"The inputs have these numbers of rows: {counts}. Give as many of each, at least 1."
+            )
+        future = asyncio.get_running_loop().create_future()
+        request = BatchRequest(inputs, next(iter(counts.values())), deadline, future)
         if request.is_late:
             raise request.make_deadline_error()
         self._enter(request)
-        timer = None
-        if deadline < math.inf:
-            timer = loop.call_later(
-                deadline - request.arrived,
-                lambda: request.settle(request.make_deadline_error()),
-            )
         try:
-            outcome = await request.future
+            async with asyncio.timeout(
+                None if deadline == math.inf else deadline - request.arrived
+            ):
+                outcome = await future
+        except TimeoutError:
+            raise request.make_deadline_error() from None
         finally:
-            if timer is not None:
-                timer.cancel()
             with self._change:
                 self._held.discard(request)
                 self._drop(request)
         if outcome is not None:
             raise outcome
         queue_s = (request.started or request.arrived) - request.arrived
-        return join_rows(request.parts), Timing(1000 * queue_s, 1000 * request.compute)
+        return join_rows(request.parts), Timing(1000 * queue_s, 1000 * request.compute_s)
 
     async def close(self, drain: float = 0.0) -> None:
         """Take no more, answer what is held, and end the thread.
@@ -349,7 +348,11 @@ class Batcher:
         rows = sum(piece.rows for piece in pieces)
         try:
             outputs = self._run(join_rows([piece.inputs for piece in pieces]))
-            check_outputs(outputs, rows)
+            counts = {name: len(array) for name, array in outputs.items()}
+            if any(count != rows for count in counts.values()):
+                raise DataError(
+                    f"The model was given {rows} rows and answered with {counts}. Export the bundle anew."
+                )
         except Exception as error:  # whatever it is, it is for those who asked, not for this thread
             return error
         seconds = time.monotonic() - start
@@ -371,7 +374,7 @@ class Batcher:
         start, done = 0, []
         for request, first, rows in pieces:
             request.parts.append(slice_rows(outputs, start, rows))
-            request.compute += seconds
+            request.compute_s += seconds
             start += rows
             if first + rows == request.rows:
                 done.append(request)
@@ -423,30 +426,3 @@ def join_rows(items: Sequence[Arrays]) -> Arrays:
     if len(items) == 1:
         return items[0]
     return {name: np.concatenate([item[name] for item in items]) for name in items[0]}
-
-
-def count_rows(inputs: Arrays) -> int:
-    """Return how many rows a request has.
-
-    Raises:
-        ValueError: None, or not the same number of each input: its rows would end up with a neighbour's.
-    """
-    counts = {name: len(array) for name, array in inputs.items()}
-    if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise DataError(
-            f"The inputs have these numbers of rows: {counts}. Give as many of each, at least 1."
-        )
-    return next(iter(counts.values()))
-
-
-def check_outputs(outputs: Arrays, rows: int) -> None:
-    """Refuse outputs that cannot be divided among those who asked.
-
-    Raises:
-        ValueError: An output has another number of rows than went into the model.
-    """
-    counts = {name: len(array) for name, array in outputs.items()}
-    if any(count != rows for count in counts.values()):
-        raise DataError(
-            f"The model was given {rows} rows and answered with {counts}. Export the bundle anew."
-        )

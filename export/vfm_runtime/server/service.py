@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 @dataclass
 class RequestContext:
-    """What is known of one request, for its response, its line in the log and the metrics; times by `time.monotonic`."""
+    """What is known of one request, for its response, log and metrics; times are `time.monotonic()`."""
 
     request_id: str
     started: float

@@ -5,8 +5,6 @@ import base64
 import binascii
 import io
 import re
-import struct
-import zlib
 from collections.abc import AsyncGenerator
 from functools import cache
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from vfm_runtime.bundle.contract import parse_json
-from vfm_runtime.media.image import Pixels, open_image
+from vfm_runtime.media.image import DAMAGE, Pixels, open_image
 from vfm_runtime.server.errors import ApiError
 from vfm_runtime.server.settings import Settings
 
@@ -31,11 +29,6 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000
 _TAKES = (
     "Send multipart/form-data with the field 'file', or the bytes of the file as image/*, video/* "
     'or application/octet-stream, or JSON {"data": "<base64>"}.'
-)
-# What Pillow's readers of headers were seen to raise on damaged files, besides its own errors.
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError),
-    *(ArithmeticError, RuntimeError, MemoryError, struct.error, zlib.error),
 )
 _MAX_PARTS = 32
 # A scan of a JPEG may be a few bytes, and goes over all pixels. Programs write 10 or so.
@@ -259,19 +252,14 @@ def check_pixels(data: bytes, max_pixels: int) -> None:
         raise ApiError(
             413, f"The image has far more than {max_pixels} pixels, the limit. Make it smaller."
         ) from error
-    except UnidentifiedImageError as error:
-        raise ApiError(
-            400,
-            f"The {len(data)} bytes are no image, damaged at their start, or of a format that is "
-            f"not taken. Formats: {', '.join(list_formats())}.",
-            "bad_image",
-        ) from error
-    except _DAMAGE as error:
-        raise ApiError(
-            400,
-            f"The image is damaged at its start ({str(error)[:200]}). Send it again.",
-            "bad_image",
-        ) from error
+    except DAMAGE as error:
+        text = f"The image is damaged at its start ({str(error)[:200]}). Send it again."
+        if isinstance(error, UnidentifiedImageError):
+            text = (
+                f"The {len(data)} bytes are no image, damaged at their start, or of a format that is "
+                f"not taken. Formats: {', '.join(list_formats())}."
+            )
+        raise ApiError(400, text, "bad_image") from error
     size = f"The image has {width}x{height} pixels; the limit"
     if max(width, height) > _MAX_SIDE:
         raise ApiError(413, f"{size} of a side is {_MAX_SIDE} pixels. Cut it.")
