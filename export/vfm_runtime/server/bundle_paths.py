@@ -20,13 +20,6 @@ Fingerprint = frozenset[tuple[str, int, int, int]]
 """Path, inode, time of change and size of every file of a bundle."""
 
 
-class BundlePath(NamedTuple):
-    """Name of a model, and the folder where its versions are looked for."""
-
-    name: str
-    folder: Path
-
-
 class ManifestStamp(NamedTuple):
     """Tells one `vfm.json` from the next one at the same path."""
 
@@ -37,8 +30,8 @@ class ManifestStamp(NamedTuple):
     size: int
 
 
-def parse_bundle_paths(words: Iterable[str]) -> list[BundlePath]:
-    """Return where each model is.
+def parse_bundle_paths(words: Iterable[str]) -> dict[str, Path]:
+    """Return the folder where the versions of each model are looked for, by the name of the model.
 
     Args:
         words: FOLDER, whose name is the model's, or NAME=FOLDER.
@@ -46,7 +39,7 @@ def parse_bundle_paths(words: Iterable[str]) -> list[BundlePath]:
     Raises:
         ValueError: There are none, a name has other characters than it may, or stands twice.
     """
-    paths: dict[str, BundlePath] = {}
+    paths: dict[str, Path] = {}
     for word in words:
         name, equals, folder = word.partition("=")
         if not equals or Path(word).exists():
@@ -57,24 +50,20 @@ def parse_bundle_paths(words: Iterable[str]) -> list[BundlePath]:
                 f"The bundle '{word}' has the name '{name}'. A name has letters, digits, '_', '.' and "
                 "'-' only. Give NAME=FOLDER."
             )
-        path = BundlePath(name, Path(folder).absolute())
+        path = Path(folder).absolute()
         if name in paths:
             raise OptionError(
-                f"Two bundles are named '{name}': {paths[name].folder} and {path.folder}. "
+                f"Two bundles are named '{name}': {paths[name]} and {path}. "
                 "Name one of them otherwise: NAME=FOLDER."
             )
         paths[name] = path
     if not paths:
         raise OptionError("There is no bundle to serve. Give FOLDER or NAME=FOLDER.")
-    return list(paths.values())
+    return paths
 
 
 def find_versions(folder: Path) -> dict[str, ManifestStamp]:
-    """Find the versions of a model, lowest first; none where no bundle can be read.
-
-    Args:
-        folder: A bundle, or a folder of numbered bundles.
-    """
+    """Find the versions of a model, lowest first, in a bundle or a folder of numbered bundles; maybe none."""
     stamps = {}
     for version, bundle in _list_bundles(folder).items():
         # Files come and go while they are looked at.
@@ -96,11 +85,7 @@ def _list_bundles(folder: Path) -> dict[str, Path]:
 
 
 def take_fingerprint(folder: Path) -> Fingerprint:
-    """Take the state of all files of a bundle, to be compared with a later one; contents are not read.
-
-    Args:
-        folder: Folder of the bundle.
-    """
+    """Take the state of all files of a bundle, to be compared with a later one; contents are not read."""
     states = set()
     with contextlib.suppress(OSError):
         for path in folder.rglob("*"):

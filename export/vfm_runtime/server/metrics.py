@@ -100,15 +100,7 @@ class Metrics:
     def record_request(
         self, route: str, status: int, seconds: float, *, model: str = "", version: str = ""
     ) -> None:
-        """Count a request that was answered.
-
-        Args:
-            route: Path of the route with placeholders, never a client's path.
-            status: Status of the response.
-            seconds: Time until the end of the response.
-            model: Name of the model that was asked; empty where none was.
-            version: Version of the model.
-        """
+        """Count a request that was answered by a route: its path has placeholders, and is never a client's."""
         route = route.replace(_VERSION, "")
         if (model, version) not in self._models:
             model, version = (OTHER, OTHER) if model else ("", "")

@@ -16,7 +16,6 @@ from vfm_runtime.drift.monitor import DriftMonitor
 from vfm_runtime.errors import BundleError, VfmError, format_value
 from vfm_runtime.server.batching import Batcher
 from vfm_runtime.server.bundle_paths import (
-    BundlePath,
     Fingerprint,
     ManifestStamp,
     find_versions,
@@ -25,7 +24,6 @@ from vfm_runtime.server.bundle_paths import (
 )
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.settings import Settings
-from vfm_runtime.tasks.base import Arrays
 
 # A folder that is replaced by renaming is missing for a moment.
 _MISSES_UNTIL_GONE = 2
@@ -55,17 +53,10 @@ _Key = tuple[str, str]
 
 
 class Repository:
-    """Loads bundles and keeps up with their files.
-
-    To be used on one event loop, except for its construction.
-    """
+    """Loads bundles and keeps up with their files; to be used on one event loop, except for its construction."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         """Load every bundle; blocks for as long as that takes.
-
-        Args:
-            settings: Settings with the bundles, and how they run.
-            metrics: Metrics of this process.
 
         Raises:
             ValueError: A name has other characters than it may, or stands twice.
@@ -81,24 +72,20 @@ class Repository:
         self._leaving: set[Batcher] = set()
         self._closings: set[asyncio.Task[None]] = set()
         self._refreshing = asyncio.Lock()
-        for path in self._paths:
-            self._load_first(path)
+        for name, folder in self._paths.items():
+            self._load_first(name, folder)
 
     def find_model(self, name: str | None = None, version: str | None = None) -> ServedModel:
-        """Return the model to ask.
-
-        Args:
-            name: Name of the model; None where there is only one.
-            version: Version of the model; None for the highest.
+        """Return the model to ask: the only one where no name is given, the highest version where none is.
 
         Raises:
             UnknownModelError: There is none of that name or version, or several and no name.
         """
-        names = ", ".join(path.name for path in self._paths)
+        names = ", ".join(self._paths)
         if name is None:
             if len(self._paths) > 1:
                 raise UnknownModelError(f"There are several models: {names}. Name one.")
-            name = self._paths[0].name
+            (name,) = self._paths
         versions = [served.version for served in self.list_models() if served.name == name]
         if not versions:
             raise UnknownModelError(f"There is no model {format_value(name)}. Models: {names}.")
@@ -126,13 +113,13 @@ class Repository:
         Nothing is raised: a bundle that cannot be loaded is logged, and the one before it goes on.
         """
         async with self._refreshing:
-            for path in self._paths:
-                stamps = await asyncio.to_thread(find_versions, path.folder)
+            for name, folder in self._paths.items():
+                stamps = await asyncio.to_thread(find_versions, folder)
                 for version, stamp in stamps.items():
-                    await self._update(path, version, stamp)
-                self._remove_missing(path, stamps)
+                    await self._update((name, version), stamp)
+                self._remove_missing(name, stamps)
                 for key in [*self._failed]:
-                    if key[0] == path.name and key[1] not in stamps:
+                    if key[0] == name and key[1] not in stamps:
                         del self._failed[key]
 
     async def close(self) -> None:
@@ -142,14 +129,14 @@ class Repository:
         if self._closings:
             await asyncio.wait(self._closings)
 
-    def _load_first(self, path: BundlePath) -> None:
-        stamps = find_versions(path.folder)
+    def _load_first(self, name: str, folder: Path) -> None:
+        stamps = find_versions(folder)
         if not stamps:
-            read_manifest(path.folder)  # says what is wrong
-            raise BundleError(f"{path.folder} changed while it was read. Start again.")
+            read_manifest(folder)  # says what is wrong
+            raise BundleError(f"{folder} changed while it was read. Start again.")
         errors = []
         for version, stamp in stamps.items():
-            key = (path.name, version)
+            key = (name, version)
             fingerprint = take_fingerprint(stamp.folder)
             try:
                 served = self._load(*key, stamp.folder)
@@ -172,13 +159,19 @@ class Repository:
             # The same cores open images and talk to clients.
             spin=False,
         )
-        outputs = warm_up(model, settings.max_batch)
+        # An empty picture goes through the model, alone and in a full batch: the first runs are the slowest, and what
+        # cannot answer is better found before it is asked.
+        row = model.prepare(np.zeros((*model.contract.size, 3), np.uint8))
+        model.task_type.predictions(model.run(row))
+        outputs = model.run({k: np.repeat(v, settings.max_batch, axis=0) for k, v in row.items()})
         if REFERENCE_FILE in model.manifest.files:
-            monitor = DriftMonitor(
-                model, on_alert=lambda _: self._metrics.drift_alerts.labels(name, version).inc()
-            )
-            check_monitor(monitor, model, outputs)
-            # Attached after the warm-up, whose inputs are no images.
+            alerts = self._metrics.drift_alerts
+            monitor = DriftMonitor(model, on_alert=lambda _: alerts.labels(name, version).inc())
+            # By a reference that is not of this model, watching would fail with every answer.
+            labels = {head: len(task.labels) for head, task in model.task_type.heads.items()}
+            monitor.reference.check_labels(labels)
+            monitor.check(outputs)
+            # Attached only now: what has run so far was no image.
             model.monitor = monitor
         batcher = Batcher(
             model.run,
@@ -189,8 +182,7 @@ class Repository:
         )
         return ServedModel(name, version, model, batcher)
 
-    async def _update(self, path: BundlePath, version: str, stamp: ManifestStamp) -> None:
-        key = (path.name, version)
+    async def _update(self, key: _Key, stamp: ManifestStamp) -> None:
         if self._stamps.get(key) == stamp:
             self._failed.pop(key, None)
             return
@@ -203,11 +195,12 @@ class Repository:
         except Exception as error:  # whatever is wrong with it, the one before it goes on
             self._record_failure(key, fingerprint, error)
             return
-        if (await asyncio.to_thread(find_versions, path.folder)).get(version) != stamp:
+        stamps = await asyncio.to_thread(find_versions, self._paths[key[0]])
+        if stamps.get(key[1]) != stamp:
             _log.info("%s changed while it was loaded; the next look loads it.", stamp.folder)
             return
         self._install(key, served, stamp)
-        self._metrics.reloads.labels(path.name).inc()
+        self._metrics.reloads.labels(key[0]).inc()
 
     def _install(self, key: _Key, served: ServedModel, stamp: ManifestStamp) -> None:
         model, (name, version) = served.model, key
@@ -256,8 +249,8 @@ class Repository:
         text = "%s, version %s, cannot be loaded; %s. %s"
         _log.error(text, *key, stays, error, exc_info=trace)
 
-    def _remove_missing(self, path: BundlePath, stamps: dict[str, ManifestStamp]) -> None:
-        keys = [key for key in self._served if key[0] == path.name]
+    def _remove_missing(self, name: str, stamps: dict[str, ManifestStamp]) -> None:
+        keys = [key for key in self._served if key[0] == name]
         gone = [key for key in keys if key[1] not in stamps]
         for key in keys:
             self._missed[key] = self._missed.get(key, 0) + 1 if key in gone else 0
@@ -266,7 +259,7 @@ class Repository:
                 _log.warning(
                     "There is no bundle at %s any more; the one that is loaded goes on. Put one back, "
                     "or serve without it from the next start.",
-                    path.folder,
+                    self._paths[name],
                 )
             return
         for key in gone:
@@ -277,29 +270,3 @@ class Repository:
             del self._stamps[key], self._missed[key]
             self._metrics.remove_model(*key)
             _log.info("%s, version %s, is gone and not served any more.", *key)
-
-
-def warm_up(model: Model, max_batch: int) -> Arrays:
-    """Run a model on an empty picture, alone and in a full batch, and make its predictions; return its outputs.
-
-    The first runs are the slowest, and what cannot answer is better found before it is asked.
-    """
-    row = model.prepare(np.zeros((*model.contract.size, 3), np.uint8))
-    model.task_type.predictions(model.run(row))
-    return model.run({name: np.repeat(array, max_batch, axis=0) for name, array in row.items()})
-
-
-def check_monitor(monitor: DriftMonitor, model: Model, outputs: Arrays) -> None:
-    """Refuse a reference that is not of this model: watching by it would fail with every answer.
-
-    Args:
-        monitor: Monitor with the reference.
-        model: Model of the same bundle.
-        outputs: Arrays that the model gives, by name.
-
-    Raises:
-        ValueError: A figure or a label of the reference is none of the model's.
-    """
-    labels = {name: len(head.labels) for name, head in model.task_type.heads.items()}
-    monitor.reference.check_labels(labels)
-    monitor.check(outputs)

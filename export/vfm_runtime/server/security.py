@@ -43,10 +43,6 @@ class SecurityError(VfmError, ValueError):
 def read_tokens(settings: Settings, environ: Mapping[str, str] = os.environ) -> tuple[bytes, ...]:
     """Return the bearer tokens, from the environment and the file; none where neither is set.
 
-    Args:
-        settings: Settings with the name of the file.
-        environ: Environment variables, perhaps with `VFM_TOKENS`.
-
     Raises:
         SecurityError: The file cannot be read, or a token is too short or has odd characters.
     """
@@ -82,10 +78,8 @@ def _encode_token(word: str, source: str) -> bytes:
 
 def is_loopback(host: str) -> bool:
     """Tell whether an address to listen on, or a name, is reached from this machine alone."""
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
 
@@ -118,10 +112,6 @@ class AccessPolicy:
     def check_source(self, method: str, headers: Mapping[bytes, bytes]) -> None:
         """Refuse a request for another host, or from a page of another site, to a server without tokens.
 
-        Args:
-            method: Method of the request.
-            headers: Its headers by name in lower case.
-
         Raises:
             ApiError: The host is not this machine, or the page is of another site.
         """
@@ -146,10 +136,7 @@ class AccessPolicy:
             )
 
     def check_token(self, authorization: str | None) -> None:
-        """Refuse a request without a token that this server knows, where it has tokens.
-
-        Args:
-            authorization: Value of the header; None where there is none.
+        """Refuse a request whose Authorization header holds no token that this server knows, where it has tokens.
 
         Raises:
             ApiError: The token is missing or wrong.

@@ -67,10 +67,10 @@ def test_words(tmp_path):
     (tmp_path / "x=y").mkdir()
     (tmp_path / "current").symlink_to(tmp_path / "x=y")
     words = [f"{tmp_path}/current/", f"a={tmp_path / 'x=y'}", "b=some/folder", "old.one-2_"]
-    sources = parse_bundle_paths(words)
-    assert [source.name for source in sources] == ["current", "a", "b", "old.one-2_"]
-    assert sources[1].folder == tmp_path / "x=y"
-    assert all(source.folder.is_absolute() for source in sources)
+    paths = parse_bundle_paths(words)
+    assert list(paths) == ["current", "a", "b", "old.one-2_"]
+    assert paths["a"] == tmp_path / "x=y"
+    assert all(path.is_absolute() for path in paths.values())
 
 
 @pytest.mark.parametrize(
