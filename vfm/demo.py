@@ -50,11 +50,11 @@ imported = time.perf_counter()
 model = vfm_runtime.load(sys.argv[1])
 loaded = time.perf_counter()
 paths = json.loads(sys.stdin.read())
-answers = model.predict(paths)
+predictions = model.predict(paths)
 done = time.perf_counter()
 assert "torch" not in sys.modules, "the runtime imported torch"
 print(json.dumps({
-    "answers": [[a.label, a.score] for a in answers],
+    "predictions": [[p.label, p.score] for p in predictions],
     "device": model.device,
     "torch_imported": "torch" in sys.modules,
     "seconds": {"import": imported - start, "load": loaded - imported, "predict": done - loaded},
@@ -78,35 +78,61 @@ def demo(*, out: Path = Path("vfm_demo"), seed: int = 0, epochs: int = 30) -> No
 
     Args:
         out: Folder for the report, the checkpoint and the bundle.
-        seed: Of the split, the weights and the order of training.
+        seed: Seed of the split, the weights and the order of training.
         epochs: Passes over the training images.
     """
     filter_logs()
-    out = Path(out)
-    clock = _Clock()
-    with clock("train"):
+    seconds: dict[str, float] = {}
+    with _time_step("train", seconds):
         task, data, trainer = _train(out, seed, epochs)
     checkpoint = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
-    with clock("test"):
+    with _time_step("test", seconds):
         trainer.test(task, data, ckpt_path=str(checkpoint), verbose=False)
     results = read_results(checkpoint.parent)["test"]
-    with clock("write images"):
-        files = _write_images(out / "images", data)
-        _write_odd_sizes(out / "odd_sizes", data)
+    with _time_step("write images", seconds):
+        files = _write_images(out, data)
     bundle = out / "bundle"
-    with clock("export and parity"):
+    with _time_step("export and parity", seconds):
         export([str(checkpoint)], images=out / "odd_sizes", out=bundle, overwrite=True)
-    with clock("predict without torch"):
+    with _time_step("predict without torch", seconds):
         client = _predict_without_torch(bundle, list(files))
-    summary = _summary(task, results, files, client, bundle, clock.seconds, seed)
-    curves = _curves(Path(trainer.log_dir or out))
-    _write_report(out, summary, curves, results, files, client)
-    accuracy = summary["test"]["accuracy"]
+    predictions = client.pop("predictions")
+    right = [p[0] == truth for p, truth in zip(predictions, files.values(), strict=True)]
+    parity = json.loads((bundle / "parity.json").read_text(encoding="utf-8"))
+    summary = {
+        "data": "scikit-learn digits",
+        "backbone": task.backbone.name,
+        "num_parameters": sum(p.numel() for p in task.parameters()),
+        "seed": seed,
+        "test": results,
+        "parity": {k: v for k, v in parity.items() if k != "images"},
+        "runtime": {"accuracy": statistics.fmean(right)} | client,
+        "seconds": seconds,
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": list_versions(),
+        "curves": _read_curves(Path(trainer.log_dir or out)),
+    }
+    text = json.dumps(summary, indent=2) + "\n"
+    (out / "report.json").write_text(text, encoding="utf-8")
+    _write_page(out / "report.html", summary, _draw_sheet(files, predictions))
+    accuracy = results["accuracy"]
     print(
         f"Test accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}]; "
-        f"the runtime, without torch, {summary['runtime']['accuracy']:.4f}; {sum(clock.seconds.values()):.0f} s\n"
+        f"the runtime, without torch, {statistics.fmean(right):.4f}; {sum(seconds.values()):.0f} s\n"
         f"Report: {out / 'report.html'}\n{_NEXT}"
     )
+
+
+@contextmanager
+def _time_step(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    print(f"{name} ...", flush=True)
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
 
 
 def _train(out: Path, seed: int, epochs: int) -> tuple[ClassificationTask, DigitsData, L.Trainer]:
@@ -133,25 +159,26 @@ def _train(out: Path, seed: int, epochs: int) -> tuple[ClassificationTask, Digit
     return task, data, trainer
 
 
-def _write_images(folder: Path, data: DigitsData) -> dict[str, str]:
-    """Write the test digits as files, in folders named by their class: label by path."""
+def _write_images(out: Path, data: DigitsData) -> dict[str, str]:
+    """Write the test digits as files, in folders named by their class, and some enlarged to all sorts of sizes.
+
+    Returns:
+        Label of each file by its path.
+    """
     files: dict[str, str] = {}
-    for record in data.records["test"]:
+    for number, record in enumerate(data.records["test"]):
         label = data.labels[list_labels(record)[0]]
-        path = folder / label / f"{record.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.asarray(record.source)).save(path)
-        files[str(path)] = label
-    return files
-
-
-def _write_odd_sizes(folder: Path, data: DigitsData) -> None:
-    """Write some test digits enlarged to all sorts of sizes, to compare model and bundle on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, record in enumerate(data.records["test"][:_NUM_PARITY]):
         picture = Image.fromarray(np.asarray(record.source))
-        size = (9 + 7 * (number % 11), 8 + 5 * (number % 13))
-        picture.resize(size, Image.Resampling.BICUBIC).save(folder / f"{record.name}.png")
+        path = out / "images" / label / f"{record.name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        files[str(path)] = label
+        if number < _NUM_PARITY:
+            path = out / "odd_sizes" / f"{record.name}.png"
+            path.parent.mkdir(exist_ok=True)
+            size = (9 + 7 * (number % 11), 8 + 5 * (number % 13))
+            picture.resize(size, Image.Resampling.BICUBIC).save(path)
+    return files
 
 
 def _predict_without_torch(bundle: Path, paths: list[str]) -> dict[str, Any]:
@@ -165,45 +192,9 @@ def _predict_without_torch(bundle: Path, paths: list[str]) -> dict[str, Any]:
     return answer
 
 
-def _summary(
-    task: ClassificationTask,
-    results: dict[str, Any],
-    files: dict[str, str],
-    client: dict[str, Any],
-    bundle: Path,
-    seconds: dict[str, float],
-    seed: int,
-) -> dict[str, Any]:
-    parity = json.loads((bundle / "parity.json").read_text(encoding="utf-8"))
-    right = [
-        label == truth for (label, _), truth in zip(client["answers"], files.values(), strict=True)
-    ]
-    return {
-        "data": "scikit-learn digits",
-        "backbone": task.backbone.name,
-        "num_parameters": sum(p.numel() for p in task.parameters()),
-        "seed": seed,
-        "test": results,
-        "parity": {k: v for k, v in parity.items() if k != "images"},
-        "runtime": {
-            "accuracy": statistics.fmean(right),
-            "device": client["device"],
-            "torch_imported": client["torch_imported"],
-            "seconds": client["seconds"],
-        },
-        "seconds": seconds,
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        "versions": list_versions(),
-    }
-
-
-def _curves(folder: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Loss and accuracy by epoch, from the CSV log."""
-    wanted = {
+def _read_curves(folder: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Read loss and accuracy by epoch from the CSV log."""
+    columns = {
         "loss": {"train": "train/loss_epoch", "validation": "val/loss"},
         "accuracy": {"validation": "val/accuracy"},
     }
@@ -214,106 +205,75 @@ def _curves(folder: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
             name: [(float(r["epoch"]) + 1, float(r[column])) for r in rows if r.get(column)]
             for name, column in lines.items()
         }
-        for panel, lines in wanted.items()
+        for panel, lines in columns.items()
     }
 
 
-def _write_report(
-    out: Path,
-    summary: dict[str, Any],
-    curves: dict[str, Any],
-    results: dict[str, Any],
-    files: dict[str, str],
-    client: dict[str, Any],
-) -> None:
+def _write_page(path: Path, summary: dict[str, Any], sheet: bytes) -> None:
+    results, parity, runtime = summary["test"], summary["parity"], summary["runtime"]
+    accuracy, macro_f1, seconds = results["accuracy"], results["macro_f1"], summary["seconds"]
     labels = [row["label"] for row in results["per_class"]]
-    parity, runtime = summary["parity"], summary["runtime"]
-    accuracy = results["accuracy"]
+    difference = f"{parity['max_difference']:.1e}"
+    num_images = parity["num_images"]
+    interval = f"95 % interval {accuracy['low']:.4f} to {accuracy['high']:.4f}"
     page = Page(
         "From images to production",
         f"A {summary['num_parameters']:,}-parameter ViT on scikit-learn's handwritten digits",
     )
     page.add_facts(
         {
-            "Test accuracy": (
-                f"{accuracy['value']:.4f}",
-                f"95 % interval {accuracy['low']:.4f} to {accuracy['high']:.4f}",
-            ),
-            "Macro F1": (
-                f"{results['macro_f1']['value']:.4f}",
-                f"{results['num_samples']} test images",
-            ),
+            "Test accuracy": (f"{accuracy['value']:.4f}", interval),
+            "Macro F1": (f"{macro_f1['value']:.4f}", f"{results['num_samples']} test images"),
             "Accuracy without torch": (
                 f"{runtime['accuracy']:.4f}",
                 "ONNX bundle, fresh interpreter",
             ),
             "Largest difference": (
-                f"{parity['max_difference']:.1e}",
-                f"probability, torch against ONNX, {parity['num_images']} images",
+                difference,
+                f"probability, torch against ONNX, {num_images} images",
             ),
-            "Time": (f"{sum(summary['seconds'].values()):.0f} s", "all steps"),
+            "Time": (f"{sum(seconds.values()):.0f} s", "all steps"),
         }
     )
     page.add_heading("Learning curve")
-    page.add_figure(plot_learning_curves(curves, xlabel="epoch"), "Loss and accuracy by epoch.")
+    curves = plot_learning_curves(summary["curves"], xlabel="epoch")
+    page.add_figure(curves, "Loss and accuracy by epoch.")
     page.add_heading("Where it errs")
-    matrix = np.asarray(results["confusion_matrix"])
-    page.add_figure(
-        plot_confusion_matrix(matrix, labels), "Test images by true and predicted label."
-    )
+    matrix = plot_confusion_matrix(results["confusion_matrix"], labels)
+    page.add_figure(matrix, "Test images by true and predicted label.")
     page.add_table(results["per_class"])
     page.add_heading("What the bundle answers, without torch")
     page.add_figure(
-        _sheet(files, client["answers"]),
+        sheet,
         "Test images with the runtime's label and score, wrong ones first: green is right, red is wrong.",
     )
     page.add_heading("Does the bundle agree with the model?")
-    page.add_table(
-        [
-            {"": "Images, from files of many sizes", "value": parity["num_images"]},
-            {"": "Largest difference of a probability", "value": f"{parity['max_difference']:.1e}"},
-            {"": "Tolerance", "value": f"{parity['tolerance']:.0e}"},
-            {"": "Images whose label changed", "value": parity["top1_changes"]},
-            {"": "One image from file to answer, torch", "value": f"{parity['torch_ms']:.2f} ms"},
-            {"": "One image from file to answer, ONNX", "value": f"{parity['onnx_ms']:.2f} ms"},
-        ]
-    )
+    rows = {
+        "Images, from files of many sizes": num_images,
+        "Largest difference of a probability": difference,
+        "Tolerance": f"{parity['tolerance']:.0e}",
+        "Images whose label changed": parity["top1_changes"],
+        "One image from file to answer, torch": f"{parity['torch_ms']:.2f} ms",
+        "One image from file to answer, ONNX": f"{parity['onnx_ms']:.2f} ms",
+    }
+    page.add_table([{"": name, "value": value} for name, value in rows.items()])
     page.add_heading("Where the time went")
-    page.add_figure(plot_bars(summary["seconds"], "seconds"), "Seconds by step.")
+    page.add_figure(plot_bars(seconds, "seconds"), "Seconds by step.")
     page.add_table([{"step": f"runtime: {k}", "seconds": v} for k, v in runtime["seconds"].items()])
     page.add_heading("Next: your own images")
     page.add_code(_NEXT.strip())
-    page.write(out / "report.html")
-    text = json.dumps(summary | {"curves": curves}, indent=2) + "\n"
-    (out / "report.json").write_text(text, encoding="utf-8")
+    page.write(path)
 
 
-def _sheet(files: dict[str, str], answers: list[tuple[str, float]]) -> bytes:
-    rows = [
-        (path, truth, label, score)
-        for (path, truth), (label, score) in zip(files.items(), answers, strict=True)
-    ]
-    rows.sort(key=lambda row: row[1] == row[2])
-    wrong = [row for row in rows if row[1] != row[2]][: _NUM_SHOWN // 2]
-    right = [row for row in rows if row[1] == row[2]]
+def _draw_sheet(files: dict[str, str], predictions: list[tuple[str, float]]) -> bytes:
+    """Draw all wrong and some right images, up to half of them wrong."""
+    rows = list(zip(files.items(), predictions, strict=True))
+    wrong = [row for row in rows if row[0][1] != row[1][0]][: _NUM_SHOWN // 2]
+    right = [row for row in rows if row[0][1] == row[1][0]]
     step = max(1, len(right) // (_NUM_SHOWN - len(wrong)))
     shown = (wrong + right[::step])[:_NUM_SHOWN]
     return draw_contact_sheet(
-        [np.asarray(Image.open(path).convert("RGB")) for path, *_ in shown],
-        [f"{label} ({score:.2f}), true {truth}" for _, truth, label, score in shown],
-        marks=[truth == label for _, truth, label, _ in shown],
+        [np.asarray(Image.open(path).convert("RGB")) for (path, _), _ in shown],
+        [f"{label} ({score:.2f}), true {truth}" for (_, truth), (label, score) in shown],
+        marks=[truth == label for (_, truth), (label, _) in shown],
     )
-
-
-class _Clock:
-    """Seconds by step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        print(f"{name} ...", flush=True)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
