@@ -8,7 +8,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from torch import Tensor
 from vfm_runtime.errors import VfmError
 
 from vfm.data import ImageData
@@ -38,8 +39,11 @@ _STEP_COST = {how: ADAPTATIONS[how].step_cost for how in _TRAINED if how != "lin
 _LINEAR_EPOCHS = 50
 _MOST_EPOCHS = 30
 _FEWEST_EPOCHS = 3
-_VAL_SHARE = 0.5
+_VAL_FRACTION = 0.5
 _BATCH = 32
+_HEADER = (
+    "adaptation   score  95 % interval       time     memory        size   one image\n" + "-" * 77
+)
 
 
 class TuneError(VfmError, ValueError):
@@ -58,17 +62,18 @@ class Trial(NamedTuple):
     peak_mib: float
     """Most memory beyond what was held before: of the GPU, or else of the process."""
     size_mib: float
-    """Of the weights that learned, the head's among them: what is to be kept besides the pretrained ones."""
+    """Size of the weights that learned, the head's among them: what is to be kept besides the pretrained ones."""
     ms: float
     """Median time of one image on this machine, batch 1, from pixels to answer."""
     epochs: int
     lr: float | None
 
-
-class _Plan(NamedTuple):
-    num_train: int
-    num_val: int
-    epochs: dict[str, int]
+    def format_row(self) -> str:
+        """Return a row below `_HEADER`."""
+        return (
+            f"{self.name:<10}  {self.score:6.3f}  {self.low:.3f} to {self.high:.3f}  {self.seconds:8.0f} s  "
+            f"{self.peak_mib:5.0f} MiB  {self.size_mib:6.2f} MiB  {self.ms:7.1f} ms"
+        )
 
 
 def tune(
@@ -96,7 +101,7 @@ def tune(
         minutes: About how long all of it may take.
         num_images: Most training images in the sample.
         out: Folder for tune.json and recipe.yaml.
-        seed: Of the sample and the trainings.
+        seed: Seed of the sample and of the trainings.
 
     Raises:
         TuneError: The time does not suffice for the smallest sample.
@@ -106,6 +111,8 @@ def tune(
         logging.getLogger(name).setLevel(logging.WARNING)
     start = time.perf_counter()
     source = open_data(data, seed=seed)
+    source.setup("fit")
+    source.setup("validate")
     settings: dict[str, Any] = {
         "backbone": backbone,
         "weights": str(weights) if weights else None,
@@ -114,98 +121,114 @@ def tune(
         "fit": fit,
     }
     L.seed_everything(seed, verbose=False)
-    task = ClassificationTask(**settings, adapt="linear", multilabel=_is_multilabel(source))
-    forward = _forward_seconds(task)
+    task = ClassificationTask(**settings, adapt="linear", multilabel=source.multilabel)
+    forward = _measure_forward(task)
     left = minutes * 60 - (time.perf_counter() - start)
-    plan = _plan(forward, left, num_images, source)
-    sample = SampledData(
-        source, num_train=plan.num_train, num_val=plan.num_val, batch_size=_BATCH, seed=seed
-    )
+    num_train, epochs = _plan(forward, left, num_images, source)
+    num_val = max(len(source.labels), int(_VAL_FRACTION * num_train))
+    sample = SampledData(source, num_train=num_train, num_val=num_val, batch_size=_BATCH, seed=seed)
     sample.setup("fit")
+    num_judged = len(sample.records["val"])
     print(
-        f"{len(sample.records['train'])} images to learn from, {len(sample.records['val'])} to judge by; "
+        f"{len(sample.records['train'])} images to learn from, {num_judged} to judge by; "
         f"{1 / forward:.0f} images/s through {backbone}"
     )
-    trials = [_knn(task, sample)]
+    trials = [_try_neighbors(task, sample)]
+    print(_HEADER, trials[0].format_row(), sep="\n", flush=True)
     for how in _TRAINED:
-        print(
-            _row(trials[-1]) if len(trials) > 1 else _header() + "\n" + _row(trials[0]), flush=True
-        )
-        trials.append(_train(how, settings, sample, plan.epochs[how], Path(out), seed))
-    print(_row(trials[-1]))
+        num_epochs = _LINEAR_EPOCHS if how == "linear" else epochs
+        trials.append(_try_adaptation(how, settings, sample, num_epochs, out, seed))
+        print(trials[-1].format_row(), flush=True)
     winner = max(trials[1:], key=lambda t: t.score)
-    _write(Path(out), trials, winner, settings, source, sample)
-    print(_advice(trials, winner, len(sample.records["val"])))
-    print(
-        f"Recipe: {Path(out) / 'recipe.yaml'}\nNext: vfm fit --config {Path(out) / 'recipe.yaml'}"
+    _write(out, trials, winner, settings, source, sample)
+    print(_advise(trials, winner, num_judged))
+    print(f"Recipe: {out / 'recipe.yaml'}\nNext: vfm fit --config {out / 'recipe.yaml'}")
+
+
+@torch.inference_mode()
+def _measure_time(forward: Callable[[Tensor], Tensor], pixels: Tensor, runs: int) -> float:
+    """Measure the median seconds of a forward pass to a number, after one pass in six to warm up."""
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        forward(pixels).sum().item()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[math.ceil(runs / 6) :])
+
+
+def _make_pixels(task: ClassificationTask, num_images: int) -> Tensor:
+    """Make black images of the task's size on its device."""
+    size = (num_images, *task.preprocess.size, 3)
+    return torch.zeros(size, dtype=torch.uint8, device=task.device)
+
+
+def _measure_forward(task: ClassificationTask) -> float:
+    """Measure the seconds of an image in a forward pass of the backbone."""
+    task.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    pixels = _make_pixels(task, _BATCH)
+    normalize = task.preprocess.normalize
+    return _measure_time(lambda x: task.backbone(normalize(x)).pooled, pixels, 4) / _BATCH
+
+
+def _measure_latency(task: ClassificationTask) -> float:
+    """Measure the milliseconds of one image, with adapters merged as an export has them."""
+    plain, head = copy.deepcopy(task.backbone).eval(), task.head.eval()
+    task.adaptation.merge(plain.model)
+    normalize = task.preprocess.normalize
+    pixels = _make_pixels(task, 1).to(next(plain.parameters()).device)
+    return 1000 * _measure_time(
+        lambda x: head.decode(head(plain(normalize(x))))["scores"], pixels, 12
     )
 
 
-def _is_multilabel(data: ImageData) -> bool:
-    data.setup("fit")
-    return data.multilabel
+def _plan(forward: float, seconds: float, most: int, data: ImageData) -> tuple[int, int]:
+    """Choose the largest sample for which every training gets its fewest epochs, then as many epochs as fit.
 
+    Args:
+        forward: Seconds of an image in a forward pass.
+        seconds: Time for all trainings.
+        most: Most training images.
+        data: Data to draw from.
 
-def _forward_seconds(task: ClassificationTask) -> float:
-    """Seconds of an image in a forward pass, median of three batches."""
-    device = _device()
-    task.to(device).eval()
-    pixels = torch.zeros((_BATCH, *task.preprocess.size, 3), dtype=torch.uint8, device=device)
-    times = []
-    with torch.inference_mode():
-        for _ in range(4):
-            start = time.perf_counter()
-            task.backbone(task.preprocess.normalize(pixels)).pooled.sum().item()
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[1:]) / _BATCH
-
-
-def _plan(forward: float, seconds: float, most: int, data: ImageData) -> _Plan:
-    """The largest sample for which every training gets its fewest epochs, then as many epochs as fit."""
-    available = len(data.records["train"])
-    data.setup("validate")
-    num_val_all = len(data.records["val"])
-    per_epoch = (
-        sum(_STEP_COST.values()) + len(_STEP_COST) * _VAL_SHARE
-    )  # forwards an image, all trainings together
-    fixed = 2 * (1 + _VAL_SHARE)  # features of both splits, and slack for what else takes time
+    Returns:
+        Number of training images, and epochs of each training but the linear one's.
+    """
+    # Forward passes an image: of an epoch of all trainings; of the features of both splits, and slack for the rest.
+    per_epoch = sum(_STEP_COST.values()) + len(_STEP_COST) * _VAL_FRACTION
+    fixed = 2 * (1 + _VAL_FRACTION)
     room = seconds / forward
-    num_train = min(most, available, int(room / (fixed + _FEWEST_EPOCHS * per_epoch)))
+    fewest = fixed + _FEWEST_EPOCHS * per_epoch
+    num_train = min(most, len(data.records["train"]), int(room / fewest))
     if num_train < 2 * len(data.labels):
-        needed = 2 * len(data.labels) * (fixed + _FEWEST_EPOCHS * per_epoch) * forward / 60
+        needed = 2 * len(data.labels) * fewest * forward / 60
         raise TuneError(
             f"The time is enough for {max(0, num_train)} images of {len(data.labels)} classes, at {1 / forward:.1f} a "
-            f"second. Give --minutes {math.ceil(needed + 1)} or more, a smaller --image_size, or a smaller --backbone."
+            f"second. Give --minutes {math.ceil(needed + 1)} or more, a smaller --image-size, or a smaller --backbone."
         )
     epochs = int((room / num_train - fixed) / per_epoch)
-    epochs = max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, epochs))
-    num_val = min(num_val_all, max(len(data.labels), int(_VAL_SHARE * num_train)))
-    return _Plan(
-        num_train, num_val, {**dict.fromkeys(_STEP_COST, epochs), "linear": _LINEAR_EPOCHS}
-    )
+    return num_train, max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, epochs))
 
 
-def _knn(task: ClassificationTask, data: SampledData) -> Trial:
-    with _measured() as cost:
-        stored = {
-            split: load_features(task.backbone, task.preprocess, data, split, ("pooled",))
+def _try_neighbors(task: ClassificationTask, data: SampledData) -> Trial:
+    with _measure_cost() as cost:
+        train, val = (
+            load_features(task.backbone, task.preprocess, data, split, ("pooled",))
             for split in ("train", "val")
-        }
-        known = stored["train"].target.label.numpy()
-        target = known if data.multilabel else np.eye(len(data.labels), dtype=np.float32)[known]
-        scores = score_neighbors(
-            stored["val"].arrays["pooled"], stored["train"].arrays["pooled"], target
         )
-    found = _score(scores, stored["val"].target.label.numpy(), data)
+        labels = train.target.label.numpy()
+        target = labels if data.multilabel else np.eye(len(data.labels), dtype=np.float32)[labels]
+        scores = score_neighbors(val.arrays["pooled"], train.arrays["pooled"], target)
+    metric = _compute_score(scores, val.target.label.numpy(), data)
     task.take_labels(data)
-    return Trial("kNN", *found, cost["seconds"], cost["peak"], 0.0, _latency(task), 0, None)
+    seconds, peak = cost
+    return Trial("kNN", *metric, seconds, peak, 0.0, _measure_latency(task), 0, None)
 
 
-def _train(
+def _try_adaptation(
     how: Adapt, settings: dict[str, Any], data: SampledData, epochs: int, out: Path, seed: int
 ) -> Trial:
     L.seed_everything(seed, verbose=False)
-    with _measured() as cost:
+    with _measure_cost() as cost:
         task = ClassificationTask(
             **settings, adapt=how, multilabel=data.multilabel, optim=Optim(warmup_ratio=0.1)
         )
@@ -221,16 +244,16 @@ def _train(
             limit_val_batches=0,
         )
         trainer.fit(task, data)
-    scores, target = _answers(task, data)
+    metric = _compute_score(*_predict(task, data), data)
     size = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad) / 2**20
-    found = _score(scores, target, data)
-    ms = _latency(task)
-    return Trial(how, *found, cost["seconds"], cost["peak"], size, ms, epochs, task.optim.lr)
+    seconds, peak = cost
+    return Trial(how, *metric, seconds, peak, size, _measure_latency(task), epochs, task.optim.lr)
 
 
 @torch.inference_mode()
-def _answers(task: ClassificationTask, data: SampledData) -> tuple[NDArray[Any], NDArray[Any]]:
-    task.to(_device()).eval()
+def _predict(task: ClassificationTask, data: SampledData) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Predict the validation images: scores [N, C], and labels [N] or [N, C]."""
+    task.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     scores, target = [], []
     for batch in data.build_plain_loader("val"):
         if len(batch["image"]):
@@ -239,7 +262,7 @@ def _answers(task: ClassificationTask, data: SampledData) -> tuple[NDArray[Any],
     return np.concatenate(scores), np.concatenate(target)
 
 
-def _score(
+def _compute_score(
     scores: NDArray[Any], target: NDArray[Any], data: ImageData
 ) -> tuple[float, float, float]:
     compute = compute_multilabel_results if data.multilabel else compute_classification_results
@@ -247,35 +270,14 @@ def _score(
     return metric["value"], metric["low"], metric["high"]
 
 
-@torch.inference_mode()
-def _latency(task: ClassificationTask) -> float:
-    """Milliseconds of one image, with adapters merged as an export has them."""
-    plain = copy.deepcopy(task.backbone).eval()
-    task.adaptation.merge(plain.model)
-    head = task.head.eval()
-    device = next(plain.parameters()).device
-    pixels = torch.zeros((1, *task.preprocess.size, 3), dtype=torch.uint8, device=device)
-    times = []
-    for _ in range(12):
-        start = time.perf_counter()
-        answer = head.decode(head(plain(task.preprocess.normalize(pixels))))
-        answer["scores"].sum().item()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[2:])
-
-
 @contextmanager
-def _measured() -> Iterator[dict[str, float]]:
-    cost: dict[str, float] = {}
+def _measure_cost() -> Iterator[list[float]]:
+    """Measure seconds, and MiB of memory beyond what was held before; both stand in the list afterwards."""
+    cost: list[float] = []
     held = reset_peak_memory()
     start = time.perf_counter()
     yield cost
-    cost["seconds"] = time.perf_counter() - start
-    cost["peak"] = (read_peak_memory() - held) / 2**20
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cost += [time.perf_counter() - start, (read_peak_memory() - held) / 2**20]
 
 
 def _write(
@@ -287,14 +289,14 @@ def _write(
     sample: SampledData,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    found = {
+    summary = {
         "score": "mAP" if sample.multilabel else "accuracy",
         "train_images": len(sample.records["train"]),
         "val_images": len(sample.records["val"]),
         "winner": winner.name,
         "trials": [trial._asdict() for trial in trials],
     }
-    (out / "tune.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (out / "tune.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     model = {k: v for k, v in settings.items() if v is not None}
     model |= {"adapt": winner.name, "multilabel": sample.multilabel}
     model["optim"] = {"lr": ADAPTATIONS[winner.name].learning_rate}
@@ -307,29 +309,15 @@ def _write(
         "trainer": {"max_epochs": winner.epochs},
     }
     header = (
-        f"# Written by vfm tune: {winner.name} had the best {found['score']} of a sample, {winner.score:.3f} "
-        f"({winner.low:.3f} to {winner.high:.3f},\n# {found['train_images']} images to learn from, "
-        f"{found['val_images']} to judge by).\n"
+        f"# Written by vfm tune: {winner.name} had the best {summary['score']} of a sample, {winner.score:.3f} "
+        f"({winner.low:.3f} to {winner.high:.3f},\n# {summary['train_images']} images to learn from, "
+        f"{summary['val_images']} to judge by).\n"
     )
     text = header + yaml.safe_dump(recipe, sort_keys=False)
     (out / "recipe.yaml").write_text(text, encoding="utf-8")
 
 
-def _header() -> str:
-    return (
-        "adaptation   score  95 % interval       time     memory        size   one image\n"
-        + "-" * 77
-    )
-
-
-def _row(t: Trial) -> str:
-    return (
-        f"{t.name:<10}  {t.score:6.3f}  {t.low:.3f} to {t.high:.3f}  {t.seconds:8.0f} s  {t.peak_mib:5.0f} MiB  "
-        f"{t.size_mib:6.2f} MiB  {t.ms:7.1f} ms"
-    )
-
-
-def _advice(trials: list[Trial], winner: Trial, num_val: int) -> str:
+def _advise(trials: list[Trial], winner: Trial, num_val: int) -> str:
     close = [t.name for t in trials if t is not winner and t.high >= winner.score]
     lines = [f"Best: {winner.name}."]
     if trials[0].score > winner.score:
