@@ -135,6 +135,15 @@ def test_dashes_are_underscores(place, capsys):
     assert "'test-vit'" in capsys.readouterr().err
 
 
+def test_every_command_takes_dashes_and_underscores(place, capsys):
+    for word in ("--max-drop", "--max_drop"):
+        assert main(["export", "a.ckpt", "--images", "x", word, "much"]) == 2
+        assert "--max_drop is 'much'" in capsys.readouterr().err
+    for word in ("--max-batch", "--max_batch"):
+        assert main(["serve", "x=nowhere", word, "many"]) == 2
+        assert "--max-batch: invalid int" in capsys.readouterr().err
+
+
 def test_options_are_joined_to_their_values():
     words = ["a", "--max-drop", "-1", "-o", "x-y", "--json", "b", "--dry-run", "false", "--last"]
     assert join_values(words, switches={"--json", "--dry_run"}, short={"-o": "--out"}) == [
