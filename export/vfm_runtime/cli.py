@@ -42,11 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 1 failed, 2 misused.
-
-    Args:
-        args: Words after `vfm-runtime`; None for those of this process.
-    """
+    """Run the words after `vfm-runtime`, by default this process's, and return 0 done, 1 failed, 2 misused."""
     words = [_normalize_flag(word) for word in (sys.argv[1:] if args is None else args)]
     debug = "--debug" in words
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING)

@@ -49,14 +49,7 @@ class ContractError(VfmError, ValueError):
 
     @classmethod
     def of(cls, key: str, value: object, expected: str, remedy: str = _REMEDY) -> Self:
-        """Return the error of one key of a contract.
-
-        Args:
-            key: Name of the key.
-            value: What the contract holds.
-            expected: What it may hold.
-            remedy: A sentence on what to do.
-        """
+        """Return the error of one key of a contract, whose value is not as expected; the remedy is a sentence."""
         return cls(
             f"The contract's '{key}' is {format_value(value)}; expected {expected}. {remedy}"
         )

@@ -24,13 +24,7 @@ def print_error(error: Exception) -> None:
 def print_prediction(
     path: Path, prediction: Prediction | ImageError, options: argparse.Namespace
 ) -> None:
-    """Print the prediction for one file, and draw it where that was asked for.
-
-    Args:
-        path: Path of the file.
-        prediction: Prediction for the file, or why it cannot be opened.
-        options: Options of `predict`: json, top, threshold, draw.
-    """
+    """Print the prediction for one file, or why it has none, and draw it where the options of `predict` say so."""
     view = PredictionView(top=options.top, threshold=options.threshold)
     if isinstance(prediction, ImageError):
         print_error(prediction)

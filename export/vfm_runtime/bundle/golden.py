@@ -84,10 +84,8 @@ def replay(model: Model) -> list[Replay]:
 def judge_answers(model: Model, path: Path) -> list[Replay]:
     """Compare what another client answered to the golden images, in fp32, with the answers of the export.
 
-    Args:
-        model: Loaded bundle.
-        path: JSON file `{"images": [{"file": ..., "outputs": {name: {"data": [...], "dims": [1, ...]}}}]}`, with the
-            outputs of `model.onnx` for each image of `golden.json`.
+    The file is JSON, `{"images": [{"file": ..., "outputs": {name: {"data": [...], "dims": [1, ...]}}}]}`, with the
+    outputs of `model.onnx` for each image of `golden.json`.
 
     Raises:
         BundleError: The bundle has no golden images, or their list is malformed.

@@ -51,11 +51,7 @@ def hash_file(path: str | Path) -> str:
 
 
 def write_manifest(folder: str | Path, contract: Contract) -> Path:
-    """Write `vfm.json`, the last file of a bundle, and return its path.
-
-    Args:
-        folder: Folder of the bundle, with all its other files.
-        contract: Contract that the metadata of its ONNX files holds too.
+    """Write `vfm.json`, the last file in the folder of a bundle, and return its path.
 
     Raises:
         BundleError: A file that every bundle needs is missing.
@@ -116,9 +112,6 @@ def check_metadata(folder: Path, name: str, text: str | None, contract: Contract
         name: Name of the ONNX file.
         text: Metadata of the ONNX file under `METADATA_KEY`.
         contract: Contract that `vfm.json` holds.
-
-    Raises:
-        BundleError: They differ, or the file holds no contract.
     """
     if text is None:
         raise BundleError(

@@ -23,11 +23,6 @@ def choose_precision(device: str, precision: str, available: Sequence[str]) -> t
     Left to itself it takes CUDA, with fp16 where the bundle has it; else int8 on the CPU where the bundle has it, which
     then was measured to answer as well as it was asked to; else fp32, on OpenVINO where its plugin is installed.
 
-    Args:
-        device: Device that was asked for, of `vfm_runtime.bundle.providers.DEVICES`.
-        precision: Precision that was asked for, of `PRECISIONS`.
-        available: Precisions of the graphs in the bundle.
-
     Raises:
         OptionError: One of them is unknown, the bundle has no such graph, or it does not run on that device.
         ProviderError: The device was asked for and cannot be had.

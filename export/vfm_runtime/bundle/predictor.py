@@ -48,9 +48,6 @@ class Predictor(ABC):
 
         Returns:
             `pixels`, uint8 [1, height, width, 3]; for a detector also `geometry`, float32 [1, 6].
-
-        Raises:
-            ImageError: The image cannot be opened.
         """
 
     @abstractmethod
@@ -62,17 +59,7 @@ class Predictor(ABC):
         return self.prepare(image)["pixels"]
 
     def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Score pixels that `preprocess` has made; for models that label images.
-
-        Args:
-            pixels: uint8 [N, H, W, 3], of the model's own height and width.
-
-        Returns:
-            Probabilities, float32 [N, C].
-
-        Raises:
-            OptionError: The model takes more than pixels, or gives other than scores.
-        """
+        """Compute the scores [N, C] of pixels uint8 [N, H, W, 3] that `preprocess` has made, for models of labels."""
         if set(self.task_type.inputs) != {"pixels"} or set(self.task_type.outputs) != {"scores"}:
             raise OptionError(
                 f"This model {self.task_type.summary}: take `predict`, or `run(prepare(image))`."

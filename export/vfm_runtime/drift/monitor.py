@@ -171,14 +171,7 @@ class DriftMonitor:
         self._figures: tuple[DriftFigure, ...] = ()
 
     def add(self, outputs: Mapping[str, NDArray[Any]]) -> None:
-        """Count the answers for some images.
-
-        Args:
-            outputs: Outputs of the model by name, a row an image.
-
-        Raises:
-            DataError: A figure of the reference cannot be told from them.
-        """
+        """Count outputs of the model by name, a row an image, with a DataError where they lack a figure."""
         rows = self._find_bins(outputs)
         alerts = []
         with self._lock:

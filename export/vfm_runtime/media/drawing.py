@@ -48,10 +48,7 @@ def shrink(image: NDArray[np.uint8], max_side: int | None) -> tuple[NDArray[np.u
 
     Args:
         image: uint8 [H, W, 3].
-        max_side: Longest side in pixels; None for any.
-
-    Returns:
-        The image, and the factor, 1 where it is left as it is.
+        max_side: Longest side in pixels; None for any, and then the factor is 1.
     """
     height, width = image.shape[:2]
     if max_side is None or max(height, width) <= max_side:

@@ -115,12 +115,7 @@ class Prediction(ABC):
         return [self.headline(view)]
 
     def draw(self, source: ImageSource, view: PredictionView = PredictionView()) -> Pixels | None:
-        """Draw the prediction over its picture, uint8 [H, W, 3]; None of a task that has nothing to draw.
-
-        Args:
-            source: The image or video that was answered; it is opened once more.
-            view: What to draw, and how large.
-        """
+        """Draw the prediction over its picture, opened anew, uint8 [H, W, 3]; None of a task that draws nothing."""
         return None
 
     @abstractmethod
@@ -260,7 +255,6 @@ class TaskType(ABC):
             limits: Largest size and length of a video.
 
         Raises:
-            ImageError: It cannot be opened.
             OptionError: The task makes no crops, and `cropped` was said.
         """
         if cropped:
@@ -272,22 +266,10 @@ class TaskType(ABC):
 
     @abstractmethod
     def predictions(self, outputs: Arrays) -> Sequence[Prediction]:
-        """Return the prediction of each row, of which nothing else is known.
-
-        Args:
-            outputs: Outputs of the graph by name, a row an image.
-
-        Raises:
-            DataError: A number is not finite, or there is not one a label.
-        """
+        """Return the prediction of each row of outputs, with a DataError for NaN, or where there is not one a label."""
 
     def predict(self, opened: Opened, outputs: Arrays) -> Prediction:
-        """Return the prediction for one source from the rows of its images.
-
-        Args:
-            opened: Source, as `open` gave it.
-            outputs: Outputs of the graph by name, a row for each of its images.
-        """
+        """Return the prediction for a source that `open` gave, from outputs with a row for each of its images."""
         (prediction,) = self.predictions(outputs)
         return prediction
 
@@ -307,18 +289,11 @@ class TaskType(ABC):
         """Return the values of images that drift is told by: float [N], or of labels the best one's index, int64 [N].
 
         Components and distance of the embeddings, and for each head the score and the index of its best label, or box.
-
-        Args:
-            outputs: Outputs of the graph by name, a row an image.
         """
         return score_drift_values(outputs)
 
     def check_shapes(self, shapes: Mapping[str, Sequence[Any]]) -> None:
-        """Refuse a graph whose outputs do not go with the labels, with a DataError.
-
-        Args:
-            shapes: Dimensions of each output by name; one that is free is no number.
-        """
+        """Refuse a graph by the dimensions of its outputs, of which free ones are no numbers, with a DataError."""
         return
 
     def describe_rules(self) -> Iterator[tuple[str, str]]:

@@ -98,16 +98,7 @@ class ConfidenceRules(StoredRules):
     def find_reason(
         self, label: int, score: float, distance: float | None = None
     ) -> AbstainReason | None:
-        """Find why a prediction of one label is unsure; None where it is sure.
-
-        Args:
-            label: Index of the best label among the model's.
-            score: Score of that label, 0 to 1.
-            distance: Distance from the training data; None where it is not measured.
-
-        Raises:
-            DataError: The distance is not finite.
-        """
+        """Find why a prediction of one label, by its index and score, is unsure; None where it is sure."""
         # The distance first: far from the training data neither a high nor a low score means anything.
         if self.is_unlike(distance):
             return AbstainReason.UNLIKE_TRAINING

@@ -53,12 +53,8 @@ def register_task(task_type: type[TaskType]) -> type[TaskType]:
 def find_task_type(name: object, package: object = None) -> type[TaskType]:
     """Return the task type of the name that a bundle has.
 
-    Args:
-        name: Name of the task.
-        package: Distribution that the bundle says brings the task; None where it says nothing.
-
     Raises:
-        ContractError: No installed package brings such a task; with what to install.
+        ContractError: No installed package brings such a task; with what to install, which `package` may name.
     """
     if isinstance(name, str) and name in BUILT_IN and name not in _registered:
         module, _, attribute = BUILT_IN[name].partition(":")
