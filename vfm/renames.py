@@ -63,7 +63,7 @@ MODULES = {
     "vfm.data.fakes.bench": "vfm.deepfake.data.deepfakebench",
     "vfm.data.fakes.blend": "vfm.deepfake.data.blend",
     "vfm.data.fakes.celeb": "vfm.deepfake.data.celeb",
-    "vfm.data.fakes.crop_report": "vfm.deepfake.data.crop_report",
+    "vfm.data.fakes.crop_report": "vfm.deepfake.data.extract",
     "vfm.data.fakes.crops": "vfm.deepfake.data.crops",
     "vfm.data.fakes.data": "vfm.deepfake.data.data",
     "vfm.data.fakes.dataset": "vfm.deepfake.data.dataset",

@@ -10,9 +10,8 @@ from vfm_runtime.deepfake.faces.crop import CropSpec, scale_template
 
 from tests.runtime import videos
 from vfm.deepfake.data import crops, extract
-from vfm.deepfake.data.crop_report import summarize
 from vfm.deepfake.data.crops import plan_videos
-from vfm.deepfake.data.extract import CROP_FILE, FAILURES_FILE, SHEET_FILE
+from vfm.deepfake.data.extract import CROP_FILE, FAILURES_FILE, SHEET_FILE, summarize
 from vfm.deepfake.data.layouts import MANIFEST
 from vfm.deepfake.data.manifest import read_manifest
 from vfm.deepfake.data.record import DeepfakeDataError, Item

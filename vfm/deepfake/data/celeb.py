@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vfm.data.layouts import Reading
 from vfm.deepfake.data.filenames import CELEB
-from vfm.deepfake.data.files import Files, Media, list_folders, read_videos
+from vfm.deepfake.data.files import Media, list_folders, read_videos
 from vfm.deepfake.data.record import MAX_ABSENT, DeepfakeDataError, Item, group_items
 
 TEST_LIST = "List_of_testing_videos.txt"
@@ -17,12 +17,12 @@ _DEEPFAKES = "celeb-synthesis"
 _KINDS = ("FaceSwap", "FaceReenact", "TalkingFace")
 
 
-def find_celeb(root: Path) -> bool:
+def find(root: Path) -> bool:
     """Whether a folder holds Celeb-DF."""
     return any(folder.name.lower() in (*_REALS, _DEEPFAKES) for folder in list_folders(root))
 
 
-def read_celeb(root: Path, *, media: Media = "auto", lists: Path | None = None) -> Reading[Item]:
+def read(root: Path, *, media: Media = "auto", lists: Path | None = None) -> Reading[Item]:
     """Read `Celeb-real`, `YouTube-real` and `Celeb-synthesis`, with folders of methods below it in Celeb-DF++.
 
     What the list of testing videos names is the test set. The rest has no split: part of it shows persons of the test
@@ -41,10 +41,9 @@ def read_celeb(root: Path, *, media: Media = "auto", lists: Path | None = None) 
             for method in [m for kind in kinds for m in list_folders(kind)] or [folder]:
                 common = Item("", "fake", "", method=method.name, dataset=dataset)
                 sources.append((method, common))
-    files = Files()
     items_of: dict[str, list[Item]] = {}
     for folder, common in sources:
-        for item in read_videos(folder, media, common, files):
+        for item in read_videos(folder, media, common):
             # As the list names it: without `videos` or `frames` and without a suffix.
             name = f"{folder.relative_to(root).as_posix()}/{item.video}".lower()
             items_of.setdefault(name, []).append(item)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -57,7 +56,6 @@ class CropFailure(NamedTuple):
     method: str
     video: str
     reason: str
-    """unreadable, no_face, bad_landmarks or bad_mask."""
     num_frames: int
     """How many of them; of a video that cannot be read, 1."""
     of_frames: int
@@ -80,14 +78,8 @@ class CutVideo(NamedTuple):
 _Mask: TypeAlias = NDArray[np.uint8]
 _View: TypeAlias = tuple[Pixels, _Mask | None]
 """A frame and its mask, [height, width], where there is one."""
-
-
-class _Shot(NamedTuple):
-    """A frame that is to be cut."""
-
-    item: Item
-    frame: int
-    load: Callable[[], _View]
+_Shot: TypeAlias = tuple[Item, Callable[[], _View]]
+"""A frame that is to be cut, with its number, and what loads it."""
 
 
 class _RefusedError(VfmError):
@@ -146,12 +138,7 @@ def cut_video(
 ) -> CutVideo:
     """Write crops, landmarks, masks where there are any, and the record of a video.
 
-    Args:
-        job: The video and the folder of its crops.
-        out: Folder that everything is written to.
-        spec: How crops are made.
-        num_frames: How many frames are looked at; of fewer, all.
-        detector: Finds faces; None to take the landmarks of the items.
+    Of so many frames, or all where there are fewer; without a detector the landmarks of the items are taken.
     """
     for name in _FOLDERS:
         folder = out / name / job.folder
@@ -162,8 +149,7 @@ def cut_video(
     try:
         shots, notes = _list_shots(job.items, num_frames)
     except ImageError as error:
-        failure = CropFailure(*_describe(job.items[0]), UNREADABLE, 1, 1, str(error))
-        cut = CutVideo([], [failure], 0, [])
+        cut = CutVideo([], [_describe(job.items[0], UNREADABLE, 1, 1, str(error))], 0, [])
     else:
         cut = _cut_shots(job, out, spec, detector, shots)._replace(notes=notes)
     record = cut._asdict() | {
@@ -188,11 +174,15 @@ def _list_shots(items: list[Item], num_frames: int) -> tuple[list[_Shot], list[s
         clip = read_video(item.path, num_frames, num_threads=1)
         masks = _read_masks(item, clip, num_frames) if item.mask else {}
         views = {frame.index: (frame.pixels, masks.get(frame.index)) for frame in clip.frames}
-        return [_Shot(item, n, partial(views.__getitem__, n)) for n in views], clip.warnings
+        shots: list[_Shot] = [
+            (item._replace(frame=n), partial(views.__getitem__, n)) for n in views
+        ]
+        return shots, clip.warnings
     chosen = [items[index] for index in choose_evenly(len(items), num_frames)]
+    numbers = [item.frame if item.frame >= 0 else n for n, item in enumerate(chosen)]
     return [
-        _Shot(item, item.frame if item.frame >= 0 else number, partial(_open_still, item))
-        for number, item in enumerate(chosen)
+        (item._replace(frame=n), partial(_open_still, item))
+        for item, n in zip(chosen, numbers, strict=True)
     ], []
 
 
@@ -232,28 +222,23 @@ def _cut_shots(
     job: VideoJob, out: Path, spec: CropSpec, detector: FaceDetector | None, shots: list[_Shot]
 ) -> CutVideo:
     items: list[Item] = []
-    refused: Counter[str] = Counter()
-    first: dict[str, tuple[Item, str]] = {}
-    for shot in shots:
+    failures: dict[str, CropFailure] = {}
+    for item, load in shots:
         try:
-            image, mask = shot.load()
-            mask = None if mask is None else _fit_mask(mask, image, shot.item)
-            faces = _find_faces(image, mask, spec, detector, shot.item)
+            image, mask = load()
+            mask = None if mask is None else _fit_mask(mask, image, item)
+            faces = _find_faces(image, mask, spec, detector, item)
             for number, face in enumerate(faces):
-                items.append(_write_crop(job, out, spec, shot, number, (image, mask), face))
+                items.append(_write_crop(job, out, spec, item, number, (image, mask), face))
+            continue
         except ImageError as error:
             reason, detail = UNREADABLE, str(error)
         except _RefusedError as error:
             reason, detail = error.args
-        else:
-            continue
-        refused[reason] += 1
-        first.setdefault(reason, (shot.item, detail))
-    failures = [
-        CropFailure(*_describe(first[reason][0]), reason, number, len(shots), first[reason][1])
-        for reason, number in refused.items()
-    ]
-    return CutVideo(items, failures, len(shots), [])
+        # The first frame stands for all that fail for its reason.
+        failure = failures.setdefault(reason, _describe(item, reason, 0, len(shots), detail))
+        failures[reason] = failure._replace(num_frames=failure.num_frames + 1)
+    return CutVideo(items, list(failures.values()), len(shots), [])
 
 
 def _find_faces(
@@ -293,15 +278,14 @@ def _fit_mask(mask: _Mask, image: Pixels, item: Item) -> _Mask:
 
 
 def _write_crop(
-    job: VideoJob, out: Path, spec: CropSpec, shot: _Shot, number: int, view: _View, face: Face
+    job: VideoJob, out: Path, spec: CropSpec, shot: Item, number: int, view: _View, face: Face
 ) -> Item:
     """Write the files of one face, the number-th of its frame."""
     image, mask = view
     crop = crop_face(image, face.landmarks, spec)
     name = f"{job.folder}/{shot.frame:06d}" + (f"_{number}" if number else "")
-    item = shot.item._replace(
+    item = shot._replace(
         path=f"crops/{name}.png",
-        frame=shot.frame,
         landmarks=f"landmarks/{name}.npy",
         mask="" if mask is None else f"masks/{name}.png",
     )
@@ -313,8 +297,8 @@ def _write_crop(
     return item
 
 
-def _describe(item: Item) -> tuple[str, str, str, str, str]:
-    return item.path, item.label, *item.key
+def _describe(item: Item, reason: str, number: int, whole: int, detail: str) -> CropFailure:
+    return CropFailure(item.path, item.label, *item.key, reason, number, whole, detail)
 
 
 def _name_folder(dataset: str, method: str, video: str, compression: str) -> str:

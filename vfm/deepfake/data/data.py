@@ -17,7 +17,7 @@ from vfm.deepfake.data.base import CROP_FILE, DeepfakeImages, DeepfakeOptions, w
 from vfm.deepfake.data.dataset import BLENDED, DeepfakeRecord
 from vfm.deepfake.data.layouts import MANIFEST, Format, import_layout
 from vfm.deepfake.data.manifest import read_manifest, write_manifest
-from vfm.deepfake.data.record import LABELS, DeepfakeDataError, Item, sort_items
+from vfm.deepfake.data.record import LABELS, DeepfakeDataError, sort_items
 from vfm.deepfake.data.splits import GroupBy, assign_splits, name_components
 from vfm.spec import Spec
 
@@ -93,7 +93,13 @@ class DeepfakeData(DeepfakeImages):
 
     def find(self) -> dict[str, list[DeepfakeRecord]]:
         """Read the manifest, or the folders, and give every image its split."""
-        items = self._read_items()
+        if self.manifest is not None:
+            items = read_manifest(self.manifest, self.root, self.layout.get("labels"))
+        else:
+            reading = import_layout(self.root, self.format, **self.layout)
+            items = sort_items(reading.entries)
+            for note in reading.notes:
+                warnings.warn(note, stacklevel=2)
         videos = [item.path for item in items if not item.path.lower().endswith(IMAGE_SUFFIXES)]
         if videos:
             raise DeepfakeDataError(
@@ -185,14 +191,6 @@ class DeepfakeData(DeepfakeImages):
         spec = self.spec
         spec["init_args"] |= {"root": str(self.root.absolute()), "manifest": str(path)}
         return spec
-
-    def _read_items(self) -> list[Item]:
-        if self.manifest is not None:
-            return read_manifest(self.manifest, self.root, self.layout.get("labels"))
-        reading = import_layout(self.root, self.format, **self.layout)
-        for note in reading.notes:
-            warnings.warn(note, stacklevel=2)
-        return sort_items(reading.entries)
 
     def _list_folder(self, path: Path) -> Path:
         return path if path.is_dir() else path.parent

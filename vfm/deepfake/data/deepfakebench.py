@@ -12,7 +12,13 @@ from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.layouts import Reading
 from vfm.data.splits import SPLITS
 from vfm.deepfake.data.filenames import DFD, FORENSICS, parse_name
-from vfm.deepfake.data.files import Files, choose_compression, get_stem, make_frames, read_json
+from vfm.deepfake.data.files import (
+    add_masks_and_landmarks,
+    choose_compression,
+    get_stem,
+    make_frames,
+    read_json,
+)
 from vfm.deepfake.data.record import DeepfakeDataError, Item, LabelName, group_items
 
 _LISTS = "dataset_json"
@@ -43,12 +49,12 @@ class _Entry(NamedTuple):
         return self[:3]
 
 
-def find_lists(root: Path) -> bool:
+def find(root: Path) -> bool:
     """Whether a folder holds JSON lists of DeepfakeBench, or is one."""
     return any(_is_list(read_json(path)) for path in _list_paths(root))
 
 
-def read_lists(
+def read(
     root: Path,
     *,
     compression: str | None = None,
@@ -80,10 +86,9 @@ def read_lists(
             f"{len(empty)} videos of the lists have no frames ({len(empty) - num_fakes} real, {num_fakes} fake), such "
             f"as {empty[0].video}. Results leave them out: say so."
         )
-    files = Files()
     items: dict[str, Item] = {}
     for entry in entries:
-        for item in _make_items(entry, start, labels or {}, files):
+        for item in _make_items(entry, start, labels or {}):
             # FF-DF.json and its like all hold the same real videos.
             other = items.setdefault(item.path, item)
             if other.key != item.key or other.label != item.label:
@@ -200,9 +205,7 @@ def _clean(path: str) -> str:
     return path.replace("\\", "/").removeprefix("./")
 
 
-def _make_items(
-    entry: _Entry, base: str, labels: Mapping[str, LabelName], files: Files
-) -> list[Item]:
+def _make_items(entry: _Entry, base: str, labels: Mapping[str, LabelName]) -> list[Item]:
     label = _read_label(entry, labels)
     identities, source = parse_name(entry.dataset, entry.video)
     method = ""
@@ -220,11 +223,9 @@ def _make_items(
     )
     mask_of = {get_stem(path): path for path in masks}
     items = make_frames(paths, common)
-    for index, item in enumerate(items):
-        mask = mask_of.get(get_stem(item.path)) or files.find_beside(item.path, "masks")
-        landmarks = files.find_beside(item.path, "landmarks")
-        items[index] = item._replace(mask=mask if method else "", landmarks=landmarks)
-    return items
+    if method:
+        items = [item._replace(mask=mask_of.get(get_stem(item.path), "")) for item in items]
+    return add_masks_and_landmarks(items)
 
 
 def _read_label(entry: _Entry, labels: Mapping[str, LabelName]) -> LabelName:

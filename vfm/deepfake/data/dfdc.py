@@ -9,7 +9,7 @@ from typing import Any
 from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.layouts import Reading
 from vfm.data.tables import read_table
-from vfm.deepfake.data.files import Files, Media, get_stem, list_folders, read_json, read_videos
+from vfm.deepfake.data.files import Media, get_stem, list_folders, read_json, read_videos
 from vfm.deepfake.data.record import DeepfakeDataError, Item, LabelName, group_items
 
 DFDC = "DFDC"
@@ -82,7 +82,6 @@ def find_ffiw(root: Path) -> bool:
 def read_ffiw(root: Path, *, media: Media = "auto") -> Reading[Item]:
     """Read FFIW: `source` is real, `target` is fake, each with train, val and test."""
     top = root / _RELEASE if (root / _RELEASE).is_dir() else root
-    files = Files()
     items = []
     for folder in (*list_folders(top / "source"), *list_folders(top / "target")):
         split = SPLIT_FOLDERS.get(folder.name.lower())
@@ -91,7 +90,7 @@ def read_ffiw(root: Path, *, media: Media = "auto") -> Reading[Item]:
         fake = folder.parent.name == "target"
         common = Item("", "fake" if fake else "real", "", (), FFIW if fake else "", FFIW, split)
         # Each split counts its videos from the start.
-        videos = read_videos(folder, media, common, files)
+        videos = read_videos(folder, media, common)
         items += [item._replace(video=f"{split}/{item.video}") for item in videos]
     return group_items(items, [_NO_PERSONS.format(FFIW)])
 

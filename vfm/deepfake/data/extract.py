@@ -7,28 +7,25 @@ import logging
 import multiprocessing
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from PIL import Image, ImageDraw
 from vfm_runtime.deepfake.faces.crop import CropSpec, Policy
 from vfm_runtime.deepfake.faces.detector import load_detector
 from vfm_runtime.deepfake.faces.face import FaceDetector
 from vfm_runtime.media.demux import import_av
-from vfm_runtime.media.video import is_video
+from vfm_runtime.media.image import Pixels, open_image
+from vfm_runtime.media.video import choose_evenly, is_video
 
 from vfm.data.tables import write_rows
 from vfm.deepfake.data.base import CROP_FILE, write_crop
-from vfm.deepfake.data.crop_report import (
-    CropCount,
-    count_crops,
-    draw_crop_sheet,
-    format_reasons,
-    summarize,
-)
 from vfm.deepfake.data.crops import (
     CropFailure,
     CutVideo,
@@ -40,7 +37,8 @@ from vfm.deepfake.data.crops import (
 )
 from vfm.deepfake.data.layouts import MANIFEST, Format, import_layout
 from vfm.deepfake.data.manifest import write_manifest
-from vfm.deepfake.data.record import DeepfakeDataError, Item, sort_items
+from vfm.deepfake.data.record import LABELS, REAL, DeepfakeDataError, Item, sort_items
+from vfm.report import draw_contact_sheet
 
 FAILURES_FILE = "failures.csv"
 SETTINGS_FILE = "faces.json"
@@ -48,8 +46,23 @@ SHEET_FILE = "contact_sheet.png"
 
 # Between two lines of progress.
 _SECONDS = 10.0
+# Points in which the fractions of failures differ between the classes, before it is a warning.
+_SKEW = 0.05
 
 _log = logging.getLogger(__name__)
+
+
+class CropCount(NamedTuple):
+    """What became of the videos of one label."""
+
+    videos: int
+    without: int
+    """Videos without any crop."""
+    frames: int
+    """Frames that were looked at."""
+    crops: int
+    failures: dict[str, int]
+    """Frames without a crop by reason; a video that cannot be read counts once."""
 
 
 def faces(
@@ -207,18 +220,18 @@ def _cut_all(
     todo: list[VideoJob], out: Path, spec: CropSpec, num_frames: int, num_workers: int
 ) -> Iterator[CutVideo]:
     """Cut the videos, in one process or several; yields as they are done."""
+    cut = partial(_cut, out=out, spec=spec, num_frames=num_frames)
     if num_workers == 1:
-        detector = _load_detector(spec)
-        yield from (cut_video(job, out, spec, num_frames, detector) for job in todo)
+        yield from map(cut, todo)
         return
     # No plain fork: it hangs in ONNX Runtime once this process has used it. A fork of a fresh server shares imports.
     has_server = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if has_server else "spawn")
     if has_server:
         context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (out, spec, num_frames))
+    pool = ProcessPoolExecutor(num_workers, context)
     try:
-        for future in as_completed([pool.submit(_cut_in_worker, job) for job in todo]):
+        for future in as_completed([pool.submit(cut, job) for job in todo]):
             yield future.result()
     except BrokenProcessPool as error:
         raise DeepfakeDataError(
@@ -228,20 +241,14 @@ def _cut_all(
         pool.shutdown(cancel_futures=True)
 
 
-_worker: dict[str, Any] = {}
+def _cut(job: VideoJob, out: Path, spec: CropSpec, num_frames: int) -> CutVideo:
+    return cut_video(job, out, spec, num_frames, _load_detector(spec.detector))
 
 
-def _start_worker(out: Path, spec: CropSpec, num_frames: int) -> None:
-    _worker.update(out=out, spec=spec, num_frames=num_frames, detector=_load_detector(spec))
-
-
-def _cut_in_worker(job: VideoJob) -> CutVideo:
-    return cut_video(job, **_worker)
-
-
-def _load_detector(spec: CropSpec) -> FaceDetector | None:
+@cache
+def _load_detector(name: str) -> FaceDetector | None:
     # One thread each: the videos are what is done in parallel.
-    return None if spec.detector == "precomputed" else load_detector(spec.detector)
+    return None if name == "precomputed" else load_detector(name)
 
 
 def _write_results(jobs: list[VideoJob], cuts: list[CutVideo], out: Path) -> dict[str, CropCount]:
@@ -249,15 +256,87 @@ def _write_results(jobs: list[VideoJob], cuts: list[CutVideo], out: Path) -> dic
     failures = [failure for cut in cuts for failure in cut.failures]
     rows = ({name: str(value) for name, value in row._asdict().items()} for row in failures)
     write_rows(out / FAILURES_FILE, CropFailure._fields, rows)
-    counts = count_crops(jobs, cuts)
+    counts = _count_crops(jobs, cuts)
     items = [item for cut in cuts for item in cut.items]
     if not items:
-        reasons = "; ".join(f"{k}: {format_reasons(v.failures)}" for k, v in counts.items())
+        reasons = "; ".join(f"{k}: {_format_reasons(v.failures)}" for k, v in counts.items())
         raise DeepfakeDataError(
             f"No face was found in {len(jobs)} videos or images ({reasons}); see {out / FAILURES_FILE}. The first: "
             f"{failures[0].path}: {failures[0].detail}. Check the data set, lower --min_score, or give --detector "
             "precomputed where landmarks are at hand; -o must be another folder then."
         )
     write_manifest(out / MANIFEST, items)
-    (out / SHEET_FILE).write_bytes(draw_crop_sheet(items, out))
+    (out / SHEET_FILE).write_bytes(_draw_crop_sheet(items, out))
     return counts
+
+
+def _count_crops(jobs: Sequence[VideoJob], cuts: Sequence[CutVideo]) -> dict[str, CropCount]:
+    """Count by label, of labels that there are, what became of each video."""
+    counts = {}
+    for label in LABELS:
+        of_label = [c for job, c in zip(jobs, cuts, strict=True) if job.items[0].label == label]
+        if of_label:
+            failures: Counter[str] = Counter()
+            for failure in (failure for cut in of_label for failure in cut.failures):
+                failures[failure.reason] += failure.num_frames
+            counts[label] = CropCount(
+                videos=len(of_label),
+                without=sum(not cut.items for cut in of_label),
+                frames=sum(cut.num_frames for cut in of_label),
+                crops=sum(len(cut.items) for cut in of_label),
+                failures=dict(failures.most_common()),
+            )
+    return counts
+
+
+def summarize(counts: dict[str, CropCount]) -> str:
+    """The counts of each label as a few lines, with a warning where the classes fail unequally."""
+    lines = []
+    for label, count in counts.items():
+        lost = _format_reasons(count.failures)
+        lines.append(
+            f"{label}: {count.crops} crops from {count.frames} frames of {count.videos} videos or images; "
+            f"{count.without} of these have none ({count.without / count.videos:.1%})"
+            + (f"; frames that failed: {lost}" if lost else "")
+        )
+    fractions = [count.without / count.videos for count in counts.values()]
+    if max(fractions) - min(fractions) > _SKEW:
+        lines.append(
+            "WARNING: the classes fail unequally, so a score over the rest is not the score over all. State the "
+            "share that failed beside it."
+        )
+    return "\n".join(lines)
+
+
+def _format_reasons(failures: dict[str, int]) -> str:
+    """Numbers of failures by reason as text."""
+    return ", ".join(f"{number} {reason}" for reason, number in failures.items())
+
+
+def _draw_crop_sheet(items: Sequence[Item], folder: Path) -> bytes:
+    """Draw crops of both labels, spread over all videos of the folder, with landmarks and masks: PNG bytes."""
+    shown: list[Item] = []
+    for label in LABELS:
+        of_label = [item for item in items if item.label == label]
+        shown += [of_label[i] for i in choose_evenly(len(of_label), 24)] if of_label else []
+    names = [" ".join(filter(None, (i.label, i.dataset, i.method))) for i in shown]
+    return draw_contact_sheet(
+        [_mark_crop(item, folder) for item in shown],
+        [f"{name}\n{item.video} #{item.frame}" for name, item in zip(names, shown, strict=True)],
+        columns=8,
+        cell=140,
+        marks=[item.label == REAL for item in shown],
+    )
+
+
+def _mark_crop(item: Item, folder: Path) -> Pixels:
+    pixels = open_image(folder / item.path)
+    if item.mask:
+        weight = open_image(folder / item.mask)[..., :1] / 255 * 0.4
+        pixels = (pixels * (1 - weight) + np.array((255, 0, 0)) * weight).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    radius = max(1, picture.width // 96)
+    for x, y in np.load(folder / item.landmarks).tolist():
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline="lime")
+    return np.array(picture)

@@ -8,7 +8,6 @@ from vfm.data.layouts import Reading
 from vfm.data.splits import SPLITS
 from vfm.deepfake.data.filenames import DFD, FORENSICS
 from vfm.deepfake.data.files import (
-    Files,
     Media,
     choose_compression,
     list_folders,
@@ -21,12 +20,12 @@ _SEQUENCES: dict[str, LabelName] = {"original_sequences": "real", "manipulated_s
 _ACTORS = ("actors", DFD)
 
 
-def find_forensics(root: Path) -> bool:
+def find(root: Path) -> bool:
     """Whether a folder holds FaceForensics++."""
     return any((root / name).is_dir() for name in _SEQUENCES)
 
 
-def read_forensics(
+def read(
     root: Path,
     *,
     compression: str | None = None,
@@ -49,16 +48,15 @@ def read_forensics(
     present = {level.name for _, folder in sources for level in list_folders(folder)} - {"masks"}
     compression = choose_compression(present, compression, root)
     split_of = _read_splits(root, lists)
-    files = Files()
     items: list[Item] = []
     for label, folder in sources if compression else []:
         method = folder.name if label == "fake" else ""
         if folder.name in _ACTORS:
             common = Item("", label, "", (), method, DFD, "test", compression)
-            items += read_videos(folder / compression, media, common, files)
+            items += read_videos(folder / compression, media, common)
             continue
         common = Item("", label, "", (), method, FORENSICS, "", compression)
-        for item in read_videos(folder / compression, media, common, files):
+        for item in read_videos(folder / compression, media, common):
             splits = {split_of.get(name.removeprefix("ff/"), "") for name in item.identities}
             items.append(item._replace(split=splits.pop() if len(splits) == 1 else ""))
     return group_items(items, _describe(items, bool(split_of)))

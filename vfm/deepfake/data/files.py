@@ -12,6 +12,7 @@ from typing import Any, Literal
 from vfm_runtime.media.image import IMAGE_SUFFIXES
 from vfm_runtime.media.video import VIDEO_SUFFIXES
 
+from vfm.data.layouts import list_files_beside
 from vfm.deepfake.data.filenames import parse_name
 from vfm.deepfake.data.record import DeepfakeDataError, Item, split_digits
 
@@ -19,39 +20,6 @@ Media = Literal["auto", "videos", "frames"]
 """What to take where a data set holds videos and frames of them; `auto` takes videos."""
 
 _PARTS = ("videos", "frames")
-
-
-class Files:
-    """Which files there are; a folder is listed once."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, frozenset[str]] = {}
-
-    def has(self, path: str) -> bool:
-        """Whether a file exists."""
-        folder, _, name = path.rpartition("/")
-        if folder not in self._names:
-            self._names[folder] = frozenset()
-            if Path(folder or "/").is_dir():
-                with os.scandir(folder or "/") as entries:
-                    self._names[folder] = frozenset(e.name for e in entries if e.is_file())
-        return name in self._names[folder]
-
-    def find_beside(self, path: str, kind: str) -> str:
-        """Find the `masks` or `landmarks` of an image or video below a folder `frames` or `videos`; "" without."""
-        for part in _PARTS:
-            head, mark, tail = path.rpartition(f"/{part}/")
-            if not mark:
-                continue
-            # The masks of FaceForensics++ as published lie above the folder of a compression.
-            above = head.rpartition("/")[0]
-            names = (f"{head}/{kind}/{tail}", f"{above}/{kind}/{part}/{tail}")
-            for name in (*names, f"{above}/{kind}/{tail}"):
-                candidate = f"{name.rpartition('.')[0]}.npy" if kind == "landmarks" else name
-                if self.has(candidate):
-                    return candidate
-            return ""
-        return ""
 
 
 def read_json(path: Path) -> Any:
@@ -124,7 +92,7 @@ def make_frames(paths: Sequence[str], common: Item) -> list[Item]:
     return [common._replace(path=path, frame=number) for number, path in pairs]
 
 
-def read_videos(folder: Path, media: Media, common: Item, files: Files) -> list[Item]:
+def read_videos(folder: Path, media: Media, common: Item) -> list[Item]:
     """Read the videos of a folder in natural order of their names, with masks, landmarks, persons and sources.
 
     They are files in it or in its folder `videos`, or folders of frames in it or in its folder `frames`. Masks and
@@ -143,17 +111,37 @@ def read_videos(folder: Path, media: Media, common: Item, files: Files) -> list[
     items = []
     for name in sorted(videos, key=split_digits):
         identities, source = parse_name(common.dataset, name)
-        for item in videos[name]:
-            items.append(
-                item._replace(
-                    video=name,
-                    identities=identities,
-                    source=source,
-                    mask=files.find_beside(item.path, "masks") if item.method else "",
-                    landmarks=files.find_beside(item.path, "landmarks"),
-                )
-            )
-    return items
+        named = common._replace(video=name, identities=identities, source=source)
+        items += [named._replace(path=item.path, frame=item.frame) for item in videos[name]]
+    return add_masks_and_landmarks(items)
+
+
+def add_masks_and_landmarks(items: Sequence[Item]) -> list[Item]:
+    """Add the masks of fakes and the landmarks, which lie in folders beside `frames` or `videos`."""
+    masks = [_list_beside(item.path, "masks") if item.method else [] for item in items]
+    landmarks = [
+        [f"{path.rpartition('.')[0]}.npy" for path in _list_beside(item.path, "landmarks")]
+        for item in items
+    ]
+    files = list_files_beside(path for paths in (*masks, *landmarks) for path in paths)
+    return [
+        item._replace(
+            mask=item.mask or next((path for path in mask if path in files), ""),
+            landmarks=next((path for path in points if path in files), ""),
+        )
+        for item, mask, points in zip(items, masks, landmarks, strict=True)
+    ]
+
+
+def _list_beside(path: str, kind: str) -> list[str]:
+    """Where a mask or the landmarks of an image or video may lie."""
+    part = next((part for part in _PARTS if f"/{part}/" in path), None)
+    if part is None:
+        return []
+    head, _, tail = path.rpartition(f"/{part}/")
+    # The masks of FaceForensics++ as published lie above the folder of a compression.
+    above = head.rpartition("/")[0]
+    return [f"{head}/{kind}/{tail}", f"{above}/{kind}/{part}/{tail}", f"{above}/{kind}/{tail}"]
 
 
 def choose_compression(present: Iterable[str], wanted: str | None, root: Path) -> str:

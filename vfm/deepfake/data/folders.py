@@ -35,12 +35,12 @@ _NUMBERED = re.compile(r"(frame|img|image)?[-_ ]?\d+", re.IGNORECASE)
 _FRAME_END = re.compile(r"[-_ ]?(?:frame|img|image|f)?[-_ ]?\d+$", re.IGNORECASE)
 
 
-def find_plain(root: Path) -> bool:
+def find(root: Path) -> bool:
     """Whether a folder has folders called real or fake, or otherwise so, in it or below."""
     return any(part.casefold() in _WORDS for parts, _ in walk_media(root) for part in parts)
 
 
-def read_plain(
+def read(
     root: Path,
     *,
     grouping: Grouping = "auto",
@@ -89,7 +89,12 @@ def _read_tree(
             num_clips += 1
             items += make_frames(images, _name_video(common, below[:-1], below[-1]))
         elif grouping == "name":
-            items += _group_by_name(images, common, below)
+            # Frames of the videos that their names begin with: 000_003_12.png is one of 000_003.
+            groups: dict[str, list[str]] = defaultdict(list)
+            for path in images:
+                groups[_FRAME_END.sub("", get_stem(path)) or get_stem(path)].append(path)
+            for video, frames in groups.items():
+                items += make_frames(frames, _name_video(common, below, video))
         else:
             # A still's name is unique in the root: numbers recur from folder to folder.
             for path in images:
@@ -114,7 +119,7 @@ def read_generated(root: Path, *, labels: Mapping[str, LabelName] | None = None)
 
     Each generator is a data set with its own real images. What GenImage calls val is what it tests on, so it is test.
     """
-    reading = read_plain(root, grouping="still", labels=labels)
+    reading = read(root, grouping="still", labels=labels)
     folders = {item.path.split("/")[-2].lower() for item in reading.entries}
     if "val" not in reading.splits or "test" in reading.splits or not folders <= {"ai", "nature"}:
         return reading
@@ -166,16 +171,6 @@ def _are_frames(images: Sequence[str], grouping: Grouping) -> bool:
         numbered = all(_NUMBERED.fullmatch(get_stem(path)) for path in images)
         return numbered and number_frames(images) is not None
     return grouping == "folder"
-
-
-def _group_by_name(images: Sequence[str], common: Item, below: Sequence[str]) -> list[Item]:
-    """Images as the frames of the videos that their names begin with: 000_003_12.png is one of 000_003."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for path in images:
-        stem = get_stem(path)
-        groups[_FRAME_END.sub("", stem) or stem].append(path)
-    videos = (make_frames(paths, _name_video(common, below, v)) for v, paths in groups.items())
-    return [item for frames in videos for item in frames]
 
 
 def _refuse_equal_names(items: Sequence[Item], root: Path) -> None:

@@ -7,19 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vfm.data.layouts import Layout, LayoutTable, Reading
-from vfm.deepfake.data.celeb import find_celeb, read_celeb
-from vfm.deepfake.data.deepfakebench import find_lists, read_lists
-from vfm.deepfake.data.dfdc import (
-    find_challenge,
-    find_ffiw,
-    find_preview,
-    read_challenge,
-    read_ffiw,
-    read_preview,
-)
-from vfm.deepfake.data.ffpp import find_forensics, read_forensics
+from vfm.deepfake.data import celeb, deepfakebench, dfdc, ffpp, folders
 from vfm.deepfake.data.files import Media, list_folders, read_json, walk_media
-from vfm.deepfake.data.folders import Grouping, find_plain, read_generated, read_plain
 from vfm.deepfake.data.manifest import drop_absent, read_manifest
 from vfm.deepfake.data.record import (
     LABELS,
@@ -31,19 +20,8 @@ from vfm.deepfake.data.record import (
     sort_items,
 )
 
-Format = Literal[
-    "auto",
-    "manifest",
-    "ffpp",
-    "celeb",
-    "ffiw",
-    "dfdcp",
-    "dfdc",
-    "deepfakebench",
-    "wang",
-    "genimage",
-    "plain",
-]
+_Published = Literal["ffpp", "celeb", "ffiw", "dfdcp", "dfdc"]
+Format = Literal["auto", "manifest", _Published, "deepfakebench", "wang", "genimage", "plain"]
 
 MANIFEST = "manifest.csv"
 """Name of a manifest in a folder of crops."""
@@ -59,7 +37,7 @@ def import_layout(
     media: Media = "auto",
     lists: str | Path | None = None,
     base: str | Path | None = None,
-    grouping: Grouping = "auto",
+    grouping: folders.Grouping = "auto",
     labels: Mapping[str, LabelName] | None = None,
 ) -> Reading[Item]:
     """Read a folder, or a list, of real and fake images or videos.
@@ -86,7 +64,11 @@ def import_layout(
         raise DeepfakeDataError(
             f"There is no file or folder {root} (looked in {Path.cwd()}). Check the path."
         )
-    chosen = {"format": (format, Format), "media": (media, Media), "grouping": (grouping, Grouping)}
+    chosen = {
+        "format": (format, Format),
+        "media": (media, Media),
+        "grouping": (grouping, folders.Grouping),
+    }
     for option, (value, choices) in chosen.items():
         if value not in get_args(choices):
             raise DeepfakeDataError(
@@ -166,25 +148,21 @@ def _explain(root: Path) -> str:
     )
 
 
-def _publish(
-    find: Callable[[Path], bool], read: Callable[..., Reading[Item]], *options: str
-) -> Layout[Item]:
-    """A data set as it was published, which another in the same folder would be mixed up with."""
-    return Layout(find, read, options, exclusive=True)
-
-
 DEEPFAKE_LAYOUTS: LayoutTable[Layout[Item]] = LayoutTable(
     {
         "manifest": Layout(_find_manifest, _read_manifest, ("base", "labels")),
-        "ffpp": _publish(find_forensics, read_forensics, "compression", "media", "lists"),
-        "celeb": _publish(find_celeb, read_celeb, "media", "lists"),
-        "ffiw": _publish(find_ffiw, read_ffiw, "media"),
-        "dfdcp": _publish(find_preview, read_preview),
-        "dfdc": _publish(find_challenge, read_challenge),
-        "deepfakebench": Layout(find_lists, read_lists, ("compression", "base", "labels")),
-        "wang": Layout(_find_folder("0_real", "1_fake"), read_generated, ("labels",)),
-        "genimage": Layout(_find_folder("ai", "nature"), read_generated, ("labels",)),
-        "plain": Layout(find_plain, read_plain, ("grouping", "labels")),
+        # Published data sets are exclusive: two of them in one folder would be mixed up.
+        "ffpp": Layout(ffpp.find, ffpp.read, ("compression", "media", "lists"), exclusive=True),
+        "celeb": Layout(celeb.find, celeb.read, ("media", "lists"), exclusive=True),
+        "ffiw": Layout(dfdc.find_ffiw, dfdc.read_ffiw, ("media",), exclusive=True),
+        "dfdcp": Layout(dfdc.find_preview, dfdc.read_preview, exclusive=True),
+        "dfdc": Layout(dfdc.find_challenge, dfdc.read_challenge, exclusive=True),
+        "deepfakebench": Layout(
+            deepfakebench.find, deepfakebench.read, ("compression", "base", "labels")
+        ),
+        "wang": Layout(_find_folder("0_real", "1_fake"), folders.read_generated, ("labels",)),
+        "genimage": Layout(_find_folder("ai", "nature"), folders.read_generated, ("labels",)),
+        "plain": Layout(folders.find, folders.read, ("grouping", "labels")),
     },
     DeepfakeDataError,
     _explain,

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -19,15 +19,6 @@ GroupBy = Literal["identity", "video"]
 """What must stay in one split: all of one person, or only a real video and the fakes that were made from it."""
 
 Node = tuple[str, ...]
-
-
-class Leak(NamedTuple):
-    """Something that two splits show."""
-
-    what: str
-    """Such as: identity 'ff/003'."""
-    first: Item
-    second: Item
 
 
 def name_components(items: Sequence[Item], group_by: GroupBy = "identity") -> list[str]:
@@ -56,18 +47,20 @@ def name_components(items: Sequence[Item], group_by: GroupBy = "identity") -> li
     return [names[component[rows[item.key]]] for item in items]
 
 
-def find_leaks(items: Iterable[Item], group_by: GroupBy = "identity") -> list[Leak]:
-    """Find what two splits share, of the items that have a split: one entry for each video, source or identity."""
+def find_leaks(
+    items: Iterable[Item], group_by: GroupBy = "identity"
+) -> list[tuple[str, Item, Item]]:
+    """Find what two splits share, such as "identity 'ff/003'", each with an item of either split."""
     _check_group_by(group_by)
     first: dict[Node, Item] = {}
-    leaks: dict[Node, Leak] = {}
+    leaks: dict[Node, tuple[str, Item, Item]] = {}
     for item in items:
         if not item.split:
             continue
         for node in _list_nodes(item, group_by):
             other = first.setdefault(node, item)
             if other.split != item.split:
-                leaks.setdefault(node, Leak(_describe(node), other, item))
+                leaks.setdefault(node, (_describe(node), other, item))
     return list(leaks.values())
 
 
@@ -139,7 +132,7 @@ def _refuse_leaks(items: Sequence[Item], group_by: GroupBy) -> None:
     if not leaks:
         return
     _, first, second = leaks[0]
-    named = ", ".join(leak.what for leak in leaks[:5]) + (", ..." if len(leaks) > 5 else "")
+    named = ", ".join(what for what, *_ in leaks[:5]) + (", ..." if len(leaks) > 5 else "")
     remedy = (
         " Or set group_by to 'video', if the data set's own split shows the same persons in training and test, and say "
         "so with the results."
