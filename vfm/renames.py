@@ -147,6 +147,7 @@ CLASSES = {
 KEYS = {
     "vfm.data.detection.dataset.BoxAugment": {"calm": "close_mosaic", "colours": "colors"},
     "vfm.deepfake.data.data.DeepfakeData": {"all_as": "force_split", "ties": "group_by"},
+    "vfm.deepfake.head.DeepfakeHead": {"normalise": "normalize"},
     "vfm.models.heads.head.Head": {"places": "needs_geometry", "reads": "uses"},
     "vfm.tasks.base.BaseTask": {"probe_first": "lp_ft"},
     "vfm.training.optim.Optim": {
@@ -173,18 +174,24 @@ def update_path(path: str) -> str:
 
 
 def update_class_paths(value: Any) -> Any:
-    """Return plain values with every `class_path` in them updated, also of a `head` or `data` without arguments.
+    """Return plain values with every `class_path` and its arguments updated, also a `head` or `data` without any.
 
     Args:
         value: A spec or a recipe, as YAML or a checkpoint holds it.
     """
     if isinstance(value, dict):
-        return {
+        updated = {
             key: update_path(item)
             if key in ("class_path", "head", "model", "data") and isinstance(item, str)
             else update_class_paths(item)
             for key, item in value.items()
         }
+        arguments, path = updated.get("init_args"), updated.get("class_path")
+        for old, new in KEYS.get(str(path), {}).items():
+            if isinstance(arguments, dict) and old in arguments:
+                arguments[new] = arguments.pop(old)
+                warnings.warn(f"{path}'s {old} is now {new}.", DeprecationWarning, stacklevel=2)
+        return updated
     return [update_class_paths(item) for item in value] if isinstance(value, list) else value
 
 

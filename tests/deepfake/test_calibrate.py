@@ -11,14 +11,19 @@ import pytest
 import torch
 from vfm_runtime.deepfake.decision import Decision
 
-from vfm.deepfake.calibrate import describe, fit, require_both, require_untested
+from vfm.deepfake.calibrate import (
+    describe_calibration,
+    fit_decision,
+    require_both,
+    require_untested,
+)
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.data.synthetic import SyntheticDeepfakes
-from vfm.deepfake.evidence import Evidence
+from vfm.deepfake.evidence import CalibrationEvidence
 from vfm.deepfake.head import DeepfakeHead
-from vfm.deepfake.metrics import video_logits
-from vfm.deepfake.results import OPERATING_POINT, videos_fingerprint
+from vfm.deepfake.metrics import average_by_video
+from vfm.deepfake.results import OPERATING_POINT, fingerprint_videos
 from vfm.deepfake.task import DeepfakeTask
 from vfm.metrics.calibration import TooFewError
 from vfm.tasks import BaseTask, Optim
@@ -30,18 +35,18 @@ from vfm.tasks.labelled_images import ValidationError
 RNG = np.random.default_rng(0)
 
 
-def evidence(num_reals=200, num_fakes=200, shift=3.0, num_frames=4) -> Evidence:
+def evidence(num_reals=200, num_fakes=200, shift=3.0, num_frames=4) -> CalibrationEvidence:
     """Videos of as many people, whose frames' logits vary a little."""
     labels = np.repeat([0, 1], [num_reals, num_fakes])
     mean = RNG.normal(size=len(labels)) + shift * labels
     logits = mean[:, None] + 0.5 * RNG.normal(size=(len(labels), num_frames))
     keys = [("set", "m" * int(label), str(i)) for i, label in enumerate(labels)]
-    videos = video_logits(
+    videos = average_by_video(
         logits.ravel(),
         np.repeat(labels, num_frames),
         [key for key in keys for _ in range(num_frames)],
     )
-    return Evidence(
+    return CalibrationEvidence(
         videos,
         RNG.random(len(labels)),
         100 + RNG.random(len(labels)),
@@ -94,7 +99,7 @@ def test_a_checkpoint_gets_its_operating_point(checkpoint, capsys):
     details = json.loads(path.with_name(CALIBRATION_FILE).read_text())
     data = SyntheticDeepfakes(num_identities=40, num_frames=1, image_size=32, mode="paired")
     data.setup("validate")
-    assert rules.calibration == videos_fingerprint(data.records["val"])
+    assert rules.calibration == fingerprint_videos(data.records["val"])
     assert rules.num_reals == details["num_reals"] == 10
     assert rules.fpr == 0.2
     # The ninth of ten logits: one real lies above it.
@@ -137,7 +142,7 @@ def test_a_damaged_operating_point_is_written_anew(checkpoint):
 
 def test_trap_20_the_tested_videos_cannot_set_the_threshold(tmp_path):
     records = [record("a", 0), record("b", 1)]
-    results = {"test": {"videos_fingerprint": videos_fingerprint(records)}}
+    results = {"test": {"videos_fingerprint": fingerprint_videos(records)}}
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(CalibrationError, match="These are the videos of the test"):
         require_untested(records[::-1], tmp_path)
@@ -173,7 +178,7 @@ def test_the_threshold_holds_on_new_reals_by_the_rule_that_decides():
     random = np.random.default_rng(3)
     passed = []
     for _ in range(200):
-        rules = fit(evidence(60, 60), fpr=0.1, miss=None, abstain=0)
+        rules = fit_decision(evidence(60, 60), fpr=0.1, miss=None, abstain=0)
         new = random.normal(size=2000) + 0.25 * random.normal(size=2000)
         passed.append((new / rules.temperature > rules.limit).mean())
     assert np.mean(passed) <= 0.1 + 3 * np.std(passed) / np.sqrt(200)
@@ -181,23 +186,23 @@ def test_the_threshold_holds_on_new_reals_by_the_rule_that_decides():
 
 
 def test_a_band_leaves_videos_undecided_and_limits_both_errors():
-    rules = fit(evidence(1000, 1000, shift=1.0), fpr=0.05, miss=0.05, abstain=0)
+    rules = fit_decision(evidence(1000, 1000, shift=1.0), fpr=0.05, miss=0.05, abstain=0)
     assert rules.real_below is not None
     assert rules.real_below < rules.limit
-    found = describe(evidence(1000, 1000, shift=1.0), rules)["decisions"]
+    found = describe_calibration(evidence(1000, 1000, shift=1.0), rules)["decisions"]
     assert found["fpr"] == pytest.approx(0.05, abs=0.03)
     assert found["missed"] == pytest.approx(0.05, abs=0.03)
     assert found["undecided"] > 0.3
 
 
 def test_limits_that_cross_leave_no_band():
-    rules = fit(evidence(shift=20.0), fpr=0.05, miss=0.05, abstain=0)
+    rules = fit_decision(evidence(shift=20.0), fpr=0.05, miss=0.05, abstain=0)
     assert rules.real_below is None
 
 
 def test_rules_of_doubt_set_few_of_these_videos_aside():
     seen = evidence(300, 300)
-    rules = fit(seen, fpr=0.05, miss=None, abstain=0.05)
+    rules = fit_decision(seen, fpr=0.05, miss=None, abstain=0.05)
     assert rules.max_distance is not None
     assert rules.max_spread is not None
     assert rules.min_sharpness is not None
@@ -209,22 +214,22 @@ def test_rules_of_doubt_set_few_of_these_videos_aside():
 
 def test_without_a_bank_or_frames_there_are_no_such_rules():
     seen = evidence(300, 300, num_frames=1)._replace(distances=np.zeros(600))
-    rules = fit(seen, fpr=0.05, miss=None, abstain=0.05)
+    rules = fit_decision(seen, fpr=0.05, miss=None, abstain=0.05)
     assert rules.max_distance is None
     assert rules.max_spread is None
     assert rules.num_frames == Decision().num_frames
 
 
 def test_too_few_videos_for_a_rule_of_doubt_leave_it_out_and_say_so(caplog):
-    rules = fit(evidence(20, 20), fpr=0.1, miss=None, abstain=0.01)
+    rules = fit_decision(evidence(20, 20), fpr=0.1, miss=None, abstain=0.01)
     assert rules.max_distance is None
     assert "No rule max_distance: There are 40 videos, too few" in caplog.text
 
 
 def test_each_data_set_is_described():
     seen = evidence(200, 200)
-    rules = fit(seen, fpr=0.05, miss=None, abstain=0)
-    details = describe(seen, rules)
+    rules = fit_decision(seen, fpr=0.05, miss=None, abstain=0)
+    details = describe_calibration(seen, rules)
     assert [row["dataset"] for row in details["per_dataset"]] == ["set"]
     assert details["after"]["nll"] <= details["before"]["nll"]
     assert rules.fpr is not None

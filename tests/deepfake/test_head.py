@@ -51,7 +51,7 @@ def test_only_the_direction_counts():
     longer = Features(given.pooled * 7, given.tokens, given.maps)
     torch.testing.assert_close(made(given)["logits"], made(longer)["logits"])
     torch.testing.assert_close(made(given)["feature"].norm(dim=1), torch.ones(4))
-    free = head(normalise=False)
+    free = head(normalize=False)
     assert not torch.allclose(free(given)["logits"], free(longer)["logits"])
     torch.testing.assert_close(free(given)["feature"], free(longer)["feature"])
 
@@ -116,7 +116,7 @@ def test_distances_to_what_was_seen():
     given = features(2)
     unknown = made.decode(made(given))["distances"]
     assert torch.equal(unknown, torch.zeros(2))
-    made.remember(made(given)["feature"])
+    made.update_memory_bank(made(given)["feature"])
     torch.testing.assert_close(
         made.decode(made(given))["distances"], torch.zeros(2), atol=1e-6, rtol=0
     )
@@ -128,8 +128,8 @@ def test_distances_to_what_was_seen():
 def test_the_oldest_features_leave_the_bank():
     made = head(bank_size=3)
     unit = torch.eye(12)
-    made.remember(unit[:2])
-    made.remember(unit[2:4])
+    made.update_memory_bank(unit[:2])
+    made.update_memory_bank(unit[2:4])
     raw = {"feature": unit[:5], "logits": torch.zeros(5), "patches": torch.zeros(5, 1, 1)}
     assert made.decode(raw)["distances"].tolist() == [0, 1, 0, 0, 1]
 
@@ -137,8 +137,8 @@ def test_the_oldest_features_leave_the_bank():
 def test_a_large_batch_is_remembered_evenly():
     """In a batch of pairs the first half may be of one class."""
     made = head(bank_size=4)
-    made.remember(torch.eye(12))
-    kept = made.bank.nonzero()[:, 1].tolist()
+    made.update_memory_bank(torch.eye(12))
+    kept = made.memory_bank.nonzero()[:, 1].tolist()
     assert kept == [0, 3, 6, 9]
 
 
@@ -146,17 +146,21 @@ def test_an_average_of_weights_leaves_the_bank_whole():
     made = head(bank_size=4)
     averaged = AveragedModel(made, multi_avg_fn=partial(update_average, 0.9), use_buffers=True)
     for number in range(6):
-        made.remember(torch.eye(12)[2 * number : 2 * number + 2])
+        made.update_memory_bank(torch.eye(12)[2 * number : 2 * number + 2])
         averaged.update_parameters(made)
-    assert torch.equal(averaged.module.bank, made.bank)
+    assert torch.equal(averaged.module.memory_bank, made.memory_bank)
 
 
 def test_the_bank_is_in_the_state():
     made = head(bank_size=4)
-    made.remember(torch.eye(12)[:2])
+    made.update_memory_bank(torch.eye(12)[:2])
     again = copy.deepcopy(head(bank_size=4))
     again.load_state_dict(made.state_dict())
-    assert torch.equal(again.bank, made.bank)
+    assert torch.equal(again.memory_bank, made.memory_bank)
+    old = made.state_dict()
+    old["bank"] = old.pop("memory_bank") + 1  # as version 0.1 called it
+    again.load_state_dict(old)
+    assert torch.equal(again.memory_bank, made.memory_bank + 1)
 
 
 class Whole(torch.nn.Module):
@@ -182,7 +186,7 @@ def test_graph_answers_as_torch_for_any_batch(tmp_path):
     torch.nn.init.normal_(made.linear.weight, std=5)
     whole = Whole(backbone, made).eval()
     with torch.no_grad():
-        made.remember(made(backbone(torch.randn(5, 3, 64, 96)))["feature"])
+        made.update_memory_bank(made(backbone(torch.randn(5, 3, 64, 96)))["feature"])
     program = torch.onnx.export(
         whole,
         (torch.randn(2, 3, 64, 96),),

@@ -3,7 +3,13 @@ import pytest
 from scipy.optimize import brentq
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from vfm.deepfake.metrics import Failure, auc, deepfake_results, failure_figures, video_logits
+from vfm.deepfake.metrics import (
+    LostVideo,
+    average_by_video,
+    bound_failures,
+    compute_auc,
+    compute_deepfake_results,
+)
 from vfm.metrics.roc import ClusteredScores, Roc
 
 RNG = np.random.default_rng(0)
@@ -68,7 +74,7 @@ def test_a_side_that_is_missing_makes_every_figure_undefined():
     roc = Roc([1.0, 2.0], [True, True])
     for figure in (roc.eer(), roc.tpr_at_fpr(0.01), roc.partial_auc(0.1)):
         assert np.isnan(figure).all()
-    assert auc([1.0, 2.0], [False, False]) is None
+    assert compute_auc([1.0, 2.0], [False, False]) is None
 
 
 def test_too_few_reals_allow_no_false_alarm_and_say_so():
@@ -118,7 +124,7 @@ def test_average_precision_of_both_sides_is_that_of_sklearn():
 
 def test_a_video_scores_its_mean_logit():
     keys = [("d", "", "a"), ("d", "m", "a"), ("d", "", "a")]
-    videos = video_logits([1.0, 5.0, 3.0], [0, 1, 0], keys)
+    videos = average_by_video([1.0, 5.0, 3.0], [0, 1, 0], keys)
     assert videos.keys == [("d", "", "a"), ("d", "m", "a")]
     assert videos.logits.tolist() == [2.0, 5.0]
     assert videos.fake.tolist() == [False, True]
@@ -129,10 +135,10 @@ def test_a_video_scores_its_mean_logit():
 
 def test_trap_05_equal_names_of_several_methods_are_several_videos():
     names = [("FF++", method, "000_003") for method in ("Deepfakes", "FaceSwap")]
-    assert len(video_logits([1.0, -1.0], [1, 1], names).keys) == 2
+    assert len(average_by_video([1.0, -1.0], [1, 1], names).keys) == 2
     mixed = [("FF++", "", "000"), ("FF++", "", "000")]
     with pytest.raises(ValueError, match=r"1 videos have frames labelled real.*'000'.*1 of 2"):
-        video_logits([1.0, -1.0], [0, 1], mixed)
+        average_by_video([1.0, -1.0], [0, 1], mixed)
 
 
 @pytest.mark.parametrize(
@@ -145,12 +151,12 @@ def test_trap_05_equal_names_of_several_methods_are_several_videos():
 )
 def test_what_cannot_be_ranked_is_refused(logits, labels, text):
     with pytest.raises(ValueError, match=text):
-        video_logits(logits, labels, [("d", "", "a"), ("d", "m", "b")])
+        average_by_video(logits, labels, [("d", "", "a"), ("d", "m", "b")])
 
 
 def test_no_frames_are_refused():
     with pytest.raises(ValueError, match="There are no frames to score"):
-        video_logits([], [], [])
+        average_by_video([], [], [])
 
 
 def test_trap_07_the_pooled_area_is_not_the_mean_over_batches():
@@ -158,9 +164,11 @@ def test_trap_07_the_pooled_area_is_not_the_mean_over_batches():
     fake = np.tile([False, True], 50)
     drift = np.repeat(np.arange(10.0), 10)
     logits = drift + 0.5 * fake + 0.01 * RNG.normal(size=100)
-    batches = [auc(logits[i : i + 10], fake[i : i + 10]) for i in range(0, 100, 10)]
+    batches = [compute_auc(logits[i : i + 10], fake[i : i + 10]) for i in range(0, 100, 10)]
     groups = [("d", "m" if f else "", str(i), str(i)) for i, f in enumerate(fake)]
-    pooled = deepfake_results(logits, fake.astype(int), *parts(groups))["video_auc"]["value"]
+    pooled = compute_deepfake_results(logits, fake.astype(int), *parts(groups))["video_auc"][
+        "value"
+    ]
     assert np.mean(batches) == 1
     assert pooled == pytest.approx(roc_auc_score(fake, logits))
     assert pooled < 0.6
@@ -169,7 +177,9 @@ def test_trap_07_the_pooled_area_is_not_the_mean_over_batches():
 def test_methods_are_told_from_the_same_reals_the_worst_first():
     logits, labels, groups = split()
     hard = np.array([row[1] == "reenact" for row in groups])
-    results = deepfake_results(logits - 1.5 * hard, labels, *parts(groups), trained_on={"swap"})
+    results = compute_deepfake_results(
+        logits - 1.5 * hard, labels, *parts(groups), trained_on={"swap"}
+    )
     rows = results["per_method"]
     assert [row["method"] for row in rows] == ["reenact", "swap"]
     assert results["worst_method"] == rows[0]
@@ -183,7 +193,7 @@ def test_methods_are_told_from_the_same_reals_the_worst_first():
 
 def test_leaving_a_method_out_leaves_the_others():
     logits, labels, groups = split()
-    results = deepfake_results(logits, labels, *parts(groups))
+    results = compute_deepfake_results(logits, labels, *parts(groups))
     rows = {row["method"]: row["auc"] for row in results["per_method"]}
     for row in results["without_method"]:
         (other,) = set(rows) - {row["left_out"]}
@@ -194,7 +204,7 @@ def test_leaving_a_method_out_leaves_the_others():
 def test_each_data_set_has_its_own_reals_where_it_has_any():
     logits, labels, groups = split()
     more = [("other", "swap", "x", "p1"), ("third", "swap", "y", "p2"), ("third", "", "z", "p2")]
-    found = deepfake_results(
+    found = compute_deepfake_results(
         np.append(logits, [9.0, -9.0, 0.0]), np.append(labels, [1, 1, 0]), *parts(groups + more)
     )
     rows = {row["dataset"]: row for row in found["per_method"] if row["method"] == "swap"}
@@ -207,9 +217,9 @@ def test_each_data_set_has_its_own_reals_where_it_has_any():
 
 def test_trap_21_failures_are_their_own_class():
     keys = [("d", "", "r1"), ("d", "", "r2"), ("d", "m", "f1"), ("d", "m", "f2")]
-    videos = video_logits([0.0, 1.0, 2.0, 3.0], [0, 0, 1, 1], keys)
-    lost = [Failure(("d", "m", "f3"), 1), Failure(("d", "", "r3"), 0)]
-    figures = failure_figures(videos, lost)
+    videos = average_by_video([0.0, 1.0, 2.0, 3.0], [0, 0, 1, 1], keys)
+    lost = [LostVideo(("d", "m", "f3"), 1), LostVideo(("d", "", "r3"), 0)]
+    figures = bound_failures(videos, lost)
     assert figures["num_reals"] == figures["num_fakes"] == 1
     assert figures["excluded_auc"] == 1
     # Of nine pairs the four of scored videos are right; every pair with a failure is wrong.
@@ -217,7 +227,9 @@ def test_trap_21_failures_are_their_own_class():
 
 
 def test_one_class_alone_gives_counts_and_no_areas():
-    found = deepfake_results([1.0, 2.0], [0, 0], *parts([("d", "", "a", "a"), ("d", "", "b", "b")]))
+    found = compute_deepfake_results(
+        [1.0, 2.0], [0, 0], *parts([("d", "", "a", "a"), ("d", "", "b", "b")])
+    )
     assert found["video_auc"] == {"value": None, "low": None, "high": None}
     assert found["macro_auc"]["value"] is None
     assert found["per_method"] == []
@@ -228,5 +240,7 @@ def test_one_class_alone_gives_counts_and_no_areas():
 def test_shuffled_labels_are_a_coin_within_the_interval():
     fake = RNG.permutation(np.arange(200) < 100)
     groups = [("d", "m" if f else "", str(i), str(i)) for i, f in enumerate(fake)]
-    found = deepfake_results(RNG.normal(size=200), fake.astype(int), *parts(groups))["video_auc"]
+    found = compute_deepfake_results(RNG.normal(size=200), fake.astype(int), *parts(groups))[
+        "video_auc"
+    ]
     assert found["low"] < 0.5 < found["high"]

@@ -16,11 +16,10 @@ from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.results import (
     OPERATING_POINT,
     SHORTCUTS,
-    DeepfakePredictions,
-    decisions,
-    most_fake,
-    scored,
-    videos_fingerprint,
+    count_decisions,
+    fingerprint_videos,
+    join_records,
+    select_most_fake,
     write_deepfake_results,
 )
 from vfm.tasks.results import Collector
@@ -53,7 +52,7 @@ def answered(logits, index=None, loss=0.0):
     collector = Collector()
     values = {"logits": logits, "distances": torch.zeros(len(logits)), "loss": torch.tensor(loss)}
     collector.add(torch.arange(len(logits)) if index is None else index, values)
-    return DeepfakePredictions.from_predictions(collector.gather())
+    return collector.gather()
 
 
 def write_results(folder, *args, **options):
@@ -69,49 +68,50 @@ def test_repeated_images_count_once_and_order_is_that_of_the_split():
     ):
         values = {"logits": logits, "distances": distances, "loss": loss}
         collector.add(torch.tensor(index), {k: torch.tensor(v) for k, v in values.items()})
-    answers = DeepfakePredictions.from_predictions(collector.gather())
+    answers = collector.gather()
     assert answers.position.tolist() == [0, 1, 2]
-    assert answers.logits.tolist() == [1, 2, 3]
-    assert answers.distances.tolist() == [0, 0.25, 0.75]
-    assert answers.loss == 2
+    assert answers.stack("logits").tolist() == [1, 2, 3]
+    assert answers.stack("distances").tolist() == [0, 0.25, 0.75]
+    assert answers.sums["loss"] == 2
     assert collector.gather() is None
 
 
 def test_trap_22_of_several_faces_the_most_fake_judges_the_frame():
     faces = [("a", 0), ("a", 0), ("a", 1), ("b", -1), ("b", -1), ("c", -1)]
     items = [Item(f"{i}.png", "real", video, frame=n) for i, (video, n) in enumerate(faces)]
-    answers = answered(torch.tensor([1.0, 3.0, -2.0, 0.5, -1.0, 0.0]), loss=6.0)
-    kept = most_fake(answers, items)
-    assert kept.position.tolist() == [1, 2, 3, 5]
-    assert kept.logits.tolist() == [3.0, -2.0, 0.5, 0.0]
-    assert kept.loss / len(kept.position) == answers.loss / len(answers.position)
+    logits = torch.tensor([1.0, 3.0, -2.0, 0.5, -1.0, 0.0])
+    assert select_most_fake(logits.numpy(), items).tolist() == [1, 2, 3, 5]
+    records = [DeepfakeRecord(i.path, 0, i.path, item=i, component="p") for i in items]
+    scored = join_records(answered(logits), records, by_frame=True)
+    assert scored.logits.tolist() == [3.0, -2.0, 0.5, 0.0]
+    assert [record.item for record in scored.records] == [items[k] for k in (1, 2, 3, 5)]
 
 
 def test_half_precision_is_kept_as_float32():
-    assert answered(torch.tensor([1.0], dtype=torch.bfloat16)).logits.dtype == np.float32
+    assert answered(torch.tensor([1.0], dtype=torch.bfloat16)).stack("logits").dtype == np.float32
 
 
 def test_a_video_without_any_scored_frame_has_failed():
     records, logits = split()
     index = torch.arange(1, len(records) - 2)
-    found = scored(answered(logits[index], index), records)
+    found = join_records(answered(logits[index], index), records)
     # The first video has lost one of two frames, the last both.
-    assert [(lost.key, lost.label) for lost in found.failed] == [(("set", "reenact", "029"), 1)]
+    assert [(lost.key, lost.label) for lost in found.lost] == [(("set", "reenact", "029"), 1)]
 
 
 def test_records_without_groups_are_refused():
     record = Record("a.png", 1, "a.png")
     with pytest.raises(ValueError, match=r"a\.png has the groups \(\), .* with DeepfakeData"):
-        scored(answered(torch.tensor([1.0])), [record])
+        join_records(answered(torch.tensor([1.0])), [record])
 
 
 def test_fingerprint_is_of_videos_and_labels_not_of_order():
     records, _ = split()
-    assert videos_fingerprint(records) == videos_fingerprint(records[::-1])
-    assert videos_fingerprint(records) == videos_fingerprint(records[::2])
-    assert videos_fingerprint(records) != videos_fingerprint(records[2:])
+    assert fingerprint_videos(records) == fingerprint_videos(records[::-1])
+    assert fingerprint_videos(records) == fingerprint_videos(records[::2])
+    assert fingerprint_videos(records) != fingerprint_videos(records[2:])
     other = [replace(record, label=1) for record in records]
-    assert videos_fingerprint(records) != videos_fingerprint(other)
+    assert fingerprint_videos(records) != fingerprint_videos(other)
 
 
 def test_everything_is_written(tmp_path):
@@ -216,7 +216,7 @@ def test_the_operating_point_is_judged_on_other_videos(tmp_path):
 
 def test_trap_20_a_threshold_proves_nothing_on_the_videos_that_set_it(tmp_path):
     records, logits = split()
-    operating_point(tmp_path, videos_fingerprint(records))
+    operating_point(tmp_path, fingerprint_videos(records))
     path = write_results(tmp_path, "test", answered(logits), records, MORE)
     results = json.loads(path.read_text())["test"]
     assert results["operating_point"] is None
@@ -227,7 +227,7 @@ def test_three_answers():
     rules = Decision(threshold=1.0, real_below=-1.0)
     logits = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, -2.0, 3.0])
     fake = np.array([False, False, False, False, False, True, True])
-    found = decisions(logits, fake, rules)
+    found = count_decisions(logits, fake, rules)
     assert found["num_false_alarms"] == 1
     assert found["undecided"] == pytest.approx(3 / 7)
     assert found["tpr"] == found["missed"] == 0.5

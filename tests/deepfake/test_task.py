@@ -236,14 +236,14 @@ def test_a_resumed_training_ends_as_an_unbroken_one(tmp_path: Path) -> None:
         ends.append(learning.state_dict())
     for key, value in ends[0].items():
         torch.testing.assert_close(value, ends[1][key], msg=key)
-    assert ends[0]["head.bank"].abs().sum(1).all()
+    assert ends[0]["head.memory_bank"].abs().sum(1).all()
 
 
 def test_averaged_weights_keep_a_bank_of_unit_features(tmp_path: Path) -> None:
     made = trainer(tmp_path, max_epochs=2)
     made.fit(task(optim=Optim(lr=1e-3, ema=0.9)), datamodule=drawn())
     head = BaseTask.load(tmp_path / "checkpoints" / "last.ckpt").head
-    lengths = (head.bank.double() / 2**24).norm(dim=1)
+    lengths = (head.memory_bank.double() / 2**24).norm(dim=1)
     torch.testing.assert_close(lengths, torch.ones(16, dtype=torch.float64), atol=1e-5, rtol=0)
 
 

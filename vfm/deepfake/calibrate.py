@@ -18,8 +18,8 @@ from vfm.data.dataset import Record
 from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.record import LABELS
-from vfm.deepfake.evidence import Evidence, gather
-from vfm.deepfake.results import OPERATING_POINT, decisions, videos_fingerprint
+from vfm.deepfake.evidence import CalibrationEvidence, collect_evidence
+from vfm.deepfake.results import OPERATING_POINT, count_decisions, fingerprint_videos
 from vfm.metrics.calibration import (
     TooFewError,
     bound_rate,
@@ -37,7 +37,7 @@ OPTIONS = (
     *("fpr", "miss", "abstain", "split", "cropped", "native"),
     *("batch_size", "num_workers"),
 )
-"""Those of `vfm calibrate` that a detector takes."""
+"""Options of `vfm calibrate` that a detector takes."""
 
 _SPLITS = {"val": ("val",), "test": ("test",), "all": ("train", "val", "test")}
 _FPR = 0.01
@@ -47,21 +47,12 @@ log = logging.getLogger(__name__)
 
 
 def choose_splits(options: CalibrationOptions) -> tuple[str, ...]:
-    """Names of the splits that are asked for.
-
-    Args:
-        options: Options of the command.
-    """
+    """Names of the splits that are asked for."""
     return _SPLITS[options.split or "val"]
 
 
 def open_calibration_videos(path: Path, options: CalibrationOptions) -> LabelledImages:
-    """Images of videos by path, of the splits that are asked for.
-
-    Args:
-        path: Folder as for DeepfakeData, or a manifest.
-        options: Options of the command.
-    """
+    """Images of the videos of a folder as for DeepfakeData, or a manifest, of the splits that are asked for."""
     is_file = path.is_file()
     images = DeepfakeData(
         path.parent if is_file else path,
@@ -84,7 +75,7 @@ def calibrate_videos(
 
     Args:
         source: Images of the videos, with the model's `preprocess`.
-        run: The model.
+        run: The model, as a function of its inputs.
         crop: How the images that it was trained on were cut out.
         folder: Folder of the checkpoint, with the results of its tests.
         options: Options of the command.
@@ -98,17 +89,18 @@ def calibrate_videos(
     records, split = source.records, options.split or "val"
     require_untested(records, folder)
     require_both(records, split)
-    evidence = gather(run, crop, images, list(dict.fromkeys(name for name, _ in source.positions)))
-    rules = fit(
+    splits = list(dict.fromkeys(name for name, _ in source.positions))
+    evidence = collect_evidence(run, crop, images, splits)
+    rules = fit_decision(
         evidence,
         fpr=_FPR if options.fpr is None else options.fpr,
         miss=options.miss,
         abstain=_ABSTAIN if options.abstain is None else options.abstain,
     )
-    rules = replace(rules, calibration=videos_fingerprint(records))
-    details = {"split": split, **describe(evidence, rules)}
+    rules = replace(rules, calibration=fingerprint_videos(records))
+    details = {"split": split, **describe_calibration(evidence, rules)}
     files = {OPERATING_POINT: rules.to_dict()}
-    return CalibrationResult(source, details, _report(details, rules), files)
+    return CalibrationResult(source, details, _report_lines(details, rules), files)
 
 
 def require_untested(records: Sequence[Record], folder: Path) -> None:
@@ -122,7 +114,7 @@ def require_untested(records: Sequence[Record], folder: Path) -> None:
         CalibrationError: They are the test videos of `results.json`.
     """
     tested = read_results(folder).get("test", {}).get("videos_fingerprint")
-    if tested is not None and tested == videos_fingerprint(records):
+    if tested is not None and tested == fingerprint_videos(records):
         raise CalibrationError(
             f"These are the videos of the test in {folder / RESULTS_FILE}. A threshold fitted on them would make the "
             "test prove nothing. Calibrate on others: --split val, or other data."
@@ -144,18 +136,20 @@ def require_both(records: Sequence[Record], split: str) -> None:
         )
 
 
-def fit(evidence: Evidence, *, fpr: float, miss: float | None, abstain: float) -> Decision:
+def fit_decision(
+    evidence: CalibrationEvidence, *, fpr: float, miss: float | None, abstain: float
+) -> Decision:
     """The rules of the decision that the evidence supports.
 
     Args:
-        evidence: Of videos that the model has not seen.
-        fpr: Share of real videos that may be called fake.
-        miss: Share of fake videos that may be called real; None for no answer in between.
-        abstain: Share of videos that each rule of doubt may leave undecided; 0 for none.
+        evidence: What the model says of videos that it has not seen.
+        fpr: Fraction of real videos that may be called fake.
+        miss: Fraction of fake videos that may be called real; None for no answer in between.
+        abstain: Fraction of videos that each rule of doubt may leave undecided; 0 for none.
 
     Raises:
         TooFewError: There are too few real, or fake, videos.
-        ValueError: Reals have the higher logits, or a share is not one.
+        ValueError: Reals have the higher logits, or a fraction is not one.
     """
     videos = evidence.videos
     # First, since it is what most often fails: the message says how many it takes.
@@ -168,6 +162,8 @@ def fit(evidence: Evidence, *, fpr: float, miss: float | None, abstain: float) -
         # Where the limits cross, nothing lies between them: what is not fake is real.
         real_below = below / temperature if below < above else None
     moving = videos.num_frames > 1
+    blur = -evidence.sharpness[np.isfinite(evidence.sharpness)]
+    least = _fit_limit(blur, abstain, "min_sharpness")
     return Decision(
         num_frames=evidence.num_frames if evidence.num_frames > 1 else Decision.num_frames,
         temperature=temperature,
@@ -175,21 +171,17 @@ def fit(evidence: Evidence, *, fpr: float, miss: float | None, abstain: float) -
         real_below=real_below,
         fpr=fpr,
         num_reals=int((~videos.fake).sum()),
-        max_distance=_limit(evidence.distances, abstain, "max_distance"),
-        max_spread=_limit(videos.spread[moving], abstain, "max_spread"),
-        min_sharpness=_least(evidence.sharpness, abstain),
+        max_distance=_fit_limit(evidence.distances, abstain, "max_distance"),
+        max_spread=_fit_limit(videos.spread[moving], abstain, "max_spread"),
+        min_sharpness=None if least is None else -least,
     )
 
 
-def describe(evidence: Evidence, rules: Decision) -> dict[str, Any]:
+def describe_calibration(evidence: CalibrationEvidence, rules: Decision) -> dict[str, Any]:
     """What the rules were fitted on, and how they do there, ready for JSON.
 
-    `fpr_at_most` bounds, with 95 % confidence, the share of such reals that is called fake at this very threshold:
+    `fpr_at_most` bounds, with 95 % confidence, the fraction of such reals that is called fake at this very threshold:
     the mean over calibration sets is `fpr`, one of them may be luckier than another.
-
-    Args:
-        evidence: Of the calibration videos.
-        rules: Fitted on them.
     """
     videos = evidence.videos
     calibrated = videos.logits / rules.temperature
@@ -203,10 +195,10 @@ def describe(evidence: Evidence, rules: Decision) -> dict[str, Any]:
         "num_real_identities": len({evidence.identities[i] for i in reals}),
         "num_lost": evidence.num_lost,
         "fpr_at_most": bound_rate(alarms, len(reals)),
-        "decisions": decisions(calibrated, videos.fake, rules),
+        "decisions": count_decisions(calibrated, videos.fake, rules),
         "per_dataset": [
             {"dataset": name}
-            | decisions(calibrated[chosen], videos.fake[chosen], rules)
+            | count_decisions(calibrated[chosen], videos.fake[chosen], rules)
             | {"num_reals": int((~videos.fake[chosen]).sum())}
             for name in dict.fromkeys(names)
             if (chosen := np.array(names) == name).any()
@@ -217,24 +209,19 @@ def describe(evidence: Evidence, rules: Decision) -> dict[str, Any]:
     }
 
 
-def _limit(values: NDArray[np.float64], share: float, name: str) -> float | None:
-    """What at most this share of such videos exceeds; None where nothing varies, or there are too few to say."""
-    if not share or not len(values) or not np.ptp(values):
+def _fit_limit(values: NDArray[np.float64], fraction: float, name: str) -> float | None:
+    """What at most this fraction of such videos exceeds; None where nothing varies, or there are too few to say."""
+    if not fraction or not len(values) or not np.ptp(values):
         return None
     try:
-        return fit_conformal_threshold(values, share, "videos")
+        return fit_conformal_threshold(values, fraction, "videos")
     except TooFewError as error:
         log.warning("No rule %s: %s", name, error)
         return None
 
 
-def _least(values: NDArray[np.float64], share: float) -> float | None:
-    limit = _limit(-values[np.isfinite(values)], share, "min_sharpness")
-    return None if limit is None else -limit
-
-
-def _report(details: dict[str, Any], rules: Decision) -> list[str]:
-    fpr, found = rules.fpr or 0.0, details["decisions"]
+def _report_lines(details: dict[str, Any], rules: Decision) -> list[str]:
+    fpr, counts = rules.fpr or 0.0, details["decisions"]
     lines = [
         f"{details['num_videos']} videos: {details['num_reals']} real, {details['num_fakes']} fake.",
         f"Temperature {rules.temperature:.3g}: expected calibration error {details['before']['ece']:.3f}, now "
@@ -242,7 +229,7 @@ def _report(details: dict[str, Any], rules: Decision) -> list[str]:
         f"Threshold: a score of {sigmoid(rules.limit):.4f}. Of real videos like these at most "
         f"{100 * fpr:g} % are called fake, on average; of this threshold {details['fpr_at_most']:.1%} at most, with "
         "95 % confidence.",
-        f"Of the fakes here {found['tpr']:.1%} are called fake, {found['missed']:.1%} real.",
+        f"Of the fakes here {counts['tpr']:.1%} are called fake, {counts['missed']:.1%} real.",
     ]
     if details["num_lost"]:
         lines.append(f"{details['num_lost']} videos got no score, and set nothing.")

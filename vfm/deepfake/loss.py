@@ -1,4 +1,4 @@
-"""The loss of a forgery detector: the image's class, the shape of the feature space, and where it was forged."""
+"""Deepfake loss: cross-entropy of the image, alignment and uniformity of the features, and the forged mask."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _LEAST_UNIFORMITY = 1e-6
 
 
 class DeepfakeLoss(Loss):
-    """Cross-entropy of the image; alignment and uniformity of the features; a map of the forged places.
+    """Cross-entropy of the image; alignment and uniformity of the features; a map of what was forged.
 
     Alignment draws the features of a class together, uniformity spreads all of them over the sphere (Wang and Isola,
-    2020), as in GenD (Yermakov et al., 2025). Places learn from the mask of what was blended in where it is known;
-    where it is not, the sharpest places stand for the image (multiple-instance learning).
+    2020), as in GenD (Yermakov et al., 2025). Tokens learn from the mask of what was blended in where it is known;
+    where it is not, the sharpest tokens stand for the image (multiple-instance learning).
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class DeepfakeLoss(Loss):
         """Set the weights beside that of the cross-entropy, which is 1.
 
         Args:
-            uniformity: Of the logarithm of the mean Gaussian potential of all pairs of features.
-            alignment: Of the mean squared distance of two features of one class.
-            mask: Of cross-entropy and Dice of the places, where the mask is known.
-            mil: Of the cross-entropy of the places' smooth maximum, where it is not.
+            uniformity: Weight of the logarithm of the mean Gaussian potential of all pairs of features.
+            alignment: Weight of the mean squared distance of two features of one class.
+            mask: Weight of cross-entropy and Dice of the tokens, where the mask is known.
+            mil: Weight of the cross-entropy of the tokens' smooth maximum, where it is not.
 
         Raises:
             ValueError: A weight lies outside 0 to 100.
@@ -61,13 +61,13 @@ class DeepfakeLoss(Loss):
         with torch.autocast(raw["logits"].device.type, enabled=False):
             target = label.float()
             patches, feature = raw["patches"].float(), raw["feature"].float()
-            uniformity, alignment = _spread(feature, label)
-            known, unknown = _places(patches, target, mask)
+            uniformity, alignment = _measure_spread(feature, label)
+            masked, unmasked = _compare_masks(patches, target, mask)
             sums = {
                 "uniformity": uniformity * len(label),
                 "alignment": alignment * len(label),
-                "mask": known,
-                "mil": unknown,
+                "mask": masked,
+                "mil": unmasked,
             }
             classes = F.binary_cross_entropy_with_logits(
                 raw["logits"].float(), target, reduction="sum"
@@ -75,7 +75,7 @@ class DeepfakeLoss(Loss):
             return {"classes": classes} | {k: v * self.weights[k] for k, v in sums.items()}
 
 
-def _spread(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+def _measure_spread(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """Uniformity and alignment of unit features [N, D], over all pairs and over those of one class."""
     first, second = torch.triu_indices(len(label), len(label), 1, device=label.device)
     squared = (2 - 2 * (feature @ feature.T)[first, second]).clamp(min=0)
@@ -88,21 +88,17 @@ def _spread(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     return uniformity, alignment + nothing
 
 
-def _places(patches: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of the places' logits [N, h, w] where masks are known, and where they are not."""
-    is_known = (mask.flatten(1).amin(1) >= 0).float()
+def _compare_masks(patches: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of the tokens' logits [N, h, w] where masks are known, and where they are not."""
+    is_masked = (mask.flatten(1).amin(1) >= 0).float()
     rows, columns = patches.shape[-2:]
-    share = F.adaptive_avg_pool2d(mask.float().clamp(min=0), (rows, columns))
-    entropy = F.binary_cross_entropy_with_logits(patches, share, reduction="none").mean((1, 2))
-    known = ((entropy + _dice(patches.sigmoid(), share)) * is_known).sum()
-    # The mean inside: the maximum of places that all say 0 is 0, however many there are.
+    forged = F.adaptive_avg_pool2d(mask.float().clamp(min=0), (rows, columns))
+    entropy = F.binary_cross_entropy_with_logits(patches, forged, reduction="none").mean((1, 2))
+    # 1 minus Dice (Milletari et al., 2016) of each image, 0 for images of which nothing was forged.
+    predicted, area = patches.sigmoid(), forged.sum((1, 2))
+    common, both = (predicted * forged).sum((1, 2)), (predicted + forged).sum((1, 2))
+    dice = (1 - (2 * common + 1) / (both + 1)) * (area > 0)
+    # The mean inside: the maximum of tokens that all say 0 is 0, however many there are.
     sharpest = patches.flatten(1).logsumexp(1) - math.log(rows * columns)
     bag = F.binary_cross_entropy_with_logits(sharpest, target, reduction="none")
-    return known, (bag * (1 - is_known)).sum()
-
-
-def _dice(found: Tensor, share: Tensor) -> Tensor:
-    """1 minus Dice (Milletari et al., 2016) of each image [N], 0 for images without a forged place."""
-    common, both = (found * share).sum((1, 2)), (found + share).sum((1, 2))
-    forged = share.sum((1, 2))
-    return (1 - (2 * common + 1) / (both + 1)) * (forged > 0)
+    return ((entropy + dice) * is_masked).sum(), (bag * (1 - is_masked)).sum()

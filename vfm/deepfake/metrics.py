@@ -1,4 +1,4 @@
-"""Scores of a detector of forgeries: by frame, by video and by method, pooled over a whole split.
+"""Deepfake metrics: AUC by frame, by video and by method, pooled over a whole split.
 
 Fake is the positive class, and a higher logit is more fake. A video is known by (data set, method, video): names
 repeat between methods and data sets. Averages over batches are never taken: the mean of batches' AUCs is no AUC.
@@ -6,7 +6,7 @@ repeat between methods and data sets. Averages over batches are never taken: the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +23,6 @@ BoolArray = npt.NDArray[np.bool_]
 Key = tuple[str, str, str]
 """Data set, method ("" of a real) and video."""
 
-LABELS = ("real", "fake")
-
 
 class Videos(NamedTuple):
     """The videos of a split; an image is a video of one frame. V videos, N frames."""
@@ -39,27 +37,25 @@ class Videos(NamedTuple):
     spread: FloatArray
     """[V], standard deviation of the frames' logits."""
     of_frame: IntArray
-    """[N], the place of each frame's video."""
+    """[N], the index of each frame's video."""
 
 
-def video_logits(logits: npt.ArrayLike, labels: npt.ArrayLike, keys: Sequence[Key]) -> Videos:
+def average_by_video(logits: npt.ArrayLike, labels: npt.ArrayLike, keys: Sequence[Key]) -> Videos:
     """The mean logit of each video, in the order in which the videos first occur.
 
     Args:
-        logits: float [N], of the frames.
+        logits: float [N], one for each frame.
         labels: int [N], 0 real, 1 fake.
-        keys: For each frame its video.
+        keys: Video of each of the N frames.
 
     Raises:
         ValueError: A video has frames of both labels, a label is neither, a logit is not finite, or there are none.
     """
     values, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     _check(values, truth, len(keys))
-    places: dict[Key, int] = {}
-    of_frame = np.array([places.setdefault(key, len(places)) for key in keys], np.int64)
+    names, of_frame = list(dict.fromkeys(keys)), _number(keys)
     number = np.bincount(of_frame)
     num_fake = np.bincount(of_frame, weights=truth)
-    names = list(places)
     mixed = np.flatnonzero((num_fake > 0) & (num_fake < number))
     if len(mixed):
         name = names[mixed[0]]
@@ -74,50 +70,75 @@ def video_logits(logits: npt.ArrayLike, labels: npt.ArrayLike, keys: Sequence[Ke
     return Videos(names, mean, num_fake > 0, number, np.sqrt(square), of_frame)
 
 
-def auc(logits: npt.ArrayLike, fake: npt.ArrayLike) -> float | None:
+def compute_auc(logits: npt.ArrayLike, fake: npt.ArrayLike) -> float | None:
     """Probability that a fake gets a higher logit than a real, ties counting half; None without both."""
     return Ranking(logits, fake).to_dict()["auroc"]
 
 
-class Failure(NamedTuple):
+class LostVideo(NamedTuple):
     """A video that got no score: unreadable, or without a face."""
 
     key: Key
     label: int
 
 
-def deepfake_results(
+def compute_deepfake_results(
     logits: npt.ArrayLike,
     labels: npt.ArrayLike,
     keys: Sequence[Key],
     components: Sequence[str],
     *,
-    failed: Sequence[Failure] = (),
+    lost: Sequence[LostVideo] = (),
     trained_on: Collection[str] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Every figure of a split, ready for JSON.
+    """Every metric of a split, ready for JSON.
 
     Args:
-        logits: float [N], of the frames.
+        logits: float [N], one for each frame.
         labels: int [N], 0 real, 1 fake.
         keys: Video of each frame.
         components: For each frame the name of the videos that share persons or sources with its own.
-        failed: Videos of the split without any scored frame.
+        lost: Videos of the split without any scored frame.
         trained_on: Names of the methods that the training saw, to tell unseen ones apart.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: As `video_logits`.
+        ValueError: The frames make no videos, for the reasons of `average_by_video`.
     """
-    videos = video_logits(logits, labels, keys)
-    of_frame = _numbered(components)
+    videos = average_by_video(logits, labels, keys)
+    of_frame = _number(components)
+    num_clusters = int(of_frame.max()) + 1
     clusters = np.zeros(len(videos.keys), np.int64)
     clusters[videos.of_frame] = of_frame
-    frames = ClusteredScores(logits, videos.fake[videos.of_frame], of_frame, _count(of_frame), seed)
-    scores = ClusteredScores(videos.logits, videos.fake, clusters, _count(of_frame), seed)
-    methods = method_scores(videos, clusters, seed)
-    rows = _method_rows(methods, trained_on)
+    frames = ClusteredScores(logits, videos.fake[videos.of_frame], of_frame, num_clusters, seed)
+
+    def score(chosen: IntArray) -> ClusteredScores:
+        return ClusteredScores(
+            videos.logits[chosen], videos.fake[chosen], clusters[chosen], num_clusters, seed
+        )
+
+    scores = score(np.arange(len(videos.keys)))
+    dataset = np.array([key[0] for key in videos.keys])
+    methods = {
+        name: score(select_method(videos, *name))
+        for name in dict.fromkeys(
+            key[:2] for key, fake in zip(videos.keys, videos.fake, strict=True) if fake
+        )
+    }
+    rows = [
+        {
+            "dataset": name[0],
+            "method": name[1],
+            "own_reals": bool((~videos.fake & (dataset == name[0])).any()),
+            "seen": None if trained_on is None else name[1] in trained_on,
+            **_describe(part),
+        }
+        for name, part in methods.items()
+    ]
+    rows.sort(key=lambda row: 2.0 if row["auc"] is None else row["auc"])
+    video_auc = scores.estimate_auc()
+    several = len(frames.clusters) > len(scores.clusters)
     return {
         "num_samples": len(frames.clusters),
         "num_videos": len(videos.keys),
@@ -125,175 +146,101 @@ def deepfake_results(
         "num_fakes": scores.num_positives,
         "num_identities": scores.num_clusters,
         "level": LEVEL,
-        "video_auc": scores.estimate_auc(),
-        "frame_auc": frames.estimate_auc()
-        if len(frames.clusters) > len(scores.clusters)
-        else scores.estimate_auc(),
-        "macro_auc": _macro(scores, [m.scores for m in methods]),
+        "video_auc": video_auc,
+        "frame_auc": frames.estimate_auc() if several else video_auc,
+        "macro_auc": _estimate_macro_auc(scores, list(methods.values())),
         "worst_method": rows[0] if rows else None,
         "unseen_auc": _average(row["auc"] for row in rows if row["seen"] is False),
         "video": scores.estimate_all(),
         "frame": frames.compute_headline(),
         "per_method": rows,
-        "without_method": _without(rows, methods, videos),
-        "per_dataset": _dataset_rows(videos, clusters, seed),
-        "failures": failure_figures(videos, failed),
+        "without_method": _leave_methods_out(rows, videos) if len(rows) > 1 else [],
+        "per_dataset": [
+            {"dataset": name, **_describe(score(np.flatnonzero(dataset == name)))}
+            for name in dict.fromkeys(key[0] for key in videos.keys)
+        ],
+        "failures": bound_failures(videos, lost),
     }
 
 
-class MethodScores(NamedTuple):
-    """The fakes of one method beside the reals that they are told from."""
-
-    dataset: str
-    method: str
-    own_reals: bool
-    """Whether the reals are of the same data set; of the whole split where that has none."""
-    scores: ClusteredScores
-
-
-def method_scores(videos: Videos, clusters: IntArray, seed: int = 0) -> list[MethodScores]:
-    """Each method of each data set against the same reals: those of its data set.
+def select_method(videos: Videos, dataset: str, method: str) -> IntArray:
+    """Indices of the fakes of a method, and of the reals that they are told from.
 
     Args:
-        videos: Of the split.
-        clusters: [V], connected identities, from 0.
-        seed: Of the bootstrap.
+        videos: Videos of the split.
+        dataset: Data set of the method; its reals count, or all of the split where it has none.
+        method: Name of the method in its data set.
     """
-    found = []
-    pairs = zip(videos.keys, videos.fake, strict=True)
-    for dataset, method in dict.fromkeys(key[:2] for key, fake in pairs if fake):
-        chosen = beside_reals(videos, dataset, method)
-        reals = chosen[~videos.fake[chosen]]
-        own = any(videos.keys[real][0] == dataset for real in reals)
-        part = ClusteredScores(
-            videos.logits[chosen], videos.fake[chosen], clusters[chosen], _count(clusters), seed
-        )
-        found.append(MethodScores(dataset, method, own, part))
-    return found
+    same = np.array([key[0] == dataset for key in videos.keys])
+    by_method = np.array([key[1] == method for key in videos.keys])
+    reals = ~videos.fake & same
+    if not reals.any():
+        reals = ~videos.fake
+    return np.flatnonzero(reals | (videos.fake & same & by_method))
 
 
-def beside_reals(videos: Videos, dataset: str, method: str) -> IntArray:
-    """Places of the fakes of a method, and of the reals that they are told from.
-
-    Args:
-        videos: Of the split.
-        dataset: Of the method; its reals, or all of the split where it has none.
-        method: Of the fakes.
-    """
-    here = np.array([key[0] == dataset for key in videos.keys])
-    made = np.array([key[1] == method for key in videos.keys])
-    own = ~videos.fake & here
-    reals = own if own.any() else ~videos.fake
-    return np.flatnonzero(reals | (videos.fake & here & made))
-
-
-def failure_figures(videos: Videos, failed: Sequence[Failure]) -> dict[str, Any]:
+def bound_failures(videos: Videos, lost: Sequence[LostVideo]) -> dict[str, Any]:
     """Videos without a score, as their own class: how many, and how much they could matter.
 
-    A failure is neither right nor wrong, so two figures frame the truth: one leaves failures out, the other lets
+    A failure is neither right nor wrong, so two metrics frame the truth: one leaves failures out, the other lets
     every failed fake look more real, and every failed real more fake, than all that were scored.
 
     Args:
-        videos: That were scored.
-        failed: That were not.
+        videos: Videos that were scored.
+        lost: Videos that were not.
     """
-    labels = np.array([failure.label for failure in failed], np.int64)
-    infinite = np.where(labels == 1, -np.inf, np.inf)
-    logits = np.concatenate([videos.logits, infinite])
-    fake = np.concatenate([videos.fake, labels == 1])
+    labels = np.array([video.label for video in lost], np.int64)
+    logits = np.concatenate([videos.logits, np.where(labels == 1, -np.inf, np.inf)])
     return {
         "num_reals": int((labels == 0).sum()),
         "num_fakes": int((labels == 1).sum()),
-        "excluded_auc": auc(videos.logits, videos.fake),
-        "worst_case_auc": auc(logits, fake),
+        "excluded_auc": compute_auc(videos.logits, videos.fake),
+        "worst_case_auc": compute_auc(logits, np.concatenate([videos.fake, labels == 1])),
     }
 
 
-def _method_rows(
-    methods: Sequence[MethodScores], trained_on: Collection[str] | None
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for part in methods:
-        interval = part.scores.estimate_auc()
-        rows.append(
-            {
-                "dataset": part.dataset,
-                "method": part.method,
-                "num_fakes": part.scores.num_positives,
-                "num_reals": part.scores.num_negatives,
-                "own_reals": part.own_reals,
-                "seen": None if trained_on is None else part.method in trained_on,
-                **part.scores.compute_headline(),
-                "low": interval["low"],
-                "high": interval["high"],
-            }
-        )
-    return sorted(rows, key=lambda row: 2.0 if row["auc"] is None else row["auc"])
+def _describe(scores: ClusteredScores) -> dict[str, Any]:
+    """Counts and metrics of a method or a data set."""
+    interval = scores.estimate_auc()
+    return {
+        "num_fakes": scores.num_positives,
+        "num_reals": scores.num_negatives,
+        **scores.compute_headline(),
+        "low": interval["low"],
+        "high": interval["high"],
+    }
 
 
-def _macro(scores: ClusteredScores, methods: Sequence[ClusteredScores]) -> Metric:
+def _estimate_macro_auc(scores: ClusteredScores, methods: Sequence[ClusteredScores]) -> Metric:
     """Mean AUC over the methods; each resample draws people for all of them at once."""
     statistics = [part.auc for part in methods if part.has_both]
     if not statistics:
         return {"value": None, "low": None, "high": None}
 
-    def mean(counts: npt.ArrayLike) -> FloatArray:
+    def average(counts: npt.ArrayLike) -> FloatArray:
         values = np.stack([statistic(counts) for statistic in statistics])
-        defined = np.isfinite(values)
-        number = defined.sum(axis=0)
-        total = np.where(defined, values, 0.0).sum(axis=0)
-        return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+        number = np.isfinite(values).sum(axis=0)
+        return np.where(number > 0, np.nansum(values, axis=0) / np.maximum(number, 1), np.nan)
 
-    return scores.estimate(mean)
+    return scores.estimate(average)
 
 
-def _without(
-    rows: Sequence[dict[str, Any]], methods: Sequence[MethodScores], videos: Videos
-) -> list[dict[str, Any]]:
-    """What is left of the figures when one method is left out: an average that one easy method carries falls most."""
-    if len(methods) < 2:
-        return []
-    found = []
-    for row in rows:
-        name = (row["dataset"], row["method"])
-        others = [other for other in rows if (other["dataset"], other["method"]) != name]
-        kept = np.array(
-            [
-                not fake or key[:2] != name
-                for key, fake in zip(videos.keys, videos.fake, strict=True)
-            ]
-        )
-        found.append(
+def _leave_methods_out(rows: Sequence[dict[str, Any]], videos: Videos) -> list[dict[str, Any]]:
+    """What is left of the AUC when one method is left out: an average that one easy method carries falls most."""
+    results = []
+    for left_out in rows:
+        name = (left_out["dataset"], left_out["method"])
+        pairs = zip(videos.keys, videos.fake, strict=True)
+        rest = np.array([not fake or key[:2] != name for key, fake in pairs])
+        results.append(
             {
                 "dataset": name[0],
                 "left_out": name[1],
-                "macro_auc": _average(other["auc"] for other in others),
-                "auc": auc(videos.logits[kept], videos.fake[kept]),
+                "macro_auc": _average(row["auc"] for row in rows if row is not left_out),
+                "auc": compute_auc(videos.logits[rest], videos.fake[rest]),
             }
         )
-    return found
-
-
-def _dataset_rows(videos: Videos, clusters: IntArray, seed: int) -> list[dict[str, Any]]:
-    rows = []
-    dataset = np.array([key[0] for key in videos.keys])
-    for name in dict.fromkeys(key[0] for key in videos.keys):
-        chosen = dataset == name
-        part = ClusteredScores(
-            videos.logits[chosen], videos.fake[chosen], clusters[chosen], _count(clusters), seed
-        )
-        interval = part.estimate_auc()
-        rows.append(
-            {
-                "dataset": name,
-                "num_fakes": part.num_positives,
-                "num_reals": part.num_negatives,
-                **part.compute_headline(),
-                "low": interval["low"],
-                "high": interval["high"],
-            }
-        )
-    return rows
+    return results
 
 
 def _check(values: FloatArray, labels: npt.NDArray[Any], num_keys: int) -> None:
@@ -317,15 +264,12 @@ def _check(values: FloatArray, labels: npt.NDArray[Any], num_keys: int) -> None:
         )
 
 
-def _numbered(names: Sequence[str]) -> IntArray:
-    places: dict[str, int] = {}
-    return np.array([places.setdefault(name, len(places)) for name in names], np.int64)
-
-
-def _count(clusters: IntArray) -> int:
-    return int(clusters.max()) + 1
+def _number(names: Sequence[Hashable]) -> IntArray:
+    """Number names from 0, in the order in which they first occur."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
 
 
 def _average(values: Iterable[float | None]) -> float | None:
-    given = [value for value in values if value is not None]
-    return sum(given) / len(given) if given else None
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None

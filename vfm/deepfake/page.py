@@ -1,4 +1,4 @@
-"""The page of a split of real and forged videos: figures, curves, methods, and the videos that were worst."""
+"""Deepfake results page: metrics, curves, methods, decisions, and the videos that were worst."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vfm_runtime.deepfake.evidence import sigmoid
 
 from vfm.data.dataset import Record
-from vfm.deepfake.metrics import Videos, beside_reals
+from vfm.deepfake.metrics import Videos, select_method
 from vfm.metrics.ranking import Ranking
 from vfm.report import Curve, plot_curves
 from vfm.report.plots import COLORS, FONT_SIZE, encode_png, make_figure, style_axes
@@ -47,15 +47,15 @@ def write_deepfake_page(
     logits: NDArray[np.float32],
     records: Sequence[Record],
 ) -> None:
-    """Write `report_<split>.html` and the PNG files of its figures.
+    """Write `report_<split>.html` and the PNG files of its pictures.
 
     Args:
-        folder: Where to.
-        split: `val` or `test`.
-        results: Figures of the split, as in `results.json`.
-        videos: Of the split.
-        logits: [N], of the images.
-        records: The images.
+        folder: Folder of the checkpoint.
+        split: `val` or `test`, whose page is replaced.
+        results: Metrics of the split, as in `results.json`.
+        videos: Videos of the split.
+        logits: [N], one for each image that was scored.
+        records: Records of these N images.
     """
     page = ResultsPage(
         folder,
@@ -66,7 +66,7 @@ def write_deepfake_page(
     )
     for warning in results["warnings"]:
         page.add_text(f"⚠ {warning}")
-    page.add_facts(_facts(results))
+    page.add_facts(_list_facts(results))
     _show_scores(page, results, videos)
     _show_methods(page, results, videos)
     _show_decision(page, results)
@@ -75,7 +75,7 @@ def write_deepfake_page(
     page.finish(results)
 
 
-def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
+def _list_facts(results: Mapping[str, Any]) -> dict[str, Any]:
     video = results["video"]
     facts = {name: describe_metric(results[key]) for key, name in _FACTS.items()}
     facts["Equal error rate"] = describe_metric(video["eer"])
@@ -88,7 +88,7 @@ def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
         facts[f"Fakes found at {100 * row['fpr']:g} % FPR"] = describe_metric(row, note)
     worst = results["worst_method"]
     if worst is not None and worst["auc"] is not None:
-        facts["Worst method"] = (f"{worst['auc']:.4f}", f"AUC of {_name(worst)}")
+        facts["Worst method"] = (f"{worst['auc']:.4f}", f"AUC of {_name_method(worst)}")
     if results["unseen_auc"] is not None:
         facts["AUC, unseen methods"] = (f"{results['unseen_auc']:.4f}", "not in the training")
     if results["metadata_auc"] is not None:
@@ -98,7 +98,7 @@ def _facts(results: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def _name_method(row: Mapping[str, Any]) -> str:
     return "/".join(part for part in (row["dataset"], row["method"]) if part) or "unnamed"
 
 
@@ -109,18 +109,10 @@ def _show_scores(page: ResultsPage, results: Mapping[str, Any], videos: Videos) 
     lines = {} if limit is None else {"equal errors (fitted here)": limit}
     if point is not None and point["threshold"] is not None:
         lines["operating point"] = point["threshold"] * results["calibration"]["temperature"]
-    page.show(
-        "scores",
-        _histogram(videos, lines),
-        "Mean logit of each video, reals and fakes each as shares of their own number.",
-    )
-
-
-def _histogram(videos: Videos, lines: Mapping[str, float]) -> bytes:
     drawing = make_figure(8.0, 3.2)
     axes = drawing.subplots()
     edges = np.histogram_bin_edges(videos.logits, bins=_NUM_BINS).tolist()
-    for chosen, name, colour in (
+    for chosen, name, color in (
         (~videos.fake, "real", COLORS[0]),
         (videos.fake, "fake", COLORS[1]),
     ):
@@ -128,16 +120,20 @@ def _histogram(videos: Videos, lines: Mapping[str, float]) -> bytes:
             weights = np.full(int(chosen.sum()), 1 / chosen.sum())
             label = f"{name} ({int(chosen.sum())})"
             axes.hist(
-                videos.logits[chosen], edges, weights=weights, color=colour, alpha=0.6, label=label
+                videos.logits[chosen], edges, weights=weights, color=color, alpha=0.6, label=label
             )
     # One or two lines: no operating point has more.
-    for (name, place), style in zip(lines.items(), ("--", "-"), strict=False):
-        axes.axvline(place, color="#1b1f24", linewidth=1.1, linestyle=style, label=name)
+    for (name, logit), style in zip(lines.items(), ("--", "-"), strict=False):
+        axes.axvline(logit, color="#1b1f24", linewidth=1.1, linestyle=style, label=name)
     axes.set_xlabel("mean logit of a video (above: more fake)", fontsize=FONT_SIZE)
     axes.set_ylabel("share of its class", fontsize=FONT_SIZE)
     axes.legend(fontsize=FONT_SIZE - 1, frameon=False)
     style_axes(axes)
-    return encode_png(drawing)
+    page.show(
+        "scores",
+        encode_png(drawing),
+        "Mean logit of each video, reals and fakes each as shares of their own number.",
+    )
 
 
 def _show_methods(page: ResultsPage, results: Mapping[str, Any], videos: Videos) -> None:
@@ -147,8 +143,20 @@ def _show_methods(page: ResultsPage, results: Mapping[str, Any], videos: Videos)
         page.add_text(
             "Fakes of each method against the same reals: those of its data set, or all where that has none."
         )
-        page.add_table([_method_row(row) for row in rows])
-        page.show("curves", _curves(rows, videos), _caption(len(rows)))
+        seen = {True: {"in training": "yes"}, False: {"in training": "no"}, None: {}}
+        page.add_table(
+            [{"method": _name_method(r)} | _select_columns(r) | seen[r["seen"]] for r in rows]
+        )
+        few = (
+            ""
+            if len(rows) <= _MOST_CURVES
+            else f" The {_MOST_CURVES} worst of {len(rows)} methods."
+        )
+        page.show(
+            "curves",
+            _plot_methods(rows, videos),
+            f"By video; all methods together, and each alone against the same reals.{few}",
+        )
     if results["without_method"]:
         page.add_heading("With one method left out")
         page.add_text(
@@ -157,7 +165,7 @@ def _show_methods(page: ResultsPage, results: Mapping[str, Any], videos: Videos)
         page.add_table(
             [
                 {
-                    "left out": _name(row | {"method": row["left_out"]}),
+                    "left out": _name_method(row | {"method": row["left_out"]}),
                     "mean AUC of the others": row["macro_auc"],
                     "AUC of the others pooled": row["auc"],
                 }
@@ -166,32 +174,22 @@ def _show_methods(page: ResultsPage, results: Mapping[str, Any], videos: Videos)
         )
     if len(results["per_dataset"]) > 1:
         page.add_heading("By data set")
-        names = {"dataset": "data set", **_METHOD_COLUMNS}
         page.add_table(
-            [{name: row[key] for key, name in names.items()} for row in results["per_dataset"]]
+            [{"data set": row["dataset"]} | _select_columns(row) for row in results["per_dataset"]]
         )
 
 
-def _method_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    seen = {True: "yes", False: "no", None: None}[row["seen"]]
-    shown = {"method": _name(row)} | {name: row[key] for key, name in _METHOD_COLUMNS.items()}
-    return shown if seen is None else shown | {"in training": seen}
+def _select_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[key] for key, name in _METHOD_COLUMNS.items()}
 
 
-def _caption(number: int) -> str:
-    few = "" if number <= _MOST_CURVES else f" The {_MOST_CURVES} worst of {number} methods."
-    return f"By video; all methods together, and each alone against the same reals.{few}"
-
-
-def _curves(rows: Sequence[Mapping[str, Any]], videos: Videos) -> bytes:
-    rankings = {}
-    if len(rows) > 1:
-        rankings["all"] = Ranking(videos.logits, videos.fake)
+def _plot_methods(rows: Sequence[Mapping[str, Any]], videos: Videos) -> bytes:
+    parts = {"all": np.arange(len(videos.keys))} if len(rows) > 1 else {}
     for row in rows[:_MOST_CURVES]:
-        chosen = beside_reals(videos, row["dataset"], row["method"])
-        rankings[_name(row)] = Ranking(videos.logits[chosen], videos.fake[chosen])
+        parts[_name_method(row)] = select_method(videos, row["dataset"], row["method"])
     drawn = {}
-    for name, ranking in rankings.items():
+    for name, part in parts.items():
+        ranking = Ranking(videos.logits[part], videos.fake[part])
         areas = ranking.to_dict()
         # Without reals there is no method to draw.
         assert areas["auroc"] is not None
@@ -214,11 +212,31 @@ def _show_decision(page: ResultsPage, results: Mapping[str, Any]) -> None:
             "calibrate CHECKPOINT DATA."
         )
     else:
-        page.add_table([{"": name, "value": value} for name, value in _point_rows(point)])
+        texts = {
+            key: "not defined" if value is None else f"{value:.2%}"
+            for key, value in point.items()
+            if key in _POINT_ROWS
+        }
+        texts["fpr"] += f" ({point['num_false_alarms']} videos)"
+        if point["real_below"] is None:
+            del texts["undecided"]
+        page.add_table([{"": _POINT_ROWS[k], "value": texts[k]} for k in _POINT_ROWS if k in texts])
     page.add_table([{_CALIBRATION[name]: calibration[name] for name in _CALIBRATION}])
+    drawing = make_figure(4.6, 4.2, layout="compressed")
+    axes = drawing.subplots()
+    axes.plot([0, 1], [0, 1], color="#9aa3ad", linewidth=0.8, linestyle=":")
+    bins = calibration["bins"]
+    scores, fractions = [row["score"] for row in bins], [row["share"] for row in bins]
+    axes.plot(scores, fractions, color=COLORS[0], linewidth=1.4, marker="o", markersize=4)
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    axes.set_aspect("equal")
+    axes.set_xlabel("mean score of the bin", fontsize=FONT_SIZE)
+    axes.set_ylabel("share of fakes in it", fontsize=FONT_SIZE)
+    style_axes(axes)
     page.show(
         "reliability",
-        _reliability(calibration["bins"]),
+        encode_png(drawing),
         f"Share of fakes by score, at a temperature of {calibration['temperature']:.3g}, as if reals and fakes were "
         "equally frequent; on the line a score is a probability.",
     )
@@ -230,38 +248,15 @@ _CALIBRATION = {
     "brier": "Brier score",
     "nll": "log-likelihood, negative",
 }
-
-
-def _point_rows(point: Mapping[str, Any]) -> list[tuple[str, str]]:
-    def share(name: str) -> str:
-        return "not defined" if point[name] is None else f"{point[name]:.2%}"
-
-    rows = [
-        ("reals called fake", f"{share('fpr')} ({point['num_false_alarms']} videos)"),
-        ("the true share, with 95 % confidence, is at most", share("fpr_at_most")),
-        ("the threshold was fitted for", share("calibrated_fpr")),
-        ("fakes called fake", share("tpr")),
-        ("fakes called real", share("missed")),
-        ("balanced accuracy", share("balanced_accuracy")),
-    ]
-    if point["real_below"] is not None:
-        rows.append(("undecided, of all videos", share("undecided")))
-    return rows
-
-
-def _reliability(bins: Sequence[Mapping[str, Any]]) -> bytes:
-    drawing = make_figure(4.6, 4.2, layout="compressed")
-    axes = drawing.subplots()
-    axes.plot([0, 1], [0, 1], color="#9aa3ad", linewidth=0.8, linestyle=":")
-    scores, shares = [row["score"] for row in bins], [row["share"] for row in bins]
-    axes.plot(scores, shares, color=COLORS[0], linewidth=1.4, marker="o", markersize=4)
-    axes.set_xlim(-0.01, 1.01)
-    axes.set_ylim(-0.01, 1.01)
-    axes.set_aspect("equal")
-    axes.set_xlabel("mean score of the bin", fontsize=FONT_SIZE)
-    axes.set_ylabel("share of fakes in it", fontsize=FONT_SIZE)
-    style_axes(axes)
-    return encode_png(drawing)
+_POINT_ROWS = {
+    "fpr": "reals called fake",
+    "fpr_at_most": "the true share, with 95 % confidence, is at most",
+    "calibrated_fpr": "the threshold was fitted for",
+    "tpr": "fakes called fake",
+    "missed": "fakes called real",
+    "balanced_accuracy": "balanced accuracy",
+    "undecided": "undecided, of all videos",
+}
 
 
 def _show_worst(

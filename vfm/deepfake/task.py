@@ -1,4 +1,4 @@
-"""Real or fake: images and the videos that they are frames of."""
+"""Deepfake detection task: real or fake images, and the videos that they are frames of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NoReturn, Unpack, cast
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 from vfm_runtime.deepfake.decision import Decision
@@ -27,14 +27,8 @@ from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.record import FAKE
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.loss import DeepfakeLoss
-from vfm.deepfake.metrics import auc, beside_reals
-from vfm.deepfake.results import (
-    OPERATING_POINT,
-    DeepfakePredictions,
-    most_fake,
-    scored,
-    write_deepfake_results,
-)
+from vfm.deepfake.metrics import compute_auc, select_method
+from vfm.deepfake.results import OPERATING_POINT, join_records, write_deepfake_results
 from vfm.deepfake.target import DeepfakeTarget
 from vfm.deepfake.validation import DeepfakeValidation
 from vfm.losses import Loss
@@ -102,12 +96,12 @@ class DeepfakeTask(BaseTask):
 
         Args:
             backbone: A name of timm, with or without a tag of weights.
-            head: A DeepfakeHead.
+            head: DeepfakeHead by default, or one with other arguments.
             image_size: Side of the square input in pixels, or height and width; the backbone's own by default.
             fit: How other aspect ratios than the input's are met: crop, squash or letterbox. Crops are squares; squash
                 shows all of them, where a backbone's own way may cut their edges off.
             loss: DeepfakeLoss by default, which weighs its parts; or any other Loss of the head's outputs.
-            **options: As for every task.
+            **options: Options that every task has.
         """
         super().__init__(
             backbone,
@@ -119,6 +113,11 @@ class DeepfakeTask(BaseTask):
         self.criterion = loss or DeepfakeLoss()
         self.crop: CropSpec | None = None
         self.methods: tuple[str, ...] = ()
+
+    @property
+    def judges_all_faces(self) -> bool:
+        """Whether all faces of a frame are shown, so that the most fake one stands for it."""
+        return self.crop is not None and self.crop.policy == "all"
 
     @property
     def decision(self) -> Decision:
@@ -164,8 +163,8 @@ class DeepfakeTask(BaseTask):
             self.methods = tuple(sorted(deepfakes))
 
     def on_train_outputs(self, raw: Raw) -> None:
-        """Take the features of the batch into the head's bank."""
-        cast(DeepfakeHead, self.head).remember(raw["feature"])
+        """Take the features of the batch into the head's memory bank."""
+        cast(DeepfakeHead, self.head).update_memory_bank(raw["feature"])
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Return `logits` and `distances` [N], and the cross-entropy: the part of the loss that an image has alone."""
@@ -182,27 +181,27 @@ class DeepfakeTask(BaseTask):
 
         An area is NaN where all images seen are real, or all fake.
         """
-        answers = self._by_frame(split, predictions)
-        found = scored(answers, self._require_data().records[split])
-        videos = found.videos
+        records = self._require_data().records[split]
+        scored = join_records(predictions, records, by_frame=self.judges_all_faces)
+        videos = scored.videos
         methods = {key[:2] for key, fake in zip(videos.keys, videos.fake, strict=True) if fake}
-        parts = [beside_reals(videos, *name) for name in sorted(methods)]
+        chosen = [select_method(videos, *name) for name in sorted(methods)]
+        by_method = [_compute_area(videos.logits[rows], videos.fake[rows]) for rows in chosen]
         areas = {
-            "video_auc": _area(videos.logits, videos.fake),
-            "macro_auc": float(
-                np.mean(
-                    [_area(videos.logits[part], videos.fake[part]) for part in parts] or [math.nan]
-                )
-            ),
-            "frame_auc": _area(found.logits, found.labels),
+            "video_auc": _compute_area(videos.logits, videos.fake),
+            "macro_auc": float(np.mean(by_method or [math.nan])),
+            "frame_auc": _compute_area(scored.logits, scored.labels),
         }
-        if _below_chance(areas["video_auc"], videos.fake):
+        num_fakes, num_reals = int(videos.fake.sum()), int((~videos.fake).sum())
+        # Far below chance is what a few videos do not explain: twice the error of the Mann-Whitney statistic of equals.
+        error = math.sqrt((num_fakes + num_reals + 1) / max(12 * num_fakes * num_reals, 1))
+        if areas["video_auc"] < min(_INVERTED, 0.5 - 2 * error):
             rank_zero_warn(
                 f"The video AUC on {split} is {areas['video_auc']:.3f}, far below chance: real videos look more fake "
                 "than fake ones. Labels of this data or of the training data may be inverted (fake is 1); look at a "
                 "few images of each."
             )
-        return {"loss": answers.loss / len(answers.position), **areas}
+        return {"loss": predictions.sums["loss"] / len(predictions.position), **areas}
 
     def write_results(
         self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]
@@ -212,18 +211,13 @@ class DeepfakeTask(BaseTask):
         write_deepfake_results(
             folder,
             split,
-            self._by_frame(split, predictions),
+            predictions,
             data.records[split],
             more,
+            by_frame=self.judges_all_faces,
             data_root=getattr(data, "root", None),
             trained_on=self.methods,
         )
-
-    def _by_frame(self, split: str, predictions: SplitPredictions) -> DeepfakePredictions:
-        data, answers = self._require_data(), DeepfakePredictions.from_predictions(predictions)
-        if data.crop.policy != "all":
-            return answers
-        return most_fake(answers, [record.item for record in data.list_records(split)])
 
     def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
         """A row for each image: its label by the operating point, and the probability that it is fake."""
@@ -269,8 +263,7 @@ class DeepfakeTask(BaseTask):
 
     def open_validation(self, images: OpenedImages) -> DeepfakeValidation:
         """AUC of images, or of frames where all faces count."""
-        by_frame = self.crop is not None and self.crop.policy == "all"
-        return DeepfakeValidation(self.labels, images, by_frame=by_frame)
+        return DeepfakeValidation(self.labels, images, by_frame=self.judges_all_faces)
 
     def fit_confidence(
         self, outputs: Arrays, images: Validation, *, min_precision: float | None = None
@@ -314,16 +307,6 @@ class DeepfakeTask(BaseTask):
         return data
 
 
-def _area(logits: ArrayLike, fake: ArrayLike) -> float:
-    area = auc(logits, fake)
+def _compute_area(logits: ArrayLike, fake: ArrayLike) -> float:
+    area = compute_auc(logits, fake)
     return math.nan if area is None else area
-
-
-def _below_chance(area: float, fake: NDArray[np.bool_]) -> bool:
-    """Whether an area is so far below 0.5 that a few videos do not explain it, by twice its error at chance."""
-    deepfakes, reals = int(fake.sum()), int((~fake).sum())
-    if not deepfakes or not reals:
-        return False
-    # Of the Mann-Whitney statistic, where both classes have the same scores.
-    error = math.sqrt((deepfakes + reals + 1) / (12 * deepfakes * reals))
-    return area < min(_INVERTED, 0.5 - 2 * error)

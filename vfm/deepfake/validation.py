@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.deepfake.data.dataset import require_deepfakes
-from vfm.deepfake.metrics import auc
-from vfm.deepfake.results import DeepfakePredictions, most_fake
+from vfm.deepfake.metrics import compute_auc
+from vfm.deepfake.results import select_most_fake
 from vfm.tasks.labelled_images import OpenedImages, ValidationError
 from vfm.tasks.validation import Validation
 
@@ -38,16 +38,15 @@ class DeepfakeValidation(Validation):
 
     def measure(self, outputs: Arrays) -> float:
         """Area under the ROC curve of single images, or of frames where all faces count."""
-        number = self.num_images
-        nothing = np.zeros(number, np.float32)
-        answers = DeepfakePredictions(outputs["logits"], nothing, np.arange(number), 0.0)
+        logits, fake = outputs["logits"], self.truth == 1
         if self._by_frame:
             records = require_deepfakes(self.images.source.records)
-            answers = most_fake(answers, [record.item for record in records])
-        area = auc(answers.logits, self.truth[answers.position] == 1)
+            rows = select_most_fake(logits, [record.item for record in records])
+            logits, fake = logits[rows], fake[rows]
+        area = compute_auc(logits, fake)
         if area is None:
             only = "fake" if self.truth.any() else "real"
             raise ValidationError(
-                f"All {number} images are {only}, so there is no AUC. Give real and fake ones with --data."
+                f"All {self.num_images} images are {only}, so there is no AUC. Give real and fake ones with --data."
             )
         return area

@@ -24,7 +24,7 @@ from vfm.deepfake.data.dataset import (
     collate_deepfakes,
 )
 from vfm.deepfake.data.record import DeepfakeDataError
-from vfm.deepfake.metrics import auc, video_logits
+from vfm.deepfake.metrics import average_by_video, compute_auc
 from vfm.deepfake.robustness.degradations import Degradation
 from vfm.deepfake.task import DeepfakeTask
 from vfm.metrics.ranking import Metric
@@ -287,13 +287,13 @@ def _point(
             "Of one of the labels no image can be read. See the messages above."
         )
     keys = [record.item.key for record in read]
-    videos = video_logits(logits[places], labels, keys)
+    videos = average_by_video(logits[places], labels, keys)
     of_frame = np.unique([record.component for record in read], return_inverse=True)[1]
     tied = np.zeros(len(videos.keys), np.int64)
     tied[videos.of_frame] = of_frame
     scores = ClusteredScores(videos.logits, videos.fake, tied, int(tied.max()) + 1)
     called = _called_fake(videos.logits, videos.fake, task)
-    return Point(level, scores.estimate_auc(), auc(logits[places], labels == 1), *called)
+    return Point(level, scores.estimate_auc(), compute_auc(logits[places], labels == 1), *called)
 
 
 def _called_fake(
