@@ -25,11 +25,7 @@ _MIN_RETRY_S, _MAX_RETRY_S = 0.1, 60.0
 
 
 class QueueFullError(VfmError, RuntimeError):
-    """As much waits as may; the request was not taken.
-
-    Attributes:
-        retry_after: Seconds after which what waits now will be done, by the speed of late.
-    """
+    """As much waits as may; the request was not taken. In `retry_after` seconds what waits now will be done."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
@@ -140,8 +136,7 @@ class Batcher:
             run: Model that takes arrays by name and gives arrays with as many rows.
             max_batch: Most rows of one run; a request with more is split.
             max_wait_ms: Longest that an idle model waits for a fuller batch.
-            max_queue: Most rows that may wait, without those that run. A request that is larger on its own is taken
-                while nothing else waits.
+            max_queue: Most rows that may wait, without those that run; while none wait, a request may have more.
             metrics: Metrics that are kept of the queue and the batches.
 
         Raises:
@@ -179,11 +174,7 @@ class Batcher:
         return self._waiting
 
     async def submit(self, inputs: Arrays, deadline: float = math.inf) -> tuple[Arrays, Timing]:
-        """Have rows run, and return their outputs. Cancelled, the request leaves the queue.
-
-        Args:
-            inputs: Arrays by name, with one row or more.
-            deadline: When the request's time is up, by `time.monotonic()`.
+        """Have rows run until a deadline of `time.monotonic()`, and return their outputs.
 
         Raises:
             QueueFullError: Too many rows wait.
@@ -219,11 +210,7 @@ class Batcher:
         return join_rows(request.parts), Timing(1000 * queue_s, 1000 * request.compute_s)
 
     async def close(self, drain: float = 0.0) -> None:
-        """Take no more, answer what is held, and end the thread.
-
-        Args:
-            drain: Seconds that this may take; what is not answered by then gets a `ClosedError`.
-        """
+        """Take no more, answer what is held within `drain` seconds, the rest with a `ClosedError`; end the thread."""
         with self._change:
             self._closing = True
             self._change.notify_all()
@@ -396,12 +383,7 @@ class Batcher:
 
 
 def settle_all(requests: Iterable[BatchRequest], outcome: Exception | None) -> None:
-    """End the waiting of requests, from any thread; each event loop is woken once.
-
-    Args:
-        requests: Requests that are over.
-        outcome: None where all rows have run, else what went wrong.
-    """
+    """End the waiting of requests with one outcome, from any thread; each event loop is woken once."""
     by_loop: dict[asyncio.AbstractEventLoop, list[BatchRequest]] = {}
     for request in requests:
         by_loop.setdefault(request.future.get_loop(), []).append(request)

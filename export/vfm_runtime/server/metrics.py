@@ -46,7 +46,6 @@ class Metrics:
     """Counts for one process; where PROMETHEUS_MULTIPROC_DIR is set, `render` gives the sum of all its workers.
 
     Attributes:
-        rejections: Requests that were refused, by the code of the error.
         drift_alerts: Windows of images unlike those of the reference, by model and version.
         reloads: Bundles loaded while serving, by model.
         reload_failures: Bundles that could not be loaded while serving, by model.
@@ -78,7 +77,7 @@ class Metrics:
         )
         text = "From the first byte of a request to the last of its answer."
         self._request_s = time_or_size("vfm_request_seconds", text, _SECONDS, "route", "model")
-        self.rejections = count("vfm_rejected_total", "Requests refused.", "reason")
+        self._rejections = count("vfm_rejected_total", "Requests refused.", "reason")
         text = "Rows that wait for the model."
         self._queue_rows = gauge("vfm_queue_rows", text, "livesum", *_MODEL)
         self._batch_rows = time_or_size("vfm_batch_rows", "Rows of a batch.", _ROWS, *_MODEL)
@@ -98,14 +97,24 @@ class Metrics:
         self._memory = gauge("vfm_memory_bytes", "Resident memory of the server.", "livesum")
 
     def record_request(
-        self, route: str, status: int, seconds: float, *, model: str = "", version: str = ""
+        self,
+        route: str,
+        status: int,
+        seconds: float,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        error_code: str | None = None,
     ) -> None:
         """Count a request that was answered by a route: its path has placeholders, and is never a client's."""
         route = route.replace(_VERSION, "")
+        model, version = model or "", version or ""
         if (model, version) not in self._models:
             model, version = (OTHER, OTHER) if model else ("", "")
         self._requests.labels(route, model, version, str(status)).inc()
         self._request_s.labels(route, model).observe(seconds)
+        if error_code is not None:
+            self._rejections.labels(error_code).inc()
         self._measure_memory()
 
     def add_model(

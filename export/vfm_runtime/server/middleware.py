@@ -68,52 +68,47 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            await self._respond(inner, limited, send_with_headers, context)
-        except (ClientDisconnect, asyncio.CancelledError) as error:
-            context.status = context.status or CLIENT_GONE
-            if isinstance(error, asyncio.CancelledError):
-                raise
-        finally:
-            context.bytes_in = limited.size
-            self._record(scope, inner, context)
-
-    async def _respond(
-        self, scope: Scope, receive: Receive, send: Send, context: RequestContext
-    ) -> None:
-        try:
-            self._policy.check_source(scope["method"], dict(scope["headers"]))
-            await self._app(scope, receive, send)
+            self._policy.check_source(method, dict(scope["headers"]))
+            await self._app(inner, limited, send_with_headers)
         except ClientDisconnect:
+            context.status = context.status or CLIENT_GONE
+        except asyncio.CancelledError:
+            context.status = context.status or CLIENT_GONE
             raise
         except Exception as error:
             if context.status:
                 raise  # half an answer is out already; the connection is closed
-            response = await respond_to_error(Request(scope), error)
-            await response(scope, receive, send)
+            response = await respond_to_error(Request(inner), error)
+            await response(inner, limited, send_with_headers)
+        finally:
+            context.bytes_in = limited.size
+            self._record(scope, inner, context)
 
     def _record(self, scope: Scope, inner: Scope, context: RequestContext) -> None:
         seconds = time.monotonic() - context.started
         route = getattr(inner.get("route"), "path", UNMATCHED)
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        metrics, status = self._service.metrics, context.status
-        metrics.record_request(
-            route, status, seconds, model=context.model or "", version=context.version or ""
+        self._service.metrics.record_request(
+            route,
+            context.status,
+            seconds,
+            model=context.model,
+            version=context.version,
+            error_code=context.error_code,
         )
-        if context.error_code is not None:
-            metrics.rejections.labels(context.error_code).inc()
         client = scope.get("client")
         facts = {
             "request_id": context.request_id,
             "method": method,
             "route": route,
-            "status": status,
+            "status": context.status,
             "ms": round(seconds * 1000, 2),
             "model": context.model,
             "version": context.version,
             "bytes_in": context.bytes_in,
             "client": client[0] if client else None,
         }
-        _request_log.info("%s %s %d", method, route, status, extra={"facts": facts})
+        _request_log.info("%s %s %d", method, route, context.status, extra={"facts": facts})
 
 
 def _add_headers(message: Message, request_id: str) -> list[tuple[bytes, bytes]]:

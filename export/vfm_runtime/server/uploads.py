@@ -40,13 +40,7 @@ _SCAN, _END = b"\xff\xda", b"\xff\xd9"
 
 
 class LimitedReceive:
-    """The `receive` of ASGI, which counts a body while it arrives and refuses one that is too large or too slow.
-
-    Attributes:
-        size: Bytes that have arrived.
-    """
-
-    size: int
+    """The `receive` of ASGI: counts a body in `size` while it arrives, and refuses a large or a slow one."""
 
     def __init__(self, receive: Receive, headers: Headers, settings: Settings) -> None:
         self.size = 0
@@ -57,11 +51,7 @@ class LimitedReceive:
         self._is_whole = False
 
     async def __call__(self) -> Message:
-        """Return the next message.
-
-        Raises:
-            ApiError: The body is compressed, too large or too slow.
-        """
+        """Return the next message, or raise an ApiError about the body."""
         if self._is_whole:
             return await self._receive()  # waits for the client to leave
         if self._deadline is None:

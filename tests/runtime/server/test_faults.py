@@ -1,6 +1,7 @@
 """Bad luck and bad will over real connections: nothing of it is answered with 500, stops the server or holds it up."""
 
 import contextlib
+import http.client
 import os
 import shutil
 import signal
@@ -234,7 +235,8 @@ class Load:
             begun = time.monotonic()
             try:
                 outcome = ask(self._port, "/predict", self._content, JPEG)[0]
-            except OSError as error:
+            # A worker that is killed between the head and the body of its answer leaves half of it.
+            except (OSError, http.client.IncompleteRead) as error:
                 outcome = type(error).__name__
             except Exception as error:
                 outcome = f"unexpected {type(error).__name__}"
@@ -276,7 +278,7 @@ def test_a_worker_that_is_killed_under_load(server, folders, jpeg):
     before = [outcome for begun, outcome in load.outcomes if begun < signalled - 0.5]
     lost = [outcome for outcome in before if outcome not in (200, 503)]
     assert len(lost) <= 6, lost
-    assert all(isinstance(outcome, str) and "unexpected" not in outcome for outcome in lost)
+    assert all(isinstance(outcome, str) and "unexpected" not in outcome for outcome in lost), lost
     assert "Traceback" not in started.log.read_text()
     assert 500 not in {line.get("status") for line in started.lines}
 
@@ -292,7 +294,7 @@ def test_counts_that_have_no_room(tmp_path, monkeypatch, caplog):
     assert values.ValueClass is values.MutexValue
     made = metrics.Metrics()
     made._folder = str(tmp_path / "away")
-    made.rejections.labels("too_large").inc()
+    made.record_request("/predict", 413, 0.1, error_code="too_large")
     assert b'vfm_rejected_total{reason="too_large"} 1.0' in made.render()[0]
 
 
