@@ -299,9 +299,12 @@ def _check_preprocess(value: object) -> dict[str, Any]:
     plain: dict[str, Any] = _to_plain("preprocess", value)
     size = plain.get("size")
     expected = "[height, width], two whole numbers above 0"
-    if not isinstance(size, list) or len(size) != 2 or not all(map(is_whole, size)):
-        raise ContractError.of("preprocess.size", size, expected)
-    if min(size) < 1:
+    if (
+        not isinstance(size, list)
+        or len(size) != 2
+        or not all(map(is_whole, size))
+        or min(size) < 1
+    ):
         raise ContractError.of("preprocess.size", size, expected)
     return plain
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from vfm_runtime.media.image import ImageError, ImageSource
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction, TaskType
 
 Errors = Literal["raise", "return"]
+_Pending = tuple[Opened, Arrays | None] | ImageError  # a source that waits for its batch
 
 
 class Predictor(ABC):
@@ -110,15 +111,14 @@ class Predictor(ABC):
         self, sources: Iterable[Any], batch_size: int, errors: Errors, cropped: bool
     ) -> list[Prediction | ImageError]:
         predictions: list[Prediction | ImageError] = []
-        pending: list[_Pending | ImageError] = []
+        pending: list[_Pending] = []
         num_rows = 0
         # One decoded source at a time; what waits for its batch has the model's small size.
         for index, source in enumerate(sources):
             try:
                 opened = self.task_type.open(source, cropped=cropped)
-                item = _Pending(opened, self.prepare_all(opened), len(opened.images))
-                num_rows += item.num_rows
-                pending.append(item)
+                pending.append((opened, self.prepare_all(opened)))
+                num_rows += len(opened.images)
             except ImageError as error:
                 if errors == "raise":
                     error.add_note(f"It is number {index + 1} of those given.")
@@ -130,10 +130,9 @@ class Predictor(ABC):
         return predictions + self._run_pending(pending, batch_size)
 
     def _run_pending(
-        self, pending: Sequence["_Pending | ImageError"], batch_size: int
+        self, pending: Sequence[_Pending], batch_size: int
     ) -> list[Prediction | ImageError]:
-        ready = [item for item in pending if isinstance(item, _Pending)]
-        rows = [item.inputs for item in ready if item.inputs is not None]
+        rows = [item[1] for item in pending if isinstance(item, tuple) and item[1] is not None]
         outputs = self._run_batches(_join(rows), batch_size) if rows else {}
         predictions: list[Prediction | ImageError] = []
         start = 0
@@ -141,10 +140,10 @@ class Predictor(ABC):
             if isinstance(item, ImageError):
                 predictions.append(item)
                 continue
-            end = start + item.num_rows
+            opened, _ = item
+            end = start + len(opened.images)
             part = {name: values[start:end] for name, values in outputs.items()}
-            part = part or make_empty(self.task_type)
-            predictions.append(self.task_type.predict(item.opened, part))
+            predictions.append(self.task_type.predict(opened, part or make_empty(self.task_type)))
             start = end
         return predictions
 
@@ -155,14 +154,6 @@ class Predictor(ABC):
             return self.run(inputs)
         batches = ({k: v[i : i + batch_size] for k, v in inputs.items()} for i in starts)
         return _join([self.run(batch) for batch in batches])
-
-
-class _Pending(NamedTuple):
-    """A source that waits for its batch."""
-
-    opened: Opened
-    inputs: Arrays | None
-    num_rows: int
 
 
 def make_empty(task: TaskType) -> Arrays:

@@ -88,8 +88,9 @@ class Guard:
         """Raise `VideoError` for a clip that lasts too long."""
         limit = self._limits.max_seconds
         if seconds > limit:
-            reason = f"it lasts {seconds:.1f} s or more; the limit is {limit:g} s"
-            self._refuse(reason, "max_seconds")
+            self._refuse(
+                f"it lasts {seconds:.1f} s or more; the limit is {limit:g} s", "max_seconds"
+            )
 
     def check_pixels(self, width: int, height: int) -> None:
         """Raise `VideoError` for frames that are too large."""
@@ -274,12 +275,15 @@ def survey(av: Any, file: VideoFile, guard: Guard) -> Survey:
         )
         is_timed = None not in stamps
         ordered = sorted(stamp for stamp in set(stamps) if stamp is not None) if is_timed else []
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        step = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
+        if len(ordered) > 1:
+            gaps = (after - before for before, after in itertools.pairwise(ordered))
+            step = statistics.median(gaps) * stream.time_base
         video = Survey(
             stamps=ordered,
             count=len(ordered) if is_timed else len(stamps),
             base=stream.time_base,
-            step=_measure_step(ordered, stream.time_base, float(1 / rate)),
+            step=float(step),
             affordable=guard.count_affordable(context.width, context.height),
             codec=context.name,
             claimed=stream.frames or None,
@@ -295,16 +299,12 @@ def survey(av: Any, file: VideoFile, guard: Guard) -> Survey:
 
 def read_packets(av: Any, container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
     """Read the packets of a stream up to its end, or to where it cannot be read; `damage` takes the reason."""
-    source = container.demux(stream)
-    while True:
-        try:
-            packet = next(source)
-        except (StopIteration, av.error.EOFError):
-            return
-        except av.error.FFmpegError as error:
-            damage.append(str(error.strerror))
-            return
-        yield packet
+    try:
+        yield from container.demux(stream)
+    except av.error.EOFError:
+        return
+    except av.error.FFmpegError as error:
+        damage.append(str(error.strerror))
 
 
 def _read_stamps(
@@ -328,9 +328,3 @@ def _read_stamps(
             # At once, so that a clip without end is left early.
             guard.check_seconds(float(abs(packet.pts - first) * base))
     return stamps, num_packets
-
-
-def _measure_step(stamps: list[int], base: Fraction, otherwise: float) -> float:
-    if len(stamps) < 2:
-        return otherwise
-    return float(statistics.median(b - a for a, b in itertools.pairwise(stamps)) * base)
