@@ -36,10 +36,10 @@ _REMEDY = "Copy the bundle again or export anew."
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `vfm.json` says."""
+    """Content of `vfm.json`."""
 
     contract: Contract
-    """What the model takes and answers."""
+    """Task, labels and rules of the model."""
     files: dict[str, str]
     """Sha256 by name, relative to the bundle, of every other file."""
 
@@ -198,8 +198,8 @@ def _check_names(folder: Path, files: object) -> None:
 
 
 def _is_inside(name: str) -> bool:
-    # By the name alone: caches of models (Hugging Face) hold links to files elsewhere, and what a
-    # link leads to is checked by its sha256.
+    # A name is judged without the file system: caches of models (Hugging Face) hold links to files elsewhere, and what
+    # a link leads to is checked by its sha256.
     parts = PurePosixPath(name).parts
     plain = name.isprintable() and not any(char in name for char in "\\:")
     return plain and name == "/".join(parts) and not {"..", ".", "/"} & set(parts) and bool(parts)

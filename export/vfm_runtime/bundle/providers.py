@@ -170,7 +170,7 @@ class _Setup(NamedTuple):
             provider_options=list(settings.values()),
             enable_fallback=0,
         )
-        # Else a failed run prints to stdout and is tried again on the CPU.
+        # With the fallback on, a failed run prints to stdout and is tried again on the CPU.
         session.disable_fallback()
         return session
 

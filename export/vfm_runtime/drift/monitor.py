@@ -44,14 +44,14 @@ class Bundle(Protocol):
 
 @dataclass(frozen=True)
 class DriftFigure:
-    """How one figure of a window differs from the reference."""
+    """Difference of one figure of a window from the reference."""
 
     name: str
     """`component_0` and so on, `distance`, `score` or `labels`; of several heads with the head's name in front."""
     psi: float
     """The population stability index, 0 for no change."""
     limit: float
-    """What it must not pass: the monitor's threshold, or more where chance alone would pass that."""
+    """Largest `psi` of no drift: the monitor's threshold, or more where chance alone would pass that."""
     expected: tuple[float, ...]
     """Shares of the reference by bin."""
     found: tuple[float, ...]
@@ -69,18 +69,18 @@ class DriftFigure:
 
 @dataclass(frozen=True)
 class DriftReport:
-    """What a monitor has seen."""
+    """Counts and figures of a monitor so far."""
 
     num_images: int
-    """All that were added."""
+    """Number of images that were added."""
     num_windows: int
-    """Windows that are full."""
+    """Number of windows that are full."""
     num_alerts: int
-    """Windows in which a figure passed its limit."""
+    """Number of windows in which a figure passed its limit."""
     window: int
-    """Images in a window."""
+    """Number of images in a window."""
     figures: tuple[DriftFigure, ...]
-    """Of the last full window, the largest change first; empty before there is one."""
+    """Figures of the last full window, the largest change first; empty before there is one."""
 
     @property
     def drifted(self) -> bool:
@@ -98,7 +98,7 @@ class DriftAlert:
     """A window of images that are not like those of the reference."""
 
     figures: tuple[DriftFigure, ...]
-    """Those that passed their limits, the largest change first."""
+    """Figures that passed their limits, the largest change first."""
     report: DriftReport
     """All figures of the window."""
 

@@ -55,7 +55,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class DriftReference:
-    """What is compared with later answers; checked when made."""
+    """Histograms and label shares to compare later answers with; checked when made."""
 
     num_images: int
     """Images that it was made from, none of which the model has learned from."""

@@ -33,7 +33,7 @@ class VideoError(ImageError):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoLimits:
-    """What a video may cost; a longer, larger or slower one is refused."""
+    """Limits on the size, length and time of a video; one beyond them is refused."""
 
     max_seconds: float = 600.0
     """Longest clip."""
@@ -231,14 +231,14 @@ def _choose_stream(av: Any, container: Any, name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What reading without decoding tells."""
+    """Facts of a video that its packets tell, without decoding any."""
 
     stamps: list[int]
     """Times of display in units of `base`, sorted, each once; empty where the file has none."""
     count: int
     """Frames that it should have, as its packets say."""
     base: Fraction
-    """Seconds."""
+    """Seconds of one unit of `stamps`."""
     step: float
     """Seconds from frame to frame, usually."""
     affordable: int
@@ -247,7 +247,7 @@ class Survey:
     claimed: int | None
     """Frames that the header claims."""
     claimed_seconds: float | None
-    """How long the header says the file lasts."""
+    """Seconds that the header claims."""
     num_packets: int
     """Packets, those included that are not for display."""
     is_anamorphic: bool
@@ -325,6 +325,6 @@ def _read_stamps(
             stamps.append(packet.pts)
         if packet.pts is not None:
             first = packet.pts if first is None else first
-            # At once, so that a clip without end is left early.
+            # Checked at each packet, so that a clip without end is left early.
             guard.check_seconds(float(abs(packet.pts - first) * base))
     return stamps, num_packets

@@ -115,7 +115,7 @@ def list_files(folder: str | os.PathLike[str], suffixes: tuple[str, ...]) -> lis
     """
     files: list[Path] = []
     for directory, folders, names in os.walk(folder):
-        # In place: os.walk then does not go down into the others.
+        # os.walk goes down into the folders that this list holds.
         folders[:] = [name for name in folders if name[0] != "." and name != "__MACOSX"]
         names = [name for name in names if name[0] != "." and name.lower().endswith(suffixes)]
         files += [Path(directory, name) for name in names]

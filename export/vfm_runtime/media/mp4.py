@@ -16,14 +16,14 @@ _DEEPEST = 16
 
 
 class Claims(NamedTuple):
-    """What an index says of itself."""
+    """Counts that the index of an MP4 claims."""
 
     frames: int
-    """Of all tracks."""
+    """Number of frames of all tracks."""
     cuts: int
-    """Of the track with most, 1 at least; each may show all frames again."""
+    """Number of cuts of the track with most, 1 at least; each may show all frames again."""
     is_packed: bool
-    """Whether a part is compressed, and so cannot be told."""
+    """Whether a part of the index is compressed, so that its claims cannot be read."""
 
 
 def read_claims(raw: BinaryIO, size: int, check: Callable[[], None]) -> Claims:

@@ -218,7 +218,7 @@ class _Decoder:
             for frame in decoded:
                 position = frame.pts if self._video.stamps else self._count
                 if position is not None:
-                    # More than one, where frames before could not be decoded.
+                    # Several wanted positions are passed at once where frames before could not be decoded.
                     passed = bisect.bisect_right(self._wanted, position)
                     del self._wanted[:passed]
                     last = None if passed else (frame, self._count)

@@ -53,7 +53,7 @@ class Agreement(NamedTuple):
     expected: str
     """The first prediction in a word or two."""
     actual: str
-    """The second."""
+    """The second prediction in a word or two."""
 
 
 def find_largest_difference(*differences: float) -> float:
@@ -85,7 +85,7 @@ def read_distances(outputs: Arrays) -> list[float | None]:
 
 
 class Prediction(ABC):
-    """What a model says of one image or video."""
+    """Prediction of a model for one image or video."""
 
     @property
     @abstractmethod
@@ -171,7 +171,7 @@ class Opened(NamedTuple):
     images: Sequence[ImageSource]
     """Images for `preprocess.onnx`: the image itself, or crops of it; there may be none."""
     context: Any = None
-    """What the task needs beside the outputs to make its prediction; None where the outputs say all."""
+    """Values that the task needs beside the outputs to make its prediction; None where the outputs say all."""
 
 
 class TaskType(ABC):
@@ -197,7 +197,7 @@ class TaskType(ABC):
     uses_crops: ClassVar[bool] = False
     """Whether images are cut into crops, so that `open` can be told that they are crops already."""
     uses_threshold: ClassVar[bool] = False
-    """Whether `View.threshold` says anything."""
+    """Whether `PredictionView.threshold` says anything."""
     multilabel: ClassVar[bool] = False
     """Whether several labels, or none, may apply to an image."""
     draws: ClassVar[bool] = False

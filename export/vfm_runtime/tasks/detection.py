@@ -218,7 +218,7 @@ def _match_boxes(first: Detections, second: Detections, min_iou: float) -> NDArr
     # Two boxes without area at one place are the same.
     near = (compute_iou(a, b) >= min_iou) | (np.abs(a[:, None] - b[None]).max(-1) < 1e-3)
     differences = np.abs(first.scores[rows][:, None] - second.scores[None])
-    # Of several boxes at one place, the one whose score is nearest.
+    # The partner among several boxes at one position is the one whose score is nearest.
     best: NDArray[np.float32] = np.where(same_class & near, differences, np.inf).min(
         axis=1, initial=np.inf
     )

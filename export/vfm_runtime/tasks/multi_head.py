@@ -94,7 +94,7 @@ def select_head(outputs: Mapping[str, Any], head: str) -> dict[str, Any]:
     """Return the outputs of one of several heads by their bare names, and what all heads share.
 
     Args:
-        outputs: By name, `head.output`; those that all heads share have no dot.
+        outputs: Outputs by name, `head.output`; those that all heads share have no dot.
         head: Name of the head; the empty one of a single head has all.
     """
     if not head:
