@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, Unpack, get_args, get_origin, get_type_hints
 
 from vfm_runtime.errors import VfmError
 
@@ -133,7 +133,9 @@ def _recording(
 ) -> Callable[..., None]:
     signature, doc = inspect.signature(init), init.__doc__
     *_, last = signature.parameters.values()
-    if option_defaults and "Unpack[" in str(last.annotation):
+    if option_defaults and (
+        "Unpack[" in str(last.annotation) or get_origin(last.annotation) is Unpack
+    ):
         signature, doc = _expand_options(init, signature, option_defaults)
 
     @functools.wraps(init)

@@ -1,7 +1,5 @@
 """Data modules by path: which layout a folder or file is in, and what reads it."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -92,10 +90,10 @@ def open_labels(
     labels: Sequence[str] = (),
     multilabel: bool = False,
 ) -> ImageData:
-    """Read images with labels that have nothing to do with a training; only splits that they state are made.
+    """Read a folder or a table of images that have nothing to do with a training, in the splits that they state.
 
     Args:
-        path: A folder or a table that exists.
+        path: Folder or table, which exists.
         training: Spec of the training's data, whose columns and label names are taken over.
         labels: Label names of the model.
         multilabel: Whether the model tells whether each label applies; a table may have a column for each then.
@@ -107,17 +105,23 @@ def open_labels(
     layout = LABEL_LAYOUTS.layouts[LABEL_LAYOUTS.detect(path) if path.is_dir() else "table"]
     options = carry_options(training, layout.module, layout.carried)
     if layout.module is TableData:
-        options = _fit_columns(path, options, labels if multilabel else ())
+        columns = read_table(path).columns
+        if options and options["path_column"] in columns:
+            if options["split_column"] not in columns:
+                options["split_column"] = None
+        else:
+            named = multilabel and labels and set(labels) <= set(columns)
+            options = {"label_column": list(labels)} if named else {}
     data: ImageData = layout.module(path, **dict.fromkeys(layout.fractions, 0.0), **options)
     data.setup()
     return data
 
 
 def open_boxes(path: Path, *, training: Spec | None = None) -> ImageData:
-    """Read images with boxes that have nothing to do with a training; only splits that they state are made.
+    """Read images with boxes that have nothing to do with a training, in the splits that they state.
 
     Args:
-        path: A folder or a file of annotations that exists.
+        path: Folder or file of annotations, which exists.
         training: Spec of the training's data, whose tiles and order of numbers are taken over.
 
     Raises:
@@ -151,14 +155,6 @@ def carry_options(
     if training is None or training.get("class_path") != get_class_path(module):
         return {}
     return {name: training["init_args"][name] for name in names}
-
-
-def _fit_columns(path: Path, options: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
-    """The columns by which a table was read in training; else those that are called as the labels."""
-    columns = read_table(path).columns
-    if options and options["path_column"] in columns:
-        return options | ({} if options["split_column"] in columns else {"split_column": None})
-    return {"label_column": list(labels)} if labels and set(labels) <= set(columns) else {}
 
 
 class SampledData(ImageData):

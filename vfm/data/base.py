@@ -1,7 +1,5 @@
 """What every data module does: read records once, check them, and give loaders."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """Class folders: a tree of images sorted by split and class, and what is wrong with it in plain words."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence

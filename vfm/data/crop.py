@@ -1,7 +1,5 @@
 """A random part of an image, resized: the step that decides how finely an image must be decoded."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import KW_ONLY, dataclass
 

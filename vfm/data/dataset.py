@@ -1,7 +1,5 @@
 """From records to batches: what the data workers run."""
 
-from __future__ import annotations
-
 import hashlib
 import struct
 from collections.abc import Sequence

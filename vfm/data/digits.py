@@ -1,7 +1,5 @@
 """Handwritten digits that come with scikit-learn: real images without a download."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Unpack
 
 import numpy as np

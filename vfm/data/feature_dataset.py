@@ -1,7 +1,5 @@
 """Features in place of images: what training reads when the backbone is frozen and has seen every image once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

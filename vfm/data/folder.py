@@ -1,7 +1,5 @@
 """Images in folders named by class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path

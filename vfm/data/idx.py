@@ -1,7 +1,5 @@
 """MNIST's file format: all images of a split in one file, all labels in another."""
 
-from __future__ import annotations
-
 import gzip
 import math
 import zlib

@@ -1,7 +1,5 @@
 """Layouts of data on disk: told apart by their files, and read to what they hold and its labels by split."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A training loader that Lightning can resume in the middle of an epoch, sample for sample."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sized
 from typing import Any, NamedTuple, cast
 

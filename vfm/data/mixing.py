@@ -1,7 +1,5 @@
 """Mixup and CutMix: training on blends of two images and their labels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

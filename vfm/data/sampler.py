@@ -1,7 +1,5 @@
 """The order of samples: a function of seed and epoch, whatever the number of ranks and workers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Splits that can be made again: drawn by hash, written to and read from a table."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections import Counter, defaultdict

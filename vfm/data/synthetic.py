@@ -1,7 +1,5 @@
 """Coloured shapes, made to order: for tests, examples and a first run without data."""
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Unpack

@@ -1,7 +1,5 @@
 """Images listed in a table, with one label or several."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from operator import attrgetter

@@ -1,7 +1,5 @@
 """Labels from the cells of a table."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Rows of a table as images by split, each with its labels, key and groups."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

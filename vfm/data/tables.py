@@ -1,7 +1,5 @@
 """Tables as rows of text: CSV, TSV and Parquet, and what is wrong with them in plain words."""
 
-from __future__ import annotations
-
 import csv
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Images inside tar files: where each lies, and how it is read."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

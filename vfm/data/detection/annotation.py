@@ -1,7 +1,5 @@
 """What every format is read to: an image and the boxes in it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

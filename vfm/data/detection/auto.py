@@ -1,7 +1,5 @@
 """Images with boxes, from the files that annotation tools write."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Sequence

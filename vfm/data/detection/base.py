@@ -1,7 +1,5 @@
 """What every data module with boxes does, wherever they come from."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC
 from typing import Unpack

@@ -1,7 +1,5 @@
 """Checks what annotation files say: boxes inside of their images, images that are there."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """COCO: one JSON file a split, with images, categories and annotations."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """CSV: a row for each box, as `image_path,xmin,ymin,xmax,ymax,label`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """From records with boxes to batches: what the data workers run."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass

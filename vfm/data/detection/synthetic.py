@@ -1,7 +1,5 @@
 """Generated scenes with exact boxes: for tests, examples and a first run without data."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Unpack
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Large photos, cut into tiles of one size."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Random views of images with boxes: crops, mosaics, mirror images; a function of the images and a seed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Pascal VOC: an XML file for each image."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from xml.etree import ElementTree
 

@@ -1,7 +1,5 @@
 """YOLO: a text file for each image, a line for each object, shares of the image; classes in data.yaml."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
