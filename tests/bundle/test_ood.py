@@ -34,6 +34,8 @@ from vfm.tasks import DetectionTask
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.labelled_images import LabelledImages, open_images
 
+INSTEAD = "The reference is fitted on every second validation image"
+
 
 def vectors(seed, number, width=40, spread=None):
     """Embeddings whose spread falls from direction to direction."""
@@ -150,7 +152,7 @@ def images(checkpoint):
 
 @pytest.fixture(scope="module")
 def placed(checkpoint, task, images):
-    return fit_ood(task, images, open_training(checkpoint))
+    return fit_ood(task, images, open_training(checkpoint, INSTEAD))
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +191,7 @@ def test_training_images_that_are_gone(run, task, images, tmp_path, caplog):
     root = images.images.source.data.root
     away = root.rename(tmp_path / "away")
     try:
-        found = fit_ood(task, images, open_training(Checkpoint.open(run)))
+        found = fit_ood(task, images, open_training(Checkpoint.open(run), INSTEAD))
     finally:
         away.rename(root)
     assert found.num_fitted == 72

@@ -25,8 +25,8 @@ def format_card(
     """Return the card as Markdown.
 
     Args:
-        contract: The bundle's contract.
-        parity: The comparison of the bundle with the trained model.
+        contract: Contract of the bundle that is described.
+        parity: Comparison of the bundle with the trained model.
         checkpoints: Where each head comes from, by its name; that of a single one is empty.
         calibrations: Calibrations by the names of the heads that have one.
         precisions: What was measured of each graph of fewer bits.

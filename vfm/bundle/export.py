@@ -39,18 +39,16 @@ from vfm.bundle.onnx_graphs import (
 from vfm.bundle.ood import OodFit, Reference, fit_drift_reference, fit_ood, open_training
 from vfm.bundle.options import ExportOptions
 from vfm.bundle.parity import Parity, choose_images, compare, raise_disagreement
-from vfm.bundle.precisions import (
-    compare_precision,
-    open_samples,
-    sample_images,
-    write_precision,
-)
+from vfm.bundle.precisions import compare_precision, write_precision
 from vfm.bundle.triton import write_triton
 from vfm.tasks import BaseTask
 from vfm.tasks.calibration import Calibration
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.predictor import TorchPredictor
 from vfm.tasks.validation import Validation
+
+# Images from which the ranges of 8 bits are taken.
+_NUM_SAMPLES, _SAMPLE_BATCH = 64, 8
 
 _P = ParamSpec("_P")
 _Files = str | Path | Sequence[str | Path]
@@ -248,12 +246,16 @@ def _use_training(
     first, head = next(iter(checkpoints)), choose_ood_head(tasks)
     ood, training = None, None
     if options.reference:
-        training = open_training(checkpoints[head])
+        instead = "The reference is fitted on every second validation image"
+        training = open_training(checkpoints[head], instead)
         ood = fit_ood(tasks[head], images[head], training, uses=combine_uses(tasks))
-    samples: list[Arrays] = []
-    if options.int8:
-        samples = open_samples(checkpoints[first], training if head == first else None)
-    return ood, samples
+    if not options.int8:
+        return ood, []
+    if head != first or training is None:
+        instead = "The ranges of 8 bits are taken from validation images, on which the bundle is then measured"
+        training = open_training(checkpoints[first], instead, _NUM_SAMPLES)
+    source = training or images[first].images
+    return ood, list(source.iterate_batches(_SAMPLE_BATCH, _NUM_SAMPLES))
 
 
 def _write_graphs(
@@ -299,7 +301,6 @@ def _write_precisions(
     if not options.precisions:
         return {}
     meter = AccuracyMeter(images, folder / MODEL_FILE)
-    samples = samples or sample_images(next(iter(images.values())).images)
     return {
         name: write_precision(name, folder, meter, samples, options.max_drop)
         for name in options.precisions

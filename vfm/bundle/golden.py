@@ -27,7 +27,7 @@ def write_golden(
     """Keep small images spread over those compared, as the model takes them, with their predictions.
 
     Args:
-        folder: The bundle's folder.
+        folder: Folder of the unfinished bundle.
         model: Torch's side of the bundle, whose predictions are kept.
         parity: The comparison of the bundle with the model, which has passed.
         others: The bundle itself in each further precision, whose own predictions are kept beside.

@@ -18,7 +18,7 @@ from vfm_runtime.tasks.base import Arrays
 from vfm.metrics.calibration import fit_conformal_threshold
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import Checkpoint
-from vfm.tasks.labelled_images import OpenedImages, ValidationError
+from vfm.tasks.labelled_images import MAX_IMAGES, OpenedImages, ValidationError
 from vfm.tasks.validation import Validation
 from vfm.types import Features
 
@@ -209,15 +209,20 @@ def fit_distance_limit(distances: NDArray[np.float32], rate: float = _RATE) -> f
     return fit_conformal_threshold(distances, max(rate, possible), "images")
 
 
-def open_training(checkpoint: Checkpoint) -> OpenedImages | None:
-    """Open the images that a checkpoint was trained on; None, with a warning, where they are gone."""
+def open_training(
+    checkpoint: Checkpoint, consequence: str, count: int = MAX_IMAGES
+) -> OpenedImages | None:
+    """Open the images that a checkpoint was trained on; None, with a warning, where they are gone.
+
+    Args:
+        checkpoint: The checkpoint that is exported.
+        consequence: Beginning of the warning, which says what is done in their stead.
+        count: Most images, spread evenly.
+    """
     try:
-        return checkpoint.open_images("train")
+        return checkpoint.open_images("train", count)
     except ValidationError as error:
-        log.warning(
-            "The reference is fitted on every second validation image, since the training images are gone: %s",
-            error,
-        )
+        log.warning("%s, since the training images are gone: %s", consequence, error)
         return None
 
 
@@ -260,7 +265,7 @@ def fit_drift_reference(
 
     Args:
         outputs: All outputs of the bundle's graph for the validation images.
-        contract: The bundle's contract.
+        contract: Contract of the bundle that is written.
         held_out: Indices of the images that the reference was not fitted on.
     """
     chosen = {name: values[held_out] for name, values in outputs.items()}

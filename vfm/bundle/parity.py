@@ -103,10 +103,10 @@ class Parity:
 
 
 def choose_images(folder: Path, count: int, *, videos: bool = False) -> list[Path]:
-    """Choose images spread evenly over a folder and those below it.
+    """Choose images spread evenly over a folder.
 
     Args:
-        folder: Folder of images.
+        folder: Folder in which images lie, at any depth.
         count: Most images to choose.
         videos: Whether to take videos too.
 
@@ -181,12 +181,7 @@ def compare(
 
 
 def raise_disagreement(parity: Parity, where: Path) -> NoReturn:
-    """Raise a ParityError with the worst images of a comparison that has not passed.
-
-    Args:
-        parity: The comparison.
-        where: Folder of the rejected bundle.
-    """
+    """Raise a ParityError with the worst images of a comparison that has not passed."""
     rows = "\n".join(
         f"  {i.name}: difference {i.difference:.2e}, torch '{i.torch_label}', ONNX '{i.onnx_label}'"
         for i in parity.rank_worst()

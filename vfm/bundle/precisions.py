@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,36 +15,6 @@ from vfm.bundle.accuracy import AccuracyMeter
 from vfm.bundle.parity import time_each
 from vfm.quantization.fp16 import write_fp16
 from vfm.quantization.search import BudgetError, is_within, quantize_within_budget
-from vfm.tasks.checkpoint import Checkpoint
-from vfm.tasks.labelled_images import OpenedImages, ValidationError
-
-# Images from which the ranges of 8 bits are taken.
-_NUM_SAMPLES, _BATCH = 64, 8
-
-log = logging.getLogger(__name__)
-
-
-def sample_images(images: OpenedImages) -> list[Arrays]:
-    """Return batches of images, spread evenly, from which the ranges of 8 bits are taken."""
-    return list(images.iterate_batches(_BATCH, _NUM_SAMPLES))
-
-
-def open_samples(checkpoint: Checkpoint, training: OpenedImages | None = None) -> list[Arrays]:
-    """Return such batches of the training images; none, with a warning, where they are gone.
-
-    Args:
-        checkpoint: The checkpoint that is exported.
-        training: The checkpoint's training images, where they are open already.
-    """
-    try:
-        return sample_images(training or checkpoint.open_images("train", _NUM_SAMPLES))
-    except ValidationError as error:
-        log.warning(
-            "The ranges of 8 bits are taken from validation images, on which the bundle is then measured, since the "
-            "training images are gone: %s",
-            error,
-        )
-        return []
 
 
 def write_precision(

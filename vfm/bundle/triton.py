@@ -21,12 +21,12 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
-from vfm_runtime.bundle.contract import PRECISION_FILES, PREPROCESS_FILE, Contract
+from vfm_runtime.bundle.contract import PRECISION_FILES, PREPROCESS_FILE
 from vfm_runtime.bundle.manifest import read_manifest
 
 from vfm.bundle.errors import ExportError
@@ -83,7 +83,7 @@ def write_triton(
         bundle: A bundle's folder; it is checked, and copied from.
         folder: The model repository; made where there is none.
         name: What clients call the model.
-        precision: Of the graph: fp32, fp16 or int8, where the bundle has it.
+        precision: Precision of the graph: fp32, fp16 or int8, where the bundle has it.
         max_batch: Most images that go through the model at once.
         task: What was exported; it says what is left to a client.
 
@@ -96,72 +96,42 @@ def write_triton(
     """
     bundle, folder = Path(bundle), Path(folder)
     contract = read_manifest(bundle).contract
-    model = bundle / _file(bundle, precision)
+    choices = [key for key, file in PRECISION_FILES.items() if (bundle / file).is_file()]
+    if precision not in choices:
+        raise TritonError(
+            f"{bundle} has no graph of the precision '{precision}'. Choices: {', '.join(choices)}. Export it anew with "
+            "--fp16 true or --int8 true to have others."
+        )
     check_repository(folder, name, max_batch)
+    preprocess, model = bundle / PREPROCESS_FILE, bundle / PRECISION_FILES[precision]
+    before, after = _read_ports(preprocess), _read_ports(model)
+    labels = {
+        f"{head}_labels.txt" if head else "labels.txt": list(each.labels)
+        for head, each in contract.each.items()
+        if list(each.type.outputs) == ["scores"]  # those of boxes are in another order
+    }
+    first, second = f"{name}_preprocess", f"{name}_model"
+    first_text = _configure_preprocess(first, before)
+    second_text = _configure_model(second, after, labels, max_batch, precision)
+    text = task.serving_comment + _configure_ensemble(name, before, after, labels)
     folder.mkdir(parents=True, exist_ok=True)
     # Beside its place and moved there when whole: a server may be looking at the repository.
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as draft:
-        made = list(
-            _write(
-                Path(draft),
-                contract,
-                bundle / PREPROCESS_FILE,
-                model,
-                name,
-                max_batch,
-                task.serving_comment,
-            )
-        )
-        for path in made:
-            path.replace(folder / path.name)
+        _write_model(Path(draft) / first, preprocess, first_text, {})
+        _write_model(Path(draft) / second, model, second_text, labels)
+        _write_model(Path(draft) / name, None, text, labels)
+        for part in (first, second, name):  # the ensemble last, which needs the others
+            (Path(draft) / part).replace(folder / part)
     if task.serving_warning is not None:
         _log.warning("%s %s", folder / name, task.serving_warning)
     return folder
 
 
-def _write(
-    draft: Path,
-    contract: Contract,
-    preprocess: Path,
-    model: Path,
-    name: str,
-    max_batch: int,
-    comment: str,
-) -> Iterator[Path]:
-    """Write the three folders; the ensemble last, which needs the others."""
-    first, second = f"{name}_preprocess", f"{name}_model"
-    labels = _label_files(contract)
-    before, after = _ports(preprocess), _ports(model)
-    yield _folder(draft / first, preprocess, _preprocess_config(first, before), {})
-    yield _folder(
-        draft / second, model, _model_config(second, after, labels, max_batch, model), labels
-    )
-    yield _folder(
-        draft / name, None, comment + _ensemble_config(name, before, after, labels), labels
-    )
-
-
-def _file(bundle: Path, precision: str) -> str:
-    there = [key for key, file in PRECISION_FILES.items() if (bundle / file).is_file()]
-    if precision not in there:
-        raise TritonError(
-            f"{bundle} has no graph of the precision '{precision}'. Choices: {', '.join(there)}. Export it anew with "
-            "--fp16 true or --int8 true to have others."
-        )
-    file: str = PRECISION_FILES[precision]
-    return file
-
-
 def check_repository(folder: Path, name: str, max_batch: int = 8) -> None:
-    """Refuse, before any work, what could not be written.
-
-    Args:
-        folder: The model repository.
-        name: What clients call the model.
-        max_batch: Most images that go through the model at once.
+    """Refuse, before any work, a name or a batch that cannot be had, or a model that is there already.
 
     Raises:
-        TritonError: The name or the batch is none that can be had, or the model is there already.
+        TritonError: What is refused.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise TritonError(
@@ -177,54 +147,48 @@ def check_repository(folder: Path, name: str, max_batch: int = 8) -> None:
             )
 
 
-def _folder(path: Path, graph: Path | None, config: str, labels: _Labels) -> Path:
-    """A model's folder with one version; Triton wants one of an ensemble too, though it holds nothing."""
-    version = path / "1"
+def _write_model(folder: Path, graph: Path | None, config: str, labels: _Labels) -> None:
+    """Write a model's folder with one version; Triton wants one of an ensemble too, though it holds nothing."""
+    version = folder / "1"
     version.mkdir(parents=True)
     if graph is None:
         (version / ".keep").touch()  # stores of objects, and git, know no empty folder
     else:
         shutil.copyfile(graph, version / "model.onnx")
-        for weights in _weight_files(graph):
-            shutil.copyfile(graph.parent / weights, version / weights)
+        tensors = onnx.load(graph, load_external_data=False).graph.initializer
+        entries = (entry for tensor in tensors for entry in tensor.external_data)
+        # Files beside a graph that hold its weights, as the graph names them.
+        for file in {entry.value for entry in entries if entry.key == "location"}:
+            shutil.copyfile(graph.parent / file, version / file)
     for file, names in labels.items():
         # One label a line, so that none may have two.
         lines = [" ".join(name.splitlines()) for name in names]
-        (path / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (path / "config.pbtxt").write_text(config, encoding="utf-8")
-    return path
+        (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
-def _weight_files(graph: Path) -> list[str]:
-    """Files beside a graph that hold its weights, as it names them."""
-    tensors = onnx.load(graph, load_external_data=False).graph.initializer
-    places = (entry.value for t in tensors for entry in t.external_data if entry.key == "location")
-    return sorted(set(places))
-
-
-def _label_files(contract: Contract) -> dict[str, list[str]]:
-    """Labels by the name of their file, of every head whose scores are in the order of its labels."""
-    return {
-        f"{name}_labels.txt" if name else "labels.txt": list(head.labels)
-        for name, head in contract.each.items()
-        if list(head.type.outputs) == ["scores"]  # of boxes they are in another order
-    }
-
-
-def _ports(path: Path) -> _Ports:
+def _read_ports(path: Path) -> _Ports:
     """Name, type and dimensions of what a graph takes and gives; -1 stands for any size."""
     graph = onnx.load(path, load_external_data=False).graph
-    return [_port(value) for value in graph.input], [_port(value) for value in graph.output]
+    inputs, outputs = (
+        [
+            {
+                "name": value.name,
+                "data_type": _Word(_TYPES[value.type.tensor_type.elem_type]),
+                "dims": [
+                    dim.dim_value if dim.HasField("dim_value") else -1
+                    for dim in value.type.tensor_type.shape.dim
+                ],
+            }
+            for value in values
+        ]
+        for values in (graph.input, graph.output)
+    )
+    return inputs, outputs
 
 
-def _port(value: onnx.ValueInfoProto) -> _Port:
-    tensor = value.type.tensor_type
-    dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
-    return {"name": value.name, "data_type": _Word(_TYPES[tensor.elem_type]), "dims": dims}
-
-
-def _preprocess_config(name: str, ports: _Ports) -> str:
-    return _text(
+def _configure_preprocess(name: str, ports: _Ports) -> str:
+    return _format_text(
         {
             "name": name,
             "backend": "onnxruntime",
@@ -237,17 +201,18 @@ def _preprocess_config(name: str, ports: _Ports) -> str:
     )
 
 
-def _model_config(name: str, ports: _Ports, labels: _Labels, max_batch: int, graph: Path) -> str:
-    inputs, outputs = ([_without_batch(port) for port in side] for side in ports)
+def _configure_model(
+    name: str, ports: _Ports, labels: _Labels, max_batch: int, precision: str
+) -> str:
     # 8 bits are made for the CPU.
-    kind = "KIND_CPU" if graph.name == PRECISION_FILES["int8"] else "KIND_AUTO"
-    text = _text(
+    kind = "KIND_CPU" if precision == "int8" else "KIND_AUTO"
+    text = _format_text(
         {
             "name": name,
             "backend": "onnxruntime",
             "max_batch_size": max_batch,
-            "input": inputs,
-            "output": [_labelled(port, labels) for port in outputs],
+            "input": [_drop_batch(port) for port in ports[0]],
+            "output": [_add_labels(_drop_batch(port), labels) for port in ports[1]],
             "instance_group": [{"kind": _Word(kind), "count": 1}],
             "dynamic_batching": {
                 "preferred_batch_size": sorted({max(1, max_batch // 2), max_batch}),
@@ -255,59 +220,51 @@ def _model_config(name: str, ports: _Ports, labels: _Labels, max_batch: int, gra
             },
         }
     )
-    return text + (_TENSORRT if graph.name == PRECISION_FILES["fp16"] else "")
+    return text + (_TENSORRT if precision == "fp16" else "")
 
 
-def _ensemble_config(name: str, before: _Ports, after: _Ports, labels: _Labels) -> str:
-    outputs = [{**port, "dims": [1, *_without_batch(port)["dims"]]} for port in after[1]]
-    return _text(
+def _configure_ensemble(name: str, before: _Ports, after: _Ports, labels: _Labels) -> str:
+    steps = []
+    for part, ports in (("preprocess", before), ("model", after)):
+        # Tensors are called alike inside and outside, as one graph's outputs are the next one's inputs.
+        inputs, outputs = ([{"key": p["name"], "value": p["name"]} for p in side] for side in ports)
+        step = {"model_name": f"{name}_{part}", "model_version": -1}
+        steps.append({**step, "input_map": inputs, "output_map": outputs})
+    outputs = [{**port, "dims": [1, *_drop_batch(port)["dims"]]} for port in after[1]]
+    return _format_text(
         {
             "name": name,
             "platform": "ensemble",
             "max_batch_size": 0,
             "input": before[0],
-            "output": [_labelled(port, labels) for port in outputs],
-            "ensemble_scheduling": {
-                "step": [
-                    _step(f"{name}_preprocess", before),
-                    _step(f"{name}_model", after),
-                ]
-            },
+            "output": [_add_labels(port, labels) for port in outputs],
+            "ensemble_scheduling": {"step": steps},
         }
     )
 
 
-def _step(model: str, ports: _Ports) -> dict[str, Any]:
-    """A step whose tensors are called alike inside and outside, as one graph's outputs are the next one's inputs."""
-    inputs, outputs = ([{"key": p["name"], "value": p["name"]} for p in side] for side in ports)
-    return {"model_name": model, "model_version": -1, "input_map": inputs, "output_map": outputs}
-
-
-def _without_batch(port: _Port) -> _Port:
+def _drop_batch(port: _Port) -> _Port:
     dims = port["dims"][1:]
     # Triton knows no tensor of no dimension: one number an image is a list of one to its clients.
     return {**port, "dims": dims} if dims else {**port, "dims": [1], "reshape": {"shape": []}}
 
 
-def _labelled(port: _Port, labels: _Labels) -> _Port:
-    """The output with its file of labels, if it has one: clients may then ask for the names of the best."""
+def _add_labels(port: _Port, labels: _Labels) -> _Port:
+    """Name the output's file of labels, if it has one: clients may then ask for the names of the best."""
     head, _, output = port["name"].rpartition(".")
     file = f"{head}_labels.txt" if head else "labels.txt"
     return {**port, "label_filename": file} if output == "scores" and file in labels else port
 
 
-def _text(values: Mapping[str, Any], indent: str = "") -> str:
+def _format_text(values: Mapping[str, Any], indent: str = "") -> str:
     """Values in the text format of protocol buffers: a field a line, messages in braces."""
     lines = []
     for key, value in values.items():
         if isinstance(value, Mapping):
-            lines.append(f"{indent}{key} {{\n{_text(value, indent + '  ')}{indent}}}\n")
+            lines.append(f"{indent}{key} {{\n{_format_text(value, indent + '  ')}{indent}}}\n")
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            lines += [_text({key: one}, indent) for one in value]
+            lines += [_format_text({key: one}, indent) for one in value]
         else:
-            lines.append(f"{indent}{key}: {_scalar(value)}\n")
+            text = value if isinstance(value, _Word) else json.dumps(value, ensure_ascii=False)
+            lines.append(f"{indent}{key}: {text}\n")
     return "".join(lines)
-
-
-def _scalar(value: object) -> str:
-    return str(value) if isinstance(value, _Word) else json.dumps(value, ensure_ascii=False)

@@ -94,18 +94,18 @@ def _find_head(graph: Graph) -> set[str]:
     """
     from_head: set[str] = set()
     for node in graph.nodes:
-        if _uses_constant(graph, node, "head") or from_head.intersection(node.input):
+        if _has_constant(graph, node, "head") or from_head.intersection(node.input):
             from_head.update(node.output)
     to_backbone: set[str] = set()
     for node in reversed(graph.nodes):
-        if _uses_constant(graph, node, "backbone") or to_backbone.intersection(node.output):
+        if _has_constant(graph, node, "backbone") or to_backbone.intersection(node.output):
             to_backbone.update((*node.input, *node.output))
     outputs = {node.output[0] for node in graph.nodes}
     after = outputs - to_backbone if to_backbone else set()
     return (outputs & from_head) | after | set(graph.outputs)
 
 
-def _uses_constant(graph: Graph, node: onnx.NodeProto, part: str) -> bool:
+def _has_constant(graph: Graph, node: onnx.NodeProto, part: str) -> bool:
     """Whether a node takes a constant of a part of the model; constants keep the names of torch's parameters."""
     return any(
         part in name.split(".") and graph.get_constant(name) is not None for name in node.input

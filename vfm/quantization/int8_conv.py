@@ -81,7 +81,7 @@ def measure_scales(
 
     Args:
         graph: The graph in 32 bits.
-        nodes: The graph's convolutions.
+        nodes: Convolutions of the graph, such as those of `find_convolutions`.
         samples: Real inputs of the model, batch by batch.
     """
     probe = Probe(graph)
@@ -104,8 +104,8 @@ def measure_errors(
 
     Args:
         graph: The graph in 32 bits.
-        nodes: The graph's convolutions.
-        scales: Scales of `measure_scales`.
+        nodes: Convolutions of the graph, such as those of `find_convolutions`.
+        scales: Scales of all tensors, measured by `measure_scales`.
         samples: Real inputs of the model, batch by batch.
 
     Returns:
@@ -181,7 +181,7 @@ def quantize_convolutions(graph: Graph, names: Collection[str], scales: Scales) 
     Args:
         graph: The graph in 32 bits; it is not changed.
         names: Names of the nodes to replace.
-        scales: Scales of `measure_scales`.
+        scales: Scales of all tensors, measured by `measure_scales`.
     """
     copy = Graph(graph.finish())
     units = _find_units(copy, [node for node in copy.nodes if node.name in names])

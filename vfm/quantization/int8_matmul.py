@@ -65,7 +65,7 @@ def measure_errors(
 
     Args:
         graph: The graph in 32 bits.
-        nodes: Its products with constant matrices.
+        nodes: Products of the graph, such as those of `find_matmuls`.
         samples: Real inputs of the model, batch by batch.
 
     Returns:
