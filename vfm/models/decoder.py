@@ -23,12 +23,6 @@ class DecoderLayer(nn.Module):
     """Self-attention among the queries of a group, deformable attention to the image, a feed-forward network."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        """Make the layers.
-
-        Args:
-            width: Of queries and memory; a multiple of 8.
-            hidden: Of the feed-forward network.
-        """
         super().__init__()
         self.queries_and_keys = nn.Linear(width, 2 * width)
         self.values = nn.Linear(width, width)
@@ -49,48 +43,44 @@ class DecoderLayer(nn.Module):
         size: tuple[int, int],
         num_groups: int,
     ) -> Tensor:
-        """The queries after this layer, [N, G * Q, D].
+        """Return the queries after this layer, [N, G * Q, D].
 
         Args:
-            queries: [N, G * Q, D].
-            position: [N, G * Q, D], of the queries.
-            boxes: [N, G * Q, 4], the queries' reference boxes.
-            memory: [N, h * w, D].
-            size: h and w.
-            num_groups: G; groups do not see each other.
+            queries: Queries of G groups, which do not see each other, [N, G * Q, D].
+            position: Embedded positions of the queries, [N, G * Q, D].
+            boxes: Reference boxes of the queries, [N, G * Q, 4].
+            memory: Features of the map, [N, h * w, D].
+            size: Height and width of the map, h and w.
+            num_groups: Number of groups, G.
         """
-        queries = self.norm_self(queries + self._among(queries, position, num_groups))
+        queries = self.norm_self(queries + self._attend(queries, position, num_groups))
         seen = self.look(queries + position, boxes, memory, size)
         queries = self.norm_look(queries + seen)
         fed: Tensor = self.norm_feed(queries + self.outer(F.silu(self.inner(queries))))
         return fed
 
-    def _among(self, queries: Tensor, position: Tensor, num_groups: int) -> Tensor:
-        shape = queries.shape
+    def _attend(self, queries: Tensor, position: Tensor, num_groups: int) -> Tensor:
+        """Attend to the other queries of the group."""
         asked, keys = self.queries_and_keys(queries + position).chunk(2, -1)
-        mixed = F.scaled_dot_product_attention(
-            self._split(asked, num_groups),
-            self._split(keys, num_groups),
-            self._split(self.values(queries), num_groups),
+        values = self.values(queries)
+        asked, keys, values = (
+            split_heads(x, _NUM_HEADS, num_groups) for x in (asked, keys, values)
         )
-        return self.mix(mixed.transpose(1, 2).reshape(shape))  # type: ignore[no-any-return]
+        mixed = F.scaled_dot_product_attention(asked, keys, values)
+        return self.mix(mixed.transpose(1, 2).reshape(queries.shape))  # type: ignore[no-any-return]
 
-    def _split(self, tokens: Tensor, num_groups: int) -> Tensor:
-        """[N, G * Q, D] to [N * G, heads, Q, D / heads]."""
-        num_images, length, width = tokens.shape
-        shape = (num_images * num_groups, length // num_groups, _NUM_HEADS, width // _NUM_HEADS)
-        return tokens.reshape(shape).transpose(1, 2)
+
+def split_heads(tokens: Tensor, num_heads: int, num_groups: int = 1) -> Tensor:
+    """Return tokens [N, G * L, D] as [N * G, heads, L, D / heads]."""
+    num_images, length, width = tokens.shape
+    shape = (num_images * num_groups, length // num_groups, num_heads, width // num_heads)
+    return tokens.reshape(shape).transpose(1, 2)
 
 
 class MLP(nn.Sequential):
     """Linear layers with ReLU between them."""
 
     def __init__(self, widths: Sequence[int]) -> None:
-        """Make the layers.
-
-        Args:
-            widths: Of the input, of what lies between, of the output.
-        """
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU()]
@@ -98,11 +88,11 @@ class MLP(nn.Sequential):
 
 
 def embed_boxes(boxes: Tensor, width: int) -> Tensor:
-    """Sines and cosines of the four numbers of each box, [..., 4 * width].
+    """Return sines and cosines of the four numbers of each box, [..., 4 * width].
 
     Args:
-        boxes: [..., 4], shares of the image.
-        width: Numbers for each of the four; even.
+        boxes: Boxes as fractions of the image, [..., 4].
+        width: Even number of values for each of the four.
     """
     powers = torch.arange(width // 2, device=boxes.device, dtype=torch.float32) * (2 / width)
     angles = boxes.float().unsqueeze(-1) * (2 * math.pi * _TEMPERATURE**-powers)
@@ -110,14 +100,14 @@ def embed_boxes(boxes: Tensor, width: int) -> Tensor:
 
 
 def move_boxes(reference: Tensor, delta: Tensor) -> Tensor:
-    """Boxes from references and what a network says of them (re-parametrisation of LW-DETR, Chen et al., 2024).
+    """Move reference boxes by what a network says of them (re-parametrisation of LW-DETR, Chen et al., 2024).
 
     Args:
-        reference: [..., 4], centre, width, height.
-        delta: [..., 4], shift of the centre in units of width and height, logarithm of the growth.
+        reference: Center, width and height, [..., 4].
+        delta: Shift of the center in units of width and height, and logarithm of the growth, [..., 4].
     """
     # Coordinates are kept in 32 bits: 16 would move a box by pixels.
     reference, delta = reference.float(), delta.float()
-    centre = delta[..., :2] * reference[..., 2:] + reference[..., :2]
+    center = delta[..., :2] * reference[..., 2:] + reference[..., :2]
     extent = delta[..., 2:].clamp(max=_MAX_LOG_GROWTH).exp() * reference[..., 2:]
-    return torch.cat([centre, extent], -1)
+    return torch.cat([center, extent], -1)

@@ -12,17 +12,10 @@ from torch.nn import functional as F
 class DeformableAttention(nn.Module):
     """Each query looks at a few points of a map, around its own box.
 
-    N images, Q queries, D wide, M heads, P points a head, a map of h x w.
+    N images, Q queries, D wide, M heads, of which D is a multiple, P points a head, a map of h x w.
     """
 
     def __init__(self, width: int, num_heads: int, num_points: int) -> None:
-        """Make the layers.
-
-        Args:
-            width: D, of queries and map.
-            num_heads: M; must divide D.
-            num_points: P.
-        """
         super().__init__()
         self.num_heads = num_heads
         self.num_points = num_points
@@ -30,33 +23,33 @@ class DeformableAttention(nn.Module):
         self.weights = nn.Linear(width, num_heads * num_points)
         self.values = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
-        self._initialise()
+        self._reset_weights()
 
     def forward(
         self, queries: Tensor, boxes: Tensor, memory: Tensor, size: tuple[int, int]
     ) -> Tensor:
-        """What the queries see, [N, Q, D].
+        """Return what the queries see, [N, Q, D].
 
         Args:
-            queries: [N, Q, D].
-            boxes: [N, Q, 4], centre, width and height as shares of the map.
-            memory: [N, h * w, D], row by row.
-            size: h and w.
+            queries: Queries, [N, Q, D].
+            boxes: Center, width and height of their boxes as fractions of the map, [N, Q, 4].
+            memory: Features of the map row by row, [N, h * w, D].
+            size: Height and width of the map, h and w.
         """
         num_images, num_queries, width = queries.shape
         each = (num_images, num_queries, self.num_heads, self.num_points)
         offsets = self.offsets(queries).view(*each, 2)
         weights = self.weights(queries).view(each).softmax(-1)
-        centre, extent = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
-        points = centre + offsets * extent * (0.5 / self.num_points)
+        center, extent = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
+        points = center + offsets * extent * (0.5 / self.num_points)
         values = self.values(memory).unflatten(2, (self.num_heads, -1))
         # Exported, the points are gathered: TensorRT has given wrong values around GridSample without a word.
         look = gather_points if torch.compiler.is_exporting() else sample_points
         seen = look(values, points, weights, size)
         return self.out(seen.reshape(num_images, num_queries, width))  # type: ignore[no-any-return]
 
-    def _initialise(self) -> None:
-        """Each head starts by looking in a direction of its own, one step further with each point."""
+    def _reset_weights(self) -> None:
+        """Let each head start by looking in a direction of its own, one step further with each point."""
         nn.init.zeros_(self.offsets.weight)
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
@@ -72,16 +65,13 @@ class DeformableAttention(nn.Module):
 
 
 def sample_points(values: Tensor, points: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
-    """Weighted sums of bilinear samples, by torch's grid_sample; 0 outside of the map.
+    """Return weighted sums of bilinear samples, [N, Q, M, D], by torch's grid_sample; 0 outside of the map.
 
     Args:
-        values: [N, h * w, M, D].
-        points: [N, Q, M, P, 2], x and y as shares of the map.
-        weights: [N, Q, M, P].
-        size: h and w.
-
-    Returns:
-        [N, Q, M, D].
+        values: Values of each head, [N, h * w, M, D].
+        points: Points to sample, x and y as fractions of the map, [N, Q, M, P, 2].
+        weights: Weights of the points, [N, Q, M, P].
+        size: Height and width of the map, h and w.
     """
     num_images, _, num_heads, width = values.shape
     maps = values.permute(0, 2, 3, 1).reshape(num_images * num_heads, width, *size)
@@ -95,9 +85,9 @@ def sample_points(values: Tensor, points: Tensor, weights: Tensor, size: tuple[i
 
 
 def gather_points(values: Tensor, points: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
-    """What `sample_points` computes, from the four neighbours of each point."""
+    """Return what `sample_points` computes, from the four neighbors of each point."""
     height, width = size
-    num_images, num_places, num_heads, depth = values.shape
+    num_images, num_cells, num_heads, depth = values.shape
     x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
     left, top = x.floor(), y.floor()
     index, share = [], []
@@ -108,9 +98,9 @@ def gather_points(values: Tensor, points: Tensor, weights: Tensor, size: tuple[i
             near = (1 - (x - column).abs()) * (1 - (y - row).abs())
             share.append(weights * near * inside)
             index.append(row.clamp(0, height - 1) * width + column.clamp(0, width - 1))
-    # A row of `table` is one head's values at one place, so that a gather copies whole rows.
+    # A row of `table` is one head's values in one cell of the map, so that a gather copies whole rows.
     table = values.transpose(1, 2).reshape(-1, depth)
-    first = torch.arange(num_images * num_heads, device=values.device) * num_places
-    place = torch.cat(index, -1).long() + first.view(num_images, 1, num_heads, 1)
-    rows = F.embedding(place, table)
+    first = torch.arange(num_images * num_heads, device=values.device) * num_cells
+    rows_of_points = torch.cat(index, -1).long() + first.view(num_images, 1, num_heads, 1)
+    rows = F.embedding(rows_of_points, table)
     return (torch.cat(share, -1).unsqueeze(-2) @ rows).squeeze(-2)

@@ -13,21 +13,14 @@ class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of maps [N, D, h, w]; unlike batch norm it does not care for the batch's size."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Normalised maps."""
+        """Normalize the maps."""
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution without bias, a norm, SiLU."""
+    """A convolution without bias, with a kernel of odd side; a norm; SiLU."""
 
     def __init__(self, before: int, after: int, kernel: int) -> None:
-        """Make the layers.
-
-        Args:
-            before: Channels of the input.
-            after: Channels of the output.
-            kernel: Side of the convolution; odd.
-        """
         super().__init__(
             nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False),
             ChannelNorm(after),
@@ -45,9 +38,9 @@ class Projector(nn.Module):
 
         Args:
             widths: Channels of each map.
-            strides: Pixels of the input for one place, of each map.
+            strides: Pixels of the input for one cell of each map.
             width: Channels of the result.
-            stride: Of the result.
+            stride: Pixels of the input for one cell of the result.
             depth: Number of pairs of 3 x 3 convolutions.
         """
         super().__init__()
@@ -69,21 +62,17 @@ class Projector(nn.Module):
         self.norm = ChannelNorm(width)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """One map, [N, width, H / stride, W / stride].
-
-        Args:
-            maps: [N, D, h, w], as the backbone gives them.
-        """
+        """Return one map, [N, width, H / stride, W / stride], from the maps [N, D, h, w] of a backbone."""
         height, width = (n * self.strides[-1] // self.stride for n in maps[-1].shape[-2:])
         reduced = [reduce(m) for reduce, m in zip(self.reduce, maps, strict=True)]
-        joined = torch.cat([_resized(m, (height, width)) for m in reduced], 1)
+        joined = torch.cat([_resize(m, (height, width)) for m in reduced], 1)
         parts = list(self.enter(joined).chunk(2, 1))
         for block in self.blocks:
             parts.append(parts[-1] + block(parts[-1]))
         return self.norm(self.leave(torch.cat(parts, 1)))  # type: ignore[no-any-return]
 
 
-def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if maps.shape[-2:] == size:
         return maps
     if maps.shape[-2] > size[0]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vfm_runtime.errors import OptionError
 
+from vfm.models.decoder import split_heads
 from vfm.models.heads.head import Head
 from vfm.types import FeatureInfo, Features, Raw
 
@@ -22,7 +23,7 @@ class ClassificationHead(Head):
     multilabel: bool = False
 
     def decode(self, raw: Raw, geometry: Tensor | None = None) -> dict[str, Tensor]:
-        """Probabilities `scores`, float32 [N, C]; each row sums to 1 unless labels are independent."""
+        """Return probabilities `scores`, float32 [N, C]; each row sums to 1 unless labels are independent."""
         logits = raw["logits"].float()
         return {"scores": logits.sigmoid() if self.multilabel else logits.softmax(dim=-1)}
 
@@ -43,10 +44,10 @@ class LinearHead(ClassificationHead):
 
     def build(self, info: FeatureInfo, num_labels: int) -> None:
         """Make the layer, with small weights so that training starts near equal scores."""
-        self.linear = _last_layer(info.width, num_labels)
+        self.linear = _make_last_layer(info.width, num_labels)
 
     def forward(self, features: Features) -> Raw:
-        """`logits`, [N, C]."""
+        """Return `logits`, [N, C]."""
         return {"logits": self.linear(self.dropout(features.pooled))}
 
 
@@ -72,10 +73,10 @@ class MLPHead(ClassificationHead):
         """Make the layers."""
         self.norm = nn.LayerNorm(info.width)
         self.inner = nn.Linear(info.width, self.hidden)
-        self.outer = _last_layer(self.hidden, num_labels)
+        self.outer = _make_last_layer(self.hidden, num_labels)
 
     def forward(self, features: Features) -> Raw:
-        """`logits`, [N, C]."""
+        """Return `logits`, [N, C]."""
         hidden = F.gelu(self.inner(self.norm(features.pooled)))
         return {"logits": self.outer(self.dropout(hidden))}
 
@@ -89,7 +90,7 @@ class AttentionPoolHead(ClassificationHead):
         """Remember the arguments; the layers are made in `build`.
 
         Args:
-            num_heads: Of the attention; must divide the width of the tokens.
+            num_heads: Heads of the attention; must divide the width of the tokens.
             dropout: Share of pooled features set to zero in training.
         """
         super().__init__()
@@ -109,25 +110,18 @@ class AttentionPoolHead(ClassificationHead):
         nn.init.trunc_normal_(self.query, std=0.02)
         self.norm = nn.LayerNorm(width)
         self.keys_and_values = nn.Linear(width, 2 * width)
-        self.linear = _last_layer(width, num_labels)
+        self.linear = _make_last_layer(width, num_labels)
 
     def forward(self, features: Features) -> Raw:
-        """`logits`, [N, C]."""
+        """Return `logits`, [N, C]."""
         keys, values = self.keys_and_values(self.norm(features.tokens)).chunk(2, dim=-1)
         query = self.query.expand(len(keys), -1, -1)
-        pooled = F.scaled_dot_product_attention(
-            self._split(query), self._split(keys), self._split(values)
-        ).flatten(1)
+        query, keys, values = (split_heads(x, self.num_heads) for x in (query, keys, values))
+        pooled = F.scaled_dot_product_attention(query, keys, values).flatten(1)
         return {"logits": self.linear(self.dropout(pooled))}
 
-    def _split(self, tokens: Tensor) -> Tensor:
-        """[N, L, D] to [N, heads, L, D / heads]."""
-        num_images, length, width = tokens.shape
-        shape = (num_images, length, self.num_heads, width // self.num_heads)
-        return tokens.reshape(shape).transpose(1, 2)
 
-
-def _last_layer(width: int, num_labels: int) -> nn.Linear:
+def _make_last_layer(width: int, num_labels: int) -> nn.Linear:
     layer = nn.Linear(width, num_labels)
     nn.init.trunc_normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)

@@ -19,7 +19,7 @@ class DetectionHead(Head, ABC):
 
     @abstractmethod
     def forward(self, features: Features) -> Raw:
-        """Raw outputs, of which a loss may want more in training.
+        """Return raw outputs, of which a loss may want more in training.
 
         Returns:
             In evaluation at least `logits` [N, Q, C], a sigmoid of which is a score, and `boxes` [N, Q, 4], centre,
@@ -28,7 +28,7 @@ class DetectionHead(Head, ABC):
 
     @abstractmethod
     def decode(self, raw: Raw, geometry: Tensor | None = None) -> dict[str, Tensor]:
-        """The boxes of each image, best first, none of them twice.
+        """Return the boxes of each image, best first, none of them twice.
 
         Args:
             raw: Outputs of `forward` in evaluation.
@@ -42,7 +42,7 @@ class DetectionHead(Head, ABC):
 
 
 def to_original(boxes: Tensor, geometry: Tensor | None) -> Tensor:
-    """Corners of boxes [N, K, 4] in pixels of the original image, within its borders.
+    """Return corners of boxes [N, K, 4] in pixels of the original image, within its borders.
 
     Args:
         boxes: Centre, width and height as shares of the input, [N, K, 4].

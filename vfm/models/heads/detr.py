@@ -17,7 +17,7 @@ from vfm.types import FeatureInfo, Features, Raw
 Size = Literal["nano", "small", "base"]
 
 _PRIOR = 0.01
-# Width and height that a place proposes before it has learned anything, as a share of the image's.
+# Width and height that a cell proposes before it has learned anything, as a share of the image's.
 _ANCHOR = 0.05
 _PYRAMID_STRIDE = 16
 
@@ -41,7 +41,7 @@ _SHAPES: dict[Size, _Shape] = {
 class DetrHead(DetectionHead):
     """Boxes and classes from learned queries, in the line of LW-DETR (Chen et al., 2024) and RF-DETR (2025).
 
-    The best places of the map propose boxes; queries refine them by looking around each. In training several groups of
+    The best cells of the map propose boxes; queries refine them by looking around each. In training several groups of
     queries learn from the same objects (Group DETR, Chen et al., 2023); one of them answers, with no object twice, so
     that nothing has to be suppressed afterwards.
     """
@@ -62,18 +62,18 @@ class DetrHead(DetectionHead):
             size: nano (width 128, 100 queries), small (192, 200) or base (256, 300).
             num_queries: Most objects in an image, in place of the size's own.
             num_groups: Groups of queries in training; more learn faster, and take more memory.
-            num_layers: Of the decoder.
-            fine: Look at a map of half the stride, for small objects: four times as many places.
+            num_layers: Layers of the decoder.
+            fine: Look at a map of half the stride, for small objects: four times as many cells.
         """
         super().__init__()
         if size not in get_args(Size):
             raise OptionError(f"size is '{size}'. Choices: {', '.join(get_args(Size))}.")
-        given = {"num_queries": num_queries, "num_groups": num_groups, "num_layers": num_layers}
-        for name, value in given.items():
-            if value is not None and value < 1:
+        numbers = {"num_queries": num_queries, "num_groups": num_groups, "num_layers": num_layers}
+        chosen = {name: value for name, value in numbers.items() if value is not None}
+        for name, value in chosen.items():
+            if value < 1:
                 raise OptionError(f"{name} is {value}. Give 1 or more (--model.head.{name}).")
-        kept = {name: value for name, value in given.items() if value is not None}
-        self.shape = _SHAPES[size]._replace(**kept)
+        self.shape = _SHAPES[size]._replace(**chosen)
         self.fine = fine
 
     @property
@@ -101,11 +101,11 @@ class DetrHead(DetectionHead):
         self.layers = nn.ModuleList(
             DecoderLayer(shape.width, shape.hidden) for _ in range(shape.num_layers)
         )
-        self.classes = _class_layer(shape.width, num_labels)
-        self.boxes = _box_layers(shape.width)
+        self.classes = _make_class_layer(shape.width, num_labels)
+        self.boxes = _make_box_layers(shape.width)
 
     def forward(self, features: Features) -> Raw:
-        """What every query says, of N images and C labels.
+        """Return what every query says, of N images and C labels.
 
         Returns:
             `logits` [N, Q, C] and `boxes` [N, Q, 4] (centre, width and height as shares of the input). In training, of
@@ -115,7 +115,7 @@ class DetrHead(DetectionHead):
         grid = self.projector(features.maps)
         size = (grid.shape[-2], grid.shape[-1])
         memory = grid.flatten(2).transpose(1, 2)
-        anchors = _anchors(size, memory)
+        anchors = _make_anchors(size, memory)
         proposers = list(self.proposers)[: self.shape.num_groups if self.training else 1]
         proposed = [p(memory, anchors, self.shape.num_queries) for p in proposers]
         logits, reference = (torch.stack(part, 1) for part in zip(*proposed, strict=True))
@@ -136,7 +136,7 @@ class DetrHead(DetectionHead):
         return {"logits": all_logits[-1].squeeze(1), "boxes": all_boxes[-1].squeeze(1)}
 
     def decode(self, raw: Raw, geometry: Tensor | None = None) -> dict[str, Tensor]:
-        """The best pairs of box and class: `num_answers` of each image, fewer where the map has fewer places."""
+        """Return the best pairs of box and class: `num_answers` of each image, fewer where the map has fewer cells."""
         logits, boxes = raw["logits"].float(), raw["boxes"].float()
         num_labels = logits.shape[-1]
         scores, index = logits.sigmoid().flatten(1).topk(boxes.shape[1])
@@ -147,17 +147,17 @@ class DetrHead(DetectionHead):
 
 
 class _Proposer(nn.Module):
-    """A box and class logits at every place of the map; the best places go on."""
+    """A box and class logits in every cell of the map; the best cells go on."""
 
     def __init__(self, width: int, num_labels: int) -> None:
         super().__init__()
         self.project = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
-        self.classes = _class_layer(width, num_labels)
-        self.boxes = _box_layers(width)
+        self.classes = _make_class_layer(width, num_labels)
+        self.boxes = _make_box_layers(width)
 
     def forward(self, memory: Tensor, anchors: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
-        """Logits [N, Q, C] and boxes [N, Q, 4] of the best places; fewer where the map has not as many."""
+        """Return logits [N, Q, C] and boxes [N, Q, 4] of the best cells; fewer where the map has not as many."""
         memory = self.norm(self.project(memory))
         logits = self.classes(memory)
         number = min(num_queries, logits.shape[1])
@@ -168,21 +168,21 @@ class _Proposer(nn.Module):
         return picked, move_boxes(reference, self.boxes(chosen))
 
 
-def _anchors(size: tuple[int, int], like: Tensor) -> Tensor:
-    """A box around the centre of every place, [1, h * w, 4]."""
+def _make_anchors(size: tuple[int, int], like: Tensor) -> Tensor:
+    """Make a box around the center of every cell, [1, h * w, 4]."""
     rows, columns = (torch.arange(n, device=like.device, dtype=torch.float32) for n in size)
     y, x = torch.meshgrid((rows + 0.5) / size[0], (columns + 0.5) / size[1], indexing="ij")
     side = torch.full_like(x, _ANCHOR)
     return torch.stack([x, y, side, side], -1).reshape(1, -1, 4)
 
 
-def _class_layer(width: int, num_labels: int) -> nn.Linear:
+def _make_class_layer(width: int, num_labels: int) -> nn.Linear:
     layer = nn.Linear(width, num_labels)
     nn.init.constant_(layer.bias, -math.log((1 - _PRIOR) / _PRIOR))
     return layer
 
 
-def _box_layers(width: int) -> MLP:
+def _make_box_layers(width: int) -> MLP:
     layers = MLP([width, width, width, 4])
     last = layers[-1]
     nn.init.zeros_(last.weight)  # type: ignore[arg-type]

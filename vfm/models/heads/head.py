@@ -47,22 +47,17 @@ class Head(Component, nn.Module, ABC):
 
     @abstractmethod
     def build(self, info: FeatureInfo, num_labels: int) -> None:
-        """Make the layers.
-
-        Args:
-            info: Sizes of the features that `forward` will get.
-            num_labels: How many labels there are.
-        """
+        """Make the layers for features of these sizes, and this number of labels."""
 
     @abstractmethod
     def forward(self, features: Features) -> Raw:
-        """Raw outputs by name, as a loss wants them."""
+        """Return raw outputs by name, as a loss wants them."""
 
     @abstractmethod
     def decode(self, raw: Raw, geometry: Tensor | None = None) -> dict[str, Tensor]:
-        """Answers by name from raw outputs; exported with the model, so made of tensor operations only.
+        """Return predictions by name from raw outputs; exported with the model, so made of tensor operations only.
 
         Args:
-            raw: Of `forward`.
-            geometry: float [N, 6], where each image lies in its original; for heads that need it.
+            raw: Outputs of `forward`.
+            geometry: Where each image lies in its original, float [N, 6]; for heads that need it.
         """
