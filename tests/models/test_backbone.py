@@ -123,7 +123,7 @@ def test_unknown_name_lists_near_ones() -> None:
 
 
 def test_a_name_like_no_other_is_refused() -> None:
-    with pytest.raises(BackboneError, match="Near: none"):
+    with pytest.raises(BackboneError, match=r"has no model 'qqqqqqqqqqqq'\. List names"):
         Backbone("qqqqqqqqqqqq", pretrained=False)
 
 

@@ -134,21 +134,17 @@ class AdaptOptions:
         check_options("adapt_options", asdict(self))
 
     def to_arguments(self) -> dict[str, Any]:
-        """Options that are not null, by name."""
+        """Return the options that are not null, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def list_unused(self, how: Adaptation | str) -> list[str]:
-        """Names of the options that are given but that an adaptation does not take."""
+        """List the options that are not null but that an adaptation does not take."""
         taken = _list_options(how) if isinstance(how, str) else set()
         return sorted(self.to_arguments().keys() - taken)
 
 
 def resolve_adaptation(how: Adaptation | str, options: AdaptOptions = AdaptOptions()) -> Adaptation:
-    """The adaptation that a short name and its options stand for; any other as it is.
-
-    Args:
-        how: Adaptation, or `full`, `linear`, `ln`, `lora`, `effort` or `partial`.
-        options: Options of lora, effort and partial.
+    """Return the adaptation that a short name and its options stand for; any other as it is.
 
     Raises:
         AdaptError: There is no such name.
@@ -166,10 +162,7 @@ def resolve_adaptation(how: Adaptation | str, options: AdaptOptions = AdaptOptio
 
 
 def read_adaptation(arguments: Mapping[str, Any]) -> Adaptation:
-    """The adaptation of a checkpoint.
-
-    Args:
-        arguments: Arguments of the task, as plain values.
+    """Return the adaptation of a checkpoint from the arguments of its task.
 
     Raises:
         SpecError: It is not one of vfm.

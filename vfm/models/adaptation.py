@@ -35,27 +35,20 @@ class Adaptation(Component, ABC):
 
     @abstractmethod
     def apply(self, model: nn.Module) -> None:
-        """Freeze what does not learn, and add what learns beside it.
-
-        Args:
-            model: timm model, with its pretrained weights; changed in place.
+        """Freeze what does not learn in a pretrained model of timm, and add what learns beside it, in place.
 
         Raises:
             AdaptError: The model has no layers for it, or an option does not fit it.
         """
 
     def merge(self, model: nn.Module) -> None:
-        """Replace the layers that `apply` added by plain ones that compute the same; by default there are none.
+        """Replace the layers that `apply` added to a model, or to one inside it, by plain ones that compute the same.
 
-        Args:
-            model: The adapted model, or a module around it; changed in place.
+        By default there are none.
         """
 
     def merge_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Do as `merge` for a state dict that has no model yet.
-
-        Args:
-            tensors: Tensors of a checkpoint by name, those of its head among them.
+        """Do as `merge` for the tensors of a checkpoint by name, those of its head among them.
 
         Raises:
             AdaptError: It adds layers but does not say how their tensors merge.
@@ -91,14 +84,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_options(group: str, options: Mapping[str, Any]) -> None:
-    """Refuse options outside their range.
-
-    Args:
-        group: Options group of the command line, such as `adapt`.
-        options: Values by name; None for the default.
+    """Refuse options outside their range; None is the default of each.
 
     Raises:
-        AdaptError: One is.
+        AdaptError: One is; the group of the command line, such as `adapt`, is named.
     """
     for name, value in options.items():
         is_good, expected = _RANGES[name]

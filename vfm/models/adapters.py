@@ -17,6 +17,7 @@ ADAPTER = "default"
 
 _ATTENTION = r".*attn.*\.(qkv|q_proj|k_proj|v_proj|q|k|v|kv|proj|out_proj)"
 _EFFORT = ("u", "s", "v", "u0", "s0", "v0")
+"""Suffixes of the tensors of a split matrix: its directions as they learn, and as they were."""
 _LORA_A = f".lora_A.{ADAPTER}.weight"
 
 
@@ -65,7 +66,7 @@ class LoRA(Adaptation):
                 "or take another adaptation: --model.adapt ln, effort or partial."
             ) from error
         names = _match_layers(self, model, (nn.Linear, nn.Conv2d), self.targets)
-        _let_layers_run(model)
+        _use_layers(model)
         model.requires_grad_(False)
         config = LoraConfig(
             r=self.r,
@@ -124,7 +125,7 @@ class Effort(Adaptation):
             AdaptError: No linear layer has such a name, or r is larger than a matrix.
         """
         names = _match_layers(self, model, nn.Linear, self.targets, _ATTENTION)
-        _let_layers_run(model)
+        _use_layers(model)
         model.requires_grad_(False)
         for name in names:
             layer = model.get_submodule(name)
@@ -136,14 +137,18 @@ class Effort(Adaptation):
         """Put plain layers in the place of the split ones."""
         layers = [(n, m) for n, m in model.named_modules() if isinstance(m, EffortLinear)]
         for name, layer in layers:
-            model.set_submodule(name, layer.merged())
+            plain = nn.Linear(layer.in_features, layer.out_features, False, device="meta")
+            change = _multiply(*_list_changes(layer.get_parts()))
+            plain.weight = nn.Parameter(layer.weight.detach() + change.detach())
+            plain.bias = layer.bias
+            model.set_submodule(name, plain)
 
     def merge_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Put plain weights in the place of the split ones."""
         merged = dict(tensors)
         for name in (k.removesuffix(".effort_u") for k in tensors if k.endswith(".effort_u")):
             parts = {part: merged.pop(f"{name}.effort_{part}") for part in _EFFORT}
-            merged[f"{name}.weight"] = merged[f"{name}.weight"] + _product(*_change(parts))
+            merged[f"{name}.weight"] = merged[f"{name}.weight"] + _multiply(*_list_changes(parts))
         return merged
 
 
@@ -154,13 +159,7 @@ class EffortLinear(nn.Linear):
     """
 
     def __init__(self, layer: nn.Linear, r: int, option: str = "--model.adapt.r") -> None:
-        """Split the layer's weight.
-
-        Args:
-            layer: Its weights are taken over, not copied.
-            r: Number of directions.
-            option: How the number is set, for the error of one that does not fit.
-        """
+        """Split the layer's weight, which is taken over, not copied; `option` sets `r`, for the error."""
         wide, high = layer.in_features, layer.out_features
         super().__init__(wide, high, bias=layer.bias is not None, device="meta")
         num_blocks = high // wide if high % wide == 0 else 1
@@ -179,33 +178,25 @@ class EffortLinear(nn.Linear):
             self.register_buffer(f"effort_{name}0", part.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output; the change is applied in its factors, which is cheaper than their product."""
-        u, s, v = self._change()
+        """Return the layer's output; the change is applied in its factors, which is cheaper than their product."""
+        u, s, v = _list_changes(self.get_parts())
         inner = torch.einsum("...i,bri->...br", x, v) * s
         change = torch.einsum("...br,bor->...bo", inner, u).flatten(-2)
         return F.linear(x, self.weight, self.bias) + change
 
-    def merged(self) -> nn.Linear:
-        """A plain layer that computes the same."""
-        plain = nn.Linear(
-            self.in_features, self.out_features, bias=self.bias is not None, device="meta"
-        )
-        plain.weight = nn.Parameter(self.weight.detach() + _product(*self._change()).detach())
-        plain.bias = self.bias
-        return plain
-
-    def _change(self) -> tuple[Tensor, Tensor, Tensor]:
-        return _change({name: getattr(self, f"effort_{name}") for name in _EFFORT})
+    def get_parts(self) -> dict[str, Tensor]:
+        """Return the tensors of the directions by their suffix."""
+        return {name: getattr(self, f"effort_{name}") for name in _EFFORT}
 
 
-def _change(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The directions as learned, less what they were: factors of what has been added to the weight."""
+def _list_changes(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the directions as learned, less what they were: factors of what has been added to the weight."""
     u = torch.cat([parts["u"], parts["u0"]], dim=2)
     s = torch.cat([parts["s"], -parts["s0"]], dim=1)
     return u, s, torch.cat([parts["v"], parts["v0"]], dim=1)
 
 
-def _product(u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+def _multiply(u: Tensor, s: Tensor, v: Tensor) -> Tensor:
     return ((u * s[:, None]) @ v).flatten(0, 1)
 
 
@@ -216,7 +207,7 @@ def _match_layers(
     targets: Sequence[str] | None,
     pattern: str = ".*",
 ) -> list[str]:
-    """Names of the layers to adapt: those that end in a target, or whose name matches the pattern.
+    """List the layers to adapt by name: those that end in a target, or whose name matches the pattern.
 
     Raises:
         AdaptError: There are none.
@@ -225,7 +216,9 @@ def _match_layers(
         name
         for name, module in model.named_modules()
         if isinstance(module, kinds)
-        and (not isinstance(module, nn.Conv2d) or _is_pointwise(module))
+        # Of convolutions only pointwise ones are matrices.
+        and getattr(module, "kernel_size", (1, 1)) == (1, 1)
+        and getattr(module, "groups", 1) == 1
     ]
     if targets is None:
         chosen = [name for name in candidates if re.fullmatch(pattern, name)]
@@ -242,11 +235,7 @@ def _match_layers(
     return chosen
 
 
-def _is_pointwise(conv: nn.Conv2d) -> bool:
-    return conv.kernel_size == (1, 1) and conv.groups == 1
-
-
-def _let_layers_run(model: nn.Module) -> None:
+def _use_layers(model: nn.Module) -> None:
     """Have attention call its layer where it would read the weight past it, as Eva, BEiT and Swin-V2 do."""
     for module in model.modules():
         if hasattr(module, "qkv_bias_separate"):

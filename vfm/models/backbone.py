@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, Self
 
 import timm
 from timm import data as timm_data
 from torch import Tensor, nn
-from vfm_runtime.errors import VfmError
+from vfm_runtime.errors import VfmError, suggest
 
 from vfm.models.adaptation import Adaptation
 from vfm.models.tensors import compute_checksum
@@ -70,27 +69,30 @@ class Backbone(nn.Module):
         """
         super().__init__()
         _check_name(name)
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        config = None if name.startswith(_SOURCES) else timm.get_pretrained_cfg(name)
         extra = dict(arguments or {})
         if drop_path:
             extra["drop_path_rate"] = drop_path
-        if image_size is not None and _takes_image_size(name):
+        # Position embeddings and windows are made for a size.
+        if size is not None and config is not None and config.fixed_input_size:
             extra["img_size"] = image_size
         self.name = name
-        self.model = _create(name, False, extra)
+        self.model = _create_model(name, False, extra)
         self.report: LoadReport | None = None
         if pretrained and weights is None:
             self.model, self.report = _fetch(name, extra, compute_checksum(self.model.state_dict()))
-        if image_size is not None and name.startswith(_SOURCES):
-            _resize(self.model, image_size)
+        # A model that was made in its own size is told another; convolutional ones take any.
+        if size is not None and name.startswith(_SOURCES) and hasattr(self.model, "set_input_size"):
+            self.model.set_input_size(size)
         if weights is not None:
             self.report = load_weights(self.model, weights, min_coverage=min_coverage)
         if grad_checkpointing:
-            _checkpoint(self.model, name)
+            _checkpoint_gradients(self.model, name)
         self._pools = True
         self.select_outputs(("pooled", "tokens"))
-        config = timm_data.resolve_model_data_config(self.model)
-        size = _height_and_width(image_size) if image_size is not None else None
-        self.preprocess = Preprocess.from_timm(config, size=size, fit=fit)
+        data_config = timm_data.resolve_model_data_config(self.model)
+        self.preprocess = Preprocess.from_timm(data_config, size=size, fit=fit)
 
     @property
     def license(self) -> str | None:
@@ -99,8 +101,8 @@ class Backbone(nn.Module):
             return None
         # A file of the user's own need not hold the weights that timm would take for a name without a tag.
         of_timm = self.report.fetched or "." in self.name
-        licence = self.model.pretrained_cfg.get("license") if of_timm else self.report.license
-        return str(licence) if licence else None
+        license = self.model.pretrained_cfg.get("license") if of_timm else self.report.license
+        return str(license) if license else None
 
     def select_outputs(self, uses: Sequence[str]) -> None:
         """Compute what a head reads, and no more: weights that nothing reads would stop training on several GPUs.
@@ -111,7 +113,7 @@ class Backbone(nn.Module):
         """
         levels = self.model.feature_info
         strides = [int(level["reduction"]) for level in levels]
-        self._indices = _map_indices(strides) if "maps" in uses else [len(strides) - 1]
+        self._indices = _choose_maps(strides) if "maps" in uses else [len(strides) - 1]
         if "pooled" not in uses:
             self._pools = False
             self.model.prune_intermediate_layers(self._indices, prune_norm=False, prune_head=True)
@@ -145,25 +147,19 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Features:
-        """Compute the features.
-
-        Args:
-            images: float [N, 3, H, W], normalised.
-        """
-        given = self.model.forward_intermediates(
+        """Compute the features of normalized images, float [N, 3, H, W]."""
+        outputs = self.model.forward_intermediates(
             images,
             indices=self._indices,
             norm=True,
             output_fmt="NCHW",
             intermediates_only=not self._pools,
         )
-        final, maps = given if self._pools else (None, given)
-        pooled = images.new_empty(0) if final is None else self._pooled(final)
+        final, maps = outputs if self._pools else (None, outputs)
+        pooled = images.new_empty(0)
+        if final is not None:
+            pooled = self.model.forward_head(final, pre_logits=True)
         return Features(pooled=pooled, tokens=maps[-1].flatten(2).transpose(1, 2), maps=tuple(maps))
-
-    def _pooled(self, final: Tensor) -> Tensor:
-        pooled: Tensor = self.model.forward_head(final, pre_logits=True)
-        return pooled
 
 
 def _check_name(name: str) -> None:
@@ -171,10 +167,8 @@ def _check_name(name: str) -> None:
         return
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
-        names = timm.list_models()
-        near = [n for n in names if n.startswith(base)] or difflib.get_close_matches(base, names)
         raise BackboneError(
-            f"timm {timm.__version__} has no model '{name}'. Near: {', '.join(near[:4]) or 'none'}. "
+            f"timm {timm.__version__} has no model '{name}'.{suggest(base, timm.list_models())} "
             f"List names with python -c \"import timm; print(timm.list_models('*vit*'))\"."
         )
     tags = [n.partition(".")[2] for n in timm.list_pretrained(base + ".*")]
@@ -185,24 +179,8 @@ def _check_name(name: str) -> None:
         )
 
 
-def _takes_image_size(name: str) -> bool:
-    """Whether timm must be told the size when the model is made (position embeddings, windows)."""
-    config = None if name.startswith(_SOURCES) else timm.get_pretrained_cfg(name)
-    return bool(config and config.fixed_input_size)
-
-
-def _resize(model: Any, image_size: ImageSize) -> None:
-    """Tell a model that was made in its own size another; convolutional ones take any."""
-    if hasattr(model, "set_input_size"):
-        model.set_input_size(_height_and_width(image_size))
-
-
-def _height_and_width(image_size: ImageSize) -> tuple[int, int]:
-    return (image_size, image_size) if isinstance(image_size, int) else image_size
-
-
-def _map_indices(strides: Sequence[int]) -> list[int]:
-    """Levels that a dense head looks at, finest first."""
+def _choose_maps(strides: Sequence[int]) -> list[int]:
+    """Choose the levels that a dense head looks at, finest first."""
     depth = len(strides)
     if len(set(strides)) == 1:
         number = min(_NUM_PLAIN, depth)
@@ -211,7 +189,7 @@ def _map_indices(strides: Sequence[int]) -> list[int]:
     return [last[stride] for stride in sorted(last)][-_NUM_STAGES:]
 
 
-def _create(name: str, pretrained: bool, extra: dict[str, Any]) -> Any:
+def _create_model(name: str, pretrained: bool, extra: dict[str, Any]) -> Any:
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **extra)
     except TypeError as error:
@@ -222,7 +200,7 @@ def _create(name: str, pretrained: bool, extra: dict[str, Any]) -> Any:
 
 
 def _fetch(name: str, extra: dict[str, Any], before: str) -> tuple[Any, LoadReport]:
-    """The model with the weights that timm names for it; timm refuses any that do not fit whole."""
+    """Make the model with the weights that timm names for it; timm refuses any that do not fit whole."""
     config = None if name.startswith(_SOURCES) else timm.get_pretrained_cfg(name)
     if config is not None and not config.has_weights:
         raise WeightsError(
@@ -230,10 +208,10 @@ def _fetch(name: str, extra: dict[str, Any], before: str) -> tuple[Any, LoadRepo
             "Start at random with --model.pretrained false, or give a file with --model.weights."
         )
     try:
-        model = _create(name, True, extra)
+        model = _create_model(name, True, extra)
     except (OSError, ImportError, RuntimeError) as error:
         raise WeightsError(
-            _cannot_fetch(name, config.hf_hub_id if config else None, error)
+            _explain_fetch(name, config.hf_hub_id if config else None, error)
         ) from error
     state = model.state_dict()
     source = "timm:" + (model.pretrained_cfg.get("hf_hub_id") or name)
@@ -242,7 +220,7 @@ def _fetch(name: str, extra: dict[str, Any], before: str) -> tuple[Any, LoadRepo
     )
 
 
-def _cannot_fetch(name: str, hub_id: str | None, error: Exception) -> str:
+def _explain_fetch(name: str, hub_id: str | None, error: Exception) -> str:
     from huggingface_hub import constants
 
     instead = (
@@ -263,7 +241,7 @@ def _cannot_fetch(name: str, hub_id: str | None, error: Exception) -> str:
     )
 
 
-def _checkpoint(model: Any, name: str) -> None:
+def _checkpoint_gradients(model: Any, name: str) -> None:
     try:
         model.set_grad_checkpointing(True)
     except (AssertionError, AttributeError) as error:  # how timm's families say no

@@ -40,7 +40,7 @@ def read_plain(path: Path) -> Any:
 
 
 def find_tensors(content: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, which may lie in a container such as `state_dict` or `model`; maybe none."""
+    """Find the tensors of a state dict, which may lie in a container such as `state_dict` or `model`; maybe none."""
     while isinstance(content, Mapping):
         inner = next((content[k] for k in _CONTAINERS if isinstance(content.get(k), Mapping)), None)
         if inner is None:
@@ -50,7 +50,7 @@ def find_tensors(content: Any) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The text entries of a .safetensors file; empty when it has none.
+    """Read the text entries of a .safetensors file; empty when it has none.
 
     Raises:
         UnreadableFileError: It is no such file.
@@ -63,13 +63,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a .safetensors file; under its name stands a whole file or none.
-
-    Args:
-        path: Where to.
-        tensors: On any device.
-        metadata: Text that goes with them.
-    """
+    """Write a .safetensors file of tensors, on any device, and text; under its name stands a whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -78,7 +72,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def compute_checksum(tensors: Mapping[str, Tensor]) -> str:
-    """A sha256 of names, types, shapes and values, its first 16 hexadecimal digits."""
+    """Return the first 16 hexadecimal digits of a sha256 of names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

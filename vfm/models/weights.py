@@ -61,7 +61,7 @@ class LoadReport:
         return self.matched / self.total
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the checkpoint."""
+        """Return plain values, for the checkpoint."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return plain | {"coverage": self.coverage}
 
@@ -82,7 +82,7 @@ def load_weights(
     both by timm's own filter of the model's family.
 
     Args:
-        model: A timm model without its classifier.
+        model: Model of timm without its classifier.
         path: A `.safetensors` file, or a `.pth`, `.pt` or `.ckpt` file of tensors; no code in a pickle is run.
         min_coverage: Least share of the backbone's tensors that must be set.
 
@@ -90,51 +90,47 @@ def load_weights(
         WeightsError: The file cannot be read, or sets less than that.
     """
     path = Path(path)
-    own = model.state_dict()
-    tensors, licence = _read(path)
-    given, resized = _filtered(_stripped(tensors, own), model)
-    fitting = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
+    current = model.state_dict()
+    stored, license = _read(path)
+    tensors, resized = _translate(_strip_prefixes(stored, current), model)
+    fitting = {k: v for k, v in tensors.items() if k in current and v.shape == current[k].shape}
     by = "name"
-    if len(fitting) < MIN_COVERAGE * len(own):
-        ordered = _by_order(tensors, own)
+    if len(fitting) < MIN_COVERAGE * len(current):
+        ordered = _match_by_order(stored, current)
         if ordered is not None:
-            given, fitting, resized, by = tensors, ordered, (), "order"
+            tensors, fitting, resized, by = stored, ordered, (), "order"
     used = {id(v) for v in fitting.values()}
-    before = compute_checksum(own)
     report = LoadReport(
         source=str(path),
         matched=len(fitting),
-        total=len(own),
-        missing=tuple(k for k in own if k not in fitting),
-        unexpected=tuple(k for k, v in given.items() if id(v) not in used),
+        total=len(current),
+        missing=tuple(k for k in current if k not in fitting),
+        unexpected=tuple(k for k, v in tensors.items() if id(v) not in used),
         resized=tuple(k for k in resized if k in fitting),
         by=by,
-        before=before,
-        after=compute_checksum({**own, **fitting}),
-        license=licence,
+        before=compute_checksum(current),
+        after=compute_checksum({**current, **fitting}),
+        license=license,
     )
     if not fitting or report.coverage < min_coverage:
-        raise WeightsError(_refusal(report, model, min_coverage))
-    model.load_state_dict({**own, **fitting})
+        raise WeightsError(
+            f"{path} does not fit {type(model).__name__}: it sets {report.matched} of {report.total} tensors "
+            f"({100 * report.coverage:.1f} %, at least {100 * min_coverage:.0f} % are needed).\n"
+            f"Missing: {_join_some(report.missing)}.\nUnexpected: {_join_some(report.unexpected) or 'none'}.\n"
+            "Give the backbone that this file was trained with (--model.backbone), or another file; or, to start the "
+            "missing ones at random, allow less with --model.min_coverage."
+        )
+    model.load_state_dict({**current, **fitting})
     return report
 
 
-def _refusal(report: LoadReport, model: nn.Module, least: float) -> str:
-    def some(names: tuple[str, ...]) -> str:
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        return ", ".join(names[:_LISTED]) + more
-
-    return (
-        f"{report.source} does not fit {type(model).__name__}: it sets {report.matched} of {report.total} tensors "
-        f"({100 * report.coverage:.1f} %, at least {100 * least:.0f} % are needed).\n"
-        f"Missing: {some(report.missing)}.\nUnexpected: {some(report.unexpected) or 'none'}.\n"
-        "Give the backbone that this file was trained with (--model.backbone), or another file; or, to start the "
-        "missing ones at random, allow less with --model.min_coverage."
-    )
+def _join_some(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors of a file, and the licence that a checkpoint of vfm states."""
+    """Read the tensors of a file, and the licence that a checkpoint of vfm states."""
     if not path.is_file():
         raise WeightsError(
             f"There is no weights file {path}. Give a .safetensors, .pth or .ckpt file."
@@ -163,39 +159,39 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
     return adaptation.merge_tensors(tensors), entry.get("license")
 
 
-def _stripped(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _strip_prefixes(stored: dict[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take off the wrappers' prefixes, up to three deep, under which most names fit."""
     chains = ("".join(c) for n in range(4) for c in itertools.product(_PREFIXES, repeat=n))
-    candidates = ({k.removeprefix(chain): v for k, v in given.items()} for chain in chains)
-    return max(candidates, key=lambda names: len(names.keys() & own.keys()))
+    candidates = ({k.removeprefix(chain): v for k, v in stored.items()} for chain in chains)
+    return max(candidates, key=lambda names: len(names.keys() & current.keys()))
 
 
-def _filtered(
-    given: dict[str, Tensor], model: nn.Module
+def _translate(
+    stored: dict[str, Tensor], model: nn.Module
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """What timm's filter of the family makes of a state dict, and the names whose shape it changed."""
+    """Apply timm's filter of the family to a state dict; also return the names whose shape it changed."""
     module = sys.modules[type(model).__module__]
     timm_filter: Callable[..., dict[str, Tensor]] | None = getattr(
         module, "checkpoint_filter_fn", None
     )
     if timm_filter is None:
-        return given, ()
+        return stored, ()
     try:
-        made = timm_filter(dict(given), model)
+        translated = timm_filter(dict(stored), model)
     except (KeyError, AttributeError, RuntimeError, ValueError, IndexError, AssertionError):
         # Made for the family's own files: one of another architecture is then refused by its names and shapes.
-        return given, ()
-    resized = tuple(k for k, v in made.items() if k in given and given[k].shape != v.shape)
-    return made, resized
+        return stored, ()
+    resized = tuple(k for k, v in translated.items() if k in stored and stored[k].shape != v.shape)
+    return translated, resized
 
 
-def _by_order(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def _match_by_order(
+    stored: Mapping[str, Tensor], current: Mapping[str, Tensor]
+) -> dict[str, Tensor] | None:
     """Pair tensors by position when every shape agrees; what follows in the file may only be a classifier."""
-    values = list(given.values())
-    left_over = values[len(own) :]
-    if len(values) < len(own) or len({v.shape[0] for v in left_over if v.ndim}) > 1:
+    values = list(stored.values())
+    left_over = values[len(current) :]
+    if len(values) < len(current) or len({v.shape[0] for v in left_over if v.ndim}) > 1:
         return None
-    pairs = list(zip(own.items(), values, strict=False))
-    if any(mine.shape != theirs.shape for (_, mine), theirs in pairs):
-        return None
-    return {name: theirs for (name, _), theirs in pairs}
+    pairs = dict(zip(current, values, strict=False))
+    return pairs if all(v.shape == current[name].shape for name, v in pairs.items()) else None
