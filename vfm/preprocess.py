@@ -149,9 +149,9 @@ class Geometry:
     offset_y: float
 
     def to_row(self, size: tuple[int, int]) -> tuple[float, ...]:
-        """Left, top, width and height of what the input covers, then the image's width and height: six numbers.
+        """Return left, top, width and height of what the input covers, then the image's width and height.
 
-        All in pixels of the original, so that a place at a share `u` of the input's width lies at `left + u * width`.
+        All six in pixels of the original: a point at a fraction `u` of the input's width lies at `left + u * width`.
 
         Args:
             size: Height and width of the input.
@@ -163,10 +163,10 @@ class Geometry:
     def to_fractions(
         self, corners: NDArray[np.float32], size: tuple[int, int]
     ) -> NDArray[np.float32]:
-        """Boxes as shares of the input, [M, 4]: centre x and y, width, height.
+        """Return boxes as fractions of the input, [M, 4]: center x and y, width, height.
 
         Args:
-            corners: [M, 4], left, top, right, bottom in pixels of the original.
+            corners: Left, top, right and bottom in pixels of the original, [M, 4].
             size: Height and width of the input.
         """
         left, top, width, height, _, _ = self.to_row(size)
@@ -198,8 +198,10 @@ class Preprocess:
     def __post_init__(self) -> None:
         for name in ("size", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        _check_choice("fit", self.fit, get_args(Fit))
-        _check_choice("interpolation", self.interpolation, get_args(Interpolation))
+        for name, choices in (("fit", get_args(Fit)), ("interpolation", get_args(Interpolation))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise OptionError(f"Preprocess {name} is '{value}'. Choices: {', '.join(choices)}.")
         if len(self.size) != 2 or min(self.size) < 2:
             raise OptionError(
                 f"Preprocess size is {self.size}. Give height and width in pixels, 2 or more."
@@ -221,61 +223,51 @@ class Preprocess:
         size: tuple[int, int] | None = None,
         fit: Fit | None = None,
     ) -> Preprocess:
-        """The preprocessing that a timm model was trained for.
+        """Return the preprocessing that a timm model was trained for.
 
         Args:
-            config: As given by `timm.data.resolve_model_data_config`.
+            config: Result of `timm.data.resolve_model_data_config`.
             size: Height and width in place of the model's own.
-            fit: In place of the model's own way; timm's `border` is a letterbox.
+            fit: Fit in place of the model's own; timm's `border` is a letterbox.
         """
-        own: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "letterbox"}
-        # timm names filters that few models use (lanczos, nearest); the nearest smooth one stands in.
-        interpolation: Interpolation = (
-            "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
-        )
+        fits: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "letterbox"}
         return cls(
             size=size or tuple(config["input_size"][1:]),
-            fit=fit or own[config.get("crop_mode") or "center"],
+            fit=fit or fits[config.get("crop_mode") or "center"],
             crop_fraction=float(config["crop_pct"]),
-            interpolation=interpolation,
+            # timm names filters that few models use (lanczos, nearest); the nearest smooth one stands in.
+            interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
         )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """The inverse of `to_dict`."""
+        """Return the inverse of `to_dict`."""
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint or a bundle."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
+        """Return plain values, for a checkpoint or a bundle."""
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def resize(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Geometry]:
-        """Bring one image to the model's size.
-
-        Args:
-            image: uint8 [H, W, 3], RGB, of any size.
-
-        Returns:
-            uint8 [h, w, 3], and where it came from.
-        """
+        """Bring one RGB image, uint8 [H, W, 3], to the model's size, uint8 [h, w, 3]; also say where it came from."""
         height, width = image.shape[:2]
         if (height, width) == self.size and (self.fit != "crop" or self._keep == _PER_MILLE):
             # The graph would give the same pixels.
             return image, self.compute_geometry(height, width)
-        (pixels,) = _session(self, os.getpid()).run(None, {"image": np.ascontiguousarray(image)})
+        (pixels,) = _load_session(self, os.getpid()).run(
+            None, {"image": np.ascontiguousarray(image)}
+        )
         return pixels[0], self.compute_geometry(height, width)
 
     def build_graph(self, opset: int = 20, *, geometry: bool = False) -> ModelProto:
-        """`resize` as an ONNX model: uint8 `image` [H, W, 3] of any size to uint8 `pixels` [1, h, w, 3].
+        """Build `resize` as an ONNX model: uint8 `image` [H, W, 3] of any size to uint8 `pixels` [1, h, w, 3].
 
         Args:
             opset: Version of the operators, from 18 on.
-            geometry: Also give `geometry`, float32 [1, 6], the numbers of `Geometry.to_row`.
+            geometry: Whether to give `geometry` too, float32 [1, 6], the numbers of `Geometry.to_row`.
         """
         # Only workers and exports need it, and it takes a third of a second.
         from onnx import checker, parser
@@ -301,14 +293,7 @@ class Preprocess:
         return model
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Make the network's input from a batch of pixels.
-
-        Args:
-            pixels: uint8 [N, h, w, 3].
-
-        Returns:
-            float32 [N, 3, h, w], standardised by mean and std.
-        """
+        """Make the network's input, float32 [N, 3, h, w], from pixels, uint8 [N, h, w, 3], by mean and std."""
         mean, std = (torch.tensor(v, device=pixels.device) for v in (self.mean, self.std))
         # In the layout that every backbone is known to train in: channels last, torch 2.15 crashes on some.
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
@@ -316,43 +301,31 @@ class Preprocess:
         return images.mul_(1 / (255 * std).view(3, 1, 1)).sub_((mean / std).view(3, 1, 1))
 
     def compute_geometry(self, height: int, width: int) -> Geometry:
-        """Where an original of this size lies in the resized image."""
+        """Compute where an original of this size lies in the resized image; as the graphs do, in whole numbers."""
         h, w = self.size
         if self.fit == "squash":
             return Geometry(height, width, w / width, h / height, 0.0, 0.0)
         if self.fit == "letterbox":
-            nh, nw = self._fitted(height, width)
-            return Geometry(
-                height, width, nw / width, nh / height, float((w - nw) // 2), float((h - nh) // 2)
-            )
-        top, left, rh, rw = self._region(height, width)
+            longest = max(height * w, width * h)  # = height * width / scale
+            # Two at least: ONNX Runtime does not average when it resizes to a single row or column.
+            nh = max(2, (2 * height * h * w + longest) // (2 * longest))
+            nw = max(2, (2 * width * h * w + longest) // (2 * longest))
+            left, top = (w - nw) // 2, (h - nh) // 2
+            return Geometry(height, width, nw / width, nh / height, float(left), float(top))
+        scaled = min(height * w, width * h) * self._keep  # = h * w * 1000 * scale
+        rh = max(1, (2 * scaled + w * _PER_MILLE) // (2 * w * _PER_MILLE))
+        rw = max(1, (2 * scaled + h * _PER_MILLE) // (2 * h * _PER_MILLE))
+        top, left = (height - rh) // 2, (width - rw) // 2
         return Geometry(height, width, w / rw, h / rh, -left * w / rw, -top * h / rh)
 
     @property
     def _keep(self) -> int:
         return round(self.crop_fraction * _PER_MILLE)
 
-    def _region(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of the central region that `crop` keeps; as `_CROP` computes it."""
-        h, w = self.size
-        scaled = min(height * w, width * h) * self._keep  # = h * w * 1000 * scale
-        rh = max(1, (2 * scaled + w * _PER_MILLE) // (2 * w * _PER_MILLE))
-        rw = max(1, (2 * scaled + h * _PER_MILLE) // (2 * h * _PER_MILLE))
-        return (height - rh) // 2, (width - rw) // 2, rh, rw
-
-    def _fitted(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the whole image inside the letterbox; as `_LETTERBOX` computes it."""
-        h, w = self.size
-        longest = max(height * w, width * h)  # = height * width / scale
-        # Two at least: ONNX Runtime does not average when it resizes to a single row or column.
-        nh = max(2, (2 * height * h * w + longest) // (2 * longest))
-        nw = max(2, (2 * width * h * w + longest) // (2 * longest))
-        return nh, nw
-
 
 @functools.lru_cache(maxsize=8)
-def _session(preprocess: Preprocess, process: int) -> Any:
-    """The graph, loaded once in each process: a session's threads do not survive a fork."""
+def _load_session(preprocess: Preprocess, process: int) -> Any:
+    """Load the graph once in each process: a session's threads do not survive a fork."""
     runtime = import_onnxruntime()
     options = runtime.SessionOptions()
     # There is a data worker for every core already.
@@ -363,11 +336,6 @@ def _session(preprocess: Preprocess, process: int) -> Any:
 
 
 def convert_corners(corners: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Centre x and y, width and height of boxes [M, 4] given by their corners."""
+    """Return center x and y, width and height of boxes [M, 4] from their corners."""
     low, high = corners[:, :2], corners[:, 2:]
     return np.concatenate([(low + high) / 2, high - low], axis=1)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"Preprocess {name} is '{value}'. Choices: {', '.join(choices)}.")

@@ -209,7 +209,7 @@ def update_keys(
     Args:
         cls: Class that is made.
         names: Arguments that the constructor takes: one that a user's class calls by an old name keeps it.
-        arguments: Values by name.
+        arguments: Values of the arguments by name.
         stacklevel: Frames from here to the caller whom the warning names.
     """
     current = dict(arguments)

@@ -41,7 +41,7 @@ class Component:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
-            cls.__init__ = _recording(cls.__init__, cls.option_defaults)  # type: ignore[method-assign]
+            cls.__init__ = _record_arguments(cls.__init__, cls.option_defaults)  # type: ignore[method-assign]
 
     @property
     def spec(self) -> Spec:
@@ -54,12 +54,14 @@ class Component:
         arguments = self.__dict__.get("_init_args", {})
         return {
             "class_path": name,
-            "init_args": {key: _plain(value, f"{name}({key})") for key, value in arguments.items()},
+            "init_args": {
+                key: _make_plain(value, f"{name}({key})") for key, value in arguments.items()
+            },
         }
 
 
 def get_class_path(cls: type) -> str:
-    """Where a class is imported from, as `package.module.Name`."""
+    """Return where a class is imported from, as `package.module.Name`."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -67,8 +69,8 @@ def build(spec: Mapping[str, Any], *, base: type, trust: Collection[str] = ()) -
     """Make the component that a spec describes.
 
     Args:
-        spec: As given by `Component.spec`.
-        base: The class that the result must derive from.
+        spec: Plain data of `Component.spec`.
+        base: Class that the result must derive from.
         trust: Packages besides vfm whose code may be imported, such as `["mypkg"]`.
 
     Raises:
@@ -82,7 +84,7 @@ def build(spec: Mapping[str, Any], *, base: type, trust: Collection[str] = ()) -
         )
     hints = list_arguments(cls)
     arguments = {
-        name: _rebuilt(value, hints.get(name), trust) for name, value in spec["init_args"].items()
+        name: _rebuild(value, hints.get(name), trust) for name, value in spec["init_args"].items()
     }
     return cls(**arguments)
 
@@ -104,7 +106,7 @@ def check_trust(spec: Any, trust: Collection[str]) -> None:
 
 
 def list_arguments(cls: type) -> dict[str, Any]:
-    """Types of the arguments of a component's constructor by name, each of its `**options` among them."""
+    """List the types of the arguments of a component's constructor by name, each of its `**options` among them."""
     init: Any = cls.__init__  # type: ignore[misc]
     hints = get_type_hints(inspect.unwrap(init))
     names = list(inspect.signature(init).parameters.items())[1:]
@@ -122,13 +124,13 @@ def update_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     hints = list_arguments(cls) if is_component else get_type_hints(cls)
     current = update_keys(cls, hints, arguments, stacklevel=2)
     for name, value in current.items():
-        kind = _dataclass_of(hints.get(name))
+        kind = _find_dataclass(hints.get(name))
         if kind is not None and isinstance(value, Mapping):
             current[name] = update_arguments(kind, value)
     return current
 
 
-def _recording(
+def _record_arguments(
     init: Callable[..., None], option_defaults: Mapping[str, object]
 ) -> Callable[..., None]:
     signature, doc = inspect.signature(init), init.__doc__
@@ -146,7 +148,11 @@ def _recording(
             bound = signature.bind(self, *args, **kwargs)
             # Defaults are recorded too: a later version may change them, a checkpoint may not.
             bound.apply_defaults()
-            self.__dict__["_init_args"] = _flat(signature, bound.arguments)
+            arguments: dict[str, Any] = {}
+            for name, value in list(bound.arguments.items())[1:]:
+                is_spread = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+                arguments |= value if is_spread else {name: value}
+            self.__dict__["_init_args"] = arguments
         init(self, *args, **kwargs)
 
     # The command line reads names, types, defaults and help from these.
@@ -158,7 +164,7 @@ def _recording(
 def _expand_options(
     init: Callable[..., None], signature: inspect.Signature, defaults: Mapping[str, object]
 ) -> tuple[inspect.Signature, str]:
-    """The signature and docstring of a constructor with an argument for each of its `**options`."""
+    """Return the signature and docstring of a constructor with an argument for each of its `**options`."""
     *arguments, options = signature.parameters.values()
     hint = options.annotation
     if isinstance(hint, str):
@@ -180,19 +186,9 @@ def _expand_options(
     return signature.replace(parameters=arguments), doc
 
 
-def _flat(signature: inspect.Signature, bound: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in list(bound.items())[1:]:
-        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            flat.update(value)
-        else:
-            flat[name] = value
-    return flat
-
-
-def _plain(value: Any, where: str) -> Any:
+def _make_plain(value: Any, where: str) -> Any:
     if isinstance(value, Enum):
-        return _plain(value.value, where)
+        return _make_plain(value.value, where)
     for kind in (bool, int, float, str):
         # Not numpy's and other kinds of them, which torch.load would refuse to read.
         if isinstance(value, kind):
@@ -205,11 +201,11 @@ def _plain(value: Any, where: str) -> Any:
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}") for f in fields}
+        return {f.name: _make_plain(getattr(value, f.name), f"{where}.{f.name}") for f in fields}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {str(key): _make_plain(item, f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [_make_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     raise SpecError(
         f"A checkpoint cannot remember {where}: it is a {get_class_path(type(value))}. "
         "Arguments of a component are numbers, strings, lists, dicts, dataclasses of these, or components "
@@ -217,29 +213,25 @@ def _plain(value: Any, where: str) -> Any:
     )
 
 
-def _rebuilt(value: Any, hint: Any, trust: Collection[str]) -> Any:
+def _rebuild(value: Any, hint: Any, trust: Collection[str]) -> Any:
     if isinstance(value, list):
-        return [_rebuilt(item, None, trust) for item in value]
+        return [_rebuild(item, None, trust) for item in value]
     if isinstance(value, Mapping):
         if set(value) == {"class_path", "init_args"}:
             return build(value, base=Component, trust=trust)
-        kind = _dataclass_of(hint)
+        kind = _find_dataclass(hint)
         return value if kind is None else kind(**value)
     return value
 
 
-def _dataclass_of(hint: Any) -> type | None:
-    """The dataclass of a type hint such as `Optim | None`."""
+def _find_dataclass(hint: Any) -> type | None:
+    """Find the dataclass of a type hint such as `Optim | None`."""
     kinds = (hint, *get_args(hint))
     return next((k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
 
 
 def import_class(path: str, trust: Collection[str]) -> type:
-    """Import a class that a file names.
-
-    Args:
-        path: Where it is imported from, as `package.module.Name`.
-        trust: Packages besides vfm whose code may be imported.
+    """Import a class that a file names as `package.module.Name`, from vfm or a trusted package.
 
     Raises:
         SpecError: The module is not trusted, cannot be imported, or does not hold such a class.
@@ -247,28 +239,24 @@ def import_class(path: str, trust: Collection[str]) -> type:
     _require_trusted(path, trust)
     module_name, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        cls = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise SpecError(
             f"The checkpoint uses '{path}', which cannot be imported: {error}. "
             "Install the package, or run where it can be found (the working folder counts)."
         ) from error
-    if not isinstance(found, type):
+    if not isinstance(cls, type):
         raise SpecError(f"'{path}' is not a class.")
-    return found
+    return cls
 
 
 def _require_trusted(path: str, trust: Collection[str]) -> None:
     # Asked before the import: importing a module already runs its code.
     module = path.rpartition(".")[0]
     package = module.partition(".")[0]
-    if package == "vfm" or any(_covers(trusted, module) for trusted in trust):
+    if package == "vfm" or any(f"{module}.".startswith(f"{trusted}.") for trusted in trust):
         return
     raise SpecError(
         f"The checkpoint uses '{path}', whose code is not part of vfm; loading would run it. "
         f"If you trust it, say so: trust=['{package}'] in Python, --trust {package} on the command line."
     )
-
-
-def _covers(trusted: str, module: str) -> bool:
-    return module == trusted or module.startswith(trusted + ".")

@@ -60,7 +60,7 @@ class Objects(NamedTuple):
     """The objects of a batch's images, those of the first image first. T objects, N images."""
 
     boxes: Tensor
-    """float32 [T, 4], centre x and y, width and height, as shares of the model's input."""
+    """float32 [T, 4], center x and y, width and height, as fractions of the model's input."""
     labels: Tensor
     """int64 [T], index into the data's label names."""
     counts: Tensor
@@ -99,12 +99,12 @@ class Batch(TypedDict):
 
 
 def require_target(batch: Batch, kind: type[T], reader: object) -> T:
-    """Return the target of a batch, of the type that is read.
+    """Return the target of a batch, of the type that a loss or task reads.
 
     Args:
         batch: Images with any target.
-        kind: The type that is read, such as `Objects`.
-        reader: The loss or task that reads it, for the error.
+        kind: Type that is read, such as `Objects`.
+        reader: Loss or task that reads it, for the error.
 
     Raises:
         TypeError: The target is of another type.
@@ -119,12 +119,7 @@ def require_target(batch: Batch, kind: type[T], reader: object) -> T:
 
 
 def select_image(batch: Batch, position: int) -> Batch:
-    """Return a batch of one image of a batch.
-
-    Args:
-        batch: N images, or their features.
-        position: Row of the image, from 0.
-    """
+    """Return a batch of the one image, or of its features, that stands in a row of a batch."""
     part = slice(position, position + 1)
     one = Batch(
         image=batch["image"][part],
@@ -153,11 +148,7 @@ class Features:
 
     @classmethod
     def fill(cls, fields: Mapping[str, Tensor]) -> Self:
-        """Features of which only some fields are known; the others hold nothing.
-
-        Args:
-            fields: `pooled`, `tokens` or both.
-        """
+        """Return features of which only `pooled`, `tokens` or both are there; the other fields hold nothing."""
         nothing = torch.empty(0)
         return cls(fields.get("pooled", nothing), fields.get("tokens", nothing), ())
 
