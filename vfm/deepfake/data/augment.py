@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 """What OpenCV gives, whose types say less than is known."""
@@ -17,9 +16,6 @@ Pixels = NDArray[np.uint8]
 Mask = NDArray[np.float32]
 
 _LEVELS = np.arange(256, dtype=np.float32)
-_SUBSAMPLING = ("444", "420")
-_TURN, _ZOOM, _SHIFT = 10.0, 0.1, 0.05
-_QUALITY = (40, 101)
 
 
 class View(NamedTuple):
@@ -36,114 +32,73 @@ class View(NamedTuple):
         return bool(self.mask[0, 0] >= 0)
 
 
-@dataclass(frozen=True)
-class Colors:
-    """A change of colours: linear in each channel, then of the saturation."""
-
-    gain: float = 1.0
-    """Contrast about middle grey."""
-    offset: tuple[float, ...] = (0.0, 0.0, 0.0)
-    """Added to red, green and blue, in levels of 255."""
-    saturation: float = 1.0
-    """1 leaves it, 0 is grey."""
-
-    @classmethod
-    def draw(cls, generator: np.random.Generator, strength: float = 1.0) -> Colors:
-        """Draw contrast, brightness, hue and saturation, each changed or not; a channel by 20 levels at strength 1."""
-
-        def draw_amount(chance: float, count: int | None = None) -> Any:
-            return strength * generator.uniform(-1, 1, count) * (generator.random() < chance)
-
-        gain = 1.0 + 0.3 * draw_amount(0.5)
-        bright, tint = 40 * draw_amount(0.5), 20 * draw_amount(0.4, 3)
-        offset = tuple(float(bright + one) for one in tint)
-        return cls(float(gain), offset, float(1.0 + 0.4 * draw_amount(0.4)))
-
-    def apply(self, pixels: Pixels) -> Pixels:
-        """Change the colours of an image, uint8 [h, w, 3]."""
-        table = (_LEVELS[:, None] - 128) * self.gain + 128 + np.array(self.offset)
-        levels = np.clip(np.rint(table), 0, 255).astype(np.uint8)[None]
-        changed: Array = cv2.LUT(pixels, levels)
-        if self.saturation == 1.0:
-            return changed
-        grey = cv2.cvtColor(cv2.cvtColor(changed, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        mixed: Array = cv2.addWeighted(changed, self.saturation, grey, 1 - self.saturation, 0)
-        return mixed
+def change_colors(
+    pixels: Array, gain: float = 1.0, offset: ArrayLike = 0.0, saturation: float = 1.0
+) -> Pixels:
+    """Change an image, uint8 [h, w, 3]: linear in each channel about middle grey, then its saturation, 0 for grey."""
+    table = np.broadcast_to((_LEVELS[:, None] - 128) * gain + 128 + np.asarray(offset), (256, 3))
+    changed: Array = cv2.LUT(pixels, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
+    if saturation == 1.0:
+        return changed
+    gray = cv2.cvtColor(cv2.cvtColor(changed, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    mixed: Array = cv2.addWeighted(changed, saturation, gray, 1 - saturation, 0)
+    return mixed
 
 
-@dataclass(frozen=True)
-class Edit:
-    """One draw of augmentation, to be applied to every image of a pair alike."""
+def jitter_colors(pixels: Pixels, generator: np.random.Generator, strength: float = 1.0) -> Pixels:
+    """Change contrast, brightness, hue and saturation, each or not; at strength 1 a channel by up to 60 levels."""
+    amounts = ((0.3, 0.5, None), (40, 0.5, None), (20, 0.4, 3), (0.4, 0.4, None))
+    gain, bright, tint, saturation = (
+        most * strength * generator.uniform(-1, 1, count) * (generator.random() < chance)
+        for most, chance, count in amounts
+    )
+    return change_colors(pixels, 1 + float(gain), bright + tint, 1 + float(saturation))
 
-    flip: bool = False
-    matrix: tuple[float, ...] | None = None
-    """Six numbers of an affine map of the square, whose side is 1; None leaves the pixels where they are."""
-    colors: Colors | None = None
-    blur: float = 0.0
-    """Standard deviation of a Gaussian as a fraction of the side."""
-    shrink: float = 1.0
-    """The image is made this much smaller, and as large as before again."""
-    noise: float = 0.0
-    """Standard deviation in levels of 255."""
-    seed: int = 0
-    """Seed of the noise: a pair gets the same one."""
-    quality: int | None = None
-    """Quality of a JPEG that the image goes through; None for none."""
-    subsampling: str = "420"
-    """Subsampling of the JPEG's colours."""
 
-    @classmethod
-    def draw(cls, generator: np.random.Generator, *, resampling: bool = True) -> Edit:
-        """Draw an edit; resampling (to move, blur or shrink) wipes traces that whole images of a generator carry."""
-        flip = bool(generator.random() < 0.5)
-        matrix = _draw_affine(generator) if resampling and generator.random() < 0.7 else None
-        blur = generator.uniform(0.0004, 0.006) if generator.random() < 0.1 else 0.0
-        shrink = generator.uniform(0.35, 0.9) if generator.random() < 0.15 else 1.0
-        return cls(
-            flip=flip,
-            matrix=matrix,
-            colors=Colors.draw(generator) if generator.random() < 0.6 else None,
-            blur=float(blur) if resampling else 0.0,
-            shrink=float(shrink) if resampling else 1.0,
-            noise=float(generator.uniform(1, 8)) if generator.random() < 0.1 else 0.0,
-            seed=int(generator.integers(2**32)),
-            quality=int(generator.integers(*_QUALITY)) if generator.random() < 0.7 else None,
-            subsampling=_SUBSAMPLING[int(generator.random() < 0.7)],
+def apply_edit(view: View, generator: np.random.Generator, *, resampling: bool = True) -> View:
+    """Flip, turn, blur, recolour and compress image and mask, which keep their size; equal generators do the same.
+
+    Resampling (to turn, blur or shrink) wipes traces that whole images of a generator carry.
+    """
+    moved = move_view(view, generator, resampling=resampling)
+    pixels: Array = moved.pixels
+    height, width = pixels.shape[:2]
+    if resampling and generator.random() < 0.1:
+        pixels = cv2.GaussianBlur(
+            pixels, (0, 0), max(0.1, generator.uniform(0.0004, 0.006) * width)
         )
+    if resampling and generator.random() < 0.15:
+        scale = generator.uniform(0.35, 0.9)
+        small = (max(8, round(width * scale)), max(8, round(height * scale)))
+        pixels = cv2.resize(pixels, small, interpolation=cv2.INTER_AREA)
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    if generator.random() < 0.6:
+        pixels = jitter_colors(pixels, generator)
+    if generator.random() < 0.1:
+        noise = generator.uniform(1, 8) * generator.standard_normal(pixels.shape, np.float32)
+        pixels = np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
+    if generator.random() < 0.7:
+        subsampling = "420" if generator.random() < 0.7 else "444"
+        pixels = compress_jpeg(pixels, int(generator.integers(40, 101)), subsampling)
+    return View(pixels, moved.mask)
 
-    def apply(self, view: View) -> View:
-        """Edit image and mask, which keep their size."""
-        if not view.is_known:
-            return View(self._edit_pixels(view.pixels), view.mask)
-        mask = np.ascontiguousarray(self._move(view.mask).clip(0, 1))
-        return View(self._edit_pixels(view.pixels), mask)
 
-    def _edit_pixels(self, original: Pixels) -> Pixels:
-        pixels = self._move(original)
-        height, width = pixels.shape[:2]
-        if self.blur:
-            pixels = cv2.GaussianBlur(pixels, (0, 0), max(0.1, self.blur * width))
-        if self.shrink != 1.0:
-            small = (max(8, round(width * self.shrink)), max(8, round(height * self.shrink)))
-            pixels = cv2.resize(pixels, small, interpolation=cv2.INTER_AREA)
-            pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
-        if self.colors is not None:
-            pixels = self.colors.apply(pixels)
-        if self.noise:
-            grain = np.random.default_rng(self.seed).standard_normal(pixels.shape, np.float32)
-            pixels = np.clip(np.rint(pixels + self.noise * grain), 0, 255).astype(np.uint8)
-        if self.quality is not None:
-            pixels = compress_jpeg(pixels, self.quality, self.subsampling)
-        return np.ascontiguousarray(pixels)
-
-    def _move(self, image: Array) -> Array:
-        if self.flip:
-            image = np.ascontiguousarray(image[:, ::-1])
-        if self.matrix is None:
-            return image
-        height, width = image.shape[:2]
-        matrix = np.array(self.matrix).reshape(2, 3) * np.array([1, 1, width])
-        return cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+def move_view(view: View, generator: np.random.Generator, *, resampling: bool = True) -> View:
+    """Flip image and mask, and turn, scale and shift them about their middle where resampling is allowed."""
+    pixels: Array = view.pixels
+    mask: Array = view.mask
+    if generator.random() < 0.5:
+        pixels, mask = (np.ascontiguousarray(image[:, ::-1]) for image in view)
+    if resampling and generator.random() < 0.7:
+        height, width = mask.shape
+        angle, scale = generator.uniform(-10, 10), generator.uniform(0.9, 1.1)
+        matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, scale)
+        matrix[:, 2] += generator.uniform(-0.05, 0.05, 2) * width
+        pixels, mask = (
+            cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+            for image in (pixels, mask)
+        )
+    return View(pixels, mask.clip(0, 1) if view.is_known else view.mask)
 
 
 def compress_jpeg(pixels: Pixels, quality: int, subsampling: str = "420") -> Pixels:
@@ -163,17 +118,6 @@ def apply_benign_edit(view: View, generator: np.random.Generator) -> View:
     edit = _BENIGN_EDITS[int(generator.integers(len(_BENIGN_EDITS)))]
     edited = edit(view, generator)
     return View(edited.pixels, edited.mask if view.is_known else view.mask)
-
-
-def _draw_affine(generator: np.random.Generator) -> tuple[float, ...]:
-    """Turned, scaled and shifted about the middle of a square whose side is 1."""
-    angle = np.deg2rad(generator.uniform(-_TURN, _TURN))
-    scale = generator.uniform(1 - _ZOOM, 1 + _ZOOM)
-    a, b = scale * np.cos(angle), scale * np.sin(angle)
-    dx, dy = generator.uniform(-_SHIFT, _SHIFT, 2)
-    x = 0.5 - a * 0.5 - b * 0.5 + dx
-    y = 0.5 + b * 0.5 - a * 0.5 + dy
-    return tuple(float(value) for value in (a, b, x, -b, a, y))
 
 
 def _paste_on_ground(view: View, generator: np.random.Generator) -> View:

@@ -17,7 +17,14 @@ from vfm_runtime.deepfake.faces.crop import TEMPLATE, CropSpec, scale_template
 from vfm_runtime.deepfake.faces.geometry import move_points
 from vfm_runtime.errors import DataError
 
-from vfm.deepfake.data.augment import Array, Colors, Mask, Pixels, compress_jpeg
+from vfm.deepfake.data.augment import (
+    Array,
+    Mask,
+    Pixels,
+    change_colors,
+    compress_jpeg,
+    jitter_colors,
+)
 
 Points = NDArray[np.float64]
 
@@ -102,7 +109,7 @@ def self_blend(
     # A good deal lighter or darker: it shows on every image, a blank one too.
     mask = mask_face(on_template, side, 1 / 64)
     shift = 24.0 if crop.mean() < 128 else -24.0
-    return Blend(crop, _mix(Colors(offset=(shift,) * 3).apply(crop), crop, mask), mask)
+    return Blend(crop, _mix(change_colors(crop, offset=shift), crop, mask), mask)
 
 
 def _draw_blend(crop: Pixels, generator: np.random.Generator, points: Points) -> Blend | None:
@@ -155,7 +162,7 @@ def _mix(source: Array, target: Array, weight: Array) -> Array:
 
 def _alter(crop: Array, generator: np.random.Generator) -> Array:
     """Other colours, and a loss or gain of sharpness: another camera, another generator."""
-    pixels: Array = Colors.draw(generator, 0.6).apply(crop)
+    pixels: Array = jitter_colors(crop, generator, 0.6)
     side = crop.shape[0]
     kind = generator.random()
     if kind < 0.35:

@@ -24,7 +24,7 @@ from vfm.data.dataset import (
     read_source,
     sample_seed,
 )
-from vfm.deepfake.data.augment import Array, Edit, Mask, Pixels, View, apply_benign_edit
+from vfm.deepfake.data.augment import Array, Mask, Pixels, View, apply_benign_edit, apply_edit
 from vfm.deepfake.data.blend import self_blend
 from vfm.deepfake.data.pairs import Pairs
 from vfm.deepfake.data.record import Item
@@ -113,8 +113,8 @@ class DeepfakeDataset(ImageDataset):
             if self.changes is None:
                 return self._make_sample(index, self._read_view(index))
             generator = np.random.default_rng(sample_seed(self.seed, epoch, index))
-            view = self._add_benign_edit(self._read_view(index, generator), generator)
-            return self._make_sample(index, self._draw_edit(generator).apply(view))
+            (view,) = self._edit([self._read_view(index, generator)], generator)
+            return self._make_sample(index, view)
         except ImageError as error:
             return self._skip(index, error)
 
@@ -176,16 +176,19 @@ class DeepfakeDataset(ImageDataset):
         part = np.ascontiguousarray(image[top : top + size, left : left + size])
         return Crop(part, np.array([[1.0, 0, -left], [0, 1.0, -top]]), None)
 
-    def _add_benign_edit(self, view: View, generator: np.random.Generator) -> View:
-        assert self.changes is not None
-        edited = generator.random() < self.changes.benign
-        return apply_benign_edit(view, generator) if edited else view
-
-    def _draw_edit(self, generator: np.random.Generator) -> Edit:
-        assert self.changes is not None
-        if not self.changes.edits:
-            return Edit()
-        return Edit.draw(generator, resampling=self.crop.source != "native")
+    def _edit(self, views: Sequence[View], generator: np.random.Generator) -> Sequence[View]:
+        """Images changed for training: each with a benign edit of its own or none, then all of them alike."""
+        if self.changes is None:
+            return views
+        seed, resampling = int(generator.integers(2**63)), self.crop.source != "native"
+        edited = []
+        for view in views:
+            if generator.random() < self.changes.benign:
+                view = apply_benign_edit(view, generator)
+            if self.changes.edits:
+                view = apply_edit(view, np.random.default_rng(seed), resampling=resampling)
+            edited.append(view)
+        return edited
 
     def _make_sample(
         self, index: int, view: View, label: int | None = None, note: str = ""
@@ -244,8 +247,7 @@ class PairedDeepfakes(DeepfakeDataset):
                 fake = self._read_view(other, generator)
         except ImageError as error:
             return self._skip(reading, error)
-        edit = self._draw_edit(generator)
-        real, fake = (edit.apply(self._add_benign_edit(view, generator)) for view in (real, fake))
+        real, fake = self._edit([real, fake], generator)
         note = f" ({BLENDED})" if blended else ""
         return self._make_sample(index, real, 0), self._make_sample(other, fake, 1, note)
 

@@ -12,7 +12,7 @@ from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.errors import OptionError
 
 from vfm.data.dataset import Record
-from vfm.deepfake.data.augment import Array, Colors, Mask, Pixels
+from vfm.deepfake.data.augment import Array, Mask, Pixels, change_colors
 from vfm.deepfake.data.base import DEEPFAKE_DEFAULTS, DeepfakeImages, DeepfakeOptions
 from vfm.deepfake.data.blend import fit_affine, mask_face
 from vfm.deepfake.data.dataset import DeepfakeRecord
@@ -124,8 +124,8 @@ def make_deepfake(
     source: Array = target.pixels
     if method == "recolour":
         light = generator.choice([-1, 1]) * generator.uniform(10, 28)
-        offset = tuple(float(light + tint) for tint in generator.uniform(-8, 8, 3))
-        source = Colors(float(generator.uniform(0.9, 1.1)), offset).apply(target.pixels)
+        tint = light + generator.uniform(-8, 8, 3)
+        source = change_colors(target.pixels, generator.uniform(0.9, 1.1), tint)
         blur = generator.uniform(0.3, 0.8) * max(1.0, side / 128)
         source = cv2.GaussianBlur(source, (0, 0), blur)
     else:
@@ -134,10 +134,8 @@ def make_deepfake(
         source = cv2.warpAffine(donor.pixels, matrix, size, borderMode=border)
         # The donor's mean color is brought most of the way to that of the target.
         inside = (mask > 0.5).astype(np.uint8)
-        means = (np.array(cv2.mean(image, inside)[:3]) for image in (target.pixels, source))
-        source = Colors(offset=tuple(0.8 * (next(means) - next(means)))).apply(
-            np.asarray(source, np.uint8)
-        )
+        wanted, mean = (np.array(cv2.mean(i, inside)[:3]) for i in (target.pixels, source))
+        source = change_colors(source, offset=0.8 * (wanted - mean))
     fake: Array = cv2.blendLinear(source, target.pixels, mask, 1 - mask)
     return fake, mask
 
