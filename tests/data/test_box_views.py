@@ -102,7 +102,7 @@ def records(number=6):
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone():
-    made = [BoxDataset(records(), SIZE, BoxAugment(mosaic=0.5), seed=3) for _ in range(2)]
+    made = [BoxDataset(records(), SIZE, augment=BoxAugment(mosaic=0.5), seed=3) for _ in range(2)]
     _ = [made[0][(0, i)] for i in range(6)]
     for index in range(6):
         first, second = (data[(4, index)] for data in made)
@@ -113,7 +113,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone():
 
 def test_the_end_of_training_is_calm():
     augment = BoxAugment(mosaic=1.0, zoom=(0.5, 0.5), flip=0.0, colors="strong")
-    data = BoxDataset(records(), SIZE, augment, seed=3, calm_from=10)
+    data = BoxDataset(records(), SIZE, augment=augment, seed=3, calm_from=10)
     plain = BoxDataset(records(), SIZE)
     calm = data[(10, 2)]
     # The way of training resizes by other code than that of evaluation.
@@ -142,7 +142,9 @@ def test_a_broken_partner_makes_no_mosaic(tmp_path):
     bad = Annotation(np.zeros((0, 4), np.float32), np.zeros(0, bool), (64, 64))
     good = records(2)[0]
     data = BoxDataset(
-        [good, Record(str(broken), (), "broken.png", objects=bad)], SIZE, BoxAugment(mosaic=1.0)
+        [good, Record(str(broken), (), "broken.png", objects=bad)],
+        SIZE,
+        augment=BoxAugment(mosaic=1.0),
     )
     samples = [data[(epoch, 0)] for epoch in range(8)]
     assert all(sample.image.shape == (96, 96, 3) for sample in samples)

@@ -103,7 +103,7 @@ def open_labels(
     """
     # What reads tables takes more suffixes than are looked for, and says what is wrong with a file.
     layout = LABEL_LAYOUTS.layouts[LABEL_LAYOUTS.detect(path) if path.is_dir() else "table"]
-    options = carry_options(training, layout.module, layout.carried)
+    options = take_options(training, layout.module, layout.carried)
     if layout.module is TableData:
         columns = read_table(path).columns
         if options and options["path_column"] in columns:
@@ -127,7 +127,7 @@ def open_boxes(path: Path, *, training: Spec | None = None) -> ImageData:
     Raises:
         ValueError: The data cannot be understood.
     """
-    options = carry_options(training, DetectionData, _BOX_OPTIONS)
+    options = take_options(training, DetectionData, _BOX_OPTIONS)
     data = DetectionData(path, val_fraction=0.0, test_fraction=0.0, **options)
     data.setup()
     return data
@@ -148,7 +148,7 @@ def choose_evaluation_splits(data: ImageData, path: Path) -> list[str]:
     return names
 
 
-def carry_options(
+def take_options(
     training: Spec | None, module: type[ImageData], names: Sequence[str]
 ) -> dict[str, Any]:
     """These options of the data of a training, to read other data alike; none where another module read it."""

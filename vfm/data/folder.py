@@ -62,7 +62,7 @@ class FolderData(ImageData):
     def read(self) -> dict[str, list[Record]]:
         """Find the images of each split; only `predict` where there are no class folders."""
         if self.split_file is not None:
-            reading = _number_classes(self.root, _match_split_file(self.root, self.split_file))
+            reading = _index_classes(self.root, _match_split_file(self.root, self.split_file))
         else:
             reading = read_class_folders(self.root)
         if not reading.splits:
@@ -123,7 +123,7 @@ def read_class_folders(root: Path) -> Reading[Record]:
     if not tree:
         return Reading({})
     check_class_names({name for classes in tree.values() for name in classes}, root)
-    return _number_classes(
+    return _index_classes(
         root,
         [
             SplitRow(_name_below(path, root), label, split)
@@ -134,7 +134,7 @@ def read_class_folders(root: Path) -> Reading[Record]:
     )
 
 
-def _number_classes(root: Path, rows: Sequence[SplitRow]) -> Reading[Record]:
+def _index_classes(root: Path, rows: Sequence[SplitRow]) -> Reading[Record]:
     labels = sorted({row.label for row in rows})
     numbers = {label: number for number, label in enumerate(labels)}
     splits: dict[str, list[Record]] = {}

@@ -1,7 +1,7 @@
 """Images listed in a table, with one label or several."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Unpack
@@ -9,7 +9,7 @@ from typing import Unpack
 from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data.base import ImageData, LoaderOptions
-from vfm.data.dataset import Record
+from vfm.data.dataset import Record, list_labels
 from vfm.data.folder import SPLIT_FILE
 from vfm.data.layouts import list_files_beside
 from vfm.data.splits import check_fractions, complete_splits
@@ -116,14 +116,14 @@ class TableData(ImageData):
         self.labels = tuple(reading.labels or ())
         self._rows = complete_splits(
             reading.splits,
-            lambda row: (row.key, row.labels),
+            lambda row: (row.key, list_labels(row.record)),
             self.labels,
             val_fraction=self.val_fraction,
             test_fraction=self.test_fraction,
             seed=self.seed,
         )
         if self.multilabel:
-            self._check_learned(self._rows)
+            self._check_learned()
         rows = sorted(reading.entries, key=attrgetter("position"))
         self._check_files([row.record.name for row in rows])
         return {
@@ -183,11 +183,12 @@ class TableData(ImageData):
             )
         warnings.warn(f"{problem} They are left out, and listed with the results.", stacklevel=2)
 
-    def _check_learned(self, splits: Mapping[str, Sequence[TableRow]]) -> None:
+    def _check_learned(self) -> None:
         """Refuse labels that no training image has; a column of zeros is in no other split either."""
-        learned = {label for row in splits.get("train", ()) for label in row.labels}
+        rows = self._rows.get("train", [])
+        learned = {label for row in rows for label in list_labels(row.record)}
         missing = [name for label, name in enumerate(self.labels) if label not in learned]
-        if missing and splits.get("train"):
+        if missing and rows:
             raise DataError(
                 f"No training image of {self.table} has the label '{missing[0]}'. Add training images of it, or take "
                 "the label out."

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from vfm_runtime.errors import DataError
 
@@ -15,14 +14,8 @@ _NO = {"0", "0.0", "false", "no"}
 _MOST_UNIQUE = 50
 
 
-class TableLabels(NamedTuple):
-    """The labels of a table's rows."""
-
-    names: tuple[str, ...]
-    of: list[int | tuple[int, ...]]
-    """Index into `names` of each row's label, or of all its labels."""
-    stratum: list[tuple[int, ...]]
-    """All labels of each row, whether one or several."""
+TableLabels = tuple[tuple[str, ...], list[tuple[int, ...]]]
+"""The label names of a table, and the labels of each row as indices into them: always one where rows have one label."""
 
 
 def read_labels(
@@ -59,9 +52,7 @@ def read_labels(
             f"'{cells[0][0]}'. It looks like a column of names; give the column of classes to --data.label_column."
         )
     numbers = {name: number for number, name in enumerate(sorted(counts))}
-    stratum = [tuple(sorted({numbers[name] for name in names})) for names in cells]
-    labels = stratum if separator is not None else [label for (label,) in stratum]
-    return TableLabels(tuple(numbers), [*labels], stratum)
+    return tuple(numbers), [tuple(sorted({numbers[name] for name in names})) for names in cells]
 
 
 def _split(cell: str, separator: str | None) -> list[str]:
@@ -87,4 +78,4 @@ def _read_flags(table: Table, columns: Sequence[str]) -> TableLabels:
                     "yes/no). Fill it in, or take the column out of label_column."
                 )
         labels.append(tuple(number for number, flag in enumerate(flags) if flag in _YES))
-    return TableLabels(tuple(columns), [*labels], labels)
+    return tuple(columns), labels

@@ -9,7 +9,7 @@ from vfm_runtime.errors import DataError
 
 from vfm.data.dataset import Record
 from vfm.data.layouts import Reading
-from vfm.data.table_labels import TableLabels, read_labels
+from vfm.data.table_labels import read_labels
 from vfm.data.tables import Table, read_table
 
 SPLIT_COLUMN = "split"
@@ -27,8 +27,6 @@ class TableRow(NamedTuple):
     """Text by column."""
     key: str
     """Rows of one key go to one split."""
-    labels: tuple[int, ...]
-    """All labels, as indices into the label names."""
     record: Record
 
 
@@ -57,7 +55,8 @@ def read_table_rows(
     table = read_table(path)
     root = root if root is not None else path.parent
     names = read_names(table, path_column)
-    labels = read_labels(table, label_column, label_separator, allow_no_label)
+    label_names, labels = read_labels(table, label_column, label_separator, allow_no_label)
+    multilabel = label_separator is not None or not isinstance(label_column, str)
     for column in group_columns:
         table.require(column, "--data.group_columns")
     stated = _read_splits(table, split_column)
@@ -71,10 +70,11 @@ def read_table_rows(
     splits: dict[str, list[TableRow]] = {}
     for index, (cells, name) in enumerate(zip(table.rows, names, strict=True)):
         groups = tuple(cells[column] for column in group_columns)
-        record = Record(join_path(root, name), labels.of[index], name, groups)
-        row = TableRow(index, cells, keys[index], labels.stratum[index], record)
+        label = labels[index] if multilabel else labels[index][0]
+        record = Record(join_path(root, name), label, name, groups)
+        row = TableRow(index, cells, keys[index], record)
         splits.setdefault(stated[index], []).append(row)
-    return Reading(splits, labels.names)
+    return Reading(splits, label_names)
 
 
 def join_path(root: Path, name: str) -> str:
@@ -109,7 +109,11 @@ def _read_splits(table: Table, column: str | None) -> list[str]:
 
 
 def _check_names(
-    table: Table, root: Path, names: Sequence[str], splits: Sequence[str], labels: TableLabels
+    table: Table,
+    root: Path,
+    names: Sequence[str],
+    splits: Sequence[str],
+    labels: Sequence[tuple[int, ...]],
 ) -> None:
     seen: dict[str, int] = {}
     root = root.absolute()
@@ -120,7 +124,7 @@ def _check_names(
         if first == index:
             continue
         lines = f"lines {table.lines[first]} and {table.lines[index]} of {table.path}"
-        if labels.of[first] != labels.of[index]:
+        if labels[first] != labels[index]:
             raise DataError(
                 f"'{name}' has two labels, in {lines}. Keep one of them; if both apply, write them in one cell and "
                 "set label_separator."

@@ -131,7 +131,7 @@ class DetectionData(BoxData):
                 stacklevel=2,
             )
         require_inside(images, self.root)
-        numbers = self._number_classes(reading)
+        numbers = self._index_classes(reading)
         self.labels = tuple(numbers)
         if self.split_file is not None:
             splits = _assign_splits(images, self.split_file)
@@ -198,7 +198,7 @@ class DetectionData(BoxData):
         layout = BOX_LAYOUTS.layouts[name]
         return layout.read(self.root, **{name: getattr(self, name) for name in layout.options})
 
-    def _number_classes(self, reading: Reading[AnnotatedImage]) -> dict[str, int]:
+    def _index_classes(self, reading: Reading[AnnotatedImage]) -> dict[str, int]:
         """A number for each class that a box has, in the order of the file."""
         used = {box.label for image in reading.entries for box in image.boxes}
         if not used:

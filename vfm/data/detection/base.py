@@ -32,8 +32,13 @@ class BoxData(ImageData, ABC):
 
     def _build_training_dataset(self) -> BoxDataset:
         records = self._get_records("train")
-        calm = self._find_calm_epoch(len(records))
-        return BoxDataset(records, self._require_preprocess(), self.box_augment, self.seed, calm)
+        return BoxDataset(
+            records,
+            self._require_preprocess(),
+            seed=self.seed,
+            augment=self.box_augment,
+            calm_from=self._find_calm_epoch(len(records)),
+        )
 
     def _find_calm_epoch(self, num_images: int) -> float:
         """The epoch from which the end of the training goes on without mosaic."""

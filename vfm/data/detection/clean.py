@@ -109,7 +109,7 @@ def require_inside(images: Iterable[AnnotatedImage], source: Path) -> None:
     if len(leaving) <= _MAX_LEAVING * number:
         return
     hint = "Look whether the boxes belong to these images, and in which order their numbers stand."
-    if all(_fits_as_corners(box, image.size) for box, image in leaving):
+    if all(_is_corner_like(box, image.size) for box, image in leaving):
         hint = (
             "As left, top, right and bottom they would fit, but COCO has left, top, width and height: set "
             "--data.box_format xyxy, or convert them."
@@ -145,7 +145,7 @@ def _has_outside(box: Box, size: tuple[int, int] | None) -> bool:
     )
 
 
-def _fits_as_corners(box: Box, size: tuple[int, int] | None) -> bool:
+def _is_corner_like(box: Box, size: tuple[int, int] | None) -> bool:
     # Read as left, top, width, height, the corners of a box reach to the sum.
     read = box._replace(right=box.right - box.left, bottom=box.bottom - box.top)
     return read.right > read.left and not _has_outside(read, size)

@@ -29,11 +29,11 @@ def find_coco(root: Path) -> dict[str, Path]:
     such as `train.json` in the root.
     """
     if root.is_file():
-        return {"": root} if root.suffix == ".json" and _names_a_key(root) else {}
+        return {"": root} if root.suffix == ".json" and _has_coco_key(root) else {}
     patterns = ("*.json", "annotations/*.json", "*/*.coco.json")
     files: dict[str, Path] = {}
     for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
-        split = _guess_split(path, root) if _names_a_key(path) else None
+        split = _guess_split(path, root) if _has_coco_key(path) else None
         if split is not None and (split not in files or path.name.startswith("instances_")):
             files[split] = path
     if len(files) > 1:
@@ -91,7 +91,7 @@ def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[AnnotatedIm
     return Reading(splits, expected, notes)
 
 
-def _names_a_key(path: Path) -> bool:
+def _has_coco_key(path: Path) -> bool:
     """Whether a JSON file begins as one of COCO does; it may have hundreds of megabytes."""
     with path.open("rb") as file:
         start = file.read(_START)

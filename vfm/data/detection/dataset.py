@@ -15,7 +15,7 @@ from vfm.data.decode import Source
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.transforms import Geometric, Picture
 from vfm.data.transforms import AugmentError, TrainTransform, build_jitter
-from vfm.preprocess import Geometry, Preprocess, convert_corners
+from vfm.preprocess import Geometry, convert_corners
 from vfm.renames import accept_old_keys
 from vfm.types import Batch, Objects
 
@@ -85,34 +85,22 @@ class BoxSample:
     name: str
 
 
+@dataclass(eq=False)
 class BoxDataset(ImageDataset):
     """The images and boxes of one split; what it gives depends on seed, epoch and index alone."""
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        preprocess: Preprocess,
-        augment: BoxAugment | None = None,
-        seed: int = 0,
-        calm_from: float = float("inf"),
-    ) -> None:
-        """Make the data set.
+    augment: BoxAugment | None = None
+    """Augmentation, for training; without it `preprocess` is used alone."""
+    calm_from: float = float("inf")
+    """Epoch from which images are only mirrored."""
 
-        Args:
-            records: Images in the order of the split.
-            preprocess: Preprocessing of the model; used alone without augmentation.
-            augment: Augmentation, for training.
-            seed: Seed of the augmentation.
-            calm_from: Epoch from which images are only mirrored.
-        """
-        super().__init__(records, preprocess, None, seed)
-        self.augment = augment
-        self.calm_from = calm_from
-        if augment is not None:
-            self._wild = Geometric(preprocess, zoom=augment.zoom, flip=augment.flip)
-            self._calm = Geometric(preprocess, zoom=(1.0, 1.0), flip=augment.flip)
-            steps = _COLORS[augment.colors]
-            self._colors = TrainTransform(list(steps), preprocess) if steps else None
+    def __post_init__(self) -> None:
+        if self.augment is not None:
+            flip = self.augment.flip
+            self._wild = Geometric(self.preprocess, zoom=self.augment.zoom, flip=flip)
+            self._calm = Geometric(self.preprocess, zoom=(1.0, 1.0), flip=flip)
+            steps = _COLORS[self.augment.colors]
+            self._colors = TrainTransform(list(steps), self.preprocess) if steps else None
 
     def __getitem__(self, key: int | tuple[int, int]) -> BoxSample | Skipped:  # type: ignore[override]
         """One image by its index, or a pair of epoch and index: whole, or in training a view of it."""
