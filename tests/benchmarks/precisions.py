@@ -1,6 +1,6 @@
 """Formats of a bundle on CPU threads: torch eager, fp32, int8, and OpenVINO in bfloat16, for 1 and 8 images.
 
-    python tests/benchmarks/precisions.py [--quick] [--shared] [--accuracy] [--outliers DIR]
+    python tests/benchmarks/precisions.py [--quick] [--models NAME ...] [--shared] [--accuracy] [--outliers DIR]
 
 All sides answer from the same uint8 pixels to probabilities, in turns. The weights are random, on which time does not
 depend. "quantize_dynamic" is ONNX Runtime's own quantizer on the graph as it is exported; it makes the products of
@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one of each kind, batch 1, few rounds"
     )
+    parser.add_argument("--models", nargs="+", choices=[*MODELS, *CONV_NET], help="only these")
     parser.add_argument("--shared", action="store_true", help="one thread, processor time")
     parser.add_argument("--accuracy", action="store_true", help="train, export and measure instead")
     parser.add_argument("--outliers", type=Path, metavar="DIR", help="the folder of `vfm demo`")
@@ -200,10 +201,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 accuracy(kind, Path(folder))
         return
-    models = list(MODELS.items())[: 1 if options.quick else None] + list(CONV_NET.items())
-    for name, backbone in models:
+    kinds = MODELS | CONV_NET
+    names = ["ViT-S/16", *CONV_NET] if options.quick else kinds
+    for name in options.models or names:
         batches, rounds = ([1], 3) if options.quick else ([1, 8], 15)
-        time_model(name, backbone, batches, rounds, options.shared)
+        time_model(name, kinds[name], batches, rounds, options.shared)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,7 @@ class AccuracyMeter:
     """
 
     def __init__(self, validations: Mapping[str, Validation], baseline: Path) -> None:
-        """Measure the graph of float32, which all others are compared with.
-
-        Args:
-            validations: Validation images by the names of the heads; that of a single one is empty.
-            baseline: The file of the graph of float32.
-        """
+        """Measure the graph of float32, which all others are compared with; a single head's name is empty."""
         self.validations = dict(validations)
         single = self.validations.get("")
         self.metric = "1 - largest drop" if single is None else single.metric

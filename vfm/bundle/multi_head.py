@@ -108,7 +108,7 @@ def _require_same(who: str, one: BaseTask, other: BaseTask) -> None:
             )
     _require_same_weights(who, one, other)
     if one.adaptation.adds_layers and one.adaptation.spec != other.adaptation.spec:
-        # How they merge is decided beside their tensors, which are the same.
+        # Adapters with equal tensors merge to other weights where their options differ, such as the alpha of LoRA.
         for name in ("adapt", "adapt_options"):
             _require_same_argument(who, name, one, other)
 
@@ -181,8 +181,10 @@ def _choose_name(path: Path) -> str:
 
 def _find_run(path: Path) -> str:
     """The number of the run that a path lies in; where there is none, the name of the file."""
-    runs = (_RUN.fullmatch(part) for part in reversed(path.absolute().parent.parts))
-    return next((run.group(1) for run in runs if run), _clean(path.stem))
+    for part in reversed(path.absolute().parent.parts):
+        if run := _RUN.fullmatch(part):
+            return run.group(1)
+    return _clean(path.stem)
 
 
 def _clean(part: str) -> str:

@@ -81,11 +81,7 @@ class Reference(nn.Module):
         self.scale = 1 / self.residual**0.5
 
     def forward(self, vector: Tensor) -> dict[str, Tensor]:
-        """`components`, float32 [N, k], and `distances`, float32 [N].
-
-        Args:
-            vector: Vectors of `select_vector`, [N, D].
-        """
+        """`components`, float32 [N, k], and `distances`, float32 [N], of vectors [N, D]."""
         centered = vector.float() - self.mean
         components = centered @ self.onto
         rest = (centered - components @ self.back) * self.scale
@@ -106,17 +102,13 @@ def select_vector(features: Features, uses: Collection[str]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class OodFit:
-    """A reference, and where the validation images lie to it. N images."""
+    """A reference, and how far of it images like those of the training lie."""
 
     reference: Reference
-    outputs: Arrays
-    """`components` [N, k] and `distances` [N] of the validation images."""
     held_out: NDArray[np.int64]
     """Indices of the validation images that it was not fitted on: all, unless the training images are gone."""
     max_distance: float
     """Limit of the distances, from those of the held-out images."""
-    num_fitted: int
-    """Images that the reference was fitted on."""
 
 
 def fit_reference(features: NDArray[np.float32], k: int = NUM_AXES) -> Reference:
@@ -179,12 +171,7 @@ def embed(
 
 @torch.inference_mode()
 def score_ood(reference: Reference, features: NDArray[np.float32]) -> Arrays:
-    """Return `components` [N, k] and `distances` [N] of embeddings, as the graph computes them.
-
-    Args:
-        reference: What they are measured against.
-        features: Embeddings of `embed`, float32 [N, D].
-    """
+    """Return `components` [N, k] and `distances` [N] of embeddings, float32 [N, D], as the graph computes them."""
     outputs = reference(torch.from_numpy(np.asarray(features, np.float32)))
     return {name: value.numpy() for name, value in outputs.items()}
 
@@ -253,9 +240,8 @@ def fit_ood(
     else:
         trained = embed(task, training.iterate_batches(_BATCH), uses)
     reference = fit_reference(trained)
-    outputs = score_ood(reference, features)
-    limit = fit_distance_limit(outputs["distances"][held_out])
-    return OodFit(reference, outputs, held_out, limit, len(trained))
+    limit = fit_distance_limit(score_ood(reference, features[held_out])["distances"])
+    return OodFit(reference, held_out, limit)
 
 
 def fit_drift_reference(

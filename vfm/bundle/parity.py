@@ -199,12 +199,7 @@ def _open_first(path: Path) -> Pixels:
 
 
 def time_each(model: Predictor, paths: Sequence[Path]) -> tuple[list[Prediction], float]:
-    """Predict each file alone, and return the median time of one in milliseconds too.
-
-    Args:
-        model: A model, which is asked once before.
-        paths: Files of images, or of videos where the model takes them.
-    """
+    """Predict each file, an image or a video, alone; return the median time of one in milliseconds too."""
     model.predict(paths[0])  # the first call of a graph is slower
     predictions, times = [], []
     for path in paths:

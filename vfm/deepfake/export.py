@@ -51,7 +51,7 @@ def open_deepfakes(path: Path, crop: CropSpec | None) -> DeepfakeData:
     }
     data = DeepfakeData(folder, **options)
     if not data.find().get("val"):
-        # Not as they are trained on, of which whole images show one square alone.
+        # Without a val split all of it is one: images of a train split that are no crops show only one square of each.
         data = DeepfakeData(folder, **options, force_split="val")
     data.setup("validate")
     return data

@@ -31,7 +31,7 @@ from vfm.tasks.classification.validation import LabelValidation
 _LEVEL = 0.95
 """Confidence at which a precision is proved."""
 _TINY = float(np.finfo(np.float32).tiny)
-# Half a step of float32 below 1: the largest logit that a score of 1 still tells of is near 17.
+# Scores keep this far from 0 and 1, half a step of float32 below 1, so that their logits are finite: at most 17.
 _EDGE = 2.0**-25
 _APPLIES = 0.5
 
@@ -130,7 +130,8 @@ def _fit_thresholds(
             if mine.any()
             else (None, overall)
         )
-        # Where little is proved, no less is asked than of all together, nor than what was seen to go wrong.
+        # A label with too few answers to prove a threshold of its own shares the one of all labels together, or takes
+        # the one that came closest where that is higher.
         least_score = max(overall.threshold, closest.threshold)
         thresholds.append(proved.threshold if proved else least_score)
         if proved is None:
