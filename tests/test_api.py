@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +241,17 @@ def test_every_public_name_is_described(name: str) -> None:
     # The one that dataclasses make up is no description.
     assert not own.startswith(f"{name}(")
     assert found.__module__.startswith(("vfm.", "vfm_runtime."))
+
+
+@pytest.mark.parametrize("package", [vfm, vfm_runtime])
+def test_type_checkers_see_the_public_names(package: types.ModuleType) -> None:
+    tree = ast.parse(Path(package.__file__ or "").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    homes = {alias.asname: node.module for node in imports for alias in node.names}
+    assert sorted(homes) == sorted(package.__all__)
+    for name, module in homes.items():
+        assert getattr(package, name) is getattr(importlib.import_module(module or ""), name)
 
 
 def test_an_unknown_name() -> None:

@@ -57,7 +57,7 @@ def main(args: list[str] | None = None) -> int:
         # The reader (`| head`) has enough. Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (VfmError, OSError, ImportError) as error:
+    except (VfmError, ValueError, OSError, ImportError) as error:
         if debug:
             raise
         print_error(error)
