@@ -13,77 +13,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vfm_runtime.bundle.contract import Contract as Contract
-    from vfm_runtime.bundle.manifest import (
-        hash_file as hash_file,
-        read_bundle as read_bundle,
-        write_manifest as write_manifest,
-    )
-    from vfm_runtime.bundle.model import Model as Model, load as load
-    from vfm_runtime.bundle.predictor import Predictor as Predictor
-    from vfm_runtime.deepfake.decision import Decision as Decision
-    from vfm_runtime.deepfake.faces.crop import CropSpec as CropSpec
-    from vfm_runtime.deepfake.pipeline import DeepfakePipeline as DeepfakePipeline
-    from vfm_runtime.deepfake.verdict import Verdict as Verdict
-    from vfm_runtime.drift.monitor import (
-        DriftAlert as DriftAlert,
-        DriftMonitor as DriftMonitor,
-        DriftReport as DriftReport,
-    )
-    from vfm_runtime.errors import (
-        BundleError as BundleError,
-        ContractError as ContractError,
-        ProviderError as ProviderError,
-        VfmError as VfmError,
-    )
-    from vfm_runtime.media.image import (
-        IMAGE_SUFFIXES as IMAGE_SUFFIXES,
-        ImageError as ImageError,
-        find_images as find_images,
-        open_image as open_image,
-    )
-    from vfm_runtime.media.video import (
-        VideoError as VideoError,
-        find_videos as find_videos,
-        read_video as read_video,
-    )
-    from vfm_runtime.tasks.base import (
-        Prediction as Prediction,
-        PredictionView as PredictionView,
-        TaskType as TaskType,
-    )
-    from vfm_runtime.tasks.classification import LabelPrediction as LabelPrediction
-    from vfm_runtime.tasks.confidence import (
-        AbstainReason as AbstainReason,
-        ConfidenceRules as ConfidenceRules,
-    )
-    from vfm_runtime.tasks.detection import Detections as Detections
-    from vfm_runtime.tasks.registry import register_task as register_task
+    from vfm_runtime.bundle.contract import *  # noqa: F403
+    from vfm_runtime.bundle.manifest import *  # noqa: F403
+    from vfm_runtime.bundle.model import *  # noqa: F403
+    from vfm_runtime.bundle.predictor import *  # noqa: F403
+    from vfm_runtime.deepfake.decision import *  # noqa: F403
+    from vfm_runtime.deepfake.faces.crop import *  # noqa: F403
+    from vfm_runtime.deepfake.pipeline import *  # noqa: F403
+    from vfm_runtime.deepfake.verdict import *  # noqa: F403
+    from vfm_runtime.drift.monitor import *  # noqa: F403
+    from vfm_runtime.errors import *  # noqa: F403
+    from vfm_runtime.media.image import *  # noqa: F403
+    from vfm_runtime.media.video import *  # noqa: F403
+    from vfm_runtime.tasks.base import *  # noqa: F403
+    from vfm_runtime.tasks.classification import *  # noqa: F403
+    from vfm_runtime.tasks.confidence import *  # noqa: F403
+    from vfm_runtime.tasks.detection import *  # noqa: F403
+    from vfm_runtime.tasks.registry import *  # noqa: F403
 
 __version__ = "0.2.0"
 
 _MODULES = {
-    "bundle.contract": ["Contract"],
-    "bundle.manifest": ["hash_file", "read_bundle", "write_manifest"],
-    "bundle.model": ["Model", "load"],
-    "bundle.predictor": ["Predictor"],
-    "deepfake.decision": ["Decision"],
-    "deepfake.faces.crop": ["CropSpec"],
-    "deepfake.pipeline": ["DeepfakePipeline"],
-    "deepfake.verdict": ["Verdict"],
-    "drift.monitor": ["DriftAlert", "DriftMonitor", "DriftReport"],
-    "errors": ["BundleError", "ContractError", "ProviderError", "VfmError"],
-    "media.image": ["IMAGE_SUFFIXES", "ImageError", "find_images", "open_image"],
-    "media.video": ["VideoError", "find_videos", "read_video"],
-    "tasks.base": ["Prediction", "PredictionView", "TaskType"],
-    "tasks.classification": ["LabelPrediction"],
-    "tasks.confidence": ["AbstainReason", "ConfidenceRules"],
-    "tasks.detection": ["Detections"],
-    "tasks.registry": ["register_task"],
+    "bundle.contract": "Contract",
+    "bundle.manifest": "hash_file read_bundle write_manifest",
+    "bundle.model": "Model load",
+    "bundle.predictor": "Predictor",
+    "deepfake.decision": "Decision",
+    "deepfake.faces.crop": "CropSpec",
+    "deepfake.pipeline": "DeepfakePipeline",
+    "deepfake.verdict": "Verdict",
+    "drift.monitor": "DriftAlert DriftMonitor DriftReport",
+    "errors": "BundleError ContractError ProviderError VfmError",
+    "media.image": "IMAGE_SUFFIXES ImageError find_images open_image",
+    "media.video": "VideoError find_videos read_video",
+    "tasks.base": "Prediction PredictionView TaskType",
+    "tasks.classification": "LabelPrediction",
+    "tasks.confidence": "AbstainReason ConfidenceRules",
+    "tasks.detection": "Detections",
+    "tasks.registry": "register_task",
 }
-"""Public names by the module that has them."""
+"""Public names by the module that has them; `__all__` and the imports on first use follow from this."""
 
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = list(_HOME)
 

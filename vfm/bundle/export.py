@@ -20,7 +20,7 @@ from vfm_runtime.bundle.contract import (
     WEIGHTS_FILE,
     Contract,
 )
-from vfm_runtime.bundle.manifest import Manifest, list_files, write_manifest
+from vfm_runtime.bundle.manifest import Manifest, list_bundle_files, write_manifest
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.bundle.accuracy import AccuracyMeter, open_run
@@ -287,7 +287,7 @@ def _write_graphs(
 
 def _load(folder: Path, contract: Contract, precision: str) -> vfm_runtime.Model:
     """Load an unfinished bundle, whose manifest is written last."""
-    draft = Manifest(contract, dict.fromkeys(list_files(folder), ""))
+    draft = Manifest(contract, dict.fromkeys(list_bundle_files(folder), ""))
     return vfm_runtime.Model(folder, device="cpu", precision=precision, manifest=draft)
 
 

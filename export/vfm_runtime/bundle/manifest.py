@@ -57,7 +57,7 @@ def write_manifest(folder: str | Path, contract: Contract) -> Path:
         BundleError: A file that every bundle needs is missing.
     """
     folder = Path(folder)
-    files = {name: hash_file(folder / name) for name in list_files(folder)}
+    files = {name: hash_file(folder / name) for name in list_bundle_files(folder)}
     for name in REQUIRED_FILES:
         if name not in files:
             raise BundleError(f"{folder} has no {name}. Write it before the manifest.")
@@ -68,7 +68,7 @@ def write_manifest(folder: str | Path, contract: Contract) -> Path:
     return draft.replace(folder / MANIFEST_FILE)
 
 
-def list_files(folder: Path) -> list[str]:
+def list_bundle_files(folder: Path) -> list[str]:
     """List every file of a bundle's folder that its manifest names, relative to it."""
     names = []
     for path in folder.rglob("*"):

@@ -1,6 +1,5 @@
 """Model: a loaded bundle, which predicts for images and videos with ONNX Runtime."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 IMAGE = {"image": "uint8"}
 """What `preprocess.onnx` takes."""
-
-_log = logging.getLogger(__name__)
 
 
 def load(
