@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from vfm.report import Page, draw_contact_sheet
@@ -88,11 +87,6 @@ def test_figure_is_embedded_at_its_physical_size() -> None:
     assert re.findall(r'width="(\d+)"', html) == ["150", "300"]
 
 
-def test_figure_refuses_what_is_not_png() -> None:
-    with pytest.raises(ValueError, match="'curve' is not a PNG file: it starts with b'GIF89a'"):
-        Page("figures").add_figure(b"GIF89a", "curve")
-
-
 def test_table_formats_numbers_by_column() -> None:
     page = Page("table")
     page.add_table(
@@ -111,13 +105,11 @@ def test_table_formats_numbers_by_column() -> None:
     assert [bool(mark) for mark, _ in cells[-1]] == [False, True, True, True, True, False]
 
 
-def test_table_shows_the_columns_asked_for_and_refuses_unknown_ones() -> None:
+def test_table_shows_the_columns_asked_for() -> None:
     rows = [{"label": "cat", "f1": 0.5, "support": 3}]
     page = Page("table")
     page.add_table(rows, columns=["support", "label"])
     assert re.findall(r"<th[^>]*>([^<]*)</th>", page.to_html()) == ["support", "label"]
-    with pytest.raises(ValueError, match=r"column 'recall'\. Columns: label, f1, support"):
-        page.add_table(rows, columns=["recall"])
 
 
 def _sheet(*args: object, **options: object) -> np.ndarray:
@@ -144,21 +136,3 @@ def test_contact_sheet_frames_right_and_wrong_and_takes_any_size() -> None:
     assert wrong.argmax() == 0
     assert (pixels[138:, 138:148] == 255).all(), "the caption runs into the next cell"
     assert (pixels[138:, 10:138] < 128).any(), "the caption is missing"
-
-
-@pytest.mark.parametrize(
-    ("images", "captions", "options", "message"),
-    [
-        ([], [], {}, "no images"),
-        ([np.zeros((2, 2, 3), np.uint8)], [], {}, "1 images but 0 captions"),
-        ([np.zeros((2, 2, 3), np.uint8)], ["a"], {"marks": []}, "1 captions, 0 marks"),
-        ([np.zeros((2, 2, 3))], ["a"], {}, "Image 0 has dtype float64"),
-        ([np.zeros((3, 2, 2), np.uint8)], ["a"], {}, "move the channels last"),
-        ([np.zeros((2, 2, 3), np.uint8)], ["a"], {"columns": 0}, "columns is 0"),
-    ],
-)
-def test_contact_sheet_refuses(
-    images: list[np.ndarray], captions: list[str], options: dict[str, int], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        draw_contact_sheet(images, captions, **options)  # type: ignore[arg-type]

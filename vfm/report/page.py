@@ -10,8 +10,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from vfm_runtime.errors import DataError
+from PIL import Image
 
 _MISSING = "–"  # noqa: RUF001  (an en dash is meant)
 # Pixels an inch has in CSS; a plot with more of them is drawn finer, not larger.
@@ -64,14 +63,7 @@ class Page:
             rows: A value for each column name. Names may be missing.
             columns: Names of the columns to show, in order. By default all that occur.
         """
-        every = list(dict.fromkeys(name for row in rows for name in row))
-        names = every if columns is None else list(columns)
-        unknown = [name for name in names if name not in every]
-        if rows and unknown:
-            raise DataError(
-                f"No row has the column '{unknown[0]}'. Columns: {', '.join(every)}. "
-                "Leave it out of columns, or add it to the rows."
-            )
+        names = columns or list(dict.fromkeys(name for row in rows for name in row))
         texts, headers = [], []
         for name in names:
             values = [row.get(name) for row in rows]
@@ -89,15 +81,9 @@ class Page:
             png_bytes: A PNG file, such as `vfm.report.plots` returns.
             caption: Text below the picture, also read to those who cannot see it.
         """
-        try:
-            with Image.open(io.BytesIO(png_bytes), formats=["PNG"]) as image:
-                dots_per_inch = float(image.info.get("dpi", (_CSS_DPI, _CSS_DPI))[0])
-                width = max(1, round(image.width * _CSS_DPI / dots_per_inch))
-        except UnidentifiedImageError as error:
-            raise DataError(
-                f"The picture for '{caption}' is not a PNG file: it starts with "
-                f"{png_bytes[:8]!r}. Pass the bytes of a PNG file."
-            ) from error
+        with Image.open(io.BytesIO(png_bytes), formats=["PNG"]) as image:
+            dots_per_inch = float(image.info.get("dpi", (_CSS_DPI, _CSS_DPI))[0])
+            width = max(1, round(image.width * _CSS_DPI / dots_per_inch))
         data = base64.b64encode(png_bytes).decode("ascii")
         self._blocks.append({"kind": "figure", "data": data, "width": width, "caption": caption})
 

@@ -64,11 +64,6 @@ def plot_confusion_matrix(
     """
     counts = np.asarray(matrix)
     num_classes = len(labels)
-    if num_classes == 0 or counts.shape != (num_classes, num_classes):
-        raise DataError(
-            f"The confusion matrix has shape {counts.shape}, but there are {num_classes} "
-            f"labels. Pass a square matrix and one label for each of its rows."
-        )
     shown = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) if normalize else counts
     side = min(9.5, max(4.5, 1.6 + 0.55 * num_classes))
     # "constrained" pushes the label of the y axis off a figure with square cells.
@@ -104,11 +99,6 @@ def plot_bars(values: Mapping[str, float], xlabel: str) -> bytes:
         xlabel: What the values are, with their unit.
     """
     lengths = [float(value) for value in values.values()]
-    if not lengths or not all(np.isfinite(lengths)) or min(lengths) < 0:
-        raise DataError(
-            f"Bars need at least one value, all finite and at least 0, but got {dict(values)}. "
-            "Leave out what was not measured."
-        )
     drawing = make_figure(7.0, 0.9 + 0.36 * len(lengths))
     axes = drawing.subplots()
     names = [truncate_text(name, 40) for name in values]
@@ -143,11 +133,6 @@ def _draw_series(axes: Axes, series: Mapping[str, Points], names: Sequence[str])
     is_whole = True
     for name, points in series.items():
         xy = np.asarray(points if len(points) else np.empty((0, 2)), dtype=np.float64)
-        if xy.ndim != 2 or xy.shape[1] != 2:
-            raise DataError(
-                f"The series '{name}' has shape {xy.shape}, but must be points (x, y), [N, 2]. "
-                "Pair the values with their steps: list(zip(steps, values))."
-            )
         is_whole = is_whole and bool((xy[:, 0] % 1 == 0).all())
         # A single point has no line; many points hide theirs behind the markers.
         marker = "o" if len(xy) <= 30 else ""

@@ -8,7 +8,6 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from vfm_runtime.errors import DataError
 
 _GAP = 10
 _FRAME = 3
@@ -40,7 +39,6 @@ def draw_contact_sheet(
         cell: Side of the square an image is fitted into, in pixels.
         marks: For each image whether to frame it green (true) or red (false).
     """
-    _check(images, captions, columns, cell, marks)
     columns = min(columns, len(images))
     num_lines = max(caption.count("\n") + 1 for caption in captions)
     width, height = cell + _GAP, cell + _LINE_HEIGHT * num_lines + _GAP
@@ -92,31 +90,3 @@ def _truncate_line(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     while line and font.getlength(line + "…") > width:
         line = line[:-1]
     return line.rstrip() + "…"
-
-
-def _check(
-    images: Sequence[npt.NDArray[np.uint8]],
-    captions: Sequence[str],
-    columns: int,
-    cell: int,
-    marks: Sequence[bool] | None,
-) -> None:
-    """Refuse what cannot be laid out."""
-    if not images:
-        raise DataError("There are no images for the contact sheet. Pass at least one.")
-    if len(captions) != len(images) or (marks is not None and len(marks) != len(images)):
-        counts = f"{len(captions)} captions" + ("" if marks is None else f", {len(marks)} marks")
-        raise DataError(f"There are {len(images)} images but {counts}. Pass one for each image.")
-    if columns < 1 or cell < 16:
-        raise DataError(
-            f"columns is {columns} and cell is {cell}. "
-            "Pass at least 1 column and cells of at least 16 pixels."
-        )
-    for index, image in enumerate(images):
-        channels_last = image.ndim == 3 and image.shape[2] in (1, 3, 4)
-        if image.dtype != np.uint8 or not channels_last or image.size == 0:
-            raise DataError(
-                f"Image {index} has dtype {image.dtype} and shape {image.shape}, but must be "
-                "uint8 [H, W, C] with 1, 3 or 4 channels. Scale floats by 255 and move the "
-                "channels last."
-            )
