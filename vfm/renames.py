@@ -13,6 +13,13 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+PACKAGES = {
+    "vfm.bundle.bits": "vfm.quantization",
+    "vfm.data.boxes": "vfm.data.detection",
+    "vfm.data.fakes": "vfm.deepfake.data",
+}
+"""Current package by the one of version 0.1, for the package and those of its modules that `MODULES` leaves out."""
+
 MODULES = {
     "vfm.audit.calibrate": "vfm.deepfake.calibrate",
     "vfm.audit.degrade": "vfm.deepfake.robustness.degradations",
@@ -26,13 +33,8 @@ MODULES = {
     "vfm.audit.robustness_page": "vfm.deepfake.robustness.page",
     "vfm.audit.shortcuts": "vfm.deepfake.shortcuts.search",
     "vfm.audit.shortcuts_page": "vfm.deepfake.shortcuts.page",
-    "vfm.bundle.bits": "vfm.quantization",
     "vfm.bundle.bits.budget": "vfm.quantization.search",
-    "vfm.bundle.bits.graph": "vfm.quantization.graph",
     "vfm.bundle.bits.half": "vfm.quantization.fp16",
-    "vfm.bundle.bits.int8": "vfm.quantization.int8",
-    "vfm.bundle.bits.int8_conv": "vfm.quantization.int8_conv",
-    "vfm.bundle.bits.int8_matmul": "vfm.quantization.int8_matmul",
     "vfm.bundle.bits.probe": "vfm.quantization.instrument",
     "vfm.bundle.bits.smooth": "vfm.quantization.smoothquant",
     "vfm.bundle.calibration": "vfm.tasks.classification.calibration",
@@ -44,43 +46,20 @@ MODULES = {
     "vfm.bundle.to_onnx": "vfm.bundle.onnx_graphs",
     "vfm.bundle.trained": "vfm.tasks.checkpoint",
     "vfm.bundle.write": "vfm.bundle.export",
-    "vfm.data.boxes": "vfm.data.detection",
-    "vfm.data.boxes.clean": "vfm.data.detection.clean",
-    "vfm.data.boxes.coco": "vfm.data.detection.coco",
     "vfm.data.boxes.data": "vfm.data.detection.base",
-    "vfm.data.boxes.dataset": "vfm.data.detection.dataset",
     "vfm.data.boxes.listed": "vfm.data.detection.csv",
     "vfm.data.boxes.scene": "vfm.data.detection.annotation",
     "vfm.data.boxes.scenes": "vfm.data.detection.synthetic",
-    "vfm.data.boxes.tiles": "vfm.data.detection.tiles",
-    "vfm.data.boxes.transforms": "vfm.data.detection.transforms",
-    "vfm.data.boxes.voc": "vfm.data.detection.voc",
-    "vfm.data.boxes.yolo": "vfm.data.detection.yolo",
     "vfm.data.detect": "vfm.data.auto",
     "vfm.data.detection": "vfm.data.detection.auto",
-    "vfm.data.fakes": "vfm.deepfake.data",
-    "vfm.data.fakes.base": "vfm.deepfake.data.base",
     "vfm.data.fakes.bench": "vfm.deepfake.data.deepfakebench",
-    "vfm.data.fakes.blend": "vfm.deepfake.data.blend",
-    "vfm.data.fakes.celeb": "vfm.deepfake.data.celeb",
     "vfm.data.fakes.crop_report": "vfm.deepfake.data.extract",
-    "vfm.data.fakes.crops": "vfm.deepfake.data.crops",
-    "vfm.data.fakes.data": "vfm.deepfake.data.data",
-    "vfm.data.fakes.dataset": "vfm.deepfake.data.dataset",
-    "vfm.data.fakes.dfdc": "vfm.deepfake.data.dfdc",
     "vfm.data.fakes.edits": "vfm.deepfake.data.augment",
-    "vfm.data.fakes.extract": "vfm.deepfake.data.extract",
-    "vfm.data.fakes.ffpp": "vfm.deepfake.data.ffpp",
     "vfm.data.fakes.item": "vfm.deepfake.data.record",
-    "vfm.data.fakes.layouts": "vfm.deepfake.data.layouts",
     "vfm.data.fakes.lists": "vfm.deepfake.data.files",
-    "vfm.data.fakes.manifest": "vfm.deepfake.data.manifest",
     "vfm.data.fakes.names": "vfm.deepfake.data.filenames",
-    "vfm.data.fakes.pairs": "vfm.deepfake.data.pairs",
     "vfm.data.fakes.plain": "vfm.deepfake.data.folders",
-    "vfm.data.fakes.portrait": "vfm.deepfake.data.portrait",
     "vfm.data.fakes.procedural": "vfm.deepfake.data.synthetic",
-    "vfm.data.fakes.splits": "vfm.deepfake.data.splits",
     "vfm.data.labelling": "vfm.data.table_labels",
     "vfm.data.layout": "vfm.data.class_folders",
     "vfm.data.packed": "vfm.data.tar",
@@ -167,10 +146,16 @@ def update_path(path: str) -> str:
         path: Dotted path of a class, such as `vfm.tasks.stalls.StallWatch`, or a short name of `CLASSES`.
     """
     module, _, name = path.rpartition(".")
-    current = CLASSES.get(path) or f"{MODULES.get(module, module)}.{name}".lstrip(".")
+    current = CLASSES.get(path) or f"{_update_module(module)}.{name}".lstrip(".")
     if current != path:
         warnings.warn(f"{path} is now {current}.", DeprecationWarning, stacklevel=2)
     return current
+
+
+def _update_module(module: str) -> str:
+    package, dot, name = module.rpartition(".")
+    inside = PACKAGES.get(package, package) + dot + name
+    return MODULES.get(module) or PACKAGES.get(module) or inside
 
 
 def update_class_paths(value: Any) -> Any:

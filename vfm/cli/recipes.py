@@ -40,11 +40,7 @@ def read_recipe(path: str) -> Recipe:
 
 
 def update(recipes: Sequence[Recipe], words: Sequence[str]) -> tuple[list[Recipe], list[str]]:
-    """Bring names of classes and arguments of earlier versions up to date.
-
-    Args:
-        recipes: In the order in which they are read; later ones count.
-        words: Options with their values, as `join_values` gives them.
+    """Bring names of classes and arguments of earlier versions up to date, in recipes and in words of `join_values`.
 
     Returns:
         The recipes and the options, those that name a class before the arguments of the class.
@@ -52,11 +48,9 @@ def update(recipes: Sequence[Recipe], words: Sequence[str]) -> tuple[list[Recipe
     recipes = [update_class_paths(recipe) for recipe in recipes]
     words = sorted(map(_update_class, words), key=_order)
     classes = {section: _find_class(section, recipes, words) for section in _BASES}
-    recipes = [
-        recipe
-        | {key: _update_section(recipe[key], cls) for key, cls in classes.items() if key in recipe}
-        for recipe in recipes
-    ]
+    for recipe in recipes:
+        for section in classes.keys() & recipe.keys():
+            recipe[section] = _update_section(recipe[section], classes[section])
     return recipes, [_update_keys(word, classes) for word in words]
 
 

@@ -20,12 +20,6 @@ def resolve(
 ) -> list[str]:
     """Replace `--ckpt_path last` by the newest `last.ckpt` of the run's folder; drop it where there is none yet.
 
-    Args:
-        command: fit, validate, test or predict.
-        words: Options with their values.
-        recipes: Recipes on the command line, in their order.
-        default_root: Folder of runs where none is named.
-
     Raises:
         UsageError: Nothing was trained that could be scored, or an adapter is given.
     """
@@ -41,10 +35,10 @@ def resolve(
     folders += pop_option(words, "--trainer.default_root_dir")[1]
     root = Path(next(filter(None, reversed(folders)), default_root))
     # A file's time: the folders' numbers would pass over an older run that was resumed.
-    found = sorted(root.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if found:
-        print(f"Going on from {found[-1]}")
-        return [*rest, f"{_OPTION}={found[-1]}"]
+    checkpoints = sorted(root.glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+    if checkpoints:
+        print(f"Going on from {checkpoints[-1]}")
+        return [*rest, f"{_OPTION}={checkpoints[-1]}"]
     if command != "fit":
         raise UsageError(
             f"{_OPTION} last: there is no */checkpoints/last.ckpt in {root}. Train first, or name a checkpoint."

@@ -76,7 +76,9 @@ class TrainingCLI(LightningCLI):
         config = self.config_init[self.subcommand]["trainer"]
         _check_devices(config["accelerator"], config["devices"])
         if config["logger"] is None:
-            kwargs["logger"] = self.subcommand == "fit" and _loggers(config["default_root_dir"])
+            kwargs["logger"] = self.subcommand == "fit" and _make_loggers(
+                config["default_root_dir"]
+            )
         if self.subcommand != "fit":
             self.save_config_callback = None  # it would lie beside the runs, and belong to none
         return super().instantiate_trainer(**kwargs)
@@ -84,10 +86,6 @@ class TrainingCLI(LightningCLI):
 
 def run(command: str, words: list[str]) -> None:
     """Run one of Lightning's commands.
-
-    Args:
-        command: fit, validate, test or predict.
-        words: Options as typed.
 
     Raises:
         UsageError: An option, value, path or class does not fit.
@@ -97,34 +95,29 @@ def run(command: str, words: list[str]) -> None:
     words, paths = pop_option(words, "--config")
     recipes = [read_recipe(path) for path in paths]
     words = resolve(command, words, recipes, str(_DEFAULTS["default_root_dir"]))
-    if stored := _stored_recipe(command, words, recipes, trust):
+    if stored := _read_stored_recipe(command, words, recipes, trust):
         paths, recipes = ["", *paths], [stored, *recipes]
     updated, words = update(recipes, words)
     with tempfile.TemporaryDirectory() as folder:
         for number, (path, recipe, current) in enumerate(zip(paths, recipes, updated, strict=True)):
             if not path or current != recipe:
-                paths[number] = str(Path(folder, f"{number}.yaml"))
-                Path(paths[number]).write_text(
-                    yaml.safe_dump(current, sort_keys=False), encoding="utf-8"
-                )
-        _call([command, *(f"--config={path}" for path in paths), *words])
-
-
-def _call(words: list[str]) -> None:
-    filter_logs()
-    kwargs: dict[str, Any] = OPTIONS | {name: dict(OPTIONS) for name in TRAINING}
-    TrainingCLI(
-        model_class=BaseTask,
-        datamodule_class=ImageData,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        trainer_defaults=_DEFAULTS,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs=kwargs,
-        args=words,
-    )
+                file = Path(folder, f"{number}.yaml")
+                file.write_text(yaml.safe_dump(current, sort_keys=False), encoding="utf-8")
+                paths[number] = str(file)
+        filter_logs()
+        parser_kwargs: dict[str, Any] = OPTIONS | {name: dict(OPTIONS) for name in TRAINING}
+        TrainingCLI(
+            model_class=BaseTask,
+            datamodule_class=ImageData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults=_DEFAULTS,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs=parser_kwargs,
+            args=[command, *(f"--config={path}" for path in paths), *words],
+        )
 
 
 def _check_devices(accelerator: Any, devices: Any) -> None:
@@ -143,19 +136,16 @@ def _check_devices(accelerator: Any, devices: Any) -> None:
         )
 
 
-def _loggers(root: str) -> list[Any]:
-    folder = Path(root)
-    taken = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-    version = str(max(taken, default=-1) + 1)
-    return [
-        make(save_dir=root, name="", version=version) for make in (CSVLogger, TensorBoardLogger)
-    ]
+def _make_loggers(root: str) -> list[Any]:
+    numbers = [int(path.name) for path in Path(root).glob("*") if path.name.isdigit()]
+    version = str(max(numbers, default=-1) + 1)
+    return [logger(root, name="", version=version) for logger in (CSVLogger, TensorBoardLogger)]
 
 
-def _stored_recipe(
+def _read_stored_recipe(
     command: str, words: list[str], recipes: Sequence[Recipe], trust: list[str]
 ) -> Recipe | None:
-    """What `--ckpt_path` already says, so that it need not be typed again."""
+    """Read what `--ckpt_path` already says, so that it need not be typed again."""
     paths = pop_option(words, "--ckpt_path")[1]
     if not paths:
         return None
@@ -173,14 +163,14 @@ def _stored_recipe(
         model = {**model, "init_args": fixed}
     recipe["model"] = model
     if data is not None:
-        recipe["data"] = _data_section(data, words, recipes, Path(path))
+        recipe["data"] = _update_data(data, words, recipes, Path(path))
     return recipe
 
 
-def _data_section(
+def _update_data(
     data: Mapping[str, Any], words: list[str], recipes: Sequence[Recipe], checkpoint: Path
 ) -> Recipe:
-    """The data of the checkpoint, with its list of splits unless other data is named."""
+    """Return the data of the checkpoint, with its list of splits unless other data is named."""
     arguments = dict(data["init_args"])
     typed = {word.partition("=")[0] for word in words if word.startswith("--data")}
     for recipe in recipes:
@@ -192,9 +182,9 @@ def _data_section(
     if typed & _ELSEWHERE:
         arguments.pop("manifest", None)
     for name in ("split_file", "table", "manifest"):
-        kept = Path(arguments.get(name) or "")
+        path = Path(arguments.get(name) or "")
         # Where the run's folder was moved or copied, the list lies beside its checkpoints' folder.
-        moved = checkpoint.parent.parent / kept.name
-        if not kept.is_file() and moved.is_file():
+        moved = checkpoint.parent.parent / path.name
+        if not path.is_file() and moved.is_file():
             arguments[name] = str(moved)
     return {**data, "init_args": arguments}

@@ -13,7 +13,7 @@ def join_values(
     """Return `--max-drop 0.1` as `--max_drop=0.1`; what is no option stays as it is.
 
     Args:
-        words: As typed after the command.
+        words: Words after the command, as typed.
         switches: Options that alone mean `true`, such as `--json`.
         short: Long name of each short option.
     """
@@ -41,14 +41,7 @@ def _is_value(word: str, of_switch: bool) -> bool:
 
 
 def pop_option(words: list[str], option: str) -> tuple[list[str], list[str]]:
-    """Split an option that may stand several times from the words of `join_values`.
-
-    Args:
-        words: Options with their values.
-        option: Such as `--trust`.
-
-    Returns:
-        The other words, and the option's values.
+    """Split an option that may stand several times from the words of `join_values`: the other words, and its values.
 
     Raises:
         UsageError: The option has no value.
