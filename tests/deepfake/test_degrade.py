@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage import data
 
-from vfm.deepfake.robustness.degradations import LEVELS, Degradation, degradations, reencode
+from vfm.deepfake.robustness.degradations import LEVELS, Degradation, list_degradations, reencode
 
 FACE = np.ascontiguousarray(data.astronaut()[:128, 150:278])
 
@@ -30,7 +30,7 @@ def test_each_level_takes_more_than_the_one_before(kind):
 
 def test_the_picture_itself_stays_as_it_is():
     before = FACE.copy()
-    for degradation in degradations():
+    for degradation in list_degradations():
         degradation.apply(FACE, np.random.default_rng(0))
     np.testing.assert_array_equal(FACE, before)
 
@@ -67,11 +67,11 @@ def test_a_seed_reproduces_and_another_does_not():
 
 
 def test_all_levels_of_the_kinds_in_order():
-    assert len(degradations()) == sum(map(len, LEVELS.values())) == 23
-    assert degradations(["noise", "jpeg"])[0] == ("jpeg", 100)
-    assert [str(each) for each in degradations(["h264"])][-1] == "H.264 CRF 40"
+    assert len(list_degradations()) == sum(map(len, LEVELS.values())) == 23
+    assert list_degradations(["noise", "jpeg"])[0] == ("jpeg", 100)
+    assert [str(each) for each in list_degradations(["h264"])][-1] == "H.264 CRF 40"
     with pytest.raises(ValueError, match=r"degradation 'fog'\. Choices: jpeg, blur, resize"):
-        degradations(["jpeg", "fog"])
+        list_degradations(["jpeg", "fog"])
 
 
 # H.264

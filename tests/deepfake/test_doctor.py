@@ -17,7 +17,7 @@ from vfm.cli.command import run
 from vfm.deepfake.data.manifest import write_manifest
 from vfm.deepfake.data.record import DeepfakeDataError, Item
 from vfm.deepfake.shortcuts import command as command
-from vfm.deepfake.shortcuts.known_reals import ask_of_reals
+from vfm.deepfake.shortcuts.known_reals import judge_known_reals
 
 
 class Says:
@@ -71,7 +71,7 @@ def paths(num=24):
 
 
 def test_trap_11_a_model_that_calls_all_known_reals_fake_is_a_red_warning():
-    found = ask_of_reals(Says(FAKE), paths(), 0.01)
+    found = judge_known_reals(Says(FAKE), paths(), 0.01)
     assert found.warning
     assert len(found.fake) == 24
     assert found.interval == pytest.approx((0.8575, 1.0), abs=1e-3)
@@ -82,13 +82,13 @@ def test_trap_11_a_model_that_calls_all_known_reals_fake_is_a_red_warning():
 
 
 def test_trap_11_without_calibration_the_threshold_is_called_a_guess():
-    text = str(ask_of_reals(Says(FAKE, REAL), paths(), None))
+    text = str(judge_known_reals(Says(FAKE, REAL), paths(), None))
     assert "RED WARNING" in text
     assert "not calibrated, and its threshold is a guess" in text
 
 
 def test_trap_11_one_false_alarm_is_within_chance():
-    found = ask_of_reals(Says(*([REAL] * 23), FAKE), paths(), 0.01)
+    found = judge_known_reals(Says(*([REAL] * 23), FAKE), paths(), 0.01)
     assert len(found.fake) == 1
     assert not found.warning
     assert "No more false alarms than expected" in str(found)
@@ -96,7 +96,7 @@ def test_trap_11_one_false_alarm_is_within_chance():
 
 def test_trap_11_undecided_and_unreadable_are_no_false_alarms():
     damaged = ImageError("x.png", "the file is empty", "Copy it again.")
-    found = ask_of_reals(Says(REAL, NO_FACE, damaged), paths(), 0.01)
+    found = judge_known_reals(Says(REAL, NO_FACE, damaged), paths(), 0.01)
     assert not found.fake
     assert found.reasons == {"no_face": 8}
     assert len(found.failures) == 8
@@ -110,7 +110,7 @@ def test_fewer_than_twenty_known_reals_are_refused():
     with pytest.raises(
         DeepfakeDataError, match=r"There are 19 known reals, and with fewer than 20"
     ):
-        ask_of_reals(Says(REAL), paths(19), 0.01)
+        judge_known_reals(Says(REAL), paths(19), 0.01)
 
 
 def test_the_command_writes_what_gives_the_labels_away(pictures, tmp_path, capsys):

@@ -15,10 +15,10 @@ from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.manifest import write_manifest
 from vfm.deepfake.data.record import DeepfakeDataError, Item
 from vfm.deepfake.data.synthetic import SyntheticDeepfakes
-from vfm.deepfake.robustness.command import audit, audited_data
-from vfm.deepfake.robustness.degradations import Degradation, degradations
-from vfm.deepfake.robustness.page import robustness_page, text
-from vfm.deepfake.robustness.results import DegradedDeepfakes, measure_robustness, prepared
+from vfm.deepfake.robustness.command import audit, open_audited_data
+from vfm.deepfake.robustness.degradations import Degradation, list_degradations
+from vfm.deepfake.robustness.page import build_robustness_page, format_robustness
+from vfm.deepfake.robustness.results import DegradedDeepfakes, measure_robustness, select_frames
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import ClassificationTask
 from vfm.tasks.checkpoint import Checkpoint
@@ -82,20 +82,20 @@ def test_figures_fall_where_the_trace_is_lost(root, task):
     assert strong < 0.95
     assert blurred < 0.95
     assert found.worst.video_auc["value"] == min(strong, blurred)
-    assert found.mean_auc("noise") == pytest.approx((weak + strong) / 2)
+    assert found.mean_auc["noise"] == pytest.approx((weak + strong) / 2)
     assert found.clean.video_auc["low"] == 1
 
 
 def test_the_crop_is_degraded_before_it_is_resized(root, task):
     task.preprocess = type(task.preprocess)(size=(32, 32), fit="squash")
     data = faces(root)
-    records = prepared(task, data, "test", 1)
+    records = select_frames(task, data, "test", 1)
     jpeg = Degradation("jpeg", 10)
-    sample = DegradedDeepfakes(records, data, task, jpeg, 0)[0]
+    sample = DegradedDeepfakes.build(records, data, task, jpeg, 0)[0]
     crop = np.array(Image.open(records[0].source))
     expected = task.preprocess.resize(jpeg.apply(crop, np.random.default_rng(0)))[0]
     np.testing.assert_array_equal(sample.image, expected)
-    plain = DegradedDeepfakes(records, data, task, None, 0)[0]
+    plain = DegradedDeepfakes.build(records, data, task, None, 0)[0]
     np.testing.assert_array_equal(plain.image, task.preprocess.resize(crop)[0])
 
 
@@ -109,7 +109,7 @@ def test_a_seed_reproduces(root, task):
 
 
 def test_frames_of_a_video_are_limited_and_spread(root, task):
-    records = prepared(task, faces(root), "test", 2)
+    records = select_frames(task, faces(root), "test", 2)
     names = [record.name for record in records if record.name.startswith("real/3")]
     assert names == ["real/3_0.png", "real/3_2.png"]
     found = measure_robustness(task, faces(root), [], num_frames=1)
@@ -123,14 +123,14 @@ def test_false_alarms_at_the_threshold_of_the_operating_point(root, task, tmp_pa
     found = measure_robustness(task, faces(root), [Degradation("noise", 0.2)])
     assert (found.clean.fpr, found.clean.tpr) == (0, 1)
     assert (found.points[0].fpr, found.points[0].tpr) == (1, 1)
-    assert "FPR" in text(found)
-    assert "the threshold no longer holds" in robustness_page(found).to_html()
+    assert "FPR" in format_robustness(found)
+    assert "the threshold no longer holds" in build_robustness_page(found).to_html()
 
 
 def test_no_operating_point_gives_no_rates(root, task):
     found = measure_robustness(task, faces(root), [Degradation("jpeg", 40)])
     assert found.clean.fpr is None
-    assert "FPR" not in text(found)
+    assert "FPR" not in format_robustness(found)
 
 
 def test_unreadable_images_are_counted(root, task, tmp_path):
@@ -228,10 +228,10 @@ def test_data_of_another_crop_is_refused_by_the_command(checkpoint, root):
 
 def test_data_of_the_command_are_never_changed(checkpoint, root):
     opened = Checkpoint.open(checkpoint)
-    own = audited_data(opened, None)
+    own = open_audited_data(opened, None)
     assert isinstance(own, SyntheticDeepfakes)
-    other = audited_data(opened, root)
-    listed = audited_data(opened, root / "manifest.csv", cropped=True)
+    other = open_audited_data(opened, root)
+    listed = open_audited_data(opened, root / "manifest.csv", cropped=True)
     for data in (own, other, listed):
         assert data.changes == (False, 0.0)
     assert (listed.root, listed.manifest) == (root, root / "manifest.csv")
@@ -256,4 +256,10 @@ def test_errors_of_the_command(checkpoint, tmp_path):
 
 
 def test_every_kind_has_a_level():
-    assert {each.kind for each in degradations()} == {"jpeg", "blur", "resize", "noise", "h264"}
+    assert {each.kind for each in list_degradations()} == {
+        "jpeg",
+        "blur",
+        "resize",
+        "noise",
+        "h264",
+    }

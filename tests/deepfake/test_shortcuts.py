@@ -10,9 +10,9 @@ from vfm_runtime.media.image import ImageError
 
 from vfm.deepfake.data.record import DeepfakeDataError, Item
 from vfm.deepfake.shortcuts import metadata
-from vfm.deepfake.shortcuts.metadata import jpeg_quality, read_metadata
-from vfm.deepfake.shortcuts.page import name_note, shortcuts_page, verdict
-from vfm.deepfake.shortcuts.probe import separation
+from vfm.deepfake.shortcuts.metadata import estimate_jpeg_quality, read_metadata
+from vfm.deepfake.shortcuts.page import build_shortcuts_page, explain_names, explain_shortcuts
+from vfm.deepfake.shortcuts.probe import measure_separation
 from vfm.deepfake.shortcuts.search import choose_files, find_shortcuts
 
 
@@ -64,7 +64,7 @@ def test_foreign_tables_have_the_nearest_quality():
             key: [step + (k % 2) for k, step in enumerate(steps)]
             for key, steps in image.quantization.items()
         }
-    assert abs(jpeg_quality(tables) - 80) <= 5
+    assert abs(estimate_jpeg_quality(tables) - 80) <= 5
 
 
 @pytest.mark.parametrize(("given", "found"), [(0, "4:4:4"), (1, "4:2:2"), (2, "4:2:0")])
@@ -91,7 +91,7 @@ def test_a_still_says_size_format_and_name(tmp_path):
 def test_no_pixel_is_decoded(tmp_path, monkeypatch):
     path = tmp_path / "a.jpg"
     noise(np.random.default_rng(0)).save(path)
-    metadata._libjpeg()
+    metadata._read_libjpeg_tables()
 
     def refuse(self):
         raise AssertionError("decoded")
@@ -144,7 +144,7 @@ def write_clip(path, *, frames=8, fps=10, crf=23):
 def test_a_number_that_says_nothing_is_near_a_half():
     random = np.random.default_rng(0)
     values = [float(v) for v in random.normal(size=400)]
-    found = separation({"x": values}, random.random(400) < 0.5, np.arange(400))
+    found = measure_separation({"x": values}, random.random(400) < 0.5, np.arange(400))
     assert 0.4 < found.auc < 0.6
     assert found.low < 0.5 < found.high
     assert found.level == "clear"
@@ -154,14 +154,14 @@ def test_a_fixed_value_amid_varying_ones_is_found():
     random = np.random.default_rng(0)
     positive = np.arange(200) % 2 == 0
     widths = [512.0 if fake else float(random.integers(300, 725)) for fake in positive]
-    found = separation({"width": widths}, positive, np.arange(200))
+    found = measure_separation({"width": widths}, positive, np.arange(200))
     assert found.auc > 0.95
     assert found.level == "red"
 
 
 def test_missing_values_tell_too():
     positive = np.arange(100) % 2 == 0
-    found = separation(
+    found = measure_separation(
         {"quality": [None if fake else 90.0 for fake in positive]}, positive, np.arange(100)
     )
     assert found.auc == 1
@@ -172,8 +172,8 @@ def test_what_only_groups_share_is_not_learned():
     groups = np.repeat(np.arange(12), 10)
     positive = groups % 2 == 0
     names = [f"group {group}" for group in groups]
-    mixed = separation({"name": names}, positive, np.arange(120))
-    kept = separation({"name": names}, positive, groups)
+    mixed = measure_separation({"name": names}, positive, np.arange(120))
+    kept = measure_separation({"name": names}, positive, groups)
     assert mixed.auc > 0.99
     assert kept.auc < 0.6
 
@@ -182,11 +182,11 @@ def test_few_groups_give_wide_intervals_or_none():
     random = np.random.default_rng(0)
     values = [float(v) for v in random.normal(size=400)]
     positive = np.arange(400) % 2 == 0
-    wide = separation({"x": values}, positive, np.arange(400) // 20)
-    narrow = separation({"x": values}, positive, np.arange(400))
+    wide = measure_separation({"x": values}, positive, np.arange(400) // 20)
+    narrow = measure_separation({"x": values}, positive, np.arange(400))
     assert wide.high - wide.low > 0
     assert narrow.high - narrow.low > 0
-    assert separation({"x": values}, positive, np.arange(400) % 4) is None
+    assert measure_separation({"x": values}, positive, np.arange(400) % 4) is None
 
 
 def test_the_seed_alone_decides():
@@ -194,7 +194,7 @@ def test_the_seed_alone_decides():
     values = [float(v) for v in random.normal(size=100)]
     positive = random.random(100) < 0.5
     once, again, other = (
-        separation({"x": values}, positive, np.arange(100), seed=seed) for seed in (0, 0, 1)
+        measure_separation({"x": values}, positive, np.arange(100), seed=seed) for seed in (0, 0, 1)
     )
     assert once == again
     assert once != other
@@ -214,9 +214,9 @@ def test_trap_16_real_jpeg_and_fake_png_is_a_red_warning(tmp_path):
         "JPEG (100%)",
         "PNG (100%)",
     )
-    assert verdict(found).startswith("RED WARNING: the files give the labels away")
-    assert "file format" in verdict(found)
-    assert "RED WARNING" in shortcuts_page(found, "a").to_html()
+    assert explain_shortcuts(found).startswith("RED WARNING: the files give the labels away")
+    assert "file format" in explain_shortcuts(found)
+    assert "RED WARNING" in build_shortcuts_page(found, "a").to_html()
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_files_made_alike_give_no_warning(tmp_path):
     found = find_shortcuts(alike(tmp_path))
     assert not found.warning
     assert found.seen.low < 0.5
-    assert "RED" not in verdict(found)
+    assert "RED" not in explain_shortcuts(found)
 
 
 def test_nothing_to_tell_apart_by_is_said(tmp_path):
@@ -269,8 +269,9 @@ def test_nothing_to_tell_apart_by_is_said(tmp_path):
     found = find_shortcuts(items)
     assert found.seen is None
     assert not found.features
-    assert verdict(found).startswith("No shortcut: size, format, compression and length are the same")  # fmt: skip
-    assert "not defined" in shortcuts_page(found, "a").to_html()
+    text = "No shortcut: size, format, compression and length are the same"
+    assert explain_shortcuts(found).startswith(text)
+    assert "not defined" in build_shortcuts_page(found, "a").to_html()
 
 
 def test_names_are_told_apart_from_what_a_model_sees(tmp_path):
@@ -285,7 +286,7 @@ def test_names_are_told_apart_from_what_a_model_sees(tmp_path):
     found = find_shortcuts(items)
     assert found.named.auc == 1
     assert not found.warning
-    assert "names of the files give the labels away (AUC 1.000)" in name_note(found)
+    assert "names of the files give the labels away (AUC 1.000)" in explain_names(found)
 
 
 def test_reals_of_two_data_sets_are_told_apart(tmp_path):

@@ -16,9 +16,9 @@ from vfm_runtime.deepfake.faces.crop import CropSpec
 
 from vfm.data.dataset import Record
 from vfm.deepfake.data.base import DeepfakeImages
-from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.record import LABELS
 from vfm.deepfake.evidence import CalibrationEvidence, collect_evidence
+from vfm.deepfake.export import open_plain_data
 from vfm.deepfake.results import OPERATING_POINT, count_decisions, fingerprint_videos
 from vfm.metrics.calibration import (
     TooFewError,
@@ -53,16 +53,7 @@ def choose_splits(options: CalibrationOptions) -> tuple[str, ...]:
 
 def open_calibration_videos(path: Path, options: CalibrationOptions) -> LabelledImages:
     """Images of the videos of a folder as for DeepfakeData, or a manifest, of the splits that are asked for."""
-    is_file = path.is_file()
-    images = DeepfakeData(
-        path.parent if is_file else path,
-        manifest=path if is_file else None,
-        cropped=options.cropped,
-        native=options.native,
-        mode="plain",
-        edits=False,
-        benign_share=0.0,
-    )
+    images = open_plain_data(path, cropped=options.cropped, native=options.native)
     images.setup({"val": "validate", "test": "test"}.get(options.split or "val"))
     names = [name for name in choose_splits(options) if images.records.get(name)]
     return LabelledImages.select_splits(images, names)

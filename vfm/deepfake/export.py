@@ -27,6 +27,14 @@ SERVING_WARNING = (
 )
 
 
+def open_plain_data(path: Path, **options: Any) -> DeepfakeData:
+    """Images of a folder as for DeepfakeData, or of a manifest, without what training changes about them."""
+    folder, manifest = (path.parent, path) if path.is_file() else (path, None)
+    return DeepfakeData(
+        folder, manifest=manifest, mode="plain", edits=False, benign_share=0.0, **options
+    )
+
+
 def open_deepfakes(path: Path, crop: CropSpec | None) -> DeepfakeData:
     """Read real and fake images by path, all of them as a val split where the data states none.
 
@@ -35,34 +43,25 @@ def open_deepfakes(path: Path, crop: CropSpec | None) -> DeepfakeData:
         crop: How the model's training images were cut out; images of which nothing is said are taken for such.
     """
     folder = path if path.is_dir() else path.parent
-    source = crop.source if crop is not None else ""
     # What crop.json says goes first; without it the images are taken for what the model was trained on.
-    silent = not (folder / CROP_FILE).is_file()
+    source = crop.source if crop is not None and not (folder / CROP_FILE).is_file() else ""
     options: dict[str, Any] = {
-        "manifest": path if path.is_file() else None,
-        "mode": "plain",
-        "edits": False,
-        "benign_share": 0.0,
-        "cropped": silent and source == "cropped",
-        "native": silent and source == "native",
+        "cropped": source == "cropped",
+        "native": source == "native",
         "crop_size": crop.size if crop is not None else 256,
         "val_fraction": 0.0,
         "test_fraction": 0.0,
     }
-    data = DeepfakeData(folder, **options)
+    data = open_plain_data(path, **options)
     if not data.find().get("val"):
         # Without a val split all of it is one: images of a train split that are no crops show only one square of each.
-        data = DeepfakeData(folder, **options, force_split="val")
+        data = open_plain_data(path, **options, force_split="val")
     data.setup("validate")
     return data
 
 
 def describe_verdict_rules(rules: Mapping[str, Any]) -> list[str]:
-    """Lines of the card that say how faces are cut out, how a verdict is reached, and what it is not.
-
-    Args:
-        rules: `crop` and `decision` of the contract.
-    """
+    """Lines of the card on `crop` and `decision`: how faces are cut out, verdicts reached, and what a score is not."""
     crop, decision = rules["crop"], rules["decision"]
     faces = f", face: {crop['policy']}, detector: {crop['detector']}"
     threshold = "none is calibrated: 0.5 is assumed, and nothing is known of false alarms"

@@ -1,22 +1,23 @@
-"""`vfm audit --robustness`: what is left of a detector of forgeries when pictures are compressed, blurred or shrunk."""
+"""`vfm audit --robustness`: what is left of a deepfake model when pictures are compressed, blurred or shrunk."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vfm.deepfake.data.base import DeepfakeImages
-from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.layouts import Format
 from vfm.deepfake.data.record import DeepfakeDataError
-from vfm.deepfake.robustness.degradations import LEVELS, degradations
-from vfm.deepfake.robustness.page import robustness_page, text
-from vfm.deepfake.robustness.results import Split, examples, measure_robustness
+from vfm.deepfake.export import open_plain_data
+from vfm.deepfake.robustness.degradations import LEVELS, list_degradations
+from vfm.deepfake.robustness.page import build_robustness_page, format_robustness
+from vfm.deepfake.robustness.results import Split, draw_examples, measure_robustness
 from vfm.deepfake.task import DeepfakeTask
-from vfm.spec import Spec, build
+from vfm.spec import build
 from vfm.tasks.checkpoint import Checkpoint
 
 RESULTS = "robustness.json"
@@ -44,13 +45,13 @@ def audit(
     """Put a deepfake model to the test on pictures that are worse than those it was trained on; for these models alone.
 
     Args:
-        checkpoint: Of a DeepfakeTask.
+        checkpoint: A checkpoint of a DeepfakeTask.
         data: Folder of images as for DeepfakeData, or a manifest; by default, and where it is the folder that the model
             was trained on, the data and the split of the training.
         robustness: Measure the AUC at several levels of compression, blur, shrinking and noise. Writes
             robustness.json and robustness.html.
-        kinds: Of degradation, separated by commas.
-        split: val or test.
+        kinds: Kinds of degradation, separated by commas.
+        split: Split to score, val or test.
         num_frames: Most frames of a video, spread evenly.
         format: Layout of the data, where there is no manifest.
         cropped: Says that images without crop.json show one face each, cut out already.
@@ -58,7 +59,7 @@ def audit(
         batch_size: Images in a batch.
         num_workers: Processes that open images.
         device: cpu, cuda, or auto for a GPU where there is one.
-        seed: Of noise and filters; the same for every model makes figures comparable.
+        seed: Seed of noise and filters; the same for every model makes figures comparable.
         out: Folder for what is written; by default that of the checkpoint. -o for short.
         trust: Packages besides vfm whose code the checkpoint may name.
 
@@ -67,11 +68,15 @@ def audit(
     """
     if not robustness:
         raise DeepfakeDataError("Nothing to audit was named. Choices: --robustness.")
-    levels = degradations([kind.strip() for kind in kinds.split(",")])
+    levels = list_degradations([kind.strip() for kind in kinds.split(",")])
     opened, task = open_detector(checkpoint, trust)
-    task.to(_device(device))
-    module = audited_data(opened, data, format=format, cropped=cropped, native=native, trust=trust)
-    found = measure_robustness(
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    task.to(torch.device(device))
+    module = open_audited_data(
+        opened, data, format=format, cropped=cropped, native=native, trust=trust
+    )
+    result = measure_robustness(
         task,
         module,
         levels,
@@ -83,17 +88,14 @@ def audit(
     )
     folder = Path(out) if out is not None else Path(checkpoint).parent
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULTS).write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
-    robustness_page(found, examples(task, module, levels, split, seed)).write(folder / PAGE)
-    print(f"{text(found)}\n\nWritten: {folder / RESULTS} and {folder / PAGE}")
+    (folder / RESULTS).write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    examples = draw_examples(task, module, levels, split, seed)
+    build_robustness_page(result, examples).write(folder / PAGE)
+    print(f"{format_robustness(result)}\n\nWritten: {folder / RESULTS} and {folder / PAGE}")
 
 
 def open_detector(checkpoint: Path, trust: Sequence[str] = ()) -> tuple[Checkpoint, DeepfakeTask]:
-    """A checkpoint, and its task.
-
-    Args:
-        checkpoint: Of a DeepfakeTask.
-        trust: Packages besides vfm whose code it may name.
+    """A checkpoint, and its task, with code of the packages that are trusted besides vfm.
 
     Raises:
         DeepfakeDataError: It is of another task.
@@ -107,30 +109,24 @@ def open_detector(checkpoint: Path, trust: Sequence[str] = ()) -> tuple[Checkpoi
     return opened, opened.task
 
 
-def audited_data(
-    checkpoint: Checkpoint,
-    data: Path | None,
-    *,
-    format: Format = "auto",
-    cropped: bool = False,
-    native: bool = False,
-    trust: Sequence[str] = (),
+def open_audited_data(
+    checkpoint: Checkpoint, data: Path | None, *, trust: Sequence[str] = (), **options: Any
 ) -> DeepfakeImages:
     """The data to audit a model on, without what would change its images.
 
     Args:
         checkpoint: Checkpoint of the model.
         data: Folder or manifest; None, or the folder of its training, for the data and the splits of the training.
-        format: Layout of the folder, where there is no manifest.
-        cropped: As for DeepfakeData.
-        native: As for DeepfakeData.
         trust: Packages besides vfm whose code the checkpoint may name.
+        **options: `format`, `cropped` and `native` of other data than those of the training.
 
     Raises:
         DeepfakeDataError: Nothing says which data to take.
     """
     trained = checkpoint.data_spec
-    if trained is not None and (data is None or _is_root(trained, data)):
+    root = None if trained is None else trained["init_args"].get("root")
+    is_root = data is None or (root is not None and Path(root).resolve() == data.resolve())
+    if trained is not None and is_root:
         # The mode stays: by it a split without fakes has the blends that it was validated on.
         plain = trained["init_args"] | {"edits": False, "benign_share": 0.0}
         module: DeepfakeImages = build(
@@ -141,25 +137,4 @@ def audited_data(
         raise DeepfakeDataError(
             f"{checkpoint.path} does not say what it was trained on. Name the data: vfm audit {checkpoint.path} DATA."
         )
-    is_file = data.is_file()
-    return DeepfakeData(
-        data.parent if is_file else data,
-        manifest=data if is_file else None,
-        format=format,
-        cropped=cropped,
-        native=native,
-        mode="plain",
-        edits=False,
-        benign_share=0.0,
-    )
-
-
-def _is_root(spec: Spec, data: Path) -> bool:
-    root = spec["init_args"].get("root")
-    return root is not None and Path(root).resolve() == data.resolve()
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    return open_plain_data(data, **options)

@@ -1,4 +1,4 @@
-"""What happens to pictures on their way: compression, blur, shrinking, noise, video codecs, at the levels in use.
+"""Corruptions of the robustness curve: JPEG, blur, resize, noise and H.264, at the levels in use.
 
 Levels and kinds but the last are those of the robustness test of GenD (Yermakov et al., 2025), H.264 as in
 FaceForensics++, whose c23 and c40 are named after it.
@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.demux import import_av
 from vfm_runtime.media.image import Pixels
@@ -40,7 +39,7 @@ WORDS: dict[Kind, str] = {
 }
 """What a level says."""
 
-_NAMES: dict[Kind, str] = {
+_FORMATS: dict[Kind, str] = {
     "jpeg": "JPEG quality {:g}",
     "blur": "blurred by {:g} px",
     "resize": "resized to {:g} px",
@@ -63,14 +62,14 @@ class Degradation(NamedTuple):
     """In the unit that `LEVELS` says."""
 
     def __str__(self) -> str:
-        return _NAMES[self.kind].format(self.level)
+        return _FORMATS[self.kind].format(self.level)
 
     def apply(self, pixels: Pixels, generator: np.random.Generator) -> Pixels:
-        """The picture as it is after it.
+        """Return the degraded picture.
 
         Args:
             pixels: uint8 [H, W, 3].
-            generator: Of the noise, and of the filter of a resize.
+            generator: Random numbers for the noise, and for the filter of a resize.
 
         Returns:
             uint8 of the same size, but for a resize: [level, level, 3] where that is smaller.
@@ -78,11 +77,8 @@ class Degradation(NamedTuple):
         return _APPLY[self.kind](pixels, self.level, generator)
 
 
-def degradations(kinds: Sequence[str] = get_args(Kind)) -> list[Degradation]:
-    """All levels of some kinds.
-
-    Args:
-        kinds: Of `LEVELS`.
+def list_degradations(kinds: Sequence[str] = get_args(Kind)) -> list[Degradation]:
+    """All levels of some kinds of `LEVELS`.
 
     Raises:
         ValueError: There is no such kind.
@@ -114,7 +110,10 @@ def reencode(frames: Sequence[Pixels], crf: float, *, rate: int = 25) -> list[Pi
         )
     height, width, _ = frames[0].shape
     av = import_av()
-    packets = _encoded(av, [_even(frame) for frame in frames], crf, rate)
+    # With another row or column where there is an odd number: colors are kept for every second one.
+    odd = (height % 2, width % 2)
+    even = [np.pad(f, ((0, odd[0]), (0, odd[1]), (0, 0)), mode="edge") for f in frames]
+    packets = _encode(av, even, crf, rate)
     decoder = av.CodecContext.create("h264", "r")
     decoder.thread_count = 1
     decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
@@ -123,7 +122,7 @@ def reencode(frames: Sequence[Pixels], crf: float, *, rate: int = 25) -> list[Pi
     ]
 
 
-def _encoded(av: Any, frames: Sequence[Pixels], crf: float, rate: int) -> list[Any]:
+def _encode(av: Any, frames: Sequence[Pixels], crf: float, rate: int) -> list[Any]:
     encoder = av.CodecContext.create("libx264", "w")
     encoder.height, encoder.width = frames[0].shape[:2]
     encoder.pix_fmt = "yuv420p"
@@ -141,22 +140,6 @@ def _encoded(av: Any, frames: Sequence[Pixels], crf: float, rate: int) -> list[A
     return packets
 
 
-def _even(pixels: Pixels) -> Pixels:
-    """With another row or column where there is an odd number: colours are kept for every second one."""
-    odd = [(0, side % 2) for side in pixels.shape[:2]]
-    return np.pad(pixels, (*odd, (0, 0)), mode="edge")
-
-
-def _jpeg(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:
-    return compress_jpeg(pixels, int(level))
-
-
-def _blur(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:
-    # Four standard deviations to either side, for other levels than the usual ones.
-    side = _KERNELS.get(level, 2 * round(4 * level) + 1)
-    return np.asarray(cv2.GaussianBlur(pixels, (side, side), level), np.uint8)
-
-
 def _resize(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:
     side = int(level)
     # Drawn in any case, so that the random numbers of other levels stay the same.
@@ -166,22 +149,23 @@ def _resize(pixels: Pixels, level: float, generator: np.random.Generator) -> Pix
     return np.asarray(cv2.resize(pixels, (side, side), interpolation=chosen), np.uint8)
 
 
-def _noise(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:
+def _blur(pixels: Pixels, level: float, _: np.random.Generator) -> Pixels:
+    # Four standard deviations to either side, for other levels than the usual ones.
+    side = _KERNELS.get(level, 2 * round(4 * level) + 1)
+    return np.asarray(cv2.GaussianBlur(pixels, (side, side), level), np.uint8)
+
+
+def _add_noise(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:
     noise = generator.standard_normal(pixels.shape, np.float32) * (255 * level)
     noisy: Pixels = np.rint(np.clip(pixels + noise, 0, 255)).astype(np.uint8)
     return noisy
 
 
-def _h264(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:
-    return reencode([pixels], level)[0]
-
-
-_Apply = Callable[[NDArray[np.uint8], float, np.random.Generator], NDArray[np.uint8]]
-
-_APPLY: dict[Kind, _Apply] = {
-    "jpeg": _jpeg,
+# A corruption that is added here needs its levels, its words and its format above.
+_APPLY: dict[Kind, Callable[[Pixels, float, np.random.Generator], Pixels]] = {
+    "jpeg": lambda pixels, level, _: compress_jpeg(pixels, int(level)),
     "blur": _blur,
     "resize": _resize,
-    "noise": _noise,
-    "h264": _h264,
+    "noise": _add_noise,
+    "h264": lambda pixels, level, _: reencode([pixels], level)[0],
 }

@@ -1,17 +1,17 @@
-"""The result of `measure_robustness` as a table to print, and as a page."""
+"""Robustness page: the result of `measure_robustness` as a table to print, and as HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from vfm.deepfake.robustness.degradations import WORDS, Kind
-from vfm.deepfake.robustness.results import Point, Robustness, value_of
-from vfm.deepfake.shortcuts.page import text_table
+from vfm.deepfake.robustness.results import Robustness, RobustnessPoint
+from vfm.deepfake.shortcuts.page import format_table
 from vfm.report import Page, draw_contact_sheet
 from vfm.report.plots import COLORS, FONT_SIZE, encode_png, make_figure, style_axes
 
@@ -26,45 +26,38 @@ _THRESHOLD = (
 )
 
 
-def text(found: Robustness) -> str:
+def format_robustness(result: Robustness) -> str:
     """The printed result."""
-    head = f"{found.checkpoint} on {found.split} of {found.data}: {found.num_videos} videos, {found.num_images} images"
-    worst = found.worst
-    end = (
-        f"Worst: {worst.degradation}, video AUC {worst.video_auc['value']:.3f} "
-        f"({found.clean.video_auc['value']:.3f} as they are)."
+    counts = f"{result.num_videos} videos, {result.num_images} images"
+    worst = result.worst
+    return (
+        f"{result.checkpoint} on {result.split} of {result.data}: {counts}\n\n{format_table(_list_rows(result))}\n\n"
+        f"Worst: {worst.degradation}, video AUC {worst.auc:.3f} ({result.clean.auc:.3f} as they are)."
     )
-    return f"{head}\n\n{text_table(_rows(found))}\n\n{end}"
 
 
-def robustness_page(
-    found: Robustness, examples: Iterable[tuple[str, NDArray[np.uint8]]] = ()
+def build_robustness_page(
+    result: Robustness, examples: Iterable[tuple[str, NDArray[np.uint8]]] = ()
 ) -> Page:
-    """The page.
-
-    Args:
-        found: The result.
-        examples: Pictures and what was done to them.
-    """
+    """The page of a result, with example pictures and what was done to them."""
     page = Page(
-        f"Robustness on {found.split}",
-        f"{found.checkpoint}; {found.data}: {found.num_videos} videos, {found.num_images} images; seed {found.seed}",
+        f"Robustness on {result.split}",
+        f"{result.checkpoint}; {result.data}: {result.num_videos} videos, {result.num_images} images; "
+        f"seed {result.seed}",
     )
-    clean = found.clean.video_auc
     facts: dict[str, Any] = {
-        "Video AUC as they are": (f"{clean['value']:.4f}", _interval(found.clean))
+        "Video AUC as they are": (f"{result.clean.auc:.4f}", _format_interval(result.clean))
     }
-    for kind in found.kinds:
-        facts[f"Mean over {WORDS[_kind(kind)]}"] = f"{found.mean_auc(kind):.4f}"
-    worst = found.worst
-    facts["Worst"] = (f"{worst.video_auc['value']:.4f}", str(worst.degradation))
+    for kind, area in result.mean_auc.items():
+        facts[f"Mean over {WORDS[cast(Kind, kind)]}"] = f"{area:.4f}"
+    facts["Worst"] = (f"{result.worst.auc:.4f}", str(result.worst.degradation))
     page.add_facts(facts)
     page.add_heading("By degradation")
     page.add_text(_ABOUT)
-    page.add_figure(_plot(found), "Video AUC at each level, from weak to strong")
-    if found.clean.fpr is not None:
+    page.add_figure(_plot(result), "Video AUC at each level, from weak to strong")
+    if result.clean.fpr is not None:
         page.add_text(_THRESHOLD)
-    page.add_table(_rows(found))
+    page.add_table(_list_rows(result))
     shown = list(examples)
     if shown:
         page.add_heading("One fake at every level")
@@ -73,14 +66,13 @@ def robustness_page(
     return page
 
 
-def _rows(found: Robustness) -> list[dict[str, Any]]:
+def _list_rows(result: Robustness) -> list[dict[str, Any]]:
     rows = []
-    for point in [found.clean, *found.points]:
-        value = point.video_auc["value"]
+    for point in [result.clean, *result.points]:
         row: dict[str, Any] = {
             "pictures": "as they are" if point.degradation is None else str(point.degradation),
-            "video AUC": value,
-            "95 % interval": _interval(point),
+            "video AUC": point.auc,
+            "95 % interval": _format_interval(point),
             "frame AUC": point.frame_auc,
         }
         if point.fpr is not None:
@@ -89,37 +81,27 @@ def _rows(found: Robustness) -> list[dict[str, Any]]:
     return rows
 
 
-def _interval(point: Point) -> str:
+def _format_interval(point: RobustnessPoint) -> str:
     low, high = point.video_auc["low"], point.video_auc["high"]
     return "not defined" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-def _kind(name: str) -> Kind:
-    return next(kind for kind in WORDS if kind == name)
-
-
-def _plot(found: Robustness) -> bytes:
-    drawing = make_figure(2.6 * len(found.kinds) + 0.6, 3.0)
-    panels: Sequence[Axes] = drawing.subplots(1, len(found.kinds), sharey=True, squeeze=False)[0]
-    for number, (axes, kind) in enumerate(zip(panels, found.kinds, strict=True)):
-        points = [p for p in found.points if p.degradation and p.degradation.kind == kind]
-        _draw(axes, points, COLORS[number % len(COLORS)])
-        axes.axhline(
-            value_of(found.clean.video_auc), color="#5c6670", linewidth=0.9, linestyle="--"
-        )
+def _plot(result: Robustness) -> bytes:
+    kinds = result.by_kind
+    drawing = make_figure(2.6 * len(kinds) + 0.6, 3.0)
+    panels: Sequence[Axes] = drawing.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for number, (axes, (kind, points)) in enumerate(zip(panels, kinds.items(), strict=True)):
+        color = COLORS[number % len(COLORS)]
+        x = range(len(points))
+        axes.plot(x, [point.auc for point in points], color=color, marker="o", markersize=4)
+        bands = [(p.video_auc["low"], p.video_auc["high"]) for p in points]
+        if all(low is not None and high is not None for low, high in bands):
+            low, high = zip(*bands, strict=True)
+            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.set_xticks(x, [f"{p.degradation.level:g}" for p in points if p.degradation])
+        style_axes(axes)
+        axes.axhline(result.clean.auc, color="#5c6670", linewidth=0.9, linestyle="--")
         axes.axhline(0.5, color="#9aa3ad", linewidth=0.9, linestyle=":")
-        axes.set_xlabel(WORDS[_kind(kind)], fontsize=FONT_SIZE)
+        axes.set_xlabel(WORDS[cast(Kind, kind)], fontsize=FONT_SIZE)
     panels[0].set_ylabel("video AUC", fontsize=FONT_SIZE)
     return encode_png(drawing)
-
-
-def _draw(axes: Axes, points: Sequence[Point], colour: str) -> None:
-    places = range(len(points))
-    values = [value_of(point.video_auc) for point in points]
-    axes.plot(places, values, color=colour, marker="o", markersize=4)
-    bands = [(p.video_auc["low"], p.video_auc["high"]) for p in points]
-    if all(low is not None and high is not None for low, high in bands):
-        low, high = zip(*bands, strict=True)
-        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xticks(places, [f"{p.degradation.level:g}" for p in points if p.degradation])
-    style_axes(axes)

@@ -1,4 +1,4 @@
-"""The figures of a detector of forgeries on degraded pictures."""
+"""Robustness curve: metrics of a deepfake model on pictures degraded at several levels."""
 
 from __future__ import annotations
 
@@ -35,34 +35,36 @@ Split = Literal["val", "test"]
 _STAGES = {"val": "validate", "test": "test"}
 
 
-class Point(NamedTuple):
-    """Figures at one level of one degradation."""
+class RobustnessPoint(NamedTuple):
+    """Metrics at one level of one degradation."""
 
     degradation: Degradation | None
     """None for pictures as they are."""
     video_auc: Metric
     frame_auc: float | None
     fpr: float | None
-    """Share of the real videos above the threshold of the operating point; None without one."""
+    """Fraction of the real videos above the threshold of the operating point; None without one."""
     tpr: float | None
-    """Share of the fake videos above it."""
+    """Fraction of the fake videos above it."""
+
+    @property
+    def auc(self) -> float:
+        """Video AUC."""
+        value = self.video_auc["value"]
+        assert value is not None  # both labels are there
+        return value
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        named = self.degradation
-        return {
-            "kind": None if named is None else named.kind,
-            "level": None if named is None else named.level,
-            "video_auc": self.video_auc,
-            "frame_auc": self.frame_auc,
-            "fpr": self.fpr,
-            "tpr": self.tpr,
-        }
+        kind, level = self.degradation or (None, None)
+        values = self._asdict()
+        del values["degradation"]
+        return {"kind": kind, "level": level, **values}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Robustness:
-    """Figures of a split, as it is and degraded."""
+    """Metrics of a split, as it is and degraded."""
 
     checkpoint: str
     data: str
@@ -72,42 +74,38 @@ class Robustness:
     num_skipped: int
     """Images that could not be read."""
     seed: int
-    clean: Point
-    points: list[Point]
+    clean: RobustnessPoint
+    points: list[RobustnessPoint]
     """From weak to strong, kind by kind."""
 
     @property
-    def worst(self) -> Point:
+    def worst(self) -> RobustnessPoint:
         """The point of the lowest video AUC."""
-        return min(self.points, key=lambda point: value_of(point.video_auc))
-
-    def mean_auc(self, kind: str) -> float:
-        """Mean video AUC over the levels of a kind."""
-        values = [
-            value_of(p.video_auc)
-            for p in self.points
-            if p.degradation and p.degradation.kind == kind
-        ]
-        return sum(values) / len(values)
+        return min(self.points, key=lambda point: point.auc)
 
     @property
-    def kinds(self) -> list[str]:
-        """Kinds of degradation, in their order."""
-        return list(dict.fromkeys(p.degradation.kind for p in self.points if p.degradation))
+    def by_kind(self) -> dict[str, list[RobustnessPoint]]:
+        """Points by the kind of degradation."""
+        kinds: dict[str, list[RobustnessPoint]] = {}
+        for point in self.points:
+            if point.degradation:
+                kinds.setdefault(point.degradation.kind, []).append(point)
+        return kinds
+
+    @property
+    def mean_auc(self) -> dict[str, float]:
+        """Mean video AUC over the levels of each kind."""
+        return {
+            kind: sum(p.auc for p in points) / len(points) for kind, points in self.by_kind.items()
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
-            "checkpoint": self.checkpoint,
-            "data": self.data,
-            "split": self.split,
-            "num_images": self.num_images,
-            "num_videos": self.num_videos,
-            "num_skipped": self.num_skipped,
-            "seed": self.seed,
+            **vars(self),
             "clean": self.clean.to_dict(),
             "points": [point.to_dict() for point in self.points],
-            "mean_video_auc": {kind: self.mean_auc(kind) for kind in self.kinds},
+            "mean_video_auc": self.mean_auc,
         }
 
 
@@ -128,23 +126,23 @@ def measure_robustness(
     key frames: what is lost is what a video loses within a frame.
 
     Args:
-        task: Trained.
+        task: A trained task.
         data: Images cut out as those that the task was trained on.
-        levels: Of degradation.
-        split: `val` or `test`.
+        levels: Kinds of degradation, each at a level.
+        split: `val` or `test`, the images that are scored.
         num_frames: Most frames of a video, spread evenly.
         batch_size: Images in a batch.
         num_workers: Processes that open images.
-        seed: Of noise and filters.
+        seed: Seed of noise and filters.
 
     Raises:
         CheckpointError: The images are cut out in another way.
         DeepfakeDataError: The split holds one label only, or no image can be read.
     """
-    records = prepared(task, data, split, num_frames)
-    labels = np.array([record.label for record in records])
-    if len(set(labels.tolist())) < 2:
-        only = data.labels[int(labels[0])]
+    records = select_frames(task, data, split, num_frames)
+    labels = {record.label for record in records}
+    if len(labels) < 2:
+        only = data.labels[int(labels.pop())]  # type: ignore[arg-type]  # one label an image
         raise DeepfakeDataError(
             f"All {len(records)} images of {split} are {only}: there is nothing to tell them from. Give data with "
             "both labels, or another --split."
@@ -152,12 +150,19 @@ def measure_robustness(
     points = []
     skipped: set[str] = set()
     for level in [None, *levels]:
-        images = DegradedDeepfakes(records, data, task, level, seed)
+        images = DegradedDeepfakes.build(records, data, task, level, seed)
         loader = DataLoader(
             images, batch_size, num_workers=num_workers, collate_fn=collate_deepfakes
         )
-        logits = _logits(task, loader, len(records), skipped)
-        points.append(_point(level, logits, records, task))
+        # NaN where an image cannot be read.
+        logits = np.full(len(records), np.nan)
+        for batch in loader:
+            skipped.update(name for name, _ in batch["skipped"])
+            if len(batch["image"]):
+                with torch.inference_mode():
+                    outputs = task.answer(batch["image"].to(task.device))
+                logits[batch["index"].numpy()] = outputs["logits"].float().cpu().numpy()
+        points.append(_measure_point(level, logits, records, task))
     if skipped:
         warnings.warn(f"{len(skipped)} images could not be read and were left out.", stacklevel=2)
     return Robustness(
@@ -173,49 +178,39 @@ def measure_robustness(
     )
 
 
+@dataclass(eq=False, kw_only=True)
 class DegradedDeepfakes(DeepfakeDataset):
     """The images of a split at one level of one degradation; what it gives depends on seed and index alone."""
 
-    def __init__(
-        self,
+    degradation: Degradation | None
+    """None to leave the images as they are."""
+
+    @classmethod
+    def build(
+        cls,
         records: Sequence[DeepfakeRecord],
         data: DeepfakeImages,
         task: DeepfakeTask,
         degradation: Degradation | None,
         seed: int,
-    ) -> None:
-        """Make the data set.
-
-        Args:
-            records: In the order of the split.
-            data: That says what part of an image is shown.
-            task: That says at what size.
-            degradation: None to leave the images as they are.
-            seed: Of all that is random.
-        """
-        super().__init__(records, task.preprocess, seed=seed, crop=data.crop)
-        self.degradation = degradation
+    ) -> DegradedDeepfakes:
+        """Degrade crops of the data, before they are brought to the size of the task."""
+        return cls(records, task.preprocess, seed=seed, crop=data.crop, degradation=degradation)
 
     def _read_view(self, index: int, generator: np.random.Generator | None = None) -> View:
         view = super()._read_view(index, generator)
         if self.degradation is None:
             return view
-        drawn = np.random.default_rng(sample_seed(self.seed, 0, index))
-        pixels = self.degradation.apply(view.pixels, drawn)
+        generator = np.random.default_rng(sample_seed(self.seed, 0, index))
+        pixels = self.degradation.apply(view.pixels, generator)
         # The mask is for training.
         return View(pixels, np.full(pixels.shape[:2], -1.0, np.float32))
 
 
-def prepared(
+def select_frames(
     task: DeepfakeTask, data: DeepfakeImages, split: Split, num_frames: int
 ) -> list[DeepfakeRecord]:
-    """The images of a split, of each video no more than some frames, spread evenly.
-
-    Args:
-        task: Whose crops the data must have.
-        data: That is set up by this.
-        split: `val` or `test`.
-        num_frames: Most frames of a video.
+    """Set data up, and return the images of a split, of each video no more than some frames, spread evenly.
 
     Raises:
         CheckpointError: The images are cut out in another way than the task's.
@@ -227,88 +222,47 @@ def prepared(
         require_same_crop(data.crop, task.crop)
     records = data.list_records(split)
     videos: dict[tuple[str, ...], list[int]] = {}
-    for place, record in enumerate(records):
-        videos.setdefault(record.item.key, []).append(place)
-    kept = sorted(
-        places[index]
-        for places in videos.values()
-        for index in choose_evenly(len(places), num_frames)
+    for position, record in enumerate(records):
+        videos.setdefault(record.item.key, []).append(position)
+    chosen = sorted(
+        positions[index]
+        for positions in videos.values()
+        for index in choose_evenly(len(positions), num_frames)
     )
-    return [records[k] for k in kept]
+    return [records[position] for position in chosen]
 
 
-def examples(
+def draw_examples(
     task: DeepfakeTask, data: DeepfakeImages, levels: Sequence[Degradation], split: Split, seed: int
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """One fake of a split at every level, as the model sees it, with what was done to it.
-
-    Args:
-        task: Whose input size is taken.
-        data: That was set up.
-        levels: Of degradation.
-        split: `val` or `test`.
-        seed: Of noise and filters.
-    """
-    records = prepared(task, data, split, 1)
-    chosen = next(place for place, record in enumerate(records) if record.label == 1)
+    """Yield one fake of a split at every level, as the model sees it, with what was done to it."""
+    chosen = next(record for record in select_frames(task, data, split, 1) if record.label == 1)
     for level in [None, *levels]:
-        images = DegradedDeepfakes([records[chosen]], data, task, level, seed)
-        sample = images[0]
+        sample = DegradedDeepfakes.build([chosen], data, task, level, seed)[0]
         if isinstance(sample, DeepfakeSample):
             yield "as it is" if level is None else str(level), sample.image
 
 
-def _logits(
-    task: DeepfakeTask, loader: DataLoader[Any], number: int, skipped: set[str]
-) -> NDArray[np.float64]:
-    """[number], NaN where an image could not be read."""
-    logits = np.full(number, np.nan)
-    for batch in loader:
-        skipped.update(name for name, _ in batch["skipped"])
-        if not len(batch["image"]):
-            continue
-        with torch.inference_mode():
-            answers = task.answer(batch["image"].to(task.device))
-        logits[batch["index"].numpy()] = answers["logits"].float().cpu().numpy()
-    return logits
-
-
-def _point(
+def _measure_point(
     level: Degradation | None,
     logits: NDArray[np.float64],
     records: Sequence[DeepfakeRecord],
     task: DeepfakeTask,
-) -> Point:
-    places = np.flatnonzero(np.isfinite(logits))
-    read = [records[place] for place in places.tolist()]
+) -> RobustnessPoint:
+    positions = np.flatnonzero(np.isfinite(logits))
+    read = [records[position] for position in positions.tolist()]
     labels = np.array([record.label for record in read])
     if len(set(labels.tolist())) < 2:
         raise DeepfakeDataError(
             "Of one of the labels no image can be read. See the messages above."
         )
-    keys = [record.item.key for record in read]
-    videos = average_by_video(logits[places], labels, keys)
-    of_frame = np.unique([record.component for record in read], return_inverse=True)[1]
-    tied = np.zeros(len(videos.keys), np.int64)
-    tied[videos.of_frame] = of_frame
-    scores = ClusteredScores(videos.logits, videos.fake, tied, int(tied.max()) + 1)
-    called = _called_fake(videos.logits, videos.fake, task)
-    return Point(level, scores.estimate_auc(), compute_auc(logits[places], labels == 1), *called)
-
-
-def _called_fake(
-    logits: NDArray[np.float64], fake: NDArray[np.bool_], task: DeepfakeTask
-) -> tuple[float | None, float | None]:
-    """Shares of the real and of the fake videos above the threshold, which was fitted on pictures as they are."""
-    rules = task.decision
-    if rules.threshold is None:
-        return None, None
-    above = logits / rules.temperature > rules.threshold
-    return float(above[~fake].mean()), float(above[fake].mean())
-
-
-def value_of(found: Metric) -> float:
-    """The value of a figure of a split with both labels."""
-    value = found["value"]
-    assert value is not None  # both labels are there
-    return value
+    videos = average_by_video(logits[positions], labels, [record.item.key for record in read])
+    clusters = np.zeros(len(videos.keys), np.int64)
+    clusters[videos.of_frame] = np.unique([r.component for r in read], return_inverse=True)[1]
+    scores = ClusteredScores(videos.logits, videos.fake, clusters, int(clusters.max()) + 1)
+    fpr = tpr = None
+    if (rules := task.decision).threshold is not None:
+        above = videos.logits / rules.temperature > rules.threshold
+        fpr, tpr = float(above[~videos.fake].mean()), float(above[videos.fake].mean())
+    frame_auc = compute_auc(logits[positions], labels == 1)
+    return RobustnessPoint(level, scores.estimate_auc(), frame_auc, fpr, tpr)

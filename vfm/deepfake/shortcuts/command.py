@@ -17,16 +17,16 @@ from vfm.deepfake.data.base import CROP_FILE
 from vfm.deepfake.data.layouts import Format, import_layout
 from vfm.deepfake.data.record import FAKE, LABELS, REAL, DeepfakeDataError, Item, sort_items
 from vfm.deepfake.results import SHORTCUTS
-from vfm.deepfake.shortcuts.known_reals import KnownReals, ask_of_reals
+from vfm.deepfake.shortcuts.known_reals import judge_known_reals
 from vfm.deepfake.shortcuts.page import (
-    feature_rows,
-    name_note,
-    other_rows,
-    shortcuts_page,
-    text_table,
-    verdict,
+    build_shortcuts_page,
+    explain_names,
+    explain_shortcuts,
+    format_table,
+    list_features,
+    list_sources,
 )
-from vfm.deepfake.shortcuts.search import Shortcuts, find_shortcuts
+from vfm.deepfake.shortcuts.search import find_shortcuts
 from vfm.tasks import BaseTask
 from vfm.tasks.predictor import TorchPredictor
 
@@ -62,23 +62,30 @@ def doctor(
         format: Layout of the data as for `vfm faces`; `reals` for a folder in which everything is known to be real.
         out: Folder for what is written; by default that of the data. -o for short.
         max_files: Most files to look at, half of them of each label.
-        seed: Of the choice of files, folds and intervals.
+        seed: Seed of the choice of files, folds and intervals.
         trust: Packages besides vfm whose code the checkpoint may name.
 
     Raises:
         DeepfakeDataError: The data cannot be read, or are too few for what was asked.
     """
     data = Path(data)
-    items, notes = _read(data, format)
-    print(f"{data}\n\n{text_table(overview(items))}\n")
-    cropped = _holds_face_crops(data)
+    items, notes = _read_items(data, format)
+    print(f"{data}\n\n{format_table(count_files(items))}\n")
+    crop_file = (data if data.is_dir() else data.parent) / CROP_FILE
+    cropped = crop_file.is_file() and (
+        json.loads(crop_file.read_text(encoding="utf-8")).get("source") == "faces"
+    )
     for note in [*notes, *[_CROP_NOTE] * cropped]:
         print(f"Note: {note}")
     if shortcuts:
-        found = find_shortcuts(items, max_files=max_files, seed=seed)
-        folder = _folder(data, out)
-        write_shortcuts(found, folder, str(data))
-        print(_said(found))
+        result = find_shortcuts(items, max_files=max_files, seed=seed)
+        folder = _make_folder(data, out)
+        _write_json(folder / SHORTCUTS, {"data": str(data), **result.to_dict()})
+        build_shortcuts_page(result, str(data)).write(folder / PAGE)
+        tables = [format_table(rows) for rows in (list_features(result), list_sources(result))]
+        notes = [f"Note: {note}" for note in result.notes]
+        texts = [explain_shortcuts(result), explain_names(result), *notes]
+        print("\n\n".join([*filter(None, tables), "\n".join(filter(None, texts))]))
         print(f"\nWritten: {folder / SHORTCUTS} and {folder / PAGE}")
     if model is not None:
         if cropped:
@@ -86,17 +93,26 @@ def doctor(
                 f"{data} holds crops of faces. A model is asked of whole images and videos, as it will be in use: give "
                 "the folder that they were cut from, or any other with --format reals."
             )
-        answers = _known_reals(items, model, max_files, trust)
-        _write_json(_folder(data, out) / KNOWN_REALS, answers.to_dict())
+        asked = load_model(model, trust)
+        reals = list(dict.fromkeys(Path(item.path) for item in items if item.label == REAL))
+        # Evenly through the list: neighbors are alike.
+        step = max(1, -(-len(reals) // max(1, max_files // 2)))
+        kind = asked.task_type
+        promised = kind.pipeline.decision.fpr if isinstance(kind, DeepfakeType) else None
+        answers = judge_known_reals(asked, reals[::step], promised)
+        _write_json(_make_folder(data, out) / KNOWN_REALS, answers.to_dict())
         print(f"\nKnown reals, asked of {model}\n{answers}")
     if not shortcuts and model is None:
         print(_NEXT)
 
 
-def overview(items: Sequence[Item]) -> list[dict[str, Any]]:
+def count_files(items: Sequence[Item]) -> list[dict[str, Any]]:
     """A row for each data set, split and method: how many videos and files."""
     rows = Counter((item.dataset, item.split, item.label, item.method) for item in items)
-    videos = Counter((key[0], split, label, key[1]) for key, split, label in _videos(items))
+    videos = Counter(
+        (key[0], split, label, key[1])
+        for key, split, label in {(item.key, item.split, item.label) for item in items}
+    )
     return [
         {
             "data set": dataset,
@@ -110,26 +126,7 @@ def overview(items: Sequence[Item]) -> list[dict[str, Any]]:
     ]
 
 
-def write_shortcuts(found: Shortcuts, folder: Path, where: str) -> None:
-    """Write the result as JSON and as a page.
-
-    Args:
-        found: The result.
-        folder: Made if needed.
-        where: Name of the data, for the page.
-
-    Raises:
-        DeepfakeDataError: The folder cannot be written to.
-    """
-    _write_json(folder / SHORTCUTS, {"data": where} | found.to_dict())
-    shortcuts_page(found, where).write(folder / PAGE)
-
-
-def _videos(items: Sequence[Item]) -> set[tuple[tuple[str, str, str], str, str]]:
-    return {(item.key, item.split, item.label) for item in items}
-
-
-def _read(data: Path, format: Format | Literal["reals"]) -> tuple[list[Item], list[str]]:
+def _read_items(data: Path, format: Format | Literal["reals"]) -> tuple[list[Item], list[str]]:
     if format == "reals":
         files = find_media(data, videos=True)
         named = [(file, file.relative_to(data).as_posix()) for file in files]
@@ -138,46 +135,18 @@ def _read(data: Path, format: Format | Literal["reals"]) -> tuple[list[Item], li
     return sort_items(reading.entries), list(reading.notes)
 
 
-def _holds_face_crops(data: Path) -> bool:
-    path = (data if data.is_dir() else data.parent) / CROP_FILE
-    if not path.is_file():
-        return False
-    return bool(json.loads(path.read_text(encoding="utf-8")).get("source") == "faces")
-
-
-def _said(found: Shortcuts) -> str:
-    """The printed result: tables, then what they mean."""
-    parts = [text_table(feature_rows(found))]
-    if others := other_rows(found):
-        parts.append(text_table(others))
-    texts = [verdict(found), name_note(found), *(f"Note: {note}" for note in found.notes)]
-    return "\n\n".join([*parts, "\n".join(text for text in texts if text)])
-
-
-def _known_reals(
-    items: Sequence[Item], model: Path, max_files: int, trust: Sequence[str]
-) -> KnownReals:
-    asked = load_model(model, trust)
-    reals = list(dict.fromkeys(Path(item.path) for item in items if item.label == REAL))
-    # Evenly through the list: neighbours are alike.
-    step = max(1, -(-len(reals) // max(1, max_files // 2)))
-    task_type = asked.task_type
-    promised = task_type.pipeline.decision.fpr if isinstance(task_type, DeepfakeType) else None
-    return ask_of_reals(asked, reals[::step], promised)
-
-
 def load_model(path: Path, trust: Sequence[str] = ()) -> Predictor:
-    """Load what answers with verdicts.
-
-    Args:
-        path: A checkpoint, or the folder of a bundle.
-        trust: Packages besides vfm whose code a checkpoint may name.
+    """Load a model that answers with verdicts: a checkpoint, with code of trusted packages, or the folder of a bundle.
 
     Raises:
         DeepfakeDataError: It answers something else.
     """
     bundled = path.is_dir()
-    model: Predictor = vfm_runtime.load(path) if bundled else _task_model(path, trust)
+    model: Predictor = (
+        vfm_runtime.load(path)
+        if bundled
+        else TorchPredictor(BaseTask.load(path, trust=trust).eval())
+    )
     if model.labels != LABELS:
         raise DeepfakeDataError(
             f"{path} tells {', '.join(model.labels[:4])} apart, not {REAL} and {FAKE}. Give a checkpoint or bundle "
@@ -186,16 +155,12 @@ def load_model(path: Path, trust: Sequence[str] = ()) -> Predictor:
     return model
 
 
-def _task_model(path: Path, trust: Sequence[str]) -> TorchPredictor:
-    return TorchPredictor(BaseTask.load(path, trust=trust).eval())
-
-
-def _folder(data: Path, out: Path | None) -> Path:
+def _make_folder(data: Path, out: Path | None) -> Path:
     folder = Path(out) if out is not None else data if data.is_dir() else data.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _explain_unwritable(folder, error) from error
     return folder
 
 
@@ -203,10 +168,10 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     try:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _explain_unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> DeepfakeDataError:
+def _explain_unwritable(path: Path, error: OSError) -> DeepfakeDataError:
     return DeepfakeDataError(
         f"{path} cannot be written ({error.strerror}). Name another folder with --out."
     )

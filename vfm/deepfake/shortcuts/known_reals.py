@@ -1,4 +1,4 @@
-"""What a model says of pictures that are known to be real: a model that calls everything fake shows here."""
+"""Known reals: the false alarms of a model on pictures that are known to be real."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class KnownReals:
-    """A model's answers for reals."""
+    """A model's verdicts on reals."""
 
     num_reals: int
     fake: list[tuple[str, float]]
@@ -39,7 +39,7 @@ class KnownReals:
     score: tuple[float, float, float] | None
     """The 10 %, 50 % and 90 % quantiles of the scores; None where nothing got one."""
     promised: float | None
-    """Share of false alarms that the model's operating point promises; None where it is not calibrated."""
+    """Fraction of false alarms that the model's operating point promises; None where it is not calibrated."""
 
     @property
     def num_answered(self) -> int:
@@ -48,15 +48,15 @@ class KnownReals:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the share of false alarms (Clopper and Pearson, 1934)."""
+        """95 % interval of the fraction of false alarms (Clopper and Pearson, 1934)."""
         if not self.num_answered:
             return (0.0, 1.0)
-        found = binomtest(len(self.fake), self.num_answered).proportion_ci(0.95, method="exact")
-        return (float(found.low), float(found.high))
+        ends = binomtest(len(self.fake), self.num_answered).proportion_ci(0.95, method="exact")
+        return (float(ends.low), float(ends.high))
 
     @property
     def warning(self) -> bool:
-        """Whether there are more false alarms than chance explains at the promised share."""
+        """Whether there are more false alarms than chance explains at the promised rate."""
         return self.interval[0] > (_DEFAULT_FPR if self.promised is None else self.promised)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,9 +87,9 @@ class KnownReals:
             lines.append(f"Not read: {len(self.failures)}, the first: {path} ({reason}).")
         for path, score in self.fake[:_MOST_NAMED]:
             lines.append(f"  {score:.3f}  {path}")
-        return "\n".join([*lines, self._remedy()])
+        return "\n".join([*lines, self._suggest_remedy()])
 
-    def _remedy(self) -> str:
+    def _suggest_remedy(self) -> str:
         limit = "no" if self.promised is None else f"{self.promised:.1%}"
         if not self.warning:
             return f"No more false alarms than expected (the model promises {limit} share of them)."
@@ -105,13 +105,15 @@ class KnownReals:
         )
 
 
-def ask_of_reals(model: Predictor, sources: Sequence[Path], promised: float | None) -> KnownReals:
+def judge_known_reals(
+    model: Predictor, sources: Sequence[Path], promised: float | None
+) -> KnownReals:
     """Ask a model of images and videos that are known to be real.
 
     Args:
-        model: That answers with verdicts.
-        sources: The files.
-        promised: Share of false alarms that its operating point promises.
+        model: A model that answers with verdicts.
+        sources: Paths of the images and videos.
+        promised: Fraction of false alarms that its operating point promises; None where it is not calibrated.
 
     Raises:
         DeepfakeDataError: There are too few.
@@ -121,8 +123,10 @@ def ask_of_reals(model: Predictor, sources: Sequence[Path], promised: float | No
             f"There are {len(sources)} known reals, and with fewer than {LEAST_REALS} a share of false alarms is a "
             "guess. Add images or videos that you know to be real."
         )
-    given = model.predict(list(sources), errors="return")
-    answers: dict[str, Verdict | ImageError] = dict(zip(map(str, sources), given, strict=True))
+    predictions = model.predict(list(sources), errors="return")
+    answers: dict[str, Verdict | ImageError] = dict(
+        zip(map(str, sources), predictions, strict=True)
+    )
     failures = {path: each.reason for path, each in answers.items() if isinstance(each, ImageError)}
     verdicts = {path: each for path, each in answers.items() if isinstance(each, Verdict)}
     scores = {path: each.score for path, each in verdicts.items() if each.score is not None}

@@ -1,4 +1,4 @@
-"""What a file says of itself before any pixel is decoded: size, format, compression, length, name."""
+"""Metadata of a file, read before any pixel is decoded: size, format, compression, length, name."""
 
 from __future__ import annotations
 
@@ -37,9 +37,6 @@ _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError)
 def read_metadata(path: Path) -> dict[str, Value]:
     """Read what the header of an image or a video tells, and its file's name.
 
-    Args:
-        path: The file.
-
     Returns:
         Values by the names of `FEATURES`; those that do not apply are left out.
 
@@ -49,11 +46,21 @@ def read_metadata(path: Path) -> dict[str, Value]:
     """
     if not path.is_file():
         raise ImageError(str(path), "no such file", "Take it out of the data, or mend its path.")
-    found = _of_video(path) if is_video(path) else _of_image(path)
-    return found | _of_name(path)
+    if is_video(path):
+        with open_container(import_av(), VideoFile.resolve(path, LIMITS)) as (container, stream):
+            values = _read_stream(container, stream, path.stat().st_size)
+    else:
+        values = _read_image(path)
+    stem = path.stem
+    return values | {
+        "name_length": float(len(stem)),
+        "name_digits": sum(letter.isdigit() for letter in stem) / max(len(stem), 1),
+        "name_characters": _describe_characters(stem),
+        "name_suffix": path.suffix,
+    }
 
 
-def jpeg_quality(tables: dict[int, list[int]]) -> int:
+def estimate_jpeg_quality(tables: dict[int, list[int]]) -> int:
     """The quality, 1 to 100, at which libjpeg's quantisation tables are nearest to these.
 
     Exact for files of libjpeg and its kin (Pillow, OpenCV, most web services); cameras and Photoshop have tables of
@@ -62,65 +69,58 @@ def jpeg_quality(tables: dict[int, list[int]]) -> int:
     Args:
         tables: 64 steps for each table, in the order of rows; the first is that of the brightness.
     """
-    known = _libjpeg()
+    reference = _read_libjpeg_tables()
     steps = np.array([tables[key] for key in sorted(tables)][:2], dtype=np.float64)
     # On a log scale: a step of 2 in place of 1 changes more than 80 in place of 79.
-    distance = np.abs(np.log(known[:, : len(steps)] / np.maximum(steps, 1))).sum(axis=(1, 2))
+    distance = np.abs(np.log(reference[:, : len(steps)] / np.maximum(steps, 1))).sum(axis=(1, 2))
     return 1 + int(np.argmin(distance))
 
 
 @functools.cache
-def _libjpeg() -> np.ndarray[Any, np.dtype[np.float64]]:
+def _read_libjpeg_tables() -> np.ndarray[Any, np.dtype[np.float64]]:
     """Both tables of every quality, [100, 2, 64], read from files that libjpeg writes."""
     tables = []
     for quality in range(1, 101):
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8)).save(buffer, "JPEG", quality=quality)
         with Image.open(buffer) as image:
-            steps = _tables(image)
+            steps = getattr(image, "quantization", {})
             tables.append([steps[0], steps[1]])
     return np.array(tables, dtype=np.float64)
 
 
-def _tables(image: Image.Image) -> dict[int, list[int]]:
-    return dict(getattr(image, "quantization", {}))
-
-
-def _of_image(path: Path) -> dict[str, Value]:
+def _read_image(path: Path) -> dict[str, Value]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            found: dict[str, Value] = {
+            values: dict[str, Value] = {
                 "file_format": image.format,
                 "colour_mode": image.mode,
                 "exif": float("exif" in image.info),
                 "icc_profile": float("icc_profile" in image.info),
                 "progressive": float(bool(image.info.get("progressive"))),
             }
-            if isinstance(image, JpegImagePlugin.JpegImageFile) and _tables(image):
-                found["jpeg_quality"] = float(jpeg_quality(_tables(image)))
+            if isinstance(image, JpegImagePlugin.JpegImageFile) and image.quantization:
+                values["jpeg_quality"] = float(estimate_jpeg_quality(image.quantization))
                 sampling = JpegImagePlugin.get_sampling(image)
-                found["chroma_subsampling"] = _SUBSAMPLING.get(sampling, "other")
+                values["chroma_subsampling"] = _SUBSAMPLING.get(sampling, "other")
     except (UnidentifiedImageError, Image.DecompressionBombError, *_DAMAGE) as error:
         raise ImageError(str(path), "its header cannot be read", "Copy it again.") from error
     if not width or not height:
         raise ImageError(str(path), f"it has no pixels ({width}x{height})", "Leave it out.")
-    found["bytes_per_pixel"] = path.stat().st_size / (width * height)
-    return found | _size(width, height)
+    values["bytes_per_pixel"] = path.stat().st_size / (width * height)
+    return values | _measure_size(width, height)
 
 
-def _of_video(path: Path) -> dict[str, Value]:
-    with open_container(import_av(), VideoFile.resolve(path, LIMITS)) as (container, stream):
-        return _of_stream(container, stream, path.stat().st_size)
-
-
-def _of_stream(container: Any, stream: Any, num_bytes: int) -> dict[str, Value]:
+def _read_stream(container: Any, stream: Any, num_bytes: int) -> dict[str, Value]:
     width, height = stream.codec_context.width, stream.codec_context.height
-    seconds = _seconds(container, stream)
+    seconds = container.duration / 1e6 if container.duration else None  # it is in microseconds
+    if stream.duration and stream.time_base:
+        seconds = float(stream.duration * stream.time_base)
     rate = float(stream.average_rate) if stream.average_rate else None
     # Not every container counts its frames.
     frames = float(stream.frames) or (seconds * rate if seconds and rate else None)
-    found: dict[str, Value] = {
+    values: dict[str, Value] = {
         "file_format": str(container.format.name).partition(",")[0],
         "codec": str(stream.codec_context.name),
         "pixel_format": str(stream.codec_context.pix_fmt),
@@ -131,38 +131,21 @@ def _of_stream(container: Any, stream: Any, num_bytes: int) -> dict[str, Value]:
         "bit_rate": 8 * num_bytes / seconds if seconds else None,
     }
     if frames and width and height:
-        found["bytes_per_pixel"] = num_bytes / (width * height * frames)
-    return found | (_size(width, height) if width and height else {})
+        values["bytes_per_pixel"] = num_bytes / (width * height * frames)
+    return values | (_measure_size(width, height) if width and height else {})
 
 
-def _seconds(container: Any, stream: Any) -> float | None:
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    # In microseconds.
-    return container.duration / 1e6 if container.duration else None
-
-
-def _size(width: int, height: int) -> dict[str, Value]:
+def _measure_size(width: int, height: int) -> dict[str, Value]:
     return {"width": float(width), "height": float(height), "aspect_ratio": width / height}
 
 
-def _of_name(path: Path) -> dict[str, Value]:
-    stem = path.stem
-    return {
-        "name_length": float(len(stem)),
-        "name_digits": sum(letter.isdigit() for letter in stem) / max(len(stem), 1),
-        "name_characters": _characters(stem),
-        "name_suffix": path.suffix,
-    }
-
-
-def _characters(stem: str) -> str:
+def _describe_characters(stem: str) -> str:
     """The kinds of characters in a name, in words, such as `digits and _`."""
     kinds = {
         "digits": any(c.isdigit() for c in stem),
         "lower": any(c.islower() for c in stem),
         "upper": any(c.isupper() for c in stem),
     }
-    named = [kind for kind, there in kinds.items() if there]
+    named = [kind for kind, occurs in kinds.items() if occurs]
     marks = sorted({c for c in stem if not c.isalnum()})
     return " ".join([*named, *("space" if mark.isspace() else mark for mark in marks)])

@@ -1,8 +1,8 @@
-"""The result of `find_shortcuts` as words, as a table to print, and as a page."""
+"""Shortcuts page: the result of `find_shortcuts` as words, as a table to print, and as HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vfm.deepfake.data.record import FAKE, REAL
@@ -31,68 +31,66 @@ _REMEDY = (
 )
 
 
-def verdict(found: Shortcuts) -> str:
-    """What it means, in a few sentences."""
-    telling = [f for f in found.features if f.group not in UNSEEN and f.separation.level == "red"]
-    if found.warning:
-        names = ", ".join(_plain(feature.name) for feature in telling[:5])
+def explain_shortcuts(result: Shortcuts) -> str:
+    """What a result means, in a few sentences."""
+    telling = [f for f in result.features if f.group not in UNSEEN and f.separation.level == "red"]
+    if result.warning:
+        names = ", ".join(feature.title for feature in telling[:5])
         alone = f" Alone: {names}." if names else ""
-        area = f", AUC {found.seen.auc:.3f}" if found.seen else ""
+        area = f", AUC {result.seen.auc:.3f}" if result.seen else ""
         return (
             f"RED WARNING: the files give the labels away without a look at the pictures{area} (limit {LIMIT})."
             f"{alone} {_REMEDY}"
         )
-    if found.seen is None:
+    if result.seen is None:
         return "No shortcut: size, format, compression and length are the same for all files, or too few to tell."
-    unclear = found.seen.level == "unclear"
-    if unclear:
+    if result.seen.level == "unclear":
         return (
-            f"Unclear: AUC {found.seen.auc:.3f} is above {LIMIT}, but with so few videos it may be chance "
-            f"({found.seen.low:.3f} to {found.seen.high:.3f}). Give more videos."
+            f"Unclear: AUC {result.seen.auc:.3f} is above {LIMIT}, but with so few videos it may be chance "
+            f"({result.seen.low:.3f} to {result.seen.high:.3f}). Give more videos."
         )
     what = "by size, format, compression and length"
-    return f"No shortcut found: {what} the AUC is {found.seen.auc:.3f} (limit {LIMIT})."
+    return f"No shortcut found: {what} the AUC is {result.seen.auc:.3f} (limit {LIMIT})."
 
 
-def name_note(found: Shortcuts) -> str:
-    """What the names tell; empty where they tell nothing."""
-    if found.named is None or found.named.level != "red":
+def explain_names(result: Shortcuts) -> str:
+    """What the names of the files tell; empty where they tell nothing."""
+    if result.named is None or result.named.level != "red":
         return ""
     return (
-        f"The names of the files give the labels away (AUC {found.named.auc:.3f}). A model that is given pixels does "
+        f"The names of the files give the labels away (AUC {result.named.auc:.3f}). A model that is given pixels does "
         "not see them; make sure that nothing else reads them."
     )
 
 
-def feature_rows(found: Shortcuts) -> list[Row]:
+def list_features(result: Shortcuts) -> list[Row]:
     """A row for all features together, and for each alone."""
-    rows = []
-    if found.seen is not None:
-        rows.append(_row("all but the names", found.seen))
-    if found.named is not None:
-        rows.append(_row("the names", found.named))
-    for feature in found.features:
+    rows = [_describe(name, each) for name, each in _list_joint(result).items()]
+    for feature in result.features:
         usual = {"usual in real": feature.real, "usual in fake": feature.fake}
-        rows.append(_row(_plain(feature.name), feature.separation) | usual)
+        rows.append(_describe(feature.title, feature.separation) | usual)
     return rows
 
 
-def other_rows(found: Shortcuts) -> list[Row]:
+def list_sources(result: Shortcuts) -> list[Row]:
     """Rows of everything but the features: data sets, methods, reals against reals."""
-    rows = [_row(f"{name} against real", each) for name, each in found.methods.items()]
-    rows += [
-        _row(f"reals: {name} against others", each, marked=False)
-        for name, each in found.reals.items()
-    ]
-    if found.dataset is not None:
-        rows.append(_row("name of the data set", found.dataset))
+    rows = [_describe(f"{name} against real", each) for name, each in result.methods.items()]
+    for name, each in result.reals.items():
+        rows.append(_describe(f"reals: {name} against others", each) | {"warning": ""})
+    if result.dataset is not None:
+        rows.append(_describe("name of the data set", result.dataset))
     return rows
 
 
-def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as aligned lines, the first column to the left."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    cells = [names]
+    for row in rows:
+        values = [row.get(name) for name in names]
+        cells.append(
+            ["" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values]
+        )
     widths = [max(len(line[k]) for line in cells) for k in range(len(names))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -100,101 +98,79 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def shortcuts_page(found: Shortcuts, where: str) -> Page:
-    """The page.
-
-    Args:
-        found: The result.
-        where: Name of the data, for the subtitle.
-    """
+def build_shortcuts_page(result: Shortcuts, where: str) -> Page:
+    """The page of a result, with the name of the data as its subtitle."""
     page = Page("Shortcuts in the data", where)
+    seen = ("not defined", "")
+    if result.seen:
+        seen = (f"{result.seen.auc:.3f}", f"{result.seen.low:.3f} to {result.seen.high:.3f}")
     page.add_facts(
         {
-            "AUC by metadata": (
-                f"{found.seen.auc:.3f}" if found.seen else "not defined",
-                _interval(found.seen) if found.seen else "",
-            ),
-            "Verdict": "red warning" if found.warning else "no warning",
-            "Real": (found.num_files[REAL], "one file of each video"),
-            "Fake": (found.num_files[FAKE], "one file of each video"),
+            "AUC by metadata": seen,
+            "Verdict": "red warning" if result.warning else "no warning",
+            "Real": (result.num_files[REAL], "one file of each video"),
+            "Fake": (result.num_files[FAKE], "one file of each video"),
         }
     )
-    for text in (verdict(found), name_note(found), *found.notes):
+    for text in (explain_shortcuts(result), explain_names(result), *result.notes):
         if text:
             page.add_text(text)
     page.add_heading("What tells real from fake")
     page.add_text(_ABOUT.format(limit=LIMIT))
-    rows = feature_rows(found)
+    rows = list_features(result)
     if rows:
-        page.add_figure(_plot(found), "Area under the ROC curve by metadata, with 95 % intervals")
+        lines = _list_joint(result) | {f.title: f.separation for f in result.features}
+        page.add_figure(
+            _plot_intervals(dict(list(lines.items())[:_MOST_PLOTTED])),
+            "Area under the ROC curve by metadata, with 95 % intervals",
+        )
         page.add_table(rows)
-    if others := other_rows(found):
+    if sources := list_sources(result):
         page.add_heading("Methods, data sets and splits")
         page.add_text(
             "Reals of two sources should not be told apart either: where they are, and the classes differ in their "
             "share of each, a model that knows the source knows the label."
         )
-        page.add_table(others)
-    if found.failures:
+        page.add_table(sources)
+    if result.failures:
         page.add_heading("Not read")
-        page.add_table([failure._asdict() for failure in found.failures[:20]])
+        page.add_table([failure._asdict() for failure in result.failures[:20]])
     return page
 
 
-def _row(name: str, found: Separation, *, marked: bool = True) -> Row:
-    mark = {"red": "RED", "unclear": "unclear", "clear": ""}[found.level] if marked else ""
+def _list_joint(result: Shortcuts) -> dict[str, Separation]:
+    joint = {"all but the names": result.seen, "the names": result.named}
+    return {name: each for name, each in joint.items() if each is not None}
+
+
+def _describe(name: str, separation: Separation) -> Row:
     return {
         "metadata": name,
-        "AUC": round(found.auc, 3),
-        "95 % interval": _interval(found),
-        "warning": mark,
+        "AUC": round(separation.auc, 3),
+        "95 % interval": f"{separation.low:.3f} to {separation.high:.3f}",
+        "warning": {"red": "RED", "unclear": "unclear", "clear": ""}[separation.level],
     }
 
 
-def _interval(found: Separation) -> str:
-    return f"{found.low:.3f} to {found.high:.3f}"
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _plot(found: Shortcuts) -> bytes:
-    joint = [("all but the names", found.seen), ("the names", found.named)]
-    lines = [(name, each) for name, each in joint if each is not None]
-    lines += [(_plain(feature.name), feature.separation) for feature in found.features]
-    return interval_plot(lines[:_MOST_PLOTTED], "AUC of real against fake")
-
-
-def interval_plot(lines: Iterable[tuple[str, Separation]], xlabel: str) -> bytes:
-    """A dot and its interval for each line, red where it is a warning, the first on top.
-
-    Args:
-        lines: Names and figures.
-        xlabel: What the figures are.
-    """
-    listed = list(lines)
-    drawing = make_figure(7.0, 1.0 + 0.27 * len(listed))
+def _plot_intervals(lines: Mapping[str, Separation]) -> bytes:
+    """A dot and its interval for each line, red where it is a warning, the first on top."""
+    drawing = make_figure(7.0, 1.0 + 0.27 * len(lines))
     axes = drawing.subplots()
     for limit, style in ((0.5, ":"), (LIMIT, "--")):
         axes.axvline(limit, color="#9aa3ad", linewidth=0.9, linestyle=style)
-    for place, (_, each) in enumerate(listed):
-        colour = _RED if each.level == "red" else COLORS[0]
-        axes.plot([each.low, each.high], [place, place], color=colour, linewidth=1.6)
-        axes.plot([each.auc], [place], color=colour, marker="o", markersize=5)
+    for row, each in enumerate(lines.values()):
+        color = _RED if each.level == "red" else COLORS[0]
+        axes.plot([each.low, each.high], [row, row], color=color, linewidth=1.6)
+        axes.plot([each.auc], [row], color=color, marker="o", markersize=5)
     axes.set_yticks(
-        range(len(listed)),
-        [truncate_text(name, 40) for name, _ in listed],
+        range(len(lines)),
+        [truncate_text(name, 40) for name in lines],
         fontsize=FONT_SIZE,
         parse_math=False,
     )
     axes.invert_yaxis()
-    axes.set_xlim(min(0.4, *(each.low for _, each in listed)) - 0.02, 1.02)
-    axes.set_xlabel(f"{xlabel} (dashed: the limit {LIMIT})", fontsize=FONT_SIZE)
+    axes.set_xlim(min(0.4, *(each.low for each in lines.values())) - 0.02, 1.02)
+    axes.set_xlabel(f"AUC of real against fake (dashed: the limit {LIMIT})", fontsize=FONT_SIZE)
     style_axes(axes)
     axes.grid(visible=False, axis="y")
     return encode_png(drawing)

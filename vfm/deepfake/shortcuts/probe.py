@@ -1,4 +1,4 @@
-"""How well two sides can be told apart by a table of plain values: logistic regression, cross-validated by groups."""
+"""Metadata probe: logistic regression on plain values tells two sides apart, cross-validated by groups."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEAST = 5
 _FOLDS = 5
 _NUM_BINS = 8
 _MOST_COMMON = 12
-# A value that fewer share than this is no category of its own.
+# A value of a smaller fraction of the files is no category of its own.
 _COMMON = 0.02
 _RESAMPLES = 500
 
@@ -51,7 +51,7 @@ class Separation(NamedTuple):
         return {"value": self.auc, "low": self.low, "high": self.high, "level": self.level}
 
 
-def separation(
+def measure_separation(
     table: Mapping[str, Sequence[Value]], positive: BoolArray, groups: IntArray, *, seed: int = 0
 ) -> Separation | None:
     """Tell the positive files from the others by their values alone.
@@ -64,7 +64,7 @@ def separation(
         table: For each feature a value of each file.
         positive: [N], the side of each file.
         groups: [N], number of the group of each file: its video and all that is tied to it.
-        seed: Of folds and intervals.
+        seed: Seed of folds and intervals.
 
     Returns:
         None where a side has fewer than five groups.
@@ -72,27 +72,22 @@ def separation(
     sides = [len(np.unique(groups[positive == side])) for side in (False, True)]
     if min(sides) < LEAST:
         return None
-    scores = _held_out_scores(table, positive, groups, seed)
+    scores = _score_held_out(table, positive, groups, seed)
     numbers = np.unique(groups, return_inverse=True)[1]
     ranking = Ranking(scores, positive)
     value = float(ranking.auroc(np.ones((1, len(scores)), dtype=np.int64))[0])
 
-    def drawn(counts: IntArray) -> FloatArray:
-        # Of a draw that lost a side nothing is known: it counts as the data itself.
+    def compute_auc(counts: IntArray) -> FloatArray:
+        # A draw that lost a side says nothing: it counts as the data itself.
         return np.nan_to_num(ranking.auroc(counts[:, numbers]), nan=value)
 
     interval = compute_interval(
-        drawn, np.ones(numbers.max() + 1, dtype=np.int64), num_resamples=_RESAMPLES, seed=seed
+        compute_auc, np.ones(numbers.max() + 1, dtype=np.int64), num_resamples=_RESAMPLES, seed=seed
     )
     return Separation(value, interval.low, interval.high)
 
 
-def varies(values: Sequence[Value]) -> bool:
-    """Whether a feature has at least two values, a missing one among them."""
-    return len(set(values)) > 1
-
-
-def _held_out_scores(
+def _score_held_out(
     table: Mapping[str, Sequence[Value]], positive: BoolArray, groups: IntArray, seed: int
 ) -> FloatArray:
     folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
@@ -100,34 +95,29 @@ def _held_out_scores(
     for fitted, held_out in folds.split(groups, positive, groups):
         if len(np.unique(positive[fitted])) < 2:
             continue  # one group holds a whole side: its files keep a score of 0
-        columns = np.concatenate([_columns(values, fitted) for values in table.values()], axis=1)
+        columns = np.concatenate(
+            [_encode_feature(values, fitted) for values in table.values()], axis=1
+        )
         model = LogisticRegression(class_weight="balanced", max_iter=1000)
         model.fit(columns[fitted], positive[fitted])
         scores[held_out] = model.decision_function(columns[held_out])
     return scores
 
 
-def _columns(values: Sequence[Value], fitted: IntArray) -> FloatArray:
+def _encode_feature(values: Sequence[Value], fitted: IntArray) -> FloatArray:
     """A feature as numbers [N, K]; scales, bins and categories come from the fitted files alone."""
     shared = Counter(values[index] for index in fitted)
     common = [
         value for value, count in shared.most_common(_MOST_COMMON) if count >= _COMMON * len(fitted)
     ]
-    parts = [np.array([[value == other for other in common] for value in values], dtype=float)]
-    if any(isinstance(value, float) for value in values):
-        parts.append(_scaled(values, fitted))
-    return np.concatenate(parts, axis=1)
-
-
-def _scaled(values: Sequence[Value], fitted: IntArray) -> FloatArray:
-    """Numbers in units of their own spread, and the eighth that each lies in, [N, K]; zeros where missing."""
+    categories = np.array([[value == other for other in common] for value in values], dtype=float)
     numbers = np.array([v if isinstance(v, float) else np.nan for v in values])
-    known = numbers[fitted][np.isfinite(numbers[fitted])]
-    if not len(known):
-        return np.zeros((len(numbers), 0))
-    edges = np.unique(np.quantile(known, np.linspace(0, 1, _NUM_BINS + 1)[1:-1]))
+    finite = numbers[fitted][np.isfinite(numbers[fitted])]
+    if not len(finite):
+        return categories
+    # Numbers in units of their own spread, and the eighth that each lies in; zeros where missing.
+    edges = np.unique(np.quantile(finite, np.linspace(0, 1, _NUM_BINS + 1)[1:-1]))
     bins = np.searchsorted(edges, numbers, side="right")[:, None] == np.arange(len(edges) + 1)
-    spread = float(known.std()) or 1.0
-    linear = np.clip((numbers - known.mean()) / spread, -5, 5)[:, None]
-    there = np.isfinite(numbers)[:, None]
-    return np.where(there, np.concatenate([linear, bins], axis=1), 0.0)
+    linear = np.clip((numbers - finite.mean()) / (float(finite.std()) or 1.0), -5, 5)[:, None]
+    scaled = np.where(np.isfinite(numbers)[:, None], np.concatenate([linear, bins], axis=1), 0.0)
+    return np.concatenate([categories, scaled], axis=1)
