@@ -1,4 +1,4 @@
-"""What every data module does: read records once, check them, and give loaders."""
+"""Base of the data modules: reads records once, checks them, and gives loaders."""
 
 import hashlib
 import os

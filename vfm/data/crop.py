@@ -1,4 +1,4 @@
-"""A random part of an image, resized: the step that decides how finely an image must be decoded."""
+"""Random crop, resized: the step that decides how finely an image must be decoded."""
 
 import math
 from dataclasses import KW_ONLY, dataclass

@@ -1,4 +1,4 @@
-"""From records to batches: what the data workers run."""
+"""Data set of images: from records to samples and batches, as data workers run it."""
 
 import hashlib
 import struct

@@ -1,4 +1,4 @@
-"""Opens images for training: JPEG files no larger than the augmentation needs them."""
+"""Decoding of training images: JPEG files no larger than the augmentation needs them."""
 
 from __future__ import annotations
 

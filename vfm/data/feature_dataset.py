@@ -1,4 +1,4 @@
-"""Features in place of images: what training reads when the backbone is frozen and has seen every image once."""
+"""Data set of stored features: what training reads when the backbone is frozen and has seen every image once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

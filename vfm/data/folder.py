@@ -1,4 +1,4 @@
-"""Images in folders named by class."""
+"""Images in class folders, as a data module."""
 
 from collections.abc import Sequence
 from operator import attrgetter

@@ -1,4 +1,4 @@
-"""MNIST's file format: all images of a split in one file, all labels in another."""
+"""IDX, MNIST's file format: all images of a split in one file, all labels in another."""
 
 import gzip
 import math

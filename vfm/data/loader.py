@@ -1,4 +1,4 @@
-"""A training loader that Lightning can resume in the middle of an epoch, sample for sample."""
+"""Resumable loader: training goes on in the middle of an epoch, sample for sample."""
 
 from collections.abc import Callable, Sized
 from typing import Any, NamedTuple, cast

@@ -1,4 +1,4 @@
-"""The order of samples: a function of seed and epoch, whatever the number of ranks and workers."""
+"""Sampler: the order of samples as a function of seed and epoch, whatever the number of ranks and workers."""
 
 from collections.abc import Iterator
 from typing import Any, cast

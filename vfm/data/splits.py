@@ -1,4 +1,4 @@
-"""Splits that can be made again: drawn by hash, written to and read from a table."""
+"""Train, val and test splits that can be drawn again by hash, written to a table and read from it."""
 
 import hashlib
 import math
@@ -171,10 +171,10 @@ def _deal_keys(
         total.update(counts[key])
         for label in counts[key]:
             holders[label].append(key)
-    size = len(counts)
     lack = {
-        split: {label: share * count for label, count in total.items()} | {-1: share * size}
-        for split, share in fractions.items()
+        split: {label: fraction * count for label, count in total.items()}
+        | {-1: fraction * len(counts)}
+        for split, fraction in fractions.items()
     }
     chosen: dict[str, str] = {}
     for label in [*sorted(holders, key=lambda label: (len(holders[label]), label)), -1]:

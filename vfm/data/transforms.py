@@ -1,4 +1,4 @@
-"""Random augmentation of training images; the only file that knows albumentations."""
+"""Augmentation of training images at random; the only file that knows albumentations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every format is read to: an image and the boxes in it."""
+"""Annotated images: what every format of boxes is read to."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Images with boxes, from the files that annotation tools write."""
+"""Detection data by path: images with boxes in COCO, YOLO, Pascal VOC or a table, told apart by their files."""
 
 import warnings
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What every data module with boxes does, wherever they come from."""
+"""Base of the data modules with boxes, wherever they come from."""
 
 import math
 from abc import ABC

@@ -1,4 +1,4 @@
-"""Checks what annotation files say: boxes inside of their images, images that are there."""
+"""Cleaning of annotations: boxes clipped to their images, missing images counted, meaningless numbers refused."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

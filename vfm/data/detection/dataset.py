@@ -1,4 +1,4 @@
-"""From records with boxes to batches: what the data workers run."""
+"""Data set of images with boxes: samples, their augmentation, and batches."""
 
 import functools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Large photos, cut into tiles of one size."""
+"""Tiles of one size, cut out of large photos."""
 
 from collections.abc import Iterator
 from itertools import pairwise

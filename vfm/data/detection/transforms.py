@@ -1,4 +1,4 @@
-"""Random views of images with boxes: crops, mosaics, mirror images; a function of the images and a seed."""
+"""Mosaics, crops and mirror images: random views of images with boxes, a function of the images and a seed."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass

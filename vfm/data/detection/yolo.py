@@ -1,4 +1,4 @@
-"""YOLO: a text file for each image, a line for each object, shares of the image; classes in data.yaml."""
+"""YOLO: a text file for each image, a line for each object in fractions of the image; classes in data.yaml."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
