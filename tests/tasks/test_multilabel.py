@@ -60,7 +60,7 @@ def task(**changes) -> ClassificationTask:
 def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    made = trainer(root, max_epochs=30)
+    made = trainer(root, max_epochs=30, check_val_every_n_epoch=5)
     made.fit(task(), datamodule=stripes(table))
     made.test(task(), datamodule=stripes(table), ckpt_path="best", verbose=False)
     return root / "checkpoints"
