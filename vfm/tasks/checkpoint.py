@@ -252,8 +252,10 @@ def require_disjoint(
     Raises:
         ValidationError: Some are among them; with their number, and the name of one.
     """
-    seen = set(_identify(others))
-    common = [r.name for r, key in zip(records, _identify(records), strict=True) if key in seen]
+    seen = set(_describe_sources(others))
+    common = [
+        r.name for r, key in zip(records, _describe_sources(records), strict=True) if key in seen
+    ]
     if copies and not common:
         common = _find_copies(records, others)
     if common:
@@ -270,7 +272,7 @@ def _find_copies(records: Sequence[Record], others: Sequence[Record]) -> list[st
     return [r.name for r in records if describe_content(r) in sizes and hash_content(r) in contents]
 
 
-def _identify(records: Sequence[Record]) -> list[Hashable]:
+def _describe_sources(records: Sequence[Record]) -> list[Hashable]:
     """Return what tells whether two records are of one image: its real path, its bytes in a tar, its array."""
     folders: dict[str, str] = {}
     keys: list[Hashable] = []

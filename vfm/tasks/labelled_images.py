@@ -71,7 +71,7 @@ class LabelledImages:
         if total <= count:
             return self
         log.warning("Of %d images %d are taken, spread evenly.", total, count)
-        return self.select(_spread(total, count))
+        return self.select(_select_evenly(total, count))
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ class OpenedImages:
         """
         inputs, total = self.inputs, len(self.inputs["pixels"])
         if count is not None and count < total:
-            chosen = _spread(total, count)
+            chosen = _select_evenly(total, count)
             inputs = {name: values[chosen] for name, values in inputs.items()}
             total = count
         for start in range(0, total, size):
             yield {name: values[start : start + size] for name, values in inputs.items()}
 
 
-def _spread(total: int, count: int) -> NDArray[np.int64]:
+def _select_evenly(total: int, count: int) -> NDArray[np.int64]:
     """Return `count` of `total` indices, evenly."""
     return np.linspace(0, total - 1, count).round().astype(int)
 

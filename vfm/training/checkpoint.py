@@ -247,8 +247,8 @@ def _load_adapter(
 
 def list_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide what a model computes."""
-    own = {"python": platform.python_version(), "vfm": __version__}
-    return own | {name: version(name) for name in _PACKAGES}
+    ours = {"python": platform.python_version(), "vfm": __version__}
+    return ours | {name: version(name) for name in _PACKAGES}
 
 
 def read_model_file(path: str | Path) -> dict[str, Any]:

@@ -195,7 +195,7 @@ def _compute_features(
         pixels = torch.zeros((1, *preprocess.size, 3), dtype=torch.uint8, device=device)
         example = backbone(preprocess.normalize(pixels))
         shapes = {name: (len(names), *getattr(example, name).shape[1:]) for name in reads}
-        _create_arrays(folder, shapes)
+        _reserve_arrays(folder, shapes)
     ranks.barrier()
     for name in reads:
         path = folder / f"{name}.npy"
@@ -220,7 +220,7 @@ def _compute_features(
     return {index: reason for part in gather_ranks(skipped) for index, reason in part.items()}
 
 
-def _create_arrays(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+def _reserve_arrays(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     """Make a float32 file of each shape; refuse to fill the disk."""
     folder.mkdir(parents=True)
     num_bytes = sum(4 * int(np.prod(shape)) for shape in shapes.values())

@@ -25,10 +25,10 @@ class MemoryAdvice(Callback):
     ) -> None:
         """Say what to change, those that cost least first."""
         if isinstance(exception, torch.OutOfMemoryError | RuntimeError) and is_oom_error(exception):
-            exception.add_note(advise(trainer))
+            exception.add_note(suggest_savings(trainer))
 
 
-def advise(trainer: Trainer) -> str:
+def suggest_savings(trainer: Trainer) -> str:
     """Return the settings of a run that would need less memory, with their values."""
     size = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
     lines = ["Out of memory. What needs less, the cheapest first:"]

@@ -17,12 +17,12 @@ class CompileError(VfmError, ValueError):
 
 
 def list_idle_options(
-    adapt: Adaptation | str, options: AdaptOptions, is_frozen: bool, given: Mapping[str, bool]
+    adapt: Adaptation | str, options: AdaptOptions, is_frozen: bool, set_options: Mapping[str, bool]
 ) -> list[str]:
     """Return a sentence for each setting that the adaptation leaves without effect."""
     idle = [f"adapt_options.{name}" for name in options.list_unused(adapt)]
     if is_frozen:
-        idle += [name for name, is_given in given.items() if is_given]
+        idle += [name for name, is_set in set_options.items() if is_set]
     reason = ": the backbone stays frozen" if is_frozen else ""
     return [
         f"--model.{name} has no effect with --model.adapt {adapt}{reason}. Leave it out, or take another adaptation."

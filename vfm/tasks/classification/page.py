@@ -54,7 +54,7 @@ def write_page(
         page.show("confusion_matrix", matrix, "True and predicted class.")
     for column, rows in results["groups"].items():
         page.add_heading(f"By {column}")
-        page.add_table([_spread_interval(row) for row in rows])
+        page.add_table([_split_interval(row) for row in rows])
     page.add_heading("Most confident mistakes")
     pictures = (
         (
@@ -71,7 +71,7 @@ def write_page(
     page.finish(results)
 
 
-def _spread_interval(row: dict[str, Any]) -> dict[str, Any]:
+def _split_interval(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row of a table in which a metric's interval has columns of its own."""
     metric = row.get("accuracy")
     if metric is None:

@@ -30,7 +30,7 @@ def compute_label_metrics(scores: NDArray[np.float32], target: NDArray[Any]) -> 
     """Return the few metrics that every validation logs.
 
     Args:
-        scores: [N, C], probabilities.
+        scores: Probabilities of the labels, [N, C].
         target: int64 [N], true classes; or float32 [N, C] of zeros and ones where several labels may apply.
     """
     if target.ndim == 2:
@@ -81,7 +81,7 @@ def compute_group_metrics(
     """Return the accuracy, or mean average precision, of each value of each group column: of sites, cameras, years.
 
     Args:
-        scores: [N, C], probabilities.
+        scores: Probabilities of the labels, [N, C].
         target: int [N], true classes; or float [N, C] where several labels may apply.
         groups: For each image a value by column.
         columns: Names of the columns.

@@ -1,4 +1,4 @@
-"""One label an image, or several."""
+"""ClassificationTask: one label an image, or several."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ class ClassificationTask(BaseTask):
             class_weights: How much each class counts in training: `balanced` makes rare ones count as much as
                 common ones; or a number by class name, 1 for classes that are not named.
             mixing: Mixup and CutMix of training batches.
-            **options: As for every task.
+            **options: Options of every task.
         """
         super().__init__(
             backbone,
-            head if head is not None else LinearHead(),
+            head or LinearHead(),
             image_size=image_size,
             fit=fit,
             lp_ft=lp_ft,
@@ -139,14 +139,17 @@ class ClassificationTask(BaseTask):
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Return `scores` and `target`, [N, C] or [N], and the `loss` of each image."""
-        target = self._reorder(require_target(batch, Labels, self))
-        batch = {**batch, "target": target}
+        target = require_target(batch, Labels, self)
+        # The data's labels in the order of the model's.
+        if isinstance(target, MultiLabels):
+            label = torch.empty_like(target.label)
+            label[:, self.columns] = target.label
+        else:
+            label = self.columns[target.label]
+        batch = {**batch, "target": target._replace(label=label)}
         raw = self.compute_raw(batch)
-        return {
-            "scores": self.head.decode(raw)["scores"],
-            "target": target.label,
-            "loss": self.criterion.per_image(raw, batch),
-        }
+        losses = self.criterion.per_image(raw, batch)
+        return {"scores": self.head.decode(raw)["scores"], "target": label, "loss": losses}
 
     def compute_metrics(self, split: str, predictions: SplitPredictions) -> dict[str, float]:
         """Return loss, accuracy or mean average precision, macro F1."""
@@ -165,7 +168,7 @@ class ClassificationTask(BaseTask):
         return LabelledImages.select_evaluation(data, path)
 
     def open_validation(self, images: OpenedImages) -> LabelValidation:
-        """Accuracy, or mean average precision."""
+        """Return images that are judged by accuracy, or mean average precision."""
         return LabelValidation(self.labels, images, multilabel=self.multilabel)
 
     def fit_confidence(
@@ -173,11 +176,3 @@ class ClassificationTask(BaseTask):
     ) -> Calibration:
         """Fit a temperature, and thresholds for each label."""
         return fit_labels(cast(LabelValidation, images), outputs, min_precision)
-
-    def _reorder(self, labels: Labels) -> Labels:
-        """The data's labels in the order of the model's."""
-        if not isinstance(labels, MultiLabels):
-            return labels._replace(label=self.columns[labels.label])
-        columns = torch.empty_like(labels.label)
-        columns[:, self.columns] = labels.label
-        return labels._replace(label=columns)

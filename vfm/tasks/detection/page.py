@@ -83,8 +83,14 @@ def _show_pictures(
         for true, boxes, record in zip(truth, detections, records, strict=True)
         if len(true.labels) or (boxes.scores >= thresholds[boxes.labels]).any()
     ]
-    # By F1 of the image; among equals the one with more boxes tells more.
-    rows.sort(key=lambda row: (-_compute_f1(row[0]), -len(row[0].found)))
+
+    def rank(row: tuple[Marked, Record]) -> tuple[float, int]:
+        """Order by F1 of the image; among equals the one with more boxes tells more."""
+        marked = row[0]
+        hits, others = 2 * len(marked.found), len(marked.missed) + len(marked.wrong)
+        return -hits / max(hits + others, 1), -len(marked.found)
+
+    rows.sort(key=rank)
     for name, chosen in {"best": rows[:_NUM_SHOWN], "worst": rows[::-1][:_NUM_SHOWN]}.items():
         page.add_heading(f"{name.capitalize()} images")
         pictures = [
@@ -113,8 +119,3 @@ def _mark_boxes(
 
 def _draw_marks(record: Record, marked: Marked) -> NDArray[np.uint8]:
     return draw_marked_boxes(load_pixels(record), marked, _CELL)
-
-
-def _compute_f1(marked: Marked) -> float:
-    hits, others = 2 * len(marked.found), len(marked.missed) + len(marked.wrong)
-    return hits / max(hits + others, 1)

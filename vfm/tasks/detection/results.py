@@ -22,7 +22,7 @@ from vfm.tasks.detection.page import write_box_page
 from vfm.tasks.results import save_results
 
 
-def pair_boxes(
+def join_boxes(
     records: Sequence[Record], values: Mapping[str, Any], columns: Sequence[int]
 ) -> tuple[list[TrueBoxes], list[DetectedBoxes]]:
     """Return the true boxes and the detected ones of each image.

@@ -1,4 +1,4 @@
-"""Finding objects: boxes and their classes."""
+"""DetectionTask: finds objects, their boxes and classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
 from vfm.tasks.calibration import Calibration
 from vfm.tasks.detection.calibration import fit_boxes
-from vfm.tasks.detection.results import compute_box_metrics, pair_boxes, write_box_results
+from vfm.tasks.detection.results import compute_box_metrics, join_boxes, write_box_results
 from vfm.tasks.detection.validation import BoxValidation
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
@@ -78,20 +78,14 @@ class DetectionTask(BaseTask):
                 outputs.
             min_steps: Least number of optimiser steps: on a small set, where epochs are short, their number grows to
                 reach it. Boxes take 2,000 to 3,000 steps to settle.
-            multi_scale: Train on inputs up to this share smaller and larger than `image_size`, such as 0.3; the
+            multi_scale: Train on inputs up to this fraction smaller and larger than `image_size`, such as 0.3; the
                 backbone must take several sizes (--model.backbone_args.dynamic_img_size true for a ViT).
-            **options: As for every task.
+            **options: Options of every task.
 
         Raises:
             ValueError: The size does not fit the backbone's stride, or an argument lies outside its range.
         """
-        super().__init__(
-            backbone,
-            head if head is not None else DetrHead(),
-            image_size=image_size,
-            fit=fit,
-            **options,
-        )
+        super().__init__(backbone, head or DetrHead(), image_size=image_size, fit=fit, **options)
         if fit not in ("squash", "letterbox"):
             raise OptionError(
                 f"fit is '{fit}', which would cut objects away. Choices: squash, letterbox (--model.fit)."
@@ -100,17 +94,23 @@ class DetectionTask(BaseTask):
             raise OptionError(f"multi_scale is {multi_scale}. Give a share from 0 to below 1.")
         if min_steps < 0:
             raise OptionError(f"min_steps is {min_steps}. Give 0 or more.")
-        self._stride = max(self.backbone.info.map_strides)
-        _require_multiple(self.preprocess.size, self._stride)
+        self._stride = stride = max(self.backbone.info.map_strides)
+        height, width = self.preprocess.size
+        if height % stride or width % stride:
+            near = [max(1, round(n / stride)) * stride for n in (height, width)]
+            raise OptionError(
+                f"The input of {height} x {width} pixels is no multiple of the backbone's stride of {stride}. "
+                f"Give --model.image_size {near[0] if near[0] == near[1] else near}."
+            )
         self.criterion = loss or DetectionLoss()
         self._min_steps = min_steps
         self._multi_scale = multi_scale
 
     def setup(self, stage: str) -> None:
-        """Take the labels from the data, and lengthen a training that would be too short."""
+        """Take the labels from the data, and extend a training that would be too short."""
         super().setup(stage)
         if stage == "fit":
-            self._lengthen()
+            self._extend_training()
 
     def augment_batch(
         self, images: Tensor, target: Target, batch_idx: int
@@ -133,7 +133,7 @@ class DetectionTask(BaseTask):
 
     def compute_metrics(self, split: str, predictions: SplitPredictions) -> dict[str, float]:
         """Return loss by object, AP and AP50."""
-        _, truth, detections = self._pair_boxes(split, predictions)
+        _, truth, detections = self._join_boxes(split, predictions)
         num_objects = max(sum(len(true.labels) for true in truth), 1)
         metrics = compute_box_metrics(truth, detections, len(self.labels))
         return {"loss": predictions.sums["loss"] / num_objects, **metrics}
@@ -142,21 +142,21 @@ class DetectionTask(BaseTask):
         self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]
     ) -> None:
         """Write all metrics of a split, its page and pictures."""
-        pairs = self._pair_boxes(split, predictions)
+        pairs = self._join_boxes(split, predictions)
         write_box_results(folder, split, *pairs, self.labels, more)
 
-    def _pair_boxes(
+    def _join_boxes(
         self, split: str, predictions: SplitPredictions
     ) -> tuple[list[Record], list[TrueBoxes], list[DetectedBoxes]]:
         records = [self._require_data().records[split][i] for i in predictions.position]
-        return records, *pair_boxes(records, predictions.rows, self.columns.tolist())
+        return records, *join_boxes(records, predictions.rows, self.columns.tolist())
 
     def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
-        """A row for each box of a score above 0.01, in pixels of the original image."""
+        """Return a row for each box of a score of 0.01 or more, in pixels of the original image."""
         rows: list[tuple[str, ...]] = []
         parts = (answers[name].cpu().tolist() for name in ("boxes", "labels", "scores"))
-        for name, *found in zip(batch["name"], *parts, strict=True):
-            for box, label, score in zip(*found, strict=True):
+        for name, *detections in zip(batch["name"], *parts, strict=True):
+            for box, label, score in zip(*detections, strict=True):
                 if score >= _LEAST_SCORE:
                     corners = [f"{value:.2f}" for value in box]
                     rows.append((name, *corners, self.labels[label], f"{score:.6f}", ""))
@@ -167,7 +167,7 @@ class DetectionTask(BaseTask):
         return LabelledImages.select_evaluation(open_boxes(path, training=training), path)
 
     def open_validation(self, images: OpenedImages) -> BoxValidation:
-        """COCO's average precision."""
+        """Return images that are judged by COCO's average precision."""
         return BoxValidation(self.labels, images)
 
     def fit_confidence(
@@ -185,8 +185,8 @@ class DetectionTask(BaseTask):
             )
         return data
 
-    def _lengthen(self) -> None:
-        """More epochs where there would be fewer steps than `min_steps`, with validations as many as before."""
+    def _extend_training(self) -> None:
+        """Set more epochs where there would be fewer steps than `min_steps`, with validations as many as before."""
         trainer = self.trainer
         if trainer.max_steps != -1 or not trainer.max_epochs or trainer.max_epochs < 0:
             return
@@ -200,13 +200,4 @@ class DetectionTask(BaseTask):
         rank_zero_info(
             f"{steps} steps an epoch: training for {needed} epochs to reach {self._min_steps} steps "
             f"(--model.min_steps), with a validation every {trainer.check_val_every_n_epoch}."
-        )
-
-
-def _require_multiple(size: tuple[int, int], stride: int) -> None:
-    if size[0] % stride or size[1] % stride:
-        near = [max(1, round(n / stride)) * stride for n in size]
-        raise OptionError(
-            f"The input of {size[0]} x {size[1]} pixels is no multiple of the backbone's stride of {stride}. "
-            f"Give --model.image_size {near[0] if near[0] == near[1] else near}."
         )

@@ -7,7 +7,7 @@ from functools import cached_property
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.metrics.detection import DetectedBoxes, TrueBoxes
-from vfm.tasks.detection.results import compute_box_metrics, pair_boxes, select_truth
+from vfm.tasks.detection.results import compute_box_metrics, join_boxes, select_truth
 from vfm.tasks.labelled_images import ValidationError
 from vfm.tasks.validation import Validation
 
@@ -28,7 +28,7 @@ class BoxValidation(Validation):
         Args:
             outputs: `boxes` [N, K, 4], `labels` and `scores` [N, K].
         """
-        return pair_boxes(self.images.source.records, outputs, self.columns)[1]
+        return join_boxes(self.images.source.records, outputs, self.columns)[1]
 
     def measure(self, outputs: Arrays) -> float:
         """Average precision over IoU thresholds and labels that occur."""
