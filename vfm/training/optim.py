@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from timm import optim as timm_optim
 from torch import nn
-from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from vfm_runtime.errors import OptionError
 
@@ -90,7 +90,7 @@ def has_scaler(trainer: Trainer) -> bool:
 
 
 def clip_gradients(
-    trainer: Trainer, adamw: Optimizer, value: float | None, algorithm: str | None
+    trainer: Trainer, adamw: torch.optim.Optimizer, value: float | None, algorithm: str | None
 ) -> None:
     """Clip gradients, those of a fused optimizer too."""
     kind = GradClipAlgorithmType(algorithm or "norm")
@@ -101,7 +101,9 @@ def clip_gradients(
         Precision.clip_gradients(plugin, adamw, value or 0.0, kind)
 
 
-def build_optimizer(backbone: Any, head: nn.Module, optim: Optim, *, fused: bool = True) -> AdamW:
+def build_optimizer(
+    backbone: Any, head: nn.Module, optim: Optim, *, fused: bool = True
+) -> torch.optim.AdamW:
     """Return AdamW over all trainable weights, decayed ones apart from the others."""
     exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
     if optim.layer_decay is None:
@@ -124,7 +126,7 @@ def build_optimizer(backbone: Any, head: nn.Module, optim: Optim, *, fused: bool
                 # timm's own optimizers would multiply it in; a schedule of Lightning only scales what is here.
                 rate = highest * factor * group.pop("lr_scale", 1.0)
                 groups.append({**group, "lr": rate, "part": part})
-    return AdamW(groups, lr=highest, betas=optim.betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=highest, betas=optim.betas, fused=fused)
 
 
 def count_steps(trainer: Trainer, num_batches: int) -> int:
@@ -153,7 +155,7 @@ def count_steps(trainer: Trainer, num_batches: int) -> int:
     return min(ends)
 
 
-def build_schedule(adamw: AdamW, num_steps: int, optim: Optim) -> LambdaLR:
+def build_schedule(adamw: torch.optim.AdamW, num_steps: int, optim: Optim) -> LambdaLR:
     """Return the learning rates of all groups, step by step; those of the backbone are 0 while it is frozen."""
     num_frozen = round(optim.freeze_ratio * num_steps)
 
