@@ -85,7 +85,7 @@ def test_one_threshold_a_label():
 
 
 def test_each_head_answers(several):
-    assert several.kind == "multi_head"
+    assert several.task_type.name == "multi_head"
     assert several.labels == ("animal", "traits")
     assert several.precisions == ("fp32", "int8")
     photos = toy.photos()

@@ -31,7 +31,6 @@ def test_reason(label, score, distance, reason):
 
 def test_without_rules_every_answer_is_sure():
     assert ConfidenceRules().find_reason(0, 0.0, 1e9) is None
-    assert not ConfidenceRules().is_low(0, 0.0)
     assert not ConfidenceRules().is_unlike(1e9)
 
 

@@ -28,50 +28,30 @@ IMAGE = {"image": "uint8"}
 """What `preprocess.onnx` takes."""
 
 
-def load(
-    path: str | Path,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    num_threads: int | None = None,
-    batch_size: int = 32,
-    spin: bool = True,
-) -> "Model":
-    """Load a bundle after checking every one of its files.
+class Model(Predictor):
+    """A bundle, loaded after checking every one of its files; also called `load`. Threads may share it.
 
     Args:
         path: Folder of the bundle.
         device: `cpu`, `cuda`, `tensorrt`, `openvino`, or `auto` for CUDA where it really loads, else OpenVINO where its
-            plugin is installed; see `Model.device`.
+            plugin is installed.
         precision: `fp32`, `fp16`, `int8`, `bf16`, or `auto` for fp16 on a GPU and int8 on the CPU where the bundle has
-            it, else fp32; see `Model.precision`.
+            it, else fp32.
         num_threads: Number of threads of one run on the CPU; None for one a core.
         batch_size: Number of images that go through the model at once.
         spin: Whether idle threads keep their cores; better not where the same cores decode images.
+        manifest: Manifest of a bundle that is still being written, whose files are not checked; None to read it.
 
     Raises:
         BundleError: It is not a bundle, or a file is missing or damaged.
         ContractError: The contract is malformed or newer than this version.
         ProviderError: ONNX Runtime is not installed properly, or a device was asked for in vain.
         OptionError: The bundle has no graph of that precision, or it does not run on that device.
-    """
-    return Model(
-        path,
-        device=device,
-        precision=precision,
-        num_threads=num_threads,
-        batch_size=batch_size,
-        spin=spin,
-    )
-
-
-class Model(Predictor):
-    """A loaded bundle; made by `load`. Threads may share it.
 
     Attributes:
         path: Folder of the bundle.
         manifest: Contract and files of the bundle, as `vfm.json` has them.
-        contract: What the model takes and answers.
+        contract: Task, labels and rules of the model, and where it comes from.
         device: Where the model really runs, such as `cpu` or `cuda`.
         precision: Precision of the graph that runs.
         precisions: Precisions of the graphs in the bundle.
@@ -90,7 +70,6 @@ class Model(Predictor):
         manifest: Manifest | None = None,
     ) -> None:
         self.path = Path(path)
-        # A bundle that is still being written has no `vfm.json` yet, and its files are not checked.
         self.manifest = read_manifest(self.path) if manifest is None else manifest
         self.contract = self.manifest.contract
         super().__init__(self.contract.type, batch_size)
@@ -183,6 +162,10 @@ class Model(Predictor):
                 f"{shape}: {summarize_error(error)} "
                 "If memory ran out, use a smaller batch_size or device='cpu'."
             ) from error
+
+
+load = Model
+"""Loads a bundle."""
 
 
 def expect_ports(

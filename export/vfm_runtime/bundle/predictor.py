@@ -34,11 +34,6 @@ class Predictor(ABC):
         self.batch_size = _check_batch_size(batch_size)
 
     @property
-    def kind(self) -> str:
-        """Name of the task, such as `classification`."""
-        return self.task_type.name
-
-    @property
     def multilabel(self) -> bool:
         """Whether several labels, or none, may apply to an image."""
         return self.task_type.multilabel

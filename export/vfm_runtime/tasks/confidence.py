@@ -76,10 +76,6 @@ class ConfidenceRules(StoredRules):
         if count != len(labels):
             _refuse("thresholds", f"{count} numbers", f"{len(labels)}, one for each label")
 
-    def is_low(self, label: int, score: float) -> bool:
-        """Tell whether the score of a label, 0 to 1, is below its threshold; `label` is an index of the model's."""
-        return self.thresholds is not None and score < self.thresholds[label]
-
     def is_unlike(self, distance: float | None) -> bool:
         """Tell whether an image is too far from the training data; None where its distance is not measured.
 
@@ -102,7 +98,8 @@ class ConfidenceRules(StoredRules):
         # The distance first: far from the training data neither a high nor a low score means anything.
         if self.is_unlike(distance):
             return AbstainReason.UNLIKE_TRAINING
-        return AbstainReason.LOW_SCORE if self.is_low(label, score) else None
+        is_low = self.thresholds is not None and score < self.thresholds[label]
+        return AbstainReason.LOW_SCORE if is_low else None
 
     def get_thresholds(self, class_ids: NDArray[np.int64], default: float) -> NDArray[np.float64]:
         """Return the threshold of each box, or label, [K], by its class.
