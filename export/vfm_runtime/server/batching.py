@@ -86,7 +86,7 @@ class BatchRequest:
         """Whether the deadline has passed."""
         return time.monotonic() >= self.deadline
 
-    def settle(self, outcome: Exception | None) -> None:
+    def finish(self, outcome: Exception | None) -> None:
         """End the waiting, on the event loop; only the first outcome counts."""
         # A result, never an exception of the future: one that nobody fetches is reported when it is collected.
         if not self.future.done():
@@ -267,7 +267,7 @@ class Batcher:
                 if isinstance(outcome, Exception) and len(pieces) > 1:
                     # One of them broke the run, and the others must not pay for it.
                     for piece in pieces:
-                        if not self._expire(piece.request):
+                        if not self._drop_late(piece.request):
                             self._deliver([piece], self._try([piece]))
                     del piece
                 else:
@@ -307,7 +307,7 @@ class Batcher:
         room = self._max_batch
         while self._queue and room:
             request = self._queue[0]
-            if self._expire(request):
+            if self._drop_late(request):
                 continue
             piece = _Piece(request, request.taken, min(room, request.left))
             request.taken += piece.rows
@@ -323,7 +323,7 @@ class Batcher:
         self._running = self._max_batch - room
         return pieces
 
-    def _expire(self, request: BatchRequest) -> bool:
+    def _drop_late(self, request: BatchRequest) -> bool:
         """Tell whether nobody waits for a request any more, or its time is up; then it is dropped."""
         if not (request.over or request.is_late):
             return False
@@ -365,12 +365,12 @@ class Batcher:
             start += rows
             if first + rows == request.rows:
                 done.append(request)
-        settle_all(done, None)
+        finish_all(done, None)
 
     def _fail(self, request: BatchRequest, error: Exception) -> None:
         with self._change:
             self._drop(request)
-        settle_all([request], error)
+        finish_all([request], error)
 
     def _fail_rest(self) -> None:
         with self._change:
@@ -379,23 +379,23 @@ class Batcher:
                 self._drop(request)
         # Requests whose answers are on their way have been settled before this comes.
         error = ClosedError("The model was closed before the request's turn. Send it again.")
-        settle_all(rest, error)
+        finish_all(rest, error)
 
 
-def settle_all(requests: Iterable[BatchRequest], outcome: Exception | None) -> None:
+def finish_all(requests: Iterable[BatchRequest], outcome: Exception | None) -> None:
     """End the waiting of requests with one outcome, from any thread; each event loop is woken once."""
     by_loop: dict[asyncio.AbstractEventLoop, list[BatchRequest]] = {}
     for request in requests:
         by_loop.setdefault(request.future.get_loop(), []).append(request)
 
-    def settle(some: list[BatchRequest]) -> None:
+    def finish_some(some: list[BatchRequest]) -> None:
         for request in some:
-            request.settle(outcome)
+            request.finish(outcome)
 
     for loop, some in by_loop.items():
         # On a loop that is closed nobody waits.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, some)
+            loop.call_soon_threadsafe(finish_some, some)
 
 
 def slice_rows(arrays: Arrays, start: int, rows: int) -> Arrays:

@@ -90,7 +90,7 @@ def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def json_response(
+def respond_json(
     body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
     """Make a response of plain values, all numbers finite."""
@@ -108,7 +108,7 @@ async def respond_to_error(request: Request, error: Exception) -> Response:
     context = request.state.context
     context.error_code = answer.code
     body = {"error": answer.detail, "code": answer.code, "request_id": context.request_id}
-    return json_response(body, answer.status_code, dict(answer.headers or {}))
+    return respond_json(body, answer.status_code, dict(answer.headers or {}))
 
 
 def to_api_error(error: Exception) -> ApiError | None:

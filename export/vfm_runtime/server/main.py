@@ -9,8 +9,6 @@ import signal
 import socket
 import ssl
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -69,7 +67,7 @@ def serve(settings: Settings) -> int:
     settings = divide_cores(settings, count_usable_cores())
     logging.config.dictConfig(configure_logs(settings.log_format))
     capture_warnings()
-    with _listen(settings) as listener:
+    with _bind(settings) as listener:
         host, port = listener.getsockname()[:2]
         _log.info(
             "Starting at %s://%s:%d. Workers: %d; threads of each: %d; usable cores: %d; %s.",
@@ -108,8 +106,7 @@ def check_tls(settings: Settings) -> None:
         ) from error
 
 
-@contextmanager
-def _listen(settings: Settings) -> Iterator[socket.socket]:
+def _bind(settings: Settings) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -123,8 +120,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
             "listens there, or choose another --port."
         ) from error
     listener.set_inheritable(True)
-    with listener:
-        yield listener
+    return listener
 
 
 def _configure_uvicorn(settings: Settings, app: Any, *, factory: bool) -> Any:
@@ -156,30 +152,25 @@ def _run_one(settings: Settings, listener: socket.socket) -> int:
 
     config = _configure_uvicorn(settings, create_app(settings), factory=False)
     server = uvicorn.Server(config)
-    with _stop_on_signals(server):
-        try:
-            server.run(sockets=[listener])
-        except SystemExit:
-            return FAILED  # the log says why
+    _stop_on_signals(server)
+    try:
+        server.run(sockets=[listener])
+    except SystemExit:
+        return FAILED  # the log says why
     return OK
 
 
-@contextmanager
-def _stop_on_signals(server: Any) -> Iterator[None]:
-    """Stop the server for a signal that comes before it listens for them itself.
+def _stop_on_signals(server: Any) -> None:
+    """Stop the server for a signal that comes before it listens for them, and ignore the one that it raises at its end.
 
-    uvicorn raises the signal that it was stopped by once more at its end, which then does nothing.
+    uvicorn raises the signal that it was stopped by once more, which would end the process with another exit code.
     """
 
     def stop(number: int, frame: Any) -> None:
         server.should_exit = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def _run_many(settings: Settings, listener: socket.socket) -> int:

@@ -63,38 +63,38 @@ class Metrics:
         self._lock = threading.Lock()
         self._measured = 0.0
 
-        def count(name: str, text: str, *labels: str) -> Counter:
+        def add_counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=self._registry)
 
-        def time_or_size(name: str, text: str, buckets: Any, *labels: str) -> Histogram:
+        def add_histogram(name: str, text: str, buckets: Any, *labels: str) -> Histogram:
             return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
 
-        def gauge(name: str, text: str, mode: Any, *labels: str) -> Gauge:
+        def add_gauge(name: str, text: str, mode: Any, *labels: str) -> Gauge:
             return Gauge(name, text, labels, multiprocess_mode=mode, registry=self._registry)
 
-        self._requests = count(
+        self._requests = add_counter(
             "vfm_requests_total", "Requests answered.", "route", *_MODEL, "status"
         )
         text = "From the first byte of a request to the last of its answer."
-        self._request_s = time_or_size("vfm_request_seconds", text, _SECONDS, "route", "model")
-        self._rejections = count("vfm_rejected_total", "Requests refused.", "reason")
+        self._request_s = add_histogram("vfm_request_seconds", text, _SECONDS, "route", "model")
+        self._rejections = add_counter("vfm_rejected_total", "Requests refused.", "reason")
         text = "Rows that wait for the model."
-        self._queue_rows = gauge("vfm_queue_rows", text, "livesum", *_MODEL)
-        self._batch_rows = time_or_size("vfm_batch_rows", "Rows of a batch.", _ROWS, *_MODEL)
+        self._queue_rows = add_gauge("vfm_queue_rows", text, "livesum", *_MODEL)
+        self._batch_rows = add_histogram("vfm_batch_rows", "Rows of a batch.", _ROWS, *_MODEL)
         text = "What a request waited for its batch."
-        self._queue_s = time_or_size("vfm_queue_seconds", text, _SECONDS, *_MODEL)
+        self._queue_s = add_histogram("vfm_queue_seconds", text, _SECONDS, *_MODEL)
         text = "What a batch took in the model."
-        self._compute_s = time_or_size("vfm_compute_seconds", text, _SECONDS, *_MODEL)
+        self._compute_s = add_histogram("vfm_compute_seconds", text, _SECONDS, *_MODEL)
         text = "Windows of images that are unlike those of the bundle's reference."
-        self.drift_alerts = count("vfm_drift_alerts_total", text, *_MODEL)
-        self.reloads = count("vfm_reloads_total", "Bundles loaded while serving.", "model")
+        self.drift_alerts = add_counter("vfm_drift_alerts_total", text, *_MODEL)
+        self.reloads = add_counter("vfm_reloads_total", "Bundles loaded while serving.", "model")
         text = "Bundles that could not be loaded while serving."
-        self.reload_failures = count("vfm_reload_failures_total", text, "model")
+        self.reload_failures = add_counter("vfm_reload_failures_total", text, "model")
         text = "1 for each bundle that is loaded."
-        self._info = gauge(
+        self._info = add_gauge(
             "vfm_model_info", text, "livemax", *_MODEL, "task", "precision", "device"
         )
-        self._memory = gauge("vfm_memory_bytes", "Resident memory of the server.", "livesum")
+        self._memory = add_gauge("vfm_memory_bytes", "Resident memory of the server.", "livesum")
 
     def record_request(
         self,
@@ -163,7 +163,7 @@ class Metrics:
         # Whoever tidies up temporary files may take the folder; this process still has its counts.
         if self._folder is None or not Path(self._folder).is_dir():
             return generate_latest(self._registry), CONTENT_TYPE_LATEST
-        _bury_dead_workers(self._folder)
+        _remove_dead_workers(self._folder)
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry, self._folder)  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST
@@ -191,7 +191,7 @@ def _find_multiprocess_folder() -> str | None:
     if folder and values.ValueClass is values.MutexValue:
         raise StateError(
             f"{_FOLDER} is {folder}, but prometheus_client was imported before it was set, so it "
-            "would count for this process alone. Set it before the workers start."
+            "would add_counter for this process alone. Set it before the workers start."
         )
     return folder or None
 
@@ -228,7 +228,7 @@ def reserve_room(folder: str | None) -> str | None:
     return folder
 
 
-def _bury_dead_workers(folder: str) -> None:
+def _remove_dead_workers(folder: str) -> None:
     """Take away what workers that were killed had in their queues and in memory."""
     for pid in {path.stem.rpartition("_")[2] for path in Path(folder).glob("gauge_live*.db")}:
         try:

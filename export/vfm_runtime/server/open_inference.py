@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vfm_runtime import __version__
-from vfm_runtime.server.errors import ApiError, describe_errors, json_response
+from vfm_runtime.server.errors import ApiError, describe_errors, respond_json
 from vfm_runtime.server.repository import ServedModel
 from vfm_runtime.server.security import TOKEN
 from vfm_runtime.server.service import DEADLINE, RequestContext, Service, get_service
@@ -120,19 +120,19 @@ class ModelMetadata(BaseModel):
 
 
 @router.get("/v2", responses=describe_errors())
-async def server() -> ServerMetadata:
+async def get_server() -> ServerMetadata:
     """What this server is and which extensions of the protocol it has."""
     return ServerMetadata()
 
 
 @router.get("/v2/health/live", responses=describe_errors())
-async def live() -> dict[str, bool]:
+async def check_live() -> dict[str, bool]:
     """Whether the process answers at all."""
     return {"live": True}
 
 
 @router.get("/v2/health/ready", responses=describe_errors(503))
-async def ready(request: Request) -> dict[str, bool]:
+async def check_ready(request: Request) -> dict[str, bool]:
     """Whether requests are answered: the models are loaded, and the server is not stopping."""
     _check_ready(get_service(request))
     return {"ready": True}
@@ -145,13 +145,13 @@ async def ready(request: Request) -> dict[str, bool]:
     response_model=ModelList,
     responses=describe_errors(401, 503),
 )
-async def models(request: Request) -> Response:
+async def list_models(request: Request) -> Response:
     """Every model with its versions, lowest first; an extension of the protocol."""
     service = get_service(request)
     by_name: dict[str, list[ServedModel]] = {}
     for served in service.repository.list_models():
         by_name.setdefault(served.name, []).append(served)
-    return json_response(
+    return respond_json(
         {"models": [_describe_model(service, versions) for versions in by_name.values()]}
     )
 
@@ -183,7 +183,7 @@ def _describe_head(task: TaskType) -> dict[str, Any]:
 
 @router.get(_MODEL, **_OF_MODEL)
 @router.get(_VERSION, **_OF_MODEL)
-async def metadata(request: Request, model: str, version: str | None = None) -> ModelMetadata:
+async def get_metadata(request: Request, model: str, version: str | None = None) -> ModelMetadata:
     """The tensors that a model takes and gives."""
     repository = get_service(request).repository
     served = repository.find_model(model, version)
@@ -198,7 +198,7 @@ async def metadata(request: Request, model: str, version: str | None = None) -> 
 
 @router.get(f"{_MODEL}/ready", **_OF_MODEL)
 @router.get(f"{_VERSION}/ready", **_OF_MODEL)
-async def model_ready(request: Request, model: str, version: str | None = None) -> ModelReady:
+async def check_model_ready(request: Request, model: str, version: str | None = None) -> ModelReady:
     """Whether a model answers."""
     service = get_service(request)
     served = service.repository.find_model(model, version)
@@ -237,7 +237,7 @@ def _make_response(
     if question.id is not None:
         body["id"] = question.id
     body["outputs"] = entries
-    response = json_response(body)
+    response = respond_json(body)
     if not tail:
         return response
     head = bytes(response.body)

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from vfm_runtime.server.errors import ApiError, describe_errors, json_response
+from vfm_runtime.server.errors import ApiError, describe_errors, respond_json
 from vfm_runtime.server.security import TOKEN
 from vfm_runtime.server.service import get_service
 
@@ -30,7 +30,7 @@ _TYPES = {".js": "text/javascript", ".css": "text/css"}
     response_class=PlainTextResponse,
     responses=describe_errors(401),
 )
-async def metrics(request: Request) -> Response:
+async def get_metrics(request: Request) -> Response:
     """Counts and times in the words of Prometheus, of all workers together."""
     # With several workers it reads files.
     body, media_type = await run_in_threadpool(get_service(request).metrics.render)
@@ -43,13 +43,13 @@ async def metrics(request: Request) -> Response:
     response_model=dict[str, Any],
     responses=describe_errors(),
 )
-async def openapi(request: Request) -> Response:
+async def get_openapi(request: Request) -> Response:
     """This description of the server."""
-    return json_response(request.app.openapi())
+    return respond_json(request.app.openapi())
 
 
 @page_router.get("/", response_class=HTMLResponse, responses=describe_errors())
-async def index() -> Response:
+async def get_index() -> Response:
     """A page to try the models with."""
     return _read_file("index.html")
 
@@ -62,7 +62,7 @@ async def index() -> Response:
     },
     response_class=Response,
 )
-async def static(file: str) -> Response:
+async def get_static(file: str) -> Response:
     """A file of the page."""
     return _read_file(file)
 

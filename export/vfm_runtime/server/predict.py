@@ -18,7 +18,7 @@ from vfm_runtime.media.demux import Guard, VideoFile, VideoLimits, import_av, su
 from vfm_runtime.media.image import Pixels
 from vfm_runtime.media.video import is_video
 from vfm_runtime.server.batching import Timing
-from vfm_runtime.server.errors import ApiError, describe_errors, json_response
+from vfm_runtime.server.errors import ApiError, describe_errors, respond_json
 from vfm_runtime.server.repository import ServedModel
 from vfm_runtime.server.security import TOKEN
 from vfm_runtime.server.service import DEADLINE, RequestContext, get_service
@@ -206,7 +206,7 @@ def _make_response(
     prediction = task.predict(file.opened, outputs)
     height, width = (None, None) if isinstance(file.source, bytes) else file.source.shape[:2]
     values = prediction.to_dict(view)
-    return json_response(
+    return respond_json(
         {
             "model": served.name,
             "version": served.version,

@@ -204,7 +204,7 @@ class Repository:
 
     def _install(self, key: _Key, served: ServedModel, stamp: ManifestStamp) -> None:
         model, (name, version) = served.model, key
-        self._retire(key)
+        self._release(key)
         self._served = {**self._served, key: served}
         self._stamps[key] = stamp
         self._failed.pop(key, None)
@@ -217,7 +217,7 @@ class Repository:
             *(name, version, stamp.folder, task, model.precision, model.device),
         )
 
-    def _retire(self, key: _Key) -> None:
+    def _release(self, key: _Key) -> None:
         """Close the batcher of a model when the last request that holds the model has let go of it."""
         served = self._served.get(key)
         if served is None:
@@ -265,7 +265,7 @@ class Repository:
         for key in gone:
             if self._missed[key] < _MISSES_UNTIL_GONE:
                 continue
-            self._retire(key)
+            self._release(key)
             self._served = {k: served for k, served in self._served.items() if k != key}
             del self._stamps[key], self._missed[key]
             self._metrics.remove_model(*key)

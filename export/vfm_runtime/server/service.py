@@ -200,7 +200,7 @@ class Service:
         """Put rows to a model, a batch at a time, so that the crops of a long video fit the queue.
 
         Args:
-            served: Model to run.
+            served: Model of the repository to run.
             inputs: Arrays by name, with one row or more.
             deadline: When the time is up, by `time.monotonic()`.
         """
@@ -226,7 +226,7 @@ async def cancel_on_disconnect(request: Request, work: Awaitable[Response]) -> R
 
     Args:
         request: Request whose body is read already.
-        work: Makes the response.
+        work: Awaitable that makes the response.
 
     Raises:
         ClientDisconnect: The client left.

@@ -28,7 +28,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = ("max_wait_ms", "reload_every", "drain")
 
 
-def _option(default: Any, text: str, **options: Any) -> Any:
+def _declare_option(default: Any, text: str, **options: Any) -> Any:
     """A field that is an option of the command line too: its help, and what else `add_argument` takes."""
     return field(default=default, metadata={"help": text, **options})
 
@@ -40,28 +40,34 @@ class Settings:
     bundles: tuple[str, ...]
     """A bundle's folder each, or NAME=FOLDER; a folder of numbered folders holds versions."""
 
-    host: str = _option("127.0.0.1", "address to listen on; any but a loopback one needs tokens")
-    port: int = _option(8000, "0 for any that is free", type=int)
-    workers: int = _option(1, "processes that answer", type=int)
-    device: str = _option("auto", "where the models run: auto, cpu, cuda, tensorrt, openvino")
-    precision: str = _option("auto", "auto, fp32, fp16, int8, bf16")
-    num_threads: int | None = _option(
+    host: str = _declare_option(
+        "127.0.0.1", "address to listen on; any but a loopback one needs tokens"
+    )
+    port: int = _declare_option(8000, "0 for any that is free", type=int)
+    workers: int = _declare_option(1, "processes that answer", type=int)
+    device: str = _declare_option(
+        "auto", "where the models run: auto, cpu, cuda, tensorrt, openvino"
+    )
+    precision: str = _declare_option("auto", "auto, fp32, fp16, int8, bf16")
+    num_threads: int | None = _declare_option(
         None, "of one worker (default: the usable cores, divided)", type=int
     )
-    max_batch: int = _option(8, "images that go through a model at once", type=int)
-    max_wait_ms: float = _option(2.0, "longest wait for a fuller batch", type=float)
-    max_queue: int = _option(64, "images that wait for a model; more are refused", type=int)
-    timeout: float = _option(30.0, "seconds of a whole request", type=float)
-    body_timeout: float = _option(20.0, "seconds in which a body has to arrive", type=float)
-    max_body_mb: float = _option(50, "largest body in MiB", type=float)
-    max_pixels: int = _option(25_000_000, "of the largest image, and of a video's frames", type=int)
-    max_frames: int = _option(18_000, "of the longest video", type=int)
-    max_seconds: float = _option(600.0, "of the longest video", type=float)
+    max_batch: int = _declare_option(8, "images that go through a model at once", type=int)
+    max_wait_ms: float = _declare_option(2.0, "longest wait for a fuller batch", type=float)
+    max_queue: int = _declare_option(64, "images that wait for a model; more are refused", type=int)
+    timeout: float = _declare_option(30.0, "seconds of a whole request", type=float)
+    body_timeout: float = _declare_option(20.0, "seconds in which a body has to arrive", type=float)
+    max_body_mb: float = _declare_option(50, "largest body in MiB", type=float)
+    max_pixels: int = _declare_option(
+        25_000_000, "of the largest image, and of a video's frames", type=int
+    )
+    max_frames: int = _declare_option(18_000, "of the longest video", type=int)
+    max_seconds: float = _declare_option(600.0, "of the longest video", type=float)
     token_file: Path | None = field(
         default=None,
         metadata={"help": "bearer tokens, one a line; others in VFM_TOKENS", **_FILE},
     )
-    allow_origin: tuple[str, ...] = _option(
+    allow_origin: tuple[str, ...] = _declare_option(
         (),
         "web origin whose pages may read the answers, or *; may be repeated",
         action="append",
@@ -71,11 +77,13 @@ class Settings:
     keyfile: Path | None = field(
         default=None, metadata={"help": "key of the certificate, PEM", **_FILE}
     )
-    reload_every: float = _option(2.0, "seconds between looks at the bundles; 0: never", type=float)
-    drain: float = _option(30.0, "seconds that running requests get at the end", type=float)
+    reload_every: float = _declare_option(
+        2.0, "seconds between looks at the bundles; 0: never", type=float
+    )
+    drain: float = _declare_option(30.0, "seconds that running requests get at the end", type=float)
     page: bool = True
     """Whether the demonstration page is served."""
-    log_format: str = _option("json", "of the log", choices=LOG_FORMATS)
+    log_format: str = _declare_option("json", "of the log", choices=LOG_FORMATS)
 
     def __post_init__(self) -> None:
         if not self.bundles:

@@ -33,7 +33,7 @@ class Supervisor(Multiprocess):
     def keep_subprocess_alive(self) -> None:
         """Look at every worker, and replace it if it is dead or does not answer."""
         for index, process in enumerate(self.processes):
-            if self.should_exit.is_set() or self._answers(process):
+            if self.should_exit.is_set() or self._is_answering(process):
                 continue
             if process.process.is_alive():
                 _log.error("Worker %s does not answer and is killed.", process.pid)
@@ -53,7 +53,7 @@ class Supervisor(Multiprocess):
                 self.processes[index] = Process(self.config, self.sockets)
                 self.processes[index].start()
 
-    def _answers(self, process: Process) -> bool:
+    def _is_answering(self, process: Process) -> bool:
         """Ask a worker whether it lives; one that dies meanwhile is not waited for, nor is the end of the server."""
         deadline = time.monotonic() + self.config.timeout_worker_healthcheck
         while process.process.is_alive() and time.monotonic() < deadline:

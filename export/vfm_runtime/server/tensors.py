@@ -146,12 +146,12 @@ def split_body(body: bytes, json_length: str | None) -> tuple[bytes, memoryview]
     if json_length is None:
         return body, memoryview(b"")
     if not (json_length.isascii() and json_length.isdigit() and len(json_length) <= 12):
-        raise _bad(
+        raise _refuse(
             f"Inference-Header-Content-Length is '{json_length[:40]}'. Give the bytes of the JSON."
         )
     length = int(json_length)
     if length > len(body):
-        raise _bad(
+        raise _refuse(
             f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes."
         )
     return body[:length], memoryview(body)[length:]
@@ -179,32 +179,34 @@ def read_question(
     except ValidationError as error:
         fault = error.errors()[0]
         path = ".".join(map(str, fault["loc"]))
-        raise _bad(
-            f"'{path}' is {_shorten(fault['input'])}: {fault['msg']}. GET /openapi.json describes requests."
+        raise _refuse(
+            f"'{path}' is {_format(fault['input'])}: {fault['msg']}. GET /openapi.json describes requests."
         ) from error
     by_name = {spec.name: spec for spec in inputs}
     names = [entry.name for entry in request.inputs]
     if sorted(names) != sorted(by_name):
         takes = "; ".join(str(spec) for spec in inputs)
-        raise _bad(f"The inputs are {_shorten(names)}. The model takes: {takes}.")
+        raise _refuse(f"The inputs are {_format(names)}. The model takes: {takes}.")
     arrays, start = {}, 0
     for entry in request.inputs:
         arrays[entry.name], start = _read_tensor(entry, by_name[entry.name], tail, start)
     if start != len(tail):
-        raise _bad(
+        raise _refuse(
             f"{len(tail)} bytes follow the JSON, but the binary_data_size of all inputs is {start}."
         )
     if len({len(array) for array in arrays.values()}) > 1:
         shapes = ", ".join(f"'{name}' {list(array.shape)}" for name, array in arrays.items())
-        raise _bad(f"The inputs have different numbers of rows: {shapes}. Give one row an image.")
+        raise _refuse(
+            f"The inputs have different numbers of rows: {shapes}. Give one row an image."
+        )
     return Question(request.id, arrays, _read_outputs(request, [spec.name for spec in outputs]))
 
 
-def _bad(message: str) -> ApiError:
+def _refuse(message: str) -> ApiError:
     return ApiError(400, message)
 
 
-def _shorten(value: object) -> str:
+def _format(value: object) -> str:
     # Not repr at once: of an enormous whole number Python refuses to make a text.
     text = reprlib.repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
@@ -216,8 +218,8 @@ def _read_outputs(request: InferRequest, names: list[str]) -> dict[str, bool]:
     for output in request.outputs:
         name, binary = output.name, output.parameters.binary_data
         if name not in names or name in requested:
-            raise _bad(
-                f"The output {_shorten(name)} is unknown or asked for twice. Outputs: {', '.join(names)}."
+            raise _refuse(
+                f"The output {_format(name)} is unknown or asked for twice. Outputs: {', '.join(names)}."
             )
         requested[name] = default if binary is None else binary
     return requested or dict.fromkeys(names, default)
@@ -229,22 +231,22 @@ def _read_tensor(
     """Return the array of an input, and where in the bytes the next one begins."""
     what, shape = f"Input '{spec.name}'", tuple(entry.shape)
     if entry.datatype != spec.datatype:
-        raise _bad(f"{what} has the datatype '{entry.datatype}'. Expected: {spec}.")
+        raise _refuse(f"{what} has the datatype '{entry.datatype}'. Expected: {spec}.")
     sides = zip(spec.shape[1:], shape[1:], strict=False)
     if len(shape) != len(spec.shape) or any(side not in (-1, size) for side, size in sides):
-        raise _bad(f"{what} has the shape {_shorten(entry.shape)}. Expected: {spec}.")
+        raise _refuse(f"{what} has the shape {_format(entry.shape)}. Expected: {spec}.")
     size = entry.parameters.binary_data_size
     if size is None:
         return _read_numbers(entry.data, spec, shape), start
     if entry.data is not None:
-        raise _bad(f"{what} has both data and binary_data_size. Give one of them.")
+        raise _refuse(f"{what} has both data and binary_data_size. Give one of them.")
     expected = math.prod(shape) * spec.dtype.itemsize
     if size != expected:
-        raise _bad(
-            f"{what} has binary_data_size {_shorten(size)}; its shape {list(shape)} takes {expected} bytes."
+        raise _refuse(
+            f"{what} has binary_data_size {_format(size)}; its shape {list(shape)} takes {expected} bytes."
         )
     if start + size > len(tail):
-        raise _bad(
+        raise _refuse(
             f"{what} needs {size} bytes behind the JSON, and {len(tail) - start} are left. Is "
             "Inference-Header-Content-Length right?"
         )
@@ -255,15 +257,17 @@ def _read_tensor(
 def _read_numbers(data: object, spec: TensorMetadata, shape: tuple[int, ...]) -> NDArray[Any]:
     what = f"Input '{spec.name}'"
     if not isinstance(data, list):
-        raise _bad(f"{what} has data {_shorten(data)}; expected a list of numbers, flat or nested.")
+        raise _refuse(
+            f"{what} has data {_format(data)}; expected a list of numbers, flat or nested."
+        )
     _check_numbers(data, spec)
     try:
         array = np.array(data)
     except (ValueError, OverflowError) as error:
-        raise _bad(f"{what} has lists of different lengths in its data.") from error
+        raise _refuse(f"{what} has lists of different lengths in its data.") from error
     count = math.prod(shape)
     if array.shape != shape and array.shape != (count,):
-        raise _bad(
+        raise _refuse(
             f"{what} has data of shape {list(array.shape)}; its shape is {list(shape)}, so give "
             f"that, or a flat list of {count} numbers."
         )
@@ -280,7 +284,7 @@ def _check_numbers(data: list[Any], spec: TensorMetadata) -> None:
     whole = spec.dtype.kind in "ui"
     if not kinds <= ({int} if whole else {int, float}):
         what = "whole numbers" if whole else "numbers"
-        raise _bad(f"Input '{spec.name}' has data other than {what}. Expected: {spec}.")
+        raise _refuse(f"Input '{spec.name}' has data other than {what}. Expected: {spec}.")
 
 
 def _cast(array: NDArray[Any], spec: TensorMetadata) -> NDArray[Any]:
@@ -288,8 +292,8 @@ def _cast(array: NDArray[Any], spec: TensorMetadata) -> NDArray[Any]:
         limits = np.iinfo(spec.dtype)
         low, high = int(array.min()), int(array.max())
         if low < limits.min or high > limits.max:
-            raise _bad(
-                f"Input '{spec.name}' has values from {_shorten(low)} to {_shorten(high)}; "
+            raise _refuse(
+                f"Input '{spec.name}' has values from {_format(low)} to {_format(high)}; "
                 f"{spec.datatype} goes from {limits.min} to {limits.max}."
             )
     try:
@@ -302,7 +306,7 @@ def _cast(array: NDArray[Any], spec: TensorMetadata) -> NDArray[Any]:
 
 def _check_finite(array: NDArray[Any], spec: TensorMetadata) -> NDArray[Any]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise _bad(f"Input '{spec.name}' has values that are not finite. Expected: {spec}.")
+        raise _refuse(f"Input '{spec.name}' has values that are not finite. Expected: {spec}.")
     return array
 
 
@@ -335,7 +339,7 @@ def write_outputs(
             tail.append(data)
         else:
             if not np.isfinite(array).all():
-                raise _bad(
+                raise _refuse(
                     f"Output '{name}' has values that are not finite, which JSON cannot hold. Check "
                     "the inputs, or ask for it with the parameter binary_data."
                 )

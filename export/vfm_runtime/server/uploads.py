@@ -188,11 +188,14 @@ async def _read_form(request: Request) -> Upload:
     )
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        cause = error.__cause__ or error.message
+    except (
+        MultiPartException,
+        ValueError,
+    ) as error:  # older versions let errors of the parser through
+        cause = str(error.__cause__ or error)[:200]
         raise ApiError(
             400,
-            f"The multipart form is malformed ({str(cause)[:200]}). Send one file in the field '{FIELD}'.",
+            f"The multipart form is malformed ({cause}). Send one file in the field '{FIELD}'.",
         ) from error
     if not parser.has_ended:
         raise ApiError(400, "The multipart form ends before its last boundary. Send all of it.")

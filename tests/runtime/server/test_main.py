@@ -304,11 +304,15 @@ def test_tls(server, folders, tmp_path):
 
 
 def test_a_signal_before_the_server_listens_for_it():
-    server, before = argparse.Namespace(should_exit=False), signal.getsignal(signal.SIGTERM)
-    with main._stop_on_signals(server):
+    server = argparse.Namespace(should_exit=False)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        main._stop_on_signals(server)
         signal.raise_signal(signal.SIGTERM)
         assert server.should_exit
-    assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Worker:
