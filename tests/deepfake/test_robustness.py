@@ -1,6 +1,7 @@
 """`vfm audit --robustness`."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,11 +92,12 @@ def test_the_crop_is_degraded_before_it_is_resized(root, task):
     data = faces(root)
     records = select_frames(task, data, "test", 1)
     jpeg = Degradation("jpeg", 10)
-    sample = DegradedDeepfakes.build(records, data, task, jpeg, 0)[0]
+    images = DegradedDeepfakes(records, task.preprocess, crop=data.crop, degradation=jpeg)
+    sample = images[0]
     crop = np.array(Image.open(records[0].source))
     expected = task.preprocess.resize(jpeg.apply(crop, np.random.default_rng(0)))[0]
     np.testing.assert_array_equal(sample.image, expected)
-    plain = DegradedDeepfakes.build(records, data, task, None, 0)[0]
+    plain = replace(images, degradation=None)[0]
     np.testing.assert_array_equal(plain.image, task.preprocess.resize(crop)[0])
 
 

@@ -64,13 +64,6 @@ def calibrate_videos(
 ) -> CalibrationResult:
     """Fit the temperature and the threshold of a detector on videos that it was not trained on.
 
-    Args:
-        source: Images of the videos, with the model's `preprocess`.
-        run: The model, as a function of its inputs.
-        crop: How the images that it was trained on were cut out.
-        folder: Folder of the checkpoint, with the results of its tests.
-        options: Options of the command.
-
     Raises:
         CalibrationError: The videos were tested on, or are all real or all fake.
         TooFewError: There are too few real videos for the fraction.
@@ -96,10 +89,6 @@ def calibrate_videos(
 
 def require_untested(records: Sequence[Record], folder: Path) -> None:
     """Refuse the videos of the last test, whatever data they were of.
-
-    Args:
-        records: Images to calibrate on.
-        folder: Folder of the checkpoint, with the results of its tests.
 
     Raises:
         CalibrationError: They are the test videos of `results.json`.

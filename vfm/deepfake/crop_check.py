@@ -12,10 +12,6 @@ from vfm.training.checkpoint import CheckpointError
 def require_same_crop(crop: CropSpec, trained: CropSpec) -> None:
     """Refuse images that were cut out otherwise than those of the training: the crop is a part of the model.
 
-    Args:
-        crop: How the images were cut out.
-        trained: How those of the training were.
-
     Raises:
         CheckpointError: The two differ.
     """

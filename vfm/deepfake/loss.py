@@ -47,11 +47,7 @@ class DeepfakeLoss(Loss):
         check_weights(**self.weights)
 
     def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
-        """Sums over the N images of a batch, weighted.
-
-        Args:
-            raw: Outputs of a `DeepfakeHead`.
-            batch: The same images with their `DeepfakeTarget`.
+        """Sums over the N images of a batch, weighted, from the outputs of a `DeepfakeHead`.
 
         Returns:
             `classes`, `uniformity`, `alignment`, `mask` and `mil`.

@@ -53,7 +53,7 @@ def average_by_video(logits: npt.ArrayLike, labels: npt.ArrayLike, keys: Sequenc
     """
     values, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     _check(values, truth, len(keys))
-    names, of_frame = list(dict.fromkeys(keys)), _number(keys)
+    names, of_frame = list(dict.fromkeys(keys)), _index_names(keys)
     number = np.bincount(of_frame)
     num_fake = np.bincount(of_frame, weights=truth)
     mixed = np.flatnonzero((num_fake > 0) & (num_fake < number))
@@ -107,7 +107,7 @@ def compute_deepfake_results(
         ValueError: The frames make no videos, for the reasons of `average_by_video`.
     """
     videos = average_by_video(logits, labels, keys)
-    of_frame = _number(components)
+    of_frame = _index_names(components)
     num_clusters = int(of_frame.max()) + 1
     clusters = np.zeros(len(videos.keys), np.int64)
     clusters[videos.of_frame] = of_frame
@@ -184,10 +184,6 @@ def bound_failures(videos: Videos, lost: Sequence[LostVideo]) -> dict[str, Any]:
 
     A failure is neither right nor wrong, so two metrics frame the truth: one leaves failures out, the other lets
     every failed fake look more real, and every failed real more fake, than all that were scored.
-
-    Args:
-        videos: Videos that were scored.
-        lost: Videos that were not.
     """
     labels = np.array([video.label for video in lost], np.int64)
     logits = np.concatenate([videos.logits, np.where(labels == 1, -np.inf, np.inf)])
@@ -264,7 +260,7 @@ def _check(values: FloatArray, labels: npt.NDArray[Any], num_keys: int) -> None:
         )
 
 
-def _number(names: Sequence[Hashable]) -> IntArray:
+def _index_names(names: Sequence[Hashable]) -> IntArray:
     """Number names from 0, in the order in which they first occur."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)

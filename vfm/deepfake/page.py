@@ -47,16 +47,7 @@ def write_deepfake_page(
     logits: NDArray[np.float32],
     records: Sequence[Record],
 ) -> None:
-    """Write `report_<split>.html` and the PNG files of its pictures.
-
-    Args:
-        folder: Folder of the checkpoint.
-        split: `val` or `test`, whose page is replaced.
-        results: Metrics of the split, as in `results.json`.
-        videos: Videos of the split.
-        logits: [N], one for each image that was scored.
-        records: Records of these N images.
-    """
+    """Write `report_<split>.html` and the PNG files of its pictures, from logits [N] and records of N scored images."""
     page = ResultsPage(
         folder,
         split,

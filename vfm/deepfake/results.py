@@ -91,12 +91,7 @@ def join_records(
 
 
 def select_most_fake(logits: NDArray[np.float32], items: Sequence[Item]) -> NDArray[np.int64]:
-    """Rows of the most fake face of each frame: by it the frame is judged where all faces count.
-
-    Args:
-        logits: [N], above 0 for fake.
-        items: What each of the N images shows.
-    """
+    """Rows of the most fake face of each frame, of N logits: by it the frame is judged where all faces count."""
     best: dict[tuple[Key, int], int] = {}
     for row, item in enumerate(items):
         # A still has no number, and is a video of its own.

@@ -21,13 +21,7 @@ class DeepfakeValidation(Validation):
     metric = "frame_auc"
 
     def __init__(self, labels: tuple[str, ...], images: OpenedImages, *, by_frame: bool) -> None:
-        """Remember how frames of several faces are judged.
-
-        Args:
-            labels: Names of the model's labels.
-            images: Images opened for the model.
-            by_frame: Whether the most fake face of a frame counts for it.
-        """
+        """Remember whether the most fake face of a frame counts for it."""
         super().__init__(labels, images)
         self._by_frame = by_frame
 

@@ -51,19 +51,19 @@ def fit_temperature(logits: npt.ArrayLike, positive: npt.ArrayLike) -> float:
     scale = float(np.sqrt((weight * values**2).sum())) or 1.0
     scaled = values / scale
 
-    def differentiate_loss(factor: float) -> float:
+    def compute_slope(factor: float) -> float:
         return float((weight * (expit(factor * scaled) - target) * scaled).sum())
 
-    if differentiate_loss(0.0) >= 0:
+    if compute_slope(0.0) >= 0:
         raise ValueError(
             "The logits of reals are no lower than those of the others, so no temperature makes "
             "probabilities of them. "
             "Check that labels are not swapped (real is 0), and look at the AUC first."
         )
     high = 1.0
-    while differentiate_loss(high) < 0:
+    while compute_slope(high) < 0:
         high *= 2
-    return float(scale / brentq(differentiate_loss, 0.0, high))
+    return float(scale / brentq(compute_slope, 0.0, high))
 
 
 def fit_class_temperature(log_scores: npt.ArrayLike, target: npt.ArrayLike) -> float:
@@ -99,7 +99,7 @@ def fit_class_temperature(log_scores: npt.ArrayLike, target: npt.ArrayLike) -> f
         divided = values / temperature
         return float((np.logaddexp.reduce(divided, axis=1) - (soft_target * divided).sum(1)).sum())
 
-    return _minimize(compute_loss)
+    return _find_minimum(compute_loss)
 
 
 def fit_label_temperature(logits: npt.ArrayLike, target: npt.ArrayLike) -> float:
@@ -120,10 +120,10 @@ def fit_label_temperature(logits: npt.ArrayLike, target: npt.ArrayLike) -> float
         )
     support = truth.sum(axis=0)
     soft_target = np.where(truth, (support + 1) / (support + 2), 1 / (len(truth) - support + 2))
-    return _minimize(lambda temperature: _sum_nll(values / temperature, soft_target))
+    return _find_minimum(lambda temperature: _sum_nll(values / temperature, soft_target))
 
 
-def _minimize(compute_loss: Callable[[float], float]) -> float:
+def _find_minimum(compute_loss: Callable[[float], float]) -> float:
     """The temperature of least loss, which is convex in its inverse and so has one minimum."""
     ends = (math.log(_LEAST_TEMPERATURE), math.log(_MOST_TEMPERATURE))
     result = minimize_scalar(
@@ -291,10 +291,7 @@ def _average_gap(bins: list[Bin], masses: list[float]) -> float:
 
 
 def count_required_samples(rate: float) -> int:
-    """The fewest samples for which `fit_conformal_threshold` gives a threshold.
-
-    Args:
-        rate: Fraction of samples that may pass, above 0 and below 1.
+    """The fewest samples for which `fit_conformal_threshold` gives a threshold that a fraction of `rate` may pass.
 
     Raises:
         ValueError: `rate` is not a fraction.

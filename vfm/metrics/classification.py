@@ -42,10 +42,7 @@ def compute_confusion_matrix(
 
 
 def compute_accuracy(matrix: npt.ArrayLike) -> FloatArray:
-    """Fraction of samples on the diagonal: float `[...]`, a scalar for one matrix.
-
-    Args:
-        matrix: Confusion matrices, int `[..., C, C]`, rows are the truth.
+    """Fraction of samples on the diagonal of confusion matrices, int `[..., C, C]`: float `[...]`, a scalar for one.
 
     Raises:
         ValueError: It is no confusion matrix, or counts no sample.
@@ -55,14 +52,11 @@ def compute_accuracy(matrix: npt.ArrayLike) -> FloatArray:
 
 
 def compute_macro_f1(matrix: npt.ArrayLike) -> FloatArray:
-    """Unweighted mean over classes of the F1 score, between 0 and 1: float `[...]`, a scalar for one matrix.
+    """Unweighted mean over classes of the F1 score of confusion matrices, int `[..., C, C]`: float `[...]`, 0 to 1.
 
     A class with neither a true sample nor a prediction is left out of the mean. A class
     with predictions but no true sample counts as F1 0. Both as in scikit-learn's
     `f1_score(average="macro")` on the labels that occur.
-
-    Args:
-        matrix: Confusion matrices, int `[..., C, C]`, rows are the truth.
 
     Raises:
         ValueError: It is no confusion matrix, or counts no sample.
@@ -80,17 +74,10 @@ def average_f1(hits: Any, support: Any, predicted: Any) -> FloatArray:
 def list_class_metrics(
     hits: Any, support: Any, predicted: Any, rankings: Sequence[Ranking], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One row for each class: label, precision, recall, f1, support (true samples), average precision and AUROC.
+    """One row for each class from its counts, int [C]: precision, recall, f1, support, average precision and AUROC.
 
     A ratio over no samples, such as the precision of a class never predicted, is given
     as 0; the support tells such rows apart.
-
-    Args:
-        hits: Right predictions, int [C].
-        support: True samples, int [C].
-        predicted: Predictions, int [C].
-        rankings: Scores of each class, sorted.
-        labels: Names of the C classes.
     """
     precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(support, 1)
     f1 = 2 * hits / np.maximum(support + predicted, 1)

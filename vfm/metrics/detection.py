@@ -82,13 +82,7 @@ class ClassDetections(NamedTuple):
 def compute_coco_metrics(
     truth: Sequence[TrueBoxes], detections: Sequence[DetectedBoxes], num_labels: int
 ) -> tuple[dict[str, float | None], list[float | None]]:
-    """COCO's twelve metrics, and AP by class; None where there is nothing to detect.
-
-    Args:
-        truth: True boxes, one entry an image.
-        detections: Detected boxes of the same images.
-        num_labels: Number of classes of the model.
-    """
+    """COCO's twelve metrics of a list of images, and AP by class; None where there is nothing to detect."""
     # Its import takes a while, and only evaluation needs it.
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -166,13 +160,7 @@ def match_detections(
 def count_confusions(
     truth: Sequence[TrueBoxes], detections: Sequence[DetectedBoxes], thresholds: Sequence[float]
 ) -> NDArray[np.int64]:
-    """True class by detected class, [C + 1, C + 1]; the last row and column are background.
-
-    Args:
-        truth: True boxes, one entry an image.
-        detections: Detected boxes of the same images.
-        thresholds: Least score of a detection, for each of the C classes.
-    """
+    """True class by detected class at the thresholds of C classes, [C + 1, C + 1]; the last ones are background."""
     least = np.asarray(thresholds)
     background = len(least)
     matrix = np.zeros((background + 1, background + 1), np.int64)

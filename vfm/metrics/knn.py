@@ -24,7 +24,7 @@ def score_neighbors(
         queries: Embeddings to classify, [N, D].
         references: Embeddings of known class, [M, D].
         target: Zeros and ones, or fractions, [M, C].
-        k: Number of neighbours; all M where there are fewer.
+        k: Number of neighbors; all M where there are fewer.
         temperature: The smaller, the more the nearest count.
 
     Returns:

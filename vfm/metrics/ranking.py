@@ -50,11 +50,7 @@ class Ranking:
         )
 
     def auroc(self, counts: npt.ArrayLike) -> FloatArray:
-        """Area under the ROC curve, [B]; ties count a half, NaN without positives or negatives.
-
-        Args:
-            counts: int [B, N], how often each image counts.
-        """
+        """Area under the ROC curve, [B], by how often images count, int [B, N]; a tie is a half, NaN without a side."""
         hits, before, through = self._count_runs(counts)
         positives = hits.sum(axis=1)
         negatives = np.asarray(counts).sum(axis=1) - positives
@@ -63,11 +59,7 @@ class Ranking:
         return 1 - _divide((hits * ahead).sum(axis=1), positives * negatives)
 
     def average_precision(self, counts: npt.ArrayLike) -> FloatArray:
-        """Mean precision at the rank of each positive, [B]; NaN without positives.
-
-        Args:
-            counts: int [B, N], how often each image counts.
-        """
+        """Mean precision at the rank of each positive, [B], by how often images count, int [B, N]; NaN without any."""
         hits, _, through = self._count_runs(counts)
         precision = np.cumsum(hits, axis=1) / np.maximum(through, 1)
         return _divide((hits * precision).sum(axis=1), hits.sum(axis=1))
@@ -110,12 +102,7 @@ class Ranking:
 
 
 def rank_classes(scores: npt.ArrayLike, positive: npt.ArrayLike) -> list[Ranking]:
-    """A ranking of each class.
-
-    Args:
-        scores: float [N, C], higher for images of the class.
-        positive: bool [N, C], whether the image belongs to the class.
-    """
+    """A ranking of each class, from float scores [N, C] and whether each image belongs to it, bool [N, C]."""
     columns = zip(np.asarray(scores).T, np.asarray(positive).T, strict=True)
     return [Ranking(column, truth) for column, truth in columns]
 
@@ -123,12 +110,7 @@ def rank_classes(scores: npt.ArrayLike, positive: npt.ArrayLike) -> list[Ranking
 def average_over_classes(
     method: Callable[[Ranking, npt.ArrayLike], FloatArray], rankings: Sequence[Ranking]
 ) -> Statistic:
-    """The mean of a metric over the classes for which it is defined.
-
-    Args:
-        method: `Ranking.auroc` or `Ranking.average_precision`.
-        rankings: Rankings of the classes.
-    """
+    """The mean of a metric, a method of `Ranking`, over the classes for which it is defined."""
 
     def average(counts: npt.ArrayLike) -> FloatArray:
         total = np.zeros(len(np.asarray(counts)))

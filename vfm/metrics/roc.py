@@ -39,11 +39,7 @@ class Roc(Ranking):
         self._thresholds = np.asarray(scores, dtype=np.float64)[self._order][self._ends]
 
     def compute_rates(self, counts: npt.ArrayLike | None = None) -> tuple[FloatArray, FloatArray]:
-        """Fractions of negatives and of positives at or above each of K thresholds, [B, K + 1] each, from 0 to 1.
-
-        Args:
-            counts: int [B, N], how often each sample counts; once each by default.
-        """
+        """Fractions of negatives and positives above K thresholds, [B, K + 1] each, by counts of samples, int [B, N]."""
         drawn = np.ones((1, len(self._order))) if counts is None else np.asarray(counts, np.float64)
         drawn = np.take(drawn, self._order, axis=1)
         hits = np.cumsum(drawn * self._positive, axis=1)[:, self._ends]
@@ -149,7 +145,7 @@ class ClusteredScores:
         """Every metric, ready for JSON: `average_precision` is of the positives; its chance level is `prevalence`."""
         of_negatives = Ranking(-self._logits, ~self._positive).average_precision
         average, average_real = (
-            self.estimate(self._by_cluster(method))
+            self.estimate(self._resample_clusters(method))
             for method in (self._roc.average_precision, of_negatives)
         )
         pair = (average["value"], average_real["value"])
@@ -159,18 +155,20 @@ class ClusteredScores:
             "average_precision_real": average_real,
             "mean_average_precision": None if None in pair else sum(pair) / 2,  # type: ignore[arg-type]
             "prevalence": self.num_positives / len(self._positive),
-            "eer": self.estimate(self._by_cluster(self._roc.eer)),
+            "eer": self.estimate(self._resample_clusters(self._roc.eer)),
             "eer_threshold": self._roc.eer_threshold() if self.has_both else None,
             "tpr_at_fpr": [
                 {
                     "fpr": rate,
-                    **self.estimate(self._by_cluster(partial(self._roc.tpr_at_fpr, rate))),
+                    **self.estimate(self._resample_clusters(partial(self._roc.tpr_at_fpr, rate))),
                     # With none allowed the metric is that of a rate of 0: right, but pessimistic.
                     "false_alarms_allowed": int(rate * self.num_negatives * (1 + _SLACK)),
                 }
                 for rate in FALSE_ALARM_RATES
             ],
-            "partial_auc": self.estimate(self._by_cluster(partial(self._roc.partial_auc, PARTIAL))),
+            "partial_auc": self.estimate(
+                self._resample_clusters(partial(self._roc.partial_auc, PARTIAL))
+            ),
         }
 
     def compute_headline(self) -> dict[str, float | None]:
@@ -189,10 +187,10 @@ class ClusteredScores:
     def auc(self) -> Statistic:
         """The area under the ROC curve as a function of how often each cluster was drawn."""
         if self.num_clusters > min(_MOST_CLUSTERS, len(self.clusters) / 2):
-            return self._by_cluster(self._roc.auroc)
+            return self._resample_clusters(self._roc.auroc)
         return _compare_clusters(self._logits, self._positive, self.clusters, self.num_clusters)
 
-    def _by_cluster(self, method: Statistic) -> Statistic:
+    def _resample_clusters(self, method: Statistic) -> Statistic:
         """A metric as a function of how often each cluster was drawn, int [B, clusters], in place of each sample."""
         rows = max(1, _BLOCK // len(self.clusters))
 
@@ -206,11 +204,7 @@ class ClusteredScores:
         return compute
 
     def estimate(self, statistic: Statistic) -> Metric:
-        """A metric of all data with its bootstrap interval.
-
-        Args:
-            statistic: The metric by how often each cluster was drawn, [B, clusters] to [B].
-        """
+        """A metric of how often each cluster was drawn, [B, clusters] to [B], for all data and with its interval."""
         size = -(-len(self.clusters) // self.num_clusters)
         metric = estimate_metric(statistic, (self.num_clusters, size), self._seed)
         if self.num_clusters == 1:

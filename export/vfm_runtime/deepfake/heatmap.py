@@ -78,10 +78,6 @@ def paste_heatmap(
 def draw_sheet(tiles: Sequence[SheetTile], columns: int = 4) -> Pixels:
     """Lay crops out side by side, each with its heat beside it and a caption below.
 
-    Args:
-        tiles: One or more crops.
-        columns: Tiles in a row.
-
     Returns:
         uint8 [H, W, 3].
     """
@@ -127,14 +123,7 @@ def draw_picture(
     color: str,
     max_side: int | None = None,
 ) -> Pixels:
-    """Draw the heat of a picture's crops where it lies, and the faces.
-
-    Args:
-        source: The picture, as for `predict`.
-        frames: What the model says of its crops.
-        scores: Calibrated probability of fake, one a crop.
-        color: Color of the boxes, such as `#e6194b`.
-        max_side: Longest side of the result in pixels; None for the picture's own.
+    """Draw the heat of a picture's crops where it lies, and the faces with their probability of fake.
 
     Raises:
         ImageError: It cannot be opened.
@@ -167,12 +156,6 @@ def draw_video(
     num_frames: int,
 ) -> Pixels:
     """Lay out the crops of a video with their heat; frames without a crop are shown whole.
-
-    Args:
-        source: The video: a path, or its bytes.
-        frames: What the model says of its crops.
-        scores: Calibrated probability of fake, one a crop.
-        num_frames: Number of frames that were asked of the video.
 
     Raises:
         ImageError: It cannot be opened.

@@ -62,13 +62,7 @@ class DeepfakePipeline:
         *,
         detector: FaceDetector | None = None,
     ) -> None:
-        """Take the model's specification; a detector is loaded when the first face is looked for.
-
-        Args:
-            crop: How crops are made.
-            decision: The rules of the answer.
-            detector: Face detector; None for the one that `crop` names.
-        """
+        """Take the model's specification; the detector it names is loaded when the first face is looked for."""
         self.crop = crop
         self.decision = decision
         self._detector = detector
@@ -122,7 +116,24 @@ class DeepfakePipeline:
             outputs["heatmaps"],
             strict=True,
         )
-        frames = [_make_evidence(evidence.spec, *row) for row in rows]
+        frames = []
+        for face, logit, distance, heatmap in rows:
+            crop = face.crop
+            quality = measure_quality(crop, evidence.spec)
+            frames.append(
+                FrameEvidence(
+                    frame=face.frame,
+                    time=face.time,
+                    logit=logit,
+                    distance=distance,
+                    heatmap=np.asarray(heatmap, np.float32),
+                    box=None if crop.face is None else crop.face.box.astype(np.float32),
+                    face_px=quality.face_px,
+                    sharpness=quality.sharpness,
+                    matrix=crop.matrix,
+                    size=len(crop.pixels),
+                )
+            )
         # A face that fills the crop at the crop's own resolution is as large as any in training.
         least = min(self.decision.min_face, self.crop.size / self.crop.margin)
         return decide(
@@ -135,10 +146,7 @@ class DeepfakePipeline:
         )
 
     def judge_crops(self, outputs: Mapping[str, NDArray[Any]]) -> Iterator[Verdict]:
-        """Answer for crops of which nothing else is known, each on its own; no rule of quality applies.
-
-        Args:
-            outputs: `logits` [n], `heatmaps` [n, h, w] and `distances` [n].
+        """Answer for n crops of which nothing else is known, each on its own; no rule of quality applies.
 
         Raises:
             ValueError: A logit is not finite.
@@ -147,22 +155,3 @@ class DeepfakePipeline:
         for logit, distance, heatmap in zip(*(outputs[name] for name in names), strict=True):
             frame = FrameEvidence(0, 0.0, float(logit), float(distance), heatmap)
             yield decide([frame], 1, False, self.decision)
-
-
-def _make_evidence(
-    spec: CropSpec, face: FaceCrop, logit: float, distance: float, heatmap: NDArray[np.float32]
-) -> FrameEvidence:
-    crop = face.crop
-    quality = measure_quality(crop, spec)
-    return FrameEvidence(
-        frame=face.frame,
-        time=face.time,
-        logit=logit,
-        distance=distance,
-        heatmap=np.asarray(heatmap, np.float32),
-        box=None if crop.face is None else crop.face.box.astype(np.float32),
-        face_px=quality.face_px,
-        sharpness=quality.sharpness,
-        matrix=crop.matrix,
-        size=len(crop.pixels),
-    )

@@ -35,11 +35,7 @@ class DeepfakeType(TaskType):
     pipeline: DeepfakePipeline
 
     def __init__(self, labels: Sequence[str], rules: Mapping[str, Any] | None = None) -> None:
-        """Take the rules, `crop` and `decision`, without which there is no such model.
-
-        Args:
-            labels: `real` and `fake`.
-            rules: Plain values of a `CropSpec` and a `Decision`.
+        """Take the labels `real` and `fake`, and the rules `crop` and `decision`, without which there is no such model.
 
         Raises:
             ContractError: The labels are others, or the rules are not these two.
@@ -53,11 +49,7 @@ class DeepfakeType(TaskType):
 
     @classmethod
     def of(cls, pipeline: DeepfakePipeline) -> "DeepfakeType":
-        """Return the task of a pipeline that is there already, with its detector.
-
-        Args:
-            pipeline: Cuts crops out, and decides.
-        """
+        """Return the task of a pipeline that is there already, with its detector."""
         rules = {"crop": pipeline.crop.to_dict(), "decision": pipeline.decision.to_dict()}
         task = cls(VERDICT_LABELS, rules)
         task.pipeline = pipeline

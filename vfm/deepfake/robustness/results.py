@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -126,7 +126,7 @@ def measure_robustness(
     key frames: what is lost is what a video loses within a frame.
 
     Args:
-        task: A trained task.
+        task: A task that was trained, or restored from a checkpoint.
         data: Images cut out as those that the task was trained on.
         levels: Kinds of degradation, each at a level.
         split: `val` or `test`, the images that are scored.
@@ -150,7 +150,9 @@ def measure_robustness(
     points = []
     skipped: set[str] = set()
     for level in [None, *levels]:
-        images = DegradedDeepfakes.build(records, data, task, level, seed)
+        images = DegradedDeepfakes(
+            records, task.preprocess, seed=seed, crop=data.crop, degradation=level
+        )
         loader = DataLoader(
             images, batch_size, num_workers=num_workers, collate_fn=collate_deepfakes
         )
@@ -184,18 +186,6 @@ class DegradedDeepfakes(DeepfakeDataset):
 
     degradation: Degradation | None
     """None to leave the images as they are."""
-
-    @classmethod
-    def build(
-        cls,
-        records: Sequence[DeepfakeRecord],
-        data: DeepfakeImages,
-        task: DeepfakeTask,
-        degradation: Degradation | None,
-        seed: int,
-    ) -> DegradedDeepfakes:
-        """Degrade crops of the data, before they are brought to the size of the task."""
-        return cls(records, task.preprocess, seed=seed, crop=data.crop, degradation=degradation)
 
     def _read_view(self, index: int, generator: np.random.Generator | None = None) -> View:
         view = super()._read_view(index, generator)
@@ -237,8 +227,11 @@ def draw_examples(
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield one fake of a split at every level, as the model sees it, with what was done to it."""
     chosen = next(record for record in select_frames(task, data, split, 1) if record.label == 1)
+    images = DegradedDeepfakes(
+        [chosen], task.preprocess, seed=seed, crop=data.crop, degradation=None
+    )
     for level in [None, *levels]:
-        sample = DegradedDeepfakes.build([chosen], data, task, level, seed)[0]
+        sample = replace(images, degradation=level)[0]
         if isinstance(sample, DeepfakeSample):
             yield "as it is" if level is None else str(level), sample.image
 

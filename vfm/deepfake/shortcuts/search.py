@@ -156,13 +156,7 @@ def find_shortcuts(items: Sequence[Item], *, max_files: int = 2000, seed: int = 
 
 
 def choose_files(items: Sequence[Item], most: int, seed: int) -> list[Item]:
-    """One file of each video, and of these evenly from data sets and methods.
-
-    Args:
-        items: Files, in any order.
-        most: Files to choose at most, half of them for each label.
-        seed: Seed of the choice.
-    """
+    """One file of each video, and of these evenly from data sets and methods, half of them for each label."""
     videos: dict[tuple[str, ...], list[Item]] = defaultdict(list)
     for item in items:
         videos[(*item.key, item.compression)].append(item)
@@ -200,14 +194,14 @@ class _Probe:
                 # A feature that is the same everywhere, or missing everywhere, tells nothing.
                 if len(set(values)) > 1:
                     self._table[name] = values
-        self._groups = _number(name_components(items))
+        self._groups = _index_names(name_components(items))
         sides = [len(np.unique(self._groups[self.is_fake == side])) for side in (False, True)]
         if min(sides) < LEAST:
             self.notes.append(
                 "People appear in so many videos that almost all hang together: files were grouped by video and source "
                 "alone, and the figures may be a little high."
             )
-            self._groups = _number(name_components(items, "video"))
+            self._groups = _index_names(name_components(items, "video"))
 
     def separate(
         self,
@@ -283,7 +277,7 @@ class _Probe:
         return measure_separation({"": names}, self.is_fake, self._groups, seed=self._seed)
 
 
-def _number(names: Sequence[str]) -> IntArray:
+def _index_names(names: Sequence[str]) -> IntArray:
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 

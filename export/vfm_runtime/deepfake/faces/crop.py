@@ -152,12 +152,7 @@ def crop_face(image: Pixels, landmarks: ArrayLike, spec: CropSpec) -> Crop:
 
 
 def crop_whole(image: Pixels, spec: CropSpec) -> Crop:
-    """Take an image that is declared to be a face crop: its central square, at the crop's size.
-
-    Args:
-        image: Uint8 RGB, [height, width, 3]; unchanged where it is of that size already.
-        spec: Specification with the size of the crop.
-    """
+    """Take an image, uint8 RGB [height, width, 3], that is declared to be a face crop: its central square, resized."""
     height, width = image.shape[:2]
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
@@ -253,13 +248,7 @@ def choose_forged_face(faces: Sequence[Face], mask: NDArray[Any]) -> Face:
 
 
 def find_faces(image: Pixels, spec: CropSpec, detector: FaceDetector) -> list[Face]:
-    """Return the faces of an image that count by a specification, largest first.
-
-    Args:
-        image: Uint8 RGB, [height, width, 3].
-        spec: Specification with the least score and the policy.
-        detector: Detector of the faces.
-    """
+    """Return the faces of an image, uint8 RGB [height, width, 3], that count by a specification, largest first."""
     sure = [face for face in detector.detect(image) if face.score >= spec.min_score]
     return choose_faces(sure, spec.policy)
 

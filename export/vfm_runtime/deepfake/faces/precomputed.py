@@ -82,10 +82,7 @@ class PrecomputedFaces:
 
 
 def read_landmarks(path: str | PathLike[str]) -> NDArray[np.float64]:
-    """Read the landmarks of one face from a NumPy file, [5, 2], viewer's left first.
-
-    Args:
-        path: A .npy file of [5, 2], [68, 2] or [81, 2] numbers.
+    """Read the landmarks of one face, [5, 2], from a NumPy file of [5, 2], [68, 2] or [81, 2] numbers.
 
     Raises:
         ValueError: The file is missing or holds something else.

@@ -38,13 +38,10 @@ def measure_quality(crop: Crop, spec: CropSpec) -> CropQuality:
 
 
 def measure_sharpness(crop: Pixels) -> float:
-    """Return how sharp a crop is: the variance of the Laplacian of its gray values at 128 pixels.
+    """Return how sharp a crop, uint8 RGB [height, width, 3], is: the variance of the Laplacian at 128 pixels.
 
     Pech-Pacheco et al., ICPR 2000. The fixed size makes crops of different sizes comparable; the
     outermost pixels are left out.
-
-    Args:
-        crop: Uint8 RGB, [height, width, 3].
     """
     gray = Image.fromarray(crop).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     values = np.asarray(gray, np.float32)
