@@ -39,7 +39,7 @@ class Roc(Ranking):
         self._thresholds = np.asarray(scores, dtype=np.float64)[self._order][self._ends]
 
     def compute_rates(self, counts: npt.ArrayLike | None = None) -> tuple[FloatArray, FloatArray]:
-        """Fractions of negatives and positives above K thresholds, [B, K + 1] each, by counts of samples, int [B, N]."""
+        """False alarms and hits at each of K thresholds, [B, K + 1] each, by how often samples count, int [B, N]."""
         drawn = np.ones((1, len(self._order))) if counts is None else np.asarray(counts, np.float64)
         drawn = np.take(drawn, self._order, axis=1)
         hits = np.cumsum(drawn * self._positive, axis=1)[:, self._ends]
