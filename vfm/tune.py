@@ -122,7 +122,8 @@ def tune(
     }
     L.seed_everything(seed, verbose=False)
     task = ClassificationTask(**settings, adapt="linear", multilabel=source.multilabel)
-    forward = _measure_forward(task)
+    task.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    forward = _measure_time(task, lambda x: task.backbone(x).pooled, _BATCH, 4) / _BATCH
     left = minutes * 60 - (time.perf_counter() - start)
     num_train, epochs = _plan(forward, left, num_images, source)
     num_val = max(len(source.labels), int(_VAL_FRACTION * num_train))
@@ -141,57 +142,37 @@ def tune(
         print(trials[-1].format_row(), flush=True)
     winner = max(trials[1:], key=lambda t: t.score)
     _write(out, trials, winner, settings, source, sample)
-    print(_advise(trials, winner, num_judged))
+    print(_describe_winner(trials, winner, num_judged))
     print(f"Recipe: {out / 'recipe.yaml'}\nNext: vfm fit --config {out / 'recipe.yaml'}")
 
 
 @torch.inference_mode()
-def _measure_time(forward: Callable[[Tensor], Tensor], pixels: Tensor, runs: int) -> float:
-    """Measure the median seconds of a forward pass to a number, after one pass in six to warm up."""
+def _measure_time(
+    task: ClassificationTask, forward: Callable[[Tensor], Tensor], num_images: int, runs: int
+) -> float:
+    """Measure the median seconds of a pass from black pixels to a number, after one pass in six to warm up."""
+    size = (num_images, *task.preprocess.size, 3)
+    pixels = torch.zeros(size, dtype=torch.uint8, device=task.device)
     times = []
     for _ in range(runs):
         start = time.perf_counter()
-        forward(pixels).sum().item()
+        forward(task.preprocess.normalize(pixels)).sum().item()
         times.append(time.perf_counter() - start)
     return statistics.median(times[math.ceil(runs / 6) :])
-
-
-def _make_pixels(task: ClassificationTask, num_images: int) -> Tensor:
-    """Make black images of the task's size on its device."""
-    size = (num_images, *task.preprocess.size, 3)
-    return torch.zeros(size, dtype=torch.uint8, device=task.device)
-
-
-def _measure_forward(task: ClassificationTask) -> float:
-    """Measure the seconds of an image in a forward pass of the backbone."""
-    task.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    pixels = _make_pixels(task, _BATCH)
-    normalize = task.preprocess.normalize
-    return _measure_time(lambda x: task.backbone(normalize(x)).pooled, pixels, 4) / _BATCH
 
 
 def _measure_latency(task: ClassificationTask) -> float:
     """Measure the milliseconds of one image, with adapters merged as an export has them."""
     plain, head = copy.deepcopy(task.backbone).eval(), task.head.eval()
     task.adaptation.merge(plain.model)
-    normalize = task.preprocess.normalize
-    pixels = _make_pixels(task, 1).to(next(plain.parameters()).device)
-    return 1000 * _measure_time(
-        lambda x: head.decode(head(plain(normalize(x))))["scores"], pixels, 12
-    )
+    return 1000 * _measure_time(task, lambda x: head.decode(head(plain(x)))["scores"], 1, 12)
 
 
 def _plan(forward: float, seconds: float, most: int, data: ImageData) -> tuple[int, int]:
     """Choose the largest sample for which every training gets its fewest epochs, then as many epochs as fit.
 
-    Args:
-        forward: Seconds of an image in a forward pass.
-        seconds: Time for all trainings.
-        most: Most training images.
-        data: Data to draw from.
-
     Returns:
-        Number of training images, and epochs of each training but the linear one's.
+        Number of training images, `most` at most, and epochs of each training but the linear one's.
     """
     # Forward passes an image: of an epoch of all trainings; of the features of both splits, and slack for the rest.
     per_epoch = sum(_STEP_COST.values()) + len(_STEP_COST) * _VAL_FRACTION
@@ -317,15 +298,14 @@ def _write(
     (out / "recipe.yaml").write_text(text, encoding="utf-8")
 
 
-def _advise(trials: list[Trial], winner: Trial, num_val: int) -> str:
-    close = [t.name for t in trials if t is not winner and t.high >= winner.score]
+def _describe_winner(trials: list[Trial], winner: Trial, num_val: int) -> str:
     lines = [f"Best: {winner.name}."]
     if trials[0].score > winner.score:
         lines = [
             f"Best: kNN, without any training; the recipe is of the next best, {winner.name}. More images, or other "
             "ones, will help more than another adaptation."
         ]
-    if close:
+    if close := [t.name for t in trials if t is not winner and t.high >= winner.score]:
         lines.append(
             f"Not told apart from it by {num_val} images: {', '.join(close)}; the cheaper may do as well."
         )

@@ -21,7 +21,7 @@ from timm_script import write_jpegs
 from trainings import WARM, Clock, OneBatch, quiet, train
 
 from vfm import ClassificationTask, FolderData
-from vfm.models.measure import measure
+from vfm.models.presets import measure
 
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 CASES = [

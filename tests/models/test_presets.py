@@ -6,8 +6,7 @@ import torch
 from timm.layers import config as timm_config
 
 from vfm.models.licenses import describe_license, find_terms
-from vfm.models.measure import measure
-from vfm.models.presets import PRESETS, USES
+from vfm.models.presets import PRESETS, USES, measure
 
 NAMES = [preset.name for preset in PRESETS]
 

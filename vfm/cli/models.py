@@ -13,8 +13,7 @@ from vfm_runtime.errors import suggest
 
 from vfm.cli.errors import UsageError
 from vfm.models.licenses import find_terms
-from vfm.models.measure import Size, measure
-from vfm.models.presets import PRESETS, Use
+from vfm.models.presets import PRESETS, Size, Use, measure
 
 _MOST_MEASURED = 40
 # Repositories of these ask nobody for consent; of others it is not known here.

@@ -34,10 +34,10 @@ def join_values(
 
 
 def _is_value(word: str, of_switch: bool) -> bool:
-    """Whether a word after an option is its value, as a negative number is."""
+    """Whether a word after an option is its value, as argparse decides: a negative number is."""
     if of_switch:
         return word in ("true", "false")
-    return not word.startswith("-") or word[1:2].isdigit()
+    return not word.startswith("-") or word == "-" or " " in word or word[1:2].isdigit()
 
 
 def pop_option(words: list[str], option: str) -> tuple[list[str], list[str]]:

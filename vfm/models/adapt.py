@@ -55,11 +55,7 @@ class NormTuning(Adaptation):
     step_cost = 2.5
 
     def apply(self, model: nn.Module) -> None:
-        """Freeze all weights but those of the norm layers.
-
-        Raises:
-            AdaptError: There are none.
-        """
+        """Freeze all weights but those of the norm layers."""
         model.requires_grad_(False)
         norms = [module for module in model.modules() if isinstance(module, _NORMS)]
         for module in norms:
@@ -81,19 +77,12 @@ class PartialFineTuning(Adaptation):
 
         Args:
             blocks: Number of the last blocks that learn.
-
-        Raises:
-            AdaptError: The number is below 1.
         """
         check_options("adapt", {"blocks": blocks})
         self.blocks = blocks
 
     def apply(self, model: nn.Module) -> None:
-        """Freeze all weights before the last blocks.
-
-        Raises:
-            AdaptError: The model has fewer blocks.
-        """
+        """Freeze all weights before the last blocks."""
         groups = group_with_matcher(model.named_parameters(), model.group_matcher(), reverse=True)  # type: ignore[operator]
         parameters = dict(model.named_parameters())
         # The final norm is a group of vectors alone; it learns with the blocks before it.

@@ -42,9 +42,6 @@ class LoRA(Adaptation):
             alpha: The updates weigh alpha / r; twice r by default.
             dropout: Share of the updates' inputs set to zero in training.
             targets: Last parts of the names of the layers to adapt, such as qkv; all layers by default.
-
-        Raises:
-            AdaptError: An option lies outside its range.
         """
         check_options("adapt", {"r": r, "alpha": alpha, "dropout": dropout, "targets": targets})
         self.r = r
@@ -53,11 +50,7 @@ class LoRA(Adaptation):
         self.targets = targets
 
     def apply(self, model: nn.Module) -> None:
-        """Put the updates beside the layers.
-
-        Raises:
-            AdaptError: No layer has such a name, or peft is not installed.
-        """
+        """Put the updates beside the layers."""
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
@@ -110,20 +103,13 @@ class Effort(Adaptation):
         Args:
             r: Number of directions of each matrix.
             targets: Last parts of the names of the layers to adapt; all matrices of the attention by default.
-
-        Raises:
-            AdaptError: An option lies outside its range.
         """
         check_options("adapt", {"r": r, "targets": targets})
         self.r = r
         self.targets = targets
 
     def apply(self, model: nn.Module) -> None:
-        """Split the weights of the layers.
-
-        Raises:
-            AdaptError: No linear layer has such a name, or r is larger than a matrix.
-        """
+        """Split the weights of the layers."""
         names = _match_layers(self, model, nn.Linear, self.targets, _ATTENTION)
         _use_layers(model)
         model.requires_grad_(False)

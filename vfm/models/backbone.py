@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         if size is not None and config is not None and config.fixed_input_size:
             extra["img_size"] = image_size
         self.name = name
-        self.model = _create_model(name, False, extra)
+        self.model = _make_model(name, False, extra)
         self.report: LoadReport | None = None
         if pretrained and weights is None:
             self.model, self.report = _fetch(name, extra, compute_checksum(self.model.state_dict()))
@@ -88,7 +88,7 @@ class Backbone(nn.Module):
         if weights is not None:
             self.report = load_weights(self.model, weights, min_coverage=min_coverage)
         if grad_checkpointing:
-            _checkpoint_gradients(self.model, name)
+            _enable_checkpointing(self.model, name)
         self._pools = True
         self.select_outputs(("pooled", "tokens"))
         data_config = timm_data.resolve_model_data_config(self.model)
@@ -189,7 +189,7 @@ def _choose_maps(strides: Sequence[int]) -> list[int]:
     return [last[stride] for stride in sorted(last)][-_NUM_STAGES:]
 
 
-def _create_model(name: str, pretrained: bool, extra: dict[str, Any]) -> Any:
+def _make_model(name: str, pretrained: bool, extra: dict[str, Any]) -> Any:
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **extra)
     except TypeError as error:
@@ -208,7 +208,7 @@ def _fetch(name: str, extra: dict[str, Any], before: str) -> tuple[Any, LoadRepo
             "Start at random with --model.pretrained false, or give a file with --model.weights."
         )
     try:
-        model = _create_model(name, True, extra)
+        model = _make_model(name, True, extra)
     except (OSError, ImportError, RuntimeError) as error:
         raise WeightsError(
             _explain_fetch(name, config.hf_hub_id if config else None, error)
@@ -241,7 +241,7 @@ def _explain_fetch(name: str, hub_id: str | None, error: Exception) -> str:
     )
 
 
-def _checkpoint_gradients(model: Any, name: str) -> None:
+def _enable_checkpointing(model: Any, name: str) -> None:
     try:
         model.set_grad_checkpointing(True)
     except (AssertionError, AttributeError) as error:  # how timm's families say no

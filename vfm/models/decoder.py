@@ -53,13 +53,13 @@ class DecoderLayer(nn.Module):
             size: Height and width of the map, h and w.
             num_groups: Number of groups, G.
         """
-        queries = self.norm_self(queries + self._attend(queries, position, num_groups))
+        queries = self.norm_self(queries + self._mix_queries(queries, position, num_groups))
         seen = self.look(queries + position, boxes, memory, size)
         queries = self.norm_look(queries + seen)
         fed: Tensor = self.norm_feed(queries + self.outer(F.silu(self.inner(queries))))
         return fed
 
-    def _attend(self, queries: Tensor, position: Tensor, num_groups: int) -> Tensor:
+    def _mix_queries(self, queries: Tensor, position: Tensor, num_groups: int) -> Tensor:
         """Attend to the other queries of the group."""
         asked, keys = self.queries_and_keys(queries + position).chunk(2, -1)
         values = self.values(queries)
