@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,8 +82,6 @@ class OpenedImages:
     """`pixels`, uint8 [N, h, w, 3]; for a head that needs it also `geometry`, float32 [N, 6]."""
     source: LabelledImages
     """What they show: the record of each."""
-    skipped: dict[str, str] = field(default_factory=dict)
-    """Reason by name for those that could not be read."""
 
     def iterate_batches(self, size: int, count: int | None = None) -> Iterator[Arrays]:
         """Yield what the model takes, batch by batch in the order of the images.
@@ -122,21 +120,16 @@ def open_images(
     total = len(source.positions)
     source.data.preprocess = preprocess
     datasets = {
-        split: source.data.build_dataset(split)
-        for split in dict.fromkeys(split for split, _ in source.positions)
+        split: source.data.build_dataset(split) for split in {s for s, _ in source.positions}
     }
     pixels = np.empty((total, *preprocess.size, 3), np.uint8)
     geometry = np.empty((total, 6), np.float32)
     read: list[int] = []
     skipped: dict[str, str] = {}
-
-    def open_image(position: tuple[str, int]) -> Any:
-        split, index = position
-        return datasets[split][index]
-
     # Opening and resizing leave Python's lock alone, and threads need no copy of the data.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for index, sample in enumerate(pool.map(open_image, source.positions)):
+        samples: Iterator[Any] = pool.map(lambda p: datasets[p[0]][p[1]], source.positions)
+        for index, sample in enumerate(samples):
             if isinstance(sample, Skipped):
                 skipped[sample.name] = sample.reason
                 continue
@@ -153,4 +146,4 @@ def open_images(
     inputs: Arrays = {"pixels": pixels[: len(read)]}
     if needs_geometry:
         inputs["geometry"] = geometry[: len(read)]
-    return OpenedImages(inputs, source.select(read), skipped)
+    return OpenedImages(inputs, source.select(read))

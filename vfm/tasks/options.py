@@ -17,7 +17,7 @@ class TaskOptions(TypedDict, total=False):
     Args:
         pretrained: Fetch the weights that timm names for the backbone.
         weights: A local file of backbone weights, in place of timm's: .safetensors, .pth, or a checkpoint of vfm.
-        min_coverage: Least share of the backbone's tensors that the file must set.
+        min_coverage: Least fraction of the backbone's tensors that the file must set.
         drop_path: Rate of stochastic depth in the backbone.
         grad_checkpointing: Compute activations anew in the backward pass: less memory, about a third more time.
         backbone_args: More arguments for timm's create_model, such as embed_dim or depth.
@@ -25,7 +25,7 @@ class TaskOptions(TypedDict, total=False):
             updates), effort (smallest singular directions of the attention) or partial (the last blocks); or any
             Adaptation, also your own, with its arguments.
         adapt_options: Options of the short names lora, effort and partial.
-        optim: Optimiser, schedule, learning rate of the backbone, layer-wise decay and averaging of weights.
+        optim: Optimizer, schedule, learning rate of the backbone, layer-wise decay and averaging of weights.
         channels_last: Train on images laid out with their channels last: convolutional nets can be twice as fast,
             but torch 2.15 crashes on some of them on the CPU, such as FastViT.
         compile: Compile the backbone with torch.compile for training.

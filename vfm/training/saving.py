@@ -25,6 +25,8 @@ LAST = "last"
 
 _SAVE_EVERY = timedelta(minutes=15)
 _TERMINATED = 128 + signal.SIGTERM
+_SETTINGS = ("state_key", "dirpath", "filename", "save_weights_only", "save_last", "save_top_k")
+"""Attributes of a ModelCheckpoint by which a user's differs from Lightning's default."""
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -57,24 +59,15 @@ def write_whole(trainer: Trainer) -> None:
 
 
 def is_default_checkpoint(callback: Callback) -> bool:
-    """Whether this is the ModelCheckpoint that Lightning adds by itself, rather than one that the user set up."""
+    """Return whether this is the ModelCheckpoint that Lightning adds by itself, rather than one of the user's."""
     default = ModelCheckpoint()
-    return (
-        type(callback) is ModelCheckpoint
-        and callback.state_key == default.state_key
-        and callback.dirpath is None
-        and callback.filename is None
-        and not callback.save_weights_only
-        and callback.save_last is None
-        and callback.save_top_k == default.save_top_k
+    return type(callback) is ModelCheckpoint and all(
+        getattr(callback, name) == getattr(default, name) for name in _SETTINGS
     )
 
 
 def build_checkpoints(monitor: str | None, mode: str) -> list[ModelCheckpoint]:
-    """Return callbacks that keep `best.ckpt` by a metric, where there is one, and `last.ckpt`.
-
-    The latter is of every epoch and quarter of an hour.
-    """
+    """Return what keeps `best.ckpt` by a metric, if any, and `last.ckpt`, of every epoch and quarter of an hour."""
     common: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
     # Not Lightning's save_last: it leaves an old file where the metric does not rise.
     last = [
@@ -138,8 +131,7 @@ class Preemption(Callback):
         return bool(reduce_ranks(self._asked, trainer.strategy.root_device, ReduceOp.MAX))
 
     def _save(self, trainer: Trainer) -> None:
-        path = self._find_path(trainer)
-        if path is not None:
+        if path := self._find_path(trainer):
             trainer.save_checkpoint(path)
 
     def _stop(self, trainer: Trainer) -> None:

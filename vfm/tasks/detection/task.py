@@ -76,7 +76,7 @@ class DetectionTask(BaseTask):
             fit: How other aspect ratios are met: squash or letterbox.
             loss: DetectionLoss by default, which weighs classes, boxes and overlaps; or any other Loss of the head's
                 outputs.
-            min_steps: Least number of optimiser steps: on a small set, where epochs are short, their number grows to
+            min_steps: Least count of optimizer steps: on a small set, where epochs are short, their number grows to
                 reach it. Boxes take 2,000 to 3,000 steps to settle.
             multi_scale: Train on inputs up to this fraction smaller and larger than `image_size`, such as 0.3; the
                 backbone must take several sizes (--model.backbone_args.dynamic_img_size true for a ViT).
