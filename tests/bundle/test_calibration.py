@@ -15,11 +15,10 @@ from tests.tasks.tiny import shapes, vit
 from vfm.bundle.onnx_graphs import ExportedModel
 from vfm.data import SyntheticScenes
 from vfm.data.dataset import Record
-from vfm.deepfake import DeepfakeTask
+from vfm.deepfake.validation import DeepfakeValidation
 from vfm.tasks.calibration import CalibrationError
 from vfm.tasks.classification.calibration import apply_temperature, fit_labels
 from vfm.tasks.classification.validation import LabelValidation
-from vfm.tasks.detection.calibration import fit_boxes
 from vfm.tasks.detection.validation import BoxValidation
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages, open_images
 
@@ -170,7 +169,7 @@ def test_boxes():
         outputs["boxes"][row, :number] = true.corners
         outputs["labels"][row, :number] = true.labels
         outputs["scores"][row, :number] = random.uniform(0.6, 1, number)
-    fitted = fit_boxes(found, outputs)
+    fitted = found.fit_confidence(outputs)
     assert fitted.rules.temperature == 1
     assert all(0.6 <= threshold < 0.8 for threshold in fitted.rules.thresholds[:3])
     assert fitted.rules.thresholds[3] == 0.3
@@ -180,9 +179,9 @@ def test_boxes():
 
 def test_a_model_of_forgeries_has_a_command_of_its_own():
     found = labelled([0, 1] * 30, labels=("real", "fake"))
-    task = DeepfakeTask("test_efficientnet", pretrained=False, image_size=40)
+    images = DeepfakeValidation(found.labels, found.images, by_frame=False)
     with pytest.raises(CalibrationError, match="vfm calibrate CHECKPOINT DATA"):
-        task.fit_confidence({"logits": np.zeros(60)}, found)
+        images.fit_confidence({"logits": np.zeros(60)})
 
 
 @pytest.mark.parametrize("multilabel", [False, True])

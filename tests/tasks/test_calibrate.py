@@ -94,8 +94,8 @@ def test_any_checkpoint_gets_its_calibration(any_checkpoint, capsys):
         str(getattr(images.images.source.data, "root", "")),
         "SyntheticScenes",
     )
-    fitted = opened.task.fit_confidence(
-        images.collect_outputs(vfm.load(any_checkpoint, device="cpu").run), images
+    fitted = images.fit_confidence(
+        images.collect_outputs(vfm.load(any_checkpoint, device="cpu").run)
     )
     assert ConfidenceRules.from_dict(details["rules"]) == fitted.rules
     assert (details["error_before"], details["error_after"]) == (

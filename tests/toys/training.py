@@ -87,9 +87,6 @@ class ToyTask(BaseTask):
     def open_validation(self, images):
         return ToyValidation(self.labels, images)
 
-    def fit_confidence(self, outputs, images, *, min_precision=None):
-        return Calibration(ConfidenceRules(), images.num_images, None, None)
-
 
 class ToyValidation(Validation):
     """1 less the mean absolute error."""
@@ -100,6 +97,9 @@ class ToyValidation(Validation):
     def truth(self):
         pixels = torch.from_numpy(self.images.inputs["pixels"]).float() / 255
         return self.images.source.data.truth(pixels).numpy()
+
+    def fit_confidence(self, outputs, *, min_precision=None):
+        return Calibration(ConfidenceRules(), self.num_images, None, None)
 
     def measure(self, outputs):
         (values,) = outputs.values()

@@ -2,7 +2,7 @@
 
 The way of `vfm export`, all of it in `export.py`:
 1. `Checkpoint.open` in `tasks/checkpoint.py` reads the file once; it knows task, data by split and results.
-2. The task's own `open_validation` and `fit_confidence` calibrate it; `ood.py` fits where the training images lie.
+2. The task's own `open_validation` gives what calibrates it; `ood.py` fits where the training images lie.
 3. `contract.py` says what the bundle promises; `onnx_graphs.py` writes `preprocess.onnx` and `model.onnx`.
 4. `parity.py` compares the graphs with torch on real images; what differs goes to a folder `.rejected`.
 5. `precisions.py` writes int8 and fp16 by `vfm/quantization`, within the budget that `accuracy.py` measures.

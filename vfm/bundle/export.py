@@ -229,9 +229,8 @@ def _calibrate(
         return {name: c for name, one in checkpoints.items() if (c := one.calibration) is not None}
     tasks = {name: one.task for name, one in checkpoints.items()}
     return {
-        name: task.fit_confidence(
+        name: images[name].fit_confidence(
             images[name].collect_outputs(TorchPredictor(task).run),
-            images[name],
             min_precision=options.min_precision,
         )
         for name, task in tasks.items()

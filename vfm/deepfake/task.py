@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NoReturn, Unpack, cast
+from typing import Any, ClassVar, Unpack, cast
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,7 +18,6 @@ from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.evidence import sigmoid
 from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.errors import MismatchError
-from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
 from vfm.deepfake import calibrate, export
@@ -38,14 +37,13 @@ from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
 from vfm.tasks.calibration import (
     Calibration,
-    CalibrationError,
     CalibrationOptions,
     CalibrationResult,
 )
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages, ValidationError
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import SplitPredictions
-from vfm.tasks.validation import Run, Validation
+from vfm.tasks.validation import Run
 from vfm.training.checkpoint import KEY, CheckpointError
 from vfm.training.optim import Optim
 from vfm.types import Batch, Raw, require_target
@@ -264,12 +262,6 @@ class DeepfakeTask(BaseTask):
     def open_validation(self, images: OpenedImages) -> DeepfakeValidation:
         """AUC of images, or of frames where all faces count."""
         return DeepfakeValidation(self.labels, images, by_frame=self.judges_all_faces)
-
-    def fit_confidence(
-        self, outputs: Arrays, images: Validation, *, min_precision: float | None = None
-    ) -> NoReturn:
-        """Refuse: an operating point is fitted on videos, by a command of its own."""
-        raise CalibrationError(export.NO_CALIBRATION)
 
     def choose_splits(self, options: CalibrationOptions) -> tuple[str, ...]:
         """Those of `--split`."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.deepfake.data.dataset import require_deepfakes
+from vfm.deepfake.export import NO_CALIBRATION
 from vfm.deepfake.metrics import compute_auc
 from vfm.deepfake.results import select_most_fake
+from vfm.tasks.calibration import CalibrationError
 from vfm.tasks.labelled_images import OpenedImages, ValidationError
 from vfm.tasks.validation import Validation
 
@@ -29,6 +32,10 @@ class DeepfakeValidation(Validation):
     def truth(self) -> NDArray[np.int64]:
         """1 for fake, 0 for real, int64 [N]."""
         return np.array([record.label for record in self.images.source.records], np.int64)
+
+    def fit_confidence(self, outputs: Arrays, *, min_precision: float | None = None) -> NoReturn:
+        """Refuse: an operating point is fitted on videos, by a command of its own."""
+        raise CalibrationError(NO_CALIBRATION)
 
     def measure(self, outputs: Arrays) -> float:
         """Area under the ROC curve of single images, or of frames where all faces count."""

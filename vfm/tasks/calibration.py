@@ -11,7 +11,6 @@ from vfm_runtime.errors import VfmError
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
 from vfm.tasks.labelled_images import LabelledImages
-from vfm.tasks.validation import Validation
 
 MIN_IMAGES = 50
 """Least number of images that anything is fitted on."""
@@ -123,11 +122,11 @@ class CalibrationResult:
     """Further files beside the checkpoint by name, with what they hold."""
 
 
-def require_enough_images(images: Validation) -> None:
+def require_enough_images(num_images: int) -> None:
     """Refuse with a CalibrationError too few images to calibrate on."""
-    if images.num_images < MIN_IMAGES:
+    if num_images < MIN_IMAGES:
         raise CalibrationError(
-            f"There are {images.num_images} validation images, too few to calibrate on: it takes at least "
+            f"There are {num_images} validation images, too few to calibrate on: it takes at least "
             f"{MIN_IMAGES}, and about 1,000 to do it well. Name more with --data."
         )
 
@@ -146,13 +145,15 @@ def list_some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def list_absent(images: Validation, seen: Sequence[bool], threshold: float) -> tuple[str, ...]:
+def list_absent(
+    labels: Sequence[str], seen: Sequence[bool], num_images: int, threshold: float
+) -> tuple[str, ...]:
     """Return the labels that the images say nothing of, with a warning that their threshold is a default."""
-    names = tuple(name for name, is_seen in zip(images.labels, seen, strict=True) if not is_seen)
+    names = tuple(name for name, is_seen in zip(labels, seen, strict=True) if not is_seen)
     if names:
         log.warning(
             "The %d validation images show none of %d labels, or none that is found; their threshold is %.2f: %s.",
-            *(images.num_images, len(names), threshold, list_some(names)),
+            *(num_images, len(names), threshold, list_some(names)),
         )
     return names
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from vfm_runtime.tasks.base import Arrays, TaskType
+from vfm_runtime.tasks.base import TaskType
 from vfm_runtime.tasks.confidence import ConfidenceRules
 from vfm_runtime.tasks.registry import find_task_type
 
@@ -89,16 +89,6 @@ class ExportHooks:
         """
         self._refuse("open_validation")
 
-    def fit_confidence(
-        self, outputs: Arrays, images: Validation, *, min_precision: float | None = None
-    ) -> Calibration:
-        """Fit a temperature, and thresholds for each label.
-
-        Raises:
-            CalibrationError: There are too few images, or the model has no such thresholds.
-        """
-        self._refuse("fit_confidence")
-
     def choose_splits(self, options: CalibrationOptions) -> Sequence[str]:
         """Return the splits of the training's data that `vfm calibrate` takes where no other data is named."""
         return ("val",)
@@ -112,7 +102,7 @@ class ExportHooks:
     def calibrate(
         self, source: LabelledImages, run: Run, options: CalibrationOptions
     ) -> CalibrationResult:
-        """Fit what `vfm calibrate` writes beside the checkpoint; by default what `fit_confidence` fits.
+        """Fit what `vfm calibrate` writes beside the checkpoint; by default what `Validation.fit_confidence` fits.
 
         Raises:
             CalibrationError: Nothing can be fitted on these images.
@@ -120,7 +110,7 @@ class ExportHooks:
         opened = open_images(source, self.preprocess, needs_geometry=self.head.needs_geometry)
         images = self.open_validation(opened)
         outputs = images.collect_outputs(run, options.batch_size)
-        fitted = self.fit_confidence(outputs, images, min_precision=options.min_precision)
+        fitted = images.fit_confidence(outputs, min_precision=options.min_precision)
         lines = list_confidence(fitted.rules, fitted)
         return CalibrationResult(opened.source, fitted.to_dict(), lines)
 

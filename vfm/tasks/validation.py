@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from vfm_runtime.tasks.base import Arrays
 
+from vfm.tasks.calibration import Calibration, CalibrationError
 from vfm.tasks.labelled_images import OpenedImages
 from vfm.tasks.labels import match_labels
 
@@ -69,6 +70,21 @@ class Validation(ABC):
         Raises:
             ValidationError: It is not defined for these images.
         """
+
+    def fit_confidence(self, outputs: Arrays, *, min_precision: float | None = None) -> Calibration:
+        """Fit a temperature, and thresholds for each label, to what a model of temperature 1 gives for all images.
+
+        Args:
+            outputs: Outputs of `collect_outputs`.
+            min_precision: Fraction of sure answers that shall be right.
+
+        Raises:
+            CalibrationError: There are too few images, or the model has no such thresholds.
+        """
+        raise CalibrationError(
+            f"{type(self).__name__} has no method 'fit_confidence', so nothing can be fitted on labelled images. Write "
+            "one, or leave out --calibrate."
+        )
 
     def collect_outputs(self, run: Run, batch_size: int = 32) -> Arrays:
         """Return what a model gives for all images, batch by batch, joined."""

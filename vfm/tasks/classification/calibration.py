@@ -26,7 +26,7 @@ from vfm.tasks.calibration import (
     refuse_precision,
     require_enough_images,
 )
-from vfm.tasks.classification.validation import LabelValidation
+from vfm.tasks.validation import Validation
 
 _LEVEL = 0.95
 """Confidence at which a precision is proved."""
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def fit_labels(
-    images: LabelValidation, outputs: Arrays, min_precision: float | None = None
+    images: Validation, outputs: Arrays, min_precision: float | None = None
 ) -> Calibration:
     """Fit a temperature, and thresholds for each label.
 
@@ -49,7 +49,7 @@ def fit_labels(
     Raises:
         CalibrationError: There are too few images, or nothing proves such a fraction.
     """
-    require_enough_images(images)
+    require_enough_images(images.num_images)
     if images.multilabel:
         refuse_precision(min_precision, "multilabel")
         calibration = _fit_multilabel(images, outputs["scores"])
@@ -81,7 +81,7 @@ def apply_temperature(
 
 
 def _fit_single_label(
-    images: LabelValidation, scores: NDArray[Any], min_precision: float | None
+    images: Validation, scores: NDArray[Any], min_precision: float | None
 ) -> Calibration:
     temperature = fit_class_temperature(_compute_logs(scores), images.truth)
     chance = apply_temperature(scores, temperature, False)
@@ -145,7 +145,7 @@ def _fit_thresholds(
     return tuple(thresholds), tuple(shared)
 
 
-def _fit_multilabel(images: LabelValidation, scores: NDArray[Any]) -> Calibration:
+def _fit_multilabel(images: Validation, scores: NDArray[Any]) -> Calibration:
     truth = images.truth.astype(bool)
     temperature = fit_label_temperature(_compute_logits(scores), truth)
     chance = apply_temperature(scores, temperature, True)
@@ -165,7 +165,7 @@ def _fit_multilabel(images: LabelValidation, scores: NDArray[Any]) -> Calibratio
         images.num_images,
         measure_error(scores),
         measure_error(chance),
-        list_absent(images, occurs, _APPLIES),
+        list_absent(images.labels, occurs, images.num_images, _APPLIES),
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any, Unpack, cast
 import torch
 from torch import Tensor
 from vfm_runtime.errors import MismatchError
-from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
 from vfm.data.auto import open_labels
@@ -20,15 +19,12 @@ from vfm.models.heads import ClassificationHead, LinearHead
 from vfm.preprocess import Fit
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
-from vfm.tasks.calibration import Calibration
-from vfm.tasks.classification.calibration import fit_labels
 from vfm.tasks.classification.results import compute_label_metrics, write_label_results
 from vfm.tasks.classification.validation import LabelValidation
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages
 from vfm.tasks.labels import ClassWeights, LabelError, compute_class_weights
 from vfm.tasks.options import TaskOptions
 from vfm.tasks.results import SplitPredictions
-from vfm.tasks.validation import Validation
 from vfm.types import Batch, Labels, MultiLabels, Target, require_target
 
 
@@ -170,9 +166,3 @@ class ClassificationTask(BaseTask):
     def open_validation(self, images: OpenedImages) -> LabelValidation:
         """Return images that are judged by accuracy, or mean average precision."""
         return LabelValidation(self.labels, images, multilabel=self.multilabel)
-
-    def fit_confidence(
-        self, outputs: Arrays, images: Validation, *, min_precision: float | None = None
-    ) -> Calibration:
-        """Fit a temperature, and thresholds for each label."""
-        return fit_labels(cast(LabelValidation, images), outputs, min_precision)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.data.dataset import list_labels
+from vfm.tasks.calibration import Calibration
+from vfm.tasks.classification.calibration import fit_labels
 from vfm.tasks.classification.results import compute_label_metrics
 from vfm.tasks.labelled_images import ValidationError
 from vfm.tasks.validation import Validation
@@ -43,3 +45,7 @@ class LabelValidation(Validation):
                 "with --data."
             )
         return value
+
+    def fit_confidence(self, outputs: Arrays, *, min_precision: float | None = None) -> Calibration:
+        """Fit a temperature, and thresholds for each label."""
+        return fit_labels(self, outputs, min_precision)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Unpack, cast
+from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
 from vfm_runtime.errors import MismatchError, OptionError
-from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
 from vfm.data.auto import open_boxes
@@ -23,14 +22,11 @@ from vfm.models.backbone import ImageSize
 from vfm.models.heads import DetectionHead, DetrHead
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
-from vfm.tasks.calibration import Calibration
-from vfm.tasks.detection.calibration import fit_boxes
 from vfm.tasks.detection.results import compute_box_metrics, join_boxes, write_box_results
 from vfm.tasks.detection.validation import BoxValidation
 from vfm.tasks.labelled_images import LabelledImages, OpenedImages
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import SplitPredictions
-from vfm.tasks.validation import Validation
 from vfm.training.optim import Optim
 from vfm.types import Batch, Objects, Target, require_target
 
@@ -169,12 +165,6 @@ class DetectionTask(BaseTask):
     def open_validation(self, images: OpenedImages) -> BoxValidation:
         """Return images that are judged by COCO's average precision."""
         return BoxValidation(self.labels, images)
-
-    def fit_confidence(
-        self, outputs: Arrays, images: Validation, *, min_precision: float | None = None
-    ) -> Calibration:
-        """Fit a threshold for each label."""
-        return fit_boxes(cast(BoxValidation, images), outputs, min_precision)
 
     def _require_data(self) -> ImageData:
         data = super()._require_data()

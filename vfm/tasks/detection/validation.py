@@ -1,12 +1,15 @@
-"""Validation of models that find objects: COCO's average precision."""
+"""Validation and calibration of detectors: COCO's average precision, score thresholds of the highest F1."""
 
 from __future__ import annotations
 
 from functools import cached_property
 
 from vfm_runtime.tasks.base import Arrays
+from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.detection import THRESHOLD
 
-from vfm.metrics.detection import DetectedBoxes, TrueBoxes
+from vfm.metrics.detection import DetectedBoxes, TrueBoxes, match_detections
+from vfm.tasks.calibration import Calibration, list_absent, refuse_precision, require_enough_images
 from vfm.tasks.detection.results import compute_box_metrics, join_boxes, select_truth
 from vfm.tasks.labelled_images import ValidationError
 from vfm.tasks.validation import Validation
@@ -37,3 +40,17 @@ class BoxValidation(Validation):
                 f"There is not one box in the {self.num_images} images, so there is no AP. Give others with --data."
             )
         return compute_box_metrics(self.truth, self.select_boxes(outputs), len(self.labels))["AP"]
+
+    def fit_confidence(self, outputs: Arrays, *, min_precision: float | None = None) -> Calibration:
+        """Fit a threshold for each label, the score of the highest F1."""
+        require_enough_images(self.num_images)
+        refuse_precision(min_precision, "detection")
+        classes = match_detections(self.truth, self.select_boxes(outputs), len(self.labels))
+        seen = [bool(ranking.num_true and ranking.right.any()) for ranking in classes]
+        thresholds = [
+            ranking.find_best_f1()[0] if is_seen else THRESHOLD
+            for ranking, is_seen in zip(classes, seen, strict=True)
+        ]
+        absent = list_absent(self.labels, seen, self.num_images, THRESHOLD)
+        rules = ConfidenceRules(thresholds=tuple(thresholds))
+        return Calibration(rules, self.num_images, None, None, absent)
