@@ -19,13 +19,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     """
 
     def __init__(
-        self,
-        num_images: int,
-        *,
-        shuffle: bool,
-        seed: int = 0,
-        rank: int = 0,
-        num_replicas: int = 1,
+        self, num_images: int, *, shuffle: bool, seed: int = 0, rank: int = 0, num_replicas: int = 1
     ) -> None:
         """Make the sampler.
 

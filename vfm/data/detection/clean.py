@@ -6,13 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vfm.data.detection.annotation import (
-    AnnotatedImage,
-    Annotation,
-    Box,
-    BoxError,
-    read_image_size,
-)
+from vfm.data.detection.annotation import AnnotatedImage, Annotation, Box, BoxError, read_image_size
 from vfm.data.layouts import list_files_beside
 
 _MAX_ABSENT = 0.01

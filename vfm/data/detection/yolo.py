@@ -8,13 +8,7 @@ import yaml
 from vfm_runtime.media.image import find_images
 
 from vfm.data.class_folders import SPLIT_FOLDERS
-from vfm.data.detection.annotation import (
-    AnnotatedImage,
-    Box,
-    BoxError,
-    name_below,
-    read_image_size,
-)
+from vfm.data.detection.annotation import AnnotatedImage, Box, BoxError, name_below, read_image_size
 from vfm.data.layouts import Reading
 
 _NAMES = ("classes.txt", "obj.names", "labels.txt")
