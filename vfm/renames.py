@@ -25,7 +25,7 @@ MODULES = {
     "vfm.audit.degrade": "vfm.deepfake.robustness.degradations",
     "vfm.audit.degraded": "vfm.deepfake.robustness.results",
     "vfm.audit.doctor": "vfm.deepfake.shortcuts.command",
-    "vfm.audit.evidence": "vfm.deepfake.evidence",
+    "vfm.audit.evidence": "vfm.deepfake.calibrate",
     "vfm.audit.known_reals": "vfm.deepfake.shortcuts.known_reals",
     "vfm.audit.metadata": "vfm.deepfake.shortcuts.metadata",
     "vfm.audit.probe": "vfm.deepfake.shortcuts.probe",

@@ -12,6 +12,7 @@ import torch
 from vfm_runtime.deepfake.decision import Decision
 
 from vfm.deepfake.calibrate import (
+    CalibrationEvidence,
     describe_calibration,
     fit_decision,
     require_both,
@@ -20,7 +21,6 @@ from vfm.deepfake.calibrate import (
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.data.synthetic import SyntheticDeepfakes
-from vfm.deepfake.evidence import CalibrationEvidence
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.metrics import average_by_video
 from vfm.deepfake.results import OPERATING_POINT, fingerprint_videos

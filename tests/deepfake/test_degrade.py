@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from skimage import data
 
-from vfm.deepfake.robustness.degradations import LEVELS, Degradation, list_degradations, reencode
+from vfm.deepfake.robustness.degradations import (
+    CORRUPTIONS,
+    Degradation,
+    list_degradations,
+    reencode,
+)
 
 FACE = np.ascontiguousarray(data.astronaut()[:128, 150:278])
 
@@ -19,10 +24,10 @@ def distance(pixels):
 
 @pytest.mark.parametrize("kind", ["jpeg", "blur", "noise", "h264"])
 def test_each_level_takes_more_than_the_one_before(kind):
-    losses = [distance(apply(kind, level)) for level in LEVELS[kind]]
+    losses = [distance(apply(kind, level)) for level in CORRUPTIONS[kind].levels]
     assert losses == sorted(losses)
     assert losses[0] < losses[-1] / 4
-    for level in LEVELS[kind]:
+    for level in CORRUPTIONS[kind].levels:
         pixels = apply(kind, level)
         assert pixels.dtype == np.uint8
         assert pixels.shape == FACE.shape
@@ -61,13 +66,13 @@ def test_blur_is_of_the_gaussian_that_it_says():
 
 def test_a_seed_reproduces_and_another_does_not():
     for kind in ("noise", "resize"):
-        level = LEVELS[kind][-1]
+        level = CORRUPTIONS[kind].levels[-1]
         np.testing.assert_array_equal(apply(kind, level, 1), apply(kind, level, 1))
     assert (apply("noise", 0.1, 1) != apply("noise", 0.1, 2)).any()
 
 
 def test_all_levels_of_the_kinds_in_order():
-    assert len(list_degradations()) == sum(map(len, LEVELS.values())) == 23
+    assert len(list_degradations()) == sum(len(each.levels) for each in CORRUPTIONS.values()) == 23
     assert list_degradations(["noise", "jpeg"])[0] == ("jpeg", 100)
     assert [str(each) for each in list_degradations(["h264"])][-1] == "H.264 CRF 40"
     with pytest.raises(ValueError, match=r"degradation 'fog'\. Choices: jpeg, blur, resize"):

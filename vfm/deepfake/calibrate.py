@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.evidence import sigmoid
 from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.deepfake.faces.quality import measure_sharpness
+from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import Record
+from vfm.data.dataset import Record, read_source
 from vfm.deepfake.data.base import DeepfakeImages
+from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.record import LABELS
-from vfm.deepfake.evidence import CalibrationEvidence, collect_evidence
 from vfm.deepfake.export import open_plain_data
-from vfm.deepfake.results import OPERATING_POINT, count_decisions, fingerprint_videos
+from vfm.deepfake.metrics import Videos
+from vfm.deepfake.results import (
+    OPERATING_POINT,
+    count_decisions,
+    fingerprint_videos,
+    join_records,
+)
 from vfm.metrics.calibration import (
     TooFewError,
     bound_rate,
@@ -30,7 +40,7 @@ from vfm.metrics.calibration import (
 )
 from vfm.tasks.calibration import CalibrationError, CalibrationOptions, CalibrationResult
 from vfm.tasks.labelled_images import LabelledImages
-from vfm.tasks.results import RESULTS_FILE, read_results
+from vfm.tasks.results import RESULTS_FILE, Collector, read_results
 from vfm.tasks.validation import Run
 
 OPTIONS = (
@@ -114,6 +124,74 @@ def require_both(records: Sequence[Record], split: str) -> None:
             f"All {len(records)} images of {split} are {only}. The threshold is set by reals, the temperature by both: "
             "give data with real and fake videos, or another --split."
         )
+
+
+class CalibrationEvidence(NamedTuple):
+    """What a model says of the calibration data. V videos."""
+
+    videos: Videos
+    distances: NDArray[np.float64]
+    """[V], median over the frames of the features' distance from those of the training."""
+    sharpness: NDArray[np.float64]
+    """[V], of one crop of each; NaN where it could not be opened again."""
+    identities: list[str]
+    """[V], connected identities."""
+    num_frames: int
+    """Most frames that a video has."""
+    num_lost: int
+    """Videos that got no score."""
+
+
+def collect_evidence(
+    run: Run, crop: CropSpec, images: DeepfakeImages, splits: Sequence[str]
+) -> CalibrationEvidence:
+    """Score the images of some splits.
+
+    Args:
+        run: The model, as a function of its inputs.
+        crop: How the images that it was trained on were cut out.
+        images: Images that were cut out in the same way, with the model's `preprocess`.
+        splits: Names of the splits, such as `val`.
+
+    Raises:
+        CalibrationError: No image can be read.
+    """
+    collector = Collector()
+    records: list[DeepfakeRecord] = []
+    for split in splits:
+        for batch in images.build_plain_loader(split):
+            if len(batch["image"]):
+                outputs = run({"pixels": batch["image"].numpy()})
+                values = {name: torch.from_numpy(outputs[name]) for name in ("logits", "distances")}
+                collector.add(batch["index"] + len(records), values)
+        records += images.list_records(split)
+    predictions = collector.gather()
+    if predictions is None:
+        raise CalibrationError(
+            "None of the images can be read. Check that they are where the manifest says."
+        )
+    scored = join_records(predictions, records, by_frame=crop.policy == "all")
+    videos = scored.videos
+    order = np.argsort(videos.of_frame, kind="stable")
+    frames = np.split(order, np.cumsum(videos.num_frames)[:-1])
+    middle = [scored.records[rows[len(rows) // 2]] for rows in frames]
+    # A whole image's sharpness is not that of its tiles, by which it is judged.
+    native = crop.source == "native"
+    return CalibrationEvidence(
+        videos=videos,
+        distances=np.array([np.median(scored.distances[rows].astype(float)) for rows in frames]),
+        sharpness=np.array([math.nan if native else _measure(record) for record in middle]),
+        identities=[record.component for record in middle],
+        num_frames=max(1, int(videos.num_frames.max()) // (crop.tiles if native else 1)),
+        num_lost=len(scored.lost),
+    )
+
+
+def _measure(record: Record) -> float:
+    try:
+        return measure_sharpness(open_image(read_source(record)))
+    except ImageError:
+        return math.nan
 
 
 def fit_decision(

@@ -13,7 +13,7 @@ from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.layouts import Format
 from vfm.deepfake.data.record import DeepfakeDataError
 from vfm.deepfake.export import open_plain_data
-from vfm.deepfake.robustness.degradations import LEVELS, list_degradations
+from vfm.deepfake.robustness.degradations import CORRUPTIONS, list_degradations
 from vfm.deepfake.robustness.page import build_robustness_page, format_robustness
 from vfm.deepfake.robustness.results import Split, draw_examples, measure_robustness
 from vfm.deepfake.task import DeepfakeTask
@@ -29,7 +29,7 @@ def audit(
     data: Path | None = None,
     *,
     robustness: bool = False,
-    kinds: str = ",".join(LEVELS),
+    kinds: str = ",".join(CORRUPTIONS),
     split: Split = "test",
     num_frames: int = 8,
     format: Format = "auto",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,35 +18,6 @@ from vfm_runtime.media.image import Pixels
 
 from vfm.deepfake.data.augment import compress_jpeg
 
-Kind = Literal["jpeg", "blur", "resize", "noise", "h264"]
-
-LEVELS: dict[Kind, tuple[float, ...]] = {
-    "jpeg": (100, 80, 60, 40, 20, 10),
-    "blur": (0.5, 1, 1.5, 2, 3),
-    "resize": (224, 112, 64),
-    "noise": (0.01, 0.03, 0.05, 0.1, 0.2),
-    "h264": (23, 28, 35, 40),
-}
-"""From weak to strong. JPEG: quality. Blur: standard deviation in pixels. Resize: side in pixels. Noise: standard
-deviation, of values from 0 to 1. H.264: constant rate factor."""
-
-WORDS: dict[Kind, str] = {
-    "jpeg": "JPEG quality",
-    "blur": "blur, sigma in pixels",
-    "resize": "side in pixels",
-    "noise": "noise, sigma",
-    "h264": "H.264 CRF",
-}
-"""What a level says."""
-
-_FORMATS: dict[Kind, str] = {
-    "jpeg": "JPEG quality {:g}",
-    "blur": "blurred by {:g} px",
-    "resize": "resized to {:g} px",
-    "noise": "noise of {:g}",
-    "h264": "H.264 CRF {:g}",
-}
-
 _KERNELS = {0.5: 5, 1: 7, 1.5: 11, 2: 13, 3: 19}
 _FILTERS = (
     *(cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC),
@@ -54,41 +25,52 @@ _FILTERS = (
 )
 
 
+class Corruption(NamedTuple):
+    """One kind of degradation, at the levels of the curve."""
+
+    levels: tuple[float, ...]
+    """From weak to strong."""
+    unit: str
+    """What a level says."""
+    text: str
+    """The corruption in words, with braces for its level."""
+    apply: Callable[[Pixels, float, np.random.Generator], Pixels]
+    """Degrades a picture, uint8 [H, W, 3], at a level; random numbers are for noise, and for the filter of a resize."""
+
+
 class Degradation(NamedTuple):
     """One kind at one level."""
 
-    kind: Kind
+    kind: str
+    """Key of `CORRUPTIONS`."""
     level: float
-    """In the unit that `LEVELS` says."""
+    """Level in the unit of the kind."""
 
     def __str__(self) -> str:
-        return _FORMATS[self.kind].format(self.level)
+        return CORRUPTIONS[self.kind].text.format(self.level)
 
     def apply(self, pixels: Pixels, generator: np.random.Generator) -> Pixels:
-        """Return the degraded picture.
-
-        Args:
-            pixels: uint8 [H, W, 3].
-            generator: Random numbers for the noise, and for the filter of a resize.
-
-        Returns:
-            uint8 of the same size, but for a resize: [level, level, 3] where that is smaller.
-        """
-        return _APPLY[self.kind](pixels, self.level, generator)
+        """Return the picture, uint8 [H, W, 3], degraded: of the same size, but for a resize to fewer pixels."""
+        return CORRUPTIONS[self.kind].apply(pixels, self.level, generator)
 
 
-def list_degradations(kinds: Sequence[str] = get_args(Kind)) -> list[Degradation]:
-    """All levels of some kinds of `LEVELS`.
+def list_degradations(kinds: Sequence[str] = ()) -> list[Degradation]:
+    """All levels of some kinds of `CORRUPTIONS`, or of all.
 
     Raises:
         ValueError: There is no such kind.
     """
-    unknown = [kind for kind in kinds if kind not in LEVELS]
+    unknown = [kind for kind in kinds if kind not in CORRUPTIONS]
     if unknown:
         raise OptionError(
-            f"There is no kind of degradation '{unknown[0]}'. Choices: {', '.join(LEVELS)}."
+            f"There is no kind of degradation '{unknown[0]}'. Choices: {', '.join(CORRUPTIONS)}."
         )
-    return [Degradation(kind, level) for kind in LEVELS if kind in kinds for level in LEVELS[kind]]
+    return [
+        Degradation(kind, level)
+        for kind, corruption in CORRUPTIONS.items()
+        if kind in kinds or not kinds
+        for level in corruption.levels
+    ]
 
 
 def reencode(frames: Sequence[Pixels], crf: float, *, rate: int = 25) -> list[Pixels]:
@@ -161,11 +143,22 @@ def _add_noise(pixels: Pixels, level: float, generator: np.random.Generator) -> 
     return noisy
 
 
-# A corruption that is added here needs its levels, its words and its format above.
-_APPLY: dict[Kind, Callable[[Pixels, float, np.random.Generator], Pixels]] = {
-    "jpeg": lambda pixels, level, _: compress_jpeg(pixels, int(level)),
-    "blur": _blur,
-    "resize": _resize,
-    "noise": _add_noise,
-    "h264": lambda pixels, level, _: reencode([pixels], level)[0],
+CORRUPTIONS = {
+    "jpeg": Corruption(
+        (100, 80, 60, 40, 20, 10),
+        "JPEG quality",
+        "JPEG quality {:g}",
+        lambda pixels, level, _: compress_jpeg(pixels, int(level)),
+    ),
+    "blur": Corruption((0.5, 1, 1.5, 2, 3), "blur, sigma in pixels", "blurred by {:g} px", _blur),
+    "resize": Corruption((224, 112, 64), "side in pixels", "resized to {:g} px", _resize),
+    "noise": Corruption((0.01, 0.03, 0.05, 0.1, 0.2), "noise, sigma", "noise of {:g}", _add_noise),
+    "h264": Corruption(
+        (23, 28, 35, 40),
+        "H.264 CRF",
+        "H.264 CRF {:g}",
+        lambda pixels, level, _: reencode([pixels], level)[0],
+    ),
 }
+"""Corruptions by kind. A level is the quality of JPEG, the standard deviation of blur in pixels and of noise for values
+from 0 to 1, the side of a resize in pixels, and the constant rate factor of H.264."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from vfm.deepfake.robustness.degradations import WORDS, Kind
+from vfm.deepfake.robustness.degradations import CORRUPTIONS
 from vfm.deepfake.robustness.results import Robustness, RobustnessPoint
 from vfm.deepfake.shortcuts.page import format_table
 from vfm.report import Page, draw_contact_sheet
@@ -49,7 +49,7 @@ def build_robustness_page(
         "Video AUC as they are": (f"{result.clean.auc:.4f}", _format_interval(result.clean))
     }
     for kind, area in result.mean_auc.items():
-        facts[f"Mean over {WORDS[cast(Kind, kind)]}"] = f"{area:.4f}"
+        facts[f"Mean over {CORRUPTIONS[kind].unit}"] = f"{area:.4f}"
     facts["Worst"] = (f"{result.worst.auc:.4f}", str(result.worst.degradation))
     page.add_facts(facts)
     page.add_heading("By degradation")
@@ -102,6 +102,6 @@ def _plot(result: Robustness) -> bytes:
         style_axes(axes)
         axes.axhline(result.clean.auc, color="#5c6670", linewidth=0.9, linestyle="--")
         axes.axhline(0.5, color="#9aa3ad", linewidth=0.9, linestyle=":")
-        axes.set_xlabel(WORDS[cast(Kind, kind)], fontsize=FONT_SIZE)
+        axes.set_xlabel(CORRUPTIONS[kind].unit, fontsize=FONT_SIZE)
     panels[0].set_ylabel("video AUC", fontsize=FONT_SIZE)
     return encode_png(drawing)
