@@ -1,6 +1,5 @@
 """The FastAPI application: all routes over one repository of models."""
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
@@ -14,13 +13,11 @@ from starlette.middleware.cors import CORSMiddleware
 from vfm_runtime import __version__
 from vfm_runtime.server import open_inference, pages, predict
 from vfm_runtime.server.errors import respond_to_error
-from vfm_runtime.server.logs import capture_warnings
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.middleware import RequestMiddleware
 from vfm_runtime.server.security import AccessPolicy, read_tokens
 from vfm_runtime.server.service import Service
-from vfm_runtime.server.settings import PARENT_VARIABLE, SETTINGS_VARIABLE, Settings
-from vfm_runtime.server.supervisor import end_with_parent
+from vfm_runtime.server.settings import Settings
 
 _REQUEST_HEADERS = (
     *("Authorization", "Content-Type", "Inference-Header-Content-Length", "X-Request-Id"),
@@ -66,13 +63,6 @@ def create_app(settings: Settings) -> FastAPI:
         )
     app.openapi = cache(lambda: _describe(app, has_tokens=bool(tokens)))  # type: ignore[method-assign]
     return app
-
-
-def create_worker_app() -> FastAPI:
-    """Create the application of a worker process, whose settings stand in its environment."""
-    capture_warnings()
-    end_with_parent(int(os.environ[PARENT_VARIABLE]))
-    return create_app(Settings.from_json(os.environ[SETTINGS_VARIABLE]))
 
 
 @asynccontextmanager

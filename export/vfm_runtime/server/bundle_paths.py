@@ -64,24 +64,21 @@ def parse_bundle_paths(words: Iterable[str]) -> dict[str, Path]:
 
 def find_versions(folder: Path) -> dict[str, ManifestStamp]:
     """Find the versions of a model, lowest first, in a bundle or a folder of numbered bundles; maybe none."""
+    bundles = {}
+    # Files come and go while they are looked at.
+    with contextlib.suppress(OSError):
+        if (folder / MANIFEST_FILE).is_file():
+            bundles = {ONLY_VERSION: folder}
+        else:
+            names = [path.name for path in folder.iterdir() if _VERSION.fullmatch(path.name)]
+            bundles = {name: folder / name for name in sorted(names, key=int)}
     stamps = {}
-    for version, bundle in _list_bundles(folder).items():
-        # Files come and go while they are looked at.
+    for version, bundle in bundles.items():
         with contextlib.suppress(OSError, RuntimeError):
             real = bundle.resolve(strict=True)
             status = (real / MANIFEST_FILE).stat()
             stamps[version] = ManifestStamp(real, status.st_ino, status.st_mtime_ns, status.st_size)
     return stamps
-
-
-def _list_bundles(folder: Path) -> dict[str, Path]:
-    try:
-        if (folder / MANIFEST_FILE).is_file():
-            return {ONLY_VERSION: folder}
-        names = [path.name for path in folder.iterdir() if _VERSION.fullmatch(path.name)]
-    except OSError:
-        return {}
-    return {name: folder / name for name in sorted(names, key=int)}
 
 
 def take_fingerprint(folder: Path) -> Fingerprint:

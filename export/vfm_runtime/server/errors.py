@@ -116,8 +116,10 @@ def to_api_error(error: Exception) -> ApiError | None:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
-        faults = [_describe_fault(fault) for fault in error.errors()[:5]]
-        return ApiError(422, "; ".join(faults))
+        faults = [(f["loc"][-1], format_value(f.get("input")), f["msg"]) for f in error.errors()]
+        return ApiError(
+            422, "; ".join(f"'{name}' is {value}: {m}" for name, value, m in faults[:5])
+        )
     if isinstance(error, HTTPException):
         return _convert_http_error(error)
     if isinstance(error, QueueFullError):
@@ -129,10 +131,6 @@ def to_api_error(error: Exception) -> ApiError | None:
         if isinstance(error, kind):
             return ApiError(status, str(error), code)
     return None
-
-
-def _describe_fault(fault: dict[str, Any]) -> str:
-    return f"'{fault['loc'][-1]}' is {format_value(fault.get('input'))}: {fault['msg']}"
 
 
 def _convert_http_error(error: HTTPException) -> ApiError:

@@ -10,18 +10,18 @@ import socket
 import ssl
 import tempfile
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 from vfm_runtime.errors import AddressError, OptionError
 from vfm_runtime.server.cpu_quota import count_usable_cores
 from vfm_runtime.server.logs import capture_warnings, configure_logs
-from vfm_runtime.server.settings import PARENT_VARIABLE, SETTINGS_VARIABLE, Settings
+from vfm_runtime.server.settings import Settings
 
 OK, FAILED = 0, 1
 """Exit codes: stopped when told to; could not start."""
 
 _METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-_FACTORY = "vfm_runtime.server.app:create_worker_app"
 
 # Longer than load balancers keep an idle connection (60 s is common), so that they close first.
 _KEEP_ALIVE_S = 75
@@ -177,10 +177,19 @@ def _run_many(settings: Settings, listener: socket.socket) -> int:
     from vfm_runtime.server.supervisor import Supervisor
 
     with tempfile.TemporaryDirectory(prefix="vfm-metrics-", ignore_cleanup_errors=True) as folder:
-        # The workers inherit these; tokens in the environment reach them as they are.
-        os.environ[SETTINGS_VARIABLE] = settings.to_json()
-        os.environ[PARENT_VARIABLE] = str(os.getpid())
+        # The workers inherit it, and tokens in the environment too.
         os.environ[_METRICS_VARIABLE] = folder
-        supervisor = Supervisor(_configure_uvicorn(settings, _FACTORY, factory=True), [listener])
+        factory = partial(create_worker_app, settings, os.getpid())
+        supervisor = Supervisor(_configure_uvicorn(settings, factory, factory=True), [listener])
         supervisor.run()
     return FAILED if supervisor.failed else OK
+
+
+def create_worker_app(settings: Settings, parent: int) -> Any:
+    """Create the application of a worker process, which ends with the process of number `parent`."""
+    from vfm_runtime.server.app import create_app
+    from vfm_runtime.server.supervisor import end_with_parent
+
+    capture_warnings()
+    end_with_parent(parent)
+    return create_app(settings)

@@ -57,7 +57,13 @@ class Metrics:
         Raises:
             RuntimeError: PROMETHEUS_MULTIPROC_DIR was set too late.
         """
-        self._folder = reserve_room(_find_multiprocess_folder())
+        folder = os.environ.get(_FOLDER) or None
+        if folder and values.ValueClass is values.MutexValue:
+            raise StateError(
+                f"{_FOLDER} is {folder}, but prometheus_client was imported before it was set, so it "
+                "would count for this process alone. Set it before the workers start."
+            )
+        self._folder = reserve_room(folder)
         self._registry = CollectorRegistry()
         self._models: dict[_Key, tuple[str, ...]] = {}
         self._lock = threading.Lock()
@@ -184,16 +190,6 @@ def measure_memory() -> int:
         resource = importlib.import_module("resource")  # not on Windows
         return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return 0
-
-
-def _find_multiprocess_folder() -> str | None:
-    folder = os.environ.get(_FOLDER)
-    if folder and values.ValueClass is values.MutexValue:
-        raise StateError(
-            f"{_FOLDER} is {folder}, but prometheus_client was imported before it was set, so it "
-            "would add_counter for this process alone. Set it before the workers start."
-        )
-    return folder or None
 
 
 def reserve_room(folder: str | None) -> str | None:

@@ -197,13 +197,7 @@ class Service:
     async def run_model(
         self, served: ServedModel, inputs: Arrays, deadline: float
     ) -> tuple[Arrays, Timing]:
-        """Put rows to a model, a batch at a time, so that the crops of a long video fit the queue.
-
-        Args:
-            served: Model of the repository to run.
-            inputs: Arrays by name, with one row or more.
-            deadline: When the time is up, by `time.monotonic()`.
-        """
+        """Put rows to a model until a deadline, a batch at a time, so that the crops of a long video fit the queue."""
         size = self.settings.max_batch
         num_rows = len(next(iter(inputs.values())))
         parts, timings = [], []
@@ -222,11 +216,7 @@ def get_service(request: Request) -> Service:
 
 
 async def cancel_on_disconnect(request: Request, work: Awaitable[Response]) -> Response:
-    """Wait for a response, and cancel it when the client leaves.
-
-    Args:
-        request: Request whose body is read already.
-        work: Awaitable that makes the response.
+    """Wait for a response to a request whose body is read, and cancel it when the client leaves.
 
     Raises:
         ClientDisconnect: The client left.

@@ -1,25 +1,16 @@
 """Settings of the server: one frozen value, which also travels to its worker processes."""
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 from vfm_runtime.errors import OptionError
 
-SETTINGS_VARIABLE = "VFM_SERVER_SETTINGS"
-"""Environment variable that carries the settings to the worker processes."""
-
-PARENT_VARIABLE = "VFM_SERVER_PARENT"
-"""Environment variable that tells a worker the number of the process that watches over it."""
-
 LOG_FORMATS = ("json", "text")
 """What `log_format` may be."""
 
 _FILE = {"type": Path, "metavar": "FILE"}
-_PATHS = ("token_file", "certfile", "keyfile")
 _TUPLES = ("bundles", "allow_origin")
 _POSITIVE = (
     *("workers", "max_batch", "max_queue", "timeout", "body_timeout", "max_body_mb"),
@@ -110,17 +101,6 @@ class Settings:
     def max_body(self) -> int:
         """Bytes of the largest body."""
         return int(self.max_body_mb * 2**20)
-
-    def to_json(self) -> str:
-        """Return the settings as one JSON text."""
-        return json.dumps(asdict(self), default=os.fspath)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Build settings from the text that `to_json` returned."""
-        values = json.loads(text)
-        paths = {name: Path(values[name]) for name in _PATHS if values[name] is not None}
-        return cls.from_mapping({**values, **paths})
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
