@@ -1,6 +1,5 @@
 """Decision rules of deepfake detection: calibration, thresholds, and when to abstain."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from vfm_runtime.deepfake.evidence import FAKE, REAL, UNDECIDED, FrameEvidence, Label, sigmoid
 from vfm_runtime.deepfake.verdict import Verdict
 from vfm_runtime.errors import DataError
-from vfm_runtime.tasks.confidence import AbstainReason
+from vfm_runtime.tasks.confidence import AbstainReason, require_finite
 from vfm_runtime.validation import StoredRules, is_number, is_whole
 
 Combine = Literal["max", "mean"]
@@ -165,11 +164,7 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
 
 
 def _check_evidence(frames: Sequence[FrameEvidence], num_asked: int) -> None:
-    if not all(math.isfinite(f.logit) and math.isfinite(f.distance) for f in frames):
-        raise DataError(
-            "The model answered with NaN or infinite logits or distances. Check the bundle with "
-            "`vfm-runtime check`, and export it anew with 32-bit weights if it fails."
-        )
+    require_finite("logits or distances", [(frame.logit, frame.distance) for frame in frames])
     num_judged = len({frame.frame for frame in frames})
     if num_asked < max(1, num_judged):
         raise DataError(

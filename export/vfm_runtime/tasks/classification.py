@@ -18,7 +18,7 @@ from vfm_runtime.tasks.base import (
     find_largest_difference,
     read_distances,
 )
-from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
+from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules, require_finite
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,11 +59,7 @@ class LabelPrediction(ConfidencePrediction):
                 "Give one score a label."
             )
         # A NaN would win every argmax: a confident prediction made of nothing.
-        if not np.isfinite(row).all():
-            raise DataError(
-                "The model answered with NaN or infinite scores. Check the bundle with "
-                "`vfm-runtime check`, and export it anew with 32-bit weights if it fails."
-            )
+        require_finite("scores", row)
         row.setflags(write=False)
         best = int(row.argmax())
         parts = names[best], float(row[best]), row, names, multilabel

@@ -1,13 +1,12 @@
 """Confidence and abstention: temperature, thresholds, and the reasons why a prediction is not to be relied on."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vfm_runtime.errors import DataError
 from vfm_runtime.validation import StoredRules, is_number
@@ -84,11 +83,7 @@ class ConfidenceRules(StoredRules):
         """
         if self.max_distance is None or distance is None:
             return False
-        if not math.isfinite(distance):
-            raise DataError(
-                "The model answered with NaN or infinite distances. Check the bundle with "
-                "`vfm-runtime check`, and export it anew with 32-bit weights if it fails."
-            )
+        require_finite("distances", distance)
         return distance > self.max_distance
 
     def find_reason(
@@ -116,6 +111,15 @@ class ConfidenceRules(StoredRules):
         """Return the rules as plain values that JSON can hold."""
         values = super().to_dict()
         return values if self.thresholds is None else values | {"thresholds": list(self.thresholds)}
+
+
+def require_finite(what: str, *arrays: ArrayLike) -> None:
+    """Refuse outputs of a model, named in the plural, that are NaN or infinite, with a DataError."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise DataError(
+            f"The model answered with NaN or infinite {what}. Check the bundle with "
+            "`vfm-runtime check`, and export it anew with 32-bit weights if it fails."
+        )
 
 
 def _check_thresholds(values: object) -> None:

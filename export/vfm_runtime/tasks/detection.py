@@ -22,7 +22,7 @@ from vfm_runtime.tasks.base import (
     find_largest_difference,
     read_distances,
 )
-from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
+from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules, require_finite
 
 THRESHOLD = 0.3
 """Least score of a box that is shown, unless another is asked for."""
@@ -73,11 +73,7 @@ class Detections(ConfidencePrediction):
                 f"There are {len(values)} scores, boxes of shape {list(corners.shape)} and classes of shape "
                 f"{list(ids.shape)}. Give one box [4], class and score each."
             )
-        if not (np.isfinite(corners).all() and np.isfinite(values).all()):
-            raise DataError(
-                "The model answered with NaN or infinite boxes or scores. Check the bundle with "
-                "`vfm-runtime check`, and export it anew with 32-bit weights if it fails."
-            )
+        require_finite("boxes or scores", corners, values)
         for part in (corners, values, ids):
             part.setflags(write=False)
         return cls(corners, values, ids, tuple(names), rules=rules, distance=distance)
