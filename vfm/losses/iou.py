@@ -1,4 +1,4 @@
-"""IoU: intersection over union of boxes, plain and generalised."""
+"""IoU: intersection over union of boxes, plain and generalised (GIoU)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data's labels against the model's, and what each class counts."""
+"""Labels: match the data's to the model's, and weigh classes in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validation of an export: real images with their truth, and one headline metric for whatever answers them."""
+"""Validation for calibration and export: real images with their truth, and one headline metric for whatever answers them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Validation(ABC):
         """Fit a temperature, and thresholds for each label, to what a model of temperature 1 gives for all images.
 
         Args:
-            outputs: Outputs of `collect_outputs`.
+            outputs: Outputs of a model for all images, as `collect_outputs` gives them.
             min_precision: Fraction of sure answers that shall be right.
 
         Raises:

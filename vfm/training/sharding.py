@@ -1,4 +1,4 @@
-"""FSDP2: every rank holds a part of the weights, gradients and optimiser state."""
+"""FSDP2: every rank holds a part of the weights, gradients and optimizer state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration of classifiers: a temperature that makes scores probabilities, and score thresholds by label."""
+"""Calibration of classifiers: temperature scaling, which makes scores probabilities, and score thresholds by label."""
 
 from __future__ import annotations
 
