@@ -1,4 +1,4 @@
-"""Validation for calibration and export: real images with their truth, and one headline metric for whatever answers them."""
+"""Validation for calibration and export: real images with their truth, and a headline metric for what answers them."""
 
 from __future__ import annotations
 
