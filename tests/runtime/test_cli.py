@@ -236,6 +236,7 @@ def test_info_json(bundle, capsys):
         ),
         (["predict", "b", "i", "--batch_size", "x"], "argument --batch-size: 'x' is not a whole"),
         (["predict", "b", "i", "--batch_size=0"], "argument --batch-size: '0' is not a whole"),
+        (["serve", "b", "--max_batch", "x"], "argument --max-batch: invalid int value: 'x'"),
         (["predict", "b", "i", "--top", "0"], "'0' is not a whole number from 1 up"),
         (["predict", "b", "i", "--batch-size", "x"], "'x' is not a whole number from 1 up"),
         (["predict", "b", "i", "--device", "gpu"], "invalid choice: 'gpu'"),

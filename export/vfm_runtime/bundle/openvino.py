@@ -5,7 +5,7 @@ import importlib
 import json
 from typing import Any
 
-from vfm_runtime.errors import VfmError
+from vfm_runtime.errors import ProviderError
 from vfm_runtime.ort import list_errors
 
 NAME = "OpenVINOExecutionProvider"
@@ -14,10 +14,6 @@ NAME = "OpenVINOExecutionProvider"
 _PACKAGE = "onnxruntime_ep_openvino"
 _REGISTERED = "vfm_runtime_openvino"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-
-
-class PluginError(VfmError, RuntimeError):
-    """The plugin is there, and does not work here."""
 
 
 @functools.cache
@@ -50,10 +46,9 @@ def _register(runtime: Any, path: str) -> None:
 def open_session(
     runtime: Any, path: str, options: Any, precision: str, num_threads: int | None
 ) -> Any:
-    """Open a session on OpenVINO's CPU device; `obstacle` has said that there is none.
+    """Open a session on OpenVINO's CPU device, with a ProviderError where it ends up elsewhere.
 
-    Raises:
-        PluginError: The session ended up elsewhere.
+    It is for where `find_obstacle` has found none.
     """
     # Without a hint OpenVINO would compute in bfloat16 by itself, and answer otherwise than the same bundle elsewhere.
     properties = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
@@ -63,7 +58,7 @@ def open_session(
     options.add_provider_for_devices(_list_devices(runtime)[:1], settings)
     session = runtime.InferenceSession(path, options)
     if NAME not in session.get_providers():
-        raise PluginError(f"the session runs on {', '.join(session.get_providers())}.")
+        raise ProviderError(f"the session runs on {', '.join(session.get_providers())}.")
     return session
 
 

@@ -8,7 +8,6 @@ from vfm_runtime.errors import OptionError
 PRECISIONS = ("auto", "fp32", "fp16", "int8", "bf16")
 """What `precision` may be. `bf16` is no graph of its own: OpenVINO and TensorRT compute that of fp32 in it."""
 
-_ON_GPU = ("cuda", "tensorrt")
 # Devices of the precisions that some cannot run; the first is that of device "auto" for int8 and bf16.
 _RUNS_ON = {
     "int8": ("cpu",),
@@ -49,7 +48,7 @@ def choose_precision(device: str, precision: str, available: Sequence[str]) -> t
         return "cpu", precision
     if precision != "auto":
         return where, precision
-    if where in _ON_GPU:
+    if where in ("cuda", "tensorrt"):
         return where, "fp16" if "fp16" in available else "fp32"
     if "int8" in available and device in ("auto", "cpu"):
         return "cpu", "int8"
