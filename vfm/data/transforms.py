@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
@@ -107,7 +107,13 @@ class TrainTransform:
                 ) from None
         if self._crop or self._resize:
             steps = steps[1:]
-        self._pipeline: Any = _build_pipeline(steps, preprocess) if steps else None
+        self._pipeline: Any = None
+        if steps:
+            # It asks the network for updates at import otherwise. The import takes two seconds.
+            os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+            import albumentations as A
+
+            self._pipeline = A.Compose([_build_step(A, step, preprocess) for step in steps])
 
     def __call__(self, source: str | bytes | NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """Open and augment one image, uint8 [h, w, 3], at the model's size.
@@ -200,14 +206,6 @@ def _parse_step(step: Any) -> tuple[str, dict[str, Any]]:
         f"A step of augment is {step!r}. Give a name, such as HorizontalFlip, or a name with its arguments, such as "
         "{Rotate: {limit: 15, p: 0.5}}; mind the indentation."
     )
-
-
-def _build_pipeline(steps: Sequence[Any], preprocess: Preprocess) -> Any:
-    # It asks the network for updates at import otherwise. The import takes two seconds.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations as A
-
-    return A.Compose([_build_step(A, step, preprocess) for step in steps])
 
 
 def _build_step(A: Any, step: Any, preprocess: Preprocess) -> Any:  # noqa: N803

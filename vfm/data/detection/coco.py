@@ -70,16 +70,15 @@ def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[AnnotatedIm
         image_folder = _find_image_folder(
             [i["file_name"] for i in images.values()], path, folder, split
         )
-        splits[split] = [
-            AnnotatedImage(
-                image_folder / image["file_name"],
-                name_below(image_folder / image["file_name"], folder),
-                boxes[number],
-                _read_size(image),
-                f"{path}, image {image['file_name']}",
+        splits[split] = []
+        for number, image in images.items():
+            file = image_folder / image["file_name"]
+            height, width = image.get("height"), image.get("width")
+            size = (int(height), int(width)) if height and width else None
+            where = f"{path}, image {image['file_name']}"
+            splits[split].append(
+                AnnotatedImage(file, name_below(file, folder), boxes[number], size, where)
             )
-            for number, image in images.items()
-        ]
     (first, expected), *others = classes.items()
     for path, listed in others:
         if set(listed) != set(expected):
@@ -191,12 +190,6 @@ def _read_box(entry: Mapping[str, Any], label: str, box_format: BoxFormat, where
         raise BoxError(f"{where}: bbox is {numbers}; expected four numbers.") from error
     right, bottom = (a + c, b + d) if box_format == "xywh" else (c, d)
     return Box(a, b, right, bottom, label, bool(entry.get("iscrowd", 0)))
-
-
-def _read_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    if image.get("height") and image.get("width"):
-        return int(image["height"]), int(image["width"])
-    return None
 
 
 def _find_image_folder(names: Sequence[str], path: Path, root: Path, split: str) -> Path:
