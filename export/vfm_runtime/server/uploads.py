@@ -18,6 +18,7 @@ from starlette.types import Message, Receive
 from vfm_runtime.bundle.contract import parse_json
 from vfm_runtime.media.image import DAMAGE, Pixels, open_image
 from vfm_runtime.server.errors import ApiError
+from vfm_runtime.server.service import get_service
 from vfm_runtime.server.settings import Settings
 
 FIELD = "file"
@@ -110,7 +111,7 @@ async def read_upload(request: Request) -> Upload:
     if media_type == "multipart/form-data":
         return await _read_form(request)
     if media_type == "application/json":
-        return await asyncio.to_thread(_decode_json, await request.body())
+        return await get_service(request).run_in_thread(_decode_json, await request.body())
     is_video = _is_video(media_type)
     if is_video is None and media_type != "application/octet-stream":
         what = (

@@ -2,6 +2,7 @@ import asyncio
 import base64
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -37,7 +38,9 @@ def sending(*chunks, pause=0.0, ends=True):
 
 def limited(receive, **headers):
     plain = request(receive, **headers)
-    return Request(plain.scope, LimitedReceive(receive, plain.headers, SMALL))
+    service = SimpleNamespace(run_in_thread=asyncio.to_thread)
+    scope = {**plain.scope, "app": SimpleNamespace(state=SimpleNamespace(service=service))}
+    return Request(scope, LimitedReceive(receive, plain.headers, SMALL))
 
 
 def read(receive, **headers):
