@@ -1,15 +1,21 @@
 import base64
+import dataclasses
 import io
 import json
 import struct
 import zlib
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 from vfm_runtime import load
 from vfm_runtime.errors import ProviderError
+from vfm_runtime.server.app import create_app
 from vfm_runtime.server.batching import ClosedError, DeadlineError, QueueFullError
+from vfm_runtime.tasks import registry
 from vfm_runtime.tasks.base import PredictionView
 from vfm_runtime.tasks.classification import LabelPrediction
 
@@ -62,6 +68,34 @@ def test_every_way_to_send_a_file(client, jpeg, folders):
         assert (body["width"], body["height"], body["drawn"]) == (300, 200, None)
         assert set(body["ms"]) == {"open", "queue", "compute", "total"}
         assert body["request_id"] == answer.headers["x-request-id"]
+
+
+def test_answers_are_as_the_document_says(client, jpeg, face):
+    for name, content in (("toy", jpeg), ("finder", jpeg), ("fake", face)):
+        answer = ask(client, content, model=name).json()["answer"]
+        kind = client.app.state.service.repository.find_model(name).model.task_type.answer_type
+        assert set(answer) <= {field.name for field in dataclasses.fields(kind)}
+        TypeAdapter(kind).validate_python(answer)
+
+
+@dataclasses.dataclass
+class Depth:
+    """What a task of another package answers."""
+
+    task: Literal["depth"]
+    meters: list[float]
+
+
+@pytest.mark.parametrize("kind", [Depth, dict[str, Any]])
+def test_tasks_of_other_packages_say_what_they_answer(settings_for, monkeypatch, kind):
+    monkeypatch.setitem(registry._registered, "depth", SimpleNamespace(answer_type=kind))
+    schemas = create_app(settings_for("toy")).openapi()["components"]["schemas"]
+    choices = schemas["Answer"]["anyOf"]
+    if kind is Depth:
+        assert {"$ref": "#/components/schemas/Depth"} in choices
+        assert schemas["Depth"]["required"] == ["task", "meters"]
+    else:
+        assert {"additionalProperties": True, "type": "object"} in choices
 
 
 def test_top(client, jpeg):
