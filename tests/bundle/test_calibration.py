@@ -20,13 +20,13 @@ from vfm.tasks.calibration import CalibrationError
 from vfm.tasks.classification.calibration import apply_temperature, fit_labels
 from vfm.tasks.classification.validation import LabelValidation
 from vfm.tasks.detection.validation import BoxValidation
-from vfm.tasks.labelled_images import LabelledImages, OpenedImages, open_images
+from vfm.tasks.labeled_images import LabeledImages, OpenedImages, open_images
 
 LABELS = ("ant", "bee", "cat", "dog")
 
 
 def images(data):
-    source = LabelledImages.select_splits(data, ["val"])
+    source = LabeledImages.select_splits(data, ["val"])
     return OpenedImages({"pixels": np.zeros((len(source.positions), 1, 1, 3), np.uint8)}, source)
 
 
@@ -194,7 +194,7 @@ def test_the_graph_gives_what_was_fitted(multilabel, temperature):
         task.head.linear.weight.normal_(0, 0.5)
     data = shapes()
     data.setup()
-    source = LabelledImages.select_splits(data, ["val"])
+    source = LabeledImages.select_splits(data, ["val"])
     found = open_images(source, task.eval().preprocess, needs_geometry=task.head.needs_geometry)
     pixels = torch.from_numpy(found.inputs["pixels"])
     contract = Contract(

@@ -32,7 +32,7 @@ from vfm.data import FolderData
 from vfm.models.heads import DetrHead
 from vfm.tasks import DetectionTask
 from vfm.tasks.checkpoint import Checkpoint
-from vfm.tasks.labelled_images import LabelledImages, open_images
+from vfm.tasks.labeled_images import LabeledImages, open_images
 
 INSTEAD = "The reference is fitted on every second validation image"
 
@@ -170,7 +170,7 @@ def contract(task, placed):
 
 def opened_split(data, split, task):
     return open_images(
-        LabelledImages.select_splits(data, [split]), task.preprocess, needs_geometry=False
+        LabeledImages.select_splits(data, [split]), task.preprocess, needs_geometry=False
     )
 
 

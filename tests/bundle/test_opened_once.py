@@ -17,7 +17,7 @@ from vfm.data.dataset import ImageDataset
 from vfm.deepfake import DeepfakeTask
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import Checkpoint
-from vfm.tasks.labelled_images import ValidationError
+from vfm.tasks.labeled_images import ValidationError
 
 
 @pytest.fixture(scope="module")

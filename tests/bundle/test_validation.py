@@ -22,7 +22,7 @@ from vfm.deepfake import DeepfakeData, DeepfakeTask
 from vfm.models.heads import DetrHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
 from vfm.tasks.checkpoint import Checkpoint
-from vfm.tasks.labelled_images import ValidationError
+from vfm.tasks.labeled_images import ValidationError
 from vfm.tasks.labels import LabelError
 from vfm.tasks.predictor import TorchPredictor
 from vfm.training.checkpoint import CheckpointError

@@ -30,7 +30,7 @@ from vfm.tasks import BaseTask, Optim
 from vfm.tasks.calibrate import calibrate
 from vfm.tasks.calibration import CALIBRATION_FILE, CalibrationError, CalibrationOptions
 from vfm.tasks.checkpoint import require_disjoint
-from vfm.tasks.labelled_images import ValidationError
+from vfm.tasks.labeled_images import ValidationError
 
 RNG = np.random.default_rng(0)
 

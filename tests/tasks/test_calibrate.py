@@ -20,7 +20,7 @@ from vfm.models.heads import DetrHead
 from vfm.tasks import DetectionTask
 from vfm.tasks.calibration import CALIBRATION_FILE, CalibrationError
 from vfm.tasks.checkpoint import Checkpoint
-from vfm.tasks.labelled_images import ValidationError
+from vfm.tasks.labeled_images import ValidationError
 
 
 @pytest.fixture(scope="module")

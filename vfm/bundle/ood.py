@@ -18,7 +18,7 @@ from vfm_runtime.tasks.base import Arrays
 from vfm.metrics.calibration import fit_conformal_threshold
 from vfm.tasks import BaseTask
 from vfm.tasks.checkpoint import Checkpoint
-from vfm.tasks.labelled_images import MAX_IMAGES, OpenedImages, ValidationError
+from vfm.tasks.labeled_images import MAX_IMAGES, OpenedImages, ValidationError
 from vfm.tasks.validation import Validation
 from vfm.types import Features
 

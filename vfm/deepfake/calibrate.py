@@ -39,7 +39,7 @@ from vfm.metrics.calibration import (
     measure_reliability,
 )
 from vfm.tasks.calibration import CalibrationError, CalibrationOptions, CalibrationResult
-from vfm.tasks.labelled_images import LabelledImages
+from vfm.tasks.labeled_images import LabeledImages
 from vfm.tasks.results import RESULTS_FILE, Collector, read_results
 from vfm.tasks.validation import Run
 
@@ -61,16 +61,16 @@ def choose_splits(options: CalibrationOptions) -> tuple[str, ...]:
     return _SPLITS[options.split or "val"]
 
 
-def open_calibration_videos(path: Path, options: CalibrationOptions) -> LabelledImages:
+def open_calibration_videos(path: Path, options: CalibrationOptions) -> LabeledImages:
     """Images of the videos of a folder as for DeepfakeData, or a manifest, of the splits that are asked for."""
     images = open_plain_data(path, cropped=options.cropped, native=options.native)
     images.setup({"val": "validate", "test": "test"}.get(options.split or "val"))
     names = [name for name in choose_splits(options) if images.records.get(name)]
-    return LabelledImages.select_splits(images, names)
+    return LabeledImages.select_splits(images, names)
 
 
 def calibrate_videos(
-    source: LabelledImages, run: Run, crop: CropSpec, folder: Path, options: CalibrationOptions
+    source: LabeledImages, run: Run, crop: CropSpec, folder: Path, options: CalibrationOptions
 ) -> CalibrationResult:
     """Fit the temperature and the threshold of a detector on videos that it was not trained on.
 

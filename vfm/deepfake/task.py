@@ -40,7 +40,7 @@ from vfm.tasks.calibration import (
     CalibrationOptions,
     CalibrationResult,
 )
-from vfm.tasks.labelled_images import LabelledImages, OpenedImages, ValidationError
+from vfm.tasks.labeled_images import LabeledImages, OpenedImages, ValidationError
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import SplitPredictions
 from vfm.tasks.validation import Run
@@ -243,11 +243,11 @@ class DeepfakeTask(BaseTask):
         if not self.methods:
             self.methods = tuple(checkpoint[KEY]["methods"])
 
-    def open_data(self, path: Path, training: Spec) -> LabelledImages:
+    def open_data(self, path: Path, training: Spec) -> LabeledImages:
         """Read real and fake images, or a manifest of them."""
         data = export.open_deepfakes(path, self.crop)
         data.labels = self.labels
-        return LabelledImages.select_splits(data, ["val"])
+        return LabeledImages.select_splits(data, ["val"])
 
     def check_data(self, data: ImageData) -> None:
         """Refuse images that do not say which are forged, or that were cut out otherwise than the model's."""
@@ -269,12 +269,12 @@ class DeepfakeTask(BaseTask):
 
     def open_calibration_data(
         self, path: Path, training: Spec, options: CalibrationOptions
-    ) -> LabelledImages:
+    ) -> LabeledImages:
         """Read real and fake images, or a manifest of them, of the splits that are asked for."""
         return calibrate.open_calibration_videos(path, options)
 
     def calibrate(
-        self, source: LabelledImages, run: Run, options: CalibrationOptions
+        self, source: LabeledImages, run: Run, options: CalibrationOptions
     ) -> CalibrationResult:
         """Fit an operating point on whole videos."""
         self.require_trained()

@@ -14,7 +14,7 @@ from vfm.deepfake.export import NO_CALIBRATION
 from vfm.deepfake.metrics import compute_auc
 from vfm.deepfake.results import select_most_fake
 from vfm.tasks.calibration import CalibrationError
-from vfm.tasks.labelled_images import OpenedImages, ValidationError
+from vfm.tasks.labeled_images import OpenedImages, ValidationError
 from vfm.tasks.validation import Validation
 
 

@@ -22,7 +22,7 @@ _to_corners = partial(box_convert, in_fmt="cxcywh", out_fmt="xyxy")
 
 
 class DetectionLoss(Loss):
-    """Matching, a matchability-aware loss of the classes (DEIM, Huang et al., 2024), L1 and generalised IoU.
+    """Matching, a matchability-aware loss of the classes (DEIM, Huang et al., 2024), L1 and generalized IoU.
 
     Every layer of the decoder, the proposals and every group of queries learn from all objects.
     """
@@ -35,7 +35,7 @@ class DetectionLoss(Loss):
         Args:
             classes: Weight of the loss of the classes.
             distance: Weight of the L1 loss of center, width and height.
-            overlap: Weight of the generalised intersection over union.
+            overlap: Weight of the generalized intersection over union.
             gamma: How much less confident predictions that fit badly, and quiet wrong ones, count.
         """
         super().__init__()
@@ -59,7 +59,7 @@ class DetectionLoss(Loss):
             logits, boxes = logits[None, :, None], boxes[None, :, None]
         matches = match_queries(logits, boxes, objects)
         matched, true = boxes[matches.query], objects.boxes[matches.object]
-        iou, generalised = compute_ious(_to_corners(matched), _to_corners(true))
+        iou, generalized = compute_ious(_to_corners(matched), _to_corners(true))
         fit = logits.new_zeros(logits.shape)
         right = (*matches.query, objects.labels[matches.object])
         fit[right] = iou.detach().clamp(0, 1) ** self.gamma
@@ -68,7 +68,7 @@ class DetectionLoss(Loss):
         sums = {
             "classes": F.binary_cross_entropy_with_logits(logits, fit, weight, reduction="sum"),
             "distance": (matched - true).abs().sum(),
-            "overlap": (1 - generalised).sum(),
+            "overlap": (1 - generalized).sum(),
         }
         num_groups = logits.shape[2]
         return {name: self.weights[name] * value / num_groups for name, value in sums.items()}

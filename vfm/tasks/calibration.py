@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from vfm_runtime.errors import VfmError
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
-from vfm.tasks.labelled_images import LabelledImages
+from vfm.tasks.labeled_images import LabeledImages
 
 MIN_IMAGES = 50
 """Least number of images that anything is fitted on."""
@@ -112,7 +112,7 @@ class CalibrationOptions:
 class CalibrationResult:
     """What a task fitted for `vfm calibrate`."""
 
-    source: LabelledImages
+    source: LabeledImages
     """Images that it was fitted on."""
     details: Mapping[str, Any]
     """What calibration.json says of it, ready for JSON."""

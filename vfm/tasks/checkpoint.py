@@ -23,9 +23,9 @@ from vfm.tasks.calibration import (
     CalibrationError,
     CalibrationOptions,
 )
-from vfm.tasks.labelled_images import (
+from vfm.tasks.labeled_images import (
     MAX_IMAGES,
-    LabelledImages,
+    LabeledImages,
     OpenedImages,
     ValidationError,
     open_images,
@@ -116,7 +116,7 @@ class Checkpoint:
                 f"{self.path}), or remove it."
             ) from error
 
-    def split(self, name: Split) -> LabelledImages:
+    def split(self, name: Split) -> LabeledImages:
         """Return a split of the data that the task was trained on, which is read when first asked for.
 
         Raises:
@@ -142,10 +142,10 @@ class Checkpoint:
                 "FOLDER."
             )
         self.task.check_data(self._data)
-        return LabelledImages.select_splits(self._data, [name])
+        return LabeledImages.select_splits(self._data, [name])
 
     def open_images(
-        self, source: LabelledImages | Split, max_images: int = MAX_IMAGES
+        self, source: LabeledImages | Split, max_images: int = MAX_IMAGES
     ) -> OpenedImages:
         """Open at most `max_images` of labelled images, or of a split of the training's data, as the task takes them.
 
@@ -159,7 +159,7 @@ class Checkpoint:
 
     def select_calibration_images(
         self, data: Path | None, options: CalibrationOptions
-    ) -> LabelledImages:
+    ) -> LabeledImages:
         """Return images to calibrate on, which the task was neither trained nor tested on.
 
         Args:
@@ -200,8 +200,8 @@ class Checkpoint:
         self,
         path: Path | None,
         splits: Sequence[str],
-        open_data: Callable[[Path, Spec], LabelledImages],
-    ) -> LabelledImages:
+        open_data: Callable[[Path, Spec], LabeledImages],
+    ) -> LabeledImages:
         """Open the data of a path; where there is none, or it is the training's, select splits of the training's."""
         options = (self.data_spec or {}).get("init_args", {})
         roots = [Path(options[name]).resolve() for name in _ROOTS if options.get(name) is not None]
@@ -223,7 +223,7 @@ class Checkpoint:
         self.task.check_data(source.data)
         return source
 
-    def _require_unseen(self, source: LabelledImages, *, tested: bool) -> None:
+    def _require_unseen(self, source: LabeledImages, *, tested: bool) -> None:
         """Refuse images that the task has learned from, or on which it is judged, where their data still exists."""
         splits: tuple[Split, ...] = ("train", "test") if tested else ("train",)
         for name in splits:

@@ -21,7 +21,7 @@ from vfm.tasks.calibration import (
     CalibrationResult,
     list_confidence,
 )
-from vfm.tasks.labelled_images import LabelledImages, OpenedImages, ValidationError, open_images
+from vfm.tasks.labeled_images import LabeledImages, OpenedImages, ValidationError, open_images
 from vfm.tasks.validation import Run, Validation
 
 
@@ -65,7 +65,7 @@ class ExportHooks:
         """Return the task on the side of production, with this task's labels and its own rules."""
         return find_task_type(self.kind)(self.labels, self.define_rules())
 
-    def open_data(self, path: Path, training: Spec) -> LabelledImages:
+    def open_data(self, path: Path, training: Spec) -> LabeledImages:
         """Open labelled images that have nothing to do with the training: the val split where they state one, else all.
 
         Args:
@@ -95,12 +95,12 @@ class ExportHooks:
 
     def open_calibration_data(
         self, path: Path, training: Spec, options: CalibrationOptions
-    ) -> LabelledImages:
+    ) -> LabeledImages:
         """Open labelled images for `vfm calibrate`; by default, and with the same errors, those of `open_data`."""
         return self.open_data(path, training)
 
     def calibrate(
-        self, source: LabelledImages, run: Run, options: CalibrationOptions
+        self, source: LabeledImages, run: Run, options: CalibrationOptions
     ) -> CalibrationResult:
         """Fit what `vfm calibrate` writes beside the checkpoint; by default what `Validation.fit_confidence` fits.
 

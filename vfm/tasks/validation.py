@@ -11,7 +11,7 @@ import numpy as np
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.tasks.calibration import Calibration, CalibrationError
-from vfm.tasks.labelled_images import OpenedImages
+from vfm.tasks.labeled_images import OpenedImages
 from vfm.tasks.labels import match_labels
 
 Run = Callable[[Arrays], Arrays]

@@ -73,12 +73,12 @@ def _read_tree(
 ) -> tuple[list[Item], list[str]]:
     words = _WORDS | {name.casefold(): label for name, label in labels.items()}
     items: list[Item] = []
-    unlabelled: list[str] = []
+    unlabeled: list[str] = []
     num_clips = 0
     for parts, names in walk_media(root):
         common, below = _describe_folder(root, parts, words)
         if common is None:
-            unlabelled += ["/".join((*parts, name)) for name in names]
+            unlabeled += ["/".join((*parts, name)) for name in names]
             continue
         paths = ["/".join((root.as_posix(), *parts, name)) for name in names]
         images = [path for path in paths if is_image(path)]
@@ -101,10 +101,10 @@ def _read_tree(
                 video = path.removeprefix(f"{root.as_posix()}/")
                 items.append(_name_video(common, below, "")._replace(path=path, video=video))
     notes = []
-    if unlabelled:
+    if unlabeled:
         notes.append(
-            f"{len(unlabelled)} images and videos in {root} lie in no folder called real or fake, such as "
-            f"{unlabelled[0]}; they are left out."
+            f"{len(unlabeled)} images and videos in {root} lie in no folder called real or fake, such as "
+            f"{unlabeled[0]}; they are left out."
         )
     if num_clips and grouping == "auto":
         notes.append(

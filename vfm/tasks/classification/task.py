@@ -21,7 +21,7 @@ from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
 from vfm.tasks.classification.results import compute_label_metrics, write_label_results
 from vfm.tasks.classification.validation import LabelValidation
-from vfm.tasks.labelled_images import LabelledImages, OpenedImages
+from vfm.tasks.labeled_images import LabeledImages, OpenedImages
 from vfm.tasks.labels import ClassWeights, LabelError, compute_class_weights
 from vfm.tasks.options import TaskOptions
 from vfm.tasks.results import SplitPredictions
@@ -158,10 +158,10 @@ class ClassificationTask(BaseTask):
         """Write all metrics of a split, its page, pictures and list of mistakes."""
         write_label_results(folder, split, predictions, self.labels, self._require_data(), more)
 
-    def open_data(self, path: Path, training: Spec) -> LabelledImages:
+    def open_data(self, path: Path, training: Spec) -> LabeledImages:
         """Read a folder or table of labelled images, by the columns of the training's where it has them."""
         data = open_labels(path, training=training, labels=self.labels, multilabel=self.multilabel)
-        return LabelledImages.select_evaluation(data, path)
+        return LabeledImages.select_evaluation(data, path)
 
     def open_validation(self, images: OpenedImages) -> LabelValidation:
         """Return images that are judged by accuracy, or mean average precision."""

@@ -13,7 +13,7 @@ from vfm.data.dataset import list_labels
 from vfm.tasks.calibration import Calibration
 from vfm.tasks.classification.calibration import fit_labels
 from vfm.tasks.classification.results import compute_label_metrics
-from vfm.tasks.labelled_images import ValidationError
+from vfm.tasks.labeled_images import ValidationError
 from vfm.tasks.validation import Validation
 
 

@@ -24,7 +24,7 @@ from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
 from vfm.tasks.detection.results import compute_box_metrics, join_boxes, write_box_results
 from vfm.tasks.detection.validation import BoxValidation
-from vfm.tasks.labelled_images import LabelledImages, OpenedImages
+from vfm.tasks.labeled_images import LabeledImages, OpenedImages
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import SplitPredictions
 from vfm.training.optim import Optim
@@ -158,9 +158,9 @@ class DetectionTask(BaseTask):
                     rows.append((name, *corners, self.labels[label], f"{score:.6f}", ""))
         return rows
 
-    def open_data(self, path: Path, training: Spec) -> LabelledImages:
+    def open_data(self, path: Path, training: Spec) -> LabeledImages:
         """Read images with boxes in any layout, with the tiles of the training's."""
-        return LabelledImages.select_evaluation(open_boxes(path, training=training), path)
+        return LabeledImages.select_evaluation(open_boxes(path, training=training), path)
 
     def open_validation(self, images: OpenedImages) -> BoxValidation:
         """Return images that are judged by COCO's average precision."""

@@ -11,7 +11,7 @@ from vfm_runtime.tasks.detection import THRESHOLD
 from vfm.metrics.detection import DetectedBoxes, TrueBoxes, match_detections
 from vfm.tasks.calibration import Calibration, list_absent, refuse_precision, require_enough_images
 from vfm.tasks.detection.results import compute_box_metrics, join_boxes, select_truth
-from vfm.tasks.labelled_images import ValidationError
+from vfm.tasks.labeled_images import ValidationError
 from vfm.tasks.validation import Validation
 
 

@@ -32,7 +32,7 @@ class ValidationError(VfmError, ValueError):
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """Images of a data module with their truth, not yet opened."""
 
     data: ImageData
@@ -80,7 +80,7 @@ class OpenedImages:
 
     inputs: Arrays
     """`pixels`, uint8 [N, h, w, 3]; for a head that needs it also `geometry`, float32 [N, 6]."""
-    source: LabelledImages
+    source: LabeledImages
     """What they show: the record of each."""
 
     def iterate_batches(self, size: int, count: int | None = None) -> Iterator[Arrays]:
@@ -105,7 +105,7 @@ def _select_evenly(total: int, count: int) -> NDArray[np.int64]:
 
 
 def open_images(
-    source: LabelledImages,
+    source: LabeledImages,
     preprocess: Preprocess,
     *,
     needs_geometry: bool,
