@@ -42,7 +42,7 @@ class Model(TorchPredictor):
         """Write a bundle, and prove on real images that it answers alike.
 
         Args:
-            out: Folder to write.
+            out: Folder of the bundle to write.
             images: Folder of real images.
             options: Fields of `vfm.bundle.ExportOptions`: data, int8, fp16, calibrate, reference, one_file, ...
         """

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
-from vfm_runtime.errors import VfmError
+from vfm_runtime.errors import StateError
 
 from vfm.bundle.export import export
 from vfm.data import DigitsData
@@ -69,11 +69,7 @@ Your own images, in folders named by their class (my_images/cat/1.jpg ...):
   vfm-runtime predict bundle my_images"""
 
 
-class DemoError(VfmError, RuntimeError):
-    """A step of the demo did not give what it must."""
-
-
-def demo(*, out: Path = Path("vfm_demo"), seed: int = 0, epochs: int = 30) -> None:
+def run_demo(*, out: Path = Path("vfm_demo"), seed: int = 0, epochs: int = 30) -> None:
     """Train a small ViT on handwritten digits, test it, export it, prove parity, predict without torch, and report.
 
     Args:
@@ -187,7 +183,7 @@ def _predict_without_torch(bundle: Path, paths: list[str]) -> dict[str, Any]:
         command, input=json.dumps(paths), capture_output=True, text=True, check=False
     )
     if run.returncode:
-        raise DemoError(f"Predicting in a fresh interpreter failed:\n{run.stderr.strip()}")
+        raise StateError(f"Predicting in a fresh interpreter failed:\n{run.stderr.strip()}")
     answer: dict[str, Any] = json.loads(run.stdout)
     return answer
 

@@ -226,7 +226,7 @@ class Preprocess:
         """Return the preprocessing that a timm model was trained for.
 
         Args:
-            config: Result of `timm.data.resolve_model_data_config`.
+            config: Settings of the model's input, from `timm.data.resolve_model_data_config`.
             size: Height and width in place of the model's own.
             fit: Fit in place of the model's own; timm's `border` is a letterbox.
         """

@@ -19,7 +19,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from torch import Tensor
-from vfm_runtime.errors import VfmError
+from vfm_runtime.errors import OptionError
 
 from vfm.data import ImageData
 from vfm.data.auto import SampledData, open_data
@@ -44,10 +44,6 @@ _BATCH = 32
 _HEADER = (
     "adaptation   score  95 % interval       time     memory        size   one image\n" + "-" * 77
 )
-
-
-class TuneError(VfmError, ValueError):
-    """The time does not suffice for anything."""
 
 
 class Trial(NamedTuple):
@@ -104,7 +100,7 @@ def tune(
         seed: Seed of the sample and of the trainings.
 
     Raises:
-        TuneError: The time does not suffice for the smallest sample.
+        OptionError: The time does not suffice for the smallest sample.
     """
     filter_logs()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
@@ -182,7 +178,7 @@ def _plan(forward: float, seconds: float, most: int, data: ImageData) -> tuple[i
     num_train = min(most, len(data.records["train"]), int(room / fewest))
     if num_train < 2 * len(data.labels):
         needed = 2 * len(data.labels) * fewest * forward / 60
-        raise TuneError(
+        raise OptionError(
             f"The time is enough for {max(0, num_train)} images of {len(data.labels)} classes, at {1 / forward:.1f} a "
             f"second. Give --minutes {math.ceil(needed + 1)} or more, a smaller --image-size, or a smaller --backbone."
         )

@@ -19,7 +19,10 @@ TRAINING = {
     "predict": "label images with a checkpoint",
 }
 COMMANDS = {
-    "models": ("vfm.cli.models:models", "backbones: size, cost, licence, what each is good for"),
+    "models": (
+        "vfm.cli.models:list_models",
+        "backbones: size, cost, licence, what each is good for",
+    ),
     "tune": (
         "vfm.tune:tune",
         "try ways of adapting on a sample of your data, within a time budget",
@@ -40,7 +43,7 @@ COMMANDS = {
         "vfm.deepfake.robustness.command:audit",
         "deepfake models: what becomes of the answers when images get worse",
     ),
-    "demo": ("vfm.demo:demo", "the whole job on a small real data set, in minutes"),
+    "demo": ("vfm.demo:run_demo", "the whole job on a small real data set, in minutes"),
     "export": (
         "vfm.bundle.export:export_files",
         "make an ONNX bundle from a checkpoint, and prove that it agrees",

@@ -37,7 +37,7 @@ class Row(NamedTuple):
     preset: bool
 
 
-def models(
+def list_models(
     pattern: str = "",
     *,
     task: Use | None = None,

@@ -122,7 +122,10 @@ def _explain_missing(refusal: _Refusal, missing: str) -> str:
     return f"Missing: {typed}.{remedy}"
 
 
-def _explain_unknown_option(refusal: _Refusal, option: str) -> str:
+def _explain_unknown_option(refusal: _Refusal, words: str) -> str:
+    option = words.split()[0]
+    if refusal.text.startswith("unrecognized") and not option.startswith("-"):
+        return f"'{words}' stands where an option is expected. Options start with --, such as --config."
     option = re.sub(_SUBCOMMAND, "", option.removeprefix("--").partition("=")[0])
     if group := re.search(r"Group '([^']+)' does not accept", refusal.text):
         option = f"{group[1]}.{option}"
@@ -136,14 +139,11 @@ def _explain_unknown_option(refusal: _Refusal, option: str) -> str:
     return f"There is no option '{option}'.{hint}"
 
 
-def _explain_stray_words(refusal: _Refusal, words: str) -> str:
-    if words.startswith("-"):
-        return _explain_unknown_option(refusal, words.split()[0])
-    return f"'{words}' stands where an option is expected. Options start with --, such as --config."
-
-
 def _explain_unknown_class(refusal: _Refusal, name: str) -> str:
-    base, short = _find_base(refusal.text), _list_short_names(refusal.text)
+    base = _find_base(refusal.text)
+    # Words that the innermost value may be in place of a class.
+    literals = re.findall(r"Subtypes: \[(?:typing\.Literal\[([^\]]+)\])?", refusal.text)
+    short = re.findall(r"'([^']+)'", literals[-1])
     classes = [cls.__name__ for cls in list_concrete(base)]
     if name in short:
         shown = ", ".join(classes[:_NUM_SHOWN])
@@ -187,7 +187,7 @@ def _explain_missing_file(refusal: _Refusal, path: str) -> str:
 _CASES: list[tuple[str, Callable[[_Refusal, str], str]]] = [
     (r"arguments? (?:is|are) required: (.+)", _explain_missing),
     (r"(?:Option|does not accept option) '([^']+)'", _explain_unknown_option),
-    (r"unrecognized arguments: (.+)", _explain_stray_words),
+    (r"unrecognized arguments: (.+)", _explain_unknown_option),
     (r"(is abstract|Not a valid subclass of)", _explain_no_class),
     (r"Expected a path but (\S+) either not accessible[\s\S]*Subtypes", _explain_unknown_class),
     (r"Expected a dot import path string: (\S+)", _explain_unknown_class),
@@ -225,9 +225,3 @@ def _find_base(message: str) -> Any:
     names = re.findall(r"(?:list\[|<class ')(\w+\.[\w.]+)", subtypes)
     classes: list[Any] = [locate(name) for name in names]
     return [cls for cls in classes if issubclass(classes[0], cls)][-1]
-
-
-def _list_short_names(message: str) -> list[str]:
-    """List the words that the innermost value may be in place of a class."""
-    literals = re.findall(r"Subtypes: \[(?:typing\.Literal\[([^\]]+)\])?", message)
-    return re.findall(r"'([^']+)'", literals[-1])

@@ -92,7 +92,11 @@ def load_weights(
     path = Path(path)
     current = model.state_dict()
     stored, license = _read(path)
-    tensors, resized = _translate(_strip_prefixes(stored, current), model)
+    # Wrappers put up to three prefixes before the names; without some of them most names fit.
+    chains = ("".join(c) for n in range(4) for c in itertools.product(_PREFIXES, repeat=n))
+    stripped = ({k.removeprefix(chain): v for k, v in stored.items()} for chain in chains)
+    best = max(stripped, key=lambda names: len(names.keys() & current.keys()))
+    tensors, resized = _translate(best, model)
     fitting = {k: v for k, v in tensors.items() if k in current and v.shape == current[k].shape}
     by = "name"
     if len(fitting) < MIN_COVERAGE * len(current):
@@ -157,13 +161,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
             "and save the state dict of task.backbone.model."
         ) from error
     return adaptation.merge_tensors(tensors), entry.get("license")
-
-
-def _strip_prefixes(stored: dict[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off the wrappers' prefixes, up to three deep, under which most names fit."""
-    chains = ("".join(c) for n in range(4) for c in itertools.product(_PREFIXES, repeat=n))
-    candidates = ({k.removeprefix(chain): v for k, v in stored.items()} for chain in chains)
-    return max(candidates, key=lambda names: len(names.keys() & current.keys()))
 
 
 def _translate(

@@ -115,7 +115,11 @@ class DetrHead(DetectionHead):
         grid = self.projector(features.maps)
         size = (grid.shape[-2], grid.shape[-1])
         memory = grid.flatten(2).transpose(1, 2)
-        anchors = _make_anchors(size, memory)
+        # A box around the center of every cell, [1, h * w, 4].
+        rows, columns = (torch.arange(n, device=memory.device, dtype=torch.float32) for n in size)
+        y, x = torch.meshgrid((rows + 0.5) / size[0], (columns + 0.5) / size[1], indexing="ij")
+        side = torch.full_like(x, _ANCHOR)
+        anchors = torch.stack([x, y, side, side], -1).reshape(1, -1, 4)
         proposers = list(self.proposers)[: self.shape.num_groups if self.training else 1]
         proposed = [p(memory, anchors, self.shape.num_queries) for p in proposers]
         logits, reference = (torch.stack(part, 1) for part in zip(*proposed, strict=True))
@@ -166,14 +170,6 @@ class _Proposer(nn.Module):
         reference = anchors.expand(len(memory), -1, -1).gather(1, best.expand(-1, -1, 4))
         picked = logits.gather(1, best.expand(-1, -1, logits.shape[-1]))
         return picked, move_boxes(reference, self.boxes(chosen))
-
-
-def _make_anchors(size: tuple[int, int], like: Tensor) -> Tensor:
-    """Make a box around the center of every cell, [1, h * w, 4]."""
-    rows, columns = (torch.arange(n, device=like.device, dtype=torch.float32) for n in size)
-    y, x = torch.meshgrid((rows + 0.5) / size[0], (columns + 0.5) / size[1], indexing="ij")
-    side = torch.full_like(x, _ANCHOR)
-    return torch.stack([x, y, side, side], -1).reshape(1, -1, 4)
 
 
 def _make_class_layer(width: int, num_labels: int) -> nn.Linear:

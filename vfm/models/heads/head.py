@@ -58,6 +58,6 @@ class Head(Component, nn.Module, ABC):
         """Return predictions by name from raw outputs; exported with the model, so made of tensor operations only.
 
         Args:
-            raw: Outputs of `forward`.
+            raw: Named tensors that `forward` gave.
             geometry: Where each image lies in its original, float [N, 6]; for heads that need it.
         """
