@@ -177,7 +177,7 @@ def test_dict_and_back_through_json() -> None:
         mean=MEAN,
         std=STD,
     )
-    back = Preprocess.from_dict(json.loads(json.dumps(way.to_dict())))
+    back = Preprocess(**json.loads(json.dumps(way.to_dict())))
     assert back == way
     assert asdict(back) == asdict(way)
 

@@ -209,28 +209,19 @@ def _write_page(path: Path, summary: dict[str, Any], sheet: bytes) -> None:
     results, parity, runtime = summary["test"], summary["parity"], summary["runtime"]
     accuracy, macro_f1, seconds = results["accuracy"], results["macro_f1"], summary["seconds"]
     labels = [row["label"] for row in results["per_class"]]
-    difference = f"{parity['max_difference']:.1e}"
-    num_images = parity["num_images"]
+    difference, num_images = f"{parity['max_difference']:.1e}", parity["num_images"]
     interval = f"95 % interval {accuracy['low']:.4f} to {accuracy['high']:.4f}"
-    page = Page(
-        "From images to production",
-        f"A {summary['num_parameters']:,}-parameter ViT on scikit-learn's handwritten digits",
-    )
-    page.add_facts(
-        {
-            "Test accuracy": (f"{accuracy['value']:.4f}", interval),
-            "Macro F1": (f"{macro_f1['value']:.4f}", f"{results['num_samples']} test images"),
-            "Accuracy without torch": (
-                f"{runtime['accuracy']:.4f}",
-                "ONNX bundle, fresh interpreter",
-            ),
-            "Largest difference": (
-                difference,
-                f"probability, torch against ONNX, {num_images} images",
-            ),
-            "Time": (f"{sum(seconds.values()):.0f} s", "all steps"),
-        }
-    )
+    compared = f"probability, torch against ONNX, {num_images} images"
+    facts = {
+        "Test accuracy": (f"{accuracy['value']:.4f}", interval),
+        "Macro F1": (f"{macro_f1['value']:.4f}", f"{results['num_samples']} test images"),
+        "Accuracy without torch": (f"{runtime['accuracy']:.4f}", "ONNX bundle, fresh interpreter"),
+        "Largest difference": (difference, compared),
+        "Time": (f"{sum(seconds.values()):.0f} s", "all steps"),
+    }
+    subtitle = f"A {summary['num_parameters']:,}-parameter ViT on scikit-learn's handwritten digits"
+    page = Page("From images to production", subtitle)
+    page.add_facts(facts)
     page.add_heading("Learning curve")
     curves = plot_learning_curves(summary["curves"], xlabel="epoch")
     page.add_figure(curves, "Loss and accuracy by epoch.")

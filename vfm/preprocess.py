@@ -241,11 +241,6 @@ class Preprocess:
             std=tuple(config["std"]),
         )
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """Return the inverse of `to_dict`."""
-        return cls(**values)
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a checkpoint or a bundle."""
         values = dataclasses.asdict(self)

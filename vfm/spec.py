@@ -114,12 +114,7 @@ def list_arguments(cls: type) -> dict[str, Any]:
 
 
 def update_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a component's arguments by their current names, those of dataclasses in them too.
-
-    Args:
-        cls: The component's class, or that of a dataclass.
-        arguments: Plain values by name, as a recipe holds them.
-    """
+    """Return the arguments of a component or dataclass by their current names, as a recipe holds them, at any depth."""
     is_component = issubclass(cls, Component)
     hints = list_arguments(cls) if is_component else get_type_hints(cls)
     current = update_keys(cls, hints, arguments, stacklevel=2)
@@ -170,15 +165,13 @@ def _expand_options(
     if isinstance(hint, str):
         hint = eval(hint, init.__globals__)
     (kind,) = get_args(hint)
-    arguments += [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=defaults.get(name, inspect.Parameter.empty),
-            annotation=type_,
+    for name, annotation in get_type_hints(kind).items():
+        default = defaults.get(name, inspect.Parameter.empty)
+        arguments.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+            )
         )
-        for name, type_ in get_type_hints(kind).items()
-    ]
     entries = inspect.cleandoc(kind.__doc__ or "").partition("Args:\n")[2]
     doc = re.sub(
         rf" *\*\*{options.name}: .*", lambda _: entries, inspect.cleandoc(init.__doc__ or "")
@@ -187,18 +180,18 @@ def _expand_options(
 
 
 def _make_plain(value: Any, where: str) -> Any:
-    if isinstance(value, Enum):
-        return _make_plain(value.value, where)
-    for kind in (bool, int, float, str):
-        # Not numpy's and other kinds of them, which torch.load would refuse to read.
-        if isinstance(value, kind):
-            return kind(value)
     if value is None:
         return None
+    if isinstance(value, Enum):
+        return _make_plain(value.value, where)
     if isinstance(value, Component):
         return value.spec
     if isinstance(value, Path):
         return str(value)
+    for kind in (bool, int, float, str):
+        # Not numpy's and other kinds of them, which torch.load would refuse to read.
+        if isinstance(value, kind):
+            return kind(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return {f.name: _make_plain(getattr(value, f.name), f"{where}.{f.name}") for f in fields}

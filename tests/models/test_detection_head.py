@@ -51,7 +51,7 @@ def test_shapes(info, fine):
 )
 def test_sizes(size, width, queries):
     made = head(size=size)
-    assert made.num_answers == queries
+    assert made.shape.num_queries == queries
     assert made.classes.in_features == width
 
 

@@ -1,13 +1,16 @@
 """Presets: they exist, their figures are those of timm's models, and attention is counted."""
 
+from typing import get_args
+
 import pytest
 import timm
 import torch
 from timm.layers import config as timm_config
 
 from vfm.models.licenses import describe_license, find_terms
-from vfm.models.presets import PRESETS, USES, measure
+from vfm.models.presets import PRESETS, Use, measure
 
+USES = get_args(Use)
 NAMES = [preset.name for preset in PRESETS]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -16,7 +16,6 @@ from timm.layers import config as timm_config, set_fused_attn
 from torch.utils.flop_counter import FlopCounterMode
 
 Use = Literal["classification", "detection", "deepfake", "retrieval", "zero-shot"]
-USES: tuple[Use, ...] = get_args(Use)
 
 _FILE = Path(__file__).with_name("presets.json")
 

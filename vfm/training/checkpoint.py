@@ -190,7 +190,7 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
         if not self.head.labels:
             self.head.prepare(self.backbone.info, entry["labels"])
         require_same_labels(tuple(entry["labels"]), self.head.labels, "the checkpoint")
-        self.preprocess = Preprocess.from_dict(entry["preprocess"])
+        self.preprocess = Preprocess(**entry["preprocess"])
         self.license, self._weights_report = entry["license"], entry["weights"]
         if self._data is None:
             self._data = entry["data"]

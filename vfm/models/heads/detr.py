@@ -76,11 +76,6 @@ class DetrHead(DetectionHead):
         self.shape = _SHAPES[size]._replace(**chosen)
         self.fine = fine
 
-    @property
-    def num_answers(self) -> int:
-        """Boxes in each answer, most of them of low score."""
-        return self.shape.num_queries
-
     def build(self, info: FeatureInfo, num_labels: int) -> None:
         """Make the layers, with low scores everywhere so that training does not start with a flood of objects."""
         shape = self.shape
@@ -140,7 +135,7 @@ class DetrHead(DetectionHead):
         return {"logits": all_logits[-1].squeeze(1), "boxes": all_boxes[-1].squeeze(1)}
 
     def decode(self, raw: Raw, geometry: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the best pairs of box and class: `num_answers` of each image, fewer where the map has fewer cells."""
+        """Return the best pairs of box and class: `num_queries` for each image, fewer where the map has fewer cells."""
         logits, boxes = raw["logits"].float(), raw["boxes"].float()
         num_labels = logits.shape[-1]
         scores, index = logits.sigmoid().flatten(1).topk(boxes.shape[1])
