@@ -10,7 +10,7 @@ from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.layouts import Reading
 from vfm.data.tables import read_table
 from vfm.deepfake.data.files import Media, get_stem, list_folders, read_json, read_videos
-from vfm.deepfake.data.record import DeepfakeDataError, Item, LabelName, group_items
+from vfm.deepfake.data.record import DeepfakeDataError, Item, LabelName, group_items, parse_label
 
 DFDC = "DFDC"
 DFDCP = "DFDCP"
@@ -47,7 +47,7 @@ def read_challenge(root: Path) -> Reading[Item]:
                 raise DeepfakeDataError(
                     f"{path}: the entry of {name} is no object. Download it again."
                 )
-            label = _read_label(entry.get("label"), f"{path}, {name}")
+            label = parse_label(str(entry.get("label")), f"{path}, {name}")
             split = SPLIT_FOLDERS.get(str(entry.get("split", "train")).lower(), "train")
             source = get_stem(entry.get("original") or "")
             items.append(_make_challenge_item(path.parent / name, label, split, source))
@@ -124,7 +124,7 @@ def _read_test_labels(path: Path) -> Iterator[Item]:
     words = {"0": "REAL", "1": "FAKE"}
     for index, row in enumerate(table.rows):
         cell = row["label"].strip()
-        label = _read_label(words.get(cell, cell), table.where(index))
+        label = parse_label(words.get(cell, cell), table.where(index))
         yield _make_challenge_item(folder / row["filename"].strip(), label, "test", "")
 
 
@@ -138,7 +138,7 @@ def _make_preview_item(path: Path, name: str, entry: Any) -> Item:
         raise DeepfakeDataError(
             f"{path}: {name} has no label and set. Take the list as it is published."
         )
-    label = _read_label(entry["label"], f"{path}, {name}")
+    label = parse_label(str(entry["label"]), f"{path}, {name}")
     folder, *below = name.split("/")
     if folder.lower().startswith("original") != (label == "real"):
         raise DeepfakeDataError(
@@ -160,12 +160,3 @@ def _make_preview_item(path: Path, name: str, entry: Any) -> Item:
     identities = tuple(f"dfdcp/{person}" for person in persons)
     method = folder if label == "fake" else ""
     return Item((path.parent / name).as_posix(), label, video, identities, method, DFDCP, split)
-
-
-def _read_label(value: Any, where: str) -> LabelName:
-    word = str(value).lower()
-    if word == "real":
-        return "real"
-    if word == "fake":
-        return "fake"
-    raise DeepfakeDataError(f"{where}: the label is '{value}'. Choices: real, fake.")

@@ -17,12 +17,12 @@ from vfm.deepfake.data.record import (
     FAKE,
     LABELS,
     MAX_ABSENT,
-    REAL,
     DeepfakeDataError,
     Item,
     LabelName,
     check_items,
     count_label,
+    parse_label,
 )
 
 COLUMNS = Item._fields
@@ -30,6 +30,10 @@ COLUMNS = Item._fields
 
 _JOIN = "|"
 _PATHS = ("path", "mask", "landmarks")
+_HINT = (
+    " Which digit is fake differs between data sets: write the words, or say what the digits mean with "
+    'labels={"0": ..., "1": ...}.'
+)
 _NO_METHOD = frozenset({"", "-", "none", "real", "original", "pristine"})
 
 
@@ -91,9 +95,9 @@ def read_manifest(
         # The reader speaks of the option of another data module.
         message = str(error).replace("Check --data.table.", "Check the path.")
         raise DeepfakeDataError(message) from error
-    words = {name: name for name in LABELS} | dict(labels or {})
+    words = dict(labels or {})
     if is_json and labels is None:
-        words |= {"0": REAL, "1": FAKE}
+        words = {"0": "real", "1": "fake"}
     base = Path(root) if root is not None else path.parent
     start = base.absolute().as_posix()
     items = [_read_row(table, index, start, words) for index in range(len(table.rows))]
@@ -124,13 +128,14 @@ def drop_absent(items: Sequence[Item], where: str, root: str) -> list[Item]:
     return [item for item in items if item.path in files]
 
 
-def _read_row(table: Table, index: int, base: str, words: Mapping[str, str]) -> Item:
+def _read_row(table: Table, index: int, base: str, words: Mapping[str, LabelName]) -> Item:
     cells = dict.fromkeys(COLUMNS, "") | {k: v.strip() for k, v in table.rows[index].items()}
     where = table.where(index)
     paths = {name: _clean_path(cells[name]) for name in (*_PATHS, "video", "source")}
     if not paths["path"]:
         raise DeepfakeDataError(f"{where}: the path is empty. Fill it in, or delete the row.")
-    label = _read_label(cells["label"], where, words)
+    is_digit = re.fullmatch(r"[\d.]+|true|false", cells["label"].lower())
+    label = parse_label(cells["label"], where, words, _HINT if is_digit else "")
     frame = cells["frame"]
     if frame and not re.fullmatch(r"-1|\d+", frame):
         raise DeepfakeDataError(
@@ -179,21 +184,6 @@ def _join(base: str, path: str) -> str:
     return path if not path or path.startswith("/") or path[1:3] == ":/" else f"{base}/{path}"
 
 
-def _read_label(cell: str, where: str, words: Mapping[str, str]) -> LabelName:
-    word = words.get(cell) or words.get(cell.lower())
-    if word == REAL:
-        return "real"
-    if word == FAKE:
-        return "fake"
-    hint = (
-        " Which digit is fake differs between data sets: write the words, or say what the digits mean with "
-        'labels={"0": ..., "1": ...}.'
-        if re.fullmatch(r"[\d.]+|true|false", cell.lower())
-        else ""
-    )
-    raise DeepfakeDataError(f"{where}: the label is '{cell}'. Choices: {', '.join(words)}.{hint}")
-
-
 def _check_videos(table: Table, items: Sequence[Item]) -> None:
     """Refuse frames of both labels under one name, before the missing method of the fakes tells them apart."""
     if "video" not in table.columns:
@@ -229,11 +219,13 @@ def _read_json_table(path: Path) -> Table:
             f"{path} is an empty list. Give a list with an object for each image."
         )
     columns = list(dict.fromkeys(str(name) for row in content for name in row))
-    rows = [{name: _format_cell(row.get(name)) for name in columns} for row in content]
+    rows = []
+    for row in content:
+        cells = {name: "" if row.get(name) is None else row[name] for name in columns}
+        rows.append(
+            {
+                k: _JOIN.join(map(str, v)) if isinstance(v, list) else str(v)
+                for k, v in cells.items()
+            }
+        )
     return Table(path, columns, rows, list(range(1, len(rows) + 1)))
-
-
-def _format_cell(value: object) -> str:
-    if isinstance(value, list):
-        return _JOIN.join(map(str, value))
-    return "" if value is None else str(value)

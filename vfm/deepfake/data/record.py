@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -57,6 +57,22 @@ class Item(NamedTuple):
     def key(self) -> tuple[str, str, str]:
         """What names the video: data set, method and video, since names recur between methods."""
         return (self.dataset, self.method, self.video)
+
+
+def parse_label(
+    cell: str, where: str, words: Mapping[str, LabelName] | None = None, hint: str = ""
+) -> LabelName:
+    """Read a label: real or fake in any case, or what other words mean.
+
+    Raises:
+        DeepfakeDataError: It is none; the text says where it stands, and ends in the hint.
+    """
+    meanings: dict[str, LabelName] = {"real": "real", "fake": "fake", **(words or {})}
+    label = meanings.get(cell) or meanings.get(cell.lower())
+    if label not in LABELS:
+        choices = ", ".join(meanings)
+        raise DeepfakeDataError(f"{where}: the label is '{cell}'. Choices: {choices}.{hint}")
+    return label
 
 
 def group_items(items: Iterable[Item], notes: Sequence[str] = ()) -> Reading[Item]:
