@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+import vfm
 from vfm.cli import TRAINING
 from vfm.cli.errors import UsageError
 from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
@@ -105,6 +106,8 @@ def run(command: str, words: list[str]) -> None:
                 file.write_text(yaml.safe_dump(current, sort_keys=False), encoding="utf-8")
                 paths[number] = str(file)
         filter_logs()
+        for name in vfm.__all__:
+            getattr(vfm, name)  # a class is found by its short name once its module is imported
         parser_kwargs: dict[str, Any] = OPTIONS | {name: dict(OPTIONS) for name in TRAINING}
         TrainingCLI(
             model_class=BaseTask,
