@@ -3,9 +3,10 @@
     python tests/benchmarks/precisions.py [--quick] [--models NAME ...] [--shared] [--accuracy] [--outliers DIR]
 
 All sides answer from the same uint8 pixels to probabilities, in turns. The weights are random, on which time does not
-depend. "quantize_dynamic" is ONNX Runtime's own quantizer on the graph as it is exported; it makes the products of
-our int8 too, but not its convolutions. OpenVINO is measured where the package `openvino` is installed.
-With --shared, a side has one thread and its processor time counts, for machines that others use at the same time.
+depend. "quantize_dynamic" and, for convolutional nets, "quantize_static" are ONNX Runtime's own quantizers on the graph
+as it is exported; our int8 takes the first for products, and for convolutions none. OpenVINO is measured where the
+package `openvino` is installed. With --shared, a side has one thread and its processor time counts, for machines that
+others use at the same time.
 
 With --accuracy, two models are trained on Fashion-MNIST for a few minutes each and exported under a budget: what each
 format is worth. With --outliers, outliers are planted in the model that `vfm demo --out DIR` trained: each LayerNorm
@@ -29,7 +30,12 @@ import numpy as np
 import onnx
 import torch
 from bundles import MODELS, make_bundle, new_task, pixels_of
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from PIL import Image
 from sides import in_turns, report
 from vfm_runtime import load
@@ -67,13 +73,13 @@ def time_model(name: str, backbone: str, batches: list[int], rounds: int, shared
         int8 = Path(folder) / "int8.onnx"
         plan = plan_int8(bundle / MODEL_FILE, [{"pixels": pixels_of(4)}])
         onnx.save(plan.build(plan.errors), int8)
-        write_dynamic(bundle / MODEL_FILE, Path(folder) / "dynamic.onnx")
+        others = write_by_onnxruntime(bundle / MODEL_FILE, Path(folder), plan.method)
         runtime = load(bundle, device="cpu", num_threads=threads)
         sides: dict[str, Callable[[Any], object]] = {
             "torch eager": lambda pixels: task.answer(torch.from_numpy(pixels)),
             "fp32": runtime.scores,
             "int8": session_of(int8, threads),
-            "quantize_dynamic": session_of(Path(folder) / "dynamic.onnx", threads),
+            **{side: session_of(file, threads) for side, file in others.items()},
         }
         if importlib.util.find_spec("openvino") is not None:
             sides["OpenVINO fp32"] = openvino_model(bundle / MODEL_FILE, "f32", threads)
@@ -84,6 +90,7 @@ def time_model(name: str, backbone: str, batches: list[int], rounds: int, shared
                 ("fp32", "torch eager"),
                 ("int8", "fp32"),
                 ("int8", "quantize_dynamic"),
+                ("int8", "quantize_static"),
                 ("fp32", "OpenVINO fp32"),
                 ("int8", "OpenVINO bf16"),
             ]:
@@ -91,15 +98,32 @@ def time_model(name: str, backbone: str, batches: list[int], rounds: int, shared
                     compare(f"{name}, batch {batch}", ours, theirs, sides, pixels, rounds, shared)
 
 
-def write_dynamic(source: Path, target: Path) -> None:
+class Pixels(CalibrationDataReader):
+    """One batch, from which `quantize_static` takes its ranges."""
+
+    def __init__(self) -> None:
+        self.batches = iter([{"pixels": pixels_of(4)}])
+
+    def get_next(self) -> Any:
+        return next(self.batches, None)
+
+
+def write_by_onnxruntime(source: Path, folder: Path, method: str) -> dict[str, Path]:
+    """Files by ONNX Runtime's own quantizers, by their names; of a transformer only the products are quantized."""
     model = onnx.load(source)
     del model.graph.value_info[:]
-    convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
-    # Of transformers only the products; ONNX Runtime's convolutions know weights of uint8 alone.
-    ops, kind = (["MatMul"], QuantType.QInt8)
-    if convolutions > 10:
-        ops, kind = (["Conv", "MatMul"], QuantType.QUInt8)
-    quantize_dynamic(model, target, op_types_to_quantize=ops, per_channel=True, weight_type=kind)
+    onnx.save(model, folder / "clean.onnx")
+    files = {"quantize_dynamic": folder / "dynamic.onnx"}
+    ops, kind = ["MatMul"], QuantType.QInt8
+    if method == "static":
+        # Its dynamic convolutions are slower still with weights of int8.
+        ops, kind = ["Conv", "MatMul"], QuantType.QUInt8
+        files["quantize_static"] = folder / "static.onnx"
+        target = files["quantize_static"]
+        quantize_static(folder / "clean.onnx", target, Pixels(), per_channel=True)
+    options = {"op_types_to_quantize": ops, "weight_type": kind, "per_channel": True}
+    quantize_dynamic(folder / "clean.onnx", files["quantize_dynamic"], **options)
+    return files
 
 
 def compare(
