@@ -79,4 +79,4 @@ def test_short_names_are_known_in_a_fresh_process():
         [sys.executable, "-c", code, *words], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "class_path: vfm.deepfake.DeepfakeTask" in done.stdout
+    assert "class_path: vfm.DeepfakeTask" in done.stdout
