@@ -46,21 +46,20 @@ def update(recipes: Sequence[Recipe], words: Sequence[str]) -> tuple[list[Recipe
         The recipes and the options, those that name a class before the arguments of the class.
     """
     recipes = [update_class_paths(recipe) for recipe in recipes]
-    words = sorted(map(_update_class, words), key=_order)
+    current = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        # A short name is one of a class only where the option takes classes: a folder may be called the same.
+        takes_class = name.rpartition(".")[2].removeprefix("--") in _NAMES_CLASS
+        if value.startswith("vfm.") or (takes_class and value in CLASSES):
+            value = update_path(value)
+        current.append(f"{name}{equals}{value}")
+    words = sorted(current, key=_order)
     classes = {section: _find_class(section, recipes, words) for section in _BASES}
     for recipe in recipes:
         for section in classes.keys() & recipe.keys():
             recipe[section] = _update_section(recipe[section], classes[section])
     return recipes, [_update_keys(word, classes) for word in words]
-
-
-def _update_class(word: str) -> str:
-    """A short name is one of a class only where the option takes classes: a folder may be called the same."""
-    name, equals, value = word.partition("=")
-    takes_class = name.rpartition(".")[2].removeprefix("--") in _NAMES_CLASS
-    if value.startswith("vfm.") or (takes_class and value in CLASSES):
-        value = update_path(value)
-    return f"{name}{equals}{value}"
 
 
 def _order(word: str) -> tuple[bool, int]:

@@ -10,8 +10,6 @@ from vfm.cli.recipes import Recipe
 from vfm.cli.words import pop_option
 from vfm.training.checkpoint import ADAPTER_SUFFIX
 
-LAST = "last"
-
 _OPTION = "--ckpt_path"
 
 
@@ -29,7 +27,7 @@ def resolve(
             f"{_OPTION} {paths[-1]} is an adapter, without the backbone's weights. Give the .ckpt beside it; from "
             "Python, vfm.load and vfm.export take the adapter."
         )
-    if not paths or paths[-1] != LAST:
+    if not paths or paths[-1] != "last":
         return words
     folders = [(recipe.get("trainer") or {}).get("default_root_dir") for recipe in recipes]
     folders += pop_option(words, "--trainer.default_root_dir")[1]

@@ -50,18 +50,7 @@ class Backbone(nn.Module):
         grad_checkpointing: bool = False,
         arguments: dict[str, Any] | None = None,
     ) -> None:
-        """Make the model and load its weights.
-
-        Args:
-            name: A name of timm, with or without a tag of weights (`vit_small_patch14_reg4_dinov2.lvd142m`).
-            pretrained: Fetch the weights that timm names for it. Ignored when `weights` is given.
-            weights: A local file of weights: .safetensors, .pth, or a checkpoint of vfm with whatever head.
-            min_coverage: Least share of its tensors that the file must set.
-            image_size: Side of the square input, or height and width, in pixels, in place of the model's own.
-            fit: How other aspect ratios are met, in place of the model's own way.
-            drop_path: Rate of stochastic depth.
-            grad_checkpointing: Compute activations anew in the backward pass in place of keeping them.
-            arguments: More arguments for `timm.create_model`, such as `embed_dim` or `depth`.
+        """Make the model and load its weights; the options are a task's, `arguments` its `backbone_args`.
 
         Raises:
             BackboneError: timm has no such model, or it does not take an argument.
