@@ -64,9 +64,9 @@ def record(name: str, label: int, source: str = "") -> DeepfakeRecord:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a tiny task, trained for so long that fakes get higher logits than reals."""
+    """Of a tiny task, trained a little, that gives fakes higher logits than reals."""
     folder = tmp_path_factory.mktemp("run")
-    L.seed_everything(0, verbose=False)
+    L.seed_everything(1, verbose=False)
     task = DeepfakeTask(
         "vit_tiny_patch16_224",
         DeepfakeHead(bank_size=8),
@@ -88,6 +88,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         limit_val_batches=0,
     )
     trainer.fit(task, datamodule=data)
+    # So small a model hardly learns: its sign is chosen, not left to luck.
+    data.setup("validate")
+    batches = list(data.build_plain_loader("val"))
+    with torch.inference_mode():
+        logits = torch.cat([task.answer(batch["image"])["logits"] for batch in batches])
+        fake = torch.cat([batch["target"].label for batch in batches]) == 1
+        if logits[fake].mean() < logits[~fake].mean():
+            task.head.linear.weight.neg_()
     trainer.save_checkpoint(folder / "best.ckpt")
     return folder / "best.ckpt"
 
