@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -115,6 +117,18 @@ def test_recipes_and_options_hold_old_names(place, capsys):
         config = resolved(words, capsys)
     assert config["model"]["init_args"]["optim"]["max_grad_norm"] == 3.0
     assert config["data"]["init_args"]["group_by"] == "video"
+
+
+def test_a_fresh_process_knows_old_names_of_a_class_by_its_short_name(place):
+    (place / "old.yaml").write_text(
+        "model: {class_path: DeepfakeTask, init_args: {backbone: test_vit, pretrained: false}}\n"
+        "data: {class_path: FakesData, init_args: {root: x, ties: video}}\n"
+    )
+    code = "import sys; from vfm.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, "fit", "--config", "old.yaml", "--print_config"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "group_by: video" in done.stdout
 
 
 def test_flags_and_recipes_come_in_any_order(place, capsys):

@@ -91,6 +91,8 @@ def run(command: str, words: list[str]) -> None:
     Raises:
         UsageError: An option, value, path or class does not fit.
     """
+    for name in vfm.__all__:
+        getattr(vfm, name)  # a class is found by its short name once its module is imported
     words = join_values(words, short={"-c": "--config"})
     words, trust = pop_option(words, "--trust")
     words, paths = pop_option(words, "--config")
@@ -106,8 +108,6 @@ def run(command: str, words: list[str]) -> None:
                 file.write_text(yaml.safe_dump(current, sort_keys=False), encoding="utf-8")
                 paths[number] = str(file)
         filter_logs()
-        for name in vfm.__all__:
-            getattr(vfm, name)  # a class is found by its short name once its module is imported
         parser_kwargs: dict[str, Any] = OPTIONS | {name: dict(OPTIONS) for name in TRAINING}
         TrainingCLI(
             model_class=BaseTask,
