@@ -16,12 +16,7 @@ from vfm.tasks.predictor import TorchPredictor
 
 
 class Model(TorchPredictor):
-    """A trained checkpoint, asked through torch; made by `load`.
-
-    Attributes:
-        task: The task with its weights.
-        path: The checkpoint.
-    """
+    """A trained checkpoint, asked through torch; made by `load`. `task` is the task with its weights."""
 
     def __init__(
         self,

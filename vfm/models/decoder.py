@@ -88,12 +88,7 @@ class MLP(nn.Sequential):
 
 
 def embed_boxes(boxes: Tensor, width: int) -> Tensor:
-    """Return sines and cosines of the four numbers of each box, [..., 4 * width].
-
-    Args:
-        boxes: Boxes as fractions of the image, [..., 4].
-        width: Even number of values for each of the four.
-    """
+    """Return sines and cosines of boxes [..., 4], `width` for each of the four numbers: [..., 4 * width]."""
     powers = torch.arange(width // 2, device=boxes.device, dtype=torch.float32) * (2 / width)
     angles = boxes.float().unsqueeze(-1) * (2 * math.pi * _TEMPERATURE**-powers)
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)

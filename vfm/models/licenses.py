@@ -28,11 +28,7 @@ _UNSTATED = Terms(
 
 
 def find_terms(license: str | None) -> Terms:
-    """Return what a licence means; one that is unknown or not stated counts as not cleared for commercial use.
-
-    Args:
-        license: Name as timm has it, such as `apache-2.0`; None when the weights state none.
-    """
+    """Return what a licence means by its name in timm; unknown or None, it counts as not cleared for commercial use."""
     if license is None:
         return _UNSTATED
     return _TERMS.get(license.lower(), _UNKNOWN)

@@ -26,10 +26,7 @@ class Marked(NamedTuple):
 def draw_marked_boxes(image: NDArray[np.uint8], boxes: Marked, side: int) -> NDArray[np.uint8]:
     """Draw a picture with its boxes: green found, amber missed, red wrong.
 
-    Args:
-        image: uint8 [H, W, 3].
-        boxes: Boxes in pixels of the image.
-        side: Longest side of the drawing in pixels: a small picture is enlarged first, so that lines stay thin.
+    A picture, uint8 [H, W, 3], smaller than `side` is enlarged first, so that lines stay thin.
     """
     scale = max(1, side // max(image.shape[:2]))
     image = image.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -43,11 +43,7 @@ class Page:
         self._blocks.append({"kind": "code", "text": text})
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
-        """Add headline figures, each on a card.
-
-        Args:
-            facts: A value for each name; a pair `(value, note)` puts the note below it.
-        """
+        """Add headline figures, each on a card: a value by name; a pair `(value, note)` puts the note below it."""
         cards = []
         for name, entry in facts.items():
             value, note = entry if isinstance(entry, tuple) else (entry, "")

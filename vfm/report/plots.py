@@ -92,12 +92,7 @@ def plot_confusion_matrix(
 
 
 def plot_bars(values: Mapping[str, float], xlabel: str) -> bytes:
-    """Plot horizontal bars, the first on top, each with its value.
-
-    Args:
-        values: Length of the bar for each name, all at least 0.
-        xlabel: What the values are, with their unit.
-    """
+    """Plot horizontal bars of a length for each name, 0 or more, the first on top, each with its value."""
     lengths = [float(value) for value in values.values()]
     drawing = make_figure(7.0, 0.9 + 0.36 * len(lengths))
     axes = drawing.subplots()

@@ -44,9 +44,7 @@ class DetectionHead(Head, ABC):
 def to_original(boxes: Tensor, geometry: Tensor | None) -> Tensor:
     """Return corners of boxes [N, K, 4] in pixels of the original image, within its borders.
 
-    Args:
-        boxes: Centre, width and height as shares of the input, [N, K, 4].
-        geometry: float [N, 6], as `vfm.preprocess.Geometry.to_row` gives it; None leaves shares of the input.
+    The boxes have center, width and height as fractions of the input, which remain where there is no geometry [N, 6].
     """
     half = boxes[..., 2:] / 2
     corners = torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], -1)
