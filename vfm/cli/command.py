@@ -25,8 +25,7 @@ def run(name: str, function: Callable[..., Any], words: list[str]) -> None:
 
     Args:
         name: Name of the command.
-        function: Typed function, whose docstring is the help. An argument `trust` may be given several times; of an
-            argument `options`, a dataclass, each field is an option.
+        function: Typed function, whose docstring is the help; an argument `trust` may be given several times.
         words: Words after the command, as typed.
 
     Raises:

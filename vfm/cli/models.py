@@ -19,8 +19,6 @@ _MOST_MEASURED = 40
 # Repositories of these ask nobody for consent; of others it is not known here.
 _OPEN = ("timm/", "microsoft/Florence-2-")
 _HEADER = ["backbone", "M params", "GFLOP", "width", "patch", "px", "licence", "gated", "good for"]
-_NUM_TEXT_AFTER = 3
-"""Columns of text at the end of the table; between them and the name stand numbers."""
 
 
 class Row(NamedTuple):
@@ -114,7 +112,7 @@ def _make_row(name: str, size: Size, uses: tuple[str, ...], note: str, *, preset
 def _format_table(rows: Iterable[Row]) -> str:
     cells = [_HEADER, *map(_format_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numbers = range(1, len(_HEADER) - _NUM_TEXT_AFTER)
+    numbers = range(1, _HEADER.index("licence"))
     lines = []
     for row in cells:
         columns = enumerate(zip(row, widths, strict=True))

@@ -35,7 +35,7 @@ def draw_contact_sheet(
     Args:
         images: uint8 [H, W, C] with 1 (grey), 3 (RGB) or 4 (RGBA) channels, of any size.
         captions: A caption for each image.
-        columns: Images in a row.
+        columns: Number of images in a row.
         cell: Side of the square an image is fitted into, in pixels.
         marks: For each image whether to frame it green (true) or red (false).
     """
