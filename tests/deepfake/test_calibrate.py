@@ -66,7 +66,7 @@ def record(name: str, label: int, source: str = "") -> DeepfakeRecord:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a tiny task, trained a little, that gives fakes higher logits than reals."""
     folder = tmp_path_factory.mktemp("run")
-    L.seed_everything(1, verbose=False)
+    L.seed_everything(0, verbose=False)
     task = DeepfakeTask(
         "vit_tiny_patch16_224",
         DeepfakeHead(bank_size=8),
@@ -88,14 +88,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         limit_val_batches=0,
     )
     trainer.fit(task, datamodule=data)
-    # So small a model hardly learns: its sign is chosen, not left to luck.
+    # So small a model hardly learns: its sign and its zero are set, not left to luck.
     data.setup("validate")
+    task.eval()
     batches = list(data.build_plain_loader("val"))
     with torch.inference_mode():
         logits = torch.cat([task.answer(batch["image"])["logits"] for batch in batches])
         fake = torch.cat([batch["target"].label for batch in batches]) == 1
-        if logits[fake].mean() < logits[~fake].mean():
+        means = logits[fake].mean(), logits[~fake].mean()
+        task.head.linear.bias.sub_(sum(means) / 2)
+        if means[0] < means[1]:
             task.head.linear.weight.neg_()
+            task.head.linear.bias.neg_()
     trainer.save_checkpoint(folder / "best.ckpt")
     return folder / "best.ckpt"
 
