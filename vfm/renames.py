@@ -90,16 +90,13 @@ def update_path(path: str) -> str:
         path: Dotted path of a class, such as `vfm.tasks.stalls.StallWatch`, or a short name of `CLASSES`.
     """
     module, _, name = path.rpartition(".")
-    current = CLASSES.get(path) or f"{_update_module(module)}.{name}".lstrip(".")
+    package, dot, last = module.rpartition(".")
+    inside = PACKAGES.get(package, package) + dot + last
+    home = MODULES.get(module) or PACKAGES.get(module) or inside
+    current = CLASSES.get(path) or f"{home}.{name}".lstrip(".")
     if current != path:
         warnings.warn(f"{path} is now {current}.", DeprecationWarning, stacklevel=2)
     return current
-
-
-def _update_module(module: str) -> str:
-    package, dot, name = module.rpartition(".")
-    inside = PACKAGES.get(package, package) + dot + name
-    return MODULES.get(module) or PACKAGES.get(module) or inside
 
 
 def update_class_paths(value: Any) -> Any:

@@ -47,7 +47,11 @@ def main(args: list[str] | None = None) -> int:
     debug = "--debug" in words
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING)
     try:
-        options = _parse(words)
+        parser, commands = _build_parser()
+        _check_command(words, commands)
+        options, unknown = parser.parse_known_args(words)
+        if unknown:
+            _refuse_flags(unknown, commands[options.command])
         code: int = options.run(options)
         sys.stdout.flush()
     except SystemExit as stop:
@@ -63,15 +67,6 @@ def main(args: list[str] | None = None) -> int:
         print_error(error)
         return MISUSED if isinstance(error, _UsageError) else FAILED
     return code
-
-
-def _parse(words: list[str]) -> argparse.Namespace:
-    parser, commands = _build_parser()
-    _check_command(words, commands)
-    options, unknown = parser.parse_known_args(words)
-    if unknown:
-        _refuse_flags(unknown, commands[options.command])
-    return options
 
 
 def _normalize_flag(word: str) -> str:

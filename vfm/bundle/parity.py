@@ -13,7 +13,7 @@ import numpy as np
 import vfm_runtime
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import VfmError
-from vfm_runtime.media.image import ImageError, Pixels, open_image
+from vfm_runtime.media.image import ImageError, open_image
 from vfm_runtime.media.video import find_media, is_video, read_video
 from vfm_runtime.tasks.base import Prediction
 
@@ -149,7 +149,8 @@ def compare(
     skipped: dict[str, str] = {}
     for path in paths:
         try:
-            height, width = _open_first(path).shape[:2]
+            pixels = read_video(path, 1).frames[0].pixels if is_video(path) else open_image(path)
+            height, width = pixels.shape[:2]
             sizes[path] = (height, width)
         except ImageError as error:
             skipped[str(path)] = error.reason
@@ -192,10 +193,6 @@ def raise_disagreement(parity: Parity, where: Path) -> NoReturn:
         f"{rows}\n"
         f"It is kept for a look in {where}; do not ship it."
     )
-
-
-def _open_first(path: Path) -> Pixels:
-    return read_video(path, 1).frames[0].pixels if is_video(path) else open_image(path)
 
 
 def time_each(model: Predictor, paths: Sequence[Path]) -> tuple[list[Prediction], float]:

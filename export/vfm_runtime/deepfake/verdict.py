@@ -122,7 +122,9 @@ class Verdict(Prediction):
 
     def compare(self, other: Self, *, approximate: bool = False) -> Agreement:
         """Compare the score, and crop by crop its probability and its heatmap."""
-        names = [_name_label(verdict) for verdict in (self, other)]
+        names = [
+            v.label if v.reason is None else f"{v.label} ({v.reason.value})" for v in (self, other)
+        ]
         changed = names[0] != names[1] or (self.score is None) != (other.score is None)
         shapes = [
             [f.heatmap is not None and f.heatmap.shape for f in v.frames] for v in (self, other)
@@ -211,7 +213,3 @@ class VerdictAnswer:
     num_asked: int
     frames: list[FrameAnswer]
     notes: list[str]
-
-
-def _name_label(verdict: Verdict) -> str:
-    return verdict.label if verdict.reason is None else f"{verdict.label} ({verdict.reason.value})"

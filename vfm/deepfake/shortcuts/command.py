@@ -69,7 +69,14 @@ def doctor(
         DeepfakeDataError: The data cannot be read, or are too few for what was asked.
     """
     data = Path(data)
-    items, notes = _read_items(data, format)
+    if format == "reals":
+        files = find_media(data, videos=True)
+        named = [(file, file.relative_to(data).as_posix()) for file in files]
+        items = [Item(path=str(file), label="real", video=name) for file, name in named]
+        notes: Sequence[str] = ()
+    else:
+        reading = import_layout(data, format)
+        items, notes = sort_items(reading.entries), reading.notes
     print(f"{data}\n\n{format_table(count_files(items))}\n")
     crop_file = (data if data.is_dir() else data.parent) / CROP_FILE
     cropped = crop_file.is_file() and (
@@ -124,15 +131,6 @@ def count_files(items: Sequence[Item]) -> list[dict[str, Any]]:
         }
         for dataset, split, label, method in sorted(rows)
     ]
-
-
-def _read_items(data: Path, format: Format | Literal["reals"]) -> tuple[list[Item], list[str]]:
-    if format == "reals":
-        files = find_media(data, videos=True)
-        named = [(file, file.relative_to(data).as_posix()) for file in files]
-        return [Item(path=str(file), label="real", video=name) for file, name in named], []
-    reading = import_layout(data, format)
-    return sort_items(reading.entries), list(reading.notes)
 
 
 def load_model(path: Path, trust: Sequence[str] = ()) -> Predictor:
