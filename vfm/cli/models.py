@@ -110,21 +110,19 @@ def _make_row(name: str, size: Size, uses: tuple[str, ...], note: str, *, preset
 
 
 def _format_table(rows: Iterable[Row]) -> str:
-    cells = [_HEADER, *map(_format_cells, rows)]
+    cells = [_HEADER]
+    for row in rows:
+        size = row.size
+        numbers: list[Any] = [f"{size.parameters / 1e6:.1f}", f"{size.gflops:.1f}", *size[2:]]
+        gated = {None: "?", True: "yes", False: "no"}[row.gated]
+        license = (row.license or "not stated") + ("" if row.commercial else " (!)")
+        about = ", ".join(row.uses) + (f": {row.note}" if row.note else "")
+        cells.append([row.name, *map(str, numbers), license, gated, about])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numbers = range(1, _HEADER.index("licence"))
+    right = range(1, _HEADER.index("licence"))
     lines = []
-    for row in cells:
-        columns = enumerate(zip(row, widths, strict=True))
-        words = [text.rjust(w) if i in numbers else text.ljust(w) for i, (text, w) in columns]
+    for texts in cells:
+        columns = enumerate(zip(texts, widths, strict=True))
+        words = [text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in columns]
         lines.append("  ".join(words).rstrip())
     return "\n".join(lines)
-
-
-def _format_cells(row: Row) -> list[str]:
-    size = row.size
-    numbers: list[Any] = [f"{size.parameters / 1e6:.1f}", f"{size.gflops:.1f}", *size[2:]]
-    gated = {None: "?", True: "yes", False: "no"}[row.gated]
-    license = (row.license or "not stated") + ("" if row.commercial else " (!)")
-    about = ", ".join(row.uses) + (f": {row.note}" if row.note else "")
-    return [row.name, *map(str, numbers), license, gated, about]

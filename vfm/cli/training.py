@@ -77,9 +77,13 @@ class TrainingCLI(LightningCLI):
         config = self.config_init[self.subcommand]["trainer"]
         _check_devices(config["accelerator"], config["devices"])
         if config["logger"] is None:
-            kwargs["logger"] = self.subcommand == "fit" and _make_loggers(
-                config["default_root_dir"]
-            )
+            kwargs["logger"] = False
+            if self.subcommand == "fit":
+                root = config["default_root_dir"]
+                numbers = [int(p.name) for p in Path(root).glob("*") if p.name.isdigit()]
+                version = str(max(numbers, default=-1) + 1)
+                loggers = (CSVLogger, TensorBoardLogger)
+                kwargs["logger"] = [logger(root, name="", version=version) for logger in loggers]
         if self.subcommand != "fit":
             self.save_config_callback = None  # it would lie beside the runs, and belong to none
         return super().instantiate_trainer(**kwargs)
@@ -137,12 +141,6 @@ def _check_devices(accelerator: Any, devices: Any) -> None:
             f"as torch {torch.__version__} and CUDA_VISIBLE_DEVICES show them. Give {remedy}, or "
             "--trainer.num_nodes for several machines."
         )
-
-
-def _make_loggers(root: str) -> list[Any]:
-    numbers = [int(path.name) for path in Path(root).glob("*") if path.name.isdigit()]
-    version = str(max(numbers, default=-1) + 1)
-    return [logger(root, name="", version=version) for logger in (CSVLogger, TensorBoardLogger)]
 
 
 def _read_stored_recipe(

@@ -201,13 +201,15 @@ class ImageData(LightningDataModule, Component, ABC):
         """A sha256 that changes with images, labels or split; files count by name and size."""
         self._read_once()
         digest = hashlib.sha256(repr(self.labels).encode())
-        lines = [
-            f"{split}\t{record.name}\t{record.label}\t{describe_content(record)}{_hash_boxes(record)}"
-            for split, records in self.records.items()
-            # The images of `predict` are known only after a prediction was asked for.
-            if split != "predict"
-            for record in records
-        ]
+        lines = []
+        # The images of `predict` are known only after a prediction was asked for.
+        for split in self.records.keys() - {"predict"}:
+            for record in self.records[split]:
+                line = f"{split}\t{record.name}\t{record.label}\t{describe_content(record)}"
+                if boxes := record.objects:
+                    values = boxes.corners.tobytes() + boxes.ignored.tobytes()
+                    line += "\t" + hashlib.sha256(values).hexdigest()
+                lines.append(line)
         digest.update("\n".join(sorted(lines)).encode())
         return digest.hexdigest()
 
@@ -358,13 +360,6 @@ def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> N
                 f"The {split} split has classes without training images: {names}. "
                 "Add training images of them, or take them out of that split."
             )
-
-
-def _hash_boxes(record: Record) -> str:
-    if record.objects is None:
-        return ""
-    values = record.objects.corners.tobytes() + record.objects.ignored.tobytes()
-    return "\t" + hashlib.sha256(values).hexdigest()
 
 
 def _read_mtime(record: Record) -> int:
