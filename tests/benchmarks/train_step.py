@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from trainings import WARM, Clock, OneBatch, quiet, synchronise, train
 
 from vfm import ClassificationTask
-from vfm.training.optim import Optim, build_optimizer, compute_learning_rate_factor
+from vfm.training.lr_schedule import compute_learning_rate_factor
+from vfm.training.optim import Optim, build_optimizer
 from vfm.types import Batch
 
 LABELS = 10

@@ -104,7 +104,7 @@ def test_what_gives_no_image_is_refused(name):
     ("steps", "text"),
     [
         ("strogn", r"augment is 'strogn'\. Choices: none, light, standard, strong, or a list"),
-        (["HorizontalFlp"], r"no transform 'HorizontalFlp'\. Near: HorizontalFlip"),
+        (["HorizontalFlp"], r"no transform 'HorizontalFlp'\. Did you mean 'HorizontalFlip'"),
         (["strong"], r"no transform 'strong'.*A preset is given alone: none, light"),
         ([{"Rotate": {"limt": 5}}], r"Rotate cannot be made with \{'limt': 5\}: .*not valid"),
         ([{"Rotate": {"limit": "five"}}], r"Rotate cannot be made with \{'limit': 'five'\}"),

@@ -17,9 +17,9 @@ from vfm.deepfake.data.manifest import write_manifest
 from vfm.deepfake.data.record import DeepfakeDataError, Item
 from vfm.deepfake.data.synthetic import SyntheticDeepfakes
 from vfm.deepfake.robustness.command import audit, open_audited_data
-from vfm.deepfake.robustness.degradations import Degradation, list_degradations
+from vfm.deepfake.robustness.corruptions import CorruptionLevel, list_levels
 from vfm.deepfake.robustness.page import build_robustness_page, format_robustness
-from vfm.deepfake.robustness.results import DegradedDeepfakes, measure_robustness, select_frames
+from vfm.deepfake.robustness.results import CorruptedDeepfakes, measure_robustness, select_frames
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import ClassificationTask
 from vfm.tasks.checkpoint import Checkpoint
@@ -75,7 +75,11 @@ def task():
 
 
 def test_figures_fall_where_the_trace_is_lost(root, task):
-    levels = [Degradation("noise", 0.01), Degradation("noise", 0.2), Degradation("blur", 3)]
+    levels = [
+        CorruptionLevel("noise", 0.01),
+        CorruptionLevel("noise", 0.2),
+        CorruptionLevel("blur", 3),
+    ]
     found = measure_robustness(task, faces(root), levels)
     assert (found.num_videos, found.num_images, found.num_skipped) == (16, 48, 0)
     weak, strong, blurred = (point.video_auc["value"] for point in found.points)
@@ -91,18 +95,18 @@ def test_the_crop_is_degraded_before_it_is_resized(root, task):
     task.preprocess = type(task.preprocess)(size=(32, 32), fit="squash")
     data = faces(root)
     records = select_frames(task, data, "test", 1)
-    jpeg = Degradation("jpeg", 10)
-    images = DegradedDeepfakes(records, task.preprocess, crop=data.crop, degradation=jpeg)
+    jpeg = CorruptionLevel("jpeg", 10)
+    images = CorruptedDeepfakes(records, task.preprocess, crop=data.crop, corruption=jpeg)
     sample = images[0]
     crop = np.array(Image.open(records[0].source))
     expected = task.preprocess.resize(jpeg.apply(crop, np.random.default_rng(0)))[0]
     np.testing.assert_array_equal(sample.image, expected)
-    plain = replace(images, degradation=None)[0]
+    plain = replace(images, corruption=None)[0]
     np.testing.assert_array_equal(plain.image, task.preprocess.resize(crop)[0])
 
 
 def test_a_seed_reproduces(root, task):
-    levels = [Degradation("noise", 0.1)]
+    levels = [CorruptionLevel("noise", 0.1)]
     first, second, other = (
         measure_robustness(task, faces(root), levels, seed=seed).points for seed in (1, 1, 2)
     )
@@ -122,7 +126,7 @@ def test_false_alarms_at_the_threshold_of_the_operating_point(root, task, tmp_pa
     task.source = tmp_path / "last.ckpt"
     rules = Decision(threshold=0.5, temperature=2.0)
     (tmp_path / "operating_point.json").write_text(json.dumps(rules.to_dict()))
-    found = measure_robustness(task, faces(root), [Degradation("noise", 0.2)])
+    found = measure_robustness(task, faces(root), [CorruptionLevel("noise", 0.2)])
     assert (found.clean.fpr, found.clean.tpr) == (0, 1)
     assert (found.points[0].fpr, found.points[0].tpr) == (1, 1)
     assert "FPR" in format_robustness(found)
@@ -130,7 +134,7 @@ def test_false_alarms_at_the_threshold_of_the_operating_point(root, task, tmp_pa
 
 
 def test_no_operating_point_gives_no_rates(root, task):
-    found = measure_robustness(task, faces(root), [Degradation("jpeg", 40)])
+    found = measure_robustness(task, faces(root), [CorruptionLevel("jpeg", 40)])
     assert found.clean.fpr is None
     assert "FPR" not in format_robustness(found)
 
@@ -144,7 +148,7 @@ def test_unreadable_images_are_counted(root, task, tmp_path):
         items.append(Item(path=path, label=label, method=method, video="0", split="test"))
     write_manifest(tmp_path / "manifest.csv", items)
     with pytest.warns(UserWarning, match="1 images could not be read and were left out"):
-        found = measure_robustness(task, faces(tmp_path), [Degradation("jpeg", 40)])
+        found = measure_robustness(task, faces(tmp_path), [CorruptionLevel("jpeg", 40)])
     assert (found.num_images, found.num_skipped) == (2, 1)
 
 
@@ -244,7 +248,7 @@ def test_errors_of_the_command(checkpoint, tmp_path):
         DeepfakeDataError, match=r"Nothing to audit was named\. Choices: --robustness"
     ):
         audit(checkpoint)
-    with pytest.raises(ValueError, match="no kind of degradation 'fog'"):
+    with pytest.raises(ValueError, match="no corruption 'fog'"):
         audit(checkpoint, robustness=True, kinds="fog")
     other = ClassificationTask("test_vit", pretrained=False)
     other.head.prepare(other.backbone.info, ("ant", "bee"))
@@ -258,7 +262,7 @@ def test_errors_of_the_command(checkpoint, tmp_path):
 
 
 def test_every_kind_has_a_level():
-    assert {each.kind for each in list_degradations()} == {
+    assert {each.kind for each in list_levels()} == {
         "jpeg",
         "blur",
         "resize",

@@ -8,7 +8,8 @@ from torch import nn
 
 from vfm.models.backbone import Backbone
 from vfm.models.heads import LinearHead
-from vfm.training.optim import Optim, build_optimizer, build_schedule, compute_learning_rate_factor
+from vfm.training.lr_schedule import build_schedule, compute_learning_rate_factor
+from vfm.training.optim import Optim, build_optimizer
 
 ARGUMENTS = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 

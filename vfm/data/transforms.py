@@ -6,12 +6,11 @@ import os
 import random
 import warnings
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.errors import VfmError
+from vfm_runtime.errors import VfmError, suggest
 
 from vfm.data.crop import RandomCrop
 from vfm.data.decode import Source
@@ -212,9 +211,8 @@ def _build_step(A: Any, step: Any, preprocess: Preprocess) -> Any:  # noqa: N803
     name, arguments = _parse_step(step)
     kind = getattr(A, name, None)
     if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform | A.BaseCompose)):
-        close = ", ".join(get_close_matches(name, dir(A), 3)) or "none"
         raise AugmentError(
-            f"albumentations has no transform '{name}'. Near: {close}. "
+            f"albumentations has no transform '{name}'.{suggest(name, dir(A))} "
             f"A preset is given alone: {', '.join(get_args(Preset))}."
         )
     if "transforms" in arguments:

@@ -6,7 +6,8 @@ The way of `vfm fit`, from `vfm/cli/training.py`:
 2. `BaseTask.setup` takes the labels from the data and makes the head's layers; `training/feature_cache.py` and
    `training/lp_ft.py` go first where they are asked for.
 3. `training_step`: `Preprocess.normalize`, `Backbone`, `Head`, and `criterion(raw, batch)`, sums by name.
-4. `require_finite` stops a loss that is no number; `training/optim.py` has the schedule and the clipping.
+4. `require_finite` stops a loss that is no number; `training/optim.py` clips gradients, `training/lr_schedule.py` sets
+   the learning rate.
 5. `evaluate`, `compute_metrics` and `write_results` judge a whole split at once.
 6. `CheckpointedModel.on_save_checkpoint` adds all that rebuilds the task; `training/saving.py` writes it.
 """

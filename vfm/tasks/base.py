@@ -28,14 +28,9 @@ from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import RESULTS_FILE, Collector, SplitPredictions
 from vfm.training import callbacks, feature_cache, lp_ft, saving, sharding
 from vfm.training.checkpoint import CheckpointedModel, CheckpointError, require_same_labels
+from vfm.training.lr_schedule import build_schedule, count_steps
 from vfm.training.nonfinite import require_finite
-from vfm.training.optim import (
-    build_optimizer,
-    build_schedule,
-    clip_gradients,
-    count_steps,
-    has_scaler,
-)
+from vfm.training.optim import build_optimizer, clip_gradients, has_scaler
 from vfm.training.option_checks import list_idle_options, require_compiler
 from vfm.training.ranks import reduce_ranks
 from vfm.types import Batch, Raw, Target

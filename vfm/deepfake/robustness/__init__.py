@@ -1,1 +1,1 @@
-"""Robustness of deepfake detectors: degradations, what they cost, and the page that says so."""
+"""Robustness of deepfake detectors: corruptions, what they cost, and the page that says so."""

@@ -13,7 +13,7 @@ from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.layouts import Format
 from vfm.deepfake.data.record import DeepfakeDataError
 from vfm.deepfake.export import open_plain_data
-from vfm.deepfake.robustness.degradations import CORRUPTIONS, list_degradations
+from vfm.deepfake.robustness.corruptions import CORRUPTIONS, list_levels
 from vfm.deepfake.robustness.page import build_robustness_page, format_robustness
 from vfm.deepfake.robustness.results import Split, draw_examples, measure_robustness
 from vfm.deepfake.task import DeepfakeTask
@@ -50,7 +50,7 @@ def audit(
             was trained on, the data and the split of the training.
         robustness: Measure the AUC at several levels of compression, blur, shrinking and noise. Writes
             robustness.json and robustness.html.
-        kinds: Kinds of degradation, separated by commas.
+        kinds: Corruptions, separated by commas.
         split: Split to score, val or test.
         num_frames: Most frames of a video, spread evenly.
         format: Layout of the data, where there is no manifest.
@@ -68,7 +68,7 @@ def audit(
     """
     if not robustness:
         raise DeepfakeDataError("Nothing to audit was named. Choices: --robustness.")
-    levels = list_degradations([kind.strip() for kind in kinds.split(",")])
+    levels = list_levels([kind.strip() for kind in kinds.split(",")])
     opened, task = open_detector(checkpoint, trust)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from vfm.deepfake.robustness.degradations import CORRUPTIONS
+from vfm.deepfake.robustness.corruptions import CORRUPTIONS
 from vfm.deepfake.robustness.results import Robustness, RobustnessPoint
 from vfm.deepfake.shortcuts.page import format_table
 from vfm.report import Page, draw_contact_sheet
@@ -32,7 +32,7 @@ def format_robustness(result: Robustness) -> str:
     worst = result.worst
     return (
         f"{result.checkpoint} on {result.split} of {result.data}: {counts}\n\n{format_table(_list_rows(result))}\n\n"
-        f"Worst: {worst.degradation}, video AUC {worst.auc:.3f} ({result.clean.auc:.3f} as they are)."
+        f"Worst: {worst.corruption}, video AUC {worst.auc:.3f} ({result.clean.auc:.3f} as they are)."
     )
 
 
@@ -50,9 +50,9 @@ def build_robustness_page(
     }
     for kind, area in result.mean_auc.items():
         facts[f"Mean over {CORRUPTIONS[kind].unit}"] = f"{area:.4f}"
-    facts["Worst"] = (f"{result.worst.auc:.4f}", str(result.worst.degradation))
+    facts["Worst"] = (f"{result.worst.auc:.4f}", str(result.worst.corruption))
     page.add_facts(facts)
-    page.add_heading("By degradation")
+    page.add_heading("By corruption")
     page.add_text(_ABOUT)
     page.add_figure(_plot(result), "Video AUC at each level, from weak to strong")
     if result.clean.fpr is not None:
@@ -70,7 +70,7 @@ def _list_rows(result: Robustness) -> list[dict[str, Any]]:
     rows = []
     for point in [result.clean, *result.points]:
         row: dict[str, Any] = {
-            "pictures": "as they are" if point.degradation is None else str(point.degradation),
+            "pictures": "as they are" if point.corruption is None else str(point.corruption),
             "video AUC": point.auc,
             "95 % interval": _format_interval(point),
             "frame AUC": point.frame_auc,
@@ -98,7 +98,7 @@ def _plot(result: Robustness) -> bytes:
         if all(low is not None and high is not None for low, high in bands):
             low, high = zip(*bands, strict=True)
             axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-        axes.set_xticks(x, [f"{p.degradation.level:g}" for p in points if p.degradation])
+        axes.set_xticks(x, [f"{p.corruption.level:g}" for p in points if p.corruption])
         style_axes(axes)
         axes.axhline(result.clean.auc, color="#5c6670", linewidth=0.9, linestyle="--")
         axes.axhline(0.5, color="#9aa3ad", linewidth=0.9, linestyle=":")

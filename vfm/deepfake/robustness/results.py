@@ -25,7 +25,7 @@ from vfm.deepfake.data.dataset import (
 )
 from vfm.deepfake.data.record import DeepfakeDataError
 from vfm.deepfake.metrics import average_by_video, compute_auc
-from vfm.deepfake.robustness.degradations import Degradation
+from vfm.deepfake.robustness.corruptions import CorruptionLevel
 from vfm.deepfake.task import DeepfakeTask
 from vfm.metrics.ranking import Metric
 from vfm.metrics.roc import ClusteredScores
@@ -36,9 +36,9 @@ _STAGES = {"val": "validate", "test": "test"}
 
 
 class RobustnessPoint(NamedTuple):
-    """Metrics at one level of one degradation."""
+    """Metrics at one level of one corruption."""
 
-    degradation: Degradation | None
+    corruption: CorruptionLevel | None
     """None for pictures as they are."""
     video_auc: Metric
     frame_auc: float | None
@@ -56,9 +56,9 @@ class RobustnessPoint(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        kind, level = self.degradation or (None, None)
+        kind, level = self.corruption or (None, None)
         values = self._asdict()
-        del values["degradation"]
+        del values["corruption"]
         return {"kind": kind, "level": level, **values}
 
 
@@ -85,11 +85,11 @@ class Robustness:
 
     @property
     def by_kind(self) -> dict[str, list[RobustnessPoint]]:
-        """Points by the kind of degradation."""
+        """Points by the kind of corruption."""
         kinds: dict[str, list[RobustnessPoint]] = {}
         for point in self.points:
-            if point.degradation:
-                kinds.setdefault(point.degradation.kind, []).append(point)
+            if point.corruption:
+                kinds.setdefault(point.corruption.kind, []).append(point)
         return kinds
 
     @property
@@ -112,7 +112,7 @@ class Robustness:
 def measure_robustness(
     task: DeepfakeTask,
     data: DeepfakeImages,
-    levels: Sequence[Degradation],
+    levels: Sequence[CorruptionLevel],
     *,
     split: Split = "test",
     num_frames: int = 8,
@@ -128,7 +128,7 @@ def measure_robustness(
     Args:
         task: A task that was trained, or restored from a checkpoint.
         data: Images cut out as those that the task was trained on.
-        levels: Kinds of degradation, each at a level.
+        levels: Corruptions, each at a level.
         split: `val` or `test`, the images that are scored.
         num_frames: Most frames of a video, spread evenly.
         batch_size: Images in a batch.
@@ -150,8 +150,8 @@ def measure_robustness(
     points = []
     skipped: set[str] = set()
     for level in [None, *levels]:
-        images = DegradedDeepfakes(
-            records, task.preprocess, seed=seed, crop=data.crop, degradation=level
+        images = CorruptedDeepfakes(
+            records, task.preprocess, seed=seed, crop=data.crop, corruption=level
         )
         loader = DataLoader(
             images, batch_size, num_workers=num_workers, collate_fn=collate_deepfakes
@@ -181,18 +181,18 @@ def measure_robustness(
 
 
 @dataclass(eq=False, kw_only=True)
-class DegradedDeepfakes(DeepfakeDataset):
-    """The images of a split at one level of one degradation; what it gives depends on seed and index alone."""
+class CorruptedDeepfakes(DeepfakeDataset):
+    """The images of a split at one level of one corruption; what it gives depends on seed and index alone."""
 
-    degradation: Degradation | None
+    corruption: CorruptionLevel | None
     """None to leave the images as they are."""
 
     def _read_view(self, index: int, generator: np.random.Generator | None = None) -> View:
         view = super()._read_view(index, generator)
-        if self.degradation is None:
+        if self.corruption is None:
             return view
         generator = np.random.default_rng(sample_seed(self.seed, 0, index))
-        pixels = self.degradation.apply(view.pixels, generator)
+        pixels = self.corruption.apply(view.pixels, generator)
         # The mask is for training.
         return View(pixels, np.full(pixels.shape[:2], -1.0, np.float32))
 
@@ -223,21 +223,25 @@ def select_frames(
 
 
 def draw_examples(
-    task: DeepfakeTask, data: DeepfakeImages, levels: Sequence[Degradation], split: Split, seed: int
+    task: DeepfakeTask,
+    data: DeepfakeImages,
+    levels: Sequence[CorruptionLevel],
+    split: Split,
+    seed: int,
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield one fake of a split at every level, as the model sees it, with what was done to it."""
     chosen = next(record for record in select_frames(task, data, split, 1) if record.label == 1)
-    images = DegradedDeepfakes(
-        [chosen], task.preprocess, seed=seed, crop=data.crop, degradation=None
+    images = CorruptedDeepfakes(
+        [chosen], task.preprocess, seed=seed, crop=data.crop, corruption=None
     )
     for level in [None, *levels]:
-        sample = replace(images, degradation=level)[0]
+        sample = replace(images, corruption=level)[0]
         if isinstance(sample, DeepfakeSample):
             yield "as it is" if level is None else str(level), sample.image
 
 
 def _measure_point(
-    level: Degradation | None,
+    level: CorruptionLevel | None,
     logits: NDArray[np.float64],
     records: Sequence[DeepfakeRecord],
     task: DeepfakeTask,

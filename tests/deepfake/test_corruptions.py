@@ -1,13 +1,13 @@
-"""Degradations of pictures."""
+"""Corruptions of pictures."""
 
 import numpy as np
 import pytest
 from skimage import data
 
-from vfm.deepfake.robustness.degradations import (
+from vfm.deepfake.robustness.corruptions import (
     CORRUPTIONS,
-    Degradation,
-    list_degradations,
+    CorruptionLevel,
+    list_levels,
     reencode,
 )
 
@@ -15,7 +15,7 @@ FACE = np.ascontiguousarray(data.astronaut()[:128, 150:278])
 
 
 def apply(kind, level, seed=0):
-    return Degradation(kind, level).apply(FACE, np.random.default_rng(seed))
+    return CorruptionLevel(kind, level).apply(FACE, np.random.default_rng(seed))
 
 
 def distance(pixels):
@@ -35,8 +35,8 @@ def test_each_level_takes_more_than_the_one_before(kind):
 
 def test_the_picture_itself_stays_as_it_is():
     before = FACE.copy()
-    for degradation in list_degradations():
-        degradation.apply(FACE, np.random.default_rng(0))
+    for corruption in list_levels():
+        corruption.apply(FACE, np.random.default_rng(0))
     np.testing.assert_array_equal(FACE, before)
 
 
@@ -52,7 +52,7 @@ def test_resize_draws_its_filter():
 
 def test_noise_has_the_strength_that_it_says():
     grey = np.full((200, 200, 3), 128, np.uint8)
-    noisy = Degradation("noise", 0.05).apply(grey, np.random.default_rng(0))
+    noisy = CorruptionLevel("noise", 0.05).apply(grey, np.random.default_rng(0))
     assert (noisy.astype(float) - 128).std() == pytest.approx(0.05 * 255, rel=0.02)
     assert abs((noisy.astype(float) - 128).mean()) < 0.2
 
@@ -60,7 +60,7 @@ def test_noise_has_the_strength_that_it_says():
 def test_blur_is_of_the_gaussian_that_it_says():
     point = np.zeros((41, 41, 3), np.uint8)
     point[20, 20] = 255
-    row = Degradation("blur", 1).apply(point, np.random.default_rng(0))[20, :, 0].astype(float)
+    row = CorruptionLevel("blur", 1).apply(point, np.random.default_rng(0))[20, :, 0].astype(float)
     assert row[21] / row[20] == pytest.approx(np.exp(-0.5), rel=0.05)
 
 
@@ -72,11 +72,11 @@ def test_a_seed_reproduces_and_another_does_not():
 
 
 def test_all_levels_of_the_kinds_in_order():
-    assert len(list_degradations()) == sum(len(each.levels) for each in CORRUPTIONS.values()) == 23
-    assert list_degradations(["noise", "jpeg"])[0] == ("jpeg", 100)
-    assert [str(each) for each in list_degradations(["h264"])][-1] == "H.264 CRF 40"
-    with pytest.raises(ValueError, match=r"degradation 'fog'\. Choices: jpeg, blur, resize"):
-        list_degradations(["jpeg", "fog"])
+    assert len(list_levels()) == sum(len(each.levels) for each in CORRUPTIONS.values()) == 23
+    assert list_levels(["noise", "jpeg"])[0] == ("jpeg", 100)
+    assert [str(each) for each in list_levels(["h264"])][-1] == "H.264 CRF 40"
+    with pytest.raises(ValueError, match=r"corruption 'fog'\. Choices: jpeg, blur, resize"):
+        list_levels(["jpeg", "fog"])
 
 
 # H.264

@@ -26,7 +26,7 @@ _FILTERS = (
 
 
 class Corruption(NamedTuple):
-    """One kind of degradation, at the levels of the curve."""
+    """One kind of corruption, at the levels of the curve."""
 
     levels: tuple[float, ...]
     """From weak to strong."""
@@ -38,7 +38,7 @@ class Corruption(NamedTuple):
     """Degrades a picture, uint8 [H, W, 3], at a level; random numbers are for noise, and for the filter of a resize."""
 
 
-class Degradation(NamedTuple):
+class CorruptionLevel(NamedTuple):
     """One kind at one level."""
 
     kind: str
@@ -54,7 +54,7 @@ class Degradation(NamedTuple):
         return CORRUPTIONS[self.kind].apply(pixels, self.level, generator)
 
 
-def list_degradations(kinds: Sequence[str] = ()) -> list[Degradation]:
+def list_levels(kinds: Sequence[str] = ()) -> list[CorruptionLevel]:
     """All levels of some kinds of `CORRUPTIONS`, or of all.
 
     Raises:
@@ -63,10 +63,10 @@ def list_degradations(kinds: Sequence[str] = ()) -> list[Degradation]:
     unknown = [kind for kind in kinds if kind not in CORRUPTIONS]
     if unknown:
         raise OptionError(
-            f"There is no kind of degradation '{unknown[0]}'. Choices: {', '.join(CORRUPTIONS)}."
+            f"There is no corruption '{unknown[0]}'. Choices: {', '.join(CORRUPTIONS)}."
         )
     return [
-        Degradation(kind, level)
+        CorruptionLevel(kind, level)
         for kind, corruption in CORRUPTIONS.items()
         if kind in kinds or not kinds
         for level in corruption.levels
