@@ -233,7 +233,7 @@ def test_files(make: Callable[[Path], Any], text: str, tmp_path: Path) -> None:
 
 # Options of `vfm fit` beyond a recipe, and what is said; $T is a good table.
 COMMANDS: list[tuple[str, str]] = [
-    ("--data.augment '[HorizontalFlp]'", r"no transform 'HorizontalFlp'\. Did you mean 'HorizontalFlip'"),
+    ("--data.augment '[HorizontalFlp]'", r"no transform 'HorizontalFlp'\. Did you mean 'Horiz"),
     ("--data.augment '[{Rotate: {limt: 5}}]'", r"Rotate cannot be made with .*limt"),
     (
         "--data.augment '[{RandomCrop: {height: 90, width: 90}}]'",
