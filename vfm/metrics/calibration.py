@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import betaincinv, expit
+from vfm_runtime.errors import DataError, VfmError
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -20,7 +21,7 @@ _LEAST_TEMPERATURE, _MOST_TEMPERATURE = 0.05, 20.0
 _SLACK = 1e-9
 
 
-class TooFewError(ValueError):
+class TooFewError(VfmError, ValueError):
     """Too few samples for a threshold with a guarantee; the text says how many it takes."""
 
 
@@ -41,7 +42,7 @@ def fit_temperature(logits: npt.ArrayLike, positive: npt.ArrayLike) -> float:
     values, truth = _check_pairs(logits, positive)
     if truth.all() or not truth.any():
         only = "positive" if truth.all() else "negative"
-        raise ValueError(
+        raise DataError(
             f"All {len(truth)} are {only}. A temperature needs both classes: add the others."
         )
     number = np.where(truth, truth.sum(), (~truth).sum())
@@ -55,7 +56,7 @@ def fit_temperature(logits: npt.ArrayLike, positive: npt.ArrayLike) -> float:
         return float((weight * (expit(factor * scaled) - target) * scaled).sum())
 
     if compute_slope(0.0) >= 0:
-        raise ValueError(
+        raise DataError(
             "The logits of reals are no lower than those of the others, so no temperature makes "
             "probabilities of them. "
             "Check that labels are not swapped (real is 0), and look at the AUC first."
@@ -87,7 +88,7 @@ def fit_class_temperature(log_scores: npt.ArrayLike, target: npt.ArrayLike) -> f
         or values.shape[1] < 2
         or not len(values)
     ):
-        raise ValueError(
+        raise DataError(
             f"The log scores have shape {values.shape}, the true classes {truth.shape}. Pass [N, C] and [N], of at "
             "least one image and two classes."
         )
@@ -114,7 +115,7 @@ def fit_label_temperature(logits: npt.ArrayLike, target: npt.ArrayLike) -> float
     """
     values, truth = np.asarray(logits, dtype=np.float64), np.asarray(target, dtype=bool)
     if values.ndim != 2 or truth.shape != values.shape or not values.size:
-        raise ValueError(
+        raise DataError(
             f"The logits have shape {values.shape}, the true labels {truth.shape}. Pass [N, C] twice, of at least one "
             "image and label."
         )
@@ -151,7 +152,7 @@ def compute_calibration_error(probability: npt.ArrayLike, right: npt.ArrayLike) 
     """
     values, truth = np.asarray(probability, dtype=np.float64), np.asarray(right, dtype=bool)
     if values.ndim != 1 or values.shape != truth.shape or not len(values):
-        raise ValueError(
+        raise DataError(
             f"There are {values.shape} probabilities and {truth.shape} answers. Pass one of each, at least one."
         )
     bins, mass = _fill_bins(values, truth, np.full(len(values), 1 / len(values)))
@@ -321,7 +322,7 @@ def fit_conformal_threshold(values: npt.ArrayLike, rate: float, name: str = "rea
     ranked = np.sort(np.asarray(values, dtype=np.float64))
     if not np.isfinite(ranked).all():
         number = int((~np.isfinite(ranked)).sum())
-        raise ValueError(
+        raise DataError(
             f"{number} of {len(ranked)} values of {name} are not finite, and have no rank."
         )
     number = len(ranked)
@@ -349,7 +350,7 @@ def bound_rate(num_errors: int, num: int, level: float = 0.95) -> float:
         ValueError: The numbers make no rate, or `level` is not a fraction.
     """
     if not 0 <= num_errors <= num or num < 1:
-        raise ValueError(
+        raise DataError(
             f"{num_errors} errors of {num} make no rate. Give 0 up to their number, at least 1."
         )
     _check_fraction("level", level)
@@ -359,7 +360,7 @@ def bound_rate(num_errors: int, num: int, level: float = 0.95) -> float:
 def _check_pairs(logits: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[FloatArray, BoolArray]:
     values, truth = np.asarray(logits, dtype=np.float64), np.asarray(positive, dtype=bool)
     if values.ndim != 1 or values.shape != truth.shape or not len(values):
-        raise ValueError(
+        raise DataError(
             f"There are {values.shape} logits and {truth.shape} labels. Pass one of each for every video, at least one."
         )
     return values, truth
@@ -367,6 +368,6 @@ def _check_pairs(logits: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[FloatA
 
 def _check_fraction(name: str, value: float) -> None:
     if not 0 < value < 1:
-        raise ValueError(
+        raise DataError(
             f"{name} is {value}, but it is a share above 0 and below 1. For 1 % give 0.01."
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from vfm_runtime.errors import DataError, OptionError
 
 from vfm.metrics.intervals import LEVEL, compute_interval
 from vfm.metrics.ranking import Ranking, average_over_classes, estimate_metric, rank_classes
@@ -29,11 +30,11 @@ def compute_confusion_matrix(
         ValueError: There are no classes, an index is no class, or there are not as many predictions as targets.
     """
     if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}. Pass the number of labels, at least 1.")
+        raise OptionError(f"num_classes is {num_classes}. Pass the number of labels, at least 1.")
     rows = _check_indices("target", target, num_classes)
     columns = _check_indices("predicted", predicted, num_classes)
     if rows.shape != columns.shape:
-        raise ValueError(
+        raise DataError(
             f"target has {rows.size} samples, predicted has {columns.size}. "
             "Pass one prediction for each target."
         )
@@ -115,7 +116,7 @@ def compute_classification_results(
     scores = check_scores(probabilities)
     truth = np.asarray(target)
     if truth.shape != scores.shape[:1]:
-        raise ValueError(
+        raise DataError(
             f"target has shape {truth.shape}, probabilities have shape {scores.shape}. "
             f"Pass one class index for each row, shape {scores.shape[:1]}."
         )
@@ -153,13 +154,13 @@ def _sum_margins(matrix: npt.ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
     """Hits, true samples and predictions by class, each `[..., C]`."""
     array = np.asarray(matrix)
     if array.ndim < 2 or array.shape[-1] != array.shape[-2]:
-        raise ValueError(
+        raise DataError(
             f"A confusion matrix is square, [..., C, C], but the shape is {array.shape}. "
             "Make one with compute_confusion_matrix(target, predicted, num_classes)."
         )
     support = array.sum(-1)
     if not support.any(-1).all():
-        raise ValueError(
+        raise DataError(
             f"A confusion matrix of shape {array.shape} counts no sample, so it has no score. "
             "Check that there are samples to score."
         )
@@ -170,18 +171,18 @@ def _check_indices(name: str, values: npt.ArrayLike, num_classes: int) -> IntArr
     """Class indices as int64 `[N]`, refused when any is not a class."""
     array = np.asarray(values)
     if array.ndim != 1:
-        raise ValueError(
+        raise DataError(
             f"{name} has shape {array.shape}, but must be class indices [N]. "
             "For scores [N, C] take argmax over the last axis."
         )
     if array.size and array.dtype.kind not in "iu":
-        raise ValueError(
+        raise DataError(
             f"{name} has dtype {array.dtype}, but must be integer class indices. "
             "Convert names with labels.index(name)."
         )
     wrong = array[(array < 0) | (array >= num_classes)]
     if wrong.size:
-        raise ValueError(
+        raise DataError(
             f"{name} contains class {wrong[0]}, but with {num_classes} classes the choices "
             f"are 0 to {num_classes - 1}. Check the labels or raise num_classes."
         )
@@ -192,15 +193,15 @@ def check_scores(probabilities: npt.ArrayLike) -> npt.NDArray[Any]:
     """Return scores as an array `[N, C]`, refused when there are none or any is NaN."""
     scores = np.asarray(probabilities)
     if scores.ndim != 2 or scores.shape[1] == 0:
-        raise ValueError(
+        raise DataError(
             f"probabilities have shape {scores.shape}, but must be [N, C]. "
             "Pass one row for each sample with one score for each class."
         )
     if len(scores) == 0:
-        raise ValueError("There are no samples to score (N = 0). Check the data split.")
+        raise DataError("There are no samples to score (N = 0). Check the data split.")
     wrong = np.isnan(scores).any(axis=1)
     if wrong.any():
-        raise ValueError(
+        raise DataError(
             f"{wrong.sum()} of {len(scores)} samples have NaN scores, the first is sample "
             f"{wrong.argmax()}. Look for a diverged training or an overflow in half precision."
         )
@@ -210,7 +211,7 @@ def check_scores(probabilities: npt.ArrayLike) -> npt.NDArray[Any]:
 def check_labels(labels: Sequence[str], num_classes: int) -> None:
     """Refuse names that are not one for each class."""
     if len(labels) != num_classes:
-        raise ValueError(
+        raise DataError(
             f"There are {len(labels)} labels for {num_classes} classes. "
             "Pass one label for each class, in the order of the class indices."
         )

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
+from vfm_runtime.errors import DataError
 
 LEVEL = 0.95
 """Confidence level of the intervals in every report."""
@@ -65,9 +66,9 @@ def compute_interval(
     """
     counts = _check_counts(counts)
     if num_resamples < 1:
-        raise ValueError(f"num_resamples is {num_resamples}. Draw at least 1; 1000 is usual.")
+        raise DataError(f"num_resamples is {num_resamples}. Draw at least 1; 1000 is usual.")
     if not 0 < level < 1:
-        raise ValueError(
+        raise DataError(
             f"level is {level}, but it is a share between 0 and 1. For 95 % pass level=0.95."
         )
     occupied = np.flatnonzero(counts)
@@ -92,7 +93,7 @@ def _apply_statistic(statistic: Statistic, batch: npt.NDArray[np.int64]) -> npt.
     """The scores [B] of a batch of counts [B, ...], with their shape checked."""
     scores = np.asarray(statistic(batch), dtype=np.float64)
     if scores.shape != batch.shape[:1]:
-        raise ValueError(
+        raise DataError(
             f"The statistic returned shape {scores.shape} for counts of shape {batch.shape}. "
             f"It must return one score for each resample, shape {batch.shape[:1]}: reduce "
             "the trailing axes only."
@@ -103,12 +104,12 @@ def _apply_statistic(statistic: Statistic, batch: npt.NDArray[np.int64]) -> npt.
 def _check_counts(counts: npt.ArrayLike) -> npt.NDArray[np.int64]:
     array = np.asarray(counts)
     if array.dtype.kind not in "iu":
-        raise ValueError(
+        raise DataError(
             f"Counts to resample have dtype {array.dtype}, but must be integers. "
             "Pass numbers of samples, not shares."
         )
     if array.size == 0 or array.min() < 0 or array.sum() == 0:
-        raise ValueError(
+        raise DataError(
             f"Counts of shape {array.shape} cannot be resampled: they must be at least 0 "
             "and at least one must be above 0. Check that there are samples to score."
         )

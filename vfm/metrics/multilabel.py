@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from vfm_runtime.errors import DataError
 
 from vfm.metrics.classification import (
     average_f1,
@@ -137,13 +138,13 @@ def _check_pairs(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     values, truth = check_scores(scores), np.asarray(target)
     if truth.shape != values.shape:
-        raise ValueError(
+        raise DataError(
             f"target has shape {truth.shape}, scores have shape {values.shape}. "
             "Pass a zero or a one for each image and label."
         )
     if not np.isin(truth, (0, 1)).all():
         wrong = truth[~np.isin(truth, (0, 1))][0]
-        raise ValueError(
+        raise DataError(
             f"target holds {wrong}. Pass ones where a label applies and zeros elsewhere."
         )
     return values, truth.astype(bool)
