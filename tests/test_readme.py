@@ -52,7 +52,7 @@ SMALLER = {
         *("--data.mode", "plain", "--model.adapt", "full", "--model.optim.lr", "3e-3"),
     ],
     "vfm calibrate": ["--fpr", "0.2"],
-    "vfm export deepfake": ["--num_images", "8"],
+    "vfm export deepfakes": ["--num_images", "8"],
     # One of so few validation images is more than a point.
     "vfm export runs/0/checkpoints/best.ckpt --images my_images -o small": ["--max_drop", "10"],
     "vfm tune": [

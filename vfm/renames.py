@@ -112,8 +112,10 @@ def update_class_paths(value: Any) -> Any:
             else update_class_paths(item)
             for key, item in value.items()
         }
-        arguments, path = updated.get("init_args"), updated.get("class_path")
-        for old, new in KEYS.get(str(path), {}).items():
+        arguments, path = updated.get("init_args"), str(updated.get("class_path"))
+        # Recipes call public classes by their short names.
+        full = path if "." in path else next((p for p in KEYS if p.endswith(f".{path}")), path)
+        for old, new in KEYS.get(full, {}).items():
             if isinstance(arguments, dict) and old in arguments:
                 arguments[new] = arguments.pop(old)
                 warnings.warn(f"{path}'s {old} is now {new}.", DeprecationWarning, stacklevel=2)
