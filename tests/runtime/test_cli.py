@@ -191,7 +191,16 @@ def test_answers_of_another_client_are_judged(bundle, answers, capsys):
     [
         (lambda images: images.pop(0), "has no answer to golden/000.png"),
         (lambda images: images[0].pop("outputs"), "holds no answers to golden images (KeyError"),
-        (lambda images: images[0]["outputs"]["scores"].update(dims=[7]), "(ValueError("),
+        (
+            lambda images: images[0]["outputs"]["scores"].update(dims=[7]),
+            "first of dims is [7], not 1",
+        ),
+        (lambda images: images[0]["outputs"]["scores"].update(dims=[-1]), "first of dims is [-1]"),
+        (lambda images: images[0]["outputs"]["scores"].update(dims=[1, 7]), "(ValueError("),
+        (
+            lambda images: images[0]["outputs"]["scores"].update(data=[10**400] * 3),
+            "(OverflowError",
+        ),
         (
             lambda images: images[0]["outputs"]["scores"].update(data=[None] * 3),
             "answered with NaN",

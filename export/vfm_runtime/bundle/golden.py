@@ -96,6 +96,9 @@ def judge_answers(model: Model, path: Path) -> list[Replay]:
     answers = {}
     try:
         for row in parse_json(path.read_bytes())["images"]:
+            sizes = [row["outputs"][name]["dims"][0] for name in model.contract.ports()[1]]
+            if set(sizes) != {1}:
+                raise DataError(f"the first of dims is {sizes}, not 1")
             answers[f"{GOLDEN_DIR}/{row['file']}"] = {
                 name: np.array(row["outputs"][name]["data"], dtypes[kind]).reshape(
                     row["outputs"][name]["dims"]
@@ -103,7 +106,7 @@ def judge_answers(model: Model, path: Path) -> list[Replay]:
                 for name, kind in model.contract.ports()[1].items()
             }
         missing = [image.file for image in images if image.file not in answers]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path} holds no answers to golden images ({error!r}). Write it with a client such as those in examples/."
         ) from error

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
@@ -30,26 +31,36 @@ class Supervisor(Multiprocess):
     failed = False
     _has_served = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pauses: dict[int, float] = {}
+        """When a worker that could not start is tried again, by its index; the others are looked after meanwhile."""
+
     def keep_subprocess_alive(self) -> None:
         """Look at every worker, and replace it if it is dead or does not answer."""
         for index, process in enumerate(self.processes):
-            if self.should_exit.is_set() or self._is_answering(process):
-                continue
-            if process.process.is_alive():
-                _log.error("Worker %s does not answer and is killed.", process.pid)
-            process.kill()
-            process.join()
-            if process.exitcode != STARTUP_FAILURE:
-                _log.warning(
-                    "Worker %s ended (exit code %s) and is replaced.", process.pid, process.exitcode
-                )
-            elif self._has_served:
-                _log.error("Worker %s could not start; again in %g s.", process.pid, PAUSE_S)
-                self._wait(PAUSE_S)
-            else:
-                self.failed = True
-                self.should_exit.set()
-            if not self.should_exit.is_set():
+            pause_end = self._pauses.pop(index, None)
+            if pause_end is None:
+                if self.should_exit.is_set() or self._is_answering(process):
+                    continue
+                if process.process.is_alive():
+                    _log.error("Worker %s does not answer and is killed.", process.pid)
+                process.kill()
+                process.join()
+                if process.exitcode != STARTUP_FAILURE:
+                    _log.warning(
+                        "Worker %s ended (exit code %s) and is replaced.",
+                        *(process.pid, process.exitcode),
+                    )
+                elif self._has_served:
+                    _log.error("Worker %s could not start; again in %g s.", process.pid, PAUSE_S)
+                    pause_end = time.monotonic() + PAUSE_S
+                else:
+                    self.failed = True
+                    self.should_exit.set()
+            if pause_end is not None and time.monotonic() < pause_end:
+                self._pauses[index] = pause_end
+            elif not self.should_exit.is_set():
                 self.processes[index] = Process(self.config, self.sockets)
                 self.processes[index].start()
 
@@ -65,11 +76,6 @@ class Supervisor(Multiprocess):
             if self.should_exit.is_set():
                 return True
         return False
-
-    def _wait(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.should_exit.wait(_PATIENCE_S):
-            self.handle_signals()
 
 
 def end_with_parent(parent: int) -> None:

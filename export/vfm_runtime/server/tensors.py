@@ -8,9 +8,10 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, FailFast, Field, ValidationError, model_validator
 
 from vfm_runtime.bundle.model import Model
+from vfm_runtime.errors import DataError
 from vfm_runtime.server.errors import ApiError
 from vfm_runtime.server.uploads import read_json_object
 from vfm_runtime.tasks.base import Arrays
@@ -44,7 +45,24 @@ class TensorMetadata(BaseModel):
         return f"'{self.name}', {self.datatype} of shape [{', '.join(sides)}]"
 
 
-class Parameters(BaseModel, extra="allow", strict=True):
+_MOST_ENTRIES = 64
+"""Of an object or a list of a request: pydantic would describe each of a million wrong ones."""
+_FewEntries = (FailFast(), Field(max_length=_MOST_ENTRIES))
+
+
+class RequestPart(BaseModel, extra="forbid", strict=True):
+    """An object of a request, which has few keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_many_keys(cls, values: Any) -> Any:
+        """Refuse an object of more keys than any request has."""
+        if isinstance(values, dict) and len(values) > _MOST_ENTRIES:
+            raise DataError(f"{len(values)} keys are more than {_MOST_ENTRIES}")
+        return values
+
+
+class Parameters(RequestPart, extra="allow"):
     """Parameters of a request, an input or an output."""
 
     binary_data_size: int | None = Field(default=None, ge=0, description="Bytes of an input.")
@@ -57,34 +75,34 @@ class Parameters(BaseModel, extra="allow", strict=True):
         names = [*(self.model_extra or {})]
         foreign = [name for name in names if name.startswith(("shared_memory", "classification"))]
         if foreign:
-            raise ValueError(f"{reprlib.repr(foreign)} is not offered")
+            raise DataError(f"{reprlib.repr(foreign)} is not offered")
         return self
 
 
-class InferInput(BaseModel, extra="forbid", strict=True):
+class InferInput(RequestPart):
     """A tensor to run the model on: its numbers, or the size of its bytes behind the JSON."""
 
     name: str
-    shape: list[Annotated[int, Field(ge=1)]]
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], *_FewEntries]
     datatype: Datatype
     parameters: Parameters = Parameters()
     data: list[Any] | None = Field(default=None, description="Numbers, flat or nested.")
 
 
-class InferOutput(BaseModel, extra="forbid", strict=True):
+class InferOutput(RequestPart):
     """An output that is asked for."""
 
     name: str
     parameters: Parameters = Parameters()
 
 
-class InferRequest(BaseModel, extra="forbid", strict=True):
+class InferRequest(RequestPart):
     """A request for inference."""
 
     id: str | None = Field(default=None, max_length=256)
     parameters: Parameters = Parameters()
-    inputs: list[InferInput]
-    outputs: list[InferOutput] = []
+    inputs: Annotated[list[InferInput], *_FewEntries]
+    outputs: Annotated[list[InferOutput] | None, FailFast(), Field(max_length=_MOST_ENTRIES)] = None
 
 
 class OutputTensor(BaseModel):
@@ -178,7 +196,7 @@ def read_question(
         request = InferRequest.model_validate(read_json_object(head))
     except ValidationError as error:
         fault = error.errors()[0]
-        path = ".".join(map(str, fault["loc"]))
+        path = ".".join(map(str, fault["loc"]))[:80] or "request"
         raise _refuse(
             f"'{path}' is {_format(fault['input'])}: {fault['msg']}. GET /openapi.json describes requests."
         ) from error
@@ -215,7 +233,7 @@ def _format(value: object) -> str:
 def _read_outputs(request: InferRequest, names: list[str]) -> dict[str, bool]:
     default = request.parameters.binary_data_output
     requested: dict[str, bool] = {}
-    for output in request.outputs:
+    for output in request.outputs or ():
         name, binary = output.name, output.parameters.binary_data
         if name not in names or name in requested:
             raise _refuse(

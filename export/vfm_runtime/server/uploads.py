@@ -174,6 +174,13 @@ class _FormParser(MultiPartParser):
 
     spool_max_size = 2**40
     has_ended = False
+    num_parts = 0
+
+    def on_part_begin(self) -> None:
+        super().on_part_begin()
+        self.num_parts += 1
+        if self.num_parts > _MAX_PARTS:
+            raise MultiPartException(f"it has more than {_MAX_PARTS} parts")
 
     def on_end(self) -> None:
         self.has_ended = True
@@ -202,7 +209,10 @@ async def _read_form(request: Request) -> Upload:
         raise ApiError(400, "The multipart form ends before its last boundary. Send all of it.")
     files = form.getlist(FIELD)
     if len(files) != 1:
-        names = ", ".join(repr(name[:40]) for name, _ in form.multi_items()) or "none"
+        fields = [
+            name.encode("latin-1").decode("utf-8", "replace") for name, _ in form.multi_items()
+        ]
+        names = ", ".join(repr(name[:40]) for name in fields) or "none"
         raise ApiError(
             400, f"The form has {len(files)} fields '{FIELD}', not one. Its fields: {names}."
         )

@@ -364,27 +364,25 @@ def test_a_first_start_that_fails(supervisor):
 
 
 def test_a_replacement_that_cannot_start(supervisor, monkeypatch, caplog):
-    """The workers that still answer go on, and it is tried again."""
+    """The workers that still answer go on, others that die are replaced meanwhile, and it is tried again."""
     supervisor, started = supervisor
-    pauses = []
-    monkeypatch.setattr(supervisor, "_wait", pauses.append)
+    now = [100.0]
+    monkeypatch.setattr("vfm_runtime.server.supervisor.time.monotonic", lambda: now[0])
     supervisor._has_served = True
-    supervisor.processes = [Worker(STARTUP_FAILURE)]
+    failed = Worker(STARTUP_FAILURE)
+    supervisor.processes = [failed, Worker(-9)]
     supervisor.keep_subprocess_alive()
     assert "Worker 1 could not start; again in 5 s." in caplog.text
-    assert pauses == [5]
-    assert supervisor.processes == started
+    assert supervisor.processes == [failed, started[0]]
+    now[0] += 4.9
+    supervisor.processes = [failed]
+    supervisor.keep_subprocess_alive()
+    assert supervisor.processes == [failed]
+    now[0] += 0.2
+    supervisor.keep_subprocess_alive()
+    assert supervisor.processes == started[1:]
     assert not supervisor.should_exit.is_set()
     assert not supervisor.failed
-
-
-def test_a_pause_that_a_signal_ends(supervisor):
-    supervisor, _ = supervisor
-    supervisor.signal_queue.append(signal.SIGTERM)
-    start = time.monotonic()
-    supervisor._wait(30)
-    assert time.monotonic() - start < 5
-    assert supervisor.should_exit.is_set()
 
 
 def test_a_worker_that_dies(supervisor, caplog):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 from vfm_runtime.server.errors import ApiError
-from vfm_runtime.server.tensors import TensorMetadata, write_outputs
+from vfm_runtime.server.tensors import TensorMetadata, read_question, write_outputs
 
 from tests.runtime import toy
 from tests.runtime.server import toy_finder
@@ -298,3 +298,31 @@ def test_bad_bytes(client, refused):
     for length in ("-1", "x", "1e3", "9" * 30):
         text = text_of(good, bytes(768), {LENGTH: length})
         assert text.startswith(f"Inference-Header-Content-Length is '{length}'. Give the bytes")
+
+
+MANY = {str(index): 0 for index in range(1000)}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"inputs": [1] * 1000}, "'inputs.0' is 1"),
+        ({"inputs": [entry()] * 65}, "List should have at most 64 items"),
+        ({"inputs": [entry(shape=[0] * 1000)]}, "'inputs.0.shape.0' is 0"),
+        (MANY, "'request' is .*1000 keys are more than 64"),
+        ({"inputs": [MANY]}, "'inputs.0' is .*1000 keys are more than 64"),
+        ({"inputs": [], "parameters": MANY}, "'parameters' is .*1000 keys are more than 64"),
+        ({"inputs": [], "outputs": [{}] * 1000}, "'outputs.0.name'"),
+        ({"inputs": [], "k" * 1000: 1}, f"'{'k' * 80}' is 1: Extra inputs"),
+    ],
+)
+def test_only_the_first_of_many_faults_is_described(given, text):
+    with pytest.raises(ApiError, match=text) as caught:
+        read_question(json.dumps(given).encode(), memoryview(b""), [], [])
+    assert caught.value.__cause__.error_count() == 1
+    assert len(caught.value.detail) < 400
+
+
+def test_null_asks_for_all_outputs():
+    question = read_question(b'{"inputs": [], "outputs": null}', memoryview(b""), [], [])
+    assert question.outputs == {}

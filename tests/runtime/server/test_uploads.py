@@ -156,8 +156,18 @@ BAD_FORMS = [
         PART.replace(b'"file"', b'"image"') + b"--x--\r\n",
         "The form has 0 fields 'file', not one. Its fields: 'image'.",
     ),
+    (
+        "multipart/form-data; boundary=x",
+        PART.replace(b'"file"', '"größe"'.encode()) + b"--x--\r\n",
+        "Its fields: 'größe'",
+    ),
+    (
+        "multipart/form-data; boundary=x",
+        (PART + PART.replace(b'"file"', b'"file"; filename="a"')) * 20 + b"--x--\r\n",
+        "it has more than 32 parts",
+    ),
     ("multipart/form-data; boundary=x", PART * 2 + b"--x--\r\n", "The form has 2 fields 'file'"),
-    ("multipart/form-data; boundary=x", PART * 40 + b"--x--\r\n", "Maximum number of fields is 32"),
+    ("multipart/form-data; boundary=x", PART * 40 + b"--x--\r\n", "it has more than 32 parts"),
     (
         "multipart/form-data; boundary=x",
         PART.replace(b"abc", b"") + b"--x--\r\n",
