@@ -143,8 +143,13 @@ def test_runtime_readme(folder):
     toy_deepfake.build(folder / "deepfake")
     shown = [toy_deepfake.reddened(toy_deepfake.face_photo(), 0.05 * i) for i in range(4)]
     (folder / "clip.mp4").write_bytes(videos.write(shown))
+    client = ROOT / "export" / "examples" / "python" / "golden.py"
+    answers = subprocess.run(
+        [sys.executable, str(client), "bundle/"], check=True, capture_output=True
+    )
+    (folder / "answers.json").write_bytes(answers.stdout)
     shell = [c for c in commands(readme) if c.startswith("vfm-runtime")]
-    assert len(shell) == 7
+    assert len(shell) == 8
     for command in shell:
         if " serve " not in command:  # see test_serving_commands
             run(command)

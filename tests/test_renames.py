@@ -14,6 +14,8 @@ from tests.test_cli import place, resolved, words_of
 from vfm import BoxAugment, ClassificationTask, LinearHead, Optim, renames
 from vfm.cli import main
 from vfm.cli.words import join_values
+from vfm.data import ImageData
+from vfm.renames import update_class_paths
 from vfm.spec import build
 
 __all__ = ["place"]  # a fixture, used by its name
@@ -170,3 +172,11 @@ def test_a_printed_recipe_has_new_names_alone(place, capsys):
     for old in ("probe_first", '"clip"', '"warmup"', '"freeze"', '"final"'):
         assert old not in printed
     assert yaml.safe_load(printed)
+
+
+@pytest.mark.parametrize("home", ["vfm.deepfake.data.procedural", "vfm.data.fakes.procedural"])
+def test_specs_of_every_earlier_layout_are_read(home):
+    spec = {"class_path": f"{home}.SyntheticFakes", "init_args": {"num_identities": 8}}
+    with pytest.warns(DeprecationWarning, match="is now vfm.deepfake.data.synthetic"):
+        data = build(update_class_paths(spec), base=ImageData)
+    assert type(data).__name__ == "SyntheticDeepfakes"

@@ -191,8 +191,9 @@ def test_folder_without_classes_can_only_be_predicted(root):
 # --- split files
 
 
-def test_split_is_saved_and_read_back(root, tmp_path):
-    path = tmp_path / "split.csv"
+@pytest.mark.parametrize("name", ["split.csv", "first.split"])
+def test_split_is_saved_and_read_back(root, tmp_path, name):
+    path = tmp_path / name
     data = read(root, seed=3)
     data.save_split(path)
     again = read(root, split_file=path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -271,3 +272,7 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     run.fit(rest, datamodule=shapes(num_workers=0), ckpt_path=last)
     require_equal(whole.state_dict(), rest.state_dict())
     assert run.callback_metrics["val/accuracy"] == expected["val/accuracy"]
+
+
+def test_a_watch_goes_to_other_processes():
+    assert pickle.loads(pickle.dumps(StallWatch(5.0))).seconds == 5.0

@@ -30,9 +30,6 @@ class MultiHeadError(ExportError):
 def require_one_backbone(tasks: Mapping[str, BaseTask]) -> None:
     """Refuse tasks of which one pass through a backbone could not serve all.
 
-    Args:
-        tasks: Tasks by the names of their heads.
-
     Raises:
         MultiHeadError: A task needs a backbone of its own, or two have other backbones, weights or preprocessing; with
             the difference.
@@ -84,11 +81,7 @@ def name_checkpoints(words: Sequence[str | Path]) -> dict[str, Path]:
 
 
 def choose_ood_head(tasks: Mapping[str, BaseTask]) -> str:
-    """Return the name of the head whose images say where the training images of all lie.
-
-    Args:
-        tasks: Tasks by the names of their heads.
-    """
+    """Return the name of the head whose images say where the training images of all lie."""
     # A backbone built for a head that reads no pooled vector does not give any.
     return max(tasks, key=lambda name: "pooled" in tasks[name].head.uses)
 

@@ -105,11 +105,6 @@ class Parity:
 def choose_images(folder: Path, count: int, *, videos: bool = False) -> list[Path]:
     """Choose images spread evenly over a folder.
 
-    Args:
-        folder: Folder in which images lie, at any depth.
-        count: Most images to choose.
-        videos: Whether to take videos too.
-
     Raises:
         ParityError: There are too few.
     """

@@ -83,12 +83,7 @@ class _Refusal(NamedTuple):
 
 
 def rewrite(message: str, options: list[str]) -> str:
-    """Say in a line or two what jsonargparse says in many.
-
-    Args:
-        message: Text of its error.
-        options: Options of the parser.
-    """
+    """Say in a line or two what jsonargparse says in many."""
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     owners = re.findall(r"Problem with given class_path '([^']+)'", message)
     refusal = _Refusal(message, key, owners[-1] if owners else "", options)

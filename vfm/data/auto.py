@@ -134,12 +134,7 @@ def open_boxes(path: Path, *, training: Spec | None = None) -> ImageData:
 
 
 def choose_evaluation_splits(data: ImageData, path: Path) -> list[str]:
-    """The val split where the data states one, else all that have labels, with a warning where these are several.
-
-    Args:
-        data: Data module that has read its records.
-        path: Folder or file that it was read from.
-    """
+    """The val split where the data states one, else all that have labels, with a warning where these are several."""
     if data.records.get("val"):
         return ["val"]
     names = [name for name in SPLITS if data.records.get(name)]
@@ -187,13 +182,7 @@ class SampledData(ImageData):
 
 
 def draw(records: Sequence[Record], number: int, seed: int) -> list[Record]:
-    """Some of the images, as evenly over the classes as there are images of them; in their old order.
-
-    Args:
-        records: Images to draw from.
-        number: Most images to draw.
-        seed: Seed of the draw.
-    """
+    """Some of the images, as evenly over the classes as there are images of them; in their old order."""
     if number >= len(records):
         return list(records)
     # The first image drawn of each class, then the second of each, and so on.

@@ -56,11 +56,7 @@ def describe_content(record: Record) -> str:
 
 
 def hash_content(record: Record) -> str | None:
-    """A sha256 of an image's file, or of its array; None of a file that cannot be read.
-
-    Args:
-        record: Image of a data module.
-    """
+    """A sha256 of an image's file, or of its array; None of a file that cannot be read."""
     try:
         source = read_source(record)
         content = Path(source).read_bytes() if isinstance(source, str) else bytes(source)

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from vfm_runtime.errors import DataError, OptionError
 
-from vfm.data.tables import read_table, write_rows
+from vfm.data.tables import read_csv, write_rows
 
 T = TypeVar("T")
 
@@ -221,7 +221,7 @@ def read_split(path: str | Path) -> list[SplitRow]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"There is no split file {path}. Write one with FolderData.save_split().")
-    table = read_table(path)
+    table = read_csv(path)
     for column in SplitRow._fields:
         table.require(column, "a split file has the columns path, label, split")
     rows: dict[str, SplitRow] = {}

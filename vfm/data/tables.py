@@ -85,7 +85,7 @@ def read_table(path: Path) -> Table:
         raise DataError(
             f"{path} is no table that can be read. Choices: {', '.join(_SUFFIXES)}; save it as CSV."
         )
-    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_format_cell(path)
+    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else read_csv(path)
     twice = [name for name, count in Counter(table.columns).items() if count > 1]
     if twice:
         raise DataError(f"{path} has two columns '{twice[0]}'. Rename or delete one of them.")
@@ -102,7 +102,12 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, s
         writer.writerows(rows)
 
 
-def _read_format_cell(path: Path) -> Table:
+def read_csv(path: Path) -> Table:
+    """Read a file in UTF-8 whose first line names the columns, whatever it is called.
+
+    Raises:
+        ValueError: It is not a table.
+    """
     try:
         # Excel puts a mark before the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as file:

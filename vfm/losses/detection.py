@@ -46,10 +46,6 @@ class DetectionLoss(Loss):
     def forward(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Return sums over the objects of a batch; divide by their number over all ranks.
 
-        Args:
-            raw: Outputs of a `DetrHead`, in training or evaluation.
-            batch: The same images with their `Objects`.
-
         Returns:
             `classes`, `distance` and `overlap`, weighted, each averaged over groups and summed over layers.
         """

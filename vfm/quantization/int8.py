@@ -38,10 +38,6 @@ class Int8Plan:
 def plan_int8(source: Path, samples: Sequence[Arrays]) -> Int8Plan:
     """Find out what can be brought to 8 bits, and what that costs each node.
 
-    Args:
-        source: An ONNX file in 32 bits.
-        samples: Real inputs of the model, batch by batch.
-
     Raises:
         QuantizeError: There is nothing to bring to 8 bits, or no sample.
     """

@@ -37,7 +37,7 @@ class StallWatch(Callback):
             raise OptionError(f"StallWatch got seconds {seconds}. Give a time above 0.")
         self.seconds = seconds
         self.alone = alone
-        self._stop = threading.Event()
+        self._stop: threading.Event | None = None  # none yet: processes are started by pickling it
         self._last = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,7 +57,8 @@ class StallWatch(Callback):
 
     def stop(self, *args: Any, **kwargs: Any) -> None:
         """Watch no longer."""
-        self._stop.set()
+        if self._stop is not None:
+            self._stop.set()
 
     teardown = on_exception = stop
 

@@ -19,10 +19,6 @@ def read_cgroup_quota(version2: Path = _CGROUP2, version1: Path = _CGROUP1) -> f
 
     A container sees its control group at the root; outside a container, the process's group and all groups above it
     count.
-
-    Args:
-        version2: Folder of the control groups of version 2.
-        version1: Folder of those of version 1.
     """
     pairs = [_read(folder / "cpu.max").split() for folder in _list_groups(version2)]
     pairs.append([_read(version1 / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")])

@@ -29,10 +29,6 @@ class Fix(NamedTuple):
 def find_absent(images: Sequence[AnnotatedImage], source: Path) -> list[str]:
     """Names of the images that are not there, so few that the rest may go on.
 
-    Args:
-        images: Images of all splits.
-        source: Path that the user named.
-
     Raises:
         BoxError: More than one in a hundred is missing.
     """

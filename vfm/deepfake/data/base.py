@@ -127,11 +127,7 @@ class DeepfakeImages(ImageData, ABC):
         return {split: [*splits[split]] for split in SPLITS if split in splits}
 
     def list_records(self, split: str) -> list[DeepfakeRecord]:
-        """The records of a split with all that is known of them; none where the data has no such split.
-
-        Args:
-            split: `train`, `val` or `test`.
-        """
+        """The records of a split with all that is known of them; none where the data has no such split."""
         return require_deepfakes(self.records.get(split, []))
 
     def setup(self, stage: str | None = None) -> None:

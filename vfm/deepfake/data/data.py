@@ -175,11 +175,7 @@ class DeepfakeData(DeepfakeImages):
         return f"Give images of {self.root} the split {split} in the manifest."
 
     def keep_split(self, folder: Path) -> Spec:
-        """Write `manifest.csv` with the splits, and `crop.json`.
-
-        Args:
-            folder: Folder of the training run.
-        """
+        """Write `manifest.csv` with the splits, and `crop.json`."""
         self._read_once()
         records = (record for split in SPLITS for record in self.list_records(split))
         # Several tiles are of one image, and blends are made anew.

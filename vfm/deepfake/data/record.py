@@ -109,10 +109,6 @@ def check_items(items: Sequence[Item], where: str) -> None:
 
     As what is real has no method and what is fake has one, no video can hold both labels.
 
-    Args:
-        items: Images and videos of all splits.
-        where: What they come from, for the message.
-
     Raises:
         DeepfakeDataError: A label or split is none, a real has a method or a fake none, or an image is listed twice.
     """
