@@ -197,6 +197,7 @@ def test_answers_of_another_client_are_judged(bundle, answers, capsys):
         ),
         (lambda images: images[0]["outputs"]["scores"].update(dims=[-1]), "first of dims is [-1]"),
         (lambda images: images[0]["outputs"]["scores"].update(dims=[1, 7]), "(ValueError("),
+        (lambda images: images[0]["outputs"]["scores"].update(dims=[]), "(IndexError("),
         (
             lambda images: images[0]["outputs"]["scores"].update(data=[10**400] * 3),
             "(OverflowError",

@@ -106,7 +106,7 @@ def judge_answers(model: Model, path: Path) -> list[Replay]:
                 for name, kind in model.contract.ports()[1].items()
             }
         missing = [image.file for image in images if image.file not in answers]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path} holds no answers to golden images ({error!r}). Write it with a client such as those in examples/."
         ) from error

@@ -52,7 +52,6 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(pages.page_router)
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, respond_to_error)
-    app.add_middleware(RequestMiddleware, service=service, policy=app.state.policy)
     if settings.allow_origin:
         app.add_middleware(
             CORSMiddleware,
@@ -61,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=_REQUEST_HEADERS,
             expose_headers=_RESPONSE_HEADERS,
         )
+    app.add_middleware(RequestMiddleware, service=service, policy=app.state.policy)
     app.openapi = cache(lambda: _describe(app, has_tokens=bool(tokens)))  # type: ignore[method-assign]
     return app
 

@@ -5,8 +5,10 @@ import logging
 import re
 import time
 import uuid
+from functools import partial
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -79,7 +81,11 @@ class RequestMiddleware:
             if context.status:
                 raise  # half an answer is out already; the connection is closed
             response = await respond_to_error(Request(inner), error)
-            await response(inner, limited, send_with_headers)
+            reply: Send = send_with_headers
+            if isinstance(self._app, CORSMiddleware):
+                # Else pages of the allowed sites could not read why they are refused.
+                reply = partial(self._app.send, send=send_with_headers, request_headers=headers)
+            await response(inner, limited, reply)
         finally:
             context.bytes_in = limited.size
             self._record(scope, inner, context)

@@ -83,7 +83,7 @@ class InferInput(RequestPart):
     """A tensor to run the model on: its numbers, or the size of its bytes behind the JSON."""
 
     name: str
-    shape: Annotated[list[Annotated[int, Field(ge=1)]], *_FewEntries]
+    shape: Annotated[list[Annotated[int, Field(ge=1, lt=2**63)]], *_FewEntries]
     datatype: Datatype
     parameters: Parameters = Parameters()
     data: list[Any] | None = Field(default=None, description="Numbers, flat or nested.")

@@ -182,6 +182,12 @@ class _FormParser(MultiPartParser):
         if self.num_parts > _MAX_PARTS:
             raise MultiPartException(f"it has more than {_MAX_PARTS} parts")
 
+    def on_headers_finished(self) -> None:
+        # With a filename every part is a file: its bytes are not decoded, and its own headers are kept.
+        options = (self._current_part.content_disposition or b"").partition(b";")[2]
+        self._current_part.content_disposition = b'form-data; filename="";' + options
+        super().on_headers_finished()
+
     def on_end(self) -> None:
         self.has_ended = True
 
@@ -189,11 +195,9 @@ class _FormParser(MultiPartParser):
 async def _read_form(request: Request) -> Upload:
     chunks = request.stream()
     assert isinstance(chunks, AsyncGenerator)
-    # Latin-1 decodes the bytes of a file that comes without a filename, and so as text, without a loss.
-    headers = Headers({"content-type": f"{request.headers['content-type']}; charset=latin-1"})
-    parser = _FormParser(
-        headers, chunks, max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=2**40
-    )
+    # Names of fields are UTF-8, whatever the client says.
+    headers = Headers({"content-type": f"{request.headers['content-type']}; charset=utf-8"})
+    parser = _FormParser(headers, chunks)
     try:
         form = await parser.parse()
     except (
@@ -209,17 +213,13 @@ async def _read_form(request: Request) -> Upload:
         raise ApiError(400, "The multipart form ends before its last boundary. Send all of it.")
     files = form.getlist(FIELD)
     if len(files) != 1:
-        fields = [
-            name.encode("latin-1").decode("utf-8", "replace") for name, _ in form.multi_items()
-        ]
-        names = ", ".join(repr(name[:40]) for name in fields) or "none"
+        names = ", ".join(repr(name[:40]) for name, _ in form.multi_items()) or "none"
         raise ApiError(
             400, f"The form has {len(files)} fields '{FIELD}', not one. Its fields: {names}."
         )
-    if isinstance(files[0], UploadFile):
-        is_video = _is_video(_parse_media_type(files[0].content_type or ""))
-        return _check_file(Upload(await files[0].read(), is_video))
-    return _check_file(Upload(files[0].encode("latin-1"), None))
+    assert isinstance(files[0], UploadFile)
+    is_video = _is_video(_parse_media_type(files[0].content_type or ""))
+    return _check_file(Upload(await files[0].read(), is_video))
 
 
 @cache

@@ -313,6 +313,7 @@ MANY = {str(index): 0 for index in range(1000)}
         ({"inputs": [MANY]}, "'inputs.0' is .*1000 keys are more than 64"),
         ({"inputs": [], "parameters": MANY}, "'parameters' is .*1000 keys are more than 64"),
         ({"inputs": [], "outputs": [{}] * 1000}, "'outputs.0.name'"),
+        ({"inputs": [entry(shape=[10**4000, 8, 8, 3])]}, "'inputs.0.shape.0' is 1000"),
         ({"inputs": [], "k" * 1000: 1}, f"'{'k' * 80}' is 1: Extra inputs"),
     ],
 )

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from vfm_runtime.server.security import (
     SecurityError,
@@ -81,11 +83,24 @@ def test_what_needs_a_token(guarded, refused):
         assert guarded.get(path).status_code == 200, path
 
 
+def iterate_routes(routes):
+    for route in routes:
+        # Newer versions of FastAPI keep routers that were included.
+        router = getattr(route, "original_router", None)
+        yield from [route] if router is None else iterate_routes(router.routes)
+
+
 def test_every_other_route_needs_a_token(guarded):
     """Each route says so beside itself; one that forgets it is found here."""
-    paths = guarded.get("/openapi.json").json()["paths"]
-    unguarded = {path for path, methods in paths.items() if "security" not in str(methods)}
+    unguarded = {
+        route.path
+        for route in iterate_routes(guarded.app.routes)
+        for method in route.methods
+        if guarded.request(method, re.sub("{.*?}", "x", route.path)).status_code != 401
+    }
     assert unguarded == {*OPEN, "/static/{file}"}
+    paths = guarded.get("/openapi.json").json()["paths"]
+    assert {path for path in paths if "security" not in str(paths[path])} == unguarded
 
 
 @pytest.mark.parametrize("token", [TOKEN, OTHER])
@@ -191,6 +206,33 @@ def test_a_page_with_a_token_may_ask_whether_it_may_ask(started, monkeypatch, re
     refused(client.post("/predict", headers={"Origin": "https://a.example"}), 401, "unauthorized")
     other = {**PREFLIGHT, "Origin": "https://b.example"}
     assert client.options("/predict", headers=other).status_code == 400
+
+
+def test_preflights_go_through_the_checks_of_all_requests(started, refused):
+    client = started("toy", allow_origin=("*",))
+    answer = client.options("/predict", headers={**PREFLIGHT, "X-Request-Id": "ab"})
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["x-request-id"] == "ab"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    refused(
+        client.options("/predict", headers={**PREFLIGHT, "Host": "evil.com"}), 421, "wrong_host"
+    )
+    metrics = client.get("/metrics").text
+    for status in (200, 421):
+        assert re.search(rf'requests_total{{.*status="{status}".*}} 1.0', metrics), metrics
+
+
+def test_pages_can_read_why_they_are_refused(started, refused):
+    client = started("toy", allow_origin=("https://a.example",))
+    answer = client.get("/v2", headers={"Origin": "https://a.example", "Host": "evil.com"})
+    refused(answer, 421, "wrong_host")
+    assert answer.headers["access-control-allow-origin"] == "https://a.example"
+    assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
+    answer = client.post("/predict", headers={"Origin": "https://b.example"})
+    refused(answer, 403, "wrong_origin")
+    assert answer.headers["vary"] == "Origin"
 
 
 def test_an_address_of_the_loopback_answers_to_its_name(started, refused):

@@ -123,6 +123,8 @@ def test_what_the_client_says_of_a_file():
     form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\nContent-Type: video/mp4\r\n\r\n\r\n'
     form = form.replace(b"\r\n\r\n\r\n", b"\r\n\r\nabc\r\n--x--\r\n")
     assert unpack(form, "multipart/form-data; boundary=x") == (b"abc", True)
+    form = form.replace(b'; filename="a"', b"")
+    assert unpack(form, "multipart/form-data; boundary=x; charset=utf-16") == (b"abc", True)
 
 
 @pytest.mark.parametrize("data", [bytes(range(256)) * 5000, "\xe9".encode(), b"\xe9"])
