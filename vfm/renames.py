@@ -6,7 +6,6 @@ Checkpoints, recipes, command lines and Python code of earlier versions hold the
 from __future__ import annotations
 
 import functools
-import inspect
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
@@ -156,6 +155,8 @@ def update_keys(
 
 def accept_old_keys(cls: type[T]) -> type[T]:
     """Let the constructor of a dataclass take its arguments by their old names too; a decorator."""
+    import inspect  # here, since `vfm --help` reads this module and does without
+
     init = cls.__init__
     names = inspect.signature(cls).parameters
 

@@ -41,7 +41,7 @@ class Face:
         return math.sqrt(self.area)
 
     def move(self, matrix: NDArray[np.float64]) -> Face:
-        """Return the face in another image's coordinates, by the affine map to there, [2, 3]."""
+        """Return the face in another image's coordinates, by the affine map [2, 3] to them."""
         left, top, right, bottom = self.box
         corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
         moved = move_points(corners, matrix)
