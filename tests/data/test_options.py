@@ -29,6 +29,8 @@ def test_options_are_recorded_and_rebuilt():
         "batch_size": 7,
         "num_workers": 0,
         "seed": 0,
+        "folds": None,
+        "fold": None,
     }
     again = build(digits.spec, base=ImageData)
     assert (again.batch_size, again.num_workers, again.seed) == (7, 0, 0)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from vfm.data.dataset import (
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.loader import Position, ResumableLoader
 from vfm.data.sampler import EpochSampler
-from vfm.data.splits import complete_splits
+from vfm.data.splits import check_folds, complete_splits, draw_folds
 from vfm.data.tar import TarImage
 from vfm.data.transforms import Augment, TrainTransform, check_augment
 from vfm.preprocess import Preprocess
@@ -45,14 +46,26 @@ class LoaderOptions(TypedDict, total=False):
         num_workers: Processes that open images, for each training process; by default one less than its share of the
             cores, at most 8.
         seed: Seed of order, augmentation and splits, and of the images where they are generated.
+        folds: Number of folds for cross-validation: `vfm fit` trains as many models, each of which is judged by the
+            fold that it did not see, and then one on all images. Folds are drawn from train and a val split that is
+            drawn; a val split that the data states stays out of them, and test is never touched.
+        fold: The fold that takes the place of val, from 0, where one of them is trained by itself.
     """
 
     batch_size: int
     num_workers: int | None
     seed: int
+    folds: int | None
+    fold: int | None
 
 
-LOADER_DEFAULTS: LoaderOptions = {"batch_size": 32, "num_workers": None, "seed": 0}
+LOADER_DEFAULTS: LoaderOptions = {
+    "batch_size": 32,
+    "num_workers": None,
+    "seed": 0,
+    "folds": None,
+    "fold": None,
+}
 
 
 class ImageData(LightningDataModule, Component, ABC):
@@ -77,6 +90,10 @@ class ImageData(LightningDataModule, Component, ABC):
     """Joins samples to a batch."""
     stored: dict[str, StoredFeatures]
     """Splits whose images are replaced by the features that a frozen backbone gave for them; the task sets it."""
+    val_is_drawn: bool = False
+    """Whether the val split was drawn, rather than stated by the data; known after `setup`."""
+    leaves_val_out: bool = False
+    """Whether a fold stands in the place of a val split that the data states; known after `setup`."""
 
     def __init__(self, *, augment: Augment = "standard", **options: Unpack[LoaderOptions]) -> None:
         """Make the data module; nothing is read yet.
@@ -94,6 +111,9 @@ class ImageData(LightningDataModule, Component, ABC):
         self.batch_size = options["batch_size"]
         self.num_workers = options["num_workers"]
         self.seed = options["seed"]
+        self.folds = options.get("folds")
+        self.fold = options.get("fold")
+        check_folds(self.folds, self.fold)
         for name, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -137,7 +157,7 @@ class ImageData(LightningDataModule, Component, ABC):
         if not self._was_read:
             records = self.read()
             _check_classes(records, self.labels)
-            self.records.update(records)
+            self.records.update(self._hold_out_fold(records))
             self._was_read = True
         if stage in _STAGE_SPLIT:
             self._get_records(_STAGE_SPLIT[stage])
@@ -145,6 +165,14 @@ class ImageData(LightningDataModule, Component, ABC):
     def keep_split(self, folder: Path) -> Spec:
         """Write to a run's folder what it takes to read the same splits again, and return the spec that does so."""
         return self.spec
+
+    def draw_folds(self, folds: int, split: str = "train") -> list[int]:
+        """Choose a fold for each image of a split, from 0, by labels, keys and the data's seed.
+
+        Raises:
+            DataError: There are fewer images, or groups that stay together, than folds.
+        """
+        return self._draw_folds(self._get_records(split), folds)
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches in a new order every epoch, augmented, resumable.
@@ -240,6 +268,7 @@ class ImageData(LightningDataModule, Component, ABC):
         self, splits: dict[str, list[Record]], val_fraction: float, test_fraction: float
     ) -> dict[str, list[Record]]:
         """Draw the splits that the data does not state, class by class."""
+        self.val_is_drawn = "val" not in splits
         return complete_splits(
             splits,
             lambda record: (record.name, list_labels(record)),
@@ -248,6 +277,60 @@ class ImageData(LightningDataModule, Component, ABC):
             test_fraction=test_fraction,
             seed=self.seed,
         )
+
+    def _pin_split(self, **arguments: Any) -> Spec:
+        """Return the spec with the files that a run keeps, which state its splits and so stand for folds too."""
+        spec = self.spec
+        spec["init_args"] |= {**arguments, "folds": None, "fold": None}
+        return spec
+
+    def _hold_out_fold(self, records: dict[str, list[Record]]) -> dict[str, list[Record]]:
+        """Put the fold in the place of val; without one, train on the images of all folds."""
+        if self.folds is None:
+            return records
+        images, val = [*records.get("train", [])], records.get("val", [])
+        if self.val_is_drawn:
+            images, val = [*images, *val], []
+            # Tiles stay in the order in which their photo was cut.
+            images.sort(key=lambda r: (r.objects is not None and r.key) or r.name)
+        elif val and self.fold is not None:
+            self.leaves_val_out = True
+            warnings.warn(
+                f"The val split that the data states, {len(val)} images, stays out of the folds: nothing is learned "
+                f"from it, and fold {self.fold} is in its place.",
+                stacklevel=3,
+            )
+        if self.fold is not None:
+            fold_of = self._draw_folds(images, self.folds)
+            pairs = list(zip(images, fold_of, strict=True))
+            images = [image for image, fold in pairs if fold != self.fold]
+            val = [image for image, fold in pairs if fold == self.fold]
+            self._warn_of_gaps(images, val)
+        changed = {"train": images, "val": val}
+        return {split: images for split, images in (records | changed).items() if images}
+
+    def _draw_folds(self, records: Sequence[Record], folds: int) -> list[int]:
+        keys = [record.key or record.name for record in records]
+        labels = [tuple(sorted(set(list_labels(record)))) for record in records]
+        return draw_folds(keys, labels, folds, self.seed)
+
+    def _warn_of_gaps(self, train: Sequence[Record], held_out: Sequence[Record]) -> None:
+        """Say which classes are nowhere but in the fold that is held out, and which are not in it."""
+        learned = {label for record in train for label in list_labels(record)}
+        judged = {label for record in held_out for label in list_labels(record)}
+        for labels, text in (
+            (judged - learned, "holds out every image of {}. Its model cannot know them."),
+            (
+                learned - judged,
+                "has no image of {}: they have fewer images, or groups, than folds.",
+            ),
+        ):
+            if labels:
+                names = ", ".join(f"'{self.labels[label]}'" for label in sorted(labels)[:5])
+                classes = f"{len(labels)} of the {len(self.labels)} classes, such as {names}"
+                warnings.warn(
+                    f"Fold {self.fold} of {self.folds} {text.format(classes)}", stacklevel=4
+                )
 
     def _read_once(self) -> None:
         if not self._was_read:
@@ -296,8 +379,14 @@ class ImageData(LightningDataModule, Component, ABC):
         records = self.records.get(split)
         if not records:
             sizes = ", ".join(f"{len(r)} {s}" for s, r in self.records.items() if r)
+            remedy = self.remedy(split)
+            if split == "val" and self.folds is not None:
+                remedy = (
+                    "The images of all folds are trained on: name the fold to validate on (--data.fold 0), or set "
+                    "limit_val_batches=0 in the trainer."
+                )
             raise DataError(
-                f"There are no {split} images; found: {sizes or 'none at all'}. {self.remedy(split)}"
+                f"There are no {split} images; found: {sizes or 'none at all'}. {remedy}"
             )
         return records
 

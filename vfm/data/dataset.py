@@ -34,6 +34,8 @@ class Record:
     """A value for each of the data's group columns."""
     objects: Annotation | None = None
     """Where the objects are, whose classes `label` lists; None where the data has no boxes."""
+    key: str = ""
+    """What images have in common that must not be divided, such as a patient; empty where an image stands alone."""
 
 
 def read_source(record: Record) -> str | bytes | NDArray[np.uint8]:

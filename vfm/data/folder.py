@@ -105,12 +105,13 @@ class FolderData(ImageData):
 
     def keep_split(self, folder: Path) -> Spec:
         """Write `splits.csv` to a run's folder, since later files would shift a split that is drawn again."""
+        self._read_once()
+        if self.leaves_val_out:
+            return self.spec  # such a file lists all images, and these are in no split
         path = folder.absolute() / SPLIT_FILE
         self.save_split(path)
-        spec = self.spec
         # Where it lies now: a relative root would be another folder tomorrow.
-        spec["init_args"] |= {"root": str(self.root.absolute()), "split_file": str(path)}
-        return spec
+        return self._pin_split(root=str(self.root.absolute()), split_file=str(path))
 
 
 def read_class_folders(root: Path) -> Reading[Record]:

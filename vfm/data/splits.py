@@ -12,6 +12,7 @@ from vfm_runtime.errors import DataError, OptionError
 from vfm.data.tables import read_csv, write_rows
 
 T = TypeVar("T")
+Part = TypeVar("Part", str, int)
 
 SPLITS = ("train", "val", "test")
 
@@ -160,10 +161,64 @@ def complete_splits(
     return {split: images for split, images in drawn.items() if images}
 
 
+def check_folds(folds: int | None, fold: int | None) -> None:
+    """Refuse a number of folds, or the number of one of them, that cannot be meant.
+
+    Raises:
+        OptionError: There is one fold or none, or the fold is none of them.
+    """
+    if folds is None:
+        if fold is not None:
+            raise OptionError(
+                f"fold is {fold}, but nothing says of how many. Give folds too: --data.folds 5 --data.fold {fold}."
+            )
+        return
+    if folds < 2:
+        raise OptionError(
+            f"folds is {folds}. Give 2 or more, such as 5; null holds no folds out in turn."
+        )
+    if fold is not None and not 0 <= fold < folds:
+        raise OptionError(
+            f"fold is {fold}. Choices: 0 to {folds - 1}, since there are {folds} folds."
+        )
+
+
+def draw_folds(
+    keys: Sequence[str], labels: Sequence[tuple[int, ...]], folds: int, seed: int
+) -> list[int]:
+    """Choose a fold for every image, from 0: stratified, never dividing a key.
+
+    The choice depends on the seed, the keys and the labels, not on their order. A label that fewer keys have than there
+    are folds is in as many folds as it can be; no fold is without images.
+
+    Args:
+        keys: The key of each image; images of one key stay together.
+        labels: The labels of each image, as numbers from 0; several or none are fine.
+        folds: Number of folds, at least 2.
+        seed: Seed of the draw.
+
+    Raises:
+        OptionError: There is one fold.
+        DataError: There are fewer keys than folds.
+    """
+    check_folds(folds, None)
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for key, of_image in zip(keys, labels, strict=True):
+        counts[key].update(of_image)
+    if len(counts) < folds:
+        grouped = f" in {len(counts)} groups that stay together" * (len(counts) < len(keys))
+        raise DataError(
+            f"folds is {folds}, but there are only {len(keys)} images to learn from{grouped}: each fold holds at least "
+            "one out. Give fewer folds (--data.folds), or more images."
+        )
+    chosen = _deal_keys(counts, dict.fromkeys(range(folds), 1 / folds), seed)
+    return [chosen[key] for key in keys]
+
+
 def _deal_keys(
-    counts: Mapping[str, Counter[int]], fractions: Mapping[str, float], seed: int
-) -> dict[str, str]:
-    """A split for each key."""
+    counts: Mapping[str, Counter[int]], fractions: Mapping[Part, float], seed: int
+) -> dict[str, Part]:
+    """A split, or a fold, for each key."""
     total: Counter[int] = Counter()
     holders: dict[int, list[str]] = defaultdict(list)
     # The largest first, while each split has room for it; then by hash, so that the table's order does not matter.
@@ -176,14 +231,14 @@ def _deal_keys(
         | {-1: fraction * len(counts)}
         for split, fraction in fractions.items()
     }
-    chosen: dict[str, str] = {}
+    chosen: dict[str, Part] = {}
     for label in [*sorted(holders, key=lambda label: (len(holders[label]), label)), -1]:
         members = holders[label] if label >= 0 else [*counts]
         waiting = [key for key in members if key not in chosen]
         without = set(fractions) - {chosen[key] for key in members if key in chosen}
         for left, key in zip(range(len(waiting), 0, -1), waiting, strict=True):
             # The last ones go to the splits that have none, so that every split has each label where there are enough.
-            open_to = without if label >= 0 and 0 < left <= len(without) else fractions
+            open_to = without if label >= 0 and 0 < left <= len(without) else set(fractions)
             split = max(sorted(open_to), key=lambda s: (lack[s][label], lack[s][-1]))
             chosen[key] = split
             without.discard(split)

@@ -12,7 +12,7 @@ from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.dataset import Record, list_labels
 from vfm.data.folder import SPLIT_FILE
 from vfm.data.layouts import list_files_beside
-from vfm.data.splits import check_fractions, complete_splits
+from vfm.data.splits import SPLITS, check_fractions, complete_splits
 from vfm.data.table_rows import SPLIT_COLUMN, TableRow, join_path, read_names, read_table_rows
 from vfm.data.tables import read_table, write_rows
 from vfm.data.transforms import Augment
@@ -98,7 +98,7 @@ class TableData(ImageData):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.multilabel = several or label_separator is not None
-        self._rows: dict[str, list[TableRow]] = {}
+        self._rows: list[TableRow] = []
 
     def read(self) -> dict[str, list[Record]]:
         """Read the table, and find the images of each split."""
@@ -114,7 +114,8 @@ class TableData(ImageData):
             group_columns=self.group_columns,
         )
         self.labels = tuple(reading.labels or ())
-        self._rows = complete_splits(
+        self.val_is_drawn = "val" not in reading.splits
+        splits = complete_splits(
             reading.splits,
             lambda row: (row.key, list_labels(row.record)),
             self.labels,
@@ -123,12 +124,12 @@ class TableData(ImageData):
             seed=self.seed,
         )
         if self.multilabel:
-            self._check_learned()
-        rows = sorted(reading.entries, key=attrgetter("position"))
-        self._check_files([row.record.name for row in rows])
+            self._check_learned(splits.get("train", []))
+        self._rows = sorted(reading.entries, key=attrgetter("position"))
+        self._check_files([row.record.name for row in self._rows])
         return {
             split: sorted((row.record for row in rows), key=attrgetter("name"))
-            for split, rows in self._rows.items()
+            for split, rows in splits.items()
         }
 
     def read_predict(self) -> list[Record]:
@@ -153,17 +154,16 @@ class TableData(ImageData):
         labels = [self.label_column] if isinstance(self.label_column, str) else self.label_column
         keys = [self.key_column] if self.key_column is not None else []
         columns = [self.path_column, *labels, *keys, *self.group_columns, column]
-        cells = {
-            row.position: row.cells | {column: split}
-            for split, rows in self._rows.items()
-            for row in rows
-        }
+        splits = {r.name: split for split in SPLITS for r in self.records.get(split, [])}
+        # A val split that the table states is in no split where a fold has its place.
+        rows = [
+            row.cells | {column: splits[row.record.name]}
+            for row in self._rows
+            if row.record.name in splits
+        ]
         path = folder.absolute() / SPLIT_FILE
-        write_rows(path, list(dict.fromkeys(columns)), [cells[i] for i in sorted(cells)])
-        spec = self.spec
-        root = str(self.root.absolute())
-        spec["init_args"] |= {"table": str(path), "root": root, "split_column": column}
-        return spec
+        write_rows(path, list(dict.fromkeys(columns)), rows)
+        return self._pin_split(table=str(path), root=str(self.root.absolute()), split_column=column)
 
     def _check_files(self, names: Sequence[str]) -> None:
         paths = [join_path(self.root, name) for name in names]
@@ -183,9 +183,8 @@ class TableData(ImageData):
             )
         warnings.warn(f"{problem} They are left out, and listed with the results.", stacklevel=2)
 
-    def _check_learned(self) -> None:
+    def _check_learned(self, rows: Sequence[TableRow]) -> None:
         """Refuse labels that no training image has; a column of zeros is in no other split either."""
-        rows = self._rows.get("train", [])
         learned = {label for row in rows for label in list_labels(row.record)}
         missing = [name for label, name in enumerate(self.labels) if label not in learned]
         if missing and rows:

@@ -71,7 +71,7 @@ def read_table_rows(
     for index, (cells, name) in enumerate(zip(table.rows, names, strict=True)):
         groups = tuple(cells[column] for column in group_columns)
         label = labels[index] if multilabel else labels[index][0]
-        record = Record(join_path(root, name), label, name, groups)
+        record = Record(join_path(root, name), label, name, groups, key=keys[index])
         row = TableRow(index, cells, keys[index], record)
         splits.setdefault(stated[index], []).append(row)
     return Reading(splits, label_names)

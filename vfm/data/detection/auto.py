@@ -136,6 +136,7 @@ class DetectionData(BoxData):
         if self.split_file is not None:
             splits = _assign_splits(images, self.split_file)
         else:
+            self.val_is_drawn = "val" not in reading.splits
             splits = complete_splits(
                 reading.splits,
                 lambda image: (
@@ -168,6 +169,8 @@ class DetectionData(BoxData):
     def keep_split(self, folder: Path) -> Spec:
         """Write `splits.csv` to a run's folder, and `boxes_mended.csv` where boxes were clipped or dropped."""
         self._read_once()
+        if self.leaves_val_out:
+            return self.spec  # such a file lists all images, and these are in no split
         rows = {
             SplitRow(_name_file(record), "", split)
             for split in SPLITS
@@ -177,9 +180,7 @@ class DetectionData(BoxData):
         write_split(path, rows)
         if self.fixes:
             write_rows(folder / FIXES_FILE, Fix._fields, [fix._asdict() for fix in self.fixes])
-        spec = self.spec
-        spec["init_args"] |= {"root": str(self.root.absolute()), "split_file": str(path)}
-        return spec
+        return self._pin_split(root=str(self.root.absolute()), split_file=str(path))
 
     def describe(self) -> dict[str, Any]:
         """Class names, images and boxes per split and class, and how many boxes were mended; ready for JSON."""
@@ -225,7 +226,9 @@ class DetectionData(BoxData):
                 parts = list(cut_tiles(annotation, labels, self.tile, self.tile_overlap))
             for part, classes in parts:
                 suffix = "" if part.tile is None else f"@{part.tile.left},{part.tile.top}"
-                records.append(Record(str(image.path), classes, image.name + suffix, objects=part))
+                name = image.name + suffix
+                record = Record(str(image.path), classes, name, objects=part, key=image.name)
+                records.append(record)
         return records
 
     def _warn_of_fixes(self, images: Sequence[AnnotatedImage]) -> None:

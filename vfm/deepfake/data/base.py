@@ -6,6 +6,7 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Unpack, get_args
@@ -26,7 +27,8 @@ from vfm.deepfake.data.dataset import (
     require_deepfakes,
 )
 from vfm.deepfake.data.pairs import Pairs, check_training
-from vfm.deepfake.data.record import FAKE, LABELS, REAL
+from vfm.deepfake.data.record import FAKE, LABELS, REAL, Item
+from vfm.deepfake.data.splits import GroupBy, assign_folds, assign_splits
 
 Mode = Literal["plain", "paired", "sbi", "mixed"]
 
@@ -52,6 +54,8 @@ class DeepfakeOptions(LoaderOptions, total=False):
         batch_size: Images in a batch, on each process; two make a pair.
         num_workers: Processes that open images, as for `ImageData`.
         seed: Seed of order, pairs, blends, edits and splits.
+        folds: Number of folds for cross-validation, as for `ImageData`; no person and no source is in two folds.
+        fold: The fold that takes the place of val, from 0, where one of them is trained by itself.
     """
 
     mode: Mode
@@ -92,9 +96,12 @@ class DeepfakeImages(ImageData, ABC):
             batch_size=options["batch_size"],
             num_workers=options["num_workers"],
             seed=options["seed"],
+            folds=options.get("folds"),
+            fold=options.get("fold"),
         )
         self.group_columns = GROUPS
         self._crop: CropSpec | None = None
+        self._has_folds = False
 
     @abstractmethod
     def find(self) -> dict[str, list[DeepfakeRecord]]:
@@ -120,6 +127,11 @@ class DeepfakeImages(ImageData, ABC):
                 "resolution. Choices: plain, paired (--data.mode)."
             )
         splits = self.find()
+        if self.folds is not None and not self._has_folds:
+            raise OptionError(
+                f"{type(self).__name__} draws no folds. Leave folds out (--data.folds null), or let its find() give "
+                "splits by self._assign_splits()."
+            )
         if self.mode == "sbi" and "train" in splits:
             splits["train"] = [r for r in splits["train"] if r.item.label == REAL]
         if self.mode in ("sbi", "mixed"):
@@ -157,6 +169,24 @@ class DeepfakeImages(ImageData, ABC):
         """A split's images, in order and without augmentation."""
         records, preprocess = self._get_records(split), self._require_preprocess()
         return DeepfakeDataset(records, preprocess, seed=self.seed, crop=self.crop)
+
+    def _assign_splits(
+        self, items: Sequence[Item], fractions: Mapping[str, float], group_by: GroupBy = "identity"
+    ) -> list[Item]:
+        """Give every item a split as `assign_splits` does, and put the fold in the place of val."""
+        placed = assign_splits(items, fractions, self.seed, group_by)
+        if self.folds is None:
+            return placed
+        self._has_folds = True
+        self.val_is_drawn = all(item.split != "val" for item in items)
+        return assign_folds(
+            placed,
+            self.folds,
+            self.fold,
+            self.seed,
+            group_by,
+            splits=("train", "val") if self.val_is_drawn else ("train",),
+        )
 
     def _build_training_dataset(self) -> DeepfakeDataset:
         records = require_deepfakes(self._get_records("train"))

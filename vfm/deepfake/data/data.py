@@ -18,7 +18,7 @@ from vfm.deepfake.data.dataset import BLENDED, DeepfakeRecord
 from vfm.deepfake.data.layouts import MANIFEST, Format, import_layout
 from vfm.deepfake.data.manifest import read_manifest, write_manifest
 from vfm.deepfake.data.record import LABELS, DeepfakeDataError, sort_items
-from vfm.deepfake.data.splits import GroupBy, assign_splits, name_components
+from vfm.deepfake.data.splits import GroupBy, name_components
 from vfm.spec import Spec
 
 
@@ -107,9 +107,14 @@ class DeepfakeData(DeepfakeImages):
                 f"faces out of the videos first: vfm faces {self.root} -o FOLDER."
             )
         if self.force_split is not None:
+            if self.folds is not None:
+                raise OptionError(
+                    f"force_split is '{self.force_split}' and folds is {self.folds}, but images of one split alone "
+                    "cannot be divided into folds. Leave one of them out."
+                )
             items = [item._replace(split=self.force_split) for item in items]
         else:
-            items = assign_splits(items, self.fractions, self.seed, self.group_by)
+            items = self._assign_splits(items, self.fractions, self.group_by)
         num_tiles = self.crop.tiles if self.crop.source == "native" else 1
         splits: dict[str, list[DeepfakeRecord]] = {}
         # An order that does not hang on that of the files.
@@ -184,9 +189,7 @@ class DeepfakeData(DeepfakeImages):
         # The root may lie below the run's folder, and relative paths are read from the root.
         write_manifest(path, list(items), relative=False)
         write_crop(path.parent, self.crop)
-        spec = self.spec
-        spec["init_args"] |= {"root": str(self.root.absolute()), "manifest": str(path)}
-        return spec
+        return self._pin_split(root=str(self.root.absolute()), manifest=str(path))
 
     def _list_folder(self, path: Path) -> Path:
         return path if path.is_dir() else path.parent

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from vfm_runtime.errors import DataError
 
-from vfm.data.splits import SPLITS, split_by_key
+from vfm.data.splits import SPLITS, draw_folds, split_by_key
 from vfm.deepfake.data.record import LABELS, DeepfakeDataError, Item, split_digits
 
 GroupBy = Literal["identity", "video"]
@@ -124,6 +125,51 @@ def assign_splits(
             "val. They are left out.",
             stacklevel=2,
         )
+    return placed
+
+
+def assign_folds(
+    items: Sequence[Item],
+    folds: int,
+    fold: int | None,
+    seed: int,
+    group_by: GroupBy,
+    *,
+    splits: Collection[str],
+) -> list[Item]:
+    """Put one fold of the items of some splits into val, and train on the others; on all of them without one.
+
+    Args:
+        items: Images and videos with their splits.
+        folds: Number of folds that the groups of videos are dealt to.
+        fold: The fold for val, which takes the place of a val split that is not among `splits`.
+        seed: Seed of the draw.
+        group_by: What stays together, as for `assign_splits`.
+        splits: Splits whose items are dealt.
+
+    Raises:
+        DeepfakeDataError: There are fewer groups than folds.
+    """
+    dealt = [item for item in items if item.split in splits]
+    groups = name_components(dealt, group_by)
+    videos = {item.key: (g, item.label) for item, g in zip(dealt, groups, strict=True)}
+    names = [group for group, _ in videos.values()]
+    labels = [(LABELS.index(label),) for _, label in videos.values()]
+    try:
+        drawn = draw_folds(names, labels, folds, seed)
+    except DataError as error:
+        raise DeepfakeDataError(
+            f"{len(videos)} videos make {len(set(names))} groups that share no person and no source: {error} Or set "
+            "group_by to 'video'."
+        ) from error
+    fold_of = dict(zip(videos, drawn, strict=True))
+    placed = []
+    for item in items:
+        if item.split in splits:
+            held_out = fold is not None and fold_of[item.key] == fold
+            placed.append(item._replace(split="val" if held_out else "train"))
+        elif item.split != "val" or fold is None:
+            placed.append(item)
     return placed
 
 

@@ -18,7 +18,7 @@ from vfm.deepfake.data.blend import fit_affine, mask_face
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.portrait import Portrait, draw_face
 from vfm.deepfake.data.record import LABELS, Item
-from vfm.deepfake.data.splits import assign_splits, name_components
+from vfm.deepfake.data.splits import name_components
 
 METHODS = ("swap", "recolour")
 """How the fakes are made: another person's face within a soft outline, or the own face in other colours."""
@@ -76,7 +76,7 @@ class SyntheticDeepfakes(DeepfakeImages):
     def find(self) -> dict[str, list[DeepfakeRecord]]:
         """Draw all faces."""
         drawn = list(draw_faces(self.num_identities, self.num_frames, self.image_size, self.seed))
-        items = assign_splits([record.item for record in drawn], _FRACTIONS, self.seed)
+        items = self._assign_splits([record.item for record in drawn], _FRACTIONS)
         splits: dict[str, list[DeepfakeRecord]] = {}
         for record, item, component in zip(drawn, items, name_components(items), strict=True):
             record = replace(record, item=item, component=component)
