@@ -188,7 +188,10 @@ def label_file(root):
     ("line", "match"),
     [
         ("0 20 30 10 10", r"line 1 holds 30, but YOLO has shares of the image, from 0 to 1"),
-        ("7 0.5 0.5 0.1 0.1", r"line 1 is of class 7; there are 3, counted from 0: class_0"),
+        (
+            "7 0.5 0.5 0.1 0.1",
+            r"line 1 is of class 7, which is not listed\. Classes: 0 class_0, 1 class_1",
+        ),
         ("0 0.5 0.5 0.1", r"line 1 has 4 numbers; YOLO has 5, or the corners of an outline"),
         (
             "cat 0.5 0.5 0.1 0.1",

@@ -1,5 +1,6 @@
 """Annotated images: what every format of boxes is read to."""
 
+import codecs
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,27 @@ class BoxError(VfmError, ValueError):
     """Annotations that cannot be meant; the message says where, and what to do."""
 
 
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, or in UTF-16 as Windows may write it, without its byte-order mark.
+
+    Raises:
+        BoxError: It is missing, or in another encoding.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise BoxError(f"There is no file {path} (looked in {Path.cwd()}).") from error
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BoxError(
+            f"{path} is not in UTF-8 (byte {error.start} is {content[error.start]:#04x}). Save it as UTF-8, or copy it "
+            "again."
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -49,11 +71,9 @@ def read_json(path: Path) -> Any:
         BoxError: It is missing, or no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BoxError(f"There is no file {path} (looked in {Path.cwd()}).") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        whole = isinstance(error, json.JSONDecodeError) and error.doc.rstrip().endswith(("}", "]"))
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        whole = error.doc.rstrip().endswith(("}", "]"))
         cut = "" if whole else "It ends in the middle: the file was cut off. "
         raise BoxError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read as JSON: {error}. {cut}Export or copy it again."

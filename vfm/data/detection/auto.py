@@ -14,7 +14,13 @@ from vfm.data.base import LOADER_DEFAULTS, LoaderOptions
 from vfm.data.dataset import Record
 from vfm.data.detection.annotation import AnnotatedImage, BoxError
 from vfm.data.detection.base import BoxData
-from vfm.data.detection.clean import Fix, check_boxes, find_absent, require_inside
+from vfm.data.detection.clean import (
+    Fix,
+    check_boxes,
+    find_absent,
+    require_inside,
+    require_one_split,
+)
 from vfm.data.detection.coco import BoxFormat, find_coco, read_coco
 from vfm.data.detection.csv import find_tables, read_tables
 from vfm.data.detection.dataset import BoxAugment
@@ -119,7 +125,9 @@ class DetectionData(BoxData):
     def read(self) -> dict[str, list[Record]]:
         """Read the annotations, check them, and find the images of each split."""
         reading = self._read_annotations()
-        for note in reading.notes:
+        splits, notes = require_one_split(reading.splits, self.root)
+        reading = reading._replace(splits=splits)
+        for note in (*reading.notes, *notes):
             warnings.warn(note, stacklevel=2)
         images = reading.entries
         if not images:

@@ -1,6 +1,7 @@
 """Cleaning of annotations: boxes clipped to their images, missing images counted, meaningless numbers refused."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,38 @@ class Fix(NamedTuple):
     box: str
     done: str
     """`clipped`, or `dropped` with the reason."""
+
+
+def require_one_split(
+    splits: Mapping[str, list[AnnotatedImage]], source: Path
+) -> tuple[dict[str, list[AnnotatedImage]], list[str]]:
+    """Refuse images that are in two splits; a test that repeats the whole val is left out instead.
+
+    Returns:
+        The splits, and a note where the test was left out.
+
+    Raises:
+        BoxError: With an example.
+    """
+    notes: list[str] = []
+    splits = dict(splits)
+    names = {split: {image.name for image in images} for split, images in splits.items()}
+    if names.get("test") and names["test"] == names.get("val"):
+        del splits["test"], names["test"]
+        notes.append(
+            f"The test images of {source} are those of val, so there is no test split: a model chosen by val is not "
+            "tested by it."
+        )
+    for first, second in combinations(names, 2):
+        both = sorted(names[first] & names[second])
+        if both:
+            number = "All" if len(both) == len(names[second]) else f"{len(both)} of the"
+            raise BoxError(
+                f"{number} {len(names[second])} images of {second} are in {first} too, such as '{both[0]}': what is "
+                f"trained on would be tested on. Give each image of {source} one split; or take {second} out of its "
+                "files, and val is drawn from train."
+            )
+    return splits, notes
 
 
 def find_absent(images: Sequence[AnnotatedImage], source: Path) -> list[str]:

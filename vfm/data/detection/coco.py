@@ -1,5 +1,7 @@
 """COCO: one JSON file a split, with images, categories and annotations."""
 
+import codecs
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,8 @@ BoxFormat = Literal["xywh", "xyxy"]
 
 _KEYS = ("images", "annotations", "categories")
 _START = 65_536
+_LISTS = re.compile(rb'"(images|annotations)"\s*:\s*\[')
+_OTHER = re.compile(rb'"categories"\s*:\s*\{')
 
 
 def find_coco(root: Path) -> dict[str, Path]:
@@ -29,11 +33,11 @@ def find_coco(root: Path) -> dict[str, Path]:
     such as `train.json` in the root.
     """
     if root.is_file():
-        return {"": root} if root.suffix == ".json" and _has_coco_key(root) else {}
+        return {"": root} if root.suffix == ".json" and _is_coco(root) else {}
     patterns = ("*.json", "annotations/*.json", "*/*.coco.json")
     files: dict[str, Path] = {}
     for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
-        split = _guess_split(path, root) if _has_coco_key(path) else None
+        split = _guess_split(path, root) if _is_coco(path) else None
         if split is not None and (split not in files or path.name.startswith("instances_")):
             files[split] = path
     if len(files) > 1:
@@ -90,11 +94,18 @@ def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[AnnotatedIm
     return Reading(splits, expected, notes)
 
 
-def _has_coco_key(path: Path) -> bool:
-    """Whether a JSON file begins as one of COCO does; it may have hundreds of megabytes."""
+def _is_coco(path: Path) -> bool:
+    """Whether a JSON file begins or ends as one of COCO does; it may have hundreds of megabytes."""
     with path.open("rb") as file:
-        start = file.read(_START)
-    return any(f'"{key}"'.encode() in start for key in _KEYS)
+        parts = [file.read(_START)]
+        file.seek(max(0, path.stat().st_size - _START))
+        parts.append(file.read())
+    # Label Studio's notes.json has categories alone, Datumaro an object of them, and other tools have a list of tasks.
+    return (
+        parts[0].lstrip(codecs.BOM_UTF8).lstrip().startswith(b"{")
+        and any(_LISTS.search(part) for part in parts)
+        and not any(_OTHER.search(part) for part in parts)
+    )
 
 
 def _guess_split(path: Path, root: Path) -> str | None:
