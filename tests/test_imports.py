@@ -14,7 +14,7 @@ ROWS = {
     5: {"bundle"},
     4: {"tasks", "quantization"},
     3: {"training"},
-    2: {"models", "losses", "metrics", "data"},
+    2: {"models", "losses", "metrics", "data", "heads_on_features"},
     1: {"spec", "types", "preprocess", "report"},
     0: {"vfm_runtime", "renames"},
 }

@@ -23,8 +23,8 @@ from vfm_runtime.errors import OptionError
 
 from vfm.data import ImageData
 from vfm.data.auto import SampledData, open_data
+from vfm.heads_on_features.neighbors import score_neighbors
 from vfm.metrics import compute_classification_results, compute_multilabel_results
-from vfm.metrics.knn import score_neighbors
 from vfm.models.adapt import ADAPTATIONS, Adapt
 from vfm.preprocess import Fit
 from vfm.tasks import ClassificationTask, Optim

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from vfm.metrics.knn import score_neighbors
+from vfm.heads_on_features.neighbors import score_neighbors
 
 
 def test_votes_are_those_of_the_nearest_by_cosine():
