@@ -65,7 +65,7 @@ LABEL_LAYOUTS: LayoutTable[LabelLayout] = LayoutTable(
     SourceError,
     _explain,
 )
-_BOX_OPTIONS = ("box_format", "tile", "tile_overlap")
+_BOX_OPTIONS = ("box_format", "box_orientation", "tile", "tile_overlap")
 
 
 def open_data(path: str | Path, **options: Any) -> ImageData:
@@ -149,7 +149,8 @@ def take_options(
     """These options of the data of a training, to read other data alike; none where another module read it."""
     if training is None or training.get("class_path") != get_class_path(module):
         return {}
-    return {name: training["init_args"][name] for name in names}
+    arguments = training["init_args"]
+    return {name: arguments[name] for name in names if name in arguments}
 
 
 class SampledData(ImageData):

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +33,13 @@ class AnnotatedImage(NamedTuple):
     name: str
     """Path below the data's root, with forward slashes."""
     boxes: list[Box]
-    """In pixels of the image, from its upper left corner."""
+    """From the image's upper left corner."""
     size: tuple[int, int] | None
     """Height and width as the annotation states them; None where it does not."""
     where: str
     """How to call the annotation in a message."""
+    fractions: bool = False
+    """Whether boxes are in fractions of the image, not in pixels."""
 
 
 class BoxError(VfmError, ValueError):
@@ -85,15 +88,39 @@ def name_below(path: Path, root: Path) -> str:
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def read_image_size(path: Path) -> tuple[int, int] | None:
-    """Height and width of an upright image, from its header; None where it cannot be read."""
+class ImageHeader(NamedTuple):
+    """What the header of an image file says."""
+
+    size: tuple[int, int]
+    """Height and width of the upright image, in pixels."""
+    orientation: int
+    """EXIF orientation, 1 to 8: how the stored image is turned and mirrored to be upright."""
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Height and width of the image as it is stored, in pixels."""
+        return self.size[::-1] if self.orientation in SIDEWAYS else self.size
+
+
+def read_image_header(path: Path) -> ImageHeader | None:
+    """The size and orientation of an image file; None where it cannot be read."""
     try:
         with Image.open(path) as image:
             width, height = image.size
-            sideways = read_orientation(image, str(path)) in SIDEWAYS
+            orientation = read_orientation(image, str(path))
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None  # it is listed as unreadable when it is opened
-    return (width, height) if sideways else (height, width)
+    size = (width, height) if orientation in SIDEWAYS else (height, width)
+    return ImageHeader(size, orientation)
+
+
+def enclose_rotated(box: Box, degrees: float) -> Box:
+    """The upright box around a box that is rotated about its centre."""
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    width, height = abs(box.right - box.left), abs(box.bottom - box.top)
+    x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
+    across, down = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
+    return box._replace(left=x - across, top=y - down, right=x + across, bottom=y + down)
 
 
 def require_keys(entry: Any, keys: Sequence[str], where: str) -> Mapping[str, Any]:

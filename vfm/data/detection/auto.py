@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Unpack, get_args
@@ -18,12 +19,14 @@ from vfm.data.detection.clean import (
     Fix,
     check_boxes,
     find_absent,
+    recognize_fractions,
     require_inside,
     require_one_split,
 )
 from vfm.data.detection.coco import BoxFormat, find_coco, read_coco
 from vfm.data.detection.csv import find_tables, read_tables
 from vfm.data.detection.dataset import BoxAugment
+from vfm.data.detection.orientation import Orientation, settle_boxes
 from vfm.data.detection.tiles import cut_tiles
 from vfm.data.detection.voc import find_voc, read_voc
 from vfm.data.detection.yolo import find_yolo, read_yolo
@@ -79,6 +82,7 @@ class DetectionData(BoxData):
         *,
         format: Format = "auto",
         box_format: BoxFormat = "xywh",
+        box_orientation: Orientation = "auto",
         tile: int | None = None,
         tile_overlap: float = 0.2,
         val_fraction: float = 0.1,
@@ -93,6 +97,8 @@ class DetectionData(BoxData):
             root: Folder of images and annotations; or a COCO json, a data.yaml of YOLO, a table.
             format: Name of the format, coco, yolo, voc or csv; `auto` finds out.
             box_format: Order of the numbers of a COCO box: xywh, as the format has it, or xyxy for corners.
+            box_orientation: What boxes are of where an image is turned by its EXIF: `upright`, or `stored` for tools
+                that ignore EXIF; `auto` goes by the sizes that annotations state.
             tile: Side in pixels of the tiles that larger photos are cut into; null leaves them whole.
             tile_overlap: Least fraction of a tile that its neighbour shows too.
             val_fraction: Fraction of the images for validation, where the files have no split for it.
@@ -107,6 +113,9 @@ class DetectionData(BoxData):
         super().__init__(augment=augment, **options)
         if format not in get_args(Format):
             raise OptionError(f"format is '{format}'. Choices: {', '.join(get_args(Format))}.")
+        if box_orientation not in get_args(Orientation):
+            choices = ", ".join(get_args(Orientation))
+            raise OptionError(f"box_orientation is '{box_orientation}'. Choices: {choices}.")
         if tile is not None and tile < 32:
             raise OptionError(f"tile is {tile}. Give the side of a tile in pixels, 32 or more.")
         if not 0 <= tile_overlap < 0.9:
@@ -115,6 +124,7 @@ class DetectionData(BoxData):
         self.root = Path(root)
         self.format = format
         self.box_format = box_format
+        self.box_orientation = box_orientation
         self.tile = tile
         self.tile_overlap = tile_overlap
         self.val_fraction = val_fraction
@@ -125,19 +135,19 @@ class DetectionData(BoxData):
     def read(self) -> dict[str, list[Record]]:
         """Read the annotations, check them, and find the images of each split."""
         reading = self._read_annotations()
-        splits, notes = require_one_split(reading.splits, self.root)
-        reading = reading._replace(splits=splits)
-        for note in (*reading.notes, *notes):
-            warnings.warn(note, stacklevel=2)
         images = reading.entries
         if not images:
             raise BoxError(f"There are annotations in {self.root}, but of no image at all.")
         absent = find_absent(images, self.root)
+        notes = [*reading.notes]
         if absent:
-            warnings.warn(
-                f"{len(absent)} annotated images are missing, such as {absent[0]}; they are listed with the results.",
-                stacklevel=2,
+            notes.append(
+                f"{len(absent)} annotated images are missing, such as {absent[0]}; they are listed with the results."
             )
+        reading, more = self._settle_boxes(reading)
+        for note in (*notes, *more):
+            warnings.warn(note, stacklevel=2)
+        images = reading.entries
         require_inside(images, self.root)
         numbers = self._index_classes(reading)
         self.labels = tuple(numbers)
@@ -206,6 +216,17 @@ class DetectionData(BoxData):
             BOX_LAYOUTS.require(self.root, name, "--data.format")
         layout = BOX_LAYOUTS.layouts[name]
         return layout.read(self.root, **{name: getattr(self, name) for name in layout.options})
+
+    def _settle_boxes(
+        self, reading: Reading[AnnotatedImage]
+    ) -> tuple[Reading[AnnotatedImage], list[str]]:
+        """Give each image one split, and its boxes in pixels of the upright image; with notes on what was settled."""
+        splits, notes = require_one_split(reading.splits, self.root)
+        splits, more = recognize_fractions(splits, self.root)
+        images, turned = settle_boxes([*chain(*splits.values())], self.box_orientation)
+        settled = iter(images)
+        splits = {split: [*islice(settled, len(images))] for split, images in splits.items()}
+        return reading._replace(splits=splits), [*notes, *more, *turned]
 
     def _index_classes(self, reading: Reading[AnnotatedImage]) -> dict[str, int]:
         """A number for each class that a box has, in the order of the file."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vfm.data.detection.annotation import AnnotatedImage, Annotation, Box, BoxError, read_image_size
+from vfm.data.detection.annotation import AnnotatedImage, Annotation, Box, BoxError
 from vfm.data.layouts import list_files_beside
 
 _MAX_ABSENT = 0.01
@@ -15,6 +15,9 @@ _MAX_LEAVING = 0.2
 # Tools round; a box is said to leave its image when it does so by more.
 _ROUNDING = 1.5
 _LEAST_SIDE = 1.0
+# Tools round fractions too.
+_MOST_FRACTION = 1.01
+THIN = "dropped: less than a pixel wide or high"
 
 
 class Fix(NamedTuple):
@@ -24,7 +27,7 @@ class Fix(NamedTuple):
     label: str
     box: str
     done: str
-    """`clipped`, or `dropped` with the reason."""
+    """`clipped`, `corners put in order`, or `dropped` with the reason."""
 
 
 def require_one_split(
@@ -89,60 +92,102 @@ def check_boxes(
     Raises:
         BoxError: A number is none, or a class has no name in the list.
     """
-    size = image.size or read_image_size(image.path)
+    size = image.size
     boxes: list[Box] = []
-    for box in image.boxes:
-        if not np.isfinite(box[:4]).all():
+    seen: set[Box] = set()
+    for stated in image.boxes:
+        if not np.isfinite(stated[:4]).all():
             raise BoxError(
-                f"{image.where}: the box of a '{box.label}' is {_format(box)}. A coordinate is missing; mend the file."
+                f"{image.where}: the box of a '{stated.label}' is {_format(stated)}. A coordinate is missing; mend the "
+                "file."
             )
-        if box.label not in numbers:
+        if stated.label not in numbers:
             raise BoxError(
-                f"{image.where}: there is no class '{box.label}'. Classes: {', '.join(list(numbers)[:10])}."
+                f"{image.where}: there is no class '{stated.label}'. Classes: {', '.join(list(numbers)[:10])}."
             )
+        box = _order_corners(stated)
         clipped = _clip(box, size) if size is not None else box
-        outcome = ""
+        outcome = "corners put in order" if box != stated else ""
         if _is_thin(box):
-            outcome = "dropped: less than a pixel wide or high"
+            outcome = THIN
         elif _is_thin(clipped):
             outcome = "dropped: outside of the image"
+        elif box in seen:
+            outcome = "dropped: the same box again"
         elif _has_outside(box, size):
             outcome = "clipped"
         if outcome:
-            fixes.append(Fix(image.name, box.label, _format(box), outcome))
+            fixes.append(Fix(image.name, stated.label, _format(stated), outcome))
         if not outcome.startswith("dropped"):
             boxes.append(clipped)
+        seen.add(box)
     corners = np.array([box[:4] for box in boxes], np.float32).reshape(-1, 4)
     ignored = np.array([box.ignored for box in boxes], bool)
     labels = tuple(numbers[box.label] for box in boxes)
     return Annotation(corners, ignored, size or (0, 0)), labels
 
 
+def recognize_fractions(
+    splits: Mapping[str, list[AnnotatedImage]], source: Path
+) -> tuple[dict[str, list[AnnotatedImage]], list[str]]:
+    """Take the boxes of a split for fractions of their images where no number of them can be of pixels.
+
+    Returns:
+        The splits, and a note on each that is of fractions.
+    """
+    marked, notes = dict(splits), []
+    for split, images in splits.items():
+        boxes = [_order_corners(b) for i in images for b in i.boxes if not i.fractions]
+        values = [value for box in boxes for value in box[:4]]
+        if not boxes or min(values) < 1 - _MOST_FRACTION or max(values) > _MOST_FRACTION:
+            continue
+        marked[split] = [image._replace(fractions=True) for image in images]
+        first = next(image for image in images if image.boxes)
+        notes.append(
+            f"All {len(boxes)} boxes of {split or 'the images'} of {source} lie within 0 and 1, such as "
+            f"{_format(first.boxes[0])} in {first.name}: they are taken for fractions of their images."
+        )
+    return marked, notes
+
+
 def require_inside(images: Iterable[AnnotatedImage], source: Path) -> None:
-    """Refuse boxes whose numbers seem to mean something else: too many of them leave their images.
+    """Refuse boxes whose numbers seem to mean something else: too many leave their images, or have no area.
 
     Raises:
         BoxError: With an example.
     """
     sized = [image for image in images if image.size is not None]
-    number = sum(len(image.boxes) for image in sized)
-    leaving = [
-        (box, image) for image in sized for box in image.boxes if _has_outside(box, image.size)
-    ]
-    if len(leaving) <= _MAX_LEAVING * number:
-        return
-    hint = "Look whether the boxes belong to these images, and in which order their numbers stand."
-    if all(_is_corner_like(box, image.size) for box, image in leaving):
+    pairs = [(box, image) for image in sized for box in image.boxes]
+    problems = {
+        "leave their image": [p for p in pairs if _has_outside(_order_corners(p[0]), p[1].size)],
+        "are less than a pixel wide or high": [p for p in pairs if _is_thin(_order_corners(p[0]))],
+        "end before they begin": [p for p in pairs if _order_corners(p[0]) != p[0]],
+    }
+    for problem, cases in problems.items():
+        if len(cases) <= _MAX_LEAVING * len(pairs):
+            continue
         hint = (
-            "As left, top, right and bottom they would fit, but COCO has left, top, width and height: set "
-            "--data.box_format xyxy, or convert them."
+            "Look whether the boxes belong to these images, and in which order their numbers stand."
         )
-    box, image = leaving[0]
-    height, width = image.size or (0, 0)
-    raise BoxError(
-        f"{len(leaving)} of the {number} boxes of {source} leave their image, such as {_format(box)} in "
-        f"{image.where}, {width} x {height} pixels. {hint}"
-    )
+        if problem == "leave their image" and all(_is_corner_like(b, i.size) for b, i in cases):
+            hint = (
+                "As left, top, right and bottom they would fit, but COCO has left, top, width and height: set "
+                "--data.box_format xyxy, or convert them."
+            )
+        box, image = cases[0]
+        height, width = image.size or (0, 0)
+        raise BoxError(
+            f"{len(cases)} of the {len(pairs)} boxes of {source} {problem}, such as {_format(box)} in "
+            f"{image.where}, {width} x {height} pixels. {hint}"
+        )
+
+
+def _order_corners(box: Box) -> Box:
+    """A box that was drawn from whichever corner, from its upper left one."""
+    if box.left <= box.right and box.top <= box.bottom:
+        return box
+    (left, right), (top, bottom) = sorted((box.left, box.right)), sorted((box.top, box.bottom))
+    return box._replace(left=left, top=top, right=right, bottom=bottom)
 
 
 def _clip(box: Box, size: tuple[int, int]) -> Box:

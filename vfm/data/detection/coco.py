@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +12,23 @@ from vfm.data.detection.annotation import (
     AnnotatedImage,
     Box,
     BoxError,
+    enclose_rotated,
     name_below,
     read_json,
     require_keys,
 )
+from vfm.data.detection.files import ImageFiles
 from vfm.data.layouts import Reading
 
 BoxFormat = Literal["xywh", "xyxy"]
 
 _KEYS = ("images", "annotations", "categories")
 _START = 65_536
+# What COCO publishes beside the instances.
+_BESIDE_INSTANCES = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
+_EMPTY = "have an empty bbox and are left out"
+_OUTLINED = "have an outline alone, whose bounds are taken for the box"
+_ROTATED = "are rotated; the upright box around each is taken"
 _LISTS = re.compile(rb'"(images|annotations)"\s*:\s*\[')
 _OTHER = re.compile(rb'"categories"\s*:\s*\{')
 
@@ -32,17 +39,23 @@ def find_coco(root: Path) -> dict[str, Path]:
     Known are Roboflow's `train/_annotations.coco.json`, COCO's own `annotations/instances_train2017.json`, and files
     such as `train.json` in the root.
     """
-    if root.is_file():
-        return {"": root} if root.suffix == ".json" and _is_coco(root) else {}
-    patterns = ("*.json", "annotations/*.json", "*/*.coco.json")
     files: dict[str, Path] = {}
-    for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
-        split = _guess_split(path, root) if _is_coco(path) else None
-        if split is not None and (split not in files or path.name.startswith("instances_")):
+    for split, path in _list_files(root):
+        if split not in files or path.name.startswith("instances_"):
             files[split] = path
     if len(files) > 1:
         files.pop("", None)
     return files
+
+
+def _list_files(root: Path) -> list[tuple[str, Path]]:
+    """Every file of COCO's instances, with its split."""
+    if root.is_file():
+        return [("", root)] if root.suffix == ".json" and _is_coco(root) else []
+    patterns = ("*.json", "annotations/*.json", "*/*.coco.json")
+    paths = sorted(path for pattern in patterns for path in root.glob(pattern))
+    splits = [(_guess_split(path, root), path) for path in paths if _is_coco(path)]
+    return [(split, path) for split, path in splits if split is not None]
 
 
 def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[AnnotatedImage]:
@@ -61,28 +74,38 @@ def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[AnnotatedIm
             f"{root} has no COCO annotations: no train/_annotations.coco.json, annotations/instances_train*.json or "
             "train.json."
         )
+    notes = [
+        f"{path} is left out: {files.get(split, 'what names a split')} is read in its place."
+        for split, path in _list_files(root)
+        if path not in files.values() and not path.name.startswith(_BESIDE_INSTANCES)
+    ]
+    contents = {split: read_json(path) for split, path in files.items()}
+    for split, content in [*contents.items()]:
+        # COCO's own image_info_test2017.json, whose annotations are a secret.
+        if isinstance(content, Mapping) and "annotations" not in content and len(contents) > 1:
+            notes.append(f"{files[split]} has images without annotations, and is left out.")
+            del contents[split]
+    folder = root.parent if root.is_file() else root
+    image_files = ImageFiles()
     splits: dict[str, list[AnnotatedImage]] = {}
     classes: dict[Path, list[str]] = {}
-    notes: list[str] = []
-    for split, path in files.items():
-        content = require_keys(read_json(path), _KEYS, str(path))
-        names = _read_categories(content["categories"], path)
+    for split, content in contents.items():
+        path = files[split]
+        require_keys(content, _KEYS, str(path))
+        names = _read_categories(content["categories"], content["annotations"], path, notes)
         classes[path] = list(names.values())
         images = _read_images(content["images"], path)
         boxes = _read_boxes(content["annotations"], path, images, names, box_format, notes)
-        folder = root.parent if root.is_file() else root
-        image_folder = _find_image_folder(
-            [i["file_name"] for i in images.values()], path, folder, split
-        )
-        splits[split] = []
-        for number, image in images.items():
-            file = image_folder / image["file_name"]
-            height, width = image.get("height"), image.get("width")
-            size = (int(height), int(width)) if height and width else None
-            where = f"{path}, image {image['file_name']}"
-            splits[split].append(
-                AnnotatedImage(file, name_below(file, folder), boxes[number], size, where)
+        stated = [image["file_name"] for image in images.values()]
+        folders = _list_image_folders(path, folder, split)
+        paths, cut = image_files.find_below(folders, stated)
+        if cut:
+            notes.append(
+                f"{path} names images in folders of another machine, such as '{stated[0]}'; {paths[0]} is taken."
             )
+        splits[split] = _join_images(
+            zip(images.items(), paths, strict=True), boxes, folder, path, notes
+        )
     (first, expected), *others = classes.items()
     for path, listed in others:
         if set(listed) != set(expected):
@@ -91,7 +114,43 @@ def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[AnnotatedIm
                 f"only in {first.name} {sorted({*expected} - {*listed})[:5]}. Export both splits with one list of "
                 "categories."
             )
-    return Reading(splits, expected, notes)
+    return Reading(splits, expected, [*notes, *image_files.describe()])
+
+
+def _join_images(
+    images: Iterable[tuple[tuple[Any, Mapping[str, Any]], Path]],
+    boxes: Mapping[Any, list[Box]],
+    root: Path,
+    source: Path,
+    notes: list[str],
+) -> list[AnnotatedImage]:
+    """Images with their boxes, one for each file: a file may be listed under several ids."""
+    joined: dict[Path, AnnotatedImage] = {}
+    several: list[Path] = []
+    for (number, entry), path in images:
+        height, width = entry.get("height"), entry.get("width")
+        size = (int(height), int(width)) if height and width else None
+        where = f"{source}, image {entry['file_name']}"
+        image = AnnotatedImage(path, name_below(path, root), [*boxes[number]], size, where)
+        other = joined.setdefault(path, image)
+        if other is image:
+            continue
+        if other.size != size:
+            raise BoxError(
+                f"{where} is listed twice, of {_format_size(other.size)} and of {_format_size(size)}. Mend its entry."
+            )
+        other.boxes.extend(image.boxes)
+        several.append(path)
+    if several:
+        notes.append(
+            f"{len(several)} images of {source} are listed again under another id, such as {several[0].name}; the "
+            "boxes of all its ids are joined."
+        )
+    return [*joined.values()]
+
+
+def _format_size(size: tuple[int, int] | None) -> str:
+    return f"{size[1]} x {size[0]} pixels" if size else "unknown size"
 
 
 def _is_coco(path: Path) -> bool:
@@ -118,8 +177,10 @@ def _guess_split(path: Path, root: Path) -> str | None:
     return "" if "caption" not in path.name and "keypoint" not in path.name else None
 
 
-def _read_categories(entries: Sequence[Any], path: Path) -> dict[int, str]:
-    """Name of each category by its id."""
+def _read_categories(
+    entries: Sequence[Any], annotations: Sequence[Any], path: Path, notes: list[str]
+) -> dict[int, str]:
+    """Name of each category by its id; of two with one name, that without annotations is left out."""
     names: dict[int, str] = {}
     for entry in entries:
         category = require_keys(entry, ("id", "name"), f"A category of {path}")
@@ -128,7 +189,17 @@ def _read_categories(entries: Sequence[Any], path: Path) -> dict[int, str]:
             raise BoxError(
                 f"{path}: the category id {number} is '{names[number]}' and '{name}'. Give each an id of its own."
             )
-    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    used = {entry.get("category_id") for entry in annotations if isinstance(entry, Mapping)}
+    counts = Counter(names.values())
+    for number, name in [*names.items()]:
+        if counts[name] > 1 and number not in used:
+            # Roboflow's parent of all categories may be called as one of them.
+            notes.append(
+                f"{path} has two categories '{name}'; {number} has no box and is left out."
+            )
+            counts[name] -= 1
+            del names[number]
+    twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise BoxError(f"{path} has two categories '{twice[0]}'. Join them, or rename one.")
     return dict(sorted(names.items()))
@@ -162,9 +233,9 @@ def _read_boxes(
     """The boxes of each image by its id."""
     boxes: dict[Any, list[Box]] = defaultdict(list)
     seen: set[Any] = set()
-    colliding = repeated = 0
+    events: Counter[str] = Counter()
     for entry in entries:
-        one = require_keys(entry, ("image_id", "category_id", "bbox"), f"An annotation of {path}")
+        one = require_keys(entry, ("image_id", "category_id"), f"An annotation of {path}")
         where = f"{path}, annotation {one.get('id', '(without id)')}"
         if one["image_id"] not in images:
             raise BoxError(
@@ -175,24 +246,41 @@ def _read_boxes(
                 f"{where} is of category {one['category_id']}, which is not listed. Categories: "
                 f"{', '.join(f'{k} {v}' for k, v in list(names.items())[:8])}."
             )
-        box = _read_box(one, names[one["category_id"]], box_format, where)
+        box = _read_box(one, names[one["category_id"]], box_format, where, events)
+        if box is None:
+            continue
         if "id" in one and one["id"] in seen:
-            colliding += 1
+            events["colliding"] += 1
             if box in boxes[one["image_id"]]:
-                repeated += 1
+                events["repeated"] += 1
                 continue
         seen.add(one.get("id"))
         boxes[one["image_id"]].append(box)
+    colliding, repeated = events.pop("colliding", 0), events.pop("repeated", 0)
     if colliding:
         notes.append(
             f"{colliding} annotations of {path} have the id of another; {repeated} of them repeat it and count once, "
             f"{colliding - repeated} are other boxes and are kept."
         )
+    notes += [f"{count} annotations of {path} {event}." for event, count in events.items()]
     return boxes
 
 
-def _read_box(entry: Mapping[str, Any], label: str, box_format: BoxFormat, where: str) -> Box:
-    numbers = entry["bbox"]
+def _read_box(
+    entry: Mapping[str, Any], label: str, box_format: BoxFormat, where: str, events: Counter[str]
+) -> Box | None:
+    """The box of an annotation; None where it has none."""
+    numbers = entry.get("bbox")
+    crowd = bool(entry.get("iscrowd", 0))
+    if not numbers:
+        points = _list_points(entry.get("segmentation"))
+        if "bbox" not in entry and not points:
+            require_keys(entry, ("bbox",), where)
+        events[_OUTLINED if points else _EMPTY] += 1
+        if not points:
+            return None
+        across, down = points[::2], points[1::2]
+        return Box(min(across), min(down), max(across), max(down), label, crowd)
     if not isinstance(numbers, list) or len(numbers) != 4:
         raise BoxError(f"{where}: bbox is {numbers!r:.60}; expected four numbers.")
     try:
@@ -200,15 +288,31 @@ def _read_box(entry: Mapping[str, Any], label: str, box_format: BoxFormat, where
     except (TypeError, ValueError) as error:
         raise BoxError(f"{where}: bbox is {numbers}; expected four numbers.") from error
     right, bottom = (a + c, b + d) if box_format == "xywh" else (c, d)
-    return Box(a, b, right, bottom, label, bool(entry.get("iscrowd", 0)))
+    box = Box(a, b, right, bottom, label, crowd)
+    attributes = entry.get("attributes")
+    rotation = attributes.get("rotation") if isinstance(attributes, Mapping) else None
+    if isinstance(rotation, int | float) and rotation % 180:
+        events[_ROTATED] += 1
+        return enclose_rotated(box, rotation)
+    return box
 
 
-def _find_image_folder(names: Sequence[str], path: Path, root: Path, split: str) -> Path:
-    """Where the images lie that a file names: beside it, or in one of the usual folders."""
+def _list_points(segmentation: Any) -> list[float]:
+    """The numbers of all polygons of a segmentation, across and down in turn; none of a mask."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    points = [number for part in polygons if isinstance(part, list) for number in part]
+    return points if len(points) >= 6 and len(points) % 2 == 0 else []
+
+
+def _list_image_folders(path: Path, root: Path, split: str) -> list[Path]:
+    """Where the images may lie that a file names: beside it, or in one of the usual folders."""
     year = path.stem.rpartition("_")[2]
     folders = [path.parent, root, root / "images", root / year, root / "images" / year]
     for name, meant in SPLIT_FOLDERS.items():
         if split and meant == split:
             folders += [root / name, root / "images" / name]
-    folders += sorted(folder for folder in root.iterdir() if folder.is_dir())
-    return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names[:20]))
+    tops = [root, root / "images"]
+    if path.parent.name == "annotations":
+        tops += [path.parent.parent, path.parent.parent / "images"]
+    below = [folder for top in tops if top.is_dir() for folder in sorted(top.iterdir())]
+    return [*folders, *tops, *(folder for folder in below if folder.is_dir())]

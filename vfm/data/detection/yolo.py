@@ -1,7 +1,7 @@
 """YOLO: a text file for each image, a line for each object in fractions of the image; classes in data.yaml."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ from vfm.data.detection.annotation import (
     Box,
     BoxError,
     name_below,
-    read_image_size,
     read_text,
 )
 from vfm.data.detection.files import ImageFiles
@@ -227,17 +226,12 @@ def _find_label_file(image: Path) -> Path:
 
 def _read_image(image: Path, root: Path, objects: _Objects) -> AnnotatedImage:
     path = _find_label_file(image)
-    size = read_image_size(image)
-    height, width = size or (1, 1)  # an unreadable file is listed and left out when it is opened
     boxes = []
     if path.is_file():
         for number, line in enumerate(read_text(path).split("\n"), start=1):
             if line.strip():
-                box = _read_line(line, f"{path}, line {number}", objects)
-                left, top, right, bottom = box[:4]
-                scaled = (left * width, top * height, right * width, bottom * height)
-                boxes.append(Box(*scaled, box.label))
-    return AnnotatedImage(image, name_below(image, root), boxes, size, str(path))
+                boxes.append(_read_line(line, f"{path}, line {number}", objects))
+    return AnnotatedImage(image, name_below(image, root), boxes, None, str(path), fractions=True)
 
 
 def _read_line(line: str, where: str, objects: _Objects) -> Box:
@@ -277,16 +271,11 @@ def _read_line(line: str, where: str, objects: _Objects) -> Box:
     if len(values) == 4:
         return box
     across, down = values[::2], values[1::2]
-    objects.pose_like.append(_has_points_inside(box, across[2:], down[2:]))
-    return Box(min(across), min(down), max(across), max(down), label)
-
-
-def _has_points_inside(box: Box, across: Sequence[float], down: Sequence[float]) -> bool:
-    inside: Iterator[bool] = (
-        box.left <= x <= box.right and box.top <= y <= box.bottom
-        for x, y in zip(across, down, strict=True)
+    pairs = zip(across[2:], down[2:], strict=True)
+    objects.pose_like.append(
+        all(box.left <= x <= box.right and box.top <= y <= box.bottom for x, y in pairs)
     )
-    return all(inside)
+    return Box(min(across), min(down), max(across), max(down), label)
 
 
 def _check_label_files(images: Sequence[AnnotatedImage]) -> None:
