@@ -46,9 +46,16 @@ def trainer(root: Path, **changes: Any) -> Trainer:
     return Trainer(default_root_dir=root, **(settings | changes))
 
 
-def fit(root: Path, task: ClassificationTask, data: Any = None, **changes: Any) -> Trainer:
+def fit(
+    root: Path,
+    task: ClassificationTask,
+    data: Any = None,
+    *,
+    ckpt_path: str | None = None,
+    **changes: Any,
+) -> Trainer:
     made = trainer(root, **changes)
-    made.fit(task, datamodule=data or shapes())
+    made.fit(task, datamodule=data or shapes(), ckpt_path=ckpt_path)
     return made
 
 

@@ -91,7 +91,7 @@ class ImageData(LightningDataModule, Component, ABC):
     stored: dict[str, StoredFeatures]
     """Splits whose images are replaced by the features that a frozen backbone gave for them; the task sets it."""
     val_is_drawn: bool = False
-    """Whether the val split was drawn, rather than stated by the data; known after `setup`."""
+    """Whether the val split was drawn from the training images, to which it may be given back; known after `setup`."""
     leaves_val_out: bool = False
     """Whether a fold stands in the place of a val split that the data states; known after `setup`."""
 
@@ -306,6 +306,7 @@ class ImageData(LightningDataModule, Component, ABC):
             images = [image for image, fold in pairs if fold != self.fold]
             val = [image for image, fold in pairs if fold == self.fold]
             self._warn_of_gaps(images, val)
+            self.val_is_drawn = False
         changed = {"train": images, "val": val}
         return {split: images for split, images in (records | changed).items() if images}
 

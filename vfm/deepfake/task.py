@@ -201,6 +201,10 @@ class DeepfakeTask(BaseTask):
             )
         return {"loss": predictions.sums["loss"] / len(predictions.position), **areas}
 
+    def count_judged(self, data: ImageData) -> int:
+        """Return the number of videos in the val split."""
+        return len({record.groups[:3] for record in data.records.get("val", [])})  # see GROUPS
+
     def write_results(
         self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]
     ) -> None:

@@ -124,6 +124,10 @@ class BaseTask(CheckpointedModel, ExportHooks):
     def compute_metrics(self, split: str, predictions: SplitPredictions) -> dict[str, float]:
         """Return the few metrics that every validation logs, `loss` among them, from what `evaluate` gave."""
 
+    def count_judged(self, data: ImageData) -> int:
+        """Return how many samples of the val split the metric counts: images, unless a task counts others."""
+        return len(data.records.get("val", []))
+
     @abstractmethod
     def write_results(
         self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]

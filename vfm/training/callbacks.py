@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from vfm_runtime.errors import VfmError
 
 from vfm.training.adapter_file import AdapterWriter
+from vfm.training.choosing import Patience
 from vfm.training.ema import WeightEMA
 from vfm.training.oom import MemoryAdvice
 from vfm.training.ranks import gather_ranks
@@ -52,9 +53,9 @@ def list_callbacks(
         if ema is not None:
             added.append(WeightEMA(ema))
         if patience is not None and monitor is not None:
-            added.append(EarlyStopping(monitor, patience=patience, mode=task.monitor_mode))
+            added.append(Patience(monitor, task.monitor_mode, patience))
     present = {type(c) for c in trainer.callbacks}  # type: ignore[attr-defined]
-    added = [c for c in added if type(c) is EarlyStopping or type(c) not in present]
+    added = [c for c in added if type(c) not in present]
     saving = trainer.checkpoint_callbacks
     if saving and all(is_default_checkpoint(c) for c in saving):
         added += build_checkpoints(monitor, task.monitor_mode)

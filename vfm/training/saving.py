@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import ReduceOp
 
+from vfm.training.choosing import BestCheckpoint
 from vfm.training.ranks import reduce_ranks
 
 LAST = "last"
@@ -76,7 +77,7 @@ def build_checkpoints(monitor: str | None, mode: str) -> list[ModelCheckpoint]:
     ]
     if monitor is None:
         return last
-    return [ModelCheckpoint(monitor=monitor, mode=mode, filename="best", **common), *last]
+    return [BestCheckpoint(monitor, mode, **common), *last]
 
 
 class Preemption(Callback):

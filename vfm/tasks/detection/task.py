@@ -14,7 +14,7 @@ from vfm_runtime.errors import MismatchError, OptionError
 
 from vfm.data import ImageData
 from vfm.data.auto import open_boxes
-from vfm.data.dataset import Record
+from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.base import BoxData
 from vfm.losses import DetectionLoss, Loss
 from vfm.metrics.detection import DetectedBoxes, TrueBoxes
@@ -133,6 +133,10 @@ class DetectionTask(BaseTask):
         num_objects = max(sum(len(true.labels) for true in truth), 1)
         metrics = compute_box_metrics(truth, detections, len(self.labels))
         return {"loss": predictions.sums["loss"] / num_objects, **metrics}
+
+    def count_judged(self, data: ImageData) -> int:
+        """Return the number of boxes in the val split."""
+        return sum(len(list_labels(record)) for record in data.records.get("val", []))
 
     def write_results(
         self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]

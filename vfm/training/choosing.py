@@ -1,0 +1,134 @@
+"""Checkpoint choice: the best by a metric, equal ones by the loss; by the loss alone where few samples judge."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from vfm.data import ImageData
+
+LOSS = "val/loss"
+"""What breaks ties, and chooses where few samples judge."""
+FEW = 50
+"""Images, objects or videos to judge by below which a metric that counts them takes too few values to choose by."""
+
+_Z = 1.96
+
+
+def compute_half_width(count: int) -> float:
+    """Return the largest half-width of the 95 % interval of a fraction of `count` samples (Wilson, 1927)."""
+    return _Z * math.sqrt(0.25 / count + (_Z / (2 * count)) ** 2) / (1 + _Z**2 / count)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt` by a metric, of equal ones that of the lowest loss; with few samples to judge by, by the loss.
+
+    Its state in a checkpoint is that of Lightning's ModelCheckpoint and the loss: checkpoints without it can be gone on
+    from, and a resumed training chooses as one that was not cut.
+    """
+
+    def __init__(self, monitor: str, mode: str, **options: Any) -> None:
+        """Set the metric, whether it should be `max` or `min`, and other options of ModelCheckpoint."""
+        super().__init__(monitor=monitor, mode=mode, filename="best", **options)
+        self.least_loss: Tensor | None = None
+
+    @property
+    def state_key(self) -> str:
+        """The key that Lightning gives a ModelCheckpoint."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose by the loss where few samples judge, and say what that choice is worth."""
+        super().setup(trainer, pl_module, stage)
+        count, metric = _count_judged(trainer, pl_module), self.monitor
+        if metric == LOSS or not 0 < count < FEW:
+            return
+        self.monitor, self.mode = LOSS, "min"
+        if stage == "fit" and trainer.datamodule.fold is None:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"{count} validation samples are too few to choose a checkpoint by {metric}, so {LOSS} chooses: the 95 "
+                f"% interval of a fraction of so few is up to ± {compute_half_width(count):.2f} wide. --data.folds 5 "
+                "judges by all images."
+            )
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Return whether a validation is the best so far: by the metric, or as good with a lower loss."""
+        loss = trainer.callback_metrics.get(LOSS)
+        is_best = super().check_monitor_top_k(trainer, current)
+        if not is_best and current is not None and self.best_model_score is not None:
+            is_tie = _wins_tie(current, self.best_model_score, loss, self.least_loss)
+            is_best = trainer.strategy.reduce_boolean_decision(is_tie)
+        if is_best:
+            self.least_loss = loss
+        return is_best
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of ModelCheckpoint, and the loss of the best."""
+        return super().state_dict() | {"least_loss": self.least_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state; one of an earlier version has no loss."""
+        super().load_state_dict(state_dict)
+        self.least_loss = state_dict.get("least_loss")
+
+
+class Patience(EarlyStopping):
+    """Stops after some validations of which none was the best so far, as `BestCheckpoint` counts it."""
+
+    def __init__(self, monitor: str, mode: str, patience: int) -> None:
+        """Set the metric, whether it should be `max` or `min`, and the number of validations."""
+        super().__init__(monitor, patience=patience, mode=mode)
+        self.loss: Tensor | None = None
+        self.least_loss: Tensor | None = None
+
+    @property
+    def state_key(self) -> str:
+        """The key that Lightning gives an EarlyStopping."""
+        return super().state_key.replace(type(self).__qualname__, EarlyStopping.__qualname__, 1)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look at the loss where few samples judge."""
+        super().setup(trainer, pl_module, stage)
+        if 0 < _count_judged(trainer, pl_module) < FEW:
+            self.monitor, self.mode, self.best_score = LOSS, "min", torch.tensor(torch.inf)
+
+    def _run_early_stopping_check(self, trainer: Trainer) -> None:
+        self.loss = trainer.callback_metrics.get(LOSS)
+        super()._run_early_stopping_check(trainer)
+
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
+        if _wins_tie(current, self.best_score, self.loss, self.least_loss):
+            self.wait_count, self.least_loss = 0, self.loss
+            return False, None
+        answer = super()._evaluate_stopping_criteria(current)
+        if self.wait_count == 0:
+            self.least_loss = self.loss
+        return answer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of EarlyStopping, and the loss of the best."""
+        return super().state_dict() | {"least_loss": self.least_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state; one of an earlier version has no loss."""
+        super().load_state_dict(state_dict)
+        self.least_loss = state_dict.get("least_loss")
+
+
+def _count_judged(trainer: Trainer, task: Any) -> int:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    # The task's own setup, which comes later, refuses other data.
+    return int(task.count_judged(data)) if isinstance(data, ImageData) else 0
+
+
+def _wins_tie(current: Tensor, best: Tensor, loss: Tensor | None, least: Tensor | None) -> bool:
+    """Return whether a metric is as good as the best, and its loss lower than the loss then."""
+    if loss is None or least is None:
+        return False
+    return bool(current == best.to(current.device)) and bool(loss < least.to(loss.device))
