@@ -36,7 +36,8 @@ _MODULES = {
     "vfm.models.adapt": "AdaptOptions PartialFineTuning",
     "vfm.models.adaptation": "Adaptation",
     "vfm.models.adapters": "Effort LoRA",
-    "vfm.models.heads": "AttentionPoolHead ClassificationHead DetectionHead DetrHead Head LinearHead MLPHead",
+    "vfm.models.heads": "AttentionPoolHead ClassificationHead DetectionHead DetrHead Head LinearHead MLPHead "
+    "NeighborsHead",
     "vfm.losses": "AsymmetricLoss BinaryCrossEntropy ClassificationLoss CrossEntropy DetectionLoss FocalLoss Loss",
     "vfm.data": "DetectionData DigitsData FolderData IdxData ImageData ShardData SyntheticData SyntheticScenes "
     "TableData",

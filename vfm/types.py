@@ -145,12 +145,15 @@ class Features:
     """[N, h * w, D'], one vector a place, row by row; class and register tokens are left out."""
     maps: tuple[Tensor, ...]
     """Feature maps [N, D', h, w], finest first; the last one holds the tokens."""
+    map_means: Tensor = torch.empty(0)  # noqa: RUF009 - never written to
+    """[N, sum of the maps' widths], the mean of each map over its grid, joined; where a head reads it."""
 
     @classmethod
     def fill(cls, fields: Mapping[str, Tensor]) -> Self:
-        """Return features of which only `pooled`, `tokens` or both are there; the other fields hold nothing."""
+        """Return features of which only some of `pooled`, `tokens` and `map_means` are there; others hold nothing."""
         nothing = torch.empty(0)
-        return cls(fields.get("pooled", nothing), fields.get("tokens", nothing), ())
+        pooled, tokens = (fields.get(name, nothing) for name in ("pooled", "tokens"))
+        return cls(pooled, tokens, (), fields.get("map_means", nothing))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from vfm_runtime.errors import DataError
 
 FloatArray = NDArray[np.float64]
+LEAST_VOTE = 1e-4
+"""Fraction of votes that each class has at least, so that its logarithm is finite."""
+
 _TINY = 1e-12
 _FAR = 100.0
 """Logits that a class without images lies below the others."""

@@ -200,6 +200,19 @@ def test_maps_for_dense_heads(name, arguments, strides):
     assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
 
 
+def test_means_of_maps():
+    backbone = Backbone("resnet10t", pretrained=False, image_size=64)
+    images = torch.randn(2, 3, 64, 64)
+    backbone.select_outputs(("pooled", "map_means"))
+    features = backbone.eval()(images)
+    assert features.map_means.shape == (2, sum(backbone.info.map_widths))
+    parts = features.map_means.split(list(backbone.info.map_widths), dim=1)
+    for level, part in zip(features.maps, parts, strict=True):
+        torch.testing.assert_close(part, level.mean(dim=(2, 3)))
+    backbone.select_outputs(("pooled",))
+    assert backbone(images).map_means.numel() == 0
+
+
 def test_evenly_spaced_blocks_of_a_plain_vit():
     backbone = Backbone("vit_tiny_patch16_224", pretrained=False)
     backbone.select_outputs(("maps",))

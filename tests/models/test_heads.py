@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from vfm_runtime.errors import OptionError
+from vfm_runtime.heads_on_features import AffineHead
 
-from vfm.models.heads import AttentionPoolHead, ClassificationHead, Head, LinearHead, MLPHead
+from vfm.heads_on_features import score_neighbors
+from vfm.models.heads import (
+    AttentionPoolHead,
+    ClassificationHead,
+    Head,
+    LinearHead,
+    MLPHead,
+    NeighborsHead,
+)
 from vfm.types import FeatureInfo, Features, Raw
 
 INFO = FeatureInfo(width=12, token_width=5)
@@ -73,6 +84,75 @@ def test_a_linear_head_starts_near_equal_scores() -> None:
     assert head.linear.weight.std() > 0
 
 
+def make_affine(width: int, *, center: bool, normalizes: bool) -> AffineHead:
+    generator = np.random.default_rng(0)
+    middle = generator.normal(size=width) if center else None
+    return AffineHead(generator.normal(size=(3, width)), np.arange(3.0), middle, normalizes)
+
+
+@pytest.mark.parametrize("reads", ["pooled", "map_means", "both"])
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("normalizes", [False, True])
+def test_a_solved_head_gives_its_logits_also_from_a_checkpoint(
+    reads: str, center: bool, normalizes: bool
+) -> None:
+    info = FeatureInfo(width=12, token_width=5, map_widths=(4, 5), map_strides=(8, 16))
+    given = Features(torch.randn(6, 12), torch.empty(0), (), torch.randn(6, 9))
+    head = LinearHead(reads=reads).eval()  # type: ignore[arg-type]
+    head.prepare(info, LABELS)
+    vectors = {"pooled": given.pooled, "map_means": given.map_means}
+    joined = torch.cat([vectors[name] for name in head.uses], dim=1)
+    affine = make_affine(joined.shape[1], center=center, normalizes=normalizes)
+    head.load_affine(affine)
+    expected = affine.compute_logits(joined.numpy())
+    again = LinearHead(reads=reads).eval()  # type: ignore[arg-type]
+    again.prepare(info, LABELS)
+    again.load_state_dict(head.state_dict())
+    for one in (head, again):
+        logits = one(given)["logits"].detach().numpy()
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_a_linear_head_of_before_loads_as_it_did() -> None:
+    head = LinearHead()
+    head.prepare(INFO, LABELS)
+    head.load_affine(make_affine(12, center=True, normalizes=True))
+    head.load_state_dict({"linear.weight": torch.ones(3, 12), "linear.bias": torch.zeros(3)})
+    given = features()
+    expected = given.pooled.sum(1, keepdim=True).expand(4, 3)
+    torch.testing.assert_close(head(given)["logits"], expected)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_neighbors_vote_also_from_a_checkpoint(multilabel: bool) -> None:
+    head = NeighborsHead(k=3)
+    head.multilabel = multilabel
+    head.prepare(INFO, LABELS)
+    stored, labels = torch.randn(20, 12), torch.randint(3, (20,))
+    head.load_neighbors(stored, torch.eye(3)[labels])
+    again = NeighborsHead(k=3)
+    again.multilabel = multilabel
+    again.prepare(INFO, LABELS)
+    again.load_state_dict(head.state_dict())
+    given = features()
+    expected = score_neighbors(given.pooled, stored, torch.eye(3)[labels], k=3)
+    for one in (head, again):
+        scores = one.decode(one(given))["scores"].numpy()
+        np.testing.assert_allclose(scores, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: LinearHead(reads="maps"), "reads is 'maps'. Choices: pooled, map_means, both"),
+        (lambda: NeighborsHead(k=0), "k is 0 and temperature 0.07. Give 1 neighbor or more"),
+    ],
+)
+def test_what_a_head_cannot_read_is_refused(make: type[Head], text: str) -> None:
+    with pytest.raises(OptionError, match=text):
+        make()
+
+
 def test_dropout_acts_in_training_only() -> None:
     head = LinearHead(dropout=0.5)
     head.prepare(INFO, LABELS)
@@ -87,7 +167,7 @@ def test_dropout_acts_in_training_only() -> None:
 def test_the_spec_tells_the_arguments() -> None:
     assert LinearHead(dropout=0.25).spec == {
         "class_path": "vfm.models.heads.classification.LinearHead",
-        "init_args": {"dropout": 0.25},
+        "init_args": {"dropout": 0.25, "reads": "pooled"},
     }
     assert TokenHead(9).spec["init_args"] == {"hidden": 9}
 

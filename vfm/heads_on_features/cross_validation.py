@@ -13,7 +13,12 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.metrics import average_precision_score
 from vfm_runtime.errors import DataError, OptionError
-from vfm_runtime.heads_on_features import fit_lda, fit_nearest_mean, scale_features
+from vfm_runtime.heads_on_features import (
+    LEAST_VOTE,
+    fit_lda,
+    fit_nearest_mean,
+    scale_features,
+)
 
 from vfm.heads_on_features.logistic import Problem, Scaling
 from vfm.heads_on_features.neighbors import score_neighbors
@@ -21,7 +26,6 @@ from vfm.heads_on_features.neighbors import score_neighbors
 HeadName = Literal["neighbors", "nearest_mean", "lda", "logistic"]
 
 FloatArray = NDArray[np.float64]
-_LEAST_VOTE = 1e-4
 _TEMPERATURES = (0.05, 20.0)
 
 
@@ -140,7 +144,7 @@ class FoldFitter:
         if candidate.head == "neighbors":
             target = self.target if self.multilabel else np.eye(self.num_labels)[self.target]
             votes = score_neighbors(features, self.features, target, k=candidate.k)
-            votes = np.clip(votes, _LEAST_VOTE, 1 - _LEAST_VOTE)
+            votes = np.clip(votes, LEAST_VOTE, 1 - LEAST_VOTE)
             return np.log(votes) - (np.log1p(-votes) if self.multilabel else 0.0)
         if self.multilabel:
             raise OptionError(

@@ -30,7 +30,10 @@ def score_neighbors(
     Returns:
         Votes, [N, C]; with one class a reference, each row sums to 1.
     """
-    units, stored = (_normalize(vectors) for vectors in (queries, references))
+    vectors = [np.asarray(values, dtype=np.float32) for values in (queries, references)]
+    units, stored = (
+        v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in vectors
+    )
     classes = np.asarray(target, dtype=np.float32)
     k = min(k, len(stored))
     rows = []
@@ -42,11 +45,3 @@ def score_neighbors(
         weights /= weights.sum(axis=1, keepdims=True)
         rows.append(np.einsum("nk,nkc->nc", weights, classes[nearest]))
     return np.concatenate(rows).astype(np.float32)
-
-
-def _normalize(embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    vectors = np.asarray(embeddings, dtype=np.float32)
-    unit: npt.NDArray[np.float32] = vectors / np.maximum(
-        np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12
-    )
-    return unit

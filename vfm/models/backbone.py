@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import timm
+import torch
 from timm import data as timm_data
 from torch import Tensor, nn
 from vfm_runtime.errors import VfmError, suggest
@@ -18,6 +19,8 @@ from vfm.types import FeatureInfo, Features
 
 _SOURCES = ("hf-hub:", "local-dir:")
 _NUM_PLAIN, _NUM_STAGES = 4, 3
+_MAPS = {"maps", "map_means"}
+"""Fields of `Features` that come from several maps."""
 
 ImageSize = int | tuple[int, int]
 """Side of a square, or height and width, in pixels."""
@@ -97,12 +100,13 @@ class Backbone(nn.Module):
         """Compute what a head reads, and no more: weights that nothing reads would stop training on several GPUs.
 
         Args:
-            uses: Fields of `Features`. With `maps` there are four evenly spaced ones of a plain ViT, the last three
-                strides of a pyramid; otherwise the last one alone.
+            uses: Fields of `Features`. With `maps` or `map_means` there are four evenly spaced maps of a plain ViT, the
+                last three strides of a pyramid; otherwise the last one alone.
         """
         levels = self.model.feature_info
         strides = [int(level["reduction"]) for level in levels]
-        self._indices = _choose_maps(strides) if "maps" in uses else [len(strides) - 1]
+        self._indices = _choose_maps(strides) if _MAPS & set(uses) else [len(strides) - 1]
+        self._averages_maps = "map_means" in uses
         if "pooled" not in uses:
             self._pools = False
             self.model.prune_intermediate_layers(self._indices, prune_norm=False, prune_head=True)
@@ -148,7 +152,11 @@ class Backbone(nn.Module):
         pooled = images.new_empty(0)
         if final is not None:
             pooled = self.model.forward_head(final, pre_logits=True)
-        return Features(pooled=pooled, tokens=maps[-1].flatten(2).transpose(1, 2), maps=tuple(maps))
+        tokens = maps[-1].flatten(2).transpose(1, 2)
+        if not self._averages_maps:
+            return Features(pooled, tokens, tuple(maps))
+        means = torch.cat([level.mean(dim=(2, 3)) for level in maps], dim=1)
+        return Features(pooled, tokens, tuple(maps), means)
 
 
 def _check_name(name: str) -> None:

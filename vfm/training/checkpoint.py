@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
 from abc import ABC, abstractmethod
@@ -186,6 +187,10 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
         entry = update_class_paths(checkpoint[KEY])
         backbone, head = entry["model"]["init_args"]["backbone"], entry["head"]
         _require_same("backbone", backbone, self.backbone.name, remedy=backbone)
+        # A head of an earlier version says nothing of arguments that came later.
+        current = inspect.signature(type(self.head)).parameters.items()
+        defaults = {name: p.default for name, p in current if p.default is not p.empty}
+        head = {**head, "init_args": defaults | head["init_args"]}
         _require_same("head", head, self.head.spec, remedy=head["class_path"])
         if not self.head.labels:
             self.head.prepare(self.backbone.info, entry["labels"])

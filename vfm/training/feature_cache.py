@@ -112,7 +112,7 @@ def load_features(
         preprocess: Preprocessing of the backbone.
         data: Data module that has read its records.
         split: `train`, `val` or `test`.
-        reads: Fields of `Features`: `pooled`, `tokens` or both.
+        reads: Fields of `Features` without `maps`; the backbone must have been told so (`select_outputs`).
         ranks: The processes of this job, each of which computes its part.
         progress: Takes a sentence on what was done.
 

@@ -5,6 +5,7 @@ from vfm.models.heads.classification import (
     ClassificationHead,
     LinearHead,
     MLPHead,
+    NeighborsHead,
 )
 from vfm.models.heads.detection import DetectionHead
 from vfm.models.heads.detr import DetrHead
@@ -18,4 +19,5 @@ __all__ = [
     "Head",
     "LinearHead",
     "MLPHead",
+    "NeighborsHead",
 ]
