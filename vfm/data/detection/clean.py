@@ -139,7 +139,7 @@ def recognize_fractions(
     for split, images in splits.items():
         boxes = [_order_corners(b) for i in images for b in i.boxes if not i.fractions]
         values = [value for box in boxes for value in box[:4]]
-        if not boxes or min(values) < 1 - _MOST_FRACTION or max(values) > _MOST_FRACTION:
+        if not boxes or not all(1 - _MOST_FRACTION <= v <= _MOST_FRACTION for v in values):
             continue
         marked[split] = [image._replace(fractions=True) for image in images]
         first = next(image for image in images if image.boxes)
