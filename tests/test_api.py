@@ -57,6 +57,7 @@ PUBLIC = [
     "MLPHead",
     "Mixing",
     "Model",
+    "NeighborsHead",
     "Optim",
     "PartialFineTuning",
     "Preprocess",
