@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from vfm_runtime.errors import OptionError
+from vfm_runtime.media.bit_depth import ValueRange, make_range
+from vfm_runtime.media.image import ImageSource, open_image
 from vfm_runtime.ort import import_onnxruntime
 
 if TYPE_CHECKING:
@@ -194,6 +196,8 @@ class Preprocess:
     """Mean of red, green and blue, in 0..1, that `normalize` subtracts."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Standard deviation, in 0..1, that `normalize` divides by."""
+    bit_depth: int | None = None
+    """Bits that values of images of more than 8 bits use, of which the largest number is white; None for 16."""
 
     def __post_init__(self) -> None:
         for name in ("size", "mean", "std"):
@@ -214,6 +218,7 @@ class Preprocess:
             raise OptionError(
                 f"Preprocess mean {self.mean} and std {self.std} need three numbers each, std above 0."
             )
+        check_bit_depth(self.bit_depth)
 
     @classmethod
     def from_timm(
@@ -244,7 +249,37 @@ class Preprocess:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a checkpoint or a bundle."""
         values = dataclasses.asdict(self)
+        if self.bit_depth is None:
+            del values["bit_depth"]  # versions before 0.3 do not know it
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """Black and white of values of more than 8 bits; None where nothing says them."""
+        return None if self.bit_depth is None else make_range(self.bit_depth)
+
+    def add_bit_depth(self, bit_depth: int | None) -> Preprocess:
+        """Return the preprocessing with the bit depth that the data says, None for nothing.
+
+        Raises:
+            OptionError: The model was trained with another.
+        """
+        if bit_depth is None:
+            return self
+        if self.bit_depth not in (None, bit_depth):
+            raise OptionError(
+                f"bit_depth is {bit_depth}, and the model was trained with {self.bit_depth}. Leave --data.bit_depth "
+                "out: images are then read as in its training."
+            )
+        return dataclasses.replace(self, bit_depth=bit_depth)
+
+    def open(self, source: ImageSource) -> NDArray[np.uint8]:
+        """Open an image as production does, uint8 [H, W, 3], upright and of 8 bits.
+
+        Raises:
+            ImageError: It cannot be opened, or its values lie outside of the range.
+        """
+        return open_image(source, value_range=self.value_range)
 
     def resize(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Geometry]:
         """Bring one RGB image, uint8 [H, W, 3], to the model's size, uint8 [h, w, 3]; also say where it came from."""
@@ -328,6 +363,15 @@ def _load_session(preprocess: Preprocess, process: int) -> Any:
     options.log_severity_level = 3
     model = preprocess.build_graph().SerializeToString()
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def check_bit_depth(bit_depth: int | None) -> None:
+    """Refuse a number of bits that no image has, with an OptionError."""
+    if bit_depth is not None and not 1 <= bit_depth <= 32:
+        raise OptionError(
+            f"bit_depth is {bit_depth}. Give the bits that the values of your images use, 1 to 32, such as 12; or "
+            "leave it out for images of 8 and of 16 bits."
+        )
 
 
 def convert_corners(corners: NDArray[np.float32]) -> NDArray[np.float32]:

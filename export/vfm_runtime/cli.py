@@ -198,7 +198,7 @@ def _predict(options: argparse.Namespace) -> int:
         for path, prediction in zip(batch, predictions, strict=True):
             if isinstance(prediction, ImageError):
                 code = FAILED
-            print_prediction(path, prediction, options)
+            print_prediction(path, prediction, options, model)
     return code
 
 

@@ -22,9 +22,9 @@ def print_error(error: Exception) -> None:
 
 
 def print_prediction(
-    path: Path, prediction: Prediction | ImageError, options: argparse.Namespace
+    path: Path, prediction: Prediction | ImageError, options: argparse.Namespace, model: Model
 ) -> None:
-    """Print the prediction for one file, or why it has none, and draw it where the options of `predict` say so."""
+    """Print the model's prediction for one file, or why it has none, and draw it where `predict` is told to."""
     view = PredictionView(top=options.top, threshold=options.threshold)
     if isinstance(prediction, ImageError):
         print_error(prediction)
@@ -36,7 +36,10 @@ def print_prediction(
     else:
         for line in prediction.lines(view):
             print(f"{path}: {line}")
-    if options.draw is not None and (drawn := prediction.draw(path, view)) is not None:
+    if (
+        options.draw is not None
+        and (drawn := prediction.draw(model.open_source(path), view)) is not None
+    ):
         _save(path, drawn, options.draw)
 
 
@@ -59,6 +62,9 @@ def describe_bundle(model: Model, files: dict[str, int]) -> Iterator[str]:
     yield f"size       {contract.size[0]} x {contract.size[1]} (height x width)"
     yield f"license    {contract.license or 'not stated'}"
     yield f"versions   {', '.join(f'{k} {v}' for k, v in sorted(contract.versions.items()))}"
+    if contract.value_range is not None:
+        low, high = contract.value_range
+        yield f"values     {low:g} to {high:g} of images of more than 8 bits"
     for name, head in model.task_type.heads.items():
         if name:
             yield f"head       {name}: {head.name}, {len(head.labels)} labels"

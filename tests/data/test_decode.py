@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.data.decode import Source
+from vfm.data.detection.annotation import read_image_header
 
 RNG = np.random.default_rng(0)
 
@@ -96,3 +99,31 @@ def test_too_many_pixels_go_the_way_of_evaluation(photo, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ImageError, match="more pixels than is safe"):
         Source.open(path)
+
+
+def write_xmp(orientation):
+    text = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    return b"http://ns.adobe.com/xap/1.0/\0" + text.encode()
+
+
+@pytest.mark.parametrize("place", ["xmp", "behind"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_wherever_the_file_says_it(photo, place, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = Path(photo(quality=95))
+    segments = [(0xE1, write_xmp(orientation))]
+    if place == "behind":  # EXIF behind 64 KiB of other segments
+        segments = [(0xE2, b"filler" * 10000)] * 2 + [(0xE1, exif.tobytes())]
+    head = b"".join(
+        bytes([0xFF, kind]) + (len(content) + 2).to_bytes(2, "big") + content
+        for kind, content in segments
+    )
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + head + content[2:])
+    upright = open_image(path)
+    assert upright.shape[:2] == ((420, 300) if orientation > 4 else (300, 420))
+    source = Source.open(str(path))
+    assert (source.height, source.width) == upright.shape[:2]
+    assert np.abs(source.decode().astype(int) - upright).max() <= 6
+    assert read_image_header(path).size == upright.shape[:2]

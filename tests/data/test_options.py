@@ -31,6 +31,7 @@ def test_options_are_recorded_and_rebuilt():
         "seed": 0,
         "folds": None,
         "fold": None,
+        "bit_depth": None,
     }
     again = build(digits.spec, base=ImageData)
     assert (again.batch_size, again.num_workers, again.seed) == (7, 0, 0)

@@ -9,7 +9,7 @@ import pytest
 import vfm_runtime
 from PIL import Image
 from vfm_runtime import BundleError, ImageError, Prediction, ProviderError, load
-from vfm_runtime.bundle import model as model_module
+from vfm_runtime.bundle import predictor as predictor_module
 from vfm_runtime.tasks.base import PredictionView
 from vfm_runtime.tasks.classification import LabelPrediction
 
@@ -92,9 +92,9 @@ def test_bad_images_raise_or_return(model):
 
 def test_only_one_batch_is_held(model, monkeypatch):
     opened, ran = [], []
-    real_open, real_run = model_module.open_image, model.run
+    real_open, real_run = predictor_module.open_image, model.run
     monkeypatch.setattr(
-        model_module, "open_image", lambda image: opened.append(1) or real_open(image)
+        predictor_module, "open_image", lambda image, **more: opened.append(1) or real_open(image)
     )
     monkeypatch.setattr(
         model,

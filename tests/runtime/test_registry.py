@@ -95,7 +95,7 @@ except ContractError:
     assert not {"antigravity", "tests", "tests.toys.runtime"} & set(eval(found))
 
 
-@pytest.mark.parametrize("key", ["tiles", "value_range", "group_thresholds", "tokenizer"])
+@pytest.mark.parametrize("key", ["tiles", "group_thresholds", "tokenizer"])
 def test_an_extension_that_cannot_be_heeded_is_refused_by_name(key):
     with pytest.raises(ContractError, match=rf"The bundle needs '{key}' .*upgrade vfm-runtime"):
         Contract.from_dict(values(**{key: {"side": 512}}))
@@ -103,13 +103,21 @@ def test_an_extension_that_cannot_be_heeded_is_refused_by_name(key):
 
 def test_extensions_that_are_heeded():
     contract = Contract.from_dict(
-        values(embedding={"output": "embedding"}, class_matrix={"input": "classes"})
+        values(
+            embedding={"output": "embedding"},
+            class_matrix={"input": "classes"},
+            value_range={"low": 0, "high": 4095},
+        )
     )
+    assert contract.value_range == (0, 4095)
     assert contract.ports()[1] == {"scores": "float", "embedding": "float"}
     assert Contract.from_json(contract.to_json()) == contract
     with pytest.raises(
         ContractError, match=r"'embedding' is {'output': 'a.b'}; expected an output"
     ):
         Contract.from_dict(values(embedding={"output": "a.b"}))
+    for limits in ({"low": 1, "high": 1}, {"low": 0}, {"low": 0, "high": True}, [0, 9]):
+        with pytest.raises(ContractError, match=r"'value_range' is .*low below high"):
+            Contract.from_dict(values(value_range=limits))
     with pytest.raises(ContractError, match="there is from format 2 on; its format is 1"):
         Contract.from_dict({**values(**EXTENSION), "format": 1})

@@ -37,14 +37,21 @@ def make_contract(
             rules = confidence.to_dict()
         heads[name] = HeadContract(task=task.kind, labels=task.labels, rules=rules)
     task = next(iter(tasks.values()))
+    preprocess = task.preprocess.to_dict()
+    # An extension, since versions that do not know it must refuse the bundle.
+    preprocess.pop("bit_depth", None)
+    limits = task.preprocess.value_range
     single = heads.get("")
     return Contract(
         task=MULTI_HEAD if single is None else single.task,
         labels=tuple(heads) if single is None else single.labels,
-        preprocess=task.preprocess.to_dict(),
+        preprocess=preprocess,
         backbone=task.backbone.name,
         license=task.license,
         versions=list_versions(),
         rules=None if single is None else single.rules,
         heads=heads if single is None else None,
+        extensions={}
+        if limits is None
+        else {"value_range": dict(zip(("low", "high"), limits, strict=True))},
     )

@@ -58,9 +58,9 @@ def _make_images(model: Predictor, paths: Iterable[Path]) -> Iterator[Pixels]:
     """Each image shrunk; of a task that cuts crops out, the first crop of each, which is small anyway."""
     for path in paths:
         if model.task_type.uses_crops:
-            yield from map(open_image, model.task_type.open(path).images[:1])
+            yield from map(open_image, model.task_type.open(model.open_source(path)).images[:1])
         else:
-            picture = Image.fromarray(open_image(path))
+            picture = Image.fromarray(model.open_pixels(path))
             picture.thumbnail((_SIDE, _SIDE))
             yield np.array(picture)
 

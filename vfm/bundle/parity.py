@@ -13,7 +13,7 @@ import numpy as np
 import vfm_runtime
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import VfmError
-from vfm_runtime.media.image import ImageError, open_image
+from vfm_runtime.media.image import ImageError
 from vfm_runtime.media.video import find_media, is_video, read_video
 from vfm_runtime.tasks.base import Prediction
 
@@ -144,7 +144,9 @@ def compare(
     skipped: dict[str, str] = {}
     for path in paths:
         try:
-            pixels = read_video(path, 1).frames[0].pixels if is_video(path) else open_image(path)
+            pixels = (
+                read_video(path, 1).frames[0].pixels if is_video(path) else model.open_pixels(path)
+            )
             height, width = pixels.shape[:2]
             sizes[path] = (height, width)
         except ImageError as error:

@@ -167,6 +167,7 @@ class SampledData(ImageData):
             num_val: Most validation images.
             **options: Options of every data module.
         """
+        options.setdefault("bit_depth", data.bit_depth)
         super().__init__(augment="none", **options)
         self.data = data
         self.num_images: Mapping[str, int] = {"train": num_train, "val": num_val}

@@ -30,7 +30,7 @@ from vfm.data.sampler import EpochSampler
 from vfm.data.splits import check_folds, complete_splits, draw_folds
 from vfm.data.tar import TarImage
 from vfm.data.transforms import Augment, TrainTransform, check_augment
-from vfm.preprocess import Preprocess
+from vfm.preprocess import Preprocess, check_bit_depth
 from vfm.spec import Component, Spec
 from vfm.types import Batch
 
@@ -50,6 +50,8 @@ class LoaderOptions(TypedDict, total=False):
             fold that it did not see, and then one on all images. Folds are drawn from train and a val split that is
             drawn; a val split that the data states stays out of them, and test is never touched.
         fold: The fold that takes the place of val, from 0, where one of them is trained by itself.
+        bit_depth: Bits that the values of images of 16 or 32 bits use, such as 12, so that the largest of them is
+            white; by default 16. It becomes part of the model. Images of 8 bits are read as they are.
     """
 
     batch_size: int
@@ -57,6 +59,7 @@ class LoaderOptions(TypedDict, total=False):
     seed: int
     folds: int | None
     fold: int | None
+    bit_depth: int | None
 
 
 LOADER_DEFAULTS: LoaderOptions = {
@@ -65,6 +68,7 @@ LOADER_DEFAULTS: LoaderOptions = {
     "seed": 0,
     "folds": None,
     "fold": None,
+    "bit_depth": None,
 }
 
 
@@ -80,8 +84,9 @@ class ImageData(LightningDataModule, Component, ABC):
     """Names of the classes, by label; known after `setup`."""
     records: dict[str, list[Record]]
     """The images of each split; known after `setup`."""
-    preprocess: Preprocess | None = None
-    """Preprocessing of the model; the task sets it."""
+    bit_depth: int | None = None
+    """Bits that the values of images of more than 8 bits use; None where the data does not say."""
+    _preprocess: Preprocess | None = None
     multilabel: bool = False
     """Whether several labels, or none, may apply to an image; known after `setup`."""
     group_columns: tuple[str, ...] = ()
@@ -119,10 +124,22 @@ class ImageData(LightningDataModule, Component, ABC):
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}. Give {least} or more.")
         check_augment(augment)
+        self.bit_depth = options["bit_depth"]
+        check_bit_depth(self.bit_depth)
         self.augment = augment
         self.records = {}
         self.stored = {}
         self._was_read = False
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """Preprocessing of the model, which the task sets; it gets the bit depth of the data where it has none."""
+        return self._preprocess
+
+    @preprocess.setter
+    def preprocess(self, value: Preprocess | None) -> None:
+        """Take the preprocessing of the model."""
+        self._preprocess = None if value is None else value.add_bit_depth(self.bit_depth)
 
     @abstractmethod
     def read(self) -> dict[str, list[Record]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from vfm_runtime.media.image import ImageError, open_image
+from vfm_runtime.media.image import ImageError
 
 from vfm.data.detection.annotation import Annotation
 from vfm.data.tar import TarImage
@@ -139,7 +139,7 @@ class ImageDataset(Dataset[Sample | Skipped]):
             target[list(record.label)] = 1
         try:
             if self.transform is None:
-                pixels = self.preprocess.resize(open_image(source))[0]
+                pixels = self.preprocess.resize(self.preprocess.open(source))[0]
             else:
                 pixels = self.transform(source, sample_seed(self.seed, epoch, index))
         except ImageError as error:

@@ -11,6 +11,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
+from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import SIDEWAYS, open_image, read_orientation, turn_upright
 
 Pixels = NDArray[np.uint8]
@@ -34,8 +35,12 @@ class Source:
     _orientation: int = 1
 
     @classmethod
-    def open(cls, source: str | bytes | Pixels) -> Source:
+    def open(cls, source: str | bytes | Pixels, value_range: ValueRange | None = None) -> Source:
         """Read what `open_image` takes, and decode it at once unless it is a JPEG file.
+
+        Args:
+            source: Path of a file, its bytes or an array.
+            value_range: Black and white of values of more than 8 bits.
 
         Raises:
             ImageError: It cannot be opened.
@@ -43,7 +48,7 @@ class Source:
         jpeg = None if isinstance(source, np.ndarray) else cls._open_jpeg(source)
         if jpeg is not None:
             return jpeg
-        whole = open_image(source)
+        whole = open_image(source, value_range=value_range)
         return cls(whole.shape[0], whole.shape[1], whole)
 
     def decode(self, scale: float = 1.0) -> Pixels:
@@ -100,13 +105,14 @@ class Source:
             if not data.startswith(_JPEG):
                 return None
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-            orientation = 1
-            if data.find(b"Exif", 0, 65536) >= 0:
-                with Image.open(io.BytesIO(data)) as image:
-                    orientation = read_orientation(image, "JPEG file")
+            if colors not in _COLORS or height * width > (Image.MAX_IMAGE_PIXELS or 0):
+                return None
+            # By the reader of evaluation, wherever the file says it: in EXIF or in XMP, behind other segments too.
+            with Image.open(io.BytesIO(data)) as image:
+                orientation = read_orientation(
+                    image, source if isinstance(source, str) else "JPEG file"
+                )
         except (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
-            return None
-        if colors not in _COLORS or height * width > (Image.MAX_IMAGE_PIXELS or 0):
             return None
         if orientation in SIDEWAYS:
             height, width = width, height

@@ -125,7 +125,7 @@ class TrainTransform:
             ImageError: The file cannot be read.
             AugmentError: A transform fails on this image, or gives something else than an image.
         """
-        opened = Source.open(source)
+        opened = Source.open(source, self.preprocess.value_range)
         generator = np.random.default_rng(seed)
         if self._crop is not None:
             image = self._crop(opened, generator)

@@ -138,6 +138,9 @@ class BaseTask(CheckpointedModel, ExportHooks):
         """Take the labels from the data, and give it the preprocessing."""
         data = self._require_data()
         data.preprocess = self.preprocess
+        if stage == "fit" or self.source is None:
+            self.preprocess = data.preprocess  # with the bit depth that the data says
+        self._require_same_bit_depth(data)
         data.stored = {}
         if stage == "fit":
             self.take_labels(data)
@@ -327,7 +330,9 @@ class BaseTask(CheckpointedModel, ExportHooks):
         """Take over what the checkpoint says, and give the data the checkpoint's preprocessing."""
         super().on_load_checkpoint(checkpoint)
         if self._trainer is not None and self._trainer.datamodule is not None:  # type: ignore[attr-defined]
-            self._require_data().preprocess = self.preprocess
+            data = self._require_data()
+            data.preprocess = self.preprocess
+            self._require_same_bit_depth(data)
 
     def _require_data(self) -> ImageData:
         data = getattr(self.trainer, "datamodule", None)
@@ -337,6 +342,13 @@ class BaseTask(CheckpointedModel, ExportHooks):
                 "Pass one, such as FolderData('images/'): trainer.fit(task, datamodule=data)."
             )
         return data
+
+    def _require_same_bit_depth(self, data: ImageData) -> None:
+        if data.preprocess != self.preprocess:
+            raise MismatchError(
+                f"bit_depth is {data.bit_depth}, and the model was trained without one: it knows such images with 16 "
+                "bits. Leave --data.bit_depth out, or train anew with it."
+            )
 
     def _match_labels(self) -> None:
         self.require_trained()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.bundle.predictor import Predictor
-from vfm_runtime.media.image import ImageSource, open_image
+from vfm_runtime.media.image import ImageSource
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.tasks.base import BaseTask
@@ -37,6 +37,7 @@ class TorchPredictor(Predictor):
                 task.
         """
         super().__init__(task.bind_type() if contract is None else contract.type)
+        self.value_range = task.preprocess.value_range
         self.task = task
         self._answer = answer or task.answer
         self._inputs = tuple(self.task_type.inputs)
@@ -44,7 +45,7 @@ class TorchPredictor(Predictor):
     def prepare(self, image: ImageSource) -> Arrays:
         """Open one image, or one crop, and bring it to the model's size: `pixels`, and of a detector `geometry`."""
         preprocess = self.task.preprocess
-        pixels, geometry = preprocess.resize(open_image(image))
+        pixels, geometry = preprocess.resize(self.open_pixels(image))
         row = np.array([geometry.to_row(preprocess.size)], np.float32)
         arrays: Arrays = {"pixels": pixels[None], "geometry": row}
         return {name: arrays[name] for name in self._inputs}

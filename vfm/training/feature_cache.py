@@ -120,6 +120,7 @@ def load_features(
         CacheError: The disk has too little space, or ranks do not share the folder.
     """
     data.preprocess = preprocess
+    preprocess = data.preprocess  # with the bit depth that the data says
     key = compute_key(backbone, preprocess, data.hash_split(split), reads, ranks.precision_name)
     folder = get_cache_dir() / key
     records = data.records[split]

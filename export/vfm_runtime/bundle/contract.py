@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Self
 
 from vfm_runtime.bundle.extensions import EXTENSIONS, check_extensions
 from vfm_runtime.errors import ContractError, DataError
+from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.tasks.base import REFERENCE_PORTS, TaskType
 from vfm_runtime.tasks.multi_head import MultiHeadType
 from vfm_runtime.tasks.registry import MULTI_HEAD, find_task_type, list_tasks
@@ -168,6 +169,12 @@ class Contract(HeadContract):
     def reference(self) -> bool:
         """Whether the graph also says where an image lies among those of the training."""
         return self.type.has_reference
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """Black and white of values of more than 8 bits; None where the training did not say them."""
+        values = self.extensions.get("value_range")
+        return None if values is None else (values["low"], values["high"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as plain values that JSON can hold."""

@@ -12,13 +12,13 @@ EXTENSIONS = {
     "class_matrix": "an input of the graph with a saved default, a row for each class, which can be replaced to teach "
     "classes: {'input': name}",
     "tiles": "large images are cut into tiles: {'side': pixels, 'overlap': fraction}",
-    "value_range": "values of images of more than 8 bits: {'low': black, 'high': white}",
+    "value_range": "values of images of more than 8 bits: {'low': black, 'high': white}, numbers, low below high",
     "group_thresholds": "thresholds by group of images: {group: [one a label]}",
     "tokenizer": "text beside images: {'file': name in the bundle}",
 }
 """Optional keys, and what they hold."""
 
-_HEEDED = {"embedding": "output", "class_matrix": "input"}
+_PORTS = {"embedding": "output", "class_matrix": "input"}
 _NAME = r"[A-Za-z0-9_]+"
 
 
@@ -34,11 +34,24 @@ def check_extensions(extensions: Mapping[str, Any], bundle_format: int) -> None:
                 f"The contract has the key '{name}', which there is from format 2 on; its format is {bundle_format}. "
                 "Export the bundle anew."
             )
-        if name not in _HEEDED:
+        if name == "value_range":
+            if not _is_range(value):
+                raise ContractError.of(name, value, EXTENSIONS[name])
+            continue
+        if name not in _PORTS:
             raise ContractError(
                 f"The bundle needs '{name}' ({EXTENSIONS[name]}), which this version cannot heed. To use it, upgrade "
                 "vfm-runtime: pip install --upgrade vfm-runtime."
             )
-        port = value.get(_HEEDED[name]) if isinstance(value, dict) and len(value) == 1 else None
+        port = value.get(_PORTS[name]) if isinstance(value, dict) and len(value) == 1 else None
         if not isinstance(port, str) or is_deep(value) or not re.fullmatch(_NAME, port):
             raise ContractError.of(name, value, EXTENSIONS[name])
+
+
+def _is_range(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"low", "high"}:
+        return False
+    numbers = [value["low"], value["high"]]
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+        return False
+    return all(abs(n) < 2**53 for n in numbers) and numbers[0] < numbers[1]

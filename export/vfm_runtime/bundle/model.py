@@ -17,7 +17,7 @@ from vfm_runtime.bundle.manifest import Manifest, check_metadata, read_manifest
 from vfm_runtime.bundle.precision import choose_precision
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import BundleError, DataError, ProviderError
-from vfm_runtime.media.image import ImageSource, open_image
+from vfm_runtime.media.image import ImageSource
 from vfm_runtime.ort import list_errors, summarize_error
 from vfm_runtime.tasks.base import Arrays
 
@@ -73,6 +73,7 @@ class Model(Predictor):
         self.manifest = read_manifest(self.path) if manifest is None else manifest
         self.contract = self.manifest.contract
         super().__init__(self.contract.type, batch_size)
+        self.value_range = self.contract.value_range
         files = self.manifest.files
         self.precisions = tuple(p for p, name in PRECISION_FILES.items() if name in files)
         # On the CPU always: it is small work, and the pixels are then the same on every machine.
@@ -122,7 +123,7 @@ class Model(Predictor):
 
     def prepare(self, image: ImageSource) -> Arrays:
         """Open one image and bring it to the model's size, by `preprocess.onnx`."""
-        return self._run(self._preprocess, PREPROCESS_FILE, {"image": open_image(image)})
+        return self._run(self._preprocess, PREPROCESS_FILE, {"image": self.open_pixels(image)})
 
     def _open(self, where: str, asked: str, num_threads: int | None, spin: bool) -> None:
         # Device "auto": where CUDA or OpenVINO does not load the graph, the session runs on the CPU; but not

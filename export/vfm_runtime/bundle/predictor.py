@@ -6,9 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vfm_runtime.errors import OptionError
-from vfm_runtime.media.image import ImageError, ImageSource
+from vfm_runtime.media.bit_depth import ValueRange
+from vfm_runtime.media.image import ImageError, ImageSource, Pixels, open_image
+from vfm_runtime.media.video import is_video
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction, TaskType
 
 Errors = Literal["raise", "return"]
@@ -22,11 +25,13 @@ class Predictor(ABC):
         task_type: What it is asked and answers, with its labels and rules.
         labels: Label names, in the order of the scores; the names of several heads.
         batch_size: Images that go through the model at once.
+        value_range: Black and white of values of more than 8 bits; None where the training did not say them.
     """
 
     task_type: TaskType
     labels: tuple[str, ...]
     batch_size: int
+    value_range: ValueRange | None = None
 
     def __init__(self, task_type: TaskType, batch_size: int = 32) -> None:
         self.task_type = task_type
@@ -49,6 +54,21 @@ class Predictor(ABC):
     @abstractmethod
     def run(self, inputs: Arrays) -> Arrays:
         """Compute the outputs of the task, a row an image, of what `prepare` has made of one image or of several."""
+
+    def open_pixels(self, image: ImageSource) -> Pixels:
+        """Open one image, uint8 [H, W, 3], with the values that the model was trained on.
+
+        Raises:
+            ImageError: It cannot be opened, or its values lie outside of the model's range.
+        """
+        return open_image(image, value_range=self.value_range)
+
+    def open_source(self, source: ImageSource) -> ImageSource:
+        """Open an image whose values the model has a range for; what needs no range stays as it is, videos too."""
+        is_array = isinstance(source, np.ndarray | Image.Image)
+        if self.value_range is None or (not is_array and is_video(source)):
+            return source
+        return self.open_pixels(source)
 
     def preprocess(self, image: ImageSource) -> NDArray[np.uint8]:
         """Return the pixels of `prepare`, uint8 [1, height, width, 3]."""
@@ -111,7 +131,7 @@ class Predictor(ABC):
         # One decoded source at a time; what waits for its batch has the model's small size.
         for index, source in enumerate(sources):
             try:
-                opened = self.task_type.open(source, cropped=cropped)
+                opened = self.task_type.open(self.open_source(source), cropped=cropped)
                 pending.append((opened, self.prepare_all(opened)))
                 num_rows += len(opened.images)
             except ImageError as error:

@@ -166,7 +166,7 @@ def _open_file(upload: Upload, served: ServedModel, settings: Settings) -> _Open
         _check_video(upload.data, limits, settings.max_frames)
         source = upload.data
     else:
-        source = open_picture(upload.data, settings.max_pixels)
+        source = open_picture(upload.data, settings.max_pixels, model.value_range)
     opened = model.task_type.open(source, limits=limits)
     inputs = model.prepare_all(opened)
     return _OpenedFile(opened, inputs, source, (time.monotonic() - started) * 1000)

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from vfm_runtime.bundle.contract import parse_json
+from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import DAMAGE, Pixels, open_image
 from vfm_runtime.server.errors import ApiError
 from vfm_runtime.server.service import get_service
@@ -229,8 +230,13 @@ def list_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def open_picture(data: bytes, max_pixels: int) -> Pixels:
+def open_picture(data: bytes, max_pixels: int, value_range: ValueRange | None = None) -> Pixels:
     """Open the bytes of an image that is of a known format and not too large, as uint8 [H, W, 3].
+
+    Args:
+        data: File that was sent.
+        max_pixels: Largest number of pixels.
+        value_range: Black and white of values of more than 8 bits, as of the model.
 
     Raises:
         ApiError: As of `check_pixels`.
@@ -238,7 +244,7 @@ def open_picture(data: bytes, max_pixels: int) -> Pixels:
     """
     check_pixels(data, max_pixels)
     # Of the same formats: others might see another picture in the same bytes, and a larger one.
-    return open_image(data, formats=list_formats())
+    return open_image(data, formats=list_formats(), value_range=value_range)
 
 
 def check_pixels(data: bytes, max_pixels: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from vfm_runtime.errors import VfmError
-from vfm_runtime.media.image import SIDEWAYS, read_orientation
+from vfm_runtime.media.image import SIDEWAYS, read_orientation, read_size
 
 
 class Box(NamedTuple):
@@ -106,12 +106,9 @@ def read_image_header(path: Path) -> ImageHeader | None:
     """The size and orientation of an image file; None where it cannot be read."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            orientation = read_orientation(image, str(path))
+            return ImageHeader(read_size(image, str(path)), read_orientation(image, str(path)))
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None  # it is listed as unreadable when it is opened
-    size = (width, height) if orientation in SIDEWAYS else (height, width)
-    return ImageHeader(size, orientation)
 
 
 def enclose_rotated(box: Box, degrees: float) -> Box:

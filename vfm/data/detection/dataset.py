@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.data.dataset import ImageDataset, Record, Skipped, build_batch, read_source, sample_seed
@@ -114,7 +115,7 @@ class BoxDataset(ImageDataset):
             return Skipped(record.name, error.reason, np.zeros(0, np.int64), self.preprocess.size)
 
     def _open_whole(self, index: int, record: Record) -> BoxSample:
-        pixels, geometry = self.preprocess.resize(load_pixels(record))
+        pixels, geometry = self.preprocess.resize(load_pixels(record, self.preprocess.value_range))
         size = self.preprocess.size
         corners, labels = _select_learned(record)
         row = np.array(geometry.to_row(size), np.float32)
@@ -125,7 +126,7 @@ class BoxDataset(ImageDataset):
     def _draw_view(self, index: int, record: Record, epoch: int, augment: BoxAugment) -> BoxSample:
         seed = sample_seed(self.seed, epoch, index)
         generator = np.random.default_rng(seed)
-        picture = _open_picture(record)
+        picture = self._open_picture(record)
         calm = epoch >= self.calm_from
         partners: list[Picture] = []
         if not calm and generator.random() < augment.mosaic:
@@ -148,10 +149,19 @@ class BoxDataset(ImageDataset):
         pictures = []
         for other in generator.integers(len(self.records), size=_PARTNERS).tolist():
             try:
-                pictures.append(_open_picture(self.records[other]))
+                pictures.append(self._open_picture(self.records[other]))
             except ImageError:
                 break
         return pictures
+
+    def _open_picture(self, record: Record) -> Picture:
+        is_tile = record.objects is not None and record.objects.tile is not None
+        limits = self.preprocess.value_range
+        source = Source.open(
+            load_pixels(record, limits) if is_tile else read_source(record), limits
+        )
+        _require_size(record, source.height, source.width)
+        return Picture(source, *_select_learned(record))
 
 
 def collate_boxes(samples: Sequence[BoxSample | Skipped]) -> Batch:
@@ -174,26 +184,23 @@ def _select_learned(record: Record) -> tuple[NDArray[np.float32], NDArray[np.int
     return record.objects.corners[learned], np.array(record.label, np.int64)[learned]
 
 
-def _open_picture(record: Record) -> Picture:
-    tile = record.objects is not None and record.objects.tile is not None
-    source = Source.open(load_pixels(record) if tile else read_source(record))
-    _require_size(record, source.height, source.width)
-    return Picture(source, *_select_learned(record))
-
-
-def load_pixels(record: Record) -> NDArray[np.uint8]:
+def load_pixels(record: Record, value_range: ValueRange | None = None) -> NDArray[np.uint8]:
     """The image, or the tile of it, uint8 [h, w, 3].
+
+    Args:
+        record: An image with boxes.
+        value_range: Black and white of values of more than 8 bits.
 
     Raises:
         ImageError: It cannot be read, or is not the one that was annotated.
     """
     annotation = record.objects
     if annotation is None or annotation.tile is None:
-        pixels: NDArray[np.uint8] = open_image(read_source(record))
+        pixels: NDArray[np.uint8] = open_image(read_source(record), value_range=value_range)
     else:
         assert isinstance(record.source, str)
         (left, top), (height, width) = annotation.tile[:2], annotation.size
-        whole = _open_large(record.source)
+        whole = _open_large(record.source, value_range=value_range)
         pixels = np.ascontiguousarray(whole[top : top + height, left : left + width])
     _require_size(record, *pixels.shape[:2])
     return pixels

@@ -98,6 +98,7 @@ class DeepfakeImages(ImageData, ABC):
             seed=options["seed"],
             folds=options.get("folds"),
             fold=options.get("fold"),
+            bit_depth=options["bit_depth"],
         )
         self.group_columns = GROUPS
         self._crop: CropSpec | None = None

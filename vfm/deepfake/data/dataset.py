@@ -129,7 +129,7 @@ class DeepfakeDataset(ImageDataset):
         record = self.records[index]
         # Nothing is known of an image that is only predicted on.
         deepfake = record if isinstance(record, DeepfakeRecord) else None
-        image = open_image(read_source(record))
+        image = self.preprocess.open(read_source(record))
         size = self.crop.size
         if self.crop.source == "faces" and image.shape[:2] != (size, size):
             # Resized, a picture that no face was cut out of would pass for a crop.

@@ -1,0 +1,81 @@
+"""The bit depth of the data: in training, evaluation, checkpoint, bundle and server alike."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import vfm_runtime
+from vfm_runtime.errors import MismatchError, OptionError
+from vfm_runtime.media.image import ImageError
+from vfm_runtime.server.uploads import open_picture
+
+import vfm
+from tests.image_folders import write_image_folder
+from tests.tasks.tiny import fit, vit
+from vfm.data import FolderData
+from vfm.preprocess import Preprocess
+
+
+def read_folder(folder, **options):
+    return FolderData(folder, augment="none", batch_size=8, num_workers=0, seed=1, **options)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A training on 12-bit colors in 16-bit files, and the same images of 8 bits."""
+    folder = tmp_path_factory.mktemp("deep")
+    images = write_image_folder(folder / "plain", images_per_class=8, size=(40, 30))
+    for path in images.rglob("*.png"):
+        pixels = cv2.imread(str(path)).astype(np.uint32)
+        deep = folder / "deep" / path.parent.name / path.name
+        deep.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(deep), ((pixels * 4095 + 127) // 255).astype(np.uint16))
+    fit(folder, vit(), read_folder(folder / "deep", bit_depth=12), max_epochs=1)
+    return folder
+
+
+def test_training_and_evaluation_see_the_images_of_8_bits(root):
+    images = []
+    for name, options in (("plain", {}), ("deep", {"bit_depth": 12})):
+        data = read_folder(root / name, **options)
+        data.preprocess = Preprocess(size=(32, 32))
+        data.setup("fit")
+        for dataset in (data.build_dataset("train"), data._build_training_dataset()):
+            images.append(np.stack([dataset[i].image for i in range(len(dataset))]))
+    assert all(np.array_equal(images[0], other) for other in images[1:])
+
+
+def test_the_bundle_reads_images_as_the_training_did(root, tmp_path):
+    checkpoint = root / "checkpoints" / "last.ckpt"
+    model = vfm.load(checkpoint, device="cpu")
+    bundle = vfm.export(checkpoint, images=root / "deep", out=tmp_path / "b", num_images=4)
+    contract = json.loads((bundle / "vfm.json").read_text())["contract"]
+    assert contract["value_range"] == {"low": 0, "high": 4095}
+    assert "bit_depth" not in contract["preprocess"]
+    runtime = vfm_runtime.load(bundle, device="cpu")
+    deep = sorted((root / "deep").rglob("*.png"))[:3]
+    plain = [root / "plain" / path.relative_to(root / "deep") for path in deep]
+    for one, other in zip(deep, plain, strict=True):
+        pixels = runtime.preprocess(other)
+        assert np.array_equal(runtime.preprocess(one), pixels)
+        assert np.array_equal(model.preprocess(one), pixels)
+        sent = open_picture(one.read_bytes(), 10**6, runtime.value_range)
+        assert np.array_equal(runtime.preprocess(sent), pixels)
+    full = cv2.imencode(".png", np.full((9, 9), 65535, np.uint16))[1].tobytes()
+    with pytest.raises(ImageError, match="outside the range 0 to 4095"):
+        runtime.predict(full)
+
+
+def test_another_bit_depth_than_the_training_is_refused(root):
+    task = vit().load(root / "checkpoints" / "last.ckpt")
+    data = read_folder(root / "deep", bit_depth=10)
+    with pytest.raises(OptionError, match=r"bit_depth is 10, and the model was trained with 12"):
+        data.preprocess = task.preprocess
+    with pytest.raises(OptionError, match=r"bit_depth is 40. Give the bits"):
+        read_folder(root / "deep", bit_depth=40)
+    task.preprocess = replace(task.preprocess, bit_depth=None)
+    data.preprocess = task.preprocess
+    with pytest.raises(MismatchError, match="the model was trained without one"):
+        task._require_same_bit_depth(data)
