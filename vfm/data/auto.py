@@ -65,7 +65,7 @@ LABEL_LAYOUTS: LayoutTable[LabelLayout] = LayoutTable(
     SourceError,
     _explain,
 )
-_BOX_OPTIONS = ("box_format", "box_orientation", "tile", "tile_overlap")
+_BOX_OPTIONS = ("box_format", "box_origin", "box_orientation", "tile", "tile_overlap")
 
 
 def open_data(path: str | Path, **options: Any) -> ImageData:

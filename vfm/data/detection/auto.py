@@ -60,7 +60,7 @@ BOX_LAYOUTS: LayoutTable[Layout[AnnotatedImage]] = LayoutTable(
     {
         "coco": Layout(find_coco, read_coco, ("box_format",)),
         "yolo": Layout(find_yolo, read_yolo),
-        "voc": Layout(find_voc, read_voc),
+        "voc": Layout(find_voc, read_voc, ("box_origin",)),
         "csv": Layout(find_tables, read_tables),
     },
     BoxError,
@@ -82,6 +82,7 @@ class DetectionData(BoxData):
         *,
         format: Format = "auto",
         box_format: BoxFormat = "xywh",
+        box_origin: int | None = None,
         box_orientation: Orientation = "auto",
         tile: int | None = None,
         tile_overlap: float = 0.2,
@@ -97,6 +98,8 @@ class DetectionData(BoxData):
             root: Folder of images and annotations; or a COCO json, a data.yaml of YOLO, a table.
             format: Name of the format, coco, yolo, voc or csv; `auto` finds out.
             box_format: Order of the numbers of a COCO box: xywh, as the format has it, or xyxy for corners.
+            box_origin: Number of the first pixel in the boxes of VOC, 0 or 1; by default 1 for the challenge's own
+                development kit, and 0 for all others.
             box_orientation: What boxes are of where an image is turned by its EXIF: `upright`, or `stored` for tools
                 that ignore EXIF; `auto` goes by the sizes that annotations state.
             tile: Side in pixels of the tiles that larger photos are cut into; null leaves them whole.
@@ -113,6 +116,8 @@ class DetectionData(BoxData):
         super().__init__(augment=augment, **options)
         if format not in get_args(Format):
             raise OptionError(f"format is '{format}'. Choices: {', '.join(get_args(Format))}.")
+        if box_origin not in (None, 0, 1):
+            raise OptionError(f"box_origin is {box_origin}. Choices: 0, 1, null.")
         if box_orientation not in get_args(Orientation):
             choices = ", ".join(get_args(Orientation))
             raise OptionError(f"box_orientation is '{box_orientation}'. Choices: {choices}.")
@@ -124,6 +129,7 @@ class DetectionData(BoxData):
         self.root = Path(root)
         self.format = format
         self.box_format = box_format
+        self.box_origin = box_origin
         self.box_orientation = box_orientation
         self.tile = tile
         self.tile_overlap = tile_overlap

@@ -106,7 +106,7 @@ def check_boxes(
                 f"{image.where}: there is no class '{stated.label}'. Classes: {', '.join(list(numbers)[:10])}."
             )
         box = _order_corners(stated)
-        clipped = _clip(box, size) if size is not None else box
+        clipped = _clip(box, size)
         outcome = "corners put in order" if box != stated else ""
         if _is_thin(box):
             outcome = THIN
@@ -190,7 +190,9 @@ def _order_corners(box: Box) -> Box:
     return box._replace(left=left, top=top, right=right, bottom=bottom)
 
 
-def _clip(box: Box, size: tuple[int, int]) -> Box:
+def _clip(box: Box, size: tuple[int, int] | None) -> Box:
+    if size is None:
+        return box
     height, width = size
     return box._replace(
         left=min(max(box.left, 0.0), width),

@@ -273,7 +273,10 @@ def _read_box(
     numbers = entry.get("bbox")
     crowd = bool(entry.get("iscrowd", 0))
     if not numbers:
-        points = _list_points(entry.get("segmentation"))
+        outline = entry.get("segmentation")
+        polygons = outline if isinstance(outline, list) else []
+        points = [number for part in polygons if isinstance(part, list) for number in part]
+        points = points if len(points) >= 6 and len(points) % 2 == 0 else []
         if "bbox" not in entry and not points:
             require_keys(entry, ("bbox",), where)
         events[_OUTLINED if points else _EMPTY] += 1
@@ -295,13 +298,6 @@ def _read_box(
         events[_ROTATED] += 1
         return enclose_rotated(box, rotation)
     return box
-
-
-def _list_points(segmentation: Any) -> list[float]:
-    """The numbers of all polygons of a segmentation, across and down in turn; none of a mask."""
-    polygons = segmentation if isinstance(segmentation, list) else []
-    points = [number for part in polygons if isinstance(part, list) for number in part]
-    return points if len(points) >= 6 and len(points) % 2 == 0 else []
 
 
 def _list_image_folders(path: Path, root: Path, split: str) -> list[Path]:

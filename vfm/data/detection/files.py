@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vfm_runtime.media.image import IMAGE_SUFFIXES
+
 _SAMPLE = 50
 
 
@@ -15,6 +17,8 @@ class _Listing(NamedTuple):
     """Files and folders."""
     alike: dict[str, str | None]
     """Names by their spelling; None where two are spelled alike."""
+    images: dict[str, list[str]]
+    """Names of image files by the spelling of what stands before their suffix."""
 
 
 class ImageFiles:
@@ -47,6 +51,12 @@ class ImageFiles:
         if path.as_posix() != exact.as_posix():
             self._respelled.append((name, path))
         return path
+
+    def find_stem(self, folder: Path, stem: str) -> list[Path]:
+        """The images in a folder that have a name, whatever their suffixes; those that are spelled so before others."""
+        names = sorted(self._list(folder).images.get(_spell(stem), []))
+        exact = [name for name in names if name.rpartition(".")[0] == stem]
+        return [folder / name for name in exact or names]
 
     def find_below(self, folders: Iterable[Path], names: Sequence[str]) -> tuple[list[Path], int]:
         """The files of many names, below that folder which holds most of them.
@@ -90,12 +100,15 @@ class ImageFiles:
     def _list(self, folder: Path) -> _Listing:
         key = str(folder)
         if key not in self._listings:
-            listing = _Listing(set(), set(), {})
+            listing = _Listing(set(), set(), {}, {})
             if folder.is_dir():
                 with os.scandir(folder) as entries:
                     for entry in entries:
                         if entry.is_file():
                             listing.files.add(entry.name)
+                            if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                                stem = _spell(entry.name.rpartition(".")[0])
+                                listing.images.setdefault(stem, []).append(entry.name)
                         listing.names.add(entry.name)
                         spelling = _spell(entry.name)
                         twice = spelling in listing.alike
