@@ -195,7 +195,7 @@ def test_layer_decay_lasts_through_the_schedule() -> None:
     [
         (
             {"layer_decay": 0.0},
-            r"optim\.layer_decay is 0\.0; it must be above 0, at most 1, or null",
+            r"optim\.layer_decay is 0\.0; it must be above 0, at most 1, null or auto",
         ),
         ({"ema": 1.0}, r"optim\.ema is 1\.0; it must be between 0 and 1, or null"),
     ],

@@ -38,6 +38,8 @@ class Backbone(nn.Module):
         info: Sizes of the features.
         preprocess: What its images must go through, from timm's configuration of the model.
         report: What a load of weights did; None for a random start.
+        keeps_norm_stats: Whether batch norms normalize by the statistics of pretraining in training too, which small
+            batches and few images would spoil; their scale and shift may learn all the same.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Backbone(nn.Module):
         if grad_checkpointing:
             _enable_checkpointing(self.model, name)
         self._pools = True
+        self.keeps_norm_stats = False
         self.select_outputs(("pooled", "tokens"))
         data_config = timm_data.resolve_model_data_config(self.model)
         self.preprocess = Preprocess.from_timm(data_config, size=size, fit=fit)
@@ -135,9 +138,15 @@ class Backbone(nn.Module):
         """Switch to training mode; what does not learn keeps its statistics and drops nothing."""
         super().train(mode and not self.frozen)
         for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-                module.train(module.training and module.weight.requires_grad)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                learns = not module.affine or module.weight.requires_grad
+                module.train(module.training and learns and not self.keeps_norm_stats)
         return self
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether it normalizes by statistics of batches, as most convolutional nets do."""
+        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
 
     def forward(self, images: Tensor) -> Features:
         """Compute the features of normalized images, float [N, 3, H, W]."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Unpack, final
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from vfm_runtime.errors import MismatchError
+from vfm_runtime.errors import MismatchError, OptionError
 from vfm_runtime.tasks.classification import LabelPrediction
 
 from vfm.data import ImageData
@@ -20,7 +20,7 @@ from vfm.losses import Loss
 from vfm.losses.base import sum_losses
 from vfm.models.adapt import resolve_adaptation
 from vfm.models.backbone import Backbone, ImageSize
-from vfm.models.heads import Head
+from vfm.models.heads import Head, LinearHead
 from vfm.preprocess import Fit
 from vfm.tasks.export_hooks import ExportHooks
 from vfm.tasks.labels import match_labels
@@ -28,9 +28,11 @@ from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import RESULTS_FILE, Collector, SplitPredictions
 from vfm.training import callbacks, feature_cache, lp_ft, saving, sharding
 from vfm.training.checkpoint import CheckpointedModel, CheckpointError, require_same_labels
-from vfm.training.lr_schedule import build_schedule, count_steps
+from vfm.training.fine_tuning import Case, Settings, describe_settings, resolve_settings
+from vfm.training.lr_schedule import build_schedule
 from vfm.training.nonfinite import require_finite
-from vfm.training.optim import build_optimizer, clip_gradients, has_scaler
+from vfm.training.num_steps import count_steps, extend_training
+from vfm.training.optim import Auto, build_optimizer, clip_gradients, has_scaler
 from vfm.training.option_checks import list_idle_options, require_compiler
 from vfm.training.ranks import reduce_ranks
 from vfm.types import Batch, Raw, Target
@@ -49,6 +51,8 @@ class BaseTask(CheckpointedModel, ExportHooks):
     monitor_mode: str = "min"
     option_defaults: ClassVar[TaskOptions] = TASK_DEFAULTS
     """Defaults of the constructor's `**options`."""
+    follows_data_size: ClassVar[bool] = False
+    """Whether settings left to `auto` follow the number of training images; they are plain defaults otherwise."""
     columns: Tensor
     """For each label of the data its index among the model's, int64 [C]; known when a validation starts."""
     criterion: Loss
@@ -61,7 +65,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         *,
         image_size: ImageSize | None = None,
         fit: Fit | None = None,
-        lp_ft: bool = False,
+        lp_ft: bool | Auto = False,
         cache_features: bool = False,
         **options: Unpack[TaskOptions],
     ) -> None:
@@ -87,17 +91,18 @@ class BaseTask(CheckpointedModel, ExportHooks):
         set_options = {
             "drop_path": options["drop_path"] > 0,
             "grad_checkpointing": options["grad_checkpointing"],
-            "lp_ft": lp_ft,
-            "optim.layer_decay": optim.layer_decay is not None,
+            "lp_ft": lp_ft is True,
+            "optim.layer_decay": optim.layer_decay not in (None, "auto"),
         }
         for idle in list_idle_options(
             options["adapt"], options["adapt_options"], self.backbone.frozen, set_options
         ):
             rank_zero_warn(idle)
-        # After the head has been solved, a small step keeps the features that it was solved on (Kumar et al., 2022).
-        rate = self.adaptation.learning_rate * (0.1 if lp_ft else 1.0)
-        self.optim = optim if optim.lr is not None else replace(optim, lr=rate)
-        self._lp_ft = lp_ft
+        if options["min_steps"] != "auto" and options["min_steps"] < 0:
+            raise OptionError(f"min_steps is {options['min_steps']}. Give 0 or more, or auto.")
+        self.optim = optim
+        self._asked = Settings(optim, options["min_steps"], lp_ft, options["norm_stats"])
+        self._has_new_head = self._solves_head = False
         self._cache_features = cache_features
         self._layout = torch.channels_last if options["channels_last"] else torch.contiguous_format
         self._compile = options["compile"]
@@ -146,6 +151,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
             self.take_labels(data)
             if self._cache_features:
                 feature_cache.replace_images(self, data)
+            self._resolve_settings(data)
             if self._compile:
                 require_compiler()
                 self.backbone.compile()
@@ -159,6 +165,33 @@ class BaseTask(CheckpointedModel, ExportHooks):
                 "fingerprint": data.fingerprint(),
                 "splits": data.describe(),
             }
+
+    def _resolve_settings(self, data: ImageData) -> None:
+        """Put values in the place of each `auto`, for this training and those that its checkpoints resume."""
+        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        case = Case(
+            num_images=len(data.records["train"]),
+            # Weights of a checkpoint that was loaded are no random start either.
+            is_pretrained=self.follows_data_size
+            and (self.backbone.report is not None or self.source is not None),
+            has_batch_norm=self.backbone.has_batch_norm,
+            can_solve_head=isinstance(self.head, LinearHead)
+            and self._has_new_head
+            and not (sharded or self.backbone.frozen),
+            learning_rate=self.adaptation.learning_rate,
+        )
+        settings = resolve_settings(self._asked, case)
+        self._solves_head = settings.lp_ft
+        self.optim = settings.optim
+        arguments = self.__dict__["_init_args"]
+        arguments |= {name: value for name, value in vars(settings).items() if name in arguments}
+        self.backbone.keeps_norm_stats = settings.norm_stats == "keep"
+        self.backbone.train(self.backbone.training)
+        num_batches = len(data.train_dataloader())
+        extend_training(self.trainer, num_batches, settings.min_steps)
+        if self.follows_data_size:
+            num_steps = count_steps(self.trainer, num_batches)
+            rank_zero_info(describe_settings(settings, case.num_images, data.batch_size, num_steps))
 
     def teardown(self, stage: str) -> None:
         """Give the data its images back."""
@@ -175,6 +208,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(torch.initial_seed() + 1)
                 self.head.prepare(self.backbone.info, data.labels)
+            self._has_new_head = True
         require_same_labels(data.labels, self.labels, "the data")
 
     def require_trained(self) -> None:
@@ -197,8 +231,9 @@ class BaseTask(CheckpointedModel, ExportHooks):
         """Compute what a frozen backbone gives once and for all, and solve the head where that comes first."""
         saving.write_whole(self.trainer)
         feature_cache.fill_features(self, self._require_data())
-        if self._lp_ft and self.trainer.ckpt_path is None:
+        if self._solves_head and self.trainer.ckpt_path is None:
             lp_ft.solve_head(self, self._require_data())
+        self._has_new_head = False
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch; `on_before_optimizer_step` makes every image, or object, of a step count alike."""

@@ -8,7 +8,8 @@ from typing import Any, TypedDict
 from vfm.models.adapt import Adapt, AdaptOptions
 from vfm.models.adaptation import Adaptation
 from vfm.models.weights import MIN_COVERAGE
-from vfm.training.optim import Optim
+from vfm.training.fine_tuning import NormStats
+from vfm.training.optim import Auto, Optim
 
 
 class TaskOptions(TypedDict, total=False):
@@ -26,6 +27,11 @@ class TaskOptions(TypedDict, total=False):
             Adaptation, also your own, with its arguments.
         adapt_options: Options of the short names lora, effort and partial.
         optim: Optimizer, schedule, learning rate of the backbone, layer-wise decay and averaging of weights.
+        min_steps: Least count of optimizer steps: on a small set, where epochs are short, their number grows to reach
+            it. Boxes take 2,000 to 3,000 steps to settle. auto: what a pretrained backbone needs on few labelled
+            images, or else 0.
+        norm_stats: What the backbone's batch norms normalize by in training: keep (statistics of pretraining), learn
+            (those of each batch, which a running average follows), or auto (keep on few images).
         channels_last: Train on images laid out with their channels last: convolutional nets can be twice as fast,
             but torch 2.15 crashes on some of them on the CPU, such as FastViT.
         compile: Compile the backbone with torch.compile for training.
@@ -41,6 +47,8 @@ class TaskOptions(TypedDict, total=False):
     adapt: Adapt | Adaptation
     adapt_options: AdaptOptions
     optim: Optim
+    min_steps: int | Auto
+    norm_stats: NormStats
     channels_last: bool
     compile: bool
     patience: int | None
@@ -56,6 +64,8 @@ TASK_DEFAULTS: TaskOptions = {
     "adapt": "full",
     "adapt_options": AdaptOptions(),
     "optim": Optim(),
+    "min_steps": "auto",
+    "norm_stats": "auto",
     "channels_last": False,
     "compile": False,
     "patience": None,

@@ -5,37 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from lightning.pytorch import Trainer
 from torch.optim.lr_scheduler import LambdaLR
-from vfm_runtime.errors import OptionError
 
 from vfm.training.optim import BACKBONE, Optim
-
-
-def count_steps(trainer: Trainer, num_batches: int) -> int:
-    """Return the optimizer steps of a whole training.
-
-    Not Lightning's own estimate: it keeps the loader that it counts, and so never tells it where to resume.
-
-    Raises:
-        OptionError: The training has no end.
-    """
-    limit = trainer.limit_train_batches
-    if isinstance(limit, int):
-        num_batches = min(num_batches, limit)
-    elif limit is not None:
-        num_batches = int(num_batches * limit)
-    ends = []
-    if trainer.max_epochs is not None and trainer.max_epochs != -1:
-        ends.append(trainer.max_epochs * math.ceil(num_batches / trainer.accumulate_grad_batches))
-    if trainer.max_steps != -1:
-        ends.append(trainer.max_steps)
-    if not ends:
-        raise OptionError(
-            "The learning rate falls towards the end of training, and max_epochs -1 sets none. "
-            "Give --trainer.max_epochs or --trainer.max_steps."
-        )
-    return min(ends)
 
 
 def build_schedule(adamw: torch.optim.AdamW, num_steps: int, optim: Optim) -> LambdaLR:

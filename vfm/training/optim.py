@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
@@ -19,6 +19,9 @@ from vfm.renames import accept_old_keys
 BACKBONE = "backbone"
 """The `part` of the backbone's parameter groups."""
 
+Auto = Literal["auto"]
+"""Stands for the value that suits the data and the model; `fine_tuning.py` chooses it when training starts."""
+
 
 @accept_old_keys
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Optim:
     """
 
     lr: float | None = None
-    """Highest learning rate, reached after the warm-up; null takes what suits the adaptation."""
+    """Highest learning rate, reached after the warm-up; null takes what suits the adaptation and the data."""
     weight_decay: float = 0.05
     """Decay of weight matrices; biases, norms and embeddings that timm exempts have none."""
     warmup_ratio: float = 0.05
@@ -42,11 +45,11 @@ class Optim:
     max_grad_norm: float | None = 1.0
     """Largest norm of all gradients together; null leaves them. A Trainer's gradient_clip_val goes before it."""
 
-    layer_decay: float | None = None
+    layer_decay: float | Auto | None = "auto"
     """Each block's learning rate as a fraction of the next one's; the last block and the head have all of it. 0.65 to
     0.9 keeps early layers of a pretrained backbone near their start. null: the same rate everywhere."""
-    backbone_factor: float = 1.0
-    """Learning rate of the backbone as a fraction of the head's."""
+    backbone_factor: float | Auto = "auto"
+    """Learning rate of the backbone as a fraction of the head's; 1 where `lr` is given and this is not."""
     freeze_ratio: float = 0.0
     """Fraction of all steps, from the first, in which the head learns alone."""
     ema: float | None = None
@@ -68,10 +71,13 @@ class Optim:
                 "above 0, or null",
             ),
             "layer_decay": (
-                self.layer_decay is None or 0 < self.layer_decay <= 1,
-                "above 0, at most 1, or null",
+                self.layer_decay is None or self.layer_decay == "auto" or 0 < self.layer_decay <= 1,
+                "above 0, at most 1, null or auto",
             ),
-            "backbone_factor": (0 < self.backbone_factor <= 10, "above 0, up to 10"),
+            "backbone_factor": (
+                self.backbone_factor == "auto" or 0 < self.backbone_factor <= 10,
+                "above 0, up to 10, or auto",
+            ),
             "freeze_ratio": (0 <= self.freeze_ratio < 1, "from 0 to below 1"),
             "ema": (self.ema is None or 0 < self.ema < 1, "between 0 and 1, or null"),
         }
@@ -104,16 +110,17 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """Return AdamW over all trainable weights, decayed ones apart from the others."""
     exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
-    if optim.layer_decay is None:
+    layer_decay = None if optim.layer_decay == "auto" else optim.layer_decay
+    if layer_decay is None:
         layers = timm_optim.param_groups_weight_decay(
             backbone, optim.weight_decay, no_weight_decay_list=exempt
         )
     else:
         layers = timm_optim.param_groups_layer_decay(
-            backbone, optim.weight_decay, exempt, layer_decay=optim.layer_decay
+            backbone, optim.weight_decay, exempt, layer_decay=layer_decay
         )
     parts = {
-        BACKBONE: (layers, optim.backbone_factor),
+        BACKBONE: (layers, 1.0 if optim.backbone_factor == "auto" else optim.backbone_factor),
         "head": (timm_optim.param_groups_weight_decay(head, optim.weight_decay), 1.0),
     }
     highest = FullFineTuning.learning_rate if optim.lr is None else optim.lr

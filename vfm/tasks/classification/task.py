@@ -25,6 +25,7 @@ from vfm.tasks.labeled_images import LabeledImages, OpenedImages
 from vfm.tasks.labels import ClassWeights, LabelError, compute_class_weights
 from vfm.tasks.options import TaskOptions
 from vfm.tasks.results import SplitPredictions
+from vfm.training.optim import Auto
 from vfm.types import Batch, Labels, MultiLabels, Target, require_target
 
 
@@ -37,6 +38,7 @@ class ClassificationTask(BaseTask):
 
     monitor = "val/accuracy"
     monitor_mode = "max"
+    follows_data_size = True
     calibration_options = ("min_precision", "batch_size")
     card_metrics = dict.fromkeys(
         ("accuracy", "mAP", "macro_f1", "top5_accuracy", "auroc"), "num_samples"
@@ -49,7 +51,7 @@ class ClassificationTask(BaseTask):
         *,
         image_size: int | None = None,
         fit: Fit | None = None,
-        lp_ft: bool = False,
+        lp_ft: bool | Auto = "auto",
         cache_features: bool = True,
         multilabel: bool = False,
         loss: Loss | None = None,
@@ -64,8 +66,8 @@ class ClassificationTask(BaseTask):
             head: Any ClassificationHead, also your own; a LinearHead by default.
             image_size: Side of the square input in pixels; the backbone's own by default.
             fit: How other aspect ratios are met: crop, squash or letterbox; the backbone's own way by default.
-            lp_ft: Solve the head on the untouched features before the backbone learns (LP-FT; Kumar et al.,
-                2022), and take a tenth of the usual learning rate.
+            lp_ft: Solve the head on the untouched features before the backbone learns (LP-FT; Kumar et al., 2022); auto
+                does so for a LinearHead on few images, unless the backbone starts at random.
             cache_features: Keep the features of a frozen backbone on disk, so that epochs after the first cost next to
                 nothing; needs --data.augment none and no mixing.
             multilabel: Whether several labels, or none, may apply to an image; their scores are then independent.

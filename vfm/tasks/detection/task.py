@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
 from vfm_runtime.errors import MismatchError, OptionError
@@ -34,7 +32,6 @@ _OPTIM = Optim(
     lr=5e-4, weight_decay=1e-4, max_grad_norm=0.1, backbone_factor=0.2, freeze_ratio=0.02, ema=0.998
 )
 _LEAST_SCORE = 0.01
-_LEAST_VALIDATIONS = 20
 
 
 class DetectionTask(BaseTask):
@@ -48,7 +45,7 @@ class DetectionTask(BaseTask):
     monitor = "val/AP"
     monitor_mode = "max"
     card_metrics = dict.fromkeys(("AP", "AP50"), "num_samples")
-    option_defaults: ClassVar[TaskOptions] = {**TASK_DEFAULTS, "optim": _OPTIM}
+    option_defaults: ClassVar[TaskOptions] = {**TASK_DEFAULTS, "optim": _OPTIM, "min_steps": 0}
     prediction_columns = ("path", "xmin", "ymin", "xmax", "ymax", "label", "score", "error")
 
     def __init__(
@@ -59,7 +56,6 @@ class DetectionTask(BaseTask):
         image_size: ImageSize | None = None,
         fit: Literal["squash", "letterbox"] = "squash",
         loss: DetectionLoss | Loss | None = None,
-        min_steps: int = 0,
         multi_scale: float = 0.0,
         **options: Unpack[TaskOptions],
     ) -> None:
@@ -72,8 +68,6 @@ class DetectionTask(BaseTask):
             fit: How other aspect ratios are met: squash or letterbox.
             loss: DetectionLoss by default, which weighs classes, boxes and overlaps; or any other Loss of the head's
                 outputs.
-            min_steps: Least count of optimizer steps: on a small set, where epochs are short, their number grows to
-                reach it. Boxes take 2,000 to 3,000 steps to settle.
             multi_scale: Train on inputs up to this fraction smaller and larger than `image_size`, such as 0.3; the
                 backbone must take several sizes (--model.backbone_args.dynamic_img_size true for a ViT).
             **options: Options of every task.
@@ -88,8 +82,6 @@ class DetectionTask(BaseTask):
             )
         if not 0 <= multi_scale < 1:
             raise OptionError(f"multi_scale is {multi_scale}. Give a share from 0 to below 1.")
-        if min_steps < 0:
-            raise OptionError(f"min_steps is {min_steps}. Give 0 or more.")
         self._stride = stride = max(self.backbone.info.map_strides)
         height, width = self.preprocess.size
         if height % stride or width % stride:
@@ -99,14 +91,7 @@ class DetectionTask(BaseTask):
                 f"Give --model.image_size {near[0] if near[0] == near[1] else near}."
             )
         self.criterion = loss or DetectionLoss()
-        self._min_steps = min_steps
         self._multi_scale = multi_scale
-
-    def setup(self, stage: str) -> None:
-        """Take the labels from the data, and extend a training that would be too short."""
-        super().setup(stage)
-        if stage == "fit":
-            self._extend_training()
 
     def augment_batch(
         self, images: Tensor, target: Target, batch_idx: int
@@ -178,20 +163,3 @@ class DetectionTask(BaseTask):
                 "Give --data DetectionData with --data.root."
             )
         return data
-
-    def _extend_training(self) -> None:
-        """Set more epochs where there would be fewer steps than `min_steps`, with validations as many as before."""
-        trainer = self.trainer
-        if trainer.max_steps != -1 or not trainer.max_epochs or trainer.max_epochs < 0:
-            return
-        batches = len(self._require_data().train_dataloader())
-        steps = math.ceil(batches / trainer.accumulate_grad_batches)
-        needed = math.ceil(self._min_steps / max(steps, 1))
-        if trainer.fast_dev_run or needed <= trainer.max_epochs:  # type: ignore[attr-defined]
-            return
-        trainer.fit_loop.max_epochs = needed
-        trainer.check_val_every_n_epoch = max(1, needed // _LEAST_VALIDATIONS)
-        rank_zero_info(
-            f"{steps} steps an epoch: training for {needed} epochs to reach {self._min_steps} steps "
-            f"(--model.min_steps), with a validation every {trainer.check_val_every_n_epoch}."
-        )
