@@ -56,34 +56,26 @@ def resolve_settings(asked: Settings, case: Case) -> ResolvedSettings:
     """Return settings without `auto`: what the user gave stays, all else follows the case.
 
     A random start, and a large set, take the plain defaults: one rate for all, batch norms that learn, no floor in
-    steps, no head solved first.
+    steps, no head solved first. With a rate of the user's, backbone and head share it.
     """
+    optim, lp_ft, norm_stats = asked.optim, asked.lp_ft, asked.norm_stats
     suits_few = case.is_pretrained and case.num_images < FEW_IMAGES
-    lp_ft = suits_few and case.can_solve_head if asked.lp_ft == "auto" else asked.lp_ft
-    min_steps = _MIN_STEPS * suits_few if asked.min_steps == "auto" else asked.min_steps
-    norm_stats = asked.norm_stats
+    if lp_ft == "auto":
+        lp_ft = suits_few and case.can_solve_head
     if norm_stats == "auto":
         norm_stats = "keep" if suits_few and case.has_batch_norm else "learn"
-    optim = _resolve_rates(asked.optim, case, suits_few=suits_few, lp_ft=lp_ft)
+    splits_rates = suits_few and optim.lr is None
+    if optim.backbone_factor == "auto":
+        optim = replace(optim, backbone_factor=0.1 if splits_rates else 1.0)
+    if optim.layer_decay == "auto":
+        layered = splits_rates and not case.has_batch_norm
+        optim = replace(optim, layer_decay=0.75 if layered else None)
+    if optim.lr is None:
+        # On many images a tenth of the usual rate keeps the features that the head was solved on (Kumar et al., 2022).
+        factor = 10.0 if splits_rates else 0.1 if lp_ft else 1.0
+        optim = replace(optim, lr=factor * case.learning_rate)
+    min_steps = _MIN_STEPS * suits_few if asked.min_steps == "auto" else asked.min_steps
     return ResolvedSettings(optim, min_steps, lp_ft, norm_stats)
-
-
-def _resolve_rates(optim: Optim, case: Case, *, suits_few: bool, lp_ft: bool) -> Optim:
-    """Return the optimizer's settings; with a rate of the user's, the backbone and the head share it as they did."""
-    follows_size = suits_few and optim.lr is None
-    factor, layer_decay = optim.backbone_factor, optim.layer_decay
-    if factor == "auto":
-        factor = 0.1 if follows_size else 1.0
-    if layer_decay == "auto":
-        layer_decay = 0.75 if follows_size and not case.has_batch_norm else None
-    # On many images a tenth of the usual rate keeps the features that the head was solved on (Kumar et al., 2022).
-    rate = case.learning_rate * (1 / factor if follows_size else 0.1 if lp_ft else 1.0)
-    return replace(
-        optim,
-        lr=rate if optim.lr is None else optim.lr,
-        backbone_factor=factor,
-        layer_decay=layer_decay,
-    )
 
 
 def describe_settings(
