@@ -27,6 +27,7 @@ from vfm.spec import check_trust
 from vfm.tasks import BaseTask
 from vfm.training.checkpoint import KEY, read_checkpoint
 from vfm.training.log_filters import filter_logs
+from vfm.training.precision import choose_precision
 
 # Options of the data that do not change what it is.
 _LOADING = {"--data.batch_size", "--data.num_workers", "--data.augment"}
@@ -104,7 +105,7 @@ def run(command: str, words: list[str]) -> None:
     words = resolve(command, words, recipes, str(_DEFAULTS["default_root_dir"]))
     if stored := _read_stored_recipe(command, words, recipes, trust):
         paths, recipes = ["", *paths], [stored, *recipes]
-    updated, words = update(recipes, words)
+    updated, words = update(*_resolve_precision(recipes, words))
     with tempfile.TemporaryDirectory() as folder:
         for number, (path, recipe, current) in enumerate(zip(paths, recipes, updated, strict=True)):
             if not path or current != recipe:
@@ -125,6 +126,29 @@ def run(command: str, words: list[str]) -> None:
             parser_kwargs=parser_kwargs,
             args=[command, *(f"--config={path}" for path in paths), *words],
         )
+
+
+def _resolve_precision(
+    recipes: Sequence[Recipe], words: list[str]
+) -> tuple[list[Recipe], list[str]]:
+    """Return recipes and words with what suits the hardware in the place of `precision: auto`."""
+    sections = [recipe.get("trainer") or {} for recipe in recipes]
+    rest, typed = pop_option(words, "--trainer.precision")
+    asked = [section["precision"] for section in sections if section.get("precision")] + typed
+    if "auto" not in asked:
+        return list(recipes), words
+    accelerators = [section.get("accelerator") for section in sections]
+    accelerators += pop_option(words, "--trainer.accelerator")[1]
+    chosen = choose_precision(next(filter(None, reversed(accelerators)), "auto"))
+    if asked[-1] == "auto":
+        print(f"Precision {chosen}, which suits the hardware (--trainer.precision).")
+    changed = [
+        {**recipe, "trainer": {**section, "precision": chosen}}
+        if section.get("precision") == "auto"
+        else recipe
+        for recipe, section in zip(recipes, sections, strict=True)
+    ]
+    return changed, [*rest, *(f"--trainer.precision={chosen if p == 'auto' else p}" for p in typed)]
 
 
 def _check_devices(accelerator: Any, devices: Any) -> None:

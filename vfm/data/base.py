@@ -36,13 +36,14 @@ from vfm.types import Batch
 
 _STAGE_SPLIT = {"fit": "train", "validate": "val", "test": "test"}
 _MOST_WORKERS = 8
+_FEW_IMAGES, _SMALL_BATCH, _LARGE_BATCH = 1000, 16, 32
 
 
 class LoaderOptions(TypedDict, total=False):
     """The `**options` of a data module's constructor; a module states its own defaults in `option_defaults`.
 
     Args:
-        batch_size: Images in a batch, on each process.
+        batch_size: Images in a batch, on each process; by default 16 where fewer than 1,000 are to train, or else 32.
         num_workers: Processes that open images, for each training process; by default one less than its share of the
             cores, at most 8.
         seed: Seed of order, augmentation and splits, and of the images where they are generated.
@@ -54,7 +55,7 @@ class LoaderOptions(TypedDict, total=False):
             white; by default 16. It becomes part of the model. Images of 8 bits are read as they are.
     """
 
-    batch_size: int
+    batch_size: int | None
     num_workers: int | None
     seed: int
     folds: int | None
@@ -63,7 +64,7 @@ class LoaderOptions(TypedDict, total=False):
 
 
 LOADER_DEFAULTS: LoaderOptions = {
-    "batch_size": 32,
+    "batch_size": None,
     "num_workers": None,
     "seed": 0,
     "folds": None,
@@ -113,7 +114,10 @@ class ImageData(LightningDataModule, Component, ABC):
         """
         super().__init__()
         options = {**self.option_defaults, **options}
-        self.batch_size = options["batch_size"]
+        self._follows_size = options["batch_size"] is None
+        self.batch_size: int = (
+            options["batch_size"] if options["batch_size"] is not None else _LARGE_BATCH
+        )
         self.num_workers = options["num_workers"]
         self.seed = options["seed"]
         self.folds = options.get("folds")
@@ -175,6 +179,8 @@ class ImageData(LightningDataModule, Component, ABC):
             records = self.read()
             _check_classes(records, self.labels)
             self.records.update(self._hold_out_fold(records))
+            if self._follows_size and len(self.records.get("train", ())) < _FEW_IMAGES:
+                self.batch_size = _SMALL_BATCH
             self._was_read = True
         if stage in _STAGE_SPLIT:
             self._get_records(_STAGE_SPLIT[stage])

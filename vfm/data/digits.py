@@ -16,7 +16,11 @@ class DigitsData(ImageData):
     """
 
     # The images are in memory: processes that open them would only cost time.
-    option_defaults: ClassVar[LoaderOptions] = {**LOADER_DEFAULTS, "num_workers": 0}
+    option_defaults: ClassVar[LoaderOptions] = {
+        **LOADER_DEFAULTS,
+        "batch_size": 32,
+        "num_workers": 0,
+    }
 
     def __init__(self, *, augment: Augment = "light", **options: Unpack[LoaderOptions]) -> None:
         """Make the data module.

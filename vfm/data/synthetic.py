@@ -30,7 +30,11 @@ class SyntheticData(ImageData):
     """
 
     # The images are in memory: processes that open them would only cost time.
-    option_defaults: ClassVar[LoaderOptions] = {**LOADER_DEFAULTS, "num_workers": 0}
+    option_defaults: ClassVar[LoaderOptions] = {
+        **LOADER_DEFAULTS,
+        "batch_size": 32,
+        "num_workers": 0,
+    }
 
     def __init__(
         self,

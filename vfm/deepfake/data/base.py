@@ -66,6 +66,7 @@ class DeepfakeOptions(LoaderOptions, total=False):
 
 DEEPFAKE_DEFAULTS: DeepfakeOptions = {
     **LOADER_DEFAULTS,
+    "batch_size": 32,
     "mode": "mixed",
     "sbi_share": 0.5,
     "benign_share": 0.1,
@@ -228,7 +229,7 @@ def _check_options(options: DeepfakeOptions) -> None:
     for name in ("sbi_share", "benign_share"):
         if not 0 <= options[name] <= 1:
             raise OptionError(f"{name} is {options[name]}. Give a share, from 0 to 1.")
-    if mode != "plain" and batch_size % 2:
+    if mode != "plain" and batch_size is not None and batch_size % 2:
         raise OptionError(
             f"batch_size is {batch_size}, but two images make a pair. Give an even number, or --data.mode plain."
         )
