@@ -23,8 +23,9 @@ from vfm.cli.recipes import Recipe, read_recipe, update
 from vfm.cli.resume import resolve
 from vfm.cli.words import join_values, pop_option
 from vfm.data import ImageData
-from vfm.spec import check_trust
+from vfm.spec import check_trust, import_class, list_arguments
 from vfm.tasks import BaseTask
+from vfm.tasks.options import EARLIER_OPTIONS
 from vfm.training.checkpoint import KEY, read_checkpoint
 from vfm.training.log_filters import filter_logs
 from vfm.training.precision import choose_precision
@@ -41,6 +42,7 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse, and explain what does not fit."""
+        self._types_epochs = any(word.startswith("--trainer.max_epochs=") for word in args)
         try:
             super().parse_arguments(parser, args)
         except argparse.ArgumentError as error:
@@ -53,6 +55,8 @@ class TrainingCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             raise UsageError(find_root_cause(str(error))) from error
+        if self._types_epochs:
+            self.model.keep_epochs()
 
     def after_instantiate_classes(self) -> None:
         """Hand the resolved recipe to the task, which puts it into its checkpoints."""
@@ -182,7 +186,11 @@ def _read_stored_recipe(
     recipe: Recipe = {}
     if command == "fit" and entry["recipe"]:
         recipe = {k: entry["recipe"][k] for k in ("seed_everything", "trainer")}
-    elif command != "fit":
+    if command == "fit":
+        options = list_arguments(import_class(model["class_path"], trust))
+        stated = {k: v for k, v in EARLIER_OPTIONS.items() if k in options} | model["init_args"]
+        model = {**model, "init_args": stated}
+    else:
         # The weights come from the checkpoint; nothing is fetched.
         fixed = model["init_args"] | {"pretrained": False, "weights": None}
         model = {**model, "init_args": fixed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Unpack, final
 
@@ -111,6 +112,11 @@ class BaseTask(CheckpointedModel, ExportHooks):
         self._counted = 0.0
         self._collector = Collector()
 
+    def keep_epochs(self) -> None:
+        """Train for the Trainer's epochs, however few steps they are, unless the user gave `min_steps`."""
+        if self._asked.min_steps == "auto":
+            self._asked = replace(self._asked, min_steps=0)
+
     def compute_losses(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Return sums by name over a batch, so that each image, or object, weighs alike; a task may add terms."""
         losses: dict[str, Tensor] = self.criterion(raw, batch)
@@ -176,7 +182,6 @@ class BaseTask(CheckpointedModel, ExportHooks):
             and (self.backbone.report is not None or self.source is not None),
             has_batch_norm=self.backbone.has_batch_norm,
             can_solve_head=isinstance(self.head, LinearHead)
-            and self._has_new_head
             and not (sharded or self.backbone.frozen),
             learning_rate=self.adaptation.learning_rate,
         )
@@ -231,7 +236,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         """Compute what a frozen backbone gives once and for all, and solve the head where that comes first."""
         saving.write_whole(self.trainer)
         feature_cache.fill_features(self, self._require_data())
-        if self._solves_head and self.trainer.ckpt_path is None:
+        if self._solves_head and self._has_new_head and self.trainer.ckpt_path is None:
             lp_ft.solve_head(self, self._require_data())
         self._has_new_head = False
 

@@ -70,3 +70,6 @@ TASK_DEFAULTS: TaskOptions = {
     "compile": False,
     "patience": None,
 }
+
+EARLIER_OPTIONS: TaskOptions = {"min_steps": 0, "norm_stats": "learn"}
+"""What options mean that a checkpoint of version 0.2 or before does not state, since they came later."""

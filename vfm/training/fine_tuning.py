@@ -65,15 +65,16 @@ def resolve_settings(asked: Settings, case: Case) -> ResolvedSettings:
     if norm_stats == "auto":
         norm_stats = "keep" if suits_few and case.has_batch_norm else "learn"
     splits_rates = suits_few and optim.lr is None
-    if optim.backbone_factor == "auto":
-        optim = replace(optim, backbone_factor=0.1 if splits_rates else 1.0)
-    if optim.layer_decay == "auto":
-        layered = splits_rates and not case.has_batch_norm
-        optim = replace(optim, layer_decay=0.75 if layered else None)
-    if optim.lr is None:
+    factor, layer_decay, rate = optim.backbone_factor, optim.layer_decay, optim.lr
+    if factor == "auto":
+        factor = 0.1 if splits_rates else 1.0
+    if layer_decay == "auto":
+        layer_decay = 0.75 if splits_rates and not case.has_batch_norm else None
+    if rate is None:
         # On many images a tenth of the usual rate keeps the features that the head was solved on (Kumar et al., 2022).
-        factor = 10.0 if splits_rates else 0.1 if lp_ft else 1.0
-        optim = replace(optim, lr=factor * case.learning_rate)
+        usual = case.learning_rate * (0.1 if lp_ft and not suits_few else 1.0)
+        rate = usual / factor if suits_few else usual
+    optim = replace(optim, lr=rate, backbone_factor=factor, layer_decay=layer_decay)
     min_steps = _MIN_STEPS * suits_few if asked.min_steps == "auto" else asked.min_steps
     return ResolvedSettings(optim, min_steps, lp_ft, norm_stats)
 
