@@ -58,7 +58,7 @@ def test_few_images_and_pretrained_weights():
     assert settings.norm_stats == "keep"
     assert settings.min_steps == 8
     assert settings.optim.backbone_factor == pytest.approx(0.1)
-    assert settings.optim.lr == pytest.approx(1e-3)
+    assert settings.optim.lr == pytest.approx(3e-3)
     assert settings.optim.layer_decay is None
 
 
@@ -66,6 +66,7 @@ def test_blocks_of_a_net_without_batch_norms_learn_at_their_own_rates():
     settings = resolve_settings(AUTO, FEW._replace(has_batch_norm=False))
     assert settings.norm_stats == "learn"
     assert settings.optim.layer_decay == pytest.approx(0.75)
+    assert settings.optim.lr == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_a_rate_of_the_user_is_that_of_all_weights():
 
 def test_a_factor_of_the_user_changes_the_rate_of_the_head():
     settings = resolve_settings(replace(AUTO, optim=Optim(backbone_factor=0.01)), FEW)
-    assert settings.optim.lr == pytest.approx(1e-2)
+    assert settings.optim.lr == pytest.approx(3e-2)
 
 
 def test_statistics_of_batch_norms_are_kept_while_their_weights_learn(
@@ -108,9 +109,9 @@ def test_statistics_of_batch_norms_are_kept_while_their_weights_learn(
     require_equal({n: before[n] for n in names}, {n: after[n] for n in names})
     assert not torch.equal(before["model.bn1.weight"], after["model.bn1.weight"])
     assert run.global_step == 9  # 3 batches an epoch
-    assert "48 training images: 9 steps of 16, learning rate 0.0001 for the backbone" in caplog.text
+    assert "48 training images: 9 steps of 16, learning rate 0.0003 for the backbone" in caplog.text
     assert (
-        "0.001 for the head, which is solved first; statistics of batch norms: keep" in caplog.text
+        "0.003 for the head, which is solved first; statistics of batch norms: keep" in caplog.text
     )
 
 
@@ -154,7 +155,7 @@ def test_a_head_that_was_trained_is_not_solved_anew(
     task = ClassificationTask.load(tmp_path / "checkpoints" / "last.ckpt")
     spec = task.spec["init_args"]
     assert (spec["lp_ft"], spec["norm_stats"], spec["min_steps"]) == (True, "keep", 8)
-    assert spec["optim"]["lr"] == pytest.approx(1e-3)
+    assert spec["optim"]["lr"] == pytest.approx(3e-3)
     with caplog.at_level("INFO"):
         caplog.clear()
         fit(tmp_path / "again", task.train())

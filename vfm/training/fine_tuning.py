@@ -16,6 +16,9 @@ NormStats = Literal["keep", "learn", "auto"]
 FEW_IMAGES = 5000
 """Number of training images below which settings suit few images; a data set has as many or more is large."""
 _MIN_STEPS = 400
+_BATCH_NORM_RATE = 3e-4
+"""Least peak learning rate of a backbone whose batch norms keep their statistics, which bear more than a
+transformer."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ def resolve_settings(asked: Settings, case: Case) -> ResolvedSettings:
         layer_decay = 0.75 if splits_rates and not case.has_batch_norm else None
     if rate is None:
         # On many images a tenth of the usual rate keeps the features that the head was solved on (Kumar et al., 2022).
-        usual = case.learning_rate * (0.1 if lp_ft and not suits_few else 1.0)
-        rate = usual / factor if suits_few else usual
+        rate = case.learning_rate * (0.1 if lp_ft and not suits_few else 1.0)
+        if suits_few:
+            rate = max(rate, _BATCH_NORM_RATE * case.has_batch_norm) / factor
     optim = replace(optim, lr=rate, backbone_factor=factor, layer_decay=layer_decay)
     min_steps = _MIN_STEPS * suits_few if asked.min_steps == "auto" else asked.min_steps
     return ResolvedSettings(optim, min_steps, lp_ft, norm_stats)
