@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from vfm.cli.errors import UsageError
 from vfm.cli.recipes import Recipe
@@ -11,6 +14,27 @@ from vfm.cli.words import pop_option
 from vfm.training.checkpoint import ADAPTER_SUFFIX
 
 _OPTION = "--ckpt_path"
+
+
+def find_option(recipes: Sequence[Recipe], words: Sequence[str], section: str, name: str) -> Any:
+    """Return the value of an option of a section, by the last that names it; None where none does."""
+    sections = [recipe.get(section) or {} for recipe in recipes]
+    values = [
+        part[name]
+        for content in sections
+        if isinstance(content, dict)
+        for part in (content, content.get("init_args") or {})
+        if name in part
+    ]
+    options = (f"--{section}.{name}", f"--{section}.init_args.{name}")
+    typed = (word.partition("=") for word in words)
+    values += [yaml.safe_load(value) for option, _, value in typed if option in options]
+    return values[-1] if values else None
+
+
+def find_newest(paths: Iterable[Path]) -> Path | None:
+    """Return the file that was written last; the folders' numbers would pass over an older run that was resumed."""
+    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def resolve(
@@ -29,14 +53,10 @@ def resolve(
         )
     if not paths or paths[-1] != "last":
         return words
-    folders = [(recipe.get("trainer") or {}).get("default_root_dir") for recipe in recipes]
-    folders += pop_option(words, "--trainer.default_root_dir")[1]
-    root = Path(next(filter(None, reversed(folders)), default_root))
-    # A file's time: the folders' numbers would pass over an older run that was resumed.
-    checkpoints = sorted(root.glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
-    if checkpoints:
-        print(f"Going on from {checkpoints[-1]}")
-        return [*rest, f"{_OPTION}={checkpoints[-1]}"]
+    root = Path(find_option(recipes, words, "trainer", "default_root_dir") or default_root)
+    if checkpoint := find_newest(root.glob("*/checkpoints/last.ckpt")):
+        print(f"Going on from {checkpoint}")
+        return [*rest, f"{_OPTION}={checkpoint}"]
     if command != "fit":
         raise UsageError(
             f"{_OPTION} last: there is no */checkpoints/last.ckpt in {root}. Train first, or name a checkpoint."

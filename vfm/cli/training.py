@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 import vfm
 from vfm.cli import TRAINING
 from vfm.cli.errors import UsageError
+from vfm.cli.folds import count_runs, cross_validate, describe_next, find_job
 from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
 from vfm.cli.recipes import Recipe, read_recipe, update
 from vfm.cli.resume import resolve
@@ -39,6 +41,11 @@ _DEFAULTS = {"max_epochs": 10, "default_root_dir": "runs", "log_every_n_steps": 
 
 class TrainingCLI(LightningCLI):
     """LightningCLI with CSV and TensorBoard logs, and the resolved recipe in the checkpoint."""
+
+    def __init__(self, version: str | None, **kwargs: Any) -> None:
+        """Run a command; a fit in the folder of this name below the root, by default that of the next number."""
+        self.version = version
+        super().__init__(**kwargs)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse, and explain what does not fit."""
@@ -68,14 +75,10 @@ class TrainingCLI(LightningCLI):
         saved = self.trainer.checkpoint_callback
         if not isinstance(saved, ModelCheckpoint) or not self.trainer.is_global_zero:
             return
-        if path := saved.best_model_path:
+        if saved.best_model_path and self.version is None:
             score = saved.best_model_score
             value = f" ({saved.monitor} {float(score):.4f})" if score is not None else ""
-            print(
-                f"Best checkpoint: {path}{value}\n"
-                f"Next: vfm test --ckpt_path {path}\n"
-                f"      vfm export {path} --images FOLDER -o bundle"
-            )
+            print(describe_next(saved.best_model_path, value))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with a fresh folder `runs/N` for the logs of a fit."""
@@ -85,8 +88,7 @@ class TrainingCLI(LightningCLI):
             kwargs["logger"] = False
             if self.subcommand == "fit":
                 root = config["default_root_dir"]
-                numbers = [int(p.name) for p in Path(root).glob("*") if p.name.isdigit()]
-                version = str(max(numbers, default=-1) + 1)
+                version = self.version or count_runs(Path(root))
                 loggers = (CSVLogger, TensorBoardLogger)
                 kwargs["logger"] = [logger(root, name="", version=version) for logger in loggers]
         if self.subcommand != "fit":
@@ -106,9 +108,36 @@ def run(command: str, words: list[str]) -> None:
     words, trust = pop_option(words, "--trust")
     words, paths = pop_option(words, "--config")
     recipes = [read_recipe(path) for path in paths]
-    words = resolve(command, words, recipes, str(_DEFAULTS["default_root_dir"]))
+    root = str(_DEFAULTS["default_root_dir"])
+    if command == "fit" and (job := find_job(recipes, words, root)) is not None:
+        cross_validate(job, partial(start, command, [""] * len(job.recipes), job.recipes))
+        return
+    words = resolve(command, words, recipes, root)
     if stored := _read_stored_recipe(command, words, recipes, trust):
         paths, recipes = ["", *paths], [stored, *recipes]
+    start(command, paths, recipes, words)
+
+
+def start(
+    command: str,
+    paths: Sequence[str],
+    recipes: Sequence[Recipe],
+    words: list[str],
+    version: str | None = None,
+) -> TrainingCLI:
+    """Call LightningCLI.
+
+    Args:
+        command: One of Lightning's commands.
+        paths: The file of each recipe; empty for one that is in none.
+        recipes: Recipes, of which the later go before the earlier.
+        words: Options, which go before recipes.
+        version: Folder of a fit below the root.
+
+    Raises:
+        UsageError: An option, value, path or class does not fit.
+    """
+    paths = list(paths)
     updated, words = update(*_resolve_precision(recipes, words))
     with tempfile.TemporaryDirectory() as folder:
         for number, (path, recipe, current) in enumerate(zip(paths, recipes, updated, strict=True)):
@@ -118,7 +147,8 @@ def run(command: str, words: list[str]) -> None:
                 paths[number] = str(file)
         filter_logs()
         parser_kwargs: dict[str, Any] = OPTIONS | {name: dict(OPTIONS) for name in TRAINING}
-        TrainingCLI(
+        return TrainingCLI(
+            version,
             model_class=BaseTask,
             datamodule_class=ImageData,
             subclass_mode_model=True,

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -188,6 +188,10 @@ class ImageData(LightningDataModule, Component, ABC):
     def keep_split(self, folder: Path) -> Spec:
         """Write to a run's folder what it takes to read the same splits again, and return the spec that does so."""
         return self.spec
+
+    def hold_out(self, fold: int | None) -> Self:
+        """Return the same data, not yet read, with another of its folds in the place of val, or none."""
+        return type(self)(**self.__dict__["_init_args"] | {"fold": fold})
 
     def draw_folds(self, folds: int, split: str = "train") -> list[int]:
         """Choose a fold for each image of a split, from 0, by labels, keys and the data's seed.

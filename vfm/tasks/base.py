@@ -58,6 +58,8 @@ class BaseTask(CheckpointedModel, ExportHooks):
     """For each label of the data its index among the model's, int64 [C]; known when a validation starts."""
     criterion: Loss
     """The loss; the task's constructor sets it."""
+    evaluated: SplitPredictions | None = None
+    """Predictions of the split that was validated or tested last, on its own rather than in training."""
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         self._cache_features = cache_features
         self._layout = torch.channels_last if options["channels_last"] else torch.contiguous_format
         self._compile = options["compile"]
-        self._patience = options["patience"]
+        self.patience = options["patience"]
         self.skipped = callbacks.SkippedFiles()
         self._counted = 0.0
         self._collector = Collector()
@@ -363,7 +365,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
     def configure_callbacks(self) -> list[Callback]:
         """Return what every run gets; a callback of the same kind that the user set up takes the place of ours."""
         return callbacks.list_callbacks(
-            self.trainer, self, patience=self._patience, ema=self.optim.ema
+            self.trainer, self, patience=self.patience, ema=self.optim.ema
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -410,6 +412,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
             skipped = self.skipped.files[split]
             checkpoint = self.trainer.ckpt_path or self.source
             folder = Path(checkpoint).parent if checkpoint else folder
+            self.evaluated = predictions
             more = {
                 "checkpoint": str(checkpoint) if checkpoint else None,
                 "num_skipped": len(skipped),

@@ -113,7 +113,10 @@ class ResultsPage(Page):
         self.add_figure(picture, caption)
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """List the files that could not be read, and write the page."""
+        """List the folds and the files that could not be read, and write the page."""
+        if folds := results.get("folds"):
+            self.add_heading("By fold")
+            self.add_table([{k: v for k, v in row.items() if k != "checkpoint"} for row in folds])
         if results.get("num_skipped"):
             self.add_heading("Files that could not be read")
             rows = [{"file": name, "reason": why} for name, why in results["skipped"].items()]
