@@ -18,7 +18,7 @@ VENDORED = {"export/vfm_runtime/deepfake/faces/weights/onet.onnx"}
 SPEAKERS = (
     "vfm/cli/",
     "vfm/demo.py",
-    "vfm/tune.py",
+    "vfm/tune/",
     "vfm/bundle/export.py",
     "vfm/deepfake/data/extract.py",
     "vfm/tasks/calibrate.py",

@@ -57,7 +57,7 @@ SMALLER = {
     "vfm export runs/0/checkpoints/best.ckpt --images my_images -o small": ["--max_drop", "10"],
     "vfm tune": [
         *("--backbone", "test_vit", "--pretrained", "false", "--image_size", "32"),
-        *("--num_images", "24"),
+        *("--num_images", "24", "--minutes", "0.3"),
     ],
     "vfm fit --config recipes/debug/digits.yaml": ["--trainer.max_epochs", "1"],
 }

@@ -7,8 +7,14 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from vfm_runtime.errors import DataError
 
-from vfm.report import plot_bars, plot_confusion_matrix, plot_learning_curves
+from vfm.report import (
+    plot_bars,
+    plot_confusion_matrix,
+    plot_intervals,
+    plot_learning_curves,
+)
 
 CURVE = [(step, 1 / (1 + step)) for step in range(0, 100, 10)]
 
@@ -76,3 +82,12 @@ def test_pyplot_is_not_imported() -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no series to plot in the panels \['loss'"):
         plot_learning_curves({"loss": {}}, xlabel="step")
+
+
+def test_intervals_are_drawn_each_in_its_color() -> None:
+    points = {"_quick": (0.02, 0.7, 0.6, 0.8), "slow": (3.0, 0.75, 0.75, 0.9)}
+    pixels = _pixels(plot_intervals(points, xlabel="minutes", ylabel="accuracy"))
+    for color in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
+        assert (pixels == color).all(axis=2).any()
+    with pytest.raises(DataError, match="There is no interval to plot"):
+        plot_intervals({}, xlabel="minutes", ylabel="accuracy")

@@ -24,8 +24,8 @@ COMMANDS = {
         "backbones: size, cost, licence, what each is good for",
     ),
     "tune": (
-        "vfm.tune:tune",
-        "try ways of adapting on a sample of your data, within a time budget",
+        "vfm.tune.command:tune",
+        "the best model for a few labelled images, found and fitted in some minutes",
     ),
     "faces": (
         "vfm.deepfake.data.extract:faces",

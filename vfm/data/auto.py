@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,6 +20,7 @@ from vfm.data.splits import SPLITS
 from vfm.data.table import TableData
 from vfm.data.table_rows import TABLE_SUFFIXES, find_table, read_table_rows
 from vfm.data.tables import read_table
+from vfm.data.transforms import Augment
 from vfm.spec import Spec, get_class_path
 
 log = logging.getLogger(__name__)
@@ -153,40 +154,46 @@ def take_options(
     return {name: arguments[name] for name in names if name in arguments}
 
 
-class SampledData(ImageData):
-    """A part of other data: some training and validation images of every class, drawn once."""
+class SelectedData(ImageData):
+    """Some of the labelled images of other data: some to learn from, others to answer for."""
 
     def __init__(
-        self, data: ImageData, *, num_train: int, num_val: int, **options: Unpack[LoaderOptions]
+        self,
+        data: ImageData,
+        train: Sequence[int],
+        predict: Sequence[int] = (),
+        *,
+        augment: Augment = "none",
+        **options: Unpack[LoaderOptions],
     ) -> None:
         """Make the data module.
 
         Args:
-            data: Data module to draw from.
-            num_train: Most training images.
-            num_val: Most validation images.
+            data: Data module to take images of.
+            train: Indices of images to learn from, among the training images of the other data.
+            predict: Indices of images to answer for, among the same; classes that are not learned may be among them.
+            augment: Augmentation of training images, as for `ImageData`.
             **options: Options of every data module.
         """
         options.setdefault("bit_depth", data.bit_depth)
-        super().__init__(augment="none", **options)
+        super().__init__(augment=augment, **options)
         self.data = data
-        self.num_images: Mapping[str, int] = {"train": num_train, "val": num_val}
+        self.indices = {"train": train, "predict": predict}
 
     def read(self) -> dict[str, list[Record]]:
-        """Draw from the other data."""
+        """Take the images of the other data, and all of its labels."""
         self.data.setup("fit")
-        self.data.setup("validate")
         self.labels, self.multilabel = self.data.labels, self.data.multilabel
-        return {
-            split: draw(self.data.records[split], number, self.seed)
-            for split, number in self.num_images.items()
-        }
+        images = self.data.records["train"]
+        return {split: [images[i] for i in indices] for split, indices in self.indices.items()}
+
+    def keep_split(self, folder: Path) -> Spec:
+        """Keep the splits of the other data."""
+        return self.data.keep_split(folder)
 
 
-def draw(records: Sequence[Record], number: int, seed: int) -> list[Record]:
-    """Some of the images, as evenly over the classes as there are images of them; in their old order."""
-    if number >= len(records):
-        return list(records)
+def draw_indices(records: Sequence[Record], number: int, seed: int) -> list[int]:
+    """Draw some of the images, as evenly over the classes as there are images of them; indices in their old order."""
     # The first image drawn of each class, then the second of each, and so on.
     turns: Counter[int] = Counter()
     ranks: dict[int, tuple[int, int]] = {}
@@ -194,5 +201,4 @@ def draw(records: Sequence[Record], number: int, seed: int) -> list[Record]:
         label = min(list_labels(records[i]), default=-1)
         ranks[i] = (turns[label], label)
         turns[label] += 1
-    chosen = sorted(ranks, key=ranks.__getitem__)[:number]
-    return [records[i] for i in sorted(chosen)]
+    return sorted(sorted(ranks, key=ranks.__getitem__)[:number])

@@ -2,7 +2,12 @@
 
 from vfm.report.curves import Curve, plot_curves
 from vfm.report.page import Page
-from vfm.report.plots import plot_bars, plot_confusion_matrix, plot_learning_curves
+from vfm.report.plots import (
+    plot_bars,
+    plot_confusion_matrix,
+    plot_intervals,
+    plot_learning_curves,
+)
 from vfm.report.sheet import draw_contact_sheet
 
 __all__ = [
@@ -12,5 +17,6 @@ __all__ = [
     "plot_bars",
     "plot_confusion_matrix",
     "plot_curves",
+    "plot_intervals",
     "plot_learning_curves",
 ]

@@ -19,6 +19,7 @@ Points = Sequence[tuple[float, float]]
 # Okabe and Ito's colours, told apart by colour-blind readers; line styles when they run out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DPI = 144
 FONT_SIZE = 9
 _MAX_CLASSES_WITH_COUNTS = 20
@@ -106,6 +107,52 @@ def plot_bars(values: Mapping[str, float], xlabel: str) -> bytes:
     axes.set_xlabel(truncate_text(xlabel, 48), fontsize=FONT_SIZE, parse_math=False)
     style_axes(axes)
     axes.grid(visible=False, axis="y")
+    return encode_png(drawing)
+
+
+def plot_intervals(
+    points: Mapping[str, tuple[float, float, float, float]], *, xlabel: str, ylabel: str
+) -> bytes:
+    """Plot values with their intervals over x, which is on a logarithmic scale, each named in the legend.
+
+    Args:
+        points: `(x, value, low, high)` for each name, x above 0.
+        xlabel: What x is, with its unit.
+        ylabel: What the values are.
+    """
+    if not points:
+        raise DataError("There is no interval to plot. Pass at least one point.")
+    drawing = make_figure(7.4, 3.8 + 0.2 * len(points), layout="compressed")
+    axes = drawing.subplots()
+    drawn = []
+    for index, (x, value, low, high) in enumerate(points.values()):
+        style: Any = {
+            "color": COLORS[index % len(COLORS)],
+            "marker": _MARKERS[index % len(_MARKERS)],
+        }
+        errors = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        drawn.append(
+            axes.errorbar(
+                [x], [value], yerr=errors, capsize=4, linestyle="", elinewidth=1.4, **style
+            )
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel(truncate_text(xlabel, 48), fontsize=FONT_SIZE, parse_math=False)
+    axes.set_ylabel(truncate_text(ylabel, 32), fontsize=FONT_SIZE, parse_math=False)
+    style_axes(axes)
+    legend = axes.legend(
+        drawn,
+        ["way"] * len(drawn),
+        fontsize=FONT_SIZE - 1,
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.15),
+        ncols=2,
+    )
+    name_lines(
+        legend,
+        [f"{truncate_text(name, 44)}  {point[1]:.3f}" for name, point in points.items()],
+    )
     return encode_png(drawing)
 
 

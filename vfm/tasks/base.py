@@ -163,16 +163,21 @@ class BaseTask(CheckpointedModel, ExportHooks):
             if self._compile:
                 require_compiler()
                 self.backbone.compile()
-            spec = data.spec
             folder = callbacks.get_output_dir(self.trainer)  # asks all ranks, so not only the first
-            if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                folder.mkdir(parents=True, exist_ok=True)
-                spec = data.keep_split(folder)
-            self._data = {
-                "spec": spec,
-                "fingerprint": data.fingerprint(),
-                "splits": data.describe(),
-            }
+            keeps = self.trainer.is_global_zero and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+            self.record_data(data, folder if keeps else None)
+
+    def record_data(self, data: ImageData, folder: Path | None) -> None:
+        """Remember what is trained on, for checkpoints; with a folder, keep there what it takes to read it again."""
+        spec = data.spec
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            spec = data.keep_split(folder)
+        self._data = {
+            "spec": spec,
+            "fingerprint": data.fingerprint(),
+            "splits": data.describe(),
+        }
 
     def _resolve_settings(self, data: ImageData) -> None:
         """Put values in the place of each `auto`, for this training and those that its checkpoints resume."""

@@ -1,0 +1,289 @@
+"""Frozen heads of `vfm tune`: kNN, nearest mean, LDA and logistic regression, chosen by cross-validation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from vfm_runtime.heads_on_features import AffineHead, fit_lda, fit_nearest_mean, scale_features
+
+from vfm.heads_on_features import Candidate, CandidateScores, cross_validate
+from vfm.heads_on_features.cross_validation import FoldFitter
+from vfm.heads_on_features.linear import list_candidates
+from vfm.heads_on_features.logistic import fit_logistic_regression
+from vfm.models.heads import Head, LinearHead, NeighborsHead
+from vfm.models.heads.classification import Reads
+from vfm.tune.images import LabeledPool
+from vfm.tune.selection import Choice, build_criterion, build_statistic, choose_honestly
+from vfm.tune.ways import Way
+
+POOLED = ("pooled",)
+JOINED = ("pooled", "map_means")
+FOLDS = 5
+_REPEATS = 3
+_MOST_REPEATED = 12
+"""Candidates that are judged by all repetitions: those that the first one leaves in the running."""
+_FRACTION = 0.25
+"""Fraction of the time left that cross-validation of the frozen heads may take."""
+_NAMES = {
+    "neighbors": "{k}-nearest-neighbors",
+    "nearest_mean": "nearest mean",
+    "lda": "LDA, shrunk",
+    "logistic": "logistic regression",
+}
+_SCALINGS = {"none": "", "l2": "L2", "standardized": "standardized"}
+
+
+@dataclass(eq=False)
+class JudgedHead:
+    """A head on frozen features, with its scores of images that it was not fitted on."""
+
+    candidate: Candidate
+    reads: tuple[str, ...]
+    """Fields of the features that it reads, joined."""
+    results: list[CandidateScores]
+    """Out-of-fold scores of each repetition of the cross-validation."""
+    seconds: float
+    """Its part of the time of the cross-validation."""
+
+    @property
+    def metric(self) -> float:
+        """Accuracy or mean average precision, averaged over the repetitions."""
+        return float(np.mean([result.metric for result in self.results]))
+
+    @property
+    def scores(self) -> list[NDArray[np.float32]]:
+        """Out-of-fold scores [N, C] of each repetition."""
+        return [result.scores.astype(np.float32) for result in self.results]
+
+    def build(self) -> LinearHead | NeighborsHead:
+        """Return the head as a model has it, without its layers yet."""
+        reads: Reads = "both" if self.reads == JOINED else "pooled"
+        if self.candidate.head == "neighbors":
+            return NeighborsHead(self.candidate.k, reads=reads)
+        return LinearHead(reads=reads)
+
+    @property
+    def family(self) -> str:
+        """Name without the settings that cross-validation chose."""
+        return _NAMES[self.candidate.head].format(k=self.candidate.k)
+
+    @property
+    def name(self) -> str:
+        """Name with settings, such as `logistic regression (L2, C 10, joined layers)`."""
+        details = [] if self.candidate.head == "neighbors" else [_SCALINGS[self.candidate.scaling]]
+        if self.candidate.head == "logistic":
+            details.append(f"C {float(f'{self.candidate.c:.2g}'):g}")
+        details.append("several layers" if self.reads == JOINED else "")
+        text = ", ".join(filter(None, details))
+        return f"{self.family} ({text})" if text else self.family
+
+
+@dataclass(eq=False)
+class FrozenHeads:
+    """The frozen heads of one backbone, judged on N images, and the best of them."""
+
+    pool: LabeledPool
+    features: dict[str, NDArray[np.float32]]
+    """Fields of the features, each [N, width]."""
+    heads: list[JudgedHead] = field(default_factory=list)
+    """All heads that were judged, the best first."""
+    choice: Choice | None = None
+    untried: str = ""
+    """Why logistic regression was not tried; empty where it was."""
+
+    @property
+    def fields(self) -> list[tuple[str, ...]]:
+        """Features that heads may read."""
+        return [POOLED, JOINED] if "map_means" in self.features else [POOLED]
+
+    @property
+    def best(self) -> JudgedHead:
+        """The head that was chosen."""
+        assert self.choice is not None
+        return self.heads[self.choice.best]
+
+    def judge(self, seconds: float) -> None:
+        """Cross-validate the heads in about so many seconds, the cheap ones first, and choose one honestly."""
+        start, allowed = time.perf_counter(), _FRACTION * seconds
+        seed = self.pool.data.seed
+        folds = self.pool.draw_folds(min(FOLDS, len(set(self.pool.keys))), seed)
+        for reads in self.fields:
+            self._cross_validate(reads, self._list_simple(), folds)
+        for reads in self.fields:
+            left = allowed - (time.perf_counter() - start)
+            self._cross_validate(reads, self._plan_logistic(reads, folds, left), folds)
+        once = time.perf_counter() - start
+        self._rank()
+        # Heads that are not worse than the best one by more than two standard errors.
+        highest = max(head.metric for head in self.heads)
+        margin = 2 * math.sqrt(max(highest * (1 - highest), 0.01) / len(folds))
+        running = [head for head in self.heads if head.metric >= highest - margin][:_MOST_REPEATED]
+        for repeat in range(1, _REPEATS):
+            # The heads that are left are fewer; that all took `once` bounds their time.
+            if time.perf_counter() - start + once * len(running) / len(self.heads) > allowed:
+                break
+            again = self.pool.draw_folds(int(folds.max()) + 1, seed + repeat)
+            for reads in self.fields:
+                part = [head for head in running if head.reads == reads]
+                for head, result in zip(
+                    part, self._score([head.candidate for head in part], reads, again), strict=True
+                ):
+                    head.results.append(result)
+        self.heads = running + [head for head in self.heads if head not in running]
+        self._rank()
+        self.choice = self._choose(self.heads)
+
+    def list_ways(self, seconds: float, image_size: int) -> list[Way]:
+        """List the best head of each kind, the chosen one first; its interval is that of all heads together.
+
+        Args:
+            seconds: Time of the features.
+            image_size: Side of the images in pixels.
+        """
+        assert self.choice is not None
+        number = len(self.pool.indices)
+        folds = min(FOLDS, len(set(self.pool.keys)))
+        families: dict[str, list[JudgedHead]] = {}
+        for head in [self.best, *self.heads]:
+            families.setdefault(head.family, []).append(head)
+        ways = []
+        for heads in families.values():
+            choice = self.choice
+            if heads[0] is not self.best:
+                choice = self._choose(heads)
+            cost = seconds + sum(head.seconds for head in heads)
+            ways.append(
+                Way(heads[0].name, choice.interval, number, (folds, folds), cost, image_size)
+            )
+        return ways
+
+    def join(self, reads: Sequence[str]) -> NDArray[np.float32]:
+        """Return the fields that a head reads side by side, [N, D]."""
+        return np.concatenate([self.features[name] for name in reads], axis=1)
+
+    def score_images(
+        self, train: NDArray[np.int64], judged: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Score some images by the head that the other images choose, fitted on `train`; both are indices."""
+        others = np.setdiff1d(np.arange(len(self.pool.indices)), judged)
+        counts = np.isin(np.arange(len(self.pool.indices)), others).astype(np.int64)[None]
+        ranks = [build_criterion(head.scores, self.pool.target)(counts)[0] for head in self.heads]
+        return self.fit_and_score(self.heads[int(np.argmax(ranks))], train, judged)
+
+    def fit_and_score(
+        self, head: JudgedHead, train: NDArray[np.int64], judged: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Fit a head on some images, and return its logits [n, C] of others; both are indices."""
+        values, data = self.join(head.reads), self.pool.data
+        fitter = FoldFitter(
+            values[train], self.pool.target[train], len(data.labels), None, data.multilabel
+        )
+        ((_, logits),) = fitter.score([head.candidate], values[judged])
+        return logits.astype(np.float32)
+
+    def _cross_validate(
+        self, reads: tuple[str, ...], candidates: Sequence[Candidate], folds: NDArray[np.int64]
+    ) -> None:
+        start = time.perf_counter()
+        results = self._score(candidates, reads, folds)
+        each = (time.perf_counter() - start) / max(1, len(results))
+        self.heads += [JudgedHead(result.candidate, reads, [result], each) for result in results]
+
+    def _score(
+        self, candidates: Sequence[Candidate], reads: Sequence[str], folds: NDArray[np.int64]
+    ) -> list[CandidateScores]:
+        if not candidates:
+            return []
+        data = self.pool.data
+        return cross_validate(
+            self.join(reads),
+            self.pool.target,
+            folds,
+            candidates,
+            num_labels=len(data.labels),
+            multilabel=data.multilabel,
+        )
+
+    def _list_simple(self) -> list[Candidate]:
+        neighbors = [Candidate("neighbors", k=k) for k in (1, 5)]
+        if self.pool.data.multilabel:
+            return neighbors
+        return [
+            Candidate("lda", "none"),
+            Candidate("lda", "l2"),
+            Candidate("nearest_mean", "none"),
+            *neighbors,
+        ]
+
+    def _plan_logistic(
+        self, reads: Sequence[str], folds: NDArray[np.int64], seconds: float
+    ) -> list[Candidate]:
+        """Return the whole grid of logistic regression, a part of it, or none, by what the time allows."""
+        values = self.join(reads)
+        grid = list_candidates(values)
+        start = time.perf_counter()
+        middle = grid[len(grid) // 2]
+        self._fit(middle, values)
+        each = (time.perf_counter() - start) * (int(folds.max()) + 1)
+        for step in (1, 3, len(grid)):
+            part = grid[len(grid) // 2 % step :: step]
+            if each * len(part) <= seconds:
+                return part
+        self.untried = f"logistic regression would take {each:.0f} s"
+        return []
+
+    def _rank(self) -> None:
+        once = np.ones((1, len(self.pool.indices)), np.int64)
+        target = self.pool.target
+        self.heads.sort(key=lambda head: -build_criterion(head.scores, target)(once)[0])
+
+    def _choose(self, heads: Sequence[JudgedHead]) -> Choice:
+        target = self.pool.target
+        return choose_honestly(
+            [build_statistic(head.scores, target) for head in heads],
+            len(target),
+            criteria=[build_criterion(head.scores, target) for head in heads],
+            keys=self.pool.keys,
+            seed=self.pool.data.seed,
+        )
+
+    def _fit(self, candidate: Candidate, values: NDArray[Any]) -> AffineHead:
+        """Fit a linear head on all images."""
+        target, data = self.pool.target, self.pool.data
+        if candidate.head == "logistic":
+            return fit_logistic_regression(
+                values,
+                target,
+                c=candidate.c,
+                scaling=candidate.scaling,
+                num_labels=len(data.labels),
+                multilabel=data.multilabel,
+            )
+        if candidate.head == "nearest_mean":
+            return fit_nearest_mean(values, target, len(data.labels))
+        scaled = scale_features(values, None, candidate.scaling == "l2")
+        return replace(
+            fit_lda(scaled, target, len(data.labels)), normalizes=candidate.scaling == "l2"
+        )
+
+    def fill(self, head: Head) -> None:
+        """Fit the chosen head on all images, at the temperature at which its out-of-fold scores are probabilities."""
+        values = self.join(self.best.reads)
+        if isinstance(head, NeighborsHead):
+            target = self.pool.target
+            classes = target if target.ndim == 2 else np.eye(len(head.labels))[target]
+            head.load_neighbors(torch.from_numpy(values), torch.from_numpy(classes))
+            return
+        assert isinstance(head, LinearHead)
+        affine = self._fit(self.best.candidate, values)
+        temperature = float(np.mean([result.temperature for result in self.best.results]))
+        head.load_affine(
+            replace(affine, weight=affine.weight / temperature, bias=affine.bias / temperature)
+        )
