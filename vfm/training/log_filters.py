@@ -22,6 +22,8 @@ _WARNINGS = (
     r"Your `IterableDataset` has `__len__` defined",
     # A frozen backbone is meant to be.
     r"Found \d+ module\(s\) in eval mode",
+    # Epochs of few images are short.
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
     # Averaging and early stopping are for training alone.
     "Be aware that when using `ckpt_path`, callbacks",
     r".*isinstance\(treespec, LeafSpec",
