@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import LightningCLI
 from vfm_runtime.errors import DataError
 
 from vfm.cli.errors import UsageError
 from vfm.cli.recipes import Recipe
-from vfm.cli.resume import find_newest, find_option
+from vfm.cli.resume import find_newest_run, find_option
 from vfm.cli.words import pop_option
 from vfm.data import ImageData
 from vfm.models.tensors import read_plain
@@ -72,7 +73,7 @@ def find_job(recipes: Sequence[Recipe], words: list[str], default_root: str) -> 
     words, checkpoints = pop_option(words, "--ckpt_path")
     root = Path(find_option(recipes, words, "trainer", "default_root_dir") or default_root)
     goes_on = checkpoints[-1:] == ["last"]
-    begun = _find_begun(root, of_folds=folds is not None) if goes_on else None
+    begun = find_newest_run(root, JOB_FILE, strict=folds is None) if goes_on else None
     if folds is None and begun is None:
         return None
     if checkpoints and checkpoints[-1] != "last":
@@ -115,10 +116,13 @@ def cross_validate(job: FoldJob, start: Start) -> None:
     facts = [content["facts"] for content in contents]
     results = write_out_of_fold(cli.model, cli.datamodule, job.folder, folds, facts)
     best = job.folder / _BEST
-    if not best.is_file():
+    if not contents[0]["states_val"]:  # nothing chose, and the end is the best that is known
         shutil.copyfile(job.folder / _LAST, best)
     metric = cli.model.monitor.rpartition("/")[2]
-    value, interval = describe_metric(results.get(metric))
+    values, sizes = zip(
+        *((row[metric], row["num_samples"]) for row in results["folds"]), strict=True
+    )
+    value, interval = describe_metric(results.get(metric, float(np.average(values, weights=sizes))))
     print(
         f"Out of fold: {metric} {value}{f' ({interval})' * bool(interval)} on {results['num_samples']} images, each "
         f"judged by the model that did not see it. Page: {job.folder / f'report_{OUT_OF_FOLD}.html'}\n"
@@ -143,15 +147,6 @@ def choose_options(job: FoldJob, contents: Sequence[Mapping[str, Any]]) -> list[
         )
         options.append(f"--trainer.{option}={length}")
     return options
-
-
-def _find_begun(root: Path, *, of_folds: bool) -> Path | None:
-    """Return the run that was written to last, if it is a cross-validation; with `of_folds` no other run counts."""
-    paths = [path for name in (_LAST, f"fold_*/{_LAST}") for path in root.glob(f"*/{name}")]
-    runs = {path: root / path.relative_to(root).parts[0] for path in paths}
-    begun = {path for path, run in runs.items() if (run / JOB_FILE).is_file()}
-    newest = find_newest(begun if of_folds else paths)
-    return runs[newest] if newest in begun else None
 
 
 def _check_words(recipes: Sequence[Recipe], words: Sequence[str]) -> None:
@@ -206,7 +201,7 @@ def _run_fold(job: FoldJob, number: int, start: Start) -> dict[str, Any]:
         "names": [record.name for record in cli.datamodule.records["val"]],
         "skipped": dict(cli.model.skipped.files["val"]),
         "position": torch.from_numpy(predictions.position),
-        "rows": {key: list(map(torch.as_tensor, rows)) for key, rows in predictions.rows.items()},
+        "rows": {name: torch.from_numpy(predictions.stack(name)) for name in predictions.rows},
         "sums": dict(predictions.sums),
     }
     partial = file.with_suffix(".partial")

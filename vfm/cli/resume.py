@@ -37,6 +37,22 @@ def find_newest(paths: Iterable[Path]) -> Path | None:
     return max(paths, key=lambda path: path.stat().st_mtime, default=None)
 
 
+def find_newest_run(root: Path, marker: str, *, strict: bool) -> Path | None:
+    """Return the run with a file of this name that was written to last.
+
+    Args:
+        root: Folder of the runs.
+        marker: Name of the file.
+        strict: Whether there is none where a run without the file was written to later.
+    """
+    patterns = ("*/checkpoints/last.ckpt", "*/*/checkpoints/last.ckpt")
+    paths = [path for pattern in patterns for path in root.glob(pattern)]
+    runs = {path: root / path.relative_to(root).parts[0] for path in paths}
+    marked = {path for path, run in runs.items() if (run / marker).is_file()}
+    newest = find_newest(paths if strict else marked)
+    return runs[newest] if newest in marked else None
+
+
 def resolve(
     command: str, words: list[str], recipes: Sequence[Recipe], default_root: str
 ) -> list[str]:

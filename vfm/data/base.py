@@ -321,12 +321,7 @@ class ImageData(LightningDataModule, Component, ABC):
             # Tiles stay in the order in which their photo was cut.
             images.sort(key=lambda r: (r.objects is not None and r.key) or r.name)
         elif val and self.fold is not None:
-            self.leaves_val_out = True
-            warnings.warn(
-                f"The val split that the data states, {len(val)} images, stays out of the folds: nothing is learned "
-                f"from it, and fold {self.fold} is in its place.",
-                stacklevel=3,
-            )
+            self._leave_val_out(len(val))
         if self.fold is not None:
             fold_of = self._draw_folds(images, self.folds)
             pairs = list(zip(images, fold_of, strict=True))
@@ -336,6 +331,15 @@ class ImageData(LightningDataModule, Component, ABC):
             self.val_is_drawn = False
         changed = {"train": images, "val": val}
         return {split: images for split, images in (records | changed).items() if images}
+
+    def _leave_val_out(self, num_images: int) -> None:
+        """Say that a fold takes the place of a val split that the data states."""
+        self.leaves_val_out = True
+        warnings.warn(
+            f"The val split that the data states, {num_images} images, stays out of the folds: nothing is learned "
+            f"from it, and fold {self.fold} is in its place.",
+            stacklevel=4,
+        )
 
     def _draw_folds(self, records: Sequence[Record], folds: int) -> list[int]:
         keys = [record.key or record.name for record in records]

@@ -72,7 +72,12 @@ def write_out_of_fold(
                 for fact, part in zip(facts, parts, strict=True)
             ],
         }
-        task.write_results(folder, OUT_OF_FOLD, _join_predictions(parts), more)
+        joined = SplitPredictions(
+            np.concatenate([part.position for part in parts]),
+            {name: [row for p in parts for row in p.rows[name]] for name in parts[0].rows},
+            {name: sum(part.sums[name] for part in parts) for name in parts[0].sums},
+        )
+        task.write_results(folder, OUT_OF_FOLD, joined, more)
     finally:
         del data.records[OUT_OF_FOLD]
     try:
@@ -86,15 +91,6 @@ def write_out_of_fold(
     # The card of an export reads what lies beside the checkpoint.
     save_results(folder / "checkpoints", OUT_OF_FOLD, results)
     return results
-
-
-def _join_predictions(parts: Sequence[SplitPredictions]) -> SplitPredictions:
-    first = parts[0]
-    return SplitPredictions(
-        np.concatenate([part.position for part in parts]),
-        {name: [row for part in parts for row in part.rows[name]] for name in first.rows},
-        {name: sum(part.sums[name] for part in parts) for name in first.sums},
-    )
 
 
 def _write_table(

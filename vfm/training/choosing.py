@@ -84,8 +84,8 @@ class Patience(EarlyStopping):
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
         """Set the metric, whether it should be `max` or `min`, and the number of validations."""
         super().__init__(monitor, patience=patience, mode=mode)
-        self.loss: Tensor | None = None
         self.least_loss: Tensor | None = None
+        self._trainer: Trainer | None = None
 
     @property
     def state_key(self) -> str:
@@ -95,20 +95,19 @@ class Patience(EarlyStopping):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look at the loss where few samples judge."""
         super().setup(trainer, pl_module, stage)
+        self._trainer = trainer
         if 0 < _count_judged(trainer, pl_module) < FEW:
             self.monitor, self.mode, self.best_score = LOSS, "min", torch.tensor(torch.inf)
 
-    def _run_early_stopping_check(self, trainer: Trainer) -> None:
-        self.loss = trainer.callback_metrics.get(LOSS)
-        super()._run_early_stopping_check(trainer)
-
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
-        if _wins_tie(current, self.best_score, self.loss, self.least_loss):
-            self.wait_count, self.least_loss = 0, self.loss
+        assert self._trainer is not None  # set before the first validation
+        loss = self._trainer.callback_metrics.get(LOSS)
+        if _wins_tie(current, self.best_score, loss, self.least_loss):
+            self.wait_count, self.least_loss = 0, loss
             return False, None
         answer = super()._evaluate_stopping_criteria(current)
         if self.wait_count == 0:
-            self.least_loss = self.loss
+            self.least_loss = loss
         return answer
 
     def state_dict(self) -> dict[str, Any]:

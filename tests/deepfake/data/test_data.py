@@ -398,3 +398,27 @@ def test_one_label_alone_is_refused(faces, tmp_path, label, said):
 def test_wrong_arguments_are_refused(faces, arguments, said):
     with pytest.raises(ValueError, match=said):
         listed(faces, **arguments)
+
+
+def test_a_stated_val_split_stays_out_of_the_folds(faces, tmp_path):
+    val = {"person000", "person001"}
+
+    def place(item):
+        return item._replace(split="val" if val & set(item.identities) else "")
+
+    root = rewritten(faces, tmp_path / "stated", place)
+    plain = listed(root, test_fraction=0.0)
+    plain.setup()
+    held_out = []
+    for fold in range(2):
+        data = listed(root, test_fraction=0.0, folds=2, fold=fold)
+        with pytest.warns(UserWarning, match=f"stays out of the folds.* fold {fold} is in its pl"):
+            data.setup()
+        assert data.leaves_val_out
+        held_out += [record.name for record in data.records["val"]]
+    assert sorted(held_out) == sorted(record.name for record in plain.records["train"])
+    everything = listed(root, test_fraction=0.0, folds=2)
+    everything.setup()
+    assert everything.records.keys() == {"train", "val"}
+    with pytest.raises(ValueError, match="force_split is 'train' and folds is 2, but images of"):
+        listed(root, folds=2, force_split="train").setup()

@@ -180,15 +180,11 @@ class DeepfakeImages(ImageData, ABC):
         if self.folds is None:
             return placed
         self._has_folds = True
-        self.val_is_drawn = all(item.split != "val" for item in items)
-        return assign_folds(
-            placed,
-            self.folds,
-            self.fold,
-            self.seed,
-            group_by,
-            splits=("train", "val") if self.val_is_drawn else ("train",),
-        )
+        stated = sum(item.split == "val" for item in items)
+        if stated and self.fold is not None:
+            self._leave_val_out(stated)
+        splits = ("train",) if stated else ("train", "val")
+        return assign_folds(placed, self.folds, self.fold, self.seed, group_by, splits=splits)
 
     def _build_training_dataset(self) -> DeepfakeDataset:
         records = require_deepfakes(self._get_records("train"))
