@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from vfm_runtime.errors import VfmError
 
-_FEWEST_STEPS = 4
+_FEWEST_STEPS = 10
 """Steps after which the time of a training is foreseen; the first holds the start of the loader."""
 _TOLERANCE = 1.1
 

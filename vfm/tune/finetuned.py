@@ -15,9 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from vfm.data import ImageData
+from vfm.losses import CrossEntropy
 from vfm.metrics.ranking import Statistic
 from vfm.models.adapt import ADAPTATIONS, Adapt
+from vfm.spec import build, get_class_path
 from vfm.tasks import ClassificationTask
+from vfm.training.precision import choose_precision
 from vfm.tune.backbones import TriedBackbone
 from vfm.tune.clock import Clock, OutOfTimeError, StopOverrun
 from vfm.tune.images import LabeledPool
@@ -29,7 +32,8 @@ FINE_TUNED: tuple[Adapt, ...] = ("full", "ln", "lora")
 AUGMENT = "standard"
 BATCH = 16
 _FOLDS = 3
-_STEPS, _FEWEST_STEPS = 300, 100
+_STEPS, _FEW_STEPS, _FEWEST_STEPS = 400, 200, 100
+_WARMUP, _SMOOTHING = 0.1, 0.1
 _SCALES = (1.0, 0.75, 0.6)
 """Sides of the images as fractions of the usual one, tried until the trainings fit."""
 _OVERHEAD = 3.0
@@ -162,13 +166,13 @@ class FineTuner:
     def _choose_schedule(self, name: Adapt, num_folds: int, num_scored: int) -> Schedule | None:
         """Choose the largest images and most steps with which a way can be judged on all folds, or on fewer."""
         sizes = [self._round_size(scale * self.backbone.image_size) for scale in _SCALES]
+        choices = [Schedule(size, _STEPS) for size in sizes] + [Schedule(sizes[-1], _FEW_STEPS)]
+        cases = [(number, choice) for number in range(num_folds, 0, -1) for choice in choices]
         left = self.clock.left - self.reserve
-        choices = [Schedule(size, _STEPS) for size in sizes] + [Schedule(sizes[-1], _FEWEST_STEPS)]
-        for number in range(num_folds, 0, -1):
-            for schedule in choices:
-                each = self.expect_seconds(name, schedule, num_scored)
-                if number * each + self.expect_seconds(name, schedule) <= left:
-                    return schedule
+        for number, schedule in [*cases, (1, Schedule(sizes[-1], _FEWEST_STEPS))]:
+            each = self.expect_seconds(name, schedule, num_scored)
+            if number * each + self.expect_seconds(name, schedule) <= left:
+                return schedule
         return None
 
     def _round_size(self, side: float) -> int:
@@ -183,7 +187,7 @@ class FineTuner:
         allowed = self.clock.left - self.reserve - expected
         self.progress(
             f"{trial.name}: {self.schedule.steps} steps at {self.schedule.image_size} pixels, fold "
-            f"{len(trial.images) + 1}, about {expected:.0f} s"
+            f"{len(trial.images) + 1} held out, about {expected:.0f} s"
         )
         data = self._select(train, judged)
         start = self.clock.elapsed
@@ -206,7 +210,10 @@ class FineTuner:
     def _fit(self, name: Adapt, data: ImageData, allowed: float) -> ClassificationTask:
         assert self.schedule is not None
         L.seed_everything(self.pool.data.seed, verbose=False)
-        task = ClassificationTask(**self.list_arguments(name))
+        spec = {"class_path": get_class_path(ClassificationTask)}
+        task: ClassificationTask = build(
+            {**spec, "init_args": self.list_arguments(name)}, base=ClassificationTask
+        )
         trainer = L.Trainer(
             max_steps=self.schedule.steps,
             max_epochs=-1,
@@ -224,14 +231,18 @@ class FineTuner:
         return task
 
     def list_arguments(self, name: str) -> dict[str, Any]:
-        """Return the arguments of the task of a way."""
+        """Return the arguments of the task of a way, as plain data; what is left out follows the number of images."""
         assert self.schedule is not None
-        return self.backbone.settings | {
+        arguments = self.backbone.settings | {
             "image_size": self.schedule.image_size,
             "adapt": name,
             "multilabel": self.pool.data.multilabel,
-            "lp_ft": True,
+            "optim": {"warmup_ratio": _WARMUP},
         }
+        if not self.pool.data.multilabel:
+            smoothing = {"label_smoothing": _SMOOTHING}
+            arguments["loss"] = {"class_path": get_class_path(CrossEntropy), "init_args": smoothing}
+        return arguments
 
     def _describe(self, trial: Trial, folds: NDArray[np.int64]) -> Way | UntriedWay:
         num_folds = int(folds.max()) + 1
@@ -254,11 +265,6 @@ class FineTuner:
             compare_pairs(ours, frozen, number, keys=keys),
             self.schedule.steps,
         )
-
-
-def choose_precision() -> Any:
-    """Return the Trainer's precision: 16 bits where the hardware has them."""
-    return "bf16-mixed" if torch.cuda.is_available() else "32-true"
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from vfm.data.dataset import Record
 from vfm.tasks import ClassificationTask
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tune.backbones import TriedBackbone
-from vfm.tune.finetuned import AUGMENT, BATCH, FineTuner, choose_precision
+from vfm.tune.finetuned import AUGMENT, BATCH, FineTuner
 from vfm.tune.images import LabeledPool
 from vfm.tune.words import TuneResult
 
@@ -61,7 +61,7 @@ def write_recipe(path: Path, result: TuneResult, tuner: FineTuner) -> None:
     if way.steps:
         model = tuner.list_arguments(way.name)
         loading: dict[str, Any] = {"augment": AUGMENT, "batch_size": BATCH}
-        trainer |= {"max_steps": way.steps, "max_epochs": -1, "precision": choose_precision()}
+        trainer |= {"max_steps": way.steps, "max_epochs": -1, "precision": "auto"}
     else:
         model = tuner.backbone.settings | {"adapt": "linear", "multilabel": data.multilabel}
         loading = {"augment": "none"}

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from vfm_runtime.heads_on_features import AffineHead, fit_lda, fit_nearest_mean, scale_features
 
 from vfm.heads_on_features import Candidate, CandidateScores, cross_validate
-from vfm.heads_on_features.cross_validation import FoldFitter
+from vfm.heads_on_features.cross_validation import FoldFitter, compute_metric, mark_learned
 from vfm.heads_on_features.linear import list_candidates
 from vfm.heads_on_features.logistic import fit_logistic_regression
 from vfm.models.heads import Head, LinearHead, NeighborsHead
 from vfm.models.heads.classification import Reads
 from vfm.tune.images import LabeledPool
 from vfm.tune.selection import Choice, build_criterion, build_statistic, choose_honestly
-from vfm.tune.ways import Way
+from vfm.tune.ways import UntriedWay, Way
 
 POOLED = ("pooled",)
 JOINED = ("pooled", "map_means")
@@ -95,8 +95,8 @@ class FrozenHeads:
     heads: list[JudgedHead] = field(default_factory=list)
     """All heads that were judged, the best first."""
     choice: Choice | None = None
-    untried: str = ""
-    """Why logistic regression was not tried; empty where it was."""
+    untried: list[UntriedWay] = field(default_factory=list)
+    """Heads that take longer than they may."""
 
     @property
     def fields(self) -> list[tuple[str, ...]]:
@@ -201,15 +201,25 @@ class FrozenHeads:
     ) -> list[CandidateScores]:
         if not candidates:
             return []
-        data = self.pool.data
-        return cross_validate(
+        data, target = self.pool.data, self.pool.target
+        results = cross_validate(
             self.join(reads),
-            self.pool.target,
+            target,
             folds,
             candidates,
             num_labels=len(data.labels),
             multilabel=data.multilabel,
         )
+        learned = mark_learned(target, folds, len(data.labels), data.multilabel)
+        if learned.all():
+            return results
+        # A class without images outside the fold is not known there, whatever the numbers say.
+        for result in results:
+            result.scores[~learned, target[~learned]] = -1e-9
+        return [
+            replace(result, metric=compute_metric(result.scores, target, data.multilabel))
+            for result in results
+        ]
 
     def _list_simple(self) -> list[Candidate]:
         neighbors = [Candidate("neighbors", k=k) for k in (1, 5)]
@@ -236,7 +246,9 @@ class FrozenHeads:
             part = grid[len(grid) // 2 % step :: step]
             if each * len(part) <= seconds:
                 return part
-        self.untried = f"logistic regression would take {each:.0f} s"
+        if not self.untried:
+            reason = f"one value of C would take {each:.0f} s, and all may take {max(0.0, seconds):.0f} s"
+            self.untried.append(UntriedWay(_NAMES["logistic"], reason))
         return []
 
     def _rank(self) -> None:

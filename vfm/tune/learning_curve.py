@@ -13,7 +13,7 @@ from vfm.tune.frozen import FOLDS, FrozenHeads
 from vfm.tune.selection import build_statistic, draw_counts
 
 _FRACTIONS = (0.25, 0.5, 1.0)
-_NUM_RESAMPLES = 500
+_NUM_DRAWS, _NUM_RESAMPLES = 3, 500
 
 
 class LearningCurve(NamedTuple):
@@ -44,19 +44,20 @@ def measure_learning_curve(frozen: FrozenHeads) -> LearningCurve | None:
     pool, head = frozen.pool, frozen.best
     target, records = pool.target, pool.records
     num_images, seed = len(target), pool.data.seed
-    folds = pool.draw_folds(min(FOLDS, len(set(pool.keys))), seed)
-    logits = np.zeros((len(_FRACTIONS), num_images, len(pool.data.labels)), np.float32)
+    logits = np.zeros((len(_FRACTIONS), _NUM_DRAWS, num_images, len(pool.data.labels)), np.float32)
     sizes = np.zeros(len(_FRACTIONS))
-    for fold in range(int(folds.max()) + 1):
-        train, judged = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        for i, fraction in enumerate(_FRACTIONS):
-            number = round(fraction * len(train))
-            part = train[draw_indices([records[j] for j in train], number, seed)]
-            if (target[part].max(axis=0) == target[part].min(axis=0)).all():
-                return None
-            logits[i, judged] = frozen.fit_and_score(head, part, judged)
-            sizes[i] += number / (folds.max() + 1)
-    statistics = [build_statistic([scores], target) for scores in logits]
+    for draw in range(_NUM_DRAWS):
+        folds = pool.draw_folds(min(FOLDS, len(set(pool.keys))), seed + draw)
+        for fold in range(int(folds.max()) + 1):
+            train, judged = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            for i, fraction in enumerate(_FRACTIONS):
+                number = round(fraction * len(train))
+                part = train[draw_indices([records[j] for j in train], number, seed + draw)]
+                if (target[part].max(axis=0) == target[part].min(axis=0)).all():
+                    return None
+                logits[i, draw, judged] = frozen.fit_and_score(head, part, judged)
+                sizes[i] += number / (_NUM_DRAWS * (folds.max() + 1))
+    statistics = [build_statistic(list(draws), target) for draws in logits]
     counts = draw_counts(num_images, pool.keys, _NUM_RESAMPLES, seed)
     counts = np.concatenate([np.ones((1, num_images), np.int64), counts])
     values = np.stack([statistic(counts) for statistic in statistics])
