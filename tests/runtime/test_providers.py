@@ -169,3 +169,23 @@ def test_tensorrt_that_does_not_load_is_not_hidden(monkeypatch, bundle):
         ProviderError, match=r"TensorRT was asked for; .* needs its CUDA, cuDNN and"
     ):
         load(bundle, device="tensorrt")
+
+
+def test_engines_of_tensorrt_are_kept_by_the_weights(tmp_path):
+    def find_cache(folder, weights, large=None):
+        path = tmp_path / folder / "model.onnx"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(weights)
+        if large is not None:
+            path.with_name("model.onnx.data").write_bytes(large)
+        settings = providers._get_settings("TensorrtExecutionProvider", "fp32", path)
+        return settings["trt_engine_cache_path"]
+
+    caches = [
+        find_cache("a", b"one"),
+        find_cache("b", b"two"),
+        find_cache("c", b"one", b"more"),
+        find_cache("d", b"one", b"others"),
+    ]
+    assert len(set(caches)) == 4
+    assert find_cache("e", b"one") == caches[0]

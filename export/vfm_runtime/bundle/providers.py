@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import hashlib
 import io
 import logging
 import sys
@@ -162,7 +163,9 @@ class _Setup(NamedTuple):
         path, threads = str(self.path), self.num_threads
         if device == "openvino":
             return openvino.open_session(self.runtime, path, options, self.precision, threads)
-        settings = {name: _get_settings(name, self.precision) for name in _PROVIDERS[device]}
+        settings = {
+            name: _get_settings(name, self.precision, self.path) for name in _PROVIDERS[device]
+        }
         session = self.runtime.InferenceSession(
             path,
             options,
@@ -202,13 +205,14 @@ def _open_on_cpu(setup: _Setup) -> Any:
         ) from error
 
 
-def _get_settings(provider: str, precision: str) -> dict[str, str]:
+def _get_settings(provider: str, precision: str, path: Path) -> dict[str, str]:
     if provider == _CUDA:
         # TF32 rounds to 10 bits: an answer would depend on the GPU's generation.
         return {"use_tf32": "0"}
     if provider == _TENSORRT:
-        # An engine takes minutes to build; it is kept beside other caches, since a bundle never changes.
-        cache = Path.home() / ".cache" / "vfm-runtime" / "tensorrt"
+        # An engine takes minutes to build, so it is kept. TensorRT finds it by the structure of the graph, not by its
+        # weights: a model that was trained anew would answer by the engine of the one before.
+        cache = Path.home() / ".cache" / "vfm-runtime" / "tensorrt" / _hash_graph(path)
         return {
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(cache),
@@ -217,3 +221,13 @@ def _get_settings(provider: str, precision: str) -> dict[str, str]:
             "trt_bf16_enable": str(int(precision == "bf16")),
         }
     return {}
+
+
+def _hash_graph(path: Path) -> str:
+    """Return the sha256 of an ONNX file and of the file beside it that holds the weights of a large one."""
+    digest = hashlib.sha256()
+    for file in (path, path.with_name(f"{path.name}.data")):
+        if file.exists():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
