@@ -15,7 +15,7 @@ ROWS = {
     4: {"tasks", "quantization"},
     3: {"training"},
     2: {"models", "losses", "metrics", "data", "heads_on_features"},
-    1: {"spec", "types", "preprocess", "report"},
+    1: {"dependencies", "spec", "types", "preprocess", "report"},
     0: {"vfm_runtime", "renames"},
 }
 ROW = {name: row for row, names in ROWS.items() for name in names}

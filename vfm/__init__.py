@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vfm.dependencies import guard_imports
 from vfm.renames import CLASSES, update_path
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from vfm.spec import *  # noqa: F403
     from vfm.tasks import *  # noqa: F403
     from vfm.types import *  # noqa: F403
+
+guard_imports()
 
 __version__ = "0.2.0"
 
