@@ -17,6 +17,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import Normalizer
 from small_sets import ASSETS, CACHE, FETCH, MissingSourceError, Sample, SmallSet
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
@@ -113,7 +115,7 @@ def _run(net: nn.Module, samples: list[Sample], side: int) -> Iterator[Tensor]:
 def compute_features(
     of_set: SmallSet, cache: Path = CACHE / "small_sets"
 ) -> dict[Path, np.ndarray]:
-    """L2-normalized features [1280] of all images of a set at 224 pixels, kept in a file.
+    """Pooled features [1280] of all images of a set at 224 pixels, kept in a file.
 
     Args:
         of_set: The set.
@@ -125,19 +127,19 @@ def compute_features(
     file = cache / f"{of_set.name}-{BACKBONE}-{FEATURE_SIDE}-{digest}.npy"
     if not file.is_file():
         features = torch.cat(list(_run(build_net(0), samples, FEATURE_SIDE)))
-        np.save(file, nn.functional.normalize(features).numpy())
+        np.save(file, features.numpy())
     return dict(zip((path for path, _ in samples), np.load(file), strict=True))
 
 
 SCIKIT = ("1-NN", "5-NN", "logistic", "LDA")
 
 
-def fit_scikit(name: str, features: np.ndarray, target: np.ndarray, seed: int) -> object:
-    """Fit one of `SCIKIT` as one does in four lines.
+def fit_scikit(name: str, features: np.ndarray, target: np.ndarray, seed: int) -> Pipeline:
+    """Fit one of `SCIKIT` on L2-normalized features, as one does in four lines.
 
     Args:
         name: Which.
-        features: L2-normalized, [N, D].
+        features: As the backbone pools them, [N, D].
         target: Names or numbers of classes, [N].
         seed: Seed of the folds among which C is chosen.
     """
@@ -151,4 +153,4 @@ def fit_scikit(name: str, features: np.ndarray, target: np.ndarray, seed: int) -
         ),
         "LDA": lambda: LinearDiscriminantAnalysis("lsqr", shrinkage="auto"),
     }[name]()
-    return model.fit(features, target)
+    return make_pipeline(Normalizer(), model).fit(features, target)

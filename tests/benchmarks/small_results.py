@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ class Cell(NamedTuple):
 
 Values = Mapping[str, Any]
 """What a measurement gave, by name: `accuracy`, `seconds` ..."""
+Work = Callable[[], Values]
 
 
 class Results:
@@ -86,3 +88,19 @@ def compare(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
         return f"{pairs[0]:+.1f}" if len(pairs) else ""
     reach = stats.t.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / np.sqrt(len(pairs))
     return f"{pairs.mean():+.1f} ({pairs.mean() - reach:+.1f} to {pairs.mean() + reach:+.1f})"
+
+
+def find_accuracies(results: Results, *key: Any) -> dict[Any, float]:
+    return {seed: row["accuracy"] for seed, row in results.find(*key).items()}
+
+
+def format_mean(values: dict[Any, float]) -> str:
+    return f"{statistics.mean(values.values()):.3f}" if values else ""
+
+
+def format_head(*names: str) -> list[str]:
+    return [format_row(*names), format_row(*("---" for _ in names))]
+
+
+def format_row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"

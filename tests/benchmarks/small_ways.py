@@ -76,6 +76,66 @@ def fit_recipe(
     return judge_checkpoint(folder / "runs/0/checkpoints/best.ckpt", table)
 
 
+def tune_images(
+    train: list[Sample], test: list[Sample], seed: int, folder: Path, minutes: float
+) -> dict[str, Any]:
+    """Let `vfm tune` find the best way on two cores, and return what its finished model does on the test images.
+
+    Args:
+        train: Images to learn from.
+        test: Images to judge on.
+        seed: Of tune.
+        folder: For its table and what it leaves.
+        minutes: That it may take.
+    """
+    table = write_table(folder / "images.csv", train=train)
+    run_vfm(
+        *("tune", table, "--backbone", BACKBONE, "--weights", locate_weights()),
+        *("--minutes", minutes, "--seed", seed, "--out", folder / "tune"),
+        threads=2,
+    )
+    text = (folder / "tune" / "results.json").read_text(encoding="utf-8")
+    left = json.loads(text)["cross-validation"]
+    judged = judge_checkpoint(
+        folder / "tune" / "model.ckpt", write_table(folder / "test.csv", test=test)
+    )
+    names = ("name", "value", "low", "high", "folds", "steps", "image_size")
+    return judged | {
+        "chosen": left["chosen"],
+        "printed": left["accuracy"],
+        "ways": [{name: way.get(name) for name in names} for way in left["ways"]],
+        "not_tried": [way["name"] for way in left["not_tried"]],
+        "minutes": left["minutes"],
+    }
+
+
+def fit_way(
+    way: dict[str, Any], train: list[Sample], test: list[Sample], seed: int, folder: Path
+) -> dict[str, Any]:
+    """Fit a way that `vfm tune` tried and did not choose, on all images, as it would have done at the end.
+
+    Args:
+        way: Its name, steps and size of the images, as `tune_images` returns them.
+        train: Images to learn from.
+        test: Images to judge on.
+        seed: Of the training.
+        folder: For the table and the run.
+    """
+    table = write_table(folder / "images.csv", train=train, test=test)
+    run_vfm(
+        *("fit", "--config", RECIPES / "classification" / "lp_ft.yaml"),
+        *("--data", "TableData", "--data.table", table, "--data.val_fraction", 0),
+        *("--data.augment", "standard", "--data.batch_size", 16),
+        *("--data.seed", seed, "--seed_everything", seed),
+        *("--model.backbone", BACKBONE, "--model.weights", locate_weights()),
+        *("--model.image_size", way["image_size"], "--model.adapt", way["name"]),
+        *("--trainer.max_steps", way["steps"], "--trainer.max_epochs", -1),
+        *("--trainer.limit_val_batches", 0, "--trainer.default_root_dir", folder / "runs", *QUIET),
+        threads=2,
+    )
+    return judge_checkpoint(folder / "runs/0/checkpoints/last.ckpt", table)
+
+
 def judge_checkpoint(checkpoint: Path, table: Path) -> dict[str, Any]:
     """The test accuracy of a checkpoint.
 
