@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 import warnings
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
 
 import vfm
 from tests.image_folders import write_image_folder
@@ -22,11 +26,12 @@ from vfm.data import FolderData
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.models.adapt import AdaptOptions
 from vfm.models.backbone import Backbone
-from vfm.models.heads import AttentionPoolHead, ClassificationHead
+from vfm.models.heads import AttentionPoolHead, ClassificationHead, LinearHead, MLPHead
 from vfm.tasks import BaseTask, Optim
 from vfm.training.checkpoint import CheckpointError
 from vfm.training.feature_cache import CacheError, Ranks, _reserve_partial, load_features
 from vfm.training.lp_ft import ProbeError
+from vfm.types import Features
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +135,7 @@ def counting(**changes: Any) -> Counting:
         image_size=32,
         backbone_args=VIT,
         adapt="linear",
+        head=MLPHead(hidden=8),  # a linear one would be solved
         **changes,
     )
 
@@ -247,7 +253,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_later_run_on_the_same_data_reads_images_again(tmp_path: Path) -> None:
     data = shapes()
-    fit(tmp_path / "a", vit(adapt="linear"), data)
+    fit(tmp_path / "a", vit(adapt="linear", head=MLPHead(hidden=8)), data)
     assert "features" not in next(iter(data.val_dataloader()))
     # Also after a run that broke off before it could tidy up.
     data.stored = {"train": StoredFeatures(data.records["train"], 0)}
@@ -266,10 +272,9 @@ def test_the_head_is_solved_first(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         fit(tmp_path, task, callbacks=[keep])
     assert task.optim.lr == pytest.approx(1e-5)
     require_equal(before, keep.backbone)
-    assert "Head solved on 48 images: loss 1." in caplog.text
-    # Against scikit-learn on the same features and the same penalty.
-    from sklearn.linear_model import LogisticRegression
-
+    assert "Head solved on 48 images in" in caplog.text
+    # Against scikit-learn on the same features, with the C that was chosen.
+    c, scaling = re.findall(r"C ([0-9.e+-]+), scaling (\w+);", caplog.text)[0]
     data = shapes()
     data.preprocess = task.preprocess
     data.setup("fit")
@@ -279,12 +284,21 @@ def test_the_head_is_solved_first(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     with torch.no_grad():
         x = fresh.eval().backbone(task.preprocess.normalize(batch["image"])).pooled.numpy()
     y = batch["target"].label.numpy()
-    solved = LogisticRegression(C=1 / (1e-4 * len(x)), max_iter=5000, tol=1e-8).fit(x, y)
-    weight, bias = keep.head["linear.weight"].numpy(), keep.head["linear.bias"].numpy()
-    ours = x @ weight.T + bias
-    chance = np.exp(ours - ours.max(1, keepdims=True))
-    chance /= chance.sum(1, keepdims=True)
-    assert np.abs(chance - solved.predict_proba(x)).max() < 0.05
+    head = LinearHead().eval()
+    head.prepare(fresh.backbone.info, data.labels)
+    head.load_state_dict(keep.head)
+    answers = head(Features.fill({"pooled": torch.from_numpy(x)}))["logits"].argmax(1).numpy()
+    scalers = {"none": [], "l2": [Normalizer()], "standardized": [StandardScaler()]}
+    reference = make_pipeline(*scalers[scaling], LogisticRegression(C=float(c), max_iter=9999))
+    assert (answers == reference.fit(x, y).predict(x)).mean() > 0.95
+
+
+def test_a_head_of_two_layers_is_solved_first_by_the_loss_of_the_task(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        fit(tmp_path, vit(lp_ft=True, head=MLPHead(hidden=8)))
+    assert "Head solved on 48 images: loss 1." in caplog.text
 
 
 def shapes_loader(data: Any) -> Any:

@@ -15,6 +15,7 @@ from tests.tasks.tiny import VIT, fit, shapes, stored
 from vfm.data import SyntheticScenes
 from vfm.deepfake.data.synthetic import SyntheticDeepfakes
 from vfm.deepfake.task import DeepfakeTask
+from vfm.models.heads import MLPHead
 from vfm.tasks import ClassificationTask, DetectionTask
 from vfm.training.choosing import compute_half_width
 
@@ -33,7 +34,8 @@ class Scripted(ClassificationTask):
 
 
 def make(script: list[tuple[float, float]], **options: Any) -> Scripted:
-    tiny = {"pretrained": False, "image_size": 32, "backbone_args": VIT}
+    head = MLPHead(hidden=8)  # a linear one would be solved
+    tiny = {"head": head, "pretrained": False, "image_size": 32, "backbone_args": VIT}
     task = Scripted("vit_tiny_patch16_224", adapt="linear", **(tiny | options))
     task.script = script
     return task

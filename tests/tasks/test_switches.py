@@ -18,6 +18,7 @@ from tests.tasks.tiny import fit, require_equal, shapes, stored, trainer, vit
 from vfm.data.dataset import Record
 from vfm.data.mixing import Mixing
 from vfm.losses import FocalLoss
+from vfm.models.heads import MLPHead
 from vfm.tasks import ClassificationTask, Optim
 from vfm.tasks.labels import LabelError, compute_class_weights
 from vfm.training.option_checks import CompileError
@@ -30,7 +31,7 @@ def conv(**changes: Any) -> ClassificationTask:
 
 
 def test_a_frozen_backbone_stays_as_it_was(tmp_path: Path) -> None:
-    task = conv(adapt="linear", optim=Optim(lr=3e-2))
+    task = conv(adapt="linear", head=MLPHead(hidden=16), optim=Optim(lr=3e-2))
     before = copy.deepcopy(task.backbone.state_dict())
     run = fit(tmp_path, task, max_epochs=4)
     require_equal(before, task.backbone.state_dict())  # batch norms' statistics too

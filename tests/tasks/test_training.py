@@ -200,7 +200,8 @@ def test_the_weights_of_a_checkpoint_start_another_task(best: Path) -> None:
     report = task.backbone.report
     assert report is not None
     assert (report.by, report.coverage) == ("name", 1.0)
-    assert report.unexpected == ("head.linear.weight", "head.linear.bias")
+    names = ("center", "is_normalized", "linear.weight", "linear.bias")
+    assert report.unexpected == tuple(f"head.{name}" for name in names)
     own = task.backbone.state_dict()
     given = stored(best)["state_dict"]
     require_equal(own, {k.removeprefix("backbone."): given["backbone." + k] for k in own})

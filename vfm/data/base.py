@@ -201,6 +201,13 @@ class ImageData(LightningDataModule, Component, ABC):
         """
         return self._draw_folds(self._get_records(split), folds)
 
+    def give_val_back(self, folds: int) -> None:
+        """Train on the val split too where it was drawn, now and from the spec, as `folds` without a `fold` does."""
+        if self.val_is_drawn and self.records.get("val"):
+            self.folds = self.__dict__["_init_args"]["folds"] = folds
+            self.records["train"] = self._hold_out_fold(self.records)["train"]
+            del self.records["val"]
+
     def train_dataloader(self) -> ResumableLoader:
         """Batches in a new order every epoch, augmented, resumable.
 

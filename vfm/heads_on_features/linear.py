@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,8 @@ from vfm.heads_on_features.logistic import (
 FloatArray = NDArray[np.float64]
 STRENGTHS = tuple(np.geomspace(0.1, 1e5, 13).tolist())
 """Values of C for features of which the mean squared distance from their mean is 1."""
+FEW_IMAGES = 100
+"""Number of images below which several cross-validations are cheap, and choose better than one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +66,7 @@ def solve_linear(
     Args:
         features: Embeddings, [N, D].
         target: Classes, int [N]; or with `multilabel` zeros and ones, [N, C].
-        folds: Fold of each image, int [N].
+        folds: Fold of each image, int [N]; or of several cross-validations, [R, N].
         num_labels: Number of labels C; by default one more than the highest class.
         class_weights: How much each class counts, [C]; with `multilabel` where the label applies.
         multilabel: Whether several labels, or none, may apply to an image.
@@ -73,14 +76,30 @@ def solve_linear(
         "class_weights": class_weights,
         "multilabel": multilabel,
     }
-    results = cross_validate(features, target, folds, list_candidates(features), **options)
-    best = choose_candidate(results)
+    candidates = list_candidates(features)
+    repeats = [
+        cross_validate(features, target, each, candidates, **options)
+        for each in np.atleast_2d(folds)
+    ]
+    best = choose_candidate(repeats)
     chosen = best.candidate
     head = fit_logistic_regression(features, target, c=chosen.c, scaling=chosen.scaling, **options)
     cooled = replace(head, weight=head.weight / best.temperature, bias=head.bias / best.temperature)
     return Solved(cooled, chosen.c, chosen.scaling, best.scores, best.metric, best.loss)
 
 
-def choose_candidate(results: list[CandidateScores]) -> CandidateScores:
-    """Return the candidate of the best metric, and among equals that of the least loss."""
-    return max(results, key=lambda result: (result.metric, -result.loss))
+def choose_candidate(repeats: Sequence[Sequence[CandidateScores]]) -> CandidateScores:
+    """Return the candidate of the best mean metric, and among equals that of the least loss.
+
+    Args:
+        repeats: For each cross-validation the scores of every candidate, in the same order.
+
+    Returns:
+        Its scores of the first cross-validation.
+    """
+
+    def rate(index: int) -> tuple[float, float]:
+        scores = [repeat[index] for repeat in repeats]
+        return sum(s.metric for s in scores), -sum(s.loss for s in scores)
+
+    return repeats[0][max(range(len(repeats[0])), key=rate)]

@@ -19,6 +19,8 @@ SCALINGS: tuple[Scaling, ...] = ("none", "l2", "standardized")
 FloatArray = NDArray[np.float64]
 _MOST_STEPS = 300
 _TOLERANCE = 1e-5
+_CERTAIN = 5e-3
+"""Mean loss below which all training images are answered with certainty."""
 _CHUNK = 16384
 _MOST_ROWS = 8192
 """Rows from which the directions of large data are taken: they speed the search up, and change no result."""
@@ -120,27 +122,43 @@ class Problem:
             scaling == "l2",
         )
 
-    def solve_path(self, cs: Sequence[float]) -> Iterator[AffineHead]:
-        """Yield the head for each c; each starts from the one before, so let them ascend."""
+    def solve_path(
+        self, cs: Sequence[float], tolerance: float = _TOLERANCE
+    ) -> Iterator[AffineHead]:
+        """Yield the head for each c; each starts from the one before, so let them ascend.
+
+        Once the training images are all but certain, a larger c would change logits, but no answer: the head stays.
+
+        Args:
+            cs: Inverses of the penalty, ascending.
+            tolerance: Largest slope of the mean loss that ends a search.
+        """
         weight = np.zeros((len(self.deviations), self.num_labels))
         if self.multilabel:
             bias = np.asarray(logit((self.target.sum(axis=0) + 0.5) / (len(self.target) + 1)))
         else:
             counts = np.bincount(self.target, self.weights, minlength=self.num_labels)
             bias = np.log(np.maximum(counts, 1e-3) / counts.sum())
+        loss = np.inf
         for c in cs:
-            weight, bias = self._solve(c, weight, bias)
+            if loss > _CERTAIN:
+                weight, bias, loss = self._solve(c, weight, bias, tolerance)
             rotated = (self.basis @ weight).T / self.scale
             yield AffineHead(rotated, bias - rotated @ self.mean, None, self.normalizes)
 
     def _solve(
-        self, c: float, weight: FloatArray, bias: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
+        self, c: float, weight: FloatArray, bias: FloatArray, tolerance: float
+    ) -> tuple[FloatArray, FloatArray, float]:
+        """Return weights [R, C], biases [C], and the mean loss with its penalty."""
         # Two classes: scikit-learn has one vector there, the difference of the two here.
         c = c / 2 if self.num_labels == 2 and not self.multilabel else c
         total = len(self.rows) if self.multilabel else float(self.weights.sum())
         penalty = 1 / (c * total)
-        curvature = self._measure_curvature(weight, bias)
+        some = self.rows[:: max(1, len(self.rows) // _MOST_ROWS)]
+        logits = some @ (weight if self.is_rotated else self.basis @ weight) + bias
+        scores = expit(logits) if self.multilabel else softmax(logits, axis=1)
+        # The mean second derivative of the loss by each logit, where the search starts.
+        curvature = np.maximum((scores * (1 - scores)).mean(axis=0), 1e-4)
         factors = 1 / np.sqrt(
             np.vstack([curvature * self.deviations[:, None] ** 2 + penalty, curvature])
         )
@@ -158,22 +176,13 @@ class Problem:
         start = np.vstack([weight, bias]) / factors
         options: dict[str, Any] = {
             "maxiter": _MOST_STEPS,
-            "gtol": _TOLERANCE,
-            "ftol": 1e-12,
+            "gtol": tolerance,
+            "ftol": 1e-2 * tolerance**2,
             "maxcor": 20,
         }
         best = minimize(evaluate, start.ravel(), jac=True, method="L-BFGS-B", options=options)
-        self.evaluations = getattr(self, "evaluations", 0) + best.nfev
         solution = best.x.reshape(-1, self.num_labels) * factors
-        return solution[:-1], solution[-1]
-
-    def _measure_curvature(self, weight: FloatArray, bias: FloatArray) -> FloatArray:
-        """Return the mean second derivative of the loss by each logit, [C], at a solution."""
-        some = self.rows[:: max(1, len(self.rows) // _MOST_ROWS)]
-        inner = weight if self.is_rotated else self.basis @ weight
-        logits = some @ inner + bias
-        scores = expit(logits) if self.multilabel else softmax(logits, axis=1)
-        return np.asarray(np.maximum((scores * (1 - scores)).mean(axis=0), 1e-4))
+        return solution[:-1], solution[-1], float(best.fun)
 
     def _evaluate(
         self, weight: FloatArray, bias: FloatArray

@@ -285,8 +285,8 @@ class BaseTask(CheckpointedModel, ExportHooks):
         whole = self._require_data().batch_size * trainer.accumulate_grad_batches
         whole *= trainer.world_size
         count, self._counted = reduce_ranks(self._counted, self.device), 0.0
-        if count != whole:
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if count != whole and gradients:
             torch._foreach_mul_(gradients, whole / max(count, 1.0))
 
     def augment_batch(

@@ -19,6 +19,8 @@ from vfm.training.ranks import gather_ranks
 
 RESULTS_FILE = "results.json"
 """Beside a checkpoint: metrics by split."""
+OUT_OF_FOLD = "out_of_fold"
+"""Name in it of training images that were each predicted by a model of other folds."""
 
 
 class SplitPredictions(NamedTuple):

@@ -47,7 +47,8 @@ def list_callbacks(
     added: list[Callback] = [Throughput(), task.skipped, PredictionWriter(), MemoryAdvice()]
     if type(trainer.progress_bar_callback) is TQDMProgressBar:
         added.append(ProgressBar())
-    monitor = task.monitor if trainer.limit_val_batches else None
+    judged = trainer.limit_val_batches or not task.monitor.startswith("val/")
+    monitor = task.monitor if judged else None
     if trainer.state.fn == TrainerFn.FITTING:
         added += [Preemption(), StallWatch(), AdapterWriter()]
         if ema is not None:

@@ -20,6 +20,9 @@ _WARNINGS = (
     "It is recommended to use `self.log",
     # ShardData's workers have parts of their own.
     r"Your `IterableDataset` has `__len__` defined",
+    # A head that is solved has no optimizer, and may have no val split.
+    r"`LightningModule.configure_optimizers` returned `None`",
+    "You defined a `validation_step` but have no `val_dataloader`",
     # A frozen backbone is meant to be.
     r"Found \d+ module\(s\) in eval mode",
     # Epochs of few images are short.

@@ -9,6 +9,9 @@ from torch import Tensor
 from vfm_runtime.errors import VfmError
 
 from vfm.data import ImageData
+from vfm.data.feature_dataset import StoredFeatures
+from vfm.models.heads import LinearHead
+from vfm.training import solved_head
 from vfm.training.checkpoint import CheckpointedModel
 from vfm.training.feature_cache import load_task_features
 
@@ -22,7 +25,9 @@ class ProbeError(VfmError, ValueError):
 
 
 def solve_head(task: CheckpointedModel, data: ImageData) -> None:
-    """Minimize the task's own loss over the head's weights by L-BFGS, with all training images in every step.
+    """Solve the head on the training split: a LinearHead as the linear probe is, C and scaling by cross-validation.
+
+    Of any other head the task's own loss is minimized by L-BFGS, with all training images in every step.
 
     Raises:
         ProbeError: The head reads feature maps, or the strategy shards it.
@@ -38,6 +43,13 @@ def solve_head(task: CheckpointedModel, data: ImageData) -> None:
             "(--model.adapt linear), and go on from its checkpoint."
         )
     stored = load_task_features(task, data, "train")
+    if type(task.head) is LinearHead:
+        solved_head.solve_head(task, data, stored)
+    else:
+        _minimize_loss(task, stored)
+
+
+def _minimize_loss(task: CheckpointedModel, stored: StoredFeatures) -> None:
     batches = [
         stored.__getitems__(range(i, min(i + _CHUNK, len(stored))))[0]
         for i in range(0, len(stored), _CHUNK)

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from vfm_runtime.errors import MismatchError
+from vfm_runtime.errors import MismatchError, OptionError
 
 from vfm.data import ImageData
 from vfm.data.auto import open_labels
@@ -15,7 +20,7 @@ from vfm.data.detection.base import BoxData
 from vfm.data.mixing import Mixing
 from vfm.losses import BinaryCrossEntropy, ClassificationLoss, CrossEntropy, Loss
 from vfm.losses.classification import encode_one_hot
-from vfm.models.heads import ClassificationHead, LinearHead
+from vfm.models.heads import ClassificationHead, LinearHead, NeighborsHead
 from vfm.preprocess import Fit
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
@@ -24,8 +29,10 @@ from vfm.tasks.classification.validation import LabelValidation
 from vfm.tasks.labeled_images import LabeledImages, OpenedImages
 from vfm.tasks.labels import ClassWeights, LabelError, compute_class_weights
 from vfm.tasks.options import TaskOptions
-from vfm.tasks.results import SplitPredictions
+from vfm.tasks.results import OUT_OF_FOLD, RESULTS_FILE, SplitPredictions
+from vfm.training.callbacks import list_callbacks
 from vfm.training.optim import Auto
+from vfm.training.solved_head import FOLDS, SolvedHead, solve_head
 from vfm.types import Batch, Labels, MultiLabels, Target, require_target
 
 
@@ -93,6 +100,57 @@ class ClassificationTask(BaseTask):
         self.criterion = loss or (BinaryCrossEntropy() if multilabel else CrossEntropy())
         self.mixing = mixing
         self._class_weights = class_weights
+        self._solved: SolvedHead | None = None
+        self._is_solved = False
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Decide whether the head will be solved; its checkpoint is then chosen by cross-validation."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._is_solved = self._can_be_solved()
+        if self._is_solved:
+            self.monitor = f"{OUT_OF_FOLD}/{'mAP' if self.multilabel else 'accuracy'}"
+            return list_callbacks(self.trainer, self, patience=None, ema=None)
+        return super().configure_callbacks()
+
+    def _can_be_solved(self) -> bool:
+        """Whether the head is a convex problem, on features that do not change; say what keeps it from being one."""
+        if not self.backbone.frozen or type(self.head) not in (LinearHead, NeighborsHead):
+            return False
+        plain = type(self.criterion) in (CrossEntropy, BinaryCrossEntropy)
+        augment = self._require_data().augment
+        obstacles = {
+            f"--data.augment {augment}": augment != "none",
+            "--model.mixing": bool(self.mixing.mixup or self.mixing.cutmix),
+            "--model.cache_features false": not self._cache_features,
+            "--model.head.dropout": isinstance(self.head, LinearHead) and self.head.dropout.p > 0,
+            f"--model.loss {type(self.criterion).__name__}": not plain,
+            "--model.loss.label_smoothing": getattr(self.criterion, "label_smoothing", 0) > 0,
+            "sharding": isinstance(self.trainer.strategy, ModelParallelStrategy),
+        }
+        present = [name for name, is_there in obstacles.items() if is_there]
+        if present and isinstance(self.head, NeighborsHead):
+            raise OptionError(
+                f"NeighborsHead stores the features of the images once, which does not go with {present[0]}. Leave it "
+                "out, and set --data.augment none."
+            )
+        if present:
+            rank_zero_info(
+                f"The head is trained by steps, since {', '.join(present)} is set. Without, and with --data.augment "
+                "none, it is solved: C by cross-validation, on all images, in seconds."
+            )
+        return not present
+
+    def count_judged(self, data: ImageData) -> int:
+        """Return the number of images in the val split; none choose the checkpoint of a solved head."""
+        return 0 if self._is_solved else super().count_judged(data)
+
+    def setup(self, stage: str) -> None:
+        """Take the labels from the data; a head that is solved has the drawn val images to learn from too."""
+        if stage == "fit" and self._is_solved:
+            self._require_data().give_val_back(FOLDS)
+            if not self._require_data().records.get("val"):
+                self.trainer.limit_val_batches = 0
+        super().setup(stage)
 
     def take_labels(self, data: ImageData) -> None:
         """Make the head's layers, and weigh the classes."""
@@ -123,6 +181,47 @@ class ClassificationTask(BaseTask):
         if isinstance(criterion, ClassificationLoss) and criterion.class_weights is not None:
             criterion.class_weights = criterion.class_weights.to(self.device)
         super().on_fit_start()
+        if self._is_solved:
+            data = self._require_data()
+            self._solved = solve_head(self, data, data.stored["train"])
+            # One pass: for the loss of training, the val split where the data states one, and the checkpoints.
+            self.trainer.fit_loop.max_epochs = 1
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a batch, from which a head that is solved learns nothing more."""
+        loss = super().training_step(batch, batch_idx)
+        return loss.detach().requires_grad_() if self._is_solved else loss
+
+    def on_train_epoch_start(self) -> None:
+        """Log the metrics of the cross-validation, which choose the checkpoint."""
+        if self._solved is not None:
+            self.log(self.monitor, self._solved.metric, rank_zero_only=False)
+            self.log(f"{OUT_OF_FOLD}/loss", self._solved.loss, rank_zero_only=False)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and its schedule; nothing for a head that is solved."""
+        return None if self._is_solved else super().configure_optimizers()
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """Clip as every task does, where gradients are used."""
+        if not self._is_solved:
+            super().configure_gradient_clipping(*args, **kwargs)
+
+    def on_fit_end(self) -> None:
+        """Write the results of the cross-validation beside the checkpoint."""
+        saved = self.trainer.checkpoint_callback
+        if self._solved is None or not isinstance(saved, ModelCheckpoint):
+            return
+        if self.trainer.is_global_zero and saved.best_model_path:
+            checkpoint = Path(saved.best_model_path)
+            more = {"checkpoint": str(checkpoint), "head": self._solved.description}
+            rows = {"scores": list(self._solved.scores), "target": list(self._solved.target)}
+            predictions = SplitPredictions(self._solved.position, rows, {})
+            data = self._require_data()
+            data.records[OUT_OF_FOLD] = data.records["train"]
+            self.write_results(checkpoint.parent, OUT_OF_FOLD, predictions, more)
+            del data.records[OUT_OF_FOLD]
+            rank_zero_info(f"Results out of fold: {checkpoint.parent / RESULTS_FILE}")
 
     def augment_batch(
         self, images: Tensor, target: Target, batch_idx: int
