@@ -22,8 +22,8 @@ from vfm.cli.resume import find_newest_run, find_option
 from vfm.cli.words import pop_option
 from vfm.data import ImageData
 from vfm.models.tensors import read_plain
-from vfm.tasks.out_of_fold import OUT_OF_FOLD, FoldPredictions, write_out_of_fold
-from vfm.tasks.results import SplitPredictions, describe_metric
+from vfm.tasks.out_of_fold import FoldPredictions, write_out_of_fold
+from vfm.tasks.results import OUT_OF_FOLD, SplitPredictions, describe_metric
 from vfm.training.checkpoint import read_checkpoint
 
 JOB_FILE = "folds.json"

@@ -16,10 +16,7 @@ from vfm.data import ImageData
 from vfm.data.dataset import Record, list_labels
 from vfm.data.tables import write_rows
 from vfm.tasks.base import SEPARATOR, BaseTask
-from vfm.tasks.results import SplitPredictions, read_results, save_results
-
-OUT_OF_FOLD = "out_of_fold"
-"""Name of the images of all folds in `results.json`, beside those of splits."""
+from vfm.tasks.results import OUT_OF_FOLD, SplitPredictions, read_results, save_results
 
 log = logging.getLogger(__name__)
 

@@ -152,6 +152,11 @@ class ClassificationTask(BaseTask):
                 self.trainer.limit_val_batches = 0
         super().setup(stage)
 
+    def _resolve_settings(self, data: ImageData) -> None:
+        """Put values in the place of each `auto`; a head that is solved has no use for them."""
+        if not self._is_solved:
+            super()._resolve_settings(data)
+
     def take_labels(self, data: ImageData) -> None:
         """Make the head's layers, and weigh the classes."""
         if isinstance(data, BoxData):
