@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypedDict, Unpack
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
@@ -23,12 +22,12 @@ from vfm.data.dataset import (
     collate,
     describe_content,
     list_labels,
+    read_mtime,
 )
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.loader import Position, ResumableLoader
 from vfm.data.sampler import EpochSampler
 from vfm.data.splits import check_folds, complete_splits, draw_folds
-from vfm.data.tar import TarImage
 from vfm.data.transforms import Augment, TrainTransform, check_augment
 from vfm.preprocess import Preprocess, check_bit_depth
 from vfm.spec import Component, Spec
@@ -279,7 +278,7 @@ class ImageData(LightningDataModule, Component, ABC):
         """A sha256 of a split's images, their order and, for files, the time of their last change."""
         digest = hashlib.sha256()
         for record in self._get_records(split):
-            changed = _read_mtime(record)
+            changed = read_mtime(record)
             digest.update(f"{record.name}\t{describe_content(record)}\t{changed}\n".encode())
         return digest.hexdigest()
 
@@ -488,16 +487,6 @@ def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> N
                 f"The {split} split has classes without training images: {names}. "
                 "Add training images of them, or take them out of that split."
             )
-
-
-def _read_mtime(record: Record) -> int:
-    if isinstance(record.source, np.ndarray):
-        return 0
-    path = record.source.shard if isinstance(record.source, TarImage) else record.source
-    try:
-        return Path(path).stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 def _limit_threads(worker_id: int) -> None:

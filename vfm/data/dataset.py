@@ -57,6 +57,17 @@ def describe_content(record: Record) -> str:
         return "unreadable"
 
 
+def read_mtime(record: Record) -> int:
+    """When the file of an image was last changed, in ns; 0 of an array, and where there is no such file."""
+    if isinstance(record.source, np.ndarray):
+        return 0
+    path = record.source.shard if isinstance(record.source, TarImage) else record.source
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def hash_content(record: Record) -> str | None:
     """A sha256 of an image's file, or of its array; None of a file that cannot be read."""
     try:
