@@ -112,6 +112,21 @@ def test_crowds_are_ignored_in_training(tmp_path, scenes):
     assert len(sample.labels) == len(record.label) - 1
 
 
+def test_areas_are_those_of_the_file(tmp_path, scenes):
+    def state(content):
+        for annotation in content["annotations"]:
+            annotation["area"] = 7.0
+        del content["annotations"][0]["area"]
+
+    data = read(coco_of(write(tmp_path, "coco", scenes), state))
+    areas = np.concatenate([record.objects.areas for record in data.records["train"]])
+    assert (areas == 7).sum() == len(areas) - 1
+    record = next(r for r in data.records["train"] if (r.objects.areas != 7).any())
+    sides = record.objects.corners[:, 2:] - record.objects.corners[:, :2]
+    other = record.objects.areas != 7
+    np.testing.assert_allclose(record.objects.areas[other], sides.prod(axis=1)[other], rtol=1e-5)
+
+
 def test_boxes_are_clipped_dropped_and_listed(tmp_path, scenes):
     def spoil(content):
         boxes = [a["bbox"] for a in content["annotations"]]

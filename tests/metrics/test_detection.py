@@ -166,3 +166,30 @@ def test_overlap_and_assignment():
     assert assign_boxes(table, np.array([False, False]), 0.5).tolist() == [0, -1, -1]
     assert assign_boxes(table, np.array([True, False]), 0.5).tolist() == [-2, -2, -1]
     assert assign_boxes(np.zeros((0, 2)), np.array([False, False]), 0.5).tolist() == []
+
+
+def test_a_crowd_takes_in_detections_of_its_class_alike_in_every_metric():
+    # A part of the crowd: of it 4 % overlap by IoU, but all of the detection lies inside.
+    true = [truth((0, 0, 0, 100, 100), (0, *OTHER), ignored=[True, False])]
+    answers = [found((0.9, 0, 10, 10, 30, 30), (0.8, 1, 40, 40, 60, 60), (0.7, 0, *OTHER))]
+    _, per_class = compute_coco_metrics(true, answers, 2)
+    assert per_class[0] == pytest.approx(1)
+    first, second = match_detections(true, answers, 2)
+    assert first.right.tolist() == [True]
+    assert first.find_best_f1()[1] == 1
+    assert second.right.tolist() == [False]
+    assert estimate_ap50([first], true)["value"] == 1
+    matrix = count_confusions(true, answers, [0.5, 0.5])
+    assert matrix.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+
+
+def test_size_goes_by_the_area_that_the_file_states():
+    large = (0, 0, 200, 200)
+    true = truth((0, *large))
+    answers = [found((0.9, 0, *large))]
+    stats, _ = compute_coco_metrics([true], answers, 1)
+    assert (stats["AP_small"], stats["AP_large"]) == (None, pytest.approx(1))
+    # A thin thing on the diagonal fills little of its box.
+    thin = true._replace(areas=np.array([500], np.float32))
+    stats, _ = compute_coco_metrics([thin], answers, 1)
+    assert (stats["AP_small"], stats["AP_large"]) == (pytest.approx(1), None)

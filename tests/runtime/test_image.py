@@ -348,6 +348,18 @@ def test_find_images(tmp_path):
     assert find_images(str(tmp_path / ".git")) == [tmp_path / ".git/e.png"]
 
 
+def test_find_images_follows_links_but_in_no_circle(tmp_path):
+    for name in ("far/a.png", "root/x/b.png", "root/y/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "up").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "x" / "self").symlink_to(tmp_path / "root" / "x")
+    (tmp_path / "root" / "x" / "y").symlink_to(tmp_path / "root" / "y")
+    found = [p.relative_to(tmp_path / "root").as_posix() for p in find_images(tmp_path / "root")]
+    assert found == ["link/a.png", "x/b.png", "x/y/c.png", "y/c.png"]
+
+
 def test_find_images_needs_a_folder(tmp_path):
     with pytest.raises(ImageError, match="not a folder"):
         find_images(tmp_path / "nowhere")

@@ -304,7 +304,7 @@ class ImageData(LightningDataModule, Component, ABC):
         self.val_is_drawn = "val" not in splits
         return complete_splits(
             splits,
-            lambda record: (record.name, list_labels(record)),
+            lambda record: (record.key or record.name, list_labels(record)),
             self.labels,
             val_fraction=val_fraction,
             test_fraction=test_fraction,

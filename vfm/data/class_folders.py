@@ -6,10 +6,32 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vfm_runtime.errors import DataError
-from vfm_runtime.media.image import IMAGE_SUFFIXES, find_images
+from vfm_runtime.media.image import IMAGE_SUFFIXES, list_files
+from vfm_runtime.media.video import VIDEO_SUFFIXES
 
 SPLIT_FOLDERS = dict(train="train", val="val", valid="val", validation="val", test="test")
 """Names that a split's folder may have, in any case."""
+
+UNREAD_SUFFIXES = (
+    *(
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
+        ".jpe",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".raf",
+        ".orf",
+        ".rw2",
+    ),
+    *(".psd", ".svg", ".eps", ".tga", ".exr", ".dcm"),
+    *VIDEO_SUFFIXES,
+)
+"""Images and videos that someone may take for data, though they are not read."""
 
 Classes = dict[str, list[Path]]
 
@@ -28,7 +50,7 @@ def list_images(root: Path) -> list[Path]:
         raise DataError(
             f"{root} is a file, not a folder. Give the folder that holds the class folders."
         )
-    images: list[Path] = find_images(root)
+    images = list_readable(root)
     if not images:
         files = [p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
         kinds = Counter(path.suffix.lower() or "no suffix" for path in files).most_common(5)
@@ -36,6 +58,23 @@ def list_images(root: Path) -> list[Path]:
         raise DataError(
             f"There are no images in {root}. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}; "
             f"found {content}. Put images in {root.name}/<class>/."
+        )
+    return images
+
+
+def list_readable(root: Path) -> list[Path]:
+    """Every image below a folder, sorted, with a warning that counts images and videos of formats that are not read."""
+    files: list[Path] = list_files(root, (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES))
+    images = [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
+    if len(files) > len(images):
+        kinds = Counter(path.suffix.lower() for path in files)
+        listed = ", ".join(
+            f"{n} x {kind}" for kind, n in kinds.most_common() if kind in UNREAD_SUFFIXES
+        )
+        warnings.warn(
+            f"{len(files) - len(images)} files of {root} are left out beside {len(images)} images, since their formats "
+            f"are not read: {listed}. Convert them to PNG or JPEG.",
+            stacklevel=3,
         )
     return images
 

@@ -1,6 +1,7 @@
 """Images in class folders, as a data module."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Unpack
@@ -9,6 +10,7 @@ from vfm_runtime.errors import DataError
 
 from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.class_folders import check_class_names, list_images, read_tree
+from vfm.data.copies import find_copies, warn_of_copies
 from vfm.data.dataset import Record, list_labels
 from vfm.data.layouts import Reading
 from vfm.data.splits import SplitRow, check_fractions, read_split, write_split
@@ -70,7 +72,20 @@ class FolderData(ImageData):
         self.labels = tuple(reading.labels or ())
         splits = reading.splits
         if self.split_file is None:
+            paths = {record.name: str(record.source) for record in reading.entries}
+            copies = find_copies(paths, self.root, is_drawn="val" not in splits)
+            if copies:
+                splits = {
+                    split: [replace(record, key=copies.get(record.name, "")) for record in records]
+                    for split, records in splits.items()
+                }
             splits = self._complete_splits(splits, self.val_fraction, self.test_fraction)
+            warn_of_copies(
+                copies,
+                {record.name: record.label for record in reading.entries},
+                {split: [record.name for record in records] for split, records in splits.items()},
+                self.root,
+            )
         return {split: sorted(images, key=attrgetter("name")) for split, images in splits.items()}
 
     def read_predict(self) -> list[Record]:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Unpack
@@ -9,9 +10,10 @@ from typing import Unpack
 from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data.base import ImageData, LoaderOptions
+from vfm.data.copies import find_copies, warn_of_copies
 from vfm.data.dataset import Record, list_labels
 from vfm.data.folder import SPLIT_FILE
-from vfm.data.layouts import list_files_beside
+from vfm.data.layouts import Reading, list_files_beside
 from vfm.data.splits import SPLITS, check_fractions, complete_splits
 from vfm.data.table_rows import SPLIT_COLUMN, TableRow, join_path, read_names, read_table_rows
 from vfm.data.tables import read_table, write_rows
@@ -115,6 +117,7 @@ class TableData(ImageData):
         )
         self.labels = tuple(reading.labels or ())
         self.val_is_drawn = "val" not in reading.splits
+        reading, copies = self._find_copies(reading)
         splits = complete_splits(
             reading.splits,
             lambda row: (row.key, list_labels(row.record)),
@@ -125,6 +128,12 @@ class TableData(ImageData):
         )
         if self.multilabel:
             self._check_learned(splits.get("train", []))
+        warn_of_copies(
+            copies,
+            {row.record.name: row.record.label for row in reading.entries},
+            {split: [row.record.name for row in rows] for split, rows in splits.items()},
+            self.table,
+        )
         self._rows = sorted(reading.entries, key=attrgetter("position"))
         self._check_files([row.record.name for row in self._rows])
         return {
@@ -164,6 +173,21 @@ class TableData(ImageData):
         path = folder.absolute() / SPLIT_FILE
         write_rows(path, list(dict.fromkeys(columns)), rows)
         return self._pin_split(table=str(path), root=str(self.root.absolute()), split_column=column)
+
+    def _find_copies(self, reading: Reading[TableRow]) -> tuple[Reading[TableRow], dict[str, str]]:
+        """Give exact copies one key, but where a column states the keys: what belongs together is known then."""
+        paths = {row.record.name: str(row.record.source) for row in reading.entries}
+        copies = find_copies(paths, self.table, is_drawn=self.val_is_drawn)
+        if self.key_column is not None or not copies:
+            return reading, copies
+        splits = {}
+        for split, rows in reading.splits.items():
+            keys = [copies.get(row.record.name, row.key) for row in rows]
+            splits[split] = [
+                row._replace(key=key, record=replace(row.record, key=key))
+                for row, key in zip(rows, keys, strict=True)
+            ]
+        return reading._replace(splits=splits), copies
 
     def _check_files(self, names: Sequence[str]) -> None:
         paths = [join_path(self.root, name) for name in names]

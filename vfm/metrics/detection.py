@@ -31,6 +31,8 @@ class TrueBoxes(NamedTuple):
     """[M]."""
     ignored: NDArray[np.bool_]
     """[M], crowds and the like: a detection there counts neither for nor against."""
+    areas: NDArray[np.float32] | None = None
+    """[M], areas of the objects in pixels, by which they are small, medium or large; None for those of the boxes."""
 
 
 class DetectedBoxes(NamedTuple):
@@ -87,9 +89,16 @@ def compute_coco_metrics(
     from faster_coco_eval import COCO, COCOeval_faster
 
     silent: Any = lambda *_: None  # noqa: E731
+    areas = [
+        area
+        for boxes in truth
+        for area in (_compute_areas(boxes.corners) if boxes.areas is None else boxes.areas).tolist()
+    ]
     annotations = [
-        row | {"id": number, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": int(ignored)}
-        for number, (row, ignored) in enumerate(_list_coco_rows(truth), start=1)
+        row | {"id": number, "area": area, "iscrowd": int(ignored)}
+        for number, ((row, ignored), area) in enumerate(
+            zip(_list_coco_rows(truth), areas, strict=True), start=1
+        )
     ]
     content = {
         "images": [{"id": image} for image in range(1, len(truth) + 1)],
@@ -115,7 +124,8 @@ def _list_coco_rows(
 ) -> Iterable[tuple[dict[str, Any], Any]]:
     """Each box as COCO's JSON has it, and its `ignored` or `scores`."""
     for image, boxes in enumerate(images, start=1):
-        for box, label, last in zip(*(a.tolist() for a in boxes), strict=True):
+        columns = [array.tolist() for array in boxes[:3] if array is not None]
+        for box, label, last in zip(*columns, strict=True):
             bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             yield {"image_id": image, "category_id": label + 1, "bbox": bbox}, last
 
@@ -144,8 +154,11 @@ def match_detections(
             of_label, true_of_label = boxes.labels == label, true.labels == label
             scores = boxes.scores[of_label]
             order = np.argsort(-scores, kind="stable")
-            table = compute_iou(boxes.corners[of_label][order], true.corners[true_of_label])
-            matched = assign_boxes(table, true.ignored[true_of_label], iou)
+            ignored = true.ignored[true_of_label]
+            table = _compute_overlaps(
+                boxes.corners[of_label][order], true.corners[true_of_label], ignored
+            )
+            matched = assign_boxes(table, ignored, iou)
             counted = matched != _IGNORED
             right = matched[counted] >= 0
             rows[label].append((scores[order][counted], right, np.full(len(right), index)))
@@ -168,9 +181,10 @@ def count_confusions(
         sure = boxes.scores >= least[boxes.labels]
         order = np.argsort(-boxes.scores[sure], kind="stable")
         labels = boxes.labels[sure][order]
-        matched = assign_boxes(
-            compute_iou(boxes.corners[sure][order], true.corners), true.ignored, IOU
-        )
+        table = _compute_overlaps(boxes.corners[sure][order], true.corners, true.ignored)
+        # A crowd takes in detections of its class alone, as for AP.
+        table[true.ignored & (labels[:, None] != true.labels)] = 0
+        matched = assign_boxes(table, true.ignored, IOU)
         rows = np.where(matched >= 0, true.labels[matched] if len(true.labels) else 0, background)
         counted = matched != _IGNORED
         np.add.at(matrix, (rows[counted], labels[counted]), 1)
@@ -217,6 +231,25 @@ def estimate_ap50(
         lambda counts: compute_ap50(classes, images, counts), once[0], num_resamples=200
     )
     return dict(interval.to_dict())
+
+
+def _compute_areas(corners: NDArray[Any]) -> NDArray[Any]:
+    """Areas [M] of boxes [M, 4]."""
+    areas: NDArray[Any] = (corners[:, 2:] - corners[:, :2]).clip(min=0).prod(axis=1)
+    return areas
+
+
+def _compute_overlaps(
+    detected: NDArray[np.float32], true: NDArray[np.float32], ignored: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Overlap of K detections with M boxes, [K, M]: IoU; with ignored ones the part of the detection, as in COCO."""
+    table: NDArray[np.float64] = np.array(compute_iou(detected, true), np.float64)
+    crowds = true[ignored]
+    start = np.maximum(detected[:, None, :2], crowds[None, :, :2])
+    end = np.minimum(detected[:, None, 2:], crowds[None, :, 2:])
+    shared = (end - start).clip(min=0).prod(axis=2)
+    table[:, ignored] = shared / _compute_areas(detected).clip(min=1e-9)[:, None]
+    return table
 
 
 def assign_boxes(

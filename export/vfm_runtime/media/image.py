@@ -125,12 +125,29 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
 def list_files(folder: str | os.PathLike[str], suffixes: tuple[str, ...]) -> list[Path]:
     """List the files in a folder and the folders below it whose names end so, sorted.
 
-    Hidden files and folders and the `__MACOSX` folders of unpacked archives are left out.
+    Links to folders are followed, but for those that lead back to a folder above them. Hidden files and folders and
+    the `__MACOSX` folders of unpacked archives are left out.
     """
     files: list[Path] = []
-    for directory, folders, names in os.walk(folder):
+    # The real folders in which links were met on the way to a folder, and its own: a link to one of them is a circle.
+    ways: dict[str, tuple[str, ...]] = {os.fspath(folder): (os.path.realpath(folder),)}
+    for directory, folders, names in os.walk(folder, followlinks=True):
+        way = ways.pop(directory)
+        entered = []
+        for name in folders:
+            if name[0] == "." or name == "__MACOSX":
+                continue
+            path, below = os.path.join(directory, name), way  # noqa: PTH118
+            if os.path.islink(path):  # noqa: PTH114
+                target = os.path.realpath(path)
+                here = os.path.realpath(directory)
+                if any(real == target or real.startswith(target + os.sep) for real in (*way, here)):
+                    continue
+                below = (*way, here, target)
+            ways[path] = below
+            entered.append(name)
         # os.walk goes down into the folders that this list holds.
-        folders[:] = [name for name in folders if name[0] != "." and name != "__MACOSX"]
+        folders[:] = entered
         names = [name for name in names if name[0] != "." and name.lower().endswith(suffixes)]
         files += [Path(directory, name) for name in names]
     # By parts: the same order on every system, whatever its separator is.

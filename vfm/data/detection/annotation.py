@@ -24,6 +24,8 @@ class Box(NamedTuple):
     label: str
     ignored: bool = False
     """A crowd, or hard to see: neither learned nor counted for or against an answer."""
+    area: float = 0.0
+    """Area in pixels where the file states one, as of an outline; 0 where it does not."""
 
 
 class AnnotatedImage(NamedTuple):
@@ -158,3 +160,5 @@ class Annotation(NamedTuple):
     """Height and width of the image, or of the tile."""
     tile: Tile | None = None
     """For large photos that are cut up."""
+    areas: NDArray[np.float32] | None = None
+    """[M], area of each object in pixels, by which it is small, medium or large; None for those of the boxes."""

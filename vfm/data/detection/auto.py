@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Unpack, get_args
 
 from vfm_runtime.errors import OptionError
-from vfm_runtime.media.image import find_images
 
 from vfm.data.base import LOADER_DEFAULTS, LoaderOptions
+from vfm.data.class_folders import list_readable
+from vfm.data.copies import find_copies, warn_of_copies
 from vfm.data.dataset import Record
 from vfm.data.detection.annotation import AnnotatedImage, BoxError
 from vfm.data.detection.base import BoxData
@@ -26,6 +27,7 @@ from vfm.data.detection.clean import (
 from vfm.data.detection.coco import BoxFormat, find_coco, read_coco
 from vfm.data.detection.csv import find_tables, read_tables
 from vfm.data.detection.dataset import BoxAugment
+from vfm.data.detection.foreign import explain_foreign
 from vfm.data.detection.orientation import Orientation, settle_boxes
 from vfm.data.detection.tiles import cut_tiles
 from vfm.data.detection.voc import find_voc, read_voc
@@ -50,7 +52,7 @@ FIXES_FILE = "boxes_mended.csv"
 
 
 def _explain(root: Path) -> str:
-    return (
+    return explain_foreign(root) or (
         f"{root} holds no annotations of a known format: COCO (train/_annotations.coco.json, "
         "annotations/instances_train*.json), YOLO (data.yaml with names), Pascal VOC (.xml) or a .csv of boxes."
     )
@@ -137,13 +139,17 @@ class DetectionData(BoxData):
         self.test_fraction = test_fraction
         self.split_file = Path(split_file) if split_file is not None else None
         self.fixes: list[Fix] = []
+        self._copies: dict[str, str] = {}
 
     def read(self) -> dict[str, list[Record]]:
         """Read the annotations, check them, and find the images of each split."""
         reading = self._read_annotations()
         images = reading.entries
         if not images:
-            raise BoxError(f"There are annotations in {self.root}, but of no image at all.")
+            raise BoxError(
+                f"There are annotations in {self.root}, but of no image at all. Put the images there, or export them "
+                "with the annotations (Label Studio: YOLO with images)."
+            )
         absent = find_absent(images, self.root)
         notes = [*reading.notes]
         if absent:
@@ -161,10 +167,12 @@ class DetectionData(BoxData):
             splits = _assign_splits(images, self.split_file)
         else:
             self.val_is_drawn = "val" not in reading.splits
+            paths = {image.name: image.path for image in images}
+            self._copies = find_copies(paths, self.root, is_drawn=self.val_is_drawn)
             splits = complete_splits(
                 reading.splits,
                 lambda image: (
-                    image.name,
+                    self._copies.get(image.name, image.name),
                     tuple(sorted({numbers[b.label] for b in image.boxes if b.label in numbers})),
                 ),
                 self.labels,
@@ -172,6 +180,12 @@ class DetectionData(BoxData):
                 test_fraction=self.test_fraction,
                 seed=self.seed,
             )
+        warn_of_copies(
+            self._copies,
+            {i.name: tuple(sorted(b.label for b in i.boxes)) for i in images},
+            {split: [image.name for image in images] for split, images in splits.items()},
+            self.root,
+        )
         records = {split: self._build_records(images, numbers) for split, images in splits.items()}
         self._warn_of_fixes(images)
         return records
@@ -179,7 +193,8 @@ class DetectionData(BoxData):
     def read_predict(self) -> list[Record]:
         """Every image below the root, without boxes."""
         folder = self.root if self.root.is_dir() else self.root.parent
-        return [Record(str(p), -1, p.relative_to(folder).as_posix()) for p in find_images(folder)]
+        images = list_readable(folder)
+        return [Record(str(path), -1, path.relative_to(folder).as_posix()) for path in images]
 
     def remedy(self, split: str) -> str:
         """What to do about a missing split."""
@@ -256,13 +271,14 @@ class DetectionData(BoxData):
         records = []
         for image in sorted(images, key=attrgetter("name")):
             annotation, labels = check_boxes(image, numbers, self.fixes)
+            key = self._copies.get(image.name, image.name)
             parts = [(annotation, labels)]
             if self.tile is not None:
                 parts = list(cut_tiles(annotation, labels, self.tile, self.tile_overlap))
             for part, classes in parts:
                 suffix = "" if part.tile is None else f"@{part.tile.left},{part.tile.top}"
                 name = image.name + suffix
-                record = Record(str(image.path), classes, name, objects=part, key=image.name)
+                record = Record(str(image.path), classes, name, objects=part, key=key)
                 records.append(record)
         return records
 

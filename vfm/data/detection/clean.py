@@ -94,7 +94,7 @@ def check_boxes(
     """
     size = image.size
     boxes: list[Box] = []
-    seen: set[Box] = set()
+    seen: set[tuple[float | str, ...]] = set()
     for stated in image.boxes:
         if not np.isfinite(stated[:4]).all():
             raise BoxError(
@@ -112,7 +112,7 @@ def check_boxes(
             outcome = THIN
         elif _is_thin(clipped):
             outcome = "dropped: outside of the image"
-        elif box in seen:
+        elif box[:-1] in seen:
             outcome = "dropped: the same box again"
         elif _has_outside(box, size):
             outcome = "clipped"
@@ -120,11 +120,14 @@ def check_boxes(
             fixes.append(Fix(image.name, stated.label, _format(stated), outcome))
         if not outcome.startswith("dropped"):
             boxes.append(clipped)
-        seen.add(box)
+        seen.add(box[:-1])
     corners = np.array([box[:4] for box in boxes], np.float32).reshape(-1, 4)
     ignored = np.array([box.ignored for box in boxes], bool)
     labels = tuple(numbers[box.label] for box in boxes)
-    return Annotation(corners, ignored, size or (0, 0)), labels
+    sides = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
+    areas = np.where([box.area > 0 for box in boxes], [box.area for box in boxes], sides)
+    areas = areas.astype(np.float32)
+    return Annotation(corners, ignored, size or (0, 0), areas=areas), labels
 
 
 def recognize_fractions(

@@ -52,8 +52,8 @@ def _list_files(root: Path) -> list[tuple[str, Path]]:
     """Every file of COCO's instances, with its split."""
     if root.is_file():
         return [("", root)] if root.suffix == ".json" and _is_coco(root) else []
-    patterns = ("*.json", "annotations/*.json", "*/*.coco.json")
-    paths = sorted(path for pattern in patterns for path in root.glob(pattern))
+    patterns = ("*.json", "annotations/*.json", "*/*.coco.json", "*/annotations/*.json")
+    paths = sorted({path for pattern in patterns for path in root.glob(pattern)})
     splits = [(_guess_split(path, root), path) for path in paths if _is_coco(path)]
     return [(split, path) for split, path in splits if split is not None]
 
@@ -169,7 +169,8 @@ def _is_coco(path: Path) -> bool:
 
 def _guess_split(path: Path, root: Path) -> str | None:
     """The split that a file's folder or name says; "" where it is the only kind, None where it is another file."""
-    words = [path.parent.name] if path.parent not in (root, root / "annotations") else []
+    folder = path.parent.parent if path.parent.name == "annotations" else path.parent
+    words = [folder.name] if folder != root else []
     words += path.name.removesuffix(".json").replace("-", "_").replace(".", "_").split("_")
     for word in words:
         if split := SPLIT_FOLDERS.get(word.rstrip("0123456789").lower()):
@@ -291,7 +292,8 @@ def _read_box(
     except (TypeError, ValueError) as error:
         raise BoxError(f"{where}: bbox is {numbers}; expected four numbers.") from error
     right, bottom = (a + c, b + d) if box_format == "xywh" else (c, d)
-    box = Box(a, b, right, bottom, label, crowd)
+    area = entry.get("area")
+    box = Box(a, b, right, bottom, label, crowd, area if isinstance(area, int | float) else 0.0)
     attributes = entry.get("attributes")
     rotation = attributes.get("rotation") if isinstance(attributes, Mapping) else None
     if isinstance(rotation, int | float) and rotation % 180:

@@ -69,7 +69,7 @@ def _settle_image(
     image: AnnotatedImage, header: ImageHeader | None, *, is_stored: bool
 ) -> AnnotatedImage:
     size = image.size or (header.size if header else None)
-    boxes = image.boxes
+    boxes = [box._replace(area=0.0) for box in image.boxes] if image.fractions else image.boxes
     if is_stored and header is not None:
         base = (1, 1) if image.fractions else header.stored_size
         boxes = [_turn_box(_scale_box(b, 1 / base[0], 1 / base[1]), header) for b in boxes]

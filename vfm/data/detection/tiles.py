@@ -43,7 +43,9 @@ def cut_tiles(
             seen = (areas > 0) & (visible > 0)
             tile = Tile(left, top, core, is_core[seen])
             classes = tuple(label for label, is_seen in zip(labels, seen, strict=True) if is_seen)
-            yield Annotation(inside[seen], ignored[seen], size, tile), classes
+            whole = annotation.areas
+            parts = None if whole is None else (whole * visible)[seen].astype(np.float32)
+            yield Annotation(inside[seen], ignored[seen], size, tile, parts), classes
 
 
 def _place_tiles(length: int, side: int, overlap: float) -> list[tuple[int, tuple[float, float]]]:

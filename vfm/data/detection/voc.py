@@ -18,6 +18,7 @@ from vfm.data.detection.annotation import (
     read_text,
 )
 from vfm.data.detection.files import ImageFiles
+from vfm.data.detection.foreign import explain_foreign
 from vfm.data.layouts import Reading
 
 _LISTS = "ImageSets/Main"
@@ -147,7 +148,10 @@ def _read_image(path: Path, source: _Source) -> AnnotatedImage:
             f"{path} cannot be read as XML: {error}. Export or copy it again."
         ) from error
     if tree.tag != "annotation":
-        raise BoxError(f"{path} is no Pascal VOC: it starts with <{tree.tag}>, not <annotation>.")
+        raise BoxError(
+            explain_foreign(path)
+            or f"{path} is no Pascal VOC: it starts with <{tree.tag}>, not <annotation>. Take it away."
+        )
     image = _find_image(path, tree, source)
     origin = source.origin
     if origin is None:

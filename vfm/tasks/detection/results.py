@@ -44,9 +44,8 @@ def select_truth(record: Record, columns: Sequence[int]) -> TrueBoxes:
     assert isinstance(record.label, tuple)
     labels = np.array([columns[label] for label in record.label], np.int64)
     tile, ignored = record.objects.tile, record.objects.ignored
-    return TrueBoxes(
-        record.objects.corners, labels, ignored if tile is None else ignored | ~tile.is_core
-    )
+    ignored = ignored if tile is None else ignored | ~tile.is_core
+    return TrueBoxes(record.objects.corners, labels, ignored, record.objects.areas)
 
 
 def select_detections(record: Record, boxes: DetectedBoxes) -> DetectedBoxes:
