@@ -127,7 +127,7 @@ class ImageData(LightningDataModule, Component, ABC):
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}. Give {least} or more.")
         check_augment(augment)
-        self.bit_depth = options["bit_depth"]
+        self.bit_depth = options.get("bit_depth")
         check_bit_depth(self.bit_depth)
         self.augment = augment
         self.records = {}

@@ -99,7 +99,7 @@ class DeepfakeImages(ImageData, ABC):
             seed=options["seed"],
             folds=options.get("folds"),
             fold=options.get("fold"),
-            bit_depth=options["bit_depth"],
+            bit_depth=options.get("bit_depth"),
         )
         self.group_columns = GROUPS
         self._crop: CropSpec | None = None
