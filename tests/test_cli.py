@@ -283,7 +283,8 @@ def test_short_overrides(place, capsys):
     model = config["model"]["init_args"]
     assert model["backbone"] == "test_efficientnet"
     assert model["head"]["class_path"].endswith(".LinearHead")
-    assert model["head"]["init_args"] == {"dropout": 0.1, "reads": "pooled"}
+    head = model["head"]["init_args"]
+    assert (head["dropout"], head["reads"]) == (0.1, "pooled")
     assert model["optim"]["lr"] == 0.5
     assert model["image_size"] == 32
     assert config["data"]["init_args"]["num_images"] == 48

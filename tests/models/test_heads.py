@@ -167,7 +167,13 @@ def test_dropout_acts_in_training_only() -> None:
 def test_the_spec_tells_the_arguments() -> None:
     assert LinearHead(dropout=0.25).spec == {
         "class_path": "vfm.models.heads.classification.LinearHead",
-        "init_args": {"dropout": 0.25, "reads": "pooled"},
+        "init_args": {
+            "dropout": 0.25,
+            "reads": "pooled",
+            "solver": "logistic",
+            "scaling": None,
+            "c": None,
+        },
     }
     assert TokenHead(9).spec["init_args"] == {"hidden": 9}
 

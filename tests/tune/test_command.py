@@ -74,9 +74,11 @@ def test_frozen_heads_answer_in_seconds(
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
     assert recipe["model"]["init_args"]["adapt"] == "linear"
     fit = ["fit", "--config", str(out / "recipe.yaml"), "--trainer.default_root_dir"]
-    assert main([*fit, str(tmp_path / "runs"), "--trainer.enable_progress_bar", "false"]) == 0
-    text = (tmp_path / "runs" / "0" / "splits.csv").read_text()
-    assert text.count(",train") == 36
+    runs = tmp_path / "runs"
+    assert main([*fit, str(runs), "--trainer.enable_progress_bar", "false"]) == 0
+    assert (runs / "0" / "splits.csv").read_text().count(",train") == 36
+    again = vfm.load(runs / "0" / "checkpoints" / "best.ckpt", device="cpu").task.head
+    assert again.spec == model.task.head.spec
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from vfm.data.dataset import list_labels
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.splits import draw_folds
 from vfm.heads_on_features import Candidate, cross_validate, solve_linear
+from vfm.heads_on_features.fit import fit_candidate
 from vfm.heads_on_features.linear import FEW_IMAGES
 from vfm.models.heads import LinearHead, NeighborsHead
 from vfm.training.checkpoint import CheckpointedModel
@@ -106,12 +107,30 @@ def _fit(
     folds = np.stack([_draw_folds(data, positions, data.seed + i) for i in range(repeats)])
     options: dict[str, Any] = {"num_labels": len(data.labels), "multilabel": multilabel}
     if isinstance(task.head, NeighborsHead):
-        candidate = Candidate("neighbors", k=task.head.k)
-        judged = cross_validate(features, target, folds[0], [candidate], **options)[0]
+        neighbors = Candidate("neighbors", k=task.head.k)
+        judged = cross_validate(features, target, folds[0], [neighbors], **options)[0]
         return _describe(judged, None, f"{task.head.k} nearest neighbors", positions, target)
+    assert isinstance(task.head, LinearHead)
+    if (candidate := _pin_candidate(task.head)) is not None:
+        judged = cross_validate(
+            features, target, folds[0], [candidate], class_weights=class_weights, **options
+        )[0]
+        affine = fit_candidate(candidate, features, target, class_weights=class_weights, **options)
+        scale = 1 / judged.temperature
+        cooled = replace(affine, weight=scale * affine.weight, bias=scale * affine.bias)
+        return _describe(judged, cooled, f"{candidate.head} as given", positions, target)
     solved = solve_linear(features, target, folds, class_weights=class_weights, **options)
     name = f"logistic regression, C {solved.c:.3g}, scaling {solved.scaling}"
     return _describe(solved, solved.head, name, positions, target)
+
+
+def _pin_candidate(head: LinearHead) -> Candidate | None:
+    """Return the one way to solve a head that its arguments leave; None where cross-validation chooses."""
+    if head.solver != "logistic":
+        return Candidate(head.solver, head.scaling or "none")
+    if head.c is None or head.scaling is None:
+        return None
+    return Candidate("logistic", head.scaling, head.c)
 
 
 def _describe(

@@ -64,6 +64,8 @@ def write_recipe(path: Path, result: TuneResult, tuner: FineTuner) -> None:
         trainer |= {"max_steps": way.steps, "max_epochs": -1, "precision": "auto"}
     else:
         model = tuner.backbone.settings | {"adapt": "linear", "multilabel": data.multilabel}
+        head = tuner.backbone.heads.best.build().spec
+        model["head"] = {**head, "init_args": _drop_empty(head["init_args"])}
         loading = {"augment": "none"}
         trainer |= {"max_epochs": 1}
     recipe = {

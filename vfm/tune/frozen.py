@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from vfm_runtime.heads_on_features import AffineHead, fit_lda, fit_nearest_mean, scale_features
+from vfm_runtime.heads_on_features import AffineHead
 
 from vfm.heads_on_features import Candidate, CandidateScores, cross_validate
 from vfm.heads_on_features.cross_validation import FoldFitter, compute_metric, mark_learned
+from vfm.heads_on_features.fit import fit_candidate
 from vfm.heads_on_features.linear import list_candidates
-from vfm.heads_on_features.logistic import fit_logistic_regression
+from vfm.metrics.ranking import Statistic
 from vfm.models.heads import Head, LinearHead, NeighborsHead
 from vfm.models.heads.classification import Reads
 from vfm.tune.images import LabeledPool
@@ -67,7 +68,9 @@ class JudgedHead:
         reads: Reads = "both" if self.reads == JOINED else "pooled"
         if self.candidate.head == "neighbors":
             return NeighborsHead(self.candidate.k, reads=reads)
-        return LinearHead(reads=reads)
+        solver, scaling = self.candidate.head, self.candidate.scaling
+        c = self.candidate.c if solver == "logistic" else None
+        return LinearHead(reads=reads, solver=solver, scaling=scaling, c=c)
 
     @property
     def family(self) -> str:
@@ -123,7 +126,7 @@ class FrozenHeads:
         self._rank()
         # Heads that are not worse than the best one by more than two standard errors.
         highest = max(head.metric for head in self.heads)
-        margin = 2 * math.sqrt(max(highest * (1 - highest), 0.01) / len(folds))
+        margin = 2 * _measure_error(highest, len(folds))
         running = [head for head in self.heads if head.metric >= highest - margin][:_MOST_REPEATED]
         for repeat in range(1, _REPEATS):
             # The heads that are left are fewer; that all took `once` bounds their time.
@@ -174,7 +177,7 @@ class FrozenHeads:
         """Score some images by the head that the other images choose, fitted on `train`; both are indices."""
         others = np.setdiff1d(np.arange(len(self.pool.indices)), judged)
         counts = np.isin(np.arange(len(self.pool.indices)), others).astype(np.int64)[None]
-        ranks = [build_criterion(head.scores, self.pool.target)(counts)[0] for head in self.heads]
+        ranks = [self._build_criterion(head)(counts)[0] for head in self.heads]
         return self.fit_and_score(self.heads[int(np.argmax(ranks))], train, judged)
 
     def fit_and_score(
@@ -253,36 +256,35 @@ class FrozenHeads:
 
     def _rank(self) -> None:
         once = np.ones((1, len(self.pool.indices)), np.int64)
-        target = self.pool.target
-        self.heads.sort(key=lambda head: -build_criterion(head.scores, target)(once)[0])
+        self.heads.sort(key=lambda head: -self._build_criterion(head)(once)[0])
+
+    def _build_criterion(self, head: JudgedHead) -> Statistic:
+        criterion = build_criterion(head.scores, self.pool.target)
+        if head.candidate.head != "neighbors":
+            return criterion
+        # A kNN carries all images with it, so it has to be better by more than the noise: a standard error.
+        margin = _measure_error(head.metric, len(self.pool.indices))
+        return lambda counts: criterion(counts) - margin
 
     def _choose(self, heads: Sequence[JudgedHead]) -> Choice:
         target = self.pool.target
         return choose_honestly(
             [build_statistic(head.scores, target) for head in heads],
             len(target),
-            criteria=[build_criterion(head.scores, target) for head in heads],
+            criteria=[self._build_criterion(head) for head in heads],
             keys=self.pool.keys,
             seed=self.pool.data.seed,
         )
 
     def _fit(self, candidate: Candidate, values: NDArray[Any]) -> AffineHead:
         """Fit a linear head on all images."""
-        target, data = self.pool.target, self.pool.data
-        if candidate.head == "logistic":
-            return fit_logistic_regression(
-                values,
-                target,
-                c=candidate.c,
-                scaling=candidate.scaling,
-                num_labels=len(data.labels),
-                multilabel=data.multilabel,
-            )
-        if candidate.head == "nearest_mean":
-            return fit_nearest_mean(values, target, len(data.labels))
-        scaled = scale_features(values, None, candidate.scaling == "l2")
-        return replace(
-            fit_lda(scaled, target, len(data.labels)), normalizes=candidate.scaling == "l2"
+        data = self.pool.data
+        return fit_candidate(
+            candidate,
+            values,
+            self.pool.target,
+            num_labels=len(data.labels),
+            multilabel=data.multilabel,
         )
 
     def fill(self, head: Head) -> None:
@@ -299,3 +301,8 @@ class FrozenHeads:
         head.load_affine(
             replace(affine, weight=affine.weight / temperature, bias=affine.bias / temperature)
         )
+
+
+def _measure_error(fraction: float, total: int) -> float:
+    """Return the standard error of a fraction of `total` images, which is never 0."""
+    return math.sqrt(max(fraction * (1 - fraction), 0.01) / total)

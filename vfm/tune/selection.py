@@ -16,6 +16,8 @@ from vfm.metrics.ranking import Ranking, Statistic, average_over_classes
 _TAIL = (1 - LEVEL) / 2
 _NORMAL = 1.96
 """Standard deviations to either side that hold 95 % of a normal distribution."""
+_WIDENING = math.sqrt(math.e - 1)
+"""A resample leaves out 1 / e of the images, whose metric varies by this factor more than that of all images."""
 _LOSS_WEIGHT, _LEAST_SCORE = 0.5, 1e-6
 _TYPICAL_GAIN, _TYPICAL_SPREAD = -0.01, 0.05
 """What fine-tuning gains over the best frozen head before anything was measured, and how much that varies."""
@@ -134,8 +136,8 @@ def choose_honestly(
     judged = np.stack([statistic(outside) for statistic in statistics])
     values = judged[chosen, np.arange(len(chosen))]
     values = values[np.isfinite(values)]
-    low, high = np.quantile(values, [_TAIL, 1 - _TAIL])
     value = float(values.mean())
+    low, high = value + (np.quantile(values, [_TAIL, 1 - _TAIL]) - value) / _WIDENING
     # A bootstrap of nothing but right answers has no width.
     least, most = compute_wilson(value, num_images)
     return Choice(best, Interval(value, min(float(low), least), max(float(high), most)))

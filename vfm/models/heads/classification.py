@@ -16,6 +16,8 @@ from vfm.models.heads.head import Head
 from vfm.types import FeatureInfo, Features, Raw
 
 Reads = Literal["pooled", "map_means", "both"]
+Solver = Literal["logistic", "lda", "nearest_mean"]
+FeatureScaling = Literal["none", "l2", "standardized"]
 
 
 class ClassificationHead(Head):
@@ -46,15 +48,35 @@ class LinearHead(ClassificationHead):
     center: Tensor
     is_normalized: Tensor
 
-    def __init__(self, dropout: float = 0.0, reads: Reads = "pooled") -> None:
+    def __init__(
+        self,
+        dropout: float = 0.0,
+        reads: Reads = "pooled",
+        solver: Solver = "logistic",
+        scaling: FeatureScaling | None = None,
+        c: float | None = None,
+    ) -> None:
         """Remember the arguments; the layer is made in `build`.
 
         Args:
             dropout: Share of features set to zero in training.
             reads: pooled: the vector that the backbone was trained to give; map_means: means of several of its layers;
                 both: all of these, joined.
+            solver: How the head is solved where it is not trained by steps: logistic regression, LDA (linear
+                discriminant analysis), or nearest_mean (the classes' centered means).
+            scaling: What features go through when it is solved: none, l2 or standardized; chosen by cross-validation
+                where it is null.
+            c: Inverse of the penalty of logistic regression, in units of the scaled features; chosen by
+                cross-validation where it is null.
         """
         super().__init__()
+        if c is not None and not c > 0:
+            raise OptionError(f"c is {c}. Give a number above 0, or null for cross-validation.")
+        if (c is None) != (scaling is None) and solver == "logistic":
+            raise OptionError(
+                f"c is {c} and scaling is {scaling}: c is in units of the scaled features. Give both, or neither."
+            )
+        self.solver, self.scaling, self.c = solver, scaling, c
         self.dropout = nn.Dropout(dropout)
         self.uses = list_reads(reads)
 
