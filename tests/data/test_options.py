@@ -25,7 +25,7 @@ def test_each_data_module_shows_all_options_with_its_own_defaults(kind):
 def test_options_are_recorded_and_rebuilt():
     digits = data.DigitsData(batch_size=7)
     assert digits.spec["init_args"] == {
-        "augment": "light",
+        "augment": "auto",
         "batch_size": 7,
         "num_workers": 0,
         "seed": 0,

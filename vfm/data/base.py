@@ -80,6 +80,8 @@ class ImageData(LightningDataModule, Component, ABC):
 
     option_defaults: ClassVar[LoaderOptions] = LOADER_DEFAULTS
     """Defaults of the constructor's `**options`."""
+    default_augment: ClassVar[Augment] = "standard"
+    """Augmentation of training images where it is left to `auto`."""
     labels: tuple[str, ...] = ()
     """Names of the classes, by label; known after `setup`."""
     records: dict[str, list[Record]]
@@ -100,12 +102,12 @@ class ImageData(LightningDataModule, Component, ABC):
     leaves_val_out: bool = False
     """Whether a fold stands in the place of a val split that the data states; known after `setup`."""
 
-    def __init__(self, *, augment: Augment = "standard", **options: Unpack[LoaderOptions]) -> None:
+    def __init__(self, *, augment: Augment = "auto", **options: Unpack[LoaderOptions]) -> None:
         """Make the data module; nothing is read yet.
 
         Args:
-            augment: Augmentation of training images: `none`, `light`, `standard`, `strong`, or a list of
-                albumentations' transforms, as `TrainTransform` takes it.
+            augment: Augmentation of training images: `none`, `light`, `standard`, `strong`, a list of albumentations'
+                transforms as `TrainTransform` takes it, or `auto`: `none` for a head that is solved, else the usual.
             **options: Options of every data module.
 
         Raises:
@@ -126,6 +128,8 @@ class ImageData(LightningDataModule, Component, ABC):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}. Give {least} or more.")
+        self.has_auto_augment = augment == "auto"
+        augment = self.default_augment if augment == "auto" else augment
         check_augment(augment)
         self.bit_depth = options.get("bit_depth")
         check_bit_depth(self.bit_depth)

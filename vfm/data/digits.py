@@ -15,6 +15,8 @@ class DigitsData(ImageData):
     Of each digit 70 % are to train, 10 % to validate and 20 % to test; `predict` answers for the test images.
     """
 
+    # A mirrored 2 is no digit.
+    default_augment: ClassVar[Augment] = "light"
     # The images are in memory: processes that open them would only cost time.
     option_defaults: ClassVar[LoaderOptions] = {
         **LOADER_DEFAULTS,
@@ -22,11 +24,11 @@ class DigitsData(ImageData):
         "num_workers": 0,
     }
 
-    def __init__(self, *, augment: Augment = "light", **options: Unpack[LoaderOptions]) -> None:
+    def __init__(self, *, augment: Augment = "auto", **options: Unpack[LoaderOptions]) -> None:
         """Make the data module.
 
         Args:
-            augment: Augmentation of training images; a mirrored 2 is no digit, so not `standard`.
+            augment: Augmentation of training images, as for `ImageData`.
             **options: Options of every data module.
         """
         super().__init__(augment=augment, **options)

@@ -37,7 +37,7 @@ class FolderData(ImageData):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         split_file: str | Path | None = None,
-        augment: Augment = "standard",
+        augment: Augment = "auto",
         **options: Unpack[LoaderOptions],
     ) -> None:
         """Make the data module; the folder is read by `setup`.

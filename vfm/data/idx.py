@@ -5,7 +5,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,15 @@ class IdxData(ImageData):
     test images.
     """
 
+    default_augment: ClassVar[Augment] = "light"
+
     def __init__(
         self,
         root: str | Path,
         *,
         label_names: Sequence[str] = (),
         val_fraction: float = 0.1,
-        augment: Augment = "light",
+        augment: Augment = "auto",
         **options: Unpack[LoaderOptions],
     ) -> None:
         """Make the data module; the files are read by `setup`.

@@ -42,7 +42,7 @@ class SyntheticData(ImageData):
         num_classes: int = 4,
         num_images: int = 64,
         image_size: int = 32,
-        augment: Augment = "standard",
+        augment: Augment = "auto",
         **options: Unpack[LoaderOptions],
     ) -> None:
         """Make the data module.

@@ -44,7 +44,7 @@ class TableData(ImageData):
         group_columns: Sequence[str] = (),
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
-        augment: Augment = "standard",
+        augment: Augment = "auto",
         **options: Unpack[LoaderOptions],
     ) -> None:
         """Make the data module; the table is read by `setup`.

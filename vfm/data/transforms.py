@@ -17,7 +17,7 @@ from vfm.data.decode import Source
 from vfm.preprocess import Preprocess
 
 Preset = Literal["none", "light", "standard", "strong"]
-Augment = Preset | list[Any]
+Augment = Preset | Literal["auto"] | list[Any]
 """A preset, or a pipeline: names of albumentations' transforms, each alone or with arguments as `{name: {argument:
 value}}`."""
 
@@ -187,7 +187,7 @@ def _list_steps(augment: Augment) -> list[Any]:
         return list(augment)
     if augment not in _PRESETS:
         raise AugmentError(
-            f"augment is '{augment}'. Choices: {', '.join(get_args(Preset))}, or a list of "
+            f"augment is '{augment}'. Choices: auto, {', '.join(get_args(Preset))}, or a list of "
             "albumentations' transforms, such as [HorizontalFlip, {Rotate: {limit: 15}}]."
         )
     return _PRESETS[augment]

@@ -88,20 +88,39 @@ def cross_validate(
         DataError: There is one fold only.
         OptionError: A candidate cannot give several labels.
     """
-    values, labels, parts = np.asarray(features), np.asarray(target), np.asarray(folds)
-    numbers = np.unique(parts).tolist()
+    numbers = np.unique(np.asarray(folds))
     if len(numbers) < 2:
         raise DataError(
             f"There is {len(numbers)} fold. Give two or more, so that each image is scored by a head fitted on others."
         )
+    options: dict[str, Any] = {"num_labels": num_labels, "class_weights": class_weights}
+    return score_folds(features, target, folds, candidates, multilabel=multilabel, **options)
+
+
+def score_folds(
+    features: ArrayLike,
+    target: ArrayLike,
+    folds: ArrayLike,
+    candidates: Sequence[Candidate],
+    *,
+    num_labels: int | None = None,
+    class_weights: ArrayLike | None = None,
+    multilabel: bool = False,
+) -> list[CandidateScores]:
+    """Score the images of all folds but fold -1, by heads that were fitted on all others; else as `cross_validate`.
+
+    Returns:
+        The scores of each candidate, NaN for images of fold -1, which temperature and metrics leave out.
+    """
+    values, labels, parts = np.asarray(features), np.asarray(target), np.asarray(folds)
     count = labels.shape[1] if multilabel else num_labels or int(labels.max()) + 1
-    logits = np.zeros((len(candidates), len(values), count))
-    for number in numbers:
+    logits = np.full((len(candidates), len(values), count), np.nan)
+    learned = mark_learned(labels, parts, multilabel) & (parts >= 0)
+    for number in np.unique(parts[parts >= 0]).tolist():
         held_out = parts == number
         fitted = FoldFitter(values[~held_out], labels[~held_out], count, class_weights, multilabel)
         for index, part in fitted.score(candidates, values[held_out]):
             logits[index, held_out] = part
-    learned = mark_learned(labels, parts, count, multilabel)
     return [
         judge(candidate, each, labels, learned, multilabel)
         for candidate, each in zip(candidates, logits, strict=True)
@@ -159,16 +178,13 @@ class FoldFitter:
         return fit(train, self.target, self.num_labels).compute_logits(test)
 
 
-def mark_learned(
-    target: NDArray[Any], folds: NDArray[Any], num_labels: int, multilabel: bool
-) -> NDArray[np.bool_]:
+def mark_learned(target: NDArray[Any], folds: NDArray[Any], multilabel: bool) -> NDArray[np.bool_]:
     """Return for each image whether its class occurs outside its fold, bool [N]: of others no head can know."""
-    if multilabel:
-        return np.ones(len(target), np.bool_)
     learned = np.ones(len(target), np.bool_)
-    for number in np.unique(folds):
-        inside = folds == number
-        learned[inside] = np.isin(target[inside], target[~inside])
+    if not multilabel:
+        for number in np.unique(folds):
+            inside = folds == number
+            learned[inside] = np.isin(target[inside], target[~inside])
     return learned
 
 
@@ -179,10 +195,19 @@ def judge(
     learned: NDArray[np.bool_],
     multilabel: bool,
 ) -> CandidateScores:
-    """Return the scores of a candidate's out-of-fold logits [N, C] at their best temperature, and metrics of them."""
+    """Return the scores of a candidate's out-of-fold logits at their best temperature, and metrics of them.
+
+    Args:
+        candidate: Head that gave the logits.
+        logits: Out-of-fold logits, [N, C]; rows of NaN for images that were not scored.
+        target: Classes, int [N]; or with `multilabel` zeros and ones, [N, C].
+        learned: Images whose class the head could know, bool [N]; the others count as wrong, but not in the loss.
+        multilabel: Whether several labels may apply to an image.
+    """
     temperature, loss = fit_temperature(logits[learned], target[learned], multilabel)
     scores = expit(logits / temperature) if multilabel else softmax(logits / temperature, axis=1)
-    metric = compute_metric(scores, target, multilabel)
+    judged = np.isfinite(scores).all(axis=1)
+    metric = compute_metric(scores[judged], target[judged], multilabel)
     return CandidateScores(candidate, scores, temperature, metric, loss)
 
 

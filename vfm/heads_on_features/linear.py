@@ -10,7 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from vfm_runtime.heads_on_features import AffineHead
 
-from vfm.heads_on_features.cross_validation import Candidate, CandidateScores, cross_validate
+from vfm.heads_on_features.cross_validation import (
+    Candidate,
+    CandidateScores,
+    cross_validate,
+    score_folds,
+)
 from vfm.heads_on_features.logistic import (
     SCALINGS,
     Scaling,
@@ -23,6 +28,12 @@ STRENGTHS = tuple(np.geomspace(0.1, 1e5, 13).tolist())
 """Values of C for features of which the mean squared distance from their mean is 1."""
 FEW_IMAGES = 100
 """Number of images below which several cross-validations are cheap, and choose better than one."""
+_MANY_IMAGES = 1000
+"""Number of images from which scalings are told apart reliably."""
+_GRID_IMAGES, _GRID_LABELS = 3000, 100
+"""Most images and labels that the whole grid is tried on: what suits them suits more."""
+_MOST_WORK = 1e13
+"""Images times features times labels of all folds together up to which every image is scored; of more, one fold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +55,14 @@ class Solved:
 
 
 def list_candidates(features: ArrayLike) -> list[Candidate]:
-    """List logistic regression with every scaling and C of the grid."""
+    """List logistic regression with every C of the grid: on features of norm 1, of many images with every scaling.
+
+    On few images the choice among all scalings costs more than the best of them gains.
+    """
+    scalings: Sequence[Scaling] = SCALINGS if len(np.asarray(features)) >= _MANY_IMAGES else ("l2",)
     return [
         Candidate("logistic", scaling, strength / compute_power(features, scaling))
-        for scaling in SCALINGS
+        for scaling in scalings
         for strength in STRENGTHS
     ]
 
@@ -61,7 +76,9 @@ def solve_linear(
     class_weights: ArrayLike | None = None,
     multilabel: bool = False,
 ) -> Solved:
-    """Choose C and scaling by out-of-fold accuracy (mAP for several labels), and fit the head on all images.
+    """Choose C and scaling by cross-validation, and fit the head on all images.
+
+    Of many images, or labels, the choice is made on a part of them, and the chosen setting scores all.
 
     Args:
         features: Embeddings, [N, D].
@@ -71,25 +88,45 @@ def solve_linear(
         class_weights: How much each class counts, [C]; with `multilabel` where the label applies.
         multilabel: Whether several labels, or none, may apply to an image.
     """
+    values, labels = np.asarray(features), np.asarray(target)
+    parts = np.atleast_2d(folds)
+    count = labels.shape[1] if multilabel else num_labels or int(labels.max()) + 1
+    weights = np.ones(count) if class_weights is None else np.asarray(class_weights)
+    rows, columns = _choose_part(labels, count, multilabel)
+    some = labels[rows][:, columns] if multilabel else np.searchsorted(columns, labels[rows])
+    candidates = list_candidates(values[rows])
+    best = choose_candidate(
+        [
+            cross_validate(
+                values[rows],
+                some,
+                each[rows],
+                candidates,
+                num_labels=len(columns),
+                class_weights=weights[columns],
+                multilabel=multilabel,
+            )
+            for each in parts
+        ]
+    )
     options: dict[str, Any] = {
-        "num_labels": num_labels,
-        "class_weights": class_weights,
+        "num_labels": count,
+        "class_weights": weights,
         "multilabel": multilabel,
     }
-    candidates = list_candidates(features)
-    repeats = [
-        cross_validate(features, target, each, candidates, **options)
-        for each in np.atleast_2d(folds)
-    ]
-    best = choose_candidate(repeats)
+    if len(rows) < len(values):
+        first = parts[0]
+        if values.size * count * len(np.unique(first)) > _MOST_WORK:
+            first = np.where(first == first[0], 0, -1)
+        best = score_folds(values, labels, first, [best.candidate], **options)[0]
     chosen = best.candidate
-    head = fit_logistic_regression(features, target, c=chosen.c, scaling=chosen.scaling, **options)
+    head = fit_logistic_regression(values, labels, c=chosen.c, scaling=chosen.scaling, **options)
     cooled = replace(head, weight=head.weight / best.temperature, bias=head.bias / best.temperature)
     return Solved(cooled, chosen.c, chosen.scaling, best.scores, best.metric, best.loss)
 
 
 def choose_candidate(repeats: Sequence[Sequence[CandidateScores]]) -> CandidateScores:
-    """Return the candidate of the best mean metric, and among equals that of the least loss.
+    """Return the candidate of the least loss among those with the best metric, or nearly: half a standard error.
 
     Args:
         repeats: For each cross-validation the scores of every candidate, in the same order.
@@ -97,9 +134,24 @@ def choose_candidate(repeats: Sequence[Sequence[CandidateScores]]) -> CandidateS
     Returns:
         Its scores of the first cross-validation.
     """
+    metrics = np.mean([[each.metric for each in repeat] for repeat in repeats], axis=0)
+    losses = np.mean([[each.loss for each in repeat] for repeat in repeats], axis=0)
+    best, number = float(metrics.max()), len(repeats[0][0].scores)
+    losses[metrics < best - 0.5 * np.sqrt(best * (1 - best) / number)] = np.inf
+    return repeats[0][int(losses.argmin())]
 
-    def rate(index: int) -> tuple[float, float]:
-        scores = [repeat[index] for repeat in repeats]
-        return sum(s.metric for s in scores), -sum(s.loss for s in scores)
 
-    return repeats[0][max(range(len(repeats[0])), key=rate)]
+def _choose_part(
+    target: NDArray[Any], num_labels: int, multilabel: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return images and labels to try the grid on, spread evenly: all of them where they are few."""
+    columns = _spread(num_labels, _GRID_LABELS)
+    rows = np.arange(len(target))
+    if not multilabel:
+        rows = rows[np.isin(target, columns)]
+        rows = rows[np.argsort(target[rows], kind="stable")]
+    return np.sort(rows[_spread(len(rows), _GRID_IMAGES)]), columns
+
+
+def _spread(total: int, most: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, total - 1, min(total, most)).round().astype(np.int64))

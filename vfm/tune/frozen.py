@@ -213,7 +213,7 @@ class FrozenHeads:
             num_labels=len(data.labels),
             multilabel=data.multilabel,
         )
-        learned = mark_learned(target, folds, len(data.labels), data.multilabel)
+        learned = mark_learned(target, folds, data.multilabel)
         if learned.all():
             return results
         # A class without images outside the fold is not known there, whatever the numbers say.

@@ -117,9 +117,8 @@ class ClassificationTask(BaseTask):
         if not self.backbone.frozen or type(self.head) not in (LinearHead, NeighborsHead):
             return False
         plain = type(self.criterion) in (CrossEntropy, BinaryCrossEntropy)
-        augment = self._require_data().augment
+        data = self._require_data()
         obstacles = {
-            f"--data.augment {augment}": augment != "none",
             "--model.mixing": bool(self.mixing.mixup or self.mixing.cutmix),
             "--model.cache_features false": not self._cache_features,
             "--model.head.dropout": isinstance(self.head, LinearHead) and self.head.dropout.p > 0,
@@ -128,15 +127,19 @@ class ClassificationTask(BaseTask):
             "sharding": isinstance(self.trainer.strategy, ModelParallelStrategy),
         }
         present = [name for name, is_there in obstacles.items() if is_there]
+        if data.has_auto_augment:
+            data.augment = data.default_augment if present else "none"
+        if data.augment != "none":
+            present.append(f"--data.augment {data.augment}")
         if present and isinstance(self.head, NeighborsHead):
             raise OptionError(
                 f"NeighborsHead stores the features of the images once, which does not go with {present[0]}. Leave it "
-                "out, and set --data.augment none."
+                "out."
             )
         if present:
             rank_zero_info(
-                f"The head is trained by steps, since {', '.join(present)} is set. Without, and with --data.augment "
-                "none, it is solved: C by cross-validation, on all images, in seconds."
+                f"The head is trained by steps, since {', '.join(present)} is set. Without, it is solved: C by "
+                "cross-validation, on all images, in seconds."
             )
         return not present
 
