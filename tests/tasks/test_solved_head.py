@@ -15,10 +15,13 @@ from vfm_runtime.errors import DataError, OptionError
 
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, require_equal, shapes, stored, vit
+from vfm.bundle.export import export
+from vfm.cli import main
 from vfm.data import FolderData, TableData
 from vfm.losses import FocalLoss
 from vfm.models.heads import NeighborsHead
 from vfm.tasks import ClassificationTask
+from vfm.tasks.checkpoint import Checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -246,3 +249,48 @@ def test_a_thousand_classes_of_two_images_take_seconds() -> None:
         warnings.simplefilter("error")
         solved = solve_linear(features, target, np.arange(2000) % 2)
     assert solved.metric > 0.3
+
+
+@pytest.fixture
+def solved(tmp_path: Path) -> Path:
+    """A checkpoint of a head that was solved on 54 images; none is left for validation, 6 for the test."""
+    images = write_image_folder(tmp_path / "images", images_per_class=20, size=(40, 30))
+    fit(tmp_path, vit(adapt="linear"), open_folder(images))
+    return tmp_path / "checkpoints" / "best.ckpt"
+
+
+def test_it_is_calibrated_on_out_of_fold_scores(
+    solved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", str(solved)]) == 0
+    assert "Taking the out-of-fold scores of 54 training images." in capsys.readouterr().out
+    written = json.loads((solved.parent / "calibration.json").read_text())
+    assert written["num_images"] == 54
+    assert written["rules"]["temperature"] == pytest.approx(1, abs=0.3)
+
+
+def test_an_export_calibrates_and_measures_without_validation_images(
+    solved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"images": tmp_path / "images", "out": tmp_path / "bundle", "num_images": 4}
+    export(solved, calibrate=True, fp16=True, **options)
+    assert "The test images stand in." in caplog.text
+    card = (tmp_path / "bundle" / "card.md").read_text()
+    assert "out_of_fold | accuracy" in card
+    assert "fitted on 54 validation images" in card
+
+
+def test_validation_says_that_no_image_was_left(
+    solved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "--ckpt_path", str(solved)]) == 1
+    said = capsys.readouterr().err
+    assert "There are no val images; found: 54 train, 6 test." in said
+    assert "its metrics are under 'out_of_fold' in results.json" in said
+
+
+def test_scores_of_another_training_are_not_taken(solved: Path, tmp_path: Path) -> None:
+    with np.load(solved.parent / "out_of_fold.npz") as file:
+        arrays = dict(file) | {"fingerprint": "another"}
+    np.savez(solved.parent / "out_of_fold.npz", **arrays)
+    assert Checkpoint.open(solved).out_of_fold is None

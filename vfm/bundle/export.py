@@ -213,10 +213,20 @@ def _open_validations(
     refusals = (one.task.reference_refusal for one in checkpoints.values())
     if options.reference and (refusal := next(filter(None, refusals), None)):
         raise ExportError(refusal)
-    tested = not options.calibrate
-    return {
-        name: one.open_validation(options.data, tested=tested) for name, one in checkpoints.items()
-    }
+    is_measured = bool(options.precisions) or options.reference
+    images = {}
+    for name, one in checkpoints.items():
+        is_judged = not options.calibrate or _open_out_of_fold(one, options) is not None
+        if is_measured or not is_judged:
+            images[name] = one.open_validation(options.data, tested=is_judged)
+    return images
+
+
+def _open_out_of_fold(checkpoint: Checkpoint, options: ExportOptions) -> Validation | None:
+    """Return what calibrates a model whose head was solved on all images; None where other images do."""
+    if options.data is not None or checkpoint.out_of_fold is None:
+        return None
+    return checkpoint.out_of_fold[1]
 
 
 def _calibrate(
@@ -227,14 +237,14 @@ def _calibrate(
     """Calibrations that are fitted now, or were by `vfm calibrate`, by the names of the heads that have one."""
     if not options.calibrate:
         return {name: c for name, one in checkpoints.items() if (c := one.calibration) is not None}
-    tasks = {name: one.task for name, one in checkpoints.items()}
-    return {
-        name: images[name].fit_confidence(
-            images[name].collect_outputs(TorchPredictor(task).run),
-            min_precision=options.min_precision,
-        )
-        for name, task in tasks.items()
-    }
+    calibrations = {}
+    for name, one in checkpoints.items():
+        judged, outputs = _open_out_of_fold(one, options), {}
+        if judged is None:
+            judged = images[name]
+            outputs = judged.collect_outputs(TorchPredictor(one.task).run)
+        calibrations[name] = judged.fit_confidence(outputs, min_precision=options.min_precision)
+    return calibrations
 
 
 def _use_training(

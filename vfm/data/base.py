@@ -424,8 +424,8 @@ class ImageData(LightningDataModule, Component, ABC):
             remedy = self.remedy(split)
             if split == "val" and self.folds is not None:
                 remedy = (
-                    "The images of all folds are trained on: name the fold to validate on (--data.fold 0), or set "
-                    "limit_val_batches=0 in the trainer."
+                    "The images of all folds are trained on (metrics of a solved head: 'out_of_fold' in results.json): "
+                    "name the fold to validate on (--data.fold 0), or set limit_val_batches=0 in the trainer."
                 )
             raise DataError(
                 f"There are no {split} images; found: {sizes or 'none at all'}. {remedy}"

@@ -17,6 +17,9 @@ from vfm.data.splits import SplitRow, check_fractions, read_split, write_split
 from vfm.data.transforms import Augment
 from vfm.spec import Spec
 
+SOLVED_ON_ALL = (
+    " Where a head was solved on all images, its metrics are under 'out_of_fold' in results.json."
+)
 SPLIT_FILE = "splits.csv"
 
 
@@ -97,7 +100,8 @@ class FolderData(ImageData):
         """What to do about a missing split."""
         at_root = f"{self.root}/{split}/<class>/"
         if self.split_file is not None:
-            return f"Add lines with split '{split}' to {self.split_file}."
+            remedy = f"Add lines with split '{split}' to {self.split_file}."
+            return remedy + SOLVED_ON_ALL * (split == "val")
         if split == "val":
             return (
                 f"Put images in {at_root} or set val_fraction above 0; "

@@ -12,7 +12,7 @@ from vfm_runtime.errors import DataError, OptionError
 from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.copies import find_copies, warn_of_copies
 from vfm.data.dataset import Record, list_labels
-from vfm.data.folder import SPLIT_FILE
+from vfm.data.folder import SOLVED_ON_ALL, SPLIT_FILE
 from vfm.data.layouts import Reading, list_files_beside
 from vfm.data.splits import SPLITS, check_fractions, complete_splits
 from vfm.data.table_rows import SPLIT_COLUMN, TableRow, join_path, read_names, read_table_rows
@@ -151,7 +151,8 @@ class TableData(ImageData):
         """What to do about a missing split."""
         drawn = {"val": "set val_fraction above 0", "test": "set test_fraction above 0"}.get(split)
         rows = f"Add rows with split '{split}' to {self.table}"
-        return f"{rows}, or, where the table has no splits, {drawn}." if drawn else f"{rows}."
+        remedy = f"{rows}, or, where the table has no splits, {drawn}." if drawn else f"{rows}."
+        return remedy + SOLVED_ON_ALL * (split == "val")
 
     def keep_split(self, folder: Path) -> Spec:
         """Write `splits.csv` to a run's folder, since later rows would shift a split that is drawn again.

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from vfm.tasks.calibration import CALIBRATION_FILE, CalibrationOptions
+from vfm.tasks.calibration import (
+    CALIBRATION_FILE,
+    CalibrationOptions,
+    CalibrationResult,
+    list_confidence,
+)
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.predictor import run_torch
 
@@ -31,7 +36,8 @@ def calibrate(
     Args:
         checkpoint: A .ckpt file of a training run, or its adapter.safetensors.
         data: Labelled images, a folder or a table as for training, or a manifest; by default the val split of the
-            training, which chose the checkpoint: other data is better.
+            training, which chose the checkpoint: other data is better. A head that was solved on all images has
+            out-of-fold scores of these.
         options: What to hold to.
         base: For an adapter, the file of the backbone's weights where it is no longer at its old place.
         trust: Packages besides vfm whose code the checkpoint may name.
@@ -43,9 +49,17 @@ def calibrate(
     opened = Checkpoint.open(checkpoint, base=base, trust=trust)
     task = opened.task
     options.refuse_others(task.calibration_options, type(task).__name__)
-    source = opened.select_calibration_images(data, options)
-    print(f"Scoring {len(source.positions)} images ...", flush=True)
-    result = task.calibrate(source, partial(run_torch, task.answer, device=task.device), options)
+    if data is None and opened.out_of_fold is not None:
+        source, judged = opened.out_of_fold
+        print(f"Taking the out-of-fold scores of {len(source.positions)} training images.")
+        fitted = judged.fit_confidence({}, min_precision=options.min_precision)
+        lines = list_confidence(fitted.rules, fitted)
+        result = CalibrationResult(source, fitted.to_dict(), lines)
+    else:
+        source = opened.select_calibration_images(data, options)
+        print(f"Scoring {len(source.positions)} images ...", flush=True)
+        run = partial(run_torch, task.answer, device=task.device)
+        result = task.calibrate(source, run, options)
     root = getattr(source.data, "root", None)
     header = {
         "checkpoint": str(checkpoint),

@@ -12,6 +12,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from vfm.data import ImageData
 from vfm.data.dataset import Record, describe_content, hash_content
 from vfm.data.tar import TarImage
@@ -30,7 +32,7 @@ from vfm.tasks.labeled_images import (
     ValidationError,
     open_images,
 )
-from vfm.tasks.results import read_results
+from vfm.tasks.results import SCORES_FILE, read_results
 from vfm.tasks.validation import Validation
 from vfm.training.checkpoint import KEY, CheckpointError, read_model_file
 
@@ -116,6 +118,25 @@ class Checkpoint:
                 f"{self.path}), or remove it."
             ) from error
 
+    @cached_property
+    def out_of_fold(self) -> tuple[LabeledImages, Validation] | None:
+        """Training images and their out-of-fold scores, where the head was solved on all; None where others are left.
+
+        Raises:
+            ValidationError: The data of the training is not there any more.
+        """
+        file = self.path.parent / SCORES_FILE if self.path is not None else None
+        if file is None or not file.is_file():
+            return None
+        images = self.split("train")
+        with np.load(file) as arrays:
+            if images.data.records.get("val") or str(arrays["fingerprint"]) != (
+                (self.entry.get("data") or {}).get("fingerprint")
+            ):
+                return None  # a val split judges, or the file is of another training
+            judged = images.select(arrays["position"].tolist())
+            return judged, self.task.open_out_of_fold(dict(arrays))
+
     def split(self, name: Split) -> LabeledImages:
         """Return a split of the data that the task was trained on, which is read when first asked for.
 
@@ -191,7 +212,13 @@ class Checkpoint:
             ValidationError: There are no such images, or some were trained on.
             LabelError: Their labels are not those of the task.
         """
-        source = self._select_images(data, ("val",), self.task.open_data)
+        splits = ("val",)
+        if data is None and tested and self.out_of_fold is not None:
+            splits = ("test",)
+            log.warning(
+                "No image was left for validation: the head was solved on all. The test images stand in."
+            )
+        source = self._select_images(data, splits, self.task.open_data)
         if not tested or source.data is not self._data:
             self._require_unseen(source, tested=not tested)
         return self.task.open_validation(self.open_images(source, max_images))

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from vfm_runtime.tasks.base import TaskType
+from vfm_runtime.tasks.base import Arrays, TaskType
 from vfm_runtime.tasks.confidence import ConfidenceRules
 from vfm_runtime.tasks.registry import find_task_type
 
@@ -88,6 +88,10 @@ class ExportHooks:
             LabelError: Their labels are not those of the model.
         """
         self._refuse("open_validation")
+
+    def open_out_of_fold(self, arrays: Arrays) -> Validation:
+        """Return what calibrates a model that has learned from all images, from the `SCORES_FILE` of its run."""
+        self._refuse("open_out_of_fold")
 
     def choose_splits(self, options: CalibrationOptions) -> Sequence[str]:
         """Return the splits of the training's data that `vfm calibrate` takes where no other data is named."""

@@ -21,6 +21,8 @@ RESULTS_FILE = "results.json"
 """Beside a checkpoint: metrics by split."""
 OUT_OF_FOLD = "out_of_fold"
 """Name in it of training images that were each predicted by a model of other folds."""
+SCORES_FILE = f"{OUT_OF_FOLD}.npz"
+"""Beside a checkpoint whose head was solved: the scores of these images."""
 
 
 class SplitPredictions(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -13,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from vfm_runtime.errors import MismatchError, OptionError
+from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
 from vfm.data.auto import open_labels
@@ -25,11 +27,11 @@ from vfm.preprocess import Fit
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
 from vfm.tasks.classification.results import compute_label_metrics, write_label_results
-from vfm.tasks.classification.validation import LabelValidation
+from vfm.tasks.classification.validation import LabelValidation, OutOfFoldValidation
 from vfm.tasks.labeled_images import LabeledImages, OpenedImages
 from vfm.tasks.labels import ClassWeights, LabelError, compute_class_weights
 from vfm.tasks.options import TaskOptions
-from vfm.tasks.results import OUT_OF_FOLD, RESULTS_FILE, SplitPredictions
+from vfm.tasks.results import OUT_OF_FOLD, RESULTS_FILE, SCORES_FILE, SplitPredictions
 from vfm.training.callbacks import list_callbacks
 from vfm.training.optim import Auto
 from vfm.training.solved_head import FOLDS, SolvedHead, solve_head
@@ -229,6 +231,13 @@ class ClassificationTask(BaseTask):
             data.records[OUT_OF_FOLD] = data.records["train"]
             self.write_results(checkpoint.parent, OUT_OF_FOLD, predictions, more)
             del data.records[OUT_OF_FOLD]
+            np.savez(
+                checkpoint.with_name(SCORES_FILE),
+                fingerprint=data.fingerprint(),
+                position=self._solved.position,
+                scores=self._solved.scores.astype(np.float32),
+                target=self._solved.target,
+            )
             rank_zero_info(f"Results out of fold: {checkpoint.parent / RESULTS_FILE}")
 
     def augment_batch(
@@ -271,6 +280,12 @@ class ClassificationTask(BaseTask):
         """Read a folder or table of labelled images, by the columns of the training's where it has them."""
         data = open_labels(path, training=training, labels=self.labels, multilabel=self.multilabel)
         return LabeledImages.select_evaluation(data, path)
+
+    def open_out_of_fold(self, arrays: Arrays) -> OutOfFoldValidation:
+        """Return the scores of training images by heads that had not seen them."""
+        return OutOfFoldValidation(
+            self.labels, arrays["scores"], arrays["target"], multilabel=self.multilabel
+        )
 
     def open_validation(self, images: OpenedImages) -> LabelValidation:
         """Return images that are judged by accuracy, or mean average precision."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,47 @@ from vfm.tasks.calibration import Calibration
 from vfm.tasks.classification.calibration import fit_labels
 from vfm.tasks.classification.results import compute_label_metrics
 from vfm.tasks.labeled_images import ValidationError
+from vfm.tasks.results import OUT_OF_FOLD
 from vfm.tasks.validation import Validation
+
+
+class OutOfFoldValidation(Validation):
+    """Training images with scores of heads that had not seen them: what calibrates a model of all images.
+
+    Attributes:
+        scores: Out-of-fold probabilities, float32 [N, C].
+    """
+
+    metric = OUT_OF_FOLD
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        scores: NDArray[Any],
+        truth: NDArray[Any],
+        *,
+        multilabel: bool = False,
+    ) -> None:
+        self.labels, self.multilabel = tuple(labels), multilabel
+        self.scores, self._truth = scores, truth
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.scores)
+
+    @property
+    def truth(self) -> NDArray[Any]:
+        """The true label of each image, int64 [N]; or float32 [N, C] of zeros and ones where several may apply."""
+        return self._truth
+
+    def measure(self, outputs: Arrays) -> float:
+        """Refuse: the model has learned from these images."""
+        raise ValidationError("Out-of-fold scores calibrate; they measure no other outputs.")
+
+    def fit_confidence(self, outputs: Arrays, *, min_precision: float | None = None) -> Calibration:
+        """Fit a temperature, and thresholds for each label, to the out-of-fold scores, whatever the model gives."""
+        return fit_labels(self, {"scores": self.scores}, min_precision)
 
 
 class LabelValidation(Validation):
