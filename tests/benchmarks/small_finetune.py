@@ -26,8 +26,17 @@ from small_ways import fit_recipe
 FINETUNE_SETS = ("textile", "emoji", "fashion_mnist", "trees")
 FINETUNE_SIZES, FINETUNE_SEEDS = (20, 50), range(3)
 PLAIN, FULL, LP_FT, SOLVED = "plain loop", "finetune.yaml", "lp_ft.yaml", "its solved head"
-# One step that changes nothing leaves what LP-FT starts from.
-_STAND_STILL = ("--model.optim.lr", "1e-12", "--trainer.max_steps", "1")
+# One step that changes nothing, and a validation after it, leave what LP-FT starts from.
+_STAND_STILL = (
+    "--model.optim.lr",
+    "1e-12",
+    "--model.min_steps",
+    "0",
+    "--trainer.max_epochs",
+    "1",
+    "--trainer.limit_train_batches",
+    "1",
+)
 
 
 def list_finetune(_: Results) -> Iterator[tuple[Cell, Work]]:

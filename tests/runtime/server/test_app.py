@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from vfm_runtime.server import pages
@@ -194,8 +195,9 @@ def test_more_requests_than_are_held(started, refused, jpeg, monkeypatch):
         asker.start()
     try:
         assert begun.wait(20)
-        while client.app.state.service._in_flight < 2:
-            pass
+        deadline = time.monotonic() + 20
+        while client.app.state.service._in_flight < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
         answer = client.post("/predict", content=jpeg, headers=IMAGE)
         text = refused(answer, 429, "queue_full")
         assert text.startswith("2 requests are being answered already, the limit.")
