@@ -14,7 +14,7 @@ import vfm
 from tests.image_folders import write_image_folder
 from vfm.data import SyntheticData
 from vfm.models.backbone import Backbone
-from vfm.models.heads import AttentionPoolHead
+from vfm.models.heads import AttentionPoolHead, MLPHead
 from vfm.tasks import ClassificationTask, Optim
 
 
@@ -147,7 +147,7 @@ def test_channels_last_trains_alike(tmp_path: Path) -> None:
 def test_switches_work_on_every_family(
     family: Family, option: dict[str, Any], tmp_path: Path
 ) -> None:
-    made = task(family, **option)
+    made = task(family, head=MLPHead(hidden=8), **option)
     run = trainer(tmp_path, max_steps=1, limit_val_batches=0, enable_checkpointing=False)
     run.fit(made, datamodule=shapes(family))
     groups = run.optimizers[0].param_groups

@@ -158,13 +158,12 @@ class Backbone(nn.Module):
             intermediates_only=not self._pools,
         )
         final, maps = outputs if self._pools else (None, outputs)
-        pooled = images.new_empty(0)
-        if final is not None:
-            pooled = self.model.forward_head(final, pre_logits=True)
+        nothing = images.new_empty(0)
+        pooled = nothing if final is None else self.model.forward_head(final, pre_logits=True)
         tokens = maps[-1].flatten(2).transpose(1, 2)
-        if not self._averages_maps:
-            return Features(pooled, tokens, tuple(maps))
-        means = torch.cat([level.mean(dim=(2, 3)) for level in maps], dim=1)
+        means = nothing
+        if self._averages_maps:
+            means = torch.cat([level.mean(dim=(2, 3)) for level in maps], dim=1)
         return Features(pooled, tokens, tuple(maps), means)
 
 
