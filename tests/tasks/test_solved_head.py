@@ -104,6 +104,16 @@ def test_a_resumed_run_has_the_same_head(tmp_path: Path, images: Path) -> None:
     require_equal(before.head.state_dict(), task.head.state_dict())
 
 
+def test_a_run_of_steps_goes_on_with_a_solved_head(tmp_path: Path, images: Path) -> None:
+    fit(tmp_path, vit(adapt="linear", cache_features=False), open_folder(images), max_epochs=2)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    data = open_folder(images, split_file=tmp_path / "splits.csv")
+    run = fit(tmp_path / "on", vit(adapt="linear"), data, ckpt_path=str(last), max_epochs=5)
+    assert run.current_epoch == 1
+    assert read_out_of_fold(tmp_path / "on")["num_samples"] == 18
+    assert "val/accuracy" in run.callback_metrics
+
+
 def test_a_trial_run_passes(tmp_path: Path, images: Path) -> None:
     fit(tmp_path, vit(adapt="linear"), open_folder(images), fast_dev_run=True)
 

@@ -197,6 +197,13 @@ class ClassificationTask(BaseTask):
             # One pass: for the loss of training, the val split where the data states one, and the checkpoints.
             self.trainer.fit_loop.max_epochs = 1
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what the checkpoint says; a head that is solved is solved anew, whatever steps were behind it."""
+        super().on_load_checkpoint(checkpoint)
+        if self._is_solved and self.trainer.state.fn == TrainerFn.FITTING:
+            checkpoint.pop("loops", None)
+            checkpoint |= {"optimizer_states": [], "lr_schedulers": []}
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch, from which a head that is solved learns nothing more."""
         loss = super().training_step(batch, batch_idx)
