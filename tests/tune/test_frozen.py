@@ -34,7 +34,7 @@ def test_heads_of_several_layers_are_chosen_where_they_know_more(tmp_path: Path)
     assert max(len(head.results) for head in heads.heads) == 3
     ways = heads.list_ways(1.0, 224)
     assert ways[0].name == heads.best.name
-    assert [way.folds for way in ways] == [(5, 5)] * 5
+    assert [way.folds for way in ways] == [(10, 10)] * 5
 
 
 def test_without_time_logistic_regression_is_said_to_be_left_out(tmp_path: Path) -> None:

@@ -62,6 +62,10 @@ class TriedBackbone:
         """Pixels along one side of a cell of the last feature map, of which the side is a multiple."""
         return self.task.backbone.info.map_strides[-1]
 
+    def measure_forward(self) -> None:
+        """Measure the time of an image in the backbone again: the machine may have been busy before."""
+        self.forward = _measure_time(self.task, _BATCH, _RUNS) / _BATCH
+
     @property
     def interval(self) -> Interval:
         """Score of the best frozen head, with its interval."""

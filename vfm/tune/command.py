@@ -29,6 +29,7 @@ from vfm.tune.finish import (
     MODEL_FILE,
     RECIPE_FILE,
     build_frozen,
+    find_image_folder,
     save_model,
     write_recipe,
     write_tuned_bundle,
@@ -59,6 +60,9 @@ def tune(
     fit: Fit | None = None,
     minutes: float = 10.0,
     num_images: int = 2000,
+    label_column: str | None = None,
+    label_separator: str | None = None,
+    key_column: str | None = None,
     export: Path | None = None,
     out: Path = Path("tune"),
     seed: int = 0,
@@ -75,6 +79,10 @@ def tune(
         fit: How other aspect ratios are met: crop, squash or letterbox.
         minutes: About how long all of it may take.
         num_images: Most images that are learned from; of more, as many of each class are drawn.
+        label_column: Column of the labels of a table, `label` by default. Several, with commas between, hold 0 or 1 for
+            a label each.
+        label_separator: Text between the labels of one cell, for several labels an image.
+        key_column: Column of a table with keys (patient, video, product), whose images are never divided.
         export: Folder of a bundle to write of the finished model, proved on your images.
         out: Folder for model.ckpt, recipe.yaml, results.json and report.html.
         seed: Seed of the folds and of the trainings.
@@ -92,7 +100,14 @@ def tune(
         options.check()
     out.mkdir(parents=True, exist_ok=True)
     L.seed_everything(seed, verbose=False)
-    pool = open_pool(data, num_images=num_images, seed=seed)
+    pool = open_pool(
+        data,
+        num_images=num_images,
+        seed=seed,
+        label_column=label_column,
+        label_separator=label_separator,
+        key_column=key_column,
+    )
     metric = "mAP" if pool.data.multilabel else "accuracy"
     common = {"pretrained": pretrained, "image_size": image_size, "fit": fit}
     best, rows = _compare_backbones(split_backbones(backbone, weights), common, pool, clock, metric)
@@ -192,13 +207,13 @@ def _write_files(
     values = result.to_dict() | {"backbones": rows, "minutes": tuner.clock.elapsed / 60}
     text = json.dumps({"cross-validation": values}, indent=2) + "\n"
     (out / RESULTS_FILE).write_text(text, encoding="utf-8")
-    commands = []
+    commands, images = [], find_image_folder(pool, data)
     if pool.data.records.get("test"):
         commands.append(f"vfm test --ckpt_path {out / MODEL_FILE}")
     if options is None:
-        commands.append(f"vfm export {out / MODEL_FILE} --images {data} -o bundle")
+        commands.append(f"vfm export {out / MODEL_FILE} --images {images} -o bundle")
     else:
-        commands.append(f"vfm-runtime predict {options.out} {options.images}")
+        commands.append(f"vfm-runtime predict {options.out} {images}")
     write_page(
         out / PAGE_FILE,
         result,

@@ -98,6 +98,7 @@ class FineTuner:
 
     def try_ways(self) -> list[Way | UntriedWay]:
         """Judge the ways fold by fold while time is left for a final fit, the most promising first."""
+        self.backbone.measure_forward()
         folds = self.pool.draw_folds(min(_FOLDS, len(set(self.pool.keys))), self.pool.data.seed)
         trials = self.trials = {name: Trial(name) for name in FINE_TUNED}
         untried: dict[str, UntriedWay] = {}
@@ -171,9 +172,11 @@ class FineTuner:
         left = self.clock.left - self.reserve
         for number, schedule in [*cases, (1, Schedule(sizes[-1], _FEWEST_STEPS))]:
             each = self.expect_seconds(name, schedule, num_scored)
-            if number * each + self.expect_seconds(name, schedule) <= left:
+            final = self.expect_seconds(name, schedule)
+            if number * each + final <= left:
                 return schedule
-        return None
+        # Before a training was measured it may take half of what is expected; one that does not ends soon.
+        return None if self.slowdown or (each + final) / 2 > left else schedule
 
     def _round_size(self, side: float) -> int:
         return max(self.backbone.stride, int(side / self.backbone.stride) * self.backbone.stride)
@@ -183,8 +186,9 @@ class FineTuner:
     ) -> NDArray[np.float32]:
         assert self.schedule is not None
         expected = self.expect_seconds(trial.name, self.schedule)
-        # The time of the final fit is not touched.
-        allowed = self.clock.left - self.reserve - expected
+        # The time of the final fit is not touched; it is at most as much as that of this one.
+        left = self.clock.left - self.reserve
+        allowed = max(left - expected, left / 2)
         self.progress(
             f"{trial.name}: {self.schedule.steps} steps at {self.schedule.image_size} pixels, fold "
             f"{len(trial.images) + 1} held out, about {expected:.0f} s"

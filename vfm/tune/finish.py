@@ -82,11 +82,17 @@ def write_recipe(path: Path, result: TuneResult, tuner: FineTuner) -> None:
     path.write_text(header + yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
 
 
+def find_image_folder(pool: LabeledPool, data: Path) -> Path:
+    """Return a folder with some of the images: that of the data, or the first image's where that is a table."""
+    source = pool.records[0].source
+    return Path(source).parent if isinstance(source, str) and not data.is_dir() else data
+
+
 def write_tuned_bundle(checkpoint: Path, options: ExportOptions, pool: LabeledPool) -> Parity:
     """Write the bundle of the finished model, proved on images that it learned from."""
     records = pool.records
     some = np.linspace(0, len(records) - 1, min(_NUM_COMPARED, len(records))).round().astype(int)
-    paths = [_provide_file(records[i], options.images) for i in some]
+    paths = [_provide_file(records[i], checkpoint.parent / "images") for i in some]
     return write_bundle({"": Checkpoint.open(checkpoint)}, options, paths)
 
 
@@ -94,6 +100,7 @@ def _provide_file(record: Record, folder: Path) -> Path:
     """Return the file of an image; of one that lies in memory or in a tar file, a copy."""
     if isinstance(record.source, str):
         return Path(record.source)
+    folder.mkdir(exist_ok=True)
     path = folder / f"{Path(record.name).stem}.png"
     if isinstance(record.source, np.ndarray):
         Image.fromarray(record.source).save(path)

@@ -26,7 +26,8 @@ from vfm.tune.ways import UntriedWay, Way
 
 POOLED = ("pooled",)
 JOINED = ("pooled", "map_means")
-FOLDS = 5
+_FOLDS, _MANY_FOLDS, _FEW_IMAGES = 5, 10, 300
+"""Folds; more of them for few images, since a head that learns from all is better than one that learns from 4 / 5."""
 _REPEATS = 3
 _MOST_REPEATED = 12
 """Candidates that are judged by all repetitions: those that the first one leaves in the running."""
@@ -107,6 +108,12 @@ class FrozenHeads:
         return [POOLED, JOINED] if "map_means" in self.features else [POOLED]
 
     @property
+    def num_folds(self) -> int:
+        """Number of folds of the cross-validation."""
+        number = _MANY_FOLDS if len(self.pool.indices) < _FEW_IMAGES else _FOLDS
+        return min(number, len(set(self.pool.keys)))
+
+    @property
     def best(self) -> JudgedHead:
         """The head that was chosen."""
         assert self.choice is not None
@@ -116,7 +123,7 @@ class FrozenHeads:
         """Cross-validate the heads in about so many seconds, the cheap ones first, and choose one honestly."""
         start, allowed = time.perf_counter(), _FRACTION * seconds
         seed = self.pool.data.seed
-        folds = self.pool.draw_folds(min(FOLDS, len(set(self.pool.keys))), seed)
+        folds = self.pool.draw_folds(self.num_folds, seed)
         for reads in self.fields:
             self._cross_validate(reads, self._list_simple(), folds)
         for reads in self.fields:
@@ -152,7 +159,7 @@ class FrozenHeads:
         """
         assert self.choice is not None
         number = len(self.pool.indices)
-        folds = min(FOLDS, len(set(self.pool.keys)))
+        folds = self.num_folds
         families: dict[str, list[JudgedHead]] = {}
         for head in [self.best, *self.heads]:
             families.setdefault(head.family, []).append(head)

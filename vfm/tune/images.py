@@ -1,24 +1,22 @@
-"""Labelled images of `vfm tune`: all that may be learned from, their folds, and what is wrong with their labels."""
+"""Labelled images of `vfm tune`: all that may be learned from, and their folds."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.errors import DataError
+from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data import ImageData
 from vfm.data.auto import LABEL_LAYOUTS, SelectedData, draw_indices, open_data
-from vfm.data.dataset import Record, describe_content, hash_content, list_labels
+from vfm.data.dataset import Record, list_labels
 from vfm.data.splits import draw_folds
-
-_NUM_SHOWN = 3
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ class LabeledPool:
     indices: list[int]
     """Index of each image in that split."""
     keys: list[str]
-    """Key of each image: those of one key, and equal ones, are never divided."""
+    """Key of each image: those of one key, exact copies among them, are never divided."""
 
     @property
     def records(self) -> list[Record]:
@@ -71,7 +69,15 @@ class LabeledPool:
         return SelectedData(self.data, *positions, seed=self.data.seed, **options)  # type: ignore[arg-type]
 
 
-def open_pool(path: Path, *, num_images: int, seed: int) -> LabeledPool:
+def open_pool(
+    path: Path,
+    *,
+    num_images: int,
+    seed: int,
+    label_column: str | None = None,
+    label_separator: str | None = None,
+    key_column: str | None = None,
+) -> LabeledPool:
     """Open the labelled images of a folder or table that may be learned from: all but a test split that it states.
 
     A val split is learned from too: cross-validation judges, and it wastes no images.
@@ -80,12 +86,29 @@ def open_pool(path: Path, *, num_images: int, seed: int) -> LabeledPool:
         path: Folder of class folders, table of images, or folder of IDX files.
         num_images: Most images of the pool; of more, as many of each class are drawn.
         seed: Seed of the draw.
+        label_column: Column of the labels of a table; several with commas between are one for each label.
+        label_separator: Text between the labels of a cell.
+        key_column: Column of keys, whose images are never divided.
 
     Raises:
+        OptionError: A column is named, but the data is no table.
         DataError: There is only one class, fewer than two images, or one group of images that stay together.
     """
-    fractions = LABEL_LAYOUTS.layouts[LABEL_LAYOUTS.detect(path)].fractions
-    data = open_data(path, seed=seed, **dict.fromkeys(fractions, 0.0))
+    name = LABEL_LAYOUTS.detect(path)
+    several = label_column is not None and "," in label_column
+    columns = {
+        "label_column": label_column.split(",") if label_column and several else label_column,
+        "label_separator": label_separator,
+        "key_column": key_column,
+    }
+    options: dict[str, Any] = {k: value for k, value in columns.items() if value is not None}
+    if options and name != "table":
+        raise OptionError(
+            f"--{next(iter(options))} names a column of a table, but {path} is a folder. Give a table of the images, "
+            "or leave the option out."
+        )
+    fractions = dict.fromkeys(LABEL_LAYOUTS.layouts[name].fractions, 0.0)
+    data = open_data(path, seed=seed, **fractions, **options)
     data.setup("fit")
     data.records["train"] = data.records["train"] + data.records.pop("val", [])
     images = data.records["train"]
@@ -111,40 +134,10 @@ def open_pool(path: Path, *, num_images: int, seed: int) -> LabeledPool:
             "counts as a mistake; the finished model learns from it.",
             *(len(single), len(data.labels), single[0]),
         )
-    keys = _list_keys(drawn, data.labels)
+    keys = [record.key or record.name for record in drawn]
     if len(set(keys)) < 2:
         raise DataError(
             f"All {len(keys)} images of {path} belong together, as '{keys[0]}', so that none can be held out to judge "
             "by. Give images of two groups or more, or leave the column of keys out."
         )
     return LabeledPool(data, indices, keys)
-
-
-def _list_keys(records: Sequence[Record], labels: Sequence[str]) -> list[str]:
-    """Return the key of each image: the data's, or what equal images have in common; say where labels disagree."""
-    sizes = Counter(map(describe_content, records))
-    contents = [
-        hash_content(record) if sizes[describe_content(record)] > 1 else None for record in records
-    ]
-    copies: defaultdict[str, list[Record]] = defaultdict(list)
-    for record, content in zip(records, contents, strict=True):
-        if content is not None:
-            copies[content].append(record)
-    unlike = [group for group in copies.values() if len({record.label for record in group}) > 1]
-    if unlike:
-        shown = "; ".join(
-            " and ".join(
-                f"{record.name} as {' '.join(labels[k] for k in list_labels(record)) or 'none'}"
-                for record in group[:2]
-            )
-            for group in unlike[:_NUM_SHOWN]
-        )
-        log.warning(
-            "%d images stand under two labels: %s. One of the two is wrong, or the classes overlap; all are kept.",
-            *(len(unlike), shown),
-        )
-    shared = {content for content, group in copies.items() if len(group) > 1}
-    return [
-        record.key or (content if content in shared else record.name)
-        for record, content in zip(records, contents, strict=True)
-    ]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vfm.data.auto import draw_indices
 from vfm.metrics import Interval
-from vfm.tune.frozen import FOLDS, FrozenHeads
+from vfm.tune.frozen import FrozenHeads
 from vfm.tune.selection import build_statistic, draw_counts
 
 _FRACTIONS = (0.25, 0.5, 1.0)
@@ -47,7 +47,7 @@ def measure_learning_curve(frozen: FrozenHeads) -> LearningCurve | None:
     logits = np.zeros((len(_FRACTIONS), _NUM_DRAWS, num_images, len(pool.data.labels)), np.float32)
     sizes = np.zeros(len(_FRACTIONS))
     for draw in range(_NUM_DRAWS):
-        folds = pool.draw_folds(min(FOLDS, len(set(pool.keys))), seed + draw)
+        folds = pool.draw_folds(frozen.num_folds, seed + draw)
         for fold in range(int(folds.max()) + 1):
             train, judged = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
             for i, fraction in enumerate(_FRACTIONS):
