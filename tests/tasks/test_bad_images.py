@@ -21,13 +21,13 @@ from vfm.training.callbacks import UnreadableFilesError
 NUM_TRAIN = 101  # of each of two classes; two bad files are just below 1 %
 
 
-def vit() -> ClassificationTask:
+def vit(lr: float = 3e-3) -> ClassificationTask:
     return ClassificationTask(
         "vit_tiny_patch16_224",
         pretrained=False,
         image_size=16,
         backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 1},
-        optim=Optim(lr=3e-3),
+        optim=Optim(lr=lr),
     )
 
 
@@ -118,9 +118,7 @@ def test_a_bad_batch_is_no_lesson(root: Path, tmp_path: Path) -> None:
         torch.manual_seed(0)
         data = FolderData(root, num_workers=0, augment="none", batch_size=1)
         made = trainer(tmp_path, limit_val_batches=0, enable_checkpointing=False)
-        task = vit()
-        task.optim = Optim(lr=1e-30)
-        made.fit(task, datamodule=data)
+        made.fit(vit(lr=1e-30), datamodule=data)
         losses.append(float(made.callback_metrics["train/loss_epoch"]))
         (root / "train/class_0/0003.png").unlink(missing_ok=True)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -258,7 +258,7 @@ def test_the_terms_of_the_loss_are_logged(checkpoint: Path) -> None:
 
 def test_the_adaptation_learns_with_its_own_rate(checkpoint: Path) -> None:
     task = BaseTask.load(checkpoint, trust=TRUST)
-    assert task.optim.lr == 2e-3
+    assert task.optim.lr * task.optim.backbone_factor == pytest.approx(2e-3)
     learning = {n: p for n, p in task.backbone.named_parameters() if p.requires_grad}
     assert learning.keys() == {f"model.blocks.{i}.attn.qkv.scale" for i in range(2)}
     assert all(bool((p != 0.75).any()) for p in learning.values())
