@@ -139,7 +139,8 @@ def test_flags_and_recipes_come_in_any_order(place, capsys):
     words = words_of("fit --trainer.max_epochs 7 --data.num_images 8 $R")
     assert resolved(words, capsys) == usual
     words = words_of("fit --model.head.dropout 0.5 $R --model.head LinearHead")
-    assert resolved(words, capsys)["model"]["init_args"]["head"]["init_args"] == {"dropout": 0.5}
+    head = resolved(words, capsys)["model"]["init_args"]["head"]["init_args"]
+    assert head["dropout"] == 0.5
     config = resolved(words_of("fit --data.seed 3 --data DigitsData $M"), capsys)
     assert config["data"]["init_args"]["seed"] == 3
 
