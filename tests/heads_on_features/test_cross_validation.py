@@ -7,7 +7,8 @@ from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.heads_on_features import fit_lda, fit_nearest_mean
 
 from tests.heads_on_features.test_logistic import make_features
-from vfm.heads_on_features import Candidate, cross_validate, solve_linear
+from vfm.heads_on_features import Candidate, CandidateScores, cross_validate, linear, solve_linear
+from vfm.heads_on_features.linear import choose_candidate
 
 
 def make_folds(target, number=3):
@@ -81,3 +82,36 @@ def test_several_labels():
     scores = 1 / (1 + np.exp(-solved.head.compute_logits(features)))
     assert scores[:, 3].max() < 0.1
     assert scores[:, 4].min() > 0.9
+
+
+def test_of_many_images_a_part_chooses_and_a_fold_judges(monkeypatch):
+    monkeypatch.setattr(linear, "_GRID_IMAGES", 30)
+    monkeypatch.setattr(linear, "_GRID_LABELS", 3)
+    monkeypatch.setattr(linear, "_MOST_WORK", 0)
+    features, target = make_features(120, 10, 4)
+    folds = make_folds(target)
+    tried = []
+    monkeypatch.setattr(
+        linear,
+        "cross_validate",
+        lambda *args, **kwargs: tried.append(args) or cross_validate(*args, **kwargs),
+    )
+    solved = solve_linear(features, target, folds)
+    assert [len(values) for values in tried[0][:3]] == [30, 30, 30]
+    assert set(tried[0][1]) == {0, 1, 2}
+    assert solved.head.weight.shape == (4, 10)
+    judged = np.isfinite(solved.scores).all(axis=1)
+    np.testing.assert_array_equal(judged, folds == folds[0])
+    assert solved.metric == (solved.scores.argmax(axis=1) == target)[judged].mean()
+
+
+def test_among_nearly_equal_metrics_the_loss_chooses():
+    def make(metric, loss):
+        return CandidateScores(Candidate(c=loss), np.zeros((100, 2)), 1.0, metric, loss)
+
+    # Half a standard error of 0.8 among 100 images is 0.02.
+    results = [make(0.8, 0.6), make(0.785, 0.5), make(0.77, 0.4)]
+    assert choose_candidate([results]) is results[1]
+    assert (
+        choose_candidate([results, [make(0.8, 0.6), make(0.7, 0.5), make(0.7, 0.4)]]) is results[0]
+    )
