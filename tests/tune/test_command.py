@@ -50,8 +50,9 @@ def test_frozen_heads_answer_in_seconds(
     text = run(capsys, str(images), *TINY, "--minutes", "0.5", "--out", str(out))
     for name in ("nearest mean", "LDA, shrunk", "1-nearest-neighbors", "5-nearest-neighbors"):
         assert f"\n{name}" in text
-    for name in ("full", "ln", "lora"):
-        assert f"\n{name:<44}  not tried: one fold and the final fit would need --minutes" in text
+    for name in ("all weights (full)", "the norm layers (ln)"):
+        assert f"\nfine-tuning of {name}  " in text
+    assert text.count("not tried: one fold and the final fit would need --minutes") == 3
     assert "Whether fine-tuning pays is not known: it was not tried." in text
     assert f"Next: vfm export {out / 'model.ckpt'} --images {images} -o bundle" in text
     results = json.loads((out / "results.json").read_text())["cross-validation"]

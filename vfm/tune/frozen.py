@@ -80,10 +80,8 @@ class JudgedHead:
 
     @property
     def name(self) -> str:
-        """Name with settings, such as `logistic regression (L2, C 10, joined layers)`."""
+        """Name with what features go through, such as `logistic regression (L2, several layers)`."""
         details = [] if self.candidate.head == "neighbors" else [_SCALINGS[self.candidate.scaling]]
-        if self.candidate.head == "logistic":
-            details.append(f"C {float(f'{self.candidate.c:.2g}'):g}")
         details.append("several layers" if self.reads == JOINED else "")
         text = ", ".join(filter(None, details))
         return f"{self.family} ({text})" if text else self.family

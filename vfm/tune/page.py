@@ -48,7 +48,7 @@ def write_page(
     page = Page("The best model for these images", subtitle)
     page.add_facts(
         {
-            "Chosen": (result.chosen.name, f"fitted on all {result.num_images} images"),
+            "Chosen": (result.chosen.title, f"fitted on all {result.num_images} images"),
             _METRICS[result.metric]: (
                 f"{interval.value:.3f}",
                 f"to be expected on new images; 95 % interval {interval.low:.3f} to {interval.high:.3f}",
@@ -63,7 +63,7 @@ def write_page(
         page.add_text(sentence)
     page.add_heading("Ways that were tried")
     points = {
-        way.name: (way.seconds / 60, way.interval.value, way.interval.low, way.interval.high)
+        way.title: (way.seconds / 60, way.interval.value, way.interval.low, way.interval.high)
         for way in result.tried
     }
     page.add_figure(
@@ -74,6 +74,10 @@ def write_page(
     page.add_table([_make_row(way, result.metric) for way in result.tried])
     for way in result.untried:
         page.add_text(f"Not tried: {way.name}; {way.reason}.")
+    page.add_text(
+        "The interval of the chosen frozen head is that of choosing among all heads; points against frozen compare a "
+        "fine-tuned way with the best frozen head on the same images, fitted on the same others."
+    )
     if len(backbones) > 1:
         page.add_heading("Backbones")
         page.add_table(backbones)
@@ -86,18 +90,17 @@ def write_page(
 
 def _make_row(way: Way, metric: str) -> dict[str, Any]:
     row = {
-        "way": way.name,
+        "way": way.title,
         metric: way.interval.value,
-        "low": way.interval.low,
-        "high": way.interval.high,
+        "95 % interval": f"{way.interval.low:.3f} to {way.interval.high:.3f}",
         "images": way.num_judged,
-        "folds": f"{way.folds[0]} of {way.folds[1]}",
+        "folds": f"{way.folds[0]}/{way.folds[1]}",
         "minutes": round(way.seconds / 60, 2),
         "pixels": way.image_size,
         "steps": way.steps or None,
     }
     if way.gain is not None:
-        row["points against the best frozen head"] = format_points(way.gain.interval)
+        row["against frozen, points"] = format_points(way.gain.interval)
     return row
 
 

@@ -8,6 +8,12 @@ from typing import Any
 from vfm.metrics import Interval
 from vfm.tune.selection import Gain
 
+_TITLES = {
+    "full": "fine-tuning of all weights (full)",
+    "ln": "fine-tuning of the norm layers (ln)",
+    "lora": "fine-tuning by LoRA (lora)",
+}
+
 
 @dataclass(frozen=True)
 class Way:
@@ -27,6 +33,11 @@ class Way:
     steps: int = 0
     """Optimizer steps of each fit; 0 where the head was solved."""
 
+    @property
+    def title(self) -> str:
+        """Name for readers."""
+        return _TITLES.get(self.name, self.name)
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
         values = asdict(self) | self.interval.to_dict() | {"folds": list(self.folds)}
@@ -40,7 +51,7 @@ class Way:
         interval, judged, total = self.interval, *self.folds
         gain = "" if self.gain is None else f"{format_points(self.gain.interval)}"
         return (
-            f"{self.name:<44}  {interval.value:.3f}  {interval.low:.3f} to {interval.high:.3f}  "
+            f"{self.title:<44}  {interval.value:.3f}  {interval.low:.3f} to {interval.high:.3f}  "
             f"{self.num_judged:6d}  {judged:2d} of {total:<2d}  {self.seconds / 60:7.1f}  {gain}"
         ).rstrip()
 
@@ -56,7 +67,7 @@ class UntriedWay:
 
     def format_row(self) -> str:
         """Return a row below `HEADER`."""
-        return f"{self.name:<44}  not tried: {self.reason}"
+        return f"{_TITLES.get(self.name, self.name):<44}  not tried: {self.reason}"
 
 
 HEADER = (

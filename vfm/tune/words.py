@@ -56,7 +56,7 @@ class TuneResult:
         """Return sentences on the choice, on fine-tuning and on more images."""
         way, interval = self.chosen, self.chosen.interval
         sentences = [
-            f"Chosen: {way.name}. On new images like these expect a{'n' * (self.metric == 'accuracy')} {self.metric} "
+            f"Chosen: {way.title}. On new images like these expect a{'n' * (self.metric == 'accuracy')} {self.metric} "
             f"of {interval.value:.3f} (95 % interval {interval.low:.3f} to {interval.high:.3f}), judged on "
             f"{way.num_judged} images that it had not learned from.",
             self._describe_fine_tuning(),
@@ -73,7 +73,7 @@ class TuneResult:
             return f"Whether fine-tuning pays is not known: it was not tried.{more}"
         way, gain = max(judged, key=lambda pair: pair[1].expected)
         measured = (
-            f"{way.name} against the best frozen head on the same {way.num_judged} images: "
+            f"{way.title} against the best frozen head on the same {way.num_judged} images: "
             f"{format_points(gain.interval)} points (95 % interval)"
         )
         if way is self.chosen:
