@@ -180,6 +180,18 @@ def test_a_stated_val_split_validates_the_model_of_all_other_images(folder):
 
 
 @pytest.mark.slow
+def test_heads_that_are_solved_have_folds(folder):
+    linear = ["--model.adapt", "linear", "--data.augment", "none"]
+    assert main([*FIT, *FOLDS, *linear]) == 0
+    results = read_out_of_fold(Path("runs/0"))
+    assert results["num_samples"] == 24
+    assert results["accuracy"]["value"] > 0.5
+    for fold in range(3):
+        of_fold = stored(Path(f"runs/0/fold_{fold}/checkpoints/last.ckpt"))["vfm"]["data"]["splits"]
+        assert [of_fold["splits"][s]["images"] for s in ("train", "val", "test")] == [16, 8, 6]
+
+
+@pytest.mark.slow
 def test_several_labels_have_folds(folder):
     images = sorted(Path("images").rglob("*.png"))
     lines = [f"{p},{'|'.join(('a', 'b', 'c')[: 1 + i % 3])}" for i, p in enumerate(images)]
