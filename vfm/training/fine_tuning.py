@@ -1,6 +1,6 @@
 """Fine-tuning settings left to `auto`: rates, steps, LP-FT and batch norm that suit the number of training images.
 
-The values come from the table "Fine-tuning on few images" of tests/benchmarks/RESULTS.md.
+The values come from the section "Fine-tuning on few images" of tests/benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
