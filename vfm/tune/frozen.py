@@ -265,10 +265,10 @@ class FrozenHeads:
 
     def _build_criterion(self, head: JudgedHead) -> Statistic:
         criterion = build_criterion(head.scores, self.pool.target)
-        if head.candidate.head != "neighbors":
-            return criterion
-        # A kNN carries all images with it, so it has to be better by more than the noise: a standard error.
-        margin = _measure_error(head.metric, len(self.pool.indices))
+        # By how many standard errors it has to be better: a kNN carries all images with it, and what early layers know
+        # carries over less to images of another place or camera.
+        margin = 1.0 * (head.candidate.head == "neighbors") + 2.0 * (head.reads == JOINED)
+        margin *= _measure_error(head.metric, len(self.pool.indices))
         return lambda counts: criterion(counts) - margin
 
     def _choose(self, heads: Sequence[JudgedHead]) -> Choice:

@@ -83,7 +83,8 @@ class TuneResult:
             )
         if gain.interval.high < 0:
             return f"Fine-tuning does not pay here: {measured}."
-        return f"Fine-tuning has not been shown to pay here: {measured}."
+        seems = "does not seem" if gain.interval.value < 0 else "has not been shown"
+        return f"Fine-tuning {seems} to pay here: {measured}."
 
     def _describe_curve(self, curve: LearningCurve) -> str:
         gain = curve.gain
