@@ -13,7 +13,6 @@ from vfm_runtime.heads_on_features import AffineHead
 from vfm.heads_on_features.cross_validation import (
     Candidate,
     CandidateScores,
-    cross_validate,
     score_folds,
 )
 from vfm.heads_on_features.logistic import (
@@ -30,9 +29,13 @@ FEW_IMAGES = 100
 """Number of images below which several cross-validations are cheap, and choose better than one."""
 _MANY_IMAGES = 1000
 """Number of images from which scalings are told apart reliably."""
+_MOST_STRENGTH = 1e3
+"""Largest of them for many images: these need a penalty, and take longest without one."""
 _GRID_IMAGES, _GRID_LABELS = 3000, 100
 """Most images and labels that the whole grid is tried on: what suits them suits more."""
-_MOST_WORK = 1e13
+_GRID_FOLDS = 2
+"""Folds that judge the grid where it is tried on a part of the images."""
+_MOST_WORK = 1e9
 """Images times features times labels of all folds together up to which every image is scored; of more, one fold."""
 
 
@@ -59,11 +62,13 @@ def list_candidates(features: ArrayLike) -> list[Candidate]:
 
     On few images the choice among all scalings costs more than the best of them gains.
     """
-    scalings: Sequence[Scaling] = SCALINGS if len(np.asarray(features)) >= _MANY_IMAGES else ("l2",)
+    is_large = len(np.asarray(features)) >= _MANY_IMAGES
+    scalings: Sequence[Scaling] = SCALINGS if is_large else ("l2",)
     return [
         Candidate("logistic", scaling, strength / compute_power(features, scaling))
         for scaling in scalings
         for strength in STRENGTHS
+        if strength <= _MOST_STRENGTH or not is_large
     ]
 
 
@@ -83,7 +88,7 @@ def solve_linear(
     Args:
         features: Embeddings, [N, D].
         target: Classes, int [N]; or with `multilabel` zeros and ones, [N, C].
-        folds: Fold of each image, int [N]; or of several cross-validations, [R, N].
+        folds: Fold of each image from 0, int [N]; or of several cross-validations, [R, N].
         num_labels: Number of labels C; by default one more than the highest class.
         class_weights: How much each class counts, [C]; with `multilabel` where the label applies.
         multilabel: Whether several labels, or none, may apply to an image.
@@ -97,10 +102,10 @@ def solve_linear(
     candidates = list_candidates(values[rows])
     best = choose_candidate(
         [
-            cross_validate(
+            score_folds(
                 values[rows],
                 some,
-                each[rows],
+                each[rows] if len(rows) == len(values) else _keep_folds(each[rows], _GRID_FOLDS),
                 candidates,
                 num_labels=len(columns),
                 class_weights=weights[columns],
@@ -115,10 +120,9 @@ def solve_linear(
         "multilabel": multilabel,
     }
     if len(rows) < len(values):
-        first = parts[0]
-        if values.size * count * len(np.unique(first)) > _MOST_WORK:
-            first = np.where(first == first[0], 0, -1)
-        best = score_folds(values, labels, first, [best.candidate], **options)[0]
+        work = values.size * count * len(np.unique(parts[0]))
+        judging = _keep_folds(parts[0], 1) if work > _MOST_WORK else parts[0]
+        best = score_folds(values, labels, judging, [best.candidate], **options)[0]
     chosen = best.candidate
     head = fit_logistic_regression(values, labels, c=chosen.c, scaling=chosen.scaling, **options)
     cooled = replace(head, weight=head.weight / best.temperature, bias=head.bias / best.temperature)
@@ -151,6 +155,11 @@ def _choose_part(
         rows = rows[np.isin(target, columns)]
         rows = rows[np.argsort(target[rows], kind="stable")]
     return np.sort(rows[_spread(len(rows), _GRID_IMAGES)]), columns
+
+
+def _keep_folds(folds: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """Return folds of which only the first ones judge; -1 for the images of the others."""
+    return np.where(np.isin(folds, np.unique(folds)[:number]), folds, -1)
 
 
 def _spread(total: int, most: int) -> NDArray[np.int64]:
