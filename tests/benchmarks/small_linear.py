@@ -12,7 +12,7 @@ import numpy as np
 from sides import seconds
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.preprocessing import Normalizer
 from small_baselines import SCIKIT, compute_features, fit_scikit
 from small_results import (
     Cell,
@@ -28,9 +28,8 @@ from small_results import (
 from small_sets import open_set
 
 from vfm.data.splits import draw_folds
-from vfm.heads_on_features import SCALINGS, solve_linear
-from vfm.heads_on_features.linear import STRENGTHS
-from vfm.heads_on_features.logistic import compute_power
+from vfm.heads_on_features import solve_linear
+from vfm.heads_on_features.linear import list_candidates
 
 
 class Drawn(NamedTuple):
@@ -124,17 +123,13 @@ def solve_ours(drawn: Drawn) -> object:
 
 
 def solve_theirs(drawn: Drawn) -> object:
-    """The same 39 settings in 5 folds; its three last fits are of each scaling's best."""
-    models = []
-    for scaling in SCALINGS:
-        steps = {"none": (), "l2": (Normalizer(),), "standardized": (StandardScaler(),)}[scaling]
-        cs = [strength / compute_power(drawn.train, scaling) for strength in STRENGTHS]
-        pairs = [
-            (np.flatnonzero(drawn.folds != k), np.flatnonzero(drawn.folds == k)) for k in range(5)
-        ]
-        model = LogisticRegressionCV(Cs=cs, cv=pairs, max_iter=1000, use_legacy_attributes=False)
-        models.append(make_pipeline(*steps, model).fit(drawn.train, drawn.train_target))
-    return models
+    """The same values of C on features of norm 1, in the same folds, and a last fit of the best."""
+    candidates = list_candidates(drawn.train)
+    assert {candidate.scaling for candidate in candidates} == {"l2"}
+    pairs = [(np.flatnonzero(drawn.folds != k), np.flatnonzero(drawn.folds == k)) for k in range(5)]
+    cs = [candidate.c for candidate in candidates]
+    model = LogisticRegressionCV(Cs=cs, cv=pairs, max_iter=1000, use_legacy_attributes=False)
+    return make_pipeline(Normalizer(), model).fit(drawn.train, drawn.train_target)
 
 
 def summarize_linear_time(results: Results) -> list[str]:

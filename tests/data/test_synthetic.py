@@ -63,7 +63,10 @@ def test_spec_makes_equal_data():
         ({"batch_size": 0}, "batch_size is 0. Give 1 or more."),
         ({"num_workers": -1}, "num_workers is -1. Give 0 or more."),
         ({"seed": -1}, "seed is -1. Give 0 or more."),
-        ({"augment": "much"}, "augment is 'much'. Choices: none, light, standard."),
+        (
+            {"augment": "much"},
+            "augment is 'much'. Choices: auto, none, light, standard, strong, or a list",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):

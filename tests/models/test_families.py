@@ -134,7 +134,7 @@ def test_it_learns_and_comes_back_from_its_checkpoint(family: Family, tmp_path: 
 
 def test_channels_last_trains_alike(tmp_path: Path) -> None:
     losses = []
-    for channels_last in (False, True):
+    for channels_last in (False, "auto"):
         torch.manual_seed(0)
         made = task(Family("efficientnet_b0", 32, {}), channels_last=channels_last)
         run = trainer(tmp_path, max_epochs=1, limit_val_batches=0, enable_checkpointing=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,27 @@ def test_equal_metrics_are_told_apart_by_the_loss(
     assert find_best_epoch(tmp_path) == best
 
 
-def test_few_images_choose_by_the_loss_and_say_so(tmp_path: Path) -> None:
-    task = make([(0.9, 0.5), (0.8, 0.4)])
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ([0.5, 0.4, 0.48], 2),  # above by less than 20 %
+        ([0.5, 0.4, 0.49], 1),
+        ([0.5, 0.4, 0.47, 0.49], 2),  # the lowest is remembered, not the last that was kept
+        ([0.5, 0.4, math.nan, 0.45], 3),
+    ],
+)
+def test_of_few_images_the_last_of_good_loss_is_taken_and_said(
+    tmp_path: Path, losses: list[float], best: int
+) -> None:
+    task = make([(1 - 0.1 * epoch, loss) for epoch, loss in enumerate(losses)])
     message = (
-        "24 validation samples are too few to choose a checkpoint by val/accuracy, so val/loss chooses: the 95 % "
-        r"interval of a fraction of so few is up to ± 0\.19 wide. --data.folds 5 judges by all images."
+        "24 validation samples are too few to choose a checkpoint by val/accuracy: the 95 % interval of a fraction of "
+        r"so few is up to ± 0\.19 wide. The last checkpoint is taken whose val/loss is at most 20% above the lowest. "
+        "--data.folds 5 judges by all images."
     )
     with pytest.warns(UserWarning, match=message):
-        trainer = fit(tmp_path, task, max_epochs=2)
-    assert find_best_epoch(tmp_path) == 1
+        trainer = fit(tmp_path, task, max_epochs=len(losses))
+    assert find_best_epoch(tmp_path) == best
     assert trainer.checkpoint_callback is not None
     assert trainer.checkpoint_callback.monitor == "val/loss"  # type: ignore[attr-defined]
 

@@ -228,7 +228,7 @@ def test_the_command_line_and_python_make_the_same_checkpoint(tmp_path: Path) ->
     }
     assert main(["fit", *(word for pair in words.items() for word in pair)]) == 0
     L.seed_everything(11)
-    task, data = vit(), shapes(augment="standard")
+    task, data = vit(), shapes(augment="auto")
     fit(tmp_path / "python", task, data, max_epochs=2, num_sanity_val_steps=2)
     for name in ("best.ckpt", "last.ckpt"):
         (typed,) = (tmp_path / "cli").rglob(name)

@@ -144,6 +144,11 @@ class Backbone(nn.Module):
         return self
 
     @property
+    def suits_channels_last(self) -> bool:
+        """Whether it is a convolutional net that trains faster on images with their channels last."""
+        return type(self.model).__name__ in {"EfficientNet", "MobileNetV3", "RegNet", "ResNet"}
+
+    @property
     def has_batch_norm(self) -> bool:
         """Whether it normalizes by statistics of batches, as most convolutional nets do."""
         return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())

@@ -107,7 +107,10 @@ class BaseTask(CheckpointedModel, ExportHooks):
         self._asked = Settings(optim, options["min_steps"], lp_ft, options["norm_stats"])
         self._has_new_head = self._solves_head = False
         self._cache_features = cache_features
-        self._layout = torch.channels_last if options["channels_last"] else torch.contiguous_format
+        channels_last = options["channels_last"]
+        if channels_last == "auto":
+            channels_last = self.backbone.suits_channels_last
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._compile = options["compile"]
         self.patience = options["patience"]
         self.skipped = callbacks.SkippedFiles()

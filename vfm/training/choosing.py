@@ -1,4 +1,4 @@
-"""Checkpoint choice: the best by a metric, equal ones by the loss; by the loss alone where few samples judge."""
+"""Checkpoint choice: the best by a metric, equal ones by the loss; where few samples judge, the last of good loss."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ def compute_half_width(count: int) -> float:
 class BestCheckpoint(ModelCheckpoint):
     """Keeps `best.ckpt` by a metric, of equal ones that of the lowest loss; with few samples to judge by, by the loss.
 
+    Losses of few samples differ by chance, and what trained longer is mostly better: there the last checkpoint is the
+    best unless its loss is above the lowest by more than a standard error, which for losses spread as widely as they
+    are large is the lowest over the root of the count.
+
     Its state in a checkpoint is that of Lightning's ModelCheckpoint and the loss: checkpoints without it can be gone on
     from, and a resumed training chooses as one that was not cut.
     """
@@ -37,6 +41,7 @@ class BestCheckpoint(ModelCheckpoint):
         """Set the metric, whether it should be `max` or `min`, and other options of ModelCheckpoint."""
         super().__init__(monitor=monitor, mode=mode, filename="best", **options)
         self.least_loss: Tensor | None = None
+        self._tolerance = 0.0
 
     @property
     def state_key(self) -> str:
@@ -49,17 +54,25 @@ class BestCheckpoint(ModelCheckpoint):
         count, metric = _count_judged(trainer, pl_module), self.monitor
         if metric == LOSS or not 0 < count < FEW:
             return
-        self.monitor, self.mode = LOSS, "min"
+        self.monitor, self.mode, self._tolerance = LOSS, "min", count**-0.5
         if stage == "fit" and trainer.datamodule.fold is None:  # type: ignore[attr-defined]
             rank_zero_warn(
-                f"{count} validation samples are too few to choose a checkpoint by {metric}, so {LOSS} chooses: the 95 "
-                f"% interval of a fraction of so few is up to ± {compute_half_width(count):.2f} wide. --data.folds 5 "
-                "judges by all images."
+                f"{count} validation samples are too few to choose a checkpoint by {metric}: the 95 % interval of a "
+                f"fraction of so few is up to ± {compute_half_width(count):.2f} wide. The last checkpoint is taken "
+                f"whose {LOSS} is at most {self._tolerance:.0%} above the lowest. --data.folds 5 judges by all images."
             )
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Return whether a validation is the best so far: by the metric, or as good with a lower loss."""
+        """Return whether a validation is the best so far: by the metric, or as good with a lower loss.
+
+        Where few samples judge, it is if its loss is not above the lowest by more than a standard error.
+        """
         loss = trainer.callback_metrics.get(LOSS)
+        if self._tolerance and current is not None and self.least_loss is not None:
+            least = self.least_loss.to(current.device)
+            self.least_loss = torch.fmin(least, current)
+            within = bool(current <= least * (1 + self._tolerance))
+            return trainer.strategy.reduce_boolean_decision(within)
         is_best = super().check_monitor_top_k(trainer, current)
         if not is_best and current is not None and self.best_model_score is not None:
             is_tie = _wins_tie(current, self.best_model_score, loss, self.least_loss)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _INNER = (
     "💡 Tip",
@@ -40,3 +42,20 @@ def filter_logs() -> None:
     )
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def silence_trainers() -> Iterator[None]:
+    """Leave Lightning's own messages below warnings out, such as what each of many trainings runs on."""
+    loggers = [
+        logging.getLogger(name)
+        for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

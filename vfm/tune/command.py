@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vfm.bundle import ExportOptions
 from vfm.preprocess import Fit
 from vfm.tasks import ClassificationTask
-from vfm.training.log_filters import filter_logs
+from vfm.training.log_filters import filter_logs, silence_trainers
 from vfm.tune.backbones import (
     TriedBackbone,
     format_backbones,
@@ -50,6 +50,7 @@ _EXPORT_PASSES = 300
 log = logging.getLogger(__name__)
 
 
+@silence_trainers()
 def tune(
     data: Path,
     *,
@@ -92,8 +93,6 @@ def tune(
     """
     clock = Clock(minutes)
     filter_logs()
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     options = None
     if export is not None:
         options = ExportOptions(images=data if data.is_dir() else data.parent, out=export)
