@@ -103,7 +103,10 @@ def test_what_gives_no_image_is_refused(name):
 @pytest.mark.parametrize(
     ("steps", "text"),
     [
-        ("strogn", r"augment is 'strogn'\. Choices: none, light, standard, strong, or a list"),
+        (
+            "strogn",
+            r"augment is 'strogn'\. Choices: auto, none, light, standard, strong, or a list",
+        ),
         (["HorizontalFlp"], r"no transform 'HorizontalFlp'\. Did you mean 'HorizontalFlip'"),
         (["strong"], r"no transform 'strong'.*A preset is given alone: none, light"),
         ([{"Rotate": {"limt": 5}}], r"Rotate cannot be made with \{'limt': 5\}: .*not valid"),
