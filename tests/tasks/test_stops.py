@@ -18,11 +18,16 @@ from lightning.pytorch import Callback
 
 from tests.tasks.tiny import fit, require_equal, shapes, stored, trainer, vit
 from vfm.cli.errors import explain
+from vfm.tasks import ClassificationTask, Optim
 from vfm.training.nonfinite import NonFiniteLossError, replay
 from vfm.training.saving import Preemption, WholeCheckpointIO
 from vfm.training.watchdog import EXIT_STATUS, StallWatch
 
 ROOT = Path(__file__).parents[2]
+
+
+def averaging() -> ClassificationTask:
+    return vit(optim=Optim(lr=3e-3, ema=0.9))
 
 
 class Terminate(Callback):
@@ -51,15 +56,15 @@ def test_sigterm_saves_and_the_rest_is_as_if_unbroken(
     tmp_path: Path, place: tuple[str, int, int]
 ) -> None:
     L.seed_everything(3)
-    whole = vit()
+    whole = averaging()
     expected = fit(tmp_path / "whole", whole, max_epochs=3).callback_metrics
     L.seed_everything(3)
     with pytest.raises(SystemExit) as caught:
-        fit(tmp_path / "cut", vit(), max_epochs=3, callbacks=[Terminate(*place)])
+        fit(tmp_path / "cut", averaging(), max_epochs=3, callbacks=[Terminate(*place)])
     assert caught.value.code == 143
     assert not isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Preemption)
     L.seed_everything(9)
-    rest, run = vit(), trainer(tmp_path / "cut", max_epochs=3)
+    rest, run = averaging(), trainer(tmp_path / "cut", max_epochs=3)
     run.fit(rest, datamodule=shapes(), ckpt_path=tmp_path / "cut/checkpoints/last.ckpt")
     require_equal(whole.state_dict(), rest.state_dict())
     for name in ("val/accuracy", "val/loss"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import vfm
 from vfm.cli import TRAINING
@@ -102,6 +104,14 @@ def run(command: str, words: list[str]) -> None:
     Raises:
         UsageError: An option, value, path or class does not fit.
     """
+    try:
+        _run(command, words)
+    except SIGTERMException as stop:
+        # What Lightning stops by itself has no status, which would be that of success.
+        raise SystemExit(stop.code or 128 + signal.SIGTERM) from stop
+
+
+def _run(command: str, words: list[str]) -> None:
     for name in vfm.__all__:
         getattr(vfm, name)  # a class is found by its short name once its module is imported
     words = join_values(words, short={"-c": "--config"})

@@ -25,7 +25,7 @@ from vfm.data.dataset import (
     read_mtime,
 )
 from vfm.data.feature_dataset import StoredFeatures
-from vfm.data.loader import Position, ResumableLoader
+from vfm.data.loader import Position, ResumableLoader, prepare_worker
 from vfm.data.sampler import EpochSampler
 from vfm.data.splits import check_folds, complete_splits, draw_folds
 from vfm.data.transforms import Augment, TrainTransform, check_augment
@@ -403,7 +403,7 @@ class ImageData(LightningDataModule, Component, ABC):
             "collate_fn": self.collate,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": workers > 0,
-            "worker_init_fn": _limit_threads,
+            "worker_init_fn": prepare_worker,
         }
 
     def _choose_num_workers(self) -> int:
@@ -491,10 +491,3 @@ def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> N
                 f"The {split} split has classes without training images: {names}. "
                 "Add training images of them, or take them out of that split."
             )
-
-
-def _limit_threads(worker_id: int) -> None:
-    """Keep OpenCV to one thread in each worker: there is a worker for every core already."""
-    import cv2
-
-    cv2.setNumThreads(0)

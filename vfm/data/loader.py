@@ -1,5 +1,6 @@
 """Resumable loader: training goes on in the middle of an epoch, sample for sample."""
 
+import signal
 from collections.abc import Callable, Sized
 from typing import Any, NamedTuple, cast
 
@@ -75,3 +76,15 @@ class ResumableLoader(DataLoader[Any]):
         if isinstance(self.sampler, EpochSampler):
             self.sampler.set_epoch(position.epoch)
             self.sampler.start = position.batches * (self.batch_size or 1)
+
+
+def prepare_worker(worker_id: int) -> None:
+    """Keep OpenCV to one thread in a worker, one of as many as there are cores, and leave signals to the main process.
+
+    SLURM, `docker stop` and Ctrl-C signal every process of a job: without its workers it could not end its step.
+    """
+    import cv2
+
+    cv2.setNumThreads(0)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -50,11 +50,12 @@ def list_callbacks(
     judged = trainer.limit_val_batches or not task.monitor.startswith("val/")
     monitor = task.monitor if judged else None
     if trainer.state.fn == TrainerFn.FITTING:
-        added += [Preemption(), StallWatch(), AdapterWriter()]
+        added += [StallWatch(), AdapterWriter()]
         if ema is not None:
             added.append(WeightEMA(ema))
         if patience is not None and monitor is not None:
             added.append(Patience(monitor, task.monitor_mode, patience))
+        added.append(Preemption())  # last: it saves what those before it have counted
     present = {type(c) for c in trainer.callbacks}  # type: ignore[attr-defined]
     added = [c for c in added if type(c) not in present]
     saving = trainer.checkpoint_callbacks

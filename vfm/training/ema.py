@@ -26,10 +26,21 @@ class WeightEMA(WeightAveraging):
         super().__init__(multi_avg_fn=partial(update_average, decay))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the model, once its head has its layers: Lightning asks callbacks before the task."""
+        """Copy the model, once its head has its layers: Lightning asks callbacks before the task.
+
+        What the same Trainer scores later has weights of its own, such as those of `best.ckpt`, and no average.
+        """
+        self._average_model = None
         if stage == "fit":
             pl_module.take_labels(trainer.datamodule)  # type: ignore[operator, attr-defined]
         super().setup(trainer, pl_module, stage)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take over both kinds of weights for training; what is scored without training has the average already."""
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 @torch.no_grad()

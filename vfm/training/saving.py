@@ -1,4 +1,4 @@
-"""Checkpoint saving: files that are whole or not there, also of a job that is stopped by SIGTERM (preemption)."""
+"""Checkpoint saving: files that are whole or not there, also of a job that is stopped by SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ LAST = "last"
 """Name of the checkpoint to resume from."""
 
 _SAVE_EVERY = timedelta(minutes=15)
-_TERMINATED = 128 + signal.SIGTERM
+_ASKED_AGAIN = (
+    b"\nStopping after this step, with a checkpoint. Ctrl-C again stops at once, without one.\n"
+)
 _SETTINGS = ("state_key", "dirpath", "filename", "save_weights_only", "save_last", "save_top_k")
 """Attributes of a ModelCheckpoint by which a user's differs from Lightning's default."""
 
@@ -81,25 +83,32 @@ def build_checkpoints(monitor: str | None, mode: str) -> list[ModelCheckpoint]:
 
 
 class Preemption(Callback):
-    """On SIGTERM, saves `last.ckpt` after the current step and ends the job with exit status 143.
+    """On SIGTERM or Ctrl-C, saves `last.ckpt` after the current step and ends the job with exit status 143 or 130.
 
     After the last step of an epoch it saves, and ends the job when validation is through: a run that is resumed does
     not validate again. All ranks agree on the step. Lightning's handler talks to other ranks from inside the signal,
-    which can meet them in another conversation and hang.
+    which can meet them in another conversation and hang. It comes after the callbacks whose state it saves.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._previous: Any = None
+        self._asked = 0  # number of the signal
+        self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen in Lightning's place; only a main thread can."""
-        self._asked = False
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        """Listen in the place of Lightning and Python; only a main thread can."""
+        self._asked = 0
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in the background
+                self._previous[number] = signal.signal(number, self._ask)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
-        self._asked = True
+        if signum == signal.SIGINT:
+            if self._asked:
+                raise KeyboardInterrupt
+            os.write(2, _ASKED_AGAIN)  # print may be in the middle of a line
+        self._asked = signum
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop here if asked during the validation before."""
@@ -121,27 +130,27 @@ class Preemption(Callback):
             self._save(trainer)
 
     def give_back(self, *args: Any, **kwargs: Any) -> None:
-        """Give the signal back to who had it before."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+        """Give the signals back to who had them before."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     teardown = on_exception = give_back
 
     def _is_asked(self, trainer: Trainer) -> bool:
-        return bool(reduce_ranks(self._asked, trainer.strategy.root_device, ReduceOp.MAX))
+        self._asked = int(reduce_ranks(self._asked, trainer.strategy.root_device, ReduceOp.MAX))
+        return self._asked > 0
 
     def _save(self, trainer: Trainer) -> None:
         if path := self._find_path(trainer):
             trainer.save_checkpoint(path)
 
     def _stop(self, trainer: Trainer) -> None:
-        path = self._find_path(trainer)
+        path, name = self._find_path(trainer), signal.Signals(self._asked).name
         if path is None:
-            rank_zero_info("Stopped by SIGTERM; this run keeps no checkpoints.")
+            rank_zero_info(f"Stopped by {name}; this run keeps no checkpoints.")
         else:
-            rank_zero_info(f"Stopped by SIGTERM and saved; go on with --ckpt_path {path}")
-        raise SIGTERMException(_TERMINATED)
+            rank_zero_info(f"Stopped by {name} and saved; go on with --ckpt_path {path}")
+        raise SIGTERMException(128 + self._asked)
 
     def _find_path(self, trainer: Trainer) -> Path | None:
         callbacks = trainer.checkpoint_callbacks

@@ -1,0 +1,122 @@
+"""What happens to jobs: signals to a whole group of processes, kills, restarts, two jobs at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+
+from tests.tasks.tiny import fit, require_equal, shapes, stored, trainer, vit
+from vfm.cli import main
+from vfm.tasks import ClassificationTask, Optim
+
+ROOT = Path(__file__).parents[2]
+DATA = {"num_images": 160, "num_workers": 2}
+
+
+def averaging(**changes: Any) -> ClassificationTask:
+    """A task with the average of its weights, and patience."""
+    return vit(optim=Optim(lr=3e-3, ema=0.9), patience=5, **changes)
+
+
+GROUP = """
+import os, subprocess, sys, time
+from pathlib import Path
+import lightning as L
+from lightning.pytorch import Callback
+from tests.tasks.test_lives import DATA, averaging
+from tests.tasks.tiny import fit, shapes
+
+class Signal(Callback):
+    def on_train_batch_start(self, run, task, batch, batch_idx):
+        if (run.current_epoch, batch_idx) == (1, 1):
+            # From outside the group, and with time for the workers to die first.
+            kill = ["kill", "-s", sys.argv[2], "--", f"-{os.getpgid(0)}"]
+            subprocess.run(kill, start_new_session=True, check=True)
+            time.sleep(0.5)
+
+L.seed_everything(3)
+fit(Path(sys.argv[1]), averaging(), shapes(**DATA), max_epochs=3, callbacks=[Signal()])
+"""
+
+
+def start(script: str, *words: str) -> subprocess.Popen[str]:
+    """Start a job as a scheduler does, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'export'}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["TERM", pytest.param("INT", marks=pytest.mark.slow)])
+def test_a_signal_to_all_processes_of_a_job_saves_and_the_rest_is_as_if_unbroken(
+    tmp_path: Path, name: str
+) -> None:
+    job = start(GROUP, str(tmp_path / name), name)
+    L.seed_everything(3)
+    whole = averaging()
+    data = shapes(**DATA | {"num_workers": 0})
+    fit(tmp_path / "whole", whole, data, max_epochs=3)
+    printed, _ = job.communicate(timeout=240)
+    last = tmp_path / name / "checkpoints" / "last.ckpt"
+    assert job.returncode == 128 + getattr(signal, f"SIG{name}"), printed
+    assert f"Stopped by SIG{name} and saved; go on with --ckpt_path {last}" in printed
+    saved = stored(last)
+    assert saved["global_step"] == saved["averaging_state"]["n_averaged"] == 7
+    L.seed_everything(9)
+    rest = averaging()
+    trainer(tmp_path / name, max_epochs=3).fit(rest, datamodule=data, ckpt_path=last)
+    require_equal(whole.state_dict(), rest.state_dict())
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    class Interrupt(L.Callback):
+        def on_train_batch_start(self, run: Any, task: Any, batch: Any, batch_idx: int) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path, vit(), callbacks=[Interrupt()])
+    assert caught.value.code == 1
+    assert not list(tmp_path.rglob("*.ckpt"))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored
+
+
+@pytest.mark.parametrize("function", ["test", "validate"])
+def test_a_trainer_that_averaged_scores_the_weights_of_the_file(
+    tmp_path: Path, function: str
+) -> None:
+    task = averaging()
+    run = fit(tmp_path, task, max_epochs=2)
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    options: dict[str, Any] = {"datamodule": shapes(), "verbose": False}
+    scores = getattr(run, function)(task, ckpt_path=best, **options)
+    require_equal(task.state_dict(), stored(best)["state_dict"])
+    loaded = ClassificationTask.load(best)
+    assert scores == getattr(trainer(tmp_path / "new"), function)(loaded, **options)
+
+
+def test_a_test_that_is_stopped_did_not_succeed(
+    tmp_path: Path, best: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    step = ClassificationTask.test_step
+
+    def stop(task: Any, batch: Any, batch_idx: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        step(task, batch, batch_idx)
+
+    monkeypatch.setattr(ClassificationTask, "test_step", stop)
+    words = ["--ckpt_path", str(best), "--data.batch_size", "4", "--data.num_workers", "0"]
+    assert main(["test", *words, "--trainer.accelerator", "cpu"]) == 128 + signal.SIGTERM
