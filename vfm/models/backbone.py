@@ -11,6 +11,7 @@ from timm import data as timm_data
 from torch import Tensor, nn
 from vfm_runtime.errors import VfmError, suggest
 
+from vfm.models.activations import find_mismatch
 from vfm.models.adaptation import Adaptation
 from vfm.models.tensors import compute_checksum
 from vfm.models.weights import MIN_COVERAGE, LoadReport, WeightsError, load_weights
@@ -98,6 +99,11 @@ class Backbone(nn.Module):
         of_timm = self.report.fetched or "." in self.name
         license = self.model.pretrained_cfg.get("license") if of_timm else self.report.license
         return str(license) if license else None
+
+    @property
+    def warning(self) -> str | None:
+        """What to say of weights that were trained with another activation than the model has; None for nothing."""
+        return None if self.report is None else find_mismatch(self.model, self.name, self.report)
 
     def select_outputs(self, uses: Sequence[str]) -> None:
         """Compute what a head reads, and no more: weights that nothing reads would stop training on several GPUs.

@@ -51,6 +51,8 @@ class LoadReport:
     """Checksum of the backbone's weights as loaded."""
     license: str | None = None
     """Licence that the file itself states; a checkpoint of vfm does."""
+    backbone: str | None = None
+    """Name of the backbone that the file states; a checkpoint of vfm does."""
 
     fetched: bool = False
     """Whether timm fetched them by name, rather than a file being given."""
@@ -91,7 +93,7 @@ def load_weights(
     """
     path = Path(path)
     current = model.state_dict()
-    stored, license = _read(path)
+    stored, license, backbone = _read(path)
     # Wrappers put up to three prefixes before the names; without some of them most names fit.
     chains = ("".join(c) for n in range(4) for c in itertools.product(_PREFIXES, repeat=n))
     stripped = ({k.removeprefix(chain): v for k, v in stored.items()} for chain in chains)
@@ -115,6 +117,7 @@ def load_weights(
         before=compute_checksum(current),
         after=compute_checksum({**current, **fitting}),
         license=license,
+        backbone=backbone,
     )
     if not fitting or report.coverage < min_coverage:
         raise WeightsError(
@@ -133,8 +136,8 @@ def _join_some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Read the tensors of a file, and the licence that a checkpoint of vfm states."""
+def _read(path: Path) -> tuple[dict[str, Tensor], str | None, str | None]:
+    """Read the tensors of a file, and the licence and the backbone that a checkpoint of vfm states."""
     if not path.is_file():
         raise WeightsError(
             f"There is no weights file {path}. Give a .safetensors, .pth or .ckpt file."
@@ -151,16 +154,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
         raise WeightsError(f"{path} holds no tensors. Give a file with a state dict.")
     entry = content.get("vfm") if isinstance(content, Mapping) else None
     if not isinstance(entry, Mapping):
-        return tensors, None
+        return tensors, None, None
+    arguments = entry["model"]["init_args"]
     try:
-        adaptation = read_adaptation(entry["model"]["init_args"])
+        adaptation = read_adaptation(arguments)
     except SpecError as error:
         raise WeightsError(
             f"{path} was trained with an adaptation that is not part of vfm, and only its own code can merge what it "
             "added. Load the task (vfm.BaseTask.load with trust), call task.adaptation.merge(task.backbone.model), "
             "and save the state dict of task.backbone.model."
         ) from error
-    return adaptation.merge_tensors(tensors), entry.get("license")
+    return adaptation.merge_tensors(tensors), entry.get("license"), arguments.get("backbone")
 
 
 def _translate(

@@ -74,6 +74,8 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
         self._weights_report = report.to_dict() if report else None
         if report is not None:
             rank_zero_info(f"Weights {report}")
+            if backbone.warning is not None:
+                rank_zero_warn(backbone.warning)
             # A file that states none is the user's own affair; what timm fetches is not.
             is_stated = self.license is not None or report.fetched
             if is_stated and (notice := licenses.describe_license(backbone.name, self.license)):
