@@ -1,4 +1,6 @@
 import json
+import os
+import select
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ import vfm_runtime
 from PIL import Image
 from vfm_runtime import BundleError, ImageError, Prediction, ProviderError, load
 from vfm_runtime.bundle import predictor as predictor_module
+from vfm_runtime.cpu_quota import choose_num_threads
 from vfm_runtime.tasks.base import PredictionView
 from vfm_runtime.tasks.classification import LabelPrediction
 
@@ -301,3 +304,34 @@ def test_public_names():
         assert getattr(vfm_runtime, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         vfm_runtime.laod  # noqa: B018
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_model_answers_after_a_fork(bundle):
+    model = load(bundle, num_threads=2)
+    photo = toy.photos()[0]
+    expected = model.predict(photo).scores  # its threads run now, and stay behind
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, model.predict(photo).scores.tobytes())
+        os._exit(0)
+    assert select.select([reader], [], [], 60)[0], "the forked process hangs"
+    assert os.read(reader, 10_000) == expected.tobytes()
+    os.waitpid(child, 0)
+
+
+def test_a_gpu_does_not_survive_a_fork(bundle, monkeypatch):
+    model = load(bundle)
+    monkeypatch.setattr(model, "device", "cuda")
+    monkeypatch.setattr(model, "_process", -1)
+    with pytest.raises(ProviderError, match=r"before this process was forked.*'spawn'"):
+        model.predict(toy.photos()[0])
+
+
+@pytest.mark.parametrize(("usable", "threads"), [(1, 1), (3, 3), (64, None)])
+def test_threads_follow_the_quota_of_the_container(monkeypatch, usable, threads):
+    monkeypatch.setattr("vfm_runtime.cpu_quota.count_usable_cores", lambda: usable)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert choose_num_threads(None) == threads
+    assert choose_num_threads(7) == 7

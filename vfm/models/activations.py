@@ -38,19 +38,16 @@ def find_mismatch(model: nn.Module, name: str, report: LoadReport) -> str | None
             expected, source = _QUICK, f"timm's note on {name} ('{notes}')"
     if expected is None or not used or expected in used:
         return None
-    return (
-        f"{name} computes {', '.join(sorted(used))}, and its weights were trained with {expected}, says {source}: "
-        f"features differ from those that were published. {_suggest_model(name, expected)}"
-    )
-
-
-def _suggest_model(name: str, expected: str) -> str:
     base, dot, tag = name.partition(".")
     family, _, size = base.rpartition("_")
     other = f"{family}_quickgelu_{size}" if expected == _QUICK else base.replace("_quickgelu", "")
+    remedy = "Use a model that computes it, or be aware of it."
     if other != base and timm.is_model(other):
-        return f"Use --model.backbone {other}{dot}{tag}; a model that was trained with {name} goes on as it is."
-    return "Use a model that computes it, or be aware of it."
+        remedy = f"Use --model.backbone {other}{dot}{tag}; a model that was trained with {name} goes on as it is."
+    return (
+        f"{name} computes {', '.join(sorted(used))}, and its weights were trained with {expected}, says {source}: "
+        f"features differ from those that were published. {remedy}"
+    )
 
 
 def _read_kind(report: LoadReport) -> tuple[str | None, str]:

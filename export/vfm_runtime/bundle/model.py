@@ -1,5 +1,8 @@
 """Model: a loaded bundle, which predicts for images and videos with ONNX Runtime."""
 
+import ctypes
+import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +40,9 @@ class Model(Predictor):
             plugin is installed.
         precision: `fp32`, `fp16`, `int8`, `bf16`, or `auto` for fp16 on a GPU and int8 on the CPU where the bundle has
             it, else fp32.
-        num_threads: Number of threads of one run on the CPU; None for one a core.
+        num_threads: Number of threads of one run on the CPU; None for one for each core that may be used.
         batch_size: Number of images that go through the model at once.
+        keep_memory: Whether memory that a large image took is kept for the next one.
         spin: Whether idle threads keep their cores; better not where the same cores decode images.
         manifest: Manifest of a bundle that is still being written, whose files are not checked; None to read it.
 
@@ -66,6 +70,7 @@ class Model(Predictor):
         precision: str = "auto",
         num_threads: int | None = None,
         batch_size: int = 32,
+        keep_memory: bool = True,
         spin: bool = True,
         manifest: Manifest | None = None,
     ) -> None:
@@ -76,17 +81,18 @@ class Model(Predictor):
         self.value_range = self.contract.value_range
         files = self.manifest.files
         self.precisions = tuple(p for p, name in PRECISION_FILES.items() if name in files)
-        # On the CPU always: it is small work, and the pixels are then the same on every machine.
-        self._preprocess = providers.open_session(
-            self.path / PREPROCESS_FILE, "cpu", num_threads=num_threads, spin=spin
-        )
+        self._options: dict[str, Any] = {"num_threads": num_threads, "spin": spin}
+        self._keeps_memory = keep_memory
+        self._open_preprocess()
         where, self.precision = choose_precision(device, precision, self.precisions)
-        self._open(where, device, num_threads, spin)
+        self._open(where, device)
         if precision == "auto" and providers.get_device(self._model) != where:
             # CUDA or OpenVINO did not load the graph, and the CPU has a precision of its own.
             where, self.precision = choose_precision("cpu", "auto", self.precisions)
-            self._open(where, "cpu", num_threads, spin)
+            self._open(where, "cpu")
         self.device = providers.get_device(self._model)
+        self._process = os.getpid()
+        self._reopening = threading.Lock()
         self.monitor: DriftMonitor | None = None
         self._check_graphs()
         self._errors = list_errors()
@@ -116,6 +122,7 @@ class Model(Predictor):
                 f"uint8 of shape [images, {', '.join(map(str, expected))}]. Images of any other "
                 "size go to `predict`."
             )
+        self._survive_fork()
         answers = self._run(self._model, self._file, inputs)
         if self.monitor is not None:
             self.monitor.add(answers)
@@ -123,9 +130,44 @@ class Model(Predictor):
 
     def prepare(self, image: ImageSource) -> Arrays:
         """Open one image and bring it to the model's size, by `preprocess.onnx`."""
-        return self._run(self._preprocess, PREPROCESS_FILE, {"image": self.open_pixels(image)})
+        self._survive_fork()
+        if (
+            isinstance(image, np.ndarray)
+            and image.dtype == np.uint8
+            and image.shape[2:] == (3,)
+            and image.size > 0
+            and image.flags.c_contiguous
+        ):
+            pixels = image  # not copied: nobody writes to them
+        else:
+            pixels = self.open_pixels(image)
+        return self._run(self._preprocess, PREPROCESS_FILE, {"image": pixels})
 
-    def _open(self, where: str, asked: str, num_threads: int | None, spin: bool) -> None:
+    def _open_preprocess(self) -> None:
+        # On the CPU always: it is small work, and the pixels are then the same on every machine.
+        self._preprocess = providers.open_session(
+            self.path / PREPROCESS_FILE, "cpu", keep_memory=self._keeps_memory, **self._options
+        )
+
+    def _survive_fork(self) -> None:
+        """Open the sessions anew in a process that was forked: their threads stayed behind, and a run would hang."""
+        if self._process == os.getpid():
+            return
+        if self.device not in ("cpu", "openvino"):
+            raise ProviderError(
+                f"{self.path} was loaded on {self.device} before this process was forked, and {self.device} does not "
+                "survive that. Load the bundle in the new process, or start processes with 'spawn'."
+            )
+        with self._reopening:
+            if self._process != os.getpid():
+                for session in (self._preprocess, self._model):
+                    # Never freed: it would wait for its threads, at the latest when this process ends.
+                    ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+                self._open_preprocess()
+                self._open(self.device, self.device)
+                self._process = os.getpid()
+
+    def _open(self, where: str, asked: str) -> None:
         # Device "auto": where CUDA or OpenVINO does not load the graph, the session runs on the CPU; but not
         # in bf16, which ONNX Runtime's CPU provider does not compute.
         may_fall_back = asked == "auto" and where != "cpu" and self.precision != "bf16"
@@ -133,9 +175,8 @@ class Model(Predictor):
         self._model = providers.open_session(
             self.path / self._file,
             "auto" if may_fall_back else where,
-            num_threads=num_threads,
             precision=self.precision,
-            spin=spin,
+            **self._options,
         )
 
     def _check_graphs(self) -> None:

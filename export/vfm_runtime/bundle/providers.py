@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vfm_runtime.bundle import openvino
+from vfm_runtime.cpu_quota import choose_num_threads
 from vfm_runtime.errors import BundleError, OptionError, ProviderError, suggest
 from vfm_runtime.ort import import_onnxruntime, list_errors, summarize_error
 
@@ -97,6 +98,7 @@ def open_session(
     *,
     num_threads: int | None = None,
     precision: str = "fp32",
+    keep_memory: bool = True,
     spin: bool = True,
 ) -> Any:
     """Load an ONNX file and make sure that it runs where it should.
@@ -104,8 +106,9 @@ def open_session(
     Args:
         path: Path of the ONNX file.
         device: Device where it runs, of `DEVICES`.
-        num_threads: Number of threads of one run on the CPU; None for one a core.
+        num_threads: Number of threads of one run on the CPU; None for one for each core that may be used.
         precision: Precision of the graph; `bf16` where the device computes that of fp32 in it.
+        keep_memory: Whether memory that a large input took is kept for the next one, which is then a little faster.
         spin: Whether idle threads wait for work without giving up their core. It makes the next run a little faster,
             and takes the core from everything else, such as decoding images.
 
@@ -115,9 +118,10 @@ def open_session(
     """
     if num_threads is not None and num_threads < 1:
         raise OptionError(f"num_threads is {num_threads}. Give at least 1, or None for one a core.")
+    num_threads = choose_num_threads(num_threads)
     runtime = import_onnxruntime()
     where = choose_device(device)
-    setup = _Setup(runtime, path, num_threads, precision, spin)
+    setup = _Setup(runtime, path, num_threads, precision, keep_memory, spin)
     if where == "cpu":
         return _open_on_cpu(setup)
     session, cause = _try_device(setup, where)
@@ -151,11 +155,13 @@ class _Setup(NamedTuple):
     path: Path
     num_threads: int | None
     precision: str
+    keep_memory: bool
     spin: bool
 
     def open(self, device: str) -> Any:
         options = self.runtime.SessionOptions()
         options.log_severity_level = _ONLY_FATAL
+        options.enable_cpu_mem_arena = self.keep_memory
         if self.num_threads is not None:
             options.intra_op_num_threads = self.num_threads
         if not self.spin:

@@ -55,6 +55,7 @@ DAMAGE = (
 """What Pillow's decoders were seen to raise on damaged files; its own errors are among the kinds of these."""
 
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_STRIP = 2**20  # pixels
 _PNG_END = b"IEND\xaeB`\x82"
 _UINT8 = "Give uint8 values 0..255 of shape [height, width, 3] in the order red, green, blue."
 
@@ -224,6 +225,7 @@ def _convert_image(image: Image.Image, origin: _Origin) -> Pixels:
     try:
         is_deep = bit_depth.is_deep(image)
         loaded = _load_upright(image, name)
+        del image  # where it was turned, its memory is that of the pixels once more
         if is_deep and reopen is not None and (origin.value_range or _is_dark(loaded)):
             load = partial(_load_upright, name=name)
             values = bit_depth.read_values(reopen, load)
@@ -295,8 +297,16 @@ def _convert_to_rgb(image: Image.Image, origin: _Origin) -> Pixels:
         return _convert_gray(image, origin)
     if image.has_transparency_data:
         image = _remove_alpha(image.convert("RGBA"), origin)
-    # A copy, so that the caller may write to it: torch and albumentations ask for that.
-    return np.array(image.convert("RGB"))
+    # An array of its own, so that the caller may write to it: torch and albumentations ask for that. By strips, since
+    # Pillow makes two or three copies on the way of what it converts and hands over.
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = np.asarray(
+            strip if strip.mode == "RGB" else strip.convert("RGB")
+        )
+    return pixels
 
 
 def _remove_alpha(image: Image.Image, origin: _Origin) -> Image.Image:

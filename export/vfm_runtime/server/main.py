@@ -13,9 +13,10 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
+from vfm_runtime.cpu_quota import count_usable_cores
 from vfm_runtime.errors import AddressError, OptionError
-from vfm_runtime.server.cpu_quota import count_usable_cores
 from vfm_runtime.server.logs import capture_warnings, configure_logs
+from vfm_runtime.server.memory import return_freed_blocks
 from vfm_runtime.server.settings import Settings
 
 OK, FAILED = 0, 1
@@ -150,6 +151,7 @@ def _run_one(settings: Settings, listener: socket.socket) -> int:
 
     from vfm_runtime.server.app import create_app
 
+    return_freed_blocks()
     config = _configure_uvicorn(settings, create_app(settings), factory=False)
     server = uvicorn.Server(config)
     _stop_on_signals(server)
@@ -191,5 +193,6 @@ def create_worker_app(settings: Settings, parent: int) -> Any:
     from vfm_runtime.server.supervisor import end_with_parent
 
     capture_warnings()
+    return_freed_blocks()
     end_with_parent(parent)
     return create_app(settings)

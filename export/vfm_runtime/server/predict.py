@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, GetJsonSchemaHandler, RootModel, TypeAdap
 from starlette.requests import Request
 from starlette.responses import Response
 
+from vfm_runtime.bundle.model import Model
 from vfm_runtime.bundle.predictor import make_empty
 from vfm_runtime.media.demux import Guard, VideoFile, VideoLimits, import_av, survey
 from vfm_runtime.media.image import Pixels
@@ -23,7 +24,7 @@ from vfm_runtime.server.repository import ServedModel
 from vfm_runtime.server.security import TOKEN
 from vfm_runtime.server.service import DEADLINE, RequestContext, get_service
 from vfm_runtime.server.settings import Settings
-from vfm_runtime.server.uploads import Upload, open_picture, read_upload
+from vfm_runtime.server.uploads import Upload, check_pixels, open_picture, read_upload
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction, PredictionView
 from vfm_runtime.tasks.registry import list_answer_types
 
@@ -121,7 +122,10 @@ async def predict(
     context: RequestContext = request.state.context
 
     async def answer(upload: Upload) -> Response:
-        file = await service.run_in_thread(_open_file, upload, served, service.settings)
+        num_pixels = await service.run_in_thread(_count_pixels, upload, service.settings)
+        file = await service.open_in_thread(
+            num_pixels, _open_file, upload, served, service.settings
+        )
         if file.inputs is None:
             outputs, timing = make_empty(task), Timing(0.0, 0.0)
         else:
@@ -141,9 +145,18 @@ class _OpenedFile(NamedTuple):
     opened: Opened
     inputs: Arrays | None
     """None where the file shows nothing to run the model on."""
-    source: Pixels | bytes
-    """The picture, or the bytes of a video."""
+    source: bytes
+    """What was sent. Decoded pixels are not kept: many requests may wait for the model."""
+    size: tuple[int, int] | None
+    """Height and width of an image in pixels; None for a video."""
     ms: float
+
+
+def _count_pixels(upload: Upload, settings: Settings) -> int:
+    """Return how many pixels an image has, by its header; 0 for a video. A large image is refused."""
+    if upload.is_video or is_video(upload.data):
+        return 0
+    return check_pixels(upload.data, settings.max_pixels)
 
 
 def _open_file(upload: Upload, served: ServedModel, settings: Settings) -> _OpenedFile:
@@ -155,7 +168,8 @@ def _open_file(upload: Upload, served: ServedModel, settings: Settings) -> _Open
         max_bytes=settings.max_body,
         decode_seconds=settings.timeout,
     )
-    source: Pixels | bytes
+    source: Pixels | bytes = upload.data
+    size = None
     if upload.is_video or is_video(upload.data):
         if not model.task_type.takes_video:
             raise ApiError(
@@ -164,12 +178,15 @@ def _open_file(upload: Upload, served: ServedModel, settings: Settings) -> _Open
                 "Send an image.",
             )
         _check_video(upload.data, limits, settings.max_frames)
-        source = upload.data
     else:
-        source = open_picture(upload.data, settings.max_pixels, model.value_range)
+        source = open_picture(upload.data, model.value_range)
+        size = source.shape[0], source.shape[1]
     opened = model.task_type.open(source, limits=limits)
     inputs = model.prepare_all(opened)
-    return _OpenedFile(opened, inputs, source, (time.monotonic() - started) * 1000)
+    if opened.context is None:
+        opened = Opened(())  # the outputs say all that its prediction needs
+    ms = (time.monotonic() - started) * 1000
+    return _OpenedFile(opened, inputs, upload.data, size, ms)
 
 
 def _check_video(data: bytes, limits: VideoLimits, max_frames: int) -> None:
@@ -204,7 +221,7 @@ def _make_response(
 ) -> Response:
     task = served.model.task_type
     prediction = task.predict(file.opened, outputs)
-    height, width = (None, None) if isinstance(file.source, bytes) else file.source.shape[:2]
+    height, width = file.size or (None, None)
     values = prediction.to_dict(view)
     return respond_json(
         {
@@ -221,12 +238,17 @@ def _make_response(
                 "total": round((time.monotonic() - context.started) * 1000, 3),
             },
             "request_id": context.request_id,
-            "drawn": _draw(prediction, file.source, view) if draw else None,
+            "drawn": _draw(prediction, file, served.model, view) if draw else None,
         }
     )
 
 
-def _draw(prediction: Prediction, source: Pixels | bytes, view: PredictionView) -> str | None:
+def _draw(
+    prediction: Prediction, opened: _OpenedFile, model: Model, view: PredictionView
+) -> str | None:
+    source = (
+        opened.source if opened.size is None else open_picture(opened.source, model.value_range)
+    )
     drawn = prediction.draw(source, view)
     if drawn is None:
         return None

@@ -156,6 +156,7 @@ class Repository:
             precision=settings.precision,
             num_threads=settings.num_threads,
             batch_size=settings.max_batch,
+            keep_memory=False,
             # The same cores open images and talk to clients.
             spin=False,
         )

@@ -7,9 +7,10 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Header
@@ -17,9 +18,10 @@ from pydantic import WithJsonSchema
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from vfm_runtime.cpu_quota import count_usable_cores
 from vfm_runtime.server.batching import Timing, join_rows, slice_rows
-from vfm_runtime.server.cpu_quota import count_usable_cores
 from vfm_runtime.server.errors import ApiError
+from vfm_runtime.server.memory import PixelBudget
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.repository import Repository, ServedModel
 from vfm_runtime.server.settings import Settings
@@ -62,12 +64,14 @@ class Service:
     _watch: asyncio.Task[None] | None = None
     _pool: ThreadPoolExecutor = field(init=False)
     _free: asyncio.Semaphore = field(init=False)
+    _budget: PixelBudget = field(init=False)
 
     def __post_init__(self) -> None:
         threads = min(_MAX_THREADS, self.settings.num_threads or count_usable_cores())
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="open")
         # Whoever waits for a thread waits here, where he can leave at once, and his body with him.
         self._free = asyncio.Semaphore(threads)
+        self._budget = PixelBudget(self.settings.max_open_pixels)
 
     @property
     def repository(self) -> Repository:
@@ -129,16 +133,37 @@ class Service:
         self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
         """Run what takes long beside the event loop, a few at a time; once begun it ends, even if nobody waits."""
-        await self._free.acquire()
-        loop = asyncio.get_running_loop()
+        return await self._run_opening(0, partial(work, *args, **kwargs))
 
-        def release(_: object) -> None:
+    async def open_in_thread(
+        self, num_pixels: int, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """Run what opens an image like `run_in_thread`, while all that are open have few enough pixels together."""
+        await self._budget.acquire(num_pixels)
+        return await self._run_opening(num_pixels, partial(work, *args, **kwargs))
+
+    async def _run_opening(self, num_pixels: int, work: Callable[[], _T]) -> _T:
+        loop = asyncio.get_running_loop()
+        future: Future[_T] | None = None
+
+        def release() -> None:
+            if future is not None:
+                self._free.release()
+            if num_pixels:
+                self._budget.release(num_pixels)
+
+        def release_soon(_: object) -> None:
             # Work that nobody waits for any more may outlive the loop.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._free.release)
+                loop.call_soon_threadsafe(release)
 
-        future = self._pool.submit(work, *args, **kwargs)
-        future.add_done_callback(release)
+        try:
+            await self._free.acquire()
+            future = self._pool.submit(work)
+        except BaseException:
+            release()
+            raise
+        future.add_done_callback(release_soon)
         return await asyncio.wrap_future(future)
 
     def select_model(self, request: Request, name: str | None, version: str | None) -> ServedModel:

@@ -14,7 +14,7 @@ _FILE = {"type": Path, "metavar": "FILE"}
 _TUPLES = ("bundles", "allow_origin")
 _POSITIVE = (
     *("workers", "max_batch", "max_queue", "timeout", "body_timeout", "max_body_mb"),
-    *("max_pixels", "max_frames", "max_seconds"),
+    *("max_pixels", "max_open_pixels", "max_frames", "max_seconds"),
 )
 _NOT_NEGATIVE = ("max_wait_ms", "reload_every", "drain")
 
@@ -51,6 +51,9 @@ class Settings:
     max_body_mb: float = _declare_option(50, "largest body in MiB", type=float)
     max_pixels: int = _declare_option(
         25_000_000, "of the largest image, and of a video's frames", type=int
+    )
+    max_open_pixels: int = _declare_option(
+        25_000_000, "of all images that are opened at once; a larger one is opened alone", type=int
     )
     max_frames: int = _declare_option(18_000, "of the longest video", type=int)
     max_seconds: float = _declare_option(600.0, "of the longest video", type=float)

@@ -230,25 +230,25 @@ def list_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def open_picture(data: bytes, max_pixels: int, value_range: ValueRange | None = None) -> Pixels:
-    """Open the bytes of an image that is of a known format and not too large, as uint8 [H, W, 3].
+def open_picture(data: bytes, value_range: ValueRange | None = None) -> Pixels:
+    """Open the bytes of an image that `check_pixels` has let in, as uint8 [H, W, 3].
 
     Args:
         data: File that was sent.
-        max_pixels: Largest number of pixels.
         value_range: Black and white of values of more than 8 bits, as of the model.
 
     Raises:
-        ApiError: As of `check_pixels`.
         ImageError: It is damaged.
     """
-    check_pixels(data, max_pixels)
-    # Of the same formats: others might see another picture in the same bytes, and a larger one.
+    # Of the formats that were checked: others might see another picture in the same bytes, and a larger one.
     return open_image(data, formats=list_formats(), value_range=value_range)
 
 
-def check_pixels(data: bytes, max_pixels: int) -> None:
+def check_pixels(data: bytes, max_pixels: int) -> int:
     """Refuse the bytes of an image that is too large, by its header alone, or that is of a format not taken.
+
+    Returns:
+        The number of its pixels.
 
     Raises:
         ApiError: It has more pixels, more scans, is damaged at its start, or is no image of a known format.
@@ -275,6 +275,7 @@ def check_pixels(data: bytes, max_pixels: int) -> None:
         raise ApiError(413, f"{size} of a side is {_MAX_SIDE} pixels. Cut it.")
     if width * height > max_pixels:
         raise ApiError(413, f"{size} is {max_pixels} pixels. Make it smaller.")
+    return width * height
 
 
 def _check_segments(data: bytes) -> None:

@@ -16,8 +16,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from vfm_runtime.cpu_quota import count_usable_cores, read_cgroup_quota
 from vfm_runtime.server import main
-from vfm_runtime.server.cpu_quota import count_usable_cores, read_cgroup_quota
 from vfm_runtime.server.main import add_arguments, check_tls, divide_cores, serve
 from vfm_runtime.server.settings import Settings
 from vfm_runtime.server.supervisor import STARTUP_FAILURE, Supervisor
@@ -48,7 +48,7 @@ def test_every_setting_has_an_option(tmp_path):
     words = (
         "a --host 0.0.0.0 --port 1 --workers 2 --device cuda --precision int8 --num-threads 3 "
         "--max-batch 4 --max-wait-ms 5.5 --max-queue 6 --timeout 7 --body-timeout 8 --max-body-mb 9 "
-        "--max-pixels 10 --max-frames 11 --max-seconds 12 --token-file t --allow-origin x "
+        "--max-pixels 10 --max-open-pixels 14 --max-frames 11 --max-seconds 12 --token-file t --allow-origin x "
         "--allow-origin y --certfile c --keyfile k --reload-every 0 --drain 13 --no-page "
         "--log-format text"
     )
@@ -104,7 +104,7 @@ def test_cores(monkeypatch, tmp_path):
     assert read_cgroup_quota(nothing, old) is None
     (old / "cpu.cfs_quota_us").write_text("150000\n")
     assert read_cgroup_quota(new, old) == 1.5
-    monkeypatch.setattr("vfm_runtime.server.cpu_quota.read_cgroup_quota", lambda: 0.5)
+    monkeypatch.setattr("vfm_runtime.cpu_quota.read_cgroup_quota", lambda: 0.5)
     assert count_usable_cores() == 1
 
 

@@ -14,6 +14,17 @@ def count_usable_cores() -> int:
     return max(1, cores if quota is None else min(cores, int(quota)))
 
 
+def choose_num_threads(num_threads: int | None) -> int | None:
+    """Return how many threads ONNX Runtime gets: those asked for, else None for its own choice, one a core.
+
+    Its own choice knows all cores of the machine and no quota: threads beyond a quota stop each other.
+    """
+    if num_threads is not None:
+        return num_threads
+    usable = count_usable_cores()
+    return usable if usable < (os.cpu_count() or 1) else None
+
+
 def read_cgroup_quota(version2: Path = _CGROUP2, version1: Path = _CGROUP1) -> float | None:
     """Read how many cores the control group's quota is worth; None where there is none.
 
