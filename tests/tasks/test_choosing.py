@@ -139,6 +139,47 @@ def test_a_resumed_training_chooses_as_one_that_was_not_cut(
     assert len(set(states)) == len(states)
 
 
+@pytest.mark.parametrize(("is_there", "best"), [(True, 1), (False, 3)])
+def test_the_best_goes_along_into_another_folder(
+    tmp_path: Path, is_there: bool, best: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    script = [(0.5, 0.9), (0.81, 0.5), (0.7, 0.6), (0.78, 0.3), (0.9, 0.2)]
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "0", script, callbacks=[CutAfter(3)])
+    (tmp_path / "0").rename(tmp_path / "moved")
+    old, last = (tmp_path / "moved/checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    content = old.read_bytes()
+    if not is_there:
+        old.unlink()
+    made = fit(
+        tmp_path / "1", make(script[:4]), shapes(**ENOUGH), max_epochs=4, ckpt_path=str(last)
+    )
+    lost = [w for w in recwarn if "The best checkpoint so far" in str(w.message)]
+    assert len(lost) == (not is_there)
+    callback: Any = made.checkpoint_callback
+    assert callback.best_model_path == str(tmp_path / "1/checkpoints/best.ckpt")
+    assert float(callback.best_model_score) == pytest.approx(script[best][0])
+    assert find_best_epoch(tmp_path / "1") == best
+    run(tmp_path / "2", script, ckpt_path=str(tmp_path / "1/checkpoints/last.ckpt"))
+    assert find_best_epoch(tmp_path / "2") == 4
+    assert find_best_epoch(tmp_path / "1") == best
+    assert not is_there or old.read_bytes() == content
+
+
+def test_the_patience_of_the_call_counts(tmp_path: Path) -> None:
+    script = [(0.8, 0.5), *[(0.7, 0.6)] * 6]
+    with pytest.raises(InterruptedError):
+        run(tmp_path, script, callbacks=[CutAfter(2)], patience=9)
+    last = str(tmp_path / "checkpoints/last.ckpt")
+    assert run(tmp_path, script, ckpt_path=last, patience=3).current_epoch == 4
+
+
+def test_patience_waits_for_validations_that_are_not_of_every_epoch(tmp_path: Path) -> None:
+    task = make([(0.8, 0.5)] * 80, patience=2, min_steps=80)
+    images = {"num_images": 240, "batch_size": 120}
+    assert fit(tmp_path, task, shapes(**images), max_epochs=2).current_epoch == 12
+
+
 @pytest.mark.parametrize(
     ("script", "images", "epochs"),
     [

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from tests.tasks.tiny import fit, require_equal, shapes, stored, trainer, vit
 from vfm.cli import main
+from vfm.cli.resume import claim_run
 from vfm.tasks import ClassificationTask, Optim
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +29,7 @@ def averaging(**changes: Any) -> ClassificationTask:
 
 GROUP = """
 import os, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import lightning as L
 from lightning.pytorch import Callback
@@ -120,3 +123,9 @@ def test_a_test_that_is_stopped_did_not_succeed(
     monkeypatch.setattr(ClassificationTask, "test_step", stop)
     words = ["--ckpt_path", str(best), "--data.batch_size", "4", "--data.num_workers", "0"]
     assert main(["test", *words, "--trainer.accelerator", "cpu"]) == 128 + signal.SIGTERM
+
+
+def test_jobs_that_start_at_once_have_folders_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: claim_run(tmp_path / "runs"), range(24)))
+    assert sorted(int(folder.name) for folder in folders) == list(range(24))

@@ -18,7 +18,7 @@ from vfm_runtime.errors import DataError
 
 from vfm.cli.errors import UsageError
 from vfm.cli.recipes import Recipe
-from vfm.cli.resume import find_newest_run, find_option
+from vfm.cli.resume import claim_run, count_runs, find_newest_run, find_option
 from vfm.cli.words import pop_option
 from vfm.data import ImageData
 from vfm.models.tensors import read_plain
@@ -45,11 +45,6 @@ class FoldJob(NamedTuple):
 
 Start = Callable[..., LightningCLI]
 """Runs a training by `words` in the folder `version` below the root."""
-
-
-def count_runs(root: Path) -> str:
-    """Return the number of the next run of a folder."""
-    return str(max((int(p.name) for p in root.glob("*") if p.name.isdigit()), default=-1) + 1)
 
 
 def describe_next(path: str | Path, value: str = "") -> str:
@@ -94,7 +89,9 @@ def find_job(recipes: Sequence[Recipe], words: list[str], default_root: str) -> 
             )
         return FoldJob(begun, count, recipes, words)
     _check_words(recipes, words)
-    return FoldJob(root / count_runs(root), folds, recipes, words)
+    tries = find_option(recipes, words, "trainer", "fast_dev_run")
+    folder = root / count_runs(root) if tries else claim_run(root)
+    return FoldJob(folder, folds, recipes, words)
 
 
 def cross_validate(job: FoldJob, start: Start) -> None:

@@ -1,7 +1,8 @@
-"""`--ckpt_path last`: the newest checkpoint to go on from, so that one command starts a job and restarts it."""
+"""Folders of runs, and `--ckpt_path last`: the checkpoint to go on from when one command is called again."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,20 @@ def find_option(recipes: Sequence[Recipe], words: Sequence[str], section: str, n
     typed = (word.partition("=") for word in words)
     values += [yaml.safe_load(value) for option, _, value in typed if option in options]
     return values[-1] if values else None
+
+
+def count_runs(root: Path) -> str:
+    """Return the number of the next run of a folder."""
+    return str(max((int(p.name) for p in root.glob("*") if p.name.isdigit()), default=-1) + 1)
+
+
+def claim_run(root: Path) -> Path:
+    """Make the folder of the next run; of jobs that start at once, each gets a folder to itself."""
+    while True:
+        folder = root / count_runs(root)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
 
 
 def find_newest(paths: Iterable[Path]) -> Path | None:

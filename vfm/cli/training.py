@@ -16,15 +16,16 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import vfm
 from vfm.cli import TRAINING
 from vfm.cli.errors import UsageError
-from vfm.cli.folds import count_runs, cross_validate, describe_next, find_job
+from vfm.cli.folds import cross_validate, describe_next, find_job
 from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
 from vfm.cli.recipes import Recipe, read_recipe, update
-from vfm.cli.resume import resolve
+from vfm.cli.resume import claim_run, count_runs, resolve
 from vfm.cli.words import join_values, pop_option
 from vfm.data import ImageData
 from vfm.spec import check_trust, import_class, list_arguments
@@ -90,7 +91,7 @@ class TrainingCLI(LightningCLI):
             kwargs["logger"] = False
             if self.subcommand == "fit":
                 root = config["default_root_dir"]
-                version = self.version or count_runs(Path(root))
+                version = self.version or _claim_version(root, config["fast_dev_run"])
                 loggers = (CSVLogger, TensorBoardLogger)
                 kwargs["logger"] = [logger(root, name="", version=version) for logger in loggers]
         if self.subcommand != "fit":
@@ -193,6 +194,13 @@ def _resolve_precision(
         for recipe, section in zip(recipes, sections, strict=True)
     ]
     return changed, [*rest, *(f"--trainer.precision={chosen if p == 'auto' else p}" for p in typed)]
+
+
+def _claim_version(root: str, tries: bool | int) -> str:
+    """Return the number of a new run, whose folder the first process makes; where Lightning looks for it, all do."""
+    if tries or rank_zero_only.rank or "://" in root:  # type: ignore[attr-defined]
+        return count_runs(Path(root))
+    return claim_run(Path(root)).name
 
 
 def _check_devices(accelerator: Any, devices: Any) -> None:

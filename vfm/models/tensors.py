@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,12 @@ class UnreadableFileError(VfmError, ValueError):
     """A file holds no tensors and plain values that can be read."""
 
 
-def read_plain(path: Path) -> Any:
+def read_plain(path: Path, *, lazy: bool = False) -> Any:
     """Read a file of tensors and plain values without running any code that it may hold.
+
+    Args:
+        path: File, as torch or safetensors writes it.
+        lazy: Whether tensors are read from the disk only where they are used, for files that torch wrote.
 
     Raises:
         UnreadableFileError: It is cut short, of another kind, or holds other objects.
@@ -33,7 +38,7 @@ def read_plain(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except (SafetensorError, *broken) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UnreadableFileError(lines[0]) from error
@@ -69,6 +74,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(whole, partial, metadata=dict(metadata))
     os.replace(partial, path)  # noqa: PTH105 - atomic on every system
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Put a file into another folder, as a second name of the same content where the disk can; whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        partial.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, partial)
+    os.replace(partial, target)  # noqa: PTH105 - atomic on every system
+    partial.unlink(missing_ok=True)  # stays where both are names of one content already
 
 
 def compute_checksum(tensors: Mapping[str, Tensor]) -> str:

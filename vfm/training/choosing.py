@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vfm.data import ImageData
+from vfm.models.tensors import copy_whole, read_plain
 
 LOSS = "val/loss"
 """What breaks ties, and chooses where few samples judge."""
@@ -62,6 +65,40 @@ class BestCheckpoint(ModelCheckpoint):
                 f"whose {LOSS} is at most {self._tolerance:.0%} above the lowest. --data.folds 5 judges by all images."
             )
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Bring the best checkpoint along where training goes on in another folder; Lightning forgets it there."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        is_new = state is not None and state["dirpath"] != self.dirpath
+        if not is_new or trainer.state.fn != TrainerFn.FITTING or not state["best_model_path"]:
+            return
+        path = str(Path(self.dirpath or ".") / Path(state["best_model_path"]).name)
+        if trainer.strategy.broadcast(trainer.is_global_zero and self._bring(state, path, trainer)):
+            best = {"best_k_models": {path: state["best_model_score"]}, "dirpath": self.dirpath}
+            state |= best | {"best_model_path": path, "kth_best_model_path": path}
+        else:
+            del checkpoint["callbacks"][self.state_key]
+            rank_zero_warn(
+                f"The best checkpoint so far, {state['best_model_path']}, is gone or of a later epoch than the one to "
+                "go on from: the best is chosen from here on."
+            )
+
+    def _bring(self, state: dict[str, Any], path: str, trainer: Trainer) -> bool:
+        """Put the best checkpoint that a state tells of into another folder; return whether it is still there."""
+        beside = Path(str(trainer.ckpt_path)).with_name(
+            Path(path).name
+        )  # where the folder was moved
+        for file in (Path(state["best_model_path"]), beside):
+            if not file.is_file():
+                continue
+            stored = read_plain(file, lazy=True).get("callbacks", {}).get(self.state_key, {})
+            score, expected = stored.get("best_model_score"), state["best_model_score"]
+            if score is not None and float(score) == float(expected):
+                copy_whole(file, Path(path))
+                return True
+        return False
+
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return whether a validation is the best so far: by the metric, or as good with a lower loss.
 
@@ -96,7 +133,8 @@ class Patience(EarlyStopping):
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
         """Set the metric, whether it should be `max` or `min`, and the number of validations."""
-        super().__init__(monitor, patience=patience, mode=mode)
+        # After validations, which are not of every epoch where `min_steps` makes the epochs many.
+        super().__init__(monitor, patience=patience, mode=mode, check_on_train_epoch_end=False)
         self.least_loss: Tensor | None = None
         self._trainer: Trainer | None = None
 
@@ -128,8 +166,8 @@ class Patience(EarlyStopping):
         return super().state_dict() | {"least_loss": self.least_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state; one of an earlier version has no loss."""
-        super().load_state_dict(state_dict)
+        """Take over a state, but for the patience; one of an earlier version has no loss."""
+        super().load_state_dict(state_dict | {"patience": self.patience})
         self.least_loss = state_dict.get("least_loss")
 
 
