@@ -68,6 +68,7 @@ PUBLIC = [
     "SyntheticScenes",
     "TableData",
     "VfmError",
+    "VotingHead",
     "export",
     "load",
 ]

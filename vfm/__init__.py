@@ -40,7 +40,7 @@ _MODULES = {
     "vfm.models.adaptation": "Adaptation",
     "vfm.models.adapters": "Effort LoRA",
     "vfm.models.heads": "AttentionPoolHead ClassificationHead DetectionHead DetrHead Head LinearHead MLPHead "
-    "NeighborsHead",
+    "NeighborsHead VotingHead",
     "vfm.losses": "AsymmetricLoss BinaryCrossEntropy ClassificationLoss CrossEntropy DetectionLoss FocalLoss Loss",
     "vfm.data": "DetectionData DigitsData FolderData IdxData ImageData ShardData SyntheticData SyntheticScenes "
     "TableData",

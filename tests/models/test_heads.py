@@ -15,6 +15,7 @@ from vfm.models.heads import (
     LinearHead,
     MLPHead,
     NeighborsHead,
+    VotingHead,
 )
 from vfm.types import FeatureInfo, Features, Raw
 
@@ -141,11 +142,30 @@ def test_neighbors_vote_also_from_a_checkpoint(multilabel: bool) -> None:
         np.testing.assert_allclose(scores, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_vote_is_the_mean_of_the_scores(multilabel: bool) -> None:
+    assert VotingHead([LinearHead(), LinearHead(reads="both")]).uses == ("pooled", "map_means")
+    head = VotingHead([LinearHead(), LinearHead()])
+    head.multilabel = multilabel
+    head.prepare(INFO, LABELS)
+    head.temperatures.copy_(torch.tensor([1.0, 0.1]))
+    given = features()
+    logits = [one(given)["logits"] / t for one, t in zip(head.heads, (1.0, 0.1), strict=True)]
+    scores = torch.stack([each.sigmoid() if multilabel else each.softmax(1) for each in logits])
+    expected = scores.mean(0)
+    torch.testing.assert_close(head.decode(head(given))["scores"], expected)
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
         (lambda: LinearHead(reads="maps"), "reads is 'maps'. Choices: pooled, map_means, both"),
         (lambda: NeighborsHead(k=0), "k is 0 and temperature 0.07. Give 1 neighbor or more"),
+        (lambda: VotingHead([LinearHead()]), "heads has 1 of them. Give two or more, each a Lin"),
+        (
+            lambda: VotingHead([LinearHead(), MLPHead()]),
+            "heads has a MLPHead. Give two or more, each a LinearHead or a NeighborsHead.",
+        ),
     ],
 )
 def test_what_a_head_cannot_read_is_refused(make: type[Head], text: str) -> None:

@@ -19,7 +19,7 @@ from vfm.bundle.export import export
 from vfm.cli import main
 from vfm.data import FolderData, TableData
 from vfm.losses import FocalLoss
-from vfm.models.heads import NeighborsHead
+from vfm.models.heads import LinearHead, NeighborsHead, VotingHead
 from vfm.tasks import ClassificationTask
 from vfm.tasks.checkpoint import Checkpoint
 
@@ -108,22 +108,36 @@ def test_a_trial_run_passes(tmp_path: Path, images: Path) -> None:
     fit(tmp_path, vit(adapt="linear"), open_folder(images), fast_dev_run=True)
 
 
-def test_neighbors_are_stored(tmp_path: Path, images: Path) -> None:
-    task = vit(adapt="linear", head=NeighborsHead(k=3))
+@pytest.mark.parametrize("votes", [False, True])
+def test_neighbors_are_stored(tmp_path: Path, images: Path, votes: bool) -> None:
+    head: Any = NeighborsHead(k=3)
+    if votes:
+        head = VotingHead([LinearHead(solver="lda"), LinearHead(), NeighborsHead(reads="both")])
+    task = vit(adapt="linear", head=head)
     fit(tmp_path, task, open_folder(images))
+    assert read_out_of_fold(tmp_path)["num_samples"] == 21
     again = ClassificationTask.load(tmp_path / "checkpoints" / "best.ckpt")
-    assert again.head.references.shape == (21, 32)
+    references = again.head.heads[2].references if votes else again.head.references
+    assert len(references) == 21
+    if votes:
+        assert again.head.temperatures[2] != 1
     pixels = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
     torch.testing.assert_close(again.answer(pixels), task.eval().answer(pixels))
 
 
-def test_neighbors_need_images_that_stay_as_they_are(tmp_path: Path, images: Path) -> None:
-    with pytest.raises(OptionError, match=r"does not go with --data.augment light"):
-        fit(
-            tmp_path,
-            vit(adapt="linear", head=NeighborsHead()),
-            open_folder(images, augment="light"),
-        )
+@pytest.mark.parametrize(
+    ("head", "options", "text"),
+    [
+        (NeighborsHead, {"augment": "light"}, "does not go with --data.augment light"),
+        (NeighborsHead, {"adapt": "full"}, "but the backbone learns. Give --model.adapt linear."),
+    ],
+)
+def test_neighbors_need_features_that_stay_as_they_are(
+    tmp_path: Path, images: Path, head: Any, options: dict[str, Any], text: str
+) -> None:
+    task = vit(adapt=options.pop("adapt", "linear"), head=head())
+    with pytest.raises(OptionError, match=text):
+        fit(tmp_path, task, open_folder(images, **options))
 
 
 def test_another_loss_is_trained_by_steps_and_says_so(

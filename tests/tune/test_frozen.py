@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.image_folders import write_image_folder
 from vfm.heads_on_features import Candidate
 from vfm.tune.frozen import JOINED, POOLED, FrozenHeads
 from vfm.tune.images import LabeledPool, open_pool
+from vfm.types import FeatureInfo, Features
 
 
 def make_heads(
@@ -29,12 +31,12 @@ def make_heads(
 def test_heads_of_several_layers_are_chosen_where_they_know_more(tmp_path: Path) -> None:
     heads = make_heads(tmp_path, 3, 10, spread=1.5)
     heads.judge(100)
-    assert heads.best.reads == JOINED
+    assert heads.heads[0].reads == JOINED
     assert {head.reads for head in heads.heads} == {POOLED, JOINED}
     assert max(len(head.results) for head in heads.heads) == 3
     ways = heads.list_ways(1.0, 224)
     assert ways[0].name == heads.best.name
-    assert [way.folds for way in ways] == [(10, 10)] * 5
+    assert [way.folds for way in ways] == [(10, 10)] * 6
 
 
 def test_without_time_logistic_regression_is_said_to_be_left_out(tmp_path: Path) -> None:
@@ -83,3 +85,20 @@ def test_a_way_is_compared_with_a_head_that_knows_nothing_of_the_judged_images(
         judged,
     )
     assert again.shape == (15, 3)
+
+
+def test_the_best_heads_vote_and_answer_as_they_were_judged(tmp_path: Path) -> None:
+    heads = make_heads(tmp_path, 3, 10, spread=1.5)
+    heads.judge(20)
+    assert heads.best is heads.vote
+    assert heads.vote is not None
+    kinds = [(member.family, member.reads) for member in heads.vote.members]
+    assert len(set(kinds)) == 5
+    head = heads.best.build()
+    head.prepare(FeatureInfo(width=12, token_width=8, map_widths=(8,)), "abc")
+    heads.fill(head)
+    fields = {name: torch.from_numpy(values) for name, values in heads.features.items()}
+    answers = head.decode(head(Features.fill(fields)))["scores"]
+    everything = np.arange(30)
+    expected = heads.fit_and_score(heads.best, everything, everything)
+    np.testing.assert_allclose(answers.detach(), expected, atol=2e-3)

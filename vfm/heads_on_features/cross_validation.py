@@ -221,6 +221,25 @@ def compute_metric(scores: FloatArray, target: NDArray[Any], multilabel: bool) -
     return float(np.mean(each)) if each else 0.0
 
 
+def compute_loss(scores: NDArray[Any], target: NDArray[Any], least: float = 1e-6) -> float:
+    """Return the mean negative log-likelihood of the true classes, or of each yes and no; no score is below `least`."""
+    return float(compute_losses(scores, target, least).mean())
+
+
+def compute_losses(scores: NDArray[Any], target: NDArray[Any], least: float) -> FloatArray:
+    """Return the negative log-likelihood of each image, [N]: of its class, or the mean over each yes and no.
+
+    `scores` are probabilities [N, C], and none counts as less than `least`; `target` is int [N], or zeros and ones
+    [N, C] where several labels may apply.
+    """
+    likely = np.clip(scores, least, 1 - least)
+    if target.ndim == 1:
+        losses: FloatArray = -np.log(likely[np.arange(len(target)), target])
+    else:
+        losses = -np.log(np.where(target > 0, likely, 1 - likely)).mean(axis=1)
+    return losses
+
+
 def fit_temperature(
     logits: FloatArray, target: NDArray[Any], multilabel: bool
 ) -> tuple[float, float]:
@@ -236,7 +255,7 @@ def fit_temperature(
     if len(logits) == 0:
         return 1.0, 0.0
 
-    def compute_loss(log_temperature: float) -> float:
+    def compute_scaled(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
         if multilabel:
             terms = np.where(target > 0.5, log_expit(scaled), log_expit(-scaled))
@@ -246,5 +265,5 @@ def fit_temperature(
         right = log_scores[np.arange(len(target)), target]
         return float(-(right.sum() + log_scores.mean()) / len(target))
 
-    best = minimize_scalar(compute_loss, bounds=np.log(_TEMPERATURES), method="bounded")
+    best = minimize_scalar(compute_scaled, bounds=np.log(_TEMPERATURES), method="bounded")
     return float(np.exp(best.x)), float(best.fun)

@@ -58,3 +58,8 @@ def fit_candidate(
         return fit_nearest_mean(features, classes, num_labels)
     scaled = scale_features(features, None, normalizes)
     return replace(fit_lda(scaled, classes, num_labels), normalizes=normalizes)
+
+
+def cool_head(affine: AffineHead, temperature: float) -> AffineHead:
+    """Return the head whose logits are divided by a temperature."""
+    return replace(affine, weight=affine.weight / temperature, bias=affine.bias / temperature)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from vfm.heads_on_features.cross_validation import (
     CandidateScores,
     score_folds,
 )
+from vfm.heads_on_features.fit import cool_head
 from vfm.heads_on_features.logistic import (
     SCALINGS,
     Scaling,
@@ -125,7 +126,7 @@ def solve_linear(
         best = score_folds(values, labels, judging, [best.candidate], **options)[0]
     chosen = best.candidate
     head = fit_logistic_regression(values, labels, c=chosen.c, scaling=chosen.scaling, **options)
-    cooled = replace(head, weight=head.weight / best.temperature, bias=head.bias / best.temperature)
+    cooled = cool_head(head, best.temperature)
     return Solved(cooled, chosen.c, chosen.scaling, best.scores, best.metric, best.loss)
 
 

@@ -1,9 +1,10 @@
-"""Solved head: logistic regression or kNN on the features of a frozen backbone, in place of training by steps."""
+"""Solved head: linear heads, kNN and votes of them on the features of a frozen backbone, not trained by steps."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,15 @@ from vfm.data.dataset import list_labels
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.splits import draw_folds
 from vfm.heads_on_features import Candidate, cross_validate, solve_linear
-from vfm.heads_on_features.fit import fit_candidate
-from vfm.heads_on_features.linear import FEW_IMAGES
-from vfm.models.heads import LinearHead, NeighborsHead
+from vfm.heads_on_features.cross_validation import (
+    CandidateScores,
+    compute_loss,
+    compute_metric,
+)
+from vfm.heads_on_features.fit import cool_head, fit_candidate
+from vfm.heads_on_features.linear import FEW_IMAGES, Solved
+from vfm.models.heads import Head, LinearHead, NeighborsHead, VotingHead
+from vfm.models.heads.voting import list_members
 from vfm.training.checkpoint import CheckpointedModel
 
 FOLDS = 5
@@ -43,14 +50,40 @@ class SolvedHead:
     """Accuracy of the scores; mean average precision with several labels."""
     loss: float
     """Mean negative log-likelihood of the scores."""
-    affine: AffineHead | None
-    """The head that was fitted on all images; None of kNN."""
+    members: tuple[FittedHead, ...]
+    """The head, or each of those that vote."""
     description: str
     """Which head it is, for the log."""
 
 
+@dataclass(frozen=True, eq=False)
+class FittedHead:
+    """One head on frozen features, fitted on all images and cross-validated."""
+
+    name: str
+    """Which head it is, for the log."""
+    result: CandidateScores | Solved
+    """Its out-of-fold scores, and how good they are."""
+    affine: AffineHead | None
+    """The head that was fitted on all images, at its temperature; None of kNN."""
+    temperature: float = 1.0
+    """What its logits are still to be divided by."""
+
+    def load_into(self, head: Head, features: NDArray[Any], target: NDArray[Any]) -> None:
+        """Give a head the weights; kNN the features [N, D] and their labels, int [N] or [N, C], themselves."""
+        if self.affine is not None:
+            assert isinstance(head, LinearHead)
+            head.load_affine(self.affine)
+        else:
+            assert isinstance(head, NeighborsHead)
+            labels = torch.from_numpy(target)
+            num_labels = head.target.shape[1]
+            matrix = labels if labels.ndim == 2 else torch.eye(num_labels)[labels]
+            head.load_neighbors(torch.from_numpy(features), matrix)
+
+
 def solve_head(task: CheckpointedModel, data: ImageData, stored: StoredFeatures) -> SolvedHead:
-    """Solve a LinearHead, or fill a NeighborsHead, on the features of the training split, and cross-validate it.
+    """Solve a LinearHead, fill a NeighborsHead, or each that votes, on the training split, and cross-validate it.
 
     The first rank does it for all.
 
@@ -64,64 +97,94 @@ def solve_head(task: CheckpointedModel, data: ImageData, stored: StoredFeatures)
     """
     strategy = task.trainer.strategy
     positions = np.array([i for i in range(len(stored)) if i not in stored.skipped], np.int64)
-    parts = [np.asarray(stored.arrays[name])[positions] for name in task.head.uses]
-    features = np.concatenate(parts, axis=1)
+    members = list_members(task.head)
+    features = [_join(stored, head.uses, positions) for head in members]
     target = stored.target.label.numpy()[positions]
     solved = None
     if task.global_rank == 0:
         start = time.perf_counter()
+        _require_classes(target, data.labels)
+        _warn_of_contradictions(features[0], target, data, positions)
         weights = getattr(task.criterion, "class_weights", None)
-        class_weights = None if weights is None else weights.cpu().numpy()
-        solved = _fit(task, data, features, target, positions, class_weights)
+        options = {
+            "num_labels": len(data.labels),
+            "multilabel": target.ndim == 2,
+            "class_weights": None if weights is None else weights.cpu().numpy(),
+        }
+        repeats = _REPEATS if len(positions) < FEW_IMAGES else 1
+        folds = np.stack([_draw_folds(data, positions, data.seed + i) for i in range(repeats)])
+        solved = _describe(
+            [
+                _fit(head, values, target, folds, options)
+                for head, values in zip(members, features, strict=True)
+            ],
+            positions,
+            target,
+        )
         rank_zero_info(
             f"Head solved on {len(positions)} images in {time.perf_counter() - start:.1f} s: {solved.description}."
         )
     solved = strategy.broadcast(solved)
     assert solved is not None
-    if isinstance(task.head, NeighborsHead):
-        labels = torch.from_numpy(target)
-        matrix = labels if labels.ndim == 2 else torch.eye(len(data.labels))[labels]
-        task.head.load_neighbors(torch.from_numpy(features), matrix)
-    elif solved.affine is not None:
-        assert isinstance(task.head, LinearHead)
-        task.head.load_affine(solved.affine)
+    load_members(task.head, solved.members, features, target)
     return solved
 
 
-def _fit(
-    task: CheckpointedModel,
-    data: ImageData,
-    features: NDArray[Any],
+def load_members(
+    head: Head,
+    fitted: Sequence[FittedHead],
+    features: Sequence[NDArray[Any]],
     target: NDArray[Any],
-    positions: NDArray[np.int64],
-    class_weights: NDArray[Any] | None,
-) -> SolvedHead:
-    multilabel = target.ndim == 2
-    if not multilabel and len(np.unique(target)) < 2:
+) -> None:
+    """Give a head, or those that vote, what was fitted.
+
+    Args:
+        head: The head, with its layers.
+        fitted: Result for the head, or for each that votes, in their order.
+        features: Array [N, D] for each of them, what it reads of all images.
+        target: Classes, int [N]; or with several labels [N, C].
+    """
+    for member, one, values in zip(list_members(head), fitted, features, strict=True):
+        one.load_into(member, values, target)
+    if isinstance(head, VotingHead):
+        head.temperatures.copy_(torch.tensor([one.temperature for one in fitted]))
+
+
+def _join(
+    stored: StoredFeatures, uses: Sequence[str], positions: NDArray[np.int64]
+) -> NDArray[Any]:
+    return np.concatenate([np.asarray(stored.arrays[name])[positions] for name in uses], axis=1)
+
+
+def _require_classes(target: NDArray[Any], labels: Sequence[str]) -> None:
+    if target.ndim == 1 and len(np.unique(target)) < 2:
         raise DataError(
-            f"All {len(target)} training images are of the class '{data.labels[int(target[0])]}'. Give images of two "
+            f"All {len(target)} training images are of the class '{labels[int(target[0])]}'. Give images of two "
             "classes or more."
         )
-    _warn_of_contradictions(features, target, data, positions)
-    repeats = _REPEATS if len(positions) < FEW_IMAGES else 1
-    folds = np.stack([_draw_folds(data, positions, data.seed + i) for i in range(repeats)])
-    options: dict[str, Any] = {"num_labels": len(data.labels), "multilabel": multilabel}
-    if isinstance(task.head, NeighborsHead):
-        neighbors = Candidate("neighbors", k=task.head.k)
+
+
+def _fit(
+    head: Head,
+    features: NDArray[Any],
+    target: NDArray[Any],
+    folds: NDArray[np.int64],
+    options: dict[str, Any],
+) -> FittedHead:
+    if isinstance(head, NeighborsHead):
+        neighbors = Candidate("neighbors", k=head.k)
         judged = cross_validate(features, target, folds[0], [neighbors], **options)[0]
-        return _describe(judged, None, f"{task.head.k} nearest neighbors", positions, target)
-    assert isinstance(task.head, LinearHead)
-    if (candidate := _pin_candidate(task.head)) is not None:
-        judged = cross_validate(
-            features, target, folds[0], [candidate], class_weights=class_weights, **options
-        )[0]
-        affine = fit_candidate(candidate, features, target, class_weights=class_weights, **options)
-        scale = 1 / judged.temperature
-        cooled = replace(affine, weight=scale * affine.weight, bias=scale * affine.bias)
-        return _describe(judged, cooled, f"{candidate.head} as given", positions, target)
-    solved = solve_linear(features, target, folds, class_weights=class_weights, **options)
+        return FittedHead(f"{head.k} nearest neighbors", judged, None, judged.temperature)
+    assert isinstance(head, LinearHead)
+    if (candidate := _pin_candidate(head)) is not None:
+        judged = cross_validate(features, target, folds[0], [candidate], **options)[0]
+        affine = fit_candidate(candidate, features, target, **options)
+        return FittedHead(
+            f"{candidate.head} as given", judged, cool_head(affine, judged.temperature)
+        )
+    solved = solve_linear(features, target, folds, **options)
     name = f"logistic regression, C {solved.c:.3g}, scaling {solved.scaling}"
-    return _describe(solved, solved.head, name, positions, target)
+    return FittedHead(name, solved, solved.head)
 
 
 def _pin_candidate(head: LinearHead) -> Candidate | None:
@@ -134,23 +197,22 @@ def _pin_candidate(head: LinearHead) -> Candidate | None:
 
 
 def _describe(
-    result: Any,
-    affine: AffineHead | None,
-    name: str,
-    positions: NDArray[np.int64],
-    target: NDArray[Any],
+    members: Sequence[FittedHead], positions: NDArray[np.int64], target: NDArray[Any]
 ) -> SolvedHead:
-    judged = np.isfinite(result.scores).all(axis=1)
-    metric = "mAP" if target.ndim == 2 else "accuracy"
-    text = f"{name}; out of fold {metric} {result.metric:.4f}, loss {result.loss:.4f}"
+    multilabel = target.ndim == 2
+    scores = np.mean([one.result.scores for one in members], axis=0)
+    judged = np.isfinite(scores).all(axis=1)
+    metric, loss = members[0].result.metric, members[0].result.loss
+    name = members[0].name
+    if len(members) > 1:
+        metric = compute_metric(scores[judged], target[judged], multilabel)
+        loss = compute_loss(scores[judged], target[judged])
+        name = f"vote of {len(members)} heads ({'; '.join(one.name for one in members)})"
+    text = (
+        f"{name}; out of fold {'mAP' if multilabel else 'accuracy'} {metric:.4f}, loss {loss:.4f}"
+    )
     return SolvedHead(
-        positions[judged],
-        result.scores[judged],
-        target[judged],
-        result.metric,
-        result.loss,
-        affine,
-        text,
+        positions[judged], scores[judged], target[judged], metric, loss, tuple(members), text
     )
 
 

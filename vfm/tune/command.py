@@ -189,7 +189,7 @@ def _finish(way: Way, frozen: Way, tuner: FineTuner) -> _Finished:
         except OutOfTimeError as error:
             log.warning("%s The best frozen head is taken.", error)
     task = build_frozen(tuner.backbone, tuner.out)
-    scores = np.mean([result.scores for result in heads.best.results], axis=0)
+    scores = np.mean(heads.best.scores, axis=0)
     return _Finished(frozen, task, scores.astype(np.float32), np.arange(len(scores)))
 
 

@@ -1,4 +1,4 @@
-"""Frozen heads of `vfm tune`: kNN, nearest mean, LDA and logistic regression, chosen by cross-validation."""
+"""Frozen heads of `vfm tune`: kNN, nearest mean, LDA, logistic regression and their vote, cross-validated."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy.special import expit, softmax
 from vfm_runtime.heads_on_features import AffineHead
 
 from vfm.heads_on_features import Candidate, CandidateScores, cross_validate
 from vfm.heads_on_features.cross_validation import FoldFitter, compute_metric, mark_learned
-from vfm.heads_on_features.fit import fit_candidate
+from vfm.heads_on_features.fit import cool_head, fit_candidate
 from vfm.heads_on_features.linear import list_candidates
 from vfm.metrics.ranking import Statistic
-from vfm.models.heads import Head, LinearHead, NeighborsHead
+from vfm.models.heads import Head, LinearHead, NeighborsHead, VotingHead
 from vfm.models.heads.classification import Reads
+from vfm.training.solved_head import FittedHead, load_members
 from vfm.tune.images import LabeledPool
 from vfm.tune.selection import Choice, build_criterion, build_statistic, choose_honestly
 from vfm.tune.ways import UntriedWay, Way
@@ -31,6 +33,7 @@ _FOLDS, _MANY_FOLDS, _FEW_IMAGES = 5, 10, 300
 _REPEATS = 3
 _MOST_REPEATED = 12
 """Candidates that are judged by all repetitions: those that the first one leaves in the running."""
+_MOST_VOTERS = 5
 _FRACTION = 0.25
 """Fraction of the time left that cross-validation of the frozen heads may take."""
 _NAMES = {
@@ -64,6 +67,20 @@ class JudgedHead:
         """Out-of-fold scores [N, C] of each repetition."""
         return [result.scores.astype(np.float32) for result in self.results]
 
+    @property
+    def margin(self) -> float:
+        """By how many standard errors it has to be better than others to be chosen.
+
+        A kNN carries all images with it, and what early layers know carries over less to images of another place or
+        camera.
+        """
+        return 1.0 * (self.candidate.head == "neighbors") + 2.0 * (self.reads == JOINED)
+
+    @property
+    def temperature(self) -> float:
+        """What its logits are divided by, so that they give probabilities."""
+        return float(np.mean([result.temperature for result in self.results]))
+
     def build(self) -> LinearHead | NeighborsHead:
         """Return the head as a model has it, without its layers yet."""
         reads: Reads = "both" if self.reads == JOINED else "pooled"
@@ -88,6 +105,30 @@ class JudgedHead:
 
 
 @dataclass(eq=False)
+class JudgedVote:
+    """The mean of the probabilities of several heads, judged like one: nothing is fitted anew."""
+
+    members: list[JudgedHead]
+    scores: list[NDArray[np.float32]]
+    """Out-of-fold scores [N, C] of each repetition that all members took part in."""
+    metric: float
+    seconds = 0.0
+    margin = -1.0
+    """Below 0: on few images the head that seems best is so in part by chance, and a mean is steadier."""
+
+    @property
+    def family(self) -> str:
+        """Name."""
+        return f"vote of {len(self.members)} heads"
+
+    name = family
+
+    def build(self) -> VotingHead:
+        """Return the head as a model has it, without its layers yet."""
+        return VotingHead([member.build() for member in self.members])
+
+
+@dataclass(eq=False)
 class FrozenHeads:
     """The frozen heads of one backbone, judged on N images, and the best of them."""
 
@@ -96,6 +137,8 @@ class FrozenHeads:
     """Fields of the features, each [N, width]."""
     heads: list[JudgedHead] = field(default_factory=list)
     """All heads that were judged, the best first."""
+    vote: JudgedVote | None = None
+    """The best heads together."""
     choice: Choice | None = None
     untried: list[UntriedWay] = field(default_factory=list)
     """Heads that take longer than they may."""
@@ -112,10 +155,15 @@ class FrozenHeads:
         return min(number, len(set(self.pool.keys)))
 
     @property
-    def best(self) -> JudgedHead:
+    def candidates(self) -> list[JudgedHead | JudgedVote]:
+        """All that can be chosen."""
+        return [*self.heads, *([self.vote] if self.vote else [])]
+
+    @property
+    def best(self) -> JudgedHead | JudgedVote:
         """The head that was chosen."""
         assert self.choice is not None
-        return self.heads[self.choice.best]
+        return self.candidates[self.choice.best]
 
     def judge(self, seconds: float) -> None:
         """Cross-validate the heads in about so many seconds, the cheap ones first, and choose one honestly."""
@@ -128,7 +176,8 @@ class FrozenHeads:
             left = allowed - (time.perf_counter() - start)
             self._cross_validate(reads, self._plan_logistic(reads, folds, left), folds)
         once = time.perf_counter() - start
-        self._rank()
+        everything = np.ones((1, len(self.pool.indices)), np.int64)
+        self.heads = self._rank(everything)
         # Heads that are not worse than the best one by more than two standard errors.
         highest = max(head.metric for head in self.heads)
         margin = 2 * _measure_error(highest, len(folds))
@@ -144,9 +193,9 @@ class FrozenHeads:
                     part, self._score([head.candidate for head in part], reads, again), strict=True
                 ):
                     head.results.append(result)
-        self.heads = running + [head for head in self.heads if head not in running]
-        self._rank()
-        self.choice = self._choose(self.heads)
+        self.heads = self._rank(everything)
+        self.vote = self._combine_heads(self.heads)
+        self.choice = self._choose(self.candidates)
 
     def list_ways(self, seconds: float, image_size: int) -> list[Way]:
         """List the best head of each kind, the chosen one first; its interval is that of all heads together.
@@ -158,8 +207,8 @@ class FrozenHeads:
         assert self.choice is not None
         number = len(self.pool.indices)
         folds = self.num_folds
-        families: dict[str, list[JudgedHead]] = {}
-        for head in [self.best, *self.heads]:
+        families: dict[str, list[JudgedHead | JudgedVote]] = {}
+        for head in [self.best, *self.candidates]:
             families.setdefault(head.family, []).append(head)
         ways = []
         for heads in families.values():
@@ -182,14 +231,29 @@ class FrozenHeads:
         """Score some images by the head that the other images choose, fitted on `train`; both are indices."""
         others = np.setdiff1d(np.arange(len(self.pool.indices)), judged)
         counts = np.isin(np.arange(len(self.pool.indices)), others).astype(np.int64)[None]
-        ranks = [self._build_criterion(head)(counts)[0] for head in self.heads]
-        return self.fit_and_score(self.heads[int(np.argmax(ranks))], train, judged)
+        ranked = self._rank(counts)
+        vote = self._combine_heads(ranked)
+        finalists: list[JudgedHead | JudgedVote] = [ranked[0], *([vote] if vote else [])]
+        ranks = [self._build_criterion(head)(counts)[0] for head in finalists]
+        return self.fit_and_score(finalists[int(np.argmax(ranks))], train, judged)
 
     def fit_and_score(
-        self, head: JudgedHead, train: NDArray[np.int64], judged: NDArray[np.int64]
+        self,
+        head: JudgedHead | JudgedVote,
+        train: NDArray[np.int64],
+        judged: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """Fit a head on some images, and return its logits [n, C] of others; both are indices."""
-        values, data = self.join(head.reads), self.pool.data
+        """Fit a head on some images, and return its logits [n, C] of others, of a vote scores; both are indices."""
+        data = self.pool.data
+        if isinstance(head, JudgedVote):
+            normalize = expit if data.multilabel else partial(softmax, axis=1)
+            scores = [
+                normalize(self.fit_and_score(member, train, judged) / member.temperature)
+                for member in head.members
+            ]
+            mean: NDArray[np.float32] = np.mean(scores, axis=0, dtype=np.float32)
+            return mean
+        values = self.join(head.reads)
         fitter = FoldFitter(
             values[train], self.pool.target[train], len(data.labels), None, data.multilabel
         )
@@ -259,19 +323,32 @@ class FrozenHeads:
             self.untried.append(UntriedWay(_NAMES["logistic"], reason))
         return []
 
-    def _rank(self) -> None:
-        once = np.ones((1, len(self.pool.indices)), np.int64)
-        self.heads.sort(key=lambda head: -self._build_criterion(head)(once)[0])
+    def _rank(self, counts: NDArray[np.int64]) -> list[JudgedHead]:
+        """Return the heads, the best first, by how often each image counts, [1, N]."""
+        return sorted(self.heads, key=lambda head: -self._build_criterion(head)(counts)[0])
 
-    def _build_criterion(self, head: JudgedHead) -> Statistic:
+    def _combine_heads(self, ranked: Sequence[JudgedHead]) -> JudgedVote | None:
+        """Return the vote of the best heads, one of each kind and of what it reads; None of a single kind."""
+        kinds: dict[tuple[str, tuple[str, ...]], JudgedHead] = {}
+        for head in ranked:
+            kinds.setdefault((head.family, head.reads), head)
+        members = list(kinds.values())[:_MOST_VOTERS]
+        if len(members) < 2:
+            return None
+        scores: list[NDArray[np.float32]] = [
+            np.mean(parts, axis=0, dtype=np.float32)
+            for parts in zip(*(member.scores for member in members), strict=False)
+        ]
+        once = np.ones((1, len(self.pool.indices)), np.int64)
+        metric = build_statistic(scores, self.pool.target)(once)
+        return JudgedVote(members, scores, float(metric[0]))
+
+    def _build_criterion(self, head: JudgedHead | JudgedVote) -> Statistic:
         criterion = build_criterion(head.scores, self.pool.target)
-        # By how many standard errors it has to be better: a kNN carries all images with it, and what early layers know
-        # carries over less to images of another place or camera.
-        margin = 1.0 * (head.candidate.head == "neighbors") + 2.0 * (head.reads == JOINED)
-        margin *= _measure_error(head.metric, len(self.pool.indices))
+        margin = head.margin * _measure_error(head.metric, len(self.pool.indices))
         return lambda counts: criterion(counts) - margin
 
-    def _choose(self, heads: Sequence[JudgedHead]) -> Choice:
+    def _choose(self, heads: Sequence[JudgedHead | JudgedVote]) -> Choice:
         target = self.pool.target
         return choose_honestly(
             [build_statistic(head.scores, target) for head in heads],
@@ -294,18 +371,20 @@ class FrozenHeads:
 
     def fill(self, head: Head) -> None:
         """Fit the chosen head on all images, at the temperature at which its out-of-fold scores are probabilities."""
-        values = self.join(self.best.reads)
-        if isinstance(head, NeighborsHead):
-            target = self.pool.target
-            classes = target if target.ndim == 2 else np.eye(len(head.labels))[target]
-            head.load_neighbors(torch.from_numpy(values), torch.from_numpy(classes))
-            return
-        assert isinstance(head, LinearHead)
-        affine = self._fit(self.best.candidate, values)
-        temperature = float(np.mean([result.temperature for result in self.best.results]))
-        head.load_affine(
-            replace(affine, weight=affine.weight / temperature, bias=affine.bias / temperature)
-        )
+        best = self.best
+        members = best.members if isinstance(best, JudgedVote) else [best]
+        features = [self.join(member.reads) for member in members]
+        fitted = [
+            FittedHead(member.name, member.results[0], None, member.temperature)
+            if member.candidate.head == "neighbors"
+            else FittedHead(
+                member.name,
+                member.results[0],
+                cool_head(self._fit(member.candidate, values), member.temperature),
+            )
+            for member, values in zip(members, features, strict=True)
+        ]
+        load_members(head, fitted, features, self.pool.target)
 
 
 def _measure_error(fraction: float, total: int) -> float:

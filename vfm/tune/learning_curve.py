@@ -36,12 +36,12 @@ class LearningCurve(NamedTuple):
 
 
 def measure_learning_curve(frozen: FrozenHeads) -> LearningCurve | None:
-    """Fit the best frozen head on a quarter, a half and all of each fold's training images, drawn class by class.
+    """Fit the best single frozen head on a quarter, a half and all of each fold's training images, class by class.
 
     The error is extrapolated as a power of the number of images (Hestness et al., 2017). None where a quarter of the
     images has no two classes.
     """
-    pool, head = frozen.pool, frozen.best
+    pool, head = frozen.pool, frozen.heads[0]
     target, records = pool.target, pool.records
     num_images, seed = len(target), pool.data.seed
     logits = np.zeros((len(_FRACTIONS), _NUM_DRAWS, num_images, len(pool.data.labels)), np.float32)

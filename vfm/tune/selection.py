@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vfm.heads_on_features.cross_validation import compute_losses
 from vfm.metrics import Interval, rank_classes
 from vfm.metrics.intervals import LEVEL
 from vfm.metrics.ranking import Ranking, Statistic, average_over_classes
@@ -70,14 +71,7 @@ def build_criterion(scores: Sequence[NDArray[np.float32]], target: NDArray[np.in
     `build_statistic`.
     """
     metric = build_statistic(scores, target)
-    losses = np.zeros(len(target))
-    for repeat in scores:
-        likely = np.clip(repeat, _LEAST_SCORE, 1 - _LEAST_SCORE)
-        if target.ndim == 1:
-            losses -= np.log(likely[np.arange(len(target)), target])
-        else:
-            losses -= np.log(np.where(target > 0, likely, 1 - likely)).mean(axis=1)
-    losses /= len(scores)
+    losses = np.mean([compute_losses(repeat, target, _LEAST_SCORE) for repeat in scores], axis=0)
 
     def compute_criterion(counts: ArrayLike) -> NDArray[np.float64]:
         drawn = np.asarray(counts)

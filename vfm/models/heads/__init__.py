@@ -10,6 +10,7 @@ from vfm.models.heads.classification import (
 from vfm.models.heads.detection import DetectionHead
 from vfm.models.heads.detr import DetrHead
 from vfm.models.heads.head import Head
+from vfm.models.heads.voting import VotingHead
 
 __all__ = [
     "AttentionPoolHead",
@@ -20,4 +21,5 @@ __all__ = [
     "LinearHead",
     "MLPHead",
     "NeighborsHead",
+    "VotingHead",
 ]

@@ -22,7 +22,8 @@ from vfm.data.detection.base import BoxData
 from vfm.data.mixing import Mixing
 from vfm.losses import BinaryCrossEntropy, ClassificationLoss, CrossEntropy, Loss
 from vfm.losses.classification import encode_one_hot
-from vfm.models.heads import ClassificationHead, LinearHead, NeighborsHead
+from vfm.models.heads import ClassificationHead, LinearHead, NeighborsHead, VotingHead
+from vfm.models.heads.voting import can_be_solved, list_members
 from vfm.preprocess import Fit
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
@@ -116,14 +117,25 @@ class ClassificationTask(BaseTask):
 
     def _can_be_solved(self) -> bool:
         """Whether the head is a convex problem, on features that do not change; say what keeps it from being one."""
-        if not self.backbone.frozen or type(self.head) not in (LinearHead, NeighborsHead):
+        kind, is_trainable = (
+            type(self.head).__name__,
+            not isinstance(self.head, NeighborsHead | VotingHead),
+        )
+        if not self.backbone.frozen and not is_trainable:
+            raise OptionError(
+                f"{kind} reads features that do not change, but the backbone learns. Give --model.adapt linear."
+            )
+        if not self.backbone.frozen or not can_be_solved(self.head):
             return False
         plain = type(self.criterion) in (CrossEntropy, BinaryCrossEntropy)
         data = self._require_data()
         obstacles = {
             "--model.mixing": bool(self.mixing.mixup or self.mixing.cutmix),
             "--model.cache_features false": not self._cache_features,
-            "--model.head.dropout": isinstance(self.head, LinearHead) and self.head.dropout.p > 0,
+            "--model.head.dropout": any(
+                isinstance(head, LinearHead) and head.dropout.p > 0
+                for head in list_members(self.head)
+            ),
             f"--model.loss {type(self.criterion).__name__}": not plain,
             "--model.loss.label_smoothing": getattr(self.criterion, "label_smoothing", 0) > 0,
             "sharding": isinstance(self.trainer.strategy, ModelParallelStrategy),
@@ -133,9 +145,9 @@ class ClassificationTask(BaseTask):
             data.augment = data.default_augment if present else "none"
         if data.augment != "none":
             present.append(f"--data.augment {data.augment}")
-        if present and isinstance(self.head, NeighborsHead):
+        if present and not is_trainable:
             raise OptionError(
-                f"NeighborsHead stores the features of the images once, which does not go with {present[0]}. Leave it "
+                f"{kind} is fitted on the features of the images once, which does not go with {present[0]}. Leave it "
                 "out."
             )
         if present:
