@@ -65,6 +65,9 @@ def describe_bundle(model: Model, files: dict[str, int]) -> Iterator[str]:
     if contract.value_range is not None:
         low, high = contract.value_range
         yield f"values     {low:g} to {high:g} of images of more than 8 bits"
+    if (tiling := contract.tiling) is not None:
+        least = f"{tiling.side} pixels that overlap by {tiling.overlap:g} or more"
+        yield f"tiles      {least}, of images larger than one and a half; at most {tiling.max_tiles:,}"
     for name, head in model.task_type.heads.items():
         if name:
             yield f"head       {name}: {head.name}, {len(head.labels)} labels"

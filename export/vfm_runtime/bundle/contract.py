@@ -13,6 +13,7 @@ from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.tasks.base import REFERENCE_PORTS, TaskType
 from vfm_runtime.tasks.multi_head import MultiHeadType
 from vfm_runtime.tasks.registry import MULTI_HEAD, find_task_type, list_tasks
+from vfm_runtime.tasks.tiling import Tiling
 from vfm_runtime.validation import is_deep, is_whole
 
 METADATA_KEY = "vfm"
@@ -132,13 +133,17 @@ class Contract(HeadContract):
             self._take_from_type()
         elif self.rules is not None:
             raise ContractError.of("rules", self.rules, "null: each of several heads has its own")
+        if self.tiling is not None and not self.type.takes_tiles:
+            raise ContractError.of("tiles", self.tiling.to_dict(), f"none for '{self.task}'")
 
     @cached_property
     def type(self) -> TaskType:
-        """The task, with these labels and rules; of several heads, all of them."""
+        """The task, with these labels and rules, and the tiles of its images; of several heads, all of them."""
         if self.heads is not None:
             return MultiHeadType({name: head.type for name, head in self.heads.items()})
-        return super().type
+        task_type = super().type
+        task_type.tiling = self.tiling
+        return task_type
 
     @property
     def size(self) -> tuple[int, int]:
@@ -175,6 +180,12 @@ class Contract(HeadContract):
         """Black and white of values of more than 8 bits; None where the training did not say them."""
         values = self.extensions.get("value_range")
         return None if values is None else (values["low"], values["high"])
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How large images are cut into tiles; None where they stay whole."""
+        values = self.extensions.get("tiles")
+        return None if values is None else Tiling.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as plain values that JSON can hold."""

@@ -4,14 +4,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vfm_runtime.errors import ContractError
+from vfm_runtime.errors import ContractError, OptionError
+from vfm_runtime.tasks.tiling import Tiling
 from vfm_runtime.validation import is_deep
 
 EXTENSIONS = {
     "embedding": "an output of the graph with an embedding of each image: {'output': name}",
     "class_matrix": "an input of the graph with a saved default, a row for each class, which can be replaced to teach "
     "classes: {'input': name}",
-    "tiles": "large images are cut into tiles: {'side': pixels, 'overlap': fraction}",
+    "tiles": "large images are cut into tiles: {'side': pixels, 'overlap': fraction, 'max_tiles': count}",
     "value_range": "values of images of more than 8 bits: {'low': black, 'high': white}, numbers, low below high",
     "group_thresholds": "thresholds by group of images: {group: [one a label]}",
     "tokenizer": "text beside images: {'file': name in the bundle}",
@@ -37,6 +38,12 @@ def check_extensions(extensions: Mapping[str, Any], bundle_format: int) -> None:
         if name == "value_range":
             if not _is_range(value):
                 raise ContractError.of(name, value, EXTENSIONS[name])
+            continue
+        if name == "tiles":
+            try:
+                Tiling.from_dict(value)
+            except OptionError as error:
+                raise ContractError.of(name, value, EXTENSIONS[name]) from error
             continue
         if name not in _PORTS:
             raise ContractError(

@@ -132,6 +132,11 @@ class Predictor(ABC):
         for index, source in enumerate(sources):
             try:
                 opened = self.task_type.open(self.open_source(source), cropped=cropped)
+                if len(opened.images) > batch_size:
+                    predictions += self._run_pending(pending, batch_size)
+                    pending, num_rows = [], 0
+                    predictions.append(self._predict_parts(opened, batch_size))
+                    continue
                 pending.append((opened, self.prepare_all(opened)))
                 num_rows += len(opened.images)
             except ImageError as error:
@@ -143,6 +148,14 @@ class Predictor(ABC):
                 predictions += self._run_pending(pending, batch_size)
                 pending, num_rows = [], 0
         return predictions + self._run_pending(pending, batch_size)
+
+    def _predict_parts(self, opened: Opened, batch_size: int) -> Prediction:
+        """Answer for a source of more images than a batch, one batch of them in memory at a time."""
+        outputs = []
+        for start in range(0, len(opened.images), batch_size):
+            rows = [self.prepare(image) for image in opened.images[start : start + batch_size]]
+            outputs.append(self.run(_join(rows)))
+        return self.task_type.predict(opened, _join(outputs))
 
     def _run_pending(
         self, pending: Sequence[_Pending], batch_size: int

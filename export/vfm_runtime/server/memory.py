@@ -3,7 +3,8 @@
 import asyncio
 import ctypes
 from collections import deque
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 # Of mallopt, in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -49,6 +50,17 @@ class PixelBudget:
         """Tell that an image is open no more."""
         self._open -= num_pixels
         self._admit()
+
+    @asynccontextmanager
+    async def hold(self, num_pixels: int) -> AsyncIterator[None]:
+        """Wait until an image may be opened, which is open until the context ends; 0 pixels do not wait."""
+        if num_pixels:
+            await self.acquire(num_pixels)
+        try:
+            yield
+        finally:
+            if num_pixels:
+                self.release(num_pixels)
 
     def _fits(self, num_pixels: int) -> bool:
         return not self._open or self._open + num_pixels <= self._limit

@@ -122,19 +122,21 @@ async def predict(
     context: RequestContext = request.state.context
 
     async def answer(upload: Upload) -> Response:
-        num_pixels = await service.run_in_thread(_count_pixels, upload, service.settings)
-        file = await service.open_in_thread(
-            num_pixels, _open_file, upload, served, service.settings
-        )
-        if file.inputs is None:
-            outputs, timing = make_empty(task), Timing(0.0, 0.0)
-        else:
-            outputs, timing = await service.run_model(served, file.inputs, context.deadline)
-        args = (served, file, outputs, timing, view, draw, context)
+        args = (upload, served, service.settings)
+        num_pixels, num_tiled = await service.run_in_thread(_count_pixels, *args)
+        # Tiles overlap and may be enlarged: they can be many more pixels than their image.
+        async with service.tile_budget.hold(num_tiled):
+            file = await service.open_in_thread(num_pixels, _open_file, *args)
+            if file.inputs is None:
+                outputs, timing = make_empty(task), Timing(0.0, 0.0)
+            else:
+                outputs, timing = await service.run_model(served, file.inputs, context.deadline)
+            file = file._replace(inputs=None)
+        parts = (served, file, outputs, timing, view, draw, context)
         # The prediction for one picture takes less time than the way to a thread and back; drawing it does not.
         if file.opened.context is None and not (draw and task.draws):
-            return _make_response(*args)
-        return await service.run_in_thread(_make_response, *args)
+            return _make_response(*parts)
+        return await service.run_in_thread(_make_response, *parts)
 
     return await service.handle(request, read_upload, answer)
 
@@ -152,11 +154,17 @@ class _OpenedFile(NamedTuple):
     ms: float
 
 
-def _count_pixels(upload: Upload, settings: Settings) -> int:
-    """Return how many pixels an image has, by its header; 0 for a video. A large image is refused."""
+def _count_pixels(upload: Upload, served: ServedModel, settings: Settings) -> tuple[int, int]:
+    """Return how many pixels an image has, by its header, and its tiles at the model's size; 0 where there are none.
+
+    A large image is refused.
+    """
     if upload.is_video or is_video(upload.data):
-        return 0
-    return check_pixels(upload.data, settings.max_pixels)
+        return 0, 0
+    height, width = check_pixels(upload.data, settings.max_pixels)
+    tiling, size = served.model.contract.tiling, served.model.contract.size
+    num_tiles = tiling.count(height, width) if tiling and tiling.cuts(height, width) else 0
+    return height * width, num_tiles * size[0] * size[1]
 
 
 def _open_file(upload: Upload, served: ServedModel, settings: Settings) -> _OpenedFile:
@@ -183,8 +191,8 @@ def _open_file(upload: Upload, served: ServedModel, settings: Settings) -> _Open
         size = source.shape[0], source.shape[1]
     opened = model.task_type.open(source, limits=limits)
     inputs = model.prepare_all(opened)
-    if opened.context is None:
-        opened = Opened(())  # the outputs say all that its prediction needs
+    if opened.context is None or model.task_type.takes_tiles:
+        opened = Opened((), opened.context)  # its prediction needs no pixels
     ms = (time.monotonic() - started) * 1000
     return _OpenedFile(opened, inputs, upload.data, size, ms)
 

@@ -65,6 +65,8 @@ class Service:
     _pool: ThreadPoolExecutor = field(init=False)
     _free: asyncio.Semaphore = field(init=False)
     _budget: PixelBudget = field(init=False)
+    tile_budget: PixelBudget = field(init=False)
+    """Of the tiles of large images, from when these are opened until the model has run."""
 
     def __post_init__(self) -> None:
         threads = min(_MAX_THREADS, self.settings.num_threads or count_usable_cores())
@@ -72,6 +74,7 @@ class Service:
         # Whoever waits for a thread waits here, where he can leave at once, and his body with him.
         self._free = asyncio.Semaphore(threads)
         self._budget = PixelBudget(self.settings.max_open_pixels)
+        self.tile_budget = PixelBudget(self.settings.max_open_pixels)
 
     @property
     def repository(self) -> Repository:

@@ -244,11 +244,11 @@ def open_picture(data: bytes, value_range: ValueRange | None = None) -> Pixels:
     return open_image(data, formats=list_formats(), value_range=value_range)
 
 
-def check_pixels(data: bytes, max_pixels: int) -> int:
+def check_pixels(data: bytes, max_pixels: int) -> tuple[int, int]:
     """Refuse the bytes of an image that is too large, by its header alone, or that is of a format not taken.
 
     Returns:
-        The number of its pixels.
+        Its height and width as stored.
 
     Raises:
         ApiError: It has more pixels, more scans, is damaged at its start, or is no image of a known format.
@@ -275,7 +275,7 @@ def check_pixels(data: bytes, max_pixels: int) -> int:
         raise ApiError(413, f"{size} of a side is {_MAX_SIDE} pixels. Cut it.")
     if width * height > max_pixels:
         raise ApiError(413, f"{size} is {max_pixels} pixels. Make it smaller.")
-    return width * height
+    return height, width
 
 
 def _check_segments(data: bytes) -> None:

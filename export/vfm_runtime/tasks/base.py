@@ -17,6 +17,7 @@ from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import ImageSource, Pixels
 from vfm_runtime.media.video import LIMITS, VideoLimits
 from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
+from vfm_runtime.tasks.tiling import Tiling
 
 Arrays = dict[str, NDArray[Any]]
 """Inputs or outputs of a model, by name; the first dimension counts images."""
@@ -180,6 +181,7 @@ class TaskType(ABC):
     Attributes:
         labels: Label names, in the order of the scores.
         confidence: When a prediction is confident.
+        tiling: How large images are cut into tiles, of a task that takes them; None to leave them whole.
     """
 
     name: ClassVar[str]
@@ -196,6 +198,8 @@ class TaskType(ABC):
     """Whether videos are opened too."""
     uses_crops: ClassVar[bool] = False
     """Whether images are cut into crops, so that `open` can be told that they are crops already."""
+    takes_tiles: ClassVar[bool] = False
+    """Whether large images can be cut into tiles, whose predictions are joined."""
     uses_threshold: ClassVar[bool] = False
     """Whether `PredictionView.threshold` says anything."""
     multilabel: ClassVar[bool] = False
@@ -216,6 +220,7 @@ class TaskType(ABC):
             DataError: The rules do not hold, or do not go with the labels.
         """
         self.labels = tuple(labels)
+        self.tiling: Tiling | None = None
         self.confidence = ConfidenceRules()
         self.has_rules = rules is not None
         if rules is not None:

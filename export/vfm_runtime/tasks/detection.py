@@ -1,6 +1,7 @@
 """Detection: predictions of models that find objects, as boxes with classes and scores."""
 
 import importlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from vfm_runtime.errors import DataError, MissingPackageError, OptionError
 from vfm_runtime.media.drawing import PALETTE, draw_boxes, shrink
 from vfm_runtime.media.image import ImageSource, open_image
+from vfm_runtime.media.video import LIMITS, VideoLimits
 from vfm_runtime.tasks.base import (
     Agreement,
     Arrays,
     ConfidencePrediction,
+    Opened,
     PredictionView,
     TaskType,
     compare_distances,
@@ -23,6 +26,7 @@ from vfm_runtime.tasks.base import (
     read_distances,
 )
 from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules, require_finite
+from vfm_runtime.tasks.tiling import ScoredBoxes, merge_tiles
 
 THRESHOLD = 0.3
 """Least score of a box that is shown, unless another is asked for."""
@@ -263,9 +267,45 @@ class DetectionType(TaskType):
     summary = "finds objects"
     inputs: Mapping[str, str] = {"pixels": "uint8", "geometry": "float"}
     outputs: Mapping[str, str] = {"boxes": "float", "labels": "int64", "scores": "float"}
+    takes_tiles = True
     uses_threshold = True
     draws = True
     answer_type = DetectionAnswer
+
+    def open(
+        self, source: ImageSource, *, cropped: bool = False, limits: VideoLimits = LIMITS
+    ) -> Opened:
+        """Open an image; of a model with tiles, a large one in tiles, whose regions are the context.
+
+        Raises:
+            ImageError: It has more tiles than the model takes.
+        """
+        if self.tiling is None:
+            return super().open(source, cropped=cropped, limits=limits)
+        pixels = open_image(source)
+        height, width = pixels.shape[:2]
+        is_path = isinstance(source, str | os.PathLike)
+        self.tiling.require_size(height, width, os.fspath(source) if is_path else "image")  # type: ignore[arg-type]
+        if not self.tiling.cuts(height, width):
+            return super().open(pixels, cropped=cropped, limits=limits)
+        regions = self.tiling.place(height, width)
+        tiles = [pixels[r.top : r.bottom, r.left : r.right] for r in regions]
+        return Opened(tiles, regions)
+
+    def predict(self, opened: Opened, outputs: Arrays) -> Detections:
+        """Return the prediction for a source that `open` gave; of tiles, their boxes merged and the median distance."""
+        parts = self.predictions(outputs)
+        if opened.context is None:
+            (prediction,) = parts
+            return prediction
+        tiles = [ScoredBoxes(part.boxes, part.class_ids, part.scores) for part in parts]
+        boxes, class_ids, scores = merge_tiles(opened.context, tiles)
+        distances = [part.distance for part in parts if part.distance is not None]
+        return Detections.from_arrays(
+            *(boxes, class_ids, scores, self.labels),
+            rules=self.confidence,
+            distance=float(np.median(distances)) if distances else None,
+        )
 
     def predictions(self, outputs: Arrays) -> list[Detections]:
         """Return the boxes of each image: `boxes` [N, K, 4], `labels` and `scores` [N, K], maybe `distances` [N]."""
