@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 from vfm_runtime.errors import DataError
 
 Points = Sequence[tuple[float, float]]
@@ -115,6 +115,8 @@ def plot_intervals(
 ) -> bytes:
     """Plot values with their intervals over x, which is on a logarithmic scale, each named in the legend.
 
+    Those of nearly equal x are drawn side by side.
+
     Args:
         points: `(x, value, low, high)` for each name, x above 0.
         xlabel: What x is, with its unit.
@@ -124,8 +126,11 @@ def plot_intervals(
         raise DataError("There is no interval to plot. Pass at least one point.")
     drawing = make_figure(7.4, 3.8 + 0.2 * len(points), layout="compressed")
     axes = drawing.subplots()
-    drawn = []
+    drawn: list[Any] = []
+    before: list[float] = []
     for index, (x, value, low, high) in enumerate(points.values()):
+        shift = 1.06 ** sum(0.8 < x / other < 1.25 for other in before)
+        before.append(x)
         style: Any = {
             "color": COLORS[index % len(COLORS)],
             "marker": _MARKERS[index % len(_MARKERS)],
@@ -133,10 +138,14 @@ def plot_intervals(
         errors = [[max(0.0, value - low)], [max(0.0, high - value)]]
         drawn.append(
             axes.errorbar(
-                [x], [value], yerr=errors, capsize=4, linestyle="", elinewidth=1.4, **style
+                [shift * x], [value], yerr=errors, capsize=4, linestyle="", elinewidth=1.4, **style
             )
         )
     axes.set_xscale("log")
+    axes.set_xlim(min(before) / 1.5, 2 * max(before))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(truncate_text(xlabel, 48), fontsize=FONT_SIZE, parse_math=False)
     axes.set_ylabel(truncate_text(ylabel, 32), fontsize=FONT_SIZE, parse_math=False)
     style_axes(axes)

@@ -21,7 +21,8 @@ class WeightEMA(WeightAveraging):
     def __init__(self, decay: float) -> None:
         """Set the decay: the fraction of the average that each step keeps.
 
-        It is smaller in the first steps, so that the random start is soon forgotten.
+        It is smaller in the first steps, so that the start is soon forgotten: after n steps the average reaches back
+        over a ninth of them at most, which suits short trainings too.
         """
         super().__init__(multi_avg_fn=partial(update_average, decay))
 

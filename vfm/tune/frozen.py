@@ -112,9 +112,13 @@ class JudgedVote:
     scores: list[NDArray[np.float32]]
     """Out-of-fold scores [N, C] of each repetition that all members took part in."""
     metric: float
-    seconds = 0.0
     margin = -1.0
     """Below 0: on few images the head that seems best is so in part by chance, and a mean is steadier."""
+
+    @property
+    def seconds(self) -> float:
+        """Time of the members' cross-validation."""
+        return sum(member.seconds for member in self.members)
 
     @property
     def family(self) -> str:

@@ -112,9 +112,8 @@ def _add_curve(page: Page, result: TuneResult) -> None:
     series = {"measured": result.curve.points, "extrapolated": result.curve.expected}
     plot = plot_learning_curves({result.metric: series}, xlabel="images learned from")
     caption = (
-        "The best frozen head, fitted on a quarter, a half and all of the training images of each fold; means of three "
-        "draws. "
-        "Extrapolated: for all images, and for twice as many, by a power law of the error; not measured."
+        "The best single frozen head, fitted on a quarter, a half and all of the images of each fold; means of three "
+        "draws. Extrapolated: for all images, and for twice as many, by a power law of the error; not measured."
     )
     page.add_figure(plot, caption)
 
