@@ -55,11 +55,11 @@ def test_last_is_the_newest_checkpoint_of_the_folder_that_recipes_name(tmp_path,
     recipe.write_text(f"trainer: {{default_root_dir: {tmp_path / 'mine'}}}")
     recipes = [yaml.safe_load(recipe.read_text())]
     words = ["--ckpt_path=last", "--trainer.max_epochs=3"]
-    found = resolve("fit", words, recipes, "runs")
+    found = resolve("fit", words, recipes, "runs", lambda path: [])
     assert found == ["--trainer.max_epochs=3", f"--ckpt_path={newest}"]
     assert f"Going on from {newest}" in capsys.readouterr().out
     typed = [*words, f"--trainer.default_root_dir={tmp_path / 'other'}"]
-    assert resolve("fit", typed, recipes, "runs") == typed[1:]
+    assert resolve("fit", typed, recipes, "runs", lambda path: []) == typed[1:]
     assert "training starts from the beginning" in capsys.readouterr().out
     plain = ["--ckpt_path=x.ckpt"]
-    assert resolve("fit", plain, recipes, "runs") == plain
+    assert resolve("fit", plain, recipes, "runs", lambda path: []) == plain

@@ -119,6 +119,9 @@ def test_folds_judge_all_images_and_one_model_learns_from_all(folder, monkeypatc
     assert read_table(Path("cut/0/out_of_fold.csv")) == rows
 
     # What does not go on with it is said.
+    cut_in(monkeypatch, "cut/1/fold_0", epoch=0)
+    assert main([*FIT, *FOLDS, *again, "--model.optim.lr", "0.07"]) == 1
+    assert "No folds in cut are of a run like this one" in capsys.readouterr().out
     assert main([*FIT, "--data.folds", "4", *again]) == 2
     assert "cut/0 has 3 folds, not 4. Give --data.folds 3, or start" in capsys.readouterr().err
     Path("images", rows[0]["path"]).unlink()

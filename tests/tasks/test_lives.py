@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,71 @@ def test_jobs_that_start_at_once_have_folders_of_their_own(tmp_path: Path) -> No
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: claim_run(tmp_path / "runs"), range(24)))
     assert sorted(int(folder.name) for folder in folders) == list(range(24))
+
+
+RECIPE = """
+model:
+  class_path: ClassificationTask
+  init_args: {backbone: test_vit, pretrained: false, image_size: 32, head: MLPHead}
+data:
+  class_path: SyntheticData
+  init_args: {num_images: 48, num_classes: 3}
+trainer: {accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}
+"""
+FIT = ["fit", "--config", "ok.yaml", "--ckpt_path", "last"]
+
+
+def test_last_is_the_newest_of_runs_like_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ok.yaml").write_text(RECIPE)
+
+    def say(*words: str, epochs: int = 1) -> str:
+        assert main([*words, "--trainer.max_epochs", str(epochs)]) == 0
+        return capsys.readouterr().out
+
+    assert "No checkpoint in runs yet" in say(*FIT, "--model.optim.lr", "0.001")
+    printed = say(*FIT)
+    assert "No checkpoint in runs is of a run like this one: training starts from" in printed
+    assert "runs/0/checkpoints/last.ckpt: model.optim.lr is null, not 0.001" in printed
+    printed = say(*FIT, "--data.seed", "4", "--seed_everything", "3")
+    assert "runs/1/checkpoints/last.ckpt: seed_everything is 3, not 0; data.seed is 4" in printed
+    # Length, workers and patience may change; a run that went on is like the one before it.
+    free = ["--data.num_workers", "0", "--model.patience", "7"]
+    assert "Going on from runs/1/checkpoints/last.ckpt" in say(*FIT, *free, epochs=2)
+    assert "Going on from runs/3/checkpoints/last.ckpt" in say(*FIT, epochs=3)
+    # Who names no model takes the newest, and a named file is gone on from in any case.
+    assert "Going on from runs/4/checkpoints/last.ckpt" in say("fit", *FIT[-2:], epochs=4)
+    file = ["--ckpt_path", "runs/0/checkpoints/last.ckpt"]
+    printed = say(*FIT[:-2], *file, "--model.optim.lr", "0.01", epochs=2)
+    assert "Other than the run that goes on: model.optim.lr is 0.01, not 0.001\n" in printed
+    assert stored(Path("runs/6/checkpoints/last.ckpt"))["epoch"] == 1
+
+
+@pytest.mark.slow
+def test_two_jobs_at_once_are_each_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "ok.yaml").write_text(RECIPE)
+    script = (
+        f"import os, sys; os.chdir({str(tmp_path)!r}); from vfm.cli import main; sys.exit(main())"
+    )
+    rates = ("0.001", "0.0005")
+    words = ["--data.num_workers", "1", "--trainer.max_epochs"]
+    jobs = [start(script, *FIT, "--model.optim.lr", rate, *words, "9999") for rate in rates]
+    runs = tmp_path / "runs"
+    while len(list(runs.glob("*/checkpoints/last.ckpt"))) < len(jobs):
+        assert all(job.poll() is None for job in jobs)
+        time.sleep(0.05)
+    for job in jobs:
+        os.killpg(job.pid, signal.SIGTERM)
+    assert [job.wait(timeout=120) for job in jobs] == [128 + signal.SIGTERM] * 2
+    stopped = {path: stored(path)["epoch"] for path in runs.glob("*/checkpoints/last.ckpt")}
+    assert len(stopped) == 2
+    for rate in rates:
+        epochs = str(max(stopped.values()) + 3)
+        rest = start(script, *FIT, "--model.optim.lr", rate, *words, epochs)
+        printed, _ = rest.communicate(timeout=240)
+        assert rest.returncode == 0, printed
+        (path,) = (path for path in stopped if str(path.relative_to(tmp_path)) in printed)
+        assert f"Going on from {path.relative_to(tmp_path)}" in printed
+        assert stored(path)["vfm"]["recipe"]["model"]["init_args"]["optim"]["lr"] == float(rate)

@@ -16,9 +16,10 @@ import torch
 from lightning.pytorch.cli import LightningCLI
 from vfm_runtime.errors import DataError
 
+from vfm.cli.compare import Parse, compare_call
 from vfm.cli.errors import UsageError
 from vfm.cli.recipes import Recipe
-from vfm.cli.resume import claim_run, count_runs, find_newest_run, find_option
+from vfm.cli.resume import claim_run, count_runs, find_option, list_jobs
 from vfm.cli.words import pop_option
 from vfm.data import ImageData
 from vfm.models.tensors import read_plain
@@ -56,7 +57,9 @@ def describe_next(path: str | Path, value: str = "") -> str:
     )
 
 
-def find_job(recipes: Sequence[Recipe], words: list[str], default_root: str) -> FoldJob | None:
+def find_job(
+    recipes: Sequence[Recipe], words: list[str], default_root: str, parse: Parse
+) -> FoldJob | None:
     """Return the cross-validation that a fit asks for, or goes on with by `--ckpt_path last`; None where it is neither.
 
     Raises:
@@ -68,9 +71,12 @@ def find_job(recipes: Sequence[Recipe], words: list[str], default_root: str) -> 
     words, checkpoints = pop_option(words, "--ckpt_path")
     root = Path(find_option(recipes, words, "trainer", "default_root_dir") or default_root)
     goes_on = checkpoints[-1:] == ["last"]
-    begun = find_newest_run(root, JOB_FILE, strict=folds is None) if goes_on else None
+    jobs = list_jobs(root, JOB_FILE, strict=folds is None) if goes_on else []
+    begun = next((job for job in jobs if _is_same_job(job, recipes, words, parse)), None)
     if folds is None and begun is None:
         return None
+    if jobs and begun is None:
+        print(f"No folds in {root} are of a run like this one: training starts from the beginning.")
     if checkpoints and checkpoints[-1] != "last":
         raise UsageError(
             f"--ckpt_path {checkpoints[-1]} is of one training, and --data.folds {folds} makes several. Give "
@@ -92,6 +98,14 @@ def find_job(recipes: Sequence[Recipe], words: list[str], default_root: str) -> 
     tries = find_option(recipes, words, "trainer", "fast_dev_run")
     folder = root / count_runs(root) if tries else claim_run(root)
     return FoldJob(folder, folds, recipes, words)
+
+
+def _is_same_job(folder: Path, recipes: Sequence[Recipe], words: list[str], parse: Parse) -> bool:
+    """Return whether a call is that of a cross-validation, whatever the number of folds it names."""
+    stored = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+    recipe = parse(stored["recipes"], stored["words"])
+    differences = compare_call(parse, recipes, words, recipe, extends=False)[1]
+    return all(text.startswith("data.folds ") for text in differences)
 
 
 def cross_validate(job: FoldJob, start: Start) -> None:

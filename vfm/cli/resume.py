@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import yaml
 from vfm.cli.errors import UsageError
 from vfm.cli.recipes import Recipe
 from vfm.cli.words import pop_option
-from vfm.training.checkpoint import ADAPTER_SUFFIX
+from vfm.training.checkpoint import ADAPTER_SUFFIX, CheckpointError
 
 _OPTION = "--ckpt_path"
+_NUM_SHOWN = 3
 
 
 def find_option(recipes: Sequence[Recipe], words: Sequence[str], section: str, name: str) -> Any:
@@ -47,31 +48,43 @@ def claim_run(root: Path) -> Path:
             return folder
 
 
-def find_newest(paths: Iterable[Path]) -> Path | None:
-    """Return the file that was written last; the folders' numbers would pass over an older run that was resumed."""
-    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
+def list_newest(root: Path, pattern: str) -> list[Path]:
+    """Return the files that match, those written last first: an older run may have been gone on with."""
+    return sorted(root.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def find_newest_run(root: Path, marker: str, *, strict: bool) -> Path | None:
-    """Return the run with a file of this name that was written to last.
+def list_jobs(root: Path, marker: str, *, strict: bool) -> list[Path]:
+    """Return the runs with a file of this name, those written to last first.
 
     Args:
         root: Folder of the runs.
         marker: Name of the file.
-        strict: Whether there is none where a run without the file was written to later.
+        strict: Whether there are none where a run without the file was written to later.
     """
-    patterns = ("*/checkpoints/last.ckpt", "*/*/checkpoints/last.ckpt")
-    paths = [path for pattern in patterns for path in root.glob(pattern)]
-    runs = {path: root / path.relative_to(root).parts[0] for path in paths}
-    marked = {path for path, run in runs.items() if (run / marker).is_file()}
-    newest = find_newest(paths if strict else marked)
-    return runs[newest] if newest in marked else None
+    paths = list_newest(root, "*/checkpoints/last.ckpt") + list_newest(
+        root, "*/*/checkpoints/last.ckpt"
+    )
+    paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    runs = [root / path.relative_to(root).parts[0] for path in paths]
+    marked = [run for run in dict.fromkeys(runs) if (run / marker).is_file()]
+    return [] if strict and runs and runs[0] not in marked else marked
 
 
 def resolve(
-    command: str, words: list[str], recipes: Sequence[Recipe], default_root: str
+    command: str,
+    words: list[str],
+    recipes: Sequence[Recipe],
+    default_root: str,
+    compare: Callable[[Path], list[str]],
 ) -> list[str]:
     """Replace `--ckpt_path last` by the newest `last.ckpt` of the run's folder; drop it where there is none yet.
+
+    Args:
+        command: One of Lightning's commands; `fit` goes on with a run like the call alone.
+        words: Options of the call, in one form.
+        recipes: Recipes that the call names.
+        default_root: Folder of the runs where none is named.
+        compare: Lists how the call differs from the run of a checkpoint.
 
     Raises:
         UsageError: Nothing was trained that could be scored, or an adapter is given.
@@ -85,12 +98,26 @@ def resolve(
     if not paths or paths[-1] != "last":
         return words
     root = Path(find_option(recipes, words, "trainer", "default_root_dir") or default_root)
-    if checkpoint := find_newest(root.glob("*/checkpoints/last.ckpt")):
-        print(f"Going on from {checkpoint}")
-        return [*rest, f"{_OPTION}={checkpoint}"]
+    checkpoints = list_newest(root, "*/checkpoints/last.ckpt")
+    others = []
+    for checkpoint in checkpoints:
+        try:
+            differences = compare(checkpoint) if command == "fit" else []
+        except CheckpointError as error:
+            differences = [str(error).partition("\n")[0]]
+        if not differences:
+            print(f"Going on from {checkpoint}")
+            return [*rest, f"{_OPTION}={checkpoint}"]
+        others.append(f"\n  {checkpoint}: {'; '.join(differences[:_NUM_SHOWN])}")
     if command != "fit":
         raise UsageError(
             f"{_OPTION} last: there is no */checkpoints/last.ckpt in {root}. Train first, or name a checkpoint."
         )
-    print(f"No checkpoint in {root} yet: training starts from the beginning.")
+    if others:
+        print(
+            f"No checkpoint in {root} is of a run like this one: training starts from the beginning. "
+            f"{_OPTION} FILE goes on from another.{''.join(others[:_NUM_SHOWN])}"
+        )
+    else:
+        print(f"No checkpoint in {root} yet: training starts from the beginning.")
     return rest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import vfm
 from vfm.cli import TRAINING
+from vfm.cli.compare import compare_call
 from vfm.cli.errors import UsageError
 from vfm.cli.folds import cross_validate, describe_next, find_job
 from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
@@ -45,9 +46,18 @@ _DEFAULTS = {"max_epochs": 10, "default_root_dir": "runs", "log_every_n_steps": 
 class TrainingCLI(LightningCLI):
     """LightningCLI with CSV and TensorBoard logs, and the resolved recipe in the checkpoint."""
 
-    def __init__(self, version: str | None, **kwargs: Any) -> None:
-        """Run a command; a fit in the folder of this name below the root, by default that of the next number."""
+    def __init__(
+        self, version: str | None = None, sections: Recipe | None = None, **kwargs: Any
+    ) -> None:
+        """Run a command.
+
+        Args:
+            version: Folder of a fit below the root, by default that of the next number.
+            sections: Sections of the recipe as the call states them, where it goes on with values that were chosen.
+            **kwargs: Options of LightningCLI's own constructor.
+        """
         self.version = version
+        self._sections = sections or {}
         super().__init__(**kwargs)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -70,8 +80,15 @@ class TrainingCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Hand the resolved recipe to the task, which puts it into its checkpoints."""
+        recipe = self.dump_recipe()
+        changed = {"trainer": recipe["trainer"] | self._sections.get("trainer", {})}
+        self.model.recipe = recipe | self._sections | changed
+
+    def dump_recipe(self) -> Recipe:
+        """Return the resolved recipe."""
         dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        self.model.recipe = dumped[self.subcommand]
+        recipe: Recipe = dumped[self.subcommand]
+        return recipe
 
     def after_fit(self) -> None:
         """Say where the best checkpoint lies, and what comes next."""
@@ -99,6 +116,22 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
+class RecipeCLI(TrainingCLI):
+    """Resolves a recipe, and makes nothing of it."""
+
+    def instantiate_classes(self) -> None:
+        """Make nothing."""
+
+    def after_instantiate_classes(self) -> None:
+        """Hand nothing over."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
 def run(command: str, words: list[str]) -> None:
     """Run one of Lightning's commands.
 
@@ -120,13 +153,47 @@ def _run(command: str, words: list[str]) -> None:
     words, paths = pop_option(words, "--config")
     recipes = [read_recipe(path) for path in paths]
     root = str(_DEFAULTS["default_root_dir"])
-    if command == "fit" and (job := find_job(recipes, words, root)) is not None:
+    if command == "fit" and (job := find_job(recipes, words, root, parse)) is not None:
         cross_validate(job, partial(start, command, [""] * len(job.recipes), job.recipes))
         return
-    words = resolve(command, words, recipes, root)
+    compare = partial(_compare_checkpoint, recipes, words, trust)
+    words = resolve(command, words, recipes, root, lambda path: compare(path)[1])
+    sections = None
     if stored := _read_stored_recipe(command, words, recipes, trust):
+        if command == "fit":
+            path = pop_option(words, "--ckpt_path")[1][-1]
+            sections, differences = compare(path, extends=True)
+            if differences:
+                print(f"Other than the run that goes on: {'; '.join(differences)}")
         paths, recipes = ["", *paths], [stored, *recipes]
-    start(command, paths, recipes, words)
+    start(command, paths, recipes, words, sections=sections)
+
+
+def _compare_checkpoint(
+    recipes: Sequence[Recipe],
+    words: list[str],
+    trust: list[str],
+    path: str | Path,
+    *,
+    extends: bool = False,
+) -> tuple[Recipe, list[str]]:
+    """Compare a call with the run of a checkpoint; one of Python says what was resolved, not what was asked for."""
+    entry = read_checkpoint(path, lazy=True)[KEY]
+    stored = {"model": entry["model"], "data": (entry["data"] or {}).get("spec")}
+    stored |= entry["recipe"] or {}
+    for name in ("model", "data"):
+        check_trust(stored[name] or {}, trust)
+    return compare_call(parse, recipes, words, stored, extends=extends)
+
+
+def parse(recipes: Sequence[Recipe], words: list[str]) -> Recipe:
+    """Return the whole recipe of a fit, with the defaults of what it does not state.
+
+    Raises:
+        UsageError: An option, value, path or class does not fit.
+    """
+    words, _ = pop_option(words, "--ckpt_path")
+    return _call("fit", [""] * len(recipes), recipes, words, RecipeCLI).dump_recipe()
 
 
 def start(
@@ -135,8 +202,9 @@ def start(
     recipes: Sequence[Recipe],
     words: list[str],
     version: str | None = None,
+    sections: Recipe | None = None,
 ) -> TrainingCLI:
-    """Call LightningCLI.
+    """Run a command by LightningCLI.
 
     Args:
         command: One of Lightning's commands.
@@ -144,10 +212,23 @@ def start(
         recipes: Recipes, of which the later go before the earlier.
         words: Options, which go before recipes.
         version: Folder of a fit below the root.
+        sections: Sections of the recipe as the call states them.
 
     Raises:
         UsageError: An option, value, path or class does not fit.
     """
+    make = partial(TrainingCLI, version, sections)
+    return _call(command, paths, recipes, words, make)
+
+
+def _call(
+    command: str,
+    paths: Sequence[str],
+    recipes: Sequence[Recipe],
+    words: list[str],
+    make: Callable[..., TrainingCLI],
+) -> TrainingCLI:
+    """Hand recipes and words to LightningCLI as files and arguments."""
     paths = list(paths)
     updated, words = update(*_resolve_precision(recipes, words))
     with tempfile.TemporaryDirectory() as folder:
@@ -158,8 +239,7 @@ def start(
                 paths[number] = str(file)
         filter_logs()
         parser_kwargs: dict[str, Any] = OPTIONS | {name: dict(OPTIONS) for name in TRAINING}
-        return TrainingCLI(
-            version,
+        return make(
             model_class=BaseTask,
             datamodule_class=ImageData,
             subclass_mode_model=True,

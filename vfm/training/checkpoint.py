@@ -285,8 +285,12 @@ def read_model_file(path: str | Path) -> dict[str, Any]:
     return _update_entry({KEY: json.loads(metadata[KEY]), "state_dict": tensors}, path)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, lazy: bool = False) -> dict[str, Any]:
     """Read a checkpoint without running any code that it may hold.
+
+    Args:
+        path: File that Lightning wrote.
+        lazy: Whether tensors are read from the disk only where they are used.
 
     Raises:
         CheckpointError: There is no such file, it is damaged, or vfm did not write it.
@@ -298,7 +302,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "'checkpoints' folder of its run."
         )
     try:
-        content = read_plain(path)
+        content = read_plain(path, lazy=lazy)
     except UnreadableFileError as error:
         raise CheckpointError(
             f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: {error}\n"

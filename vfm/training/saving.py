@@ -106,7 +106,7 @@ class Preemption(Callback):
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
             if self._asked:
-                raise KeyboardInterrupt
+                signal.default_int_handler(signum, frame)
             os.write(2, _ASKED_AGAIN)  # print may be in the middle of a line
         self._asked = signum
 
