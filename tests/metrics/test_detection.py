@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from vfm_runtime.tasks.detection import compute_iou
 
+from vfm.metrics import detection
 from vfm.metrics.detection import (
     DetectedBoxes,
     TrueBoxes,
@@ -193,3 +194,20 @@ def test_size_goes_by_the_area_that_the_file_states():
     thin = true._replace(areas=np.array([500], np.float32))
     stats, _ = compute_coco_metrics([thin], answers, 1)
     assert (stats["AP_small"], stats["AP_large"]) == (pytest.approx(1), None)
+
+
+def test_classes_judged_apart_are_judged_as_all_at_once(monkeypatch):
+    true, answers = random_set(seed=3, images=30, classes=5)
+    crowded = [boxes._replace(labels=boxes.labels % 2 * 3) for boxes in answers]
+    # More of one class in an image than COCO looks at, the worst first.
+    many = DetectedBoxes(
+        np.tile(crowded[0].corners, (150, 1)),
+        np.tile(crowded[0].labels, 150),
+        np.linspace(0, 1, 150 * len(crowded[0].labels), dtype=np.float32),
+    )
+    answers = [many, *crowded[1:]]
+    whole = compute_coco_metrics(true, answers, 5)
+    monkeypatch.setattr(detection, "_BOXES_AT_ONCE", 1)
+    assert compute_coco_metrics(true, answers, 5) == whole
+    monkeypatch.setattr(detection, "_MOST_DETECTIONS", 10**6)
+    assert compute_coco_metrics(true, answers, 5) == whole

@@ -20,6 +20,8 @@ _STATS = (
 )
 _IGNORED, _WRONG = -2, -1
 _NUM_POINTS = 200
+_MOST_DETECTIONS = 100
+_BOXES_AT_ONCE = 50_000
 
 
 class TrueBoxes(NamedTuple):
@@ -89,45 +91,100 @@ def compute_coco_metrics(
     from faster_coco_eval import COCO, COCOeval_faster
 
     silent: Any = lambda *_: None  # noqa: E731
-    areas = [
-        area
-        for boxes in truth
-        for area in (_compute_areas(boxes.corners) if boxes.areas is None else boxes.areas).tolist()
-    ]
-    annotations = [
-        row | {"id": number, "area": area, "iscrowd": int(ignored)}
-        for number, ((row, ignored), area) in enumerate(
-            zip(_list_coco_rows(truth), areas, strict=True), start=1
-        )
-    ]
-    content = {
-        "images": [{"id": image} for image in range(1, len(truth) + 1)],
-        "categories": [{"id": k + 1, "name": str(k)} for k in range(num_labels)],
-        "annotations": annotations,
-    }
-    gt = COCO(content, print_function=silent)
-    dt = gt.loadRes([row | {"score": score} for row, score in _list_coco_rows(detections)])
-    evaluation = COCOeval_faster(gt, dt, "bbox", print_function=silent)
-    evaluation.run()
+    true, detected = _join_images(truth), _join_images(detections)
+    detected = _select_best(detected, _MOST_DETECTIONS)
+    parts = []
+    images = [{"id": image} for image in range(1, len(truth) + 1)]
+    # Classes are judged apart. The library wants a dictionary for every box, and all at once would fill gigabytes.
+    for classes in _divide_classes(detected.labels, num_labels):
+        content = {
+            "images": images,
+            "categories": [{"id": label + 1, "name": str(label)} for label in classes],
+            "annotations": [
+                row | {"id": number, "area": area, "iscrowd": int(ignored)}
+                for number, (row, area, ignored) in enumerate(
+                    _list_coco_rows(true, classes, true.areas, true.last), start=1
+                )
+            ],
+        }
+        gt = COCO(content, print_function=silent)
+        rows = _list_coco_rows(detected, classes, detected.last)
+        # An outline for each box, which the library would add, takes as much memory as the box.
+        dt = gt.loadRes([row | {"score": score, "segmentation": None} for row, score in rows])
+        evaluation = COCOeval_faster(gt, dt, "bbox", print_function=silent)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        parts.append({name: evaluation.eval[name] for name in ("precision", "recall")})
+    precision = np.concatenate([part["precision"] for part in parts], axis=2)
+    recall = np.concatenate([part["recall"] for part in parts], axis=1)
+    evaluation.eval |= {"precision": precision, "recall": recall}
+    evaluation.summarize()
     # COCO writes -1 for what is not defined.
     stats = {
         name: None if value < 0 else float(value)
         for name, value in zip(_STATS, evaluation.stats[: len(_STATS)], strict=True)
     }
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    per_class = [precision[:, :, k] for k in range(num_labels)]
+    per_class = [precision[:, :, k, 0, -1] for k in range(num_labels)]
     return stats, [float(p[p > -1].mean()) if (p > -1).any() else None for p in per_class]
 
 
+class _FlatBoxes(NamedTuple):
+    """The boxes of all images in one array each. B boxes."""
+
+    image: NDArray[np.int64]
+    """[B], index of the image."""
+    corners: NDArray[np.float32]
+    """[B, 4]."""
+    labels: NDArray[np.int64]
+    """[B]."""
+    last: NDArray[Any]
+    """[B], `ignored` or `scores`."""
+    areas: NDArray[np.float32]
+    """[B], in pixels."""
+
+
+def _join_images(images: Sequence[TrueBoxes] | Sequence[DetectedBoxes]) -> _FlatBoxes:
+    columns: list[list[NDArray[Any]]] = [[], [], [], []]
+    for boxes in images:
+        areas = boxes.areas if isinstance(boxes, TrueBoxes) else None
+        areas = _compute_areas(boxes.corners) if areas is None else areas
+        for column, value in zip(columns, (*boxes[:3], areas), strict=True):
+            column.append(np.asarray(value))
+    corners, labels, last, areas = (np.concatenate(column) for column in columns)
+    image = np.repeat(np.arange(len(images)), [len(boxes.labels) for boxes in images])
+    return _FlatBoxes(image, corners.reshape(-1, 4), labels, last, areas)
+
+
+def _select_best(boxes: _FlatBoxes, most: int) -> _FlatBoxes:
+    """The best detections of each class in each image, as many as COCO looks at."""
+    order = np.lexsort((-boxes.last, boxes.labels, boxes.image))
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = np.diff(boxes.image[order]) != 0
+    is_first[1:] |= np.diff(boxes.labels[order]) != 0
+    position = np.arange(len(order))
+    rank = position - np.maximum.accumulate(np.where(is_first, position, 0))
+    chosen = order[rank < most]
+    return _FlatBoxes._make(column[chosen] for column in boxes)
+
+
+def _divide_classes(labels: NDArray[np.int64], num_labels: int) -> list[list[int]]:
+    """Ranges of classes that have few boxes together, as far as one class alone does not have many."""
+    counts = np.bincount(labels, minlength=num_labels).cumsum()
+    part = (counts - 1).clip(min=0) // _BOXES_AT_ONCE
+    return [np.flatnonzero(part == number).tolist() for number in np.unique(part)]
+
+
 def _list_coco_rows(
-    images: Sequence[TrueBoxes] | Sequence[DetectedBoxes],
-) -> Iterable[tuple[dict[str, Any], Any]]:
-    """Each box as COCO's JSON has it, and its `ignored` or `scores`."""
-    for image, boxes in enumerate(images, start=1):
-        columns = [array.tolist() for array in boxes[:3] if array is not None]
-        for box, label, last in zip(*columns, strict=True):
-            bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-            yield {"image_id": image, "category_id": label + 1, "bbox": bbox}, last
+    boxes: _FlatBoxes, classes: Sequence[int], *columns: NDArray[Any]
+) -> Iterable[tuple[Any, ...]]:
+    """Each box of some classes as COCO's JSON has it, and its values of other columns."""
+    chosen = np.isin(boxes.labels, classes)
+    image, label = (boxes.image[chosen] + 1).tolist(), (boxes.labels[chosen] + 1).tolist()
+    corners = boxes.corners[chosen].astype(float)
+    corners[:, 2:] -= corners[:, :2]
+    others = (column[chosen].tolist() for column in columns)
+    for i, k, box, *values in zip(image, label, corners.tolist(), *others, strict=True):
+        yield {"image_id": i, "category_id": k, "bbox": box}, *values
 
 
 def match_detections(

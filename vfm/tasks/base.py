@@ -409,8 +409,10 @@ class BaseTask(CheckpointedModel, ExportHooks):
         predictions = self._collector.gather()
         if self.trainer.sanity_checking or predictions is None:
             return
-        # The same on every rank, since each has gathered the whole split.
-        for name, value in self.compute_metrics(split, predictions).items():
+        # Each rank has gathered the whole split, but AP of thousands of images takes long and gigabytes.
+        is_first = self.trainer.is_global_zero
+        metrics = self.compute_metrics(split, predictions) if is_first else {}
+        for name, value in self.trainer.strategy.broadcast(metrics).items():
             self.log(f"{split}/{name}", value, prog_bar=name != "loss", rank_zero_only=False)
         if write:
             self.skipped.gather(self.trainer, split)
