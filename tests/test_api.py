@@ -44,6 +44,7 @@ PUBLIC = [
     "DetrHead",
     "DigitsData",
     "Effort",
+    "EmbeddingTask",
     "FeatureInfo",
     "Features",
     "FocalLoss",

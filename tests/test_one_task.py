@@ -12,7 +12,9 @@ from tests.test_imports import imported
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (ROOT / "vfm", ROOT / "export" / "vfm_runtime")
-TASK_NAMES = {"classification", "multilabel", "detection", "deepfake", "multi_head", "several"}
+TASK_NAMES = {
+    "classification", "multilabel", "detection", "deepfake", "embedding", "multi_head", "several"
+}  # fmt: skip
 # Predictions and tasks, of which generic code must not ask which one it has.
 TASK_CLASSES = re.compile(
     r"(\w*Task|\w*Type|Prediction|\w+Predictions?|Detections|Verdict|Numbers|Mask)$"

@@ -118,14 +118,14 @@ def folder(tmp_path_factory):
 def test_every_command_and_example_runs(folder, capsys):
     pages = [page for page in PAGES if page.parent.name != "export"]
     shell = [c for p in pages for c in commands(p) if c.split()[0] in ("vfm", "vfm-runtime")]
-    assert len(shell) == 32
+    assert len(shell) == 33
     for command in shell:
         if not command.startswith("vfm serve"):  # see test_serving_commands
             run(command)
     shown = capsys.readouterr()
     assert "Parity on" in shown.out
     examples = [(page, example) for page in pages for example in blocks(page, "python")]
-    assert len(examples) == 4
+    assert len(examples) == 5
     for page, example in examples:
         exec(compile(example, str(page), "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out

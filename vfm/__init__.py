@@ -34,7 +34,7 @@ __version__ = "0.2.0"
 _MODULES = {
     "vfm.api": "Model load",
     "vfm.bundle.export": "export",
-    "vfm.tasks": "BaseTask ClassificationTask DetectionTask Optim",
+    "vfm.tasks": "BaseTask ClassificationTask DetectionTask EmbeddingTask Optim",
     "vfm.deepfake": "DeepfakeData DeepfakeHead DeepfakeLoss DeepfakeTask SyntheticDeepfakes",
     "vfm.models.adapt": "AdaptOptions PartialFineTuning",
     "vfm.models.adaptation": "Adaptation",

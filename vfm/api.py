@@ -16,7 +16,7 @@ from vfm.tasks.predictor import TorchPredictor
 
 
 class Model(TorchPredictor):
-    """A trained checkpoint, asked through torch; made by `load`. `task` is the task with its weights."""
+    """A trained checkpoint or a bare backbone, asked through torch; made by `load`. `task` has the weights."""
 
     def __init__(
         self,
@@ -56,12 +56,14 @@ def load(
     base: str | Path | None = None,
     trust: Collection[str] = (),
 ) -> Model | vfm_runtime.Model:
-    """Load a checkpoint or a bundle; both have `labels` and `predict`.
+    """Load a checkpoint, a bundle or a bare backbone; all have `predict` and `embed`.
 
     Args:
-        path: A .ckpt file or adapter.safetensors of a training run, or the folder of a bundle.
+        path: A .ckpt file or adapter.safetensors of a training run, the folder of a bundle, or the name of a backbone
+            of timm, which only embeds.
         device: `cpu`, `cuda`, or `auto` for CUDA where there is one.
-        base: For an adapter, the file of the backbone's weights where it is no longer at its old place.
+        base: For an adapter, the file of the backbone's weights where it is no longer at its old place; for the name of
+            a backbone, a file of its weights in place of timm's.
         trust: Packages besides vfm whose code a checkpoint may name, such as that of your own head.
 
     Raises:

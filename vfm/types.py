@@ -147,6 +147,8 @@ class Features:
     """Feature maps [N, D', h, w], finest first; the last one holds the tokens."""
     map_means: Tensor = torch.empty(0)  # noqa: RUF009 - never written to
     """[N, sum of the maps' widths], the mean of each map over its grid, joined; where a head reads it."""
+    class_token: Tensor = torch.empty(0)  # noqa: RUF009 - never written to
+    """[N, D'], the class token of a transformer after its last norm; where a head reads it."""
 
     @classmethod
     def fill(cls, fields: Mapping[str, Tensor]) -> Self:

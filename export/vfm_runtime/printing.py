@@ -68,6 +68,9 @@ def describe_bundle(model: Model, files: dict[str, int]) -> Iterator[str]:
     if (tiling := contract.tiling) is not None:
         least = f"{tiling.side} pixels that overlap by {tiling.overlap:g} or more"
         yield f"tiles      {least}, of images larger than one and a half; at most {tiling.max_tiles:,}"
+    if (embedding := contract.embedding) is not None:
+        norm = ", of norm 1" if embedding.normalize else ""
+        yield f"embedding  {embedding.source or embedding.output}{norm}"
     for name, head in model.task_type.heads.items():
         if name:
             yield f"head       {name}: {head.name}, {len(head.labels)} labels"

@@ -116,6 +116,11 @@ def test_extensions_that_are_heeded():
         ContractError, match=r"'embedding' is {'output': 'a.b'}; expected an output"
     ):
         Contract.from_dict(values(embedding={"output": "a.b"}))
+    whole = {"output": "e", "source": "pooled", "normalize": True, "fingerprint": "1a"}
+    assert Contract.from_dict(values(embedding=whole)).embedding.fingerprint == "1a"
+    for wrong in ({"source": "pooled"}, {**whole, "normalize": 1}, {**whole, "more": 1}, "e"):
+        with pytest.raises(ContractError, match=r"'embedding' is .*; expected an output"):
+            Contract.from_dict(values(embedding=wrong))
     for limits in ({"low": 1, "high": 1}, {"low": 0}, {"low": 0, "high": True}, [0, 9]):
         with pytest.raises(ContractError, match=r"'value_range' is .*low below high"):
             Contract.from_dict(values(value_range=limits))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from vfm_runtime.bundle.contract import Contract, HeadContract
 from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.tasks.registry import MULTI_HEAD
 
 from vfm.bundle.ood import OodFit
@@ -19,6 +21,7 @@ def make_contract(
     tasks: Mapping[str, BaseTask],
     calibrations: Mapping[str, Calibration],
     ood: OodFit | None,
+    embedding: EmbeddingSpec | None = None,
 ) -> Contract:
     """Make the contract of tasks with one backbone.
 
@@ -26,6 +29,7 @@ def make_contract(
         tasks: Tasks by the names of their heads; that of a single one is empty.
         calibrations: Calibrations by the names of the heads that have one.
         ood: Where the training images lie, if that was fitted.
+        embedding: The embedding that the graph gives, if it shall give one.
     """
     heads = {}
     for name, task in tasks.items():
@@ -41,6 +45,11 @@ def make_contract(
     # An extension, since versions that do not know it must refuse the bundle.
     preprocess.pop("bit_depth", None)
     limits = task.preprocess.value_range
+    extensions: dict[str, Any] = {}
+    if limits is not None:
+        extensions["value_range"] = dict(zip(("low", "high"), limits, strict=True))
+    if embedding is not None:
+        extensions["embedding"] = asdict(embedding)
     single = heads.get("")
     return Contract(
         task=MULTI_HEAD if single is None else single.task,
@@ -51,7 +60,5 @@ def make_contract(
         versions=list_versions(),
         rules=None if single is None else single.rules,
         heads=heads if single is None else None,
-        extensions={}
-        if limits is None
-        else {"value_range": dict(zip(("low", "high"), limits, strict=True))},
+        extensions=extensions,
     )

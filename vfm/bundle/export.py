@@ -38,7 +38,13 @@ from vfm.bundle.onnx_graphs import (
 )
 from vfm.bundle.ood import OodFit, Reference, fit_drift_reference, fit_ood, open_training
 from vfm.bundle.options import ExportOptions
-from vfm.bundle.parity import Parity, choose_images, compare, raise_disagreement
+from vfm.bundle.parity import (
+    Parity,
+    choose_images,
+    compare,
+    compare_embeddings,
+    raise_disagreement,
+)
 from vfm.bundle.precisions import compare_precision, write_precision
 from vfm.bundle.triton import write_triton
 from vfm.tasks import BaseTask
@@ -60,7 +66,8 @@ def export_files(checkpoints: Sequence[str], options: ExportOptions) -> Path:
     Several checkpoints with one frozen backbone become one bundle, whose backbone runs once for all heads.
 
     Args:
-        checkpoints: A .ckpt file of a training run, or its adapter.safetensors; or several, each as FILE or NAME=FILE.
+        checkpoints: A .ckpt file of a training run, or its adapter.safetensors; or several, each as FILE or NAME=FILE;
+            or the name of a backbone, for a bundle that only embeds.
         options: Options of the export.
 
     Returns:
@@ -167,7 +174,9 @@ def _write(
     tasks = {name: one.task for name, one in checkpoints.items()}
     calibrations = _calibrate(checkpoints, images, options)
     ood, samples = _use_training(checkpoints, images, options)
-    contract = make_contract(tasks, calibrations, ood)
+    owner = max(tasks.values(), key=lambda task: task.backbone.pools)
+    embedding = owner.describe_embedding(options.embedding, normalize=options.normalize)
+    contract = make_contract(tasks, calibrations, ood, embedding)
     reference = None if ood is None else ood.reference
     _write_graphs(folder, contract, tasks, reference, options)
     if ood is not None:
@@ -177,13 +186,15 @@ def _write(
     # Before anything that takes long: a graph that is wrong need not be measured.
     exported = ExportedModel(contract, tasks, reference).eval()
     model = TorchPredictor(next(iter(tasks.values())), contract, exported)
-    parity = compare(model, _load(folder, contract, "fp32"), paths, options.tolerance)
+    runtime = _load(folder, contract, "fp32")
+    parity = compare(model, runtime, paths, options.tolerance)
     if not parity.passed:
         _write_json(folder / PARITY_FILE, parity.to_dict())
         write_manifest(folder, contract)
         rejected = options.out.with_name(options.out.name + ".rejected")
         _replace(folder, rejected)
         raise_disagreement(parity, rejected)
+    compare_embeddings(model, runtime, [Path(image.name) for image in parity.images])
     written = _write_precisions(folder, images, samples, options)
     runtimes = {name: _load(folder, contract, name) for name in written}
     compared = [Path(image.name) for image in parity.images]

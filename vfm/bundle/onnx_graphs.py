@@ -21,6 +21,7 @@ from vfm.bundle.errors import ExportError
 from vfm.bundle.ood import Reference, select_vector
 from vfm.models.backbone import Backbone
 from vfm.models.heads import Head
+from vfm.models.heads.embedding import EmbeddingHead
 from vfm.preprocess import Preprocess
 from vfm.quantization.graph import MAX_PROTOBUF
 from vfm.tasks import BaseTask
@@ -73,7 +74,13 @@ class ExportedModel(nn.Module):
         self.outputs = tuple(contract.ports()[1])
         self.preprocess = next(iter(tasks.values())).preprocess
         self.uses = combine_uses(tasks)
-        self.backbone = _share_backbone(tasks, self.uses)
+        spec = contract.embedding
+        more: tuple[str, ...] = ()
+        self.embedding: EmbeddingHead | None = None
+        if spec is not None and spec.output not in contract.type.outputs:
+            self.embedding = EmbeddingHead(spec.source, normalize=spec.normalize)  # type: ignore[arg-type]
+            more = self.embedding.uses
+        self.backbone = _share_backbone(tasks, tuple(dict.fromkeys((*self.uses, *more))))
         self.names = tuple(tasks)
         # Not a dictionary of modules, which refuses names such as `keys` and `type`.
         self.heads = nn.ModuleList(
@@ -98,6 +105,8 @@ class ExportedModel(nn.Module):
             outputs |= {f"{name}.{key}" if name else key: value for key, value in decoded.items()}
         if self.reference is not None:
             outputs |= self.reference(select_vector(features, self.uses))
+        if self.embedding is not None:
+            outputs |= self.embedding.decode(self.embedding(features))
         return {name: outputs[name] for name in self.outputs}
 
 

@@ -12,6 +12,7 @@ from vfm.bundle.errors import ExportError
 from vfm.bundle.onnx_graphs import OPSETS
 from vfm.bundle.parity import require_folder
 from vfm.bundle.triton import check_repository
+from vfm.models.heads.embedding import EmbeddingSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,16 @@ class ExportOptions:
         min_precision: With calibrate: fraction of the sure answers that shall be right, such as 0.95; others are
             unsure.
         reference: Also answer how far an image is from those of the training; needed to watch for drift.
+        embedding: Also give an embedding of each image, for search: pooled, class_token, patches or layers.
+        normalize: With embedding: divide each vector by its L2 norm, so that products are cosines.
         one_file: Also write onefile.onnx, both graphs in one for the simplest client.
         triton: Folder to write a model repository for Triton to, in 16 bits with fp16.
         opset: Version of the ONNX operators; from 23 on, attention is one operator.
         num_images: How many images to compare on.
         tolerance: Largest accepted difference of a score; boxes must also overlap by 99 %.
         overwrite: Replace an existing bundle.
-        base: For an adapter, the file of the backbone's weights where it is no longer at its old place.
+        base: For an adapter, the file of the backbone's weights where it is no longer at its old place; for the name of
+            a backbone, a file of its weights in place of timm's.
         trust: Packages besides vfm whose code the checkpoint may name.
     """
 
@@ -50,6 +54,8 @@ class ExportOptions:
     calibrate: bool = False
     min_precision: float | None = None
     reference: bool = False
+    embedding: EmbeddingSource | None = None
+    normalize: bool = True
     one_file: bool = False
     triton: Path | None = None
     opset: int = 20

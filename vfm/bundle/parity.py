@@ -16,11 +16,15 @@ from vfm_runtime.errors import VfmError
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.media.video import find_media, is_video, read_video
 from vfm_runtime.tasks.base import Prediction
+from vfm_runtime.tasks.embedding import measure_cosine
 
 from vfm.tasks.predictor import TorchPredictor
 
 MIN_IMAGES = 32
 """Least number of images that prove anything, unless fewer are asked for."""
+
+LEAST_COSINE = 0.9999
+"""Least cosine of the embeddings that model and bundle give for one image."""
 
 _SHOWN = 5
 
@@ -176,6 +180,25 @@ def compare(
     return Parity(
         tuple(images), tolerance, skipped, torch_ms, onnx_ms, runtime.device, tuple(predictions)
     )
+
+
+def compare_embeddings(
+    model: TorchPredictor, runtime: vfm_runtime.Model, paths: Sequence[Path]
+) -> None:
+    """Compare the embeddings of a bundle, where it gives any, with those of the model; arguments are `compare`'s.
+
+    Raises:
+        ParityError: The cosine of two is below `LEAST_COSINE`.
+    """
+    if runtime.embedding is None or runtime.task_type.uses_crops:
+        return
+    cosines = measure_cosine(model.embed(list(paths)), runtime.embed(list(paths)))
+    worst = int(cosines.argmin())
+    if not cosines[worst] >= LEAST_COSINE:
+        raise ParityError(
+            f"The bundle does not embed as the model does: the cosine of the two vectors of {paths[worst]} is "
+            f"{cosines[worst]:.6f}, and must be {LEAST_COSINE} or more. Export in 32 bits with another --opset."
+        )
 
 
 def raise_disagreement(parity: Parity, where: Path) -> NoReturn:

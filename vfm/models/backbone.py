@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any, Self
 
 import timm
@@ -85,6 +87,7 @@ class Backbone(nn.Module):
         if grad_checkpointing:
             _enable_checkpointing(self.model, name)
         self._pools = True
+        self._reads_class_token = False
         self.keeps_norm_stats = False
         self.select_outputs(("pooled", "tokens"))
         data_config = timm_data.resolve_model_data_config(self.model)
@@ -116,6 +119,11 @@ class Backbone(nn.Module):
         strides = [int(level["reduction"]) for level in levels]
         self._indices = _choose_maps(strides) if _MAPS & set(uses) else [len(strides) - 1]
         self._averages_maps = "map_means" in uses
+        self._reads_class_token = "class_token" in uses
+        if self._reads_class_token and getattr(self.model, "cls_token", None) is None:
+            raise BackboneError(
+                f"'{self.name}' has no class token to read. Choices: pooled, patches, layers."
+            )
         if "pooled" not in uses:
             self._pools = False
             self.model.prune_intermediate_layers(self._indices, prune_norm=False, prune_head=True)
@@ -150,6 +158,11 @@ class Backbone(nn.Module):
         return self
 
     @property
+    def pools(self) -> bool:
+        """Whether it gives the pooled vector; one that was built for a head without has no layers for it."""
+        return self._pools
+
+    @property
     def suits_channels_last(self) -> bool:
         """Whether it is a convolutional net that trains faster on images with their channels last."""
         return type(self.model).__name__ in {"EfficientNet", "MobileNetV3", "RegNet", "ResNet"}
@@ -166,16 +179,27 @@ class Backbone(nn.Module):
             indices=self._indices,
             norm=True,
             output_fmt="NCHW",
-            intermediates_only=not self._pools,
+            intermediates_only=not (self._pools or self._reads_class_token),
         )
-        final, maps = outputs if self._pools else (None, outputs)
+        final, maps = (
+            outputs if self._pools or self._reads_class_token else (images.new_empty(0), outputs)
+        )
         nothing = images.new_empty(0)
-        pooled = nothing if final is None else self.model.forward_head(final, pre_logits=True)
+        pooled = self.model.forward_head(final, pre_logits=True) if self._pools else nothing
+        class_token = final[:, 0] if self._reads_class_token else nothing
         tokens = maps[-1].flatten(2).transpose(1, 2)
         means = nothing
         if self._averages_maps:
             means = torch.cat([level.mean(dim=(2, 3)) for level in maps], dim=1)
-        return Features(pooled, tokens, tuple(maps), means)
+        return Features(pooled, tokens, tuple(maps), means, class_token)
+
+
+def is_backbone_name(name: str | PathLike[str]) -> bool:
+    """Whether this is the name of a backbone that timm has, with or without a tag, and no file or folder."""
+    text = str(name)
+    if Path(text).exists():
+        return False
+    return text.startswith(_SOURCES) or timm.is_model(text.partition(".")[0])
 
 
 def _check_name(name: str) -> None:

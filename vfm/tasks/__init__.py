@@ -15,6 +15,7 @@ The way of `vfm fit`, from `vfm/cli/training.py`:
 from vfm.tasks.base import BaseTask
 from vfm.tasks.classification.task import ClassificationTask
 from vfm.tasks.detection.task import DetectionTask
+from vfm.tasks.embedding import EmbeddingTask
 from vfm.training.optim import Optim
 
-__all__ = ["BaseTask", "ClassificationTask", "DetectionTask", "Optim"]
+__all__ = ["BaseTask", "ClassificationTask", "DetectionTask", "EmbeddingTask", "Optim"]

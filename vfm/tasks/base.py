@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from vfm_runtime.errors import MismatchError, OptionError
 from vfm_runtime.tasks.classification import LabelPrediction
+from vfm_runtime.tasks.embedding import EmbeddingSpec
 
 from vfm.data import ImageData
 from vfm.losses import Loss
@@ -22,6 +23,7 @@ from vfm.losses.base import sum_losses
 from vfm.models.adapt import resolve_adaptation
 from vfm.models.backbone import Backbone, ImageSize
 from vfm.models.heads import Head, LinearHead
+from vfm.models.heads.embedding import EmbeddingHead
 from vfm.preprocess import Fit
 from vfm.tasks.export_hooks import ExportHooks
 from vfm.tasks.labels import match_labels
@@ -29,6 +31,7 @@ from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import RESULTS_FILE, Collector, SplitPredictions
 from vfm.training import callbacks, feature_cache, lp_ft, saving, sharding
 from vfm.training.checkpoint import CheckpointedModel, CheckpointError, require_same_labels
+from vfm.training.embeddings import build_embedding_head, describe_embedding
 from vfm.training.fine_tuning import Case, Settings, describe_settings, resolve_settings
 from vfm.training.lr_schedule import build_schedule
 from vfm.training.nonfinite import require_finite
@@ -237,6 +240,27 @@ class BaseTask(CheckpointedModel, ExportHooks):
     def on_predict_start(self) -> None:
         """Refuse to answer before training."""
         self.require_trained()
+
+    def build_embedding(self, source: str | None, *, normalize: bool) -> EmbeddingHead:
+        """Return a head that embeds images by this task's backbone, which computes what it uses from now on.
+
+        Args:
+            source: Part of the features that vectors are made of; None for the usual one.
+            normalize: Whether vectors are divided by their L2 norm.
+
+        Raises:
+            OptionError: This backbone has no such part.
+        """
+        head = build_embedding_head(self.backbone, source, normalize=normalize)
+        self.backbone.select_outputs((*self.head.uses, *head.uses))
+        return head
+
+    def describe_embedding(self, source: str | None, *, normalize: bool) -> EmbeddingSpec | None:
+        """Return what an exported graph shall embed by; None where no source was asked for."""
+        if source is None:
+            return None
+        head = self.build_embedding(source, normalize=normalize)
+        return describe_embedding(self.backbone, self.preprocess, head)
 
     def configure_model(self) -> None:
         """Shard the weights over the ranks where the strategy is FSDP2."""

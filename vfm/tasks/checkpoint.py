@@ -17,6 +17,7 @@ import numpy as np
 from vfm.data import ImageData
 from vfm.data.dataset import Record, describe_content, hash_content
 from vfm.data.tar import TarImage
+from vfm.models.backbone import is_backbone_name
 from vfm.spec import Spec, build
 from vfm.tasks.base import BaseTask
 from vfm.tasks.calibration import (
@@ -25,6 +26,7 @@ from vfm.tasks.calibration import (
     CalibrationError,
     CalibrationOptions,
 )
+from vfm.tasks.embedding import EmbeddingTask
 from vfm.tasks.labeled_images import (
     MAX_IMAGES,
     LabeledImages,
@@ -34,7 +36,7 @@ from vfm.tasks.labeled_images import (
 )
 from vfm.tasks.results import SCORES_FILE, read_results
 from vfm.tasks.validation import Validation
-from vfm.training.checkpoint import KEY, CheckpointError, read_model_file
+from vfm.training.checkpoint import KEY, CheckpointError, list_versions, read_model_file
 
 Split = Literal["train", "val", "test"]
 
@@ -69,7 +71,21 @@ class Checkpoint:
     def open(
         cls, path: str | Path, *, base: str | Path | None = None, trust: Collection[str] = ()
     ) -> Self:
-        """Read a file once, and rebuild its task; arguments and errors are those of `BaseTask.load`."""
+        """Read a file once, and rebuild its task; arguments and errors are those of `BaseTask.load`.
+
+        The name of a backbone, where there is no such file, gives the task that embeds by it; `base` is then a file of
+        its weights in place of timm's.
+        """
+        if is_backbone_name(path):
+            weights = None if base is None else Path(base)
+            embedding = EmbeddingTask(str(path), pretrained=base is None, weights=weights)
+            report = embedding.backbone.report
+            entry = {
+                "versions": list_versions(),
+                "seed": None,
+                "weights": report and report.to_dict(),
+            }
+            return cls(embedding, entry)
         path = Path(path)
         content = read_model_file(path)
         task: BaseTask = BaseTask.restore(content, path, base=base, trust=trust)

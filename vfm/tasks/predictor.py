@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.media.image import ImageSource
 from vfm_runtime.tasks.base import Arrays
+from vfm_runtime.tasks.confidence import require_finite
+from vfm_runtime.tasks.embedding import OUTPUT
 
+from vfm.models.heads.embedding import EmbeddingHead
 from vfm.tasks.base import BaseTask
+from vfm.training.embeddings import describe_embedding
 
 
 class TorchPredictor(Predictor):
@@ -40,6 +46,9 @@ class TorchPredictor(Predictor):
         self.value_range = task.preprocess.value_range
         self.task = task
         self._answer = answer or task.answer
+        self._embeds_by_answer = contract is not None
+        self._embedding_head: EmbeddingHead | None = None
+        self.embedding = None if contract is None else contract.embedding
         self._inputs = tuple(self.task_type.inputs)
 
     def prepare(self, image: ImageSource) -> Arrays:
@@ -53,6 +62,52 @@ class TorchPredictor(Predictor):
     def run(self, inputs: Arrays) -> Arrays:
         """Answer for what `prepare` has made, of one image or of several joined."""
         return run_torch(self._answer, inputs, self.task.device)
+
+    def embed(
+        self,
+        images: ImageSource | list[Any] | tuple[Any, ...],
+        *,
+        batch_size: int | None = None,
+        source: str | None = None,
+        normalize: bool = True,
+    ) -> NDArray[np.float32]:
+        """Return the embedding of one image, float32 [D], or of each of a list, [N, D], by the backbone's features.
+
+        Args:
+            images: Images as `predict` takes them; each is looked at whole.
+            batch_size: Images that go through the model at once; None for 32.
+            source: Part of the features: pooled, class_token, patches (the mean of the last tokens) or layers (the
+                means of several maps, joined); None for pooled, where the backbone pools.
+            normalize: Whether vectors are divided by their L2 norm, so that products are cosines.
+
+        Raises:
+            ImageError: An image cannot be opened.
+            OptionError: This backbone has no such part.
+        """
+        if not self._embeds_by_answer:
+            self.select_embedding(source, normalize=normalize)
+        return super().embed(images, batch_size=batch_size)
+
+    def select_embedding(self, source: str | None = None, *, normalize: bool = True) -> None:
+        """Choose what `embed` and `embed_prepared` give, as the arguments of `embed`; `embedding` then says it."""
+        task, last = self.task, self.embedding
+        head = task.build_embedding(source, normalize=normalize)
+        if last is None or (last.source, last.normalize) != (head.source, normalize):
+            self.embedding = describe_embedding(task.backbone, task.preprocess, head)
+        self._embedding_head = head
+
+    def embed_prepared(self, inputs: Arrays) -> NDArray[np.float32]:
+        """Return the embeddings, float32 [N, D], of what `prepare` has made of one image or of several joined."""
+        if self._embedding_head is None:
+            return super().embed_prepared(inputs)
+        task, head = self.task, self._embedding_head
+
+        def compute(pixels: Tensor) -> dict[str, Tensor]:
+            return head.decode(head(task.backbone(task.preprocess.normalize(pixels))))
+
+        vectors = run_torch(compute, {"pixels": inputs["pixels"]}, task.device)[OUTPUT]
+        require_finite("embeddings", vectors)
+        return vectors
 
 
 def run_torch(

@@ -11,6 +11,7 @@ from vfm_runtime.bundle.extensions import EXTENSIONS, check_extensions
 from vfm_runtime.errors import ContractError, DataError
 from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.tasks.base import REFERENCE_PORTS, TaskType
+from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.tasks.multi_head import MultiHeadType
 from vfm_runtime.tasks.registry import MULTI_HEAD, find_task_type, list_tasks
 from vfm_runtime.tasks.tiling import Tiling
@@ -166,8 +167,8 @@ class Contract(HeadContract):
         outputs = dict(self.type.outputs)
         if self.reference:
             outputs |= REFERENCE_PORTS
-        if embedding := self.extensions.get("embedding"):
-            outputs[embedding["output"]] = "float"
+        if self.embedding is not None:
+            outputs[self.embedding.output] = "float"
         return dict(self.type.inputs), outputs
 
     @property
@@ -180,6 +181,12 @@ class Contract(HeadContract):
         """Black and white of values of more than 8 bits; None where the training did not say them."""
         values = self.extensions.get("value_range")
         return None if values is None else (values["low"], values["high"])
+
+    @property
+    def embedding(self) -> EmbeddingSpec | None:
+        """What the embedding is made of that the graph gives beside its answers; None where it gives none."""
+        values = self.extensions.get("embedding")
+        return None if values is None else EmbeddingSpec.from_dict(values)
 
     @property
     def tiling(self) -> Tiling | None:

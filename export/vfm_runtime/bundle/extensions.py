@@ -1,15 +1,17 @@
 """Extensions of a contract: optional keys of bundle format 2, some of which are reserved for later versions."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vfm_runtime.errors import ContractError, OptionError
+from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.tasks.tiling import Tiling
 from vfm_runtime.validation import is_deep
 
 EXTENSIONS = {
-    "embedding": "an output of the graph with an embedding of each image: {'output': name}",
+    "embedding": "an output of the graph with an embedding of each image: {'output': name}, and maybe 'source' and "
+    "'fingerprint', texts, and 'normalize', true or false",
     "class_matrix": "an input of the graph with a saved default, a row for each class, which can be replaced to teach "
     "classes: {'input': name}",
     "tiles": "large images are cut into tiles: {'side': pixels, 'overlap': fraction, 'max_tiles': count}",
@@ -19,7 +21,11 @@ EXTENSIONS = {
 }
 """Optional keys, and what they hold."""
 
-_PORTS = {"embedding": "output", "class_matrix": "input"}
+_PORTS = {"class_matrix": "input"}
+_READERS: dict[str, Callable[[Any], object]] = {
+    "tiles": Tiling.from_dict,
+    "embedding": EmbeddingSpec.from_dict,
+}
 _NAME = r"[A-Za-z0-9_]+"
 
 
@@ -39,9 +45,9 @@ def check_extensions(extensions: Mapping[str, Any], bundle_format: int) -> None:
             if not _is_range(value):
                 raise ContractError.of(name, value, EXTENSIONS[name])
             continue
-        if name == "tiles":
+        if name in _READERS:
             try:
-                Tiling.from_dict(value)
+                _READERS[name](value)
             except OptionError as error:
                 raise ContractError.of(name, value, EXTENSIONS[name]) from error
             continue

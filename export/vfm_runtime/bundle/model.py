@@ -79,6 +79,7 @@ class Model(Predictor):
         self.contract = self.manifest.contract
         super().__init__(self.contract.type, batch_size)
         self.value_range = self.contract.value_range
+        self.embedding = self.contract.embedding
         files = self.manifest.files
         self.precisions = tuple(p for p, name in PRECISION_FILES.items() if name in files)
         self._options: dict[str, Any] = {"num_threads": num_threads, "spin": spin}

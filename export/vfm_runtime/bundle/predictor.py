@@ -13,6 +13,8 @@ from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import ImageError, ImageSource, Pixels, open_image
 from vfm_runtime.media.video import is_video
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction, TaskType
+from vfm_runtime.tasks.confidence import require_finite
+from vfm_runtime.tasks.embedding import EmbeddingSpec
 
 Errors = Literal["raise", "return"]
 _Pending = tuple[Opened, Arrays | None] | ImageError  # a source that waits for its batch
@@ -26,12 +28,14 @@ class Predictor(ABC):
         labels: Label names, in the order of the scores; the names of several heads.
         batch_size: Images that go through the model at once.
         value_range: Black and white of values of more than 8 bits; None where the training did not say them.
+        embedding: What the vectors of `embed` are made of; None of a model that gives none.
     """
 
     task_type: TaskType
     labels: tuple[str, ...]
     batch_size: int
     value_range: ValueRange | None = None
+    embedding: EmbeddingSpec | None = None
 
     def __init__(self, task_type: TaskType, batch_size: int = 32) -> None:
         self.task_type = task_type
@@ -116,6 +120,51 @@ class Predictor(ABC):
         ):
             return self._predict_each(images, size, errors, cropped)
         return self._predict_each([images], size, errors, cropped)[0]
+
+    def embed(
+        self, images: ImageSource | list[Any] | tuple[Any, ...], *, batch_size: int | None = None
+    ) -> NDArray[np.float32]:
+        """Return the embedding of one image, float32 [D], or of each of a list, [N, D].
+
+        Args:
+            images: Images as `predict` takes them; each is looked at whole.
+            batch_size: Images that go through the model at once; None for that of `load`.
+
+        Raises:
+            ImageError: An image cannot be opened.
+            OptionError: The model gives no embeddings, or looks at crops alone.
+        """
+        size = self.batch_size if batch_size is None else _check_batch_size(batch_size)
+        if self.embedding is None:
+            raise OptionError(
+                f"This bundle {self.task_type.summary}, and its graph gives no embeddings. Export it again with "
+                "--embedding pooled."
+            )
+        if self.task_type.uses_crops:
+            raise OptionError(
+                f"This model {self.task_type.summary} and looks at crops of an image, not at the whole. Take a "
+                "backbone, or a model of another task."
+            )
+        is_many = isinstance(images, list | tuple) or (
+            isinstance(images, np.ndarray) and images.ndim == 4
+        )
+        sources: list[Any] = list(images) if is_many else [images]  # type: ignore[arg-type]
+        if not sources:
+            raise OptionError("There are no images to embed. Give one, or a list of at least one.")
+        batches = []
+        for start in range(0, len(sources), size):
+            # One decoded image at a time: what waits for its batch has the model's small size.
+            inputs = _join([self.prepare(source) for source in sources[start : start + size]])
+            batches.append(self.embed_prepared(inputs))
+        vectors = np.concatenate(batches)
+        return vectors if is_many else vectors[0]
+
+    def embed_prepared(self, inputs: Arrays) -> NDArray[np.float32]:
+        """Return the embeddings, float32 [N, D], of what `prepare` has made of one image or of several joined."""
+        assert self.embedding is not None
+        vectors = np.asarray(self.run(inputs)[self.embedding.output], np.float32)
+        require_finite("embeddings", vectors)
+        return vectors
 
     def prepare_all(self, opened: Opened) -> Arrays | None:
         """Bring all images of one source to the model's size, joined; None where there are none."""

@@ -22,6 +22,7 @@ BUILT_IN = {
     "classification": "vfm_runtime.tasks.classification:ClassificationType",
     "multilabel": "vfm_runtime.tasks.classification:MultilabelType",
     "detection": "vfm_runtime.tasks.detection:DetectionType",
+    "embedding": "vfm_runtime.tasks.embedding:EmbeddingType",
     "deepfake": "vfm_runtime.deepfake.task:DeepfakeType",
 }
 """Where each task of this distribution is; imported when a bundle first has it."""
