@@ -37,6 +37,8 @@ PUBLIC = [
     "DeepfakeHead",
     "DeepfakeLoss",
     "DeepfakeTask",
+    "DenseHead",
+    "DenseLoss",
     "DetectionData",
     "DetectionHead",
     "DetectionLoss",

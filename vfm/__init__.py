@@ -39,9 +39,10 @@ _MODULES = {
     "vfm.models.adapt": "AdaptOptions PartialFineTuning",
     "vfm.models.adaptation": "Adaptation",
     "vfm.models.adapters": "Effort LoRA",
-    "vfm.models.heads": "AttentionPoolHead ClassificationHead DetectionHead DetrHead Head LinearHead MLPHead "
-    "NeighborsHead VotingHead",
-    "vfm.losses": "AsymmetricLoss BinaryCrossEntropy ClassificationLoss CrossEntropy DetectionLoss FocalLoss Loss",
+    "vfm.models.heads": "AttentionPoolHead ClassificationHead DenseHead DetectionHead DetrHead Head LinearHead "
+    "MLPHead NeighborsHead VotingHead",
+    "vfm.losses": "AsymmetricLoss BinaryCrossEntropy ClassificationLoss CrossEntropy DenseLoss DetectionLoss FocalLoss "
+    "Loss",
     "vfm.data": "DetectionData DigitsData FolderData IdxData ImageData ShardData SyntheticData SyntheticScenes "
     "TableData",
     "vfm.data.detection.dataset": "BoxAugment",

@@ -22,7 +22,7 @@ from tests.tasks.tiny import shapes, stored, trainer, vit
 from vfm.bundle.export import export
 from vfm.data import DetectionData, SyntheticScenes
 from vfm.data.detection.dataset import BoxAugment
-from vfm.models.heads import DetrHead
+from vfm.models.heads import DenseHead, DetectionHead, DetrHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
 
 ARGS = {"embed_dim": 96, "depth": 4, "num_heads": 3, "patch_size": 8}
@@ -135,10 +135,21 @@ def test_python_gives_boxes_in_the_original(best: Path, tmp_path: Path) -> None:
     assert set(answer.labels) <= set(model.labels)
 
 
-@pytest.mark.parametrize("fit", ["squash", pytest.param("letterbox", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("head", "fit"),
+    [
+        ("detr", "squash"),
+        ("dense", "squash"),
+        pytest.param("detr", "letterbox", marks=pytest.mark.slow),
+    ],
+)
 def test_bundle_answers_as_torch(
-    best: Path, files: Path, photos: Path, tmp_path: Path, fit: str
+    best: Path, files: Path, photos: Path, tmp_path: Path, head: str, fit: str
 ) -> None:
+    if head == "dense":
+        data = DetectionData(files, batch_size=4, num_workers=0)
+        trainer(tmp_path, max_epochs=1).fit(task(head=DenseHead(width=32)), datamodule=data)
+        best = tmp_path / "checkpoints" / "best.ckpt"
     loaded = BaseTask.load(best)
     loaded.preprocess = type(loaded.preprocess)(**(loaded.preprocess.to_dict() | {"fit": fit}))
     loaded.head.classes.bias.data += 4  # type: ignore[operator]
@@ -286,15 +297,18 @@ def test_boxes_are_no_labels_of_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_eight_scenes_are_learned_by_heart(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("head", "norm", "steps"), [(DetrHead, 0.1, 290), (DenseHead, 10.0, 145)])
+def test_eight_scenes_are_learned_by_heart(
+    tmp_path: Path, head: type[DetectionHead], norm: float, steps: int
+) -> None:
     L.seed_everything(0)
-    made = trainer(tmp_path, max_epochs=290, check_val_every_n_epoch=290)
+    made = trainer(tmp_path, max_epochs=steps, check_val_every_n_epoch=steps)
     learning = task(
         image_size=128,
-        head=DetrHead(),
-        optim=Optim(lr=1e-3, max_grad_norm=0.1, weight_decay=1e-4),
+        head=head(),
+        optim=Optim(lr=1e-3, max_grad_norm=norm, weight_decay=1e-4),
     )
     data = Same(num_images=16, image_size=128, batch_size=8, augment=PLAIN)
     made.fit(learning, datamodule=data)
-    assert made.global_step == 290
+    assert made.global_step == steps
     assert float(made.callback_metrics["val/AP50"]) > 0.9

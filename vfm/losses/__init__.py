@@ -8,6 +8,7 @@ from vfm.losses.classification import (
     CrossEntropy,
     FocalLoss,
 )
+from vfm.losses.dense import DenseLoss
 from vfm.losses.detection import DetectionLoss
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "BinaryCrossEntropy",
     "ClassificationLoss",
     "CrossEntropy",
+    "DenseLoss",
     "DetectionLoss",
     "FocalLoss",
     "Loss",

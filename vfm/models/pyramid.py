@@ -1,12 +1,15 @@
-"""From the maps of any backbone to one map: what dense heads look at."""
+"""From the maps of any backbone to one map, or to maps of three strides: what heads that find objects look at."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_MIDDLE_STRIDE = 16
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -70,6 +73,52 @@ class Projector(nn.Module):
         for block in self.blocks:
             parts.append(parts[-1] + block(parts[-1]))
         return self.norm(self.leave(torch.cat(parts, 1)))  # type: ignore[no-any-return]
+
+
+class FeaturePyramid(nn.Module):
+    """Three maps of one width, each with what the coarser ones know (FPN; Lin et al., 2017).
+
+    Attributes:
+        levels: Pixels of the input for one cell of each map, the finest first: 8, 16 and 32; for a backbone of one
+            stride half of it, itself and twice.
+    """
+
+    def __init__(self, widths: Sequence[int], strides: Sequence[int], width: int) -> None:
+        """Make the layers.
+
+        Args:
+            widths: Channels of each map of the backbone.
+            strides: Pixels of the input for one cell of each map.
+            width: Channels of the results.
+        """
+        super().__init__()
+        self.strides = tuple(strides)
+        is_plain = len(set(strides)) == 1
+        middle = strides[-1] if is_plain else _MIDDLE_STRIDE
+        self.levels = (middle // 2, middle, 2 * middle)
+        # The maps that each level starts from: that of the nearest stride, the last of several.
+        order = range(len(strides))
+        self.sources = [
+            min(order, key=lambda i: (abs(math.log2(strides[i] / level)), -i))
+            for level in self.levels
+        ]
+        if is_plain:
+            # The layers of a plain backbone differ in depth, not in size: early ones for the fine level.
+            self.sources = [max(0, len(strides) - 3), max(0, len(strides) - 2), len(strides) - 1]
+        self.enter = nn.ModuleList(ConvNorm(widths[i], width, 1) for i in self.sources)
+        self.smooth = nn.ModuleList(ConvNorm(width, width, 3) for _ in self.levels)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return maps [N, width, H / level, W / level] from the maps [N, D, h, w] of a backbone."""
+        sides = [n * self.strides[-1] for n in maps[-1].shape[-2:]]
+        results: list[Tensor] = []
+        for index in reversed(range(len(self.levels))):
+            size = (max(1, sides[0] // self.levels[index]), max(1, sides[1] // self.levels[index]))
+            grid = _resize(self.enter[index](maps[self.sources[index]]), size)
+            if results:
+                grid = grid + F.interpolate(results[0], size=size, mode="nearest")
+            results.insert(0, grid)
+        return [smooth(grid) for smooth, grid in zip(self.smooth, results, strict=True)]
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -7,6 +7,7 @@ from vfm.models.heads.classification import (
     MLPHead,
     NeighborsHead,
 )
+from vfm.models.heads.dense import DenseHead
 from vfm.models.heads.detection import DetectionHead
 from vfm.models.heads.detr import DetrHead
 from vfm.models.heads.head import Head
@@ -15,6 +16,7 @@ from vfm.models.heads.voting import VotingHead
 __all__ = [
     "AttentionPoolHead",
     "ClassificationHead",
+    "DenseHead",
     "DetectionHead",
     "DetrHead",
     "Head",

@@ -46,11 +46,16 @@ def to_original(boxes: Tensor, geometry: Tensor | None) -> Tensor:
 
     The boxes have center, width and height as fractions of the input, which remain where there is no geometry [N, 6].
     """
-    half = boxes[..., 2:] / 2
-    corners = torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], -1)
+    corners = to_corners(boxes)
     if geometry is None:
         return corners
     covered, offset = geometry[:, None, 2:4], geometry[:, None, 0:2]
     whole = geometry[:, None, 4:6]
     corners = corners * covered.repeat(1, 1, 2) + offset.repeat(1, 1, 2)
     return torch.minimum(corners.clamp(min=0), whole.repeat(1, 1, 2))
+
+
+def to_corners(boxes: Tensor) -> Tensor:
+    """Return left, top, right and bottom of boxes [..., 4] of center, width and height."""
+    half = boxes[..., 2:] / 2
+    return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], -1)

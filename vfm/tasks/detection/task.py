@@ -14,10 +14,10 @@ from vfm.data import ImageData
 from vfm.data.auto import open_boxes
 from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.base import BoxData
-from vfm.losses import DetectionLoss, Loss
+from vfm.losses import DenseLoss, DetectionLoss, Loss
 from vfm.metrics.detection import DetectedBoxes, TrueBoxes
 from vfm.models.backbone import ImageSize
-from vfm.models.heads import DetectionHead, DetrHead
+from vfm.models.heads import DenseHead, DetectionHead, DetrHead
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
 from vfm.tasks.detection.results import compute_box_metrics, join_boxes, write_box_results
@@ -51,11 +51,11 @@ class DetectionTask(BaseTask):
     def __init__(
         self,
         backbone: str,
-        head: DetrHead | DetectionHead | None = None,
+        head: DetrHead | DenseHead | DetectionHead | None = None,
         *,
         image_size: ImageSize | None = None,
         fit: Literal["squash", "letterbox"] = "squash",
-        loss: DetectionLoss | Loss | None = None,
+        loss: DetectionLoss | DenseLoss | Loss | None = None,
         multi_scale: float = 0.0,
         **options: Unpack[TaskOptions],
     ) -> None:
@@ -66,8 +66,8 @@ class DetectionTask(BaseTask):
             head: Any DetectionHead, also your own; a DetrHead of size nano by default.
             image_size: Side of the square input in pixels, or height and width; multiples of the backbone's stride.
             fit: How other aspect ratios are met: squash or letterbox.
-            loss: DetectionLoss by default, which weighs classes, boxes and overlaps; or any other Loss of the head's
-                outputs.
+            loss: DetectionLoss by default, which weighs classes, boxes and overlaps, and DenseLoss for a DenseHead; or
+                any other Loss of the head's outputs.
             multi_scale: Train on inputs up to this fraction smaller and larger than `image_size`, such as 0.3; the
                 backbone must take several sizes (--model.backbone_args.dynamic_img_size true for a ViT).
             **options: Options of every task.
@@ -90,7 +90,8 @@ class DetectionTask(BaseTask):
                 f"The input of {height} x {width} pixels is no multiple of the backbone's stride of {stride}. "
                 f"Give --model.image_size {near[0] if near[0] == near[1] else near}."
             )
-        self.criterion = loss or DetectionLoss()
+        dense = isinstance(self.head, DenseHead)
+        self.criterion = loss or (DenseLoss() if dense else DetectionLoss())
         self._multi_scale = multi_scale
 
     def augment_batch(

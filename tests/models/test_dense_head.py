@@ -1,0 +1,195 @@
+"""The dense head: pyramid, points, suppression, its loss, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torchvision.ops import batched_nms
+from vfm_runtime.errors import OptionError
+
+from vfm.losses import DenseLoss
+from vfm.losses.dense import assign_points
+from vfm.models.heads import DenseHead
+from vfm.models.heads.dense import suppress
+from vfm.types import FeatureInfo, Features, Objects
+
+PLAIN = FeatureInfo(48, 48, (48, 48, 48, 48), (16, 16, 16, 16))
+PYRAMID = FeatureInfo(64, 64, (16, 24, 32, 64), (4, 8, 16, 32))
+
+
+def make_features(info: FeatureInfo, side: int = 128, number: int = 2) -> Features:
+    torch.manual_seed(1)
+    maps = [
+        torch.randn(number, width, side // stride, side // stride)
+        for width, stride in zip(info.map_widths, info.map_strides, strict=True)
+    ]
+    return Features(torch.empty(0), torch.empty(0), tuple(maps))
+
+
+def make_head(info: FeatureInfo = PYRAMID, **arguments: Any) -> DenseHead:
+    torch.manual_seed(0)
+    head = DenseHead(**({"width": 32} | arguments))
+    head.prepare(info, ("a", "b", "c"))
+    return head
+
+
+@pytest.mark.parametrize("info", [PLAIN, PYRAMID], ids=["plain", "pyramid"])
+def test_every_point_of_three_levels_answers(info: FeatureInfo) -> None:
+    head = make_head(info)
+    raw = head(make_features(info))
+    number = 16**2 + 8**2 + 4**2
+    assert {name: tuple(values.shape) for name, values in raw.items()} == {
+        "logits": (2, number, 3),
+        "boxes": (2, number, 4),
+        "points": (2, number, 2),
+    }
+    assert raw["logits"].sigmoid().mean() < 0.05
+    # Before anything was learned a box reaches two strides to each side.
+    torch.testing.assert_close(raw["boxes"][..., :2], raw["points"], atol=0.1, rtol=0)
+    assert float(raw["boxes"][0, :256, 2].mean()) == pytest.approx(4 / 16, rel=0.1)
+    assert float(raw["boxes"][0, -16:, 2].mean()) == pytest.approx(4 / 4, rel=0.1)
+    (raw["logits"].square().sum() + raw["boxes"].square().sum()).backward()
+    assert [name for name, p in head.named_parameters() if p.grad is None] == []
+
+
+def test_suppression_is_greedy() -> None:
+    torch.manual_seed(0)
+    start = torch.rand(3, 120, 2) * 0.6
+    corners = torch.cat([start, start + 0.1 + 0.3 * torch.rand(3, 120, 2)], -1)
+    labels = torch.randint(2, (3, 120))
+    scores = torch.linspace(1, 0.1, 120)
+    kept = suppress(corners, labels, 0.4)
+    for image in range(3):
+        expected = batched_nms(corners[image], scores, labels[image], 0.4)
+        assert kept[image].nonzero().squeeze(1).tolist() == expected.tolist()
+    assert 10 < kept[0].sum() < 110
+
+
+def test_answers_are_the_best_boxes_once() -> None:
+    logits = torch.tensor([[[3.0, -9.0], [2.0, -9.0], [-9.0, 1.0], [0.0, -9.0]]])
+    boxes = torch.tensor(
+        [[[0.5, 0.5, 0.2, 0.2], [0.51, 0.5, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]]
+    )
+    geometry = torch.tensor([[0.0, 0.0, 100.0, 50.0, 100.0, 50.0]])
+    head = make_head(max_boxes=3)
+    answers = head.decode({"logits": logits, "boxes": boxes}, geometry)
+    assert answers["labels"].tolist() == [[0, 1, 0]]
+    torch.testing.assert_close(answers["scores"], torch.tensor([[3.0, 1.0, 0.0]]).sigmoid())
+    expected = torch.tensor([[[40.0, 20, 60, 30], [40, 20, 60, 30], [5, 2.5, 15, 7.5]]])
+    torch.testing.assert_close(answers["boxes"], expected)
+
+
+def test_points_within_an_object_learn_it_and_the_best_one_most() -> None:
+    grid = (torch.arange(8) + 0.5) / 8
+    y, x = torch.meshgrid(grid, grid, indexing="ij")
+    points = torch.stack([x, y], -1).reshape(1, -1, 2).repeat(2, 1, 1)
+    boxes = torch.cat([points, torch.full_like(points, 0.4)], -1)
+    logits = torch.zeros(2, 64, 2)
+    objects = Objects(
+        torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.8, 0.83, 0.01, 0.01]]),
+        torch.tensor([1, 0]),
+        torch.tensor([2, 0]),
+    )
+    assigned = assign_points(logits, boxes, points, objects)
+    image, point = assigned.point
+    assert image.tolist() == [0] * len(point)
+    large = assigned.object == 0
+    assert large.sum() == 10
+    offset = (points[0, point[large]] - 0.5).abs().amax(1)
+    assert (offset < 0.2).all()
+    assert assigned.fit[large].argmax() in torch.where(offset == offset.min())[0]
+    # The small object holds no point: the nearest one is its own.
+    assert points[0, point[~large]].tolist() == [[0.8125, 0.8125]]
+
+
+def test_the_loss_falls_and_counts_each_object_once() -> None:
+    head = make_head()
+    features = make_features(PYRAMID)
+    objects = Objects(
+        torch.tensor([[0.3, 0.3, 0.3, 0.2], [0.7, 0.6, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]]),
+        torch.tensor([0, 1, 2]),
+        torch.tensor([2, 1]),
+    )
+    loss, optimizer = DenseLoss(), torch.optim.AdamW(head.parameters(), 3e-3)
+    totals = []
+    for _ in range(60):
+        total = sum(loss(head(features), {"target": objects}).values())
+        optimizer.zero_grad()
+        total.backward()  # type: ignore[union-attr]
+        optimizer.step()
+        totals.append(float(total))
+    assert totals[-1] < 0.4 * totals[0]
+    answers = head.decode(head(features))
+    assert answers["labels"][1, 0] == 2
+    corners = torch.tensor([0.05, 0.05, 0.95, 0.95])
+    torch.testing.assert_close(answers["boxes"][1, 0], corners, atol=0.15, rtol=0)
+
+
+def test_images_without_objects_alone_are_learned_from() -> None:
+    head = make_head()
+    none = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.tensor([0, 0]))
+    losses = DenseLoss()(head(make_features(PYRAMID)), {"target": none})
+    assert losses["overlap"] == 0
+    assert losses["classes"] > 0
+    losses["classes"].backward()
+
+
+def test_the_exported_graph_answers_alike(tmp_path: Path) -> None:
+    head = make_head().eval()
+    features = make_features(PYRAMID)
+    with torch.no_grad():
+        head.classes.bias += 4  # scores that differ
+
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            answers = self.head.decode(self.head(Features(torch.empty(0), torch.empty(0), maps)))
+            return answers["boxes"], answers["labels"], answers["scores"]
+
+    graph = Graph().eval()
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.onnx.export(
+        graph,
+        features.maps,
+        dynamic_shapes=((batch,) * len(features.maps),),
+        opset_version=20,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    assert "NonMaxSuppression" not in {node.op_type for node in program.model.graph.all_nodes()}
+    path = tmp_path / "head.onnx"
+    program.save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+    for number in (1, 3):
+        maps = make_features(PYRAMID, number=number).maps
+        arrays = [each.numpy() for each in maps]
+        found = session.run(None, dict(zip(names, arrays, strict=True)))
+        with torch.no_grad():
+            expected = graph(*maps)
+        np.testing.assert_allclose(found[2], expected[2], atol=1e-5)
+        ordered = (np.sort(np.asarray(each).sum(-1)) for each in (found[0], expected[0]))
+        np.testing.assert_allclose(*ordered, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"width": 40}, r"width is 40. Give a multiple of 16 \(--model.head.width\)."),
+        ({"depth": 0}, r"depth is 0. Give 1 or more \(--model.head.depth\)."),
+        ({"max_boxes": 0}, "max_boxes is 0. Give 1 or more"),
+        ({"suppress_above": 0.0}, r"suppress_above is 0.0. Give an IoU above 0, at most 1"),
+    ],
+)
+def test_arguments_outside_their_range(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(OptionError, match=text):
+        DenseHead(**arguments)

@@ -1,0 +1,156 @@
+"""Dense head: every place of a feature pyramid says what it is part of and where that ends; the best boxes stay."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from vfm_runtime.errors import OptionError
+
+from vfm.models.heads.detection import DetectionHead, to_corners, to_original
+from vfm.models.pyramid import FeaturePyramid
+from vfm.types import FeatureInfo, Features, Raw
+
+_PRIOR = 0.01
+_REACH = 2.0
+"""Distance to a box's sides before anything was learned, in strides."""
+_CANDIDATES = 300
+"""Pairs of box and class that suppression chooses among."""
+_ROUNDS = 16
+
+
+class DenseHead(DetectionHead):
+    """Boxes and classes from every point of a pyramid, without anchors (FCOS; Tian et al., 2019), then suppression.
+
+    Many points learn from each object, so that few steps suffice. Its loss is `DenseLoss`. Suppression is a part of the
+    exported graph, made of plain tensor operations.
+    """
+
+    uses = ("maps",)
+
+    def __init__(
+        self, width: int = 128, depth: int = 2, max_boxes: int = 100, suppress_above: float = 0.6
+    ) -> None:
+        """Remember the arguments; the layers are made in `build`.
+
+        Args:
+            width: Channels of the pyramid, a multiple of 16.
+            depth: 3 x 3 convolutions before the classes, and as many before the boxes.
+            max_boxes: Most boxes in the answer for an image.
+            suppress_above: IoU with a better box of the same class above which a box is left out.
+        """
+        super().__init__()
+        if width < 16 or width % 16:
+            raise OptionError(f"width is {width}. Give a multiple of 16 (--model.head.width).")
+        for name, value in {"depth": depth, "max_boxes": max_boxes}.items():
+            if value < 1:
+                raise OptionError(f"{name} is {value}. Give 1 or more (--model.head.{name}).")
+        if not 0 < suppress_above <= 1:
+            raise OptionError(
+                f"suppress_above is {suppress_above}. Give an IoU above 0, at most 1 (--model.head.suppress_above)."
+            )
+        self.width, self.depth = width, depth
+        self.max_boxes, self.suppress_above = max_boxes, suppress_above
+
+    def build(self, info: FeatureInfo, num_labels: int) -> None:
+        """Make the layers, with low scores everywhere so that training does not start with a flood of objects."""
+        self.pyramid = FeaturePyramid(info.map_widths, info.map_strides, self.width)
+        self.class_tower = _make_tower(self.width, self.depth)
+        self.box_tower = _make_tower(self.width, self.depth)
+        self.classes = nn.Conv2d(self.width, num_labels, 3, padding=1)
+        self.sides = nn.Conv2d(self.width, 4, 3, padding=1)
+        self.scales = nn.Parameter(torch.ones(len(self.pyramid.levels)))
+        nn.init.normal_(self.classes.weight, std=0.01)
+        nn.init.constant_(self.classes.bias, -math.log((1 - _PRIOR) / _PRIOR))  # type: ignore[arg-type]
+        nn.init.normal_(self.sides.weight, std=0.01)
+        nn.init.constant_(self.sides.bias, math.log(_REACH))  # type: ignore[arg-type]
+
+    def forward(self, features: Features) -> Raw:
+        """Return what every point of the pyramid says, the fine ones first. N images, P points, C labels.
+
+        Returns:
+            `logits` [N, P, C], `boxes` [N, P, 4] (center, width and height as fractions of the input), and `points`
+            [N, P, 2], where they look from.
+        """
+        levels = self.pyramid(features.maps)
+        parts = [
+            self._look(grid, level, scale)
+            for grid, level, scale in zip(levels, self.pyramid.levels, self.scales, strict=True)
+        ]
+        logits, boxes, points = (torch.cat(each, 1) for each in zip(*parts, strict=True))
+        return {"logits": logits, "boxes": boxes, "points": points}
+
+    def _look(self, grid: Tensor, stride: int, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits, boxes and points of one level, a map [N, D, h, w]."""
+        logits = self.classes(self.class_tower(grid)).flatten(2).transpose(1, 2)
+        # Sides stay float32: in half precision a box of many strides has few digits.
+        sides = (scale * self.sides(self.box_tower(grid)).float()).clamp(max=8.0).exp()
+        height, width = grid.shape[-2:]
+        rows, columns = (
+            (torch.arange(n, device=grid.device, dtype=torch.float32) + 0.5) / n
+            for n in (height, width)
+        )
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        points = torch.stack([x, y], -1).reshape(1, -1, 2)
+        cell = points.new_tensor([1 / width, 1 / height])
+        left_top, right_bottom = (sides.flatten(2).transpose(1, 2)).chunk(2, -1)
+        first, last = points - left_top * cell, points + right_bottom * cell
+        boxes = torch.cat([(first + last) / 2, last - first], -1)
+        return logits, boxes, points.expand(grid.shape[0], -1, -1)
+
+    def decode(self, raw: Raw, geometry: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the best pairs of box and class that no better box of the class covers: at most `max_boxes`."""
+        logits, boxes = raw["logits"].float(), raw["boxes"].float()
+        num_labels = logits.shape[-1]
+        scores = logits.sigmoid().flatten(1)
+        scores, index = scores.topk(min(_CANDIDATES, scores.shape[1]))
+        point = (index // num_labels).unsqueeze(-1).expand(-1, -1, 4)
+        chosen, labels = boxes.gather(1, point), index % num_labels
+        remaining = suppress(to_corners(chosen), labels, self.suppress_above)
+        number = min(self.max_boxes, index.shape[1])
+        scores, order = (scores * remaining).topk(number)
+        chosen = chosen.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
+        return {
+            "boxes": to_original(chosen, geometry),
+            "labels": labels.gather(1, order),
+            "scores": scores,
+        }
+
+
+def suppress(corners: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Return 1 for boxes that stay, 0 for those that a better one of their class covers, [N, K].
+
+    Greedy non-maximum suppression, all boxes at once: a box stays if no better one that stays covers it, repeated until
+    nothing changes (Cluster-NMS; Zheng et al., 2020). So many rounds settle chains of as many boxes.
+
+    Args:
+        corners: Left, top, right and bottom of each image's boxes, the best first, [N, K, 4].
+        labels: Class of each box, int64 [N, K].
+        threshold: IoU above which a box covers another.
+    """
+    rows, columns = corners.unsqueeze(2), corners.unsqueeze(1)
+    extent = torch.minimum(rows[..., 2:], columns[..., 2:]) - torch.maximum(
+        rows[..., :2], columns[..., :2]
+    )
+    shared = extent.clamp(min=0).prod(-1)
+    area = (corners[..., 2:] - corners[..., :2]).clamp(min=0).prod(-1)
+    union = area.unsqueeze(2) + area.unsqueeze(1) - shared
+    same = labels.unsqueeze(2) == labels.unsqueeze(1)
+    # [N, K, K]: whether the row's box is covered by the column's, which is better.
+    covers = ((shared > threshold * union) & same).float().tril(-1)
+    remaining = torch.ones_like(corners[..., 0])
+    for _ in range(_ROUNDS):
+        remaining = (torch.matmul(covers, remaining.unsqueeze(-1)).squeeze(-1) < 0.5).float()
+    return remaining
+
+
+def _make_tower(width: int, depth: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.GroupNorm(16, width),
+            nn.SiLU(),
+        ]
+    return nn.Sequential(*layers)
