@@ -22,6 +22,7 @@ from vfm_runtime.errors import OptionError
 from vfm_runtime.media.bit_depth import ValueRange, make_range
 from vfm_runtime.media.image import ImageSource, open_image
 from vfm_runtime.ort import import_onnxruntime
+from vfm_runtime.tasks.tiling import Tiling
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -198,8 +199,12 @@ class Preprocess:
     """Standard deviation, in 0..1, that `normalize` divides by."""
     bit_depth: int | None = None
     """Bits that values of images of more than 8 bits use, of which the largest number is white; None for 16."""
+    tiles: Tiling | None = None
+    """How large images are cut into tiles, each of which is resized by itself; None where they stay whole."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.tiles, Mapping):
+            object.__setattr__(self, "tiles", Tiling.from_dict(self.tiles))
         for name in ("size", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, choices in (("fit", get_args(Fit)), ("interpolation", get_args(Interpolation))):
@@ -249,8 +254,9 @@ class Preprocess:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a checkpoint or a bundle."""
         values = dataclasses.asdict(self)
-        if self.bit_depth is None:
-            del values["bit_depth"]  # versions before 0.3 do not know it
+        for name in ("bit_depth", "tiles"):
+            if values[name] is None:
+                del values[name]  # versions before 0.3 do not know them
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @property
@@ -272,6 +278,22 @@ class Preprocess:
                 "out: images are then read as in its training."
             )
         return dataclasses.replace(self, bit_depth=bit_depth)
+
+    def add_tiles(self, tiles: Tiling | None) -> Preprocess:
+        """Return the preprocessing with the tiles that the data says, None for nothing.
+
+        Raises:
+            OptionError: The model was trained with others.
+        """
+        if tiles is None or tiles == self.tiles:
+            return self
+        if self.tiles is not None:
+            raise OptionError(
+                f"Tiles of {tiles.side} pixels that overlap by {tiles.overlap:g} are asked for, and the model was "
+                f"trained with {self.tiles.side} and {self.tiles.overlap:g}. Leave --data.tile out: images are then "
+                "cut as in its training."
+            )
+        return dataclasses.replace(self, tiles=tiles)
 
     def open(self, source: ImageSource) -> NDArray[np.uint8]:
         """Open an image as production does, uint8 [H, W, 3], upright and of 8 bits.

@@ -31,10 +31,12 @@ import torch
 from fashion_mnist import lite0_weights
 from faster_rcnn import faster_rcnn, targets
 from trainings import WARM, Clock, quiet, train
+from vfm_runtime.tasks.tiling import Tiling
 
 from vfm import DetectionData, DetectionTask, DetrHead, Optim
-from vfm.metrics.detection import DetectedBoxes, compute_ap50, match_detections
-from vfm.tasks.detection.results import select_detections, select_truth
+from vfm.data.dataset import Record
+from vfm.data.detection.tiles import get_region, is_centered_in, share_out
+from vfm.metrics.detection import DetectedBoxes, TrueBoxes, compute_ap50, match_detections
 
 BACKBONE, SIDE, TILE, BATCH = "tf_efficientnet_lite0", 384, 400, 4
 TRAIN = "2019_YELL_2_528000_4978000_image_crop2"
@@ -190,6 +192,18 @@ def test_data(root: Path) -> DetectionData:
     return data
 
 
+def is_core(record: Record, corners: np.ndarray) -> np.ndarray:
+    """Which boxes [M, 4] of a tile have their centre nearer to it than to its neighbours: each counts in one tile."""
+    assert record.objects
+    assert record.objects.tile
+    left, top, _, _ = get_region(record)
+    regions = Tiling(TILE).place(*record.objects.tile.photo.size)
+    across = share_out([(region.left, region.right) for region in regions])[left]
+    down = share_out([(region.top, region.bottom) for region in regions])[top]
+    core = np.array(list(zip(across, down, strict=True))).ravel() - np.array([left, top] * 2)
+    return is_centered_in(core, corners)
+
+
 def contest(
     side: str, root: Path, seed: int, seconds: float, out: Path
 ) -> tuple[list[DetectedBoxes], int]:
@@ -204,9 +218,8 @@ def contest(
     found: list[DetectedBoxes] = []
     for batch in data.test_dataloader():
         found += find(batch["image"], batch["geometry"])
-    return [
-        select_detections(*pair) for pair in zip(data.records["test"], found, strict=True)
-    ], steps
+    pairs = zip(data.records["test"], found, strict=True)
+    return [DetectedBoxes(*(v[is_core(r, b.corners)] for v in b)) for r, b in pairs], steps
 
 
 def main() -> None:
@@ -220,7 +233,12 @@ def main() -> None:
     out = options.out or Path(tempfile.mkdtemp())
     root = write(out / "photos")
     seconds = 5.0 if options.quick else 60 * options.minutes
-    truth = [select_truth(record, [0]) for record in test_data(root).records["test"]]
+    truth = [
+        TrueBoxes(boxes.corners, np.zeros(len(boxes.corners), int), boxes.ignored | ~core)
+        for record in test_data(root).records["test"]
+        if (boxes := record.objects) is not None
+        for core in [is_core(record, boxes.corners)]
+    ]
     once = np.ones((1, len(truth)), np.int64)
     draws = []
     for seed in options.seeds[: 1 if options.quick else None]:

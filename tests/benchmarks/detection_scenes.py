@@ -90,7 +90,7 @@ def bundle_ap(bundle: Path, root: Path) -> tuple[float, int]:
     model = vfm_runtime.load(bundle, device="cpu")
     answers = model.predict([record.source for record in records])
     numbers = [model.labels.index(name) for name in data.labels]
-    truth = [select_truth(record, numbers) for record in records]
+    truth = [select_truth(record, [record], numbers) for record in records]
     found = [DetectedBoxes(a.boxes, a.class_ids, a.scores) for a in answers]
     return compute_coco_metrics(truth, found, len(model.labels))[0]["AP"] or 0.0, len(records)
 

@@ -78,4 +78,4 @@ def test_another_bit_depth_than_the_training_is_refused(root):
     task.preprocess = replace(task.preprocess, bit_depth=None)
     data.preprocess = task.preprocess
     with pytest.raises(MismatchError, match="the model was trained without one"):
-        task._require_same_bit_depth(data)
+        task._require_same_preprocess(data)

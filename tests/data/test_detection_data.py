@@ -1,10 +1,13 @@
 """Boxes read from the formats that annotation tools write."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
+from vfm_runtime.errors import OptionError
+from vfm_runtime.tasks.tiling import Tiling
 
 from tests.data.box_writing import Drawn
 from tests.data.boxes_written import LABELS, WRITERS, drawn, write
@@ -12,10 +15,9 @@ from vfm.data import DetectionData
 from vfm.data.dataset import Record
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.dataset import collate_boxes
-from vfm.data.detection.tiles import cut_tiles
-from vfm.metrics.detection import DetectedBoxes
+from vfm.data.detection.tiles import cut_record, group_tiles
 from vfm.preprocess import Preprocess
-from vfm.tasks.detection.results import select_detections, select_truth
+from vfm.tasks.detection.results import join_boxes
 
 PREPROCESS = Preprocess(size=(64, 64), fit="squash")
 
@@ -253,24 +255,56 @@ def test_tiles_of_a_large_photo(tmp_path):
     assert all(whole.values())  # each object is seen as a whole somewhere
 
 
-@pytest.mark.parametrize("overlap", [0.0, 0.2, 0.5])
-def test_overlapping_tiles_count_each_object_once(overlap):
+@pytest.mark.parametrize("overlap", [0.2, 0.5])
+def test_objects_in_tiles_count_once(overlap):
     random = np.random.default_rng(0)
-    start = random.uniform(0, [280, 180], (200, 2))
-    corners = np.concatenate([start, start + random.uniform(2, 20, (200, 2))], 1)
-    whole = Annotation(corners.astype(np.float32), np.zeros(200, bool), (200, 300))
-    counted: list[int] = []
-    answered = np.zeros(200, int)
-    for part, numbers in cut_tiles(whole, tuple(range(200)), 100, overlap):
-        record = Record("x.png", numbers, "x.png", objects=part)
-        truth = select_truth(record, range(200))
-        counted += truth.labels[~truth.ignored].tolist()
-        # A model that sees everything in every tile: each tile keeps what it answers for.
-        there = whole.corners - np.array([part.tile.left, part.tile.top] * 2, np.float32)
-        seen = DetectedBoxes(there, np.arange(200), np.ones(200, np.float32))
-        answered[select_detections(record, seen).labels] += 1
-    assert sorted(counted) == list(range(200))
-    assert (answered == 1).all()
+    start = np.stack(np.meshgrid(np.arange(0, 280, 24), np.arange(0, 180, 24)), -1).reshape(-1, 2)
+    start = start + random.uniform(0, 4, start.shape)
+    corners = np.concatenate([start, start + random.uniform(4, 18, start.shape)], 1)
+    corners = corners.astype(np.float32)
+    whole = Annotation(corners, np.zeros(len(corners), bool), (200, 300))
+    numbers = tuple(range(len(corners)))
+    record = Record("x.png", numbers, "x.png", objects=whole)
+    tiles = cut_record(record, whole, Tiling(100, overlap))
+    assert len(tiles) > 4
+    ((photo, indices),) = group_tiles(tiles)
+    assert (photo, indices) == (record, [*range(len(tiles))])
+    # A model that sees all that a tile shows.
+    values = {
+        "boxes": [tile.objects.corners for tile in tiles],
+        "labels": [np.array(tile.label, np.int64) for tile in tiles],
+        "scores": [np.full(len(tile.label), 0.9, np.float32) for tile in tiles],
+    }
+    photos, (truth,), (detected,) = join_boxes(tiles, values, range(len(corners)))
+    assert photos == [record]
+    assert not truth.ignored.any()
+    np.testing.assert_array_equal(truth.corners, corners)
+    order = np.argsort(detected.labels)
+    np.testing.assert_array_equal(detected.labels[order], numbers)
+    np.testing.assert_allclose(detected.corners[order], corners, atol=1e-4)
+    # Of a photo that was looked at in part, the other objects count neither for nor against.
+    _, (truth,), _ = join_boxes(tiles[:1], values, range(len(corners)))
+    inside = ((corners[:, :2] + corners[:, 2:]) / 2 < 100).all(axis=1)
+    np.testing.assert_array_equal(truth.ignored, ~inside)
+
+
+def test_data_takes_the_tiles_of_the_model(tmp_path, scenes):
+    root = write(tmp_path, "coco", scenes)
+    data = read(root, val_fraction=0.0)
+    names = [record.name for record in data.records["train"]]
+    tiled = replace(PREPROCESS, tiles=Tiling(32))
+    data.preprocess = tiled
+    cut = data.records["train"]
+    assert len(cut) > len(names)
+    assert data.count_files("train") == len(names)
+    assert [photo.name for photo, _ in group_tiles(cut)] == names
+    data.setup("predict")
+    assert len(data.records["predict"]) > len(data.records["train"])
+    data.preprocess = PREPROCESS
+    assert [record.name for record in data.records["train"]] == names
+    other = read(root, tile=40, val_fraction=0.0)
+    with pytest.raises(OptionError, match=r"Tiles of 40 pixels .* trained with 32 and 0.2. Leave"):
+        other.preprocess = tiled
 
 
 def test_an_image_of_another_size_is_skipped(tmp_path, scenes):

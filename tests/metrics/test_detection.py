@@ -209,5 +209,15 @@ def test_classes_judged_apart_are_judged_as_all_at_once(monkeypatch):
     whole = compute_coco_metrics(true, answers, 5)
     monkeypatch.setattr(detection, "_BOXES_AT_ONCE", 1)
     assert compute_coco_metrics(true, answers, 5) == whole
-    monkeypatch.setattr(detection, "_MOST_DETECTIONS", 10**6)
+    monkeypatch.setattr(detection, "_select_best", lambda boxes, most: boxes)
     assert compute_coco_metrics(true, answers, 5) == whole
+
+
+def test_more_boxes_count_where_they_are_asked_for():
+    corners = np.arange(150, dtype=np.float32)[:, None] * 20 + np.array([0, 0, 10, 10], np.float32)
+    labels = np.zeros(150, np.int64)
+    true = TrueBoxes(corners, labels, np.zeros(150, bool))
+    answer = DetectedBoxes(corners, labels, np.linspace(1, 0.5, 150, dtype=np.float32))
+    few, many = (compute_coco_metrics([true], [answer], 1, most)[0] for most in (100, 200))
+    assert few["AR_100"] == pytest.approx(2 / 3, abs=0.01)
+    assert many["AR_100"] == many["AP"] == pytest.approx(1)

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from vfm_runtime import Detections
+from vfm_runtime.errors import DataError
 from vfm_runtime.media.drawing import draw_boxes
 from vfm_runtime.tasks.base import PredictionView
+from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.detection import DetectionType
 
 NAMES = ("ant", "bee", "cat")
 BOXES = [[10, 20, 50, 60], [0, 0, 30, 15], [70, 70, 90, 99]]
@@ -154,3 +157,20 @@ def test_agreement_of_nothing():
     nothing = Detections.from_arrays(np.zeros((0, 4)), [], [], NAMES)
     assert nothing.compare(nothing) == (0.0, False, "0 boxes", "0 boxes")
     assert answer().compare(nothing).changed
+
+
+def test_coco_gets_the_ids_of_the_training_back():
+    rules = {"category_ids": [3, 17, 90]}
+    task = DetectionType(NAMES, rules)
+    outputs = {"boxes": [BOXES], "labels": [(2, 0, 0)], "scores": [(0.9, 0.5, 0.1)]}
+    (prediction,) = task.predictions({name: np.array(value) for name, value in outputs.items()})
+    assert [row["category_id"] for row in prediction.above(0.2).to_coco(1)] == [90, 3]
+    assert prediction.to_coco(1, first_category=0)[0]["category_id"] == 2
+    assert task.rules_to_dict() == rules
+    assert not list(task.describe_rules())
+    both = {**ConfidenceRules(temperature=2.0).to_dict(), **rules}
+    assert DetectionType(NAMES, both).rules_to_dict() == both
+    assert DetectionType(NAMES, both).confidence.temperature == 2
+    for wrong in ([1, 2], [1, 1, 2], [1, 2, "3"], 7):
+        with pytest.raises(DataError, match="expected 3 different whole numbers, one a label"):
+            DetectionType(NAMES, {"category_ids": wrong})

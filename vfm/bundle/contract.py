@@ -39,13 +39,15 @@ def make_contract(
             if ood is not None:
                 confidence = replace(confidence, reference=True, max_distance=ood.max_distance)
             rules = confidence.to_dict()
+        rules = task.complete_rules(rules)
         heads[name] = HeadContract(task=task.kind, labels=task.labels, rules=rules)
     task = next(iter(tasks.values()))
     preprocess = task.preprocess.to_dict()
-    # An extension, since versions that do not know it must refuse the bundle.
+    # Extensions, since versions that do not know them must refuse the bundle.
     preprocess.pop("bit_depth", None)
+    tiles = preprocess.pop("tiles", None)
+    extensions: dict[str, Any] = {} if tiles is None else {"tiles": tiles}
     limits = task.preprocess.value_range
-    extensions: dict[str, Any] = {}
     if limits is not None:
         extensions["value_range"] = dict(zip(("low", "high"), limits, strict=True))
     if embedding is not None:

@@ -145,6 +145,11 @@ def write_bundle(
     if paths is None:
         videos = any(task.bind_type().takes_video for task in tasks.values())
         paths = choose_images(options.images, options.num_images, videos=videos)
+    if options.one_file and any(task.preprocess.tiles is not None for task in tasks.values()):
+        raise ExportError(
+            "--one_file is a graph that takes whole images, and this model cuts them into tiles. Leave it out, and use "
+            "vfm-runtime, or cut them yourself (`tiles` in vfm.json)."
+        )
     images = _open_validations(checkpoints, options)
     for task in tasks.values():
         task.cpu().float().eval()

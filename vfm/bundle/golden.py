@@ -55,10 +55,14 @@ def write_golden(
 
 
 def _make_images(model: Predictor, paths: Iterable[Path]) -> Iterator[Pixels]:
-    """Each image shrunk; of a task that cuts crops out, the first crop of each, which is small anyway."""
+    """Each image shrunk; of a task that cuts crops out, the first crop of each; of one with tiles, a part of each."""
     for path in paths:
         if model.task_type.uses_crops:
             yield from map(open_image, model.task_type.open(model.open_source(path)).images[:1])
+        elif (tiling := model.task_type.tiling) is not None:
+            # As large as it takes to have two tiles, of the photo's own pixels.
+            pixels = model.open_pixels(path)
+            yield np.ascontiguousarray(pixels[: tiling.side, : int(1.75 * tiling.side)])
         else:
             picture = Image.fromarray(model.open_pixels(path))
             picture.thumbnail((_SIDE, _SIDE))

@@ -13,12 +13,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from vfm_runtime.errors import DataError, OptionError
+from vfm_runtime.tasks.tiling import Tiling
 
 from vfm.data.dataset import (
     ImageDataset,
     Record,
     Sample,
     Skipped,
+    check_classes,
     collate,
     describe_content,
     list_labels,
@@ -88,6 +90,8 @@ class ImageData(LightningDataModule, Component, ABC):
     """The images of each split; known after `setup`."""
     bit_depth: int | None = None
     """Bits that the values of images of more than 8 bits use; None where the data does not say."""
+    tiling: Tiling | None = None
+    """How large images are cut into tiles; None where the data does not say."""
     _preprocess: Preprocess | None = None
     multilabel: bool = False
     """Whether several labels, or none, may apply to an image; known after `setup`."""
@@ -140,13 +144,16 @@ class ImageData(LightningDataModule, Component, ABC):
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """Preprocessing of the model, which the task sets; it gets the bit depth of the data where it has none."""
+        """Preprocessing of the model, which the task sets; with bit depth and tiles of the data where it has none."""
         return self._preprocess
 
     @preprocess.setter
     def preprocess(self, value: Preprocess | None) -> None:
         """Take the preprocessing of the model."""
-        self._preprocess = None if value is None else value.add_bit_depth(self.bit_depth)
+        if value is not None:
+            value = value.add_bit_depth(self.bit_depth).add_tiles(self.tiling)
+        self._preprocess = value
+        self._cut_records()
 
     @abstractmethod
     def read(self) -> dict[str, list[Record]]:
@@ -177,16 +184,30 @@ class ImageData(LightningDataModule, Component, ABC):
         if stage == "predict":
             if "predict" not in self.records:
                 self.records["predict"] = self.read_predict()
+                self._cut_records()
             return
         if not self._was_read:
             records = self.read()
-            _check_classes(records, self.labels)
+            check_classes(records, self.labels)
             self.records.update(self._hold_out_fold(records))
+            self._cut_records()
             if self._follows_size and len(self.records.get("train", ())) < _FEW_IMAGES:
                 self.batch_size = _SMALL_BATCH
             self._was_read = True
         if stage in _STAGE_SPLIT:
             self._get_records(_STAGE_SPLIT[stage])
+
+    @property
+    def tiling_in_use(self) -> Tiling | None:
+        """How large images are cut into tiles: as the model's preprocessing says, or else the data."""
+        return self.tiling if self._preprocess is None else self._preprocess.tiles
+
+    def _cut_records(self) -> None:
+        """Cut the images of all splits into tiles, as the preprocessing says, where the data takes them."""
+
+    def count_files(self, split: str) -> int:
+        """Count the images of a split as they are on disk."""
+        return len(self.records.get(split, ()))
 
     def keep_split(self, folder: Path) -> Spec:
         """Write to a run's folder what it takes to read the same splits again, and return the spec that does so."""
@@ -477,17 +498,3 @@ class ImageData(LightningDataModule, Component, ABC):
         if batches >= loop.max_batches:
             return Position(epochs.processed + 1, 0)
         return Position(epochs.processed, batches)
-
-
-def _check_classes(records: dict[str, list[Record]], labels: Sequence[str]) -> None:
-    if not records.get("train"):
-        return
-    learned = {label for record in records["train"] for label in list_labels(record)}
-    for split in ("val", "test"):
-        extra = {i for record in records.get(split, []) for i in list_labels(record)} - learned
-        if extra:
-            names = ", ".join(f"'{labels[label]}'" for label in sorted(extra))
-            raise DataError(
-                f"The {split} split has classes without training images: {names}. "
-                "Add training images of them, or take them out of that split."
-            )

@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
+from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import ImageError
 
 from vfm.data.detection.annotation import Annotation
@@ -83,6 +84,21 @@ def list_labels(record: Record) -> tuple[int, ...]:
     if isinstance(record.label, tuple):
         return record.label
     return (record.label,) if record.label >= 0 else ()
+
+
+def check_classes(records: Mapping[str, Sequence[Record]], labels: Sequence[str]) -> None:
+    """Refuse splits with classes that the train split does not have, with a DataError."""
+    if not records.get("train"):
+        return
+    learned = {label for record in records["train"] for label in list_labels(record)}
+    for split in ("val", "test"):
+        extra = {i for record in records.get(split, []) for i in list_labels(record)} - learned
+        if extra:
+            names = ", ".join(f"'{labels[label]}'" for label in sorted(extra))
+            raise DataError(
+                f"The {split} split has classes without training images: {names}. "
+                "Add training images of them, or take them out of that split."
+            )
 
 
 @dataclass(frozen=True, slots=True)

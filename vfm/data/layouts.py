@@ -21,6 +21,9 @@ class Reading(NamedTuple, Generic[T]):
     notes: Sequence[str] = ()
     """What a person should know of the files, a sentence or two each."""
 
+    label_ids: Mapping[str, int] | None = None
+    """Ids that the files have for the labels; None where they have none."""
+
     @property
     def entries(self) -> list[T]:
         """The entries of all splits."""

@@ -14,13 +14,15 @@ from vfm.metrics.intervals import compute_interval
 IOU = 0.5
 """Least intersection over union of a detection that is right, but for COCO's AP."""
 
+MAX_BOXES = 100
+"""Most detections of one class in an image that COCO's metrics count, the best ones."""
+
 _STATS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 )
 _IGNORED, _WRONG = -2, -1
 _NUM_POINTS = 200
-_MOST_DETECTIONS = 100
 _BOXES_AT_ONCE = 50_000
 
 
@@ -84,15 +86,25 @@ class ClassDetections(NamedTuple):
 
 
 def compute_coco_metrics(
-    truth: Sequence[TrueBoxes], detections: Sequence[DetectedBoxes], num_labels: int
+    truth: Sequence[TrueBoxes],
+    detections: Sequence[DetectedBoxes],
+    num_labels: int,
+    max_boxes: int = MAX_BOXES,
 ) -> tuple[dict[str, float | None], list[float | None]]:
-    """COCO's twelve metrics of a list of images, and AP by class; None where there is nothing to detect."""
+    """COCO's twelve metrics of a list of images, and AP by class; None where there is nothing to detect.
+
+    Args:
+        truth: True boxes, one entry an image.
+        detections: Detected boxes of the same images.
+        num_labels: Number of classes of the model.
+        max_boxes: Most detections of a class in an image that count.
+    """
     # Its import takes a while, and only evaluation needs it.
     from faster_coco_eval import COCO, COCOeval_faster
 
     silent: Any = lambda *_: None  # noqa: E731
     true, detected = _join_images(truth), _join_images(detections)
-    detected = _select_best(detected, _MOST_DETECTIONS)
+    detected = _select_best(detected, max_boxes)
     parts = []
     images = [{"id": image} for image in range(1, len(truth) + 1)]
     # Classes are judged apart. The library wants a dictionary for every box, and all at once would fill gigabytes.
@@ -112,6 +124,7 @@ def compute_coco_metrics(
         # An outline for each box, which the library would add, takes as much memory as the box.
         dt = gt.loadRes([row | {"score": score, "segmentation": None} for row, score in rows])
         evaluation = COCOeval_faster(gt, dt, "bbox", print_function=silent)
+        evaluation.params.maxDets = [1, 10, max_boxes]
         evaluation.evaluate()
         evaluation.accumulate()
         parts.append({name: evaluation.eval[name] for name in ("precision", "recall")})

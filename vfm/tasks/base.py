@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Unpack, final
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
 from torch import Tensor
 from vfm_runtime.errors import MismatchError, OptionError
 from vfm_runtime.tasks.classification import LabelPrediction
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
 from vfm.data import ImageData
+from vfm.data.dataset import Record
 from vfm.losses import Loss
 from vfm.losses.base import sum_losses
 from vfm.models.adapt import resolve_adaptation
@@ -156,10 +160,13 @@ class BaseTask(CheckpointedModel, ExportHooks):
     def setup(self, stage: str) -> None:
         """Take the labels from the data, and give it the preprocessing."""
         data = self._require_data()
-        data.preprocess = self.preprocess
+        preprocess = self.preprocess
+        if stage == "fit" and data.tiling is not None:
+            preprocess = replace(preprocess, tiles=None)  # a training may go on with other tiles
+        data.preprocess = preprocess
         if stage == "fit" or self.source is None:
             self.preprocess = data.preprocess  # with the bit depth that the data says
-        self._require_same_bit_depth(data)
+        self._require_same_preprocess(data)
         data.stored = {}
         if stage == "fit":
             self.take_labels(data)
@@ -375,6 +382,18 @@ class BaseTask(CheckpointedModel, ExportHooks):
             rows.append((name, label, SEPARATOR.join(f"{score:.6f}" for _, score in pairs), ""))
         return rows
 
+    def batch_rows(
+        self, records: Sequence[Record], rows: Mapping[str, Sequence[NDArray[Any]]]
+    ) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+        """Yield names and predictions, as `list_predictions` takes them, from the rows that were collected of images.
+
+        Args:
+            records: Records of N images; a task joins those that are parts of one image.
+            rows: For each name of a prediction the values of the N images.
+        """
+        answers = {name: torch.from_numpy(np.stack(values)) for name, values in rows.items()}
+        yield {"name": [record.name for record in records]}, answers
+
     def configure_optimizers(self) -> Any:
         """AdamW, and a learning rate that changes with every step."""
         num_steps = count_steps(self.trainer, len(self._require_data().train_dataloader()))
@@ -406,7 +425,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         if self._trainer is not None and self._trainer.datamodule is not None:  # type: ignore[attr-defined]
             data = self._require_data()
             data.preprocess = self.preprocess
-            self._require_same_bit_depth(data)
+            self._require_same_preprocess(data)
 
     def _require_data(self) -> ImageData:
         data = getattr(self.trainer, "datamodule", None)
@@ -417,12 +436,19 @@ class BaseTask(CheckpointedModel, ExportHooks):
             )
         return data
 
-    def _require_same_bit_depth(self, data: ImageData) -> None:
-        if data.preprocess != self.preprocess:
+    def _require_same_preprocess(self, data: ImageData) -> None:
+        """Refuse data whose bit depth or tiles the model was not trained with."""
+        if data.preprocess == self.preprocess or data.preprocess is None:
+            return
+        if data.preprocess.bit_depth != self.preprocess.bit_depth:
             raise MismatchError(
                 f"bit_depth is {data.bit_depth}, and the model was trained without one: it knows such images with 16 "
                 "bits. Leave --data.bit_depth out, or train anew with it."
             )
+        raise MismatchError(
+            f"Tiles of {data.tiling and data.tiling.side} pixels are asked for, and the model was trained without: it "
+            "knows whole images, and its bundle sees no others. Leave --data.tile out, or train anew with it."
+        )
 
     def _match_labels(self) -> None:
         self.require_trained()

@@ -166,6 +166,7 @@ class Checkpoint:
             )
         if self._data is None:
             self._data = build(self.data_spec, base=ImageData, trust=self.trust)
+            self._data.preprocess = self.task.preprocess
         try:
             self._data.setup(_STAGES[name])
         except (ValueError, OSError) as error:

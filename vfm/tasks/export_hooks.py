@@ -63,7 +63,7 @@ class ExportHooks:
 
     def bind_type(self) -> TaskType:
         """Return the task on the side of production, with this task's labels and its own rules."""
-        return find_task_type(self.kind)(self.labels, self.define_rules())
+        return find_task_type(self.kind)(self.labels, self.complete_rules(self.define_rules()))
 
     def open_data(self, path: Path, training: Spec) -> LabeledImages:
         """Open labelled images that have nothing to do with the training: the val split where they state one, else all.
@@ -121,6 +121,10 @@ class ExportHooks:
     def define_rules(self) -> dict[str, Any] | None:
         """Return the rules that the task itself puts into the contract; None where its calibration has them."""
         return None
+
+    def complete_rules(self, rules: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Add to the rules of the contract what no calibration says."""
+        return rules
 
     def describe_rules(
         self, rules: Mapping[str, Any] | None, calibration: Calibration | None

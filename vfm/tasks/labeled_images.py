@@ -19,6 +19,7 @@ from vfm_runtime.tasks.base import Arrays
 from vfm.data import ImageData
 from vfm.data.auto import choose_evaluation_splits
 from vfm.data.dataset import Record, Skipped, describe_content
+from vfm.data.detection.tiles import group_tiles
 from vfm.preprocess import Preprocess
 
 MAX_IMAGES = 2000
@@ -66,12 +67,18 @@ class LabeledImages:
         return replace(self, positions=[self.positions[i] for i in indices])
 
     def limit(self, count: int) -> Self:
-        """Select at most `count` of the images, spread evenly."""
+        """Select at most `count` of the images, spread evenly; of photos in tiles all tiles, of one at least."""
         total = len(self.positions)
         if total <= count:
             return self
-        log.warning("Of %d images %d are taken, spread evenly.", total, count)
-        return self.select(_select_evenly(total, count))
+        photos = [indices for _, indices in group_tiles(self.records)]
+        chosen = [
+            photos[i] for i in _select_evenly(len(photos), max(1, count * len(photos) // total))
+        ]
+        while len(chosen) > 1 and sum(map(len, chosen)) > count:
+            chosen.pop()
+        log.warning("Of %d images %d are taken, spread evenly.", len(photos), len(chosen))
+        return self.select([index for indices in chosen for index in indices])
 
 
 @dataclass(frozen=True)

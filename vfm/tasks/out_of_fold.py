@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from vfm.data import ImageData
 from vfm.data.dataset import Record, list_labels
@@ -98,15 +97,15 @@ def _write_table(
     has_truth = all(record.objects is None for fold in folds for record in fold.records)
     rows = []
     for number, (records, predictions, _) in enumerate(folds):
-        names = [records[i].name for i in predictions.position]
-        answers = {name: torch.from_numpy(predictions.stack(name)) for name in predictions.rows}
-        batch: Any = {"name": names}
         truth = {
             record.name: SEPARATOR.join(data.labels[i] for i in list_labels(record))
             for record in records
         }
-        for row in task.list_predictions(batch, answers):
-            cells = dict(zip(task.prediction_columns, row, strict=True))
-            rows.append(cells | {"true": truth[row[0]], "fold": str(number)})
-    more = ["true"] * has_truth + ["fold"]
-    write_rows(path, [*columns, *more], sorted(rows, key=lambda cells: cells["path"]))
+        held_out = [records[i] for i in predictions.position]
+        for batch, answers in task.batch_rows(held_out, predictions.rows):
+            for row in task.list_predictions(batch, answers):
+                cells = dict(zip(task.prediction_columns, row, strict=True))
+                more = {"true": truth[row[0]]} if has_truth else {}
+                rows.append(cells | more | {"fold": str(number)})
+    columns += ["true"] * has_truth + ["fold"]
+    write_rows(path, columns, sorted(rows, key=lambda cells: cells["path"]))

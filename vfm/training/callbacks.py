@@ -158,7 +158,7 @@ class SkippedFiles(Callback):
         files = self.files[split]
         if not files:
             return
-        total = len(trainer.datamodule.records[split])  # type: ignore[attr-defined]
+        total = trainer.datamodule.count_files(split)  # type: ignore[attr-defined]
         if len(files) <= MAX_UNREADABLE * total:
             return
         listed = "\n".join(f"  {name}: {reason}" for name, reason in list(files.items())[:_SHOWN])
@@ -173,17 +173,26 @@ class PredictionWriter(Callback):
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, ...]] = []
+        self._tiles: dict[
+            int, dict[str, Any]
+        ] = {}  # predictions for parts of images, by their index
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
         self._rows = []
+        self._tiles = {}
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
         """Keep the batch's predictions."""
         task: Any = pl_module
-        if outputs:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if outputs and data.tiling_in_use is not None:
+            arrays = {name: values.cpu().numpy() for name, values in outputs.items()}
+            for row, index in enumerate(batch["index"].tolist()):
+                self._tiles[index] = {name: values[row] for name, values in arrays.items()}
+        elif outputs:
             self._rows += task.list_predictions(batch, outputs)
         nothing = [""] * (len(task.prediction_columns) - 2)
         self._rows += [(name, *nothing, reason) for name, reason in batch["skipped"]]
@@ -191,12 +200,27 @@ class PredictionWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
         rows = [row for rank in gather_ranks(self._rows) for row in rank]
+        tiles = {index: row for rank in gather_ranks(self._tiles) for index, row in rank.items()}
+        rows += _list_joined(trainer, pl_module, dict(sorted(tiles.items())))
         path = get_output_dir(trainer) / "predictions.csv"
         if trainer.is_global_zero:
             # A distributed sampler repeats images to fill up a rank, so an image may have its rows twice.
             columns: Any = pl_module.prediction_columns
             _write_rows(path, columns, sorted(set(rows)))
             rank_zero_info(f"Predictions of {len({row[0] for row in rows})} images: {path}")
+
+
+def _list_joined(
+    trainer: Trainer, task: Any, tiles: dict[int, dict[str, Any]]
+) -> list[tuple[str, ...]]:
+    """List the predictions for images whose parts were predicted one by one, in order."""
+    if not tiles:
+        return []
+    records = [trainer.datamodule.records["predict"][index] for index in tiles]  # type: ignore[attr-defined]
+    parts = [*tiles.values()]
+    values = {name: [part[name] for part in parts] for name in parts[0]}
+    batches = task.batch_rows(records, values)
+    return [row for batch, answers in batches for row in task.list_predictions(batch, answers)]
 
 
 def _write_rows(path: Path, header: tuple[str, ...], rows: list[Any]) -> None:

@@ -164,6 +164,10 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
         raw: Raw = self.head(Features.fill(features)) if features else self(batch["image"])
         return raw
 
+    def read_preprocess(self, entry: Mapping[str, Any]) -> Preprocess:
+        """Return the preprocessing that a checkpoint's entry holds."""
+        return Preprocess(**entry["preprocess"])
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that is needed to rebuild the task, and where it comes from."""
         checkpoint[KEY] = {
@@ -197,7 +201,7 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
         if not self.head.labels:
             self.head.prepare(self.backbone.info, entry["labels"])
         require_same_labels(tuple(entry["labels"]), self.head.labels, "the checkpoint")
-        self.preprocess = Preprocess(**entry["preprocess"])
+        self.preprocess = self.read_preprocess(entry)
         self.license, self._weights_report = entry["license"], entry["weights"]
         if self._data is None:
             self._data = entry["data"]

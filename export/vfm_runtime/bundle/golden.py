@@ -92,6 +92,11 @@ def judge_answers(model: Model, path: Path) -> list[Replay]:
         DataError: The file is malformed, or an image has no answer.
     """
     tolerance, images = read_golden(model)
+    if model.contract.tiling is not None:
+        raise DataError(
+            f"{model.path} cuts images into tiles, and {path} would hold outputs for whole images. Compare the boxes "
+            f"of your client with those of {GOLDEN_FILE}."
+        )
     dtypes = {"float": np.float32, "int64": np.int64}
     answers = {}
     try:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vfm_runtime.errors import DataError, MissingPackageError, OptionError
+from vfm_runtime.errors import DataError, MissingPackageError, OptionError, format_value
 from vfm_runtime.media.drawing import PALETTE, draw_boxes, shrink
 from vfm_runtime.media.image import ImageSource, open_image
 from vfm_runtime.media.video import LIMITS, VideoLimits
@@ -27,6 +27,7 @@ from vfm_runtime.tasks.base import (
 )
 from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules, require_finite
 from vfm_runtime.tasks.tiling import ScoredBoxes, merge_tiles
+from vfm_runtime.validation import is_whole
 
 THRESHOLD = 0.3
 """Least score of a box that is shown, unless another is asked for."""
@@ -53,6 +54,8 @@ class Detections(ConfidencePrediction):
     """[K], index into `names`; read-only."""
     names: tuple[str, ...]
     """Every class."""
+    category_ids: tuple[int, ...] | None = None
+    """Id of each class in the COCO file that the model was trained on; None for 1, 2, 3 and so on."""
 
     @classmethod
     def from_arrays(
@@ -62,6 +65,7 @@ class Detections(ConfidencePrediction):
         scores: ArrayLike,
         names: Sequence[str],
         *,
+        category_ids: Sequence[int] | None = None,
         rules: ConfidenceRules = ConfidenceRules(),
         distance: float | None = None,
     ) -> Self:
@@ -80,7 +84,8 @@ class Detections(ConfidencePrediction):
         require_finite("boxes or scores", corners, values)
         for part in (corners, values, ids):
             part.setflags(write=False)
-        return cls(corners, values, ids, tuple(names), rules=rules, distance=distance)
+        categories = None if category_ids is None else tuple(category_ids)
+        return cls(corners, values, ids, tuple(names), categories, rules=rules, distance=distance)
 
     @property
     def task(self) -> str:
@@ -108,7 +113,8 @@ class Detections(ConfidencePrediction):
         )
         is_shown = self.scores >= np.float32(least)
         parts = self.boxes[is_shown], self.class_ids[is_shown], self.scores[is_shown], self.names
-        return self.from_arrays(*parts, rules=self.rules, distance=self.distance)
+        more = {"category_ids": self.category_ids, "rules": self.rules, "distance": self.distance}
+        return self.from_arrays(*parts, **more)  # type: ignore[arg-type]
 
     def to_dict(self, view: PredictionView = PredictionView()) -> dict[str, Any]:
         """Return the boxes of at least the view's threshold as plain values that JSON can hold."""
@@ -150,15 +156,20 @@ class Detections(ConfidencePrediction):
         }
         return row if self.distance is None else {**row, "distances": self.distance}
 
-    def to_coco(self, image_id: int, *, first_category: int = 1) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int, *, first_category: int | None = None) -> list[dict[str, Any]]:
         """Return every box as an entry of a COCO results file.
 
         Args:
             image_id: Id of the image in the annotations.
-            first_category: Id of the first of `names`.
+            first_category: Id of the first of `names`, where they are counted from there; None for the ids of the file
+                that the model was trained on, and 1 where it was none of COCO.
         """
         sides = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
-        categories = (self.class_ids + first_category).tolist()
+        ids = self.category_ids
+        if first_category is not None or ids is None:
+            first = 1 if first_category is None else first_category
+            ids = tuple(range(first, first + len(self.names)))
+        categories = [ids[index] for index in self.class_ids.tolist()]
         rows = zip(categories, sides.tolist(), self.scores.tolist(), strict=True)
         return [
             {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
@@ -271,6 +282,35 @@ class DetectionType(TaskType):
     uses_threshold = True
     draws = True
     answer_type = DetectionAnswer
+    category_ids: tuple[int, ...] | None = None
+    """Id of each class in the COCO file of the training; None where these are 1, 2, 3 and so on, or there was none."""
+
+    def read_rules(self, rules: Mapping[str, Any]) -> None:
+        """Check and keep the rules of a contract: those of confidence, the ids of COCO's categories, or both.
+
+        Raises:
+            DataError: They do not hold, or do not go with the labels.
+        """
+        confidence = {name: value for name, value in rules.items() if name != "category_ids"}
+        if "category_ids" in rules:
+            ids = rules["category_ids"]
+            is_list = isinstance(ids, list | tuple) and all(map(is_whole, ids))
+            if not is_list or len(set(ids)) != len(self.labels) or len(ids) != len(self.labels):
+                raise DataError(
+                    f"category_ids is {format_value(ids)}; expected {len(self.labels)} different whole numbers, one a "
+                    "label."
+                )
+            self.category_ids = tuple(ids)
+        self.has_rules = bool(confidence) or not rules
+        if self.has_rules:
+            super().read_rules(confidence)
+
+    def rules_to_dict(self) -> dict[str, Any] | None:
+        """Return the rules as plain values; None of a model without."""
+        rules = super().rules_to_dict()
+        if self.category_ids is None:
+            return rules
+        return (rules or {}) | {"category_ids": list(self.category_ids)}
 
     def open(
         self, source: ImageSource, *, cropped: bool = False, limits: VideoLimits = LIMITS
@@ -303,6 +343,7 @@ class DetectionType(TaskType):
         distances = [part.distance for part in parts if part.distance is not None]
         return Detections.from_arrays(
             *(boxes, class_ids, scores, self.labels),
+            category_ids=self.category_ids,
             rules=self.confidence,
             distance=float(np.median(distances)) if distances else None,
         )
@@ -318,7 +359,10 @@ class DetectionType(TaskType):
         )
         return [
             Detections.from_arrays(
-                boxes, class_ids, scores, self.labels, rules=self.confidence, distance=distance
+                *(boxes, class_ids, scores, self.labels),
+                category_ids=self.category_ids,
+                rules=self.confidence,
+                distance=distance,
             )
             for boxes, class_ids, scores, distance in images
         ]

@@ -143,10 +143,10 @@ class Tile(NamedTuple):
     """Left edge of the tile in the photo, in pixels."""
     top: int
     """Upper edge of the tile in the photo, in pixels."""
-    core: NDArray[np.float64]
-    """[4], the part of the tile that no neighbour answers for, in pixels of the tile; infinite at the photo's edges."""
-    is_core: NDArray[np.bool_]
-    """[M], boxes whose centre lies in the core: every box of the photo counts in one tile."""
+    photo: "Annotation"
+    """The boxes of the whole photo."""
+    labels: tuple[int, ...]
+    """Class of each box of the photo."""
 
 
 class Annotation(NamedTuple):

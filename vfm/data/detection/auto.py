@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Unpack, get_args
 
 from vfm_runtime.errors import OptionError
+from vfm_runtime.tasks.tiling import LEAST_SIDE, Tiling
 
 from vfm.data.base import LOADER_DEFAULTS, LoaderOptions
 from vfm.data.class_folders import list_readable
@@ -29,7 +30,7 @@ from vfm.data.detection.csv import find_tables, read_tables
 from vfm.data.detection.dataset import BoxAugment
 from vfm.data.detection.foreign import explain_foreign
 from vfm.data.detection.orientation import Orientation, settle_boxes
-from vfm.data.detection.tiles import cut_tiles
+from vfm.data.detection.tiles import name_photo
 from vfm.data.detection.voc import find_voc, read_voc
 from vfm.data.detection.yolo import find_yolo, read_yolo
 from vfm.data.folder import SPLIT_FILE
@@ -104,7 +105,8 @@ class DetectionData(BoxData):
                 development kit, and 0 for all others.
             box_orientation: What boxes are of where an image is turned by its EXIF: `upright`, or `stored` for tools
                 that ignore EXIF; `auto` goes by the sizes that annotations state.
-            tile: Side in pixels of the tiles that larger photos are cut into; null leaves them whole.
+            tile: Side in pixels of the tiles that larger photos are cut into; part of the model. Null leaves them
+                whole, or cuts them as the model does.
             tile_overlap: Least fraction of a tile that its neighbour shows too.
             val_fraction: Fraction of the images for validation, where the files have no split for it.
             test_fraction: Fraction of the images for the test, where the files have no splits.
@@ -123,22 +125,20 @@ class DetectionData(BoxData):
         if box_orientation not in get_args(Orientation):
             choices = ", ".join(get_args(Orientation))
             raise OptionError(f"box_orientation is '{box_orientation}'. Choices: {choices}.")
-        if tile is not None and tile < 32:
-            raise OptionError(f"tile is {tile}. Give the side of a tile in pixels, 32 or more.")
-        if not 0 <= tile_overlap < 0.9:
-            raise OptionError(f"tile_overlap is {tile_overlap}. Give a share from 0 to below 0.9.")
+        # The overlap is checked in any case.
+        tiling = Tiling(LEAST_SIDE if tile is None else tile, tile_overlap)
+        self.tiling = None if tile is None else tiling
         check_fractions(val_fraction, test_fraction)
         self.root = Path(root)
         self.format = format
         self.box_format = box_format
         self.box_origin = box_origin
         self.box_orientation = box_orientation
-        self.tile = tile
-        self.tile_overlap = tile_overlap
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_file = Path(split_file) if split_file is not None else None
         self.fixes: list[Fix] = []
+        self.category_ids: dict[str, int] = {}
         self._copies: dict[str, str] = {}
 
     def read(self) -> dict[str, list[Record]]:
@@ -163,6 +163,8 @@ class DetectionData(BoxData):
         require_inside(images, self.root)
         numbers = self._index_classes(reading)
         self.labels = tuple(numbers)
+        if reading.label_ids is not None:
+            self.category_ids = {label: reading.label_ids[label] for label in self.labels}
         if self.split_file is not None:
             splits = _assign_splits(images, self.split_file)
         else:
@@ -211,7 +213,7 @@ class DetectionData(BoxData):
         if self.leaves_val_out:
             return self.spec  # such a file lists all images, and these are in no split
         rows = {
-            SplitRow(_name_file(record), "", split)
+            SplitRow(name_photo(record), "", split)
             for split in SPLITS
             for record in self.records.get(split, [])
         }
@@ -222,8 +224,14 @@ class DetectionData(BoxData):
         return self._pin_split(root=str(self.root.absolute()), split_file=str(path))
 
     def describe(self) -> dict[str, Any]:
-        """Class names, images and boxes per split and class, and how many boxes were mended; ready for JSON."""
-        return super().describe() | {"mended": dict(Counter(fix.done for fix in self.fixes))}
+        """Class names, images and boxes per split and class, and how many boxes were mended; ready for JSON.
+
+        With the ids of the classes in the files of COCO, where they are not 1, 2, 3 and so on.
+        """
+        values = super().describe() | {"mended": dict(Counter(fix.done for fix in self.fixes))}
+        ids = list(self.category_ids.values())
+        has_ids = bool(ids) and ids != list(range(1, len(ids) + 1))
+        return values | ({"category_ids": self.category_ids} if has_ids else {})
 
     def _read_annotations(self) -> Reading[AnnotatedImage]:
         if not self.root.exists():
@@ -272,14 +280,8 @@ class DetectionData(BoxData):
         for image in sorted(images, key=attrgetter("name")):
             annotation, labels = check_boxes(image, numbers, self.fixes)
             key = self._copies.get(image.name, image.name)
-            parts = [(annotation, labels)]
-            if self.tile is not None:
-                parts = list(cut_tiles(annotation, labels, self.tile, self.tile_overlap))
-            for part, classes in parts:
-                suffix = "" if part.tile is None else f"@{part.tile.left},{part.tile.top}"
-                name = image.name + suffix
-                record = Record(str(image.path), classes, name, objects=part, key=key)
-                records.append(record)
+            record = Record(str(image.path), labels, image.name, objects=annotation, key=key)
+            records.append(record)
         return records
 
     def _warn_of_fixes(self, images: Sequence[AnnotatedImage]) -> None:
@@ -294,12 +296,6 @@ class DetectionData(BoxData):
             f"training lists all in {FIXES_FILE}.",
             stacklevel=2,
         )
-
-
-def _name_file(record: Record) -> str:
-    """Name of the file of an image, or of a tile of it."""
-    tiled = record.objects is not None and record.objects.tile is not None
-    return record.name.rpartition("@")[0] if tiled else record.name
 
 
 def _assign_splits(

@@ -2,10 +2,18 @@
 
 import math
 from abc import ABC
+from itertools import chain
+from pathlib import Path
 from typing import Unpack
 
+import numpy as np
+from vfm_runtime.tasks.tiling import Tiling
+
 from vfm.data.base import ImageData, LoaderOptions
+from vfm.data.dataset import Record
+from vfm.data.detection.annotation import Annotation, read_image_header
 from vfm.data.detection.dataset import BoxAugment, BoxDataset, collate_boxes
+from vfm.data.detection.tiles import cut_record, group_tiles
 
 
 class BoxData(ImageData, ABC):
@@ -25,6 +33,21 @@ class BoxData(ImageData, ABC):
         """
         super().__init__(augment="none", **options)
         self.box_augment = augment
+        self._cut_by: dict[str, Tiling | None] = {}
+
+    def _cut_records(self) -> None:
+        """Cut the photos of all splits into the tiles of the preprocessing, or else of the data."""
+        tiling = self.tiling_in_use
+        for split, records in self.records.items():
+            if self._cut_by.get(split) == tiling:
+                continue
+            parts = (_cut_photo(photo, tiling) for photo, _ in group_tiles(records))
+            self.records[split] = [*chain.from_iterable(parts)]
+            self._cut_by[split] = tiling
+
+    def count_files(self, split: str) -> int:
+        """Count the photos of a split, each once, however many tiles it has."""
+        return len(group_tiles(self.records.get(split, [])))
 
     def build_dataset(self, split: str) -> BoxDataset:
         """A split's images with their boxes, in order and without augmentation."""
@@ -50,3 +73,17 @@ class BoxData(ImageData, ABC):
         images_a_step = self.batch_size * self.trainer.world_size
         images_a_step *= self.trainer.accumulate_grad_batches
         return fraction * self.trainer.max_steps * images_a_step / num_images
+
+
+def _cut_photo(record: Record, tiling: Tiling | None) -> list[Record]:
+    """Return the tiles of a photo; the photo itself where it stays whole, or its file cannot be read."""
+    annotation, source = record.objects, record.source
+    if annotation is None:
+        if isinstance(source, np.ndarray):
+            size = source.shape[0], source.shape[1]
+        elif isinstance(source, str) and (header := read_image_header(Path(source))):
+            size = header.size
+        else:
+            return [record]
+        annotation = Annotation(np.zeros((0, 4), np.float32), np.zeros(0, bool), size)
+    return cut_record(record, annotation, tiling)

@@ -89,11 +89,14 @@ def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[AnnotatedIm
     image_files = ImageFiles()
     splits: dict[str, list[AnnotatedImage]] = {}
     classes: dict[Path, list[str]] = {}
+    ids: dict[str, int] | None = None
     for split, content in contents.items():
         path = files[split]
         require_keys(content, _KEYS, str(path))
         names = _read_categories(content["categories"], content["annotations"], path, notes)
         classes[path] = list(names.values())
+        if ids is None or split == "train":
+            ids = {name: number for number, name in names.items()}
         images = _read_images(content["images"], path)
         boxes = _read_boxes(content["annotations"], path, images, names, box_format, notes)
         stated = [image["file_name"] for image in images.values()]
@@ -114,7 +117,7 @@ def read_coco(root: Path, box_format: BoxFormat = "xywh") -> Reading[AnnotatedIm
                 f"only in {first.name} {sorted({*expected} - {*listed})[:5]}. Export both splits with one list of "
                 "categories."
             )
-    return Reading(splits, expected, [*notes, *image_files.describe()])
+    return Reading(splits, expected, [*notes, *image_files.describe()], ids)
 
 
 def _join_images(

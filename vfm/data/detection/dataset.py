@@ -14,6 +14,7 @@ from vfm_runtime.media.image import ImageError, open_image
 from vfm.data.dataset import ImageDataset, Record, Skipped, build_batch, read_source, sample_seed
 from vfm.data.decode import Source
 from vfm.data.detection.annotation import Annotation
+from vfm.data.detection.tiles import name_photo
 from vfm.data.detection.transforms import Geometric, Picture
 from vfm.data.transforms import AugmentError, TrainTransform, build_jitter
 from vfm.preprocess import Geometry, convert_corners
@@ -108,20 +109,18 @@ class BoxDataset(ImageDataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
         try:
-            if self.augment is None:
-                return self._open_whole(index, record)
-            return self._draw_view(index, record, epoch, self.augment)
+            if self.augment is not None:
+                return self._draw_view(index, record, epoch, self.augment)
+            limits, size = self.preprocess.value_range, self.preprocess.size
+            pixels, geometry = self.preprocess.resize(load_pixels(record, limits))
+            corners, labels = _select_learned(record)
+            row = np.array(geometry.to_row(size), np.float32)
+            fractions = geometry.to_fractions(corners, size)
+            return BoxSample(pixels, fractions, labels, row, index, record.name)
         except ImageError as error:
-            return Skipped(record.name, error.reason, np.zeros(0, np.int64), self.preprocess.size)
-
-    def _open_whole(self, index: int, record: Record) -> BoxSample:
-        pixels, geometry = self.preprocess.resize(load_pixels(record, self.preprocess.value_range))
-        size = self.preprocess.size
-        corners, labels = _select_learned(record)
-        row = np.array(geometry.to_row(size), np.float32)
-        return BoxSample(
-            pixels, geometry.to_fractions(corners, size), labels, row, index, record.name
-        )
+            return Skipped(
+                name_photo(record), error.reason, np.zeros(0, np.int64), self.preprocess.size
+            )
 
     def _draw_view(self, index: int, record: Record, epoch: int, augment: BoxAugment) -> BoxSample:
         seed = sample_seed(self.seed, epoch, index)
@@ -160,7 +159,8 @@ class BoxDataset(ImageDataset):
         source = Source.open(
             load_pixels(record, limits) if is_tile else read_source(record), limits
         )
-        _require_size(record, source.height, source.width)
+        if record.objects is not None:
+            _require_size(record, record.objects, source.height, source.width)
         return Picture(source, *_select_learned(record))
 
 
@@ -198,18 +198,22 @@ def load_pixels(record: Record, value_range: ValueRange | None = None) -> NDArra
     if annotation is None or annotation.tile is None:
         pixels: NDArray[np.uint8] = open_image(read_source(record), value_range=value_range)
     else:
-        assert isinstance(record.source, str)
         (left, top), (height, width) = annotation.tile[:2], annotation.size
-        whole = _open_large(record.source, value_range=value_range)
-        pixels = np.ascontiguousarray(whole[top : top + height, left : left + width])
-    _require_size(record, *pixels.shape[:2])
+        source = read_source(record)
+        if isinstance(source, str):
+            whole = _open_large(source, value_range=value_range)
+        else:
+            whole = open_image(source, value_range=value_range)
+        _require_size(record, annotation.tile.photo, *whole.shape[:2])
+        return np.ascontiguousarray(whole[top : top + height, left : left + width])
+    if annotation is not None:
+        _require_size(record, annotation, *pixels.shape[:2])
     return pixels
 
 
-def _require_size(record: Record, height: int, width: int) -> None:
+def _require_size(record: Record, annotation: Annotation, height: int, width: int) -> None:
     """Refuse an image that is not the one that was annotated: its boxes would lie elsewhere."""
-    annotation: Annotation | None = record.objects
-    if annotation is not None and annotation.size != (height, width):
+    if annotation.size != (height, width):
         stated = f"{annotation.size[1]} x {annotation.size[0]}"
         raise ImageError(
             record.name,

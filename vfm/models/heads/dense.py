@@ -99,6 +99,11 @@ class DenseHead(DetectionHead):
         boxes = torch.cat([(first + last) / 2, last - first], -1)
         return logits, boxes, points.expand(grid.shape[0], -1, -1)
 
+    @property
+    def max_objects(self) -> int:
+        """Most boxes of an answer."""
+        return self.max_boxes
+
     def decode(self, raw: Raw, geometry: Tensor | None = None) -> dict[str, Tensor]:
         """Return the best pairs of box and class that no better box of the class covers: at most `max_boxes`."""
         logits, boxes = raw["logits"].float(), raw["boxes"].float()

@@ -17,6 +17,11 @@ class DetectionHead(Head, ABC):
     needs_geometry = True
     gives_logits = True
 
+    @property
+    def max_objects(self) -> int | None:
+        """Most objects that can be found in one input; None where there is no such number."""
+        return None
+
     @abstractmethod
     def forward(self, features: Features) -> Raw:
         """Return raw outputs, of which a loss may want more in training.

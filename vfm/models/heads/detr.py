@@ -76,6 +76,11 @@ class DetrHead(DetectionHead):
         self.shape = _SHAPES[size]._replace(**chosen)
         self.fine = fine
 
+    @property
+    def max_objects(self) -> int:
+        """Number of queries: each finds one object."""
+        return self.shape.num_queries
+
     def build(self, info: FeatureInfo, num_labels: int) -> None:
         """Make the layers, with low scores everywhere so that training does not start with a flood of objects."""
         shape = self.shape

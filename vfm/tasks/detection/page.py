@@ -25,7 +25,7 @@ _FACTS = {
     "AP_small": "AP, small",
     "AP_medium": "AP, medium",
     "AP_large": "AP, large",
-    "AR_100": "AR, 100 boxes",
+    "AR_100": "AR, {max_boxes} boxes",
 }
 _NUM_SHOWN = 12
 _CELL = 290
@@ -45,7 +45,10 @@ def write_box_page(
     checkpoint = results["checkpoint"] or "no checkpoint"
     counts = f"{results['num_samples']} images, {results['num_boxes']} boxes"
     page = ResultsPage(folder, split, f"{counts}; {checkpoint}")
-    page.add_facts({name: describe_metric(results[key]) for key, name in _FACTS.items()})
+    facts = {
+        name.format_map(results): describe_metric(results[key]) for key, name in _FACTS.items()
+    }
+    page.add_facts(facts)
     page.add_heading("By class")
     page.add_table(results["per_class"])
     ranked = sorted(results["per_class"], key=lambda row: -(row["AP"] or 0.0))

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from vfm_runtime.tasks.tiling import ScoredBoxes, merge_tiles
 
 from vfm.data.dataset import Record
-from vfm.data.detection.tiles import is_centered_in
+from vfm.data.detection.tiles import get_region, group_tiles, is_centered_in
 from vfm.metrics.detection import (
+    MAX_BOXES,
     DetectedBoxes,
     TrueBoxes,
     compute_coco_metrics,
@@ -24,44 +27,106 @@ from vfm.tasks.results import save_results
 
 def join_boxes(
     records: Sequence[Record], values: Mapping[str, Any], columns: Sequence[int]
-) -> tuple[list[TrueBoxes], list[DetectedBoxes]]:
-    """Return the true boxes and the detected ones of each image.
+) -> tuple[list[Record], list[TrueBoxes], list[DetectedBoxes]]:
+    """Return each image with its true boxes and the detected ones; of an image in tiles, those of its tiles merged.
 
     Args:
-        records: Records of N images.
+        records: Records of N images, or tiles.
         values: `boxes`, `labels` and `scores`, each a sequence of the arrays of the images, in pixels of the original.
         columns: For each class of the data its index among the model's.
     """
-    rows = zip(values["boxes"], values["labels"], values["scores"], strict=True)
-    truth = [select_truth(record, columns) for record in records]
-    pairs = zip(records, rows, strict=True)
-    return truth, [select_detections(record, DetectedBoxes(*row)) for record, row in pairs]
+    photos, truth, detections = [], [], []
+    for photo, indices in group_tiles(records):
+        tiles = [records[index] for index in indices]
+        photos.append(photo)
+        truth.append(select_truth(photo, tiles, columns))
+        detections.append(merge_detections(tiles, values, indices))
+    return photos, truth, detections
 
 
-def select_truth(record: Record, columns: Sequence[int]) -> TrueBoxes:
-    """Return an image's true boxes in the model's classes; a tile ignores those that a neighbour answers for."""
-    assert record.objects is not None
-    assert isinstance(record.label, tuple)
-    labels = np.array([columns[label] for label in record.label], np.int64)
-    tile, ignored = record.objects.tile, record.objects.ignored
-    ignored = ignored if tile is None else ignored | ~tile.is_core
-    return TrueBoxes(record.objects.corners, labels, ignored, record.objects.areas)
+def select_truth(photo: Record, tiles: Sequence[Record], columns: Sequence[int]) -> TrueBoxes:
+    """Return an image's true boxes in the model's classes; those in none of its tiles that were looked at are ignored.
+
+    Args:
+        photo: Record of the whole image.
+        tiles: Records of its tiles, which may be fewer than it has where batches are limited; without
+            tiles the photo's own record.
+        columns: For each class of the data its index among the model's.
+    """
+    assert photo.objects is not None
+    assert isinstance(photo.label, tuple)
+    labels = np.array([columns[label] for label in photo.label], np.int64)
+    corners, ignored = photo.objects.corners, photo.objects.ignored
+    if tiles[0] is not photo:
+        regions = [np.array(get_region(tile), np.float64) for tile in tiles]
+        ignored = ignored | ~np.any([is_centered_in(region, corners) for region in regions], axis=0)
+    return TrueBoxes(corners, labels, ignored, photo.objects.areas)
 
 
-def select_detections(record: Record, boxes: DetectedBoxes) -> DetectedBoxes:
-    """Return the boxes that a model found in an image; of a tile those that it answers for."""
-    tile = record.objects.tile if record.objects else None
-    if tile is None:
-        return boxes
-    inside = is_centered_in(tile.core, boxes.corners)
-    return DetectedBoxes(boxes.corners[inside], boxes.labels[inside], boxes.scores[inside])
+def merge_detections(
+    tiles: Sequence[Record], values: Mapping[str, Any], indices: Sequence[int]
+) -> DetectedBoxes:
+    """Return the boxes that a model found in an image; of tiles merged, as in production.
+
+    Args:
+        tiles: Records of the image's tiles; of one that is whole, its own.
+        values: `boxes`, `labels` and `scores` of all records, as of `join_boxes`.
+        indices: Where the tiles are among all records.
+    """
+    parts = [
+        ScoredBoxes(*(values[name][i] for name in ("boxes", "labels", "scores"))) for i in indices
+    ]
+    if tiles[0].objects is None or tiles[0].objects.tile is None:
+        return DetectedBoxes(*parts[0])
+    return DetectedBoxes(*merge_tiles([get_region(tile) for tile in tiles], parts))
+
+
+def limit_boxes(records: Sequence[Record]) -> int:
+    """Return how many detections of a class in an image AP counts: COCO's 100, for each tile of a photo in tiles."""
+    tiles = [len(indices) for _, indices in group_tiles(records)]
+    return MAX_BOXES * max(tiles, default=1)
+
+
+def warn_of_crowds(records: Sequence[Record]) -> None:
+    """Warn where images have more objects of one class than AP counts detections."""
+    limit = limit_boxes(records)
+    counts = {}
+    for photo, _ in group_tiles(records):
+        if photo.objects is not None and isinstance(photo.label, tuple) and photo.label:
+            labels = np.array(photo.label)[~photo.objects.ignored]
+            counts[photo.name] = int(np.bincount(labels, minlength=1).max())
+    crowded = [name for name, count in counts.items() if count > limit]
+    if crowded:
+        rank_zero_warn(
+            f"{len(crowded)} images have more than {limit} objects of one class, such as {crowded[0]} with "
+            f"{counts[crowded[0]]}: AP counts the best {limit} boxes of a class in an image, as COCO does, and cannot "
+            "reach 1. Train with tiles (--data.tile), each of which adds as many, or go by F1, which counts all."
+        )
+
+
+def warn_of_queries(records: Sequence[Record], max_objects: int | None) -> None:
+    """Warn where images, or tiles of them, show more objects than the head can find in one."""
+    if max_objects is None:
+        return
+    counts = [int((~record.objects.ignored).sum()) if record.objects else 0 for record in records]
+    crowded = [index for index, count in enumerate(counts) if count > max_objects]
+    if crowded:
+        example = f"{records[crowded[0]].name} with {counts[crowded[0]]}"
+        rank_zero_warn(
+            f"{len(crowded)} of {len(records)} images or tiles show more objects than the {max_objects} that the head "
+            f"can find in one, such as {example}. Train with more (--model.head.num_queries {max(counts)}; of a "
+            "DenseHead, --model.head.max_boxes), or with smaller tiles (--data.tile)."
+        )
 
 
 def compute_box_metrics(
-    truth: Sequence[TrueBoxes], detections: Sequence[DetectedBoxes], num_labels: int
+    truth: Sequence[TrueBoxes],
+    detections: Sequence[DetectedBoxes],
+    num_labels: int,
+    max_boxes: int = MAX_BOXES,
 ) -> dict[str, float]:
     """Return the few metrics that every validation logs; 0 where there is nothing to find."""
-    stats, _ = compute_coco_metrics(truth, detections, num_labels)
+    stats, _ = compute_coco_metrics(truth, detections, num_labels, max_boxes)
     return {name: stats[name] or 0.0 for name in ("AP", "AP50")}
 
 
@@ -73,18 +138,22 @@ def write_box_results(
     detections: Sequence[DetectedBoxes],
     labels: Sequence[str],
     more: Mapping[str, Any],
+    max_boxes: int = MAX_BOXES,
 ) -> None:
     """Add a split's results to `results.json`, and write its page and pictures beside it."""
-    results = compute_box_results(truth, detections, labels) | dict(more)
+    results = compute_box_results(truth, detections, labels, max_boxes) | dict(more)
     save_results(folder, split, results)
     write_box_page(folder, split, results, records, truth, detections, labels)
 
 
 def compute_box_results(
-    truth: Sequence[TrueBoxes], detections: Sequence[DetectedBoxes], labels: Sequence[str]
+    truth: Sequence[TrueBoxes],
+    detections: Sequence[DetectedBoxes],
+    labels: Sequence[str],
+    max_boxes: int = MAX_BOXES,
 ) -> dict[str, Any]:
-    """Return every metric of a split, ready for JSON."""
-    stats, per_class = compute_coco_metrics(truth, detections, len(labels))
+    """Return every metric of a split, ready for JSON; `AR_100` counts `max_boxes` where these are more."""
+    stats, per_class = compute_coco_metrics(truth, detections, len(labels), max_boxes)
     classes = match_detections(truth, detections, len(labels))
     best = [ranking.find_best_f1() for ranking in classes]
     parts = zip(labels, classes, per_class, best, strict=True)
@@ -102,6 +171,7 @@ def compute_box_results(
     return {
         "num_samples": len(truth),
         "num_boxes": sum(ranking.num_true for ranking in classes),
+        "max_boxes": max_boxes,
         **{name: value for name, value in stats.items() if name != "AP50"},
         "AP50": estimate_ap50(classes, truth) | {"value": stats["AP50"]},
         "per_class": rows,

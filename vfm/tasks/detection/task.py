@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from vfm_runtime.errors import MismatchError, OptionError
+from vfm_runtime.tasks.base import TaskType
+from vfm_runtime.tasks.tiling import Tiling
 
-from vfm.data import ImageData
-from vfm.data.auto import open_boxes
+from vfm.data import DetectionData, ImageData
+from vfm.data.auto import open_boxes, take_options
 from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.base import BoxData
+from vfm.data.detection.tiles import group_tiles
 from vfm.losses import DenseLoss, DetectionLoss, Loss
-from vfm.metrics.detection import DetectedBoxes, TrueBoxes
 from vfm.models.backbone import ImageSize
 from vfm.models.heads import DenseHead, DetectionHead, DetrHead
+from vfm.preprocess import Preprocess
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
-from vfm.tasks.detection.results import compute_box_metrics, join_boxes, write_box_results
+from vfm.tasks.calibration import Calibration
+from vfm.tasks.detection.results import (
+    compute_box_metrics,
+    join_boxes,
+    limit_boxes,
+    merge_detections,
+    warn_of_crowds,
+    warn_of_queries,
+    write_box_results,
+)
 from vfm.tasks.detection.validation import BoxValidation
 from vfm.tasks.labeled_images import LabeledImages, OpenedImages
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
@@ -42,6 +57,7 @@ class DetectionTask(BaseTask):
     """
 
     kind = "detection"
+    head: DetectionHead
     monitor = "val/AP"
     monitor_mode = "max"
     card_metrics = dict.fromkeys(("AP", "AP50"), "num_samples")
@@ -115,27 +131,38 @@ class DetectionTask(BaseTask):
 
     def compute_metrics(self, split: str, predictions: SplitPredictions) -> dict[str, float]:
         """Return loss by object, AP and AP50."""
-        _, truth, detections = self._join_boxes(split, predictions)
-        num_objects = max(sum(len(true.labels) for true in truth), 1)
-        metrics = compute_box_metrics(truth, detections, len(self.labels))
+        records = self._list_records(split, predictions)
+        _, truth, detections = join_boxes(records, predictions.rows, self.columns.tolist())
+        num_objects = max(sum(len(list_labels(record)) for record in records), 1)
+        limit = limit_boxes(records)
+        metrics = compute_box_metrics(truth, detections, len(self.labels), limit)
         return {"loss": predictions.sums["loss"] / num_objects, **metrics}
 
     def count_judged(self, data: ImageData) -> int:
         """Return the number of boxes in the val split."""
-        return sum(len(list_labels(record)) for record in data.records.get("val", []))
+        return sum(len(list_labels(photo)) for photo, _ in group_tiles(data.records.get("val", [])))
 
     def write_results(
         self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]
     ) -> None:
         """Write all metrics of a split, its page and pictures."""
-        pairs = self._join_boxes(split, predictions)
-        write_box_results(folder, split, *pairs, self.labels, more)
+        records = self._list_records(split, predictions)
+        photos, truth, detections = join_boxes(records, predictions.rows, self.columns.tolist())
+        limit = limit_boxes(records)
+        warn_of_queries(records, self.head.max_objects)
+        warn_of_crowds(records)
+        write_box_results(folder, split, photos, truth, detections, self.labels, more, limit)
 
-    def _join_boxes(
-        self, split: str, predictions: SplitPredictions
-    ) -> tuple[list[Record], list[TrueBoxes], list[DetectedBoxes]]:
-        records = [self._require_data().records[split][i] for i in predictions.position]
-        return records, *join_boxes(records, predictions.rows, self.columns.tolist())
+    def _list_records(self, split: str, predictions: SplitPredictions) -> list[Record]:
+        return [self._require_data().records[split][i] for i in predictions.position]
+
+    def setup(self, stage: str) -> None:
+        """Warn, before a training, where images show more objects than can be found."""
+        super().setup(stage)
+        if stage == "fit":
+            records = self._require_data().records
+            warn_of_queries([*records["train"], *records.get("val", [])], self.head.max_objects)
+            warn_of_crowds(records.get("val", []))
 
     def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
         """Return a row for each box of a score of 0.01 or more, in pixels of the original image."""
@@ -148,9 +175,74 @@ class DetectionTask(BaseTask):
                     rows.append((name, *corners, self.labels[label], f"{score:.6f}", ""))
         return rows
 
+    def batch_rows(
+        self, records: Sequence[Record], rows: Mapping[str, Sequence[NDArray[Any]]]
+    ) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+        """Yield one image at a time; the boxes of tiles are merged."""
+        for photo, indices in group_tiles(records):
+            boxes = merge_detections([records[i] for i in indices], rows, indices)
+            names = ("boxes", "labels", "scores")
+            answers = {k: torch.from_numpy(v)[None] for k, v in zip(names, boxes, strict=True)}
+            yield {"name": [photo.name]}, answers
+
     def open_data(self, path: Path, training: Spec) -> LabeledImages:
-        """Read images with boxes in any layout, with the tiles of the training's."""
-        return LabeledImages.select_evaluation(open_boxes(path, training=training), path)
+        """Read images with boxes in any layout, with the model's tiles."""
+        data = open_boxes(path, training=training)
+        data.preprocess = self.preprocess
+        return LabeledImages.select_evaluation(data, path)
+
+    def complete_rules(self, rules: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Add the ids that the COCO file of the training has for the labels, where they are not 1, 2, 3 and so on."""
+        splits = (self._data or {}).get("splits") or {}
+        ids = splits.get("category_ids") or {}
+        if not set(self.labels) <= set(ids):
+            return rules
+        return (rules or {}) | {"category_ids": [ids[label] for label in self.labels]}
+
+    def bind_type(self) -> TaskType:
+        """Return the task on the side of production, with the model's tiles."""
+        task_type = super().bind_type()
+        task_type.tiling = self.preprocess.tiles
+        return task_type
+
+    def read_preprocess(self, entry: Mapping[str, Any]) -> Preprocess:
+        """Return the preprocessing of a checkpoint; earlier versions kept its tiles with the data alone."""
+        preprocess = super().read_preprocess(entry)
+        options = take_options(
+            (entry["data"] or {}).get("spec"), DetectionData, ("tile", "tile_overlap")
+        )
+        if preprocess.tiles is None and (side := options.get("tile")) is not None:
+            preprocess = preprocess.add_tiles(Tiling(side, options.get("tile_overlap", 0.2)))
+        return preprocess
+
+    @property
+    def unshared_reason(self) -> str | None:  # type: ignore[override]
+        """Why the model needs a backbone of its own."""
+        return None if self.preprocess.tiles is None else "cuts images into tiles"
+
+    @property
+    def serving_warning(self) -> str | None:  # type: ignore[override]
+        """Tell whoever serves the bare graphs that they take tiles."""
+        if self.preprocess.tiles is None:
+            return None
+        return (
+            "takes one tile at a time: cut images, and merge the boxes of their tiles, as 'tiles' in vfm.json of the "
+            "bundle says. `vfm serve` and vfm-runtime do it by themselves."
+        )
+
+    def describe_rules(
+        self, rules: Mapping[str, Any] | None, calibration: Calibration | None
+    ) -> list[str]:
+        """Return the lines of the card on tiles, and on when the model is sure."""
+        rules = {name: value for name, value in (rules or {}).items() if name != "category_ids"}
+        lines = super().describe_rules(rules or None, calibration)
+        if (tiles := self.preprocess.tiles) is None:
+            return lines
+        text = (
+            f"Images larger than {1.5 * tiles.side:g} pixels are cut into tiles of {tiles.side}, which overlap by at "
+            f"least {tiles.overlap:g} of their side, and their boxes are merged. At most {tiles.max_tiles:,} tiles."
+        )
+        return ["## Tiles", "", text, "", *lines]
 
     def open_validation(self, images: OpenedImages) -> BoxValidation:
         """Return images that are judged by COCO's average precision."""
