@@ -57,7 +57,8 @@ WRONG = [
         "nonsense",
         2,
         "'nonsense'",
-        "Commands: fit, validate, test, predict, models, tune, faces, doctor, calibrate, audit, demo, export",
+        "Commands: fit, validate, test, predict, models, tune, faces, doctor, calibrate, audit, embed, "
+        "search, demo, export",
     ),
     ("fit", 2, "--model", "--data", "--config"),
     ("validate", 2, "--model", "--data"),

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROWS = {
     9: {"cli", "api", "demo", "tune"},
-    6: {"deepfake"},
+    7: {"search"},
+    6: {"deepfake", "embed"},
     5: {"bundle"},
     4: {"tasks", "quantization"},
     3: {"training"},

@@ -19,6 +19,8 @@ SPEAKERS = (
     "vfm/cli/",
     "vfm/demo.py",
     "vfm/tune/",
+    "vfm/embed/command.py",
+    "vfm/search/command.py",
     "vfm/bundle/export.py",
     "vfm/deepfake/data/extract.py",
     "vfm/tasks/calibrate.py",

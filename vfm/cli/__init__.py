@@ -43,6 +43,11 @@ COMMANDS = {
         "vfm.deepfake.robustness.command:audit",
         "deepfake models: what becomes of the answers when images get worse",
     ),
+    "embed": (
+        "vfm.embed.command:embed",
+        "vectors of the images of a folder or table, in a store to search",
+    ),
+    "search": ("vfm.search.command:search", "the images of a store that are most like another"),
     "demo": ("vfm.demo:run_demo", "the whole job on a small real data set, in minutes"),
     "export": (
         "vfm.bundle.export:export_files",

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from vfm.cli.parsing import OPTIONS, parse
 from vfm.cli.words import join_values, pop_option
 
-_SHORT = {"-o": "--out"}
+_SHORT = {"-o": "--out", "-k": "--k"}
 _REPEATED = "trust"
 _SPREAD = "options"
 

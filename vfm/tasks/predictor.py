@@ -14,7 +14,7 @@ from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.media.image import ImageSource
 from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.confidence import require_finite
-from vfm_runtime.tasks.embedding import OUTPUT
+from vfm_runtime.tasks.embedding import OUTPUT, EmbeddingSpec
 
 from vfm.models.heads.embedding import EmbeddingHead
 from vfm.tasks.base import BaseTask
@@ -88,13 +88,16 @@ class TorchPredictor(Predictor):
             self.select_embedding(source, normalize=normalize)
         return super().embed(images, batch_size=batch_size)
 
-    def select_embedding(self, source: str | None = None, *, normalize: bool = True) -> None:
-        """Choose what `embed` and `embed_prepared` give, as the arguments of `embed`; `embedding` then says it."""
+    def select_embedding(
+        self, source: str | None = None, *, normalize: bool = True
+    ) -> EmbeddingSpec:
+        """Choose what `embed_prepared` gives, by the arguments of `embed`, and return what `embedding` then says."""
         task, last = self.task, self.embedding
         head = task.build_embedding(source, normalize=normalize)
         if last is None or (last.source, last.normalize) != (head.source, normalize):
-            self.embedding = describe_embedding(task.backbone, task.preprocess, head)
+            last = self.embedding = describe_embedding(task.backbone, task.preprocess, head)
         self._embedding_head = head
+        return last
 
     def embed_prepared(self, inputs: Arrays) -> NDArray[np.float32]:
         """Return the embeddings, float32 [N, D], of what `prepare` has made of one image or of several joined."""

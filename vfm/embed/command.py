@@ -1,0 +1,288 @@
+"""`vfm embed`: images of a folder or table into a store of vectors, which goes on where it was stopped."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from vfm_runtime.bundle.predictor import Predictor
+from vfm_runtime.errors import DataError, OptionError
+from vfm_runtime.media.image import ImageError
+from vfm_runtime.tasks.base import Arrays
+
+from vfm.data.dataset import read_source
+from vfm.embed.models import open_embedder
+from vfm.embed.sources import SourceImage, list_source_images
+from vfm.embed.store import EmbeddingStore, StoreModel, check_export, lock_store
+from vfm.models.heads.embedding import EmbeddingSource
+
+UNREADABLE_FILE = "unreadable.csv"
+"""Images that could not be read, in the folder of a store."""
+
+_CHUNK = 1024
+"""Images of one write: what a stopped run loses at most."""
+_AHEAD = 3
+"""Batches that wait in memory, at the model's small size."""
+_SHOWN = 5
+_TICK = 2.0
+"""Seconds between two lines of progress."""
+
+
+class Prepared(NamedTuple):
+    """An image ready for the model, or the reason why there is none."""
+
+    image: SourceImage
+    inputs: Arrays | None
+    sha256: str
+    reason: str
+
+
+@dataclass
+class EmbedReport:
+    """What a run did."""
+
+    num_images: int
+    """Images of the source."""
+    num_embedded: int = 0
+    """Images that were embedded now; the others were there."""
+    num_dropped: int = 0
+    """Rows whose images are gone."""
+    seconds: float = 0.0
+    """Time of reading and embedding."""
+    unreadable: dict[str, str] | None = None
+    """Reason by path."""
+
+
+def embed(
+    source: Path,
+    *,
+    to: str,
+    model: str,
+    embedding: EmbeddingSource | None = None,
+    normalize: bool = True,
+    base: Path | None = None,
+    path_column: str = "path",
+    drop_gone: bool = False,
+    half: bool = False,
+    export: Path | None = None,
+    device: str = "auto",
+    batch_size: int = 32,
+    trust: Sequence[str] = (),
+) -> None:
+    """Embed the images of a folder or table into a store; images that it has already are not embedded again.
+
+    Args:
+        source: Folder of images, or a table of them (.csv, .tsv, .parquet).
+        to: Folder of the store (LanceDB), made if missing, or the address of one in an object store.
+        model: Name of a backbone, checkpoint, or folder of a bundle that embeds.
+        embedding: What the vector is made of: pooled (the default), class_token, patches or layers.
+        normalize: Divide each vector by its L2 norm.
+        base: File of the backbone's weights, for an adapter, or for a name in place of timm's.
+        path_column: Column of a table with the paths of the images.
+        drop_gone: Delete rows of this source whose images are gone.
+        half: Keep vectors in 16 bits, in a new store.
+        export: Also write all rows to a .parquet or .npz file.
+        device: cpu, cuda, or auto for CUDA where there is one.
+        batch_size: Images that go through the model at once.
+        trust: Packages besides vfm whose code the checkpoint may name.
+
+    Raises:
+        StoreError: The store holds vectors of another model, or another process writes to it.
+        DataError: The source holds no images.
+    """
+    if batch_size < 1:
+        raise OptionError(f"--batch-size is {batch_size}. Give at least 1.")
+    if export is not None:
+        check_export(export)
+    images = list_source_images(source, path_column)
+    predictor, spec = open_embedder(
+        model, source=embedding, normalize=normalize, base=base, device=device, trust=trust
+    )
+    with lock_store(to):
+        store = EmbeddingStore.find(to)
+        if store is None:
+            (width,) = predictor.embed(np.zeros((8, 8, 3), np.uint8)).shape
+            name = str(Path(model).absolute()) if Path(model).exists() else model
+            described = StoreModel(
+                fingerprint=spec.fingerprint,
+                model=name,
+                base=None if base is None else str(base.absolute()),
+                source=spec.source,
+                normalize=spec.normalize,
+                width=width,
+            )
+            store = EmbeddingStore.create(to, described, images, half=half)
+        store.require_model(spec.fingerprint, model)
+        report = update_store(
+            store, predictor, images, str(source.absolute()), drop_gone, batch_size=batch_size
+        )
+        unreadable = report.unreadable or {}
+        if "://" not in to:
+            Path(to, UNREADABLE_FILE).unlink(missing_ok=True)
+            if unreadable:
+                with Path(to, UNREADABLE_FILE).open("w", newline="", encoding="utf-8") as file:
+                    csv.writer(file).writerows([("path", "reason"), *unreadable.items()])
+        if export is not None:
+            store.export(export)
+            print(f"Vectors: {export}")
+    rate = report.num_embedded / max(report.seconds, 1e-9)
+    print(
+        f"{report.num_embedded:,} of {report.num_images:,} images embedded now ({rate:.1f} images/s), "
+        f"{report.num_dropped:,} rows dropped; {to} holds {store.num_rows:,} vectors of {store.model.width} numbers."
+    )
+    for path, reason in list(unreadable.items())[:_SHOWN]:
+        print(f"unreadable: {path}: {reason}", file=sys.stderr)
+    if unreadable:
+        print(
+            f"{len(unreadable):,} images could not be read and have no vector: see {UNREADABLE_FILE} in the store.",
+            file=sys.stderr,
+        )
+    if len(unreadable) == len(images):
+        raise DataError(f"None of the {len(images):,} images of {source} could be read.")
+
+
+def update_store(
+    store: EmbeddingStore,
+    predictor: Predictor,
+    images: Sequence[SourceImage],
+    source: str,
+    drop_gone: bool = False,
+    *,
+    batch_size: int = 32,
+) -> EmbedReport:
+    """Embed what a store lacks of some images, write it in chunks, and compact.
+
+    Args:
+        store: Store, which this process alone writes to.
+        predictor: Model of the store.
+        images: All images of the source.
+        source: Name of the source, by which rows of gone images are known.
+        drop_gone: Whether these are deleted.
+        batch_size: Images that go through the model at once.
+    """
+    stamps = store.read_stamps()
+    waiting = [image for image in images if stamps.get(image.path, ("", ""))[1] != image.stamp]
+    report = EmbedReport(len(images), unreadable={})
+    assert report.unreadable is not None
+    start = time.perf_counter()
+    if waiting:
+        store.add_columns(waiting)
+    progress = _Progress(len(waiting))
+    rows: list[Prepared] = []
+    vectors: list[np.ndarray] = []
+    for batch in _make_batches(_prepare_all(predictor, waiting, batch_size), batch_size):
+        report.unreadable |= {one.image.path: one.reason for one in batch if one.inputs is None}
+        ready = [one for one in batch if one.inputs is not None]
+        if ready:
+            joined = [one.inputs for one in ready if one.inputs is not None]
+            inputs = {name: np.concatenate([row[name] for row in joined]) for name in joined[0]}
+            vectors.append(predictor.embed_prepared(inputs))
+            rows += ready
+        report.num_embedded += len(ready)
+        progress.show(report.num_embedded + len(report.unreadable))
+        if len(rows) >= _CHUNK:
+            _write(store, vectors, rows, source)
+            rows, vectors = [], []
+    if rows:
+        _write(store, vectors, rows, source)
+    report.seconds = time.perf_counter() - start
+    # A file that can be read no more must not be answered by what it once was.
+    listed = {image.path for image in images} - set(report.unreadable)
+    gone = [
+        path
+        for path, (origin, _) in stamps.items()
+        if path in report.unreadable or (drop_gone and origin == source and path not in listed)
+    ]
+    store.delete(gone)
+    report.num_dropped = len(gone)
+    if report.num_embedded or gone:
+        store.compact()
+    return report
+
+
+def _write(
+    store: EmbeddingStore, vectors: Sequence[np.ndarray], rows: Sequence[Prepared], source: str
+) -> None:
+    names = dict.fromkeys(name for row in rows for name in row.image.columns)
+    columns = {name: [row.image.columns.get(name) for row in rows] for name in names}
+    store.write(
+        np.concatenate(vectors),
+        {
+            "path": [row.image.path for row in rows],
+            "sha256": [row.sha256 for row in rows],
+            "vfm_source": [source] * len(rows),
+            "vfm_stamp": [row.image.stamp for row in rows],
+            **columns,
+        },
+    )
+
+
+def _prepare_all(
+    predictor: Predictor, images: Iterable[SourceImage], batch_size: int
+) -> Iterator[Prepared]:
+    """Open images in threads ahead of the model, in order: decoding and resizing leave Python's lock."""
+    num_threads = max(
+        1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+    )
+    with ThreadPoolExecutor(num_threads) as pool:
+        pending: deque[Future[Prepared]] = deque()
+        for image in images:
+            pending.append(pool.submit(_prepare, predictor, image))
+            if len(pending) >= _AHEAD * batch_size:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _prepare(predictor: Predictor, image: SourceImage) -> Prepared:
+    try:
+        source = read_source(image.record)
+        data = Path(source).read_bytes() if isinstance(source, str) else source
+        inputs = predictor.prepare(data)
+    except ImageError as error:
+        return Prepared(image, None, "", error.reason)
+    except OSError as error:
+        return Prepared(image, None, "", str(error))
+    return Prepared(image, inputs, hashlib.sha256(bytes(data)).hexdigest(), "")
+
+
+def _make_batches(prepared: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
+    batch: list[Prepared] = []
+    for one in prepared:
+        batch.append(one)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class _Progress:
+    """Says every few seconds how many images are through, and how many a second."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._start = self._last = time.monotonic()
+
+    def show(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self._last < _TICK:
+            return
+        self._last = now
+        rate = done / (now - self._start)
+        left = (self._total - done) / max(rate, 1e-9)
+        print(
+            f"{done:,} of {self._total:,} images, {rate:.1f} images/s, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,64 @@
+"""Models that embed, opened by what a user calls them: a bundle, a checkpoint or the name of a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+import vfm_runtime
+from vfm_runtime.bundle.predictor import Predictor
+from vfm_runtime.errors import OptionError
+from vfm_runtime.tasks.embedding import EmbeddingSpec
+
+from vfm.tasks.checkpoint import Checkpoint
+from vfm.tasks.predictor import TorchPredictor
+
+
+def open_embedder(
+    model: str,
+    *,
+    source: str | None = None,
+    normalize: bool = True,
+    base: Path | None = None,
+    device: str = "auto",
+    trust: Collection[str] = (),
+) -> tuple[Predictor, EmbeddingSpec]:
+    """Open a model that embeds, in 32 bits, and say what its vectors are made of.
+
+    Args:
+        model: Folder of a bundle, checkpoint, or name of a backbone.
+        source: Part of the features; None for the usual one, or that of the bundle.
+        normalize: Whether vectors are divided by their L2 norm; a bundle has decided that.
+        base: File of the backbone's weights, for an adapter or a name.
+        device: `cpu`, `cuda`, or `auto`.
+        trust: Packages besides vfm whose code a checkpoint may name.
+
+    Raises:
+        OptionError: The bundle embeds by another source, gives no embeddings, or the model looks at crops alone.
+        CheckpointError: There is no such checkpoint.
+    """
+    predictor: Predictor
+    if Path(model).is_dir():
+        predictor = vfm_runtime.load(model, device=device, precision="fp32")
+        spec = predictor.embedding
+        if spec is None or not spec.fingerprint:
+            raise OptionError(
+                f"{model} gives no embeddings that say their fingerprint. Export it again with --embedding pooled."
+            )
+        if source not in (None, spec.source):
+            raise OptionError(
+                f"{model} embeds by {spec.source}, not by {source}. Leave --embedding out, or export it again."
+            )
+    else:
+        task = Checkpoint.open(model, base=base, trust=trust).task
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        predictor = TorchPredictor(task.to(device))
+        spec = predictor.select_embedding(source, normalize=normalize)
+    if predictor.task_type.uses_crops:
+        raise OptionError(
+            f"{model} {predictor.task_type.summary} and looks at crops of an image, not at the whole. Take a backbone, "
+            "or a model of another task."
+        )
+    return predictor, spec

@@ -1,0 +1,374 @@
+"""Embedding store: a LanceDB table of vectors with the path, checksum and columns of each image, of one model."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from vfm_runtime.errors import MissingPackageError, VfmError
+
+FORMAT = 1
+"""Version of what a store's metadata says; newer ones are refused."""
+TABLE = "embeddings"
+LOCK_FILE = ".vfm.lock"
+
+_KEY = b"vfm"
+_READ = 16_384
+"""Rows that are read at once."""
+_COMPACT_EVERY = 64
+"""Writes after which a long run compacts, so that no thousands of small files come to be."""
+
+
+class StoreError(VfmError, ValueError):
+    """A store cannot be opened, or does not hold what is asked of it; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreModel:
+    """The model whose vectors a store holds; there is one for all of its rows."""
+
+    fingerprint: str
+    """Checksum of model and preprocessing."""
+    model: str
+    """What the user called it: bundle, checkpoint or backbone."""
+    base: str | None
+    """File of the backbone's weights, where one was named."""
+    source: str
+    """Part of the features that the vectors are made of."""
+    normalize: bool
+    """Whether they have norm 1."""
+    width: int
+    """Numbers in a vector."""
+    format: int = FORMAT
+    """Version of this description."""
+
+
+class EmbeddingStore:
+    """Rows of `path`, `sha256`, `vector`, and the columns that the images came with.
+
+    Attributes:
+        uri: Folder, or address of an object store.
+        model: The model whose vectors it holds.
+    """
+
+    def __init__(self, uri: str, table: Any, model: StoreModel) -> None:
+        """Wrap an open table; see `open` and `create`."""
+        self.uri = uri
+        self.model = model
+        self._table = table
+        self._num_writes = 0
+
+    @classmethod
+    def open(cls, uri: str) -> Self:
+        """Open a store that exists.
+
+        Raises:
+            StoreError: There is none, it is damaged, or a newer version of vfm wrote it.
+        """
+        store = cls.find(uri)
+        if store is None:
+            raise StoreError(
+                f"There is no store of embeddings at {uri}. Make one: vfm embed IMAGES --model NAME --to {uri}"
+            )
+        return store
+
+    @classmethod
+    def find(cls, uri: str) -> Self | None:
+        """Open a store; None where there is none yet.
+
+        Raises:
+            StoreError: It is damaged, or a newer version of vfm wrote it.
+        """
+        folder = Path(uri)
+        if _is_folder(uri) and not any(folder.glob(f"{TABLE}.lance/_versions/*")):
+            others = [] if not folder.is_dir() else [path.name for path in folder.iterdir()]
+            if folder.is_file() or set(others) - {LOCK_FILE, f"{TABLE}.lance"}:
+                raise StoreError(
+                    f"{uri} exists and is no store of embeddings. Name another folder, or a new one."
+                )
+            return None
+        try:
+            database = _import_lancedb().connect(uri)
+            if TABLE not in database.list_tables().tables:
+                return None
+            table = database.open_table(TABLE)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise StoreError(f"{uri} cannot be opened as a store: {error}") from error
+        return cls(uri, table, _read_model(uri, table.schema.metadata or {}))
+
+    @classmethod
+    def create(cls, uri: str, model: StoreModel, rows: Any, *, half: bool = False) -> Self:
+        """Make a store for the vectors of a model.
+
+        Args:
+            uri: Folder, or address of an object store.
+            model: The model, for good.
+            rows: Images with the columns that the store shall have.
+            half: Whether vectors are kept in 16 bits.
+        """
+        import pyarrow as pa
+
+        dtype = pa.float16() if half else pa.float32()
+        columns = [("vector", pa.list_(dtype, model.width))]
+        columns += [(name, pa.string()) for name in ("path", "sha256", "vfm_source", "vfm_stamp")]
+        schema = pa.schema([*columns, *_infer_fields(rows).items()])
+        schema = schema.with_metadata({_KEY: json.dumps(asdict(model)).encode()})
+        database = _import_lancedb().connect(uri)
+        return cls(uri, database.create_table(TABLE, schema=schema, exist_ok=True), model)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of images."""
+        return int(self._table.count_rows())
+
+    @property
+    def num_versions(self) -> int:
+        """Versions that the store could still be read at."""
+        return len(self._table.list_versions())
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Type of each column that can be filtered by: text, number or boolean."""
+        import pyarrow as pa
+
+        kinds = {}
+        for field in self._table.schema:
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                kinds[field.name] = "text"
+            elif pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
+                kinds[field.name] = "number"
+            elif pa.types.is_boolean(field.type):
+                kinds[field.name] = "boolean"
+        return kinds
+
+    def require_model(self, fingerprint: str, model: str) -> None:
+        """Refuse a model whose vectors cannot be compared with those of the store.
+
+        Raises:
+            StoreError: Its fingerprint is another.
+        """
+        if fingerprint != self.model.fingerprint:
+            raise StoreError(
+                f"{self.uri} holds vectors of another model: {self.model.model} ({self.model.source}, fingerprint "
+                f"{self.model.fingerprint[:12]}), not of {model} ({fingerprint[:12]}). Vectors of two models cannot be "
+                "compared. Take that model, or name a new store."
+            )
+
+    def read_stamps(self) -> dict[str, tuple[str, str]]:
+        """Return source and stamp of each image by its path."""
+        names = ["path", "vfm_source", "vfm_stamp"]
+        stamps: dict[str, tuple[str, str]] = {}
+        for batch in self._query(names, None):
+            path, source, stamp = (batch.column(name).to_pylist() for name in names)
+            stamps |= zip(path, zip(source, stamp, strict=True), strict=True)
+        return stamps
+
+    def add_columns(self, rows: Any) -> None:
+        """Add the columns of new images that the store does not have yet, empty for the others.
+
+        Raises:
+            StoreError: A column has another type in the store.
+        """
+        import pyarrow as pa
+
+        schema = self._table.schema
+        for name, kind in _infer_fields(rows).items():
+            if name not in schema.names:
+                self._table.add_columns(pa.field(name, kind))
+                continue
+            present = [row.columns[name] for row in rows if row.columns.get(name) is not None]
+            try:
+                if self.columns.get(name) != "text":
+                    pa.array(present, schema.field(name).type)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise StoreError(
+                    f"The column '{name}' is {schema.field(name).type} in {self.uri}, and {kind} in the images now. "
+                    "Make them alike, or name a new store."
+                ) from error
+
+    def write(self, vectors: NDArray[np.float32], rows: Mapping[str, Sequence[Any]]) -> None:
+        """Insert rows, or replace those of the same path, all at once or not at all.
+
+        Args:
+            vectors: Embeddings of the N images, float32 [N, D].
+            rows: N values by column, `path` among them.
+
+        Raises:
+            StoreError: The disk is full, or another process has changed the store.
+        """
+        import pyarrow as pa
+
+        schema = self._table.schema
+        arrays = []
+        for field in schema:
+            if field.name == "vector":
+                flat = pa.array(vectors.astype(field.type.value_type.to_pandas_dtype()).ravel())
+                arrays.append(pa.FixedSizeListArray.from_arrays(flat, self.model.width))
+            else:
+                values = rows.get(field.name) or [None] * len(vectors)
+                text = field.type == pa.string()
+                arrays.append(
+                    pa.array([str(v) if text and v is not None else v for v in values], field.type)
+                )
+        merge = self._table.merge_insert("path")
+        merge = merge.when_matched_update_all().when_not_matched_insert_all()
+        with self._explain_failure():
+            merge.execute(pa.table(arrays, schema=schema))
+        self._num_writes += 1
+        if self._num_writes % _COMPACT_EVERY == 0:
+            self.compact()
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Delete the rows of some paths."""
+        with self._explain_failure():
+            for start in range(0, len(paths), 1000):
+                names = ", ".join(quote_text(path) for path in paths[start : start + 1000])
+                self._table.delete(f"path IN ({names})")
+
+    def compact(self) -> None:
+        """Join small files, and remove old versions, which would take the room of the store again and again."""
+        with warnings.catch_warnings(), self._explain_failure():
+            warnings.simplefilter("ignore")  # it says that who reads an old version will fail
+            self._table.optimize(cleanup_older_than=timedelta(0))
+
+    def read(
+        self, columns: Sequence[str], where: str | None = None
+    ) -> Iterator[tuple[NDArray[np.float32], dict[str, list[Any]]]]:
+        """Yield vectors, float32 [n, D], and the values of some columns, some thousand rows at a time.
+
+        Args:
+            columns: Names of columns besides the vector.
+            where: Expression of the store, which `vfm.search.filters` makes.
+        """
+        for batch in self._query(["vector", *columns], where):
+            flat = batch.column("vector").flatten().to_numpy(zero_copy_only=False)
+            vectors = np.asarray(flat, np.float32).reshape(-1, self.model.width)
+            yield vectors, {name: batch.column(name).to_pylist() for name in columns}
+
+    def export(self, file: Path) -> None:
+        """Write all rows to a .parquet or .npz file.
+
+        Raises:
+            StoreError: The file has another suffix.
+        """
+        check_export(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".parquet":
+            from pyarrow import parquet
+
+            names = self._table.schema.names
+            with parquet.ParquetWriter(file, self._table.schema) as writer:
+                for batch in self._query(names, None):
+                    writer.write_batch(batch.cast(self._table.schema))
+            return
+        names = [name for name in self._table.schema.names if name != "vector"]
+        parts = list(self.read(names))
+        columns = {name: np.array([v for _, rows in parts for v in rows[name]]) for name in names}
+        columns = {n: v.astype(str) if v.dtype == object else v for n, v in columns.items()}
+        empty = np.zeros((0, self.model.width), np.float32)
+        vectors = np.concatenate([empty, *(vectors for vectors, _ in parts)])
+        np.savez(file, vector=vectors, model=json.dumps(asdict(self.model)), **columns)  # type: ignore[arg-type]
+
+    def _query(self, columns: Sequence[str], where: str | None) -> Iterator[Any]:
+        query = self._table.search().select(list(columns))
+        if where is not None:
+            query = query.where(where)
+        yield from query.to_batches(_READ)
+
+    @contextmanager
+    def _explain_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            raise StoreError(
+                f"{self.uri} could not be written: {str(error).splitlines()[0]} What was written before can be read. "
+                "Make room on the disk, or end what else writes to it, and run the same command again: it goes on."
+            ) from error
+
+
+@contextmanager
+def lock_store(uri: str) -> Iterator[None]:
+    """Keep other processes of this machine from writing to a store, which need not exist yet.
+
+    Raises:
+        StoreError: Another one writes.
+    """
+    if not _is_folder(uri):
+        yield
+        return
+    try:
+        import fcntl
+    except ImportError:  # Windows: LanceDB itself refuses one of two writes that clash
+        yield
+        return
+    Path(uri).mkdir(parents=True, exist_ok=True)
+    with Path(uri, LOCK_FILE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreError(
+                f"Another process is writing to {uri}. Wait until it is through, or name another store."
+            ) from error
+        yield
+
+
+def check_export(file: Path) -> None:
+    """Refuse a file for `EmbeddingStore.export` that is neither .parquet nor .npz, with a StoreError."""
+    if file.suffix not in (".parquet", ".npz"):
+        raise StoreError(f"{file} is no format for vectors. Choices: .parquet, .npz.")
+
+
+def quote_text(text: str) -> str:
+    """Return a text as a literal of the store's expressions."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _read_model(uri: str, metadata: Mapping[bytes, bytes]) -> StoreModel:
+    names = [field.name for field in fields(StoreModel)]
+    try:
+        values = json.loads(metadata[_KEY])
+        version = values["format"]
+        if version <= FORMAT:
+            return StoreModel(**{name: values[name] for name in names})
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{uri} is a table of LanceDB that vfm did not write. Name another store."
+        ) from error
+    raise StoreError(
+        f"{uri} was written by a newer vfm: its format is {version}, this one reads up to {FORMAT}. Upgrade vfm."
+    )
+
+
+def _infer_fields(rows: Sequence[Any]) -> dict[str, Any]:
+    """Return the type of each column of images: whole numbers, numbers, or text."""
+    import pyarrow as pa
+
+    kinds = {int: pa.int64(), float: pa.float64()}
+    fields_by_name = dict.fromkeys((name for row in rows for name in row.columns), pa.string())
+    for name in fields_by_name:
+        types = {type(row.columns.get(name)) for row in rows} - {type(None)}
+        if len(types) == 1:
+            fields_by_name[name] = kinds.get(types.pop(), pa.string())
+    return fields_by_name
+
+
+def _is_folder(uri: str) -> bool:
+    return "://" not in uri
+
+
+def _import_lancedb() -> Any:
+    try:
+        import lancedb
+    except ImportError as error:
+        raise MissingPackageError(
+            "A store of embeddings takes LanceDB, which is not installed: pip install 'vfm[search]'."
+        ) from error
+    return lancedb

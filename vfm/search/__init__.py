@@ -1,0 +1,1 @@
+"""Search among the embeddings of a store: the nearest images, filters, a contact sheet."""
