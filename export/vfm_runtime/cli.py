@@ -16,8 +16,8 @@ from vfm_runtime.bundle.model import Model, load
 from vfm_runtime.bundle.precision import PRECISIONS
 from vfm_runtime.bundle.providers import DEVICES
 from vfm_runtime.errors import BundleError, MissingPackageError, VfmError, suggest
-from vfm_runtime.media.image import ImageError
-from vfm_runtime.media.video import find_media, is_video
+from vfm_runtime.media.image import UNREAD_SUFFIXES, ImageError, describe_unread, list_files
+from vfm_runtime.media.video import VIDEO_SUFFIXES, find_media, is_video
 from vfm_runtime.printing import describe_bundle, print_error, print_prediction
 from vfm_runtime.server.main import add_arguments, serve
 from vfm_runtime.server.settings import Settings
@@ -237,6 +237,11 @@ def _find_files(sources: list[str], *, videos: bool) -> Iterator[Path]:
             yield path
             continue
         files = find_media(path, videos=videos)
+        unread = list_files(
+            path, UNREAD_SUFFIXES if videos else (*UNREAD_SUFFIXES, *VIDEO_SUFFIXES)
+        )
+        if note := describe_unread(path, unread, len(files)):
+            print(f"vfm-runtime: {note}", file=sys.stderr)
         if not files:
             what = "no images and no videos" if videos else "no images"
             raise ImageError(str(path), f"{what} in this folder", "Check the path.")

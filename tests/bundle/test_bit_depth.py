@@ -1,6 +1,7 @@
 """The bit depth of the data: in training, evaluation, checkpoint, bundle and server alike."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -13,9 +14,11 @@ from vfm_runtime.server.uploads import open_picture
 
 import vfm
 from tests.image_folders import write_image_folder
-from tests.tasks.tiny import fit, vit
+from tests.tasks.tiny import fit, trainer, vit
 from vfm.data import FolderData
 from vfm.preprocess import Preprocess
+from vfm.tasks.classification import page
+from vfm.tasks.results import open_record
 
 
 def read_folder(folder, **options):
@@ -66,6 +69,23 @@ def test_the_bundle_reads_images_as_the_training_did(root, tmp_path):
     full = cv2.imencode(".png", np.full((9, 9), 65535, np.uint16))[1].tobytes()
     with pytest.raises(ImageError, match="outside the range 0 to 4095"):
         runtime.predict(full)
+
+
+def test_the_page_of_results_shows_what_the_model_saw(root, tmp_path, monkeypatch):
+    data = read_folder(root / "deep", bit_depth=12)
+    opened = []
+
+    def open_picture(record, *args):
+        opened.append((record, open_record(record, *args)))
+        return opened[-1][1]
+
+    monkeypatch.setattr(page, "open_record", open_picture)
+    checkpoint = shutil.copy(root / "checkpoints" / "last.ckpt", tmp_path)
+    trainer(tmp_path).validate(vit(), datamodule=data, ckpt_path=checkpoint, verbose=False)
+    assert opened
+    for record, pixels in opened:
+        plain = vfm_runtime.media.image.open_image(root / "plain" / record.name)
+        assert np.array_equal(pixels, plain)
 
 
 def test_another_bit_depth_than_the_training_is_refused(root):

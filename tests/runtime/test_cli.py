@@ -57,6 +57,16 @@ def test_predict_empty_folder(bundle, tmp_path, capsys):
     assert "no images in this folder" in capsys.readouterr().err
 
 
+def test_predict_counts_what_it_cannot_read(bundle, folder, capsys):
+    for name in ("d.HEIC", "e.heic", "f.mp4", "notes.txt"):
+        (folder / name).touch()
+    main(["predict", str(bundle), str(folder), "--json"])
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 3
+    text = f"3 files of {folder} are left out beside 3 images, since their formats are not read: 2 x .heic, 1 x .mp4."
+    assert text in captured.err
+
+
 def test_check(bundle, capsys):
     assert main(["check", str(bundle)]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -6,32 +6,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vfm_runtime.errors import DataError
-from vfm_runtime.media.image import IMAGE_SUFFIXES, list_files
+from vfm_runtime.media.image import (
+    IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
+    describe_unread,
+    list_files,
+)
 from vfm_runtime.media.video import VIDEO_SUFFIXES
 
 SPLIT_FOLDERS = dict(train="train", val="val", valid="val", validation="val", test="test")
 """Names that a split's folder may have, in any case."""
-
-UNREAD_SUFFIXES = (
-    *(
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jxl",
-        ".jpe",
-        ".dng",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-        ".raf",
-        ".orf",
-        ".rw2",
-    ),
-    *(".psd", ".svg", ".eps", ".tga", ".exr", ".dcm"),
-    *VIDEO_SUFFIXES,
-)
-"""Images and videos that someone may take for data, though they are not read."""
 
 Classes = dict[str, list[Path]]
 
@@ -64,18 +48,12 @@ def list_images(root: Path) -> list[Path]:
 
 def list_readable(root: Path) -> list[Path]:
     """Every image below a folder, sorted, with a warning that counts images and videos of formats that are not read."""
-    files: list[Path] = list_files(root, (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES))
+    unread_suffixes = (*UNREAD_SUFFIXES, *VIDEO_SUFFIXES)
+    files: list[Path] = list_files(root, (*IMAGE_SUFFIXES, *unread_suffixes))
     images = [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
-    if len(files) > len(images):
-        kinds = Counter(path.suffix.lower() for path in files)
-        listed = ", ".join(
-            f"{n} x {kind}" for kind, n in kinds.most_common() if kind in UNREAD_SUFFIXES
-        )
-        warnings.warn(
-            f"{len(files) - len(images)} files of {root} are left out beside {len(images)} images, since their formats "
-            f"are not read: {listed}. Convert them to PNG or JPEG.",
-            stacklevel=3,
-        )
+    unread = [path for path in files if path.name.lower().endswith(unread_suffixes)]
+    if note := describe_unread(root, unread, len(images)):
+        warnings.warn(note, stacklevel=3)
     return images
 
 

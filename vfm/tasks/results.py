@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.data.dataset import Record, read_source
@@ -144,9 +145,9 @@ def describe_metric(metric: Any, note: str = "") -> tuple[str, str]:
     return f"{metric['value']:.4f}", "; ".join(text for text in (interval, note) if text)
 
 
-def open_record(record: Record) -> NDArray[np.uint8]:
-    """Return the pixels of a record's image, uint8 [h, w, 3]."""
-    return open_image(read_source(record))
+def open_record(record: Record, value_range: ValueRange | None = None) -> NDArray[np.uint8]:
+    """Return the pixels of a record's image, uint8 [h, w, 3], as the model sees values of more than 8 bits."""
+    return open_image(read_source(record), value_range=value_range)
 
 
 def make_sheet(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.media.bit_depth import make_range
 
 from vfm.report import Page, plot_intervals, plot_learning_curves
 from vfm.tasks.classification.mistakes import find_mistakes
@@ -123,10 +124,12 @@ def _add_mistakes(
 ) -> None:
     page.add_heading("Most confident mistakes")
     records = [pool.records[i] for i in judged]
+    bit_depth = pool.data.bit_depth
+    value_range = None if bit_depth is None else make_range(bit_depth)
     mistakes = find_mistakes(scores, pool.target[judged], records, pool.data.labels)
     pictures = (
         (
-            partial(open_record, mistake.record),
+            partial(open_record, mistake.record, value_range),
             f"{mistake.answer} ({mistake.score:.2f})\ntrue: {mistake.truth}\n{mistake.record.name}",
         )
         for mistake in mistakes

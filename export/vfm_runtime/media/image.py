@@ -6,7 +6,8 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -32,6 +33,26 @@ IMAGE_SUFFIXES = (
     *(".jp2", ".ppm", ".pgm", ".pbm"),
 )
 """Names of image files end so; compared in lower case."""
+
+UNREAD_SUFFIXES = (
+    *(
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
+        ".jpe",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".raf",
+        ".orf",
+        ".rw2",
+    ),
+    *(".psd", ".svg", ".eps", ".tga", ".exr", ".dcm"),
+)
+"""Names of image files that are not read end so, though someone may take them for data; compared in lower case."""
 
 _log = logging.getLogger(__name__)
 
@@ -121,6 +142,26 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     if not Path(folder).is_dir():
         raise ImageError(str(folder), "not a folder", "Give a folder that holds images.")
     return list_files(folder, IMAGE_SUFFIXES)
+
+
+def describe_unread(
+    folder: str | os.PathLike[str], files: Sequence[Path], num_read: int
+) -> str | None:
+    """Say that files below a folder are left out since their formats are not read; None where there are none.
+
+    Args:
+        folder: Folder that is read.
+        files: Files that are left out.
+        num_read: Number of files that are read.
+    """
+    if not files:
+        return None
+    kinds = Counter(file.suffix.lower() for file in files)
+    listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+    return (
+        f"{len(files)} files of {os.fspath(folder)} are left out beside {num_read} images, since their formats are not "
+        f"read: {listed}. Convert them to PNG or JPEG."
+    )
 
 
 def list_files(folder: str | os.PathLike[str], suffixes: tuple[str, ...]) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.media.bit_depth import ValueRange
 
 from vfm.metrics import rank_classes
 from vfm.report import Curve, plot_curves, plots
@@ -35,10 +36,12 @@ def write_page(
     target: NDArray[Any],
     labels: Sequence[str],
     mistakes: Sequence[Mistake],
+    value_range: ValueRange | None = None,
 ) -> None:
     """Write `report_<split>.html` and the PNG files of its pictures.
 
-    The scores are [N, C]; the target is int [N], or float [N, C] where several labels may apply.
+    The scores are [N, C]; the target is int [N], or float [N, C] where several labels may apply. The range is that of
+    images of more than 8 bits.
     """
     checkpoint = results["checkpoint"] or "no checkpoint"
     page = ResultsPage(folder, split, f"{results['num_samples']} images; {checkpoint}")
@@ -58,7 +61,7 @@ def write_page(
     page.add_heading("Most confident mistakes")
     pictures = (
         (
-            partial(open_record, mistake.record),
+            partial(open_record, mistake.record, value_range),
             f"{mistake.answer} ({mistake.score:.2f})\ntrue: {mistake.truth}\n{mistake.record.name}",
         )
         for mistake in mistakes

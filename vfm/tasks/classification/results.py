@@ -69,7 +69,8 @@ def write_label_results(
         writer = csv.writer(file)
         writer.writerow(("path", "true", "answer", "score"))
         writer.writerows((m.record.name, m.truth, m.answer, f"{m.score:.6f}") for m in mistakes)
-    write_page(folder, split, results, scores, target, labels, mistakes)
+    value_range = None if data.preprocess is None else data.preprocess.value_range
+    write_page(folder, split, results, scores, target, labels, mistakes, value_range)
 
 
 def compute_group_metrics(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def write_box_page(
     truth: Sequence[TrueBoxes],
     detections: Sequence[DetectedBoxes],
     labels: Sequence[str],
+    open_picture: Callable[[Record], NDArray[np.uint8]] = load_pixels,
 ) -> None:
     """Write `report_<split>.html` and the PNG files of its pictures."""
     checkpoint = results["checkpoint"] or "no checkpoint"
@@ -69,7 +70,7 @@ def write_box_page(
         "is, what lies in the last column was missed.",
     )
     thresholds = np.array([row["best_threshold"] for row in results["per_class"]])
-    _show_pictures(page, records, truth, detections, labels, thresholds)
+    _show_pictures(page, records, truth, detections, labels, thresholds, open_picture)
     page.finish(results)
 
 
@@ -80,6 +81,7 @@ def _show_pictures(
     detections: Sequence[DetectedBoxes],
     labels: Sequence[str],
     thresholds: NDArray[np.float64],
+    open_picture: Callable[[Record], NDArray[np.uint8]],
 ) -> None:
     rows = [
         (_mark_boxes(true, boxes, labels, thresholds), record)
@@ -98,7 +100,7 @@ def _show_pictures(
         page.add_heading(f"{name.capitalize()} images")
         pictures = [
             (
-                partial(_draw_marks, record, m),
+                partial(_draw_marks, record, m, open_picture),
                 f"{record.name}\n{len(m.found)} found, {len(m.missed)} missed, {len(m.wrong)} wrong",
             )
             for m, record in chosen
@@ -120,5 +122,7 @@ def _mark_boxes(
     return Marked(true.corners[hit], true.corners[~hit & ~true.ignored], corners[wrong], captions)
 
 
-def _draw_marks(record: Record, marked: Marked) -> NDArray[np.uint8]:
-    return draw_marked_boxes(load_pixels(record), marked, _CELL)
+def _draw_marks(
+    record: Record, marked: Marked, open_picture: Callable[[Record], NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
+    return draw_marked_boxes(open_picture(record), marked, _CELL)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
+from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.tasks.tiling import ScoredBoxes, merge_tiles
 
 from vfm.data.dataset import Record
+from vfm.data.detection.dataset import load_pixels
 from vfm.data.detection.tiles import get_region, group_tiles, is_centered_in
 from vfm.metrics.detection import (
     MAX_BOXES,
@@ -139,11 +142,13 @@ def write_box_results(
     labels: Sequence[str],
     more: Mapping[str, Any],
     max_boxes: int = MAX_BOXES,
+    value_range: ValueRange | None = None,
 ) -> None:
     """Add a split's results to `results.json`, and write its page and pictures beside it."""
     results = compute_box_results(truth, detections, labels, max_boxes) | dict(more)
     save_results(folder, split, results)
-    write_box_page(folder, split, results, records, truth, detections, labels)
+    open_picture = partial(load_pixels, value_range=value_range)
+    write_box_page(folder, split, results, records, truth, detections, labels, open_picture)
 
 
 def compute_box_results(

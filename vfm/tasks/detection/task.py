@@ -151,7 +151,17 @@ class DetectionTask(BaseTask):
         limit = limit_boxes(records)
         warn_of_queries(records, self.head.max_objects)
         warn_of_crowds(records)
-        write_box_results(folder, split, photos, truth, detections, self.labels, more, limit)
+        write_box_results(
+            folder,
+            split,
+            photos,
+            truth,
+            detections,
+            self.labels,
+            more,
+            limit,
+            self.preprocess.value_range,
+        )
 
     def _list_records(self, split: str, predictions: SplitPredictions) -> list[Record]:
         return [self._require_data().records[split][i] for i in predictions.position]
