@@ -28,6 +28,7 @@ from vfm.data.dataset import (
 )
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.loader import Position, ResumableLoader, prepare_worker
+from vfm.data.packed_records import pack_dataset
 from vfm.data.sampler import EpochSampler
 from vfm.data.splits import check_folds, complete_splits, draw_folds
 from vfm.data.transforms import Augment, TrainTransform, check_augment
@@ -140,6 +141,7 @@ class ImageData(LightningDataModule, Component, ABC):
         self.augment = augment
         self.records = {}
         self.stored = {}
+        self._packed: dict[str, Any] = {}
         self._was_read = False
 
     @property
@@ -240,7 +242,7 @@ class ImageData(LightningDataModule, Component, ABC):
         """
         self._leave_finished_epoch()
         rank, world = self._rank_and_world
-        dataset = self.stored.get("train") or self._build_training_dataset()
+        dataset = self.stored.get("train") or self._pack(self._build_training_dataset(), "train")
         sampler = EpochSampler(
             len(dataset), shuffle=True, seed=self.seed, rank=rank, num_replicas=world
         )
@@ -407,7 +409,11 @@ class ImageData(LightningDataModule, Component, ABC):
         return DataLoader(dataset, sampler=sampler, **self._choose_loader_options(split))
 
     def _choose_dataset(self, split: str) -> ImageDataset | StoredFeatures:
-        return self.stored.get(split) or self.build_dataset(split)
+        return self.stored.get(split) or self._pack(self.build_dataset(split), split)
+
+    def _pack(self, dataset: ImageDataset, split: str) -> ImageDataset:
+        has_workers = self._choose_num_workers() > 0
+        return pack_dataset(dataset, split, self._packed) if has_workers else dataset
 
     def _build_training_dataset(self) -> ImageDataset:
         preprocess = self._require_preprocess()

@@ -1,6 +1,7 @@
 """Data set of images: from records to samples and batches, as data workers run it."""
 
 import hashlib
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def describe_content(record: Record) -> str:
     if isinstance(record.source, TarImage):
         return str(record.source.size)
     try:
-        return str(Path(record.source).stat().st_size)
+        return str(os.stat(record.source).st_size)  # noqa: PTH116 - of millions, sooner than by Path
     except OSError:
         # It will be reported as skipped when it is opened.
         return "unreadable"

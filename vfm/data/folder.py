@@ -1,5 +1,6 @@
 """Images in class folders, as a data module."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -9,7 +10,7 @@ from typing import Unpack
 from vfm_runtime.errors import DataError
 
 from vfm.data.base import ImageData, LoaderOptions
-from vfm.data.class_folders import check_class_names, list_images, read_tree
+from vfm.data.class_folders import check_class_names, list_images, read_tree, write_prefix
 from vfm.data.copies import find_copies, warn_of_copies
 from vfm.data.dataset import Record, list_labels
 from vfm.data.layouts import Reading
@@ -94,7 +95,8 @@ class FolderData(ImageData):
     def read_predict(self) -> list[Record]:
         """Every image below the root, without labels."""
         images = list_images(self.root)
-        return [Record(str(path), -1, _name_below(path, self.root)) for path in images]
+        names = _name_images(images, self.root)
+        return [Record(str(path), -1, name) for path, name in zip(images, names, strict=True)]
 
     def remedy(self, split: str) -> str:
         """What to do about a missing split."""
@@ -146,10 +148,10 @@ def read_class_folders(root: Path) -> Reading[Record]:
     return _index_classes(
         root,
         [
-            SplitRow(_name_below(path, root), label, split)
+            SplitRow(name, label, split)
             for split, classes in tree.items()
             for label, paths in classes.items()
-            for path in paths
+            for name in _name_images(paths, root)
         ],
     )
 
@@ -158,8 +160,9 @@ def _index_classes(root: Path, rows: Sequence[SplitRow]) -> Reading[Record]:
     labels = sorted({row.label for row in rows})
     numbers = {label: number for number, label in enumerate(labels)}
     splits: dict[str, list[Record]] = {}
+    prefix = write_prefix(root)
     for row in rows:
-        record = Record(str(root / row.path), numbers[row.label], row.path)
+        record = Record(f"{prefix}{row.path.replace('/', os.sep)}", numbers[row.label], row.path)
         splits.setdefault(row.split, []).append(record)
     return Reading(splits, labels)
 
@@ -168,7 +171,7 @@ def _match_split_file(root: Path, split_file: Path) -> list[SplitRow]:
     """The rows of a split file, which must name the images below the root and no others."""
     rows = read_split(split_file)
     listed = {row.path for row in rows}
-    present = {_name_below(path, root) for path in list_images(root)}
+    present = set(_name_images(list_images(root), root))
     for names, problem, remedy in (
         (listed - present, f"listed in {split_file} but not in {root}", "delete their lines"),
         (present - listed, f"in {root} but not listed in {split_file}", "add lines for them"),
@@ -184,5 +187,7 @@ def _match_split_file(root: Path, split_file: Path) -> list[SplitRow]:
     return rows
 
 
-def _name_below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+def _name_images(paths: Sequence[Path], root: Path) -> list[str]:
+    """Each path below the root, with forward slashes."""
+    prefix = write_prefix(root)
+    return [str(path).removeprefix(prefix).replace(os.sep, "/") for path in paths]

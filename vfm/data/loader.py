@@ -1,5 +1,6 @@
 """Resumable loader: training goes on in the middle of an epoch, sample for sample."""
 
+import gc
 import signal
 from collections.abc import Callable, Sized
 from typing import Any, NamedTuple, cast
@@ -81,10 +82,12 @@ class ResumableLoader(DataLoader[Any]):
 def prepare_worker(worker_id: int) -> None:
     """Keep OpenCV to one thread in a worker, one of as many as there are cores, and leave signals to the main process.
 
-    SLURM, `docker stop` and Ctrl-C signal every process of a job: without its workers it could not end its step.
+    SLURM, `docker stop` and Ctrl-C signal every process of a job: without its workers it could not end its step. The
+    garbage collector leaves alone what came with the fork, whose memory is shared as long as nobody writes to it.
     """
     import cv2
 
+    gc.freeze()
     cv2.setNumThreads(0)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -99,7 +99,7 @@ class ShardData(ImageData):
         if "train" in self.stored:
             return super().train_dataloader()
         self._leave_finished_epoch()
-        images = self._build_training_dataset()
+        images = self._pack(self._build_training_dataset(), "train")
         return self._build_shard_loader("train", images, self.shuffle, self._find_position)
 
     def _build_eval_loader(self, dataset: Any, split: str) -> Any:

@@ -1,0 +1,134 @@
+"""Memory and time of large sets: a million records in data workers, AP of many boxes, tiles of huge photos.
+
+    python tests/benchmarks/large_sets.py records FOLDER [--images 1000000] [--start fork|spawn]
+    python tests/benchmarks/large_sets.py ap [--images 5000] [--classes 80]
+    python tests/benchmarks/large_sets.py tiles FOLDER [--side 12000]
+
+Prints a JSON line. `records` makes FOLDER of hard links to 64 small JPEG files, where it is not there yet, and reads an
+epoch by 4 workers; `tiles` a photo of noise. Memory of a worker is its proportional set (PSS) and what is its alone
+(USS).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vfm.data import FolderData
+from vfm.metrics.detection import DetectedBoxes, TrueBoxes, compute_coco_metrics
+from vfm.preprocess import Preprocess
+
+MEBI = 2**20
+
+
+def read_memory(process: int | str, names: tuple[str, ...]) -> float:
+    """MiB of a process, summed over lines of /proc."""
+    file = "status" if names[0].startswith("Vm") else "smaps_rollup"
+    lines = Path(f"/proc/{process}/{file}").read_text(encoding="utf-8").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.split(":")[0] in names) / 1024
+
+
+def make_links(root: Path, images: int) -> None:
+    if root.exists():
+        return
+    sources = root.parent / f"{root.name}_sources"
+    sources.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number in range(64):
+        pixels = generator.integers(0, 255, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(sources / f"{number}.jpg")
+    for label in range(100):
+        folder = root / f"class_{label:03d}"
+        folder.mkdir(parents=True)
+        for number in range(images // 100):
+            os.link(sources / f"{number % 64}.jpg", folder / f"image_{number:06d}.jpg")
+
+
+def measure_records(options: argparse.Namespace) -> dict[str, Any]:
+    make_links(options.folder, options.images)
+    torch.multiprocessing.set_start_method(options.start)
+    data = FolderData(options.folder, num_workers=4, batch_size=256, augment="none")
+    data.preprocess = Preprocess(size=(32, 32))
+    start, work = time.perf_counter(), time.process_time()
+    data.setup("fit")
+    found, busy = time.perf_counter(), time.process_time()
+    loader = data.train_dataloader()
+    batches = iter(loader)
+    next(batches)
+    first = time.perf_counter()
+    workers: Any = batches._workers  # type: ignore[attr-defined]
+    rows: list[list[list[float]]] = []
+    total = len(loader)
+    for number, _ in enumerate(batches, start=1):
+        if number in (total // 20, total // 2, total - 2):
+            private = ("Private_Clean", "Private_Dirty")
+            rows.append(
+                [[read_memory(w.pid, ("Pss",)), read_memory(w.pid, private)] for w in workers]
+            )
+    mean = np.mean(rows, axis=1)
+    return {
+        "images": sum(map(len, data.records.values())),
+        "start": options.start,
+        "seconds_to_find_images": found - start,
+        "cpu_seconds_to_find_images": busy - work,
+        "seconds_to_first_batch": first - found,
+        "pss_of_a_worker_mib": mean[:, 0].round(1).tolist(),
+        "uss_of_a_worker_mib": mean[:, 1].round(1).tolist(),
+        "main_mib": read_memory("self", ("VmRSS",)),
+    }
+
+
+def measure_ap(options: argparse.Namespace) -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    truth, detections = [], []
+    for _ in range(options.images):
+        start = generator.uniform(0, 900, (20, 2))
+        boxes = np.concatenate([start, start + generator.uniform(10, 200, (20, 2))], 1)
+        labels = generator.integers(0, options.classes, 20)
+        truth.append(TrueBoxes(boxes.astype(np.float32), labels, generator.random(20) < 0.02))
+        pick = generator.integers(0, 20, 300)
+        corners = (boxes[pick] + generator.normal(0, 8, (300, 4))).astype(np.float32)
+        wrong = generator.integers(0, options.classes, 300)
+        answers = np.where(generator.random(300) < 0.7, labels[pick], wrong)
+        scores = np.sort(generator.random(300).astype(np.float32))[::-1].copy()
+        detections.append(DetectedBoxes(corners, answers, scores))
+    before, start, busy = read_memory("self", ("VmHWM",)), time.perf_counter(), time.process_time()
+    stats, _ = compute_coco_metrics(truth, detections, options.classes)
+    return {
+        "images": options.images,
+        "classes": options.classes,
+        "AP": stats["AP"],
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - busy,
+        "peak_mib": read_memory("self", ("VmHWM",)) - before,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    records = commands.add_parser("records")
+    records.add_argument("folder", type=Path)
+    records.add_argument("--images", type=int, default=1_000_000)
+    records.add_argument("--start", choices=("fork", "spawn"), default="fork")
+    ap = commands.add_parser("ap")
+    ap.add_argument("--images", type=int, default=5000)
+    ap.add_argument("--classes", type=int, default=80)
+    options = parser.parse_args()
+    measure = {"records": measure_records, "ap": measure_ap}[options.command]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        print(json.dumps({"name": options.command} | measure(options)))
+
+
+if __name__ == "__main__":
+    main()
