@@ -2,7 +2,7 @@
 
     python tests/benchmarks/large_sets.py records FOLDER [--images 1000000] [--start fork|spawn]
     python tests/benchmarks/large_sets.py ap [--images 5000] [--classes 80]
-    python tests/benchmarks/large_sets.py tiles FOLDER [--side 12000]
+    python tests/benchmarks/large_sets.py tiles FOLDER [--side 12000] [--photos 2]
 
 Prints a JSON line. `records` makes FOLDER of hard links to 64 small JPEG files, where it is not there yet, and reads an
 epoch by 4 workers; `tiles` a photo of noise. Memory of a worker is its proportional set (PSS) and what is its alone
@@ -12,8 +12,10 @@ epoch by 4 workers; `tiles` a photo of noise. Memory of a worker is its proporti
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -22,8 +24,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
+from vfm_runtime.tasks.tiling import Tiling
 
 from vfm.data import FolderData
+from vfm.data.dataset import Record
+from vfm.data.detection import dataset
+from vfm.data.detection.annotation import Annotation
+from vfm.data.detection.dataset import BoxAugment, BoxDataset, collate_boxes
+from vfm.data.detection.tiles import cut_record
+from vfm.data.loader import prepare_worker
+from vfm.data.sampler import EpochSampler
 from vfm.metrics.detection import DetectedBoxes, TrueBoxes, compute_coco_metrics
 from vfm.preprocess import Preprocess
 
@@ -113,6 +124,67 @@ def measure_ap(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measure_tiles(options: argparse.Namespace) -> dict[str, Any]:
+    """Photos of noise in tiles of 640 pixels, an epoch of training by 2 workers; decodings of one process."""
+    options.folder.mkdir(parents=True, exist_ok=True)
+    generator, side = np.random.default_rng(0), options.side
+    records = []
+    for number in range(options.photos):
+        path = options.folder / f"{side}_{number}.jpg"
+        if not path.is_file():
+            small = generator.integers(0, 255, (side // 8, side // 8, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((side, side)).save(path, quality=80)
+        start = generator.uniform(0, side - 60, (2000, 2))
+        boxes = np.concatenate([start, start + 40], 1).astype(np.float32)
+        whole = Annotation(boxes, np.zeros(2000, bool), (side, side))
+        record = Record(str(path), (0,) * 2000, path.name, objects=whole)
+        records += cut_record(record, whole, Tiling(640, 0.2))
+    images = BoxDataset(records, Preprocess(size=(320, 320)), augment=BoxAugment(mosaic=0.5))
+    sampler = EpochSampler(len(images), shuffle=True, photos=images.photos)
+    loader = DataLoader(
+        *(images, 8),
+        sampler=sampler,
+        num_workers=2,
+        collate_fn=collate_boxes,
+        worker_init_fn=prepare_worker,
+    )
+    begun, peaks = time.perf_counter(), [[0.0, 0.0]]
+    batches = iter(loader)
+    workers: Any = batches._workers  # type: ignore[attr-defined]
+    is_through = threading.Event()
+
+    def watch() -> None:
+        while not is_through.wait(0.05):
+            with contextlib.suppress(OSError, ValueError):
+                private = ("Private_Clean", "Private_Dirty")
+                peaks.extend(
+                    [[read_memory(w.pid, ("Pss",)), read_memory(w.pid, private)] for w in workers]
+                )
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in batches:
+        pass
+    is_through.set()
+    watcher.join()
+    seconds, opened = time.perf_counter() - begun, [0]
+    plain = dataset.open_image
+
+    def count(*arguments: Any, **more: Any) -> Any:
+        opened[0] += 1
+        return plain(*arguments, **more)
+
+    dataset.open_image = count
+    for key in sampler:
+        images[key]
+    return {
+        "tiles": len(records),
+        "seconds": seconds,
+        "peak_pss_and_uss_of_a_worker_mib": np.max(peaks, axis=0).round(1).tolist(),
+        "photos_decoded": opened[0],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -123,8 +195,14 @@ def main() -> None:
     ap = commands.add_parser("ap")
     ap.add_argument("--images", type=int, default=5000)
     ap.add_argument("--classes", type=int, default=80)
+    tiles = commands.add_parser("tiles")
+    tiles.add_argument("folder", type=Path)
+    tiles.add_argument("--side", type=int, default=12_000)
+    tiles.add_argument("--photos", type=int, default=2)
     options = parser.parse_args()
-    measure = {"records": measure_records, "ap": measure_ap}[options.command]
+    measure = {"records": measure_records, "ap": measure_ap, "tiles": measure_tiles}[
+        options.command
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         print(json.dumps({"name": options.command} | measure(options)))

@@ -6,13 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.tiling import Tiling
 
 from tests.data.box_writing import Drawn
 from tests.data.boxes_written import LABELS, WRITERS, drawn, write
-from vfm.data import DetectionData
+from vfm.data import DetectionData, sampler
 from vfm.data.dataset import Record
+from vfm.data.detection import dataset
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.dataset import collate_boxes
 from vfm.data.detection.tiles import cut_record, group_tiles
@@ -253,6 +255,30 @@ def test_tiles_of_a_large_photo(tmp_path):
             whole[label] += inside
             assert not (inside and ignored)
     assert all(whole.values())  # each object is seen as a whole somewhere
+
+
+def test_a_photo_is_opened_once_an_epoch_for_all_its_tiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(sampler, "_AT_ONCE", 1)
+    monkeypatch.setattr(dataset, "_MOST_OPEN", 1)
+    opened = []
+    plain = dataset.open_image
+    monkeypatch.setattr(dataset, "open_image", lambda *a, **k: opened.append(a) or plain(*a, **k))
+    records = []
+    for number in range(4):
+        path = tmp_path / f"{number}.png"
+        side = 200 if number < 3 else 60
+        Image.fromarray(np.full((side, side, 3), number, np.uint8)).save(path)
+        boxes = np.array([[10, 10, 30, 30], [12, 14, 44, 48]], np.float32)
+        whole = Annotation(boxes, np.zeros(2, bool), (side, side))
+        record = Record(str(path), (0, 1), path.name, objects=whole)
+        records += cut_record(record, whole, Tiling(80, 0.2))
+    images = dataset.BoxDataset(
+        records, Preprocess(size=(32, 32)), augment=dataset.BoxAugment(mosaic=1.0)
+    )
+    order = sampler.EpochSampler(len(images), shuffle=True, photos=images.photos)
+    names = {images[key].name.partition("@")[0] for key in order}
+    assert names == {f"{number}.png" for number in range(4)}
+    assert len(opened) == 3  # a whole image does not stay open
 
 
 @pytest.mark.parametrize("overlap", [0.2, 0.5])

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 
+from vfm.data import sampler
 from vfm.data.sampler import EpochSampler
 
 
@@ -69,3 +71,23 @@ def test_epoch_set_between_iter_and_next_counts():
 def test_no_images_are_refused():
     with pytest.raises(ValueError, match="at least 1 image, not 0"):
         EpochSampler(0, shuffle=True)
+
+
+def test_parts_of_photos_come_together_in_a_new_order_each_epoch(monkeypatch):
+    monkeypatch.setattr(sampler, "_AT_ONCE", 100)
+    of_sample = np.repeat(np.arange(6), 5)
+    photos = sampler.Photos(of_sample, np.array([100, 100, 40, 40, 300, 0]))
+    orders = []
+    for epoch in (0, 1, 0):
+        whole = EpochSampler(30, shuffle=True, seed=4, photos=photos)
+        whole.set_epoch(epoch)
+        orders.append([index for _, index in whole])
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == list(range(30))
+    for number in (0, 1, 4):  # a large one is shuffled with few others
+        assert np.ptp(np.flatnonzero(of_sample[orders[0]] == number)) < 15
+    parts = [
+        EpochSampler(30, shuffle=True, seed=4, photos=photos, rank=r, num_replicas=2)
+        for r in (0, 1)
+    ]
+    assert [i for pair in zip(*parts, strict=True) for _, i in pair] == orders[0]

@@ -243,9 +243,9 @@ class ImageData(LightningDataModule, Component, ABC):
         self._leave_finished_epoch()
         rank, world = self._rank_and_world
         dataset = self.stored.get("train") or self._pack(self._build_training_dataset(), "train")
-        sampler = EpochSampler(
-            len(dataset), shuffle=True, seed=self.seed, rank=rank, num_replicas=world
-        )
+        photos = dataset.photos if isinstance(dataset, ImageDataset) else None
+        common = {"seed": self.seed, "rank": rank, "num_replicas": world}
+        sampler = EpochSampler(len(dataset), shuffle=True, photos=photos, **common)
         # Lightning asks for the first batches of a resumed training before it names the epoch.
         sampler.set_epoch(self._find_position().epoch)
         lonely = len(sampler) > 1 and len(sampler) % self.batch_size == 1 and self.batch_size > 1

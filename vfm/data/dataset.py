@@ -4,7 +4,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import ImageError
 
 from vfm.data.detection.annotation import Annotation
+from vfm.data.sampler import Photos
 from vfm.data.tar import TarImage
 from vfm.data.transforms import TrainTransform
 from vfm.preprocess import Preprocess
@@ -141,6 +142,8 @@ class ImageDataset(Dataset[Sample | Skipped]):
     """Seed of the augmentation."""
     num_labels: int = 0
     """C of multi-label targets; not needed where each image has one label."""
+    photos: Photos | None = field(default=None, init=False)
+    """Which records are parts of one photo, in training; None where each is an image of its own."""
 
     def __len__(self) -> int:
         return len(self.records)

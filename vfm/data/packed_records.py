@@ -61,6 +61,8 @@ def pack_dataset(
     records = dataset.records
     if len(records) < FEW or isinstance(records[0].source, np.ndarray):
         return dataset
+    if any(record.objects is not None and record.objects.tile is not None for record in records):
+        return dataset  # a tile holds the boxes of its photo, and each would be packed with all of them
     if split not in packed or packed[split][0] is not records:
         packed[split] = (records, PackedRecords(records))
     dataset.records = packed[split][1]

@@ -1,11 +1,24 @@
 """Sampler: the order of samples as a function of seed and epoch, whatever the number of ranks and workers."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 from vfm_runtime.errors import OptionError
+
+_AT_ONCE = 2**28
+"""Bytes of photos whose tiles are shuffled among one another."""
+
+
+class Photos(NamedTuple):
+    """Which of the N samples are parts of one photo, of P."""
+
+    of_sample: NDArray[np.int64]
+    """[N], index of the photo."""
+    num_bytes: NDArray[np.int64]
+    """[P], size of each photo when it is open."""
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
@@ -15,11 +28,21 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     that all ranks take equally many. The epoch goes with the index because workers that live on
     never hear of a new one.
 
+    Where samples are parts of photos, photos come in a new order in every epoch, and parts are shuffled among as many
+    photos as can stay open: a worker opens a photo once an epoch, not once for each part.
+
     It derives from torch's sampler so that Lightning does not put its own in place.
     """
 
     def __init__(
-        self, num_images: int, *, shuffle: bool, seed: int = 0, rank: int = 0, num_replicas: int = 1
+        self,
+        num_images: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        num_replicas: int = 1,
+        photos: Photos | None = None,
     ) -> None:
         """Make the sampler.
 
@@ -29,6 +52,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             seed: Seed of the order, at least 0.
             rank: Rank of this process.
             num_replicas: Number of processes.
+            photos: Photos of which the samples are parts; None where each is an image of its own.
 
         Raises:
             ValueError: There are no images.
@@ -38,6 +62,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         # All that torch's sampler asks of a data set is its length.
         super().__init__(cast(Any, range(num_images)), num_replicas, rank, shuffle, seed)
         self.num_images = num_images
+        self.photos = photos
         self.start = 0
         """Samples of this rank that the next iteration leaves out unopened; then 0 again."""
 
@@ -57,6 +82,12 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             return np.arange(self.num_images)
         # Sorting raw bits: numpy keeps these for ever, but not what `permutation` makes of them.
         bits = np.random.Philox(np.random.SeedSequence([self.seed, epoch]))
+        if self.photos is not None:
+            of_sample, num_bytes = self.photos
+            turn = np.argsort(bits.random_raw(len(num_bytes)), kind="stable")
+            window = np.empty(len(turn), np.int64)
+            window[turn] = (num_bytes[turn].cumsum() - 1) // _AT_ONCE
+            return np.lexsort((bits.random_raw(self.num_images), window[of_sample]))
         order: np.ndarray[tuple[int], np.dtype[np.int64]] = np.argsort(
             bits.random_raw(self.num_images), kind="stable"
         )

@@ -1,6 +1,6 @@
 """Data set of images with boxes: samples, their augmentation, and batches."""
 
-import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from vfm_runtime.media.image import ImageError, open_image
 from vfm.data.dataset import ImageDataset, Record, Skipped, build_batch, read_source, sample_seed
 from vfm.data.decode import Source
 from vfm.data.detection.annotation import Annotation
-from vfm.data.detection.tiles import name_photo
+from vfm.data.detection.tiles import find_photos, name_photo
 from vfm.data.detection.transforms import Geometric, Picture
 from vfm.data.transforms import AugmentError, TrainTransform, build_jitter
 from vfm.preprocess import Geometry, convert_corners
@@ -31,8 +31,40 @@ _COLORS: dict[str, list[Any]] = {
     ],
 }
 _PARTNERS = 3
-# Photos that are cut into tiles stay open, this many in each worker.
-_open_large = functools.lru_cache(maxsize=4)(open_image)
+_MOST_OPEN = 2**29
+
+
+class OpenPhotos:
+    """Photos that are cut into tiles stay open, in each worker up to a number of bytes, or one that is larger."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, ValueRange | None], NDArray[np.uint8]] = {}
+
+    def open(self, path: str, value_range: ValueRange | None, num_bytes: int) -> NDArray[np.uint8]:
+        """Return the pixels of a photo, from the disk where it was not among the last.
+
+        Args:
+            path: File of the photo.
+            value_range: Black and white of values of more than 8 bits.
+            num_bytes: Size of its pixels, as its annotation says.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        key = path, value_range
+        pixels = self._open.pop(key, None)
+        if pixels is None:
+            # Before another is decoded, which takes its size twice.
+            while (
+                self._open and num_bytes + sum(p.nbytes for p in self._open.values()) > _MOST_OPEN
+            ):
+                del self._open[next(iter(self._open))]
+            pixels = open_image(path, value_range=value_range)
+        self._open[key] = pixels
+        return pixels
+
+
+_open_photos = OpenPhotos()
 
 
 @accept_old_keys
@@ -98,6 +130,7 @@ class BoxDataset(ImageDataset):
 
     def __post_init__(self) -> None:
         if self.augment is not None:
+            self.photos = find_photos(self.records)
             flip = self.augment.flip
             self._wild = Geometric(self.preprocess, zoom=self.augment.zoom, flip=flip)
             self._calm = Geometric(self.preprocess, zoom=(1.0, 1.0), flip=flip)
@@ -129,7 +162,7 @@ class BoxDataset(ImageDataset):
         calm = epoch >= self.calm_from
         partners: list[Picture] = []
         if not calm and generator.random() < augment.mosaic:
-            partners = self._open_partners(generator)
+            partners = self._open_partners(index, generator)
         if len(partners) == _PARTNERS:
             view = self._wild.sample_mosaic([picture, *partners], generator)
         else:
@@ -143,10 +176,20 @@ class BoxDataset(ImageDataset):
         row = np.array(geometry, np.float32)
         return BoxSample(pixels, convert_corners(corners), view.labels, row, index, record.name)
 
-    def _open_partners(self, generator: np.random.Generator) -> list[Picture]:
-        """Three other images; fewer where one cannot be read, which is reported when its own turn comes."""
+    def _open_partners(self, index: int, generator: np.random.Generator) -> list[Picture]:
+        """Three other images, or tiles of the same photo, which is open already, for a tile.
+
+        Fewer where one cannot be read, which is reported when its own turn comes.
+        """
         pictures = []
-        for other in generator.integers(len(self.records), size=_PARTNERS).tolist():
+        others = np.arange(len(self.records))
+        if self.photos is not None:
+            of_sample, num_bytes = self.photos
+            number = of_sample[index]
+            others = np.flatnonzero(
+                of_sample == number if num_bytes[number] else num_bytes[of_sample] == 0
+            )
+        for other in others[generator.integers(len(others), size=_PARTNERS)].tolist():
             try:
                 pictures.append(self._open_picture(self.records[other]))
             except ImageError:
@@ -201,7 +244,8 @@ def load_pixels(record: Record, value_range: ValueRange | None = None) -> NDArra
         (left, top), (height, width) = annotation.tile[:2], annotation.size
         source = read_source(record)
         if isinstance(source, str):
-            whole = _open_large(source, value_range=value_range)
+            num_bytes = 3 * math.prod(annotation.tile.photo.size)
+            whole = _open_photos.open(source, value_range, num_bytes)
         else:
             whole = open_image(source, value_range=value_range)
         _require_size(record, annotation.tile.photo, *whole.shape[:2])

@@ -1,5 +1,6 @@
 """Tiles of one size, cut out of large photos, and photos put together again from their tiles."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -10,6 +11,7 @@ from vfm_runtime.tasks.tiling import Region, Tiling
 
 from vfm.data.dataset import Record
 from vfm.data.detection.annotation import Annotation, Tile
+from vfm.data.sampler import Photos
 
 _LEAST_VISIBLE = 0.3
 
@@ -98,6 +100,20 @@ def group_tiles(records: Sequence[Record]) -> list[tuple[Record, list[int]]]:
             photo = replace(record, label=tile.labels, name=name, objects=tile.photo)
             groups.append((photo, [index]))
     return groups
+
+
+def find_photos(records: Sequence[Record]) -> Photos | None:
+    """Find which records are tiles of one photo; None where there are none. A whole image is a photo of its own."""
+    numbers: dict[str, int] = {}
+    of_sample = np.zeros(len(records), np.int64)
+    sizes: list[int] = []
+    for index, record in enumerate(records):
+        tile = record.objects.tile if record.objects is not None else None
+        number = numbers.setdefault(name_photo(record), len(numbers))
+        if number == len(sizes):
+            sizes.append(3 * math.prod(tile.photo.size) if tile is not None else 0)
+        of_sample[index] = number
+    return Photos(of_sample, np.array(sizes)) if any(sizes) else None
 
 
 def name_photo(record: Record) -> str:
