@@ -128,8 +128,9 @@ def test_a_test_that_is_stopped_did_not_succeed(
 
 def test_jobs_that_start_at_once_have_folders_of_their_own(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: claim_run(tmp_path / "runs"), range(24)))
-    assert sorted(int(folder.name) for folder in folders) == list(range(24))
+        numbers = list(pool.map(lambda _: claim_run(tmp_path / "runs"), range(24)))
+    assert sorted(map(int, numbers)) == list(range(24))
+    assert len(list((tmp_path / "runs").iterdir())) == 24
 
 
 RECIPE = """

@@ -96,7 +96,7 @@ def find_job(
         return FoldJob(begun, count, recipes, words)
     _check_words(recipes, words)
     tries = find_option(recipes, words, "trainer", "fast_dev_run")
-    folder = root / count_runs(root) if tries else claim_run(root)
+    folder = root / (count_runs if tries else claim_run)(root)
     return FoldJob(folder, folds, recipes, words)
 
 

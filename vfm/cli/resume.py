@@ -39,13 +39,13 @@ def count_runs(root: Path) -> str:
     return str(max((int(p.name) for p in root.glob("*") if p.name.isdigit()), default=-1) + 1)
 
 
-def claim_run(root: Path) -> Path:
-    """Make the folder of the next run; of jobs that start at once, each gets a folder to itself."""
+def claim_run(root: Path) -> str:
+    """Make the folder of the next run, and return its number; of jobs that start at once, each gets its own."""
     while True:
-        folder = root / count_runs(root)
+        number = count_runs(root)
         with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
+            (root / number).mkdir(parents=True)
+            return number
 
 
 def list_newest(root: Path, pattern: str) -> list[Path]:

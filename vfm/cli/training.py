@@ -108,7 +108,11 @@ class TrainingCLI(LightningCLI):
             kwargs["logger"] = False
             if self.subcommand == "fit":
                 root = config["default_root_dir"]
-                version = self.version or _claim_version(root, config["fast_dev_run"])
+                # The first process makes the folder, and Lightning tells the others where it is.
+                is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+                claims = is_first and not config["fast_dev_run"] and "://" not in root
+                claim = claim_run if claims else count_runs
+                version = self.version or claim(Path(root))
                 loggers = (CSVLogger, TensorBoardLogger)
                 kwargs["logger"] = [logger(root, name="", version=version) for logger in loggers]
         if self.subcommand != "fit":
@@ -274,13 +278,6 @@ def _resolve_precision(
         for recipe, section in zip(recipes, sections, strict=True)
     ]
     return changed, [*rest, *(f"--trainer.precision={chosen if p == 'auto' else p}" for p in typed)]
-
-
-def _claim_version(root: str, tries: bool | int) -> str:
-    """Return the number of a new run, whose folder the first process makes; where Lightning looks for it, all do."""
-    if tries or rank_zero_only.rank or "://" in root:  # type: ignore[attr-defined]
-        return count_runs(Path(root))
-    return claim_run(Path(root)).name
 
 
 def _check_devices(accelerator: Any, devices: Any) -> None:

@@ -27,7 +27,7 @@ from vfm.data.dataset import (
     read_mtime,
 )
 from vfm.data.feature_dataset import StoredFeatures
-from vfm.data.loader import Position, ResumableLoader, prepare_worker
+from vfm.data.loader import Position, ResumableLoader, leave_finished_epoch, prepare_worker
 from vfm.data.packed_records import pack_dataset
 from vfm.data.sampler import EpochSampler
 from vfm.data.splits import check_folds, complete_splits, draw_folds
@@ -240,7 +240,7 @@ class ImageData(LightningDataModule, Component, ABC):
         All images take part, but for a last batch of one: batch norm cannot learn from a single image. The order
         differs from epoch to epoch, so it is another image each time.
         """
-        self._leave_finished_epoch()
+        leave_finished_epoch(self.trainer)
         rank, world = self._rank_and_world
         dataset = self.stored.get("train") or self._pack(self._build_training_dataset(), "train")
         photos = dataset.photos if isinstance(dataset, ImageDataset) else None
@@ -474,21 +474,6 @@ class ImageData(LightningDataModule, Component, ABC):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
-
-    def _leave_finished_epoch(self) -> None:
-        """Keep Lightning from counting an epoch twice.
-
-        Resuming a training that is counted in steps from the end of an epoch, Lightning 2.6 runs
-        that epoch again without batches, and the next one gets the number after the next.
-        """
-        if self.trainer is None:
-            return
-        loop = self.trainer.fit_loop
-        epochs: Any = loop.epoch_progress.current
-        if loop.restarting and epochs.ready == epochs.processed:
-            # Its own setter says no when training is counted in steps.
-            loop._restarting = False
-            loop.epoch_loop.restarting = False
 
     def _find_position(self) -> Position:
         """How far the trainer has come; the end of an epoch is the start of the next."""

@@ -79,6 +79,22 @@ class ResumableLoader(DataLoader[Any]):
             self.sampler.start = position.batches * (self.batch_size or 1)
 
 
+def leave_finished_epoch(trainer: Any) -> None:
+    """Keep Lightning from counting an epoch twice.
+
+    Resuming a training that is counted in steps from the end of an epoch, Lightning 2.6 runs that epoch again without
+    batches, and the next one gets the number after the next.
+    """
+    if trainer is None:
+        return
+    loop = trainer.fit_loop
+    epochs: Any = loop.epoch_progress.current
+    if loop.restarting and epochs.ready == epochs.processed:
+        # Its own setter says no when training is counted in steps.
+        loop._restarting = False
+        loop.epoch_loop.restarting = False
+
+
 def prepare_worker(worker_id: int) -> None:
     """Keep OpenCV to one thread in a worker, one of as many as there are cores, and leave signals to the main process.
 

@@ -16,7 +16,7 @@ from vfm_runtime.errors import OptionError
 
 from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate
-from vfm.data.loader import Position, ResumableLoader
+from vfm.data.loader import Position, ResumableLoader, leave_finished_epoch
 from vfm.data.tar import ShardError, TarImage, TarSample, list_shard, read_images
 from vfm.data.transforms import Augment
 from vfm.types import Batch
@@ -98,7 +98,7 @@ class ShardData(ImageData):
         """Batches in a new order every epoch, augmented, resumable with the same numbers of processes and workers."""
         if "train" in self.stored:
             return super().train_dataloader()
-        self._leave_finished_epoch()
+        leave_finished_epoch(self.trainer)
         images = self._pack(self._build_training_dataset(), "train")
         return self._build_shard_loader("train", images, self.shuffle, self._find_position)
 
