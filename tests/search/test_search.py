@@ -19,19 +19,33 @@ pytest.importorskip("lancedb")
 COLUMNS = {"label": "text", "my column": "text", "score": "number", "seen": "boolean"}
 
 
+def has(column, comparison):
+    return f"(`{column}` IS NOT NULL AND `{column}` {comparison})"
+
+
 @pytest.mark.parametrize(
     ("text", "expression"),
     [
-        ("label = 'cat'", "((`label` = 'cat'))"),
-        ("label='it''s' AND score >= -1.5e2", "((`label` = 'it''s' AND `score` >= -1.5e2))"),
-        ("label in ('a', 'b') or not seen = true", "((`label` IN ('a', 'b')) OR ((NOT `seen` = true)))"),
+        ("label = 'cat'", "((" + has("label", "= 'cat'") + "))"),
         (
-            "label not in ('a') and (score<1 or score > 2)",
-            "((`label` NOT IN ('a') AND ((`score` < 1) OR (`score` > 2))))",
+            "label='it''s' AND score >= -1.5e2",
+            "((" + has("label", "= 'it''s'") + " AND " + has("score", ">= -1.5e2") + "))",
         ),
-        ("\"my column\" != 'x; DROP TABLE --'", "((`my column` != 'x; DROP TABLE --'))"),
+        (
+            "label in ('a', 'b') or not seen = true",
+            "((" + has("label", "IN ('a', 'b')") + ") OR ((NOT " + has("seen", "= true") + ")))",
+        ),
+        ("label not in ('a')", "(((NOT " + has("label", "IN ('a')") + ")))"),
+        (
+            "(score<1 or score > 2)",
+            "((((" + has("score", "< 1") + ") OR (" + has("score", "> 2") + "))))",
+        ),
+        (
+            "\"my column\" != 'x; DROP TABLE --'",
+            "(((NOT " + has("my column", "= 'x; DROP TABLE --'") + ")))",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_filter_is_parsed(text, expression):
     assert parse_filter(text, COLUMNS) == expression
 
@@ -94,6 +108,9 @@ def filled(tmp_path_factory):
         (None, lambda i: True),
         ("label = 'it''s 1' and score < 0.5", lambda i: i % 3 == 1 and i < 1500),
         ("\"my column\" in ('b', 'c') or not score < 0.9", lambda i: i % 2 == 0 or i >= 2700),
+        # A row without a value has another one than b.
+        ("\"my column\" != 'b' and score < 0.1", lambda i: i % 2 == 1 and i < 300),
+        ("not \"my column\" in ('b') and score < 0.1", lambda i: i % 2 == 1 and i < 300),
     ],
 )
 def test_the_nearest_are_those_of_a_plain_product(filled, where, keep):

@@ -30,7 +30,9 @@ UNREADABLE_FILE = "unreadable.csv"
 """Images that could not be read, in the folder of a store."""
 
 _CHUNK = 1024
-"""Images of one write: what a stopped run loses at most."""
+"""Images of one write."""
+_SECONDS = 20.0
+"""Time after which fewer are written: what a stopped run loses at most."""
 _AHEAD = 3
 """Batches that wait in memory, at the model's small size."""
 _SHOWN = 5
@@ -174,7 +176,7 @@ def update_store(
     waiting = [image for image in images if stamps.get(image.path, ("", ""))[1] != image.stamp]
     report = EmbedReport(len(images), unreadable={})
     assert report.unreadable is not None
-    start = time.perf_counter()
+    start = written = time.perf_counter()
     if waiting:
         store.add_columns(waiting)
     progress = _Progress(len(waiting))
@@ -190,9 +192,9 @@ def update_store(
             rows += ready
         report.num_embedded += len(ready)
         progress.show(report.num_embedded + len(report.unreadable))
-        if len(rows) >= _CHUNK:
+        if len(rows) >= _CHUNK or (rows and time.perf_counter() - written > _SECONDS):
             _write(store, vectors, rows, source)
-            rows, vectors = [], []
+            rows, vectors, written = [], [], time.perf_counter()
     if rows:
         _write(store, vectors, rows, source)
     report.seconds = time.perf_counter() - start

@@ -129,12 +129,16 @@ class _Parser:
         name = f"`{column}`"
         is_negated = self.take("not") is not None
         if self.take("in"):
-            return f"{name} {'NOT ' * is_negated}IN ({', '.join(self.parse_values(column))})"
+            inner = f"IN ({', '.join(self.parse_values(column))})"
+            return _compare(name, inner, is_negated=is_negated)
         comparison = None if is_negated else self.take(*COMPARISONS)
         if comparison is None:
             expected = "in" if is_negated else "one of = != < <= > >= or in"
             self.refuse(f"after '{column}' {expected} is expected, not {self.current[1]}")
-        return f"{name} {comparison} {self.parse_value(column)}"
+        value = self.parse_value(column)
+        if comparison == "!=":
+            return _compare(name, f"= {value}", is_negated=True)
+        return _compare(name, f"{comparison} {value}", is_negated=False)
 
     def parse_values(self, column: str) -> list[str]:
         if not self.take("("):
@@ -165,3 +169,9 @@ class _Parser:
             )
         del self._tokens[0]
         return quote_text(text[1:-1].replace("''", "'")) if kind == "text" else text
+
+
+def _compare(name: str, comparison: str, *, is_negated: bool) -> str:
+    """Return a comparison that is true or false, and false for a row without a value; of SQL it would be neither."""
+    plain = f"({name} IS NOT NULL AND {name} {comparison})"
+    return f"(NOT {plain})" if is_negated else plain
