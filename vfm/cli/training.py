@@ -24,6 +24,7 @@ from vfm.cli import TRAINING
 from vfm.cli.compare import compare_call
 from vfm.cli.errors import UsageError
 from vfm.cli.folds import cross_validate, describe_next, find_job
+from vfm.cli.minutes import OPTION, Trial, find_minutes, plan_minutes
 from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
 from vfm.cli.recipes import Recipe, read_recipe, update
 from vfm.cli.resume import claim_run, count_runs, resolve
@@ -120,6 +121,25 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
+class TrialCLI(TrainingCLI):
+    """Trains for a few steps, and leaves nothing."""
+
+    def __init__(self, trial: Trial, **kwargs: Any) -> None:
+        """Train with a callback that times the steps, and ends them."""
+        self._trial = trial
+        super().__init__(**kwargs)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make a Trainer with the callback, which saves nothing."""
+        self.save_config_callback = None
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.append(self._trial)  # type: ignore[attr-defined]
+        return trainer
+
+    def after_fit(self) -> None:
+        """Say nothing."""
+
+
 class RecipeCLI(TrainingCLI):
     """Resolves a recipe, and makes nothing of it."""
 
@@ -156,6 +176,7 @@ def _run(command: str, words: list[str]) -> None:
     words, trust = pop_option(words, "--trust")
     words, paths = pop_option(words, "--config")
     recipes = [read_recipe(path) for path in paths]
+    recipes, words, minutes = find_minutes(recipes, words)
     root = str(_DEFAULTS["default_root_dir"])
     if command == "fit" and (job := find_job(recipes, words, root, parse)) is not None:
         cross_validate(job, partial(start, command, [""] * len(job.recipes), job.recipes))
@@ -170,7 +191,38 @@ def _run(command: str, words: list[str]) -> None:
             if differences:
                 print(f"Other than the run that goes on: {'; '.join(differences)}")
         paths, recipes = ["", *paths], [stored, *recipes]
+    if command == "fit" and minutes is not None:
+        words += _plan_length(minutes, paths, recipes, words, stored)
     start(command, paths, recipes, words, sections=sections)
+
+
+def _plan_length(
+    minutes: float,
+    paths: Sequence[str],
+    recipes: Sequence[Recipe],
+    words: list[str],
+    stored: Recipe | None,
+) -> list[str]:
+    """Return the options that end a training in time: those of a trial, or of the run that goes on."""
+    if stored is not None:
+        trainer = stored.get("trainer") or {}
+        if trainer.get("max_time") is None:
+            raise UsageError(
+                f"{OPTION} is {minutes:g}, but the run that goes on was not planned by minutes. Give "
+                "--trainer.max_epochs."
+            )
+        names = ("max_epochs", "check_val_every_n_epoch", "max_time")
+        return ["--model.min_steps=0", *(f"--trainer.{name}={trainer[name]}" for name in names)]
+
+    def run_trial(trial: Trial, options: list[str]) -> None:
+        rest = [word for word in words if word.partition("=")[0] not in _names(options)]
+        _call("fit", paths, recipes, [*rest, *options], partial(TrialCLI, trial))
+
+    return plan_minutes(minutes, run_trial)
+
+
+def _names(words: Sequence[str]) -> set[str]:
+    return {word.partition("=")[0] for word in words}
 
 
 def _compare_checkpoint(

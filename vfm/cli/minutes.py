@@ -1,0 +1,205 @@
+"""`vfm fit --trainer.minutes 20`: a short trial tells how many epochs fit into the time, counted over resumes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from vfm.cli.errors import UsageError
+from vfm.cli.recipes import Recipe
+from vfm.cli.words import pop_option
+from vfm.training.num_steps import count_epoch_steps
+
+OPTION = "--trainer.minutes"
+_WARM, _MEASURED = 3, 10
+"""Steps of the trial: those that warm up, and those that are timed."""
+_VALIDATED = 3
+"""Batches that the trial validates."""
+_MOST_VALIDATING = 0.15
+"""Fraction of the time that validations may take."""
+_NUM_VALIDATIONS = 20
+_SPARE = 0.05
+"""Fraction of the time kept for what is slower than in the trial."""
+
+
+@dataclass
+class Trial(Callback):
+    """Times the first steps and validations of a training, and ends it."""
+
+    start: float = field(default_factory=time.perf_counter)
+    startup: float = 0.0
+    """Seconds until the first step has ended."""
+    steps: list[float] = field(default_factory=list)
+    """Seconds of each step after the warm ones, within an epoch."""
+    validated: list[float] = field(default_factory=list)
+    """Seconds of each batch that was validated."""
+    changes: list[float] = field(default_factory=list)
+    """Seconds from the last step of an epoch to the first one of the next, without validation."""
+    epoch_steps: int = 0
+    epoch_validated: int = 0
+    """Batches of an epoch, and of a validation."""
+    _number: int = 0
+    _last: float = 0.0
+    _apart: float = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Note the time since the step before."""
+        now, first = time.perf_counter(), args[-1] == 0
+        if self._number == 0:
+            self.startup = now - self.start
+        elif first:
+            self.changes.append(now - self._last - self._apart)
+        elif self._number >= _WARM:
+            self.steps.append(now - self._last)
+        self._number += 1
+        self._last, self._apart = now, 0.0
+        trainer.should_stop = self._number >= _WARM + _MEASURED
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to time a validation."""
+        self._apart -= time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note its time."""
+        self._apart += time.perf_counter()
+        batches = min(_VALIDATED, self.epoch_validated)
+        if batches and not trainer.sanity_checking:
+            self.validated.append(self._apart / batches)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the batches.
+
+        Raises:
+            UsageError: Several processes would each take a time of their own.
+        """
+        if trainer.world_size > 1:
+            raise UsageError(
+                f"{OPTION} times one process, and there are {trainer.world_size}. Give --trainer.devices 1, or "
+                "--trainer.max_epochs in its place."
+            )
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.epoch_steps = max(1, count_epoch_steps(trainer, len(data.train_dataloader())))
+        self.epoch_validated = len(data.val_dataloader()) if data.records.get("val") else 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, so that it ends in time."""
+
+    epochs: int
+    validate_every: int
+    """Epochs from one validation to the next."""
+    seconds: float
+    """Time of the training at most, without what went before it."""
+
+    def list_words(self) -> list[str]:
+        """Return the options of the training."""
+        minutes, seconds = divmod(math.ceil(self.seconds), 60)
+        return [
+            "--model.min_steps=0",
+            "--trainer.max_steps=-1",
+            f"--trainer.max_epochs={self.epochs}",
+            f"--trainer.check_val_every_n_epoch={self.validate_every}",
+            f"--trainer.max_time=00:{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}",
+        ]
+
+
+def plan_training(trial: Trial, seconds: float) -> Plan:
+    """Return the epochs, and how often to validate, that fit into the time.
+
+    Args:
+        trial: What was measured.
+        seconds: Time that is left, with a start like the trial's.
+
+    Raises:
+        UsageError: Not one epoch fits.
+    """
+    step = statistics.median(trial.steps or trial.changes)
+    change = max(0.0, statistics.median(trial.changes) - step) if trial.changes else 0.0
+    epoch = trial.epoch_steps * step + change
+    validation = trial.epoch_validated * statistics.median(trial.validated or [step])
+    left = seconds - trial.startup
+    usable = (1 - _SPARE) * left
+    # At least one validation, at the end.
+    epochs = int((usable - validation) / epoch)
+    if epochs < 1:
+        needed = (trial.startup + (epoch + validation) / (1 - _SPARE)) / 60
+        raise UsageError(
+            f"{OPTION} does not suffice for one epoch of {trial.epoch_steps} steps, {step:.2f} s each, and a "
+            f"validation of {validation:.0f} s. Give {needed + 0.05:.1f} more minutes, fewer images, a smaller "
+            "--model.image_size, or a smaller backbone."
+        )
+    most = max(1, int(_MOST_VALIDATING * usable / max(validation, 1e-6)))
+    number = min(_NUM_VALIDATIONS, most, epochs)
+    epochs = max(number, int((usable - number * validation) / epoch))
+    every = max(1, round(epochs / number))
+    return Plan(epochs // every * every, every, max(left, 1.0))
+
+
+def find_minutes(
+    recipes: Sequence[Recipe], words: list[str]
+) -> tuple[list[Recipe], list[str], float | None]:
+    """Take `trainer.minutes` out of recipes and words; the last one counts.
+
+    Raises:
+        UsageError: It is no number above 0, or stands beside another length of the training.
+    """
+    rest, typed = pop_option(words, OPTION)
+    sections = [recipe.get("trainer") or {} for recipe in recipes]
+    values: list[Any] = [part["minutes"] for part in sections if "minutes" in part] + typed
+    if not values:
+        return list(recipes), words, None
+    others = [
+        name
+        for name in ("max_epochs", "max_steps", "max_time")
+        if pop_option(rest, f"--trainer.{name}")[1]
+    ]
+    try:
+        minutes = float(values[-1])
+    except (TypeError, ValueError):
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise UsageError(f"{OPTION} is {values[-1]}. Give a number above 0.")
+    if others:
+        raise UsageError(f"{OPTION} and --trainer.{others[0]} both say how long. Give one of them.")
+    changed = [
+        {**recipe, "trainer": {k: v for k, v in part.items() if k != "minutes"}}
+        if "minutes" in part
+        else recipe
+        for recipe, part in zip(recipes, sections, strict=True)
+    ]
+    return changed, rest, minutes
+
+
+def plan_minutes(minutes: float, run_trial: Callable[[Trial, list[str]], None]) -> list[str]:
+    """Run a trial, and return the options of a training that ends in time; none where there is nothing to plan.
+
+    Args:
+        minutes: Time of the trial and the training together.
+        run_trial: Trains with a callback and options.
+    """
+    trial = Trial()
+    words = [
+        "--model.min_steps=0",
+        *("--trainer.max_epochs=-1", f"--trainer.max_steps={_WARM + _MEASURED}"),
+        *(f"--trainer.limit_val_batches={_VALIDATED}", "--trainer.num_sanity_val_steps=0"),
+        *("--trainer.logger=false", "--trainer.enable_checkpointing=false"),
+        *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+    ]
+    run_trial(trial, words)
+    if not trial.steps and not trial.changes:
+        print(f"{OPTION}: the head is solved at once; there are no steps to plan.")
+        return []
+    plan = plan_training(trial, 60 * minutes - (time.perf_counter() - trial.start))
+    steps = plan.epochs * trial.epoch_steps
+    print(
+        f"{minutes:g} minutes: {plan.epochs} epochs, {steps} steps of {statistics.median(trial.steps or [0]):.2f} s, "
+        f"a validation after each {plan.validate_every}."
+    )
+    return plan.list_words()
