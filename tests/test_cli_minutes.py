@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.tasks.tiny import VIT
-from vfm.cli import main
+from vfm.cli import main, minutes
 from vfm.cli.errors import UsageError
-from vfm.cli.minutes import Trial, find_minutes, plan_training
+from vfm.cli.minutes import Plan, TimedTrial, find_minutes, plan_training
 
 
-def make_trial(**changes: object) -> Trial:
-    trial = Trial()
+def make_trial(**changes: object) -> TimedTrial:
+    trial = TimedTrial()
     trial.startup, trial.steps, trial.changes = 10.0, [1.0, 1.2, 1.1], [3.1]
     trial.validated, trial.epoch_steps, trial.epoch_validated = [0.5], 20, 8
     for name, value in changes.items():
@@ -83,8 +83,16 @@ def test_a_recipe_may_say_the_minutes_and_the_call_goes_before_it() -> None:
 
 
 def test_a_training_ends_in_time_and_goes_on_by_the_same_call(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def plan(trial: TimedTrial, seconds: float) -> Plan:
+        # Of 13 steps, 3 an epoch, those that end the warm-up or begin an epoch are not like the others.
+        assert (trial.epoch_steps, trial.epoch_validated) == (3, 2)
+        assert (len(trial.steps), len(trial.changes), len(trial.validated)) == (6, 4, 5)
+        assert 0 < seconds < 600
+        return Plan(4, 2, 300.0)
+
+    monkeypatch.setattr(minutes, "plan_training", plan)
     words = {
         "--model": "ClassificationTask",
         "--model.backbone": "vit_tiny_patch16_224",
@@ -95,7 +103,7 @@ def test_a_training_ends_in_time_and_goes_on_by_the_same_call(
         "--data.num_classes": "3",
         "--data.num_images": "96",
         "--data.batch_size": "16",
-        "--trainer.minutes": "0.1",
+        "--trainer.minutes": "10",
         "--trainer.accelerator": "cpu",
         "--trainer.default_root_dir": str(tmp_path),
         "--trainer.enable_progress_bar": "false",
@@ -105,12 +113,13 @@ def test_a_training_ends_in_time_and_goes_on_by_the_same_call(
     call = ["fit", *(word for pair in words.items() for word in pair)]
     assert main(call) == 0
     out = capsys.readouterr().out
-    assert "0.1 minutes: " in out
+    assert "10 minutes: 4 epochs, 12 steps of" in out
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
     last = torch.load(tmp_path / "0/checkpoints/last.ckpt", weights_only=False)
     trainer = last["vfm"]["recipe"]["trainer"]
-    assert last["epoch"] + 1 == trainer["max_epochs"] > 3
+    assert last["epoch"] + 1 == trainer["max_epochs"] == 4
+    assert trainer["max_time"] == "00:00:05:00"
     assert main(call) == 0
     out = capsys.readouterr().out
     assert "Going on from" in out
-    assert "0.1 minutes: " not in out
+    assert "10 minutes: " not in out

@@ -29,7 +29,7 @@ _SPARE = 0.05
 
 
 @dataclass
-class Trial(Callback):
+class TimedTrial(Callback):
     """Times the first steps and validations of a training, and ends it."""
 
     start: float = field(default_factory=time.perf_counter)
@@ -110,7 +110,7 @@ class Plan:
         ]
 
 
-def plan_training(trial: Trial, seconds: float) -> Plan:
+def plan_training(trial: TimedTrial, seconds: float) -> Plan:
     """Return the epochs, and how often to validate, that fit into the time.
 
     Args:
@@ -177,14 +177,14 @@ def find_minutes(
     return changed, rest, minutes
 
 
-def plan_minutes(minutes: float, run_trial: Callable[[Trial, list[str]], None]) -> list[str]:
+def plan_minutes(minutes: float, run_trial: Callable[[TimedTrial, list[str]], None]) -> list[str]:
     """Run a trial, and return the options of a training that ends in time; none where there is nothing to plan.
 
     Args:
         minutes: Time of the trial and the training together.
         run_trial: Trains with a callback and options.
     """
-    trial = Trial()
+    trial = TimedTrial()
     words = [
         "--model.min_steps=0",
         *("--trainer.max_epochs=-1", f"--trainer.max_steps={_WARM + _MEASURED}"),

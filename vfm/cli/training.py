@@ -24,7 +24,7 @@ from vfm.cli import TRAINING
 from vfm.cli.compare import compare_call
 from vfm.cli.errors import UsageError
 from vfm.cli.folds import cross_validate, describe_next, find_job
-from vfm.cli.minutes import OPTION, Trial, find_minutes, plan_minutes
+from vfm.cli.minutes import OPTION, TimedTrial, find_minutes, plan_minutes
 from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
 from vfm.cli.recipes import Recipe, read_recipe, update
 from vfm.cli.resume import claim_run, count_runs, resolve
@@ -124,7 +124,7 @@ class TrainingCLI(LightningCLI):
 class TrialCLI(TrainingCLI):
     """Trains for a few steps, and leaves nothing."""
 
-    def __init__(self, trial: Trial, **kwargs: Any) -> None:
+    def __init__(self, trial: TimedTrial, **kwargs: Any) -> None:
         """Train with a callback that times the steps, and ends them."""
         self._trial = trial
         super().__init__(**kwargs)
@@ -214,7 +214,7 @@ def _plan_length(
         names = ("max_epochs", "check_val_every_n_epoch", "max_time")
         return ["--model.min_steps=0", *(f"--trainer.{name}={trainer[name]}" for name in names)]
 
-    def run_trial(trial: Trial, options: list[str]) -> None:
+    def run_trial(trial: TimedTrial, options: list[str]) -> None:
         rest = [word for word in words if word.partition("=")[0] not in _names(options)]
         _call("fit", paths, recipes, [*rest, *options], partial(TrialCLI, trial))
 

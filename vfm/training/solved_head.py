@@ -103,7 +103,11 @@ def solve_head(task: CheckpointedModel, data: ImageData, stored: StoredFeatures)
     solved = None
     if task.global_rank == 0:
         start = time.perf_counter()
-        _require_classes(target, data.labels)
+        if target.ndim == 1 and len(np.unique(target)) < 2:
+            raise DataError(
+                f"All {len(target)} training images are of the class '{data.labels[int(target[0])]}'. Give images of "
+                "two classes or more."
+            )
         _warn_of_contradictions(features[0], target, data, positions)
         weights = getattr(task.criterion, "class_weights", None)
         options = {
@@ -154,14 +158,6 @@ def _join(
     stored: StoredFeatures, uses: Sequence[str], positions: NDArray[np.int64]
 ) -> NDArray[Any]:
     return np.concatenate([np.asarray(stored.arrays[name])[positions] for name in uses], axis=1)
-
-
-def _require_classes(target: NDArray[Any], labels: Sequence[str]) -> None:
-    if target.ndim == 1 and len(np.unique(target)) < 2:
-        raise DataError(
-            f"All {len(target)} training images are of the class '{labels[int(target[0])]}'. Give images of two "
-            "classes or more."
-        )
 
 
 def _fit(
