@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROWS = {
     9: {"cli", "api", "demo", "tune"},
+    8: {"incontext"},
     7: {"search"},
     6: {"deepfake", "embed"},
     5: {"bundle"},

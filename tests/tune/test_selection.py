@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from vfm.metrics import Interval
+from vfm.metrics.intervals import compute_wilson
 from vfm.tune.selection import (
     Gain,
     build_criterion,
     build_statistic,
     choose_honestly,
     compare_pairs,
-    compute_wilson,
     draw_counts,
 )
 

@@ -47,6 +47,10 @@ COMMANDS = {
         "vfm.embed.command:embed",
         "vectors of the images of a folder or table, in a store to search",
     ),
+    "classify": (
+        "vfm.incontext.command:classify",
+        "labels for images by a few examples of each class, without training",
+    ),
     "search": ("vfm.search.command:search", "the images of a store that are most like another"),
     "demo": ("vfm.demo:run_demo", "the whole job on a small real data set, in minutes"),
     "export": (

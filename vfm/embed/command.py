@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import os
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import DataError, OptionError
-from vfm_runtime.media.image import ImageError
-from vfm_runtime.tasks.base import Arrays
 
-from vfm.data.dataset import read_source
 from vfm.embed.models import open_embedder
+from vfm.embed.passes import Prepared, embed_batches
 from vfm.embed.sources import SourceImage, list_source_images
 from vfm.embed.store import EmbeddingStore, StoreModel, check_export, lock_store
 from vfm.models.heads.embedding import EmbeddingSource
@@ -33,20 +26,9 @@ _CHUNK = 1024
 """Images of one write."""
 _SECONDS = 20.0
 """Time after which fewer are written: what a stopped run loses at most."""
-_AHEAD = 3
-"""Batches that wait in memory, at the model's small size."""
 _SHOWN = 5
 _TICK = 2.0
 """Seconds between two lines of progress."""
-
-
-class Prepared(NamedTuple):
-    """An image ready for the model, or the reason why there is none."""
-
-    image: SourceImage
-    inputs: Arrays | None
-    sha256: str
-    reason: str
 
 
 @dataclass
@@ -182,14 +164,11 @@ def update_store(
     progress = _Progress(len(waiting))
     rows: list[Prepared] = []
     vectors: list[np.ndarray] = []
-    for batch in _make_batches(_prepare_all(predictor, waiting, batch_size), batch_size):
+    for batch, values in embed_batches(predictor, waiting, batch_size):
         report.unreadable |= {one.image.path: one.reason for one in batch if one.inputs is None}
         ready = [one for one in batch if one.inputs is not None]
-        if ready:
-            joined = [one.inputs for one in ready if one.inputs is not None]
-            inputs = {name: np.concatenate([row[name] for row in joined]) for name in joined[0]}
-            vectors.append(predictor.embed_prepared(inputs))
-            rows += ready
+        vectors += [values] if ready else []
+        rows += ready
         report.num_embedded += len(ready)
         progress.show(report.num_embedded + len(report.unreadable))
         if len(rows) >= _CHUNK or (rows and time.perf_counter() - written > _SECONDS):
@@ -227,46 +206,6 @@ def _write(
             **columns,
         },
     )
-
-
-def _prepare_all(
-    predictor: Predictor, images: Iterable[SourceImage], batch_size: int
-) -> Iterator[Prepared]:
-    """Open images in threads ahead of the model, in order: decoding and resizing leave Python's lock."""
-    num_threads = max(
-        1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
-    )
-    with ThreadPoolExecutor(num_threads) as pool:
-        pending: deque[Future[Prepared]] = deque()
-        for image in images:
-            pending.append(pool.submit(_prepare, predictor, image))
-            if len(pending) >= _AHEAD * batch_size:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def _prepare(predictor: Predictor, image: SourceImage) -> Prepared:
-    try:
-        source = read_source(image.record)
-        data = Path(source).read_bytes() if isinstance(source, str) else source
-        inputs = predictor.prepare(data)
-    except ImageError as error:
-        return Prepared(image, None, "", error.reason)
-    except OSError as error:
-        return Prepared(image, None, "", str(error))
-    return Prepared(image, inputs, hashlib.sha256(bytes(data)).hexdigest(), "")
-
-
-def _make_batches(prepared: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
-    batch: list[Prepared] = []
-    for one in prepared:
-        batch.append(one)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 class _Progress:

@@ -1,5 +1,6 @@
 """Bootstrap intervals: how far a metric may be trusted."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -9,6 +10,8 @@ from vfm_runtime.errors import DataError
 
 LEVEL = 0.95
 """Confidence level of the intervals in every report."""
+_NORMAL = 1.96
+"""Standard deviations to either side that hold 95 % of a normal distribution."""
 
 # Bytes of resampled counts held at once; 1000 classes need 8 MB for each resample.
 _CHUNK_BYTES = 64 * 2**20
@@ -114,3 +117,12 @@ def _check_counts(counts: npt.ArrayLike) -> npt.NDArray[np.int64]:
             "and at least one must be above 0. Check that there are samples to score."
         )
     return array.astype(np.int64)
+
+
+def compute_wilson(fraction: float, total: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a fraction of `total` images (Wilson, 1927)."""
+    shrink = 1 + _NORMAL**2 / total
+    middle = (fraction + _NORMAL**2 / (2 * total)) / shrink
+    spread = fraction * (1 - fraction) / total + _NORMAL**2 / (4 * total**2)
+    half = _NORMAL / shrink * math.sqrt(spread)
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -11,12 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from vfm.heads_on_features.cross_validation import compute_losses
 from vfm.metrics import Interval, rank_classes
-from vfm.metrics.intervals import LEVEL
+from vfm.metrics.intervals import LEVEL, compute_wilson
 from vfm.metrics.ranking import Ranking, Statistic, average_over_classes
 
 _TAIL = (1 - LEVEL) / 2
-_NORMAL = 1.96
-"""Standard deviations to either side that hold 95 % of a normal distribution."""
 _WIDENING = math.sqrt(math.e - 1)
 """A resample leaves out 1 / e of the images, whose metric varies by this factor more than that of all images."""
 _LOSS_WEIGHT, _LEAST_SCORE = 0.5, 1e-6
@@ -135,15 +133,6 @@ def choose_honestly(
     # A bootstrap of nothing but right answers has no width.
     least, most = compute_wilson(value, num_images)
     return Choice(best, Interval(value, min(float(low), least), max(float(high), most)))
-
-
-def compute_wilson(fraction: float, total: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a fraction of `total` images (Wilson, 1927)."""
-    shrink = 1 + _NORMAL**2 / total
-    middle = (fraction + _NORMAL**2 / (2 * total)) / shrink
-    spread = fraction * (1 - fraction) / total + _NORMAL**2 / (4 * total**2)
-    half = _NORMAL / shrink * math.sqrt(spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def estimate_score(

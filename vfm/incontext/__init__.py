@@ -1,0 +1,1 @@
+"""In context: a task given by a few examples, without training."""
