@@ -1,5 +1,9 @@
 """Training that is stopped and resumed sees the same samples and ends at the same weights."""
 
+import shutil
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -198,3 +202,19 @@ def test_at_the_end_of_an_epoch_anything_may_change():
     loader = make_loader(num_images=8, batch_size=4)
     loader.load_state_dict(state)
     assert loader.sampler.epoch == 1
+
+
+def test_a_small_shared_memory_is_said(monkeypatch):
+    data = SyntheticData(num_images=64, batch_size=16, num_workers=2)
+    data.preprocess = Preprocess(size=(224, 224))
+    usage = shutil.disk_usage("/")
+    for size, warned in ((10**7, True), (10**9, False)):
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path, size=size: usage._replace(total=size)
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            data.train_dataloader()
+        texts = [str(one.message) for one in caught if "/dev/shm" in str(one.message)]
+        assert bool(texts) == (warned and Path("/dev/shm").is_dir())
+        assert all("has 10 MB, and the batches of 2 workers take about 12 MB" in t for t in texts)

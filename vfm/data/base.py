@@ -27,7 +27,13 @@ from vfm.data.dataset import (
     read_mtime,
 )
 from vfm.data.feature_dataset import StoredFeatures
-from vfm.data.loader import Position, ResumableLoader, leave_finished_epoch, prepare_worker
+from vfm.data.loader import (
+    Position,
+    ResumableLoader,
+    leave_finished_epoch,
+    prepare_worker,
+    warn_of_small_memory,
+)
 from vfm.data.packed_records import pack_dataset
 from vfm.data.sampler import EpochSampler
 from vfm.data.splits import check_folds, complete_splits, draw_folds
@@ -424,6 +430,9 @@ class ImageData(LightningDataModule, Component, ABC):
     def _choose_loader_options(self, split: str) -> dict[str, Any]:
         # What is stored is read in no time; handing it from process to process would take longer.
         workers = 0 if split in self.stored else self._choose_num_workers()
+        if workers and self.preprocess is not None:
+            height, width = self.preprocess.size
+            warn_of_small_memory(workers, self.batch_size * height * width * 3)
         return {
             "batch_size": self.batch_size,
             "num_workers": workers,

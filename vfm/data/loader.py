@@ -1,14 +1,19 @@
 """Resumable loader: training goes on in the middle of an epoch, sample for sample."""
 
 import gc
+import shutil
 import signal
+import warnings
 from collections.abc import Callable, Sized
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from torch.utils.data import DataLoader
 from vfm_runtime.errors import DataError
 
 from vfm.data.sampler import EpochSampler
+
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 class Position(NamedTuple):
@@ -18,6 +23,27 @@ class Position(NamedTuple):
     """Epoch of the next batch, from 0."""
     batches: int
     """Batches of that epoch that are done, on each rank."""
+
+
+def warn_of_small_memory(num_workers: int, batch_bytes: int) -> None:
+    """Warn where the shared memory that workers hand their batches over in is too small: they would be killed.
+
+    Args:
+        num_workers: Number of processes that open images.
+        batch_bytes: Size of a batch of images in bytes.
+    """
+    if not _SHARED_MEMORY.is_dir():
+        return  # other systems hand batches over in another way
+    # Each worker has two batches ready, and one is in use.
+    needed, size = (2 * num_workers + 1) * batch_bytes, shutil.disk_usage(_SHARED_MEMORY).total
+    if needed > size:
+        warnings.warn(
+            f"{_SHARED_MEMORY} has {size / 1e6:.0f} MB, and the batches of {num_workers} workers take about "
+            f"{needed / 1e6:.0f} MB: a bus error may end them. Start the container with more (docker run --shm-size "
+            f"{max(1, round(2 * needed / 1e9))}g; in Kubernetes an emptyDir of medium Memory there), or "
+            "take fewer workers (--data.num_workers 1, or 0 for none) or smaller batches.",
+            stacklevel=4,
+        )
 
 
 class ResumableLoader(DataLoader[Any]):
