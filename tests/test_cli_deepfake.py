@@ -3,9 +3,6 @@
 import json
 import shlex
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -68,15 +65,3 @@ def test_a_detector_trained_on_blends_alone_is_audited_on_its_split(run, tmp_pat
     assert main(["audit", str(checkpoint), "--robustness", "--kinds", "jpeg"]) == 0
     found = json.loads((checkpoint.parent / "robustness.json").read_text())
     assert found["num_videos"] == results_of(checkpoint)["num_videos"]
-
-
-def test_short_names_are_known_in_a_fresh_process():
-    """Where nothing else has imported the classes that a recipe names."""
-    code = "import sys; from vfm.cli import main; sys.exit(main(sys.argv[1:]))"
-    words = ["fit", "--config", "recipes/debug/deepfake.yaml", "--print_config"]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "class_path: vfm.DeepfakeTask" in done.stdout

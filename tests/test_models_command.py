@@ -53,8 +53,11 @@ def test_task_narrows_the_presets(capsys):
     assert all("detection" in row["uses"] and row["preset"] for row in rows)
 
 
-def test_many_are_counted_and_not_measured(capsys):
-    assert "more of timm have such a name" in lines(capsys, "resnet")[-1]
+def test_many_are_counted_and_not_measured(capsys, monkeypatch):
+    monkeypatch.setattr("vfm.cli.models._MOST_MEASURED", 2)
+    rows = lines(capsys, "resnet18")
+    assert len(rows) == 1 + 2 + 1
+    assert "more of timm have such a name" in rows[-1]
 
 
 def test_nothing_found_names_what_is_near(capsys):

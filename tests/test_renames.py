@@ -121,7 +121,8 @@ def test_recipes_and_options_hold_old_names(place, capsys):
     assert config["data"]["init_args"]["group_by"] == "video"
 
 
-def test_a_fresh_process_knows_old_names_of_a_class_by_its_short_name(place):
+def test_a_fresh_process_knows_short_names_and_old_ones(place):
+    """Where nothing else has imported the classes that a recipe names."""
     (place / "old.yaml").write_text(
         "model: {class_path: DeepfakeTask, init_args: {backbone: test_vit, pretrained: false}}\n"
         "data: {class_path: FakesData, init_args: {root: x, ties: video}}\n"
@@ -130,6 +131,7 @@ def test_a_fresh_process_knows_old_names_of_a_class_by_its_short_name(place):
     words = [sys.executable, "-c", code, "fit", "--config", "old.yaml", "--print_config"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "class_path: vfm.DeepfakeTask" in done.stdout
     assert "group_by: video" in done.stdout
 
 

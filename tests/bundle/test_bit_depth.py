@@ -14,7 +14,7 @@ from vfm_runtime.server.uploads import open_picture
 
 import vfm
 from tests.image_folders import write_image_folder
-from tests.tasks.tiny import fit, trainer, vit
+from tests.tasks.tiny import VIT, fit, trainer, vit
 from vfm.data import FolderData
 from vfm.preprocess import Preprocess
 from vfm.tasks.classification import page
@@ -35,7 +35,12 @@ def root(tmp_path_factory):
         deep = folder / "deep" / path.parent.name / path.name
         deep.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(deep), ((pixels * 4095 + 127) // 255).astype(np.uint16))
-    fit(folder, vit(), read_folder(folder / "deep", bit_depth=12), max_epochs=1)
+    fit(
+        folder,
+        vit(backbone_args=VIT | {"depth": 1}),
+        read_folder(folder / "deep", bit_depth=12),
+        max_epochs=1,
+    )
     return folder
 
 

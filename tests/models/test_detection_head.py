@@ -196,18 +196,19 @@ class Whole(torch.nn.Module):
         return self.head.decode(self.head(self.backbone(images)), geometry)
 
 
+@pytest.mark.slow  # a bundle of a detector is made and compared in tests/tasks/test_detection.py
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("vit_tiny_patch16_224", {"embed_dim": 48, "depth": 2, "num_heads": 3}),
-        pytest.param("test_efficientnet", {}, marks=pytest.mark.slow),
+        ("vit_tiny_patch16_224", {"embed_dim": 48, "depth": 1, "num_heads": 3}),
+        ("test_efficientnet", {}),
     ],
 )
 def test_graph_answers_as_torch_for_any_batch(name, arguments, tmp_path):
     torch.manual_seed(0)
     backbone = Backbone(name, pretrained=False, image_size=(64, 96), arguments=arguments)
     backbone.select_outputs(DetrHead.uses)
-    made = DetrHead()
+    made = DetrHead(num_queries=20, num_groups=2, num_layers=2)
     made.prepare(backbone.info, ("a", "b"))
     whole = Whole(backbone, made).eval()
     images, rows = torch.randn(2, 3, 64, 96), torch.tensor([[0.0, 0.0, 96.0, 64.0, 96.0, 64.0]] * 2)

@@ -25,7 +25,18 @@ def test_every_preset_has_weights_in_timm_and_says_what_it_is_for():
 
 
 def test_the_families_are_there():
-    wanted = ("reg4_dinov2", "tipsv2", "pe_core", "pe_spatial", "siglip", "eva02", "tiny_vit")
+    wanted = (
+        "reg4_dinov2",
+        "tipsv2",
+        "lingbot",
+        "radio_v4",
+        "qwen3",
+        "pe_core",
+        "pe_spatial",
+        "siglip",
+        "eva02",
+        "tiny_vit",
+    )
     for family in (*wanted, "davit_tiny", "davit_base_fl", "davit_huge_fl", "convnext", "dinov3"):
         assert any(family in name for name in NAMES), family
 

@@ -32,7 +32,11 @@ FEW = Case(
 
 def conv(**changes: Any) -> ClassificationTask:
     """A net with batch norms."""
-    return vit(backbone="test_efficientnet", backbone_args=None, **({"optim": Optim()} | changes))
+    return vit(
+        backbone="test_efficientnet",
+        backbone_args=None,
+        **({"optim": Optim(), "min_steps": "auto"} | changes),
+    )
 
 
 @pytest.fixture

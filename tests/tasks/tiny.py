@@ -25,6 +25,7 @@ def vit(**changes: Any) -> ClassificationTask:
         "image_size": 32,
         "backbone_args": VIT,
         "optim": Optim(lr=3e-3),
+        "min_steps": 0,  # not as many as adapting weights to few images takes
     }
     return ClassificationTask(**(settings | changes))
 

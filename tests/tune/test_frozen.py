@@ -48,7 +48,7 @@ def test_without_time_logistic_regression_is_said_to_be_left_out(tmp_path: Path)
     assert heads.choice is not None
 
 
-@pytest.mark.parametrize(("num_classes", "images_per_class"), [(2, 1), (3, 2), (100, 2)])
+@pytest.mark.parametrize(("num_classes", "images_per_class"), [(2, 1), (3, 2), (30, 2)])
 def test_few_images_of_a_class_are_judged(
     tmp_path: Path, num_classes: int, images_per_class: int
 ) -> None:

@@ -13,6 +13,8 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.layers import config as timm_config, set_fused_attn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 Use = Literal["classification", "detection", "deepfake", "retrieval", "zero-shot"]
@@ -35,6 +37,19 @@ class Size(NamedTuple):
     """Side of the input in pixels."""
 
 
+class _SkippedBatchNorms(TorchFunctionMode):
+    """Batch norms that pass their input on: nothing is counted in them, and torch takes longest over their shapes."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return args[0] if func is functional.batch_norm else func(*args, **(kwargs or {}))
+
+
 def measure(name: str) -> Size:
     """Measure a model of timm from its shapes alone: no weights are made, so the largest takes a second."""
     fused = timm_config.use_fused_attn()
@@ -45,7 +60,7 @@ def measure(name: str) -> Size:
             model: Any = timm.create_model(name, num_classes=0).eval().requires_grad_(False)
             height, width = resolve_model_data_config(model)["input_size"][1:]
             image = torch.zeros(1, 3, height, width)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, _SkippedBatchNorms():
             model(image)
     finally:
         set_fused_attn(bool(fused))
