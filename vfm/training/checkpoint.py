@@ -257,16 +257,11 @@ def _load_adapter(
         )
 
 
-def list_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide what a model computes."""
-    ours = {"python": platform.python_version(), "vfm": __version__}
-    return ours | _read_versions()
-
-
 @cache
-def _read_versions() -> dict[str, str]:
-    """Read the versions of the installed packages, which stay while a process runs: it takes 20 ms."""
-    return {name: version(name) for name in _PACKAGES}
+def list_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide what a model computes, read once a process."""
+    ours = {"python": platform.python_version(), "vfm": __version__}
+    return ours | {name: version(name) for name in _PACKAGES}
 
 
 def read_model_file(path: str | Path) -> dict[str, Any]:

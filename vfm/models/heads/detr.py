@@ -167,7 +167,7 @@ class _Proposer(nn.Module):
         number = min(num_queries, logits.shape[1])
         best = logits.amax(-1).topk(number, 1).indices.unsqueeze(-1)
         chosen = memory.gather(1, best.expand(-1, -1, memory.shape[-1]))
-        reference = anchors.expand(len(memory), -1, -1).gather(1, best.expand(-1, -1, 4))
+        reference = anchors.expand(memory.shape[0], -1, -1).gather(1, best.expand(-1, -1, 4))
         picked = logits.gather(1, best.expand(-1, -1, logits.shape[-1]))
         return picked, move_boxes(reference, self.boxes(chosen))
 
