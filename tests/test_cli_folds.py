@@ -26,7 +26,7 @@ from vfm.tasks import ClassificationTask
 RECIPE = """
 model:
   class_path: ClassificationTask
-  init_args: {backbone: test_vit, pretrained: false, image_size: 32}
+  init_args: {backbone: test_vit, pretrained: false, image_size: 32, backbone_args: {depth: 1}}
 data:
   class_path: FolderData
   init_args: {root: images, num_workers: 0, batch_size: 4, augment: light, test_fraction: 0.2}

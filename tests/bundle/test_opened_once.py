@@ -9,7 +9,7 @@ import torch
 import vfm
 import vfm.training.checkpoint
 from tests.image_folders import write_image_folder
-from tests.tasks.tiny import fit, vit
+from tests.tasks.tiny import VIT, fit, vit
 from vfm.bundle import ExportError, ExportOptions, export as bundle_export
 from vfm.bundle.export import export, write_bundle
 from vfm.data import FolderData
@@ -26,7 +26,7 @@ def root(tmp_path_factory):
     images = write_image_folder(folder / "images", images_per_class=70, size=(40, 30))
     data = FolderData(images, augment="none", batch_size=16, num_workers=0, val_fraction=0.3)
     torch.manual_seed(0)
-    fit(folder, vit(), data, max_epochs=1)
+    fit(folder, vit(backbone_args=VIT | {"depth": 1}), data, max_epochs=1)
     return folder
 
 
