@@ -20,6 +20,8 @@ from vfm.preprocess import Preprocess
 from vfm.tasks.classification import page
 from vfm.tasks.results import open_record
 
+SHALLOW = VIT | {"depth": 1}
+
 
 def read_folder(folder, **options):
     return FolderData(folder, augment="none", batch_size=8, num_workers=0, seed=1, **options)
@@ -37,7 +39,7 @@ def root(tmp_path_factory):
         cv2.imwrite(str(deep), ((pixels * 4095 + 127) // 255).astype(np.uint16))
     fit(
         folder,
-        vit(backbone_args=VIT | {"depth": 1}),
+        vit(backbone_args=SHALLOW),
         read_folder(folder / "deep", bit_depth=12),
         max_epochs=1,
     )
@@ -86,7 +88,9 @@ def test_the_page_of_results_shows_what_the_model_saw(root, tmp_path, monkeypatc
 
     monkeypatch.setattr(page, "open_record", open_picture)
     checkpoint = shutil.copy(root / "checkpoints" / "last.ckpt", tmp_path)
-    trainer(tmp_path).validate(vit(), datamodule=data, ckpt_path=checkpoint, verbose=False)
+    trainer(tmp_path).validate(
+        vit(backbone_args=SHALLOW), datamodule=data, ckpt_path=checkpoint, verbose=False
+    )
     assert opened
     for record, pixels in opened:
         plain = vfm_runtime.media.image.open_image(root / "plain" / record.name)
