@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.bundle.predictor import Predictor
+from vfm_runtime.cpu_quota import count_usable_cores
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.tasks.base import Arrays
 
@@ -22,6 +22,7 @@ from vfm.embed.sources import SourceImage
 
 _AHEAD = 3
 """Batches that wait in memory, at the model's small size."""
+_MOST_THREADS = 8
 
 
 class Prepared(NamedTuple):
@@ -57,10 +58,7 @@ def _prepare_all(
     predictor: Predictor, images: Iterable[SourceImage], batch_size: int
 ) -> Iterator[Prepared]:
     """Open images in threads ahead of the model, in order: decoding and resizing leave Python's lock."""
-    num_threads = max(
-        1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
-    )
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(min(_MOST_THREADS, count_usable_cores())) as pool:
         pending: deque[Future[Prepared]] = deque()
         for image in images:
             pending.append(pool.submit(_prepare, predictor, image))
