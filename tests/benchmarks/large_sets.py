@@ -33,8 +33,8 @@ from vfm.data.detection import dataset
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.dataset import BoxAugment, BoxDataset, collate_boxes
 from vfm.data.detection.tiles import cut_record
-from vfm.data.loader import prepare_worker
 from vfm.data.sampler import EpochSampler
+from vfm.data.workers import prepare_worker
 from vfm.metrics.detection import DetectedBoxes, TrueBoxes, compute_coco_metrics
 from vfm.preprocess import Preprocess
 

@@ -3,9 +3,12 @@
 import inspect
 
 import pytest
+from PIL import Image
+from vfm_runtime.errors import OptionError
 
 from vfm import data
 from vfm.data.base import LOADER_DEFAULTS, ImageData, LoaderOptions
+from vfm.preprocess import Preprocess
 from vfm.spec import build
 
 KINDS = [kind for kind in vars(data).values() if isinstance(kind, type)]
@@ -32,6 +35,26 @@ def test_options_are_recorded_and_rebuilt():
         "folds": None,
         "fold": None,
         "bit_depth": None,
+        "max_pixels": None,
     }
     again = build(digits.spec, base=ImageData)
     assert (again.batch_size, again.num_workers, again.seed) == (7, 0, 0)
+
+
+def test_large_photos_are_read_where_a_number_allows_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for number in range(6):
+        path = tmp_path / f"{'ab'[number % 2]}/{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(path)
+    options = {"num_workers": 1, "val_fraction": 0.0, "test_fraction": 0.0}
+    for max_pixels, count in ((None, 0), (1200, 6)):
+        images = data.FolderData(tmp_path, max_pixels=max_pixels, **options)
+        images.preprocess = Preprocess(size=(8, 8))
+        (batch,) = images.train_dataloader()
+        assert len(batch["name"]) == count
+        assert all("more pixels than is safe" in reason for _, reason in batch["skipped"])
+    with pytest.raises(
+        OptionError, match=r"max_pixels is 0\. Give the pixels of your largest photo"
+    ):
+        data.FolderData(tmp_path, max_pixels=0)

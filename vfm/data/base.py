@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypedDict, Unpack
 
@@ -27,17 +28,12 @@ from vfm.data.dataset import (
     read_mtime,
 )
 from vfm.data.feature_dataset import StoredFeatures
-from vfm.data.loader import (
-    Position,
-    ResumableLoader,
-    leave_finished_epoch,
-    prepare_worker,
-    warn_of_small_memory,
-)
+from vfm.data.loader import Position, ResumableLoader, leave_finished_epoch
 from vfm.data.packed_records import pack_dataset
 from vfm.data.sampler import EpochSampler
 from vfm.data.splits import check_folds, complete_splits, draw_folds
 from vfm.data.transforms import Augment, TrainTransform, check_augment
+from vfm.data.workers import allow_pixels, prepare_worker, warn_of_small_memory
 from vfm.preprocess import Preprocess, check_bit_depth
 from vfm.spec import Component, Spec
 from vfm.types import Batch
@@ -61,6 +57,7 @@ class LoaderOptions(TypedDict, total=False):
         fold: The fold that takes the place of val, from 0, where one of them is trained by itself.
         bit_depth: Bits that the values of images of 16 or 32 bits use, such as 12, so that the largest of them is
             white; by default 16. It becomes part of the model. Images of 8 bits are read as they are.
+        max_pixels: Pixels up to which photos are opened; above the double they are refused. By default 89,478,485.
     """
 
     batch_size: int | None
@@ -69,6 +66,7 @@ class LoaderOptions(TypedDict, total=False):
     folds: int | None
     fold: int | None
     bit_depth: int | None
+    max_pixels: int | None
 
 
 LOADER_DEFAULTS: LoaderOptions = {
@@ -78,6 +76,7 @@ LOADER_DEFAULTS: LoaderOptions = {
     "folds": None,
     "fold": None,
     "bit_depth": None,
+    "max_pixels": None,
 }
 
 
@@ -135,6 +134,7 @@ class ImageData(LightningDataModule, Component, ABC):
         self.folds = options.get("folds")
         self.fold = options.get("fold")
         check_folds(self.folds, self.fold)
+        self.max_pixels = allow_pixels(options.get("max_pixels"))
         for name, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -439,7 +439,7 @@ class ImageData(LightningDataModule, Component, ABC):
             "collate_fn": self.collate,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": workers > 0,
-            "worker_init_fn": prepare_worker,
+            "worker_init_fn": partial(prepare_worker, max_pixels=self.max_pixels),
         }
 
     def _choose_num_workers(self) -> int:

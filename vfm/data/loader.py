@@ -1,19 +1,12 @@
 """Resumable loader: training goes on in the middle of an epoch, sample for sample."""
 
-import gc
-import shutil
-import signal
-import warnings
 from collections.abc import Callable, Sized
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from torch.utils.data import DataLoader
 from vfm_runtime.errors import DataError
 
 from vfm.data.sampler import EpochSampler
-
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 class Position(NamedTuple):
@@ -23,27 +16,6 @@ class Position(NamedTuple):
     """Epoch of the next batch, from 0."""
     batches: int
     """Batches of that epoch that are done, on each rank."""
-
-
-def warn_of_small_memory(num_workers: int, batch_bytes: int) -> None:
-    """Warn where the shared memory that workers hand their batches over in is too small: they would be killed.
-
-    Args:
-        num_workers: Number of processes that open images.
-        batch_bytes: Size of a batch of images in bytes.
-    """
-    if not _SHARED_MEMORY.is_dir():
-        return  # other systems hand batches over in another way
-    # Each worker has two batches ready, and one is in use.
-    needed, size = (2 * num_workers + 1) * batch_bytes, shutil.disk_usage(_SHARED_MEMORY).total
-    if needed > size:
-        warnings.warn(
-            f"{_SHARED_MEMORY} has {size / 1e6:.0f} MB, and the batches of {num_workers} workers take about "
-            f"{needed / 1e6:.0f} MB: a bus error may end them. Start the container with more (docker run --shm-size "
-            f"{max(1, round(2 * needed / 1e9))}g; in Kubernetes an emptyDir of medium Memory there), or "
-            "take fewer workers (--data.num_workers 1, or 0 for none) or smaller batches.",
-            stacklevel=4,
-        )
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -119,17 +91,3 @@ def leave_finished_epoch(trainer: Any) -> None:
         # Its own setter says no when training is counted in steps.
         loop._restarting = False
         loop.epoch_loop.restarting = False
-
-
-def prepare_worker(worker_id: int) -> None:
-    """Keep OpenCV to one thread in a worker, one of as many as there are cores, and leave signals to the main process.
-
-    SLURM, `docker stop` and Ctrl-C signal every process of a job: without its workers it could not end its step. The
-    garbage collector leaves alone what came with the fork, whose memory is shared as long as nobody writes to it.
-    """
-    import cv2
-
-    gc.freeze()
-    cv2.setNumThreads(0)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)

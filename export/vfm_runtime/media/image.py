@@ -323,7 +323,8 @@ def _refuse_bomb(name: str) -> ImageError:
     return ImageError(
         name,
         f"more pixels than is safe to decode (Pillow's limit is {limit}, refused above its double)",
-        "If you trust the file, make it smaller first.",
+        "If you trust the file, make it smaller first, or allow its number of pixels: --data.max_pixels in training, "
+        "PIL.Image.MAX_IMAGE_PIXELS in Python.",
     )
 
 

@@ -100,6 +100,7 @@ class DeepfakeImages(ImageData, ABC):
             folds=options.get("folds"),
             fold=options.get("fold"),
             bit_depth=options.get("bit_depth"),
+            max_pixels=options.get("max_pixels"),
         )
         self.group_columns = GROUPS
         self._crop: CropSpec | None = None
