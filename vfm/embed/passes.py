@@ -40,7 +40,7 @@ def embed_batches(
     """Yield images by the batch, with the vectors [n, D] of those of them that could be read, in their order.
 
     Args:
-        predictor: Model that embeds.
+        predictor: Model that embeds, with its preprocessing.
         images: Images of a source.
         batch_size: Number of images that go through the model at once.
     """
