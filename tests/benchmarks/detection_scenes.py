@@ -1,4 +1,4 @@
-"""Objects found on composited photos: EfficientNet-Lite0 with a DETR head, by the command line alone.
+"""Objects found on composited photos: EfficientNet-Lite0 by detection/small_data.yaml and the command line alone.
 
     python tests/fetch_assets.py
     python tests/benchmarks/detection_scenes.py [--quick] [--out DIR]
