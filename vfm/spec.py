@@ -119,9 +119,15 @@ def update_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     hints = list_arguments(cls) if is_component else get_type_hints(cls)
     current = update_keys(cls, hints, arguments, stacklevel=2)
     for name, value in current.items():
+        if not isinstance(value, Mapping):
+            continue
         kind = _find_dataclass(hints.get(name))
-        if kind is not None and isinstance(value, Mapping):
+        path, inner = str(value.get("class_path")), value.get("init_args")
+        if kind is not None:
             current[name] = update_arguments(kind, value)
+        elif path.startswith("vfm.") and isinstance(inner, Mapping):
+            component = import_class(update_path(path), ())
+            current[name] = {**value, "init_args": update_arguments(component, inner)}
     return current
 
 

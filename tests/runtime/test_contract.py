@@ -58,7 +58,7 @@ BAD_VALUES = [
     (
         "task",
         "depth",
-        "'task' is 'depth'; expected one of classification, multilabel, detection, deepfake",
+        "'task' is 'depth'; expected one of classification, multilabel, detection, embedding, deepfake",
     ),
     ("task", 3, "'task' is 3"),
     ("labels", [], "'labels' is []; expected a list of at least one name"),

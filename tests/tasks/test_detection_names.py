@@ -71,7 +71,7 @@ def test_another_head_is_refused_by_the_contract(capsys: Any) -> None:
     assert main([*WORDS, "--model.head", "LinearHead"]) != 0
     said = capsys.readouterr().err
     assert "--model.head is 'LinearHead', but there is no such DetectionHead." in said
-    assert "Choices: DetrHead" in said
+    assert "Choices: DenseHead, DetrHead" in said
 
 
 def test_checkpoints_of_earlier_versions(tmp_path: Path) -> None:

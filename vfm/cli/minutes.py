@@ -114,7 +114,7 @@ def plan_training(trial: TimedTrial, seconds: float) -> Plan:
     """Return the epochs, and how often to validate, that fit into the time.
 
     Args:
-        trial: What was measured.
+        trial: Trial that has ended, with the times that it measured.
         seconds: Time that is left, with a start like the trial's.
 
     Raises:
