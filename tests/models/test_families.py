@@ -60,7 +60,8 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 def task(family: Family, **changes: Any) -> ClassificationTask:
-    settings: dict[str, Any] = {"optim": Optim(lr=2e-3, warmup_ratio=0.0)}
+    rate = 5e-4 if family.name == LARGE else 2e-3
+    settings: dict[str, Any] = {"optim": Optim(lr=rate, warmup_ratio=0.0)}
     return ClassificationTask(
         family.name,
         pretrained=False,

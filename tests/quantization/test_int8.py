@@ -93,7 +93,7 @@ def test_int8_answers_nearly_alike(exported, source, pixels, samples, target):
     assert (before.argmax(1) == after.argmax(1)).mean() > 0.9
     assert plan.method == ("dynamic" if "vit" in exported.task.backbone.name else "static")
     assert max(plan.errors.values()) < 0.06
-    assert target.stat().st_size < 0.5 * source.stat().st_size
+    assert target.stat().st_size < 0.6 * source.stat().st_size
     model = onnx.load(target)
     assert model.metadata_props == onnx.load(source).metadata_props
     assert not {node.op_type for node in model.graph.node} & {"Einsum", "Constant"}

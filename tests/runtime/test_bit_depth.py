@@ -191,3 +191,14 @@ def test_size_of_a_turned_tiff(orientation, tmp_path):
     tifffile.imwrite(path, np.zeros((20, 30, 3), np.uint8), photometric="rgb", extratags=[tag])
     with Image.open(path) as image:
         assert read_size(image, "a.tif") == open_image(path).shape[:2]
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_plain_tiff_files_are_read_as_they_are(mode, compression):
+    """One band is not a plane of several, though its raw mode is one letter too."""
+    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5).convert(mode)
+    file = io.BytesIO()
+    picture.save(file, "TIFF", compression=compression)
+    expected = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(open_image(file.getvalue()), expected)

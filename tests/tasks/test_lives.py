@@ -51,9 +51,10 @@ fit(Path(sys.argv[1]), averaging(), shapes(**DATA), max_epochs=3, callbacks=[Sig
 
 
 def start(script: str, *words: str) -> subprocess.Popen[str]:
-    """Start a job as a scheduler does, in a process group of its own."""
+    """Start a job as a scheduler does, in a process group of its own; an interrupt counts, wherever the tests run."""
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     return subprocess.Popen(
-        [sys.executable, "-c", script, *words],
+        [sys.executable, "-c", heed + script, *words],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'export'}"},
         stdout=subprocess.PIPE,

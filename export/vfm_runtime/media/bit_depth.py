@@ -64,7 +64,8 @@ def mend_planes(image: Image.Image) -> Image.Image:
     """
     tags: Any = getattr(image, "tag_v2", None)
     modes = _list_raw_modes(image)
-    if tags is not None and modes and all(len(mode) == 1 for mode in modes):
+    is_planar = len(image.getbands()) > 1 and all(len(mode) == 1 for mode in modes)
+    if tags is not None and modes and is_planar:
         order = "L" if tags.prefix == b"II" else "B"
         suffix = f";16{order}" if tags.get(_BITS_PER_SAMPLE, (8,))[0] == 16 else ""
         image.tile = [tile for tile in image.tile if _read_raw_mode(tile) in "RGBAa"]  # type: ignore[attr-defined]
