@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.tasks.tiny import VIT
+from tests.tasks.tiny import CLI_VIT, stored
 from vfm.cli import main, minutes
 from vfm.cli.errors import UsageError
 from vfm.cli.minutes import Plan, TimedTrial, find_minutes, plan_training
@@ -93,21 +91,9 @@ def test_a_training_ends_in_time_and_goes_on_by_the_same_call(
         return Plan(4, 2, 300.0)
 
     monkeypatch.setattr(minutes, "plan_training", plan)
-    words = {
-        "--model": "ClassificationTask",
-        "--model.backbone": "vit_tiny_patch16_224",
-        "--model.pretrained": "false",
-        "--model.image_size": "32",
-        "--model.backbone_args": json.dumps(VIT),
-        "--data": "SyntheticData",
-        "--data.num_classes": "3",
-        "--data.num_images": "96",
-        "--data.batch_size": "16",
+    words = CLI_VIT | {
         "--trainer.minutes": "10",
-        "--trainer.accelerator": "cpu",
         "--trainer.default_root_dir": str(tmp_path),
-        "--trainer.enable_progress_bar": "false",
-        "--trainer.enable_model_summary": "false",
         "--ckpt_path": "last",
     }
     call = ["fit", *(word for pair in words.items() for word in pair)]
@@ -115,7 +101,7 @@ def test_a_training_ends_in_time_and_goes_on_by_the_same_call(
     out = capsys.readouterr().out
     assert "10 minutes: 4 epochs, 12 steps of" in out
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
-    last = torch.load(tmp_path / "0/checkpoints/last.ckpt", weights_only=False)
+    last = stored(tmp_path / "0/checkpoints/last.ckpt")
     trainer = last["vfm"]["recipe"]["trainer"]
     assert last["epoch"] + 1 == trainer["max_epochs"] == 4
     assert trainer["max_time"] == "00:00:05:00"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 import socket
 from pathlib import Path
@@ -17,7 +16,18 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
 import vfm
-from tests.tasks.tiny import LABELS, VIT, Steep, fit, require_equal, shapes, stored, trainer, vit
+from tests.tasks.tiny import (
+    CLI_VIT,
+    LABELS,
+    VIT,
+    Steep,
+    fit,
+    require_equal,
+    shapes,
+    stored,
+    trainer,
+    vit,
+)
 from vfm.cli import main
 from vfm.tasks import BaseTask, ClassificationTask, Optim
 
@@ -209,23 +219,11 @@ def test_the_weights_of_a_checkpoint_start_another_task(best: Path) -> None:
 
 
 def test_the_command_line_and_python_make_the_same_checkpoint(tmp_path: Path) -> None:
-    words = {
-        "--model": "ClassificationTask",
-        "--model.backbone": "vit_tiny_patch16_224",
-        "--model.pretrained": "false",
-        "--model.image_size": "32",
-        "--model.backbone_args": json.dumps(VIT),
+    words = CLI_VIT | {
         "--model.optim.lr": "3e-3",
-        "--data": "SyntheticData",
-        "--data.num_classes": "3",
-        "--data.num_images": "96",
-        "--data.batch_size": "16",
         "--seed_everything": "11",
         "--trainer.max_epochs": "2",
-        "--trainer.accelerator": "cpu",
         "--trainer.default_root_dir": str(tmp_path / "cli"),
-        "--trainer.enable_progress_bar": "false",
-        "--trainer.enable_model_summary": "false",
     }
     assert main(["fit", *(word for pair in words.items() for word in pair)]) == 0
     L.seed_everything(11)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,21 @@ from vfm.tasks import BaseTask, ClassificationTask, Optim
 from vfm.training.nonfinite import NonFiniteLossError, replay
 
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+CLI_VIT = {
+    "--model": "ClassificationTask",
+    "--model.backbone": "vit_tiny_patch16_224",
+    "--model.pretrained": "false",
+    "--model.image_size": "32",
+    "--model.backbone_args": json.dumps(VIT),
+    "--data": "SyntheticData",
+    "--data.num_classes": "3",
+    "--data.num_images": "96",
+    "--data.batch_size": "16",
+    "--trainer.accelerator": "cpu",
+    "--trainer.enable_progress_bar": "false",
+    "--trainer.enable_model_summary": "false",
+}
+"""Options of the command line for `vit()` on `shapes(augment="auto")`."""
 LABELS = ["class_0", "class_1", "class_2"]
 
 

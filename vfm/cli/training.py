@@ -215,14 +215,11 @@ def _plan_length(
         return ["--model.min_steps=0", *(f"--trainer.{name}={trainer[name]}" for name in names)]
 
     def run_trial(trial: TimedTrial, options: list[str]) -> None:
-        rest = [word for word in words if word.partition("=")[0] not in _names(options)]
+        replaced = {option.partition("=")[0] for option in options}
+        rest = [word for word in words if word.partition("=")[0] not in replaced]
         _call("fit", paths, recipes, [*rest, *options], partial(TrialCLI, trial))
 
     return plan_minutes(minutes, run_trial)
-
-
-def _names(words: Sequence[str]) -> set[str]:
-    return {word.partition("=")[0] for word in words}
 
 
 def _compare_checkpoint(

@@ -53,7 +53,7 @@ class Mixing:
         if kind == "mixup":
             images = other.lerp(images, fraction)
         else:
-            # A box of `1 - fraction` of the area around a random centre, cut off at the border.
+            # A box of `1 - fraction` of the area around a random center, cut off at the border.
             height, width = images.shape[2:]
             side = math.sqrt(1 - fraction)
             h, w = round(height * side), round(width * side)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import box_convert
 
 from vfm.losses.base import Loss, check_weights
-from vfm.losses.iou import compute_ious
+from vfm.losses.iou import compute_ious, to_corners
 from vfm.types import Batch, Objects, Raw, require_target
 
 _POINTS = 10
 _FIT_POWER = 6.0
-_to_corners = partial(box_convert, in_fmt="cxcywh", out_fmt="xyxy")
 
 
 class DenseLoss(Loss):
@@ -51,7 +48,7 @@ class DenseLoss(Loss):
         goal = torch.zeros_like(logits)
         goal[image, point, objects.labels[assigned.object]] = assigned.fit
         _, generalized = compute_ious(
-            _to_corners(boxes[image, point]), _to_corners(objects.boxes[assigned.object])
+            to_corners(boxes[image, point]), to_corners(objects.boxes[assigned.object])
         )
         quiet = self.alpha * logits.detach().sigmoid() ** self.gamma
         weight = torch.where(goal > 0, goal, quiet)
@@ -88,10 +85,10 @@ def assign_points(logits: Tensor, boxes: Tensor, points: Tensor, objects: Object
     start, parts = 0, []
     for image, count in enumerate(counts):
         if count:
-            true = _to_corners(objects.boxes[start : start + count])
+            true = to_corners(objects.boxes[start : start + count])
             labels = objects.labels[start : start + count]
             point, owner, fit = _assign(
-                logits[image].sigmoid()[:, labels], _to_corners(boxes[image]), points[image], true
+                logits[image].sigmoid()[:, labels], to_corners(boxes[image]), points[image], true
             )
             parts.append((torch.full_like(point, image), point, owner + start, fit))
         start += count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,15 +9,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import box_convert
 
 from vfm.losses.base import Loss, check_weights
-from vfm.losses.iou import compute_ious
+from vfm.losses.iou import compute_ious, to_corners
 from vfm.types import Batch, Objects, Raw, require_target
 
 _CLASS_COST, _DISTANCE_COST, _OVERLAP_COST = 2.0, 5.0, 2.0
 _ALPHA, _GAMMA = 0.25, 2.0
-_to_corners = partial(box_convert, in_fmt="cxcywh", out_fmt="xyxy")
 
 
 class DetectionLoss(Loss):
@@ -55,7 +52,7 @@ class DetectionLoss(Loss):
             logits, boxes = logits[None, :, None], boxes[None, :, None]
         matches = match_queries(logits, boxes, objects)
         matched, true = boxes[matches.query], objects.boxes[matches.object]
-        iou, generalized = compute_ious(_to_corners(matched), _to_corners(true))
+        iou, generalized = compute_ious(to_corners(matched), to_corners(true))
         fit = logits.new_zeros(logits.shape)
         right = (*matches.query, objects.labels[matches.object])
         fit[right] = iou.detach().clamp(0, 1) ** self.gamma
@@ -112,7 +109,7 @@ def _compute_costs(logits: Tensor, boxes: Tensor, objects: Objects) -> Tensor:
     # [1, N, 1, 1, M, 4], against [L, N, G, Q, 1, 4].
     true = padded[0][None, :, None, None]
     distance = (boxes.unsqueeze(-2) - true).abs().sum(-1)
-    overlap = compute_ious(_to_corners(boxes).unsqueeze(-2), _to_corners(true))[1]
+    overlap = compute_ious(to_corners(boxes).unsqueeze(-2), to_corners(true))[1]
     label = padded[1][None, :, None, None].expand(*logits.shape[:-1], -1)
     # Focal loss of calling a query an object of each class, less that of calling it none.
     probability = logits.sigmoid()

@@ -1,13 +1,19 @@
-"""IoU: intersection over union of boxes, plain and generalised (GIoU)."""
+"""IoU: intersection over union of boxes, plain and generalized (GIoU)."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
+
+to_corners = partial(box_convert, in_fmt="cxcywh", out_fmt="xyxy")
+"""Returns left, top, right and bottom of boxes [..., 4] of center, width and height."""
 
 
 def compute_ious(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Return intersection over union, and the generalised one (Rezatofighi et al., 2019), which falls with distance.
+    """Return intersection over union, and the generalized one (Rezatofighi et al., 2019), which falls with distance.
 
     Args:
         first: Boxes [..., 4], left, top, right, bottom.

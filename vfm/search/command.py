@@ -38,7 +38,7 @@ def search(
     """Find the images of a store that are most like another, exactly: every vector is compared.
 
     Args:
-        store: Folder of the store that `vfm embed` made, or its address.
+        store: Folder or address of the embeddings that `vfm embed` wrote.
         image: Image to look for.
         where: Only among rows for which this holds, such as "label = 'cat' and split in ('train', 'val')".
         k: Number of images to list.
@@ -142,7 +142,7 @@ def write_sheet(out: Path, image: Path, result: SearchResult, subtitle: str, rec
 def _open_picture(path: str) -> Pixels:
     try:
         return open_image(path)
-    except ImageError:  # the caption names the file; a grey field says that it is gone
+    except ImageError:  # the caption names the file; a gray field says that it is gone
         return _GRAY
 
 

@@ -341,6 +341,7 @@ class FrozenHeads:
             return None
         scores: list[NDArray[np.float32]] = [
             np.mean(parts, axis=0, dtype=np.float32)
+            # Members that the first repetition left behind took part in no other.
             for parts in zip(*(member.scores for member in members), strict=False)
         ]
         once = np.ones((1, len(self.pool.indices)), np.int64)

@@ -148,7 +148,7 @@ class _OpenedFile(NamedTuple):
     inputs: Arrays | None
     """None where the file shows nothing to run the model on."""
     source: bytes
-    """What was sent. Decoded pixels are not kept: many requests may wait for the model."""
+    """Bytes of the uploaded file. Decoded pixels are not kept: many requests may wait for the model."""
     size: tuple[int, int] | None
     """Height and width of an image in pixels; None for a video."""
     ms: float

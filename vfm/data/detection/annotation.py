@@ -114,7 +114,7 @@ def read_image_header(path: Path) -> ImageHeader | None:
 
 
 def enclose_rotated(box: Box, degrees: float) -> Box:
-    """The upright box around a box that is rotated about its centre."""
+    """The upright box around a box that is rotated about its center."""
     cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
     width, height = abs(box.right - box.left), abs(box.bottom - box.top)
     x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2

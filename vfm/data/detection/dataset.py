@@ -110,7 +110,7 @@ class BoxSample:
     image: NDArray[np.uint8]
     """uint8 [h, w, 3], at the model's size."""
     boxes: NDArray[np.float32]
-    """[M, 4], centre, width and height as fractions of the image."""
+    """[M, 4], center, width and height as fractions of the image."""
     labels: NDArray[np.int64]
     """[M], classes of the boxes."""
     geometry: NDArray[np.float32]

@@ -21,7 +21,7 @@ def cut_tiles(
 ) -> Iterator[tuple[Annotation, tuple[int, ...]]]:
     """The tiles of an image; the image itself where it is no larger than a tile and a half.
 
-    A box of which less than 30 % lies in a tile is ignored there, unless its centre does. Where tiles overlap, a centre
+    A box of which less than 30 % lies in a tile is ignored there, unless its center does. Where tiles overlap, a center
     is in the tile on its side of the overlap's middle.
 
     Args:
@@ -43,7 +43,7 @@ def cut_tiles(
         inside = moved.clip(0, np.array([right - left, bottom - top] * 2, np.float32))
         areas = compute_areas(inside)
         visible = areas / compute_areas(moved).clip(min=1e-6)
-        # Of a box whose centre is here, a quarter may be: it is learned in no other tile.
+        # Of a box whose center is here, a quarter may be: it is learned in no other tile.
         is_small_part = (visible < _LEAST_VISIBLE) & ~is_centered_in(core, moved)
         seen = (areas > 0) & (visible > 0)
         classes = tuple(label for label, is_seen in zip(labels, seen, strict=True) if is_seen)
@@ -131,7 +131,7 @@ def get_region(record: Record) -> Region:
 
 
 def is_centered_in(core: NDArray[np.float64], corners: np.ndarray) -> NDArray[np.bool_]:
-    """Which of the boxes [M, 4] have their centre in the region [4], bool [M]."""
+    """Which of the boxes [M, 4] have their center in the region [4], bool [M]."""
     center = (corners[:, :2] + corners[:, 2:]) / 2
     result: NDArray[np.bool_] = ((center >= core[:2]) & (center < core[2:])).all(axis=1)
     return result

@@ -69,7 +69,7 @@ class Geometric:
         size = self.preprocess.size
         region = self._draw_region(picture, generator)
         if self.preprocess.fit == "letterbox":
-            # Grown around its centre to the view's aspect ratio.
+            # Grown around its center to the view's aspect ratio.
             grown = max(region.width / size[1], region.height / size[0])
             w, h = grown * size[1], grown * size[0]
             left, top = region.left - (w - region.width) / 2, region.top - (h - region.height) / 2
@@ -77,7 +77,7 @@ class Geometric:
         return self._flip_some(cut(picture, region, size, self._ground), generator)
 
     def sample_mosaic(self, pictures: Sequence[Picture], generator: np.random.Generator) -> BoxView:
-        """Parts of four images around a random centre (YOLOv4, Bochkovskiy et al., 2020)."""
+        """Parts of four images around a random center (YOLOv4, Bochkovskiy et al., 2020)."""
         height, width = self.preprocess.size
         y, x = (round(n * generator.uniform(0.3, 0.7)) for n in (height, width))
         whole = np.empty((height, width, 3), np.uint8)

@@ -27,7 +27,7 @@ class DetectionHead(Head, ABC):
         """Return raw outputs, of which a loss may want more in training.
 
         Returns:
-            In evaluation at least `logits` [N, Q, C], a sigmoid of which is a score, and `boxes` [N, Q, 4], centre,
+            In evaluation at least `logits` [N, Q, C], a sigmoid of which is a score, and `boxes` [N, Q, 4], center,
             width and height as shares of the input.
         """
 

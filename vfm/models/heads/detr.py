@@ -108,7 +108,7 @@ class DetrHead(DetectionHead):
         """Return what every query says, of N images and C labels.
 
         Returns:
-            `logits` [N, Q, C] and `boxes` [N, Q, 4] (centre, width and height as shares of the input). In training, of
+            `logits` [N, Q, C] and `boxes` [N, Q, 4] (center, width and height as shares of the input). In training, of
             G groups and L layers: `logits` [L + 1, N, G, Q, C] and `boxes` [L + 1, N, G, Q, 4]; the first are the
             proposals of the map.
         """

@@ -24,7 +24,7 @@ Policy = Literal["largest", "all"]
 """Which face of a frame counts: the largest, or all of at least half the largest one's area."""
 
 MAX_TILES = 9
-"""Most tiles of one image: the centre, the corners and the middles of the edges."""
+"""Most tiles of one image: the center, the corners and the middles of the edges."""
 
 TEMPLATE: Final[NDArray[np.float64]] = np.array(
     [(0.34, 0.46), (0.66, 0.46), (0.50, 0.64), (0.37, 0.82), (0.63, 0.82)]
@@ -60,7 +60,7 @@ class CropSpec:
     """Least score of a detected face, 0 to 1."""
 
     tiles: int = 5
-    """How many squares `native` cuts out, 1 to 9: the centre, the corners, the edges' middles."""
+    """How many squares `native` cuts out, 1 to 9: the center, the corners, the edges' middles."""
 
     def __post_init__(self) -> None:
         for name in _CHOICES:
