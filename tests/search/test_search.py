@@ -155,7 +155,7 @@ def test_the_command_finds_lists_and_draws(tmp_path, capsys):
     assert main([*words[:4], "--where", "label = 'none'"]) == 0
     assert "No image: the filter holds for no row." in capsys.readouterr().out
     for more, cause in (
-        (["--model", "test_vit2"], "holds vectors of another model: test_vit (pooled"),
+        (["--model", "test_vit2"], "holds other vectors: of test_vit (pooled"),
         (["-k", "0"], "-k is 0. Ask for at least 1"),
         (["--where", "x = 1"], "there is no column 'x'"),
     ):

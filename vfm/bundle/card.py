@@ -76,6 +76,7 @@ def _format_head(
         f"- Task: {head.task}",
         f"- Labels: {', '.join(head.labels[:20])}{more}",
         f"- Trained with: {', '.join(f'{k} {v}' for k, v in origin['versions'].items())}; seed {origin['seed']}",
+        *_format_identity(checkpoint),
         f"- Data fingerprint: {data.get('fingerprint', 'none')}",
         "",
         *task.describe_rules(head.rules, calibration),
@@ -88,6 +89,20 @@ def _format_head(
         *(["", *warnings] if warnings else []),
         "",
     ]
+
+
+def _format_identity(checkpoint: Checkpoint) -> list[str]:
+    """Fingerprint of the model, and how its features have changed since the libraries that it was trained with."""
+    fingerprint, change = (
+        checkpoint.entry.get("fingerprint"),
+        checkpoint.task.feature_change,
+    )
+    lines = [f"- Fingerprint of backbone and preprocessing: {fingerprint}"] if fingerprint else []
+    if change is not None:
+        lines.append(
+            f"- Features under the libraries of the export differ from those of the training by {change:.2%}"
+        )
+    return lines
 
 
 def _format_precisions(

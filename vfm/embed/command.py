@@ -106,7 +106,7 @@ def embed(
                 width=width,
             )
             store = EmbeddingStore.create(to, described, images, half=half)
-        store.require_model(spec.fingerprint, model)
+        store.require_model(spec, model)
         report = update_store(
             store, predictor, images, str(source.absolute()), drop_gone, batch_size=batch_size
         )

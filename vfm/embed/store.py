@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import MissingPackageError, VfmError
+from vfm_runtime.tasks.embedding import EmbeddingSpec
 
 FORMAT = 1
 """Version of what a store's metadata says; newer ones are refused."""
@@ -149,17 +150,19 @@ class EmbeddingStore:
                 kinds[field.name] = "boolean"
         return kinds
 
-    def require_model(self, fingerprint: str, model: str) -> None:
+    def require_model(self, spec: EmbeddingSpec, model: str) -> None:
         """Refuse a model whose vectors cannot be compared with those of the store.
 
         Raises:
-            StoreError: Its fingerprint is another.
+            StoreError: Its fingerprint is another, or its vectors are of another part of the features.
         """
-        if fingerprint != self.model.fingerprint:
+        written = self.model
+        wanted = (spec.fingerprint, spec.source, spec.normalize)
+        if wanted != (written.fingerprint, written.source, written.normalize):
             raise StoreError(
-                f"{self.uri} holds vectors of another model: {self.model.model} ({self.model.source}, fingerprint "
-                f"{self.model.fingerprint[:12]}), not of {model} ({fingerprint[:12]}). Vectors of two models cannot be "
-                "compared. Take that model, or name a new store."
+                f"{self.uri} holds other vectors: of {written.model} ({_describe_vectors(written)}), not of {model} "
+                f"({_describe_vectors(spec)}). Vectors of two models cannot be compared. Take that model, or name a "
+                "new store."
             )
 
     def read_stamps(self) -> dict[str, tuple[str, str]]:
@@ -372,3 +375,8 @@ def _import_lancedb() -> Any:
             "A store of embeddings takes LanceDB, which is not installed: pip install 'vfm[search]'."
         ) from error
     return lancedb
+
+
+def _describe_vectors(made_of: StoreModel | EmbeddingSpec) -> str:
+    norm = ", L2" if made_of.normalize else ""
+    return f"{made_of.source}{norm}, fingerprint {made_of.fingerprint[:12]}"

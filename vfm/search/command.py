@@ -114,7 +114,7 @@ def embed_query(
         device=device,
         trust=trust,
     )
-    store.require_model(spec.fingerprint, name)
+    store.require_model(spec, name)
     return predictor.embed(image)
 
 

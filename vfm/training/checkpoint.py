@@ -26,6 +26,11 @@ from vfm.models.tensors import UnreadableFileError, read_metadata, read_plain
 from vfm.preprocess import Preprocess
 from vfm.renames import update_class_paths
 from vfm.spec import Component, build
+from vfm.training.fingerprint import (
+    check_golden_features,
+    compute_fingerprint,
+    compute_golden_features,
+)
 from vfm.training.optim import Optim
 from vfm.types import Batch, Features, Raw
 
@@ -58,6 +63,7 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
         license: Licence of the pretrained weights that training started from, as timm states it.
         recipe: The resolved recipe of the command line, carried by the checkpoint; None from Python.
         source: The file that the model was loaded from; None for a new one.
+        feature_change: Relative change of the golden features of that file; None where the same libraries wrote it.
     """
 
     optim: Optim
@@ -70,6 +76,8 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
         self.license = backbone.license
         self.recipe: dict[str, Any] | None = None
         self.source: Path | None = None
+        self.feature_change: float | None = None
+        self._identity: dict[str, Any] = {"fingerprint": None, "golden_features": None}
         self._data: dict[str, Any] | None = None
         report = backbone.report
         self._weights_report = report.to_dict() if report else None
@@ -133,7 +141,11 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
         else:
             model.load_state_dict(content["state_dict"])
         model.source = path
-        return model.eval()
+        model.eval()
+        model.feature_change = check_golden_features(
+            model.backbone, model.preprocess, entry, str(path)
+        )
+        return model
 
     @abstractmethod
     def compute_loss(self, raw: Raw, batch: Batch) -> Tensor:
@@ -183,7 +195,23 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
             "data": self._data,
             "weights": self._weights_report,
             "license": self.license,
+            **self._identify(checkpoint.get("state_dict") or {}),
         }
+
+    def _identify(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return fingerprint and golden features of the weights that are saved, which may be averages of these."""
+        prefix = "backbone."
+        saved = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.items()
+            if name.startswith(prefix)
+        }
+        if saved:  # empty on all ranks but the first, where weights are sharded
+            fingerprint = compute_fingerprint(self.backbone, self.preprocess, saved)
+            if fingerprint != self._identity["fingerprint"]:
+                golden = compute_golden_features(self.backbone, self.preprocess, saved)
+                self._identity = {"fingerprint": fingerprint, "golden_features": golden}
+        return self._identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the head for the checkpoint's labels, and check that it fits this task."""

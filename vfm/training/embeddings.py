@@ -1,4 +1,4 @@
-"""Embeddings of a backbone: the head that gives them, and their fingerprint."""
+"""Embeddings of a backbone: the head that gives them, and what they are made of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vfm_runtime.tasks.embedding import OUTPUT, EmbeddingSpec
 from vfm.models.backbone import Backbone
 from vfm.models.heads.embedding import SOURCES, EmbeddingHead
 from vfm.preprocess import Preprocess
-from vfm.training.feature_cache import compute_key
+from vfm.training.fingerprint import compute_fingerprint
 
 
 def build_embedding_head(
@@ -38,8 +38,6 @@ def build_embedding_head(
 def describe_embedding(
     backbone: Backbone, preprocess: Preprocess, head: EmbeddingHead
 ) -> EmbeddingSpec:
-    """Return what the vectors of a head on a backbone are made of, with their fingerprint."""
-    reads = [head.source, "l2"] if head.normalize else [head.source]
-    # The one line that says when two models give vectors that can be compared.
-    fingerprint = compute_key(backbone, preprocess, "", reads, "32-true")
+    """Return what the vectors of a head on a backbone are made of, with the fingerprint of the model."""
+    fingerprint = compute_fingerprint(backbone, preprocess)
     return EmbeddingSpec(OUTPUT, head.source, head.normalize, fingerprint)

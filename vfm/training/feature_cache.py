@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import timm
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
@@ -23,9 +22,9 @@ from vfm_runtime.errors import VfmError
 from vfm.data import ImageData
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.models.backbone import Backbone
-from vfm.models.tensors import compute_checksum
 from vfm.preprocess import Preprocess
 from vfm.training.checkpoint import CheckpointedModel
+from vfm.training.fingerprint import compute_fingerprint, list_libraries
 from vfm.training.ranks import gather_ranks
 
 _DONE = "done.json"
@@ -121,7 +120,14 @@ def load_features(
     """
     data.preprocess = preprocess
     preprocess = data.preprocess  # with the bit depth that the data says
-    key = compute_key(backbone, preprocess, data.hash_split(split), reads, ranks.precision_name)
+    parts = [
+        compute_fingerprint(backbone, preprocess),
+        data.hash_split(split),
+        sorted(reads),
+        ranks.precision_name,
+        list_libraries(),
+    ]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     folder = get_cache_dir() / key
     records = data.records[split]
     # Rank 0 decides for all: another job may finish the same features between two looks.
@@ -149,22 +155,6 @@ def get_cache_dir() -> Path:
     """Return the folder of all features: $VFM_CACHE/features, by default in ~/.cache/vfm. All in it may be deleted."""
     root = os.environ.get("VFM_CACHE") or Path.home() / ".cache" / "vfm"
     return Path(root) / "features"
-
-
-def compute_key(
-    backbone: Backbone, preprocess: Preprocess, images: str, reads: Sequence[str], precision: str
-) -> str:
-    """Return the name of a folder of features: the same weights, preprocessing and images give the same features."""
-    parts = {
-        "backbone": backbone.name,
-        "weights": compute_checksum(backbone.state_dict()),
-        "preprocess": preprocess.to_dict(),
-        "images": images,
-        "reads": sorted(reads),
-        "precision": precision,
-        "versions": [timm.__version__, torch.__version__],
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _reserve_partial(folder: Path) -> Path:
