@@ -125,7 +125,7 @@ def test_what_cannot_go_together_is_refused(images, weights, tmp_path, capsys):
     assert run(images / "val", store, weights) == 0
     assert run(images / "val", store, weights, "--embedding", "layers") == 1
     error = capsys.readouterr().err
-    assert "holds other vectors: of test_vit (pooled, fingerprint" in error
+    assert "holds other vectors: of test_vit (pooled, L2, fingerprint" in error
     assert "Take that model, or name a new store." in error
     with lock_store(str(store)):
         assert run(images / "val", store, weights) == 1
