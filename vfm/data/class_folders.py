@@ -11,6 +11,7 @@ from vfm_runtime.media.image import (
     IMAGE_SUFFIXES,
     UNREAD_SUFFIXES,
     describe_unread,
+    is_hidden,
     list_files,
 )
 from vfm_runtime.media.video import VIDEO_SUFFIXES
@@ -163,12 +164,7 @@ def _sort_by_class(folder: Path, images: Sequence[Path]) -> Classes:
 
 
 def _list_folders(folder: Path) -> list[Path]:
-    # `find_images` leaves out the same ones; archives made on macOS bring the second kind.
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_dir() and not path.name.startswith(".") and path.name != "__MACOSX"
-    )
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def _quote(names: Sequence[str], most: int = 5) -> str:

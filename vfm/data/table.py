@@ -143,7 +143,7 @@ class TableData(ImageData):
 
     def read_predict(self) -> list[Record]:
         """Every image of the table; it needs no labels."""
-        names = read_names(read_table(self.table), self.path_column)
+        names = read_names(read_table(self.table), self.path_column, self.root)
         self._check_files(names)
         return [Record(join_path(self.root, name), -1, name) for name in dict.fromkeys(names)]
 

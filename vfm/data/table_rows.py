@@ -1,14 +1,16 @@
 """Rows of a table as images by split, each with its labels, key and groups."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vfm_runtime.errors import DataError
+from vfm_runtime.media.image import IMAGE_SUFFIXES
 
 from vfm.data.dataset import Record
-from vfm.data.layouts import Reading
+from vfm.data.layouts import Reading, list_files_beside
 from vfm.data.table_labels import read_labels
 from vfm.data.tables import Table, read_table
 
@@ -54,7 +56,7 @@ def read_table_rows(
     """
     table = read_table(path)
     root = root if root is not None else path.parent
-    names = read_names(table, path_column)
+    names = read_names(table, path_column, root)
     label_names, labels = read_labels(table, label_column, label_separator, allow_no_label)
     multilabel = label_separator is not None or not isinstance(label_column, str)
     for column in group_columns:
@@ -83,15 +85,46 @@ def join_path(root: Path, name: str) -> str:
     return os.path.join(root, name).replace(os.sep, "/")  # noqa: PTH118
 
 
-def read_names(table: Table, column: str) -> list[str]:
+def read_names(table: Table, column: str, root: Path) -> list[str]:
     """Names of the images, by the column of their paths: normal paths, relative to the root.
 
+    Where all are without a suffix, as ids are, the suffixes of the files of these names are added, with a warning.
+
     Raises:
-        ValueError: The column is missing, or a cell is empty.
+        ValueError: The column is missing, a cell is empty, or one without a suffix is the name of two images.
     """
     remedy = ". Fill it in, or delete the row."
     cells = table.read_column(column, "--data.path_column", "path", remedy)
-    return [os.path.normpath(cell.strip()).replace(os.sep, "/") for cell in cells]
+    names = [os.path.normpath(cell.strip()).replace(os.sep, "/") for cell in cells]
+    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
+        return names
+    return _add_suffixes(table, column, names, root)
+
+
+def _add_suffixes(table: Table, column: str, names: Sequence[str], root: Path) -> list[str]:
+    suffixes: dict[str, list[str]] = {}
+    for path in list_files_beside(join_path(root, name) for name in names):
+        stem, suffix = os.path.splitext(path)  # noqa: PTH122
+        if suffix.lower() in IMAGE_SUFFIXES:
+            suffixes.setdefault(stem, []).append(suffix)
+    completed = []
+    for index, name in enumerate(names):
+        of_name = sorted(suffixes.get(join_path(root, name), [""]))
+        if len(of_name) > 1:
+            raise DataError(
+                f"{table.where(index)}: '{name}' may be {' or '.join(name + suffix for suffix in of_name)}. Write the "
+                "suffix into the table."
+            )
+        completed.append(name + of_name[0])
+    changed = [(name, file) for name, file in zip(names, completed, strict=True) if name != file]
+    if changed:
+        name, file = changed[0]
+        warnings.warn(
+            f"The column '{column}' of {table.path} names images without their suffixes: '{name}' is taken for "
+            f"'{file}', and {len(changed) - 1} more.",
+            stacklevel=3,
+        )
+    return completed
 
 
 def _read_splits(table: Table, column: str | None) -> list[str]:

@@ -1,5 +1,6 @@
 """Tables as rows of text: CSV, TSV and Parquet, and what is wrong with them in plain words."""
 
+import codecs
 import csv
 import re
 from collections import Counter
@@ -103,14 +104,16 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, s
 
 
 def read_csv(path: Path) -> Table:
-    """Read a file in UTF-8 whose first line names the columns, whatever it is called.
+    """Read a file in UTF-8, or in UTF-16 as Excel writes "Unicode text", whose first line names the columns.
 
     Raises:
         ValueError: It is not a table.
     """
     try:
+        with path.open("rb") as file:
+            marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         # Excel puts a mark before the first column's name.
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-16" if marked else "utf-8-sig") as file:
             header = next((line for line in iter(file.readline, "") if line.strip()), "")
             file.seek(0)
             # A column may be named "left, right".

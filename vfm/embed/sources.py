@@ -77,7 +77,8 @@ def _list_folder(root: Path) -> list[SourceImage]:
 
 def _list_table(file: Path, path_column: str) -> list[SourceImage]:
     table = read_table(file)
-    names = read_names(table, path_column)
+    root = file.absolute().parent
+    names = read_names(table, path_column, root)
     columns = [name for name in table.columns if name != path_column]
     taken = [name for name in columns if name in RESERVED]
     if taken:
@@ -85,7 +86,7 @@ def _list_table(file: Path, path_column: str) -> list[SourceImage]:
             f"{file} has a column '{taken[0]}', which a store has for itself. Rename it in the table."
         )
     cells = {name: _convert_cells([row[name] for row in table.rows]) for name in columns}
-    root, first = file.absolute().parent, dict[str, int]()
+    first: dict[str, int] = {}
     images = []
     for index, name in enumerate(names):
         path = Path(join_path(root, name)).as_posix()

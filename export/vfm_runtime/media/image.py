@@ -34,6 +34,10 @@ IMAGE_SUFFIXES = (
 )
 """Names of image files end so; compared in lower case."""
 
+_SYSTEM_FOLDERS = {
+    *("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"),
+}
+
 UNREAD_SUFFIXES = (
     *(
         ".heic",
@@ -164,11 +168,19 @@ def describe_unread(
     )
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or is a folder that a system keeps for itself.
+
+    Those are `__MACOSX` in unpacked archives, `@eaDir` with the thumbnails of a Synology disk, and what Windows and
+    Linux put on a disk.
+    """
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
 def list_files(folder: str | os.PathLike[str], suffixes: tuple[str, ...]) -> list[Path]:
     """List the files in a folder and the folders below it whose names end so, sorted.
 
-    Links to folders are followed, but for those that lead back to a folder above them. Hidden files and folders and
-    the `__MACOSX` folders of unpacked archives are left out.
+    Links to folders are followed, but for those that lead back to a folder above them. What `is_hidden` is left out.
     """
     files: list[str] = []
     # The real folders in which links were met on the way to a folder, and its own: a link to one of them is a circle.
@@ -177,7 +189,7 @@ def list_files(folder: str | os.PathLike[str], suffixes: tuple[str, ...]) -> lis
         way = ways.pop(directory)
         entered = []
         for name in folders:
-            if name[0] == "." or name == "__MACOSX":
+            if is_hidden(name):
                 continue
             path, below = os.path.join(directory, name), way  # noqa: PTH118
             if os.path.islink(path):  # noqa: PTH114

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vfm_runtime.media.image import IMAGE_SUFFIXES
+from vfm_runtime.media.image import IMAGE_SUFFIXES, is_hidden
 from vfm_runtime.media.video import VIDEO_SUFFIXES
 
 from vfm.data.layouts import list_files_beside
@@ -65,13 +65,13 @@ def list_folders(folder: Path) -> list[Path]:
     """Folders in a folder, sorted, without hidden ones; none where there is no folder."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not _is_hidden(p.name))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
 
 
 def walk_media(root: Path) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Yield of each folder with images or videos its parts below the root, and the files' names in natural order."""
     for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not _is_hidden(name))
+        below[:] = sorted(name for name in below if not is_hidden(name))
         media = sorted((n for n in names if is_image(n) or is_video(n)), key=split_digits)
         if media:
             yield Path(folder).relative_to(root).parts, media
@@ -161,7 +161,3 @@ def choose_compression(present: Iterable[str], wanted: str | None, root: Path) -
             "c23."
         )
     return wanted or "".join(names)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
