@@ -193,6 +193,7 @@ def label_file(root):
             r"line 1 is of class 7, which is not listed\. Classes: 0 class_0, 1 class_1",
         ),
         ("0 0.5 0.5 0.1", r"line 1 has 4 numbers; YOLO has 5, or the corners of an outline"),
+        ("0 0.5 0.5 0.1 0.1 0.9", r"has 6 numbers; .* a sixth number is the confidence of a model"),
         (
             "cat 0.5 0.5 0.1 0.1",
             r"line 1 is 'cat 0\.5 0\.5 0\.1 0\.1'; YOLO has a class number and shares",

@@ -89,7 +89,9 @@ def test_nested_and_hidden_folders(root):
     shutil.move(root / "class_0" / "0000.png", root / "class_0" / "deep" / "deeper" / "x.PNG")
     shutil.copytree(root / "class_1", root / ".hidden")
     shutil.copytree(root / "class_1", root / "class_1" / ".thumbnails")
-    (root / "__MACOSX").mkdir()
+    shutil.copytree(root / "class_1", root / "class_2" / "@eaDir")
+    for name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"):
+        (root / name).mkdir()
     data = read(root)
     assert data.labels == ("class_0", "class_1", "class_2")
     assert sum(sizes(data).values()) == 30

@@ -69,7 +69,7 @@ def test_root_is_the_folder_of_the_table(images):
     assert sizes(data)["train"] == 48
 
 
-@pytest.mark.parametrize("kind", ["tsv", "semicolon", "bom", "quoted", "parquet", "dots"])
+@pytest.mark.parametrize("kind", ["tsv", "semicolon", "bom", "utf-16", "quoted", "parquet", "dots"])
 def test_all_kinds_of_tables_give_the_same(kind, table, images, tmp_path):
     rows = rows_of(images)
     path = tmp_path / ("other.parquet" if kind == "parquet" else "other.csv")
@@ -85,8 +85,9 @@ def test_all_kinds_of_tables_give_the_same(kind, table, images, tmp_path):
     elif kind == "dots":
         write(path, [(f"./{row[0]}", *row[1:]) for row in rows])
     else:
-        delimiter = {"tsv": "\t", "semicolon": ";"}.get(kind, ",")
-        write(path, rows, delimiter=delimiter, encoding="utf-8-sig" if kind == "bom" else "utf-8")
+        delimiter = {"tsv": "\t", "semicolon": ";", "utf-16": "\t"}.get(kind, ",")
+        encoding = {"bom": "utf-8-sig", "utf-16": "utf-16"}.get(kind, "utf-8")
+        write(path, rows, delimiter=delimiter, encoding=encoding)
     assert made(path, images).records == made(table, images).records
 
 
@@ -220,6 +221,25 @@ def test_a_few_absent_files_are_warned_of(images, tmp_path):
     assert sum(sizes(data).values()) == 121
     for path, _ in extra:
         (images / path).unlink()
+
+
+def test_names_without_suffixes(table, images, tmp_path):
+    rows = [(path.removesuffix(".png"), *rest) for path, *rest in rows_of(images)]
+    ids = write(tmp_path / "ids.csv", rows)
+    with pytest.warns(
+        UserWarning, match=r"'class_0/0000' is taken for 'class_0/0000\.png', and 59"
+    ):
+        data = made(ids, images)
+    assert [r.source for r in data.records["train"]] == [
+        r.source for r in made(table, images).records["train"]
+    ]
+    second = images / "class_0" / "0000.jpg"
+    second.write_bytes(b"x")
+    with pytest.raises(
+        ValueError, match=r"line 2: 'class_0/0000' may be .*0\.jpg or .*0\.png\. Write"
+    ):
+        made(ids, images)
+    second.unlink()
 
 
 def test_order_of_rows_does_not_matter(images, tmp_path):

@@ -188,12 +188,14 @@ def _read_categories(
     names: dict[int, str] = {}
     for entry in entries:
         category = require_keys(entry, ("id", "name"), f"A category of {path}")
-        number, name = int(category["id"]), str(category["name"])
+        number, name = int(_read_id(category["id"])), str(category["name"])
         if names.setdefault(number, name) != name:
             raise BoxError(
                 f"{path}: the category id {number} is '{names[number]}' and '{name}'. Give each an id of its own."
             )
-    used = {entry.get("category_id") for entry in annotations if isinstance(entry, Mapping)}
+    used = {
+        _read_id(entry.get("category_id")) for entry in annotations if isinstance(entry, Mapping)
+    }
     counts = Counter(names.values())
     for number, name in [*names.items()]:
         if counts[name] > 1 and number not in used:
@@ -214,7 +216,7 @@ def _read_images(entries: Sequence[Any], path: Path) -> dict[Any, Mapping[str, A
     images: dict[Any, Mapping[str, Any]] = {}
     for entry in entries:
         image = dict(require_keys(entry, ("id", "file_name"), f"An image of {path}"))
-        image["file_name"] = str(image["file_name"])
+        image["file_name"], image["id"] = str(image["file_name"]), _read_id(image["id"])
         other = images.setdefault(image["id"], image)
         if other is not image:
             raise BoxError(
@@ -239,7 +241,8 @@ def _read_boxes(
     seen: set[Any] = set()
     events: Counter[str] = Counter()
     for entry in entries:
-        one = require_keys(entry, ("image_id", "category_id"), f"An annotation of {path}")
+        one = dict(require_keys(entry, ("image_id", "category_id"), f"An annotation of {path}"))
+        one |= {name: _read_id(one[name]) for name in ("image_id", "category_id")}
         where = f"{path}, annotation {one.get('id', '(without id)')}"
         if one["image_id"] not in images:
             raise BoxError(
@@ -268,6 +271,12 @@ def _read_boxes(
         )
     notes += [f"{count} annotations of {path} {event}." for event, count in events.items()]
     return boxes
+
+
+def _read_id(value: Any) -> Any:
+    """An id as a number where it is one in quotes, which some writers put into one list and not into the other."""
+    is_number = isinstance(value, str) and value.isdecimal() and str(int(value)) == value
+    return int(value) if is_number else value
 
 
 def _read_box(

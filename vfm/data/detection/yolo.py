@@ -254,7 +254,8 @@ def _read_line(line: str, where: str, objects: _Objects) -> Box:
     elif len(values) != 4 and not outline:
         raise BoxError(
             f"{where} has {len(values) + 1} numbers; YOLO has 5, or the corners of an outline. Poses need their "
-            "kpt_shape in data.yaml."
+            "kpt_shape in data.yaml; a sixth number is the confidence of a model's boxes, which are no labels before "
+            "they were looked at: write them without it."
         )
     if number not in names:
         numbered = ", ".join(f"{key} {name}" for key, name in list(names.items())[:8])
