@@ -144,7 +144,7 @@ def fit_scikit(name: str, features: np.ndarray, target: np.ndarray, seed: int) -
         seed: Seed of the folds among which C is chosen.
     """
     smallest = int(np.unique(target, return_counts=True)[1].min())
-    folds = StratifiedKFold(min(5, smallest), shuffle=True, random_state=seed)
+    folds = StratifiedKFold(max(2, min(5, smallest)), shuffle=True, random_state=seed)
     model = {
         "1-NN": lambda: KNeighborsClassifier(1),
         "5-NN": lambda: KNeighborsClassifier(5),

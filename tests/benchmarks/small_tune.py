@@ -28,7 +28,8 @@ from small_ways import fit_way, tune_images, write_table
 
 from vfm.tasks import ClassificationTask
 from vfm.training.feature_cache import load_features
-from vfm.tune.frozen import JOINED, FrozenHeads
+from vfm.training.frozen_heads import JOINED
+from vfm.tune.frozen import PoolHeads
 from vfm.tune.images import open_pool
 
 TUNE_SIZES, TUNE_SEEDS, MINUTES = (10, 50), range(3), 10
@@ -135,7 +136,7 @@ def judge_interval(name: str, per_class: int, seed: int) -> Values:
         for samples in (drawn, of_set.list_rest(drawn))
     )
     features = {field: values[train] for field, values in everything.features.items()}
-    frozen = FrozenHeads(everything.pool.keep_only(train.tolist()), features)
+    frozen = PoolHeads(everything.pool.keep_only(train.tolist()), features)
     frozen.judge(60.0 * MINUTES)
     answers = everything.fit_and_score(frozen.best, train, rest).argmax(1)
     accuracy = float((answers == everything.pool.target[rest]).mean())
@@ -145,7 +146,7 @@ def judge_interval(name: str, per_class: int, seed: int) -> Values:
 
 
 @functools.cache
-def _open_frozen(name: str) -> tuple[FrozenHeads, dict[Path, int]]:
+def _open_frozen(name: str) -> tuple[PoolHeads, dict[Path, int]]:
     """All images of a set as tune sees them, and where each stands."""
     of_set = open_set(name)
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +161,7 @@ def _open_frozen(name: str) -> tuple[FrozenHeads, dict[Path, int]]:
         stored = load_features(task.backbone, task.preprocess, data, "train", JOINED)
     features = {field: np.asarray(values) for field, values in stored.arrays.items()}
     positions = {Path(record.source): index for index, record in enumerate(pool.records)}
-    return FrozenHeads(pool, features), positions
+    return PoolHeads(pool, features), positions
 
 
 def summarize_coverage(results: Results) -> list[str]:

@@ -91,3 +91,12 @@ def test_intervals_are_drawn_each_in_its_color() -> None:
         assert (pixels == color).all(axis=2).any()
     with pytest.raises(DataError, match="There is no interval to plot"):
         plot_intervals({}, xlabel="minutes", ylabel="accuracy")
+
+
+def test_intervals_of_lines_are_bands():
+    line = [(1.0, 0.5, 0.4, 0.6), (2.0, 0.7, 0.6, 0.8), (16.0, 0.8, 0.7, 0.9)]
+    with_bands = plot_learning_curves({"accuracy": {"mean": line}}, xlabel="examples", log_x=True)
+    bare = [point[:2] for point in line]
+    assert with_bands != plot_learning_curves(
+        {"accuracy": {"mean": bare}}, xlabel="examples", log_x=True
+    )

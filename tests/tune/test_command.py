@@ -13,9 +13,9 @@ import vfm
 from tests.image_folders import write_image_folder
 from vfm.cli import main
 from vfm.metrics import Interval
+from vfm.training.selection import Gain
 from vfm.tune.command import choose_way
 from vfm.tune.finetuned import FineTuner
-from vfm.tune.selection import Gain
 from vfm.tune.ways import UntriedWay, Way
 
 TINY = ["--backbone", "test_vit", "--pretrained", "false", "--image_size", "32", "--fit", "squash"]

@@ -10,14 +10,15 @@ import torch
 
 from tests.image_folders import write_image_folder
 from vfm.heads_on_features import Candidate
-from vfm.tune.frozen import JOINED, POOLED, FrozenHeads
+from vfm.training.frozen_heads import JOINED, POOLED
+from vfm.tune.frozen import PoolHeads
 from vfm.tune.images import LabeledPool, open_pool
 from vfm.types import FeatureInfo, Features
 
 
 def make_heads(
     root: Path, num_classes: int, images_per_class: int, spread: float = 0.5
-) -> FrozenHeads:
+) -> PoolHeads:
     """Judge heads on features that are noise around a point for each class."""
     write_image_folder(root, num_classes=num_classes, images_per_class=images_per_class)
     pool = open_pool(root, num_images=5000, seed=0)
@@ -25,7 +26,7 @@ def make_heads(
     points = generator.normal(size=(num_classes, 20))
     features = points[pool.target] + spread * generator.normal(size=(len(pool.target), 20))
     values = features.astype(np.float32)
-    return FrozenHeads(pool, {"pooled": values[:, :12], "map_means": values[:, 12:]})
+    return PoolHeads(pool, {"pooled": values[:, :12], "map_means": values[:, 12:]})
 
 
 def test_heads_of_several_layers_are_chosen_where_they_know_more(tmp_path: Path) -> None:
@@ -43,8 +44,8 @@ def test_without_time_logistic_regression_is_said_to_be_left_out(tmp_path: Path)
     heads = make_heads(tmp_path, 3, 5)
     heads.judge(0)
     assert {head.candidate.head for head in heads.heads} == {"lda", "nearest_mean", "neighbors"}
-    assert [way.name for way in heads.untried] == ["logistic regression"]
-    assert "one value of C would take" in heads.untried[0].reason
+    assert [way.name for way in heads.list_untried()] == ["logistic regression"]
+    assert "one value of C would take" in heads.untried["logistic regression"]
     assert heads.choice is not None
 
 
@@ -66,7 +67,7 @@ def test_groups_that_leave_a_fold_without_a_class(tmp_path: Path) -> None:
     # All images of the first class belong together: where they are held out, their class is not learned.
     keys = ["one" if k == 0 else f"{i}" for i, k in enumerate(whole.target.tolist())]
     heads = make_heads(tmp_path, 3, 6, spread=0.1)
-    heads.pool = LabeledPool(whole.data, whole.indices, keys)
+    heads = PoolHeads(LabeledPool(whole.data, whole.indices, keys), heads.features)
     heads.judge(20)
     assert heads.best.metric == pytest.approx(12 / 18)
 
@@ -102,3 +103,15 @@ def test_the_best_heads_vote_and_answer_as_they_were_judged(tmp_path: Path) -> N
     everything = np.arange(30)
     expected = heads.fit_and_score(heads.best, everything, everything)
     np.testing.assert_allclose(answers.detach(), expected, atol=2e-3)
+
+
+def test_a_kind_that_is_clearly_worse_has_no_vote(tmp_path: Path) -> None:
+    heads = make_heads(tmp_path, 3, 10, spread=1.5)
+    heads.judge(20)
+    assert heads.vote is not None
+    worst = heads.vote.members[-1]
+    for result in worst.results:  # as of shrunk LDA on two examples a class
+        object.__setattr__(result, "metric", 0.1)
+    vote = heads._combine_heads(heads.heads)
+    assert vote is not None
+    assert worst not in vote.members

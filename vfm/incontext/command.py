@@ -13,9 +13,10 @@ from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import DataError
 
 from vfm.embed.models import open_embedder
-from vfm.embed.passes import embed_batches
+from vfm.embed.passes import Prepared, embed_batches
 from vfm.embed.sources import SourceImage, list_source_images
 from vfm.incontext.few_shot import fit_few_shot
+from vfm.incontext.support_curve import format_points, measure_supports, write_curve
 from vfm.models.heads.embedding import EmbeddingSource
 
 
@@ -26,6 +27,8 @@ def classify(
     model: str,
     embedding: EmbeddingSource | None = None,
     base: Path | None = None,
+    curve: Path | None = None,
+    draws: int = 5,
     json: bool = False,
     device: str = "auto",
     batch_size: int = 32,
@@ -39,6 +42,8 @@ def classify(
         model: Name of a backbone, checkpoint, or folder of a bundle that embeds.
         embedding: What the vector is made of: pooled (the default), class_token, patches or layers.
         base: File of the backbone's weights, for an adapter, or for a name in place of timm's.
+        curve: Folder to write the accuracy of 1, 2, 4, 8 and 16 examples a class to, as JSON, plot and page.
+        draws: Number of random supports of each size of the curve.
         json: Print JSON, one object a line and image.
         device: cpu, cuda, or auto for CUDA where there is one.
         batch_size: Number of images that go through the model at once.
@@ -51,27 +56,34 @@ def classify(
     labeled = _list_examples(examples)
     predictor, _ = open_embedder(model, source=embedding, base=base, device=device, trust=trust)
     taught, vectors = _embed(predictor, labeled, batch_size)
-    counts = Counter(str(one.columns["label"]) for one in taught)
+    labels = [str(one.image.columns["label"]) for one in taught]
+    counts = Counter(labels)
     empty = {str(one.columns["label"]) for one in labeled} - set(counts)
     if empty:
         raise DataError(
             f"No example of '{min(empty)}' in {examples} can be read. Add one, or delete the folder."
         )
-    classifier = fit_few_shot(vectors, [str(one.columns["label"]) for one in taught])
+    _refuse_contradictions(taught)
+    classifier = fit_few_shot(vectors, labels, keys=[one.sha256 for one in taught])
     judged = f": {classifier.accuracy} accuracy" if classifier.accuracy is not None else ""
     print(
         f"{len(taught)} examples of {len(counts)} classes ({min(counts.values())} to {max(counts.values())} each); "
         f"{classifier.name}, {classifier.way}{judged}",
         file=sys.stderr,
     )
+    if curve is not None:
+        points = measure_supports(vectors, labels, keys=[one.sha256 for one in taught], draws=draws)
+        print(format_points(points), file=sys.stderr)
+        write_curve(curve, points, f"{len(taught)} examples of {len(counts)} classes by {model}")
     answered, vectors = _embed(predictor, shown, batch_size)
     scores = classifier.score(vectors) if answered else np.zeros((0, len(classifier.labels)))
     for one, row in zip(answered, scores, strict=True):
         label, score = classifier.labels[int(row.argmax())], float(row.max())
+        path = one.image.path
         if json:
-            print(json_format.dumps({"image": one.path, "label": label, "score": score}))
+            print(json_format.dumps({"image": path, "label": label, "score": score}))
         else:
-            print(f"{one.path}: {label} {score:.3f}")
+            print(f"{path}: {label} {score:.3f}")
 
 
 def _list_examples(folder: Path) -> list[SourceImage]:
@@ -96,14 +108,26 @@ def _list_examples(folder: Path) -> list[SourceImage]:
     return labeled
 
 
+def _refuse_contradictions(examples: Sequence[Prepared]) -> None:
+    """Refuse one picture that is an example of two classes."""
+    first: dict[str, Prepared] = {}
+    for one in examples:
+        other = first.setdefault(one.sha256, one)
+        if other.image.columns["label"] != one.image.columns["label"]:
+            raise DataError(
+                f"{other.image.path} and {one.image.path} are the same picture, as examples of two classes. Delete "
+                "the one that is wrong."
+            )
+
+
 def _embed(
     predictor: Predictor, images: Sequence[SourceImage], batch_size: int
-) -> tuple[list[SourceImage], np.ndarray]:
+) -> tuple[list[Prepared], np.ndarray]:
     """Embed images; those that cannot be read are said and left out."""
-    ready: list[SourceImage] = []
+    ready: list[Prepared] = []
     vectors: list[np.ndarray] = []
     for batch, values in embed_batches(predictor, images, batch_size):
-        ready += [one.image for one in batch if one.inputs is not None]
+        ready += [one._replace(inputs={}) for one in batch if one.inputs is not None]
         vectors += [values] if len(values) else []
         for one in batch:
             if one.inputs is None:

@@ -1,4 +1,4 @@
-"""Few-shot classifier: the best head on the embeddings of a few examples a class, judged by leave-one-out."""
+"""Few-shot classifier: the frozen heads of `vfm tune` and their vote, judged by leave-one-out on a few examples."""
 
 from __future__ import annotations
 
@@ -10,22 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 from vfm_runtime.errors import DataError
+from vfm_runtime.heads_on_features import fit_nearest_mean
 
-from vfm.heads_on_features import Candidate, cross_validate
-from vfm.heads_on_features.cross_validation import FoldFitter
-from vfm.heads_on_features.linear import list_candidates
-from vfm.metrics.intervals import Interval, compute_wilson
+from vfm.metrics.intervals import Interval
+from vfm.training.frozen_heads import POOLED, FrozenHeads
 
-MOST_LEFT_ONE_OUT = 200
-"""Examples up to which each one is left out by itself; more are judged in as many folds as `FOLDS`."""
-FOLDS = 10
-_ONE_SHOT = Candidate("nearest_mean", "none")
-_NAMES = {
-    "neighbors": "nearest neighbor",
-    "nearest_mean": "nearest mean",
-    "lda": "LDA, shrunk",
-    "logistic": "logistic regression",
-}
+_SECONDS = 240.0
+"""Time that choosing a head may take a quarter of; it takes a few seconds but for many examples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,40 +25,45 @@ class FewShotClassifier:
 
     labels: tuple[str, ...]
     """Names of the classes."""
-    candidate: Candidate
-    """The head that was chosen."""
+    heads: FrozenHeads
+    """The examples, and the head that was chosen."""
     accuracy: Interval | None
-    """Accuracy on examples that were left out; None where a class has one example, which nothing can judge."""
+    """Accuracy on examples that were left out; None where nothing can judge."""
     way: str
     """How it was judged, in words."""
-    temperature: float
-    """What logits are divided by, so that they are probabilities."""
-    fitter: FoldFitter
-    """The examples."""
 
     @property
     def name(self) -> str:
         """Name of the head."""
-        return _NAMES[self.candidate.head]
+        return "nearest mean" if self.accuracy is None else self.heads.best.name
 
-    def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+    def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return probabilities, [M, C], of other images by their embeddings, [M, D]."""
-        ((_, logits),) = self.fitter.score([self.candidate], embeddings)
-        return np.asarray(softmax(logits / self.temperature, axis=1), np.float64)
+        if self.accuracy is not None:
+            return self.heads.score({POOLED[0]: embeddings})
+        heads = self.heads
+        head = fit_nearest_mean(heads.features[POOLED[0]], heads.target, heads.num_labels)
+        return np.asarray(softmax(head.compute_logits(embeddings), axis=1), np.float32)
 
 
 def fit_few_shot(
-    embeddings: NDArray[np.float32], labels: Sequence[str], *, seed: int = 0
+    embeddings: NDArray[np.float32],
+    labels: Sequence[str],
+    *,
+    keys: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> FewShotClassifier:
-    """Choose a head by leave-one-out on a few examples, and fit it on all of them.
+    """Choose among the heads of `vfm tune` and their vote by leaving one example of each class out in turn.
 
-    Nearest mean, shrunk LDA, the nearest neighbor and logistic regression take part. A class of one example cannot be
-    judged: nearest mean is then taken without a choice, and no accuracy is said.
+    The accuracy is that of choosing too, whose luck is taken out of it. An example that is the only one of its class
+    counts as a mistake, as its class is not known without it. Where fewer than two classes have two examples nothing
+    can be judged: nearest mean is then taken without a choice, and no accuracy is said.
 
     Args:
         embeddings: Vectors of the examples, [N, D].
         labels: Class of each example, N of them.
-        seed: Seed of the folds of more than `MOST_LEFT_ONE_OUT` examples.
+        keys: Key of each example, such as a checksum: those of one key are left out together. By default all differ.
+        seed: Seed of which examples are left out together.
 
     Raises:
         DataError: There are fewer than two classes.
@@ -78,25 +74,17 @@ def fit_few_shot(
             f"The examples are of {len(names)} class{'es' * (len(names) != 1)}. Give examples of two classes or more."
         )
     target = np.array([names.index(label) for label in labels])
-    fitter = FoldFitter(embeddings, target, len(names), None, False)
-    fewest = min(Counter(labels).values())
-    if fewest == 1:
-        way = "not judged, since a class has one example"
-        # The temperature of the nearest mean itself.
-        return FewShotClassifier(names, _ONE_SHOT, None, way, 1.0, fitter)
-    number = len(target)
-    folds, way = np.arange(number), "leave-one-out"
-    if number > MOST_LEFT_ONE_OUT:
-        way = f"{FOLDS} folds"
-        folds = np.random.default_rng(seed).permutation(number) % FOLDS
-    candidates = [
-        _ONE_SHOT,
-        Candidate("lda", "l2"),
-        Candidate("neighbors", k=1),
-        *list_candidates(embeddings),
-    ]
-    results = cross_validate(embeddings, target, folds, candidates, num_labels=len(names))
-    best = max(results, key=lambda result: (result.metric, -result.loss))
-    low, high = compute_wilson(best.metric, number)
-    accuracy = Interval(best.metric, min(low, best.metric), max(high, best.metric))
-    return FewShotClassifier(names, best.candidate, accuracy, way, best.temperature, fitter)
+    keys = [str(i) for i in range(len(labels))] if keys is None else keys
+    heads = FrozenHeads({POOLED[0]: embeddings}, target, len(names), keys, seed)
+    counts = Counter(label for label, _ in set(zip(labels, keys, strict=True)))
+    single = sum(count == 1 for count in counts.values())
+    if len(names) - single < 2:
+        way = f"not judged, since {single} of {len(names)} classes have one example"
+        return FewShotClassifier(names, heads, None, way)
+    heads.judge(_SECONDS)
+    assert heads.choice is not None
+    is_left_one_out = heads.num_folds >= max(counts.values())
+    way = "leave-one-out of each class" if is_left_one_out else f"{heads.num_folds} folds"
+    if single:
+        way += f" ({single} of {len(names)} classes have one example, which counts as a mistake)"
+    return FewShotClassifier(names, heads, heads.choice.interval, way)

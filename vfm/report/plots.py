@@ -14,7 +14,8 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 from vfm_runtime.errors import DataError
 
-Points = Sequence[tuple[float, float]]
+Points = Sequence[tuple[float, float]] | Sequence[tuple[float, float, float, float]]
+"""`(x, y)`, or `(x, y, low, high)` with an interval."""
 
 # Okabe and Ito's colours, told apart by colour-blind readers; line styles when they run out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -26,12 +27,16 @@ _MAX_CLASSES_WITH_COUNTS = 20
 _MAX_CLASSES_WITH_LABELS = 50
 
 
-def plot_learning_curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: str) -> bytes:
+def plot_learning_curves(
+    panels: Mapping[str, Mapping[str, Points]], *, xlabel: str, log_x: bool = False
+) -> bytes:
     """Plot panels of lines side by side, such as loss and accuracy; a name has the same colour in every panel.
 
     Args:
-        panels: For each label of the y axis, points `(x, y)` for each name; a NaN leaves a gap.
+        panels: For each label of the y axis, points `(x, y)` for each name, or `(x, y, low, high)`, of which the
+            interval is drawn as a band; a NaN leaves a gap.
         xlabel: What x is in all panels, with its unit.
+        log_x: Whether x, above 0, is on a scale that doubles.
     """
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     if not names:
@@ -44,6 +49,10 @@ def plot_learning_curves(panels: Mapping[str, Mapping[str, Points]], *, xlabel: 
     columns = drawing.subplots(1, len(panels), squeeze=False)[0]
     for axes, (ylabel, series) in zip(columns, panels.items(), strict=True):
         _draw_series(axes, series, names)
+        if log_x:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_locator(LogLocator(base=2))
+            axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.set_xlabel(truncate_text(xlabel, 48), fontsize=FONT_SIZE, parse_math=False)
         axes.set_ylabel(truncate_text(ylabel, 32), fontsize=FONT_SIZE, parse_math=False)
     return encode_png(drawing)
@@ -188,7 +197,9 @@ def _draw_series(axes: Axes, series: Mapping[str, Points], names: Sequence[str])
         # A single point has no line; many points hide theirs behind the markers.
         marker = "o" if len(xy) <= 30 else ""
         style = choose_style(names.index(name))
-        lines += axes.plot(*xy.T, linewidth=1.6, marker=marker, markersize=3.5, **style)
+        lines += axes.plot(*xy[:, :2].T, linewidth=1.6, marker=marker, markersize=3.5, **style)
+        if xy.shape[1] == 4:
+            axes.fill_between(xy[:, 0], *xy[:, 2:].T, color=style["color"], alpha=0.15, linewidth=0)
     style_axes(axes)
     if is_whole:
         # Steps and epochs have no halves.

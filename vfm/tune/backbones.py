@@ -18,9 +18,10 @@ from vfm.metrics import Interval
 from vfm.models.licenses import find_terms
 from vfm.tasks import ClassificationTask
 from vfm.training.feature_cache import load_features
+from vfm.training.frozen_heads import JOINED
 from vfm.training.oom import read_peak_memory, reset_peak_memory
 from vfm.tune.clock import Clock, OutOfTimeError
-from vfm.tune.frozen import JOINED, FrozenHeads
+from vfm.tune.frozen import PoolHeads
 from vfm.tune.images import LabeledPool
 
 _BATCH, _RUNS, _LATENCY_RUNS = 8, 4, 12
@@ -37,7 +38,7 @@ class TriedBackbone:
     settings: dict[str, Any]
     """Arguments of its task."""
     task: ClassificationTask
-    heads: FrozenHeads
+    heads: PoolHeads
     forward: float
     """Seconds of an image in the backbone, in batches."""
     latency: float
@@ -127,7 +128,7 @@ def try_backbone(
         )
         pool = pool.keep_only(readable)
     features = {name: np.asarray(array[readable]) for name, array in stored.arrays.items()}
-    heads = FrozenHeads(pool, features)
+    heads = PoolHeads(pool, features)
     heads.judge(clock.left / num_left)
     return TriedBackbone(settings, task, heads, forward, latency, memory, seconds)
 

@@ -117,7 +117,7 @@ def tune(
     if options is not None:
         reserve += _EXPORT_RESERVE + _EXPORT_PASSES * best.forward
     tuner = FineTuner(best, clock, reserve, out, partial(print, flush=True))
-    fine_tuned = [*best.heads.untried, *tuner.try_ways()]
+    fine_tuned = [*best.heads.list_untried(), *tuner.try_ways()]
     print(*(way.format_row() for way in fine_tuned), sep="\n", flush=True)
     finished = _finish(choose_way(frozen[0], fine_tuned), frozen[0], tuner)
     save_model(finished.task, out / MODEL_FILE)

@@ -21,10 +21,10 @@ from vfm.models.adapt import ADAPTATIONS, Adapt
 from vfm.spec import build, get_class_path
 from vfm.tasks import ClassificationTask
 from vfm.training.precision import choose_precision
+from vfm.training.selection import build_statistic, compare_pairs, estimate_score
 from vfm.tune.backbones import TriedBackbone
 from vfm.tune.clock import Clock, OutOfTimeError, StopOverrun
 from vfm.tune.images import LabeledPool
-from vfm.tune.selection import build_statistic, compare_pairs, estimate_score
 from vfm.tune.ways import UntriedWay, Way
 
 FINE_TUNED: tuple[Adapt, ...] = ("full", "ln", "lora")

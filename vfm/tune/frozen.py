@@ -1,205 +1,31 @@
-"""Frozen heads of `vfm tune`: kNN, nearest mean, LDA, logistic regression and their vote, cross-validated."""
+"""Frozen heads of `vfm tune`: those of the images of a pool, as ways of adapting a backbone."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
-from vfm_runtime.heads_on_features import AffineHead
 
-from vfm.heads_on_features import Candidate, CandidateScores, cross_validate
-from vfm.heads_on_features.cross_validation import FoldFitter, compute_metric, mark_learned
-from vfm.heads_on_features.fit import cool_head, fit_candidate
-from vfm.heads_on_features.linear import list_candidates
-from vfm.metrics.ranking import Statistic
-from vfm.models.heads import Head, LinearHead, NeighborsHead, VotingHead
-from vfm.models.heads.classification import Reads
-from vfm.training.solved_head import FittedHead, load_members
+from vfm.training.frozen_heads import FrozenHeads, JudgedHead, JudgedVote
 from vfm.tune.images import LabeledPool
-from vfm.tune.selection import Choice, build_criterion, build_statistic, choose_honestly
 from vfm.tune.ways import UntriedWay, Way
 
-POOLED = ("pooled",)
-JOINED = ("pooled", "map_means")
-_FOLDS, _MANY_FOLDS, _FEW_IMAGES = 5, 10, 300
-"""Folds; more of them for few images, since a head that learns from all is better than one that learns from 4 / 5."""
-_REPEATS = 3
-_MOST_REPEATED = 12
-"""Candidates that are judged by all repetitions: those that the first one leaves in the running."""
-_MOST_VOTERS = 5
-_FRACTION = 0.25
-"""Fraction of the time left that cross-validation of the frozen heads may take."""
-_NAMES = {
-    "neighbors": "{k}-nearest-neighbors",
-    "nearest_mean": "nearest mean",
-    "lda": "LDA, shrunk",
-    "logistic": "logistic regression",
-}
-_SCALINGS = {"none": "", "l2": "L2", "standardized": "standardized"}
 
+class PoolHeads(FrozenHeads):
+    """The frozen heads of one backbone, judged on the images of a pool.
 
-@dataclass(eq=False)
-class JudgedHead:
-    """A head on frozen features, with its scores of images that it was not fitted on."""
+    Attributes:
+        pool: Images that the features are of.
+    """
 
-    candidate: Candidate
-    reads: tuple[str, ...]
-    """Fields of the features that it reads, joined."""
-    results: list[CandidateScores]
-    """Out-of-fold scores of each repetition of the cross-validation."""
-    seconds: float
-    """Its part of the time of the cross-validation."""
+    def __init__(self, pool: LabeledPool, features: dict[str, NDArray[np.float32]]) -> None:
+        super().__init__(
+            features, pool.target, len(pool.data.labels), pool.keys, seed=pool.data.seed
+        )
+        self.pool = pool
 
-    @property
-    def metric(self) -> float:
-        """Accuracy or mean average precision, averaged over the repetitions."""
-        return float(np.mean([result.metric for result in self.results]))
-
-    @property
-    def scores(self) -> list[NDArray[np.float32]]:
-        """Out-of-fold scores [N, C] of each repetition."""
-        return [result.scores.astype(np.float32) for result in self.results]
-
-    @property
-    def margin(self) -> float:
-        """By how many standard errors it has to be better than others to be chosen.
-
-        A kNN carries all images with it, and what early layers know carries over less to images of another place or
-        camera.
-        """
-        return 1.0 * (self.candidate.head == "neighbors") + 2.0 * (self.reads == JOINED)
-
-    @property
-    def temperature(self) -> float:
-        """What its logits are divided by, so that they give probabilities."""
-        return float(np.mean([result.temperature for result in self.results]))
-
-    def build(self) -> LinearHead | NeighborsHead:
-        """Return the head as a model has it, without its layers yet."""
-        reads: Reads = "both" if self.reads == JOINED else "pooled"
-        if self.candidate.head == "neighbors":
-            return NeighborsHead(self.candidate.k, reads=reads)
-        solver, scaling = self.candidate.head, self.candidate.scaling
-        c = self.candidate.c if solver == "logistic" else None
-        return LinearHead(reads=reads, solver=solver, scaling=scaling, c=c)
-
-    @property
-    def family(self) -> str:
-        """Name without the settings that cross-validation chose."""
-        return _NAMES[self.candidate.head].format(k=self.candidate.k)
-
-    @property
-    def name(self) -> str:
-        """Name with what features go through, such as `logistic regression (L2, several layers)`."""
-        details = [] if self.candidate.head == "neighbors" else [_SCALINGS[self.candidate.scaling]]
-        details.append("several layers" if self.reads == JOINED else "")
-        text = ", ".join(filter(None, details))
-        return f"{self.family} ({text})" if text else self.family
-
-
-@dataclass(eq=False)
-class JudgedVote:
-    """The mean of the probabilities of several heads, judged like one: nothing is fitted anew."""
-
-    members: list[JudgedHead]
-    scores: list[NDArray[np.float32]]
-    """Out-of-fold scores [N, C] of each repetition that all members took part in."""
-    metric: float
-    margin = -1.0
-    """Below 0: on few images the head that seems best is so in part by chance, and a mean is steadier."""
-
-    @property
-    def seconds(self) -> float:
-        """Time of the members' cross-validation."""
-        return sum(member.seconds for member in self.members)
-
-    @property
-    def family(self) -> str:
-        """Name."""
-        return f"vote of {len(self.members)} heads"
-
-    name = family
-
-    def build(self) -> VotingHead:
-        """Return the head as a model has it, without its layers yet."""
-        return VotingHead([member.build() for member in self.members])
-
-
-@dataclass(eq=False)
-class FrozenHeads:
-    """The frozen heads of one backbone, judged on N images, and the best of them."""
-
-    pool: LabeledPool
-    features: dict[str, NDArray[np.float32]]
-    """Fields of the features, each [N, width]."""
-    heads: list[JudgedHead] = field(default_factory=list)
-    """All heads that were judged, the best first."""
-    vote: JudgedVote | None = None
-    """The best heads together."""
-    choice: Choice | None = None
-    untried: list[UntriedWay] = field(default_factory=list)
-    """Heads that take longer than they may."""
-
-    @property
-    def fields(self) -> list[tuple[str, ...]]:
-        """Features that heads may read."""
-        return [POOLED, JOINED] if "map_means" in self.features else [POOLED]
-
-    @property
-    def num_folds(self) -> int:
-        """Number of folds of the cross-validation."""
-        number = _MANY_FOLDS if len(self.pool.indices) < _FEW_IMAGES else _FOLDS
-        return min(number, len(set(self.pool.keys)))
-
-    @property
-    def candidates(self) -> list[JudgedHead | JudgedVote]:
-        """All that can be chosen."""
-        return [*self.heads, *([self.vote] if self.vote else [])]
-
-    @property
-    def best(self) -> JudgedHead | JudgedVote:
-        """The head that was chosen."""
-        assert self.choice is not None
-        return self.candidates[self.choice.best]
-
-    def judge(self, seconds: float) -> None:
-        """Cross-validate the heads in about so many seconds, the cheap ones first, and choose one honestly."""
-        start, allowed = time.perf_counter(), _FRACTION * seconds
-        seed = self.pool.data.seed
-        folds = self.pool.draw_folds(self.num_folds, seed)
-        for reads in self.fields:
-            self._cross_validate(reads, self._list_simple(), folds)
-        for reads in self.fields:
-            left = allowed - (time.perf_counter() - start)
-            self._cross_validate(reads, self._plan_logistic(reads, folds, left), folds)
-        once = time.perf_counter() - start
-        everything = np.ones((1, len(self.pool.indices)), np.int64)
-        self.heads = self._rank(everything)
-        # Heads that are not worse than the best one by more than two standard errors.
-        highest = max(head.metric for head in self.heads)
-        margin = 2 * _measure_error(highest, len(folds))
-        running = [head for head in self.heads if head.metric >= highest - margin][:_MOST_REPEATED]
-        for repeat in range(1, _REPEATS):
-            # The heads that are left are fewer; that all took `once` bounds their time.
-            if time.perf_counter() - start + once * len(running) / len(self.heads) > allowed:
-                break
-            again = self.pool.draw_folds(int(folds.max()) + 1, seed + repeat)
-            for reads in self.fields:
-                part = [head for head in running if head.reads == reads]
-                for head, result in zip(
-                    part, self._score([head.candidate for head in part], reads, again), strict=True
-                ):
-                    head.results.append(result)
-        self.heads = self._rank(everything)
-        self.vote = self._combine_heads(self.heads)
-        self.choice = self._choose(self.candidates)
+    def list_untried(self) -> list[UntriedWay]:
+        """List the heads that take longer than they may."""
+        return [UntriedWay(name, reason) for name, reason in self.untried.items()]
 
     def list_ways(self, seconds: float, image_size: int) -> list[Way]:
         """List the best head of each kind, the chosen one first; its interval is that of all heads together.
@@ -209,7 +35,7 @@ class FrozenHeads:
             image_size: Side of the images in pixels.
         """
         assert self.choice is not None
-        number = len(self.pool.indices)
+        number = len(self.target)
         folds = self.num_folds
         families: dict[str, list[JudgedHead | JudgedVote]] = {}
         for head in [self.best, *self.candidates]:
@@ -218,180 +44,9 @@ class FrozenHeads:
         for heads in families.values():
             choice = self.choice
             if heads[0] is not self.best:
-                choice = self._choose(heads)
+                choice = self.choose(heads)
             cost = seconds + sum(head.seconds for head in heads)
             ways.append(
                 Way(heads[0].name, choice.interval, number, (folds, folds), cost, image_size)
             )
         return ways
-
-    def join(self, reads: Sequence[str]) -> NDArray[np.float32]:
-        """Return the fields that a head reads side by side, [N, D]."""
-        return np.concatenate([self.features[name] for name in reads], axis=1)
-
-    def score_images(
-        self, train: NDArray[np.int64], judged: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """Score some images by the head that the other images choose, fitted on `train`; both are indices."""
-        others = np.setdiff1d(np.arange(len(self.pool.indices)), judged)
-        counts = np.isin(np.arange(len(self.pool.indices)), others).astype(np.int64)[None]
-        ranked = self._rank(counts)
-        vote = self._combine_heads(ranked)
-        finalists: list[JudgedHead | JudgedVote] = [ranked[0], *([vote] if vote else [])]
-        ranks = [self._build_criterion(head)(counts)[0] for head in finalists]
-        return self.fit_and_score(finalists[int(np.argmax(ranks))], train, judged)
-
-    def fit_and_score(
-        self,
-        head: JudgedHead | JudgedVote,
-        train: NDArray[np.int64],
-        judged: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        """Fit a head on some images, and return its logits [n, C] of others, of a vote scores; both are indices."""
-        data = self.pool.data
-        if isinstance(head, JudgedVote):
-            normalize = expit if data.multilabel else partial(softmax, axis=1)
-            scores = [
-                normalize(self.fit_and_score(member, train, judged) / member.temperature)
-                for member in head.members
-            ]
-            mean: NDArray[np.float32] = np.mean(scores, axis=0, dtype=np.float32)
-            return mean
-        values = self.join(head.reads)
-        fitter = FoldFitter(
-            values[train], self.pool.target[train], len(data.labels), None, data.multilabel
-        )
-        ((_, logits),) = fitter.score([head.candidate], values[judged])
-        return logits.astype(np.float32)
-
-    def _cross_validate(
-        self, reads: tuple[str, ...], candidates: Sequence[Candidate], folds: NDArray[np.int64]
-    ) -> None:
-        start = time.perf_counter()
-        results = self._score(candidates, reads, folds)
-        each = (time.perf_counter() - start) / max(1, len(results))
-        self.heads += [JudgedHead(result.candidate, reads, [result], each) for result in results]
-
-    def _score(
-        self, candidates: Sequence[Candidate], reads: Sequence[str], folds: NDArray[np.int64]
-    ) -> list[CandidateScores]:
-        if not candidates:
-            return []
-        data, target = self.pool.data, self.pool.target
-        results = cross_validate(
-            self.join(reads),
-            target,
-            folds,
-            candidates,
-            num_labels=len(data.labels),
-            multilabel=data.multilabel,
-        )
-        learned = mark_learned(target, folds, data.multilabel)
-        if learned.all():
-            return results
-        # A class without images outside the fold is not known there, whatever the numbers say.
-        for result in results:
-            result.scores[~learned, target[~learned]] = -1e-9
-        return [
-            replace(result, metric=compute_metric(result.scores, target, data.multilabel))
-            for result in results
-        ]
-
-    def _list_simple(self) -> list[Candidate]:
-        neighbors = [Candidate("neighbors", k=k) for k in (1, 5)]
-        if self.pool.data.multilabel:
-            return neighbors
-        return [
-            Candidate("lda", "none"),
-            Candidate("lda", "l2"),
-            Candidate("nearest_mean", "none"),
-            *neighbors,
-        ]
-
-    def _plan_logistic(
-        self, reads: Sequence[str], folds: NDArray[np.int64], seconds: float
-    ) -> list[Candidate]:
-        """Return the whole grid of logistic regression, a part of it, or none, by what the time allows."""
-        values = self.join(reads)
-        grid = list_candidates(values)
-        start = time.perf_counter()
-        middle = grid[len(grid) // 2]
-        self._fit(middle, values)
-        each = (time.perf_counter() - start) * (int(folds.max()) + 1)
-        for step in (1, 3, len(grid)):
-            part = grid[len(grid) // 2 % step :: step]
-            if each * len(part) <= seconds:
-                return part
-        if not self.untried:
-            reason = f"one value of C would take {each:.0f} s, and all may take {max(0.0, seconds):.0f} s"
-            self.untried.append(UntriedWay(_NAMES["logistic"], reason))
-        return []
-
-    def _rank(self, counts: NDArray[np.int64]) -> list[JudgedHead]:
-        """Return the heads, the best first, by how often each image counts, [1, N]."""
-        return sorted(self.heads, key=lambda head: -self._build_criterion(head)(counts)[0])
-
-    def _combine_heads(self, ranked: Sequence[JudgedHead]) -> JudgedVote | None:
-        """Return the vote of the best heads, one of each kind and of what it reads; None of a single kind."""
-        kinds: dict[tuple[str, tuple[str, ...]], JudgedHead] = {}
-        for head in ranked:
-            kinds.setdefault((head.family, head.reads), head)
-        members = list(kinds.values())[:_MOST_VOTERS]
-        if len(members) < 2:
-            return None
-        scores: list[NDArray[np.float32]] = [
-            np.mean(parts, axis=0, dtype=np.float32)
-            # Members that the first repetition left behind took part in no other.
-            for parts in zip(*(member.scores for member in members), strict=False)
-        ]
-        once = np.ones((1, len(self.pool.indices)), np.int64)
-        metric = build_statistic(scores, self.pool.target)(once)
-        return JudgedVote(members, scores, float(metric[0]))
-
-    def _build_criterion(self, head: JudgedHead | JudgedVote) -> Statistic:
-        criterion = build_criterion(head.scores, self.pool.target)
-        margin = head.margin * _measure_error(head.metric, len(self.pool.indices))
-        return lambda counts: criterion(counts) - margin
-
-    def _choose(self, heads: Sequence[JudgedHead | JudgedVote]) -> Choice:
-        target = self.pool.target
-        return choose_honestly(
-            [build_statistic(head.scores, target) for head in heads],
-            len(target),
-            criteria=[self._build_criterion(head) for head in heads],
-            keys=self.pool.keys,
-            seed=self.pool.data.seed,
-        )
-
-    def _fit(self, candidate: Candidate, values: NDArray[Any]) -> AffineHead:
-        """Fit a linear head on all images."""
-        data = self.pool.data
-        return fit_candidate(
-            candidate,
-            values,
-            self.pool.target,
-            num_labels=len(data.labels),
-            multilabel=data.multilabel,
-        )
-
-    def fill(self, head: Head) -> None:
-        """Fit the chosen head on all images, at the temperature at which its out-of-fold scores are probabilities."""
-        best = self.best
-        members = best.members if isinstance(best, JudgedVote) else [best]
-        features = [self.join(member.reads) for member in members]
-        fitted = [
-            FittedHead(member.name, member.results[0], None, member.temperature)
-            if member.candidate.head == "neighbors"
-            else FittedHead(
-                member.name,
-                member.results[0],
-                cool_head(self._fit(member.candidate, values), member.temperature),
-            )
-            for member, values in zip(members, features, strict=True)
-        ]
-        load_members(head, fitted, features, self.pool.target)
-
-
-def _measure_error(fraction: float, total: int) -> float:
-    """Return the standard error of a fraction of `total` images, which is never 0."""
-    return math.sqrt(max(fraction * (1 - fraction), 0.01) / total)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from vfm.data.auto import draw_indices
 from vfm.metrics import Interval
-from vfm.tune.frozen import FrozenHeads
-from vfm.tune.selection import build_statistic, draw_counts
+from vfm.training.selection import build_statistic, draw_counts
+from vfm.tune.frozen import PoolHeads
 
 _FRACTIONS = (0.25, 0.5, 1.0)
 _NUM_DRAWS, _NUM_RESAMPLES = 3, 500
@@ -35,7 +35,7 @@ class LearningCurve(NamedTuple):
         }
 
 
-def measure_learning_curve(frozen: FrozenHeads) -> LearningCurve | None:
+def measure_learning_curve(frozen: PoolHeads) -> LearningCurve | None:
     """Fit the best single frozen head on a quarter, a half and all of each fold's training images, class by class.
 
     The error is extrapolated as a power of the number of images (Hestness et al., 2017). None where a quarter of the

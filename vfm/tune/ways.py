@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vfm.metrics import Interval
-from vfm.tune.selection import Gain
+from vfm.training.selection import Gain
 
 _TITLES = {
     "full": "fine-tuning of all weights (full)",

@@ -7,7 +7,7 @@ import pytest
 
 from vfm.metrics import Interval
 from vfm.metrics.intervals import compute_wilson
-from vfm.tune.selection import (
+from vfm.training.selection import (
     Gain,
     build_criterion,
     build_statistic,
