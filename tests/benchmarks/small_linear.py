@@ -48,7 +48,9 @@ def draw_features(name: str, per_class: int, seed: int, *, all_others: bool = Fa
     judging = of_set.list_rest(drawn) if all_others else of_set.test
     features, labels = _read_features(name), of_set.labels
     target = [labels.index(label) for _, label in drawn]
-    folds = draw_folds([str(path) for path, _ in drawn], [(t,) for t in target], 5, seed)
+    folds = draw_folds(
+        [str(path) for path, _ in drawn], [(t,) for t in target], min(5, len(drawn)), seed
+    )
     return Drawn(
         np.stack([features[path] for path, _ in drawn]),
         np.array(target),
