@@ -52,6 +52,10 @@ COMMANDS = {
         "labels for images by a few examples of each class, without training",
     ),
     "search": ("vfm.search.command:search", "the images of a store that are most like another"),
+    "index": (
+        "vfm.search.index_command:index",
+        "an index of a large store, for quick search with a measured recall",
+    ),
     "demo": ("vfm.demo:run_demo", "the whole job on a small real data set, in minutes"),
     "export": (
         "vfm.bundle.export:export_files",

@@ -22,6 +22,9 @@ TABLE = "embeddings"
 LOCK_FILE = ".vfm.lock"
 
 _KEY = b"vfm"
+_INDEX = "vfm"
+_INDEX_KEY = "vfm:index"
+"""Metadata of the vector's column: what was measured of the index."""
 _READ = 16_384
 """Rows that are read at once."""
 _COMPACT_EVERY = 64
@@ -223,7 +226,11 @@ class EmbeddingStore:
                 )
         merge = self._table.merge_insert("path")
         merge = merge.when_matched_update_all().when_not_matched_insert_all()
+        facts = self.read_index_facts()
         with self._explain_failure():
+            if facts is not None:  # first, so that a stopped write cannot leave it out
+                facts["num_written"] += len(vectors)
+                self.write_index_facts(facts)
             merge.execute(pa.table(arrays, schema=schema))
         self._num_writes += 1
         if self._num_writes % _COMPACT_EVERY == 0:
@@ -251,10 +258,86 @@ class EmbeddingStore:
             columns: Names of columns besides the vector.
             where: Expression of the store, which `vfm.search.filters` makes.
         """
+        for vectors, rows in self.scan(columns, where):
+            yield vectors, {name: rows.column(name).to_pylist() for name in columns}
+
+    def scan(
+        self, columns: Sequence[str], where: str | None = None
+    ) -> Iterator[tuple[NDArray[np.float32], Any]]:
+        """Yield vectors, float32 [n, D], and some columns as a batch of Arrow, some thousand rows at a time.
+
+        Args:
+            columns: Names of columns besides the vector.
+            where: Expression of the store, which `vfm.search.filters` makes.
+        """
         for batch in self._query(["vector", *columns], where):
             flat = batch.column("vector").flatten().to_numpy(zero_copy_only=False)
             vectors = np.asarray(flat, np.float32).reshape(-1, self.model.width)
-            yield vectors, {name: batch.column(name).to_pylist() for name in columns}
+            yield vectors, batch.select(list(columns))
+
+    def sample(self, count: int, seed: int = 0) -> tuple[NDArray[np.float32], list[str]]:
+        """Return vectors, float32 [n, D], and paths of rows at random, at most as many as asked for."""
+        num_rows = self.num_rows
+        offsets = np.random.default_rng(seed).permutation(num_rows)[:count]
+        query = self._table.take_offsets(sorted(offsets.tolist())).select(["vector", "path"])
+        rows = query.to_arrow().combine_chunks()
+        flat = rows.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        vectors = np.asarray(flat, np.float32).reshape(-1, self.model.width)
+        return vectors, rows.column("path").to_pylist()
+
+    def create_index(self, partition_size: int) -> None:
+        """Build an index of partitions with vectors of 8 bits a number, in place of the one before, and compact.
+
+        Args:
+            partition_size: Rows in a cell of k-means that the vectors are sorted into, in the mean.
+        """
+        from lancedb.index import IvfSq
+
+        # Of an index that was told a number of partitions, `optimize` leaves a handful: four of 316.
+        config = IvfSq(
+            distance_type="cosine",
+            target_partition_size=partition_size,
+            sample_rate=64,
+            max_iterations=20,
+        )
+        with self._explain_failure():
+            self.write_index_facts(None)
+            self._table.create_index("vector", config=config, name=_INDEX, replace=True)
+        self.compact()
+
+    def search_index(
+        self,
+        query: NDArray[np.float32],
+        columns: Sequence[str],
+        *,
+        count: int,
+        num_probes: int,
+        refine: int,
+    ) -> list[dict[str, Any]]:
+        """Return the rows that the index finds for a query [D], with `_distance`, which is 1 less the cosine.
+
+        Args:
+            query: Vector to look for.
+            columns: Names of columns besides the distance.
+            count: Number of rows.
+            num_probes: Partitions to look into.
+            refine: Multiple of the count whose exact distances are computed.
+        """
+        search = self._table.search(query, vector_column_name="vector").distance_type("cosine")
+        search = search.nprobes(num_probes).refine_factor(refine).limit(count)
+        rows: list[dict[str, Any]] = search.select([*columns, "_distance"]).to_list()
+        return rows
+
+    def read_index_facts(self) -> dict[str, Any] | None:
+        """Return what was measured of the index, and `num_written`, the rows written since; None without one."""
+        text = (self._table.schema.field("vector").metadata or {}).get(_INDEX_KEY.encode())
+        facts: dict[str, Any] | None = None if text is None else json.loads(text)
+        return facts
+
+    def write_index_facts(self, facts: Mapping[str, Any] | None) -> None:
+        """Keep what was measured of the index; without this no search uses it."""
+        text = None if facts is None else json.dumps(facts)
+        self._table.update_field_metadata({"path": "vector", "metadata": {_INDEX_KEY: text}})
 
     def export(self, file: Path) -> None:
         """Write all rows to a .parquet or .npz file.

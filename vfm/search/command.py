@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import ImageError, Pixels, open_image
 
 from vfm.embed.models import open_embedder
@@ -18,6 +19,7 @@ from vfm.embed.store import EmbeddingStore
 from vfm.report import Page, draw_contact_sheet
 from vfm.search.exact import Neighbor, SearchResult, search_store
 from vfm.search.filters import parse_filter
+from vfm.search.index import EXACT_UP_TO, IndexFacts, search_index
 
 _GRAY = np.full((64, 64, 3), 200, np.uint8)
 
@@ -25,9 +27,12 @@ _GRAY = np.full((64, 64, 3), 200, np.uint8)
 def search(
     store: str,
     *,
-    image: Path,
+    image: Path | None = None,
+    box: str | None = None,
+    text: str | None = None,
     where: str | None = None,
     k: int = 10,
+    exact: bool = False,
     out: Path | None = None,
     model: str | None = None,
     base: Path | None = None,
@@ -35,13 +40,18 @@ def search(
     device: str = "auto",
     trust: Sequence[str] = (),
 ) -> None:
-    """Find the images of a store that are most like another, exactly: every vector is compared.
+    """Find the images of a store that are most like another, and say how sure it is that they are.
+
+    Every vector is compared, but in a store with an index (vfm index) and without a filter.
 
     Args:
         store: Folder or address of the embeddings that `vfm embed` wrote.
         image: Image to look for.
+        box: Part of the image to look for, as x,y,w,h in pixels.
+        text: Words to look for, of a model that has a text tower.
         where: Only among rows for which this holds, such as "label = 'cat' and split in ('train', 'val')".
         k: Number of images to list.
+        exact: Compare every vector, whether there is an index or not.
         out: HTML page to write, with the pictures; -o for short.
         model: Model of the store, where it is no longer where it was, or a bundle of it.
         base: File of the backbone's weights, where it is no longer where it was.
@@ -52,35 +62,97 @@ def search(
     Raises:
         StoreError: There is no such store, or it holds vectors of another model.
         FilterError: The filter is none.
+        OptionError: The query is none, or the model cannot embed it.
     """
     opened = EmbeddingStore.open(store)
     expression = None if where is None else parse_filter(where, opened.columns)
-    query = embed_query(opened, image, model=model, base=base, device=device, trust=trust)
+    _check_query_kind(opened, image, text)
+    assert image is not None
+    picture = open_image(image)
+    if box is not None:
+        picture = crop_box(picture, box, image)
+    query = embed_query(opened, picture, model=model, base=base, device=device, trust=trust)
     columns = [name for name in opened.columns if name not in RESERVED]
+    facts = None if exact or expression is not None else IndexFacts.read(opened)
+    setting = None if facts is None else facts.select(k)
     start = time.perf_counter()
-    result = search_store(opened, query, count=k, where=expression, columns=columns)
+    if facts is None or setting is None:
+        result = search_store(opened, query, count=k, where=expression, columns=columns)
+    else:
+        result = search_index(opened, facts, query, count=k, columns=columns)
     milliseconds = 1000 * (time.perf_counter() - start)
-    recall = (
-        f"Recall {result.recall:g} (exact): {result.num_searched:,} of {opened.num_rows:,} vectors compared in "
-        f"{milliseconds:.0f} ms"
-    )
+    if facts is None or setting is None:
+        num_rows = opened.num_rows
+        recall = (
+            f"Recall 1 (exact): {result.num_searched:,} of {num_rows:,} vectors compared in "
+            f"{milliseconds:.0f} ms"
+        )
+        if result.num_searched > EXACT_UP_TO and not exact and facts is None:
+            recall += f". Exact and slow; build an index: vfm index {store} --recall 0.95"
+    else:
+        recall = f"{facts.describe(setting)}: {milliseconds:.0f} ms"
     if json:
-        facts = {"recall": result.recall, "num_searched": result.num_searched}
-        neighbors = [asdict(neighbor) for neighbor in result.neighbors]
-        print(json_format.dumps({**facts, "milliseconds": milliseconds, "neighbors": neighbors}))
+        answer = {
+            "recall": result.recall,
+            "exact": setting is None,
+            "num_searched": result.num_searched,
+            "milliseconds": milliseconds,
+            "neighbors": [asdict(neighbor) for neighbor in result.neighbors],
+        }
+        if facts is not None and setting is not None:
+            answer["index"] = asdict(facts)
+        print(json_format.dumps(answer))
     else:
         print(_format_table(result, columns))
         print(recall)
     if out is not None:
         subtitle = f"{store}, {opened.model.model} ({opened.model.source}){f', where {where}' if where else ''}"
-        write_sheet(out, image, result, subtitle, recall)
+        name = f"{image}{f', box {box}' if box else ''}"
+        write_sheet(out, picture, name, result, subtitle, recall)
         if not json:
             print(f"Pictures: {out}")
 
 
+def _check_query_kind(store: EmbeddingStore, image: Path | None, text: str | None) -> None:
+    if text is not None:
+        raise OptionError(
+            f"--text '{text}' cannot be looked for: {store.uri} holds vectors of {store.model.model} "
+            f"({store.model.source}), a model of images alone, without a text tower. Choices: --image FILE, or --image "
+            "FILE --box x,y,w,h for a part of it; words in columns are found with --where \"label = 'cat'\"."
+        )
+    if image is None:
+        raise OptionError("There is nothing to look for. Give --image FILE.")
+
+
+def crop_box(picture: Pixels, box: str, image: Path) -> Pixels:
+    """Return a part of an image, [h, w, C].
+
+    Args:
+        picture: Image, uint8 [H, W, C], upright.
+        box: Left, top, width and height in pixels, as x,y,w,h.
+        image: File that the image is of.
+
+    Raises:
+        OptionError: The box is none, or reaches out of the image.
+    """
+    try:
+        x, y, width, height = (int(part) for part in box.split(","))
+    except ValueError as error:
+        raise OptionError(
+            f"--box is '{box}'. Give left, top, width and height in whole pixels, such as 10,20,64,48."
+        ) from error
+    rows, columns = picture.shape[:2]
+    if min(x, y) < 0 or min(width, height) < 1 or x + width > columns or y + height > rows:
+        raise OptionError(
+            f"--box {box} does not lie in {image}, which is {columns} pixels wide and {rows} high. Give x,y,w,h with "
+            f"x + w up to {columns} and y + h up to {rows}."
+        )
+    return picture[y : y + height, x : x + width]
+
+
 def embed_query(
     store: EmbeddingStore,
-    image: Path,
+    image: Path | Pixels,
     *,
     model: str | None = None,
     base: Path | None = None,
@@ -91,7 +163,7 @@ def embed_query(
 
     Args:
         store: Store to search in.
-        image: Path of the image to look for.
+        image: Image to look for, a file or uint8 [H, W, C].
         model: The model, where it is no longer where the store knows it, or a bundle of it.
         base: File of the backbone's weights, where it is no longer where the store knows it.
         device: `cpu`, `cuda`, or `auto`.
@@ -118,13 +190,15 @@ def embed_query(
     return predictor.embed(image)
 
 
-def write_sheet(out: Path, image: Path, result: SearchResult, subtitle: str, recall: str) -> None:
+def write_sheet(
+    out: Path, picture: Pixels, name: str, result: SearchResult, subtitle: str, recall: str
+) -> None:
     """Write a page with the query and its neighbors as pictures."""
     page = Page("Search", subtitle)
     page.add_facts(
         {"images": len(result.neighbors), "compared": result.num_searched, "recall": result.recall}
     )
-    page.add_figure(draw_contact_sheet([open_image(image)], [image.name]), f"The query, {image}")
+    page.add_figure(draw_contact_sheet([picture], [Path(name).name]), f"The query, {name}")
     if result.neighbors:
         labels = [one.columns.get("label") for one in result.neighbors]
         captions = [

@@ -1,8 +1,8 @@
-"""Exact search: the cosine of a query with every vector of a store, by matrix products, block by block."""
+"""Exact search: the cosine of queries with every vector of a store, by matrix products, block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,60 @@ class SearchResult:
     """Fraction of the true nearest that are among them: 1 of an exact search."""
 
 
+@dataclass(frozen=True)
+class VectorBlock:
+    """Rows of a store in memory, by which any number of queries can be answered."""
+
+    vectors: NDArray[np.float32]
+    """Vectors of norm 1, float32 [N, D]."""
+    rows: Any
+    """Other columns of the rows, of Arrow."""
+
+
+def read_blocks(
+    store: EmbeddingStore, columns: Sequence[str] = (), where: str | None = None
+) -> Iterator[VectorBlock]:
+    """Yield the rows of a store, some thousand at a time, with their vectors divided by their norms.
+
+    Args:
+        store: Store to read.
+        columns: Columns of the rows to read besides their path.
+        where: Expression of the store, as `parse_filter` gives it.
+    """
+    names = list(dict.fromkeys(["path", *columns]))
+    for vectors, rows in store.scan(names, where):
+        if not store.model.normalize:
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = vectors / np.maximum(norms, _TINY)
+        yield VectorBlock(vectors, rows)
+
+
+def load_block(
+    store: EmbeddingStore, columns: Sequence[str] = (), where: str | None = None
+) -> VectorBlock:
+    """Return all rows of a store at once: four bytes a number, for `search_blocks` again and again.
+
+    Args:
+        store: Store to read.
+        columns: Columns of the rows to read besides their path.
+        where: Expression of the store, as `parse_filter` gives it.
+
+    Raises:
+        DataError: There are no rows.
+    """
+    import pyarrow as pa
+
+    vectors = np.empty((store.num_rows, store.model.width), np.float32)
+    parts, num_rows = [], 0
+    for block in read_blocks(store, columns, where):
+        vectors[num_rows : num_rows + len(block.vectors)] = block.vectors
+        num_rows += len(block.vectors)
+        parts.append(block.rows)
+    if not num_rows:
+        raise DataError(f"{store.uri} has no rows{' that the filter holds for' if where else ''}.")
+    return VectorBlock(vectors[:num_rows], pa.Table.from_batches(parts).combine_chunks())
+
+
 def search_store(
     store: EmbeddingStore,
     query: NDArray[np.float32],
@@ -60,6 +114,12 @@ def search_store(
         OptionError: The count is below 1.
         DataError: The query has another width, or is zero.
     """
+    check_query(store, query, count)
+    return search_blocks(read_blocks(store, columns, where), query[None], count=count)[0]
+
+
+def check_query(store: EmbeddingStore, query: NDArray[np.float32], count: int) -> None:
+    """Refuse a count below 1 with an OptionError, a query of another width or of zeros with a DataError."""
     if count < 1:
         raise OptionError(f"-k is {count}. Ask for at least 1 image.")
     if query.shape != (store.model.width,) or not np.linalg.norm(query) > 0:
@@ -67,25 +127,37 @@ def search_store(
             f"The query has shape {list(query.shape)} and norm {np.linalg.norm(query):g}; the store has vectors of "
             f"{store.model.width} numbers, which are not all 0."
         )
-    direction = query / np.linalg.norm(query)
-    best: list[Neighbor] = []
+
+
+def search_blocks(
+    blocks: Iterable[VectorBlock], queries: NDArray[np.float32], *, count: int = 10
+) -> list[SearchResult]:
+    """Find the vectors with the largest cosine for each of some queries; equal ones in the order of their paths.
+
+    Args:
+        blocks: Rows of a store.
+        queries: Vectors to look for, float32 [Q, D], not zero.
+        count: Number of neighbors to return at most for each.
+    """
+    directions = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    best: list[list[Neighbor]] = [[] for _ in queries]
     num_searched = 0
-    names = list(dict.fromkeys(["path", *columns]))
-    for vectors, rows in store.read(names, where):
-        num_searched += len(vectors)
-        similarity = vectors @ direction
-        if not store.model.normalize:
-            similarity /= np.maximum(np.linalg.norm(vectors, axis=1), _TINY)
-        chosen = np.arange(len(vectors))
-        if len(vectors) > count:
-            chosen = np.argpartition(-similarity, count - 1)[:count]
-        best += [
-            Neighbor(
-                rows["path"][i],
-                float(similarity[i]),
-                {name: rows[name][i] for name in columns if name != "path"},
-            )
-            for i in chosen.tolist()
-        ]
-        best = sorted(best, key=lambda one: (-one.similarity, one.path))[:count]
-    return SearchResult(best, num_searched)
+    for block in blocks:
+        num_searched += len(block.vectors)
+        for query, similarity in enumerate(directions @ block.vectors.T):
+            nearest = find_largest(similarity, count)
+            rows = block.rows.take(nearest).to_pylist()
+            best[query] += [
+                Neighbor(row.pop("path"), float(value), row)
+                for row, value in zip(rows, similarity[nearest], strict=True)
+            ]
+            best[query].sort(key=lambda one: (-one.similarity, one.path))
+            del best[query][count:]
+    return [SearchResult(neighbors, num_searched) for neighbors in best]
+
+
+def find_largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Return the positions of the largest values of an array [N], in no order."""
+    if len(values) <= count:
+        return np.arange(len(values))
+    return np.argpartition(values, len(values) - count)[-count:]
