@@ -55,7 +55,7 @@ def read_blocks(
     """Yield the rows of a store, some thousand at a time, with their vectors divided by their norms.
 
     Args:
-        store: Store to read.
+        store: Store whose rows are read.
         columns: Columns of the rows to read besides their path.
         where: Expression of the store, as `parse_filter` gives it.
     """
@@ -73,7 +73,7 @@ def load_block(
     """Return all rows of a store at once: four bytes a number, for `search_blocks` again and again.
 
     Args:
-        store: Store to read.
+        store: Store whose rows are read.
         columns: Columns of the rows to read besides their path.
         where: Expression of the store, as `parse_filter` gives it.
 

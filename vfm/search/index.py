@@ -248,7 +248,7 @@ def measure_setting(
     Args:
         store: Store with an index.
         trials: Rows to look for.
-        count: Number of neighbors.
+        count: Number of neighbors that are asked for.
         num_probes: Partitions to look into.
         refine: Multiple of the count whose exact distances are computed.
     """
