@@ -114,7 +114,7 @@ class EmbeddingStore:
 
         Args:
             uri: Folder, or address of an object store.
-            model: The model, for good.
+            model: The model whose vectors it will hold, for good.
             rows: Images with the columns that the store shall have.
             half: Whether vectors are kept in 16 bits.
         """
@@ -319,7 +319,7 @@ class EmbeddingStore:
         Args:
             query: Vector to look for.
             columns: Names of columns besides the distance.
-            count: Number of rows.
+            count: Number of rows to return at most.
             num_probes: Partitions to look into.
             refine: Multiple of the count whose exact distances are computed.
         """
