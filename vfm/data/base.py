@@ -33,7 +33,12 @@ from vfm.data.packed_records import pack_dataset
 from vfm.data.sampler import EpochSampler
 from vfm.data.splits import check_folds, complete_splits, draw_folds
 from vfm.data.transforms import Augment, TrainTransform, check_augment
-from vfm.data.workers import allow_pixels, prepare_worker, warn_of_small_memory
+from vfm.data.workers import (
+    allow_pixels,
+    pause_garbage_collection,
+    prepare_worker,
+    warn_of_small_memory,
+)
 from vfm.preprocess import Preprocess, check_bit_depth
 from vfm.spec import Component, Spec
 from vfm.types import Batch
@@ -191,11 +196,13 @@ class ImageData(LightningDataModule, Component, ABC):
         """
         if stage == "predict":
             if "predict" not in self.records:
-                self.records["predict"] = self.read_predict()
+                with pause_garbage_collection():
+                    self.records["predict"] = self.read_predict()
                 self._cut_records()
             return
         if not self._was_read:
-            records = self.read()
+            with pause_garbage_collection():
+                records = self.read()
             check_classes(records, self.labels)
             self.records.update(self._hold_out_fold(records))
             self._cut_records()

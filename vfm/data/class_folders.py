@@ -12,18 +12,18 @@ from vfm_runtime.media.image import (
     UNREAD_SUFFIXES,
     describe_unread,
     is_hidden,
-    list_files,
+    list_file_names,
 )
 from vfm_runtime.media.video import VIDEO_SUFFIXES
 
 SPLIT_FOLDERS = dict(train="train", val="val", valid="val", validation="val", test="test")
 """Names that a split's folder may have, in any case."""
 
-Classes = dict[str, list[Path]]
+Classes = dict[str, list[str]]
 
 
-def list_images(root: Path) -> list[Path]:
-    """Every image below a folder, sorted.
+def list_images(root: Path) -> list[str]:
+    """Path of every image below a folder, sorted, as text: of a million, objects would take seconds.
 
     Raises:
         ValueError: The folder is missing, is a file, is empty or holds no images.
@@ -48,12 +48,11 @@ def list_images(root: Path) -> list[Path]:
     return images
 
 
-def list_readable(root: Path) -> list[Path]:
-    """Every image below a folder, sorted, with a warning that counts images and videos of formats that are not read."""
-    unread_suffixes = (*UNREAD_SUFFIXES, *VIDEO_SUFFIXES)
-    files: list[Path] = list_files(root, (*IMAGE_SUFFIXES, *unread_suffixes))
-    images = [path for path in files if path.name.lower().endswith(IMAGE_SUFFIXES)]
-    unread = [path for path in files if path.name.lower().endswith(unread_suffixes)]
+def list_readable(root: Path) -> list[str]:
+    """List images like `list_images`, with a warning that counts images and videos of formats that are not read."""
+    files: list[str] = list_file_names(root, (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES, *VIDEO_SUFFIXES))
+    images = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
+    unread = [Path(path) for path in files if not path.lower().endswith(IMAGE_SUFFIXES)]
     if note := describe_unread(root, unread, len(images)):
         warnings.warn(note, stacklevel=3)
     return images
@@ -73,7 +72,8 @@ def read_tree(root: Path) -> dict[str, Classes]:
     splits = _find_split_folders(root)
     if splits:
         return {split: _sort_by_class(folder, images) for split, folder in splits.items()}
-    if all(path.parent == root for path in images):
+    prefix = write_prefix(root)
+    if not any(os.sep in path[len(prefix) :] for path in images):
         return {}
     return {"": _sort_by_class(root, images)}
 
@@ -131,13 +131,13 @@ def _find_split_folders(root: Path) -> dict[str, Path]:
     return {}
 
 
-def _sort_by_class(folder: Path, images: Sequence[Path]) -> Classes:
+def _sort_by_class(folder: Path, images: Sequence[str]) -> Classes:
     classes: Classes = {child.name: [] for child in _list_folders(folder)}
     loose = 0
     prefix = write_prefix(folder)
     for path in images:
-        if (text := str(path)).startswith(prefix):
-            name, separator, _ = text[len(prefix) :].partition(os.sep)
+        if path.startswith(prefix):
+            name, separator, _ = path[len(prefix) :].partition(os.sep)
             if separator:
                 classes.setdefault(name, []).append(path)
             else:

@@ -96,7 +96,7 @@ class FolderData(ImageData):
         """Every image below the root, without labels."""
         images = list_images(self.root)
         names = _name_images(images, self.root)
-        return [Record(str(path), -1, name) for path, name in zip(images, names, strict=True)]
+        return [Record(path, -1, name) for path, name in zip(images, names, strict=True)]
 
     def remedy(self, split: str) -> str:
         """What to do about a missing split."""
@@ -187,7 +187,7 @@ def _match_split_file(root: Path, split_file: Path) -> list[SplitRow]:
     return rows
 
 
-def _name_images(paths: Sequence[Path], root: Path) -> list[str]:
+def _name_images(paths: Sequence[str], root: Path) -> list[str]:
     """Each path below the root, with forward slashes."""
     prefix = write_prefix(root)
-    return [str(path).removeprefix(prefix).replace(os.sep, "/") for path in paths]
+    return [path.removeprefix(prefix).replace(os.sep, "/") for path in paths]

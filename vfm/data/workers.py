@@ -1,9 +1,11 @@
-"""Data workers: what each process that opens images is set to, in signals, threads, memory and limits."""
+"""Data workers: signals, threads, memory and limits of each process that opens images, and its garbage collection."""
 
 import gc
 import shutil
 import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -27,6 +29,18 @@ def allow_pixels(max_pixels: int | None) -> int | None:
         )
     Image.MAX_IMAGE_PIXELS = max_pixels
     return max_pixels
+
+
+@contextmanager
+def pause_garbage_collection() -> Iterator[None]:
+    """Keep the collector from looking through a million records over and over while they are made: they all stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def prepare_worker(worker_id: int, max_pixels: int | None = None) -> None:

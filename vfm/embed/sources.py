@@ -60,7 +60,7 @@ def list_source_images(source: Path, path_column: str = "path") -> list[SourceIm
 
 
 def _list_folder(root: Path) -> list[SourceImage]:
-    paths = list_images(root)
+    paths = [Path(path) for path in list_images(root)]
     parts = [path.relative_to(root).parts for path in paths]
     tops = {names[0].lower() for names in parts if len(names) > 1}
     has_splits = bool(tops) and tops <= set(SPLIT_FOLDERS)

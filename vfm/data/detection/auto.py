@@ -1,5 +1,6 @@
 """Detection data by path: images with boxes in COCO, YOLO, Pascal VOC or a table, told apart by their files."""
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.tiling import LEAST_SIDE, Tiling
 
 from vfm.data.base import LOADER_DEFAULTS, LoaderOptions
-from vfm.data.class_folders import list_readable
+from vfm.data.class_folders import list_readable, write_prefix
 from vfm.data.copies import find_copies, warn_of_copies
 from vfm.data.dataset import Record
 from vfm.data.detection.annotation import AnnotatedImage, BoxError
@@ -195,8 +196,11 @@ class DetectionData(BoxData):
     def read_predict(self) -> list[Record]:
         """Every image below the root, without boxes."""
         folder = self.root if self.root.is_dir() else self.root.parent
-        images = list_readable(folder)
-        return [Record(str(path), -1, path.relative_to(folder).as_posix()) for path in images]
+        prefix = write_prefix(folder)
+        return [
+            Record(path, -1, path.removeprefix(prefix).replace(os.sep, "/"))
+            for path in list_readable(folder)
+        ]
 
     def remedy(self, split: str) -> str:
         """What to do about a missing split."""
