@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vfm_runtime.deepfake.verdict import *  # noqa: F403
     from vfm_runtime.drift.monitor import *  # noqa: F403
     from vfm_runtime.errors import *  # noqa: F403
+    from vfm_runtime.media.files import *  # noqa: F403
     from vfm_runtime.media.image import *  # noqa: F403
     from vfm_runtime.media.video import *  # noqa: F403
     from vfm_runtime.tasks.base import *  # noqa: F403
@@ -44,7 +45,8 @@ _MODULES = {
     "deepfake.verdict": "Verdict",
     "drift.monitor": "DriftAlert DriftMonitor DriftReport",
     "errors": "BundleError ContractError ProviderError VfmError",
-    "media.image": "IMAGE_SUFFIXES ImageError find_images open_image",
+    "media.files": "find_images",
+    "media.image": "IMAGE_SUFFIXES ImageError open_image",
     "media.video": "VideoError find_videos read_video",
     "tasks.base": "Prediction PredictionView TaskType",
     "tasks.classification": "LabelPrediction",

@@ -16,7 +16,8 @@ from vfm_runtime.bundle.model import Model, load
 from vfm_runtime.bundle.precision import PRECISIONS
 from vfm_runtime.bundle.providers import DEVICES
 from vfm_runtime.errors import BundleError, MissingPackageError, VfmError, suggest
-from vfm_runtime.media.image import UNREAD_SUFFIXES, ImageError, describe_unread, list_files
+from vfm_runtime.media.files import describe_unread, list_files
+from vfm_runtime.media.image import UNREAD_SUFFIXES, ImageError
 from vfm_runtime.media.video import VIDEO_SUFFIXES, find_media, is_video
 from vfm_runtime.printing import describe_bundle, print_error, print_prediction
 from vfm_runtime.server.main import add_arguments, serve

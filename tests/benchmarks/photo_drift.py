@@ -19,7 +19,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 from vfm_runtime.deepfake.verdict import Verdict
-from vfm_runtime.media.image import find_images, open_image
+from vfm_runtime.media.files import find_images
+from vfm_runtime.media.image import open_image
 
 import vfm
 

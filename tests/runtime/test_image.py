@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageCms
 from skimage import data
 from sklearn.datasets import load_sample_image
-from vfm_runtime.media.image import IMAGE_SUFFIXES, ImageError, find_images, open_image
+from vfm_runtime.media.files import find_images
+from vfm_runtime.media.image import IMAGE_SUFFIXES, ImageError, open_image
 
 PHOTO = data.astronaut()[40:104, 180:276]  # 64 x 96
 

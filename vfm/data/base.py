@@ -33,12 +33,7 @@ from vfm.data.packed_records import pack_dataset
 from vfm.data.sampler import EpochSampler
 from vfm.data.splits import check_folds, complete_splits, draw_folds
 from vfm.data.transforms import Augment, TrainTransform, check_augment
-from vfm.data.workers import (
-    allow_pixels,
-    pause_garbage_collection,
-    prepare_worker,
-    warn_of_small_memory,
-)
+from vfm.data.workers import allow_pixels, pause_gc, prepare_worker, warn_of_small_memory
 from vfm.preprocess import Preprocess, check_bit_depth
 from vfm.spec import Component, Spec
 from vfm.types import Batch
@@ -185,6 +180,7 @@ class ImageData(LightningDataModule, Component, ABC):
         """What to do about a missing split: the end of the error's message."""
         return f"Return '{split}' from {type(self).__name__}.read()."
 
+    @pause_gc()
     def setup(self, stage: str | None = None) -> None:
         """Read the records, once.
 
@@ -196,13 +192,11 @@ class ImageData(LightningDataModule, Component, ABC):
         """
         if stage == "predict":
             if "predict" not in self.records:
-                with pause_garbage_collection():
-                    self.records["predict"] = self.read_predict()
+                self.records["predict"] = self.read_predict()
                 self._cut_records()
             return
         if not self._was_read:
-            with pause_garbage_collection():
-                records = self.read()
+            records = self.read()
             check_classes(records, self.labels)
             self.records.update(self._hold_out_fold(records))
             self._cut_records()
@@ -301,7 +295,6 @@ class ImageData(LightningDataModule, Component, ABC):
     def fingerprint(self) -> str:
         """A sha256 that changes with images, labels or split; files count by name and size."""
         self._read_once()
-        digest = hashlib.sha256(repr(self.labels).encode())
         lines = []
         # The images of `predict` are known only after a prediction was asked for.
         for split in self.records.keys() - {"predict"}:
@@ -311,8 +304,8 @@ class ImageData(LightningDataModule, Component, ABC):
                     values = boxes.corners.tobytes() + boxes.ignored.tobytes()
                     line += "\t" + hashlib.sha256(values).hexdigest()
                 lines.append(line)
-        digest.update("\n".join(sorted(lines)).encode())
-        return digest.hexdigest()
+        text = repr(self.labels) + "\n".join(sorted(lines))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def hash_split(self, split: str) -> str:
         """A sha256 of a split's images, their order and, for files, the time of their last change."""

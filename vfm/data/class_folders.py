@@ -7,13 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vfm_runtime.errors import DataError
-from vfm_runtime.media.image import (
-    IMAGE_SUFFIXES,
-    UNREAD_SUFFIXES,
-    describe_unread,
-    is_hidden,
-    list_file_names,
-)
+from vfm_runtime.media.files import describe_unread, is_hidden, list_file_names
+from vfm_runtime.media.image import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from vfm_runtime.media.video import VIDEO_SUFFIXES
 
 SPLIT_FOLDERS = dict(train="train", val="val", valid="val", validation="val", test="test")

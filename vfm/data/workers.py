@@ -32,7 +32,7 @@ def allow_pixels(max_pixels: int | None) -> int | None:
 
 
 @contextmanager
-def pause_garbage_collection() -> Iterator[None]:
+def pause_gc() -> Iterator[None]:
     """Keep the collector from looking through a million records over and over while they are made: they all stay."""
     was_enabled = gc.isenabled()
     gc.disable()

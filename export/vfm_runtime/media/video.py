@@ -24,7 +24,8 @@ from vfm_runtime.media.demux import (
     read_packets,
     survey,
 )
-from vfm_runtime.media.image import IMAGE_SUFFIXES, Pixels, find_images, list_files
+from vfm_runtime.media.files import find_images, list_files
+from vfm_runtime.media.image import IMAGE_SUFFIXES, Pixels
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"),

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from vfm_runtime.media.image import IMAGE_SUFFIXES, list_files
+from vfm_runtime.media.files import list_files
+from vfm_runtime.media.image import IMAGE_SUFFIXES
 
 from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.detection.annotation import (

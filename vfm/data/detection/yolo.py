@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from vfm_runtime.media.image import IMAGE_SUFFIXES, find_images
+from vfm_runtime.media.files import find_images
+from vfm_runtime.media.image import IMAGE_SUFFIXES
 
 from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.detection.annotation import (

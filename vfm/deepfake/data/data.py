@@ -9,7 +9,8 @@ from typing import Any, Literal, Unpack
 
 from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.errors import OptionError
-from vfm_runtime.media.image import IMAGE_SUFFIXES, find_images
+from vfm_runtime.media.files import find_images
+from vfm_runtime.media.image import IMAGE_SUFFIXES
 
 from vfm.data.dataset import Record
 from vfm.data.splits import SPLITS, check_fractions

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vfm_runtime.media.image import IMAGE_SUFFIXES, is_hidden
+from vfm_runtime.media.files import is_hidden
+from vfm_runtime.media.image import IMAGE_SUFFIXES
 from vfm_runtime.media.video import VIDEO_SUFFIXES
 
 from vfm.data.layouts import list_files_beside
