@@ -30,6 +30,7 @@ SPEAKERS = (
     "vfm/deepfake/robustness/command.py",
     "export/vfm_runtime/cli.py",
     "export/vfm_runtime/printing.py",
+    "export/vfm_runtime/teaching/command.py",
 )
 
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vfm_runtime.tasks.confidence import *  # noqa: F403
     from vfm_runtime.tasks.detection import *  # noqa: F403
     from vfm_runtime.tasks.registry import *  # noqa: F403
+    from vfm_runtime.teaching.classes import *  # noqa: F403
 
 __version__ = "0.2.0"
 
@@ -53,6 +54,7 @@ _MODULES = {
     "tasks.confidence": "AbstainReason ConfidenceRules",
     "tasks.detection": "Detections",
     "tasks.registry": "register_task",
+    "teaching.classes": "Explanation TaughtClasses",
 }
 """Public names by the module that has them; `__all__` and the imports on first use follow from this."""
 

@@ -1,4 +1,4 @@
-"""The command `vfm-runtime`: predict, check, info and serve, without torch."""
+"""The command `vfm-runtime`: predict, check, info, serve, and teach, without torch."""
 
 import argparse
 import importlib.util
@@ -23,6 +23,7 @@ from vfm_runtime.printing import describe_bundle, print_error, print_prediction
 from vfm_runtime.server.main import add_arguments, serve
 from vfm_runtime.server.settings import Settings
 from vfm_runtime.tasks.detection import THRESHOLD
+from vfm_runtime.teaching.command import add_commands
 
 OK, FAILED, MISUSED = 0, 1, 2
 """Exit codes: done; an image, a bundle or a check failed; the command was misused."""
@@ -142,7 +143,8 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     add_arguments(serve)
     serve.add_argument("--debug", action="store_true", help="show the traceback of an error")
     serve.set_defaults(run=_serve)
-    return parser, {"predict": predict, "check": check, "info": info, "serve": serve}
+    taught = add_commands(commands, common)
+    return parser, {"predict": predict, "check": check, "info": info, "serve": serve, **taught}
 
 
 def _parse_count(text: str) -> int:

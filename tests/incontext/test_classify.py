@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import save_file
 from vfm_runtime.errors import DataError, OptionError
 
+import vfm
 from tests.image_folders import write_image_folder
+from tests.runtime.toy_embedder import paint
 from vfm.cli import main
 from vfm.incontext.few_shot import fit_few_shot
 from vfm.incontext.support_curve import format_points, measure_supports, write_curve
@@ -23,6 +25,13 @@ def draw(number, seed=0, spread=1.0):
     labels = [name for name in "abc" for _ in range(number)]
     vectors = np.repeat(centers, number, 0) + spread * random.normal(size=(3 * number, 32))
     return vectors.astype(np.float32), labels
+
+
+def write_weights(folder):
+    torch.manual_seed(1)
+    weights = folder / "vit.safetensors"
+    save_file(Backbone("test_vit", pretrained=False).model.state_dict(), weights)
+    return weights
 
 
 @pytest.mark.parametrize("number", [1, 2, 8, 80])
@@ -74,9 +83,7 @@ def test_noise_is_called_noise():
 
 
 def test_the_command_labels_images(tmp_path, capsys):
-    torch.manual_seed(1)
-    weights = tmp_path / "vit.safetensors"
-    save_file(Backbone("test_vit", pretrained=False).model.state_dict(), weights)
+    weights = write_weights(tmp_path)
     examples = write_image_folder(tmp_path / "examples", num_classes=2, images_per_class=4)
     images = write_image_folder(tmp_path / "images", num_classes=2, images_per_class=3, seed=1)
     (images / "broken.png").write_bytes(b"none")
@@ -128,3 +135,15 @@ def test_a_curve_of_random_supports(tmp_path):
         measure_supports(vectors[:11], labels[:11])
     with pytest.raises(OptionError, match=r"draws is 1\. Give 2 or more"):
         measure_supports(vectors, labels, draws=1)
+
+
+def test_a_checkpoint_is_taught_as_a_bundle_is(tmp_path):
+    model = vfm.load("test_vit", base=write_weights(tmp_path))
+    model.keep_state(tmp_path / "state")
+    for name, color in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        model.teach(name, paint(color, 2))
+    assert model.why(paint((200, 30, 30), 1, seed=1)[0]).prediction.label == "red"
+    # Another choice of vectors does not mix with what was taught.
+    model.embed(paint((1, 2, 3), 1), source="patches")
+    model.teach("green", paint((30, 200, 30), 1))
+    assert model.why(paint((30, 200, 30), 1)[0]).evidence[0].similarity > 0.999

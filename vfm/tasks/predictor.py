@@ -99,6 +99,11 @@ class TorchPredictor(Predictor):
         self._embedding_head = head
         return last
 
+    def choose_embedding(self) -> None:
+        """Choose the vectors of `embed` without arguments."""
+        if not self._embeds_by_answer:
+            self.select_embedding()
+
     def embed_prepared(self, inputs: Arrays) -> NDArray[np.float32]:
         """Return the embeddings, float32 [N, D], of what `prepare` has made of one image or of several joined."""
         if self._embedding_head is None:

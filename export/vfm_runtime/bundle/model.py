@@ -44,13 +44,17 @@ class Model(Predictor):
         batch_size: Number of images that go through the model at once.
         keep_memory: Whether memory that a large image took is kept for the next one.
         spin: Whether idle threads keep their cores; better not where the same cores decode images.
+        state: Folder that holds what the model is taught at run time; in memory alone by default.
+        keep_pictures: Whether small pictures of what it is taught are kept there too, for `why`.
         manifest: Manifest of a bundle that is still being written, whose files are not checked; None to read it.
 
     Raises:
         BundleError: It is not a bundle, or a file is missing or damaged.
         ContractError: The contract is malformed or newer than this version.
         ProviderError: ONNX Runtime is not installed properly, or a device was asked for in vain.
-        OptionError: The bundle has no graph of that precision, or it does not run on that device.
+        OptionError: The bundle has no graph of that precision, it does not run on that device, or has a state but gives
+            no embeddings.
+        DataError: The state is damaged, or of another model.
 
     Attributes:
         path: Folder of the bundle.
@@ -72,6 +76,8 @@ class Model(Predictor):
         batch_size: int = 32,
         keep_memory: bool = True,
         spin: bool = True,
+        state: str | Path | None = None,
+        keep_pictures: bool = False,
         manifest: Manifest | None = None,
     ) -> None:
         self.path = Path(path)
@@ -97,6 +103,8 @@ class Model(Predictor):
         self.monitor: DriftMonitor | None = None
         self._check_graphs()
         self._errors = list_errors()
+        if state is not None:
+            self.keep_state(state, keep_pictures=keep_pictures)
 
     def __repr__(self) -> str:
         what = "classes" if self.contract.heads is None else "heads"

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,8 @@ from vfm_runtime.media.video import is_video
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction, TaskType
 from vfm_runtime.tasks.confidence import require_finite
 from vfm_runtime.tasks.embedding import EmbeddingSpec
+from vfm_runtime.teaching.classes import Explanation, TaughtClasses
+from vfm_runtime.teaching.state import TaughtState
 
 Errors = Literal["raise", "return"]
 _Pending = tuple[Opened, Arrays | None] | ImageError  # a source that waits for its batch
@@ -41,6 +44,7 @@ class Predictor(ABC):
         self.task_type = task_type
         self.labels = task_type.labels
         self.batch_size = _check_batch_size(batch_size)
+        self._taught: TaughtClasses | None = None
 
     @property
     def multilabel(self) -> bool:
@@ -115,10 +119,8 @@ class Predictor(ABC):
         if errors not in ("raise", "return"):
             raise OptionError(f"errors is {errors!r}. Choices: 'raise', 'return'.")
         size = self.batch_size if batch_size is None else _check_batch_size(batch_size)
-        if isinstance(images, list | tuple) or (
-            isinstance(images, np.ndarray) and images.ndim == 4
-        ):
-            return self._predict_each(images, size, errors, cropped)
+        if _is_many(images):
+            return self._predict_each(images, size, errors, cropped)  # type: ignore[arg-type]
         return self._predict_each([images], size, errors, cropped)[0]
 
     def embed(
@@ -145,9 +147,7 @@ class Predictor(ABC):
                 f"This model {self.task_type.summary} and looks at crops of an image, not at the whole. Take a "
                 "backbone, or a model of another task."
             )
-        is_many = isinstance(images, list | tuple) or (
-            isinstance(images, np.ndarray) and images.ndim == 4
-        )
+        is_many = _is_many(images)
         sources: list[Any] = list(images) if is_many else [images]  # type: ignore[arg-type]
         if not sources:
             raise OptionError("There are no images to embed. Give one, or a list of at least one.")
@@ -165,6 +165,52 @@ class Predictor(ABC):
         vectors = np.asarray(self.run(inputs)[self.embedding.output], np.float32)
         require_finite("embeddings", vectors)
         return vectors
+
+    @property
+    def taught(self) -> TaughtClasses:
+        """What it was taught at run time; in memory alone unless `keep_state` named a folder.
+
+        Raises:
+            OptionError: The model gives no embeddings that say their fingerprint.
+        """
+        if self._taught is None:
+            self.choose_embedding()
+            self._taught = TaughtClasses(self)
+        return self._taught
+
+    def keep_state(self, folder: str | Path, *, keep_pictures: bool = False) -> None:
+        """Keep what is taught in a folder, and go on from what it holds; errors are those of `TaughtClasses`."""
+        self.choose_embedding()
+        self._taught = TaughtClasses(self, folder, keep_pictures=keep_pictures)
+
+    def choose_embedding(self) -> None:  # noqa: B027 - most models leave none
+        """Choose the vectors of `embed` without arguments, where the model leaves a choice."""
+
+    def teach(self, label: str, images: ImageSource | list[Any] | tuple[Any, ...]) -> TaughtState:
+        """Teach a class by one image or several; one that was taught before gets more examples.
+
+        Errors are those of `TaughtClasses.teach`, which also takes many classes at once.
+        """
+        sources: list[Any] = list(images) if _is_many(images) else [images]  # type: ignore[arg-type]
+        return self.taught.teach({label: sources})
+
+    def forget(self, label: str) -> TaughtState:
+        """Delete a taught class for good; errors are those of `TaughtClasses.forget`."""
+        return self.taught.forget(label)
+
+    def why(
+        self, images: ImageSource | list[Any] | tuple[Any, ...], *, num_nearest: int = 3
+    ) -> Any:
+        """Answer for one image by the taught classes, with the examples nearest to it; a list for a list.
+
+        Raises:
+            ImageError: An image cannot be opened.
+            StateError: Fewer than two classes were taught.
+        """
+        is_many = _is_many(images)
+        vectors = self.embed(list(images) if is_many else [images])  # type: ignore[arg-type]
+        explanations: list[Explanation] = self.taught.explain(vectors, num_nearest)
+        return explanations if is_many else explanations[0]
 
     def prepare_all(self, opened: Opened) -> Arrays | None:
         """Bring all images of one source to the model's size, joined; None where there are none."""
@@ -240,6 +286,10 @@ def make_empty(task: TaskType) -> Arrays:
 
 def _join(rows: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _is_many(images: object) -> bool:
+    return isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
 
 
 def _check_batch_size(value: int) -> int:

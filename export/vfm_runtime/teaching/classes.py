@@ -95,7 +95,7 @@ class TaughtClasses:
         """Open the state.
 
         Args:
-            model: Model that embeds.
+            model: Model whose `embed` gives the vectors that classes are taught by.
             folder: Folder of the state; None to keep it in memory.
             keep_pictures: Whether small pictures of examples are kept too, for `why`; else vectors alone.
 
