@@ -22,6 +22,7 @@ SPEAKERS = (
     "vfm/embed/command.py",
     "vfm/search/command.py",
     "vfm/search/index_command.py",
+    "vfm/search/duplicates_command.py",
     "vfm/incontext/command.py",
     "vfm/bundle/export.py",
     "vfm/deepfake/data/extract.py",

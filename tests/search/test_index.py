@@ -8,22 +8,15 @@ import pytest
 from PIL import Image
 from vfm_runtime.errors import DataError, OptionError
 
+from tests.search.stores import write_store
 from vfm.cli import main
-from vfm.embed.store import EmbeddingStore, StoreModel
+from vfm.embed.store import EmbeddingStore
 from vfm.search import command, index
 from vfm.search.exact import load_block, search_blocks
 from vfm.search.index import IndexFacts, build_index, search_index
 
 pytest.importorskip("lancedb")
 WIDTH = 16
-
-
-def write_store(uri, vectors, start=0):
-    facts = dict(fingerprint="f", model="m", base=None, source="pooled", normalize=False)
-    store = EmbeddingStore.find(uri)
-    store = store or EmbeddingStore.create(uri, StoreModel(**facts, width=WIDTH), [])
-    store.write(vectors, {"path": [f"/x/{start + i:05d}.png" for i in range(len(vectors))]})
-    return store
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -56,6 +56,10 @@ COMMANDS = {
         "vfm.search.index_command:index",
         "an index of a large store, for quick search with a measured recall",
     ),
+    "duplicates": (
+        "vfm.search.duplicates_command:duplicates",
+        "images of a store that are nearly the same, and leaks between its splits",
+    ),
     "demo": ("vfm.demo:run_demo", "the whole job on a small real data set, in minutes"),
     "export": (
         "vfm.bundle.export:export_files",

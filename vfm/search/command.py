@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from vfm_runtime.errors import OptionError
-from vfm_runtime.media.image import ImageError, Pixels, open_image
+from vfm_runtime.media.image import Pixels, open_image
 
 from vfm.embed.models import open_embedder
 from vfm.embed.sources import RESERVED
@@ -20,8 +20,7 @@ from vfm.report import Page, draw_contact_sheet
 from vfm.search.exact import Neighbor, SearchResult, search_store
 from vfm.search.filters import parse_filter
 from vfm.search.index import EXACT_UP_TO, IndexFacts, search_index
-
-_GRAY = np.full((64, 64, 3), 200, np.uint8)
+from vfm.search.pictures import open_picture
 
 
 def search(
@@ -205,19 +204,12 @@ def write_sheet(
             f"{number}. {one.similarity:.3f} {'' if label is None else label}\n{Path(one.path).name}"
             for number, (one, label) in enumerate(zip(result.neighbors, labels, strict=True), 1)
         ]
-        pictures = [_open_picture(one.path) for one in result.neighbors]
+        pictures = [open_picture(one.path) for one in result.neighbors]
         page.add_figure(
             draw_contact_sheet(pictures, captions), f"The nearest images, best first. {recall}."
         )
     page.add_table([_make_row(number, one) for number, one in enumerate(result.neighbors, 1)])
     page.write(out)
-
-
-def _open_picture(path: str) -> Pixels:
-    try:
-        return open_image(path)
-    except ImageError:  # the caption names the file; a gray field says that it is gone
-        return _GRAY
 
 
 def _make_row(number: int, neighbor: Neighbor) -> dict[str, Any]:

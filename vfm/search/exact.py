@@ -68,7 +68,11 @@ def read_blocks(
 
 
 def load_block(
-    store: EmbeddingStore, columns: Sequence[str] = (), where: str | None = None
+    store: EmbeddingStore,
+    columns: Sequence[str] = (),
+    where: str | None = None,
+    *,
+    vectors: NDArray[np.float32] | None = None,
 ) -> VectorBlock:
     """Return all rows of a store at once: four bytes a number, for `search_blocks` again and again.
 
@@ -76,13 +80,15 @@ def load_block(
         store: Store whose rows are read.
         columns: Columns of the rows to read besides their path.
         where: Expression of the store, as `parse_filter` gives it.
+        vectors: Array to read into, float32 [N, D] for all rows of the store; by default a new one.
 
     Raises:
         DataError: There are no rows.
     """
     import pyarrow as pa
 
-    vectors = np.empty((store.num_rows, store.model.width), np.float32)
+    if vectors is None:
+        vectors = np.empty((store.num_rows, store.model.width), np.float32)
     parts, num_rows = [], 0
     for block in read_blocks(store, columns, where):
         vectors[num_rows : num_rows + len(block.vectors)] = block.vectors
