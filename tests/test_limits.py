@@ -21,6 +21,7 @@ SPEAKERS = (
     "vfm/tune/",
     "vfm/embed/command.py",
     "vfm/search/command.py",
+    "vfm/search/cluster_command.py",
     "vfm/search/index_command.py",
     "vfm/search/duplicates_command.py",
     "vfm/incontext/command.py",

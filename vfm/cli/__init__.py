@@ -60,6 +60,14 @@ COMMANDS = {
         "vfm.search.duplicates_command:duplicates",
         "images of a store that are nearly the same, and leaks between its splits",
     ),
+    "cluster": (
+        "vfm.search.cluster_command:cluster",
+        "what kinds of images a store holds, and which are like no other",
+    ),
+    "select": (
+        "vfm.search.cluster_command:select",
+        "the images of a store to label next",
+    ),
     "demo": ("vfm.demo:run_demo", "the whole job on a small real data set, in minutes"),
     "export": (
         "vfm.bundle.export:export_files",
