@@ -11,11 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from vfm_runtime import __version__
-from vfm_runtime.server import open_inference, pages, predict
+from vfm_runtime.server import open_inference, pages, predict, teach
 from vfm_runtime.server.errors import respond_to_error
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.middleware import RequestMiddleware
-from vfm_runtime.server.security import AccessPolicy, read_tokens
+from vfm_runtime.server.security import AccessPolicy, read_teach_tokens, read_tokens
 from vfm_runtime.server.service import Service
 from vfm_runtime.server.settings import Settings
 
@@ -44,10 +44,12 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    app.state.policy = AccessPolicy(settings, tokens)
+    app.state.policy = AccessPolicy(settings, tokens, read_teach_tokens(settings))
     app.include_router(open_inference.router)
     app.include_router(predict.router)
     app.include_router(pages.router)
+    if settings.state is not None:
+        app.include_router(teach.router)
     if settings.page:
         app.include_router(pages.page_router)
     for kind in (HTTPException, RequestValidationError):

@@ -36,6 +36,7 @@ _ERRORS: Final = {
     500: ("The server or its model failed; its log says why.", "internal", "model_failed"),
     503: ("The server is starting or stopping.", "not_ready", "draining"),
     504: ("The time of the request was over.", "deadline"),
+    507: ("The state of taught classes could not be written.", "not_stored"),
 }
 CODES: Final = {status: codes for status, (_, *codes) in _ERRORS.items()}
 """What `code` may be, by status."""

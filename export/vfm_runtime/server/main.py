@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if not field.metadata:
             continue
         options, default = dict(field.metadata), field.default
-        if default not in (None, ()):
+        if default not in (None, (), False):
             options["help"] += f" (default: {default})"
         if options.get("action") == "append":
             default = []
@@ -60,10 +60,10 @@ def serve(settings: Settings) -> int:
         ValueError: The TLS files cannot be used.
         OSError: The address cannot be listened on.
     """
-    from vfm_runtime.server.security import check_exposure, read_tokens
+    from vfm_runtime.server.security import check_exposure, read_teach_tokens, read_tokens
 
     tokens = read_tokens(settings)
-    check_exposure(settings, tokens)
+    check_exposure(settings, tokens, read_teach_tokens(settings))
     check_tls(settings)
     settings = divide_cores(settings, count_usable_cores())
     logging.config.dictConfig(configure_logs(settings.log_format))

@@ -98,6 +98,7 @@ class ModelInfo(HeadInfo):
     default: str
     heads: dict[str, HeadInfo]
     draws: bool = Field(description="Whether `draw` gives a picture.")
+    learns: bool = Field(description="Whether it can be taught classes.")
     precision: str
     device: str
     ready: bool
@@ -166,6 +167,7 @@ def _describe_model(service: Service, versions: list[ServedModel]) -> dict[str, 
         **_describe_head(task),
         "heads": {name: _describe_head(head) for name, head in task.heads.items() if name},
         "draws": task.draws,
+        "learns": default.taught is not None,
         "precision": default.model.precision,
         "device": default.model.device,
         "ready": service.is_ready,

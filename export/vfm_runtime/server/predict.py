@@ -44,10 +44,11 @@ _BODIES: dict[str, Any] = {
     },
     **dict.fromkeys(("image/*", "video/*", "application/octet-stream"), _FILE),
 }
-_REQUEST_BODY = {
+FILE_BODIES = {
     "required": True,
     "content": {media_type: {"schema": schema} for media_type, schema in _BODIES.items()},
 }
+"""Bodies that hold a file, as the OpenAPI document has them."""
 
 
 class Answer(RootModel[dict[str, Any]]):
@@ -85,12 +86,16 @@ def _refuse_unknown_parameters(request: Request) -> None:
             )
 
 
+KNOWN_PARAMETERS = Depends(_refuse_unknown_parameters)
+"""Stands among the dependencies of a route that refuses parameters it does not know."""
+
+
 @router.post(
     "/predict",
-    dependencies=[TOKEN, DEADLINE, Depends(_refuse_unknown_parameters)],
+    dependencies=[TOKEN, DEADLINE, KNOWN_PARAMETERS],
     response_model=PredictResponse,
     responses=describe_errors(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
-    openapi_extra={"requestBody": _REQUEST_BODY},
+    openapi_extra={"requestBody": FILE_BODIES},
 )
 async def predict(
     request: Request,

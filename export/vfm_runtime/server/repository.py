@@ -24,6 +24,7 @@ from vfm_runtime.server.bundle_paths import (
 )
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.settings import Settings
+from vfm_runtime.teaching.classes import TaughtClasses
 
 # A folder that is replaced by renaming is missing for a moment.
 _MISSES_UNTIL_GONE = 2
@@ -47,6 +48,8 @@ class ServedModel:
     """Name of its numbered folder; `1` of a bundle that is no folder of versions."""
     model: Model
     batcher: Batcher
+    taught: TaughtClasses | None = None
+    """What it is taught at run time; None without a state folder, and of models that give no embeddings."""
 
 
 _Key = tuple[str, str]
@@ -181,7 +184,11 @@ class Repository:
             max_queue=settings.max_queue,
             metrics=self._metrics.select_batch_metrics(name, version),
         )
-        return ServedModel(name, version, model, batcher)
+        taught = None
+        if settings.state is not None and model.embedding is not None:
+            model.keep_state(settings.state / name, keep_pictures=settings.keep_pictures)
+            taught = model.taught
+        return ServedModel(name, version, model, batcher, taught)
 
     async def _update(self, key: _Key, stamp: ManifestStamp) -> None:
         if self._stamps.get(key) == stamp:

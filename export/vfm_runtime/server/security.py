@@ -5,6 +5,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Security
@@ -17,6 +18,9 @@ from vfm_runtime.server.settings import Settings
 
 TOKENS_VARIABLE = "VFM_TOKENS"
 """Environment variable of bearer tokens, separated by commas."""
+
+TEACH_TOKENS_VARIABLE = "VFM_TEACH_TOKENS"
+"""Environment variable of the tokens of those who may teach, separated by commas."""
 
 MIN_TOKEN_LENGTH = 16
 """Characters of the shortest token."""
@@ -46,11 +50,24 @@ def read_tokens(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     Raises:
         SecurityError: The file cannot be read, or a token is too short or has odd characters.
     """
-    words = [(word, TOKENS_VARIABLE) for word in environ.get(TOKENS_VARIABLE, "").split(",")]
-    if settings.token_file is not None:
-        name = str(settings.token_file)
+    return _read_tokens(TOKENS_VARIABLE, settings.token_file, environ)
+
+
+def read_teach_tokens(
+    settings: Settings, environ: Mapping[str, str] = os.environ
+) -> tuple[bytes, ...]:
+    """Return the tokens of those who may teach; errors are those of `read_tokens`."""
+    return _read_tokens(TEACH_TOKENS_VARIABLE, settings.teach_token_file, environ)
+
+
+def _read_tokens(
+    variable: str, token_file: Path | None, environ: Mapping[str, str]
+) -> tuple[bytes, ...]:
+    words = [(word, variable) for word in environ.get(variable, "").split(",")]
+    if token_file is not None:
+        name = str(token_file)
         try:
-            lines = settings.token_file.read_text("utf-8").splitlines()
+            lines = token_file.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SecurityError(
                 f"The token file {name} cannot be read ({error}). Check its path and its permissions."
@@ -84,12 +101,20 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_exposure(settings: Settings, tokens: Sequence[bytes]) -> None:
-    """Refuse to listen where strangers can reach a server without tokens.
+def check_exposure(
+    settings: Settings, tokens: Sequence[bytes], teach_tokens: Sequence[bytes] = ()
+) -> None:
+    """Refuse to listen where strangers can reach a server without tokens, or whoever may ask may also teach.
 
     Raises:
-        SecurityError: The host is no loopback address and there are no tokens.
+        SecurityError: The host is no loopback address and there are no tokens; or those who may teach have no tokens of
+            their own.
     """
+    if settings.state is not None and tokens and not set(teach_tokens) - set(tokens):
+        raise SecurityError(
+            f"With --state and tokens, whoever teaches needs a token of its own. Set {TEACH_TOKENS_VARIABLE} or "
+            f"--teach-token-file to others than those of {TOKENS_VARIABLE} and --token-file. {_MAKE_ONE}"
+        )
     if not tokens and not is_loopback(settings.host):
         raise SecurityError(
             f"Host {settings.host} can be reached from other machines, and no token is set. Set "
@@ -101,8 +126,12 @@ def check_exposure(settings: Settings, tokens: Sequence[bytes]) -> None:
 class AccessPolicy:
     """Decides, from its head alone, whether a request goes on."""
 
-    def __init__(self, settings: Settings, tokens: Sequence[bytes]) -> None:
+    def __init__(
+        self, settings: Settings, tokens: Sequence[bytes], teach_tokens: Sequence[bytes] = ()
+    ) -> None:
         self._tokens = tuple(tokens)
+        # Without a token of its own nobody teaches a server that has tokens.
+        self._teach_tokens = tuple(token for token in teach_tokens if token not in tokens)
         self._origins = frozenset(settings.allow_origin)
         # A page of another site can make its name lead to 127.0.0.1 (DNS rebinding); a browser then sends that
         # name as Host. Where there are tokens, such a page lacks them.
@@ -141,16 +170,26 @@ class AccessPolicy:
         Raises:
             ApiError: The token is missing or wrong.
         """
-        if not self._tokens:
+        self._check(authorization, self._tokens, "of those that this server knows")
+
+    def check_teach_token(self, authorization: str | None) -> None:
+        """Refuse a request whose Authorization header holds no token of those who may teach.
+
+        Raises:
+            ApiError: The token is missing or wrong.
+        """
+        if self._tokens or self._teach_tokens:
+            self._check(authorization, self._teach_tokens or (b"",), "of those who may teach")
+
+    def _check(self, authorization: str | None, tokens: Sequence[bytes], whose: str) -> None:
+        if not tokens:
             return
         scheme, _, word = (authorization or "").encode("latin-1").partition(b" ")
         # Each is compared, so that the time tells nothing of which one is nearly right.
-        matches = [hmac.compare_digest(word.strip(), token) for token in self._tokens]
-        if scheme.lower() == b"bearer" and any(matches):
+        matches = [hmac.compare_digest(word.strip(), token) for token in tokens]
+        if scheme.lower() == b"bearer" and word.strip() and any(matches):
             return
-        what = (
-            "is missing" if authorization is None else "is not one of those that this server knows"
-        )
+        what = "is missing" if authorization is None else f"is not one {whose}"
         raise ApiError(
             401,
             f"The token {what}. Send the header `Authorization: Bearer TOKEN`.",
@@ -172,3 +211,14 @@ async def _check_token(
 
 TOKEN = Depends(_check_token)
 """Stands among the dependencies of a route that needs a token where the server has tokens."""
+
+
+async def _check_teach_token(
+    request: Request,
+    _: Annotated[object, Security(HTTPBearer(scheme_name="teach", auto_error=False))],
+) -> None:
+    request.app.state.policy.check_teach_token(request.headers.get("authorization"))
+
+
+TEACH_TOKEN = Depends(_check_teach_token)
+"""Stands among the dependencies of a route for those who may teach."""

@@ -61,6 +61,23 @@ class Settings:
         default=None,
         metadata={"help": "bearer tokens, one a line; others in VFM_TOKENS", **_FILE},
     )
+    state: Path | None = field(
+        default=None,
+        metadata={
+            "help": "folder of what models are taught at run time; without it nothing can be taught",
+            "type": Path,
+            "metavar": "DIR",
+        },
+    )
+    keep_pictures: bool = _declare_option(
+        False,
+        "keep small pictures of what is taught too, not vectors alone",
+        action="store_true",
+    )
+    teach_token_file: Path | None = field(
+        default=None,
+        metadata={"help": "tokens to teach with, as above; others in VFM_TEACH_TOKENS", **_FILE},
+    )
     allow_origin: tuple[str, ...] = _declare_option(
         (),
         "web origin whose pages may read the answers, or *; may be repeated",

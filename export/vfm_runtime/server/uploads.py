@@ -100,6 +100,8 @@ class Upload(NamedTuple):
     data: bytes
     is_video: bool | None
     """What the client says of it; None where it says nothing."""
+    name: str = ""
+    """Name of the file without folders, where the client says it."""
 
 
 async def read_upload(request: Request) -> Upload:
@@ -108,18 +110,23 @@ async def read_upload(request: Request) -> Upload:
     Raises:
         ApiError: It is of another type, malformed, or holds no file; or as of `LimitedReceive`.
     """
+    return (await read_uploads(request, most=1))[0]
+
+
+async def read_uploads(request: Request, most: int = _MAX_PARTS) -> list[Upload]:
+    """Read a body and take the files out of it: one, or of a form up to `most`; errors are those of `read_upload`."""
     media_type = _parse_media_type(request.headers.get("content-type", ""))
     if media_type == "multipart/form-data":
-        return await _read_form(request)
+        return await _read_form(request, most)
     if media_type == "application/json":
-        return await get_service(request).run_in_thread(_decode_json, await request.body())
+        return [await get_service(request).run_in_thread(_decode_json, await request.body())]
     is_video = _is_video(media_type)
     if is_video is None and media_type != "application/octet-stream":
         what = (
             f"Content-Type is '{media_type[:80]}'." if media_type else "There is no Content-Type."
         )
         raise ApiError(415, f"{what} {_TAKES}")
-    return _check_file(Upload(await request.body(), is_video))
+    return [_check_file(Upload(await request.body(), is_video))]
 
 
 def _parse_media_type(content_type: str) -> str:
@@ -193,7 +200,7 @@ class _FormParser(MultiPartParser):
         self.has_ended = True
 
 
-async def _read_form(request: Request) -> Upload:
+async def _read_form(request: Request, most: int) -> list[Upload]:
     chunks = request.stream()
     assert isinstance(chunks, AsyncGenerator)
     # Names of fields are UTF-8, whatever the client says.
@@ -213,14 +220,21 @@ async def _read_form(request: Request) -> Upload:
     if not parser.has_ended:
         raise ApiError(400, "The multipart form ends before its last boundary. Send all of it.")
     files = form.getlist(FIELD)
-    if len(files) != 1:
+    if not 1 <= len(files) <= most:
         names = ", ".join(repr(name[:40]) for name, _ in form.multi_items()) or "none"
         raise ApiError(
-            400, f"The form has {len(files)} fields '{FIELD}', not one. Its fields: {names}."
+            400,
+            f"The form has {len(files)} fields '{FIELD}', not {'one' if most == 1 else f'1 to {most}'}. Its fields: "
+            f"{names}.",
         )
-    assert isinstance(files[0], UploadFile)
-    is_video = _is_video(_parse_media_type(files[0].content_type or ""))
-    return _check_file(Upload(await files[0].read(), is_video))
+    uploads = []
+    for file in files:
+        assert isinstance(file, UploadFile)
+        is_video = _is_video(_parse_media_type(file.content_type or ""))
+        name = re.split(r"[/\\]", file.filename or "")[-1][:200]
+        name = name if name.isprintable() else ""
+        uploads.append(_check_file(Upload(await file.read(), is_video, name)))
+    return uploads
 
 
 @cache

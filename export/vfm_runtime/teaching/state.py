@@ -174,13 +174,13 @@ class TaughtState:
         try:
             with zipfile.ZipFile(path) as archive:
                 if sum(info.file_size for info in archive.infolist()) > 2 * MOST_BYTES:
-                    raise ValueError("it is larger than a state may be")
+                    raise DataError("it is larger than a state may be")
             with np.load(path, allow_pickle=False) as arrays:
                 if set(arrays.files) != set(_ARRAYS):
-                    raise ValueError(f"it holds {', '.join(arrays.files[:8]) or 'nothing'}")
+                    raise DataError(f"it holds {', '.join(arrays.files[:8]) or 'nothing'}")
                 meta = json.loads(arrays["meta"].tobytes())
                 if isinstance(meta, dict) and meta.get("format") != FORMAT:
-                    raise ValueError(
+                    raise DataError(
                         f"its format is {format_value(meta.get('format'))}, and this version reads {FORMAT}"
                     )
                 parts = {name: arrays[name] for name in _ARRAYS[1:]}
@@ -197,18 +197,18 @@ class TaughtState:
         labels = [check_label(label) for label in meta["labels"]]
         number = len(meta["examples"])
         if not (is_whole(meta["version"]) and isinstance(meta["fingerprint"], str)):
-            raise ValueError("its version or fingerprint is none")
+            raise DataError("its version or fingerprint is none")
         fits = vectors.ndim == 2 and classes.shape == ends.shape == (len(vectors),) == (number,)
         if not fits or vectors.dtype != np.float32:
-            raise ValueError("its arrays do not go together")
+            raise DataError("its arrays do not go together")
         if not np.isfinite(vectors).all() or (number and not vectors.shape[1]):
-            raise ValueError("its vectors are not finite")
+            raise DataError("its vectors are not finite")
         if number and not (classes.min() >= 0 and classes.max() < len(labels)):
-            raise ValueError("it names classes that it does not have")
+            raise DataError("it names classes that it does not have")
         starts = [0, *ends[:-1].tolist()]
         data = parts["pictures"].tobytes()
         if number and (int(ends[-1]) != len(data) or (np.diff(ends) < 0).any() or ends[0] < 0):
-            raise ValueError("its pictures are damaged")
+            raise DataError("its pictures are damaged")
         examples = tuple(
             TaughtExample(labels[row], str(sha256), str(name))
             for row, (sha256, name) in zip(classes.tolist(), meta["examples"], strict=True)

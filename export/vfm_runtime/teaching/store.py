@@ -20,6 +20,10 @@ _LOCK_FILE = ".lock"
 _Stamp = tuple[int, int, int]
 
 
+class StorageError(StateError):
+    """A state cannot be written, as on a full disk; what was taught before is as it was."""
+
+
 class StateStore:
     """Holds the taught state of one model: in a folder, or in memory alone. Threads may share it."""
 
@@ -66,7 +70,7 @@ class StateStore:
         """Replace the state by an edited one, and return it; whoever reads from now on sees it.
 
         Raises:
-            StateError: It cannot be written; the state stays as it was.
+            StorageError: It cannot be written; the state stays as it was.
             DataError: As of `read`.
         """
         with self._lock, self._hold_folder():
@@ -146,7 +150,7 @@ def _replace_file(path: Path, data: bytes, after_ns: int) -> None:
     """Write a file beside another, and put it in its place; its time is later than `after_ns`.
 
     Raises:
-        StateError: It cannot be written, as on a full disk.
+        StorageError: It cannot be written, as on a full disk.
     """
     draft: Path | None = None
     try:
@@ -167,8 +171,8 @@ def _replace_file(path: Path, data: bytes, after_ns: int) -> None:
         raise _explain(path, error) from error
 
 
-def _explain(path: Path, error: OSError) -> StateError:
-    return StateError(
+def _explain(path: Path, error: OSError) -> StorageError:
+    return StorageError(
         f"{path} cannot be written ({error.strerror or error}). What was taught before is as it was. Make room, or see "
         "to the permissions, and teach again."
     )

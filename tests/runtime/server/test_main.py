@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ from vfm_runtime.server import main
 from vfm_runtime.server.main import add_arguments, check_tls, divide_cores, serve
 from vfm_runtime.server.settings import Settings
 from vfm_runtime.server.supervisor import STARTUP_FAILURE, Supervisor
+
+from tests.runtime import toy_embedder
+from tests.runtime.server.conftest import encoded
 
 TOKEN = "0123456789abcdef"
 COMMAND = """
@@ -50,7 +54,7 @@ def test_every_setting_has_an_option(tmp_path):
         "--max-batch 4 --max-wait-ms 5.5 --max-queue 6 --timeout 7 --body-timeout 8 --max-body-mb 9 "
         "--max-pixels 10 --max-open-pixels 14 --max-frames 11 --max-seconds 12 --token-file t --allow-origin x "
         "--allow-origin y --certfile c --keyfile k --reload-every 0 --drain 13 --no-page "
-        "--log-format text"
+        "--log-format text --state s --keep-pictures --teach-token-file u"
     )
     made = settings(*words.split())
     default = Settings(bundles=("a",))
@@ -258,6 +262,39 @@ def test_workers(server, folders, jpeg, tmp_path):
     assert list(tmp_path.glob("vfm-metrics-*"))
     assert started.stop() == 0
     assert not list(tmp_path.glob("vfm-metrics-*"))
+
+
+def test_workers_answer_by_what_was_taught_last(server, tmp_path):
+    """Answers that are asked for after the reply to a change are none of the state before it, from any worker."""
+    bundle = toy_embedder.build(tmp_path / "colors")
+    started = server(bundle, "--workers", 2, "--state", tmp_path / "state")
+    started.wait_for("Ready", 2)
+    kind = {"Content-Type": "image/png"}
+    pictures = {
+        name: [encoded(pixels, "PNG") for pixels in toy_embedder.paint(color, 2)]
+        for name, color in {
+            "red": (200, 40, 40),
+            "blue": (40, 40, 200),
+            "green": (40, 200, 40),
+        }.items()
+    }
+    for name in ("red", "blue"):
+        started.ask(f"/teach?label={name}", pictures[name][0], kind)
+    answers = []
+    with ThreadPoolExecutor(6) as pool:
+        for turn in range(8):
+            change = "/teach?label=green" if turn % 2 == 0 else "/forget?label=green"
+            reply = json.loads(started.ask(change, pictures["green"][0], kind)[1])
+            asked = [
+                pool.submit(started.ask, "/classify", pictures["green"][1], kind) for _ in range(12)
+            ]
+            for future in asked:
+                answer = json.loads(future.result()[1])
+                is_green = answer["label"] == "green"
+                answers.append((answer["state_version"], is_green))
+                assert answers[-1] == (reply["state_version"], turn % 2 == 0)
+    assert len(answers) == 96
+    assert started.stop() == 0
 
 
 def workers_of(parent):

@@ -60,6 +60,7 @@ def test_models(client):
         "thresholds": None,
         "heads": {},
         "draws": False,
+        "learns": False,
         "precision": "fp32",
         "device": "cpu",
         "ready": True,

@@ -8,6 +8,7 @@ import pytest
 import vfm_runtime
 from skimage import data
 
+from tests.runtime import toy_embedder
 from tests.runtime.server.browsing import (
     CONTRAST,
     FAULTS,
@@ -379,3 +380,51 @@ def test_files_of_the_page_are_small():
     # The policy of the page refuses them.
     assert not re.search(r"<style|style=|\son\w+=|<script(?![^>]*\ssrc=)|javascript:", text)
     assert all(len(path.read_text("utf-8").splitlines()) <= 400 for path in folder.iterdir())
+
+
+def test_a_class_is_taught_by_dropping_pictures(opened, tmp_path):
+    bundle = toy_embedder.build(tmp_path / "colors")
+    colors = {"red": (200, 40, 40), MARKUP: (40, 40, 200)}
+    with Running(bundle, state=tmp_path / "state", keep_pictures=True) as running:
+        page = opened(running.url)
+        page.wait_for_selector("#taught:not([hidden])")
+        assert page.inner_text("#taught-about") == "Nothing was taught yet."
+        for index, (name, color) in enumerate(colors.items()):
+            (path,) = toy_embedder.write_pictures(tmp_path / str(index), color, 1)
+            page.fill("#taught-label", name)
+            page.dispatch_event("#taught-drop", "drop", {"dataTransfer": dropped(page, path)})
+            page.wait_for_selector(f"#taught-list li:nth-child({index + 1})")
+        assert MARKUP in page.inner_text("#taught-list")
+        (query,) = toy_embedder.write_pictures(tmp_path / "query", colors["red"], 1, seed=1)
+        ask(page, query)
+        page.wait_for_selector(".card.taught .nearest img")
+        assert page.inner_text(".card.taught .headline") == "red"
+        assert page.evaluate(CONTRAST)[0] >= 4.5
+        assert page.evaluate(FAULTS) == []
+        assert page.faults == []
+        # The other card is the bundle's own answer.
+        assert page.inner_text(".card.embedding .headline") == "48 numbers"
+        page.click("#taught-list li:first-child button")
+        page.wait_for_selector("#taught-status:has-text('Forgot red.')")
+        page.wait_for_selector(".card.taught", state="detached")
+        assert "needs a second class" in page.inner_text("#taught-about")
+        page.fill("#taught-label", " ")
+        page.dispatch_event("#taught-drop", "drop", {"dataTransfer": dropped(page, query)})
+        assert page.inner_text("#taught-status") == "Name the class first."
+
+
+def test_a_page_asks_for_the_token_to_teach_with(opened, tmp_path, monkeypatch):
+    bundle = toy_embedder.build(tmp_path / "colors")
+    monkeypatch.setenv("VFM_TEACH_TOKENS", TOKEN)
+    with Running(bundle, state=tmp_path / "state") as running:
+        page = opened(running.url)
+        page.wait_for_selector("#taught:not([hidden])")
+        (path,) = toy_embedder.write_pictures(tmp_path / "red", (200, 40, 40), 1)
+        page.fill("#taught-label", "red")
+        page.set_input_files("#taught-files", path)
+        page.wait_for_selector("#taught-token-field:not([hidden])")
+        assert page.inner_text("#taught-status").startswith("The token is missing.")
+        page.fill("#taught-token", TOKEN)
+        page.dispatch_event("#taught-token", "change")
+        page.set_input_files("#taught-files", path)
+        page.wait_for_selector("#taught-list li")

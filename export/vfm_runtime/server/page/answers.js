@@ -19,6 +19,7 @@ const KINDS = {
   multilabel: "Labels",
   detection: "Found",
   deepfake: "Verdict",
+  embedding: "Embedding",
 };
 
 /** An element with properties, a class and children; strings become text. */
@@ -77,7 +78,7 @@ function said(answer) {
  */
 export function card(name, answer, boxes) {
   const kind = answer.task;
-  const build = { classification, multilabel, deepfake, detection }[kind] ?? plain;
+  const build = { classification, multilabel, deepfake, detection, embedding }[kind] ?? plain;
   const word = KINDS[kind] ?? kind;
   const title = name ? [make("strong", {}, name), ` · ${word.toLowerCase()}`] : [word];
   return make("article", { className: `card ${kind}` },
@@ -99,7 +100,7 @@ function bar(share, mark) {
   return track;
 }
 
-function barList(rows, applying = []) {
+export function barList(rows, applying = []) {
   const items = rows.map(({ label, score }) => {
     const applies = applying.includes(label);
     return make("li", { className: applies ? "applies" : "" },
@@ -185,6 +186,14 @@ function deepfake(answer) {
     answer.score === null ? null : scale(answer),
     answer.is_video ? frameList(answer) : null,
     answer.notes.length ? make("ul", { className: "notes" }, ...answer.notes.map((note) => make("li", {}, note))) : null,
+  ];
+}
+
+function embedding({ vector }) {
+  const first = vector.slice(0, 4).map((value) => value.toFixed(3)).join(", ");
+  return [
+    make("p", { className: "headline" }, `${vector.length} numbers`),
+    make("p", { className: "soft" }, `${first}, …`),
   ];
 }
 

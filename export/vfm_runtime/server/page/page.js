@@ -3,6 +3,7 @@
 import { card, counted, headsOf, make, spoken } from "./answers.js";
 import { drawBoxes } from "./boxes.js";
 import { send, Trouble } from "./network.js";
+import { wireTaught } from "./taught.js";
 
 const SCORES_FROM = 0.05; // boxes below are not fetched; the slider filters those that are
 const MOST_RETRIES = 5;
@@ -45,10 +46,7 @@ function currentModel() {
 
 function showModel() {
   const model = currentModel();
-  if (!model) {
-    at("about").textContent = "This server has no model.";
-    return;
-  }
+  if (!model) return void (at("about").textContent = "This server has no model.");
   at("version").replaceChildren(...model.versions.map((name) => make("option", { value: name }, name)));
   at("version").value = model.default;
   at("version-field").hidden = model.versions.length < 2;
@@ -60,6 +58,7 @@ function showModel() {
   const names = make("details", {}, make("summary", {}, labels), make("p", {}, model.labels.join(", ")));
   if (!model.ready) about.push(make("span", {}, "still loading"));
   at("about").replaceChildren(...about, names);
+  taught.show();
 }
 
 // ----------------------------------------------------------------- asking
@@ -91,6 +90,7 @@ async function ask({ again = false } = {}) {
     setBusy(false);
     showAnswer(answer);
     showRequest(answer, trip, path);
+    taught.ask();
   } catch (trouble) {
     // Another question, or Cancel, has taken over.
     if (state.asking !== control) return;
@@ -394,4 +394,6 @@ function wire() {
 }
 
 wire();
+const version = () => (currentModel()?.versions.length > 1 ? at("version").value : "");
+const taught = wireTaught({ model: currentModel, version, file: () => state.file, token: () => state.token });
 loadModels();

@@ -1,0 +1,145 @@
+// The panel of taught classes: teach by dropping pictures, forget, and why an answer is as it is.
+
+import { barList, make, percent } from "./answers.js";
+import { send, Trouble } from "./network.js";
+
+const at = (id) => document.getElementById(id);
+const MOST_FILES = 32; // of one form, as the server takes them
+
+/**
+ * Wire the panel. It shows where the server has a state folder and the model gives embeddings.
+ *
+ * @param asked What is asked: `model()`, `version()`, `file()`, and `token()` of the page.
+ */
+export function wireTaught(asked) {
+  const panel = { token: "", classes: {}, teaching: false };
+
+  function path(route, more = {}) {
+    const names = { model: asked.model()?.name, version: asked.version(), ...more };
+    const used = Object.entries(names).filter(([, value]) => value);
+    return `${route}?${new URLSearchParams(used)}`;
+  }
+
+  /** List what the chosen model was taught; the panel stays away where nothing can be. */
+  async function show() {
+    at("taught").hidden = !asked.model()?.learns;
+    if (at("taught").hidden) return;
+    try {
+      list(await send("GET", path("taught"), { token: asked.token() }));
+    } catch (trouble) {
+      explain(trouble);
+    }
+  }
+
+  function list({ classes, state_version: version }) {
+    panel.classes = classes;
+    const names = Object.keys(classes);
+    at("taught-names").replaceChildren(...names.map((name) => make("option", { value: name })));
+    at("taught-list").replaceChildren(...names.map((name) => {
+      const button = make("button", { className: "button quiet", type: "button" }, "Forget", make("span", { className: "unseen" }, ` ${name}`));
+      button.addEventListener("click", () => change(path("forget", { label: name }), null, `Forgot ${name}.`));
+      const count = `${classes[name]} ${classes[name] === 1 ? "example" : "examples"}`;
+      return make("li", {}, make("span", { className: "name" }, name), make("span", { className: "soft number" }, count), button);
+    }));
+    at("taught-about").textContent = names.length
+      ? `Version ${version} of what it was taught.` + (names.length < 2 ? " It needs a second class to choose." : "")
+      : "Nothing was taught yet.";
+  }
+
+  async function change(route, body, done) {
+    if (panel.teaching) return;
+    panel.teaching = true;
+    tell("One moment …");
+    try {
+      list(await send("POST", route, { token: panel.token || asked.token(), body }));
+      tell(done);
+      await ask();
+    } catch (trouble) {
+      explain(trouble);
+    } finally {
+      panel.teaching = false;
+    }
+  }
+
+  function teach(files) {
+    const label = at("taught-label").value.trim();
+    const pictures = [...files];
+    if (!pictures.length) return;
+    if (!label) {
+      tell("Name the class first.");
+      at("taught-label").focus();
+      return;
+    }
+    if (pictures.length > MOST_FILES) {
+      tell(`${pictures.length} pictures at once; ${MOST_FILES} is the most. Drop fewer.`);
+      return;
+    }
+    const body = new FormData();
+    for (const picture of pictures) body.append("file", picture);
+    change(path("teach", { label }), body, `Learned ${pictures.length} of ${label}.`);
+  }
+
+  /** Show the answer of the taught classes for the file of the page, beside that of the bundle. */
+  async function ask() {
+    document.querySelector(".card.taught")?.remove();
+    const file = asked.file();
+    if (at("taught").hidden || !file || file.type.startsWith("video/") || Object.keys(panel.classes).length < 2) return;
+    const body = new FormData();
+    body.append("file", file);
+    try {
+      const answer = await send("POST", path("why", { nearest: 4 }), { token: panel.token || asked.token(), body });
+      document.querySelector(".card.taught")?.remove();
+      if (asked.file() === file) at("cards").prepend(card(answer));
+    } catch (trouble) {
+      explain(trouble);
+    }
+  }
+
+  function explain(trouble) {
+    if (!(trouble instanceof Trouble)) throw trouble;
+    tell(trouble.message || trouble.plain);
+    if (trouble.code !== "unauthorized") return;
+    panel.token = "";
+    at("taught-token-field").hidden = false;
+  }
+
+  function over(on) {
+    at("taught-drop").classList.toggle("over", on);
+  }
+
+  at("taught-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    at("taught-files").click();
+  });
+  at("taught-files").addEventListener("change", () => { teach(at("taught-files").files); at("taught-files").value = ""; });
+  at("taught-token").addEventListener("change", () => { panel.token = at("taught-token").value.trim(); tell("The token is used from now on."); ask(); });
+  // What is dropped here is an example, not a question.
+  for (const kind of ["dragover", "dragleave", "drop"]) {
+    at("taught").addEventListener(kind, (event) => {
+      event.preventDefault();
+      event.stopPropagation();
+      over(kind === "dragover");
+      if (kind === "drop") teach(event.dataTransfer.files);
+    });
+  }
+  return { show, ask };
+}
+
+function tell(text) {
+  at("taught-status").textContent = text;
+}
+
+function card(answer) {
+  const rows = answer.nearest.map(({ label, name, similarity, picture }) => make("li", {},
+    // Only what the server itself encodes: nothing is loaded from elsewhere.
+    picture?.startsWith("data:image/jpeg;base64,") ? make("img", { src: picture, alt: `Example of ${label}` }) : null,
+    make("span", { className: "name" }, label, make("span", { className: "place" }, ` ${name}`)),
+    make("span", { className: "number" }, similarity.toFixed(2))));
+  return make("article", { className: "card taught" },
+    make("h3", { className: "kind" }, "Taught class"),
+    make("p", { className: "headline" }, answer.label),
+    make("p", { className: "soft" }, `Score ${percent(answer.score)}`),
+    barList(answer.top),
+    make("h4", {}, "Nearest examples"),
+    make("ol", { className: "nearest" }, ...rows));
+}
