@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vfm.data.detection.dataset import *  # noqa: F403
     from vfm.data.mixing import *  # noqa: F403
     from vfm.deepfake import *  # noqa: F403
+    from vfm.embed.transformer import *  # noqa: F403
     from vfm.losses import *  # noqa: F403
     from vfm.models.adapt import *  # noqa: F403
     from vfm.models.adaptation import *  # noqa: F403
@@ -49,6 +50,7 @@ _MODULES = {
     "vfm.data.mixing": "Mixing",
     "vfm.preprocess": "Preprocess",
     "vfm.spec": "Component",
+    "vfm.embed.transformer": "ImageEmbedder",
     "vfm.types": "FeatureInfo Features Raw",
     "vfm_runtime.errors": "VfmError",
 }
