@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
 import vfm
 from tests.image_folders import write_image_folder
@@ -17,17 +15,8 @@ from vfm.cli import main
 from vfm.embed import command
 from vfm.embed.sources import list_source_images
 from vfm.embed.store import EmbeddingStore, StoreError, lock_store
-from vfm.models.backbone import Backbone
 
 pytest.importorskip("lancedb")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
-    save_file(Backbone("test_vit", pretrained=False).model.state_dict(), path)
-    return path
 
 
 @pytest.fixture

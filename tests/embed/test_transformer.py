@@ -4,8 +4,6 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -16,15 +14,11 @@ from vfm_runtime.media.image import ImageError
 import vfm
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, vit
-from vfm.models.backbone import Backbone
 
 
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory):
-    torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
-    save_file(Backbone("test_vit", pretrained=False).model.state_dict(), path)
-    return vfm.ImageEmbedder("test_vit", base=str(path), device="cpu")
+@pytest.fixture
+def embedder(weights):
+    return vfm.ImageEmbedder("test_vit", base=str(weights), device="cpu")
 
 
 @pytest.fixture

@@ -17,8 +17,12 @@ SPLIT_FOLDERS = dict(train="train", val="val", valid="val", validation="val", te
 Classes = dict[str, list[str]]
 
 
-def list_images(root: Path) -> list[str]:
+def list_images(root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
     """Path of every image below a folder, sorted, as text: of a million, objects would take seconds.
+
+    Args:
+        root: The folder.
+        suffixes: How the names of its images, or of what else is read, end.
 
     Raises:
         ValueError: The folder is missing, is a file, is empty or holds no images.
@@ -31,23 +35,23 @@ def list_images(root: Path) -> list[str]:
         raise DataError(
             f"{root} is a file, not a folder. Give the folder that holds the class folders."
         )
-    images = list_readable(root)
+    images = list_readable(root, suffixes)
     if not images:
         files = [p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
         kinds = Counter(path.suffix.lower() or "no suffix" for path in files).most_common(5)
         content = ", ".join(f"{count} x {kind}" for kind, count in kinds) or "no files at all"
         raise DataError(
-            f"There are no images in {root}. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}; "
+            f"There are no images in {root}. Looked for {', '.join(sorted(suffixes))}; "
             f"found {content}. Put images in {root.name}/<class>/."
         )
     return images
 
 
-def list_readable(root: Path) -> list[str]:
+def list_readable(root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
     """List images like `list_images`, with a warning that counts images and videos of formats that are not read."""
     files: list[str] = list_file_names(root, (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES, *VIDEO_SUFFIXES))
-    images = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
-    unread = [Path(path) for path in files if not path.lower().endswith(IMAGE_SUFFIXES)]
+    images = [path for path in files if path.lower().endswith(suffixes)]
+    unread = [Path(path) for path in files if not path.lower().endswith(suffixes)]
     if note := describe_unread(root, unread, len(images)):
         warnings.warn(note, stacklevel=3)
     return images

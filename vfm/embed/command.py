@@ -1,21 +1,22 @@
-"""`vfm embed`: images of a folder or table into a store of vectors, which goes on where it was stopped."""
+"""`vfm embed`: images and videos into a store of vectors, which goes on where it was stopped."""
 
 from __future__ import annotations
 
 import csv
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import DataError, OptionError
+from vfm_runtime.media.demux import import_av
 
 from vfm.embed.models import open_embedder
 from vfm.embed.passes import Prepared, embed_batches
-from vfm.embed.sources import SourceImage, list_source_images
+from vfm.embed.sources import FRAME_MARK, SourceImage, list_source_images
 from vfm.embed.store import EmbeddingStore, StoreModel, check_export, lock_store
 from vfm.models.heads.embedding import EmbeddingSource
 
@@ -48,7 +49,7 @@ class EmbedReport:
 
 
 def embed(
-    source: Path,
+    source: str,
     *,
     to: str,
     model: str,
@@ -56,6 +57,7 @@ def embed(
     normalize: bool = True,
     base: Path | None = None,
     path_column: str = "path",
+    num_frames: int = 8,
     drop_gone: bool = False,
     half: bool = False,
     export: Path | None = None,
@@ -63,16 +65,18 @@ def embed(
     batch_size: int = 32,
     trust: Sequence[str] = (),
 ) -> None:
-    """Embed the images of a folder or table into a store; images that it has already are not embedded again.
+    """Embed the images of a folder, table or shards into a store; images that it has already are not embedded again.
 
     Args:
-        source: Folder of images, or a table of them (.csv, .tsv, .parquet).
+        source: Folder of images and videos, a table of images (.csv, .tsv, .parquet), or tar files of them, such as
+            'train-{000..127}.tar'.
         to: Folder of the store (LanceDB), made if missing, or the address of one in an object store.
         model: Name of a backbone, checkpoint, or folder of a bundle that embeds.
         embedding: What the vector is made of: pooled (the default), class_token, patches or layers.
         normalize: Divide each vector by its L2 norm.
         base: File of the backbone's weights, for an adapter, or for a name in place of timm's.
         path_column: Column of a table with the paths of the images.
+        num_frames: Frames of each video of a folder, spread evenly, that are embedded beside their mean; 0 for none.
         drop_gone: Delete rows of this source whose images are gone.
         half: Keep vectors in 16 bits, in a new store.
         export: Also write all rows to a .parquet or .npz file.
@@ -84,11 +88,15 @@ def embed(
         StoreError: The store holds vectors of another model, or another process writes to it.
         DataError: The source holds no images.
     """
-    if batch_size < 1:
-        raise OptionError(f"--batch-size is {batch_size}. Give at least 1.")
+    if batch_size < 1 or num_frames < 0:
+        raise OptionError(
+            f"--batch_size is {batch_size} and --num_frames {num_frames}. Give at least 1, and 0."
+        )
     if export is not None:
         check_export(export)
-    images = list_source_images(source, path_column)
+    images = list_source_images(source, path_column, num_frames=num_frames)
+    if any(image.num_frames for image in images):
+        import_av()
     predictor, spec = open_embedder(
         model, source=embedding, normalize=normalize, base=base, device=device, trust=trust
     )
@@ -108,14 +116,15 @@ def embed(
             store = EmbeddingStore.create(to, described, images, half=half)
         store.require_model(spec, model)
         report = update_store(
-            store, predictor, images, str(source.absolute()), drop_gone, batch_size=batch_size
+            store,
+            predictor,
+            images,
+            source if ".tar" in source else str(Path(source).absolute()),
+            drop_gone,
+            batch_size=batch_size,
         )
         unreadable = report.unreadable or {}
-        if "://" not in to:
-            Path(to, UNREADABLE_FILE).unlink(missing_ok=True)
-            if unreadable:
-                with Path(to, UNREADABLE_FILE).open("w", newline="", encoding="utf-8") as file:
-                    csv.writer(file).writerows([("path", "reason"), *unreadable.items()])
+        _list_unreadable(to, unreadable)
         if export is not None:
             store.export(export)
             print(f"Vectors: {export}")
@@ -133,6 +142,17 @@ def embed(
         )
     if len(unreadable) == len(images):
         raise DataError(f"None of the {len(images):,} images of {source} could be read.")
+
+
+def _list_unreadable(to: str, unreadable: Mapping[str, str]) -> None:
+    """Write the files that could not be read into the folder of a store, in place of those of the last run."""
+    if "://" in to:
+        return
+    file = Path(to, UNREADABLE_FILE)
+    file.unlink(missing_ok=True)
+    if unreadable:
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([("path", "reason"), *unreadable.items()])
 
 
 def update_store(
@@ -164,12 +184,15 @@ def update_store(
     progress = _Progress(len(waiting))
     rows: list[Prepared] = []
     vectors: list[np.ndarray] = []
+    current: set[str] = set()
     for batch, values in embed_batches(predictor, waiting, batch_size):
-        report.unreadable |= {one.image.path: one.reason for one in batch if one.inputs is None}
-        ready = [one for one in batch if one.inputs is not None]
+        report.unreadable |= {one.image.path: one.reason for one in batch if one.reason}
+        ready = [one for one in batch if not one.reason]
+        current |= {one.image.path for one in ready if FRAME_MARK in one.image.path}
         vectors += [values] if ready else []
         rows += ready
-        report.num_embedded += len(ready)
+        # A video counts once.
+        report.num_embedded += len(ready) - sum(one.num_pooled for one in ready)
         progress.show(report.num_embedded + len(report.unreadable))
         if len(rows) >= _CHUNK or (rows and time.perf_counter() - written > _SECONDS):
             _write(store, vectors, rows, source)
@@ -177,13 +200,16 @@ def update_store(
     if rows:
         _write(store, vectors, rows, source)
     report.seconds = time.perf_counter() - start
-    # A file that can be read no more must not be answered by what it once was.
+    # A file that can be read no more must not be answered by what it once was, nor a video by frames that it had.
     listed = {image.path for image in images} - set(report.unreadable)
-    gone = [
-        path
-        for path, (origin, _) in stamps.items()
-        if path in report.unreadable or (drop_gone and origin == source and path not in listed)
-    ]
+    embedded = {image.path for image in waiting} & listed
+    gone = []
+    for path, (origin, _) in stamps.items():
+        file, is_frame = path.partition(FRAME_MARK)[0], FRAME_MARK in path
+        was_replaced = is_frame and file in embedded and path not in current
+        is_gone = drop_gone and origin == source and file not in listed
+        if file in report.unreadable or was_replaced or is_gone:
+            gone.append(path)
     store.delete(gone)
     report.num_dropped = len(gone)
     if report.num_embedded or gone:

@@ -1,12 +1,11 @@
-"""One pass over images: opened in threads ahead of the model, embedded by the batch."""
+"""One pass over images and videos: opened in threads ahead of the model, embedded by the batch."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,51 +14,84 @@ from numpy.typing import NDArray
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.cpu_quota import count_usable_cores
 from vfm_runtime.media.image import ImageError
+from vfm_runtime.media.video import read_video
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.data.dataset import read_source
-from vfm.embed.sources import SourceImage
+from vfm.data.tar import ShardError
+from vfm.embed.sources import FRAME_MARK, SourceImage
 
 _AHEAD = 3
 """Batches that wait in memory, at the model's small size."""
 _MOST_THREADS = 8
+_TINY = 1e-12
 
 
 class Prepared(NamedTuple):
-    """An image ready for the model, or the reason why there is none."""
+    """A row to be: an image ready for the model, or the reason why there is none."""
 
     image: SourceImage
     inputs: Arrays | None
     sha256: str
-    reason: str
+    reason: str = ""
+    num_pooled: int = 0
+    """Rows just before this one, the frames of a video, whose mean is its vector."""
 
 
 def embed_batches(
     predictor: Predictor, images: Iterable[SourceImage], batch_size: int
 ) -> Iterator[tuple[list[Prepared], NDArray[np.float32]]]:
-    """Yield images by the batch, with the vectors [n, D] of those of them that could be read, in their order.
+    """Yield rows by the batch, with the vectors [n, D] of those of them that could be read, in their order.
+
+    An image is a row; a video is a row for each frame and a last one, the mean of these. No batch divides a video.
 
     Args:
         predictor: Model that embeds, with its preprocessing.
         images: Images of a source.
         batch_size: Number of images that go through the model at once.
     """
-    prepared = _prepare_all(predictor, images, batch_size)
-    while batch := list(islice(prepared, batch_size)):
-        joined = [one.inputs for one in batch if one.inputs is not None]
-        if not joined:
-            yield batch, np.zeros((0, 0), np.float32)
-            continue
-        inputs = {name: np.concatenate([row[name] for row in joined]) for name in joined[0]}
-        yield batch, predictor.embed_prepared(inputs)
+    batch: list[Prepared] = []
+    for rows in _prepare_all(predictor, images, batch_size):
+        batch += rows
+        if len(batch) >= batch_size:
+            yield batch, _embed_rows(predictor, batch, batch_size)
+            batch = []
+    if batch:
+        yield batch, _embed_rows(predictor, batch, batch_size)
+
+
+def _embed_rows(
+    predictor: Predictor, rows: Sequence[Prepared], batch_size: int
+) -> NDArray[np.float32]:
+    inputs = [row.inputs for row in rows if row.inputs is not None]
+    if not inputs:
+        return np.zeros((0, 0), np.float32)
+    parts = []
+    for start in range(0, len(inputs), batch_size):
+        part = inputs[start : start + batch_size]
+        parts.append(
+            predictor.embed_prepared(
+                {name: np.concatenate([one[name] for one in part]) for name in part[0]}
+            )
+        )
+    computed = iter(np.concatenate(parts))
+    normalizes = predictor.embedding is not None and predictor.embedding.normalize
+    vectors: list[NDArray[np.float32]] = []
+    for row in rows:
+        if row.inputs is not None:
+            vectors.append(next(computed))
+        elif row.num_pooled:
+            mean = np.mean(vectors[-row.num_pooled :], axis=0)
+            vectors.append(mean / max(float(np.linalg.norm(mean)), _TINY) if normalizes else mean)
+    return np.stack(vectors)
 
 
 def _prepare_all(
     predictor: Predictor, images: Iterable[SourceImage], batch_size: int
-) -> Iterator[Prepared]:
+) -> Iterator[list[Prepared]]:
     """Open images in threads ahead of the model, in order: decoding and resizing leave Python's lock."""
     with ThreadPoolExecutor(min(_MOST_THREADS, count_usable_cores())) as pool:
-        pending: deque[Future[Prepared]] = deque()
+        pending: deque[Future[list[Prepared]]] = deque()
         for image in images:
             pending.append(pool.submit(_prepare, predictor, image))
             if len(pending) >= _AHEAD * batch_size:
@@ -68,13 +100,28 @@ def _prepare_all(
             yield pending.popleft().result()
 
 
-def _prepare(predictor: Predictor, image: SourceImage) -> Prepared:
+def _prepare(predictor: Predictor, image: SourceImage) -> list[Prepared]:
     try:
         source = read_source(image.record)
         data = Path(source).read_bytes() if isinstance(source, str) else source
-        inputs = predictor.prepare(data)
+        checksum = hashlib.sha256(bytes(data)).hexdigest()
+        if image.num_frames:
+            return _prepare_video(predictor, image, checksum)
+        return [Prepared(image, predictor.prepare(data), checksum)]
     except ImageError as error:
-        return Prepared(image, None, "", error.reason)
-    except OSError as error:
-        return Prepared(image, None, "", str(error))
-    return Prepared(image, inputs, hashlib.sha256(bytes(data)).hexdigest(), "")
+        return [Prepared(image, None, "", error.reason)]
+    except (OSError, ShardError) as error:
+        return [Prepared(image, None, "", str(error))]
+
+
+def _prepare_video(predictor: Predictor, video: SourceImage, checksum: str) -> list[Prepared]:
+    frames = read_video(video.path, video.num_frames, num_threads=1).frames
+    rows = []
+    for frame in frames:
+        path, columns = (
+            f"{video.path}{FRAME_MARK}{frame.time:.3f}",
+            {**video.columns, "time": frame.time},
+        )
+        image = SourceImage(path, video.record, columns)
+        rows.append(Prepared(image, predictor.prepare(frame.pixels), checksum))
+    return [*rows, Prepared(video, None, checksum, num_pooled=len(rows))]

@@ -1,22 +1,36 @@
-"""Images to embed, of a folder or a table, each with the values that are stored beside its vector."""
+"""Images and videos to embed, of a folder, a table or shards, each with the values stored beside its vector."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vfm_runtime.errors import DataError
+from vfm_runtime.media.image import IMAGE_SUFFIXES, ImageError, Pixels, open_image
+from vfm_runtime.media.video import VIDEO_SUFFIXES, is_video, read_video
 
 from vfm.data.class_folders import SPLIT_FOLDERS, list_images
 from vfm.data.dataset import Record, describe_content, read_mtime
+from vfm.data.shards import expand
 from vfm.data.table_rows import join_path, read_names
 from vfm.data.tables import read_table
+from vfm.data.tar import ShardError, list_shard
 
 RESERVED = ("path", "sha256", "vector", "vfm_source", "vfm_stamp")
 """Columns of every store; those of a table are stored beside them."""
+
+FRAME_MARK = "#t="
+"""Stands between the path of a video and the seconds of one of its frames, as in a media fragment's address."""
+LABEL_FILE = "cls"
+"""Ending of the files in shards that hold labels."""
+
+_SHOWN_FRAMES = 256
+"""Frames among which the one to be shown is looked for."""
 
 Cell = str | int | float | None
 
@@ -30,37 +44,92 @@ class SourceImage:
     record: Record
     """Where its bytes are."""
     columns: Mapping[str, Cell]
-    """Value by column, such as its label."""
+    """Value by column, such as its label; None, or NaN in a column of numbers, where it has none."""
+    num_frames: int = 0
+    """Of a video, the frames to embed, spread evenly; 0 of an image."""
 
     @property
     def stamp(self) -> str:
-        """A checksum that changes with the file's size or time, or with a value of its columns."""
-        parts = (
+        """A checksum that changes with the file's size or time, a value of its columns, or the number of frames."""
+        parts: list[Any] = [
             describe_content(self.record),
             read_mtime(self.record),
             sorted(self.columns.items()),
-        )
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        ]
+        parts += [self.num_frames] if self.num_frames else []
+        return hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:16]
 
 
-def list_source_images(source: Path, path_column: str = "path") -> list[SourceImage]:
-    """List the images of a folder, or of a table.
+def list_source_images(
+    source: str | Path, path_column: str = "path", *, num_frames: int = 0
+) -> list[SourceImage]:
+    """List the images of a folder, of a table or of shards.
 
     Images of a folder have the columns `label` and `split`, empty where the folders say nothing; those of a table all
-    of its columns, as numbers where every cell is one.
+    of its columns, as numbers where every cell is one; those of shards the `label` of their `.cls` files.
 
     Args:
-        source: Folder, or .csv, .tsv or .parquet file.
+        source: Folder, .csv, .tsv or .parquet file, or .tar files as `ShardData` names them.
         path_column: Column of a table with the paths of the images, relative to the table.
+        num_frames: Frames of each video of a folder; 0 leaves videos out.
 
     Raises:
         DataError: There are no images, or the table cannot be understood.
+        ShardError: There is no such shard, or it is damaged.
     """
-    return _list_folder(source) if source.is_dir() else _list_table(source, path_column)
+    if ".tar" in str(source).lower():
+        return _list_shards(str(source))
+    source = Path(source)
+    if source.is_dir():
+        return _list_folder(source, num_frames)
+    return _list_table(source, path_column)
 
 
-def _list_folder(root: Path) -> list[SourceImage]:
-    paths = [Path(path) for path in list_images(root)]
+def open_stored(path: str) -> Pixels:
+    """Open what a row of a store was made of, by its path: an image, one in a shard, or a frame of a video.
+
+    A whole video is shown by the frame in its middle.
+
+    Raises:
+        ImageError: It is gone, or cannot be read.
+    """
+    shard, mark, key = path.rpartition(".tar#")
+    if mark:
+        try:
+            samples = list_shard(f"{shard}.tar", LABEL_FILE)
+            data = [sample.image.read() for sample in samples if sample.key == key]
+        except (OSError, ShardError) as error:
+            raise ImageError(path, str(error), "Embed the shards again.") from error
+        if not data:
+            raise ImageError(path, "not in the shard any more", "Embed the shards again.")
+        return open_image(data[0])
+    video, mark, time = path.rpartition(FRAME_MARK)
+    if not mark and not is_video(path):
+        return open_image(path)
+    frames = read_video(video or path, _SHOWN_FRAMES).frames
+    wanted = float(time) if mark else frames[len(frames) // 2].time
+    return min(frames, key=lambda frame: abs(frame.time - wanted)).pixels
+
+
+def _list_shards(pattern: str) -> list[SourceImage]:
+    remote = "://" in pattern
+    images = []
+    for url in expand(pattern):
+        shard = url if remote else Path(url).absolute().as_posix()
+        images += [
+            SourceImage(
+                f"{shard}#{sample.key}",
+                Record(sample.image, -1, sample.key),
+                {"label": sample.label},
+            )
+            for sample in list_shard(shard, LABEL_FILE)
+        ]
+    return images
+
+
+def _list_folder(root: Path, num_frames: int) -> list[SourceImage]:
+    suffixes = IMAGE_SUFFIXES + (VIDEO_SUFFIXES if num_frames else ())
+    paths = [Path(path) for path in list_images(root, suffixes)]
     parts = [path.relative_to(root).parts for path in paths]
     tops = {names[0].lower() for names in parts if len(names) > 1}
     has_splits = bool(tops) and tops <= set(SPLIT_FOLDERS)
@@ -69,9 +138,13 @@ def _list_folder(root: Path) -> list[SourceImage]:
         folders = names[:-1]
         split = SPLIT_FOLDERS[folders[0].lower()] if has_splits and folders else None
         classes = folders[1:] if has_splits else folders
-        columns = {"label": classes[0] if classes else None, "split": split}
+        columns: dict[str, Cell] = {"label": classes[0] if classes else None, "split": split}
+        is_clip = path.name.lower().endswith(VIDEO_SUFFIXES)
+        if is_clip:
+            columns["time"] = math.nan  # of the whole; its frames have one
         absolute = path.absolute().as_posix()
-        images.append(SourceImage(absolute, Record(absolute, -1, "/".join(names)), columns))
+        record = Record(absolute, -1, "/".join(names))
+        images.append(SourceImage(absolute, record, columns, num_frames if is_clip else 0))
     return images
 
 

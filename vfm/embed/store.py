@@ -221,9 +221,9 @@ class EmbeddingStore:
             else:
                 values = rows.get(field.name) or [None] * len(vectors)
                 text = field.type == pa.string()
-                arrays.append(
-                    pa.array([str(v) if text and v is not None else v for v in values], field.type)
-                )
+                # No number is how a column of numbers says that a cell is empty.
+                cells = [None if v is None or v != v else str(v) if text else v for v in values]
+                arrays.append(pa.array(cells, field.type))
         merge = self._table.merge_insert("path")
         merge = merge.when_matched_update_all().when_not_matched_insert_all()
         facts = self.read_index_facts()

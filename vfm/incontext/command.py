@@ -127,9 +127,9 @@ def _embed(
     ready: list[Prepared] = []
     vectors: list[np.ndarray] = []
     for batch, values in embed_batches(predictor, images, batch_size):
-        ready += [one._replace(inputs={}) for one in batch if one.inputs is not None]
+        ready += [one._replace(inputs={}) for one in batch if not one.reason]
         vectors += [values] if len(values) else []
         for one in batch:
-            if one.inputs is None:
+            if one.reason:
                 print(f"unreadable: {one.image.path}: {one.reason}", file=sys.stderr)
     return ready, np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32)
