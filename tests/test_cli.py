@@ -58,7 +58,7 @@ WRONG = [
         2,
         "'nonsense'",
         "Commands: fit, validate, test, predict, models, tune, faces, doctor, calibrate, audit, embed, "
-        "classify, search, index, duplicates, cluster, select, demo, export",
+        "classify, search, index, duplicates, cluster, select, map, demo, export",
     ),
     ("fit", 2, "--model", "--data", "--config"),
     ("validate", 2, "--model", "--data"),

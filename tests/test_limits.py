@@ -23,6 +23,7 @@ SPEAKERS = (
     "vfm/search/command.py",
     "vfm/search/cluster_command.py",
     "vfm/search/index_command.py",
+    "vfm/search/map_command.py",
     "vfm/search/duplicates_command.py",
     "vfm/incontext/command.py",
     "vfm/bundle/export.py",

@@ -68,6 +68,10 @@ COMMANDS = {
         "vfm.search.cluster_command:select",
         "the images of a store to label next",
     ),
+    "map": (
+        "vfm.search.map_command:draw_map",
+        "a page on which the images of a store lie beside those that are like them",
+    ),
     "demo": ("vfm.demo:run_demo", "the whole job on a small real data set, in minutes"),
     "export": (
         "vfm.bundle.export:export_files",

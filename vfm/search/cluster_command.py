@@ -50,7 +50,7 @@ def cluster(
 
     Args:
         store: Folder or address of the embeddings that `vfm embed` wrote.
-        k: Number of clusters.
+        k: Number of clusters, from 2 on.
         where: Only rows for which this holds, such as "label = 'cat'".
         export: Table of all images to write, a .csv file, with cluster and outlier score.
         out: HTML page to write, with pictures of each cluster and of the outliers; -o for short.
@@ -72,7 +72,11 @@ def cluster(
                 f"-k is {k}. Give a number of clusters from 2 to {num_rows:,}, the number of rows."
             )
         clusters = cluster_rows(block.vectors, k)
-        graph = build_graph(block.vectors, OUTLIER_NEIGHBORS, progress=_tell)
+        graph = build_graph(
+            block.vectors,
+            OUTLIER_NEIGHBORS,
+            progress=lambda text: print(text, file=sys.stderr, flush=True),
+        )
     scores = score_outliers(graph)
     odd = np.argsort(-scores, kind="stable")[:_ODD]
     table = [_describe_cluster(block, clusters, number) for number in range(len(clusters.sizes))]
@@ -182,10 +186,6 @@ def select(
         )
         page.write(out)
         print(f"Pictures: {out}", file=sys.stderr)
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _check_export(export: Path | None) -> None:
