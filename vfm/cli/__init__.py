@@ -49,7 +49,7 @@ COMMANDS = {
     ),
     "classify": (
         "vfm.incontext.command:classify",
-        "labels for images by a few examples of each class, without training",
+        "labels for images by a few examples of each class, or by words, without training",
     ),
     "search": ("vfm.search.command:search", "the images of a store that are most like another"),
     "index": (

@@ -7,15 +7,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.cpu_quota import count_usable_cores
-from vfm_runtime.media.image import ImageError
+from vfm_runtime.media.image import ImageError, ImageSource
 from vfm_runtime.media.video import read_video
 from vfm_runtime.tasks.base import Arrays
+from vfm_runtime.tasks.embedding import EmbeddingSpec
 
 from vfm.data.dataset import read_source
 from vfm.data.tar import ShardError
@@ -25,6 +25,19 @@ _AHEAD = 3
 """Batches that wait in memory, at the model's small size."""
 _MOST_THREADS = 8
 _TINY = 1e-12
+
+
+class ImageTower(Protocol):
+    """What a pass needs of a model."""
+
+    embedding: EmbeddingSpec | None
+    """What the vectors are made of."""
+
+    def prepare(self, image: ImageSource) -> Arrays:
+        """Open one image and bring it to the model's size, as rows of one."""
+
+    def embed_prepared(self, inputs: Arrays) -> NDArray[np.float32]:
+        """Return the embeddings, [N, D], of what `prepare` has made of several images, joined."""
 
 
 class Prepared(NamedTuple):
@@ -39,7 +52,7 @@ class Prepared(NamedTuple):
 
 
 def embed_batches(
-    predictor: Predictor, images: Iterable[SourceImage], batch_size: int
+    predictor: ImageTower, images: Iterable[SourceImage], batch_size: int
 ) -> Iterator[tuple[list[Prepared], NDArray[np.float32]]]:
     """Yield rows by the batch, with the vectors [n, D] of those of them that could be read, in their order.
 
@@ -61,7 +74,7 @@ def embed_batches(
 
 
 def _embed_rows(
-    predictor: Predictor, rows: Sequence[Prepared], batch_size: int
+    predictor: ImageTower, rows: Sequence[Prepared], batch_size: int
 ) -> NDArray[np.float32]:
     inputs = [row.inputs for row in rows if row.inputs is not None]
     if not inputs:
@@ -87,7 +100,7 @@ def _embed_rows(
 
 
 def _prepare_all(
-    predictor: Predictor, images: Iterable[SourceImage], batch_size: int
+    predictor: ImageTower, images: Iterable[SourceImage], batch_size: int
 ) -> Iterator[list[Prepared]]:
     """Open images in threads ahead of the model, in order: decoding and resizing leave Python's lock."""
     with ThreadPoolExecutor(min(_MOST_THREADS, count_usable_cores())) as pool:
@@ -100,7 +113,7 @@ def _prepare_all(
             yield pending.popleft().result()
 
 
-def _prepare(predictor: Predictor, image: SourceImage) -> list[Prepared]:
+def _prepare(predictor: ImageTower, image: SourceImage) -> list[Prepared]:
     try:
         source = read_source(image.record)
         data = Path(source).read_bytes() if isinstance(source, str) else source
@@ -114,7 +127,7 @@ def _prepare(predictor: Predictor, image: SourceImage) -> list[Prepared]:
         return [Prepared(image, None, "", str(error))]
 
 
-def _prepare_video(predictor: Predictor, video: SourceImage, checksum: str) -> list[Prepared]:
+def _prepare_video(predictor: ImageTower, video: SourceImage, checksum: str) -> list[Prepared]:
     frames = read_video(video.path, video.num_frames, num_threads=1).frames
     rows = []
     for frame in frames:

@@ -1,4 +1,4 @@
-"""`vfm classify`: labels for images by a few examples of each class, without training."""
+"""`vfm classify`: labels for images by a few examples of each class, or by words, without training."""
 
 from __future__ import annotations
 
@@ -6,25 +6,33 @@ import json as json_format
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from vfm_runtime.bundle.predictor import Predictor
-from vfm_runtime.errors import DataError
+from vfm_runtime.errors import DataError, OptionError
 
 from vfm.embed.models import open_embedder
-from vfm.embed.passes import Prepared, embed_batches
+from vfm.embed.passes import ImageTower, Prepared, embed_batches
 from vfm.embed.sources import SourceImage, list_source_images
 from vfm.incontext.few_shot import fit_few_shot
 from vfm.incontext.support_curve import format_points, measure_supports, write_curve
+from vfm.incontext.towers import ImageTextModel, open_image_text_model
+from vfm.incontext.zero_shot import REFUSED, fit_zero_shot, make_prompts, read_prompts
 from vfm.models.heads.embedding import EmbeddingSource
 
 
 def classify(
     images: Path,
     *,
-    examples: Path,
     model: str,
+    examples: Path | None = None,
+    labels: str | None = None,
+    templates: Sequence[str] = (),
+    prompts: Path | None = None,
+    none_below: float | None = None,
+    none_images: Path | None = None,
     embedding: EmbeddingSource | None = None,
     base: Path | None = None,
     curve: Path | None = None,
@@ -34,12 +42,17 @@ def classify(
     batch_size: int = 32,
     trust: Sequence[str] = (),
 ) -> None:
-    """Label images by a few examples of each class, from one image a class on; nothing is trained.
+    """Label images by a few examples of each class, from one image a class on, or by words; nothing is trained.
 
     Args:
         images: Folder of images, or a table of them.
+        model: Name of a backbone, checkpoint, or folder of a bundle that embeds; for words open_clip:NAME/WEIGHTS.
         examples: Folder with a folder of images for each class, named by it.
-        model: Name of a backbone, checkpoint, or folder of a bundle that embeds.
+        labels: In place of examples: labels as words, with commas between.
+        templates: Texts that labels stand in, in place of {}; several are averaged.
+        prompts: In place of labels: JSON file with a list of texts for each label.
+        none_below: Cosine below which an image shows none of the labels given as words.
+        none_images: Folder of images that show none of the labels, by which that cosine is chosen.
         embedding: What the vector is made of: pooled (the default), class_token, patches or layers.
         base: File of the backbone's weights, for an adapter, or for a name in place of timm's.
         curve: Folder to write the accuracy of 1, 2, 4, 8 and 16 examples a class to, as JSON, plot and page.
@@ -50,21 +63,49 @@ def classify(
         trust: Packages besides vfm whose code the checkpoint may name.
 
     Raises:
+        OptionError: Not one of examples, labels and prompts is given, or the model has no text tower.
         DataError: A class has no example that can be read, or there are fewer than two classes.
     """
+    ways = {"examples": examples, "labels": labels, "prompts": prompts}
+    chosen = [name for name, value in ways.items() if value is not None]
+    if len(chosen) != 1:
+        raise OptionError(
+            f"{' and '.join(f'--{name}' for name in chosen) or 'Nothing'} says what the classes are. Give one of "
+            "--examples DIR, --labels cat,dog and --prompts FILE."
+        )
+    allowed: dict[tuple[str, ...], dict[str, object]] = {
+        ("examples",): {"curve": curve, "embedding": embedding},
+        ("labels",): {"templates": templates or None},
+        ("labels", "prompts"): {"none-below": none_below, "none-images": none_images},
+    }
+    for names, options in allowed.items():
+        misplaced = [name for name, value in options.items() if value is not None]
+        if misplaced and chosen[0] not in names:
+            where = " or ".join(f"--{name}" for name in names)
+            raise OptionError(
+                f"--{misplaced[0]} goes with {where}, not with --{chosen[0]}. Leave it out."
+            )
     shown = list_source_images(images)
+    if examples is None:
+        texts = (
+            read_prompts(prompts) if prompts else make_prompts(str(labels).split(","), templates)
+        )
+        pair = open_image_text_model(model, base=base, device=device)
+        _classify_by_words(shown, pair, texts, none_below, none_images, json, batch_size)
+        return
     labeled = _list_examples(examples)
     predictor, _ = open_embedder(model, source=embedding, base=base, device=device, trust=trust)
     taught, vectors = _embed(predictor, labeled, batch_size)
-    labels = [str(one.image.columns["label"]) for one in taught]
-    counts = Counter(labels)
+    classes = [str(one.image.columns["label"]) for one in taught]
+    counts = Counter(classes)
     empty = {str(one.columns["label"]) for one in labeled} - set(counts)
     if empty:
         raise DataError(
             f"No example of '{min(empty)}' in {examples} can be read. Add one, or delete the folder."
         )
     _refuse_contradictions(taught)
-    classifier = fit_few_shot(vectors, labels, keys=[one.sha256 for one in taught])
+    keys = [one.sha256 for one in taught]
+    classifier = fit_few_shot(vectors, classes, keys=keys)
     judged = f": {classifier.accuracy} accuracy" if classifier.accuracy is not None else ""
     print(
         f"{len(taught)} examples of {len(counts)} classes ({min(counts.values())} to {max(counts.values())} each); "
@@ -72,18 +113,46 @@ def classify(
         file=sys.stderr,
     )
     if curve is not None:
-        points = measure_supports(vectors, labels, keys=[one.sha256 for one in taught], draws=draws)
+        points = measure_supports(vectors, classes, keys=keys, draws=draws)
         print(format_points(points), file=sys.stderr)
         write_curve(curve, points, f"{len(taught)} examples of {len(counts)} classes by {model}")
     answered, vectors = _embed(predictor, shown, batch_size)
     scores = classifier.score(vectors) if answered else np.zeros((0, len(classifier.labels)))
     for one, row in zip(answered, scores, strict=True):
-        label, score = classifier.labels[int(row.argmax())], float(row.max())
-        path = one.image.path
-        if json:
-            print(json_format.dumps({"image": path, "label": label, "score": score}))
-        else:
-            print(f"{path}: {label} {score:.3f}")
+        label = classifier.labels[int(row.argmax())]
+        _print_answer(one, {"label": label, "score": float(row.max())}, json)
+
+
+def _classify_by_words(
+    images: Sequence[SourceImage],
+    model: ImageTextModel,
+    prompts: dict[str, list[str]],
+    none_below: float | None,
+    none_images: Path | None,
+    json: bool,
+    batch_size: int,
+) -> None:
+    if none_below is not None and none_images is not None:
+        raise OptionError("--none-images chooses what --none-below gives. Leave one of them out.")
+    classifier = fit_zero_shot(model, prompts)
+    if none_images is not None:
+        _, others = _embed(model, list_source_images(none_images), batch_size)
+        none_below = classifier.calibrate(others)
+        print(
+            f"none of these: below a cosine of {none_below:.4f}, as {REFUSED:.0%} of the {len(others)} images of "
+            f"{none_images}",
+            file=sys.stderr,
+        )
+    answered, vectors = _embed(model, images, batch_size)
+    for one, answer in zip(answered, classifier.answer(vectors, none_below), strict=True):
+        _print_answer(one, asdict(answer), json)
+
+
+def _print_answer(one: Prepared, values: dict[str, Any], json: bool) -> None:
+    if json:
+        print(json_format.dumps({"image": one.image.path, **values}))
+    else:
+        print(f"{one.image.path}: {values['label'] or 'none of these'} {values['score']:.3f}")
 
 
 def _list_examples(folder: Path) -> list[SourceImage]:
@@ -121,7 +190,7 @@ def _refuse_contradictions(examples: Sequence[Prepared]) -> None:
 
 
 def _embed(
-    predictor: Predictor, images: Sequence[SourceImage], batch_size: int
+    predictor: ImageTower, images: Sequence[SourceImage], batch_size: int
 ) -> tuple[list[Prepared], np.ndarray]:
     """Embed images; those that cannot be read are said and left out."""
     ready: list[Prepared] = []

@@ -4,9 +4,9 @@ import hmac
 import ipaddress
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Security
 from fastapi.security import HTTPBearer
@@ -202,23 +202,18 @@ def _parse_host(value: bytes) -> str:
     return _PORT.sub("", text).strip("[]") if text != "::1" else text
 
 
-async def _check_token(
-    request: Request,
-    _: Annotated[object, Security(HTTPBearer(scheme_name="bearer", auto_error=False))],
-) -> None:
-    request.app.state.policy.check_token(request.headers.get("authorization"))
+def _require_token(scheme: str, check: Callable[[AccessPolicy, str | None], None]) -> Any:
+    """Return a dependency of routes that need a token, by the name of its scheme in the OpenAPI document."""
+    bearer = HTTPBearer(scheme_name=scheme, auto_error=False)
+
+    async def check_header(request: Request, _: Annotated[object, Security(bearer)]) -> None:
+        check(request.app.state.policy, request.headers.get("authorization"))
+
+    return Depends(check_header)
 
 
-TOKEN = Depends(_check_token)
+TOKEN = _require_token("bearer", AccessPolicy.check_token)
 """Stands among the dependencies of a route that needs a token where the server has tokens."""
 
-
-async def _check_teach_token(
-    request: Request,
-    _: Annotated[object, Security(HTTPBearer(scheme_name="teach", auto_error=False))],
-) -> None:
-    request.app.state.policy.check_teach_token(request.headers.get("authorization"))
-
-
-TEACH_TOKEN = Depends(_check_teach_token)
+TEACH_TOKEN = _require_token("teach", AccessPolicy.check_teach_token)
 """Stands among the dependencies of a route for those who may teach."""

@@ -3,7 +3,7 @@
 import base64
 import time
 from collections.abc import Callable
-from typing import Annotated, NamedTuple, ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Query
@@ -225,13 +225,6 @@ def _require_taught(served: ServedModel) -> TaughtClasses:
     return served.taught
 
 
-class _Example(NamedTuple):
-    """An uploaded image that is ready for the model."""
-
-    inputs: Arrays
-    picture: bytes
-
-
 async def _embed(
     request: Request, service: Service, served: ServedModel, upload: Upload
 ) -> tuple[NDArray[np.float32], bytes]:
@@ -242,16 +235,16 @@ async def _embed(
     height, width = await service.run_in_thread(
         check_pixels, upload.data, service.settings.max_pixels
     )
-    example = await service.open_in_thread(height * width, _open_example, upload, served)
-    outputs, _ = await service.run_model(served, example.inputs, context.deadline)
+
+    def open_example() -> tuple[Arrays, bytes]:
+        pixels = open_picture(upload.data, served.model.value_range)
+        assert served.taught is not None
+        return served.model.prepare(pixels), served.taught.shrink_picture(pixels)
+
+    inputs, picture = await service.open_in_thread(height * width, open_example)
+    outputs, _ = await service.run_model(served, inputs, context.deadline)
     assert served.model.embedding is not None
-    return np.asarray(outputs[served.model.embedding.output], np.float32), example.picture
-
-
-def _open_example(upload: Upload, served: ServedModel) -> _Example:
-    pixels = open_picture(upload.data, served.model.value_range)
-    assert served.taught is not None
-    return _Example(served.model.prepare(pixels), served.taught.shrink_picture(pixels))
+    return np.asarray(outputs[served.model.embedding.output], np.float32), picture
 
 
 def _respond(
