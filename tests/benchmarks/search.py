@@ -1,17 +1,20 @@
 """Search in a store: exact against a bare product, and the index with a measured recall against other indexes.
 
-    python tests/benchmarks/search.py [--quick] [--rows 1000000] [--only exact|index]
+    python tests/benchmarks/search.py [--quick] [--rows 994000] [--only exact|index|duplicates] [--alone]
 
 Rows and queries: see search_rows.py. `ours` of the first case is exact search in rows that are in memory, `theirs` is
 `X @ q` with argpartition, in turns. The other cases are a line each: the seconds to build, the median time of a query,
 and recall@10 on real queries of whose images the store has none. LanceDB's defaults stand beside, and faiss where it is
-installed.
+installed. The last line is of near-duplicates: pairs as close as the closest tenth of nearest neighbors, the recall
+that vfm says, that of other rows compared with all, and the memory of a process of its own, with vectors in a file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import resource
 import statistics
 import tempfile
 import time
@@ -24,6 +27,8 @@ from search_rows import Vectors, draw_rows
 from sides import in_turns, report, seconds
 
 from vfm.embed.store import EmbeddingStore, StoreModel
+from vfm.search import neighbor_graph
+from vfm.search.duplicates import find_duplicates
 from vfm.search.exact import load_block, search_blocks, search_store
 from vfm.search.index import IndexFacts, build_index, search_index
 
@@ -110,9 +115,7 @@ def read_position(path: str) -> int:
     return int(Path(path).stem)
 
 
-def compare_indexes(
-    store: EmbeddingStore, rows: Vectors, queries: Vectors, *, defaults: bool
-) -> None:
+def compare_indexes(store: EmbeddingStore, rows: Vectors, queries: Vectors) -> None:
     start = time.perf_counter()
     build_index(store, 0.95)
     seconds_all = time.perf_counter() - start
@@ -137,18 +140,21 @@ def compare_indexes(
             }
         )
     )
-    if defaults:
-        table: Any = store._table
-        start = time.perf_counter()
-        table.create_index("vector", config=_default_index(), name="vfm", replace=True)
-        build = time.perf_counter() - start
 
-        def find_theirs(query: Vectors) -> list[int]:
-            search = table.search(query, vector_column_name="vector").distance_type("cosine")
-            found_rows = search.limit(COUNT).select(["path", "_distance"]).to_list()
-            return [read_position(row["path"]) for row in found_rows]
 
-        judge("LanceDB's defaults", rows, queries, build, find_theirs)
+def judge_others(store: EmbeddingStore, rows: Vectors, queries: Vectors) -> None:
+    """Print what LanceDB's defaults and faiss do; the index of the store is another afterwards."""
+    table: Any = store._table
+    start = time.perf_counter()
+    table.create_index("vector", config=_default_index(), name="vfm", replace=True)
+    build = time.perf_counter() - start
+
+    def find_theirs(query: Vectors) -> list[int]:
+        search = table.search(query, vector_column_name="vector").distance_type("cosine")
+        neighbors = search.limit(COUNT).select(["path", "_distance"]).to_list()
+        return [read_position(row["path"]) for row in neighbors]
+
+    judge("LanceDB's defaults", rows, queries, build, find_theirs)
     try:
         import faiss
     except ImportError:
@@ -169,6 +175,49 @@ def compare_indexes(
     )
 
 
+def judge_duplicates(store: EmbeddingStore) -> None:
+    """Find near-duplicates in a process of its own, and compare other rows with all."""
+    work = multiprocessing.get_context("spawn")
+    with work.Pool(1) as pool:
+        print(json.dumps(pool.apply(_time_duplicates, (store.uri,))), flush=True)
+
+
+def _time_duplicates(uri: str) -> dict[str, Any]:
+    neighbor_graph._IN_MEMORY = 0
+    store = EmbeddingStore.open(uri)
+    start = time.perf_counter()
+    with neighbor_graph.open_rows(store) as block:
+        vectors = block.vectors
+        num_rows = len(vectors)
+        checked = np.random.default_rng(7).permutation(num_rows)[:300]
+        similarity = np.asarray(vectors[checked]) @ vectors.T
+        similarity[np.arange(len(checked)), checked] = -2
+        threshold = float(np.quantile(similarity.max(1), 0.9))
+        truth = [np.flatnonzero(row >= threshold) for row in similarity]
+        del similarity
+        begin = time.perf_counter()
+        pairs = find_duplicates(block, threshold)
+        end = time.perf_counter()
+    listed = set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
+    wanted = [
+        tuple(sorted((int(row), int(other))))
+        for row, others in zip(checked, truth, strict=True)
+        for other in others
+    ]
+    return {
+        "name": "near-duplicates",
+        "rows": num_rows,
+        "threshold": round(threshold, 4),
+        "pairs": len(pairs.first),
+        "read_s": round(begin - start, 1),
+        "seconds": round(end - begin, 1),
+        "recall_said": pairs.graph.recall,
+        "recall_checked": round(sum(pair in listed for pair in wanted) / len(wanted), 4),
+        "cells_compared": pairs.graph.num_probes,
+        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+
+
 def _default_index() -> Any:
     from lancedb.index import IvfPq
 
@@ -177,19 +226,25 @@ def _default_index() -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="20,000 rows, without the others")
+    parser.add_argument("--quick", action="store_true", help="20,000 rows, alone")
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--only", choices=["exact", "index"])
+    parser.add_argument("--only", choices=["exact", "index", "duplicates"])
+    parser.add_argument("--alone", action="store_true", help="without LanceDB's defaults and faiss")
     options = parser.parse_args()
     num_rows = 20_000 if options.quick else options.rows
     rows, queries = draw_rows(num_rows)
     queries = queries[: 50 if options.quick else 200]
     with tempfile.TemporaryDirectory() as folder:
         store = fill_store(Path(folder) / "store", rows)
-        if options.only != "index":
+        if options.only in (None, "exact"):
             compare_exact(store, queries[:20], 3 if options.quick else 7)
-        if options.only != "exact":
-            compare_indexes(store, rows, queries, defaults=not options.quick)
+        if options.only in (None, "index"):
+            compare_indexes(store, rows, queries)
+            if not options.quick and not options.alone:
+                judge_others(store, rows, queries)
+        if options.only in (None, "duplicates"):
+            del rows
+            judge_duplicates(store)
 
 
 if __name__ == "__main__":

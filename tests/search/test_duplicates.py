@@ -132,6 +132,10 @@ def test_the_command_lists_pairs_and_leaks(planted, tmp_path, capsys):
         (["--threshold", "0"], "--threshold is 0. Give a cosine above 0 and up to 1"),
         (["--threshold", "95"], "--threshold is 95."),
         (["--between", "splt"], "no column of .* Did you mean 'split'. Columns: split."),
+        (
+            ["--between", "split", "--where", "split = 'train'"],
+            "all rows have train, so no two can",
+        ),
         (["--export", "x.json"], "Give a .csv file, or take --json true for JSON"),
         (["--where", "x = 1"], "there is no column 'x'"),
     ],

@@ -10,7 +10,7 @@ from vfm_runtime.errors import DataError, OptionError
 
 from tests.search.stores import write_store
 from vfm.cli import main
-from vfm.embed.store import EmbeddingStore
+from vfm.embed.store import EmbeddingStore, lock_store
 from vfm.search import command, index
 from vfm.search.exact import load_block, search_blocks
 from vfm.search.index import IndexFacts, build_index, search_index
@@ -94,11 +94,14 @@ def test_rows_written_since_are_found_and_make_it_stale(tmp_path, monkeypatch):
     assert IndexFacts.read(opened) is None
 
 
-def test_what_cannot_be_indexed_is_refused(indexed, tmp_path):
+def test_what_cannot_be_indexed_is_refused(indexed, tmp_path, capsys):
     store, _ = indexed
     for recall in (0, 1, 1.5):
         with pytest.raises(OptionError, match=r"--recall is .* Give a fraction below 1.*exact"):
             build_index(store, recall)
+    with lock_store(store.uri):
+        assert main(["index", store.uri]) == 1
+    assert "Another process is writing to" in capsys.readouterr().err
     small = write_store(str(tmp_path / "small"), np.ones((5, WIDTH), np.float32))
     with pytest.raises(DataError, match=r"has 5 rows; .* at least 1,000.*exact search is quick"):
         build_index(small)

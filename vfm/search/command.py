@@ -86,7 +86,7 @@ def search(
             f"Recall 1 (exact): {result.num_searched:,} of {num_rows:,} vectors compared in "
             f"{milliseconds:.0f} ms"
         )
-        if result.num_searched > EXACT_UP_TO and not exact and facts is None:
+        if result.num_searched > EXACT_UP_TO and not exact and expression is None and facts is None:
             recall += f". Exact and slow; build an index: vfm index {store} --recall 0.95"
     else:
         recall = f"{facts.describe(setting)}: {milliseconds:.0f} ms"

@@ -34,6 +34,14 @@ class Duplicates:
     graph: NeighborGraph
     """The neighbors that the pairs are of, and how sure it is that they are all."""
 
+    def compare(self, block: VectorBlock, column: str | None) -> NDArray[np.bool_]:
+        """Return for each pair whether its two rows have different values of a column, bool [P]."""
+        if column is None:
+            return np.zeros(len(self.first), bool)
+        values = [block.rows[column].take(end).to_pylist() for end in (self.first, self.second)]
+        differ = [None not in (a, b) and a != b for a, b in zip(*values, strict=True)]
+        return np.array(differ, bool)
+
 
 def find_duplicates(
     block: VectorBlock,

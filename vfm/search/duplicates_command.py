@@ -65,15 +65,24 @@ def duplicates(
         )
     if export is not None and export.suffix != ".csv":
         raise OptionError(f"--export is {export}. Give a .csv file, or take --json true for JSON.")
-    split = between or ("split" if "split" in columns else None)
     with open_rows(opened, [*columns, "sha256"], expression) as block:
+        split = between or ("split" if "split" in columns else None)
+        values = [] if split is None else block.rows[split].drop_null().unique().to_pylist()
+        if len(values) < 2:
+            if between is not None:
+                value = values[0] if values else "no value"
+                raise OptionError(
+                    f"--between is '{between}', in which all rows have {value}, so no two can differ. "
+                    "Name another column, or leave it out for all pairs."
+                )
+            split = None
         pairs = find_duplicates(
             block,
             threshold,
             between=between,
             progress=lambda text: print(text, file=sys.stderr, flush=True),
         )
-        is_leak = _compare_column(block, pairs, split)
+        is_leak = pairs.compare(block, split)
         lines = _describe(block, pairs, is_leak, split, threshold)
         if json:
             facts = {"threshold": threshold, "recall": pairs.graph.recall}
@@ -93,15 +102,6 @@ def duplicates(
         if out is not None:
             _write_page(out, store, block, pairs, is_leak, columns, lines)
             print(f"Pictures: {out}", file=sys.stderr if json else sys.stdout)
-
-
-def _compare_column(block: VectorBlock, pairs: Duplicates, column: str | None) -> Any:
-    """Return for each pair whether its two rows have different values of a column, bool [P]."""
-    if column is None:
-        return np.zeros(len(pairs.first), bool)
-    values = [block.rows[column].take(end).to_pylist() for end in (pairs.first, pairs.second)]
-    differ = [None not in (a, b) and a != b for a, b in zip(*values, strict=True)]
-    return np.array(differ, bool)
 
 
 def _describe(

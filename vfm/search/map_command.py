@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from vfm_runtime.cpu_quota import count_usable_cores
 from vfm_runtime.errors import DataError, MissingPackageError, OptionError, suggest
 
 from vfm.embed.sources import RESERVED
 from vfm.embed.store import EmbeddingStore
-from vfm.report.point_map import make_thumbnail, write_point_map
+from vfm.report.point_map import write_point_map
 from vfm.search.filters import parse_filter
 from vfm.search.neighbor_graph import open_rows
-from vfm.search.pictures import open_picture
+from vfm.search.pictures import iterate_thumbnails
 
 MOST_POINTS = 10_000
 """Pictures of a page: each takes about a kilobyte."""
 
 _LEARNED = 20_000
 """Rows that PCA learns from."""
-_TICK = 500
 
 
 def draw_map(
@@ -89,7 +84,7 @@ def draw_map(
     write_point_map(
         out,
         coordinates,
-        list(_iterate_thumbnails(paths)),
+        list(iterate_thumbnails(paths, lambda text: print(text, file=sys.stderr, flush=True))),
         paths,
         title="Map of images",
         subtitle=subtitle,
@@ -113,15 +108,6 @@ def _project(
     pca = PCA(2, random_state=seed).fit(np.asarray(vectors[learned]))
     part = pca.explained_variance_ratio_.sum()
     return pca.transform(np.asarray(vectors[drawn])), f"PCA: 2 axes hold {part:.0%} of the variance"
-
-
-def _iterate_thumbnails(paths: Sequence[str]) -> Iterator[Image.Image]:
-    with ThreadPoolExecutor(count_usable_cores()) as pool:
-        pictures = pool.map(lambda path: make_thumbnail(open_picture(path)), paths)
-        for number, picture in enumerate(pictures, 1):
-            yield picture
-            if number % _TICK == 0:
-                print(f"{number:,} of {len(paths):,} pictures", file=sys.stderr, flush=True)
 
 
 def _import_umap() -> Any:
