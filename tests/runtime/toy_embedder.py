@@ -42,6 +42,7 @@ def build(folder: Path, fingerprint: str = CONTRACT["embedding"]["fingerprint"])
     pixels = ("pixels", TensorProto.UINT8, ["N", toy.SIDE, toy.SIDE, 3])
     answer = ("embedding", TensorProto.FLOAT, ["N", WIDTH])
     toy.save_graph(folder / "model.onnx", nodes, constants, pixels, [answer], metadata)
+    write_pictures(folder / "golden", (200, 40, 40), 2)
     toy.write_vfm_json(folder, contract)
     return folder
 

@@ -16,6 +16,7 @@ from vfm_runtime.errors import DataError, OptionError
 from vfm.embed.models import open_embedder
 from vfm.embed.passes import ImageTower, Prepared, embed_batches
 from vfm.embed.sources import SourceImage, list_source_images
+from vfm.incontext.class_bundle import write_class_bundle
 from vfm.incontext.few_shot import fit_few_shot
 from vfm.incontext.support_curve import format_points, measure_supports, write_curve
 from vfm.incontext.towers import ImageTextModel, open_image_text_model
@@ -37,6 +38,7 @@ def classify(
     base: Path | None = None,
     curve: Path | None = None,
     draws: int = 5,
+    bundle: Path | None = None,
     json: bool = False,
     device: str = "auto",
     batch_size: int = 32,
@@ -57,6 +59,7 @@ def classify(
         base: File of the backbone's weights, for an adapter, or for a name in place of timm's.
         curve: Folder to write the accuracy of 1, 2, 4, 8 and 16 examples a class to, as JSON, plot and page.
         draws: Number of random supports of each size of the curve.
+        bundle: Folder to write a bundle to that labels by the means of these examples, which any client may replace.
         json: Print JSON, one object a line and image.
         device: cpu, cuda, or auto for CUDA where there is one.
         batch_size: Number of images that go through the model at once.
@@ -74,7 +77,7 @@ def classify(
             "--examples DIR, --labels cat,dog and --prompts FILE."
         )
     allowed: dict[tuple[str, ...], dict[str, object]] = {
-        ("examples",): {"curve": curve, "embedding": embedding},
+        ("examples",): {"curve": curve, "embedding": embedding, "bundle": bundle},
         ("labels",): {"templates": templates or None},
         ("labels", "prompts"): {"none-below": none_below, "none-images": none_images},
     }
@@ -116,6 +119,14 @@ def classify(
         points = measure_supports(vectors, classes, keys=keys, draws=draws)
         print(format_points(points), file=sys.stderr)
         write_curve(curve, points, f"{len(taught)} examples of {len(counts)} classes by {model}")
+    if bundle is not None:
+        if not Path(model).is_dir():
+            raise OptionError(
+                f"--bundle adds classes to a bundle, and {model} is none. Export it first: vfm export {model} --images "
+                "IMAGES -o BUNDLE."
+            )
+        write_class_bundle(Path(model), vectors, classes, bundle)
+        print(f"{bundle}: labels by the nearest mean of each class", file=sys.stderr)
     answered, vectors = _embed(predictor, shown, batch_size)
     scores = classifier.score(vectors) if answered else np.zeros((0, len(classifier.labels)))
     for one, row in zip(answered, scores, strict=True):
