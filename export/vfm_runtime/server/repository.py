@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,8 +186,16 @@ class Repository:
             metrics=self._metrics.select_batch_metrics(name, version),
         )
         taught = None
-        if settings.state is not None and model.embedding is not None:
-            model.keep_state(settings.state / name, keep_pictures=settings.keep_pictures)
+        if settings.state is not None and model.embedding and model.embedding.fingerprint:
+            # Vectors of other weights cannot be compared: each has a folder of its own, and a new bundle takes over.
+            weights = re.sub(r"[^0-9A-Za-z]", "_", model.embedding.fingerprint[:12])
+            state = settings.state / name / weights
+            if not state.exists() and state.parent.exists():
+                _log.warning(
+                    "Nothing was taught to the weights of %s, version %s. What was taught to others stays in %s.",
+                    *(name, version, state.parent),
+                )
+            model.keep_state(state, keep_pictures=settings.keep_pictures)
             taught = model.taught
         return ServedModel(name, version, model, batcher, taught)
 

@@ -8,8 +8,9 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings, strategies as st
 from schemathesis import GenerationMode
+from vfm_runtime.server.settings import Settings
 
-from tests.runtime import toy
+from tests.runtime import toy, toy_embedder
 from tests.runtime.server.live import PATIENCE_S, Live
 
 pytestmark = pytest.mark.slow
@@ -138,3 +139,40 @@ def test_good_tensors(schema, session):
         )
         answer = case.call_and_validate(session=session, timeout=PATIENCE_S)
         assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("path", ["/taught", "/teach", "/forget", "/classify", "/why"])
+def test_requests_to_teach(session, tmp_path, path):
+    """Routes that are there with a state alone; 422 also says that a class was not taught, or is only one."""
+    bundle = toy_embedder.build(tmp_path / "colors")
+    server = Live(Settings(bundles=(str(bundle),), device="cpu", state=tmp_path / "state"))
+    accepted = {"expected-statuses": ["2xx", 400, 404, 413, 422, 504]}
+    config = {"checks": {**CONFIG["checks"], "positive_data_acceptance": accepted}}
+    schema = schemathesis.openapi.from_url(
+        f"{server.url}/openapi.json", config=schemathesis.Config.from_dict(config), timeout=10
+    )
+    operation = schema[path]["GET" if path == "/taught" else "POST"]
+    names = {part.name for part in operation.query}
+    query = {k: v for k, v in {"model": "colors", "label": "x"}.items() if k in names}
+    modes = [
+        operation.as_strategy(generation_mode=mode, **fixed)
+        for mode in GenerationMode
+        for fixed in ({}, {"query": query})
+    ]
+
+    @settings(
+        max_examples=100,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.one_of(modes))
+    def check(case):
+        case.call_and_validate(session=session, timeout=PATIENCE_S)
+
+    try:
+        check()
+        assert server.ask("/v2/health/ready")[0] == 200
+    finally:
+        server.stop()

@@ -130,6 +130,30 @@ def test_models_without_embeddings_and_servers_without_a_state(make_settings, fo
         refused(client.post("/teach?label=x", content=red, headers=BYTES), 404, "not_found")
 
 
+def test_each_version_has_what_its_own_weights_were_taught(make_settings, tmp_path, caplog):
+    for version, fingerprint in (("1", "0123456789abcdef"), ("2", "fedcba9876543210")):
+        toy_embedder.build(tmp_path / "models" / version, fingerprint)
+    red, blue = paint(RED, 1) + paint(BLUE, 1)
+    for turn in range(2):
+        settings = make_settings(tmp_path / "models")
+        with TestClient(create_app(settings), base_url=LOCAL) as client:
+
+            def ask(route, image=red, **names):
+                names = {"model": "models", **names}
+                return client.post(route, content=image, headers=BYTES, params=names)
+
+            if turn == 0:
+                ask("/teach", red, version="1", label="red")
+                assert ask("/teach", blue, version="1", label="blue").json()["state_version"] == 2
+                assert ask("/teach", red, label="old").json()["classes"] == {"old": 1}
+            assert ask("/classify", version="1").json()["label"] == "red"
+            assert "1 class was taught" in ask("/classify").json()["error"]
+    toy_embedder.build(tmp_path / "models" / "3", "00000000000000ff")
+    with TestClient(create_app(settings), base_url=LOCAL) as client:
+        assert client.get("/taught?model=models").json()["classes"] == {}
+    assert "Nothing was taught to the weights of models, version 3. What was" in caplog.text
+
+
 def test_whoever_teaches_needs_a_token_of_its_own(make_settings, monkeypatch, refused, tmp_path):
     monkeypatch.setenv("VFM_TOKENS", TOKEN)
     for own in ("", TOKEN):
