@@ -32,6 +32,7 @@ def classify(
     labels: str | None = None,
     templates: Sequence[str] = (),
     prompts: Path | None = None,
+    text: Path | None = None,
     none_below: float | None = None,
     none_images: Path | None = None,
     embedding: EmbeddingSource | None = None,
@@ -48,11 +49,12 @@ def classify(
 
     Args:
         images: Folder of images, or a table of them.
-        model: Name of a backbone, checkpoint, or folder of a bundle that embeds; for words open_clip:NAME/WEIGHTS.
+        model: Name of a backbone, checkpoint or folder of a bundle; for words open_clip:NAME/WEIGHTS or conse:NAME.
         examples: Folder with a folder of images for each class, named by it.
         labels: In place of examples: labels as words, with commas between.
         templates: Texts that labels stand in, in place of {}; several are averaged.
         prompts: In place of labels: JSON file with a list of texts for each label.
+        text: Folder of a text encoder, by which conse:NAME reads words.
         none_below: Cosine below which an image shows none of the labels given as words.
         none_images: Folder of images that show none of the labels, by which that cosine is chosen.
         embedding: What the vector is made of: pooled (the default), class_token, patches or layers.
@@ -79,7 +81,7 @@ def classify(
     allowed: dict[tuple[str, ...], dict[str, object]] = {
         ("examples",): {"curve": curve, "embedding": embedding, "bundle": bundle},
         ("labels",): {"templates": templates or None},
-        ("labels", "prompts"): {"none-below": none_below, "none-images": none_images},
+        ("labels", "prompts"): {"text": text, "none-below": none_below, "none-images": none_images},
     }
     for names, options in allowed.items():
         misplaced = [name for name, value in options.items() if value is not None]
@@ -93,7 +95,7 @@ def classify(
         texts = (
             read_prompts(prompts) if prompts else make_prompts(str(labels).split(","), templates)
         )
-        pair = open_image_text_model(model, base=base, device=device)
+        pair = open_image_text_model(model, base=base, text=text, device=device)
         _classify_by_words(shown, pair, texts, none_below, none_images, json, batch_size)
         return
     labeled = _list_examples(examples)

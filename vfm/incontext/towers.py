@@ -17,6 +17,7 @@ from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
 from vfm.embed.passes import ImageTower
+from vfm.incontext import conse
 
 PREFIX = "open_clip:"
 """Begins the names of open_clip's models, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`."""
@@ -71,24 +72,32 @@ class OpenClipModel:
 
 
 def open_image_text_model(
-    name: str, *, base: Path | None = None, device: str = "auto"
+    name: str, *, base: Path | None = None, text: Path | None = None, device: str = "auto"
 ) -> ImageTextModel:
     """Open a model by name: `open_clip:NAME/WEIGHTS`, with one of open_clip's tags of weights, or a file of them.
+
+    Or `conse:NAME`, a classifier of timm whose class names a text encoder reads.
 
     Args:
         name: Name of the model, and of its weights after a slash.
         base: File of weights, in place of a tag.
+        text: Folder of a text encoder, for `conse:NAME`.
         device: `cpu`, `cuda`, or `auto`.
 
     Raises:
         OptionError: The model has no text tower, is not known, or no weights were named.
-        DataError: The weights cannot be loaded.
+        DataError: The weights, or the text encoder, cannot be loaded.
         MissingPackageError: open_clip is not installed.
     """
+    if name.startswith(conse.PREFIX):
+        return conse.open_conse(name, base=base, text=text, device=device)
+    if text is not None:
+        raise OptionError(f"--text goes with {conse.PREFIX}NAME, not with '{name}'. Leave it out.")
     if not name.startswith(PREFIX):
         raise OptionError(
             f"'{name}' has no text tower, so that words cannot be compared with images. Give --model "
-            f"{PREFIX}ViT-B-32/laion2b_s34b_b79k or another pair of open_clip, or --examples in place of words."
+            f"{PREFIX}ViT-B-32/laion2b_s34b_b79k or another pair of open_clip, {conse.PREFIX}NAME with --text, or "
+            "--examples in place of words."
         )
     try:
         import open_clip
