@@ -41,7 +41,7 @@ def search(
 ) -> None:
     """Find the images of a store that are most like another, and say how sure it is that they are.
 
-    Every vector is compared, but in a store with an index (vfm index) and without a filter.
+    Every vector is compared, but above 200,000 rows in a store with an index (vfm index) and without a filter.
 
     Args:
         store: Folder or address of the embeddings that `vfm embed` wrote.
@@ -50,7 +50,7 @@ def search(
         text: Words to look for, of a model that has a text tower.
         where: Only among rows for which this holds, such as "label = 'cat' and split in ('train', 'val')".
         k: Number of images to list.
-        exact: Compare every vector, whether there is an index or not.
+        exact: Compare every vector of a large store with an index, too.
         out: HTML page to write, with the pictures; -o for short.
         model: Model of the store, where it is no longer where it was, or a bundle of it.
         base: File of the backbone's weights, where it is no longer where it was.
@@ -65,14 +65,15 @@ def search(
     """
     opened = EmbeddingStore.open(store)
     expression = None if where is None else parse_filter(where, opened.columns)
-    _check_query_kind(opened, image, text)
-    assert image is not None
+    image = _require_image(opened, image, text)
     picture = open_image(image)
     if box is not None:
         picture = crop_box(picture, box, image)
     query = embed_query(opened, picture, model=model, base=base, device=device, trust=trust)
     columns = [name for name in opened.columns if name not in RESERVED]
-    facts = None if exact or expression is not None else IndexFacts.read(opened)
+    num_rows = opened.num_rows
+    may_approximate = num_rows > EXACT_UP_TO and expression is None and not exact
+    facts = IndexFacts.read(opened) if may_approximate else None
     setting = None if facts is None else facts.select(k)
     start = time.perf_counter()
     if facts is None or setting is None:
@@ -81,12 +82,11 @@ def search(
         result = search_index(opened, facts, query, count=k, columns=columns)
     milliseconds = 1000 * (time.perf_counter() - start)
     if facts is None or setting is None:
-        num_rows = opened.num_rows
         recall = (
             f"Recall 1 (exact): {result.num_searched:,} of {num_rows:,} vectors compared in "
             f"{milliseconds:.0f} ms"
         )
-        if result.num_searched > EXACT_UP_TO and not exact and expression is None and facts is None:
+        if may_approximate and facts is None:
             recall += f". Exact and slow; build an index: vfm index {store} --recall 0.95"
     else:
         recall = f"{facts.describe(setting)}: {milliseconds:.0f} ms"
@@ -112,7 +112,8 @@ def search(
             print(f"Pictures: {out}")
 
 
-def _check_query_kind(store: EmbeddingStore, image: Path | None, text: str | None) -> None:
+def _require_image(store: EmbeddingStore, image: Path | None, text: str | None) -> Path:
+    """Return the image to look for; there must be one, since no store is of a model that embeds text."""
     if text is not None:
         raise OptionError(
             f"--text '{text}' cannot be looked for: {store.uri} holds vectors of {store.model.model} "
@@ -121,6 +122,7 @@ def _check_query_kind(store: EmbeddingStore, image: Path | None, text: str | Non
         )
     if image is None:
         raise OptionError("There is nothing to look for. Give --image FILE.")
+    return image
 
 
 def crop_box(picture: Pixels, box: str, image: Path) -> Pixels:

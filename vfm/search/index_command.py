@@ -44,5 +44,5 @@ def index(store: str, *, recall: float = 0.95, json: bool = False) -> None:
         )
     if facts.num_rows <= EXACT_UP_TO:
         print(
-            f"Up to {EXACT_UP_TO:,} rows exact search is quick, too: vfm search {store} --exact true"
+            f"vfm search does without it up to {EXACT_UP_TO:,} rows, where exact search is quick."
         )
