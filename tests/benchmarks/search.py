@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -29,7 +28,7 @@ from sides import in_turns, report, seconds
 
 from vfm.embed.store import EmbeddingStore, StoreModel
 from vfm.search import neighbor_graph
-from vfm.search.duplicates import find_duplicates
+from vfm.search.duplicates import MOST_NEIGHBORS, find_duplicates
 from vfm.search.exact import load_block, search_blocks, search_store
 from vfm.search.index import IndexFacts, build_index, search_index
 
@@ -178,47 +177,55 @@ def judge_others(store: EmbeddingStore, rows: Vectors, queries: Vectors) -> None
     )
 
 
-def judge_duplicates(store: EmbeddingStore) -> None:
-    """Find near-duplicates in a process of its own, and compare other rows with all."""
-    work = multiprocessing.get_context("spawn")
-    with work.Pool(1) as pool:
-        print(json.dumps(pool.apply(_time_duplicates, (store.uri,))), flush=True)
+def judge_duplicates(store: EmbeddingStore, rows: Vectors) -> None:
+    """Find near-duplicates in a process of its own, and compare 1,000 of the rows with all."""
+    checked = np.random.default_rng(7).permutation(len(rows))[:1000]
+    nearest, above = [], []
+    for start in range(0, len(checked), 100):
+        part = checked[start : start + 100]
+        similarity = rows[part] @ rows.T
+        similarity[np.arange(len(part)), part] = -2
+        nearest += similarity.max(1).tolist()
+        threshold = float(np.quantile(nearest[:100], 0.9))  # of the first part for all
+        for row, values in zip(part.tolist(), similarity, strict=True):
+            best = np.argsort(-values)[:MOST_NEIGHBORS] if (values >= threshold).any() else []
+            above += [tuple(sorted((row, int(i)))) for i in best if values[i] >= threshold]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        facts, paths, others = pool.apply(_time_duplicates, (store.uri, threshold))
+    listed = {tuple(sorted(map(read_position, pair))) for pair in zip(paths, others, strict=True)}
+    recall = sum(pair in listed for pair in above) / len(above)
+    facts |= {"recall_checked": round(recall, 4), "pairs_checked": len(above)}
+    print(json.dumps({"name": "near-duplicates", "rows": len(rows)} | facts), flush=True)
 
 
-def _time_duplicates(uri: str) -> dict[str, Any]:
+def read_peak() -> int:
+    """Return the largest resident memory of this process since it began, in KiB, with the pages of mapped files."""
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(text.partition("VmHWM:")[2].split()[0])
+
+
+def _time_duplicates(uri: str, threshold: float) -> tuple[dict[str, Any], list[str], list[str]]:
     neighbor_graph._IN_MEMORY = 0
     store = EmbeddingStore.open(uri)
+    at_start = read_peak()
     start = time.perf_counter()
     with neighbor_graph.open_rows(store) as block:
-        vectors = block.vectors
-        num_rows = len(vectors)
-        checked = np.random.default_rng(7).permutation(num_rows)[:300]
-        similarity = np.asarray(vectors[checked]) @ vectors.T
-        similarity[np.arange(len(checked)), checked] = -2
-        threshold = float(np.quantile(similarity.max(1), 0.9))
-        truth = [np.flatnonzero(row >= threshold) for row in similarity]
-        del similarity
         begin = time.perf_counter()
         pairs = find_duplicates(block, threshold)
         end = time.perf_counter()
-    listed = set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
-    wanted = [
-        tuple(sorted((int(row), int(other))))
-        for row, others in zip(checked, truth, strict=True)
-        for other in others
-    ]
-    return {
-        "name": "near-duplicates",
-        "rows": num_rows,
+    peak = read_peak()
+    facts = {
         "threshold": round(threshold, 4),
         "pairs": len(pairs.first),
         "read_s": round(begin - start, 1),
         "seconds": round(end - begin, 1),
-        "recall_said": pairs.graph.recall,
-        "recall_checked": round(sum(pair in listed for pair in wanted) / len(wanted), 4),
         "cells_compared": pairs.graph.num_probes,
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_gib": round(peak / 2**20, 2),
+        "at_start_gib": round(at_start / 2**20, 2),
+        "recall_said": pairs.graph.recall,
     }
+    ends = [block.rows["path"].take(end).to_pylist() for end in (pairs.first, pairs.second)]
+    return facts, *ends
 
 
 def _default_index() -> Any:
@@ -246,8 +253,7 @@ def main() -> None:
             if not options.quick and not options.alone:
                 judge_others(store, rows, queries)
         if options.only in (None, "duplicates"):
-            del rows
-            judge_duplicates(store)
+            judge_duplicates(store, rows)
 
 
 if __name__ == "__main__":

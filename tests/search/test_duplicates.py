@@ -58,7 +58,7 @@ def test_a_graph_by_cells_has_the_recall_that_it_says(monkeypatch):
     assert graph.num_pairs == 1200
     assert np.mean(hits) == pytest.approx(graph.recall, abs=0.02)
     assert "30 cells" in said[1]
-    # Hardly anything is above the threshold: the nearest neighbor is what is judged.
+    # Nothing is above the threshold: the nearest neighbor is what is judged.
     assert build_graph(vectors, 4, least=0.99999).num_pairs == 300
 
 

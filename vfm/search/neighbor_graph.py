@@ -23,8 +23,7 @@ _CELL = 1000
 """Rows in a cell, in the mean."""
 _MOST_PROBES = 24
 _SAMPLE = 1000
-_ENOUGH = 100
-"""Pairs of the sample by which a recall is judged; with fewer it is that of the nearest neighbor."""
+"""Rows in each of two samples, in both of which the recall must be reached; the lower one is said."""
 _BLOCK = 4096
 _TIE = 1e-5
 
@@ -108,7 +107,7 @@ def build_graph(
         everything = np.arange(num_rows)
         lists.compare(vectors, everything, everything)
         return NeighborGraph(*lists.sort(), recall=1.0, num_pairs=0, num_probes=0)
-    sample = np.sort(np.random.default_rng(0).permutation(num_rows)[:_SAMPLE])
+    sample = np.sort(np.random.default_rng(0).permutation(num_rows)[: 2 * _SAMPLE])
     tell(f"comparing {len(sample):,} rows with all {num_rows:,}")
     truth = _BestLists(len(sample), count, -1.0, values)
     sampled = vectors[sample]
@@ -117,25 +116,25 @@ def build_graph(
         similarity = sampled @ vectors[start : start + _BLOCK].T
         truth.update(np.arange(len(sample)), sample, targets, similarity)
     true_neighbors, true_similarity = truth.sort()
+    # The nearest neighbor counts even where it is no near-duplicate: these, which are easier to find, may be few.
     is_judged = true_similarity >= least
-    if is_judged.sum() < _ENOUGH:
-        is_judged = np.zeros_like(is_judged)
-        is_judged[:, 0] = true_neighbors[:, 0] >= 0
+    is_judged[:, 0] = true_neighbors[:, 0] >= 0
     tell(f"sorting {num_rows:,} rows into {num_rows // _CELL:,} cells")
     probes = _assign_cells(vectors, num_rows // _CELL)
     # The probe of a sampled row by which each of its true neighbors would be met.
     meets = probes[sample][:, None, :] == probes[true_neighbors][:, :, :1]
-    ranks = np.where(meets.any(2), meets.argmax(2), _MOST_PROBES)[is_judged]
-    fractions = [
-        float((ranks < probe).sum() / max(len(ranks), 1)) for probe in range(1, probes.shape[1] + 1)
-    ]
-    num_probes = 1 + next((i for i, f in enumerate(fractions) if f >= recall), len(fractions) - 1)
+    ranks = np.where(meets.any(2), meets.argmax(2), _MOST_PROBES)
+    halves = [ranks[half::2][is_judged[half::2]] for half in (0, 1)]
+    for num_probes in range(1, probes.shape[1] + 1):
+        reached = [float((half < num_probes).sum() / max(len(half), 1)) for half in halves]
+        if min(reached) >= recall:
+            break
     tell(f"comparing each row with {num_probes} cells")
     _compare_cells(vectors, probes[:, :num_probes], lists)
     return NeighborGraph(
         *lists.sort(),
-        recall=round(fractions[num_probes - 1], 4),
-        num_pairs=int(is_judged.sum()),
+        recall=round(min(reached), 4),
+        num_pairs=min(map(len, halves)),
         num_probes=num_probes,
     )
 
