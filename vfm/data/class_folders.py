@@ -21,7 +21,7 @@ def list_images(root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[
     """Path of every image below a folder, sorted, as text: of a million, objects would take seconds.
 
     Args:
-        root: The folder.
+        root: Folder whose images, in it or below it, are listed.
         suffixes: How the names of its images, or of what else is read, end.
 
     Raises:

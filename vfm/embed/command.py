@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,8 @@ from vfm.models.heads.embedding import EmbeddingSource
 UNREADABLE_FILE = "unreadable.csv"
 """Images that could not be read, in the folder of a store."""
 
-_CHUNK = 1024
-"""Images of one write."""
+_CHUNK = 16_384
+"""Images of one write. Each write is a file until the store is compacted, which copies all rows."""
 _SECONDS = 20.0
 """Time after which fewer are written: what a stopped run loses at most."""
 _SHOWN = 5
@@ -144,6 +144,24 @@ def embed(
         raise DataError(f"None of the {len(images):,} images of {source} could be read.")
 
 
+def _find_gone(
+    stamps: Mapping[str, tuple[str, str]],
+    images: Sequence[SourceImage],
+    source: str | None,
+    unreadable: Collection[str],
+) -> list[str]:
+    """Rows of files that can be read no more, whose vectors are of what they were, and of those that a source lost."""
+    if source is None:
+        return [path for path in stamps if path.partition(FRAME_MARK)[0] in unreadable]
+    listed = {image.path for image in images} - set(unreadable)
+    files = ((path, path.partition(FRAME_MARK)[0], origin) for path, (origin, _) in stamps.items())
+    return [
+        path
+        for path, file, origin in files
+        if file in unreadable or (origin == source and file not in listed)
+    ]
+
+
 def _list_unreadable(to: str, unreadable: Mapping[str, str]) -> None:
     """Write the files that could not be read into the folder of a store, in place of those of the last run."""
     if "://" in to:
@@ -200,16 +218,11 @@ def update_store(
     if rows:
         _write(store, vectors, rows, source)
     report.seconds = time.perf_counter() - start
-    # A file that can be read no more must not be answered by what it once was, nor a video by frames that it had.
-    listed = {image.path for image in images} - set(report.unreadable)
-    embedded = {image.path for image in waiting} & listed
-    gone = []
-    for path, (origin, _) in stamps.items():
-        file, is_frame = path.partition(FRAME_MARK)[0], FRAME_MARK in path
-        was_replaced = is_frame and file in embedded and path not in current
-        is_gone = drop_gone and origin == source and file not in listed
-        if file in report.unreadable or was_replaced or is_gone:
-            gone.append(path)
+    gone = _find_gone(stamps, images, source if drop_gone else None, report.unreadable)
+    # Nor is a video answered by frames that it had.
+    videos = {image.path for image in waiting if image.num_frames}
+    frames = [path for path in stamps if FRAME_MARK in path and path not in current]
+    gone += [path for path in frames if path.partition(FRAME_MARK)[0] in videos]
     store.delete(gone)
     report.num_dropped = len(gone)
     if report.num_embedded or gone:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import IMAGE_SUFFIXES, ImageError, Pixels, open_image
 from vfm_runtime.media.video import VIDEO_SUFFIXES, is_video, read_video
 
-from vfm.data.class_folders import SPLIT_FOLDERS, list_images
+from vfm.data.class_folders import SPLIT_FOLDERS, list_images, write_prefix
 from vfm.data.dataset import Record, describe_content, read_mtime
 from vfm.data.shards import expand
 from vfm.data.table_rows import join_path, read_names
@@ -35,7 +36,7 @@ _SHOWN_FRAMES = 256
 Cell = str | int | float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceImage:
     """One image to embed."""
 
@@ -129,23 +130,32 @@ def _list_shards(pattern: str) -> list[SourceImage]:
 
 def _list_folder(root: Path, num_frames: int) -> list[SourceImage]:
     suffixes = IMAGE_SUFFIXES + (VIDEO_SUFFIXES if num_frames else ())
-    paths = [Path(path) for path in list_images(root, suffixes)]
-    parts = [path.relative_to(root).parts for path in paths]
-    tops = {names[0].lower() for names in parts if len(names) > 1}
+    prefix, absolute = write_prefix(root), write_prefix(root.absolute())
+    names = [path.removeprefix(prefix).replace(os.sep, "/") for path in list_images(root, suffixes)]
+    tops = {top.lower() for top, slash, _ in (name.partition("/") for name in names) if slash}
     has_splits = bool(tops) and tops <= set(SPLIT_FOLDERS)
+    # Images of one folder share their columns: a million of their own would take a gigabyte.
+    shared: dict[tuple[str, bool], Mapping[str, Cell]] = {}
     images = []
-    for path, names in zip(paths, parts, strict=True):
-        folders = names[:-1]
-        split = SPLIT_FOLDERS[folders[0].lower()] if has_splits and folders else None
-        classes = folders[1:] if has_splits else folders
-        columns: dict[str, Cell] = {"label": classes[0] if classes else None, "split": split}
-        is_clip = path.name.lower().endswith(VIDEO_SUFFIXES)
-        if is_clip:
-            columns["time"] = math.nan  # of the whole; its frames have one
-        absolute = path.absolute().as_posix()
-        record = Record(absolute, -1, "/".join(names))
-        images.append(SourceImage(absolute, record, columns, num_frames if is_clip else 0))
+    for name in names:
+        folder = name.rpartition("/")[0]
+        is_clip = name.lower().endswith(VIDEO_SUFFIXES)
+        columns = shared.get((folder, is_clip))
+        if columns is None:
+            columns = shared[folder, is_clip] = _describe_folder(folder, has_splits, is_clip)
+        path = (absolute + name).replace(os.sep, "/")
+        images.append(SourceImage(path, Record(path, -1, path), columns, num_frames * is_clip))
     return images
+
+
+def _describe_folder(folder: str, has_splits: bool, is_clip: bool) -> Mapping[str, Cell]:
+    folders = folder.split("/") if folder else []
+    split = SPLIT_FOLDERS[folders[0].lower()] if has_splits and folders else None
+    classes = folders[1:] if has_splits else folders
+    columns: dict[str, Cell] = {"label": classes[0] if classes else None, "split": split}
+    if is_clip:
+        columns["time"] = math.nan  # of the whole; its frames have one
+    return columns
 
 
 def _list_table(file: Path, path_column: str) -> list[SourceImage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -174,7 +175,8 @@ class EmbeddingStore:
         stamps: dict[str, tuple[str, str]] = {}
         for batch in self._query(names, None):
             path, source, stamp = (batch.column(name).to_pylist() for name in names)
-            stamps |= zip(path, zip(source, stamp, strict=True), strict=True)
+            sources = map(sys.intern, source)  # of a million rows a few
+            stamps |= zip(path, zip(sources, stamp, strict=True), strict=True)
         return stamps
 
     def add_columns(self, rows: Any) -> None:
