@@ -54,6 +54,7 @@ PUBLIC = [
     "Head",
     "IdxData",
     "ImageData",
+    "ImageEmbedder",
     "LinearHead",
     "LoRA",
     "Loss",
