@@ -188,7 +188,7 @@ class Preprocess:
     size: tuple[int, int]
     """Height and width in pixels that the model takes."""
     fit: Fit = "crop"
-    """How the aspect ratio is met: `crop` cuts the center, `squash` distorts, `letterbox` pads with the mean colour."""
+    """How the aspect ratio is met: `crop` cuts the center, `squash` distorts, `letterbox` pads with the mean color."""
     crop_fraction: float = 1.0
     """Share of the largest centred region that `crop` keeps, along each side."""
     interpolation: Interpolation = "bilinear"
