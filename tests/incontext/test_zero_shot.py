@@ -10,6 +10,7 @@ from PIL import Image
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.image import open_image
 
+from tests.embed.tiny_pair import write_tiny_pair
 from tests.runtime.toy_embedder import write_pictures
 from vfm.cli import main
 from vfm.incontext import command
@@ -139,28 +140,7 @@ def test_a_model_without_a_text_tower_is_refused():
 
 def test_a_tiny_pair_of_open_clip(tmp_path, capsys):
     open_clip = pytest.importorskip("open_clip")
-    config = {
-        "embed_dim": 32,
-        "vision_cfg": {
-            "image_size": 32,
-            "layers": 1,
-            "width": 64,
-            "head_width": 32,
-            "patch_size": 8,
-        },
-        "text_cfg": {
-            "context_length": 16,
-            "vocab_size": 49408,
-            "width": 64,
-            "heads": 2,
-            "layers": 1,
-        },
-    }
-    (tmp_path / "tiny_pair.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path / "tiny_pair.json")
-    torch.manual_seed(0)
-    model, _, transform = open_clip.create_model_and_transforms("tiny_pair")
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    model, transform = write_tiny_pair(tmp_path)
     for name, text in [
         ("tiny_pear", "open_clip has no model 'tiny_pear'. Did you mean 'tiny_pair'?"),
         ("tiny_pair", "'tiny_pair' has no weights, and none were named. Choices: none but a file."),
@@ -184,7 +164,7 @@ def test_a_tiny_pair_of_open_clip(tmp_path, capsys):
     tokens = open_clip.get_tokenizer("tiny_pair")
     with torch.inference_mode():
         pixels = torch.stack([transform(Image.open(path)) for path in paths])
-        seen = model.eval().encode_image(pixels, normalize=True)
+        seen = model.encode_image(pixels, normalize=True)
         classes = []
         for label in ("cat", "dog"):
             read = tokens([template.replace("{}", label) for template in TEMPLATES])

@@ -71,7 +71,8 @@ def embed(
         source: Folder of images and videos, a table of images (.csv, .tsv, .parquet), or tar files of them, such as
             'train-{000..127}.tar'.
         to: Folder of the store (LanceDB), made if missing, or the address of one in an object store.
-        model: Name of a backbone, checkpoint, or folder of a bundle that embeds.
+        model: Name of a backbone, checkpoint, folder of a bundle that embeds, or open_clip:NAME/WEIGHTS, so that words
+            can be searched for.
         embedding: What the vector is made of: pooled (the default), class_token, patches or layers.
         normalize: Divide each vector by its L2 norm.
         base: File of the backbone's weights, for an adapter, or for a name in place of timm's.

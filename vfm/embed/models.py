@@ -1,4 +1,4 @@
-"""Models that embed, opened by what a user calls them: a bundle, a checkpoint or the name of a backbone."""
+"""Models that embed, opened by what a user calls them: a bundle, a checkpoint, or the name of a backbone or a pair."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
+from vfm.embed.image_text import IMAGE_TOWER, PREFIX, open_pair
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.predictor import TorchPredictor
 
@@ -27,7 +28,7 @@ def open_embedder(
     """Open a model that embeds, in 32 bits, and say what its vectors are made of.
 
     Args:
-        model: Folder of a bundle, checkpoint, or name of a backbone.
+        model: Folder of a bundle, checkpoint, name of a backbone, or of a pair, `open_clip:NAME/WEIGHTS`.
         source: Part of the features; None for the usual one, or that of the bundle.
         normalize: Whether vectors are divided by their L2 norm; a bundle has decided that.
         base: File of the backbone's weights, for an adapter or a name.
@@ -35,10 +36,19 @@ def open_embedder(
         trust: Packages besides vfm whose code a checkpoint may name.
 
     Raises:
-        OptionError: The bundle embeds by another source, gives no embeddings, or the model looks at crops alone.
+        OptionError: The model embeds by another source, gives no embeddings, or looks at crops alone.
         CheckpointError: There is no such checkpoint.
     """
     predictor: Predictor
+    if model.startswith(PREFIX):
+        if source not in (None, IMAGE_TOWER) or not normalize:
+            raise OptionError(
+                f"The image tower of {model} gives one vector, of norm 1, which is compared with words. Leave "
+                "--embedding and --normalize out, or name a backbone."
+            )
+        pair = open_pair(model, base=base, device=device)
+        assert pair.embedding is not None
+        return pair, pair.embedding
     if Path(model).is_dir():
         predictor = vfm_runtime.load(model, device=device, precision="fp32")
         spec = predictor.embedding

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from vfm_runtime.errors import DataError, OptionError
 
+from vfm.embed.image_text import ImageTextModel
 from vfm.embed.models import open_embedder
 from vfm.embed.passes import ImageTower, Prepared, embed_batches
 from vfm.embed.sources import SourceImage, list_source_images
 from vfm.incontext.class_bundle import write_class_bundle
 from vfm.incontext.few_shot import fit_few_shot
 from vfm.incontext.support_curve import format_points, measure_supports, write_curve
-from vfm.incontext.towers import ImageTextModel, open_image_text_model
+from vfm.incontext.towers import open_image_text_model
 from vfm.incontext.zero_shot import REFUSED, fit_zero_shot, make_prompts, read_prompts
 from vfm.models.heads.embedding import EmbeddingSource
 

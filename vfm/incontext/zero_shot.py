@@ -13,7 +13,7 @@ from scipy.special import expit, softmax
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.teaching.state import check_labels
 
-from vfm.incontext.towers import ImageTextModel
+from vfm.embed.image_text import ImageTextModel
 
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.")
 """Prompts that a label stands in by default."""

@@ -1,4 +1,4 @@
-"""`vfm search`: the images of a store that are most like another, as a table and as a contact sheet."""
+"""`vfm search`: the images of a store that are most like another, or like words, as a table and a contact sheet."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import Pixels, open_image
 
+from vfm.embed.image_text import PREFIX, ImageTextModel
 from vfm.embed.models import open_embedder
 from vfm.embed.sources import RESERVED
 from vfm.embed.store import EmbeddingStore
@@ -39,15 +40,15 @@ def search(
     device: str = "auto",
     trust: Sequence[str] = (),
 ) -> None:
-    """Find the images of a store that are most like another, and say how sure it is that they are.
+    """Find the images of a store that are most like another, or like words, and say how sure it is that they are.
 
-    Every vector is compared, but above 200,000 rows in a store with an index (vfm index) and without a filter.
+    Every vector is compared, but for an image and without a filter in a store of above 200,000 rows with an index.
 
     Args:
         store: Folder or address of the embeddings that `vfm embed` wrote.
         image: Image to look for.
         box: Part of the image to look for, as x,y,w,h in pixels.
-        text: Words to look for, of a model that has a text tower.
+        text: Words to look for, in a store whose model has a text tower (open_clip:NAME/WEIGHTS).
         where: Only among rows for which this holds, such as "label = 'cat' and split in ('train', 'val')".
         k: Number of images to list.
         exact: Compare every vector of a large store with an index, too.
@@ -65,14 +66,19 @@ def search(
     """
     opened = EmbeddingStore.open(store)
     expression = None if where is None else parse_filter(where, opened.columns)
-    image = _require_image(opened, image, text)
-    picture = open_image(image)
-    if box is not None:
-        picture = crop_box(picture, box, image)
-    query = embed_query(opened, picture, model=model, base=base, device=device, trust=trust)
+    asked, picture = _open_query(image, box, text)
+    query = embed_query(
+        opened,
+        asked if picture is None else picture,
+        model=model,
+        base=base,
+        device=device,
+        trust=trust,
+    )
     columns = [name for name in opened.columns if name not in RESERVED]
     num_rows = opened.num_rows
-    may_approximate = num_rows > EXACT_UP_TO and expression is None and not exact
+    # The recall of an index was measured by images; what it is for words, nobody knows.
+    may_approximate = num_rows > EXACT_UP_TO and expression is None and not exact and text is None
     facts = IndexFacts.read(opened) if may_approximate else None
     setting = None if facts is None else facts.select(k)
     start = time.perf_counter()
@@ -106,23 +112,30 @@ def search(
         print(recall)
     if out is not None:
         subtitle = f"{store}, {opened.model.model} ({opened.model.source}){f', where {where}' if where else ''}"
-        name = f"{image}{f', box {box}' if box else ''}"
-        write_sheet(out, picture, name, result, subtitle, recall)
+        write_sheet(out, picture, asked, result, subtitle, recall)
         if not json:
             print(f"Pictures: {out}")
 
 
-def _require_image(store: EmbeddingStore, image: Path | None, text: str | None) -> Path:
-    """Return the image to look for; there must be one, since no store is of a model that embeds text."""
-    if text is not None:
+def _open_query(image: Path | None, box: str | None, text: str | None) -> tuple[str, Pixels | None]:
+    """Return what is looked for, in words, and its picture where it is one."""
+    if (image is None) == (text is None):
         raise OptionError(
-            f"--text '{text}' cannot be looked for: {store.uri} holds vectors of {store.model.model} "
-            f"({store.model.source}), a model of images alone, without a text tower. Choices: --image FILE, or --image "
-            "FILE --box x,y,w,h for a part of it; words in columns are found with --where \"label = 'cat'\"."
+            "There is nothing to look for. Give --image FILE, or --text WORDS."
+            if image is None
+            else "--image and --text are two queries. Give one of them."
         )
     if image is None:
-        raise OptionError("There is nothing to look for. Give --image FILE.")
-    return image
+        if box is not None or not str(text).strip():
+            raise OptionError(
+                f"--text is '{text}'{f' and --box {box}' if box else ''}. Give words alone, such as --text 'a red "
+                "cup'; a box is a part of --image."
+            )
+        return str(text), None
+    picture = open_image(image)
+    if box is None:
+        return str(image), picture
+    return f"{image}, box {box}", crop_box(picture, box, image)
 
 
 def crop_box(picture: Pixels, box: str, image: Path) -> Pixels:
@@ -153,18 +166,18 @@ def crop_box(picture: Pixels, box: str, image: Path) -> Pixels:
 
 def embed_query(
     store: EmbeddingStore,
-    image: Path | Pixels,
+    query: str | Pixels,
     *,
     model: str | None = None,
     base: Path | None = None,
     device: str = "auto",
     trust: Sequence[str] = (),
 ) -> np.ndarray:
-    """Return the vector of an image, float32 [D], by the model of a store.
+    """Return the vector of an image or of words, float32 [D], by the model of a store.
 
     Args:
         store: Store to search in.
-        image: Image to look for, a file or uint8 [H, W, C].
+        query: Image to look for, uint8 [H, W, C], or words.
         model: The model, where it is no longer where the store knows it, or a bundle of it.
         base: File of the backbone's weights, where it is no longer where the store knows it.
         device: `cpu`, `cuda`, or `auto`.
@@ -172,12 +185,19 @@ def embed_query(
 
     Raises:
         StoreError: The model is another.
-        ImageError: The image cannot be opened.
+        OptionError: Words are looked for, and the model has no text tower.
     """
     origin = store.model
     name = model or origin.model
     if base is None and origin.base is not None and name == origin.model:
         base = Path(origin.base)
+    if isinstance(query, str) and not name.startswith(PREFIX):
+        raise OptionError(
+            f"--text '{query}' cannot be looked for: {store.uri} holds vectors of {name} ({origin.source}), a model of "
+            "images alone, without a text tower. Choices: --image FILE, or --image FILE --box x,y,w,h for a part of "
+            f"it; words in columns are found with --where \"label = 'cat'\"; and a store by {PREFIX}NAME/WEIGHTS reads "
+            "words."
+        )
     is_bundle = Path(name).is_dir()
     predictor, spec = open_embedder(
         name,
@@ -188,18 +208,23 @@ def embed_query(
         trust=trust,
     )
     store.require_model(spec, name)
-    return predictor.embed(image)
+    if isinstance(query, str):
+        assert isinstance(predictor, ImageTextModel)
+        (vector,) = predictor.embed_texts([query])
+        return np.asarray(vector)
+    return predictor.embed(query)
 
 
 def write_sheet(
-    out: Path, picture: Pixels, name: str, result: SearchResult, subtitle: str, recall: str
+    out: Path, picture: Pixels | None, name: str, result: SearchResult, subtitle: str, recall: str
 ) -> None:
-    """Write a page with the query and its neighbors as pictures."""
-    page = Page("Search", subtitle)
+    """Write a page with the query, words where it is no picture, and its neighbors as pictures."""
+    page = Page("Search" if picture is not None else f"Search: {name}", subtitle)
     page.add_facts(
         {"images": len(result.neighbors), "compared": result.num_searched, "recall": result.recall}
     )
-    page.add_figure(draw_contact_sheet([picture], [Path(name).name]), f"The query, {name}")
+    if picture is not None:
+        page.add_figure(draw_contact_sheet([picture], [Path(name).name]), f"The query, {name}")
     if result.neighbors:
         labels = [one.columns.get("label") for one in result.neighbors]
         captions = [
