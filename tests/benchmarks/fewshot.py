@@ -178,9 +178,8 @@ def main() -> None:
         measure_quick()
         return
     results = Results(options.results)
-    for cell, work in list_cells() if not options.summary else ():
-        if all(text in "/".join(map(str, cell)) for text in options.only):
-            print("/".join(map(str, cell)), dict(results.measure(cell, work)), flush=True)
+    if not options.summary:
+        results.measure_all(list_cells(), options.only)
     print("", *summarize(results), *find_failures(results), sep="\n")
     if options.plot:
         options.plot.write_bytes(draw_plot(results))

@@ -1,6 +1,6 @@
 """Memory and time of large sets: a million records in data workers, AP of many boxes, tiles of huge photos.
 
-    python tests/benchmarks/large_sets.py records FOLDER [--images 1000000] [--start fork|spawn]
+    python tests/benchmarks/large_sets.py records FOLDER [--images 1000000] [--start fork|spawn] [--batches N]
     python tests/benchmarks/large_sets.py ap [--images 5000] [--classes 80]
     python tests/benchmarks/large_sets.py tiles FOLDER [--side 12000] [--photos 2]
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import threading
@@ -27,7 +28,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from vfm_runtime.tasks.tiling import Tiling
 
-from vfm.data import FolderData
 from vfm.data.dataset import Record
 from vfm.data.detection import dataset
 from vfm.data.detection.annotation import Annotation
@@ -65,6 +65,9 @@ def make_links(root: Path, images: int) -> None:
 
 
 def measure_records(options: argparse.Namespace) -> dict[str, Any]:
+    # Not with the other imports: a spawned worker repeats those, and it needs no Lightning.
+    from vfm.data import FolderData
+
     make_links(options.folder, options.images)
     torch.multiprocessing.set_start_method(options.start)
     data = FolderData(options.folder, num_workers=4, batch_size=256, augment="none")
@@ -78,8 +81,8 @@ def measure_records(options: argparse.Namespace) -> dict[str, Any]:
     first = time.perf_counter()
     workers: Any = batches._workers  # type: ignore[attr-defined]
     rows: list[list[list[float]]] = []
-    total = len(loader)
-    for number, _ in enumerate(batches, start=1):
+    total = min(len(loader), options.batches or len(loader))
+    for number, _ in enumerate(itertools.islice(batches, total - 1), start=1):
         if number in (total // 20, total // 2, total - 2):
             private = ("Private_Clean", "Private_Dirty")
             rows.append(
@@ -89,6 +92,8 @@ def measure_records(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "images": sum(map(len, data.records.values())),
         "start": options.start,
+        "batches": total,
+        "load": os.getloadavg()[0],
         "seconds_to_find_images": found - start,
         "cpu_seconds_to_find_images": busy - work,
         "seconds_to_first_batch": first - found,
@@ -121,6 +126,7 @@ def measure_ap(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - busy,
         "peak_mib": read_memory("self", ("VmHWM",)) - before,
+        "load": os.getloadavg()[0],
     }
 
 
@@ -192,6 +198,7 @@ def main() -> None:
     records.add_argument("folder", type=Path)
     records.add_argument("--images", type=int, default=1_000_000)
     records.add_argument("--start", choices=("fork", "spawn"), default="fork")
+    records.add_argument("--batches", type=int, help="of 256 images; by default the whole epoch")
     ap = commands.add_parser("ap")
     ap.add_argument("--images", type=int, default=5000)
     ap.add_argument("--classes", type=int, default=80)

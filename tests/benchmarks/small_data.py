@@ -115,9 +115,7 @@ def main() -> None:
     for name in options.table or TABLES:
         table = TABLES[name]
         if not options.summary:
-            for cell, work in table.list_cells(results):
-                if all(text in "/".join(map(str, cell)) for text in options.only):
-                    print("/".join(map(str, cell)), dict(results.measure(cell, work)), flush=True)
+            results.measure_all(table.list_cells(results), options.only)
         print(f"\n{table.title}\n", *table.summarize(results), sep="\n", flush=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +56,13 @@ class Results:
             self._append(cell._asdict() | values)
             self.values[cell] = values
         return self.values[cell]
+
+    def measure_all(self, cells: Iterable[tuple[Cell, Work]], only: Sequence[str]) -> None:
+        """Measure the cells whose names hold all of some texts, and print each as it ends."""
+        for cell, work in cells:
+            name = "/".join(map(str, cell))
+            if all(text in name for text in only):
+                print(name, dict(self.measure(cell, work)), flush=True)
 
     def _append(self, row: Values) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

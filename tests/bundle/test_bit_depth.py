@@ -15,8 +15,12 @@ from vfm_runtime.server.uploads import open_picture
 import vfm
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import VIT, fit, trainer, vit
+from vfm.cli import main
 from vfm.data import FolderData
+from vfm.embed.store import EmbeddingStore
 from vfm.preprocess import Preprocess
+from vfm.report import draw_contact_sheet
+from vfm.search import cluster_command, command
 from vfm.tasks.classification import page
 from vfm.tasks.results import open_record
 
@@ -95,6 +99,31 @@ def test_the_page_of_results_shows_what_the_model_saw(root, tmp_path, monkeypatc
     for record, pixels in opened:
         plain = vfm_runtime.media.image.open_image(root / "plain" / record.name)
         assert np.array_equal(pixels, plain)
+
+
+def test_search_and_its_pages_see_the_images_as_the_model_does(root, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("lancedb")
+    checkpoint, store = str(root / "checkpoints" / "last.ckpt"), str(tmp_path / "store")
+    assert main(["embed", str(root / "deep"), "--to", store, "--model", checkpoint]) == 0
+    assert EmbeddingStore.open(store).model.value_range == (0, 4095)
+    shown = []
+
+    def draw(images, *args, **options):
+        shown.extend(images)
+        return draw_contact_sheet(images, *args, **options)
+
+    for module in (command, cluster_command):
+        monkeypatch.setattr(module, "draw_contact_sheet", draw)
+    query = min((root / "deep").rglob("*.png"))
+    plain = vfm_runtime.media.image.open_image(root / "plain" / query.relative_to(root / "deep"))
+    words = ["search", store, "--image", str(query), "--k", "1", "-o", str(tmp_path / "page.html")]
+    assert main(words) == 0
+    # Both the query and the row of the same file, whose vector is that of the same pixels.
+    assert "1.000" in capsys.readouterr().out
+    assert len(shown) == 2
+    assert all(np.array_equal(picture, plain) for picture in shown)
+    assert main(["cluster", store, "--k", "2", "-o", str(tmp_path / "clusters.html")]) == 0
+    assert min(picture.max() for picture in shown) > 100
 
 
 def test_another_bit_depth_than_the_training_is_refused(root):

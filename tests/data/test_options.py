@@ -11,7 +11,7 @@ from vfm.data.base import LOADER_DEFAULTS, ImageData, LoaderOptions
 from vfm.preprocess import Preprocess
 from vfm.spec import build
 
-KINDS = [kind for kind in vars(data).values() if isinstance(kind, type)]
+KINDS = [getattr(data, name) for name in data.__all__]
 
 
 def test_every_option_has_a_type_and_a_default():

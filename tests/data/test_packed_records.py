@@ -1,5 +1,8 @@
 """Records as arrays, for the data workers of large splits."""
 
+import pickle
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +36,17 @@ def test_records_come_back_as_they_were():
     assert type(packed[1]) is Marked
     with pytest.raises(IndexError):
         packed[3]
+    sent = pickle.loads(pickle.dumps(packed))
+    assert len(pickle.dumps(packed)) < 300
+    del packed  # a worker that maps the file already keeps it
+    assert list(sent[:2]) == records[:2]
+
+
+def test_a_spawned_worker_imports_no_lightning():
+    names = "vfm.data.packed_records vfm.data.workers vfm.data.detection.dataset vfm.data.mixing"
+    code = f"import {names.replace(' ', ', ')}, sys; print('lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_workers_of_a_large_split_read_the_same_images(tmp_path, monkeypatch):

@@ -60,6 +60,20 @@ def write_results(folder, *args, **options):
     return folder / "results.json"
 
 
+def test_the_page_shows_images_of_12_bits_as_the_model_sees_them(tmp_path):
+    records, logits = split(num_videos=9, num_frames=1)
+    white = tmp_path / "white.png"
+    Image.fromarray(np.full((40, 40), 4095, np.uint16)).save(white)
+    records = [replace(record, source=str(white)) for record in records]
+    args = ("val", answered(logits), records, MORE)
+    for name, value_range, least, most in (("seen", (0, 4095), 255, 255), ("dark", None, 15, 16)):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_results(folder, *args, value_range=value_range)
+        sheet = np.asarray(Image.open(folder / "missed_val.png").convert("L"))
+        assert least <= sheet[70, 75] <= most  # in the middle of the first picture
+
+
 def test_repeated_images_count_once_and_order_is_that_of_the_split():
     collector = Collector()
     for index, logits, distances, loss in (

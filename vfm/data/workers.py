@@ -33,7 +33,10 @@ def allow_pixels(max_pixels: int | None) -> int | None:
 
 @contextmanager
 def pause_gc() -> Iterator[None]:
-    """Keep the collector from looking through a million records over and over while they are made: they all stay."""
+    """Switch the garbage collector off while a million records are read.
+
+    It would look through all of them again for every few hundred that are added, and none of them is garbage.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -16,9 +16,9 @@ from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.evidence import sigmoid
 from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.deepfake.faces.quality import measure_sharpness
-from vfm_runtime.media.image import ImageError, open_image
+from vfm_runtime.media.image import ImageError
 
-from vfm.data.dataset import Record, read_source
+from vfm.data.dataset import Record
 from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.record import LABELS
@@ -40,7 +40,7 @@ from vfm.metrics.calibration import (
 )
 from vfm.tasks.calibration import CalibrationError, CalibrationOptions, CalibrationResult
 from vfm.tasks.labeled_images import LabeledImages
-from vfm.tasks.results import RESULTS_FILE, Collector, read_results
+from vfm.tasks.results import RESULTS_FILE, Collector, open_record, read_results
 from vfm.tasks.validation import Run
 
 OPTIONS = (
@@ -180,16 +180,17 @@ def collect_evidence(
     return CalibrationEvidence(
         videos=videos,
         distances=np.array([np.median(scored.distances[rows].astype(float)) for rows in frames]),
-        sharpness=np.array([math.nan if native else _measure(record) for record in middle]),
+        sharpness=np.array([math.nan if native else _measure(record, images) for record in middle]),
         identities=[record.component for record in middle],
         num_frames=max(1, int(videos.num_frames.max()) // (crop.tiles if native else 1)),
         num_lost=len(scored.lost),
     )
 
 
-def _measure(record: Record) -> float:
+def _measure(record: Record, images: DeepfakeImages) -> float:
+    limits = None if images.preprocess is None else images.preprocess.value_range
     try:
-        return measure_sharpness(open_image(read_source(record)))
+        return measure_sharpness(open_record(record, limits))
     except ImageError:
         return math.nan
 

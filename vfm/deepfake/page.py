@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.deepfake.evidence import sigmoid
+from vfm_runtime.media.bit_depth import ValueRange
 
 from vfm.data.dataset import Record
 from vfm.deepfake.metrics import Videos, select_method
@@ -46,8 +47,12 @@ def write_deepfake_page(
     videos: Videos,
     logits: NDArray[np.float32],
     records: Sequence[Record],
+    value_range: ValueRange | None = None,
 ) -> None:
-    """Write `report_<split>.html` and the PNG files of its pictures, from logits [N] and records of N scored images."""
+    """Write `report_<split>.html` and the PNG files of its pictures, from logits [N] and records of N scored images.
+
+    The range is that of images of more than 8 bits.
+    """
     page = ResultsPage(
         folder,
         split,
@@ -61,7 +66,7 @@ def write_deepfake_page(
     _show_scores(page, results, videos)
     _show_methods(page, results, videos)
     _show_decision(page, results)
-    _show_worst(page, videos, logits, records)
+    _show_worst(page, videos, logits, records, partial(open_record, value_range=value_range))
     _show_failures(page, results)
     page.finish(results)
 
@@ -113,8 +118,7 @@ def _show_scores(page: ResultsPage, results: Mapping[str, Any], videos: Videos) 
             axes.hist(
                 videos.logits[chosen], edges, weights=weights, color=color, alpha=0.6, label=label
             )
-    # One or two lines: no operating point has more.
-    for (name, logit), style in zip(lines.items(), ("--", "-"), strict=False):
+    for (name, logit), style in zip(lines.items(), ("--", "-")[: len(lines)], strict=True):
         axes.axvline(logit, color="#1b1f24", linewidth=1.1, linestyle=style, label=name)
     axes.set_xlabel("mean logit of a video (above: more fake)", fontsize=FONT_SIZE)
     axes.set_ylabel("share of its class", fontsize=FONT_SIZE)
@@ -255,6 +259,7 @@ def _show_worst(
     videos: Videos,
     logits: NDArray[np.float32],
     records: Sequence[Record],
+    open_picture: Callable[[Record], NDArray[np.uint8]],
 ) -> None:
     order = np.argsort(videos.logits, kind="stable")
     parts = {
@@ -262,7 +267,7 @@ def _show_worst(
         "alarms": ("Reals that look most fake", order[~videos.fake[order]][::-1]),
     }
     for name, (title, chosen) in parts.items():
-        pictures = _list_pictures(chosen, videos, logits, records)
+        pictures = _list_pictures(chosen, videos, logits, records, open_picture)
         if picture := make_sheet(pictures, _NUM_SHOWN, cell=_CELL):
             page.add_heading(title)
             page.show(
@@ -277,6 +282,7 @@ def _list_pictures(
     videos: Videos,
     logits: NDArray[np.float32],
     records: Sequence[Record],
+    open_picture: Callable[[Record], NDArray[np.uint8]],
 ) -> Iterator[tuple[Callable[[], NDArray[np.uint8]], str]]:
     for video in chosen:
         frames = np.flatnonzero(videos.of_frame == video)
@@ -285,7 +291,7 @@ def _list_pictures(
         where = "/".join(part for part in (dataset, method) if part)
         score = f"{sigmoid(float(videos.logits[video])):.3f}"
         caption = f"{score}, {videos.num_frames[video]} frames\n{where or 'real'}\n{name}"
-        yield partial(open_record, records[typical]), caption
+        yield partial(open_picture, records[typical]), caption
 
 
 def _show_failures(page: ResultsPage, results: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.deepfake.decision import Decision
+from vfm_runtime.media.bit_depth import ValueRange
 
 from vfm.data.dataset import Record
 from vfm.deepfake.data.dataset import DeepfakeRecord, require_deepfakes
@@ -117,6 +118,7 @@ def write_deepfake_results(
     by_frame: bool = False,
     data_root: Path | None = None,
     trained_on: Collection[str] | None = None,
+    value_range: ValueRange | None = None,
 ) -> None:
     """Add a split's results to `results.json`, and write its page, pictures and list of videos beside it.
 
@@ -129,6 +131,7 @@ def write_deepfake_results(
         by_frame: Whether the most fake face of a frame stands for it.
         data_root: Folder of the data; what an audit for shortcuts left there is quoted.
         trained_on: Methods of the fakes that the model was trained on, to tell unseen ones apart.
+        value_range: Black and white of images of more than 8 bits, for the pictures.
     """
     times = read_results(folder).get(split, {}).get("times_evaluated", 0)
     scored = join_records(predictions, records, by_frame=by_frame)
@@ -157,7 +160,7 @@ def write_deepfake_results(
         log.warning(warning)
     save_results(folder, split, results)
     _write_videos(folder / f"videos_{split}.csv", scored, videos)
-    write_deepfake_page(folder, split, results, videos, scored.logits, scored.records)
+    write_deepfake_page(folder, split, results, videos, scored.logits, scored.records, value_range)
 
 
 def list_warnings(results: Mapping[str, Any], split: str) -> list[str]:

@@ -219,6 +219,7 @@ class DeepfakeTask(BaseTask):
             by_frame=self.judges_all_faces,
             data_root=getattr(data, "root", None),
             trained_on=self.methods,
+            value_range=self.preprocess.value_range,
         )
 
     def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:

@@ -113,6 +113,7 @@ def embed(
                 source=spec.source,
                 normalize=spec.normalize,
                 width=width,
+                value_range=predictor.value_range,
             )
             store = EmbeddingStore.create(to, described, images, half=half)
         store.require_model(spec, model)
@@ -151,7 +152,7 @@ def _find_gone(
     source: str | None,
     unreadable: Collection[str],
 ) -> list[str]:
-    """Rows of files that can be read no more, whose vectors are of what they were, and of those that a source lost."""
+    """List the paths of rows to delete: of files that cannot be read any more, and of files that their source lost."""
     if source is None:
         return [path for path in stamps if path.partition(FRAME_MARK)[0] in unreadable]
     listed = {image.path for image in images} - set(unreadable)

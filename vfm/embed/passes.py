@@ -28,10 +28,10 @@ _TINY = 1e-12
 
 
 class ImageTower(Protocol):
-    """What a pass needs of a model."""
+    """Model that opens images and embeds batches of them."""
 
     embedding: EmbeddingSpec | None
-    """What the vectors are made of."""
+    """Part of the features that the vectors are made of."""
 
     def prepare(self, image: ImageSource) -> Arrays:
         """Open one image and bring it to the model's size, as rows of one."""

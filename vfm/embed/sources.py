@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vfm_runtime.errors import DataError
+from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import IMAGE_SUFFIXES, ImageError, Pixels, open_image
 from vfm_runtime.media.video import VIDEO_SUFFIXES, is_video, read_video
 
@@ -43,7 +44,7 @@ class SourceImage:
     path: str
     """Absolute path, by which a store knows it."""
     record: Record
-    """Where its bytes are."""
+    """Record of the file, or of the part of a shard, that holds the image."""
     columns: Mapping[str, Cell]
     """Value by column, such as its label; None, or NaN in a column of numbers, where it has none."""
     num_frames: int = 0
@@ -86,10 +87,14 @@ def list_source_images(
     return _list_table(source, path_column)
 
 
-def open_stored(path: str) -> Pixels:
+def open_stored(path: str, value_range: ValueRange | None = None) -> Pixels:
     """Open what a row of a store was made of, by its path: an image, one in a shard, or a frame of a video.
 
     A whole video is shown by the frame in its middle.
+
+    Args:
+        path: Path of the row.
+        value_range: Black and white of images of more than 8 bits, as of the store's model.
 
     Raises:
         ImageError: It is gone, or cannot be read.
@@ -103,10 +108,10 @@ def open_stored(path: str) -> Pixels:
             raise ImageError(path, str(error), "Embed the shards again.") from error
         if not data:
             raise ImageError(path, "not in the shard any more", "Embed the shards again.")
-        return open_image(data[0])
+        return open_image(data[0], value_range=value_range)
     video, mark, time = path.rpartition(FRAME_MARK)
     if not mark and not is_video(path):
-        return open_image(path)
+        return open_image(path, value_range=value_range)
     frames = read_video(video or path, _SHOWN_FRAMES).frames
     wanted = float(time) if mark else frames[len(frames) // 2].time
     return min(frames, key=lambda frame: abs(frame.time - wanted)).pixels

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import MissingPackageError, VfmError
+from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
 FORMAT = 1
@@ -43,7 +44,7 @@ class StoreModel:
     fingerprint: str
     """Checksum of model and preprocessing."""
     model: str
-    """What the user called it: bundle, checkpoint or backbone."""
+    """Bundle, checkpoint or name of a backbone, as the user gave it."""
     base: str | None
     """File of the backbone's weights, where one was named."""
     source: str
@@ -52,6 +53,8 @@ class StoreModel:
     """Whether they have norm 1."""
     width: int
     """Numbers in a vector."""
+    value_range: ValueRange | None = None
+    """Black and white of images of more than 8 bits, as the model was trained on them."""
     format: int = FORMAT
     """Version of this description."""
 
@@ -425,7 +428,9 @@ def _read_model(uri: str, metadata: Mapping[bytes, bytes]) -> StoreModel:
         values = json.loads(metadata[_KEY])
         version = values["format"]
         if version <= FORMAT:
-            return StoreModel(**{name: values[name] for name in names})
+            if limits := values.get("value_range"):
+                values["value_range"] = float(limits[0]), float(limits[1])
+            return StoreModel(**{name: values[name] for name in names if name in values})
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{uri} is a table of LanceDB that vfm did not write. Name another store."

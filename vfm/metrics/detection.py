@@ -120,16 +120,26 @@ def compute_coco_metrics(
             ],
         }
         gt = COCO(content, print_function=silent)
-        rows = _list_coco_rows(detected, classes, detected.last)
         # An outline for each box, which the library would add, takes as much memory as the box.
-        dt = gt.loadRes([row | {"score": score, "segmentation": None} for row, score in rows])
+        rows = [
+            row | {"score": score, "segmentation": None}
+            for row, score in _list_coco_rows(detected, classes, detected.last)
+        ]
+        dt = gt.loadRes(rows)
         evaluation = COCOeval_faster(gt, dt, "bbox", print_function=silent)
         evaluation.params.maxDets = [1, 10, max_boxes]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        parts.append({name: evaluation.eval[name] for name in ("precision", "recall")})
-    precision = np.concatenate([part["precision"] for part in parts], axis=2)
-    recall = np.concatenate([part["recall"] for part in parts], axis=1)
+        sizes = evaluation.params.areaRng
+        # The library keeps some hundred bytes of each box for each range of sizes, in which boxes are judged apart too.
+        at_once = len(sizes) if len(rows) <= 2 * _BOXES_AT_ONCE else 1
+        of_sizes = []
+        for start in range(0, len(sizes), at_once):
+            evaluation.params.areaRng = sizes[start : start + at_once]
+            evaluation.evaluate()
+            evaluation.accumulate()
+            of_sizes.append([evaluation.eval[name] for name in ("precision", "recall")])
+        parts.append([np.concatenate(p, axis=-2) for p in zip(*of_sizes, strict=True)])
+    precision, recall = (np.concatenate(p, axis=-3) for p in zip(*parts, strict=True))
+    evaluation.params.areaRng = sizes
     evaluation.eval |= {"precision": precision, "recall": recall}
     evaluation.summarize()
     # COCO writes -1 for what is not defined.

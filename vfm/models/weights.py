@@ -194,5 +194,5 @@ def _match_by_order(
     left_over = values[len(current) :]
     if len(values) < len(current) or len({v.shape[0] for v in left_over if v.ndim}) > 1:
         return None
-    pairs = dict(zip(current, values, strict=False))
+    pairs = dict(zip(current, values[: len(current)], strict=True))
     return pairs if all(v.shape == current[name].shape for name, v in pairs.items()) else None

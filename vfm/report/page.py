@@ -4,7 +4,6 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +84,24 @@ class Page:
 
     def to_html(self) -> str:
         """Return the whole page as one HTML document."""
-        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-        source = resources.files("vfm.report").joinpath("page.html").read_text(encoding="utf-8")
-        template = environment.from_string(source)
-        return template.render(title=self._title, subtitle=self._subtitle, blocks=self._blocks)
+        return render_template(
+            "page.html", title=self._title, subtitle=self._subtitle, blocks=self._blocks
+        )
 
     def write(self, path: str | Path) -> None:
         """Write the page to a file, making its folder if needed."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(self.to_html(), encoding="utf-8")
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Return a template of this package filled with values, in each of which HTML is escaped."""
+    loader = jinja2.PackageLoader("vfm.report", "")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template(name).render(**values)
 
 
 def _is_number(value: Any) -> bool:

@@ -7,16 +7,16 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from importlib import resources
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import markupsafe
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
+
+from vfm.report.page import render_template
 
 THUMBNAIL = 48
 """Side of a picture in the page, in pixels."""
@@ -78,13 +78,11 @@ def write_point_map(
         "perRow": columns,
         "sprite": f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}",
     }
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    source = resources.files("vfm.report").joinpath("point_map.html").read_text(encoding="utf-8")
     # Nothing in a path or a label can end the script element.
     text = json.dumps(data).replace("<", "\\u003c")
     size = 28 if len(points) <= 1000 else 18
-    page = environment.from_string(source).render(
-        title=title, subtitle=subtitle, size=size, data=markupsafe.Markup(text)
+    page = render_template(
+        "point_map.html", title=title, subtitle=subtitle, size=size, data=markupsafe.Markup(text)
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json as json_format
 import sys
 from collections import Counter
@@ -12,9 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.errors import OptionError, suggest
+from vfm_runtime.errors import OptionError
 
-from vfm.embed.sources import RESERVED
 from vfm.embed.store import EmbeddingStore
 from vfm.report import Page, draw_contact_sheet
 from vfm.search.clusters import (
@@ -25,8 +23,8 @@ from vfm.search.clusters import (
     select_rows,
 )
 from vfm.search.exact import VectorBlock
-from vfm.search.filters import parse_filter
 from vfm.search.neighbor_graph import build_graph, open_rows
+from vfm.search.options import check_table, open_filtered, require_column, write_table
 from vfm.search.pictures import open_picture
 
 _CENTRAL = 6
@@ -61,10 +59,8 @@ def cluster(
         FilterError: The filter is none.
         OptionError: There cannot be so many clusters.
     """
-    opened = EmbeddingStore.open(store)
-    expression = None if where is None else parse_filter(where, opened.columns)
-    _check_export(export)
-    columns = [name for name in opened.columns if name not in RESERVED]
+    opened, expression, columns = open_filtered(store, where)
+    check_table(export)
     with open_rows(opened, columns, expression) as block:
         num_rows = len(block.vectors)
         if not 1 < k <= num_rows:
@@ -102,7 +98,9 @@ def cluster(
             "to_middle": clusters.similarity,
             "outlier": scores,
         }
-        _write_table(export, _read_rows(block, everything, values), json)
+        rows = _read_rows(block, everything, values)
+        write_table(export, list(rows[0]), rows)
+        print(f"Table: {export}", file=sys.stderr if json else sys.stdout)
     if out is not None:
         page = Page("Clusters and outliers", store)
         page.add_facts({"images": num_rows, "clusters": len(table)})
@@ -110,10 +108,11 @@ def cluster(
             page.add_heading(f"Cluster {number + 1}: {row['images']:,} images")
             central = clusters.list_central(number, _CENTRAL)
             rows = _read_rows(block, central, {"to_middle": clusters.similarity})
-            _add_sheet(page, rows, "to_middle", row.get("labels", ""))
+            _add_sheet(page, opened, rows, "to_middle", row.get("labels", ""))
         page.add_heading("Outliers")
         _add_sheet(
             page,
+            opened,
             outliers,
             "outlier",
             f"The images that are like no other, with their score: {note}",
@@ -150,15 +149,9 @@ def select(
         FilterError: The filter is none.
         OptionError: There is no such column, or there are not so many images.
     """
-    opened = EmbeddingStore.open(store)
-    expression = None if where is None else parse_filter(where, opened.columns)
-    _check_export(export)
-    columns = [name for name in opened.columns if name not in RESERVED]
-    if labeled is not None and labeled not in columns:
-        raise OptionError(
-            f"--labeled is '{labeled}', which is no column of {store}.{suggest(labeled, columns)} "
-            f"Columns: {', '.join(columns) or 'none'}."
-        )
+    opened, expression, columns = open_filtered(store, where)
+    check_table(export)
+    require_column("--labeled", labeled, store, columns)
     with open_rows(opened, columns, expression) as block:
         is_labeled = np.zeros(len(block.vectors), bool)
         if labeled is not None:
@@ -176,21 +169,16 @@ def select(
             print(row["path"])
         print(note, file=sys.stderr)
     if export is not None:
-        _write_table(export, rows, json=True)
+        write_table(export, list(rows[0]), rows)
+        print(f"Table: {export}", file=sys.stderr)
     if out is not None:
         page = Page("To label next", store)
         page.add_text(note)
         shown = rows[:_DRAWN]
-        _add_sheet(
-            page, shown, "cluster", f"The first {len(shown)} images to label, in their order."
-        )
+        caption = f"The first {len(shown)} images to label, in their order."
+        _add_sheet(page, opened, shown, "cluster", caption)
         page.write(out)
         print(f"Pictures: {out}", file=sys.stderr)
-
-
-def _check_export(export: Path | None) -> None:
-    if export is not None and export.suffix != ".csv":
-        raise OptionError(f"--export is {export}. Give a .csv file, or take --json true for JSON.")
 
 
 def _describe_cluster(block: VectorBlock, clusters: Clusters, number: int) -> dict[str, Any]:
@@ -219,19 +207,16 @@ def _read_rows(
     return rows
 
 
-def _write_table(file: Path, rows: Sequence[Mapping[str, Any]], json: bool) -> None:
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"Table: {file}", file=sys.stderr if json else sys.stdout)
-
-
-def _add_sheet(page: Page, rows: Sequence[Mapping[str, Any]], name: str, caption: str) -> None:
+def _add_sheet(
+    page: Page,
+    store: EmbeddingStore,
+    rows: Sequence[Mapping[str, Any]],
+    name: str,
+    caption: str,
+) -> None:
     captions = []
     for number, row in enumerate(rows, 1):
         label = "" if row.get("label") is None else row["label"]
         captions.append(f"{number}. {name} {row[name]:.4g}\n{label}\n{Path(row['path']).name}")
-    page.add_figure(
-        draw_contact_sheet([open_picture(row["path"]) for row in rows], captions), caption
-    )
+    pictures = [open_picture(row["path"], store.model.value_range) for row in rows]
+    page.add_figure(draw_contact_sheet(pictures, captions), caption)

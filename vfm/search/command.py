@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 from vfm_runtime.errors import OptionError
+from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import Pixels, open_image
 
 from vfm.embed.image_text import PREFIX, ImageTextModel
 from vfm.embed.models import open_embedder
-from vfm.embed.sources import RESERVED
 from vfm.embed.store import EmbeddingStore
 from vfm.report import Page, draw_contact_sheet
 from vfm.search.exact import Neighbor, SearchResult, search_store
-from vfm.search.filters import parse_filter
 from vfm.search.index import EXACT_UP_TO, IndexFacts, search_index
+from vfm.search.options import open_filtered
 from vfm.search.pictures import open_picture
 
 
@@ -64,9 +64,9 @@ def search(
         FilterError: The filter is none.
         OptionError: The query is none, or the model cannot embed it.
     """
-    opened = EmbeddingStore.open(store)
-    expression = None if where is None else parse_filter(where, opened.columns)
-    asked, picture = _open_query(image, box, text)
+    opened, expression, columns = open_filtered(store, where)
+    value_range = opened.model.value_range
+    asked, picture = _open_query(image, box, text, value_range)
     query = embed_query(
         opened,
         asked if picture is None else picture,
@@ -75,7 +75,6 @@ def search(
         device=device,
         trust=trust,
     )
-    columns = [name for name in opened.columns if name not in RESERVED]
     num_rows = opened.num_rows
     # The recall of an index was measured by images; what it is for words, nobody knows.
     may_approximate = num_rows > EXACT_UP_TO and expression is None and not exact and text is None
@@ -112,12 +111,15 @@ def search(
         print(recall)
     if out is not None:
         subtitle = f"{store}, {opened.model.model} ({opened.model.source}){f', where {where}' if where else ''}"
-        write_sheet(out, picture, asked, result, subtitle, recall)
+        pictures = [open_picture(one.path, value_range) for one in result.neighbors]
+        write_sheet(out, picture, pictures, asked, result, subtitle, recall)
         if not json:
             print(f"Pictures: {out}")
 
 
-def _open_query(image: Path | None, box: str | None, text: str | None) -> tuple[str, Pixels | None]:
+def _open_query(
+    image: Path | None, box: str | None, text: str | None, value_range: ValueRange | None
+) -> tuple[str, Pixels | None]:
     """Return what is looked for, in words, and its picture where it is one."""
     if (image is None) == (text is None):
         raise OptionError(
@@ -132,7 +134,7 @@ def _open_query(image: Path | None, box: str | None, text: str | None) -> tuple[
                 "cup'; a box is a part of --image."
             )
         return str(text), None
-    picture = open_image(image)
+    picture = open_image(image, value_range=value_range)
     if box is None:
         return str(image), picture
     return f"{image}, box {box}", crop_box(picture, box, image)
@@ -216,7 +218,13 @@ def embed_query(
 
 
 def write_sheet(
-    out: Path, picture: Pixels | None, name: str, result: SearchResult, subtitle: str, recall: str
+    out: Path,
+    picture: Pixels | None,
+    pictures: Sequence[Pixels],
+    name: str,
+    result: SearchResult,
+    subtitle: str,
+    recall: str,
 ) -> None:
     """Write a page with the query, words where it is no picture, and its neighbors as pictures."""
     page = Page("Search" if picture is not None else f"Search: {name}", subtitle)
@@ -231,7 +239,6 @@ def write_sheet(
             f"{number}. {one.similarity:.3f} {'' if label is None else label}\n{Path(one.path).name}"
             for number, (one, label) in enumerate(zip(result.neighbors, labels, strict=True), 1)
         ]
-        pictures = [open_picture(one.path) for one in result.neighbors]
         page.add_figure(
             draw_contact_sheet(pictures, captions), f"The nearest images, best first. {recall}."
         )

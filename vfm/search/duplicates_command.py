@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json as json_format
 import sys
 from collections.abc import Iterator
@@ -11,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vfm_runtime.errors import OptionError, suggest
+from vfm_runtime.errors import OptionError
 
-from vfm.embed.sources import RESERVED
 from vfm.embed.store import EmbeddingStore
 from vfm.report import Page, draw_contact_sheet
 from vfm.search.duplicates import MOST_NEIGHBORS, Duplicates, find_duplicates
 from vfm.search.exact import VectorBlock
-from vfm.search.filters import parse_filter
 from vfm.search.neighbor_graph import open_rows
+from vfm.search.options import check_table, open_filtered, require_column, write_table
 from vfm.search.pictures import open_picture
 
 _SHOWN = 10
@@ -55,16 +53,9 @@ def duplicates(
         FilterError: The filter is none.
         OptionError: The threshold or the column cannot be.
     """
-    opened = EmbeddingStore.open(store)
-    expression = None if where is None else parse_filter(where, opened.columns)
-    columns = [name for name in opened.columns if name not in RESERVED]
-    if between is not None and between not in columns:
-        raise OptionError(
-            f"--between is '{between}', which is no column of {store}.{suggest(between, columns)} "
-            f"Columns: {', '.join(columns) or 'none'}."
-        )
-    if export is not None and export.suffix != ".csv":
-        raise OptionError(f"--export is {export}. Give a .csv file, or take --json true for JSON.")
+    opened, expression, columns = open_filtered(store, where)
+    require_column("--between", between, store, columns)
+    check_table(export)
     with open_rows(opened, [*columns, "sha256"], expression) as block:
         split = between or ("split" if "split" in columns else None)
         values = [] if split is None else block.rows[split].drop_null().unique().to_pylist()
@@ -93,14 +84,10 @@ def duplicates(
                 print(f"{row['similarity']:.4f}  {row['path']}  {row['other_path']}")
             print("\n".join(lines))
         if export is not None:
-            with export.open("w", newline="", encoding="utf-8") as file:
-                names = _name_columns(columns)
-                writer = csv.DictWriter(file, names)
-                writer.writeheader()
-                writer.writerows(_iterate_rows(block, pairs, columns))
+            write_table(export, _name_columns(columns), _iterate_rows(block, pairs, columns))
             print(f"Pairs: {export}", file=sys.stderr if json else sys.stdout)
         if out is not None:
-            _write_page(out, store, block, pairs, is_leak, columns, lines)
+            _write_page(out, opened, block, pairs, is_leak, columns, lines)
             print(f"Pictures: {out}", file=sys.stderr if json else sys.stdout)
 
 
@@ -174,7 +161,7 @@ def _iterate_rows(
 
 def _write_page(
     out: Path,
-    store: str,
+    store: EmbeddingStore,
     block: VectorBlock,
     pairs: Duplicates,
     is_leak: Any,
@@ -182,7 +169,7 @@ def _write_page(
     lines: list[str],
 ) -> None:
     """Write a page with the first pairs side by side, those between splits in red frames."""
-    page = Page("Near-duplicates", store)
+    page = Page("Near-duplicates", store.uri)
     page.add_facts({"pairs": len(pairs.first), "between splits": int(is_leak.sum())})
     for line in lines:
         page.add_text(line)
@@ -194,7 +181,7 @@ def _write_page(
                 path = row[f"{prefix}path"]
                 values = [row.get(f"{prefix}{name}") for name in ("split", "label")]
                 told = " ".join(str(value) for value in values if value is not None)
-                pictures.append(open_picture(path))
+                pictures.append(open_picture(path, store.model.value_range))
                 captions.append(f"{number}. {row['similarity']:.4f}\n{told}\n{Path(path).name}")
                 marks.append(not is_leak[number - 1])
         page.add_figure(

@@ -20,7 +20,7 @@ class Neighbor:
     """An image of a store near to a query."""
 
     path: str
-    """Where the image was embedded from."""
+    """Path that the image was embedded from."""
     similarity: float
     """Cosine of the two vectors, -1 to 1."""
     columns: Mapping[str, Any]

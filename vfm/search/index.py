@@ -35,7 +35,7 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class IndexSetting:
-    """How the index is asked for so many neighbors, and what that gives."""
+    """Options of a query for so many neighbors, with the recall and the time that were measured with them."""
 
     count: int
     """Neighbors at most."""
@@ -51,7 +51,7 @@ class IndexSetting:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexFacts:
-    """What was measured of an index when it was built."""
+    """Recall, time and size of an index, measured when it was built."""
 
     wanted: float
     """Recall that was asked for."""

@@ -8,13 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.errors import DataError, MissingPackageError, OptionError, suggest
+from vfm_runtime.errors import DataError, MissingPackageError, OptionError
 
-from vfm.embed.sources import RESERVED
-from vfm.embed.store import EmbeddingStore
 from vfm.report.point_map import write_point_map
-from vfm.search.filters import parse_filter
 from vfm.search.neighbor_graph import open_rows
+from vfm.search.options import open_filtered, require_column
 from vfm.search.pictures import iterate_thumbnails
 
 MOST_POINTS = 10_000
@@ -51,14 +49,8 @@ def draw_map(
         OptionError: The column or the number of points cannot be.
         MissingPackageError: UMAP is not installed.
     """
-    opened = EmbeddingStore.open(store)
-    expression = None if where is None else parse_filter(where, opened.columns)
-    columns = [name for name in opened.columns if name not in RESERVED]
-    if color is not None and color not in columns:
-        raise OptionError(
-            f"--color is '{color}', which is no column of {store}.{suggest(color, columns)} "
-            f"Columns: {', '.join(columns) or 'none'}."
-        )
+    opened, expression, columns = open_filtered(store, where)
+    require_column("--color", color, store, columns)
     if not 1 < points <= MOST_POINTS:
         raise OptionError(
             f"--points is {points}. Give a number from 2 to {MOST_POINTS:,}; a page of more would be slow to open."
@@ -75,6 +67,9 @@ def draw_map(
         coordinates, note = _project(block.vectors, drawn, method, seed)
         rows = block.rows.take(drawn)
     paths = rows["path"].to_pylist()
+    thumbnails = iterate_thumbnails(
+        paths, opened.model.value_range, lambda text: print(text, file=sys.stderr, flush=True)
+    )
     shown = (
         f"{len(paths):,} of {num_rows:,} images"
         if len(paths) < num_rows
@@ -84,7 +79,7 @@ def draw_map(
     write_point_map(
         out,
         coordinates,
-        list(iterate_thumbnails(paths, lambda text: print(text, file=sys.stderr, flush=True))),
+        list(thumbnails),
         paths,
         title="Map of images",
         subtitle=subtitle,

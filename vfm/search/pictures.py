@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 from vfm_runtime.cpu_quota import count_usable_cores
+from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import ImageError, Pixels
 
 from vfm.embed.sources import open_stored
@@ -18,20 +19,25 @@ _TICK = 500
 """Pictures after which it is said how many are read."""
 
 
-def open_picture(path: str) -> Pixels:
-    """Return the image of a row, or a gray field where it cannot be read, which the caption names."""
+def open_picture(path: str, value_range: ValueRange | None) -> Pixels:
+    """Return the image of a row as the store's model sees it, or a gray field where it cannot be read.
+
+    Args:
+        path: Path of the row, which the caption of the picture names.
+        value_range: Black and white of images of more than 8 bits.
+    """
     try:
-        return open_stored(path)
+        return open_stored(path, value_range)
     except ImageError:
         return _GRAY
 
 
 def iterate_thumbnails(
-    paths: Sequence[str], progress: Callable[[str], None]
+    paths: Sequence[str], value_range: ValueRange | None, progress: Callable[[str], None]
 ) -> Iterator[Image.Image]:
     """Yield the picture of each row for a map, read in threads."""
     with ThreadPoolExecutor(count_usable_cores()) as pool:
-        pictures = pool.map(lambda path: make_thumbnail(open_picture(path)), paths)
+        pictures = pool.map(lambda path: make_thumbnail(open_picture(path, value_range)), paths)
         for number, picture in enumerate(pictures, 1):
             yield picture
             if number % _TICK == 0:

@@ -14,7 +14,7 @@ _LITTLE = 0.005
 
 @dataclass(frozen=True, eq=False)
 class TuneResult:
-    """What came out."""
+    """Chosen way, all others that were tried or not, and the learning curve."""
 
     metric: str
     """`accuracy` or `mAP`."""

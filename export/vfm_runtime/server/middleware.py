@@ -77,7 +77,7 @@ class RequestMiddleware:
         except asyncio.CancelledError:
             context.status = context.status or CLIENT_GONE
             raise
-        except Exception as error:
+        except Exception as error:  # whatever it is, the client gets an answer that says it
             if context.status:
                 raise  # half an answer is out already; the connection is closed
             response = await respond_to_error(Request(inner), error)

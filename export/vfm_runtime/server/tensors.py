@@ -250,8 +250,9 @@ def _read_tensor(
     what, shape = f"Input '{spec.name}'", tuple(entry.shape)
     if entry.datatype != spec.datatype:
         raise _refuse(f"{what} has the datatype '{entry.datatype}'. Expected: {spec}.")
-    sides = zip(spec.shape[1:], shape[1:], strict=False)  # lengths are compared first
-    if len(shape) != len(spec.shape) or any(side not in (-1, size) for side, size in sides):
+    if len(shape) != len(spec.shape) or any(
+        side not in (-1, size) for side, size in zip(spec.shape[1:], shape[1:], strict=True)
+    ):
         raise _refuse(f"{what} has the shape {_format(entry.shape)}. Expected: {spec}.")
     size = entry.parameters.binary_data_size
     if size is None:

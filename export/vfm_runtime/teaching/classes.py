@@ -25,7 +25,7 @@ _PICTURE_SIDE = 256
 
 
 class EmbeddingModel(Protocol):
-    """What teaching needs of a model."""
+    """Model that can be taught: its embedding, and how it opens an image."""
 
     embedding: EmbeddingSpec | None
 
@@ -44,7 +44,7 @@ class Evidence:
     similarity: float
     """Cosine of both vectors, the mean of all examples subtracted."""
     picture: bytes
-    """A small JPEG of it; empty where none was kept."""
+    """JPEG of the example, shrunk; empty where pictures are not kept."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the example without its picture, ready for JSON."""
@@ -83,7 +83,7 @@ class _Fitted:
 
 
 class TaughtClasses:
-    """What one model was taught. The bundle never changes; a folder holds the state, or memory alone."""
+    """Classes that one model was taught, in a folder or in memory; the bundle itself never changes."""
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,7 +43,7 @@ class TaughtState:
     fingerprint: str
     """Fingerprint of the model whose vectors these are."""
     version: int = 0
-    """How often it was changed."""
+    """Number of changes since the state began."""
     examples: tuple[TaughtExample, ...] = ()
     vectors: NDArray[np.float32] | None = None
     """Embeddings, [N, D]; None where there are no examples."""
@@ -166,10 +167,10 @@ class TaughtState:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a file that `to_bytes` made, and check all of it.
+        """Read a state from a file with the bytes of `to_bytes`, and check the format, the sizes and every array.
 
         Raises:
-            DataError: It is no such file, is damaged, or is of a newer format.
+            DataError: The file holds no state, is damaged, or has a newer format.
         """
         try:
             with zipfile.ZipFile(path) as archive:
@@ -205,7 +206,6 @@ class TaughtState:
             raise DataError("its vectors are not finite")
         if number and not (classes.min() >= 0 and classes.max() < len(labels)):
             raise DataError("it names classes that it does not have")
-        starts = [0, *ends[:-1].tolist()]
         data = parts["pictures"].tobytes()
         if number and (int(ends[-1]) != len(data) or (np.diff(ends) < 0).any() or ends[0] < 0):
             raise DataError("its pictures are damaged")
@@ -213,13 +213,13 @@ class TaughtState:
             TaughtExample(labels[row], str(sha256), str(name))
             for row, (sha256, name) in zip(classes.tolist(), meta["examples"], strict=True)
         )
-        pictures = tuple(data[start:end] for start, end in zip(starts, ends.tolist(), strict=False))
+        pictures = tuple(data[start:end] for start, end in pairwise([0, *ends.tolist()]))
         state = cls(
             meta["fingerprint"],
             meta["version"],
             examples,
             vectors if number else None,
-            pictures[:number],
+            pictures,
         )
         state.check_bounds()
         return state

@@ -2,11 +2,14 @@ import csv
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
 from vfm_runtime.deepfake.faces.crop import CropSpec, scale_template
+from vfm_runtime.errors import OptionError
+from vfm_runtime.media.image import open_image
 
 from tests.runtime import videos
 from vfm.deepfake.data import crops, extract
@@ -329,6 +332,26 @@ def test_landmarks_that_come_along_are_used(tmp_path):
     (item,) = read_manifest(tmp_path / "out" / MANIFEST)
     np.testing.assert_allclose(np.load(item.landmarks), scale_template(spec), atol=1e-4)
     assert counts["fake"].failures == {"bad_landmarks": 1}
+
+
+def test_photos_of_12_bits_are_cut_as_those_of_8(tmp_path):
+    wide = scene().astype(np.uint32)
+    cv2.imwrite(str(tmp_path / "a.png"), ((wide[..., ::-1] * 4095 + 127) // 255).astype(np.uint16))
+    Image.fromarray(scene()).save(tmp_path / "b.png")
+    np.save(tmp_path / "points.npy", scale_template(CropSpec(size=100, margin=1.0)) + 60.0)
+    spec = CropSpec(size=64, detector="precomputed")
+    items = [
+        Item(str(tmp_path / f"{name}.png"), "real", name, landmarks=str(tmp_path / "points.npy"))
+        for name in "ab"
+    ]
+    options = {"num_workers": 1, "bit_depth": 12}
+    extract.extract(items, tmp_path / "out", spec, **options)
+    deep, plain = (open_image(item.path) for item in read_manifest(tmp_path / "out" / MANIFEST))
+    assert np.array_equal(deep, plain)
+    with pytest.raises(DeepfakeDataError, match="bit_depth 12 there, None now"):
+        extract.extract(items, tmp_path / "out", spec, num_workers=1)
+    with pytest.raises(OptionError, match="bit_depth is 40"):
+        extract.extract(items, tmp_path / "more", spec, bit_depth=40)
 
 
 def test_frames_as_images_are_spread_over_their_video(tmp_path):

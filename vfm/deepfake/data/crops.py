@@ -19,6 +19,7 @@ from vfm_runtime.deepfake.faces.face import Face, FaceDetector
 from vfm_runtime.deepfake.faces.geometry import move_points, warp
 from vfm_runtime.deepfake.faces.precomputed import ListedFaces, build_face, read_landmarks
 from vfm_runtime.errors import VfmError
+from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import ImageError, Pixels, open_image
 from vfm_runtime.media.video import VideoClip, choose_evenly, is_video, read_video
 
@@ -134,11 +135,17 @@ def read_record(job: VideoJob, out: Path) -> CutVideo:
 
 
 def cut_video(
-    job: VideoJob, out: Path, spec: CropSpec, num_frames: int, detector: FaceDetector | None
+    job: VideoJob,
+    out: Path,
+    spec: CropSpec,
+    num_frames: int,
+    detector: FaceDetector | None,
+    value_range: ValueRange | None = None,
 ) -> CutVideo:
     """Write crops, landmarks, masks where there are any, and the record of a video.
 
     Of so many frames, or all where there are fewer; without a detector the landmarks of the items are taken.
+    The range is that of images of more than 8 bits.
     """
     for name in _FOLDERS:
         folder = out / name / job.folder
@@ -147,7 +154,7 @@ def cut_video(
         if name != "masks" or any(item.mask for item in job.items):
             folder.mkdir(parents=True)
     try:
-        shots, notes = _list_shots(job.items, num_frames)
+        shots, notes = _list_shots(job.items, num_frames, value_range)
     except ImageError as error:
         cut = CutVideo([], [_describe(job.items[0], UNREADABLE, 1, 1, str(error))], 0, [])
     else:
@@ -163,7 +170,9 @@ def cut_video(
     return cut
 
 
-def _list_shots(items: list[Item], num_frames: int) -> tuple[list[_Shot], list[str]]:
+def _list_shots(
+    items: list[Item], num_frames: int, value_range: ValueRange | None
+) -> tuple[list[_Shot], list[str]]:
     """The frames to cut, and what is unusual about the file.
 
     Raises:
@@ -181,13 +190,14 @@ def _list_shots(items: list[Item], num_frames: int) -> tuple[list[_Shot], list[s
     chosen = [items[index] for index in choose_evenly(len(items), num_frames)]
     numbers = [item.frame if item.frame >= 0 else n for n, item in enumerate(chosen)]
     return [
-        (item._replace(frame=n), partial(_open_still, item))
+        (item._replace(frame=n), partial(_open_still, item, value_range))
         for item, n in zip(chosen, numbers, strict=True)
     ], []
 
 
-def _open_still(item: Item) -> _View:
-    return open_image(item.path), _open_gray(item.mask) if item.mask else None
+def _open_still(item: Item, value_range: ValueRange | None) -> _View:
+    mask = _open_gray(item.mask) if item.mask else None
+    return open_image(item.path, value_range=value_range), mask
 
 
 def _read_masks(item: Item, clip: VideoClip, num_frames: int) -> dict[int, _Mask]:

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from vfm_runtime.deepfake.faces.crop import CropSpec, Policy
 from vfm_runtime.deepfake.faces.detector import load_detector
 from vfm_runtime.deepfake.faces.face import FaceDetector
+from vfm_runtime.media.bit_depth import ValueRange, make_range
 from vfm_runtime.media.demux import import_av
 from vfm_runtime.media.image import Pixels, open_image
 from vfm_runtime.media.video import choose_evenly, is_video
@@ -38,6 +39,7 @@ from vfm.deepfake.data.crops import (
 from vfm.deepfake.data.layouts import MANIFEST, Format, import_layout
 from vfm.deepfake.data.manifest import write_manifest
 from vfm.deepfake.data.record import LABELS, REAL, DeepfakeDataError, Item, sort_items
+from vfm.preprocess import check_bit_depth
 from vfm.report import draw_contact_sheet
 
 FAILURES_FILE = "failures.csv"
@@ -78,6 +80,7 @@ def faces(
     workers: int | None = None,
     format: Format = "auto",
     layout: dict[str, Any] | None = None,
+    bit_depth: int | None = None,
 ) -> Path:
     """Cut aligned faces out of videos and images, for training and testing a detector of fakes.
 
@@ -98,6 +101,8 @@ def faces(
         format: Layout of the data set; auto to find out.
         layout: More about it, such as --layout.compression c23 where FaceForensics++ lies in several; as
             `vfm.deepfake.data.layouts.import_layout` takes it.
+        bit_depth: Bits that the values of images of 16 or 32 bits use, such as 12; give the training the same
+            (--data.bit_depth), so that the model reads photos like these in production too.
 
     Returns:
         The manifest.
@@ -121,6 +126,7 @@ def faces(
         spec,
         num_frames=frames,
         num_workers=workers,
+        bit_depth=bit_depth,
         progress=partial(print, flush=True),
     )
     print(summarize(counts))
@@ -135,6 +141,7 @@ def extract(
     *,
     num_frames: int = 32,
     num_workers: int | None = None,
+    bit_depth: int | None = None,
     progress: Callable[[str], None] = _log.info,
 ) -> dict[str, CropCount]:
     """Write the crops of items, their manifest and what failed; `faces` without reading a layout.
@@ -145,6 +152,7 @@ def extract(
         spec: How crops are made.
         num_frames: How many frames of a video.
         num_workers: Number of processes; None for one each core.
+        bit_depth: Bits that the values of images of 16 or 32 bits use; None for all.
         progress: Called with lines on how far it is.
 
     Returns:
@@ -160,8 +168,9 @@ def extract(
     for name, value in (("frames", num_frames), ("workers", num_workers)):
         if value is not None and value < 1:
             raise DeepfakeDataError(f"--{name} is {value}. Give 1 or more.")
+    check_bit_depth(bit_depth)
     jobs = plan_videos(items)
-    _keep_settings(out, spec, num_frames)
+    _keep_settings(out, spec, {"frames": num_frames, "bit_depth": bit_depth})
     todo = [job for job in jobs if not is_done(job, out)]
     if any(is_video(job.items[0].path) for job in todo):
         # Its absence is said once, before the work.
@@ -170,7 +179,9 @@ def extract(
         progress(f"{len(jobs) - len(todo)} of {len(jobs)} videos are done already.")
     workers = min(num_workers or os.cpu_count() or 1, max(len(todo), 1))
     start = said = time.monotonic()
-    for number, _ in enumerate(_cut_all(todo, out, spec, num_frames, workers), 1):
+    value_range = None if bit_depth is None else make_range(bit_depth)
+    cut = partial(_cut, out=out, spec=spec, num_frames=num_frames, value_range=value_range)
+    for number, _ in enumerate(_cut_all(todo, cut, workers), 1):
         now = time.monotonic()
         if number == len(todo) or now - said >= _SECONDS:
             said = now
@@ -179,12 +190,12 @@ def extract(
     return _write_results(jobs, [read_record(job, out) for job in jobs], out)
 
 
-def _keep_settings(out: Path, spec: CropSpec, num_frames: int) -> None:
+def _keep_settings(out: Path, spec: CropSpec, more: Mapping[str, Any]) -> None:
     """Write how crops are made, or make sure that those in the folder were made so."""
     path, settings = out / CROP_FILE, out / SETTINGS_FILE
     if path.is_file():
-        before = _read_object(path) | {"frames": _read_object(settings).get("frames")}
-        now = {**spec.to_dict(), "frames": num_frames}
+        before = _read_object(path) | _read_object(settings)
+        now = {**spec.to_dict(), **more}
         changed = [
             f"{name} {before.get(name)} there, {value} now"
             for name, value in now.items()
@@ -201,7 +212,7 @@ def _keep_settings(out: Path, spec: CropSpec, num_frames: int) -> None:
             f"{out} is there already, but has no {CROP_FILE}. Give a new folder with -o."
         )
     out.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps({"frames": num_frames}) + "\n", encoding="utf-8")
+    settings.write_text(json.dumps(more) + "\n", encoding="utf-8")
     # Last and at once, under a name that the check above leaves out until then.
     write_crop(out, spec)
 
@@ -217,10 +228,9 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _cut_all(
-    todo: list[VideoJob], out: Path, spec: CropSpec, num_frames: int, num_workers: int
+    todo: list[VideoJob], cut: Callable[[VideoJob], CutVideo], num_workers: int
 ) -> Iterator[CutVideo]:
     """Cut the videos, in one process or several; yields as they are done."""
-    cut = partial(_cut, out=out, spec=spec, num_frames=num_frames)
     if num_workers == 1:
         yield from map(cut, todo)
         return
@@ -241,8 +251,10 @@ def _cut_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _cut(job: VideoJob, out: Path, spec: CropSpec, num_frames: int) -> CutVideo:
-    return cut_video(job, out, spec, num_frames, _load_detector(spec.detector))
+def _cut(
+    job: VideoJob, out: Path, spec: CropSpec, num_frames: int, value_range: ValueRange | None
+) -> CutVideo:
+    return cut_video(job, out, spec, num_frames, _load_detector(spec.detector), value_range)
 
 
 @cache
