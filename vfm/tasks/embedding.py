@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NoReturn, Unpack
 
-from torch import Tensor
 from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.embedding import OUTPUT, EmbeddingSpec
 
-from vfm.data import ImageData
 from vfm.models.backbone import ImageSize
 from vfm.models.heads.embedding import EmbeddingHead, EmbeddingSource
 from vfm.preprocess import Fit
 from vfm.tasks.base import BaseTask
 from vfm.tasks.options import TaskOptions
-from vfm.tasks.results import SplitPredictions
 from vfm.training.embeddings import describe_embedding
-from vfm.types import Batch
 
 
 class EmbeddingTask(BaseTask):
@@ -69,26 +64,10 @@ class EmbeddingTask(BaseTask):
         head = self.build_embedding(source, normalize=normalize)
         return describe_embedding(self.backbone, self.preprocess, head)
 
-    def take_labels(self, data: ImageData) -> None:
-        """Refuse to train."""
-        self._refuse_training()
-
-    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """Refuse to be judged."""
-        self._refuse_training()
-
-    def compute_metrics(self, split: str, predictions: SplitPredictions) -> dict[str, float]:
-        """Refuse to be judged."""
-        self._refuse_training()
-
-    def write_results(
-        self, folder: Path, split: str, predictions: SplitPredictions, more: dict[str, Any]
-    ) -> None:
-        """Refuse to be judged."""
-        self._refuse_training()
-
-    def _refuse_training(self) -> NoReturn:
+    def _refuse_training(self, *_: Any, **__: Any) -> NoReturn:
         raise OptionError(
             "EmbeddingTask gives the features of a backbone, and has nothing to train or to test. Take another task, "
             "such as --model ClassificationTask --model.adapt linear."
         )
+
+    take_labels = evaluate = compute_metrics = write_results = _refuse_training
