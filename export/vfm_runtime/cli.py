@@ -1,4 +1,4 @@
-"""The command `vfm-runtime`: predict, check, info, serve, and teach, without torch."""
+"""The command `vfm-runtime`: predict, search, check, info, serve, and teach, without torch."""
 
 import argparse
 import importlib.util
@@ -135,6 +135,16 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     check.set_defaults(run=_check)
 
+    search = commands.add_parser(
+        "search",
+        parents=[common],
+        help="the images that a bundle carries which are most like others",
+    )
+    search.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+")
+    search.add_argument("-k", type=_parse_count, default=10, help="images to list (default: 10)")
+    search.add_argument("--json", action="store_true", help="one JSON object a line and image")
+    search.set_defaults(run=_search)
+
     info = commands.add_parser("info", parents=[common], help="show what a bundle is")
     info.add_argument("--json", action="store_true", help="as one JSON object")
     info.set_defaults(run=_show_info)
@@ -144,7 +154,8 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     serve.add_argument("--debug", action="store_true", help="show the traceback of an error")
     serve.set_defaults(run=_serve)
     taught = add_commands(commands, common)
-    return parser, {"predict": predict, "check": check, "info": info, "serve": serve, **taught}
+    named = {"predict": predict, "search": search, "check": check, "info": info, "serve": serve}
+    return parser, {**named, **taught}
 
 
 def _parse_count(text: str) -> int:
@@ -202,6 +213,27 @@ def _predict(options: argparse.Namespace) -> int:
             if isinstance(prediction, ImageError):
                 code = FAILED
             print_prediction(path, prediction, options, model)
+    return code
+
+
+def _search(options: argparse.Namespace) -> int:
+    model, code = _load(options), OK
+    for file in _find_files(options.images, videos=False):
+        try:
+            neighbors = model.search(file, options.k)
+        except ImageError as error:
+            code = FAILED
+            print_error(error)
+            if options.json:
+                print(json.dumps({"image": str(file), "error": str(error)}))
+            continue
+        if options.json:
+            rows = [one.to_dict() for one in neighbors]
+            print(json.dumps({"image": str(file), "neighbors": rows}))
+            continue
+        for one in neighbors:
+            cells = ", ".join(f"{name} {cell}" for name, cell in one.columns.items())
+            print(f"{file}: {one.similarity:.4f} {one.path}{f' ({cells})' * bool(cells)}")
     return code
 
 

@@ -71,6 +71,8 @@ def describe_bundle(model: Model, files: dict[str, int]) -> Iterator[str]:
     if (embedding := contract.embedding) is not None:
         norm = ", of norm 1" if embedding.normalize else ""
         yield f"embedding  {embedding.source or embedding.output}{norm}"
+    if model.vectors is not None:
+        yield f"vectors    of {len(model.vectors.vectors):,} images, to search in"
     for name, head in model.task_type.heads.items():
         if name:
             yield f"head       {name}: {head.name}, {len(head.labels)} labels"

@@ -11,7 +11,7 @@ from vfm_runtime.tasks.base import PredictionView
 
 from tests.runtime import toy
 
-COMMANDS = "predict, check, info"
+COMMANDS = "predict, search, check, info"
 
 
 @pytest.fixture

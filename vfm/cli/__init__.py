@@ -54,7 +54,7 @@ COMMANDS = {
     "search": ("vfm.search.command:search", "the images of a store that are most like another"),
     "index": (
         "vfm.search.index_command:index",
-        "an index of a large store, for quick search with a measured recall",
+        "an index of a large store, for quick search with a measured recall; or its rows in a bundle",
     ),
     "duplicates": (
         "vfm.search.duplicates_command:duplicates",

@@ -13,12 +13,13 @@ import numpy as np
 from vfm_runtime.errors import OptionError
 from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import Pixels, open_image
+from vfm_runtime.search import Neighbor
 
 from vfm.embed.image_text import PREFIX, ImageTextModel
 from vfm.embed.models import open_embedder
 from vfm.embed.store import EmbeddingStore
 from vfm.report import Page, draw_contact_sheet
-from vfm.search.exact import Neighbor, SearchResult, search_store
+from vfm.search.exact import SearchResult, search_store
 from vfm.search.index import EXACT_UP_TO, IndexFacts, search_index
 from vfm.search.options import open_filtered
 from vfm.search.pictures import open_picture

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import DataError, OptionError
+from vfm_runtime.search import Neighbor, find_nearest
 
 from vfm.embed.store import EmbeddingStore
 
 _TINY = 1e-12
-
-
-@dataclass(frozen=True)
-class Neighbor:
-    """An image of a store near to a query."""
-
-    path: str
-    """Path that the image was embedded from."""
-    similarity: float
-    """Cosine of the two vectors, -1 to 1."""
-    columns: Mapping[str, Any]
-    """Other values of its row, such as its label."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +140,7 @@ def search_blocks(
     for block in blocks:
         num_searched += len(block.vectors)
         for query, similarity in enumerate(directions @ block.vectors.T):
-            nearest = find_largest(similarity, count)
+            nearest = find_nearest(similarity, count)
             rows = block.rows.take(nearest).to_pylist()
             best[query] += [
                 Neighbor(row.pop("path"), float(value), row)
@@ -160,10 +149,3 @@ def search_blocks(
             best[query].sort(key=lambda one: (-one.similarity, one.path))
             del best[query][count:]
     return [SearchResult(neighbors, num_searched) for neighbors in best]
-
-
-def find_largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Return the positions of the largest values of an array [N], in no order."""
-    if len(values) <= count:
-        return np.arange(len(values))
-    return np.argpartition(values, len(values) - count)[-count:]

@@ -13,9 +13,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import DataError, OptionError
+from vfm_runtime.search import Neighbor
 
 from vfm.embed.store import EmbeddingStore
-from vfm.search.exact import Neighbor, SearchResult, check_query, read_blocks, search_blocks
+from vfm.search.exact import SearchResult, check_query, read_blocks, search_blocks
 
 EXACT_UP_TO = 200_000
 """Rows up to which exact search is quick enough for nobody to want an index."""

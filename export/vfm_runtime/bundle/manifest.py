@@ -20,6 +20,7 @@ from vfm_runtime.bundle.contract import (
     parse_json,
 )
 from vfm_runtime.errors import BundleError, ContractError
+from vfm_runtime.search import ROWS_FILE, VECTORS_FILE
 
 REQUIRED_FILES = (PREPROCESS_FILE, MODEL_FILE)
 """Without these there is nothing to run."""
@@ -27,7 +28,7 @@ REQUIRED_FILES = (PREPROCESS_FILE, MODEL_FILE)
 # Files that the runtime opens when they are there. Unlisted, their bytes would go unchecked.
 _READ_FILES = (
     *(PREPROCESS_FILE, *PRECISION_FILES.values(), WEIGHTS_FILE, ONEFILE_FILE),
-    *(REFERENCE_FILE, GOLDEN_FILE),
+    *(REFERENCE_FILE, GOLDEN_FILE, VECTORS_FILE, ROWS_FILE),
 )
 
 _T = TypeVar("_T")

@@ -22,6 +22,7 @@ from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import BundleError, DataError, ProviderError
 from vfm_runtime.media.image import ImageSource
 from vfm_runtime.ort import list_errors, summarize_error
+from vfm_runtime.search import VECTORS_FILE, VectorTable
 from vfm_runtime.tasks.base import Arrays
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class Model(Predictor):
         self.monitor: DriftMonitor | None = None
         self._check_graphs()
         self._errors = list_errors()
+        if VECTORS_FILE in self.manifest.files:
+            self.vectors = VectorTable.read(self.path, self.embedding)
         if state is not None:
             self.keep_state(state, keep_pictures=keep_pictures)
 
@@ -123,6 +126,13 @@ class Model(Predictor):
             The outputs of the task, a row an image; of several heads each is named `head.output`. Where the bundle has
             a reference also `components` [N, k] and `distances` [N].
         """
+        answers = self.compute_outputs(inputs)
+        if self.monitor is not None:
+            self.monitor.add(answers)
+        return answers
+
+    def compute_outputs(self, inputs: Arrays) -> Arrays:
+        """Compute what `run` returns, of images that the monitor shall not count."""
         pixels = inputs["pixels"]
         expected = (*self.contract.size, 3)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
@@ -132,10 +142,7 @@ class Model(Predictor):
                 "size go to `predict`."
             )
         self._survive_fork()
-        answers = self._run(self._model, self._file, inputs)
-        if self.monitor is not None:
-            self.monitor.add(answers)
-        return answers
+        return self._run(self._model, self._file, inputs)
 
     def prepare(self, image: ImageSource) -> Arrays:
         """Open one image and bring it to the model's size, by `preprocess.onnx`."""

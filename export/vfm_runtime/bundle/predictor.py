@@ -13,6 +13,7 @@ from vfm_runtime.errors import OptionError
 from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import ImageError, ImageSource, Pixels, open_image
 from vfm_runtime.media.video import is_video
+from vfm_runtime.search import Neighbor, VectorTable
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction, TaskType
 from vfm_runtime.tasks.confidence import require_finite
 from vfm_runtime.tasks.embedding import EmbeddingSpec
@@ -32,6 +33,7 @@ class Predictor(ABC):
         batch_size: Images that go through the model at once.
         value_range: Black and white of values of more than 8 bits; None where the training did not say them.
         embedding: What the vectors of `embed` are made of; None of a model that gives none.
+        vectors: Images that `search` compares with; None of a model that carries none.
     """
 
     task_type: TaskType
@@ -39,6 +41,7 @@ class Predictor(ABC):
     batch_size: int
     value_range: ValueRange | None = None
     embedding: EmbeddingSpec | None = None
+    vectors: VectorTable | None = None
 
     def __init__(self, task_type: TaskType, batch_size: int = 32) -> None:
         self.task_type = task_type
@@ -62,6 +65,10 @@ class Predictor(ABC):
     @abstractmethod
     def run(self, inputs: Arrays) -> Arrays:
         """Compute the outputs of the task, a row an image, of what `prepare` has made of one image or of several."""
+
+    def compute_outputs(self, inputs: Arrays) -> Arrays:
+        """Compute what `run` returns, of images that are no traffic: examples to teach by, queries of a search."""
+        return self.run(inputs)
 
     def open_pixels(self, image: ImageSource) -> Pixels:
         """Open one image, uint8 [H, W, 3], with the values that the model was trained on.
@@ -162,9 +169,31 @@ class Predictor(ABC):
     def embed_prepared(self, inputs: Arrays) -> NDArray[np.float32]:
         """Return the embeddings, float32 [N, D], of what `prepare` has made of one image or of several joined."""
         assert self.embedding is not None
-        vectors = np.asarray(self.run(inputs)[self.embedding.output], np.float32)
+        vectors = np.asarray(self.compute_outputs(inputs)[self.embedding.output], np.float32)
         require_finite("embeddings", vectors)
         return vectors
+
+    def search(self, images: ImageSource | list[Any] | tuple[Any, ...], k: int = 10) -> Any:
+        """Return the carried images that are most like one image, best first; a list of such lists for a list.
+
+        Args:
+            images: Images as `predict` takes them; each is looked at whole.
+            k: Number of `Neighbor` to return at most for each.
+
+        Raises:
+            ImageError: An image cannot be opened.
+            OptionError: The model carries no vectors, or `k` is below 1.
+        """
+        table = self.vectors
+        if table is None:
+            raise OptionError(
+                "This model carries no vectors to search in. Write a bundle that does, from a store of its "
+                "embeddings: vfm index STORE --bundle BUNDLE -o OUT."
+            )
+        is_many = _is_many(images)
+        queries = self.embed(list(images) if is_many else [images])  # type: ignore[arg-type]
+        neighbors: list[list[Neighbor]] = [table.search(query, k) for query in queries]
+        return neighbors if is_many else neighbors[0]
 
     @property
     def taught(self) -> TaughtClasses:

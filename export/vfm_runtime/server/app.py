@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from vfm_runtime import __version__
-from vfm_runtime.server import open_inference, pages, predict, teach
+from vfm_runtime.server import open_inference, pages, predict, search, teach
 from vfm_runtime.server.errors import respond_to_error
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.middleware import RequestMiddleware
@@ -47,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.policy = AccessPolicy(settings, tokens, read_teach_tokens(settings))
     app.include_router(open_inference.router)
     app.include_router(predict.router)
+    app.include_router(search.router)
     app.include_router(pages.router)
     if settings.state is not None:
         app.include_router(teach.router)

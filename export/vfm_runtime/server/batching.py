@@ -65,6 +65,8 @@ class BatchRequest:
     deadline: float
     future: asyncio.Future[Exception | None]
     """Its result is the outcome: None where all rows have run, else what went wrong."""
+    is_traffic: bool = True
+    """Whether its outputs are observed."""
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
     """When its first row ran."""
@@ -129,6 +131,7 @@ class Batcher:
         max_wait_ms: float = 2.0,
         max_queue: int = 64,
         metrics: BatchMetrics | None = None,
+        observe: Callable[[Arrays], None] | None = None,
     ) -> None:
         """Take the model; the thread starts with the first request.
 
@@ -138,6 +141,7 @@ class Batcher:
             max_wait_ms: Longest that an idle model waits for a fuller batch.
             max_queue: Most rows that may wait, without those that run; while none wait, a request may have more.
             metrics: Metrics that are kept of the queue and the batches.
+            observe: Called by the thread with the outputs of those requests that are traffic, a row an image.
 
         Raises:
             ValueError: A limit is below what makes sense.
@@ -155,6 +159,7 @@ class Batcher:
         self._max_wait = max_wait_ms / 1000
         self._max_queue = max_queue
         self._metrics = metrics
+        self._observe = observe
         # Guards all below; notified when a request has come, or the end.
         self._change = threading.Condition()
         self._queue: deque[BatchRequest] = deque()
@@ -173,8 +178,10 @@ class Batcher:
         """Rows that wait now."""
         return self._waiting
 
-    async def submit(self, inputs: Arrays, deadline: float = math.inf) -> tuple[Arrays, Timing]:
-        """Have rows run until a deadline of `time.monotonic()`, and return their outputs.
+    async def submit(
+        self, inputs: Arrays, deadline: float = math.inf, *, is_traffic: bool = True
+    ) -> tuple[Arrays, Timing]:
+        """Have rows run until a deadline of `time.monotonic()`, and return their outputs; all are traffic but if said.
 
         Raises:
             QueueFullError: Too many rows wait.
@@ -189,7 +196,7 @@ class Batcher:
                 f"The inputs have these numbers of rows: {counts}. Give as many of each, at least 1."
             )
         future = asyncio.get_running_loop().create_future()
-        request = BatchRequest(inputs, next(iter(counts.values())), deadline, future)
+        request = BatchRequest(inputs, next(iter(counts.values())), deadline, future, is_traffic)
         if request.is_late:
             raise request.make_deadline_error()
         self._enter(request)
@@ -340,6 +347,7 @@ class Batcher:
                 raise DataError(
                     f"The model was given {rows} rows and answered with {counts}. Export the bundle anew."
                 )
+            self._observe_traffic(pieces, outputs)
         except Exception as error:  # whatever it is, it is for those who asked, not for this thread
             return error
         seconds = time.monotonic() - start
@@ -351,6 +359,16 @@ class Batcher:
             self._metrics.batch_rows.observe(rows)
             self._metrics.compute_seconds.observe(seconds)
         return outputs, seconds
+
+    def _observe_traffic(self, pieces: Sequence[_Piece], outputs: Arrays) -> None:
+        if self._observe is None:
+            return
+        counts = [piece.request.is_traffic for piece in pieces]
+        if any(counts):
+            rows = np.repeat(counts, [piece.rows for piece in pieces])
+            self._observe(
+                outputs if all(counts) else {name: array[rows] for name, array in outputs.items()}
+            )
 
     def _deliver(self, pieces: Sequence[_Piece], outcome: tuple[Arrays, float] | Exception) -> None:
         if isinstance(outcome, Exception):

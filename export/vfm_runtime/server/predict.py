@@ -3,6 +3,7 @@
 import base64
 import io
 import time
+from collections.abc import Iterator
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal, NamedTuple
@@ -78,12 +79,19 @@ class PredictResponse(BaseModel):
 
 
 def _refuse_unknown_parameters(request: Request) -> None:
-    choices = [field.alias for field in request.scope["route"].dependant.query_params]
+    choices = list(_list_parameters(request.scope["route"].dependant))
     for name in request.query_params:
         if name not in choices:
             raise ApiError(
                 422, f"There is no parameter '{name[:40]}'. Choices: {', '.join(choices)}."
             )
+
+
+def _list_parameters(dependant: Any) -> Iterator[str]:
+    """Yield the query parameters of a route, those of the functions that it depends on too."""
+    yield from (field.alias for field in dependant.query_params)
+    for part in dependant.dependencies:
+        yield from _list_parameters(part)
 
 
 KNOWN_PARAMETERS = Depends(_refuse_unknown_parameters)

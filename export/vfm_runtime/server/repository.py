@@ -179,11 +179,12 @@ class Repository:
             # Attached only now: what has run so far was no image.
             model.monitor = monitor
         batcher = Batcher(
-            model.run,
+            model.compute_outputs,
             max_batch=settings.max_batch,
             max_wait_ms=settings.max_wait_ms,
             max_queue=settings.max_queue,
             metrics=self._metrics.select_batch_metrics(name, version),
+            observe=None if model.monitor is None else model.monitor.add,
         )
         taught = None
         if settings.state is not None and model.embedding and model.embedding.fingerprint:

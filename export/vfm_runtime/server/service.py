@@ -223,14 +223,23 @@ class Service:
             self._in_flight -= 1
 
     async def run_model(
-        self, served: ServedModel, inputs: Arrays, deadline: float
+        self, served: ServedModel, inputs: Arrays, deadline: float, *, is_traffic: bool = True
     ) -> tuple[Arrays, Timing]:
-        """Put rows to a model until a deadline, a batch at a time, so that the crops of a long video fit the queue."""
+        """Put rows to a model until a deadline, a batch at a time, so that the crops of a long video fit the queue.
+
+        Args:
+            served: Model to ask.
+            inputs: Rows of what the model takes, by name.
+            deadline: Time of `time.monotonic()` when the answer is of no use any more.
+            is_traffic: Whether the drift monitor counts the images; not those that teach or are searched by.
+        """
         size = self.settings.max_batch
         num_rows = len(next(iter(inputs.values())))
         parts, timings = [], []
         for start in range(0, num_rows, size):
-            outputs, timing = await served.batcher.submit(slice_rows(inputs, start, size), deadline)
+            outputs, timing = await served.batcher.submit(
+                slice_rows(inputs, start, size), deadline, is_traffic=is_traffic
+            )
             parts.append(outputs)
             timings.append(timing)
         timing = Timing(sum(t.queue_ms for t in timings), sum(t.compute_ms for t in timings))

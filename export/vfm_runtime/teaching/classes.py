@@ -16,6 +16,7 @@ from PIL import Image
 from vfm_runtime.errors import OptionError, StateError
 from vfm_runtime.heads_on_features import AffineHead, fit_nearest_mean, scale_features
 from vfm_runtime.media.image import ImageSource, Pixels
+from vfm_runtime.search import find_nearest
 from vfm_runtime.tasks.classification import LabelPrediction
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.teaching.state import TaughtExample, TaughtState, check_label, check_labels
@@ -195,16 +196,14 @@ class TaughtClasses:
         logits = fitted.head.compute_logits(vectors)
         scores = np.exp(logits - logits.max(axis=1, keepdims=True))
         scores /= scores.sum(axis=1, keepdims=True)
-        number = min(num_nearest, len(state.examples))
         explanations = []
         for vector, row in zip(
             scale_features(vectors, fitted.head.center, True), scores, strict=True
         ):
             similarities = fitted.scaled @ vector.astype(np.float32)
-            nearest = np.argsort(-similarities, kind="stable")[:number]
             evidence = tuple(
                 Evidence(state.examples[i], float(similarities[i]), state.pictures[i])
-                for i in nearest
+                for i in find_nearest(similarities, num_nearest)
             )
             prediction = LabelPrediction.from_scores(row, labels)
             explanations.append(Explanation(prediction, evidence, state.version))

@@ -62,7 +62,8 @@ def session():
 def test_every_operation_is_asked(schema):
     found = [result.ok() for result in schema.get_all_operations()]
     # It leaves out the document itself, which is none of the API's.
-    assert {(one.path, one.method.upper()) for one in found} == set(OPERATIONS) - {DOCUMENT}
+    asked = {*OPERATIONS, ("/search", "POST")} - {DOCUMENT}  # see test_requests_of_embedders
+    assert {(one.path, one.method.upper()) for one in found} == asked
 
 
 def strategies(operation):
@@ -141,9 +142,9 @@ def test_good_tensors(schema, session):
         assert answer.status_code == 200, answer.text
 
 
-@pytest.mark.parametrize("path", ["/taught", "/teach", "/forget", "/classify", "/why"])
-def test_requests_to_teach(session, tmp_path, path):
-    """Routes that are there with a state alone; 422 also says that a class was not taught, or is only one."""
+@pytest.mark.parametrize("path", ["/taught", "/teach", "/forget", "/classify", "/why", "/search"])
+def test_requests_of_embedders(session, tmp_path, path):
+    """422 also says that a class was not taught, or is only one, or that there are no vectors to search in."""
     bundle = toy_embedder.build(tmp_path / "colors")
     server = Live(Settings(bundles=(str(bundle),), device="cpu", state=tmp_path / "state"))
     accepted = {"expected-statuses": ["2xx", 400, 404, 413, 422, 504]}

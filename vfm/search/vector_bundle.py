@@ -1,0 +1,75 @@
+"""Bundle with vectors: a copy of one that carries the rows of a store, which the runtime searches without torch."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from vfm_runtime.bundle.contract import CARD_FILE
+from vfm_runtime.bundle.manifest import read_manifest, write_manifest
+from vfm_runtime.errors import OptionError
+from vfm_runtime.search import ROWS_FILE, VECTORS_FILE, VectorTable
+
+from vfm.embed.sources import RESERVED
+from vfm.embed.store import EmbeddingStore
+from vfm.search.exact import load_block
+from vfm.search.filters import parse_filter
+
+
+def write_vector_bundle(
+    store: EmbeddingStore, bundle: Path, out: Path, *, where: str | None = None
+) -> VectorTable:
+    """Write a copy of a bundle with the vectors, paths and columns of a store of its own embeddings.
+
+    Args:
+        store: Store whose rows the copy carries, in the order of their paths.
+        bundle: Folder of a bundle that embeds as the store's model does.
+        out: Folder to write, which is not there yet.
+        where: Filter as `parse_filter` takes it; None for all rows.
+
+    Returns:
+        The vectors that the copy carries.
+
+    Raises:
+        StoreError: The store holds vectors of another model.
+        OptionError: The bundle gives no embeddings, there are too many rows, or the folder is there.
+        DataError: There are no rows, or one has a vector of zeros.
+        FilterError: The filter is none.
+    """
+    manifest = read_manifest(bundle)
+    embedding = manifest.contract.embedding
+    if embedding is None or not embedding.fingerprint:
+        raise OptionError(
+            f"{bundle} gives no embeddings that say their fingerprint. Export it again with --embedding pooled."
+        )
+    store.require_model(embedding, str(bundle))
+    if out.exists():
+        raise OptionError(f"{out} is there already. Name a folder that is not.")
+    columns = [name for name in store.columns if name not in RESERVED]
+    block = load_block(
+        store, columns, None if where is None else parse_filter(where, store.columns)
+    )
+    rows = block.rows.to_pydict()
+    order = np.argsort(np.array(rows["path"]), kind="stable").tolist()
+    cells = {name: [rows[name][row] for row in order] for name in rows}
+    paths = cells.pop("path")
+    table = VectorTable(embedding, block.vectors[order], paths, cells)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        for name in set(manifest.files) - {VECTORS_FILE, ROWS_FILE}:
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle / name, draft / name)
+        table.write(draft)
+        card = draft / CARD_FILE
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        note = f"\n## Search\n\nCarries the vectors of {len(paths):,} images, for `vfm-runtime search`.\n"
+        card.write_text(text + note, encoding="utf-8")
+        write_manifest(draft, manifest.contract)
+        draft.chmod(0o755)
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return table
