@@ -232,7 +232,7 @@ def _search(options: argparse.Namespace) -> int:
             print(json.dumps({"image": str(file), "neighbors": rows}))
             continue
         for one in neighbors:
-            cells = ", ".join(f"{name} {cell}" for name, cell in one.columns.items())
+            cells = ", ".join(f"{n} {cell}" for n, cell in one.columns.items() if cell is not None)
             print(f"{file}: {one.similarity:.4f} {one.path}{f' ({cells})' * bool(cells)}")
     return code
 

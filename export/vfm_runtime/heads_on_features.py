@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,8 +23,8 @@ _FAR = 100.0
 class AffineHead:
     """Logits as an affine map of features, which may be centered and L2-normalized first. D features, C classes."""
 
-    weight: FloatArray
-    """[C, D]."""
+    weight: NDArray[Any]
+    """[C, D], in 64 or 32 bits."""
     bias: FloatArray
     """[C]."""
     center: FloatArray | None = None
@@ -34,7 +35,9 @@ class AffineHead:
     def compute_logits(self, features: ArrayLike) -> FloatArray:
         """Return logits [N, C] for features [N, D]."""
         scaled = scale_features(features, self.center, self.normalizes)
-        return np.asarray(scaled @ self.weight.T + self.bias, np.float64)
+        # A weight of 32 bits stays so: of 10,000 classes the copy would take longer than the product.
+        products = scaled.astype(self.weight.dtype, copy=False) @ self.weight.T
+        return np.asarray(products + self.bias, np.float64)
 
 
 def scale_features(features: ArrayLike, center: FloatArray | None, normalizes: bool) -> FloatArray:
@@ -70,10 +73,32 @@ def fit_nearest_mean(
     """
     values, classes, num_classes = _check(features, target, num_classes)
     center = values.mean(axis=0)
-    means = average_classes(scale_features(values, center, True), classes, num_classes)
-    bias = -0.5 * (means**2).sum(axis=1) / temperature
+    scaled = scale_features(values, center, True)
+    return make_mean_head(scaled, classes, num_classes, center, temperature=temperature)
+
+
+def make_mean_head(
+    scaled: NDArray[Any],
+    classes: NDArray[np.int64],
+    num_classes: int,
+    center: NDArray[Any],
+    *,
+    temperature: float = 0.07,
+) -> AffineHead:
+    """Make the nearest-mean classifier of `fit_nearest_mean` of features that are scaled already, in their precision.
+
+    Args:
+        scaled: Features less their mean, of norm 1, [N, D].
+        classes: Class of each, int [N].
+        num_classes: Number of classes C.
+        center: The mean, [D].
+        temperature: Half a squared distance is divided by it to become a logit.
+    """
+    means = average_classes(scaled, classes, num_classes)
+    bias = -0.5 * np.einsum("cd,cd->c", means, means).astype(np.float64) / temperature
     bias[np.bincount(classes, minlength=num_classes) == 0] = bias.min() - _FAR
-    return AffineHead(means / temperature, bias, center, True)
+    means /= temperature
+    return AffineHead(means, bias, np.asarray(center, np.float64), True)
 
 
 def fit_lda(features: ArrayLike, target: ArrayLike, num_classes: int | None = None) -> AffineHead:
@@ -109,16 +134,19 @@ def fit_lda(features: ArrayLike, target: ArrayLike, num_classes: int | None = No
     return AffineHead(weight, log_priors - 0.5 * (weight * means).sum(axis=1))
 
 
-def average_classes(values: FloatArray, classes: NDArray[np.int64], num_classes: int) -> FloatArray:
-    """Return the mean [C, D] of the features of each class, zero where it has none."""
-    sums = np.zeros((num_classes, values.shape[1]))
+def average_classes(
+    values: NDArray[Any], classes: NDArray[np.int64], num_classes: int
+) -> NDArray[Any]:
+    """Return the mean [C, D] of the features of each class, zero where it has none, in their precision."""
+    sums = np.zeros((num_classes, values.shape[1]), values.dtype)
     counts = np.bincount(classes, minlength=num_classes)
     # np.add.at would take several times as long.
     order = np.argsort(classes, kind="stable")
     present = np.flatnonzero(counts)
     starts = np.cumsum(counts[present]) - counts[present]
     sums[present] = np.add.reduceat(values[order], starts, axis=0)
-    return sums / np.maximum(counts, 1)[:, None]
+    sums /= np.maximum(counts, 1)[:, None]
+    return sums
 
 
 def _shrink(centered: FloatArray) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import pytest
 import vfm_runtime
 from vfm_runtime.cli import main
 from vfm_runtime.errors import DataError, OptionError, StateError
+from vfm_runtime.heads_on_features import fit_lda, fit_nearest_mean, scale_features
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.teaching import store as stores
 from vfm_runtime.teaching.state import MOST_CLASSES, TaughtExample, TaughtState
@@ -227,3 +228,59 @@ def test_the_commands_teach_explain_and_forget(embedder, tmp_path, capsys):
     assert "2 paths, and no class. Give --label" in run("teach", *green, code=1).err
     assert "Give one with a folder of images for each" in run("teach", green[0], code=1).err
     assert "nearest is -1. Give 0 or more." in run("why", green[0], "--nearest", "-1", code=1).err
+
+
+def draw_examples(counts, width=24, seed=0):
+    """Vectors of classes that differ in one direction and vary most in others, and their classes."""
+    random = np.random.default_rng(seed)
+    target = np.repeat(np.arange(len(counts)), counts)
+    spread = np.diag(np.r_[0.2, np.full(width - 1, 2.0)])
+    vectors = random.normal(size=(len(target), width)) @ spread
+    vectors[:, 0] += target
+    return vectors.astype(np.float32), target
+
+
+def teach_vectors(model, vectors, target):
+    examples = [TaughtExample(f"{k}", f"{i:064x}", "") for i, k in enumerate(target)]
+    model.taught.add(examples, vectors, [b""] * len(examples))
+
+
+@pytest.mark.parametrize(
+    ("counts", "is_lda"), [((16, 16, 16), True), ((4, 9, 5), True), ((3, 16, 16), False)]
+)
+def test_four_examples_of_each_class_are_answered_by_lda(embedder, counts, is_lda):
+    model = vfm_runtime.load(embedder, device="cpu")
+    vectors, target = draw_examples(counts)
+    teach_vectors(model, vectors, target)
+    others, right = draw_examples((200, 200, 200), seed=1)
+    answers = model.taught.explain(others)
+    lda = fit_lda(scale_features(vectors, None, True), target)
+    logits = scale_features(others, None, True) @ lda.weight.T + lda.bias - np.log(counts)
+    expected = logits if is_lda else fit_nearest_mean(vectors, target).compute_logits(others)
+    labels = [int(one.prediction.label) for one in answers]
+    assert labels == expected.argmax(axis=1).tolist()
+    if counts == (16, 16, 16):
+        accuracy = np.mean(labels == right)
+        mean = fit_nearest_mean(vectors, target).compute_logits(others).argmax(axis=1)
+        assert accuracy > np.mean(mean == right) + 0.1
+        # Its scores are of use: LDA alone is far too sure of itself where numbers are many.
+        said = np.mean([one.prediction.score for one in answers])
+        assert abs(said - accuracy) < 0.15
+        assert np.exp(logits - logits.max(1, keepdims=True)).sum(1).mean() < 1.3
+
+
+def test_teaching_one_more_of_many_is_quick(embedder):
+    """Processor time, as others may use the machine; the fit of the next answer counts too."""
+    model = vfm_runtime.load(embedder, device="cpu")
+    random = np.random.default_rng(0)
+    for counts, width in (([1] * 9000, 640), ([16] * 60, 1280)):
+        vectors = random.normal(size=(sum(counts), width)).astype(np.float32)
+        model._taught = None
+        teach_vectors(model, vectors, np.repeat(np.arange(len(counts)), counts))
+        start = time.process_time()
+        new = random.normal(size=(5, width)).astype(np.float32)
+        examples = [TaughtExample("new", f"new {i}", "") for i in range(5)]
+        model.taught.add(examples, new, [b""] * 5)
+        (one,) = model.taught.explain(new[:1])
+        assert time.process_time() - start < 1.5
+        assert one.prediction.label == "new"

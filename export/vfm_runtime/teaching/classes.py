@@ -1,4 +1,4 @@
-"""Taught classes: teach, forget, classify and why, by the nearest class mean of embeddings."""
+"""Taught classes: teach, forget, classify and why, by shrinkage LDA or the nearest class mean of embeddings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vfm_runtime.errors import OptionError, StateError
-from vfm_runtime.heads_on_features import AffineHead, fit_nearest_mean, scale_features
+from vfm_runtime.heads_on_features import AffineHead
 from vfm_runtime.media.image import ImageSource, Pixels
 from vfm_runtime.search import find_nearest
 from vfm_runtime.tasks.classification import LabelPrediction
 from vfm_runtime.tasks.embedding import EmbeddingSpec
+from vfm_runtime.teaching.head import fit_taught_head
 from vfm_runtime.teaching.state import TaughtExample, TaughtState, check_label, check_labels
 from vfm_runtime.teaching.store import StateStore
 
@@ -79,8 +80,10 @@ class Explanation:
 class _Fitted:
     state: TaughtState
     head: AffineHead
+    center: NDArray[np.float32]
+    """Mean of the vectors of the examples, [D]."""
     scaled: NDArray[np.float32]
-    """Vectors of the examples, centered, of norm 1, [N, D]."""
+    """Vectors of the examples less their mean, of norm 1, [N, D]."""
 
 
 class TaughtClasses:
@@ -197,10 +200,8 @@ class TaughtClasses:
         scores = np.exp(logits - logits.max(axis=1, keepdims=True))
         scores /= scores.sum(axis=1, keepdims=True)
         explanations = []
-        for vector, row in zip(
-            scale_features(vectors, fitted.head.center, True), scores, strict=True
-        ):
-            similarities = fitted.scaled @ vector.astype(np.float32)
+        for vector, row in zip(_center(vectors, fitted.center), scores, strict=True):
+            similarities = fitted.scaled @ vector
             evidence = tuple(
                 Evidence(state.examples[i], float(similarities[i]), state.pictures[i])
                 for i in find_nearest(similarities, num_nearest)
@@ -210,7 +211,7 @@ class TaughtClasses:
         return explanations
 
     def _fit(self) -> _Fitted:
-        """Fit the class means anew where the state has changed."""
+        """Fit the head anew where the state has changed."""
         state, fitted = self.store.read(), self._fitted
         if fitted is not None and fitted.state is state:
             return fitted
@@ -222,14 +223,23 @@ class TaughtClasses:
             )
         rows = {label: row for row, label in enumerate(labels)}
         target = np.array([rows[example.label] for example in state.examples])
-        head = fit_nearest_mean(state.vectors, target, len(labels))
-        scaled = scale_features(state.vectors, head.center, True).astype(np.float32)
-        fitted = _Fitted(state, head, scaled)
+        # The mean in 64 bits, all else in 32: thousands of classes are fitted in a quarter of a second.
+        center = state.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+        scaled = _center(state.vectors, center)
+        head = fit_taught_head(state.vectors, target, center, scaled)
+        fitted = _Fitted(state, head, center, scaled)
         self._fitted = fitted
         return fitted
 
     def _shrink(self, image: Any) -> bytes:
         return self.shrink_picture(self._model.open_pixels(image)) if self._keeps_pictures else b""
+
+
+def _center(vectors: NDArray[np.float32], center: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return vectors [N, D] less a center, of norm 1."""
+    centered = np.asarray(vectors - center, np.float32)
+    centered /= np.maximum(np.sqrt(np.einsum("nd,nd->n", centered, centered)), 1e-12)[:, None]
+    return centered
 
 
 def format_names(names: Sequence[str]) -> str:

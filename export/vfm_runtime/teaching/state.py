@@ -98,7 +98,7 @@ class TaughtState:
             self,
             version=self.version + bool(fresh),
             examples=(*self.examples, *(examples[i] for i in fresh)),
-            vectors=np.concatenate([before, vectors[fresh]]).astype(np.float32),
+            vectors=np.concatenate([before, vectors[fresh]]).astype(np.float32, copy=False),
             pictures=(*self.pictures, *(pictures[i] for i in fresh)),
         )
         state.check_bounds()
