@@ -246,9 +246,9 @@ def teach_vectors(model, vectors, target):
 
 
 @pytest.mark.parametrize(
-    ("counts", "is_lda"), [((16, 16, 16), True), ((4, 9, 5), True), ((3, 16, 16), False)]
+    ("counts", "is_lda"), [((16, 16, 16), True), ((12, 20, 13), True), ((11, 16, 16), False)]
 )
-def test_four_examples_of_each_class_are_answered_by_lda(embedder, counts, is_lda):
+def test_twelve_examples_of_each_class_are_answered_by_lda(embedder, counts, is_lda):
     model = vfm_runtime.load(embedder, device="cpu")
     vectors, target = draw_examples(counts)
     teach_vectors(model, vectors, target)
