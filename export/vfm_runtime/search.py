@@ -139,8 +139,8 @@ class VectorTable:
                 f"{folder / ROWS_FILE} has the format {written[0]!r}, and this version reads {FORMAT}. To read it, "
                 "upgrade vfm-runtime: pip install --upgrade vfm-runtime."
             )
-        own = None if embedding is None else (embedding.fingerprint, embedding.source)
-        if embedding is None or written[1:] != own:
+        expected = None if embedding is None else (embedding.fingerprint, embedding.source)
+        if embedding is None or written[1:] != expected:
             gives = (
                 "gives no embeddings"
                 if embedding is None
