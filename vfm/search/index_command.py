@@ -44,7 +44,7 @@ def index(
                 f"--bundle {bundle} writes a copy that carries the rows, and all of them are compared. "
                 f"{'Name its folder with -o OUT.' if out is None else 'Leave --recall out.'}"
             )
-        table = write_vector_bundle(EmbeddingStore.open(store), bundle, out, where=where)
+        table = write_vector_bundle(store, bundle, out, where=where)
         if json:
             print(json_format.dumps({"bundle": str(out), "num_rows": len(table.vectors)}))
             return

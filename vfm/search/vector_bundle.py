@@ -12,19 +12,17 @@ from vfm_runtime.bundle.manifest import read_manifest, write_manifest
 from vfm_runtime.errors import OptionError
 from vfm_runtime.search import ROWS_FILE, VECTORS_FILE, VectorTable
 
-from vfm.embed.sources import RESERVED
-from vfm.embed.store import EmbeddingStore
 from vfm.search.exact import load_block
-from vfm.search.filters import parse_filter
+from vfm.search.options import open_filtered
 
 
 def write_vector_bundle(
-    store: EmbeddingStore, bundle: Path, out: Path, *, where: str | None = None
+    store: str, bundle: Path, out: Path, *, where: str | None = None
 ) -> VectorTable:
     """Write a copy of a bundle with the vectors, paths and columns of a store of its own embeddings.
 
     Args:
-        store: Store whose rows the copy carries, in the order of their paths.
+        store: Folder or address of a store whose rows the copy carries, in the order of their paths.
         bundle: Folder of a bundle that embeds as the store's model does.
         out: Folder to write, which is not there yet.
         where: Filter as `parse_filter` takes it; None for all rows.
@@ -33,7 +31,7 @@ def write_vector_bundle(
         The vectors that the copy carries.
 
     Raises:
-        StoreError: The store holds vectors of another model.
+        StoreError: There is no such store, or it holds vectors of another model.
         OptionError: The bundle gives no embeddings, there are too many rows, or the folder is there.
         DataError: There are no rows, or one has a vector of zeros.
         FilterError: The filter is none.
@@ -44,13 +42,11 @@ def write_vector_bundle(
         raise OptionError(
             f"{bundle} gives no embeddings that say their fingerprint. Export it again with --embedding pooled."
         )
-    store.require_model(embedding, str(bundle))
+    opened, expression, columns = open_filtered(store, where)
+    opened.require_model(embedding, str(bundle))
     if out.exists():
         raise OptionError(f"{out} is there already. Name a folder that is not.")
-    columns = [name for name in store.columns if name not in RESERVED]
-    block = load_block(
-        store, columns, None if where is None else parse_filter(where, store.columns)
-    )
+    block = load_block(opened, columns, expression)
     rows = block.rows.to_pydict()
     order = np.argsort(np.array(rows["path"]), kind="stable").tolist()
     cells = {name: [rows[name][row] for row in order] for name in rows}

@@ -105,8 +105,8 @@ async def embed_upload(
 
     Args:
         request: Request that it came with, whose deadline holds.
-        served: Model that embeds.
-        upload: The image.
+        served: Model that embeds the image.
+        upload: The image as it was sent.
         shrink: Makes the picture of the decoded pixels; by default there is none.
         is_traffic: Whether the drift monitor counts the image.
 

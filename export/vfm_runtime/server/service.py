@@ -228,7 +228,7 @@ class Service:
         """Put rows to a model until a deadline, a batch at a time, so that the crops of a long video fit the queue.
 
         Args:
-            served: Model to ask.
+            served: Model that is to answer.
             inputs: Rows of what the model takes, by name.
             deadline: Time of `time.monotonic()` when the answer is of no use any more.
             is_traffic: Whether the drift monitor counts the images; not those that teach or are searched by.
