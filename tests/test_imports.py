@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = {
     9: {"cli", "api", "demo", "tune"},
     8: {"incontext"},
-    7: {"search"},
+    7: {"search", "cost"},
     6: {"deepfake", "embed"},
     5: {"bundle"},
     4: {"tasks", "quantization"},

@@ -283,6 +283,22 @@ def test_adapters_are_merged_into_the_graph_and_stay_in_the_task(paths, tmp_path
     assert sizes["lora"] == sizes["effort"] == sizes["full"]
 
 
+def test_the_card_holds_the_quote_beside_the_meter(exported, tmp_path):
+    from vfm.bundle.card import format_card
+    from vfm.tasks.checkpoint import Checkpoint
+
+    meter = {"hours": 1.5, "usd": None, "kwh": None, "energy_source": "not measurable here"}
+    span = {"value": 1.25, "low": 1, "high": 2}
+    quote = {"hours": span, "usd": None, "kwh": None, "price_source": "no price"}
+    (tmp_path / "cost.json").write_text(json.dumps({"quote": quote, "meter": meter}))
+    contract = vfm_runtime.load(exported.folder).contract
+    origin = {"versions": {}, "seed": 0, "data": None, "weights": None}
+    one = Checkpoint(exported.task, origin, path=tmp_path / "best.ckpt")
+    text = format_card(contract, exported.parity, {"": one})
+    assert "| hours | 1.25 (1 to 2) | 1.5 |\n| $ | - | - |\n| kWh | - | - |" in text
+    assert "Energy: not measurable here. No price." in text
+
+
 def test_the_card_says_what_a_licence_obliges_to(exported):
     from dataclasses import replace
 

@@ -53,7 +53,7 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fine_tuning, "_MIN_STEPS", 8)
+    monkeypatch.setattr(fine_tuning, "MIN_STEPS", 8)
 
 
 def test_few_images_and_pretrained_weights():

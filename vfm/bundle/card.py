@@ -12,6 +12,7 @@ from vfm.bundle.parity import Parity
 from vfm.models.licenses import find_terms
 from vfm.tasks.calibration import Calibration
 from vfm.tasks.checkpoint import Checkpoint
+from vfm.training.budget import read_costs
 
 
 def format_card(
@@ -87,6 +88,36 @@ def _format_head(
             or ["None were found beside the checkpoint; `vfm test` writes them."]
         ),
         *(["", *warnings] if warnings else []),
+        "",
+        *_format_costs(None if checkpoint.path is None else read_costs(checkpoint.path.parent)),
+    ]
+
+
+def _format_costs(costs: Mapping[str, Any] | None) -> list[str]:
+    """What the training was quoted to take beside what it took, of the run's own meter."""
+    if costs is None:
+        return []
+    quote, meter = costs["quote"] or {}, costs["meter"]
+    rows = []
+    for name, unit in (("hours", "hours"), ("usd", "$"), ("kwh", "kWh")):
+        span, value = quote.get(name), meter[name]
+        quoted = "-"
+        if span is not None:
+            quoted = f"{span['value']:.3g} ({span['low']:.3g} to {span['high']:.3g})"
+        rows.append(f"| {unit} | {quoted} | {'-' if value is None else f'{value:.3g}'} |")
+    return [
+        "## Cost of the training",
+        "",
+        "| | quoted before | measured |",
+        "| --- | --- | --- |",
+        *rows,
+        "",
+        f"Energy: {meter['energy_source']}. "
+        + (
+            quote["price_source"][:1].upper() + quote["price_source"][1:] + "."
+            if quote
+            else "Not quoted."
+        ),
         "",
     ]
 

@@ -72,6 +72,10 @@ COMMANDS = {
         "vfm.search.map_command:draw_map",
         "a page on which the images of a store lie beside those that are like them",
     ),
+    "cost train": (
+        "vfm.cli.cost:estimate_training",
+        "what a training will take: memory, time, money, energy",
+    ),
     "demo": ("vfm.demo:run_demo", "the whole job on a small real data set, in minutes"),
     "export": (
         "vfm.bundle.export:export_files",
@@ -127,6 +131,8 @@ def _run(command: str, words: list[str], *, debug: bool) -> None:
     # The user's own heads are found in the folder that vfm is called from, after all installed packages.
     if os.getcwd() not in sys.path:  # noqa: PTH109 - a string, as sys.path holds
         sys.path.append(os.getcwd())  # noqa: PTH109
+    if (name := " ".join([command, *words[:1]])) in COMMANDS:
+        command, words = name, words[1:]
     if command in TRAINING:
         _import_function("vfm.cli.training:run")(command, words)
     elif command in COMMANDS:

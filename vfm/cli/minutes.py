@@ -177,6 +177,17 @@ def find_minutes(
     return changed, rest, minutes
 
 
+def list_trial_words() -> list[str]:
+    """Return the options of a trial: some steps and validated batches, and nothing is saved."""
+    return [
+        "--model.min_steps=0",
+        *("--trainer.max_epochs=-1", f"--trainer.max_steps={_WARM + _MEASURED}"),
+        *(f"--trainer.limit_val_batches={_VALIDATED}", "--trainer.num_sanity_val_steps=0"),
+        *("--trainer.logger=false", "--trainer.enable_checkpointing=false"),
+        *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+    ]
+
+
 def plan_minutes(minutes: float, run_trial: Callable[[TimedTrial, list[str]], None]) -> list[str]:
     """Run a trial, and return the options of a training that ends in time; none where there is nothing to plan.
 
@@ -185,14 +196,7 @@ def plan_minutes(minutes: float, run_trial: Callable[[TimedTrial, list[str]], No
         run_trial: Trains with a callback and options.
     """
     trial = TimedTrial()
-    words = [
-        "--model.min_steps=0",
-        *("--trainer.max_epochs=-1", f"--trainer.max_steps={_WARM + _MEASURED}"),
-        *(f"--trainer.limit_val_batches={_VALIDATED}", "--trainer.num_sanity_val_steps=0"),
-        *("--trainer.logger=false", "--trainer.enable_checkpointing=false"),
-        *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-    ]
-    run_trial(trial, words)
+    run_trial(trial, list_trial_words())
     if not trial.steps and not trial.changes:
         print(f"{OPTION}: the head is solved at once; there are no steps to plan.")
         return []

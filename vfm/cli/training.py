@@ -23,6 +23,7 @@ import vfm
 from vfm.cli import TRAINING
 from vfm.cli.compare import compare_call
 from vfm.cli.errors import UsageError
+from vfm.cli.estimate import pop_estimate, quote_training
 from vfm.cli.folds import cross_validate, describe_next, find_job
 from vfm.cli.minutes import OPTION, TimedTrial, find_minutes, plan_minutes
 from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
@@ -33,6 +34,7 @@ from vfm.data import ImageData
 from vfm.spec import check_trust, import_class, list_arguments
 from vfm.tasks import BaseTask
 from vfm.tasks.options import EARLIER_OPTIONS
+from vfm.training.budget import CostMeter
 from vfm.training.checkpoint import KEY, read_checkpoint
 from vfm.training.log_filters import filter_logs
 from vfm.training.precision import choose_precision
@@ -48,17 +50,23 @@ class TrainingCLI(LightningCLI):
     """LightningCLI with CSV and TensorBoard logs, and the resolved recipe in the checkpoint."""
 
     def __init__(
-        self, version: str | None = None, sections: Recipe | None = None, **kwargs: Any
+        self,
+        version: str | None = None,
+        sections: Recipe | None = None,
+        meter: CostMeter | None = None,
+        **kwargs: Any,
     ) -> None:
         """Run a command.
 
         Args:
             version: Folder of a fit below the root, by default that of the next number.
             sections: Sections of the recipe as the call states them, where it goes on with values that were chosen.
+            meter: Meter that holds what was quoted for a fit.
             **kwargs: Options of LightningCLI's own constructor.
         """
         self.version = version
         self._sections = sections or {}
+        self._meter = meter
         super().__init__(**kwargs)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -118,7 +126,10 @@ class TrainingCLI(LightningCLI):
                 kwargs["logger"] = [logger(root, name="", version=version) for logger in loggers]
         if self.subcommand != "fit":
             self.save_config_callback = None  # it would lie beside the runs, and belong to none
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self._meter is not None:
+            trainer.callbacks.append(self._meter)  # type: ignore[attr-defined]
+        return trainer
 
 
 class TrialCLI(TrainingCLI):
@@ -138,6 +149,18 @@ class TrialCLI(TrainingCLI):
 
     def after_fit(self) -> None:
         """Say nothing."""
+
+
+class PartsCLI(TrainingCLI):
+    """Makes the task and the data of a recipe, and runs nothing."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make a Trainer that saves nothing."""
+        self.save_config_callback = None
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
 
 
 class RecipeCLI(TrainingCLI):
@@ -177,6 +200,7 @@ def _run(command: str, words: list[str]) -> None:
     words, paths = pop_option(words, "--config")
     recipes = [read_recipe(path) for path in paths]
     recipes, words, minutes = find_minutes(recipes, words)
+    words, prices, asks_quote = pop_estimate(words) if command == "fit" else (words, None, False)
     root = str(_DEFAULTS["default_root_dir"])
     if command == "fit" and (job := find_job(recipes, words, root, parse)) is not None:
         cross_validate(job, partial(start, command, [""] * len(job.recipes), job.recipes))
@@ -193,7 +217,12 @@ def _run(command: str, words: list[str]) -> None:
         paths, recipes = ["", *paths], [stored, *recipes]
     if command == "fit" and minutes is not None:
         words += _plan_length(minutes, paths, recipes, words, stored)
-    start(command, paths, recipes, words, sections=sections)
+    meter = CostMeter() if asks_quote else None
+    if meter is not None:
+        trial = partial(_run_trial, paths, recipes, words)
+        quote = quote_training(prices, parse(recipes, words), trial)
+        meter.quote, meter.usd_per_hour = quote.to_dict(), quote.usd_per_hour
+    start(command, paths, recipes, words, sections=sections, meter=meter)
 
 
 def _plan_length(
@@ -214,12 +243,20 @@ def _plan_length(
         names = ("max_epochs", "check_val_every_n_epoch", "max_time")
         return ["--model.min_steps=0", *(f"--trainer.{name}={trainer[name]}" for name in names)]
 
-    def run_trial(trial: TimedTrial, options: list[str]) -> None:
-        replaced = {option.partition("=")[0] for option in options}
-        rest = [word for word in words if word.partition("=")[0] not in replaced]
-        _call("fit", paths, recipes, [*rest, *options], partial(TrialCLI, trial))
+    return plan_minutes(minutes, partial(_run_trial, paths, recipes, words))
 
-    return plan_minutes(minutes, run_trial)
+
+def _run_trial(
+    paths: Sequence[str],
+    recipes: Sequence[Recipe],
+    words: Sequence[str],
+    trial: TimedTrial,
+    options: list[str],
+) -> None:
+    """Train with a trial's callback and options, which go before the words."""
+    replaced = {option.partition("=")[0] for option in options}
+    rest = [word for word in words if word.partition("=")[0] not in replaced]
+    _call("fit", paths, recipes, [*rest, *options], partial(TrialCLI, trial))
 
 
 def _compare_checkpoint(
@@ -249,6 +286,19 @@ def parse(recipes: Sequence[Recipe], words: list[str]) -> Recipe:
     return _call("fit", [""] * len(recipes), recipes, words, RecipeCLI).dump_recipe()
 
 
+def build_parts(recipes: Sequence[Recipe], words: list[str]) -> tuple[BaseTask, ImageData, Recipe]:
+    """Return the task of a recipe, from a random start, its data and the whole recipe.
+
+    Raises:
+        UsageError: An option, value, path or class does not fit.
+    """
+    for name in vfm.__all__:
+        getattr(vfm, name)  # a class is found by its short name once its module is imported
+    fixed = ["--model.pretrained=false", "--model.weights=null", "--trainer.logger=false"]
+    cli = _call("fit", [""] * len(recipes), recipes, [*words, *fixed], PartsCLI)
+    return cli.model, cli.datamodule, cli.dump_recipe()
+
+
 def start(
     command: str,
     paths: Sequence[str],
@@ -256,6 +306,7 @@ def start(
     words: list[str],
     version: str | None = None,
     sections: Recipe | None = None,
+    meter: CostMeter | None = None,
 ) -> TrainingCLI:
     """Run a command by LightningCLI.
 
@@ -266,11 +317,12 @@ def start(
         words: Options, which go before recipes.
         version: Folder of a fit below the root.
         sections: Sections of the recipe as the call states them.
+        meter: Meter that holds what was quoted for a fit.
 
     Raises:
         UsageError: An option, value, path or class does not fit.
     """
-    make = partial(TrainingCLI, version, sections)
+    make = partial(TrainingCLI, version, sections, meter)
     return _call(command, paths, recipes, words, make)
 
 

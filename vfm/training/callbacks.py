@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from vfm_runtime.errors import VfmError
 
 from vfm.training.adapter_file import AdapterWriter
+from vfm.training.budget import CostMeter
 from vfm.training.choosing import Patience
 from vfm.training.ema import WeightEMA
 from vfm.training.oom import MemoryAdvice
@@ -50,7 +51,7 @@ def list_callbacks(
     judged = trainer.limit_val_batches or not task.monitor.startswith("val/")
     monitor = task.monitor if judged else None
     if trainer.state.fn == TrainerFn.FITTING:
-        added += [StallWatch(), AdapterWriter()]
+        added += [StallWatch(), AdapterWriter(), CostMeter()]
         if ema is not None:
             added.append(WeightEMA(ema))
         if patience is not None and monitor is not None:

@@ -15,7 +15,8 @@ NormStats = Literal["keep", "learn", "auto"]
 
 FEW_IMAGES = 5000
 """Number of training images below which settings suit few images; a data set has as many or more is large."""
-_MIN_STEPS = 400
+MIN_STEPS = 400
+"""Least number of optimizer steps on few images."""
 _BATCH_NORM_RATE = 3e-4
 """Least peak learning rate of a backbone whose batch norms keep their statistics, which bear more than a
 transformer."""
@@ -79,7 +80,7 @@ def resolve_settings(asked: Settings, case: Case) -> ResolvedSettings:
         if suits_few:
             rate = max(rate, _BATCH_NORM_RATE * case.has_batch_norm) / factor
     optim = replace(optim, lr=rate, backbone_factor=factor, layer_decay=layer_decay)
-    min_steps = _MIN_STEPS * suits_few if asked.min_steps == "auto" else asked.min_steps
+    min_steps = MIN_STEPS * suits_few if asked.min_steps == "auto" else asked.min_steps
     return ResolvedSettings(optim, min_steps, lp_ft, norm_stats)
 
 

@@ -82,6 +82,14 @@ def build_checkpoints(monitor: str | None, mode: str) -> list[ModelCheckpoint]:
     return [BestCheckpoint(monitor, mode, **common), *last]
 
 
+def find_last_checkpoint(trainer: Trainer) -> Path | None:
+    """Return the path of `last.ckpt` of a run; None where it keeps no checkpoints."""
+    callbacks = trainer.checkpoint_callbacks
+    folders = [c.dirpath for c in callbacks if isinstance(c, ModelCheckpoint)]
+    folder = next((Path(f) for f in folders if f), None)
+    return folder / f"{LAST}.ckpt" if folder and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
+
+
 class Preemption(Callback):
     """On SIGTERM or Ctrl-C, saves `last.ckpt` after the current step and ends the job with exit status 143 or 130.
 
@@ -141,19 +149,13 @@ class Preemption(Callback):
         return self._asked > 0
 
     def _save(self, trainer: Trainer) -> None:
-        if path := self._find_path(trainer):
+        if path := find_last_checkpoint(trainer):
             trainer.save_checkpoint(path)
 
     def _stop(self, trainer: Trainer) -> None:
-        path, name = self._find_path(trainer), signal.Signals(self._asked).name
+        path, name = find_last_checkpoint(trainer), signal.Signals(self._asked).name
         if path is None:
             rank_zero_info(f"Stopped by {name}; this run keeps no checkpoints.")
         else:
             rank_zero_info(f"Stopped by {name} and saved; go on with --ckpt_path {path}")
         raise SIGTERMException(128 + self._asked)
-
-    def _find_path(self, trainer: Trainer) -> Path | None:
-        callbacks = trainer.checkpoint_callbacks
-        folders = [c.dirpath for c in callbacks if isinstance(c, ModelCheckpoint)]
-        folder = next((Path(f) for f in folders if f), None)
-        return folder / f"{LAST}.ckpt" if folder and not trainer.fast_dev_run else None  # type: ignore[attr-defined]

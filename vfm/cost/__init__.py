@@ -1,0 +1,1 @@
+"""Cost of training and serving: measured steps, memory, prices with their sources, quotes."""
