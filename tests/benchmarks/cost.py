@@ -34,19 +34,19 @@ from vfm.cost.steps import (
 )
 from vfm.training.oom import read_peak_memory, reset_peak_memory
 
-SIZE = 96
+SIZE = 64
 LITE0, VIT = "efficientnet_lite0", "vit_tiny_patch16_224"
 CASES: tuple[tuple[str, int, dict[str, Any]], ...] = (
-    (LITE0, 16, {}),
-    (LITE0, 32, {"adapt": "linear"}),
-    (LITE0, 16, {"adapt": "ln"}),
-    (LITE0, 16, {"grad_checkpointing": True}),
-    (LITE0, 16, {"adapt": "lora"}),
-    (VIT, 32, {}),
-    (VIT, 64, {"adapt": "linear"}),
-    (VIT, 32, {"adapt": "ln"}),
-    (VIT, 32, {"grad_checkpointing": True}),
-    (VIT, 32, {"adapt": "lora"}),
+    (LITE0, 32, {}),
+    (LITE0, 64, {"adapt": "linear"}),
+    (LITE0, 32, {"adapt": "ln"}),
+    (LITE0, 32, {"grad_checkpointing": True}),
+    (LITE0, 32, {"adapt": "lora"}),
+    (VIT, 64, {}),
+    (VIT, 256, {"adapt": "linear"}),
+    (VIT, 64, {"adapt": "ln"}),
+    (VIT, 64, {"grad_checkpointing": True}),
+    (VIT, 64, {"adapt": "lora"}),
 )
 """Backbone, images of a step, and how it is trained."""
 
