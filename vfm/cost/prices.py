@@ -31,7 +31,7 @@ class PriceTable:
         self.sections = sections
 
     @classmethod
-    def read(cls, own: Path | None = None) -> PriceTable:
+    def read(cls, custom: Path | None = None) -> PriceTable:
         """Read the package's table, and a file of the user's whose numbers go before it.
 
         Raises:
@@ -39,7 +39,7 @@ class PriceTable:
         """
         table: dict[str, dict[str, Row]] = {name: {} for name in _NUMBERS}
         table["devices"][HERE] = {}
-        for path in filter(None, (_FILE, own)):
+        for path in filter(None, (_FILE, custom)):
             for section, rows in _read_sections(path).items():
                 for name, row in rows.items():
                     _check_row(path, section, name, row)
