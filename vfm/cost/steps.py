@@ -202,7 +202,7 @@ def measure_allocator(
         build: Function that builds the task.
         data: Data whose train split has images for a batch.
         batch_size: Number of images of a step that is asked about; half of it is measured, at most 16 images.
-        predict: What `trace_memory` returned.
+        predict: Function that `trace_memory` returned for this task.
         precision: Precision as Lightning names it.
     """
     size = max(2, min(32, batch_size, len(data.records["train"])) // 2)
