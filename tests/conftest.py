@@ -1,6 +1,7 @@
 """Shared by all tests: offline, and what takes seconds to make is made once."""
 
 import gc
+import logging
 import os
 
 # Read when the libraries are imported.
@@ -16,6 +17,9 @@ from PIL import Image
 
 from tests import fetch_assets
 from tests.assets import missing
+
+# Lightning looks whether the root logger has a handler when it is imported: only then does caplog see its messages.
+logging.getLogger().addHandler(logging.NullHandler())
 
 LABELS = ("ant", "bee", "cat", "dog")
 # Height and width; odd ones, thin ones and one pixel.

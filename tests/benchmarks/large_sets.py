@@ -48,6 +48,11 @@ def read_memory(process: int | str, names: tuple[str, ...]) -> float:
     return sum(int(line.split()[1]) for line in lines if line.split(":")[0] in names) / 1024
 
 
+def read_cpu_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def make_links(root: Path, images: int) -> None:
     if root.exists():
         return
@@ -78,8 +83,9 @@ def measure_records(options: argparse.Namespace) -> dict[str, Any]:
     loader = data.train_dataloader()
     batches = iter(loader)
     next(batches)
-    first = time.perf_counter()
+    first, own = time.perf_counter(), time.process_time() - busy
     workers: Any = batches._workers  # type: ignore[attr-defined]
+    in_workers = [round(read_cpu_seconds(worker.pid), 1) for worker in workers]
     rows: list[list[list[float]]] = []
     total = min(len(loader), options.batches or len(loader))
     for number, _ in enumerate(itertools.islice(batches, total - 1), start=1):
@@ -97,6 +103,7 @@ def measure_records(options: argparse.Namespace) -> dict[str, Any]:
         "seconds_to_find_images": found - start,
         "cpu_seconds_to_find_images": busy - work,
         "seconds_to_first_batch": first - found,
+        "cpu_seconds_to_first_batch": {"main": round(own, 1), "workers": in_workers},
         "pss_of_a_worker_mib": mean[:, 0].round(1).tolist(),
         "uss_of_a_worker_mib": mean[:, 1].round(1).tolist(),
         "main_mib": read_memory("self", ("VmRSS",)),
