@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 
+import cv2
+import numpy as np
 from PIL import Image
 
 from vfm.data.synthetic import draw_shape, name_classes
@@ -43,6 +45,16 @@ def write_image_folder(
                 image = draw_shape(label, num_classes, next(sizes), (seed, part, label, index))
                 Image.fromarray(image).save(folder / f"{index:04d}{suffix}")
     return root
+
+
+def deepen_images(source: Path, target: Path) -> Path:
+    """Write the PNG images of a folder with 12 bits a value in files of 16, below another folder; return that."""
+    for path in source.rglob("*.png"):
+        pixels = cv2.imread(str(path)).astype(np.uint32)
+        deep = target / path.relative_to(source)
+        deep.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(deep), ((pixels * 4095 + 127) // 255).astype(np.uint16))
+    return target
 
 
 def _sizes(size: tuple[int, int] | Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:

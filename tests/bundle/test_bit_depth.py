@@ -13,7 +13,7 @@ from vfm_runtime.media.image import ImageError
 from vfm_runtime.server.uploads import open_picture
 
 import vfm
-from tests.image_folders import write_image_folder
+from tests.image_folders import deepen_images, write_image_folder
 from tests.tasks.tiny import VIT, fit, trainer, vit
 from vfm.cli import main
 from vfm.data import FolderData
@@ -36,11 +36,7 @@ def root(tmp_path_factory):
     """A training on 12-bit colors in 16-bit files, and the same images of 8 bits."""
     folder = tmp_path_factory.mktemp("deep")
     images = write_image_folder(folder / "plain", images_per_class=8, size=(40, 30))
-    for path in images.rglob("*.png"):
-        pixels = cv2.imread(str(path)).astype(np.uint32)
-        deep = folder / "deep" / path.parent.name / path.name
-        deep.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(deep), ((pixels * 4095 + 127) // 255).astype(np.uint16))
+    deepen_images(images, folder / "deep")
     fit(
         folder,
         vit(backbone_args=SHALLOW),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import vfm
-from tests.image_folders import write_image_folder
+from tests.image_folders import deepen_images, write_image_folder
 from vfm.cli import main
 from vfm.metrics import Interval
 from vfm.training.selection import Gain
@@ -79,6 +79,19 @@ def test_frozen_heads_answer_in_seconds(
     assert (runs / "0" / "splits.csv").read_text().count(",train") == 24
     again = vfm.load(runs / "0" / "checkpoints" / "best.ckpt", device="cpu").task.head
     assert again.spec == model.task.head.spec
+
+
+@pytest.mark.usefixtures("no_fine_tuning")
+def test_images_of_12_bits_are_learned_as_those_of_8(images: Path, tmp_path: Path) -> None:
+    deep, out = deepen_images(images, tmp_path / "deep"), tmp_path / "out"
+    words = [str(deep), *TINY, "--minutes", "0.5", "--out", str(out), "--bit-depth", "12"]
+    assert main(["tune", *words]) == 0
+    model = vfm.load(out / "model.ckpt", device="cpu")
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["data"]["init_args"]["bit_depth"] == 12
+    for path in sorted(deep.rglob("*.png"))[:3]:
+        plain = images / path.relative_to(deep)
+        assert np.array_equal(model.preprocess(path), model.preprocess(plain))
+        assert model.preprocess(path).max() > 100
 
 
 @pytest.mark.slow

@@ -64,6 +64,7 @@ def tune(
     label_column: str | None = None,
     label_separator: str | None = None,
     key_column: str | None = None,
+    bit_depth: int | None = None,
     export: Path | None = None,
     out: Path = Path("tune"),
     seed: int = 0,
@@ -84,6 +85,7 @@ def tune(
             a label each.
         label_separator: Text between the labels of one cell, for several labels an image.
         key_column: Column of a table with keys (patient, video, product), whose images are never divided.
+        bit_depth: Bits that the values of images of 16 or 32 bits use, such as 12.
         export: Folder of a bundle to write of the finished model, proved on your images.
         out: Folder for model.ckpt, recipe.yaml, results.json and report.html.
         seed: Seed of the folds and of the trainings.
@@ -106,6 +108,7 @@ def tune(
         label_column=label_column,
         label_separator=label_separator,
         key_column=key_column,
+        bit_depth=bit_depth,
     )
     metric = "mAP" if pool.data.multilabel else "accuracy"
     common = {"pretrained": pretrained, "image_size": image_size, "fit": fit}

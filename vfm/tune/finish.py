@@ -39,6 +39,7 @@ def build_frozen(backbone: TriedBackbone, out: Path) -> ClassificationTask:
     # A random start would be another one.
     task.backbone.load_state_dict(backbone.task.backbone.state_dict())
     data = pool.select(range(len(pool.indices)))
+    task.preprocess = task.preprocess.add_bit_depth(data.bit_depth)
     data.setup("fit")
     task.take_labels(data)
     heads.fill(task.head)

@@ -77,6 +77,7 @@ def open_pool(
     label_column: str | None = None,
     label_separator: str | None = None,
     key_column: str | None = None,
+    bit_depth: int | None = None,
 ) -> LabeledPool:
     """Open the labelled images of a folder or table that may be learned from: all but a test split that it states.
 
@@ -89,6 +90,7 @@ def open_pool(
         label_column: Column of the labels of a table; several with commas between are one for each label.
         label_separator: Text between the labels of a cell.
         key_column: Column of keys, whose images are never divided.
+        bit_depth: Bits that the values of images of 16 or 32 bits use; None for all.
 
     Raises:
         OptionError: A column is named, but the data is no table.
@@ -108,7 +110,7 @@ def open_pool(
             "or leave the option out."
         )
     fractions = dict.fromkeys(LABEL_LAYOUTS.layouts[name].fractions, 0.0)
-    data = open_data(path, seed=seed, **fractions, **options)
+    data = open_data(path, seed=seed, bit_depth=bit_depth, **fractions, **options)
     data.setup("fit")
     data.records["train"] = data.records["train"] + data.records.pop("val", [])
     images = data.records["train"]
