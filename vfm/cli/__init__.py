@@ -54,7 +54,7 @@ COMMANDS = {
     "search": ("vfm.search.command:search", "the images of a store that are most like another"),
     "index": (
         "vfm.search.index_command:index",
-        "an index of a large store, for quick search with a measured recall; or its rows in a bundle",
+        "an index of a large store, for quick search with a measured recall",
     ),
     "duplicates": (
         "vfm.search.duplicates_command:duplicates",
@@ -75,6 +75,14 @@ COMMANDS = {
     "cost train": (
         "vfm.cli.cost:estimate_training",
         "what a training will take: memory, time, money, energy",
+    ),
+    "cost serve": (
+        "vfm.cli.serving_cost:estimate_serving",
+        "what a bundle's answers cost: latency here, replicas, money beside an API",
+    ),
+    "cost compare": (
+        "vfm.cli.serving_cost:compare_costs",
+        "accuracy against cost of models measured on one machine",
     ),
     "demo": ("vfm.demo:run_demo", "the whole job on a small real data set, in minutes"),
     "export": (
