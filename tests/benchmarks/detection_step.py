@@ -3,14 +3,15 @@
     python tests/benchmarks/detection_step.py [--quick]
 
 Both train from the same uint8 pixels in memory, with AdamW and clipped gradients; figures are images/s after some warm
-steps.
+steps. Then a DenseHead with the backbone's first stages frozen, as detection/small_data.yaml has it, against one whose
+backbone learns as a whole.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from faster_rcnn import faster_rcnn, targets
@@ -20,10 +21,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 from trainings import WARM, Clock, quiet, synchronise, train
 
-from vfm import DetectionTask, Optim
+from vfm import DenseHead, DetectionTask, Optim
 from vfm.data.detection.base import BoxData
 from vfm.data.detection.dataset import BoxAugment
 from vfm.data.detection.synthetic import draw_scene
+from vfm.models.backbone import Backbone
 from vfm.types import Batch, Objects
 
 CLASSES, MOST = 10, 6
@@ -52,7 +54,8 @@ class OneBatchOfBoxes(BoxData):
         self.classes = [torch.tensor(labels, dtype=torch.int64) for _, labels, _ in drawn]
         self.labels = tuple(map(str, range(CLASSES)))
         self.batch_size, self.seed, self.augment, self.stored = case.batch, 0, "none", {}
-        self.multilabel, self.records, self.box_augment = False, {}, BoxAugment()
+        self.multilabel, self.records, self._cut_by = False, {"train": []}, {}
+        self.box_augment = BoxAugment()
         self.steps, self.size = WARM + case.steps, case.size
 
     def read(self) -> dict[str, list[object]]:  # type: ignore[override]
@@ -92,9 +95,10 @@ class OneBatchOfBoxes(BoxData):
         return DataLoader([batch] * self.steps, batch_size=None)  # type: ignore[arg-type]
 
 
-def ours(case: Case, data: OneBatchOfBoxes) -> float:
+def ours(case: Case, data: OneBatchOfBoxes, **options: Any) -> float:
     task = DetectionTask(
         case.backbone,
+        **options,
         pretrained=False,
         image_size=case.size,
         channels_last=True,
@@ -144,6 +148,16 @@ def main() -> None:
         )
         name = f"detection step, nano on {case.backbone}, {case.size} px, batch {case.batch}"
         report(f"{name}, against Faster R-CNN with FPN", first, second, "images/s", quotient)
+        stages = Backbone(case.backbone, pretrained=False).count_fine_stages()
+        first, second, quotient = in_turns(
+            lambda case=case, data=data, stages=stages: ours(
+                case, data, head=DenseHead(), freeze_at=stages
+            ),
+            lambda case=case, data=data: ours(case, data, head=DenseHead()),
+            2 if quick else 5,
+        )
+        name = name.replace("nano", "DenseHead") + f", the first {stages} stages frozen"
+        report(f"{name}, against none", first, second, "images/s", quotient)
 
 
 if __name__ == "__main__":

@@ -223,3 +223,19 @@ def test_height_and_width():
     backbone = Backbone("vit_tiny_patch16_224", pretrained=False, image_size=(64, 96))
     assert backbone.preprocess.size == (64, 96)
     assert backbone(torch.randn(1, 3, 64, 96)).maps[-1].shape[2:] == (4, 6)
+
+
+def test_stages_are_counted_from_the_stem() -> None:
+    assert made("test_resnet", 64, {}).count_fine_stages() == 2
+    backbone = made(VIT[0], 32, VIT[1])
+    # Patches of 16 pixels are not fine; each block is a stage.
+    assert backbone.count_fine_stages() == 0
+    backbone.freeze_stages(2)
+    learning = {
+        name.split(".")[0] for name, p in backbone.model.named_parameters() if p.requires_grad
+    }
+    assert learning == {"blocks", "norm"}
+    assert not any(p.requires_grad for p in backbone.model.blocks[0].parameters())
+    message = r"freeze_at is 9, but 'vit_tiny_patch16_224' has 3 stages with its stem\. Give 0 to 3 \(--model"
+    with pytest.raises(BackboneError, match=message):
+        backbone.freeze_stages(9)

@@ -257,6 +257,35 @@ def test_backbone_is_frozen_at_first(tmp_path: Path) -> None:
     assert all(backbone == pytest.approx(0.1 * head) for backbone, head in rates[half:])
 
 
+def test_first_stages_stay_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = {"backbone": "test_efficientnet", "backbone_args": None}
+    weights = tmp_path / "weights.pth"
+    torch.save(task(**options).backbone.model.state_dict(), weights)
+    options |= {"weights": weights, "min_coverage": 0.9, "head": DenseHead(32)}
+    learning = task(freeze_at="auto", **options)
+    model = learning.backbone.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with caplog.at_level("INFO"):
+        trainer(tmp_path, max_epochs=1).fit(learning, datamodule=scenes())
+    assert "Frozen: the first 3 stages of the backbone (--model.freeze_at)." in caplog.text
+    changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
+    # The stem, and the stages down to a stride of 4; the statistics of their norms too.
+    assert not [
+        n for n in changed if n.startswith(("conv_stem.", "bn1.", "blocks.0.", "blocks.1."))
+    ]
+    assert {"blocks.2.0.conv_exp.weight", "blocks.2.0.bn1.running_mean"} <= changed
+    learning.train()
+    outputs: list[torch.Tensor] = []
+    for name in ("blocks.1", "blocks.2"):
+        model.get_submodule(name).register_forward_hook(lambda *args: outputs.append(args[-1]))
+    learning.backbone(torch.zeros(2, 3, 64, 64))
+    assert [output.requires_grad for output in outputs] == [False, True]
+    assert not any(module.training for module in model.blocks[1].modules())
+    assert all(module.training for module in model.blocks[2].modules())
+    entry = stored(tmp_path / "checkpoints/best.ckpt")["vfm"]["model"]
+    assert entry["init_args"]["freeze_at"] == 3
+
+
 def test_rectangular_input(tmp_path: Path) -> None:
     learning = task(image_size=(64, 96))
     made = trainer(tmp_path, fast_dev_run=True)
@@ -277,6 +306,7 @@ def test_rectangular_input(tmp_path: Path) -> None:
         ),
         ({"multi_scale": 1.5}, r"multi_scale is 1\.5\. Give a share from 0 to below 1"),
         ({"min_steps": -1}, r"min_steps is -1\. Give 0 or more"),
+        ({"freeze_at": -1}, r"freeze_at is -1\. Give 0 or more stages, or auto"),
     ],
 )
 def test_arguments_outside_their_range(arguments: dict[str, Any], match: str) -> None:

@@ -20,12 +20,13 @@ from vfm.training.num_steps import extend_training
 from vfm.training.optim import Optim
 from vfm.training.precision import choose_precision
 
-AUTO = Settings(Optim(), "auto", "auto", "auto")
+AUTO = Settings(Optim(), "auto", "auto", "auto", "auto")
 FEW = Case(
     num_images=100,
     is_pretrained=True,
     has_batch_norm=True,
     can_solve_head=True,
+    num_fine_stages=3,
     learning_rate=1e-4,
 )
 
@@ -64,6 +65,7 @@ def test_few_images_and_pretrained_weights():
     assert settings.optim.backbone_factor == pytest.approx(0.1)
     assert settings.optim.lr == pytest.approx(3e-3)
     assert settings.optim.layer_decay is None
+    assert settings.freeze_at == 3
 
 
 def test_blocks_of_a_net_without_batch_norms_learn_at_their_own_rates():
@@ -81,11 +83,13 @@ def test_a_random_start_and_many_images_are_trained_as_ever(changes: dict[str, A
     plain = Optim(lr=1e-4, backbone_factor=1.0, layer_decay=None)
     assert (settings.optim, settings.min_steps) == (plain, 0)
     assert (settings.lp_ft, settings.norm_stats) == (False, "learn")
+    # A random start has no stages to keep.
+    assert settings.freeze_at == 0 or not changes.get("num_images")
 
 
 def test_what_the_user_gave_stays():
     optim = Optim(lr=1e-2, backbone_factor=0.5, layer_decay=0.9)
-    asked = Settings(optim, min_steps=3, lp_ft=False, norm_stats="learn")
+    asked = Settings(optim, min_steps=3, lp_ft=False, norm_stats="learn", freeze_at=1)
     assert vars(resolve_settings(asked, FEW)) == vars(asked)
     off = replace(AUTO, optim=Optim(layer_decay=None))
     assert resolve_settings(off, FEW._replace(has_batch_norm=False)).optim.layer_decay is None

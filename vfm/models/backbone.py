@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +11,7 @@ from typing import Any, Self
 import timm
 import torch
 from timm import data as timm_data
+from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 from vfm_runtime.errors import VfmError, suggest
 
@@ -22,6 +24,7 @@ from vfm.types import FeatureInfo, Features
 
 _SOURCES = ("hf-hub:", "local-dir:")
 _NUM_PLAIN, _NUM_STAGES = 4, 3
+_FINE_STRIDE = 4
 _MAPS = {"maps", "map_means"}
 """Fields of `Features` that come from several maps."""
 
@@ -89,6 +92,7 @@ class Backbone(nn.Module):
         self._pools = True
         self._reads_class_token = False
         self.keeps_norm_stats = False
+        self._freezes_stages = False
         self.select_outputs(("pooled", "tokens"))
         data_config = timm_data.resolve_model_data_config(self.model)
         self.preprocess = Preprocess.from_timm(data_config, size=size, fit=fit)
@@ -143,6 +147,48 @@ class Backbone(nn.Module):
         adaptation.apply(self.model)
         self.train(self.training)  # what stays as it is now goes to evaluation mode
 
+    def freeze_stages(self, count: int) -> None:
+        """Keep the first stages as they are: no backward pass goes through them, and they stay in evaluation mode.
+
+        Args:
+            count: Number of stages, the stem among them, as timm groups the layers of the model.
+
+        Raises:
+            BackboneError: The model has fewer.
+        """
+        self._freezes_stages = count > 0
+        stages = self._list_stages() if count else []
+        if count > len(stages):
+            raise BackboneError(
+                f"freeze_at is {count}, but '{self.name}' has {len(stages)} stages with its stem. Give 0 to "
+                f"{len(stages)} (--model.freeze_at)."
+            )
+        parameters = dict(self.model.named_parameters())
+        for name in chain.from_iterable(stages[:count]):
+            parameters[name].requires_grad_(False)
+        self.train(self.training)
+
+    def count_fine_stages(self) -> int:
+        """Return the number of stages, with the stem, down to a stride of 4 pixels; 0 for a plain transformer."""
+        fine = [
+            level["module"]
+            for level in self.model.feature_info
+            if level["reduction"] <= _FINE_STRIDE
+        ]
+        stages = self._list_stages() if fine else []
+        last = f"{fine[-1]}." if fine else ""
+        return max(
+            (i for i, names in enumerate(stages, 1) if any(n.startswith(last) for n in names)),
+            default=0,
+        )
+
+    def _list_stages(self) -> list[list[str]]:
+        """List the names of the parameters of the stem, and of each stage or block."""
+        groups = group_with_matcher(
+            self.model.named_parameters(), self.model.group_matcher(coarse=True)
+        )
+        return [groups[key] for key in sorted(groups)]
+
     @property
     def frozen(self) -> bool:
         """Whether none of its weights learn; it then stays in evaluation mode."""
@@ -155,6 +201,11 @@ class Backbone(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 learns = not module.affine or module.weight.requires_grad
                 module.train(module.training and learns and not self.keeps_norm_stats)
+        if self._freezes_stages:
+            for module in self.model.modules():
+                weights = list(module.parameters())
+                if weights and not any(weight.requires_grad for weight in weights):
+                    module.eval()
         return self
 
     @property

@@ -110,8 +110,12 @@ class BaseTask(CheckpointedModel, ExportHooks):
             rank_zero_warn(idle)
         if options["min_steps"] != "auto" and options["min_steps"] < 0:
             raise OptionError(f"min_steps is {options['min_steps']}. Give 0 or more, or auto.")
+        if (freeze_at := options["freeze_at"]) != "auto" and freeze_at < 0:
+            raise OptionError(
+                f"freeze_at is {freeze_at}. Give 0 or more stages, or auto (--model.freeze_at)."
+            )
         self.optim = optim
-        self._asked = Settings(optim, options["min_steps"], lp_ft, options["norm_stats"])
+        self._asked = Settings(optim, options["min_steps"], lp_ft, options["norm_stats"], freeze_at)
         self._has_new_head = self._solves_head = False
         self._cache_features = cache_features
         channels_last = options["channels_last"]
@@ -195,14 +199,17 @@ class BaseTask(CheckpointedModel, ExportHooks):
     def _resolve_settings(self, data: ImageData) -> None:
         """Put values in the place of each `auto`, for this training and those that its checkpoints resume."""
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        # Weights of a checkpoint that was loaded are no random start either.
+        has_weights = self.backbone.report is not None or self.source is not None
         case = Case(
             num_images=len(data.records["train"]),
-            # Weights of a checkpoint that was loaded are no random start either.
-            is_pretrained=self.follows_data_size
-            and (self.backbone.report is not None or self.source is not None),
+            is_pretrained=self.follows_data_size and has_weights,
             has_batch_norm=self.backbone.has_batch_norm,
             can_solve_head=isinstance(self.head, LinearHead)
             and not (sharded or self.backbone.frozen),
+            num_fine_stages=self.backbone.count_fine_stages()
+            if has_weights and self._asked.freeze_at == "auto"
+            else 0,
             learning_rate=self.adaptation.learning_rate,
         )
         settings = resolve_settings(self._asked, case)
@@ -211,7 +218,11 @@ class BaseTask(CheckpointedModel, ExportHooks):
         arguments = self.__dict__["_init_args"]
         arguments |= {name: value for name, value in vars(settings).items() if name in arguments}
         self.backbone.keeps_norm_stats = settings.norm_stats == "keep"
-        self.backbone.train(self.backbone.training)
+        self.backbone.freeze_stages(settings.freeze_at)
+        if settings.freeze_at:
+            rank_zero_info(
+                f"Frozen: the first {settings.freeze_at} stages of the backbone (--model.freeze_at)."
+            )
         num_batches = len(data.train_dataloader())
         extend_training(self.trainer, num_batches, settings.min_steps)
         if self.follows_data_size:

@@ -32,6 +32,8 @@ class TaskOptions(TypedDict, total=False):
             images, or else 0.
         norm_stats: What the backbone's batch norms normalize by in training: keep (statistics of pretraining), learn
             (those of each batch, which a running average follows), or auto (keep on few images).
+        freeze_at: Number of the backbone's first stages, the stem among them, that stay as they are, without a backward
+            pass. auto: those of a stride up to 4 pixels where a pretrained backbone meets few images, or else none.
         channels_last: Train on images laid out with their channels last, which makes convolutional nets up to twice as
             fast. auto: EfficientNet, MobileNet, RegNet and ResNet; torch 2.15 crashes on some others on the CPU, such
             as FastViT.
@@ -50,6 +52,7 @@ class TaskOptions(TypedDict, total=False):
     optim: Optim
     min_steps: int | Auto
     norm_stats: NormStats
+    freeze_at: int | Auto
     channels_last: bool | Auto
     compile: bool
     patience: int | None
@@ -67,6 +70,7 @@ TASK_DEFAULTS: TaskOptions = {
     "optim": Optim(),
     "min_steps": "auto",
     "norm_stats": "auto",
+    "freeze_at": 0,
     "channels_last": "auto",
     "compile": False,
     "patience": None,

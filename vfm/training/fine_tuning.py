@@ -30,6 +30,7 @@ class Settings:
     min_steps: int | Auto
     lp_ft: bool | Auto
     norm_stats: NormStats
+    freeze_at: int | Auto
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class ResolvedSettings(Settings):
     min_steps: int
     lp_ft: bool
     norm_stats: Literal["keep", "learn"]
+    freeze_at: int
 
 
 class Case(NamedTuple):
@@ -52,6 +54,8 @@ class Case(NamedTuple):
     """Whether the backbone normalizes by statistics of batches."""
     can_solve_head: bool
     """Whether the head can be solved before the backbone learns."""
+    num_fine_stages: int
+    """Number of first stages of pretrained weights that see small patches; 0 for a random start."""
     learning_rate: float
     """Peak learning rate that the adaptation is usually trained with."""
 
@@ -81,7 +85,10 @@ def resolve_settings(asked: Settings, case: Case) -> ResolvedSettings:
             rate = max(rate, _BATCH_NORM_RATE * case.has_batch_norm) / factor
     optim = replace(optim, lr=rate, backbone_factor=factor, layer_decay=layer_decay)
     min_steps = MIN_STEPS * suits_few if asked.min_steps == "auto" else asked.min_steps
-    return ResolvedSettings(optim, min_steps, lp_ft, norm_stats)
+    freeze_at = asked.freeze_at
+    if freeze_at == "auto":
+        freeze_at = case.num_fine_stages if case.num_images < FEW_IMAGES else 0
+    return ResolvedSettings(optim, min_steps, lp_ft, norm_stats, freeze_at)
 
 
 def describe_settings(
