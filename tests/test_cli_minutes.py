@@ -9,13 +9,15 @@ import pytest
 from tests.tasks.tiny import CLI_VIT, stored
 from vfm.cli import main, minutes
 from vfm.cli.errors import UsageError
-from vfm.cli.minutes import Plan, TimedTrial, find_minutes, plan_training
+from vfm.cli.minutes import Plan, TimedTrial, find_minutes, list_optim_words, plan_training
+from vfm.training.optim import Optim
 
 
 def make_trial(**changes: object) -> TimedTrial:
     trial = TimedTrial()
     trial.startup, trial.steps, trial.changes = 10.0, [1.0, 1.2, 1.1], [3.1]
     trial.validated, trial.epoch_steps, trial.epoch_validated = [0.5], 20, 8
+    trial.enough_steps = 1000
     for name, value in changes.items():
         setattr(trial, name, value)
     return trial
@@ -50,11 +52,49 @@ def test_epochs_of_one_step_are_planned() -> None:
 
 def test_too_little_time_says_how_much_would_do() -> None:
     message = (
-        r"--trainer.minutes does not suffice for one epoch of 20 steps, 1.10 s each, and a validation of 4 s. Give 0.7 "
-        "more minutes, fewer images, a smaller --model.image_size, or a smaller backbone."
+        r"--trainer.minutes does not suffice for 10 of the 20 steps of an epoch, 1.10 s each, and a validation of 4 s. "
+        "Give 0.4 more minutes for all of it, a smaller --model.image_size, or a smaller backbone."
     )
     with pytest.raises(UsageError, match=message):
-        plan_training(make_trial(), 30)
+        plan_training(make_trial(), 20)
+
+
+def test_a_part_of_an_epoch_is_trained_where_there_is_no_time_for_it() -> None:
+    plan = plan_training(make_trial(num_images=160, accumulated=2), 28)
+    # Of 17.1 s, 2.5 s may be spent on validation, and the rest is for steps of 1.1 s.
+    assert (plan.epochs, plan.steps) == (1, 13)
+    assert plan.limits == ("--trainer.limit_train_batches=26", "--trainer.limit_val_batches=5")
+    (note,) = plan.notes
+    assert note == (
+        "There is no time for a whole epoch: 13 of its 20 steps, which see 65% of the 160 training images once, and a "
+        "validation on 62% of its images. Give 0.2 more minutes for all."
+    )
+
+
+def test_batches_are_smaller_where_there_are_few_steps() -> None:
+    optim = Optim(lr=1e-3, backbone_factor=0.3, layer_decay=None)
+    plan = plan_training(make_trial(batch_size=16, optim=optim), 1000)
+    # 940 s are 855 steps of 16, which are 1,710 of 8.
+    assert plan.list_words()[:3] == [
+        "--data.batch_size=8",
+        "--model.optim.lr=0.000707",
+        "--model.optim.backbone_factor=0.3",
+    ]
+    assert plan.steps == plan.epochs * 40
+    assert plan.epochs == plan_training(make_trial(), 1000).epochs
+    assert plan.notes[0].startswith(
+        "Batches of 8 in place of 16, for more steps, at a learning rate of 0.00071"
+    )
+    # No batch gets smaller than 4, and none changes where there are steps enough.
+    assert (
+        "--data.batch_size=4"
+        in plan_training(make_trial(batch_size=16, optim=optim), 200).list_words()
+    )
+    assert plan_training(make_trial(batch_size=16, optim=optim), 2000).optim_words == ()
+    # A part of an epoch has the more batches, and so has the validation.
+    part = plan_training(make_trial(batch_size=16, optim=optim), 28)
+    assert part.steps == 53
+    assert part.limits[1] == "--trainer.limit_val_batches=20"
 
 
 @pytest.mark.parametrize(
@@ -88,10 +128,12 @@ def test_a_training_ends_in_time_and_goes_on_by_the_same_call(
         assert (trial.epoch_steps, trial.epoch_validated) == (3, 2)
         assert (len(trial.steps), len(trial.changes), len(trial.validated)) == (6, 4, 5)
         assert 0 < seconds < 600
-        return Plan(4, 2, 300.0)
+        assert (trial.batch_size, trial.num_images, trial.accumulated) == (16, 48, 1)
+        return Plan(4, 2, 300.0, 24, tuple(list_optim_words(8, vars(trial.optim))), (), ("Noted.",))
 
     monkeypatch.setattr(minutes, "plan_training", plan)
     words = CLI_VIT | {
+        "--data.batch_size": "null",
         "--trainer.minutes": "10",
         "--trainer.default_root_dir": str(tmp_path),
         "--ckpt_path": "last",
@@ -99,12 +141,18 @@ def test_a_training_ends_in_time_and_goes_on_by_the_same_call(
     call = ["fit", *(word for pair in words.items() for word in pair)]
     assert main(call) == 0
     out = capsys.readouterr().out
-    assert "10 minutes: 4 epochs, 12 steps of" in out
+    assert "10 minutes: 4 epochs, 24 steps, a validation after each 2.\nNoted.\n" in out
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
     last = stored(tmp_path / "0/checkpoints/last.ckpt")
     trainer = last["vfm"]["recipe"]["trainer"]
     assert last["epoch"] + 1 == trainer["max_epochs"] == 4
     assert trainer["max_time"] == "00:00:05:00"
+    assert last["global_step"] == 24
+    # The call is kept as it was, so that the same one goes on; what was planned stands with the model and the data.
+    assert last["vfm"]["recipe"]["data"]["init_args"]["batch_size"] is None
+    assert last["vfm"]["recipe"]["model"]["init_args"]["optim"]["lr"] is None
+    assert last["vfm"]["data"]["spec"]["init_args"]["batch_size"] == 8
+    assert last["vfm"]["model"]["init_args"]["optim"]["lr"] > 0
     assert main(call) == 0
     out = capsys.readouterr().out
     assert "Going on from" in out

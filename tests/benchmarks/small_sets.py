@@ -155,7 +155,7 @@ def _read_idx(path: Path, header: int) -> np.ndarray:
 
 # Emoji
 
-_KINDS = {
+EMOJI_KINDS = {
     "activity": (
         "⚽⚾🎀🎁🎃🎄🎆🎇🎈🎉🎊🎋🎌🎍🎎🎏🎐🎑🎠🎡🎢🎣🎤🎥🎦🎧🎨🎫🎬🎭🎮🎯🎰🎱🎲🎳🎴🎵🎶🎷🎸🎹🎺🎻🎼🎾🎿🏀🏁🏅"
         "🏆🏈🏉🏏🏐🏑🏒🏓🏸🏹🛷🛹🤿🥁🥅🥇🥈🥉🥊🥋🥌🥍🥎🥏🪀🪁🪂🪃🪄🪅🪆🪕🪗🪘"
@@ -207,7 +207,7 @@ def _read_emoji() -> Iterator[Picture]:
     font = ImageFont.truetype(
         _require(FONT, "Install Debian's package fonts-noto-color-emoji."), 109
     )
-    for kind, glyphs in _KINDS.items():
+    for kind, glyphs in EMOJI_KINDS.items():
         order = np.random.default_rng(0).permutation(len(glyphs))
         in_pool = min(60, len(glyphs) * 2 // 3)
         for rank, index in enumerate(order):

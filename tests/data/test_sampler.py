@@ -1,8 +1,10 @@
+import itertools
+
 import numpy as np
 import pytest
 
 from vfm.data import sampler
-from vfm.data.sampler import EpochSampler
+from vfm.data.sampler import EpochSampler, compute_repeat_factors
 
 
 def take(sampler, epoch=0):
@@ -91,3 +93,39 @@ def test_parts_of_photos_come_together_in_a_new_order_each_epoch(monkeypatch):
         for r in (0, 1)
     ]
     assert [i for pair in zip(*parts, strict=True) for _, i in pair] == orders[0]
+
+
+def test_images_of_rare_classes_come_more_often():
+    labels = [[0]] * 90 + [[0, 1]] * 9 + [[1, 2, 2]] + [[]] * 10
+    factors = compute_repeat_factors(labels, 3, 0.25)
+    # 99, 10 and 1 of 110 images show the classes.
+    np.testing.assert_allclose(factors[:90], 1)
+    np.testing.assert_allclose(factors[90:99], (0.25 * 110 / 10) ** 0.5)
+    assert factors[99] == pytest.approx((0.25 * 110) ** 0.5)
+    np.testing.assert_allclose(factors[100:], 1)
+    weighted = EpochSampler(110, shuffle=True, seed=1, weights=factors)
+    counts = np.zeros(110)
+    for epoch in range(40):
+        order = take(weighted, epoch)
+        # Repetitions are numbered on, so that no two samples of an epoch are alike.
+        assert len(set(order)) == len(order) == len(weighted) == 110
+        np.add.at(counts, [index % 110 for _, index in order], 1)
+    expected = 40 * 110 * factors / factors.sum()
+    assert abs(counts - expected)[99] < 8
+    assert abs(counts[:90].mean() - expected[0]) < 0.5
+    assert take(weighted, 3) == take(EpochSampler(110, shuffle=True, seed=1, weights=factors), 3)
+    ranks = [
+        take(EpochSampler(110, shuffle=True, seed=1, rank=r, num_replicas=2, weights=factors), 3)
+        for r in range(2)
+    ]
+    assert sorted(ranks[0] + ranks[1]) == sorted(take(weighted, 3))
+
+
+def test_repeated_tiles_stay_with_their_photo(monkeypatch):
+    monkeypatch.setattr(sampler, "_AT_ONCE", 1)
+    photos = sampler.Photos(np.repeat(np.arange(5), 4), np.ones(5, np.int64))
+    weights = np.where(np.arange(20) == 6, 5.0, 1.0)
+    order = take(EpochSampler(20, shuffle=True, photos=photos, weights=weights))
+    of = [photos.of_sample[index % 20] for _, index in order]
+    assert sum(a != b for a, b in itertools.pairwise(of)) == len(set(of)) - 1
+    assert sum(index % 20 == 6 for _, index in order) >= 4

@@ -220,6 +220,49 @@ def test_batches_without_objects(tmp_path: Path) -> None:
     assert all(p.isfinite().all() for p in learning.parameters())
 
 
+def test_a_dense_head_stands_odd_boxes(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    corner = random.uniform(0, 56, (500, 2))
+
+    class Odd(SyntheticScenes):
+        def read(self) -> dict[str, Any]:
+            records = super().read()
+            self.labels = (*self.labels, "once")
+            once = len(self.labels) - 1
+            cases = [
+                (np.zeros((0, 4)), ()),  # alone in its batch
+                (
+                    np.array([[0, 0, 64, 64]]),
+                    (once,),
+                ),  # all of the image, and the one box of its class
+                (np.hstack([corner, corner + random.uniform(1, 8, (500, 2))]), (0,) * 500),
+            ]
+            for number, (corners, labels) in enumerate(cases):
+                record = records["train"][number]
+                odd = record.objects._replace(  # type: ignore[union-attr]
+                    corners=corners.astype(np.float32), ignored=np.zeros(len(corners), bool)
+                )
+                records["train"][number] = replace(record, label=labels, objects=odd)
+            return records
+
+    learning = task(head=DenseHead(width=32))
+    data = Odd(num_images=16, image_size=64, batch_size=1, augment=PLAIN)
+    losses = {}
+
+    class Losses(L.Callback):
+        def on_train_batch_end(
+            self, run: Any, task: Any, outputs: Any, batch: Any, number: int
+        ) -> None:
+            losses[int(batch["index"])] = (len(batch["target"].labels), float(outputs["loss"]))
+
+    with pytest.warns(UserWarning, match="such as scene-00002 with 500"):
+        trainer(tmp_path, max_epochs=1, callbacks=[Losses()]).fit(learning, datamodule=data)
+    assert [losses[number][0] for number in range(3)] == [0, 1, 500]
+    assert all(0 < loss < 1e4 for _, loss in losses.values())
+    assert all(p.isfinite().all() for p in learning.parameters())
+    assert learning.labels[-1] == "once"
+
+
 def test_several_sizes_in_training(tmp_path: Path) -> None:
     sizes = set()
 

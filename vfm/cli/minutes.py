@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from vfm.cli.errors import UsageError
 from vfm.cli.recipes import Recipe
 from vfm.cli.words import pop_option
 from vfm.training.num_steps import count_epoch_steps
+from vfm.training.optim import Optim
 
 OPTION = "--trainer.minutes"
 _WARM, _MEASURED = 3, 10
@@ -24,6 +25,10 @@ _VALIDATED = 3
 _MOST_VALIDATING = 0.15
 """Fraction of the time that validations may take."""
 _NUM_VALIDATIONS = 20
+_LEAST_BATCH = 4
+"""Images of a batch that is not made smaller, however few steps there are."""
+_LEAST_STEPS = 10
+"""Steps without which a training makes no sense."""
 _SPARE = 0.05
 """Fraction of the time kept for what is slower than in the trial."""
 
@@ -43,7 +48,17 @@ class TimedTrial(Callback):
     """Seconds from the last step of an epoch to the first one of the next, without validation."""
     epoch_steps: int = 0
     epoch_validated: int = 0
-    """Batches of an epoch, and of a validation."""
+    """Steps of an epoch, and batches of a validation."""
+    num_images: int = 0
+    """Training images."""
+    accumulated: int = 1
+    """Batches of a step."""
+    enough_steps: int = 0
+    """Steps below which batches are made smaller."""
+    batch_size: int | None = None
+    """Images of a batch where the user gave no number; None where there is nothing to choose."""
+    optim: Optim = field(default_factory=Optim)
+    """Options of the learning rate, without `auto`."""
     _number: int = 0
     _last: float = 0.0
     _apart: float = 0.0
@@ -86,6 +101,15 @@ class TimedTrial(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.epoch_steps = max(1, count_epoch_steps(trainer, len(data.train_dataloader())))
         self.epoch_validated = len(data.val_dataloader()) if data.records.get("val") else 0
+        self.num_images = len(data.records["train"])
+        self.accumulated = trainer.accumulate_grad_batches
+        task: Any = pl_module
+        self.enough_steps = task.enough_steps
+        # A mean and variance of a handful of images would spoil a net that normalizes by those of its batch.
+        learns_norms = task.backbone.has_batch_norm and not task.backbone.keeps_norm_stats
+        if data.chooses_batch_size and not learns_norms:
+            self.batch_size = data.batch_size
+        self.optim = task.optim
 
 
 @dataclass(frozen=True)
@@ -97,11 +121,21 @@ class Plan:
     """Epochs from one validation to the next."""
     seconds: float
     """Time of the training at most, without what went before it."""
+    steps: int
+    """Optimizer steps in all."""
+    optim_words: tuple[str, ...] = ()
+    """Batch size that was chosen, and the learning rates that go with it."""
+    limits: tuple[str, ...] = ()
+    """How much of an epoch and of a validation there is time for."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what was chosen, and what could not be done."""
 
     def list_words(self) -> list[str]:
         """Return the options of the training."""
         minutes, seconds = divmod(math.ceil(self.seconds), 60)
         return [
+            *self.optim_words,
+            *self.limits,
             "--model.min_steps=0",
             "--trainer.max_steps=-1",
             f"--trainer.max_epochs={self.epochs}",
@@ -110,36 +144,80 @@ class Plan:
         ]
 
 
+def list_optim_words(batch_size: int, optim: Mapping[str, Any]) -> list[str]:
+    """Return the options of a batch size and of learning rates without `auto`."""
+    names = ("lr", "backbone_factor", "layer_decay")
+    rates = [f"--model.optim.{name}={optim[name]}" for name in names if optim[name] is not None]
+    return [f"--data.batch_size={batch_size}", *rates]
+
+
 def plan_training(trial: TimedTrial, seconds: float) -> Plan:
-    """Return the epochs, and how often to validate, that fit into the time.
+    """Return the epochs, and how often to validate, that fit into the time; a part of one epoch where none does.
+
+    Where the user gave no batch size, batches are halved until there are enough steps, and the learning rate falls with
+    the root of their size (Malladi et al., 2022).
 
     Args:
         trial: Trial that has ended, with the times that it measured.
         seconds: Time that is left, with a start like the trial's.
 
     Raises:
-        UsageError: Not one epoch fits.
+        UsageError: Not even a few steps fit.
     """
     step = statistics.median(trial.steps or trial.changes)
     change = max(0.0, statistics.median(trial.changes) - step) if trial.changes else 0.0
-    epoch = trial.epoch_steps * step + change
-    validation = trial.epoch_validated * statistics.median(trial.validated or [step])
+    validated = statistics.median(trial.validated or [step])
+    validation = trial.epoch_validated * validated
     left = seconds - trial.startup
     usable = (1 - _SPARE) * left
+    size, epoch_steps = trial.batch_size or 0, trial.epoch_steps
+    while size >= 2 * _LEAST_BATCH and usable < trial.enough_steps * step:
+        size, step, epoch_steps = size // 2, step / 2, 2 * epoch_steps
+    words: list[str] = []
+    notes: list[str] = []
+    if trial.batch_size and size < trial.batch_size:
+        rate = (trial.optim.lr or 0.0) * math.sqrt(size / trial.batch_size)
+        words = list_optim_words(size, vars(trial.optim) | {"lr": float(f"{rate:.3g}")})
+        notes.append(
+            f"Batches of {size} in place of {trial.batch_size}, for more steps, at a learning rate of {rate:.2g} "
+            "(--data.batch_size, --model.optim.lr)."
+        )
+    # The time of an epoch is that of its images, whatever their batches.
+    epoch = epoch_steps * step + change
     # At least one validation, at the end.
     epochs = int((usable - validation) / epoch)
     if epochs < 1:
-        needed = (trial.startup + (epoch + validation) / (1 - _SPARE)) / 60
-        raise UsageError(
-            f"{OPTION} does not suffice for one epoch of {trial.epoch_steps} steps, {step:.2f} s each, and a "
-            f"validation of {validation:.0f} s. Give {needed + 0.05:.1f} more minutes, fewer images, a smaller "
-            "--model.image_size, or a smaller backbone."
+        shrink = max(size, 1) / (trial.batch_size or 1)
+        validates = min(trial.epoch_validated, max(1, int(_MOST_VALIDATING * usable / validated)))
+        steps = min(int((usable - validates * validated) / step), epoch_steps)
+        more = ((epoch + validation) / (1 - _SPARE) - left) / 60 + 0.05
+        if steps < _LEAST_STEPS:
+            raise UsageError(
+                f"{OPTION} does not suffice for {_LEAST_STEPS} of the {epoch_steps} steps of an epoch, {step:.2f} s "
+                f"each, and a validation of {validation:.0f} s. Give {more:.1f} more minutes for all of it, a "
+                "smaller --model.image_size, or a smaller backbone."
+            )
+        limits = [f"--trainer.limit_train_batches={steps * trial.accumulated}"]
+        if validates < trial.epoch_validated:
+            limits.append(f"--trainer.limit_val_batches={max(1, int(validates / shrink))}")
+        notes.append(
+            f"There is no time for a whole epoch: {steps} of its {epoch_steps} steps, which see "
+            f"{steps / epoch_steps:.0%} of the {trial.num_images} training images once, and a validation on "
+            f"{validates / max(trial.epoch_validated, 1):.0%} of its images. Give {more:.1f} more minutes for all."
         )
+        return Plan(1, 1, max(left, 1.0), steps, tuple(words), tuple(limits), tuple(notes))
     most = max(1, int(_MOST_VALIDATING * usable / max(validation, 1e-6)))
     number = min(_NUM_VALIDATIONS, most, epochs)
     epochs = max(number, int((usable - number * validation) / epoch))
     every = max(1, round(epochs / number))
-    return Plan(epochs // every * every, every, max(left, 1.0))
+    epochs = epochs // every * every
+    steps = epochs * epoch_steps
+    if steps < trial.enough_steps:
+        times = trial.enough_steps / steps
+        notes.append(
+            f"{steps} steps are few: {trial.enough_steps} would take {times:.1f} times as long."
+        )
+    return Plan(epochs, every, max(left, 1.0), steps, tuple(words), (), tuple(notes))
 
 
 def find_minutes(
@@ -201,9 +279,9 @@ def plan_minutes(minutes: float, run_trial: Callable[[TimedTrial, list[str]], No
         print(f"{OPTION}: the head is solved at once; there are no steps to plan.")
         return []
     plan = plan_training(trial, 60 * minutes - (time.perf_counter() - trial.start))
-    steps = plan.epochs * trial.epoch_steps
     print(
-        f"{minutes:g} minutes: {plan.epochs} epochs, {steps} steps of {statistics.median(trial.steps or [0]):.2f} s, "
-        f"a validation after each {plan.validate_every}."
+        f"{minutes:g} minutes: {plan.epochs} epochs, {plan.steps} steps, a validation after each {plan.validate_every}."
     )
+    for note in plan.notes:
+        print(note)
     return plan.list_words()

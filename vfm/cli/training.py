@@ -21,11 +21,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import vfm
 from vfm.cli import TRAINING
-from vfm.cli.compare import compare_call
+from vfm.cli.compare import compare_call, select_sections
 from vfm.cli.errors import UsageError
 from vfm.cli.estimate import pop_estimate, quote_training
 from vfm.cli.folds import cross_validate, describe_next, find_job
-from vfm.cli.minutes import OPTION, TimedTrial, find_minutes, plan_minutes
+from vfm.cli.minutes import (
+    OPTION,
+    TimedTrial,
+    find_minutes,
+    list_optim_words,
+    plan_minutes,
+)
 from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
 from vfm.cli.recipes import Recipe, read_recipe, update
 from vfm.cli.resume import claim_run, count_runs, resolve
@@ -216,6 +222,8 @@ def _run(command: str, words: list[str]) -> None:
                 print(f"Other than the run that goes on: {'; '.join(differences)}")
         paths, recipes = ["", *paths], [stored, *recipes]
     if command == "fit" and minutes is not None:
+        # The checkpoints say what was asked for, so that the same call goes on with what was planned.
+        sections = sections or select_sections(parse(recipes, words))
         words += _plan_length(minutes, paths, recipes, words, stored)
     meter = CostMeter() if asks_quote else None
     if meter is not None:
@@ -241,7 +249,10 @@ def _plan_length(
                 "--trainer.max_epochs."
             )
         names = ("max_epochs", "check_val_every_n_epoch", "max_time")
-        return ["--model.min_steps=0", *(f"--trainer.{name}={trainer[name]}" for name in names)]
+        words = ["--model.min_steps=0", *(f"--trainer.{name}={trainer[name]}" for name in names)]
+        optim = stored["model"]["init_args"].get("optim")
+        size = ((stored.get("data") or {}).get("init_args") or {}).get("batch_size")
+        return words + (list_optim_words(size, optim) if optim and size else [])
 
     return plan_minutes(minutes, partial(_run_trial, paths, recipes, words))
 

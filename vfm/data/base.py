@@ -40,14 +40,15 @@ from vfm.types import Batch
 
 _STAGE_SPLIT = {"fit": "train", "validate": "val", "test": "test"}
 _MOST_WORKERS = 8
-_FEW_IMAGES, _SMALL_BATCH, _LARGE_BATCH = 1000, 16, 32
+_FEW_IMAGES = 1000
 
 
 class LoaderOptions(TypedDict, total=False):
     """The `**options` of a data module's constructor; a module states its own defaults in `option_defaults`.
 
     Args:
-        batch_size: Images in a batch, on each process; by default 16 where fewer than 1,000 are to train, or else 32.
+        batch_size: Images in a batch, on each process. null: 16 where fewer than 1,000 are to train, else 32; 8 or 16
+            with boxes; with --trainer.minutes fewer if so many left few steps.
         num_workers: Processes that open images, for each training process; by default one less than its share of the
             cores, at most 8.
         seed: Seed of order, augmentation and splits, and of the images where they are generated.
@@ -90,6 +91,8 @@ class ImageData(LightningDataModule, Component, ABC):
     """Defaults of the constructor's `**options`."""
     default_augment: ClassVar[Augment] = "standard"
     """Augmentation of training images where it is left to `auto`."""
+    auto_batch_sizes: ClassVar[tuple[int, int]] = (16, 32)
+    """Images in a batch where the user gives no number: for few training images, and for others."""
     labels: tuple[str, ...] = ()
     """Names of the classes, by label; known after `setup`."""
     records: dict[str, list[Record]]
@@ -125,10 +128,9 @@ class ImageData(LightningDataModule, Component, ABC):
         """
         super().__init__()
         options = {**self.option_defaults, **options}
-        self._follows_size = options["batch_size"] is None
-        self.batch_size: int = (
-            options["batch_size"] if options["batch_size"] is not None else _LARGE_BATCH
-        )
+        size = options["batch_size"]
+        self.chooses_batch_size = size is None
+        self.batch_size: int = self.auto_batch_sizes[1] if size is None else size
         self.num_workers = options["num_workers"]
         self.seed = options["seed"]
         self.folds = options.get("folds")
@@ -140,11 +142,10 @@ class ImageData(LightningDataModule, Component, ABC):
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}. Give {least} or more.")
         self.has_auto_augment = augment == "auto"
-        augment = self.default_augment if augment == "auto" else augment
-        check_augment(augment)
+        self.augment = self.default_augment if augment == "auto" else augment
+        check_augment(self.augment)
         self.bit_depth = options.get("bit_depth")
         check_bit_depth(self.bit_depth)
-        self.augment = augment
         self.records = {}
         self.stored = {}
         self._packed: dict[str, Any] = {}
@@ -200,8 +201,8 @@ class ImageData(LightningDataModule, Component, ABC):
             check_classes(records, self.labels)
             self.records.update(self._hold_out_fold(records))
             self._cut_records()
-            if self._follows_size and len(self.records.get("train", ())) < _FEW_IMAGES:
-                self.batch_size = _SMALL_BATCH
+            if self.chooses_batch_size and len(self.records.get("train", ())) < _FEW_IMAGES:
+                self.batch_size = self.auto_batch_sizes[0]
             self._was_read = True
         if stage in _STAGE_SPLIT:
             self._get_records(_STAGE_SPLIT[stage])
@@ -244,15 +245,15 @@ class ImageData(LightningDataModule, Component, ABC):
     def train_dataloader(self) -> ResumableLoader:
         """Batches in a new order every epoch, augmented, resumable.
 
-        All images take part, but for a last batch of one: batch norm cannot learn from a single image. The order
-        differs from epoch to epoch, so it is another image each time.
+        All images take part, but for a last batch of one, another in each epoch: batch norm cannot learn from it.
         """
         leave_finished_epoch(self.trainer)
         rank, world = self._rank_and_world
         dataset = self.stored.get("train") or self._pack(self._build_training_dataset(), "train")
-        photos = dataset.photos if isinstance(dataset, ImageDataset) else None
-        common = {"seed": self.seed, "rank": rank, "num_replicas": world}
-        sampler = EpochSampler(len(dataset), shuffle=True, photos=photos, **common)
+        options: dict[str, Any] = {"seed": self.seed, "rank": rank, "num_replicas": world}
+        if isinstance(dataset, ImageDataset):
+            options |= {"photos": dataset.photos, "weights": dataset.weights}
+        sampler = EpochSampler(len(dataset), shuffle=True, **options)
         # Lightning asks for the first batches of a resumed training before it names the epoch.
         sampler.set_epoch(self._find_position().epoch)
         lonely = len(sampler) > 1 and len(sampler) % self.batch_size == 1 and self.batch_size > 1
@@ -418,8 +419,7 @@ class ImageData(LightningDataModule, Component, ABC):
         return self.stored.get(split) or self._pack(self.build_dataset(split), split)
 
     def _pack(self, dataset: ImageDataset, split: str) -> ImageDataset:
-        has_workers = self._choose_num_workers() > 0
-        return pack_dataset(dataset, split, self._packed) if has_workers else dataset
+        return pack_dataset(dataset, split, self._packed) if self._choose_num_workers() else dataset
 
     def _build_training_dataset(self) -> ImageDataset:
         preprocess = self._require_preprocess()

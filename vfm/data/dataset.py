@@ -144,6 +144,8 @@ class ImageDataset(Dataset[Sample | Skipped]):
     """C of multi-label targets; not needed where each image has one label."""
     photos: Photos | None = field(default=None, init=False)
     """Which records are parts of one photo, in training; None where each is an image of its own."""
+    weights: NDArray[np.float64] | None = field(default=None, init=False)
+    """How often each record comes in training in proportion to others, [N]; None for all alike."""
 
     def __len__(self) -> int:
         return len(self.records)

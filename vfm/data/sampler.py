@@ -1,6 +1,6 @@
 """Sampler: the order of samples as a function of seed and epoch, whatever the number of ranks and workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -19,6 +19,26 @@ class Photos(NamedTuple):
     """[N], index of the photo."""
     num_bytes: NDArray[np.int64]
     """[P], size of each photo when it is open."""
+
+
+def compute_repeat_factors(
+    labels: Sequence[Sequence[int]], num_labels: int, threshold: float
+) -> NDArray[np.float64]:
+    """Return how often an image comes for one of frequent classes, [N] (repeat factor sampling; Gupta et al., 2019).
+
+    A class that a fraction f of the images shows asks for sqrt(threshold / f), at least 1, and an image for the most
+    that one of its classes asks for.
+
+    Args:
+        labels: Classes that each of N images shows.
+        num_labels: Number of classes of the data, seen or not.
+        threshold: Fraction of the images below which a class is rare.
+    """
+    counts = np.zeros(num_labels)
+    for of_image in labels:
+        counts[list(set(of_image))] += 1
+    factors = np.sqrt(threshold * len(labels) / np.maximum(counts, 1)).clip(min=1.0)
+    return np.array([max((factors[k] for k in of_image), default=1.0) for of_image in labels])
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
@@ -43,6 +63,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         rank: int = 0,
         num_replicas: int = 1,
         photos: Photos | None = None,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         """Make the sampler.
 
@@ -53,6 +74,9 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             rank: Rank of this process.
             num_replicas: Number of processes.
             photos: Photos of which the samples are parts; None where each is an image of its own.
+            weights: How often each sample comes in proportion to others, [N]; None for once an epoch. An epoch stays
+                as long as it was: some samples are then left out, and the r-th repetition of one has an index that is
+                r N higher, so that it may be augmented differently.
 
         Raises:
             ValueError: There are no images.
@@ -63,6 +87,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         super().__init__(cast(Any, range(num_images)), num_replicas, rank, shuffle, seed)
         self.num_images = num_images
         self.photos = photos
+        self.weights = weights
         self.start = 0
         """Samples of this rank that the next iteration leaves out unopened; then 0 again."""
 
@@ -82,13 +107,30 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             return np.arange(self.num_images)
         # Sorting raw bits: numpy keeps these for ever, but not what `permutation` makes of them.
         bits = np.random.Philox(np.random.SeedSequence([self.seed, epoch]))
+        chosen = np.arange(self.num_images)
+        if self.weights is not None:
+            chosen = self._choose_samples(bits)
         if self.photos is not None:
             of_sample, num_bytes = self.photos
             turn = np.argsort(bits.random_raw(len(num_bytes)), kind="stable")
             window = np.empty(len(turn), np.int64)
             window[turn] = (num_bytes[turn].cumsum() - 1) // _AT_ONCE
-            return np.lexsort((bits.random_raw(self.num_images), window[of_sample]))
+            photo = of_sample[chosen % self.num_images]
+            return chosen[np.lexsort((bits.random_raw(self.num_images), window[photo]))]
         order: np.ndarray[tuple[int], np.dtype[np.int64]] = np.argsort(
             bits.random_raw(self.num_images), kind="stable"
         )
-        return order
+        return chosen[order]
+
+    def _choose_samples(self, bits: np.random.Philox) -> NDArray[np.int64]:
+        """Return as many samples as there are, each as often as its weight says, rounded up or down at random."""
+        assert self.weights is not None
+        turn = np.argsort(bits.random_raw(self.num_images), kind="stable")
+        ends = self.weights[turn].cumsum()
+        start = float(bits.random_raw(1)[0]) / 2**64
+        steps = (np.arange(self.num_images) + start) * (ends[-1] / self.num_images)
+        chosen: NDArray[np.int64] = np.sort(
+            turn[np.searchsorted(ends, steps, side="right").clip(max=len(turn) - 1)]
+        )
+        repetition = np.arange(len(chosen)) - np.searchsorted(chosen, chosen)
+        return chosen + repetition * self.num_images

@@ -61,6 +61,8 @@ class BaseTask(CheckpointedModel, ExportHooks):
     """Defaults of the constructor's `**options`."""
     follows_data_size: ClassVar[bool] = False
     """Whether settings left to `auto` follow the number of training images; they are plain defaults otherwise."""
+    enough_steps: ClassVar[int] = 400
+    """Steps below which a training planned by minutes takes smaller batches."""
     columns: Tensor
     """For each label of the data its index among the model's, int64 [C]; known when a validation starts."""
     criterion: Loss

@@ -93,6 +93,7 @@ class DetectionData(BoxData):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         split_file: str | Path | None = None,
+        repeat_threshold: float = 0.0,
         augment: BoxAugment = BoxAugment(),
         **options: Unpack[LoaderOptions],
     ) -> None:
@@ -112,6 +113,8 @@ class DetectionData(BoxData):
             val_fraction: Fraction of the images for validation, where the files have no split for it.
             test_fraction: Fraction of the images for the test, where the files have no splits.
             split_file: Table of images and their splits, as a training run leaves it; in place of all other splits.
+            repeat_threshold: Fraction of the training images below which a class is rare: they come more often where it
+                is shown, by the root of how much rarer it is; 0 for all alike. Epochs stay as long as they are.
             augment: Augmentation of training images.
             **options: Options of every data module.
 
@@ -137,6 +140,12 @@ class DetectionData(BoxData):
         self.box_orientation = box_orientation
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+        if not 0 <= repeat_threshold <= 1:
+            raise OptionError(
+                f"repeat_threshold is {repeat_threshold}. Give a fraction of the images, from 0 for no repetition to 1 "
+                "(--data.repeat_threshold)."
+            )
+        self.repeat_threshold = repeat_threshold
         self.split_file = Path(split_file) if split_file is not None else None
         self.fixes: list[Fix] = []
         self.category_ids: dict[str, int] = {}

@@ -10,10 +10,11 @@ import numpy as np
 from vfm_runtime.tasks.tiling import Tiling
 
 from vfm.data.base import ImageData, LoaderOptions
-from vfm.data.dataset import Record
+from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.annotation import Annotation, read_image_header
 from vfm.data.detection.dataset import BoxAugment, BoxDataset, collate_boxes
 from vfm.data.detection.tiles import cut_record, group_tiles
+from vfm.data.sampler import compute_repeat_factors
 
 
 class BoxData(ImageData, ABC):
@@ -22,7 +23,10 @@ class BoxData(ImageData, ABC):
     A subclass implements `read`: records whose `label` lists the class of each of their `objects`.
     """
 
+    auto_batch_sizes = (8, 16)
     collate = staticmethod(collate_boxes)
+    repeat_threshold: float = 0.0
+    """Fraction of the images below which a class is rare, and its images come more often."""
 
     def __init__(self, *, augment: BoxAugment, **options: Unpack[LoaderOptions]) -> None:
         """Make the data module; nothing is read yet.
@@ -55,13 +59,19 @@ class BoxData(ImageData, ABC):
 
     def _build_training_dataset(self) -> BoxDataset:
         records = self._get_records("train")
-        return BoxDataset(
+        dataset = BoxDataset(
             records,
             self._require_preprocess(),
             seed=self.seed,
             augment=self.box_augment,
             calm_from=self._find_calm_epoch(len(records)),
         )
+        if self.repeat_threshold:
+            labels = [list_labels(record) for record in records]
+            dataset.weights = compute_repeat_factors(
+                labels, len(self.labels), self.repeat_threshold
+            )
+        return dataset
 
     def _find_calm_epoch(self, num_images: int) -> float:
         """The epoch from which the end of the training goes on without mosaic."""

@@ -139,11 +139,15 @@ class BoxDataset(ImageDataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> BoxSample | Skipped:  # type: ignore[override]
         """One image by its index, or a pair of epoch and index: whole, or in training a view of it."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, number = key if isinstance(key, tuple) else (0, key)
+        index = number % len(self.records)  # the sampler numbers repetitions on
         record = self.records[index]
         try:
             if self.augment is not None:
-                return self._draw_view(index, record, epoch, self.augment)
+                seed = sample_seed(self.seed, epoch, number)
+                return self._draw_view(
+                    index, record, seed, self.augment, calm=epoch >= self.calm_from
+                )
             limits, size = self.preprocess.value_range, self.preprocess.size
             pixels, geometry = self.preprocess.resize(load_pixels(record, limits))
             corners, labels = _select_learned(record)
@@ -155,11 +159,11 @@ class BoxDataset(ImageDataset):
                 name_photo(record), error.reason, np.zeros(0, np.int64), self.preprocess.size
             )
 
-    def _draw_view(self, index: int, record: Record, epoch: int, augment: BoxAugment) -> BoxSample:
-        seed = sample_seed(self.seed, epoch, index)
+    def _draw_view(
+        self, index: int, record: Record, seed: int, augment: BoxAugment, *, calm: bool
+    ) -> BoxSample:
         generator = np.random.default_rng(seed)
         picture = self._open_picture(record)
-        calm = epoch >= self.calm_from
         partners: list[Picture] = []
         if not calm and generator.random() < augment.mosaic:
             partners = self._open_partners(index, generator)

@@ -60,6 +60,7 @@ class DetectionTask(BaseTask):
     head: DetectionHead
     monitor = "val/AP"
     monitor_mode = "max"
+    enough_steps = 1000
     card_metrics = dict.fromkeys(("AP", "AP50"), "num_samples")
     option_defaults: ClassVar[TaskOptions] = {**TASK_DEFAULTS, "optim": _OPTIM, "min_steps": 0}
     prediction_columns = ("path", "xmin", "ymin", "xmax", "ymax", "label", "score", "error")
