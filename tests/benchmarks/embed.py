@@ -18,6 +18,7 @@ import argparse
 import os
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ from small_baselines import BACKBONE, locate_weights
 from small_sets import open_set
 from vfm_runtime.media.image import open_image
 
-from vfm.embed.command import update_store
 from vfm.embed.models import open_embedder
 from vfm.embed.passes import embed_batches
 from vfm.embed.sources import SourceImage, list_source_images
 from vfm.embed.store import EmbeddingStore, StoreModel
+from vfm.embed.update import update_store
 from vfm.tasks.predictor import TorchPredictor
 
 BATCH, WIDTH = 32, 384
@@ -137,7 +138,8 @@ def measure_rows(folder: Path, rows: int) -> None:
             width=WIDTH,
         )
         store = EmbeddingStore.create(str(folder / "store"), model, images)
-        update_store(store, StandIn(), images, "benchmark")  # type: ignore[arg-type]
+        run = partial(embed_batches, StandIn(), batch_size=BATCH)  # type: ignore[arg-type]
+        update_store(store, run, images, "benchmark")
         assert store.num_rows == len(images)
 
     work()

@@ -12,9 +12,10 @@ import pytest
 import vfm
 from tests.image_folders import write_image_folder
 from vfm.cli import main
-from vfm.embed import command
+from vfm.embed import update
+from vfm.embed.location import StoreError, lock_store
 from vfm.embed.sources import list_source_images
-from vfm.embed.store import EmbeddingStore, StoreError, lock_store
+from vfm.embed.store import EmbeddingStore
 
 pytest.importorskip("lancedb")
 
@@ -43,7 +44,7 @@ def read(to, *columns):
 
 
 def test_a_folder_is_embedded_grows_and_shrinks(images, weights, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "_CHUNK", 4)
+    monkeypatch.setattr(update, "_CHUNK", 4)
     store = tmp_path / "store"
     assert run(images, store, weights) == 0
     shown = capsys.readouterr()
@@ -172,13 +173,13 @@ def test_a_full_disk_leaves_what_was_written(images, weights, tmp_path, monkeypa
 _CHILD = """
 import sys
 from vfm.cli import main
-from vfm.embed import command
-command._CHUNK = command._AHEAD = 2
-write = command._write
+from vfm.embed import update
+update._CHUNK = 2
+write = update._write
 def tell(*arguments):
     write(*arguments)
     print("wrote", flush=True)
-command._write = tell
+update._write = tell
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -10,7 +10,8 @@ from vfm_runtime.errors import DataError, OptionError
 
 from tests.search.stores import write_store
 from vfm.cli import main
-from vfm.embed.store import EmbeddingStore, lock_store
+from vfm.embed.location import lock_store
+from vfm.embed.store import EmbeddingStore
 from vfm.search import command, index
 from vfm.search.exact import load_block, search_blocks
 from vfm.search.index import IndexFacts, build_index, search_index
@@ -115,7 +116,7 @@ def test_the_command_searches_by_the_index_and_says_so(indexed, monkeypatch, cap
 
     def embed_query(_, picture, **__):
         seen.append(np.shape(picture))
-        return np.ones(WIDTH, np.float32)
+        return np.ones(WIDTH, np.float32), None
 
     monkeypatch.setattr(command, "embed_query", embed_query)
     words = ["search", store.uri, "--image", str(picture)]

@@ -6,7 +6,6 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from pathlib import Path
@@ -14,14 +13,19 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.errors import MissingPackageError, VfmError
+from vfm_runtime.errors import MissingPackageError
 from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.tasks.embedding import EmbeddingSpec
+
+from vfm.embed.location import LOCK_FILE, StoreError, explain_failure, find_folder
 
 FORMAT = 1
 """Version of what a store's metadata says; newer ones are refused."""
 TABLE = "embeddings"
-LOCK_FILE = ".vfm.lock"
+NEXT_TABLE = "embeddings_next"
+"""Vectors of the model that a store is being migrated to."""
+MAP_TABLE = "embeddings_map"
+"""Map from these vectors to those of the store."""
 
 _KEY = b"vfm"
 _INDEX = "vfm"
@@ -31,10 +35,6 @@ _READ = 16_384
 """Rows that are read at once."""
 _COMPACT_EVERY = 64
 """Writes after which a long run compacts, so that no thousands of small files come to be."""
-
-
-class StoreError(VfmError, ValueError):
-    """A store cannot be opened, or does not hold what is asked of it; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,11 @@ class StoreModel:
     """Black and white of images of more than 8 bits, as the model was trained on them."""
     format: int = FORMAT
     """Version of this description."""
+
+    def is_made_by(self, model: EmbeddingSpec | StoreModel) -> bool:
+        """Whether the vectors of a model, so described, can be compared with these."""
+        wanted = (model.fingerprint, model.source, model.normalize)
+        return wanted == (self.fingerprint, self.source, self.normalize)
 
 
 class EmbeddingStore:
@@ -89,25 +94,30 @@ class EmbeddingStore:
         return store
 
     @classmethod
-    def find(cls, uri: str) -> Self | None:
+    def find(cls, uri: str, table_name: str = TABLE) -> Self | None:
         """Open a store; None where there is none yet.
+
+        Args:
+            uri: Folder, or address of an object store.
+            table_name: `NEXT_TABLE` for the vectors of the model that it is being migrated to.
 
         Raises:
             StoreError: It is damaged, or a newer version of vfm wrote it.
         """
-        folder = Path(uri)
-        if _is_folder(uri) and not any(folder.glob(f"{TABLE}.lance/_versions/*")):
+        folder = find_folder(uri)
+        if folder is not None and not any(folder.glob(f"{table_name}.lance/_versions/*")):
             others = [] if not folder.is_dir() else [path.name for path in folder.iterdir()]
-            if folder.is_file() or set(others) - {LOCK_FILE, f"{TABLE}.lance"}:
+            is_store = table_name != TABLE
+            if folder.is_file() or (set(others) - {LOCK_FILE, f"{TABLE}.lance"} and not is_store):
                 raise StoreError(
                     f"{uri} exists and is no store of embeddings. Name another folder, or a new one."
                 )
             return None
         try:
-            database = _import_lancedb().connect(uri)
-            if TABLE not in database.list_tables().tables:
+            database = connect(uri)
+            if table_name not in database.list_tables().tables:
                 return None
-            table = database.open_table(TABLE)
+            table = database.open_table(table_name)
         except (OSError, RuntimeError, ValueError) as error:
             raise StoreError(f"{uri} cannot be opened as a store: {error}") from error
         return cls(uri, table, _read_model(uri, table.schema.metadata or {}))
@@ -129,8 +139,48 @@ class EmbeddingStore:
         columns += [(name, pa.string()) for name in ("path", "sha256", "vfm_source", "vfm_stamp")]
         schema = pa.schema([*columns, *_infer_fields(rows).items()])
         schema = schema.with_metadata({_KEY: json.dumps(asdict(model)).encode()})
-        database = _import_lancedb().connect(uri)
-        return cls(uri, database.create_table(TABLE, schema=schema, exist_ok=True), model)
+        with explain_failure(uri):
+            table = connect(uri).create_table(TABLE, schema=schema, exist_ok=True)
+        return cls(uri, table, model)
+
+    def create_next(self, model: StoreModel) -> Self:
+        """Make the table of the vectors of another model beside this one, of the same columns and bits."""
+        import pyarrow as pa
+
+        schema = self._table.schema
+        index = schema.get_field_index("vector")
+        dtype = pa.list_(schema.field(index).type.value_type, model.width)
+        schema = schema.set(index, pa.field("vector", dtype))
+        schema = schema.with_metadata({_KEY: json.dumps(asdict(model)).encode()})
+        with explain_failure(self.uri):
+            table = connect(self.uri).create_table(NEXT_TABLE, schema=schema)
+        return type(self)(self.uri, table, model)
+
+    def replace_by(self, other: Self) -> Self:
+        """Take the rows and the model of `create_next` in place of these, all at once, and delete its table.
+
+        Raises:
+            StoreError: The disk is full, or another process has changed the store; it is then what it was.
+        """
+        import pyarrow as pa
+
+        schema = other._table.schema
+        rows = pa.RecordBatchReader.from_batches(
+            schema, (batch.cast(schema) for batch in other._query(schema.names, None))
+        )
+        with explain_failure(self.uri):
+            # A new version of the table, which others see from the moment when its manifest is there.
+            table = connect(self.uri).create_table(TABLE, rows, schema=schema, mode="overwrite")
+            swapped = type(self)(self.uri, table, other.model)
+            swapped.compact()
+            swapped.drop_next()
+        return swapped
+
+    def drop_next(self) -> None:
+        """Delete the vectors of the model that the store was being migrated to, and the map of its queries."""
+        with explain_failure(self.uri):
+            for name in (NEXT_TABLE, MAP_TABLE):
+                connect(self.uri).drop_table(name, ignore_missing=True)
 
     @property
     def num_rows(self) -> int:
@@ -141,6 +191,11 @@ class EmbeddingStore:
     def num_versions(self) -> int:
         """Versions that the store could still be read at."""
         return len(self._table.list_versions())
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of all columns."""
+        return list(self._table.schema.names)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -164,8 +219,7 @@ class EmbeddingStore:
             StoreError: Its fingerprint is another, or its vectors are of another part of the features.
         """
         written = self.model
-        wanted = (spec.fingerprint, spec.source, spec.normalize)
-        if wanted != (written.fingerprint, written.source, written.normalize):
+        if not written.is_made_by(spec):
             raise StoreError(
                 f"{self.uri} holds other vectors: of {written.model} ({_describe_vectors(written)}), not of {model} "
                 f"({_describe_vectors(spec)}). Vectors of two models cannot be compared. Take that model, or name a "
@@ -232,7 +286,7 @@ class EmbeddingStore:
         merge = self._table.merge_insert("path")
         merge = merge.when_matched_update_all().when_not_matched_insert_all()
         facts = self.read_index_facts()
-        with self._explain_failure():
+        with explain_failure(self.uri):
             if facts is not None:  # first, so that a stopped write cannot leave it out
                 facts["num_written"] += len(vectors)
                 self.write_index_facts(facts)
@@ -243,14 +297,14 @@ class EmbeddingStore:
 
     def delete(self, paths: Sequence[str]) -> None:
         """Delete the rows of some paths."""
-        with self._explain_failure():
+        with explain_failure(self.uri):
             for start in range(0, len(paths), 1000):
                 names = ", ".join(quote_text(path) for path in paths[start : start + 1000])
                 self._table.delete(f"path IN ({names})")
 
     def compact(self) -> None:
         """Join small files, and remove old versions, which would take the room of the store again and again."""
-        with warnings.catch_warnings(), self._explain_failure():
+        with warnings.catch_warnings(), explain_failure(self.uri):
             warnings.simplefilter("ignore")  # it says that who reads an old version will fail
             self._table.optimize(cleanup_older_than=timedelta(0))
 
@@ -305,7 +359,7 @@ class EmbeddingStore:
             sample_rate=64,
             max_iterations=20,
         )
-        with self._explain_failure():
+        with explain_failure(self.uri):
             self.write_index_facts(None)
             self._table.create_index("vector", config=config, name=_INDEX, replace=True)
         self.compact()
@@ -374,42 +428,6 @@ class EmbeddingStore:
             query = query.where(where)
         yield from query.to_batches(_READ)
 
-    @contextmanager
-    def _explain_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError, ValueError) as error:
-            raise StoreError(
-                f"{self.uri} could not be written: {str(error).splitlines()[0]} What was written before can be read. "
-                "Make room on the disk, or end what else writes to it, and run the same command again: it goes on."
-            ) from error
-
-
-@contextmanager
-def lock_store(uri: str) -> Iterator[None]:
-    """Keep other processes of this machine from writing to a store, which need not exist yet.
-
-    Raises:
-        StoreError: Another one writes.
-    """
-    if not _is_folder(uri):
-        yield
-        return
-    try:
-        import fcntl
-    except ImportError:  # Windows: LanceDB itself refuses one of two writes that clash
-        yield
-        return
-    Path(uri).mkdir(parents=True, exist_ok=True)
-    with Path(uri, LOCK_FILE).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoreError(
-                f"Another process is writing to {uri}. Wait until it is through, or name another store."
-            ) from error
-        yield
-
 
 def check_export(file: Path) -> None:
     """Refuse a file for `EmbeddingStore.export` that is neither .parquet nor .npz, with a StoreError."""
@@ -453,18 +471,22 @@ def _infer_fields(rows: Sequence[Any]) -> dict[str, Any]:
     return fields_by_name
 
 
-def _is_folder(uri: str) -> bool:
-    return "://" not in uri
+def connect(uri: str) -> Any:
+    """Connect to the database of LanceDB that a store lies in.
 
-
-def _import_lancedb() -> Any:
+    Raises:
+        MissingPackageError: LanceDB is not installed.
+    """
     try:
         import lancedb
     except ImportError as error:
         raise MissingPackageError(
             "A store of embeddings takes LanceDB, which is not installed: pip install 'vfm[search]'."
         ) from error
-    return lancedb
+    folder = find_folder(uri)
+    if folder is not None and "://" in uri:
+        uri = f"file://{folder.as_posix()}"  # LanceDB takes %20 in an address as it stands
+    return lancedb.connect(uri)
 
 
 def _describe_vectors(made_of: StoreModel | EmbeddingSpec) -> str:

@@ -17,6 +17,7 @@ from vfm_runtime.search import Neighbor
 
 from vfm.embed.image_text import PREFIX, ImageTextModel
 from vfm.embed.models import open_embedder
+from vfm.embed.query_map import QueryMap
 from vfm.embed.store import EmbeddingStore
 from vfm.report import Page, draw_contact_sheet
 from vfm.search.exact import SearchResult, search_store
@@ -68,7 +69,7 @@ def search(
     opened, expression, columns = open_filtered(store, where)
     value_range = opened.model.value_range
     asked, picture = _open_query(image, box, text, value_range)
-    query = embed_query(
+    query, query_map = embed_query(
         opened,
         asked if picture is None else picture,
         model=model,
@@ -96,9 +97,16 @@ def search(
             recall += f". Exact and slow; build an index: vfm index {store} --recall 0.95"
     else:
         recall = f"{facts.describe(setting)}: {milliseconds:.0f} ms"
+    if query_map is not None:
+        recall += (
+            f". The store is being migrated to {query_map.facts.model}; the query went through a linear map, with "
+            f"{query_map.facts.describe()}"
+        )
     if json:
         answer = {
-            "recall": result.recall,
+            "recall": result.recall
+            if query_map is None
+            else result.recall * query_map.facts.recall,
             "exact": setting is None,
             "num_searched": result.num_searched,
             "milliseconds": milliseconds,
@@ -106,6 +114,8 @@ def search(
         }
         if facts is not None and setting is not None:
             answer["index"] = asdict(facts)
+        if query_map is not None:
+            answer["map"] = asdict(query_map.facts)
         print(json_format.dumps(answer))
     else:
         print(_format_table(result, columns))
@@ -175,8 +185,11 @@ def embed_query(
     base: Path | None = None,
     device: str = "auto",
     trust: Sequence[str] = (),
-) -> np.ndarray:
+) -> tuple[np.ndarray, QueryMap | None]:
     """Return the vector of an image or of words, float32 [D], by the model of a store.
+
+    While the store is being migrated, it may also be by the new model, and the linear map that it went through is
+    returned with it.
 
     Args:
         store: Store to search in.
@@ -210,12 +223,20 @@ def embed_query(
         device=device,
         trust=trust,
     )
-    store.require_model(spec, name)
+    query_map = None if origin.is_made_by(spec) else QueryMap.find(store, spec)
+    if query_map is None:
+        store.require_model(spec, name)
+    elif isinstance(query, str):
+        raise OptionError(
+            f"--text '{query}' cannot be looked for yet: {store.uri} is being migrated to {name}, and the linear map "
+            "for its queries was fitted on images. Wait until all are embedded, or look for an --image."
+        )
     if isinstance(query, str):
         assert isinstance(predictor, ImageTextModel)
         (vector,) = predictor.embed_texts([query])
-        return np.asarray(vector)
-    return predictor.embed(query)
+    else:
+        vector = predictor.embed(query)
+    return vector if query_map is None else query_map.apply(vector), query_map
 
 
 def write_sheet(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vfm_runtime.errors import OptionError
 
-from vfm.embed.store import EmbeddingStore, lock_store
+from vfm.embed.location import lock_store
+from vfm.embed.store import EmbeddingStore
 from vfm.search.index import EXACT_UP_TO, build_index
 from vfm.search.vector_bundle import write_vector_bundle
 
