@@ -98,8 +98,9 @@ def embed(
         if to is None:
             store, report = _migrate(uri, described, run, drop_gone)
         else:
-            found = EmbeddingStore.find(to)
-            store = found or EmbeddingStore.create(to, described, images, half=half)
+            store = EmbeddingStore.find(to) or EmbeddingStore.create(
+                to, described, images, half=half
+            )
             store.require_model(spec, name)
             origin = source if ".tar" in source else str(Path(source).absolute())
             report = update_store(store, run, images, origin, drop_gone=drop_gone, tell=_tell)
@@ -129,8 +130,8 @@ def _check_options(
         return migrate
     if migrate is None and to is not None and model is not None:
         return model
-    given = {"--to": to, "--model": model, "--migrate": migrate}
-    names = [f"{name} {value}" for name, value in given.items() if value is not None]
+    options = {"--to": to, "--model": model, "--migrate": migrate}
+    names = [f"{name} {value}" for name, value in options.items() if value is not None]
     raise OptionError(
         f"{' and '.join(names) or 'None of --to, --model and --migrate'} was given. To embed images: vfm embed IMAGES "
         "--to STORE --model NAME. To embed those of a store again by another model: vfm embed STORE --migrate NAME."

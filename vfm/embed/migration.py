@@ -88,8 +88,8 @@ def migrate_store(
 
     Args:
         store: Store, which this process alone writes to.
-        following: Its next table, of `open_next`.
-        embed: The new model.
+        following: Table of the new vectors beside it, as `open_next` gives it.
+        embed: The new model, as `embed_batches` runs it.
         leave_out: Whether images that cannot be read any more are left out of the new store.
         list_unreadable: Given the reason by path of those.
         tell: Told what is being done.

@@ -199,8 +199,8 @@ def _find_nearest(
         cosines = (queries @ vectors.T) / np.maximum(norms, 1e-12)
         most = min(COUNT + 1, len(names))
         nearest = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
-        for index, (row, kept) in enumerate(zip(cosines, nearest, strict=True)):
-            candidates = [(float(row[i]), names[i]) for i in kept if names[i] != paths[index]]
+        for index, (row, positions) in enumerate(zip(cosines, nearest, strict=True)):
+            candidates = [(float(row[i]), names[i]) for i in positions if names[i] != paths[index]]
             best[index] = sorted(best[index] + candidates, reverse=True)[:COUNT]
     return [{path for _, path in one} for one in best]
 
