@@ -21,6 +21,7 @@ import vfm
 from tests.data.boxes_written import write
 from tests.tasks.tiny import shapes, stored, trainer, vit
 from vfm.bundle.export import export
+from vfm.cli import main
 from vfm.data import DetectionData, SyntheticScenes
 from vfm.data.detection.dataset import BoxAugment
 from vfm.models.heads import DenseHead, DetectionHead, DetrHead
@@ -123,6 +124,30 @@ def test_predictions_as_rows(best: Path, files: Path, tmp_path: Path) -> None:
     for row in rows:
         if row["label"]:
             assert 0 <= float(row["xmin"]) <= float(row["xmax"]) <= 64
+
+
+def test_the_command_writes_pre_labels(
+    best: Path, files: Path, tmp_path: Path, capsys: Any
+) -> None:
+    words = ["predict", f"--ckpt_path={best}", f"--data.root={files / 'test'}"]
+    words += ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}", "--to", "yolo"]
+    assert main([*words, "--threshold", "0.02", "--data.num_workers=0"]) == 0
+    folder = tmp_path / "prelabels_yolo"
+    assert f"Pre-labels of 6 images for yolo: {folder}" in capsys.readouterr().out
+    rows = [r for r in csv.DictReader((tmp_path / "predictions.csv").open()) if r["label"]]
+    data = DetectionData(folder, val_fraction=0.0, test_fraction=0.0)
+    data.setup()
+    counts = sum(len(record.label) for split in data.records.values() for record in split)  # type: ignore[arg-type]
+    assert counts == sum(float(row["score"]) >= 0.02 for row in rows) > 0
+    for more, text in (
+        ([], f"{folder} is there already"),
+        (["--threshold", "2"], "--threshold is 2. Give the least score, from 0 to 1."),
+        (["--to", "voc"], "--to is 'voc'. Choices: coco, yolo, labelstudio."),
+    ):
+        assert main([*words, *more]) != 0
+        assert text in capsys.readouterr().err
+    assert main(["fit", "--to", "coco"]) == 2
+    assert "--to writes the predictions of vfm predict, not of fit." in capsys.readouterr().err
 
 
 def test_python_gives_boxes_in_the_original(best: Path, tmp_path: Path) -> None:

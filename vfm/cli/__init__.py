@@ -16,7 +16,7 @@ TRAINING = {
     "fit": "train a task on your data",
     "validate": "score a checkpoint on the validation images",
     "test": "score a checkpoint on the test images",
-    "predict": "label images with a checkpoint",
+    "predict": "label images with a checkpoint; --to writes pre-labels for an annotation tool",
 }
 COMMANDS = {
     "models": (

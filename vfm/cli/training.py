@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -40,7 +40,9 @@ from vfm.data import ImageData
 from vfm.spec import check_trust, import_class, list_arguments
 from vfm.tasks import BaseTask
 from vfm.tasks.options import EARLIER_OPTIONS
+from vfm.tasks.prelabels import check_pre_labels, write_pre_labels
 from vfm.training.budget import CostMeter
+from vfm.training.callbacks import get_output_dir
 from vfm.training.checkpoint import KEY, read_checkpoint
 from vfm.training.log_filters import filter_logs
 from vfm.training.precision import choose_precision
@@ -52,6 +54,38 @@ _ELSEWHERE = {"--data", "--data.root", "--data.format", "--data.layout"}
 _DEFAULTS = {"max_epochs": 10, "default_root_dir": "runs", "log_every_n_steps": 10}
 
 
+class PreLabels(NamedTuple):
+    """Pre-labels to write of a prediction, as the command line asks for them."""
+
+    to: str
+    threshold: float | None
+
+    @classmethod
+    def pop(cls, words: list[str], command: str) -> tuple[list[str], PreLabels | None]:
+        """Split `--to` and `--threshold` from the words of a call.
+
+        Raises:
+            UsageError: They do not go with the command or with each other, or there is no such threshold.
+        """
+        words, to = pop_option(words, "--to")
+        if command != "predict" and to:
+            raise UsageError(f"--to writes the predictions of vfm predict, not of {command}.")
+        if not to:
+            return words, None
+        words, stated = pop_option(words, "--threshold")
+        try:
+            threshold = float(stated[-1]) if stated else None
+        except ValueError:
+            threshold = -1.0
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise UsageError(f"--threshold is {stated[-1]}. Give the least score, from 0 to 1.")
+        return words, cls(to[-1], threshold)
+
+    def name_folder(self, trainer: Trainer) -> Path:
+        """Return the folder to write."""
+        return Path(trainer.default_root_dir) / f"prelabels_{self.to}"
+
+
 class TrainingCLI(LightningCLI):
     """LightningCLI with CSV and TensorBoard logs, and the resolved recipe in the checkpoint."""
 
@@ -60,6 +94,7 @@ class TrainingCLI(LightningCLI):
         version: str | None = None,
         sections: Recipe | None = None,
         meter: CostMeter | None = None,
+        pre_labels: PreLabels | None = None,
         **kwargs: Any,
     ) -> None:
         """Run a command.
@@ -68,9 +103,11 @@ class TrainingCLI(LightningCLI):
             version: Folder of a fit below the root, by default that of the next number.
             sections: Sections of the recipe as the call states them, where it goes on with values that were chosen.
             meter: Meter that holds what was quoted for a fit.
+            pre_labels: Pre-labels to write of a prediction.
             **kwargs: Options of LightningCLI's own constructor.
         """
         self.version = version
+        self._pre_labels = pre_labels
         self._sections = sections or {}
         self._meter = meter
         super().__init__(**kwargs)
@@ -98,6 +135,10 @@ class TrainingCLI(LightningCLI):
         recipe = self.dump_recipe()
         changed = {"trainer": recipe["trainer"] | self._sections.get("trainer", {})}
         self.model.recipe = recipe | self._sections | changed
+        if (asked := self._pre_labels) is not None:
+            columns, folder = self.model.prediction_columns, asked.name_folder(self.trainer)
+            multilabel = self.model.multilabel
+            check_pre_labels(asked.to, columns, multilabel=multilabel, folder=folder)
 
     def dump_recipe(self) -> Recipe:
         """Return the resolved recipe."""
@@ -114,6 +155,17 @@ class TrainingCLI(LightningCLI):
             score = saved.best_model_score
             value = f" ({saved.monitor} {float(score):.4f})" if score is not None else ""
             print(describe_next(saved.best_model_path, value))
+
+    def after_predict(self) -> None:
+        """Write pre-labels, where they were asked for."""
+        file = get_output_dir(self.trainer) / "predictions.csv"
+        if (asked := self._pre_labels) is None or not self.trainer.is_global_zero:
+            return
+        folder, records = asked.name_folder(self.trainer), self.datamodule.records["predict"]
+        number = write_pre_labels(
+            folder, asked.to, file, records, self.model.labels, asked.threshold
+        )
+        print(f"Pre-labels of {number} images for {asked.to}: {folder}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with a fresh folder `runs/N` for the logs of a fit."""
@@ -203,6 +255,7 @@ def _run(command: str, words: list[str]) -> None:
         getattr(vfm, name)  # a class is found by its short name once its module is imported
     words = join_values(words, short={"-c": "--config"})
     words, trust = pop_option(words, "--trust")
+    words, pre_labels = PreLabels.pop(words, command)
     words, paths = pop_option(words, "--config")
     recipes = [read_recipe(path) for path in paths]
     recipes, words, minutes = find_minutes(recipes, words)
@@ -230,7 +283,7 @@ def _run(command: str, words: list[str]) -> None:
         trial = partial(_run_trial, paths, recipes, words)
         quote = quote_training(prices, parse(recipes, words), trial)
         meter.quote, meter.usd_per_hour = quote.to_dict(), quote.usd_per_hour
-    start(command, paths, recipes, words, sections=sections, meter=meter)
+    start(command, paths, recipes, words, sections=sections, meter=meter, pre_labels=pre_labels)
 
 
 def _plan_length(
@@ -318,6 +371,7 @@ def start(
     version: str | None = None,
     sections: Recipe | None = None,
     meter: CostMeter | None = None,
+    pre_labels: PreLabels | None = None,
 ) -> TrainingCLI:
     """Run a command by LightningCLI.
 
@@ -329,11 +383,12 @@ def start(
         version: Folder of a fit below the root.
         sections: Sections of the recipe as the call states them.
         meter: Meter that holds what was quoted for a fit.
+        pre_labels: Pre-labels to write of a prediction.
 
     Raises:
         UsageError: An option, value, path or class does not fit.
     """
-    make = partial(TrainingCLI, version, sections, meter)
+    make = partial(TrainingCLI, version, sections, meter, pre_labels)
     return _call(command, paths, recipes, words, make)
 
 

@@ -30,6 +30,7 @@ from vfm.data.detection.coco import BoxFormat, find_coco, read_coco
 from vfm.data.detection.csv import find_tables, read_tables
 from vfm.data.detection.dataset import BoxAugment
 from vfm.data.detection.foreign import explain_foreign
+from vfm.data.detection.labelstudio import find_label_studio, read_label_studio
 from vfm.data.detection.orientation import Orientation, settle_boxes
 from vfm.data.detection.tiles import name_photo
 from vfm.data.detection.voc import find_voc, read_voc
@@ -47,7 +48,7 @@ from vfm.data.splits import (
 from vfm.data.tables import write_rows
 from vfm.spec import Spec
 
-Format = Literal["auto", "coco", "yolo", "voc", "csv"]
+Format = Literal["auto", "coco", "yolo", "voc", "csv", "labelstudio"]
 
 FIXES_FILE = "boxes_mended.csv"
 """Beside a run's logs: every box that was clipped or dropped."""
@@ -64,6 +65,8 @@ BOX_LAYOUTS: LayoutTable[Layout[AnnotatedImage]] = LayoutTable(
     {
         "coco": Layout(find_coco, read_coco, ("box_format",)),
         "yolo": Layout(find_yolo, read_yolo),
+        # Beside its tasks lies an XML file, which is none of VOC.
+        "labelstudio": Layout(find_label_studio, read_label_studio),
         "voc": Layout(find_voc, read_voc, ("box_origin",)),
         "csv": Layout(find_tables, read_tables),
     },
@@ -101,7 +104,7 @@ class DetectionData(BoxData):
 
         Args:
             root: Folder of images and annotations; or a COCO json, a data.yaml of YOLO, a table.
-            format: Name of the format, coco, yolo, voc or csv; `auto` finds out.
+            format: Name of the format, coco, yolo, voc, csv or labelstudio; `auto` finds out.
             box_format: Order of the numbers of a COCO box: xywh, as the format has it, or xyxy for corners.
             box_origin: Number of the first pixel in the boxes of VOC, 0 or 1; by default 1 for the challenge's own
                 development kit, and 0 for all others.

@@ -213,7 +213,7 @@ def _list_images(value: Any, base: Path, split: str, files: ImageFiles) -> list[
     return images
 
 
-def _find_label_file(image: Path) -> Path:
+def find_label_file(image: Path) -> Path:
     """`labels/` in place of the last `images/` of the path, or beside the image."""
     parts = image.parts
     beside = image.with_suffix(".txt")
@@ -226,7 +226,7 @@ def _find_label_file(image: Path) -> Path:
 
 
 def _read_image(image: Path, root: Path, objects: _Objects) -> AnnotatedImage:
-    path = _find_label_file(image)
+    path = find_label_file(image)
     boxes = []
     if path.is_file():
         for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -307,7 +307,7 @@ def _check_orphans(images: Sequence[AnnotatedImage], root: Path) -> None:
     if orphans:
         # A list of images may leave out some that are there.
         folders = {image.path.parent for image in images}
-        orphans -= {_find_label_file(path) for folder in folders for path in find_images(folder)}
+        orphans -= {find_label_file(path) for folder in folders for path in find_images(folder)}
     if orphans:
         raise BoxError(
             f"{len(orphans)} label files have no image, such as {min(orphans)}. Add the images, or take the files away."
