@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
@@ -33,6 +33,7 @@ from vfm.cli.minutes import (
     plan_minutes,
 )
 from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
+from vfm.cli.prelabels import PreLabels
 from vfm.cli.recipes import Recipe, read_recipe, update
 from vfm.cli.resume import claim_run, count_runs, resolve
 from vfm.cli.words import join_values, pop_option
@@ -52,38 +53,6 @@ _LOADING = {"--data.batch_size", "--data.num_workers", "--data.augment"}
 # Options that name other data than that of the checkpoint, whose list of images then says nothing.
 _ELSEWHERE = {"--data", "--data.root", "--data.format", "--data.layout"}
 _DEFAULTS = {"max_epochs": 10, "default_root_dir": "runs", "log_every_n_steps": 10}
-
-
-class PreLabels(NamedTuple):
-    """Pre-labels to write of a prediction, as the command line asks for them."""
-
-    to: str
-    threshold: float | None
-
-    @classmethod
-    def pop(cls, words: list[str], command: str) -> tuple[list[str], PreLabels | None]:
-        """Split `--to` and `--threshold` from the words of a call.
-
-        Raises:
-            UsageError: They do not go with the command or with each other, or there is no such threshold.
-        """
-        words, to = pop_option(words, "--to")
-        if command != "predict" and to:
-            raise UsageError(f"--to writes the predictions of vfm predict, not of {command}.")
-        if not to:
-            return words, None
-        words, stated = pop_option(words, "--threshold")
-        try:
-            threshold = float(stated[-1]) if stated else None
-        except ValueError:
-            threshold = -1.0
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise UsageError(f"--threshold is {stated[-1]}. Give the least score, from 0 to 1.")
-        return words, cls(to[-1], threshold)
-
-    def name_folder(self, trainer: Trainer) -> Path:
-        """Return the folder to write."""
-        return Path(trainer.default_root_dir) / f"prelabels_{self.to}"
 
 
 class TrainingCLI(LightningCLI):
