@@ -201,11 +201,11 @@ def measure_allocator(
     Args:
         build: Function that builds the task.
         data: Data whose train split has images for a batch.
-        batch_size: Number of images of a step that is asked about; half of it is measured, at most 16 images.
+        batch_size: Number of images of a step that is asked about; half of it is measured, at most 64 images.
         predict: Function that `trace_memory` returned for this task.
         precision: Precision as Lightning names it.
     """
-    size = max(2, min(32, batch_size, len(data.records["train"])) // 2)
+    size = max(2, min(64, batch_size // 2, len(data.records["train"])))
     task = build()
     before = reset_peak_memory()
     run_steps(task, data, size, _TRACED, precision=precision)
