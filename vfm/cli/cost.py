@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json as json_format
 import math
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,8 @@ def estimate_training(
         )
     table.find("grids", grid)
     recipes = _read_recipes(recipe)
-    task, images, resolved = build_parts(recipes, [])
+    with redirect_stdout(sys.stderr):  # standard output is for the estimate, which may be JSON
+        task, images, resolved = build_parts(recipes, [])
     images.preprocess = task.preprocess
     images.setup("fit")
     trainer = resolved["trainer"]
