@@ -17,7 +17,7 @@ from vfm.spec import build
 from vfm.tasks import BaseTask
 
 CHECKED = 0.25
-"""Relative error that the predicted time of a step keeps to (tests/benchmarks/cost.py)."""
+"""Relative error of the predicted time of a step that the interval covers (tests/benchmarks/cost.py)."""
 NUM_SHARDS = 8
 """Devices that the memory with DDP and FSDP is computed for."""
 
