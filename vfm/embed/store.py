@@ -275,7 +275,9 @@ class EmbeddingStore:
         arrays = []
         for field in schema:
             if field.name == "vector":
-                flat = pa.array(vectors.astype(field.type.value_type.to_pandas_dtype()).ravel())
+                # Not `to_pandas_dtype`, for which older pyarrow imports pandas.
+                is_half = pa.types.is_float16(field.type.value_type)
+                flat = pa.array(vectors.astype(np.float16 if is_half else np.float32).ravel())
                 arrays.append(pa.FixedSizeListArray.from_arrays(flat, self.model.width))
             else:
                 values = rows.get(field.name) or [None] * len(vectors)
