@@ -127,7 +127,10 @@ def list_coverage(_: Results) -> Iterator[tuple[Cell, Work]]:
 
 
 def judge_interval(name: str, per_class: int, seed: int) -> Values:
-    """The interval that tune prints, and the accuracy of the head it chose on all images that were not drawn."""
+    """The interval that tune prints, and the accuracy of the head it chose on all images that were not drawn.
+
+    Classes count alike in the accuracy, as they do in what was drawn: of the others, some sets have twice as many.
+    """
     everything, positions = _open_frozen(name)
     of_set = open_set(name)
     drawn = of_set.draw(per_class, seed)
@@ -139,7 +142,8 @@ def judge_interval(name: str, per_class: int, seed: int) -> Values:
     frozen = PoolHeads(everything.pool.keep_only(train.tolist()), features)
     frozen.judge(60.0 * MINUTES)
     answers = everything.fit_and_score(frozen.best, train, rest).argmax(1)
-    accuracy = float((answers == everything.pool.target[rest]).mean())
+    target = everything.pool.target[rest]
+    accuracy = float(np.mean([(answers[target == c] == c).mean() for c in np.unique(target)]))
     interval = frozen.choice.interval
     printed = {"value": interval.value, "low": interval.low, "high": interval.high}
     return {"accuracy": accuracy, "chosen": frozen.best.name, "printed": printed}
