@@ -296,7 +296,8 @@ def _fetch(name: str, extra: dict[str, Any], before: str) -> tuple[Any, LoadRepo
     if config is not None and not config.has_weights:
         raise WeightsError(
             f"timm has no pretrained weights for '{name}'. "
-            "Start at random with --model.pretrained false, or give a file with --model.weights."
+            "Start at random with --model.pretrained false, or give a file with --model.weights (--base in commands "
+            "without a recipe)."
         )
     try:
         model = _make_model(name, True, extra)
@@ -315,7 +316,8 @@ def _explain_fetch(name: str, hub_id: str | None, error: Exception) -> str:
     from huggingface_hub import constants
 
     instead = (
-        "give a local file with --model.weights, or start at random with --model.pretrained false."
+        "give a local file with --model.weights (--base in commands without a recipe), or start at random with "
+        "--model.pretrained false."
     )
     hub_id = hub_id or name.partition(":")[2]
     if constants.HF_HUB_OFFLINE:
