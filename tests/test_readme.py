@@ -14,10 +14,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import vfm_runtime.cli
 from PIL import Image
 
 from tests.data.boxes_written import drawn, write
+from tests.embed.tiny_pair import write_tiny_pair
 from tests.image_folders import write_image_folder
 from tests.runtime import toy_deepfake, videos
 from vfm.cli import main
@@ -60,7 +63,24 @@ SMALLER = {
         *("--num_images", "24", "--minutes", "0.3"),
     ],
     "vfm fit --config recipes/debug/digits.yaml": ["--trainer.max_epochs", "1"],
+    "vfm classify my_images --labels": ["--base", "weights.pt"],
+    "vfm embed my_images --to pair_store": ["--base", "weights.pt"],
+    "vfm embed my_store --migrate": ["--base", "other.pt"],
 }
+STAND_INS = {
+    "open_clip:ViT-B-32/laion2b_s34b_b79k": "open_clip:tiny_pair",
+    "vit_small_patch14_dinov2.lvd142m": "test_vit",
+}
+"""Models of the same kind with random weights in files, for those whose weights are fetched."""
+MY_RECIPE = """
+model:
+  class_path: ClassificationTask
+  init_args: {backbone: test_vit, pretrained: false, image_size: 32}
+data:
+  class_path: FolderData
+  init_args: {root: my_images, num_workers: 0}
+trainer: {max_epochs: 1, default_root_dir: mine}
+"""
 
 
 def blocks(readme: Path, language: str) -> list[str]:
@@ -68,13 +88,14 @@ def blocks(readme: Path, language: str) -> list[str]:
 
 
 def commands(readme: Path) -> list[str]:
-    lines = [line for block in blocks(readme, "bash") for line in block.splitlines()]
+    text = [block.replace("\\\n", "") for block in blocks(readme, "bash")]
+    lines = [line for block in text for line in block.splitlines()]
     parts = [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
     return [part for part in parts if part]
 
 
 def run(command: str) -> None:
-    words = shlex.split(command)
+    words = [STAND_INS.get(word, word) for word in shlex.split(command)]
     if words[0] == "vfm-runtime":
         assert vfm_runtime.cli.main(words[1:]) == 0, command
         return
@@ -98,6 +119,17 @@ def write_portraits(root: Path, start: int = 0) -> None:
             Image.fromarray(toy_deepfake.reddened(photo, shift)).save(path)
 
 
+def write_examples(folder: Path, images: list[Path]) -> None:
+    """The files that the page on embeddings teaches: two mugs, a plate, and one to ask about."""
+    names = ["mug1.jpg", "mug2.jpg", "plate1.jpg", "x.jpg"]
+    for name, path in zip(names, images[::150], strict=True):
+        Image.open(path).convert("RGB").save(folder / name)
+    for label, some in (("mug", images[1:4]), ("plate", images[-3:])):
+        (folder / "examples" / label).mkdir(parents=True)
+        for path in some:
+            shutil.copy(path, folder / "examples" / label)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("readme")
@@ -110,6 +142,11 @@ def folder(tmp_path_factory):
     write_portraits(path / "my_videos")
     write_portraits(path / "other", start=12)
     assert main(["faces", str(path / "other"), "-o", str(path / "other_faces")]) == 0
+    write_tiny_pair(path)
+    torch.save(timm.create_model("test_vit").state_dict(), path / "other.pt")
+    (path / "my_recipe.yaml").write_text(MY_RECIPE)
+    (path / "mine.yaml").write_text(blocks(RECIPES / "cost" / "README.md", "yaml")[0])
+    write_examples(path, sorted((path / "my_images").rglob("*.png")))
     with contextlib.chdir(path):
         yield path
 
@@ -118,14 +155,14 @@ def folder(tmp_path_factory):
 def test_every_command_and_example_runs(folder, capsys):
     pages = [page for page in PAGES if page.parent.name != "export"]
     shell = [c for p in pages for c in commands(p) if c.split()[0] in ("vfm", "vfm-runtime")]
-    assert len(shell) == 43
+    assert len(shell) == 59
     for command in shell:
         if not command.startswith("vfm serve"):  # see test_serving_commands
             run(command)
     shown = capsys.readouterr()
     assert "Parity on" in shown.out
     examples = [(page, example) for page in pages for example in blocks(page, "python")]
-    assert len(examples) == 5
+    assert len(examples) == 7
     for page, example in examples:
         exec(compile(example, str(page), "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out
