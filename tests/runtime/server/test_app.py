@@ -216,7 +216,7 @@ def test_a_client_that_leaves(started, jpeg, monkeypatch, caplog):
     service = client.app.state.service
     cancelled, sent = [], []
 
-    async def submit(inputs, deadline):
+    async def submit(inputs, deadline, *, is_traffic):
         try:
             await asyncio.sleep(20)
         except asyncio.CancelledError:

@@ -255,7 +255,7 @@ def failing(started, monkeypatch):
     service = client.app.state.service
 
     def make(error):
-        async def submit(inputs, deadline):
+        async def submit(inputs, deadline, *, is_traffic):
             raise error
 
         monkeypatch.setattr(service.repository.find_model("toy").batcher, "submit", submit)
