@@ -60,7 +60,8 @@ def test_frozen_heads_answer_in_seconds(
     for way in results["ways"]:
         assert 0 <= way["low"] <= way["value"] <= way["high"] <= 1
         assert way["folds"] == [8, 8]
-    assert {way["name"] for way in results["not_tried"]} == {"full", "ln", "lora"}
+    # A slow machine leaves out more.
+    assert {way["name"] for way in results["not_tried"]} >= {"full", "ln", "lora"}
     assert results["chosen"] == results["ways"][0]["name"]
     page = (out / "report.html").read_text()
     assert results["chosen"] in page
