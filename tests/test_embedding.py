@@ -140,7 +140,9 @@ def test_a_bundle_that_embeds_otherwise_is_noticed(checkpoint, images, tmp_path,
     model, paths = vfm.load(checkpoint, device="cpu"), sorted(images.rglob("*.png"))[:2]
     other = vfm_runtime.load(bundle, device="cpu")
     compare_embeddings(model, other, paths)
-    run = other.run
-    monkeypatch.setattr(other, "run", lambda x: {k: v + (v > 0) for k, v in run(x).items()})
+    run = other.compute_outputs
+    monkeypatch.setattr(
+        other, "compute_outputs", lambda x: {k: v + (v > 0) for k, v in run(x).items()}
+    )
     with pytest.raises(ParityError, match="cosine of the two vectors"):
         compare_embeddings(model, other, paths)
