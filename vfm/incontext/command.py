@@ -69,7 +69,7 @@ def classify(
         trust: Packages besides vfm whose code the checkpoint may name.
 
     Raises:
-        OptionError: None or several of examples, labels and prompts are given, or the model has no text tower.
+        OptionError: Not exactly one of examples, labels and prompts is given, or the model has no text tower.
         DataError: A class has no example that can be read, or there are fewer than two classes.
     """
     ways = {"examples": examples, "labels": labels, "prompts": prompts}

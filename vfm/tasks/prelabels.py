@@ -33,8 +33,8 @@ _LOCAL_FILES = "/data/local-files/?d="
 
 
 @dataclass(frozen=True)
-class PredictedBox:
-    """A box that a model found, or with no corners a label of the whole image."""
+class PreLabel:
+    """Label that a model proposes, of a box, or without corners of the whole image."""
 
     label: str
     score: float
@@ -51,7 +51,7 @@ class PredictedImage:
     """Path below the folder of images, with forward slashes."""
     size: tuple[int, int]
     """Height and width of the upright image, in pixels."""
-    found: list[PredictedBox] = field(default_factory=list)
+    pre_labels: list[PreLabel] = field(default_factory=list)
 
 
 def check_pre_labels(to: str, columns: Sequence[str], *, multilabel: bool, folder: Path) -> None:
@@ -123,7 +123,7 @@ def write_pre_labels(
     folder.mkdir(parents=True)
     if to == "yolo" and not has_boxes:
         for image in images:
-            _link(image.source, folder / image.found[0].label / image.name)
+            _link(image.source, folder / image.pre_labels[0].label / image.name)
         return len(images)
     for image in images:
         _link(image.source, folder / "images" / image.name)
@@ -155,21 +155,23 @@ def _read_predictions(
         if row["error"]:
             images.pop(row["path"], None)
         elif (image := images.get(row["path"])) is not None:
-            image.found += [one for one in _read_row(row, image.size) if one.score >= least]
-    chosen = images.values() if has_boxes else (image for image in images.values() if image.found)
+            image.pre_labels += [one for one in _read_row(row, image.size) if one.score >= least]
+    chosen = (
+        images.values() if has_boxes else (image for image in images.values() if image.pre_labels)
+    )
     return list(chosen), has_boxes
 
 
-def _read_row(row: Mapping[str, str], size: tuple[int, int]) -> list[PredictedBox]:
+def _read_row(row: Mapping[str, str], size: tuple[int, int]) -> list[PreLabel]:
     if _CORNERS[0] not in row:
         pairs = zip(row["label"].split(SEPARATOR), row["score"].split(SEPARATOR), strict=True)
-        return [PredictedBox(label, float(score)) for label, score in pairs if label]
+        return [PreLabel(label, float(score)) for label, score in pairs if label]
     height, width = size
     left, top, right, bottom = (float(row[name]) for name in _CORNERS)
     # Tools refuse what reaches out of the image.
     corners = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
     has_area = corners[2] > corners[0] and corners[3] > corners[1]
-    return [PredictedBox(row["label"], float(row["score"]), corners)] if has_area else []
+    return [PreLabel(row["label"], float(row["score"]), corners)] if has_area else []
 
 
 def _link(source: Path, target: Path) -> None:
@@ -183,7 +185,7 @@ def _link(source: Path, target: Path) -> None:
 def _write_coco(folder: Path, images: Sequence[PredictedImage], labels: Sequence[str]) -> None:
     annotations: list[dict[str, Any]] = []
     for number, image in enumerate(images, start=1):
-        for one in image.found:
+        for one in image.pre_labels:
             assert one.corners is not None
             left, top, right, bottom = one.corners
             width, height = round(right - left, 2), round(bottom - top, 2)
@@ -218,7 +220,7 @@ def _write_yolo(folder: Path, images: Sequence[PredictedImage], labels: Sequence
         path.parent.mkdir(parents=True, exist_ok=True)
         height, width = image.size
         lines = []
-        for one in image.found:
+        for one in image.pre_labels:
             assert one.corners is not None
             left, top, right, bottom = one.corners
             middle = ((left + right) / 2 / width, (top + bottom) / 2 / height)
@@ -238,13 +240,13 @@ def _write_label_studio(
     tasks = []
     for image in images:
         results = _make_results(image)
-        score = min((one.score for one in image.found), default=0.0)
+        score = min((one.score for one in image.pre_labels), default=0.0)
         prediction = {"model_version": "vfm", "score": score, "result": results}
         address = f"{_LOCAL_FILES}{quote(f'images/{image.name}')}"
         tasks.append({"data": {"image": address}, "predictions": [prediction]})
     (folder / TASKS_FILE).write_text(json.dumps(tasks) + "\n", encoding="utf-8")
-    has_boxes = any(one.corners is not None for image in images for one in image.found)
-    several = any(len(image.found) > 1 for image in images)
+    has_boxes = any(one.corners is not None for image in images for one in image.pre_labels)
+    several = any(len(image.pre_labels) > 1 for image in images)
     kind, child = ("RectangleLabels", "Label") if has_boxes else ("Choices", "Choice")
     choice = "" if has_boxes else f' choice="{"multiple" if several else "single"}"'
     names = "".join(f"<{child} value={quoteattr(name)}/>" for name in labels)
@@ -258,9 +260,9 @@ def _make_results(image: PredictedImage) -> list[dict[str, Any]]:
     height, width = image.size
     common = {"from_name": "label", "to_name": "image"}
     results: list[dict[str, Any]] = []
-    for number, one in enumerate(image.found):
+    for number, one in enumerate(image.pre_labels):
         if one.corners is None:
-            values = {"choices": [other.label for other in image.found]}
+            values = {"choices": [other.label for other in image.pre_labels]}
             return [{"id": "0", "type": "choices", **common, "value": values, "score": one.score}]
         left, top, right, bottom = one.corners
         percent = {

@@ -163,7 +163,9 @@ class Service:
         try:
             await self._free.acquire()
             future = self._pool.submit(work)
-        except BaseException:
+        except (
+            BaseException
+        ):  # also when the request is cancelled: its pixels count against the budget
             release()
             raise
         future.add_done_callback(release_soon)
