@@ -163,9 +163,7 @@ class Service:
         try:
             await self._free.acquire()
             future = self._pool.submit(work)
-        except (
-            BaseException
-        ):  # also when the request is cancelled: its pixels count against the budget
+        except BaseException:  # also a cancelled request gives its pixels back
             release()
             raise
         future.add_done_callback(release_soon)
