@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 from vfm_runtime.media.image import ImageError
 
+from vfm.data import file_metadata as metadata
+from vfm.data.file_metadata import estimate_jpeg_quality, read_metadata
 from vfm.deepfake.data.record import DeepfakeDataError, Item
-from vfm.deepfake.shortcuts import metadata
-from vfm.deepfake.shortcuts.metadata import estimate_jpeg_quality, read_metadata
 from vfm.deepfake.shortcuts.page import build_shortcuts_page, explain_names, explain_shortcuts
-from vfm.deepfake.shortcuts.probe import measure_separation
 from vfm.deepfake.shortcuts.search import choose_files, find_shortcuts
+from vfm.metrics.separation import measure_separation
 
 
 def noise(random, width=32, height=24):

@@ -27,15 +27,13 @@ from vfm.deepfake.metrics import (
 )
 from vfm.deepfake.page import write_deepfake_page
 from vfm.metrics.calibration import bound_rate, measure_reliability
+from vfm.metrics.separation import SHORTCUT_LIMIT
 from vfm.tasks.results import SplitPredictions, read_results, save_results
 
 OPERATING_POINT = "operating_point.json"
 """Beside the checkpoint, from `vfm calibrate`: `Decision.to_dict`, and nothing else."""
 SHORTCUTS = "shortcuts.json"
 """Beside the data's manifest: what `vfm doctor --shortcuts` found."""
-SHORTCUT_LIMIT = 0.6
-"""An AUC of the metadata above this makes every other figure doubtful."""
-
 _INVERTED = 0.4
 
 log = logging.getLogger(__name__)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vfm.data.file_metadata import UNSEEN
 from vfm.deepfake.data.record import FAKE, REAL
-from vfm.deepfake.results import SHORTCUT_LIMIT as LIMIT
-from vfm.deepfake.shortcuts.metadata import UNSEEN
-from vfm.deepfake.shortcuts.probe import Separation
 from vfm.deepfake.shortcuts.search import Shortcuts
+from vfm.metrics.separation import SHORTCUT_LIMIT as LIMIT, Separation
 from vfm.report import Page
 from vfm.report.plots import COLORS, FONT_SIZE, encode_png, make_figure, style_axes, truncate_text
 

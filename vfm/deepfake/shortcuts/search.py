@@ -11,11 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from vfm_runtime.media.image import ImageError
 
+from vfm.data.file_metadata import FEATURES, UNSEEN, read_metadata
 from vfm.deepfake.data.record import FAKE, LABELS, REAL, DeepfakeDataError, Item
 from vfm.deepfake.data.splits import name_components
-from vfm.deepfake.results import SHORTCUT_LIMIT
-from vfm.deepfake.shortcuts.metadata import FEATURES, UNSEEN, Value, read_metadata
-from vfm.deepfake.shortcuts.probe import LEAST, BoolArray, IntArray, Separation, measure_separation
+from vfm.metrics.separation import (
+    LEAST,
+    SHORTCUT_LIMIT,
+    BoolArray,
+    IntArray,
+    Separation,
+    Value,
+    measure_separation,
+)
 
 _MOST_FAILURES = 20
 _SEEN = tuple(group for group in FEATURES if group not in UNSEEN)

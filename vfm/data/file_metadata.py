@@ -13,8 +13,8 @@ from vfm_runtime.media.demux import VideoFile, import_av, open_container
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.media.video import LIMITS, is_video
 
-Value = float | str | None
-"""A number, a category, or None where the file has no such thing."""
+Metadata = dict[str, float | str | None]
+"""A number, a category, or None where the file has no such thing, by the name of the feature."""
 
 FEATURES: dict[str, tuple[str, ...]] = {
     "size": ("width", "height", "aspect_ratio"),
@@ -34,7 +34,7 @@ _SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError)
 
 
-def read_metadata(path: Path) -> dict[str, Value]:
+def read_metadata(path: Path) -> Metadata:
     """Read what the header of an image or a video tells, and its file's name.
 
     Returns:
@@ -50,7 +50,7 @@ def read_metadata(path: Path) -> dict[str, Value]:
         with open_container(import_av(), VideoFile.resolve(path, LIMITS)) as (container, stream):
             values = _read_stream(container, stream, path.stat().st_size)
     else:
-        values = _read_image(path)
+        values = read_header(path, path.stat().st_size)
     stem = path.stem
     return values | {
         "name_length": float(len(stem)),
@@ -89,11 +89,17 @@ def _read_libjpeg_tables() -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.array(tables, dtype=np.float64)
 
 
-def _read_image(path: Path) -> dict[str, Value]:
+def read_header(file: Path | bytes, num_bytes: int) -> Metadata:
+    """Read what the header of an image tells, of its path or its content; `num_bytes` is the size of the file.
+
+    Raises:
+        ImageError: The header cannot be read.
+    """
+    name = str(file) if isinstance(file, Path) else f"image of {num_bytes} bytes"
     try:
-        with Image.open(path) as image:
+        with Image.open(file if isinstance(file, Path) else io.BytesIO(file)) as image:
             width, height = image.size
-            values: dict[str, Value] = {
+            values: Metadata = {
                 "file_format": image.format,
                 "colour_mode": image.mode,
                 "exif": float("exif" in image.info),
@@ -105,14 +111,14 @@ def _read_image(path: Path) -> dict[str, Value]:
                 sampling = JpegImagePlugin.get_sampling(image)
                 values["chroma_subsampling"] = _SUBSAMPLING.get(sampling, "other")
     except (UnidentifiedImageError, Image.DecompressionBombError, *_DAMAGE) as error:
-        raise ImageError(str(path), "its header cannot be read", "Copy it again.") from error
+        raise ImageError(name, "its header cannot be read", "Copy it again.") from error
     if not width or not height:
-        raise ImageError(str(path), f"it has no pixels ({width}x{height})", "Leave it out.")
-    values["bytes_per_pixel"] = path.stat().st_size / (width * height)
+        raise ImageError(name, f"it has no pixels ({width}x{height})", "Leave it out.")
+    values["bytes_per_pixel"] = num_bytes / (width * height)
     return values | _measure_size(width, height)
 
 
-def _read_stream(container: Any, stream: Any, num_bytes: int) -> dict[str, Value]:
+def _read_stream(container: Any, stream: Any, num_bytes: int) -> Metadata:
     width, height = stream.codec_context.width, stream.codec_context.height
     seconds = container.duration / 1e6 if container.duration else None  # it is in microseconds
     if stream.duration and stream.time_base:
@@ -120,7 +126,7 @@ def _read_stream(container: Any, stream: Any, num_bytes: int) -> dict[str, Value
     rate = float(stream.average_rate) if stream.average_rate else None
     # Not every container counts its frames.
     frames = float(stream.frames) or (seconds * rate if seconds and rate else None)
-    values: dict[str, Value] = {
+    values: Metadata = {
         "file_format": str(container.format.name).partition(",")[0],
         "codec": str(stream.codec_context.name),
         "pixel_format": str(stream.codec_context.pix_fmt),
@@ -135,7 +141,7 @@ def _read_stream(container: Any, stream: Any, num_bytes: int) -> dict[str, Value
     return values | (_measure_size(width, height) if width and height else {})
 
 
-def _measure_size(width: int, height: int) -> dict[str, Value]:
+def _measure_size(width: int, height: int) -> Metadata:
     return {"width": float(width), "height": float(height), "aspect_ratio": width / height}
 
 

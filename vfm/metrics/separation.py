@@ -1,4 +1,4 @@
-"""Metadata probe: logistic regression on plain values tells two sides apart, cross-validated by groups."""
+"""Metadata probe: logistic regression on plain values tells labels apart, cross-validated by groups."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
-from vfm.deepfake.results import SHORTCUT_LIMIT
-from vfm.deepfake.shortcuts.metadata import Value
 from vfm.metrics.intervals import compute_interval
 from vfm.metrics.ranking import Ranking
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+Value = float | str | None
+"""A number, a category, or None where a file has no such thing."""
 
+SHORTCUT_LIMIT = 0.6
+"""Area under the ROC curve above which values that are not content give labels away."""
 LEAST = 5
 """Groups that each side must have; with fewer, nothing can be said."""
 
 _FOLDS = 5
+_UNKNOWN = -1e3  # below every score: a class that a fold's model was not fitted on
 _NUM_BINS = 8
 _MOST_COMMON = 12
 # A value of a smaller fraction of the files is no category of its own.
@@ -72,7 +75,7 @@ def measure_separation(
     sides = [len(np.unique(groups[positive == side])) for side in (False, True)]
     if min(sides) < LEAST:
         return None
-    scores = _score_held_out(table, positive, groups, seed)
+    scores = score_held_out(table, positive, groups, seed)
     numbers = np.unique(groups, return_inverse=True)[1]
     ranking = Ranking(scores, positive)
     value = float(ranking.auroc(np.ones((1, len(scores)), dtype=np.int64))[0])
@@ -87,20 +90,44 @@ def measure_separation(
     return Separation(value, interval.low, interval.high)
 
 
-def _score_held_out(
-    table: Mapping[str, Sequence[Value]], positive: BoolArray, groups: IntArray, seed: int
+def score_held_out(
+    table: Mapping[str, Sequence[Value]],
+    target: npt.NDArray[np.int64] | BoolArray,
+    groups: IntArray,
+    seed: int = 0,
 ) -> FloatArray:
+    """Score files by models of their values alone, fitted on files of other groups.
+
+    Args:
+        table: For each feature a value of each file.
+        target: Class of each file, int [N] from 0 without a gap, or bool [N].
+        groups: [N], number of the group of each file.
+        seed: Seed of the folds.
+
+    Returns:
+        The score of each class, [N, C]; of two classes that of the second alone, [N]. Where one group holds a whole
+        class, files that were scored without it keep the same score for it.
+    """
     folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
-    scores = np.zeros(len(positive))
-    for fitted, held_out in folds.split(groups, positive, groups):
-        if len(np.unique(positive[fitted])) < 2:
-            continue  # one group holds a whole side: its files keep a score of 0
+    num_classes = int(target.max()) + 1
+    shape = (len(target), num_classes) if num_classes > 2 else (len(target),)
+    scores = np.full(shape, _UNKNOWN if num_classes > 2 else 0.0)
+    for fitted, held_out in folds.split(groups, target, groups):
+        classes = np.unique(target[fitted])
+        if len(classes) < 2:
+            continue
         columns = np.concatenate(
             [_encode_feature(values, fitted) for values in table.values()], axis=1
         )
         model = LogisticRegression(class_weight="balanced", max_iter=1000)
-        model.fit(columns[fitted], positive[fitted])
-        scores[held_out] = model.decision_function(columns[held_out])
+        model.fit(columns[fitted], target[fitted])
+        decision = model.decision_function(columns[held_out])
+        if scores.ndim == 1:
+            scores[held_out] = decision
+        elif decision.ndim == 1:
+            scores[np.ix_(held_out, classes)] = np.stack([-decision, decision], axis=1)
+        else:
+            scores[np.ix_(held_out, classes)] = decision
     return scores
 
 
