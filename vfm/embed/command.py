@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from vfm_runtime.errors import DataError, OptionError
@@ -16,6 +17,7 @@ from vfm.embed.location import find_folder, lock_store
 from vfm.embed.migration import migrate_store, open_next
 from vfm.embed.models import open_embedder
 from vfm.embed.passes import embed_batches
+from vfm.embed.ray_engine import embed_on_ray
 from vfm.embed.sources import list_source_images
 from vfm.embed.store import EmbeddingStore, StoreModel, check_export
 from vfm.embed.update import EmbedBatches, EmbedReport, update_store
@@ -41,6 +43,8 @@ def embed(
     drop_gone: bool = False,
     half: bool = False,
     export: Path | None = None,
+    engine: Literal["local", "ray"] = "local",
+    workers: int = 0,
     device: str = "auto",
     batch_size: int = 32,
     trust: Sequence[str] = (),
@@ -65,6 +69,8 @@ def embed(
         drop_gone: Delete rows of this source whose images are gone; leave those out that a migration cannot read.
         half: Keep vectors in 16 bits, in a new store.
         export: Also write all rows to a .parquet or .npz file.
+        engine: Where the model runs: local, in this process, or ray, in workers of a cluster of Ray.
+        workers: Number of workers of Ray; by default one for each GPU of the cluster, or for each CPU without.
         device: cpu, cuda, or auto for CUDA where there is one.
         batch_size: Images that go through the model at once.
         trust: Packages besides vfm whose code the checkpoint may name.
@@ -72,6 +78,7 @@ def embed(
     Raises:
         StoreError: The store holds vectors of another model, or another process writes to it.
         DataError: The source holds no images.
+        EngineError: Ray's workers die, or cannot open the model.
     """
     name = _check_options(to, model, migrate, batch_size, num_frames)
     if export is not None:
@@ -80,15 +87,19 @@ def embed(
     images = [] if to is None else list_source_images(source, path_column, num_frames=num_frames)
     if any(image.num_frames for image in images):
         import_av()
-    predictor, spec = open_embedder(
-        name, source=embedding, normalize=normalize, base=base, device=device, trust=trust
-    )
+    name = str(Path(name).absolute()) if Path(name).exists() else name
+    base = None if base is None else base.absolute()
+    opening: dict[str, Any] = {"model": name, "source": embedding, "normalize": normalize}
+    opening |= {"base": base, "device": device, "trust": tuple(trust)}
+    predictor, spec = open_embedder(**opening)
     run: EmbedBatches = partial(embed_batches, predictor, batch_size=batch_size)
+    if engine == "ray":
+        run = partial(embed_on_ray, opening, spec, batch_size=batch_size, num_workers=workers)
     (width,) = predictor.embed(np.zeros((8, 8, 3), np.uint8)).shape
     described = StoreModel(
         fingerprint=spec.fingerprint,
-        model=str(Path(name).absolute()) if Path(name).exists() else name,
-        base=None if base is None else str(base.absolute()),
+        model=name,
+        base=None if base is None else str(base),
         source=spec.source,
         normalize=spec.normalize,
         width=width,

@@ -1,0 +1,132 @@
+"""Ray engine: images embedded by workers on a cluster; who is killed starts again, and one process writes the store."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from vfm_runtime.errors import MissingPackageError, OptionError, VfmError
+from vfm_runtime.tasks.embedding import EmbeddingSpec
+
+from vfm.embed.models import open_embedder
+from vfm.embed.passes import Prepared, embed_batches
+from vfm.embed.sources import SourceImage
+
+_BATCHES = 8
+"""Batches of one errand of a worker: what it does again after it was killed."""
+_AHEAD = 2
+"""Errands of each worker that are under way, so that none waits for the next."""
+_RETRIES = 3
+"""Times that an errand is done again whose worker died."""
+
+Batch = tuple[list[Prepared], NDArray[np.float32]]
+
+
+class EngineError(VfmError, RuntimeError):
+    """The workers of a cluster cannot do their work; the message says what to do."""
+
+
+class EmbedWorker:
+    """One process of the cluster with the model."""
+
+    def __init__(self, opening: Mapping[str, Any], fingerprint: str) -> None:
+        self._predictor, spec = open_embedder(**opening)
+        if spec.fingerprint != fingerprint:
+            raise EngineError(
+                f"The worker has other weights of {opening['model']} (fingerprint {spec.fingerprint[:12]}) than the "
+                f"process that started it ({fingerprint[:12]}). Copy the same file to every machine."
+            )
+
+    def embed(self, images: Sequence[SourceImage], batch_size: int) -> list[Batch]:
+        """Embed some images, as `embed_batches` does; what went into the model stays in the worker."""
+        return [
+            ([row._replace(inputs=None) for row in rows], vectors)
+            for rows, vectors in embed_batches(self._predictor, images, batch_size)
+        ]
+
+
+def embed_on_ray(
+    opening: Mapping[str, Any],
+    spec: EmbeddingSpec,
+    images: Sequence[SourceImage],
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """Yield what `embed_batches` yields, of workers on a cluster, in the order in which they are through.
+
+    The cluster is the one of RAY_ADDRESS, or one of this machine that ends with the run.
+
+    Args:
+        opening: Arguments of `open_embedder`, by which each worker opens the model.
+        spec: What the vectors are made of; a worker with other weights is refused.
+        images: Images whose paths every worker can open.
+        batch_size: Images that go through the model at once.
+        num_workers: Number of workers; 0 for one for each GPU, or for each CPU without.
+
+    Raises:
+        MissingPackageError: Ray is not installed.
+        OptionError: The cluster has not so many CPUs or GPUs.
+        EngineError: The workers die again and again, or cannot open the model.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingPackageError(
+            "--engine ray takes Ray, which is not installed: pip install 'vfm[ray]'."
+        ) from error
+    is_started_here = not ray.is_initialized()
+    if is_started_here:
+        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        workers = _start_workers(ray, opening, spec.fingerprint, num_workers)
+        size = _BATCHES * batch_size
+        starts = iter(range(0, len(images), size))
+        pending: dict[Any, Any] = {}
+
+        def send(one: Any) -> None:
+            start = next(starts, None)
+            if start is not None:
+                pending[one.embed.remote(images[start : start + size], batch_size)] = one
+
+        for _ in range(_AHEAD):
+            for one in workers:
+                send(one)
+        while pending:
+            (done, *_), _ = ray.wait(list(pending), num_returns=1)
+            send(pending.pop(done))
+            yield from ray.get(done)
+    except ray.exceptions.RayError as error:
+        raise EngineError(
+            f"The workers of Ray cannot go on: {str(error).strip().splitlines()[-1]} What is written stays: run the "
+            "same command again, with fewer --workers or a smaller --batch-size where memory ran out, or with --engine "
+            "local."
+        ) from error
+    finally:
+        if is_started_here:
+            ray.shutdown()
+
+
+def _start_workers(
+    ray: Any, opening: Mapping[str, Any], fingerprint: str, num_workers: int
+) -> list[Any]:
+    resources = ray.cluster_resources()
+    unit = "GPU" if opening["device"] != "cpu" and resources.get("GPU") else "CPU"
+    available = int(resources.get(unit, 0))
+    if not 0 <= num_workers <= available:
+        raise OptionError(
+            f"--workers is {num_workers}, and the cluster of Ray has {available} {unit}s, one for each worker. Give 1 "
+            f"to {available}, or 0 for all of them."
+        )
+    worker = ray.remote(EmbedWorker).options(
+        num_cpus=1,
+        num_gpus=int(unit == "GPU"),
+        max_restarts=-1,
+        max_task_retries=_RETRIES,
+    )
+    return [worker.remote(opening, fingerprint) for _ in range(num_workers or available)]
