@@ -69,7 +69,9 @@ def test_root_is_the_folder_of_the_table(images):
     assert sizes(data)["train"] == 48
 
 
-@pytest.mark.parametrize("kind", ["tsv", "semicolon", "bom", "utf-16", "quoted", "parquet", "dots"])
+@pytest.mark.parametrize(
+    "kind", ["tsv", "semicolon", "bom", "utf-16", "quoted", "parquet", "dots", "emptied"]
+)
 def test_all_kinds_of_tables_give_the_same(kind, table, images, tmp_path):
     rows = rows_of(images)
     path = tmp_path / ("other.parquet" if kind == "parquet" else "other.csv")
@@ -82,6 +84,8 @@ def test_all_kinds_of_tables_give_the_same(kind, table, images, tmp_path):
     elif kind == "quoted":
         text = "\n".join(",".join(f'"{cell}"' for cell in row) for row in [HEADER, *rows])
         path.write_text(text + "\n\n")
+    elif kind == "emptied":
+        write(path, [*rows, ("",) * len(HEADER), (" ",) * len(HEADER)])
     elif kind == "dots":
         write(path, [(f"./{row[0]}", *row[1:]) for row in rows])
     else:
@@ -240,6 +244,16 @@ def test_names_without_suffixes(table, images, tmp_path):
     ):
         made(ids, images)
     second.unlink()
+
+
+def test_backslashes_in_paths(table, images, tmp_path):
+    rows = [(".\\" + path.replace("/", "\\"), *rest) for path, *rest in rows_of(images)]
+    windows = write(tmp_path / "windows.csv", rows)
+    with pytest.warns(
+        UserWarning, match=r"'\.\\class_0\\0000\.png' is taken for 'class_0/0000\.png', and 59"
+    ):
+        data = made(windows, images)
+    assert data.records == made(table, images).records
 
 
 def test_order_of_rows_does_not_matter(images, tmp_path):

@@ -55,8 +55,10 @@ def test_a_killed_worker_loses_and_doubles_nothing(weights, tmp_path, capsys, mo
     )
     # A worker that reads other weights than this process is refused.
     opening = {"model": "test_vit", "base": weights, "device": "cpu"}
-    with pytest.raises(
-        ray_engine.EngineError, match=r"has other weights of test_vit \(fingerprint"
+    said = r"has other weights of test_vit \(fingerprint"
+    with (
+        pytest.raises(ray_engine.EngineError, match=said),
+        ray_engine.open_ray_engine(opening, EmbeddingSpec(), batch_size=1) as embed,
     ):
-        next(ray_engine.embed_on_ray(opening, EmbeddingSpec(), [None], batch_size=1))
+        next(embed([None]))
     ray.shutdown()

@@ -88,7 +88,8 @@ def join_path(root: Path, name: str) -> str:
 def read_names(table: Table, column: str, root: Path) -> list[str]:
     """Names of the images, by the column of their paths: normal paths, relative to the root.
 
-    Where all are without a suffix, as ids are, the suffixes of the files of these names are added, with a warning.
+    Backslashes of Windows are taken for slashes where no file is called so. Where all are without a suffix, as ids are,
+    the suffixes of the files of these names are added. Both with a warning.
 
     Raises:
         ValueError: The column is missing, a cell is empty, or one without a suffix is the name of two images.
@@ -96,6 +97,19 @@ def read_names(table: Table, column: str, root: Path) -> list[str]:
     remedy = ". Fill it in, or delete the row."
     cells = table.read_column(column, "--data.path_column", "path", remedy)
     names = [os.path.normpath(cell.strip()).replace(os.sep, "/") for cell in cells]
+    turned = {
+        name: os.path.normpath(name.replace("\\", "/"))
+        for name in names
+        if "\\" in name and not os.path.exists(join_path(root, name))  # noqa: PTH110 - as join_path
+    }
+    if turned:
+        name, file = next(iter(turned.items()))
+        warnings.warn(
+            f"The column '{column}' of {table.path} writes paths with backslashes: '{name}' is taken for '{file}', and "
+            f"{len(turned) - 1} more.",
+            stacklevel=2,
+        )
+        names = [turned.get(name, name) for name in names]
     if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
         return names
     return _add_suffixes(table, column, names, root)

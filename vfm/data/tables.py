@@ -119,8 +119,8 @@ def read_csv(path: Path) -> Table:
             # A column may be named "left, right".
             delimiter = max(_DELIMITERS, key=re.sub('"[^"]*"', "", header).count)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            # An empty line, most often the last, is no row.
-            cells = [(reader.line_num, row) for row in reader if row]
+            # An empty line, most often the last, is no row, nor are the empty cells that Excel leaves of deleted ones.
+            cells = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not in UTF-8 (byte {error.start}). Save it as 'CSV UTF-8', or convert it: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from vfm.embed.location import find_folder, lock_store
 from vfm.embed.migration import migrate_store, open_next
 from vfm.embed.models import open_embedder
 from vfm.embed.passes import embed_batches
-from vfm.embed.ray_engine import embed_on_ray
+from vfm.embed.ray_engine import open_ray_engine
 from vfm.embed.sources import list_source_images
 from vfm.embed.store import EmbeddingStore, StoreModel, check_export
 from vfm.embed.update import EmbedBatches, EmbedReport, update_store
@@ -92,9 +93,6 @@ def embed(
     opening: dict[str, Any] = {"model": name, "source": embedding, "normalize": normalize}
     opening |= {"base": base, "device": device, "trust": tuple(trust)}
     predictor, spec = open_embedder(**opening)
-    run: EmbedBatches = partial(embed_batches, predictor, batch_size=batch_size)
-    if engine == "ray":
-        run = partial(embed_on_ray, opening, spec, batch_size=batch_size, num_workers=workers)
     (width,) = predictor.embed(np.zeros((8, 8, 3), np.uint8)).shape
     described = StoreModel(
         fingerprint=spec.fingerprint,
@@ -105,7 +103,12 @@ def embed(
         width=width,
         value_range=predictor.value_range,
     )
-    with lock_store(uri):
+    with ExitStack() as stack:
+        run: EmbedBatches = partial(embed_batches, predictor, batch_size=batch_size)
+        if engine == "ray":
+            cluster = open_ray_engine(opening, spec, batch_size=batch_size, num_workers=workers)
+            run = stack.enter_context(cluster)
+        stack.enter_context(lock_store(uri))
         if to is None:
             store, report = _migrate(uri, described, run, drop_gone)
         else:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,24 +51,21 @@ class EmbedWorker:
         ]
 
 
-def embed_on_ray(
-    opening: Mapping[str, Any],
-    spec: EmbeddingSpec,
-    images: Sequence[SourceImage],
-    *,
-    batch_size: int,
-    num_workers: int = 0,
-) -> Iterator[Batch]:
-    """Yield what `embed_batches` yields, of workers on a cluster, in the order in which they are through.
+@contextmanager
+def open_ray_engine(
+    opening: Mapping[str, Any], spec: EmbeddingSpec, *, batch_size: int, num_workers: int = 0
+) -> Iterator[Callable[[Sequence[SourceImage]], Iterator[Batch]]]:
+    """Start workers on a cluster; what is yielded does the work of `embed_batches`, in the order in which they end.
 
-    The cluster is the one of RAY_ADDRESS, or one of this machine that ends with the run.
+    The cluster is the one of RAY_ADDRESS, or one of this machine that ends with the block. It starts by a fork, which
+    LanceDB does not bear: open stores inside the block.
 
     Args:
         opening: Arguments of `open_embedder`, by which each worker opens the model.
         spec: What the vectors are made of; a worker with other weights is refused.
-        images: Images whose paths every worker can open.
         batch_size: Images that go through the model at once.
-        num_workers: Number of workers; 0 for one for each GPU, or for each CPU without.
+        num_workers: Number of workers, which can open the paths of all images; 0 for one for each GPU, or for each CPU
+            without.
 
     Raises:
         MissingPackageError: Ray is not installed.
@@ -85,22 +84,7 @@ def embed_on_ray(
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
         workers = _start_workers(ray, opening, spec.fingerprint, num_workers)
-        size = _BATCHES * batch_size
-        starts = iter(range(0, len(images), size))
-        pending: dict[Any, Any] = {}
-
-        def send(one: Any) -> None:
-            start = next(starts, None)
-            if start is not None:
-                pending[one.embed.remote(images[start : start + size], batch_size)] = one
-
-        for _ in range(_AHEAD):
-            for one in workers:
-                send(one)
-        while pending:
-            (done, *_), _ = ray.wait(list(pending), num_returns=1)
-            send(pending.pop(done))
-            yield from ray.get(done)
+        yield partial(_embed_by_workers, ray, workers, batch_size)
     except ray.exceptions.RayError as error:
         raise EngineError(
             f"The workers of Ray cannot go on: {str(error).strip().splitlines()[-1]} What is written stays: run the "
@@ -112,13 +96,34 @@ def embed_on_ray(
             ray.shutdown()
 
 
+def _embed_by_workers(
+    ray: Any, workers: Sequence[Any], batch_size: int, images: Sequence[SourceImage]
+) -> Iterator[Batch]:
+    size = _BATCHES * batch_size
+    starts = iter(range(0, len(images), size))
+    pending: dict[Any, Any] = {}
+
+    def send(worker: Any) -> None:
+        start = next(starts, None)
+        if start is not None:
+            pending[worker.embed.remote(images[start : start + size], batch_size)] = worker
+
+    for _ in range(_AHEAD):
+        for worker in workers:
+            send(worker)
+    while pending:
+        (done, *_), _ = ray.wait(list(pending), num_returns=1)
+        send(pending.pop(done))
+        yield from ray.get(done)
+
+
 def _start_workers(
     ray: Any, opening: Mapping[str, Any], fingerprint: str, num_workers: int
 ) -> list[Any]:
     resources = ray.cluster_resources()
     unit = "GPU" if opening["device"] != "cpu" and resources.get("GPU") else "CPU"
     available = int(resources.get(unit, 0))
-    if not 0 <= num_workers <= available:
+    if num_workers < 0 or max(num_workers, 1) > available:
         raise OptionError(
             f"--workers is {num_workers}, and the cluster of Ray has {available} {unit}s, one for each worker. Give 1 "
             f"to {available}, or 0 for all of them."

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import yaml
@@ -71,12 +71,13 @@ def read_yolo(root: Path) -> Reading[AnnotatedImage]:
     names = _read_names(settings.get("names"), file, folder)
     objects = _Objects(names, _count_keypoints(settings, file), [])
     files = ImageFiles()
+    notes: list[str] = []
     splits: dict[str, list[AnnotatedImage]] = {}
-    for split, images in _find_images(settings, folder, files).items():
+    for split, images in _find_images(settings, folder, files, notes).items():
         splits[split] = [_read_image(path, folder, objects) for path in images]
         _check_label_files(splits[split])
     _check_orphans([image for images in splits.values() for image in images], folder)
-    notes = files.describe()
+    notes += files.describe()
     if len(objects.pose_like) >= _LEAST_LINES and all(objects.pose_like):
         notes.append(
             f"The lines of {root} are read as outlines, but every one of them could be a box and points inside of it. "
@@ -151,7 +152,7 @@ def _count_keypoints(settings: Mapping[str, Any], file: Path) -> int:
 
 
 def _find_images(
-    settings: Mapping[str, Any], folder: Path, files: ImageFiles
+    settings: Mapping[str, Any], folder: Path, files: ImageFiles, notes: list[str]
 ) -> dict[str, list[Path]]:
     """Image files of each split: as the settings say, as lists of images do, or by the folders' names."""
     base = folder / str(settings.get("path") or "")
@@ -164,7 +165,9 @@ def _find_images(
     }
     stated = stated or _find_lists(folder)
     if stated:
-        return {split: _list_images(value, base, split, files) for split, value in stated.items()}
+        return {
+            split: _list_images(value, base, split, files, notes) for split, value in stated.items()
+        }
     images = folder / "images"
     folders = {
         split: parent / key
@@ -193,7 +196,9 @@ def _find_lists(folder: Path) -> dict[str, str]:
     return {split: name for split, name in lists.items() if split} or lists
 
 
-def _list_images(value: Any, base: Path, split: str, files: ImageFiles) -> list[Path]:
+def _list_images(
+    value: Any, base: Path, split: str, files: ImageFiles, notes: list[str]
+) -> list[Path]:
     """The images of a split by its entry in data.yaml: folders, or lists of files."""
     images: list[Path] = []
     for item in value if isinstance(value, list) else [value]:
@@ -201,6 +206,13 @@ def _list_images(value: Any, base: Path, split: str, files: ImageFiles) -> list[
         names = [str(item), str(item).removeprefix("../"), str(item).removeprefix("data/")]
         paths = [base / name for name in names]
         path = next((path for path in paths if path.exists()), None)
+        # An absolute path, with a drive or without; the first folders are those of another machine.
+        parts = PureWindowsPath(str(item)).parts if PureWindowsPath(str(item)).root else ()
+        shorter = [base.joinpath(*parts[cut:]) for cut in range(1, len(parts))]
+        if path is None and (path := next((path for path in shorter if path.exists()), None)):
+            notes.append(
+                f"The {split} images are said to be in {item}, in folders of another machine; {path} is taken."
+            )
         if path is None:
             raise BoxError(
                 f"The {split} images are said to be in {item}, but there is no {paths[0]}. Mend data.yaml."
