@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vfm_runtime.media.files import *  # noqa: F403
     from vfm_runtime.media.image import *  # noqa: F403
     from vfm_runtime.media.video import *  # noqa: F403
+    from vfm_runtime.provenance import *  # noqa: F403
     from vfm_runtime.search import *  # noqa: F403
     from vfm_runtime.tasks.base import *  # noqa: F403
     from vfm_runtime.tasks.classification import *  # noqa: F403
@@ -50,6 +51,7 @@ _MODULES = {
     "media.files": "find_images",
     "media.image": "IMAGE_SUFFIXES ImageError open_image",
     "media.video": "VideoError find_videos read_video",
+    "provenance": "Credentials CredentialState TrustList read_credentials",
     "search": "Neighbor VectorTable",
     "tasks.base": "Prediction PredictionView TaskType",
     "tasks.classification": "LabelPrediction",

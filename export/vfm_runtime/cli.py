@@ -1,4 +1,4 @@
-"""The command `vfm-runtime`: predict, search, check, info, serve, and teach, without torch."""
+"""The command `vfm-runtime`: predict, search, check, info, serve, teach and verify, without torch."""
 
 import argparse
 import importlib.util
@@ -24,6 +24,7 @@ from vfm_runtime.server.main import add_arguments, serve
 from vfm_runtime.server.settings import Settings
 from vfm_runtime.tasks.detection import THRESHOLD
 from vfm_runtime.teaching.command import add_commands
+from vfm_runtime.verify_command import add_command as add_verify
 
 OK, FAILED, MISUSED = 0, 1, 2
 """Exit codes: done; an image, a bundle or a check failed; the command was misused."""
@@ -155,7 +156,7 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     serve.set_defaults(run=_serve)
     taught = add_commands(commands, common)
     named = {"predict": predict, "search": search, "check": check, "info": info, "serve": serve}
-    return parser, {**named, **taught}
+    return parser, {**named, **taught, "verify": add_verify(commands)}
 
 
 def _parse_count(text: str) -> int:
