@@ -23,6 +23,7 @@ from tests.data.boxes_written import drawn, write
 from tests.embed.tiny_pair import write_tiny_pair
 from tests.image_folders import write_image_folder
 from tests.runtime import toy_deepfake, videos
+from tests.runtime.signing import Authority
 from vfm.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -175,8 +176,9 @@ def test_runtime_readme(folder):
     (folder / "photos").symlink_to(folder / "my_images")
     (folder / "detector").symlink_to(folder / "box_bundle")
     one = next(p for p in (folder / "my_images").rglob("*.png"))
-    for name in ("cat.jpg", "a.jpg", "b.png"):
+    for name in ("cat.jpg", "a.jpg", "b.png", "photo.jpg"):
         (folder / name).write_bytes(one.read_bytes())
+    (folder / "authorities.pem").write_text(Authority("Root").certificate)
     toy_deepfake.build(folder / "deepfake")
     shown = [toy_deepfake.reddened(toy_deepfake.face_photo(), 0.05 * i) for i in range(4)]
     (folder / "clip.mp4").write_bytes(videos.write(shown))
@@ -186,7 +188,7 @@ def test_runtime_readme(folder):
     )
     (folder / "answers.json").write_bytes(answers.stdout)
     shell = [c for c in commands(readme) if c.startswith("vfm-runtime")]
-    assert len(shell) == 8
+    assert len(shell) == 9
     for command in shell:
         if " serve " not in command:  # see test_serving_commands
             run(command)

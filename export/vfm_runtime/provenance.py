@@ -134,7 +134,7 @@ def read_credentials(
     """Read and check the content credentials of a file, without a network: nothing is fetched, no list is built in.
 
     Args:
-        path: Image or video.
+        path: File of an image or a video, whose suffix does not matter.
         trust_lists: Lists of authorities, asked in this order; without any no signer is trusted.
         now: Time by which dates lie in the future; by default that of this machine.
 

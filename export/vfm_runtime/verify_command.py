@@ -10,7 +10,7 @@ from vfm_runtime.bundle.precision import PRECISIONS
 from vfm_runtime.bundle.providers import DEVICES
 from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import ImageError
-from vfm_runtime.provenance import Credentials, CredentialState, TrustList, read_credentials
+from vfm_runtime.provenance import CredentialState, TrustList, read_credentials
 
 _OK, _FAILED = 0, 1
 _RANKS = list(CredentialState)
@@ -63,7 +63,9 @@ def _verify(options: argparse.Namespace) -> int:
         else:
             lines = list(credentials.describe())
             answer |= {"credentials": credentials.to_dict()}
-            code = max(code, _judge(credentials, least))
+            is_broken = credentials.state is CredentialState.BROKEN
+            if is_broken or _RANKS.index(credentials.state) < least:
+                code = _FAILED
             if model is not None:
                 lines += _ask(model, path, answer)
                 code = max(code, _FAILED if "error" in answer else _OK)
@@ -74,11 +76,6 @@ def _verify(options: argparse.Namespace) -> int:
         for name, text in lines:
             print(f"  {name:<{_WIDTH}} {text}")
     return code
-
-
-def _judge(credentials: Credentials, least: int) -> int:
-    is_broken = credentials.state is CredentialState.BROKEN
-    return _FAILED if is_broken or _RANKS.index(credentials.state) < least else _OK
 
 
 def _ask(model: Model, path: Path, answer: dict[str, Any]) -> list[tuple[str, str]]:
