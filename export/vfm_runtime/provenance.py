@@ -198,7 +198,13 @@ def _read_report(
     signature = manifests[active].get("signature_info") or {}
     names = [signature.get("common_name"), signature.get("issuer")]
     generators = manifests[active].get("claim_generator_info") or [{}]
-    actions = [action for manifest in manifests.values() for action in _list_actions(manifest)]
+    actions = [
+        action
+        for manifest in manifests.values()
+        for assertion in manifest.get("assertions") or []
+        if assertion["label"].startswith("c2pa.actions")
+        for action in assertion["data"].get("actions", [])
+    ]
     terms = [str(action.get("digitalSourceType", "")).rpartition("/")[2] for action in actions]
     now = datetime.now(UTC) if now is None else now
     dates = [signature.get("time"), *(action.get("when") for action in actions)]
@@ -213,12 +219,6 @@ def _read_report(
         source_types=tuple(dict.fromkeys(term for term in terms if term)),
         notes=tuple(f"it states a time that is yet to come: {date}" for date in late),
     )
-
-
-def _list_actions(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for assertion in manifest.get("assertions") or []:
-        if assertion["label"].startswith("c2pa.actions"):
-            yield from assertion["data"].get("actions", [])
 
 
 def _read_date(text: str) -> datetime | None:
