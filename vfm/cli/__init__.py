@@ -40,8 +40,8 @@ COMMANDS = {
         "make a checkpoint's scores probabilities and set its thresholds, for its export",
     ),
     "audit": (
-        "vfm.deepfake.robustness.command:audit",
-        "deepfake models: what becomes of the answers when images get worse",
+        "vfm.audit.command:audit",
+        "what may be trusted of a model: groups, calibration, robustness, and what cannot be seen",
     ),
     "embed": (
         "vfm.embed.command:embed",

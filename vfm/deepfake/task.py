@@ -72,6 +72,7 @@ class DeepfakeTask(BaseTask):
     monitor_mode = "max"
     graph_divides_logits = False  # the pipeline does, after it has averaged over a video
     unshared_reason = export.UNSHARED
+    audit_function = "vfm.deepfake.robustness.command:audit"
     reference_refusal = export.NO_REFERENCE
     calibration_options = calibrate.OPTIONS
     card_metrics: Mapping[str, str] = MappingProxyType(

@@ -240,6 +240,12 @@ class Bin(NamedTuple):
     num: int
 
 
+def list_bins(probability: npt.ArrayLike, right: npt.ArrayLike) -> list[Bin]:
+    """The bars of a reliability diagram, up to 15 of equal mass; arguments are those of `compute_calibration_error`."""
+    values, truth = np.asarray(probability, dtype=np.float64), np.asarray(right, dtype=bool)
+    return _fill_bins(values, truth, np.full(len(values), 1 / len(values)))[0]
+
+
 def measure_reliability(logits: npt.ArrayLike, positive: npt.ArrayLike) -> dict[str, Any]:
     """How well the sigmoid of the logits serves as a probability, as if both classes were equally frequent.
 

@@ -43,6 +43,9 @@ class ExportHooks:
     """Names of the options of `vfm calibrate` that the task takes."""
     card_metrics: Mapping[str, str] = MappingProxyType({})
     """Metrics of `results.json` that the card lists, each with the entry that counts what it is of."""
+    audit_function: str | None = None
+    """Function that audits a checkpoint in place of the audit of every task, as `module:name`; it takes the checkpoint,
+    the data, `out`, `trust`, and the options of `vfm audit` that were set."""
     serving_comment: str = (
         "# One image a request: uint8 RGB, of any size.\n"
         "# What the answers mean, and when one is unsure, is said in vfm.json of the bundle.\n"

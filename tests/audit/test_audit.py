@@ -1,0 +1,241 @@
+"""`vfm audit` for labels, several labels and boxes: from checkpoint and bundle, by group, and what it refuses."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.image_folders import write_image_folder
+from tests.tasks.tiny import fit, vit
+from vfm.audit.command import audit
+from vfm.audit.source import AuditError
+from vfm.bundle.export import export
+from vfm.cli import main
+from vfm.data import FolderData
+from vfm.tasks.labels import LabelError
+
+
+def write_table(root, path, **columns):
+    """A table of all images below a root; a column is a function of the number of the image."""
+    files = sorted(root.rglob("*.png"))
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", *columns])
+        for index, each in enumerate(files):
+            cells = [make(index) for make in columns.values()]
+            writer.writerow([each.relative_to(path.parent), each.parent.name, *cells])
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labels")
+    root = write_image_folder(folder / "images", images_per_class=70)
+    data = FolderData(root, augment="none", batch_size=32, num_workers=0, val_fraction=0.3)
+    torch.manual_seed(0)
+    fit(folder, vit(), data, max_epochs=3)
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """90 other images; every third of site b is turned to noise, so that the model is worse there."""
+    folder = tmp_path_factory.mktemp("table")
+    root = write_image_folder(folder / "images", images_per_class=60, seed=9)
+    rng = np.random.default_rng(0)
+    for index, path in enumerate(sorted(root.rglob("*.png"))):
+        if index % 3 == 0:
+            noise = rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)
+            Image.fromarray(noise).save(path)
+    return write_table(
+        root,
+        folder / "table.csv",
+        site=lambda i: "b" if i % 3 == 0 else "a",
+        age=lambda i: ("old", "young")[i % 2],
+        patient=lambda i: f"p{i // 2}",
+        all_one=lambda i: "x",
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bundle") / "bundle"
+    export(checkpoint, out=out, images=checkpoint.parents[1] / "images")
+    return out
+
+
+def read(folder):
+    return json.loads((folder / "audit.json").read_text())
+
+
+def test_a_planted_gap_is_found_and_the_rule_breaks(checkpoint, table, tmp_path, capsys):
+    words = ["audit", str(checkpoint), "--data", str(table), "--groups", "site,age"]
+    words += ["--out", str(tmp_path)]
+    assert main([*words, "--fail-on", "worst_group_gap<0.1, num_skipped<1"]) == 1
+    captured = capsys.readouterr()
+    result = read(tmp_path)
+    found = {row["group"]: row for row in result["groups"]["comparisons"] if row["found"]}
+    assert "site=b" in found
+    assert found["site=b"]["gap"]["high"] < 0
+    assert result["groups"]["worst"]["group"].startswith("site=b")
+    assert "age=old" not in found
+    assert result["calibration"]["num_images"] == 180
+    assert sum(row["num"] for row in result["calibration"]["bins"]) == 180
+    assert [row["holds"] for row in result["rules"]] == [False, True]
+    assert "1 of 2 rules of --fail-on do not hold: worst_group_gap<0.1 (it is 0." in captured.err
+    assert "points below all others" in captured.out
+    assert "images of this group a gap under" in captured.out
+    assert "Not looked at: images that belong together" in captured.out
+    page = (tmp_path / "audit.html").read_text()
+    assert page.count("data:image/png") == 2
+    assert "What was looked at, and what was not" in page
+
+
+def test_checkpoint_and_bundle_are_audited_alike(checkpoint, bundle, table, tmp_path):
+    main(["calibrate", str(checkpoint)])
+    calibrated = checkpoint.parent / "calibration.json"
+    fitted = tmp_path / "calibrated"
+    try:
+        export(checkpoint, out=fitted, images=checkpoint.parents[1] / "images")
+        for name, (model, other) in {
+            "plain": (bundle, None),
+            "calibrated": (fitted, calibrated),
+        }.items():
+            if other is None:
+                calibrated.rename(tmp_path / "away.json")
+            results = []
+            for number, path in enumerate((checkpoint, model)):
+                out = tmp_path / f"{name}{number}"
+                words = ["--data", str(table), "--groups", "site", "-o", str(out)]
+                assert main(["audit", str(path), *words]) == 0
+                results.append(read(out))
+            first, second = results
+            assert first["metrics"] == second["metrics"]
+            assert first["groups"] == second["groups"]
+            assert first["calibration"]["ece"] == pytest.approx(
+                second["calibration"]["ece"], abs=1e-4
+            )
+            assert not first["is_bundle"]
+            assert second["is_bundle"]
+            if other is None:
+                (tmp_path / "away.json").rename(calibrated)
+    finally:
+        calibrated.unlink(missing_ok=True)
+
+
+def test_clusters_widen_intervals(checkpoint, table, tmp_path):
+    for name, more in {"alone": [], "together": ["--cluster", "patient"]}.items():
+        words = ["--data", str(table), "-o", str(tmp_path / name), *more]
+        assert main(["audit", str(checkpoint), *words]) == 0
+    assert read(tmp_path / "alone")["num_clusters"] is None
+    assert read(tmp_path / "together")["num_clusters"] == 90
+
+
+def test_the_test_split_of_the_training_is_the_default(checkpoint, capsys):
+    assert main(["audit", str(checkpoint)]) == 0
+    assert "of the test split of the training" in capsys.readouterr().out
+    assert read(checkpoint.parent)["num_images"] == 21
+
+
+def test_without_labels_what_needs_none_is_looked_at(checkpoint, table, tmp_path, capsys):
+    bare = tmp_path / "bare.csv"
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    bare.write_text("\n".join(",".join([row[0], row[2]]) for row in rows) + "\n")
+    shutil.copytree(table.parent / "images", tmp_path / "images")
+    words = ["--data", str(bare), "--groups", "site", "-o", str(tmp_path), "--positive", "class_1"]
+    assert main(["audit", str(checkpoint), *words]) == 0
+    result = read(tmp_path)
+    assert set(result["metrics"]) == {"mean_confidence", "selection_rate"}
+    assert "The data has no labels: only what needs none was looked at" in capsys.readouterr().out
+    assert "calibration" not in result
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--groups", "sites"], r"has no column 'sites' \(--groups\)\. Did you mean 'site'\?"),
+        (["--groups", "all_one"], "is 'x' for all 180 images, so there is nothing to compare"),
+        (["--groups", "patient"], "90 values for 180 images.*give --cluster patient"),
+        (["--cluster", "person"], r"has no column 'person' \(--cluster\)"),
+        (["--positive", "class_7"], "--positive is 'class_7'.*Choices: class_0, class_1, class_2"),
+        (["--fail-on", "accuracy=0.9"], "holds 'accuracy=0.9', which is no rule"),
+        (["--fail-on", "recall>0.9"], "names 'recall', which this audit does not measure"),
+        (["--split", "val"], "has no val images. Splits: .* or leave --split out"),
+        (["--native"], "--native is for models that answer for videos"),
+        (["--robustness"], "--robustness is for models that answer for videos"),
+    ],
+)
+def test_bad_options(checkpoint, table, tmp_path, words, message, capsys):
+    assert main(["audit", str(checkpoint), "--data", str(table), "-o", str(tmp_path), *words]) == 1
+    assert __import__("re").search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_groups_of_a_folder_need_a_table(checkpoint, table, tmp_path):
+    folder = table.parent / "images"
+    with pytest.raises(
+        AuditError, match=r"is no table\. Give a CSV file with a row for each image"
+    ):
+        audit(checkpoint, folder, out=tmp_path, options=options(groups="site"))
+    audit(checkpoint, folder, out=tmp_path, options=options(groups="site", table=table))
+    assert read(tmp_path)["groups"]["num_comparisons"] == 2
+    lacking = tmp_path / "few.csv"
+    lacking.write_text("path,site\nclass_0/0000.png,a\n")
+    with pytest.raises(AuditError, match="179 of 180 images have no row in"):
+        audit(checkpoint, folder, out=tmp_path, options=options(groups="site", table=lacking))
+
+
+def options(**changes):
+    from vfm.audit.command import AuditOptions
+
+    return AuditOptions(**changes)
+
+
+def test_a_group_of_one_class_is_said(checkpoint, table, tmp_path):
+    other = write_table(
+        table.parent / "images",
+        table.parent / "one.csv",
+        site=lambda i: "first" if i < 60 else ("a", "b")[i % 2],
+    )
+    audit(checkpoint, other, out=tmp_path, options=options(groups="site", positive="class_1"))
+    assert any("All 60 images of site=first are 'class_0'" in n for n in read(tmp_path)["notes"])
+
+
+def test_images_of_the_training_are_refused(checkpoint, tmp_path):
+    root = checkpoint.parents[1] / "images"
+    copies = shutil.copytree(root, tmp_path / "copies")
+    with pytest.raises(AuditError, match=r"are training images of .*: what a model has learned by"):
+        audit(checkpoint, copies, out=tmp_path)
+
+
+def test_images_of_the_calibration_are_refused(checkpoint, tmp_path):
+    from vfm.tasks.checkpoint import Checkpoint
+
+    assert main(["calibrate", str(checkpoint)]) == 0
+    try:
+        for record in Checkpoint.open(checkpoint).split("val").records:
+            target = tmp_path / "val" / record.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(record.source, target)
+        with pytest.raises(AuditError, match="was validated and calibrated on"):
+            audit(checkpoint, tmp_path / "val", out=tmp_path)
+    finally:
+        (checkpoint.parent / "calibration.json").unlink()
+
+
+def test_a_bundle_needs_data(bundle, tmp_path):
+    with pytest.raises(AuditError, match="is a bundle, which names no data"):
+        audit(bundle, out=tmp_path)
+
+
+def test_other_labels_are_refused(checkpoint, tmp_path):
+    for name in ("class_0", "cow"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / name / f"{name}.png")
+    with pytest.raises(
+        LabelError, match="The data has 1 labels that the model was not trained for"
+    ):
+        audit(checkpoint, tmp_path, out=tmp_path)

@@ -1,0 +1,93 @@
+"""Metrics that predictions are judged by: of one label, of several, of boxes."""
+
+import numpy as np
+import pytest
+from vfm_runtime.tasks.classification import LabelPrediction
+from vfm_runtime.tasks.detection import Detections
+
+from vfm.audit.comparison import ClusterSampler
+from vfm.audit.kinds import KINDS
+from vfm.data.dataset import Record
+from vfm.data.detection.annotation import Annotation
+
+
+def measure(outcomes):
+    sampler = ClusterSampler.from_keys(None, len(outcomes.predicted))
+    values = {metric.name: sampler.estimate(metric) for metric in outcomes.metrics}
+    return {name: value and value.value for name, value in values.items()}
+
+
+def predict(rows, labels, **options):
+    return [LabelPrediction.from_scores(row, labels, **options) for row in rows]
+
+
+def test_rates_of_two_labels():
+    truth = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+    called = [0, 0, 0, 1, 1, 1, 1, 1, 0, 0]
+    rows = [(0.9 - 0.6 * c, 0.1 + 0.6 * c) for c in called]
+    records = [Record("", label, str(i)) for i, label in enumerate(truth)]
+    labels = ("bad", "good")
+    # The data has the labels the other way round.
+    outcomes = KINDS["classification"].judge(records, predict(rows, labels), [1, 0], labels, None)
+    assert outcomes.truth[0] == "good"
+    outcomes = KINDS["classification"].judge(records, predict(rows, labels), [0, 1], labels, None)
+    assert outcomes.positive == "good"
+    assert measure(outcomes) == pytest.approx(
+        {
+            "accuracy": 0.7,
+            "macro_f1": (2 * 3 / (4 + 5) + 2 * 4 / (6 + 5)) / 2,
+            "auroc": (4 * 3 + 4 * 0.5 + 2 * 3 * 0.5) / 24,
+            "selection_rate": 0.5,
+            "true_positive_rate": 4 / 6,
+            "false_positive_rate": 1 / 4,
+        }
+    )
+    assert [m.name for m in outcomes.compared][1:] == [
+        "selection_rate",
+        "true_positive_rate",
+        "false_positive_rate",
+    ]
+
+
+def test_several_labels():
+    labels = ("ant", "bee")
+    rows = [(0.9, 0.8), (0.9, 0.1), (0.2, 0.1), (0.7, 0.6)]
+    records = [Record("", label, str(i)) for i, label in enumerate([(0, 1), (0,), (1,), (0,)])]
+    predictions = predict(rows, labels, multilabel=True)
+    outcomes = KINDS["multilabel"].judge(records, predictions, [0, 1], labels, None)
+    values = measure(outcomes)
+    assert values["exact_match"] == 0.5
+    assert values["recall"] == pytest.approx(4 / 5)
+    assert values["precision"] == pytest.approx(4 / 5)
+    assert values["labels_per_image"] == 1.25
+    assert values["mAP"] == pytest.approx((1 + (1 + 2 / 3) / 2) / 2, abs=0.1)
+    assert outcomes.truth[0] == "ant, bee"
+    assert outcomes.predicted[2] == "none"
+
+
+def test_boxes():
+    box, other = [0, 0, 10, 10], [50, 50, 80, 80]
+    annotations = [[box], [box, other], []]
+    records = [
+        Record("", (0,) * len(b), str(i), objects=annotate(b)) for i, b in enumerate(annotations)
+    ]
+    predictions = [
+        Detections.from_arrays(
+            [box, other], [0, 0], [0.9, 0.1], ("cat",)
+        ),  # the second is not shown
+        Detections.from_arrays([box], [0], [0.8], ("cat",)),
+        Detections.from_arrays([other], [0], [0.7], ("cat",)),
+    ]
+    outcomes = KINDS["detection"].judge(records, predictions, [0], ("cat",), None)
+    values = measure(outcomes)
+    assert values["recall"] == pytest.approx(2 / 3)
+    assert values["false_alarms_per_image"] == pytest.approx(1 / 3)
+    assert values["precision"] == pytest.approx(2 / 3)
+    assert values["boxes_per_image"] == 1
+    assert values["AP50"] == pytest.approx(2 / 3)
+    assert outcomes.truth == ["1 objects", "2 objects", "0 objects"]
+
+
+def annotate(boxes):
+    corners = np.array(boxes, np.float32).reshape(-1, 4)
+    return Annotation(corners, np.zeros(len(boxes), bool), (100, 100))

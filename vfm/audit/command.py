@@ -1,0 +1,308 @@
+"""`vfm audit`: what may be trusted of a model, by group, with what could not be seen: a page, JSON, an exit code."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vfm_runtime.errors import OptionError
+
+from vfm.audit.calibration import measure_calibration
+from vfm.audit.comparison import ClusterSampler
+from vfm.audit.groups import GroupReport, compare_groups
+from vfm.audit.kinds import Outcomes
+from vfm.audit.page import build_page, format_report
+from vfm.audit.rules import AuditFailed, check_rules, parse_rules
+from vfm.audit.source import (
+    AuditedData,
+    AuditedModel,
+    PredictedImages,
+    check_groups,
+    open_data,
+    open_model,
+    predict_images,
+    read_columns,
+    require_known,
+)
+from vfm.data.dataset import Record
+from vfm.tasks.checkpoint import Checkpoint
+from vfm.training.meter import EnergyMeter
+
+RESULTS = "audit.json"
+PAGE = "audit.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """What an audit looks at.
+
+    Args:
+        groups: Columns of the table by whose values images are compared, separated by commas: site,age.
+        cluster: Column of what belongs together (patient, video, camera); intervals and tests take it as one.
+        table: Table with a row for each image (path, and the columns), where the data itself is no table.
+        positive: Label whose rates are compared between groups; of two labels by default the second.
+        min_gap: Least gap between groups that matters; how many images it takes to see it is said.
+        fail_on: Rules that must hold, such as "accuracy>0.9,worst_group_gap<0.1"; else the exit status is 1.
+        split: Split that is audited; by default test, where the data states none val, else all.
+        robustness: For models that answer for videos: measure what is left of them when pictures get worse.
+        kinds: Corruptions, separated by commas; all by default.
+        num_frames: Most frames of a video, spread evenly.
+        format: Layout of the data, for models that answer for videos.
+        cropped: Says that images without crop.json show one face each, cut out already.
+        native: Says that images are not about faces.
+        batch_size: Images in a batch.
+        num_workers: Processes that open images, for models that answer for videos.
+        device: cpu, cuda, or auto for a GPU where there is one.
+        seed: Seed of all draws.
+    """
+
+    groups: str = ""
+    cluster: str | None = None
+    table: Path | None = None
+    positive: str | None = None
+    min_gap: float = 0.05
+    fail_on: str = ""
+    split: str | None = None
+    robustness: bool = False
+    kinds: str = ""
+    num_frames: int = 8
+    format: str = "auto"
+    cropped: bool = False
+    native: bool = False
+    batch_size: int = 32
+    num_workers: int = 0
+    device: str = "auto"
+    seed: int = 0
+
+
+_DEFAULTS = AuditOptions()
+_OF_VIDEOS = ("num_frames", "format", "cropped", "native", "num_workers")
+
+
+def audit(
+    model: Path,
+    images: Path | None = None,
+    *,
+    data: Path | None = None,
+    out: Path | None = None,
+    options: AuditOptions = _DEFAULTS,
+    trust: Sequence[str] = (),
+) -> None:
+    """Audit a checkpoint or a bundle: metrics, groups, calibration, each with what could not be seen.
+
+    Writes audit.json and audit.html. A gap between a group and all others is called real by a test over all
+    comparisons, of which at most one in twenty is false; where none is, the smallest gap that would have been seen is
+    said.
+
+    Args:
+        model: A .ckpt file of a training run, or the folder of a bundle.
+        images: Short for --data.
+        data: Folder or table of images with labels; by default the test split of the training.
+        out: Folder for what is written; by default that of the checkpoint, or the current one. -o for short.
+        options: What is looked at.
+        trust: Packages besides vfm whose code the checkpoint may name.
+
+    Raises:
+        AuditError: The model, the images or the groups cannot be audited.
+        AuditFailed: A rule of --fail-on does not hold.
+        OptionError: An option has a value that it cannot have.
+    """
+    data = data or images
+    checkpoint = None if model.is_dir() else Checkpoint.open(model, trust=trust)
+    if checkpoint is not None and checkpoint.task.audit_function is not None:
+        _audit_otherwise(checkpoint, data, out, options, trust)
+        return
+    for name in _OF_VIDEOS:
+        if getattr(options, name) != getattr(_DEFAULTS, name):
+            raise OptionError(
+                f"--{name.replace('_', '-')} is for models that answer for videos, which {model} does not. Leave it "
+                "out."
+            )
+    if options.robustness:
+        raise OptionError("--robustness is for models that answer for videos. Leave it out.")
+    rules = parse_rules(options.fail_on)
+    energy, start = EnergyMeter(), time.perf_counter()
+    audited = open_model(model, checkpoint, device=options.device)
+    if options.positive is not None:
+        require_known("positive", options.positive, audited.labels)
+    source = open_data(audited, data, options.split)
+    columns, clusters = read_groups(source, options)
+    print(f"Predicting {len(source.records)} images of {source.source} ...", flush=True)
+    predicted = predict_images(audited, source.records, batch_size=options.batch_size)
+    report = measure(audited, source, predicted, columns, clusters, options)
+    joules = energy.read()
+    report.content["cost"] = {
+        "seconds": time.perf_counter() - start,
+        "images_per_second": len(predicted.predictions) / predicted.seconds,
+        "kwh": None if joules is None else joules / 3.6e6,
+        "energy_source": energy.source,
+    }
+    report.content["rules"] = check_rules(rules, report.values)
+    folder = out or (Path() if checkpoint is None else model.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report.content, indent=2, allow_nan=False) + "\n"
+    (folder / RESULTS).write_text(text, encoding="utf-8")
+    build_page(report.content, report.groups).write(folder / PAGE)
+    print(
+        f"{format_report(report.content, report.groups)}\n\nWritten: {folder / RESULTS} and {folder / PAGE}"
+    )
+    broken = [row for row in report.content["rules"] if not row["holds"]]
+    if broken:
+        listed = "; ".join(f"{row['rule']} (it is {_format(row['value'])})" for row in broken)
+        raise AuditFailed(
+            f"{len(broken)} of {len(rules)} rules of --fail-on do not hold: {listed}. See {folder / PAGE}."
+        )
+
+
+def _audit_otherwise(
+    checkpoint: Checkpoint,
+    data: Path | None,
+    out: Path | None,
+    options: AuditOptions,
+    trust: Sequence[str],
+) -> None:
+    """Audit a checkpoint by the function of its task, with the options that were set."""
+    module, _, name = str(checkpoint.task.audit_function).partition(":")
+    chosen = {k: v for k, v in vars(options).items() if v != getattr(_DEFAULTS, k)}
+    getattr(import_module(module), name)(checkpoint.path, data, out=out, trust=trust, **chosen)
+
+
+def _format(value: Any) -> str:
+    return "not measured" if value is None else f"{value:.4g}"
+
+
+def read_groups(
+    source: AuditedData, options: AuditOptions
+) -> tuple[dict[str, list[str]], list[str] | None]:
+    """Return the values of the group columns, and the key of each image; None where each stands alone."""
+    names = [name.strip() for name in options.groups.split(",") if name.strip()]
+    columns = read_columns(source, names, options.table, "--groups")
+    check_groups(columns)
+    if options.cluster is None:
+        return columns, None
+    keys = read_columns(source, [options.cluster], options.table, "--cluster")[options.cluster]
+    return columns, keys
+
+
+@dataclass(eq=False)
+class AuditReport:
+    """All that an audit measured."""
+
+    content: dict[str, Any]
+    """Plain values, ready for JSON."""
+    groups: GroupReport
+    outcomes: Outcomes
+    records: list[Record]
+    """Records of the images that could be read."""
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """The figures that a rule may name."""
+        values = {
+            name: None if metric is None else metric["value"]
+            for name, metric in self.content["metrics"].items()
+        }
+        if (calibration := self.content.get("calibration")) is not None:
+            values["ece"] = calibration["ece"]
+        worst = self.groups.find_worst()
+        values["num_found_gaps"] = float(len(self.groups.found))
+        values["num_skipped"] = float(self.content["num_skipped"])
+        if worst is not None:
+            values["worst_group_gap"] = max(0.0, worst.harm)
+            values[f"worst_group_{worst.metric.name}"] = worst.result.value.value
+            values["equalized_odds_difference"] = self.groups.compute_odds_difference()
+        return values
+
+
+def measure(
+    model: AuditedModel,
+    source: AuditedData,
+    predicted: PredictedImages,
+    columns: dict[str, list[str]],
+    clusters: list[str] | None,
+    options: AuditOptions,
+) -> AuditReport:
+    """Measure all that predictions tell."""
+    positions = predicted.positions.tolist()
+    records = [source.records[i] for i in positions]
+    chosen = {name: [values[i] for i in positions] for name, values in columns.items()}
+    keys = None if clusters is None else [clusters[i] for i in positions]
+    outcomes = model.kind.judge(
+        records, predicted.predictions, source.columns, model.labels, options.positive
+    )
+    sampler = ClusterSampler.from_keys(keys, len(records), options.seed)
+    groups = compare_groups(outcomes, chosen, sampler, min_gap=options.min_gap)
+    metrics = {}
+    for metric in outcomes.metrics:
+        interval = sampler.estimate(metric)
+        metrics[metric.name] = None if interval is None else interval.to_dict()
+    content: dict[str, Any] = {
+        "model": str(model.path),
+        "is_bundle": model.checkpoint is None,
+        "task": model.predictor.task_type.name,
+        "data": source.source,
+        "num_images": len(records),
+        "num_clusters": sampler.num_clusters if keys is not None else None,
+        "num_skipped": len(predicted.skipped),
+        "skipped": predicted.skipped,
+        "seed": options.seed,
+        "labels": list(model.labels),
+        "positive": outcomes.positive,
+        "metrics": metrics,
+        "groups": groups.to_dict(),
+    }
+    if outcomes.confidence is not None and outcomes.right is not None:
+        content["calibration"] = measure_calibration(
+            outcomes.confidence, outcomes.right, chosen, seed=options.seed
+        )
+    content["coverage"] = describe_coverage(content, chosen, options)
+    content["notes"] = [*model.notes, *source.notes, *outcomes.notes, *groups.notes]
+    return AuditReport(content, groups, outcomes, records)
+
+
+def describe_coverage(
+    content: dict[str, Any], columns: dict[str, list[str]], options: AuditOptions
+) -> list[dict[str, str]]:
+    """Return a row for each subject of an audit: whether it was looked at, and how, or what it takes."""
+    has_labels = "calibration" in content or len(content["metrics"]) > 2
+
+    def row(subject: str, looked: bool, text: str) -> dict[str, str]:
+        return {"subject": subject, "looked at": "yes" if looked else "NO", "how": text}
+
+    names = ", ".join(columns)
+    return [
+        row(
+            "errors",
+            has_labels,
+            f"{content['num_images']} images, {content['num_skipped']} could not be read"
+            if has_labels
+            else "no labels: give images with labels (--data)",
+        ),
+        row(
+            "images that belong together",
+            options.cluster is not None,
+            f"{content['num_clusters']} values of {options.cluster}"
+            if options.cluster
+            else "each image counts as independent; where several show one patient or video, intervals are too narrow "
+            "(--cluster)",
+        ),
+        row(
+            "groups",
+            bool(columns),
+            f"{names}: {content['groups']['num_comparisons']} comparisons"
+            if columns
+            else "name columns of the table: --groups site,age",
+        ),
+        row(
+            "calibration",
+            "calibration" in content,
+            "confidence of the predicted label"
+            if "calibration" in content
+            else "not of this task, or no labels",
+        ),
+    ]

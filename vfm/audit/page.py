@@ -1,0 +1,223 @@
+"""Audit page: the result of `vfm audit` as text to print and as HTML, in the order in which a risk officer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vfm.audit.calibration import draw_calibration
+from vfm.audit.groups import GroupComparison, GroupReport
+from vfm.report import Page
+from vfm.report.plots import (
+    COLORS,
+    FONT_SIZE,
+    encode_png,
+    make_figure,
+    style_axes,
+    truncate_text,
+)
+from vfm.tasks.results import describe_metric
+
+_MOST_SENTENCES = 12
+_MOST_BARS = 24
+_GROUPS_ABOUT = (
+    "Each group and each pair of groups beside all other images. A gap is called real where its p-value holds once all "
+    "comparisons are counted: of the gaps that are called real, at most one in twenty is chance (Benjamini and "
+    "Hochberg). No gap found is no proof that there is none: what could not have been seen is said."
+)
+_CALIBRATION_ABOUT = (
+    "How far the score of the predicted label lies from how often it is right, in bins of equal mass. Beside the error "
+    "stands the one that perfectly calibrated scores would not exceed in 95 of 100 audits of as many images."
+)
+
+
+def build_page(content: Mapping[str, Any], groups: GroupReport) -> Page:
+    """Return the page of an audit."""
+    page = Page(
+        f"Audit of {content['model']}",
+        f"{content['data']}: {content['num_images']} images; task {content['task']}; seed {content['seed']}",
+    )
+    facts: dict[str, Any] = {
+        name.replace("_", " "): describe_metric(metric)
+        for name, metric in list(content["metrics"].items())[:4]
+    }
+    worst = groups.find_worst()
+    if worst is not None:
+        facts["worst group"] = (
+            f"{worst.result.value.value:.4f}",
+            f"{worst.group}; {'a real gap' if worst.is_real else 'no gap found'} of {worst.result.gap.value:+.3f}",
+        )
+    if "calibration" in content:
+        calibration = content["calibration"]
+        facts["calibration error"] = (
+            f"{calibration['ece']:.4f}",
+            f"perfect scores: up to {calibration['ece_of_perfect_scores']:.4f}",
+        )
+    page.add_facts(facts)
+    if content["rules"]:
+        page.add_heading("Rules")
+        page.add_table(
+            [row | {"holds": "yes" if row["holds"] else "NO"} for row in content["rules"]]
+        )
+    page.add_heading("What was looked at, and what was not")
+    page.add_table(content["coverage"])
+    for note in content["notes"]:
+        page.add_text(f"Note: {note}")
+    page.add_heading("Metrics")
+    page.add_text(
+        "Intervals of 95 % by bootstrap"
+        + (
+            f" over {content['num_clusters']} clusters of images that belong together."
+            if content["num_clusters"]
+            else " over images."
+        )
+    )
+    page.add_table(
+        [{"metric": name, **(metric or {})} for name, metric in content["metrics"].items()],
+        ["metric", "value", "low", "high"],
+    )
+    if groups.comparisons:
+        _add_groups(page, groups)
+    if "calibration" in content:
+        _add_calibration(page, content["calibration"])
+    cost = content["cost"]
+    page.add_heading("Cost")
+    energy = "not measured" if cost["kwh"] is None else f"{cost['kwh']:.4f} kWh"
+    page.add_text(
+        f"{cost['seconds']:.1f} s in all, {cost['images_per_second']:.1f} images a second on this machine. Energy: "
+        f"{energy} ({cost['energy_source']})."
+    )
+    if content["skipped"]:
+        page.add_heading("Files that could not be read")
+        page.add_table(
+            [{"file": name, "reason": reason} for name, reason in content["skipped"].items()]
+        )
+    return page
+
+
+def _add_groups(page: Page, groups: GroupReport) -> None:
+    page.add_heading("Groups")
+    page.add_text(_GROUPS_ABOUT)
+    for sentence in list_sentences(groups):
+        page.add_text(sentence)
+    page.add_figure(
+        draw_gaps(groups), "Gap of each group to all other images, with its 95 % interval"
+    )
+    odds = groups.compute_odds_difference()
+    if odds is not None:
+        page.add_text(
+            f"Equalized odds difference: {odds:.3f}, the largest difference of the true or false positive rate between "
+            "two groups of one column."
+        )
+    page.add_table(
+        [
+            {
+                "group": each.group,
+                "images": each.num_images,
+                "metric": each.metric.name.replace("_", " "),
+                "value": each.result.value.value,
+                "gap": each.result.gap.value,
+                "95 % interval": f"{each.result.gap.low:+.3f} to {each.result.gap.high:+.3f}",
+                "p of all": f"{each.adjusted:.2g}",
+                "real": "yes" if each.is_real else "",
+                "smallest visible": each.smallest_gap,
+            }
+            for each in groups.comparisons
+        ]
+    )
+    if groups.small:
+        listed = ", ".join(f"{name} ({number})" for name, number in groups.small.items())
+        page.add_text(f"Too few images to be compared: {listed}.")
+
+
+def _add_calibration(page: Page, result: Mapping[str, Any]) -> None:
+    page.add_heading("Calibration")
+    page.add_text(_CALIBRATION_ABOUT)
+    page.add_text(describe_calibration(result))
+    page.add_figure(
+        draw_calibration(result), "Reliability, and the errors among the most confident answers"
+    )
+    page.add_text("What abstaining buys: answering only the most confident images.")
+    page.add_table(result["risk_coverage"])
+    if result["groups"]:
+        page.add_table(
+            [
+                {
+                    "group": row["group"],
+                    "images": row["num_images"],
+                    "ECE": row["ece"],
+                    "perfect scores up to": row["ece_of_perfect_scores"],
+                    "overconfidence": row["overconfidence"],
+                }
+                for row in result["groups"]
+            ]
+        )
+
+
+def describe_calibration(result: Mapping[str, Any]) -> str:
+    """Say in a sentence whether scores are probabilities."""
+    error, limit = result["ece"], result["ece_of_perfect_scores"]
+    if result["is_calibrated"]:
+        return f"Calibration error {error:.3f}: no more than that of perfect scores ({limit:.3f})."
+    side = "too sure" if result["overconfidence"] > 0 else "not sure enough"
+    return (
+        f"Calibration error {error:.3f}, more than perfect scores would have ({limit:.3f}): the model is {side} by "
+        f"{abs(result['overconfidence']):.3f} on average. Remedy: vfm calibrate, on other images than these."
+    )
+
+
+def list_sentences(groups: GroupReport) -> list[str]:
+    """Return what is to be read first: every real gap, then what could not have been seen of the first metric."""
+    first = groups.comparisons[0].metric
+    others = [c for c in groups.comparisons if not c.is_real and c.metric is first]
+    others.sort(key=lambda c: -(c.smallest_gap or 1.0))
+    chosen = [*groups.found, *others]
+    sentences = [each.describe(groups.min_gap) for each in chosen[:_MOST_SENTENCES]]
+    if len(chosen) > _MOST_SENTENCES:
+        sentences.append(f"{len(chosen) - _MOST_SENTENCES} more in the table.")
+    return sentences
+
+
+def draw_gaps(groups: GroupReport) -> bytes:
+    """Return the gaps of the first metric with their intervals, the worst on top, as PNG."""
+    first = groups.comparisons[0].metric
+    rows = sorted((c for c in groups.comparisons if c.metric is first), key=lambda c: -c.harm)
+    return _draw_rows(rows[:_MOST_BARS], first.name.replace("_", " "))
+
+
+def _draw_rows(rows: Sequence[GroupComparison], name: str) -> bytes:
+    drawing = make_figure(7.4, 1.0 + 0.32 * len(rows))
+    axes = drawing.subplots()
+    for index, each in enumerate(rows):
+        gap = each.result.gap
+        color = COLORS[1] if each.is_real else COLORS[0]
+        errors = [[gap.value - gap.low], [gap.high - gap.value]]
+        axes.errorbar(
+            [gap.value], [index], xerr=errors, fmt="o", color=color, capsize=3, markersize=4
+        )
+    axes.axvline(0.0, color="#9aa3ad", linewidth=0.8)
+    names = [f"{truncate_text(each.group, 36)} ({each.num_images})" for each in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=FONT_SIZE, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{name}, group less all others (orange: a real gap)", fontsize=FONT_SIZE)
+    style_axes(axes)
+    return encode_png(drawing)
+
+
+def format_report(content: Mapping[str, Any], groups: GroupReport) -> str:
+    """Return the printed result."""
+    lines = []
+    for name, metric in content["metrics"].items():
+        value, note = describe_metric(metric)
+        lines.append(f"{name:<24} {value}  {note}")
+    if "calibration" in content:
+        lines.append(describe_calibration(content["calibration"]))
+    if groups.comparisons:
+        lines += ["", *list_sentences(groups)]
+    missing = [row for row in content["coverage"] if row["looked at"] == "NO"]
+    if missing:
+        lines += ["", *(f"Not looked at: {row['subject']} ({row['how']})." for row in missing)]
+    lines += [f"Note: {note}" for note in content["notes"]]
+    for row in content["rules"]:
+        lines.append(f"{'holds ' if row['holds'] else 'BROKEN'} {row['rule']}")
+    return "\n".join(lines)

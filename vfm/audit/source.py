@@ -1,0 +1,434 @@
+"""Audit source: a checkpoint or a bundle, labelled images, their groups from a table, and predictions by one path."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import vfm_runtime
+from numpy.typing import NDArray
+from scipy.special import expit, logit, softmax
+from vfm_runtime.bundle.predictor import Predictor
+from vfm_runtime.cpu_quota import count_usable_cores
+from vfm_runtime.errors import OptionError, VfmError, suggest
+from vfm_runtime.media.image import ImageError
+from vfm_runtime.tasks.base import Arrays, Opened, Prediction
+
+from vfm.audit.kinds import KINDS, AuditKind
+from vfm.data import ImageData
+from vfm.data.dataset import Record, describe_content, hash_content, read_source
+from vfm.data.table_rows import find_table, read_names
+from vfm.data.tables import read_table
+from vfm.spec import Spec
+from vfm.tasks.checkpoint import Checkpoint
+from vfm.tasks.labeled_images import LabeledImages
+from vfm.tasks.labels import match_labels
+from vfm.tasks.predictor import TorchPredictor
+
+_SPLITS = ("test", "val")
+_AHEAD = 3
+_MOST_THREADS = 8
+_LEAST_PER_GROUP = 5
+
+
+class AuditError(VfmError, ValueError):
+    """An audit cannot be made of this model, these images or these groups."""
+
+
+@dataclass(eq=False)
+class AuditedModel:
+    """A model that is audited: a predictor, and where it is a checkpoint what this says of the training."""
+
+    path: Path
+    predictor: Predictor
+    kind: AuditKind
+    checkpoint: Checkpoint | None = None
+    notes: list[str] = field(default_factory=list)
+    """What the reader must know of how the model was opened."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of the scores."""
+        return self.predictor.labels
+
+    @property
+    def training(self) -> Spec:
+        """Spec of the data of the training; empty where it is not known."""
+        return {} if self.checkpoint is None else self.checkpoint.data_spec or {}
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Compute what the bundle does: of a checkpoint the temperature of its calibration is applied here."""
+        outputs = self.predictor.compute_outputs(inputs)
+        temperature = self.predictor.task_type.confidence.temperature
+        if self.checkpoint is None or temperature == 1.0 or "scores" not in outputs:
+            return outputs
+        scores = np.asarray(outputs["scores"], np.float64).clip(1e-30, 1.0)
+        if self.predictor.multilabel:
+            divided = expit(logit(scores.clip(max=1 - 1e-12)) / temperature)
+        else:
+            divided = softmax(np.log(scores) / temperature, axis=1)
+        return {**outputs, "scores": divided.astype(np.float32)}
+
+
+def open_model(path: Path, checkpoint: Checkpoint | None, *, device: str = "auto") -> AuditedModel:
+    """Open the predictor of a checkpoint, or of the folder of a bundle.
+
+    Raises:
+        AuditError: It is of a task whose predictions no audit can judge.
+    """
+    notes: list[str] = []
+    if checkpoint is None:
+        predictor: Predictor = vfm_runtime.load(path, device=device, precision="fp32")
+    else:
+        checkpoint.task.require_trained()
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        predictor = TorchPredictor(checkpoint.task.to(torch.device(device)).eval())
+        if (calibration := checkpoint.calibration) is not None:
+            predictor.task_type.read_rules(calibration.rules.to_dict())
+            notes.append("The calibration beside the checkpoint is applied, as in its bundle.")
+    task_type = predictor.task_type
+    if task_type.name not in KINDS:
+        remedy = (
+            "Audit the checkpoint that it was exported from."
+            if checkpoint is None
+            else "Give another model."
+        )
+        raise AuditError(
+            f"{path} {task_type.summary} (task '{task_type.name}'), which no audit can judge from "
+            f"{'a bundle' if checkpoint is None else 'here'}. Choices: {', '.join(KINDS)}. {remedy}"
+        )
+    return AuditedModel(path, predictor, KINDS[task_type.name], checkpoint, notes)
+
+
+class AuditedData(NamedTuple):
+    """Images to audit a model on, not yet opened."""
+
+    source: str
+    """What they are, in words."""
+    records: list[Record]
+    columns: list[int] | None
+    """For each label of the data its index among the model's; None where nothing says what the images show."""
+    table: Path | None
+    """Table that has a row for each image; None where there is none."""
+    path_column: str
+    notes: list[str]
+
+
+def open_data(model: AuditedModel, path: Path | None, split: str | None) -> AuditedData:
+    """Find the images: the test split of the training, or those of a folder or a table.
+
+    Args:
+        model: Model that is audited.
+        path: Folder or table; None for the data of the training.
+        split: Split that is taken; None for test where there is one, else val, else all.
+
+    Raises:
+        AuditError: There are no images, or the model was trained or calibrated on them.
+        ValidationError: The data of the training is not there any more.
+        LabelError: The labels are not those of the model.
+    """
+    notes: list[str] = []
+    if path is None:
+        if model.checkpoint is None:
+            raise AuditError(
+                f"{model.path} is a bundle, which names no data. Give a folder or a table of images with labels: "
+                "--data PATH."
+            )
+        name = split or "test"
+        images = model.checkpoint.split(name)  # type: ignore[arg-type]
+        return _describe(
+            model,
+            images.data,
+            model.kind.select(images.records),
+            f"the {name} split of the training",
+            notes,
+        )
+    if not path.exists():
+        raise AuditError(f"There is no {path} (looked in {Path.cwd()}). Check --data.")
+    if model.kind.has_labels(path, model.training, model.labels):
+        data = model.kind.open_data(path, model.training, model.labels)
+        named = [split] if split else [s for s in _SPLITS if data.records.get(s)][:1]
+        names = named or [s for s, records in data.records.items() if records]
+        records = [record for name in names for record in data.records.get(name, [])]
+        if not records:
+            raise AuditError(
+                f"{path} has no {split or 'labelled'} images. Splits: {', '.join(data.records) or 'none'}. Name one of "
+                "them, or leave --split out."
+            )
+        data_name = f"{path}, {' and '.join(names)}" if named else str(path)
+        described = _describe(model, data, model.kind.select(records), data_name, notes)
+        _require_unseen(model, LabeledImages(data, []), described.records)
+        return described
+    data = model.kind.open_unlabeled(path)
+    data.setup("predict")
+    notes.append(
+        "The data has no labels: only what needs none was looked at (confidence, and how often what is predicted)."
+    )
+    described = _describe(model, data, data.records["predict"], str(path), notes)
+    return described._replace(columns=None)
+
+
+def _describe(
+    model: AuditedModel, data: ImageData, records: Sequence[Record], source: str, notes: list[str]
+) -> AuditedData:
+    columns = match_labels(data, model.labels, model.predictor.multilabel) if data.labels else None
+    table = getattr(data, "table", None)
+    return AuditedData(
+        source, list(records), columns, table, getattr(data, "path_column", "path"), notes
+    )
+
+
+def _require_unseen(model: AuditedModel, images: LabeledImages, records: Sequence[Record]) -> None:
+    """Refuse images that the model has learned from, or was calibrated on, as far as that can be known."""
+    if model.checkpoint is None:
+        return
+    contents: dict[str, str] = {}
+
+    def count_common(split: str) -> int:
+        try:
+            others = model.checkpoint.split(split).records  # type: ignore[union-attr, arg-type]
+        except VfmError:
+            return 0  # the data of the training is gone, which the page says
+        sizes = {describe_content(r) for r in others}
+        same = [r for r in records if describe_content(r) in sizes]
+        if not same:
+            return 0
+        wanted = {describe_content(r) for r in same}
+        seen = {hash_content(r) for r in others if describe_content(r) in wanted}
+        return sum(contents.setdefault(r.name, hash_content(r) or "") in seen for r in same)
+
+    number = count_common("train")
+    if 2 * number >= len(records):
+        raise AuditError(
+            f"{number} of these {len(records)} images are training images of {model.path}: what a model has learned by "
+            "heart says nothing of what it can do. Audit it on others."
+        )
+    if number:
+        model.notes.append(
+            f"{number} of {len(records)} images were trained on: figures are too good."
+        )
+    if model.checkpoint.calibration is not None:
+        number = count_common("val")
+        if 2 * number >= len(records):
+            raise AuditError(
+                f"{number} of these {len(records)} images are those that {model.path} was validated and calibrated on, "
+                "so its scores fit them better than others. Audit it on others, such as a test split."
+            )
+
+
+def read_columns(
+    data: AuditedData, names: Sequence[str], table: Path | None, option: str
+) -> dict[str, list[str]]:
+    """Return columns of the table of the images: a value for each of them.
+
+    Args:
+        data: Images.
+        names: Names of the columns.
+        table: Table with a row for each image; None for the one that the data is.
+        option: Option that names the columns, for errors.
+
+    Raises:
+        AuditError: There is no table, no such column, or an image is not in it.
+    """
+    if not names:
+        return {}
+    path = table or data.table
+    if path is None or not find_table(path):
+        raise AuditError(
+            f"{option} names the column '{names[0]}', but {data.source} is no table. Give a CSV file with a row for "
+            "each image, with a column path and this one: --table FILE."
+        )
+    content = read_table(path)
+    column = data.path_column if data.path_column in content.columns else "path"
+    rows = dict(zip(read_names(content, column, path.parent), content.rows, strict=True))
+    for name in names:
+        if name not in content.columns:
+            raise AuditError(
+                f"{path} has no column '{name}' ({option}).{suggest(name, content.columns)} Columns: "
+                f"{', '.join(content.columns)}."
+            )
+    # A table beside a folder of images names them from where it lies, the folder from its root.
+    by_path = {str((path.parent / name).absolute()): row for name, row in rows.items()}
+    cells = [
+        rows.get(record.name)
+        or by_path.get(
+            str(Path(record.source).absolute()) if isinstance(record.source, str) else ""
+        )
+        for record in data.records
+    ]
+    missing = [r.name for r, row in zip(data.records, cells, strict=True) if row is None]
+    if missing:
+        raise AuditError(
+            f"{len(missing)} of {len(cells)} images have no row in {path}, such as {missing[0]}. Add them, or name a "
+            "table that has them (--table)."
+        )
+    return {name: [row[name].strip() for row in cells if row is not None] for name in names}
+
+
+def check_groups(columns: dict[str, list[str]]) -> None:
+    """Refuse columns by which nothing can be compared.
+
+    Raises:
+        AuditError: All images have one value, or nearly every image has its own.
+    """
+    for name, values in columns.items():
+        number = len(set(values))
+        if number == 1:
+            raise AuditError(
+                f"The column '{name}' is '{values[0]}' for all {len(values)} images, so there is nothing to compare. "
+                "Name another (--groups), or leave it out."
+            )
+        if number * _LEAST_PER_GROUP > len(values):
+            raise AuditError(
+                f"The column '{name}' has {number} values for {len(values)} images: it names images or people, not "
+                f"groups. If images of one value belong together, give --cluster {name}; else name another column "
+                "(--groups)."
+            )
+
+
+class PredictedImages(NamedTuple):
+    """What a model says of the images that could be read. N images."""
+
+    positions: NDArray[np.int64]
+    """[N], index of each image among all records."""
+    predictions: list[Prediction]
+    vectors: NDArray[np.float32] | None
+    """[N, D], embeddings; None where none were asked for."""
+    traits: dict[str, NDArray[np.float64]]
+    """Plain properties of each image by name, [N]: brightness, size."""
+    skipped: dict[str, str]
+    """The reason by the name of each image that could not be read."""
+    seconds: float
+
+
+class _Prepared(NamedTuple):
+    opened: Opened
+    inputs: Arrays | None
+    traits: dict[str, float]
+
+
+def predict_images(
+    model: AuditedModel,
+    records: Sequence[Record],
+    *,
+    batch_size: int = 32,
+    embeds: bool = False,
+    change: Any = None,
+) -> PredictedImages:
+    """Predict for images, opened in threads ahead of the model, in order.
+
+    Args:
+        model: Model that is audited.
+        records: Images.
+        batch_size: Images that go through the model at once.
+        embeds: Whether embeddings are computed too.
+        change: Function of an image's pixels, uint8 [H, W, 3], and its index, that changes them first; None for none.
+
+    Raises:
+        AuditError: None can be read.
+    """
+    predictor = model.predictor
+    start = time.perf_counter()
+
+    def prepare(index: int) -> _Prepared | str:
+        try:
+            source = predictor.open_source(read_source(records[index]))
+            pixels = predictor.open_pixels(source)
+            if change is not None:
+                pixels = change(pixels, index)
+            opened = predictor.task_type.open(pixels)
+            return _Prepared(opened, predictor.prepare_all(opened), measure_traits(pixels))
+        except (ImageError, OSError) as error:
+            return getattr(error, "reason", str(error))
+
+    positions: list[int] = []
+    predictions: list[Prediction] = []
+    rows: list[dict[str, float]] = []
+    skipped: dict[str, str] = {}
+    vectors: list[NDArray[np.float32]] = []
+    for batch in _iterate_ahead(prepare, len(records), batch_size):
+        skipped |= {records[i].name: each for i, each in batch if isinstance(each, str)}
+        good = [(i, each) for i, each in batch if isinstance(each, _Prepared)]
+        parts = [each.inputs for _, each in good if each.inputs is not None]
+        if not parts:
+            continue
+        inputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        count = len(next(iter(inputs.values())))
+        chunks = [
+            model.run({name: v[k : k + batch_size] for name, v in inputs.items()})
+            for k in range(0, count, batch_size)
+        ]
+        outputs = {name: np.concatenate([c[name] for c in chunks]) for name in chunks[0]}
+        if embeds:
+            vectors.append(predictor.embed_prepared(inputs))
+        begin = 0
+        for index, each in good:
+            end = begin + len(each.opened.images)
+            part = {name: values[begin:end] for name, values in outputs.items()}
+            predictions.append(predictor.task_type.predict(each.opened, part))
+            positions.append(index)
+            rows.append(each.traits)
+            begin = end
+    if not predictions:
+        name, reason = next(iter(skipped.items()))
+        raise AuditError(
+            f"None of the {len(records)} images can be read, such as {name}: {reason} Give others with --data."
+        )
+    traits = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    joined = np.concatenate(vectors) if embeds else None
+    seconds = time.perf_counter() - start
+    return PredictedImages(np.array(positions), predictions, joined, traits, skipped, seconds)
+
+
+def _iterate_ahead(
+    prepare: Any, number: int, batch_size: int
+) -> Iterator[list[tuple[int, _Prepared | str]]]:
+    """Yield images by the batch, in order, opened ahead in threads: decoding and resizing leave Python's lock."""
+    with ThreadPoolExecutor(min(_MOST_THREADS, count_usable_cores())) as pool:
+        pending: deque[Future[_Prepared | str]] = deque()
+        batch: list[tuple[int, _Prepared | str]] = []
+        for index in range(number + _AHEAD * batch_size):
+            if index < number:
+                pending.append(pool.submit(prepare, index))
+            if index >= _AHEAD * batch_size and pending:
+                batch.append((index - _AHEAD * batch_size, pending.popleft().result()))
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def measure_traits(pixels: NDArray[np.uint8]) -> dict[str, float]:
+    """Return plain properties of a picture, uint8 [H, W, 3], by which images may be grouped."""
+    height, width = pixels.shape[:2]
+    step = max(1, max(height, width) // 256)
+    gray = pixels[::step, ::step].mean(axis=2)
+    edges = np.abs(np.diff(gray, axis=0)).mean() + np.abs(np.diff(gray, axis=1)).mean()
+    return {
+        "brightness": float(gray.mean()),
+        "contrast": float(gray.std()),
+        "sharpness": float(edges / max(gray.std(), 1.0)),
+        "size": float(np.sqrt(height * width)),
+        "aspect": width / height,
+    }
+
+
+def require_known(option: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is not among the choices.
+
+    Raises:
+        OptionError: With the choices, and those near.
+    """
+    if value not in choices:
+        raise OptionError(
+            f"--{option} is '{value}'.{suggest(value, choices)} Choices: {', '.join(choices)}."
+        )
