@@ -101,7 +101,7 @@ def audit(
 
     Args:
         model: A .ckpt file of a training run, or the folder of a bundle.
-        images: Short for --data.
+        images: The same as --data, without its name.
         data: Folder or table of images with labels; by default the test split of the training.
         out: Folder for what is written; by default that of the checkpoint, or the current one. -o for short.
         options: What is looked at.

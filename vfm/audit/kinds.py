@@ -71,7 +71,7 @@ class AuditKind(ABC):
 
         Args:
             records: Record of each of N images.
-            predictions: Prediction of each.
+            predictions: What was predicted for each of these images.
             columns: For each label of the data its index among the model's; None without labels.
             labels: Label names of the model.
             positive: Label whose rates are compared; None for the usual one.
@@ -248,13 +248,13 @@ class BoxKind(AuditKind):
             )
             for some in (parts, shown)
         )
-        found, false = np.zeros(len(parts)), np.zeros(len(parts))
+        hits, false = np.zeros(len(parts)), np.zeros(len(parts))
         for ranking in above:
-            found += np.bincount(ranking.image[ranking.right], minlength=len(parts))
+            hits += np.bincount(ranking.image[ranking.right], minlength=len(parts))
             false += np.bincount(ranking.image[~ranking.right], minlength=len(parts))
         num_true = np.array([float((~each.ignored).sum()) for each in truth])
-        recall = RatioMetric("recall", found, num_true)
-        precision = RatioMetric("precision", found, found + false)
+        recall = RatioMetric("recall", hits, num_true)
+        precision = RatioMetric("precision", hits, hits + false)
         alarms = RatioMetric("false_alarms_per_image", false, ones, False)
         ap50 = CountedMetric("AP50", lambda counts: compute_ap50(every, truth, counts))
         outcomes = Outcomes(

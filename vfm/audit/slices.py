@@ -31,7 +31,7 @@ _EXTREMES = {
 }
 
 
-class Candidate(NamedTuple):
+class SliceCandidate(NamedTuple):
     """Images that have something in common."""
 
     name: str
@@ -43,7 +43,7 @@ class Candidate(NamedTuple):
 class Slice:
     """A slice that was found on one half and confirmed on the other."""
 
-    candidate: Candidate
+    candidate: SliceCandidate
     finding: Comparison
     """The half that it was found on: too good a story, since it was chosen by it."""
     confirmation: Comparison
@@ -146,15 +146,15 @@ def _list_candidates(
     vectors: NDArray[np.float32] | None,
     is_first: Bools,
     seed: int,
-) -> Iterator[Candidate]:
+) -> Iterator[SliceCandidate]:
     """Yield images of extreme traits and clusters, whose bounds and middles come from the first half alone."""
     for name, values in traits.items():
         low, high = np.quantile(values[is_first], [_FRACTION, 1 - _FRACTION])
         if low == high:
             continue  # nearly all images are alike in it
         words = _EXTREMES.get(name, ("least", "most"))
-        yield Candidate(f"{words[0]}: {name} up to {low:.3g}", values <= low)
-        yield Candidate(f"{words[1]}: {name} from {high:.3g}", values >= high)
+        yield SliceCandidate(f"{words[0]}: {name} up to {low:.3g}", values <= low)
+        yield SliceCandidate(f"{words[1]}: {name} from {high:.3g}", values >= high)
     if vectors is None:
         return
     from sklearn.cluster import MiniBatchKMeans
@@ -166,7 +166,9 @@ def _list_candidates(
         kmeans = MiniBatchKMeans(number, n_init=3, batch_size=2048, random_state=seed)
         numbers = kmeans.fit(rows[is_first]).predict(rows)
         for k in range(number):
-            yield Candidate(f"images that look alike: cluster {k + 1} of {number}", numbers == k)
+            yield SliceCandidate(
+                f"images that look alike: cluster {k + 1} of {number}", numbers == k
+            )
 
 
 def _drop_similar(slices: list[Slice]) -> list[Slice]:

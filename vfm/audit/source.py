@@ -230,8 +230,8 @@ def read_columns(
     """Return columns of the table of the images: a value for each of them.
 
     Args:
-        data: Images.
-        names: Names of the columns.
+        data: Images that the table has rows for.
+        names: Columns that are wanted.
         table: Table with a row for each image; None for the one that the data is.
         option: Option that names the columns, for errors.
 
@@ -327,7 +327,7 @@ def predict_images(
 
     Args:
         model: Model that is audited.
-        records: Images.
+        records: Images that the model predicts for.
         batch_size: Images that go through the model at once.
         embeds: Whether embeddings are computed too.
         change: Function of an image's pixels, uint8 [H, W, 3], and its index, that changes them first; None for none.
