@@ -22,6 +22,7 @@ ROWS = {
 }
 ROW = {name: row for row, names in ROWS.items() for name in names}
 RUNTIME_MAY = {"numpy", "PIL", "onnxruntime", "av", "vfm_runtime"} | set(sys.stdlib_module_names)
+TEXT_MAY = {"tokenizers", "ftfy"}
 SERVER_MAY = {"fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic"}
 # The only place that may import the package.
 ONLY = {
@@ -73,6 +74,7 @@ def reasons(place: Path, name: str) -> Iterator[str]:
         yield f"only {ONLY[top]} may"
     if own == "vfm_runtime":
         may = RUNTIME_MAY | (SERVER_MAY if "server" in place.parts else set())
+        may |= TEXT_MAY if place.name == "text.py" else set()
         if top not in may and top not in ONLY:
             yield "the runtime does without it"
         return

@@ -14,6 +14,7 @@ from vfm_runtime import __version__
 from vfm_runtime.bundle.golden import Replay, judge_answers, replay
 from vfm_runtime.bundle.model import Model, load
 from vfm_runtime.bundle.precision import PRECISIONS
+from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.bundle.providers import DEVICES
 from vfm_runtime.errors import BundleError, MissingPackageError, VfmError, suggest
 from vfm_runtime.media.files import describe_unread, list_files
@@ -25,6 +26,7 @@ from vfm_runtime.server.settings import Settings
 from vfm_runtime.tasks.detection import THRESHOLD
 from vfm_runtime.teaching.command import add_commands
 from vfm_runtime.verify_command import add_command as add_verify
+from vfm_runtime.zero_shot import ZeroShotModel, fit_zero_shot, make_prompts
 
 OK, FAILED, MISUSED = 0, 1, 2
 """Exit codes: done; an image, a bundle or a check failed; the command was misused."""
@@ -125,6 +127,18 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     predict.add_argument("--batch-size", type=_parse_count, default=32, help="default: 32")
     predict.add_argument("--json", action="store_true", help="one JSON object a line and image")
+    predict.add_argument(
+        "--labels",
+        metavar="cat,dog",
+        help="labels as words in place of the bundle's own, where it has a text tower",
+    )
+    predict.add_argument(
+        "--template",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="with --labels, any number of times: text that a label stands in, in place of {}",
+    )
     predict.set_defaults(run=_predict)
 
     check = commands.add_parser("check", parents=[common], help="find damage, replay golden images")
@@ -141,7 +155,10 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
         parents=[common],
         help="the images that a bundle carries which are most like others",
     )
-    search.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+")
+    search.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="*")
+    search.add_argument(
+        "--text", help="in place of images: words, where the bundle has a text tower"
+    )
     search.add_argument("-k", type=_parse_count, default=10, help="images to list (default: 10)")
     search.add_argument("--json", action="store_true", help="one JSON object a line and image")
     search.set_defaults(run=_search)
@@ -204,7 +221,12 @@ def _load(options: argparse.Namespace, **more: Any) -> Model:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    model = _load(options, batch_size=options.batch_size)
+    model: Predictor = _load(options, batch_size=options.batch_size)
+    if options.labels is not None:
+        prompts = make_prompts(options.labels.split(","), options.template)
+        model = ZeroShotModel(model, fit_zero_shot(model, prompts))
+    elif options.template:
+        raise _UsageError("--template is a text for labels. Add --labels, or leave it out.")
     _check_options(options, model)
     files = list(_find_files(options.images, videos=model.task_type.takes_video))
     code = OK
@@ -219,9 +241,18 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     model, code = _load(options), OK
-    for file in _find_files(options.images, videos=False):
+    if bool(options.images) == (options.text is not None):
+        raise _UsageError("A search is for images or for words. Give IMAGE_OR_FOLDER, or --text.")
+    queries = (
+        [options.text] if options.text is not None else _find_files(options.images, videos=False)
+    )
+    kind = "image" if options.text is None else "text"
+    for file in queries:
         try:
-            neighbors = model.search(file, options.k)
+            if options.text is not None:
+                neighbors = model.search(k=options.k, text=options.text)
+            else:
+                neighbors = model.search(file, options.k)
         except ImageError as error:
             code = FAILED
             print_error(error)
@@ -230,7 +261,7 @@ def _search(options: argparse.Namespace) -> int:
             continue
         if options.json:
             rows = [one.to_dict() for one in neighbors]
-            print(json.dumps({"image": str(file), "neighbors": rows}))
+            print(json.dumps({kind: str(file), "neighbors": rows}))
             continue
         for one in neighbors:
             cells = ", ".join(f"{n} {cell}" for n, cell in one.columns.items() if cell is not None)
@@ -250,7 +281,7 @@ def _make_batches(files: list[Path], size: int) -> Iterator[list[Path]]:
         yield batch
 
 
-def _check_options(options: argparse.Namespace, model: Model) -> None:
+def _check_options(options: argparse.Namespace, model: Predictor) -> None:
     task = model.task_type
     if options.draw is not None and not task.draws:
         raise _UsageError(

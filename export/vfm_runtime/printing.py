@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from vfm_runtime.bundle.model import Model
+from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.media.image import ImageError, Pixels
 from vfm_runtime.tasks.base import Prediction, PredictionView
 
@@ -22,7 +23,7 @@ def print_error(error: Exception) -> None:
 
 
 def print_prediction(
-    path: Path, prediction: Prediction | ImageError, options: argparse.Namespace, model: Model
+    path: Path, prediction: Prediction | ImageError, options: argparse.Namespace, model: Predictor
 ) -> None:
     """Print the model's prediction for one file, or why it has none, and draw it where `predict` is told to."""
     view = PredictionView(top=options.top, threshold=options.threshold)
@@ -71,6 +72,8 @@ def describe_bundle(model: Model, files: dict[str, int]) -> Iterator[str]:
     if (embedding := contract.embedding) is not None:
         norm = ", of norm 1" if embedding.normalize else ""
         yield f"embedding  {embedding.source or embedding.output}{norm}"
+    if (text := contract.text) is not None:
+        yield f"text       {text.length} tokens ({text.file}), beside the embedding"
     if model.vectors is not None:
         yield f"vectors    of {len(model.vectors.vectors):,} images, to search in"
     for name, head in model.task_type.heads.items():

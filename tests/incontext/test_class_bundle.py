@@ -6,7 +6,7 @@ import pytest
 import vfm_runtime
 from vfm_runtime.cli import main as runtime_main
 from vfm_runtime.errors import OptionError
-from vfm_runtime.heads_on_features import fit_nearest_mean
+from vfm_runtime.heads_on_features import AffineHead, fit_nearest_mean
 
 from tests.runtime import toy, toy_embedder
 from vfm.cli import main
@@ -48,13 +48,29 @@ def test_classes_are_inputs_with_a_default(tmp_path, capsys):
     assert session.run(["scores"], inputs)[0].shape == (3, 2)
 
 
+def test_words_of_a_sigmoid_pair_have_a_probability_each(tmp_path):
+    source = toy_embedder.build(tmp_path / "embedder", text=True, bias=-2.0)
+    images, out = tmp_path / "images", tmp_path / "out"
+    toy_embedder.write_pictures(images, COLORS["red"], 2)
+    words = ["classify", images, "--labels", "red,blue", "--model", source, "--bundle", out]
+    assert main([*map(str, words), "--device", "cpu"]) == 0
+    assert runtime_main(["check", str(out), "--device", "cpu"]) == 0
+    model = vfm_runtime.load(out, device="cpu")
+    (pixels,) = toy_embedder.paint(COLORS["red"], 1, seed=1)
+    vector = model.embed(pixels)
+    logits = 20 * model.embed_text(["red", "blue"]) @ vector / np.linalg.norm(vector) - 2
+    np.testing.assert_allclose(model.predict(pixels).scores, 1 / (1 + np.exp(-logits)), atol=1e-4)
+    assert (
+        "By the mean of the vectors of some prompts each: red (3)" in (out / "card.md").read_text()
+    )
+
+
 def test_what_cannot_be_written_is_refused(tmp_path):
-    vectors = np.eye(4, toy_embedder.WIDTH, dtype=np.float32)
-    labels = ["a", "a", "b", "b"]
+    head = AffineHead(np.eye(2, toy_embedder.WIDTH), np.zeros(2))
     other = toy.build(tmp_path / "toy", onefile=False)
     with pytest.raises(OptionError, match="and has labels of its own"):
-        write_class_bundle(other, vectors, labels, tmp_path / "out")
+        write_class_bundle(other, head, ["a", "b"], tmp_path / "out", note="")
     source = toy_embedder.build(tmp_path / "embedder")
     with pytest.raises(OptionError, match=r"is there already\. Name a folder that is not"):
-        write_class_bundle(source, vectors, labels, other)
+        write_class_bundle(source, head, ["a", "b"], other, note="")
     assert not list(tmp_path.glob(".out*"))

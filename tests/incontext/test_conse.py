@@ -68,8 +68,8 @@ def test_an_image_is_the_mean_of_its_likely_names(encoder, weights):
     )
     assert model._names.shape == (1000, 16)
     # A text alone, or beside a longer one that it is padded for, is the same.
-    together = model.embed_texts(["cat", "a photo of a dog"])
-    np.testing.assert_allclose(together[0], model.embed_texts(["cat"])[0], atol=1e-5)
+    together = model.embed_text(["cat", "a photo of a dog"])
+    np.testing.assert_allclose(together[0], model.embed_text(["cat"])[0], atol=1e-5)
 
 
 def test_the_command_reads_words_by_a_classifier(encoder, weights, tmp_path, capsys):

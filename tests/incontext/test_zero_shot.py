@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.image import open_image
+from vfm_runtime.zero_shot import TEMPLATES, fit_zero_shot, make_prompts, read_prompts
 
 from tests.embed.tiny_pair import write_tiny_pair
+from tests.image_folders import write_image_folder
 from tests.runtime.toy_embedder import write_pictures
 from vfm.cli import main
 from vfm.incontext import command
 from vfm.incontext.towers import open_image_text_model
-from vfm.incontext.zero_shot import TEMPLATES, fit_zero_shot, make_prompts, read_prompts
 
 COLORS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
 
@@ -31,7 +32,7 @@ class ColorPair:
     def embed_prepared(self, inputs):
         return self.normalize(inputs["color"])
 
-    def embed_texts(self, texts):
+    def embed_text(self, texts):
         first = [min(COLORS, key=lambda color, t=text: t.find(color) % 1000) for text in texts]
         return self.normalize(np.array([COLORS[color] for color in first]) - 0.4)
 
@@ -125,7 +126,7 @@ def test_prompts_are_averaged_and_sigmoids_stand_alone():
     np.testing.assert_allclose(np.linalg.norm(classifier.vectors, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(classifier.vectors[0, 0], classifier.vectors[0, 2])
     pair.bias = -5.0
-    (answer,) = fit_zero_shot(pair, prompts).answer(pair.embed_texts(["red"]))
+    (answer,) = fit_zero_shot(pair, prompts).answer(pair.embed_text(["red"]))
     assert answer.score == pytest.approx(1 / (1 + np.exp(-(20.0 - 5.0))))
     assert fit_zero_shot(pair, prompts).answer(np.zeros((0, 3), np.float32)) == []
 
@@ -154,8 +155,9 @@ def test_a_tiny_pair_of_open_clip(tmp_path, capsys):
     (tmp_path / "bad.pt").write_bytes(b"none")
     with pytest.raises(DataError, match=r"bad\.pt cannot be loaded into 'tiny_pair' \("):
         open_image_text_model("open_clip:tiny_pair", base=tmp_path / "bad.pt")
-    images = tmp_path / "images"
-    paths = write_pictures(images, (200, 40, 40), 2)
+    # Of the model's own size, so that nothing is resized.
+    images = write_image_folder(tmp_path / "images", num_classes=1, images_per_class=2)
+    paths = sorted(images.rglob("*.png"))
     words = ["classify", images, "--labels", "cat,dog", "--model", "open_clip:tiny_pair"]
     words += ["--base", tmp_path / "weights.pt", "--device", "cpu", "--json", "true"]
     assert main([str(word) for word in words]) == 0

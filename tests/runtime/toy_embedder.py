@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.runtime import toy
 
@@ -24,10 +25,42 @@ CONTRACT = {
 }
 
 
-def build(folder: Path, fingerprint: str = CONTRACT["embedding"]["fingerprint"]) -> Path:
+TEXT = {"file": "tokenizer.json", "clean": "lower", "length": 8, "scale": 20.0, "marks": ["<end>"]}
+COLORS = {"red": (200, 40, 40), "blue": (40, 40, 200), "green": (40, 200, 40)}
+
+
+def write_text_tower(folder: Path, metadata: str) -> None:
+    """A tower that knows the names of some colors: the vector of a text is the sum of theirs."""
+    words = {"[PAD]": 0, "[UNK]": 1, **{name: 2 + i for i, name in enumerate(COLORS)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(TEXT["length"])
+    tokenizer.enable_padding(length=TEXT["length"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    rows = np.zeros((len(words), WIDTH), np.float32)
+    rows[2:] = np.repeat(np.array(list(COLORS.values())) / 255 - 0.5, 16, axis=1)
+    rows[2:] /= np.linalg.norm(rows[2:], axis=1, keepdims=True)
+    nodes = [
+        helper.make_node("Gather", ["rows", "tokens"], ["each"]),
+        helper.make_node("ReduceSum", ["each", "axis"], ["text_embedding"], keepdims=0),
+    ]
+    constants = [toy._const("rows", rows), toy._const("axis", np.array([1]))]
+    tokens = ("tokens", TensorProto.INT64, ["N", TEXT["length"]])
+    answer = ("text_embedding", TensorProto.FLOAT, ["N", WIDTH])
+    toy.save_graph(folder / "text.onnx", nodes, constants, tokens, [answer], metadata)
+
+
+def build(
+    folder: Path,
+    fingerprint: str = CONTRACT["embedding"]["fingerprint"],
+    *,
+    text: bool = False,
+    **more,
+) -> Path:
     """Write the bundle and return its folder."""
     folder.mkdir(parents=True)
     contract = {**CONTRACT, "embedding": {**CONTRACT["embedding"], "fingerprint": fingerprint}}
+    contract |= {"tokenizer": {**TEXT, **more}} if text else {}
     metadata = json.dumps(contract)
     toy.save_preprocess(folder / "preprocess.onnx", metadata)
     nodes = [
@@ -42,6 +75,8 @@ def build(folder: Path, fingerprint: str = CONTRACT["embedding"]["fingerprint"])
     pixels = ("pixels", TensorProto.UINT8, ["N", toy.SIDE, toy.SIDE, 3])
     answer = ("embedding", TensorProto.FLOAT, ["N", WIDTH])
     toy.save_graph(folder / "model.onnx", nodes, constants, pixels, [answer], metadata)
+    if text:
+        write_text_tower(folder, metadata)
     write_pictures(folder / "golden", (200, 40, 40), 2)
     toy.write_vfm_json(folder, contract)
     return folder

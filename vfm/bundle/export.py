@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-import vfm_runtime
 from vfm_runtime.bundle.contract import (
     CARD_FILE,
     MODEL_FILE,
@@ -20,12 +16,13 @@ from vfm_runtime.bundle.contract import (
     WEIGHTS_FILE,
     Contract,
 )
-from vfm_runtime.bundle.manifest import Manifest, list_bundle_files, write_manifest
+from vfm_runtime.bundle.manifest import write_manifest
 from vfm_runtime.tasks.base import Arrays
 
 from vfm.bundle.accuracy import AccuracyMeter, open_run
 from vfm.bundle.card import format_card
 from vfm.bundle.contract import make_contract
+from vfm.bundle.drafts import load_draft, replace_folder, write_draft, write_json
 from vfm.bundle.errors import ExportError
 from vfm.bundle.golden import write_golden
 from vfm.bundle.multi_head import choose_ood_head, name_checkpoints, require_one_backbone
@@ -38,6 +35,7 @@ from vfm.bundle.onnx_graphs import (
 )
 from vfm.bundle.ood import OodFit, Reference, fit_drift_reference, fit_ood, open_training
 from vfm.bundle.options import ExportOptions
+from vfm.bundle.pair import export_pair
 from vfm.bundle.parity import (
     Parity,
     choose_images,
@@ -50,6 +48,7 @@ from vfm.bundle.triton import write_triton
 from vfm.tasks import BaseTask
 from vfm.tasks.calibration import Calibration
 from vfm.tasks.checkpoint import Checkpoint
+from vfm.tasks.image_text import PREFIX
 from vfm.tasks.predictor import TorchPredictor
 from vfm.tasks.validation import Validation
 
@@ -67,7 +66,7 @@ def export_files(checkpoints: Sequence[str], options: ExportOptions) -> Path:
 
     Args:
         checkpoints: A .ckpt file of a training run, or its adapter.safetensors; or several, each as FILE or NAME=FILE;
-            or the name of a backbone, for a bundle that only embeds.
+            or the name of a backbone, or of a pair of towers, open_clip:NAME/WEIGHTS, for a bundle that only embeds.
         options: Options of the export.
 
     Returns:
@@ -79,6 +78,17 @@ def export_files(checkpoints: Sequence[str], options: ExportOptions) -> Path:
         ExportError: The folder exists, the checkpoints do not go together, or the graphs cannot be written.
     """
     options.check()
+    pairs = [name for name in checkpoints if name.startswith(PREFIX)]
+    if pairs and len(checkpoints) == 1:
+        parity = export_pair(pairs[0], options)
+        print(f"Parity on {parity}\nBundle: {options.out}")
+        return options.out
+    if pairs or options.text:
+        what = f"{pairs[0]} stands beside others" if pairs else f"{checkpoints[0]} reads no words"
+        raise ExportError(
+            f"{what}: --text goes with a pair of towers alone, which has a bundle of its own. Give vfm export "
+            f"{PREFIX}NAME/WEIGHTS --text true, or leave it out."
+        )
     files = name_checkpoints(checkpoints)
     if options.data is not None and len(files) > 1:
         raise ExportError(
@@ -154,14 +164,8 @@ def write_bundle(
     for task in tasks.values():
         task.cpu().float().eval()
     out = options.out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and moved there when proved, so that no half or wrong bundle ever stands under its name.
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with write_draft(out) as draft:
         parity = _write(draft, checkpoints, images, paths, options)
-        _replace(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     if options.triton is not None:
         precision = "fp16" if options.fp16 else "fp32"
         task = next(iter(tasks.values()))
@@ -191,21 +195,21 @@ def _write(
     # Before anything that takes long: a graph that is wrong need not be measured.
     exported = ExportedModel(contract, tasks, reference).eval()
     model = TorchPredictor(next(iter(tasks.values())), contract, exported)
-    runtime = _load(folder, contract, "fp32")
+    runtime = load_draft(folder, contract, "fp32")
     parity = compare(model, runtime, paths, options.tolerance)
     if not parity.passed:
-        _write_json(folder / PARITY_FILE, parity.to_dict())
+        write_json(folder / PARITY_FILE, parity.to_dict())
         write_manifest(folder, contract)
         rejected = options.out.with_name(options.out.name + ".rejected")
-        _replace(folder, rejected)
+        replace_folder(folder, rejected)
         raise_disagreement(parity, rejected)
     compare_embeddings(model, runtime, [Path(image.name) for image in parity.images])
     written = _write_precisions(folder, images, samples, options)
-    runtimes = {name: _load(folder, contract, name) for name in written}
+    runtimes = {name: load_draft(folder, contract, name) for name in written}
     compared = [Path(image.name) for image in parity.images]
     for name, row in written.items():
         row |= compare_precision(runtimes[name], compared, parity.predictions)
-    _write_json(folder / PARITY_FILE, parity.to_dict() | {"precisions": written})
+    write_json(folder / PARITY_FILE, parity.to_dict() | {"precisions": written})
     write_golden(folder, model, parity, runtimes)
     files = (folder / name for name in (MODEL_FILE, WEIGHTS_FILE))
     num_bytes = sum(file.stat().st_size for file in files if file.exists())
@@ -310,12 +314,6 @@ def _write_graphs(
         )
 
 
-def _load(folder: Path, contract: Contract, precision: str) -> vfm_runtime.Model:
-    """Load an unfinished bundle, whose manifest is written last."""
-    draft = Manifest(contract, dict.fromkeys(list_bundle_files(folder), ""))
-    return vfm_runtime.Model(folder, device="cpu", precision=precision, manifest=draft)
-
-
 def _write_precisions(
     folder: Path,
     images: Mapping[str, Validation],
@@ -330,14 +328,3 @@ def _write_precisions(
         name: write_precision(name, folder, meter, samples, options.max_drop)
         for name in options.precisions
     }
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _replace(source: Path, target: Path) -> None:
-    if target.is_dir():
-        shutil.rmtree(target)
-    source.chmod(0o755)  # a temporary folder is its owner's alone
-    source.replace(target)

@@ -16,13 +16,12 @@ from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.media.image import Pixels, open_image
 
 from vfm.bundle.parity import Parity
-from vfm.tasks.predictor import TorchPredictor
 
 _NUMBER, _SIDE = 3, 256
 
 
 def write_golden(
-    folder: Path, model: TorchPredictor, parity: Parity, others: Mapping[str, Predictor]
+    folder: Path, model: Predictor, parity: Parity, others: Mapping[str, Predictor]
 ) -> None:
     """Keep small images spread over those compared, as the model takes them, with their predictions.
 

@@ -7,7 +7,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -163,23 +163,47 @@ def write_model(
     Raises:
         ExportError: The exporter has no such opset, or the contract does not fit; see `ExportedModel`.
     """
-    if opset not in OPSETS:
-        raise ExportError(
-            f"opset is {opset}; choices are {OPSETS[0]} to {OPSETS[-1]}. 20 runs almost everywhere, and from 23 on "
-            "attention is one operator."
-        )
     module = ExportedModel(contract, tasks, reference)
     height, width = module.preprocess.size
     rows = torch.tensor([[0.0, 0.0, width, height, width, height]] * 2)
     examples = {"pixels": torch.zeros((2, height, width, 3), dtype=torch.uint8), "geometry": rows}
     inputs = {name: examples[name] for name in contract.ports()[0]}
+    write_graph(path, module, inputs, module.outputs, contract, opset)
+
+
+def write_graph(
+    path: Path,
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    contract: Contract,
+    opset: int,
+) -> None:
+    """Write what a module computes as an ONNX file with the contract inside; the first dimensions are free.
+
+    Args:
+        path: The ONNX file to write; weights beyond 2 GB go to one beside it.
+        module: Module whose `forward` returns the outputs by name.
+        inputs: Examples by the names of the arguments of `forward`.
+        outputs: Names of the outputs, in their order.
+        contract: What the bundle promises.
+        opset: Version of the operators; from 23 on, attention is one operator.
+
+    Raises:
+        ExportError: The exporter has no such opset.
+    """
+    if opset not in OPSETS:
+        raise ExportError(
+            f"opset is {opset}; choices are {OPSETS[0]} to {OPSETS[-1]}. 20 runs almost everywhere, and from 23 on "
+            "attention is one operator."
+        )
     with _silence_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
-            kwargs=inputs,
+            kwargs=dict(inputs),
             dynamic_shapes={name: {0: torch.export.Dim.DYNAMIC} for name in inputs},
             input_names=list(inputs),
-            output_names=list(module.outputs),
+            output_names=list(outputs),
             opset_version=opset,
             dynamo=True,
             verbose=False,

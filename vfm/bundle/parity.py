@@ -18,8 +18,6 @@ from vfm_runtime.media.video import find_media, is_video, read_video
 from vfm_runtime.tasks.base import Prediction
 from vfm_runtime.tasks.embedding import measure_cosine
 
-from vfm.tasks.predictor import TorchPredictor
-
 MIN_IMAGES = 32
 """Least number of images that prove anything, unless fewer are asked for."""
 
@@ -131,7 +129,7 @@ def require_folder(folder: Path) -> None:
 
 
 def compare(
-    model: TorchPredictor, runtime: vfm_runtime.Model, paths: Sequence[Path], tolerance: float
+    model: Predictor, runtime: vfm_runtime.Model, paths: Sequence[Path], tolerance: float
 ) -> Parity:
     """Predict every image by torch, by the bundle alone and by the bundle in batches of mixed sizes.
 
@@ -182,9 +180,7 @@ def compare(
     )
 
 
-def compare_embeddings(
-    model: TorchPredictor, runtime: vfm_runtime.Model, paths: Sequence[Path]
-) -> None:
+def compare_embeddings(model: Predictor, runtime: vfm_runtime.Model, paths: Sequence[Path]) -> None:
     """Compare the embeddings of a bundle, where it gives any, with those of the model; arguments are `compare`'s.
 
     Raises:

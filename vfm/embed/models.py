@@ -11,8 +11,8 @@ from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
-from vfm.embed.image_text import IMAGE_TOWER, PREFIX, open_pair
 from vfm.tasks.checkpoint import Checkpoint
+from vfm.tasks.image_text import IMAGE_TOWER, PREFIX, open_pair
 from vfm.tasks.predictor import TorchPredictor
 
 

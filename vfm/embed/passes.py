@@ -16,6 +16,7 @@ from vfm_runtime.media.image import ImageError, ImageSource
 from vfm_runtime.media.video import read_video
 from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.embedding import EmbeddingSpec
+from vfm_runtime.zero_shot import TextModel
 
 from vfm.data.dataset import read_source
 from vfm.data.tar import ShardError
@@ -38,6 +39,10 @@ class ImageTower(Protocol):
 
     def embed_prepared(self, inputs: Arrays) -> NDArray[np.float32]:
         """Return the embeddings, [N, D], of what `prepare` has made of several images, joined."""
+
+
+class ImageTextModel(ImageTower, TextModel, Protocol):
+    """An image tower and a text tower, whose vectors, of norm 1, can be compared by cosine."""
 
 
 class Prepared(NamedTuple):

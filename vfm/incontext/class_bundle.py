@@ -1,19 +1,18 @@
-"""Bundle with a class matrix: an embedding bundle whose graph also answers by class means, as inputs with a default."""
+"""Bundle with a class matrix: an embedding bundle whose graph also answers by class rows, as inputs with a default."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from vfm_runtime.bundle.contract import (
     CARD_FILE,
     GOLDEN_DIR,
@@ -24,12 +23,14 @@ from vfm_runtime.bundle.contract import (
     WEIGHTS_FILE,
     Contract,
 )
-from vfm_runtime.bundle.manifest import Manifest, read_bundle, write_manifest
-from vfm_runtime.bundle.model import Model
+from vfm_runtime.bundle.manifest import read_bundle, write_manifest
 from vfm_runtime.errors import DataError, OptionError
-from vfm_runtime.heads_on_features import AffineHead, fit_nearest_mean
+from vfm_runtime.heads_on_features import AffineHead
 from vfm_runtime.tasks.classification import ClassificationType
 from vfm_runtime.tasks.embedding import EmbeddingType
+from vfm_runtime.text import TEXT_FILE, TEXT_WEIGHTS_FILE
+
+from vfm.bundle.drafts import load_draft, write_draft
 
 MATRIX = "class_matrix"
 """Input of the graph with a row for each class, [C, D]; `class_bias` [C] and `class_center` [D] go with it."""
@@ -37,18 +38,26 @@ _MOST_DIFFERENCE = 1e-3
 
 
 def write_class_bundle(
-    bundle: Path, embeddings: NDArray[np.float32], labels: list[str], out: Path
+    bundle: Path,
+    head: AffineHead,
+    labels: Sequence[str],
+    out: Path,
+    *,
+    note: str,
+    sigmoid: bool = False,
 ) -> Contract:
-    """Write a bundle that labels images by the nearest class mean of a few examples, and still embeds.
+    """Write a bundle that labels images by a head on its embedding, such as class means or words, and still embeds.
 
-    The means are overridable inputs of its graph (initializers that are inputs too): a client of ONNX that gives others
-    adds classes without an export, and one that gives none has these. Graphs of fewer bits are left out.
+    The rows of the head are overridable inputs of its graph (initializers that are inputs too): a client of ONNX that
+    gives others adds classes without an export, and one that gives none has these. Graphs of fewer bits are left out.
 
     Args:
         bundle: Folder of a bundle whose only answer is an embedding.
-        embeddings: Vectors of the examples that the bundle gives, [N, D].
-        labels: Class of each example.
+        head: Affine map of vectors, centered and of norm 1, to logits.
+        labels: Names of the classes, in the order of the rows.
         out: Folder to write, which is not there yet.
+        note: What the card says of the classes.
+        sigmoid: Whether each class has a probability of its own, in place of one among all.
 
     Raises:
         OptionError: The bundle answers something else, or the folder is there.
@@ -62,45 +71,48 @@ def write_class_bundle(
         )
     if out.exists():
         raise OptionError(f"{out} is there already. Name a folder that is not.")
-    names = tuple(sorted(set(labels)))
-    head = fit_nearest_mean(embeddings, np.array([names.index(label) for label in labels]))
+    center = np.zeros(head.weight.shape[1]) if head.center is None else head.center
+    head = replace(head, center=center, normalizes=True)
     extensions = {**source.extensions, MATRIX: {"input": MATRIX}}
     contract = replace(
-        source, task=ClassificationType.name, labels=names, rules=None, extensions=extensions
+        source,
+        task=ClassificationType.name,
+        labels=tuple(labels),
+        rules=None,
+        extensions=extensions,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        _write_graphs(bundle, draft, contract, head)
-        _write_golden(bundle, draft, contract, head)
+    with write_draft(out) as draft:
+        _write_graphs(bundle, draft, contract, head, "Sigmoid" if sigmoid else "Softmax")
+        _write_golden(bundle, draft, contract, head, sigmoid)
         card = bundle / CARD_FILE
         text = card.read_text(encoding="utf-8") if card.is_file() else ""
-        counts = ", ".join(f"{name} ({labels.count(name)})" for name in names)
-        note = f"\n## Classes\n\nBy the nearest mean of a few examples each: {counts}. Not judged here.\n"
-        (draft / CARD_FILE).write_text(text + note, encoding="utf-8")
+        text += f"\n## Classes\n\n{note} Not judged here.\n"
+        (draft / CARD_FILE).write_text(text, encoding="utf-8")
         write_manifest(draft, contract)
-        draft.chmod(0o755)
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return contract
 
 
-def _write_graphs(bundle: Path, draft: Path, contract: Contract, head: AffineHead) -> None:
-    preprocess = onnx.load(bundle / PREPROCESS_FILE)
-    model = onnx.load(bundle / MODEL_FILE, load_external_data=False)
-    if (bundle / WEIGHTS_FILE).exists():
-        shutil.copyfile(bundle / WEIGHTS_FILE, draft / WEIGHTS_FILE)
-    _add_head(model.graph, head, contract)
-    for graph, name in ((preprocess, PREPROCESS_FILE), (model, MODEL_FILE)):
+def _write_graphs(
+    bundle: Path, draft: Path, contract: Contract, head: AffineHead, activation: str
+) -> None:
+    text = contract.text
+    for name in (WEIGHTS_FILE, *([] if text is None else [TEXT_WEIGHTS_FILE, text.file])):
+        if (bundle / name).exists():
+            shutil.copyfile(bundle / name, draft / name)
+    for name in (PREPROCESS_FILE, MODEL_FILE, *([] if text is None else [TEXT_FILE])):
+        graph = onnx.load(bundle / name, load_external_data=False)
+        if name == MODEL_FILE:
+            _add_head(graph.graph, head, contract, activation)
         del graph.metadata_props[:]
         helper.set_model_props(graph, {METADATA_KEY: contract.to_json()})
         onnx.save(graph, draft / name)
     onnx.checker.check_model(draft / MODEL_FILE)
 
 
-def _add_head(graph: onnx.GraphProto, head: AffineHead, contract: Contract) -> None:
-    """Add the nearest class mean to a graph, whose first output becomes `scores`."""
+def _add_head(
+    graph: onnx.GraphProto, head: AffineHead, contract: Contract, activation: str
+) -> None:
+    """Add a head to a graph, whose first output becomes `scores`."""
     assert contract.embedding is not None
     assert head.center is not None
     embedding = contract.embedding.output
@@ -125,7 +137,7 @@ def _add_head(graph: onnx.GraphProto, head: AffineHead, contract: Contract) -> N
         ("Transpose", [MATRIX], "class_columns", {"perm": [1, 0]}),
         ("MatMul", ["class_unit", "class_columns"], "class_products", {}),
         ("Add", ["class_products", "class_bias"], "class_logits", {}),
-        ("Softmax", ["class_logits"], "scores", {"axis": 1}),
+        (activation, ["class_logits"], "scores", {"axis": 1} if activation == "Softmax" else {}),
     ]
     for kind, inputs, output, options in nodes:
         graph.node.append(helper.make_node(kind, inputs, [output], name=output, **options))
@@ -134,15 +146,16 @@ def _add_head(graph: onnx.GraphProto, head: AffineHead, contract: Contract) -> N
     graph.output.insert(0, scores)
 
 
-def _write_golden(bundle: Path, draft: Path, contract: Contract, head: AffineHead) -> None:
+def _write_golden(
+    bundle: Path, draft: Path, contract: Contract, head: AffineHead, sigmoid: bool
+) -> None:
     """Compare the graph with numpy on the golden images of the other bundle, and keep its answers to them."""
     images = sorted((bundle / GOLDEN_DIR).glob("*.png"))
     if not images:
         return
-    unfinished = Manifest(contract, dict.fromkeys((PREPROCESS_FILE, MODEL_FILE), ""))
-    model = Model(draft, device="cpu", precision="fp32", manifest=unfinished)
-    vectors = model.embed(images)
-    expected = softmax(head.compute_logits(vectors), axis=1)
+    model = load_draft(draft, contract)
+    logits = head.compute_logits(model.embed(images))
+    expected = expit(logits) if sigmoid else softmax(logits, axis=1)
     predictions = model.predict(images)
     difference = max(
         float(np.abs(one.scores - row).max())

@@ -12,16 +12,21 @@ from typing import Any
 
 import numpy as np
 from vfm_runtime.errors import DataError, OptionError
+from vfm_runtime.heads_on_features import fit_nearest_mean
+from vfm_runtime.zero_shot import (
+    REFUSED,
+    fit_zero_shot,
+    make_prompts,
+    read_prompts,
+)
 
-from vfm.embed.image_text import ImageTextModel
 from vfm.embed.models import open_embedder
-from vfm.embed.passes import ImageTower, Prepared, embed_batches
+from vfm.embed.passes import ImageTextModel, ImageTower, Prepared, embed_batches
 from vfm.embed.sources import SourceImage, list_source_images
 from vfm.incontext.class_bundle import write_class_bundle
 from vfm.incontext.few_shot import fit_few_shot
 from vfm.incontext.support_curve import format_points, measure_supports, write_curve
 from vfm.incontext.towers import open_image_text_model
-from vfm.incontext.zero_shot import REFUSED, fit_zero_shot, make_prompts, read_prompts
 from vfm.models.heads.embedding import EmbeddingSource
 
 
@@ -50,7 +55,8 @@ def classify(
 
     Args:
         images: Folder of images, or a table of them.
-        model: Name of a backbone, checkpoint or folder of a bundle; for words open_clip:NAME/WEIGHTS or conse:NAME.
+        model: Name of a backbone, checkpoint or folder of a bundle; for words open_clip:NAME/WEIGHTS, a bundle of it,
+            or conse:NAME.
         examples: Folder with a folder of images for each class, named by it.
         labels: In place of examples: labels as words, with commas between.
         templates: Texts that labels stand in, in place of {}; several are averaged.
@@ -62,7 +68,8 @@ def classify(
         base: File of the backbone's weights, for an adapter, or for a name in place of timm's.
         curve: Folder to write the accuracy of 1, 2, 4, 8 and 16 examples a class to, as JSON, plot and page.
         draws: Number of random supports of each size of the curve.
-        bundle: Folder to write a bundle to that labels by the means of these examples, which any client may replace.
+        bundle: Folder to write a bundle to that labels by the means of these examples or by the words, which any client
+            may replace.
         json: Print JSON, one object a line and image.
         device: cpu, cuda, or auto for CUDA where there is one.
         batch_size: Number of images that go through the model at once.
@@ -80,7 +87,7 @@ def classify(
             "--examples DIR, --labels cat,dog and --prompts FILE."
         )
     allowed: dict[tuple[str, ...], dict[str, object]] = {
-        ("examples",): {"curve": curve, "embedding": embedding, "bundle": bundle},
+        ("examples",): {"curve": curve, "embedding": embedding},
         ("labels",): {"templates": templates or None},
         ("labels", "prompts"): {"text": text, "none-below": none_below, "none-images": none_images},
     }
@@ -91,13 +98,20 @@ def classify(
             raise OptionError(
                 f"--{misplaced[0]} goes with {where}, not with --{chosen[0]}. Leave it out."
             )
+    if bundle is not None and not Path(model).is_dir():
+        how = "--text true -o" if examples is None else "-o"
+        raise OptionError(
+            f"--bundle adds classes to a bundle, and {model} is none. Export it first: vfm export {model} --images "
+            f"IMAGES {how} BUNDLE."
+        )
     shown = list_source_images(images)
     if examples is None:
         texts = (
             read_prompts(prompts) if prompts else make_prompts(str(labels).split(","), templates)
         )
         pair = open_image_text_model(model, base=base, text=text, device=device)
-        _classify_by_words(shown, pair, texts, none_below, none_images, json, batch_size)
+        target = None if bundle is None else (Path(model), bundle)
+        _classify_by_words(shown, pair, texts, none_below, none_images, json, batch_size, target)
         return
     labeled = _list_examples(examples)
     predictor, _ = open_embedder(model, source=embedding, base=base, device=device, trust=trust)
@@ -123,12 +137,15 @@ def classify(
         print(format_points(points), file=sys.stderr)
         write_curve(curve, points, f"{len(taught)} examples of {len(counts)} classes by {model}")
     if bundle is not None:
-        if not Path(model).is_dir():
-            raise OptionError(
-                f"--bundle adds classes to a bundle, and {model} is none. Export it first: vfm export {model} --images "
-                "IMAGES -o BUNDLE."
-            )
-        write_class_bundle(Path(model), vectors, classes, bundle)
+        names = classifier.labels
+        note = "By the nearest mean of a few examples each: "
+        write_class_bundle(
+            Path(model),
+            fit_nearest_mean(vectors, np.array([names.index(label) for label in classes])),
+            names,
+            bundle,
+            note=note + ", ".join(f"{name} ({counts[name]})" for name in names) + ".",
+        )
         print(f"{bundle}: labels by the nearest mean of each class", file=sys.stderr)
     answered, vectors = _embed(predictor, shown, batch_size)
     scores = classifier.score(vectors) if answered else np.zeros((0, len(classifier.labels)))
@@ -145,10 +162,28 @@ def _classify_by_words(
     none_images: Path | None,
     json: bool,
     batch_size: int,
+    target: tuple[Path, Path] | None,
 ) -> None:
+    """Print the label of each image; `target` is the bundle of the model, and the folder of one with these labels."""
     if none_below is not None and none_images is not None:
         raise OptionError("--none-images chooses what --none-below gives. Leave one of them out.")
+    if target is not None and (none_below is not None or none_images is not None):
+        raise OptionError(
+            "--bundle labels each image, and 'none of these' is no part of it. Leave --none-below and --none-images "
+            "out."
+        )
     classifier = fit_zero_shot(model, prompts)
+    if target is not None:
+        counts = ", ".join(f"{name} ({len(some)})" for name, some in prompts.items())
+        write_class_bundle(
+            target[0],
+            classifier.make_head(),
+            classifier.labels,
+            target[1],
+            note=f"By the mean of the vectors of some prompts each: {counts}.",
+            sigmoid=classifier.bias is not None,
+        )
+        print(f"{target[1]}: labels by words", file=sys.stderr)
     if none_images is not None:
         _, others = _embed(model, list_source_images(none_images), batch_size)
         none_below = classifier.calibrate(others)

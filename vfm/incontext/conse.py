@@ -77,7 +77,7 @@ class ConseModel:
         weights = scores.cpu().numpy()[..., None]
         return _normalize((weights * self._names[classes.cpu().numpy()]).sum(axis=1))
 
-    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the vectors of texts, [M, D]."""
         return self._encode(texts)
 

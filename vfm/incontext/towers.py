@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import vfm_runtime
 from vfm_runtime.errors import OptionError
 
-from vfm.embed.image_text import PREFIX, ImageTextModel, open_pair
+from vfm.embed.passes import ImageTextModel
 from vfm.incontext import conse
+from vfm.tasks.image_text import PREFIX, open_pair
 
 
 def open_image_text_model(
@@ -15,7 +17,8 @@ def open_image_text_model(
 ) -> ImageTextModel:
     """Open a model by name: `open_clip:NAME/WEIGHTS`, with one of open_clip's tags of weights, or a file of them.
 
-    Or `conse:NAME`, a classifier of timm whose class names a text encoder reads.
+    Or the folder of a bundle of such a pair; or `conse:NAME`, a classifier of timm whose class names a text encoder
+    reads.
 
     Args:
         name: Name of the model, and of its weights after a slash.
@@ -32,6 +35,10 @@ def open_image_text_model(
         return conse.open_conse(name, base=base, text=text, device=device)
     if text is not None:
         raise OptionError(f"--text goes with {conse.PREFIX}NAME, not with '{name}'. Leave it out.")
+    if Path(name).is_dir():
+        bundle = vfm_runtime.load(name, device=device, precision="fp32")
+        if bundle.scale is not None:
+            return bundle
     if not name.startswith(PREFIX):
         raise OptionError(
             f"'{name}' has no text tower, so that words cannot be compared with images. Give --model "

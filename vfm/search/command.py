@@ -15,7 +15,6 @@ from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import Pixels, open_image
 from vfm_runtime.search import Neighbor
 
-from vfm.embed.image_text import PREFIX, ImageTextModel
 from vfm.embed.models import open_embedder
 from vfm.embed.query_map import QueryMap
 from vfm.embed.store import EmbeddingStore
@@ -24,6 +23,7 @@ from vfm.search.exact import SearchResult, search_store
 from vfm.search.index import EXACT_UP_TO, IndexFacts, search_index
 from vfm.search.options import open_filtered
 from vfm.search.pictures import open_picture
+from vfm.tasks.image_text import PREFIX
 
 
 def search(
@@ -50,7 +50,7 @@ def search(
         store: Folder or address of the embeddings that `vfm embed` wrote.
         image: Image to look for.
         box: Part of the image to look for, as x,y,w,h in pixels.
-        text: Words to look for, in a store whose model has a text tower (open_clip:NAME/WEIGHTS).
+        text: Words to look for, in a store whose model has a text tower (open_clip:NAME/WEIGHTS, or a bundle of it).
         where: Only among rows for which this holds, such as "label = 'cat' and split in ('train', 'val')".
         k: Number of images to list.
         exact: Compare every vector of a large store with an index, too.
@@ -207,14 +207,14 @@ def embed_query(
     name = model or origin.model
     if base is None and origin.base is not None and name == origin.model:
         base = Path(origin.base)
-    if isinstance(query, str) and not name.startswith(PREFIX):
+    is_bundle = Path(name).is_dir()
+    if isinstance(query, str) and not is_bundle and not name.startswith(PREFIX):
         raise OptionError(
             f"--text '{query}' cannot be looked for: {store.uri} holds vectors of {name} ({origin.source}), a model of "
             "images alone, without a text tower. Choices: --image FILE, or --image FILE --box x,y,w,h for a part of "
             f"it; words in columns are found with --where \"label = 'cat'\"; and a store by {PREFIX}NAME/WEIGHTS reads "
             "words."
         )
-    is_bundle = Path(name).is_dir()
     predictor, spec = open_embedder(
         name,
         source=None if is_bundle else origin.source,
@@ -231,11 +231,7 @@ def embed_query(
             f"--text '{query}' cannot be looked for yet: {store.uri} is being migrated to {name}, and the linear map "
             "for its queries was fitted on images. Wait until all are embedded, or look for an --image."
         )
-    if isinstance(query, str):
-        assert isinstance(predictor, ImageTextModel)
-        (vector,) = predictor.embed_texts([query])
-    else:
-        vector = predictor.embed(query)
+    vector = predictor.embed_text(query) if isinstance(query, str) else predictor.embed(query)
     return vector if query_map is None else query_map.apply(vector), query_map
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from vfm_runtime.bundle.manifest import read_manifest, write_manifest
 from vfm_runtime.errors import OptionError
 from vfm_runtime.search import ROWS_FILE, VECTORS_FILE, VectorTable
 
+from vfm.bundle.drafts import write_draft
 from vfm.search.exact import load_block
 from vfm.search.options import open_filtered
 
@@ -52,9 +52,7 @@ def write_vector_bundle(
     cells = {name: [rows[name][row] for row in order] for name in rows}
     paths = cells.pop("path")
     table = VectorTable(embedding, block.vectors[order], paths, cells)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with write_draft(out) as draft:
         for name in set(manifest.files) - {VECTORS_FILE, ROWS_FILE}:
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle / name, draft / name)
@@ -64,8 +62,4 @@ def write_vector_bundle(
         note = f"\n## Search\n\nCarries the vectors of {len(paths):,} images, for `vfm-runtime search`.\n"
         card.write_text(text + note, encoding="utf-8")
         write_manifest(draft, manifest.contract)
-        draft.chmod(0o755)
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return table

@@ -2,7 +2,7 @@
 // nothing: the page of ../browser uses it too. `outputs` holds by name what ONNX Runtime gives: { data, dims }, one row each.
 
 const FORMATS = [1, 2]; // of bundles that are understood here
-const UNHEEDED = ["tiles", "value_range", "group_thresholds", "tokenizer"]; // would change the answers
+const UNHEEDED = ["tiles", "value_range", "group_thresholds"]; // would change the answers
 const TASKS = ["classification", "multilabel", "detection", "deepfake"];
 
 /** Return the contract and the list of files of a parsed vfm.json, or throw. */

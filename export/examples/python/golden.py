@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 FORMATS = (1, 2)  # of bundles that are understood here
-UNHEEDED = ("tiles", "value_range", "group_thresholds", "tokenizer")  # would change the answers
+UNHEEDED = ("tiles", "value_range", "group_thresholds")  # would change the answers
 TASKS = ("classification", "multilabel", "detection", "deepfake")
 
 Outputs = dict[str, NDArray[Any]]

@@ -15,6 +15,7 @@ from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.tasks.multi_head import MultiHeadType
 from vfm_runtime.tasks.registry import MULTI_HEAD, find_task_type, list_tasks
 from vfm_runtime.tasks.tiling import Tiling
+from vfm_runtime.text import TextSpec
 from vfm_runtime.validation import is_deep, is_whole
 
 METADATA_KEY = "vfm"
@@ -187,6 +188,12 @@ class Contract(HeadContract):
         """What the embedding is made of that the graph gives beside its answers; None where it gives none."""
         values = self.extensions.get("embedding")
         return None if values is None else EmbeddingSpec.from_dict(values)
+
+    @property
+    def text(self) -> TextSpec | None:
+        """How words become vectors that are compared with embeddings; None where the bundle has no text tower."""
+        values = self.extensions.get("tokenizer")
+        return None if values is None else TextSpec.from_dict(values)
 
     @property
     def tiling(self) -> Tiling | None:

@@ -7,6 +7,7 @@ from typing import Any
 from vfm_runtime.errors import ContractError, OptionError
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.tasks.tiling import Tiling
+from vfm_runtime.text import TextSpec
 from vfm_runtime.validation import is_deep
 
 EXTENSIONS = {
@@ -17,7 +18,8 @@ EXTENSIONS = {
     "tiles": "large images are cut into tiles: {'side': pixels, 'overlap': fraction, 'max_tiles': count}",
     "value_range": "values of images of more than 8 bits: {'low': black, 'high': white}, numbers, low below high",
     "group_thresholds": "thresholds by group of images: {group: [one a label]}",
-    "tokenizer": "text beside images: {'file': name in the bundle}",
+    "tokenizer": "a text tower beside that of images: {'file': name in the bundle, 'clean': way, 'length': tokens, "
+    "'scale': number}, and maybe 'bias', a number, 'marks', texts, and 'blanked', a token",
 }
 """Optional keys, and what they hold."""
 
@@ -25,6 +27,7 @@ _PORTS = {"class_matrix": "input"}
 _READERS: dict[str, Callable[[Any], object]] = {
     "tiles": Tiling.from_dict,
     "embedding": EmbeddingSpec.from_dict,
+    "tokenizer": TextSpec.from_dict,
 }
 _NAME = r"[A-Za-z0-9_]+"
 
@@ -35,6 +38,8 @@ def check_extensions(extensions: Mapping[str, Any], bundle_format: int) -> None:
     Raises:
         ContractError: With what to upgrade, or what a value may be.
     """
+    if "tokenizer" in extensions and "embedding" not in extensions:
+        raise ContractError.of("tokenizer", extensions["tokenizer"], "'embedding' beside it")
     for name, value in extensions.items():
         if bundle_format < 2:
             raise ContractError(

@@ -21,6 +21,7 @@ from vfm_runtime.bundle.contract import (
 )
 from vfm_runtime.errors import BundleError, ContractError
 from vfm_runtime.search import ROWS_FILE, VECTORS_FILE
+from vfm_runtime.text import TEXT_FILE, TEXT_WEIGHTS_FILE, TOKENIZER_FILE
 
 REQUIRED_FILES = (PREPROCESS_FILE, MODEL_FILE)
 """Without these there is nothing to run."""
@@ -29,6 +30,7 @@ REQUIRED_FILES = (PREPROCESS_FILE, MODEL_FILE)
 _READ_FILES = (
     *(PREPROCESS_FILE, *PRECISION_FILES.values(), WEIGHTS_FILE, ONEFILE_FILE),
     *(REFERENCE_FILE, GOLDEN_FILE, VECTORS_FILE, ROWS_FILE),
+    *(TEXT_FILE, TEXT_WEIGHTS_FILE, TOKENIZER_FILE),
 )
 
 _T = TypeVar("_T")
@@ -178,6 +180,10 @@ def _parse_manifest(folder: Path) -> Manifest:
     except ContractError as error:
         raise ContractError(f"{path}: {error}") from error
     _check_names(folder, values["files"])
+    tower = contract.text
+    for name in () if tower is None else (TEXT_FILE, tower.file):
+        if name not in values["files"]:
+            raise _describe_damage(path, f"it has a text tower, and does not list {name}")
     return Manifest(contract, values["files"])
 
 

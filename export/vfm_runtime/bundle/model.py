@@ -3,11 +3,12 @@
 import ctypes
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vfm_runtime.bundle import providers
 from vfm_runtime.bundle.contract import (
@@ -24,6 +25,7 @@ from vfm_runtime.media.image import ImageSource
 from vfm_runtime.ort import list_errors, summarize_error
 from vfm_runtime.search import VECTORS_FILE, VectorTable
 from vfm_runtime.tasks.base import Arrays
+from vfm_runtime.text import TEXT_FILE, TEXT_OUTPUT, TOKENS, TextSpec, TextTower
 
 if TYPE_CHECKING:
     from vfm_runtime.drift.monitor import DriftMonitor
@@ -87,6 +89,9 @@ class Model(Predictor):
         super().__init__(self.contract.type, batch_size)
         self.value_range = self.contract.value_range
         self.embedding = self.contract.embedding
+        if self.contract.text is not None:
+            self.scale, self.bias = self.contract.text.scale, self.contract.text.bias
+        self._text: TextTower | None = None
         files = self.manifest.files
         self.precisions = tuple(p for p, name in PRECISION_FILES.items() if name in files)
         self._options: dict[str, Any] = {"num_threads": num_threads, "spin": spin}
@@ -159,6 +164,27 @@ class Model(Predictor):
             pixels = self.open_pixels(image)
         return self._run(self._preprocess, PREPROCESS_FILE, {"image": pixels})
 
+    def embed_text(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
+        """Return the vector of one text, float32 [D], or of each of a list, [M, D], by `text.onnx` on the CPU."""
+        if self.contract.text is None:
+            return super().embed_text(texts)
+        self._survive_fork()
+        with self._reopening:
+            if self._text is None:
+                self._text = self._open_text(self.contract.text)
+            tower = self._text
+        vectors = tower.embed([texts] if isinstance(texts, str) else texts)
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    def _open_text(self, spec: TextSpec) -> TextTower:
+        """Open the text tower, when the first text comes: it may be as large as that of images."""
+        path = self.path / TEXT_FILE
+        session = providers.open_session(path, "cpu", **self._options)
+        metadata = session.get_modelmeta().custom_metadata_map
+        check_metadata(self.path, TEXT_FILE, metadata.get(METADATA_KEY), self.contract)
+        expect_ports(session, path, {TOKENS: "int64"}, {TEXT_OUTPUT: "float"})
+        return TextTower(self.path, spec, session)
+
     def _open_preprocess(self) -> None:
         # On the CPU always: it is small work, and the pixels are then the same on every machine.
         self._preprocess = providers.open_session(
@@ -176,11 +202,13 @@ class Model(Predictor):
             )
         with self._reopening:
             if self._process != os.getpid():
-                for session in (self._preprocess, self._model):
+                text = [] if self._text is None else [self._text.session]
+                for session in (self._preprocess, self._model, *text):
                     # Never freed: it would wait for its threads, at the latest when this process ends.
                     ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
                 self._open_preprocess()
                 self._open(self.device, self.device)
+                self._text = None
                 self._process = os.getpid()
 
     def _open(self, where: str, asked: str) -> None:

@@ -34,6 +34,8 @@ class Predictor(ABC):
         value_range: Black and white of values of more than 8 bits; None where the training did not say them.
         embedding: What the vectors of `embed` are made of; None of a model that gives none.
         vectors: Images that `search` compares with; None of a model that carries none.
+        scale: What cosines of images and texts are multiplied by to be logits; None of a model without a text tower.
+        bias: What is then added, where each label has a probability of its own; else None.
     """
 
     task_type: TaskType
@@ -42,6 +44,8 @@ class Predictor(ABC):
     value_range: ValueRange | None = None
     embedding: EmbeddingSpec | None = None
     vectors: VectorTable | None = None
+    scale: float | None = None
+    bias: float | None = None
 
     def __init__(self, task_type: TaskType, batch_size: int = 32) -> None:
         self.task_type = task_type
@@ -173,25 +177,52 @@ class Predictor(ABC):
         require_finite("embeddings", vectors)
         return vectors
 
-    def search(self, images: ImageSource | list[Any] | tuple[Any, ...], k: int = 10) -> Any:
-        """Return the carried images that are most like one image, best first; a list of such lists for a list.
+    def embed_text(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
+        """Return the vector of one text, float32 [D], or of each of a list, [M, D], to compare with those of images.
 
         Args:
-            images: Images as `predict` takes them; each is looked at whole.
+            texts: Words as they stand; what is longer than the text tower's context is cut.
+
+        Raises:
+            OptionError: The model has no text tower, or a text is none.
+            MissingPackageError: What cuts words into tokens is not installed.
+        """
+        raise OptionError(
+            f"This model {self.task_type.summary} and has no text tower, so that words are no vectors to it. Export a "
+            "pair of towers: vfm export open_clip:NAME/WEIGHTS --images IMAGES --text true -o BUNDLE."
+        )
+
+    def search(
+        self,
+        images: ImageSource | list[Any] | tuple[Any, ...] | None = None,
+        k: int = 10,
+        *,
+        text: str | Sequence[str] | None = None,
+    ) -> Any:
+        """Return the carried images that are most like one image, or like words, best first.
+
+        Args:
+            images: Images as `predict` takes them, each looked at whole; for a list a list of answers is returned.
             k: Number of `Neighbor` to return at most for each.
+            text: In place of images: words, or a list of texts.
 
         Raises:
             ImageError: An image cannot be opened.
-            OptionError: The model carries no vectors, or `k` is below 1.
+            OptionError: The model carries no vectors or has no text tower, or `k` is below 1.
         """
+        if (images is None) == (text is None):
+            raise OptionError("A search is for images or for a text. Give one of the two.")
         table = self.vectors
         if table is None:
             raise OptionError(
                 "This model carries no vectors to search in. Write a bundle that does, from a store of its "
                 "embeddings: vfm index STORE --bundle BUNDLE -o OUT."
             )
-        is_many = _is_many(images)
-        queries = self.embed(list(images) if is_many else [images])  # type: ignore[arg-type]
+        is_many = _is_many(images if text is None else text)
+        if text is None:
+            queries = self.embed(list(images) if is_many else [images])  # type: ignore[arg-type]
+        else:
+            queries = self.embed_text([text] if isinstance(text, str) else text)
         neighbors: list[list[Neighbor]] = [table.search(query, k) for query in queries]
         return neighbors if is_many else neighbors[0]
 

@@ -1,7 +1,8 @@
-"""Route of search: the images that a bundle carries which are most like an uploaded one; embedding of uploads."""
+"""Route of search: the images that a bundle carries which are most like an upload, or words; embedding of uploads."""
 
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Annotated, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vfm_runtime.errors import DataError
+from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.image import Pixels
 from vfm_runtime.media.video import is_video
 from vfm_runtime.server.errors import ApiError, describe_errors, respond_json
@@ -19,12 +20,35 @@ from vfm_runtime.server.predict import FILE_BODIES, KNOWN_PARAMETERS
 from vfm_runtime.server.repository import ServedModel
 from vfm_runtime.server.security import TOKEN
 from vfm_runtime.server.service import DEADLINE, RequestContext, get_service
-from vfm_runtime.server.uploads import Upload, check_pixels, open_picture, read_upload
+from vfm_runtime.server.uploads import (
+    Upload,
+    check_pixels,
+    open_picture,
+    read_json_object,
+    read_upload,
+)
 from vfm_runtime.tasks.base import Arrays
 
 router = APIRouter(tags=["search"])
 
 _MOST_NEIGHBORS = 1000
+_LONGEST_TEXT = 2000
+_WORDS = {
+    "type": "object",
+    "required": ["text"],
+    "additionalProperties": False,
+    "properties": {
+        "text": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": _LONGEST_TEXT,
+            "description": "Words to look for, where the bundle has a text tower.",
+        }
+    },
+}
+_BODIES: dict[str, Any] = deepcopy(FILE_BODIES)
+_JSON = _BODIES["content"]["application/json"]
+_JSON["schema"] = {"oneOf": [_JSON["schema"], _WORDS]}
 
 
 class NeighborResponse(BaseModel):
@@ -51,7 +75,7 @@ class SearchResponse(BaseModel):
     dependencies=[TOKEN, DEADLINE, KNOWN_PARAMETERS],
     response_model=SearchResponse,
     responses=describe_errors(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
-    openapi_extra={"requestBody": FILE_BODIES},
+    openapi_extra={"requestBody": _BODIES},
 )
 async def search(
     request: Request,
@@ -61,7 +85,7 @@ async def search(
     version: Annotated[str | None, Query(description="The highest, if left out.")] = None,
     k: Annotated[int, Query(ge=1, le=_MOST_NEIGHBORS, description="Images to list.")] = 10,
 ) -> Response:
-    """Find the images of a bundle that are most like one sent; all of them are compared."""
+    """Find the images of a bundle that are most like one sent, or like words; all of them are compared."""
     service = get_service(request)
     served = service.select_model(request, model, version)
     table = served.model.vectors
@@ -73,11 +97,14 @@ async def search(
         )
     context: RequestContext = request.state.context
 
-    async def answer(upload: Upload) -> Response:
-        vector, _ = await embed_upload(request, served, upload)
+    async def answer(query: Upload | str) -> Response:
         try:
-            neighbors = await service.run_in_thread(table.search, vector[0], k)
-        except DataError as error:
+            if isinstance(query, str):
+                vector = await service.run_in_thread(served.model.embed_text, query)
+            else:
+                vector = (await embed_upload(request, served, query))[0][0]
+            neighbors = await service.run_in_thread(table.search, vector, k)
+        except (DataError, OptionError) as error:
             raise ApiError(422, str(error)) from error
         return respond_json(
             {
@@ -90,7 +117,25 @@ async def search(
             }
         )
 
-    return await service.handle(request, read_upload, answer)
+    return await service.handle(request, _read_query, answer)
+
+
+async def _read_query(request: Request) -> Upload | str:
+    """Read a body: a file, or a JSON object with a text alone; errors are those of `read_upload`."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
+        body = await request.body()
+        values = await get_service(request).run_in_thread(read_json_object, body)
+        if "text" in values:
+            text = values["text"]
+            is_text = isinstance(text, str) and 0 < len(text.strip()) <= len(text) <= _LONGEST_TEXT
+            if not is_text or len(values) > 1:
+                raise ApiError(
+                    422,
+                    f"The JSON object is {str(values)[:80]}. Give {{'text': words to look for}} alone, of at most "
+                    f"{_LONGEST_TEXT} characters.",
+                )
+            return str(text)
+    return await read_upload(request)
 
 
 async def embed_upload(

@@ -1,11 +1,13 @@
 """The route of search, and which requests a drift monitor counts."""
 
 import asyncio
+import base64
 
 import numpy as np
 import pytest
 import vfm_runtime
 from starlette.testclient import TestClient
+from vfm_runtime.bundle.manifest import read_manifest, write_manifest
 from vfm_runtime.server.app import create_app
 from vfm_runtime.server.batching import Batcher
 from vfm_runtime.server.settings import Settings
@@ -47,8 +49,35 @@ def test_search_answers_as_the_model_does(client, searchable):
     assert "/search" in client.get("/openapi.json").json()["paths"]
 
 
+def test_words_are_searched_for(refused, tmp_path):
+    folder = toy_embedder.build(tmp_path / "words", text=True)
+    contract = read_manifest(folder).contract
+    make_table(50).write(folder)
+    write_manifest(folder, contract)
+    settings = Settings(bundles=(str(folder),), device="cpu", num_threads=1, reload_every=0)
+    with TestClient(create_app(settings), base_url=LOCAL) as client:
+        values = client.post("/search?k=3", json={"text": "a red cup"}).json()
+        expected = vfm_runtime.load(folder, device="cpu").search(text="a red cup", k=3)
+        assert values["neighbors"] == [one.to_dict() for one in expected]
+        picture = encoded(toy_embedder.paint(RED, 1)[0], "PNG")
+        data = base64.b64encode(picture).decode()
+        assert len(client.post("/search", json={"data": data}).json()["neighbors"]) == 10
+        for body, text in [
+            ({"text": " "}, "Give {'text': words to look for} alone, of at most 2000 characters"),
+            ({"text": "a" * 2001}, "alone, of at most 2000 characters"),
+            ({"text": "red", "k": 3}, "The JSON object is {'text': 'red', 'k': 3}. Give"),
+            ({"text": 3}, "Give {'text': words to look for} alone"),
+            ({"text": "red <end>"}, "a mark of the tokenizer"),
+            ({"text": "unknown"}, "must not be 0"),
+            ({"word": "red"}, "It takes 'data' alone"),
+        ]:
+            assert text in refused(client.post("/search", json=body), 422, "invalid")
+
+
 def test_what_cannot_be_searched_is_refused(client, refused, searchable, monkeypatch):
     picture = encoded(toy_embedder.paint(RED, 1)[0], "PNG")
+    words = refused(client.post("/search?model=colors", json={"text": "red"}), 422, "invalid")
+    assert "has no text tower, so that words are no vectors to it" in words
 
     def ask(query, content=picture, media="application/octet-stream"):
         return client.post(f"/search?{query}", content=content, headers={"Content-Type": media})

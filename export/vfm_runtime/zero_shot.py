@@ -6,19 +6,38 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
-from vfm_runtime.errors import DataError, OptionError
-from vfm_runtime.teaching.state import check_labels
 
-from vfm.embed.image_text import ImageTextModel
+from vfm_runtime.bundle.predictor import Predictor
+from vfm_runtime.errors import DataError, OptionError
+from vfm_runtime.heads_on_features import AffineHead
+from vfm_runtime.media.image import ImageSource, Pixels
+from vfm_runtime.tasks.base import Arrays
+from vfm_runtime.tasks.classification import ClassificationType
+from vfm_runtime.teaching.state import check_labels
 
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.")
 """Prompts that a label stands in by default."""
 REFUSED = 0.95
 """Fraction of images of none of the labels that a calibrated threshold refuses."""
+
+
+class TextModel(Protocol):
+    """A text tower, whose vectors, of norm 1, are compared with those of images by cosine."""
+
+    @property
+    def scale(self) -> float | None:
+        """What cosines are multiplied by to be logits."""
+
+    @property
+    def bias(self) -> float | None:
+        """What is then added, where each label has a probability of its own (SigLIP); None of CLIP."""
+
+    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the vectors of texts, [M, D]."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,19 @@ class ZeroShotClassifier:
         """Return cosines [N, C] of the vectors of images, [N, D], with the labels."""
         return np.asarray(embeddings @ self.vectors.T, np.float32)
 
+    def make_head(self) -> AffineHead:
+        """Return the affine map of vectors of images to logits."""
+        bias = np.full(len(self.labels), self.bias or 0.0)
+        return AffineHead(self.scale * self.vectors.astype(np.float64), bias)
+
+    def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return probabilities [N, C] of the labels, for the vectors of images, [N, D]."""
+        logits = self.make_head().compute_logits(embeddings)
+        if self.bias is not None:
+            return np.asarray(1 / (1 + np.exp(-logits)))
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
     def answer(
         self, embeddings: NDArray[np.float32], none_below: float | None = None
     ) -> list[ZeroShotAnswer]:
@@ -62,8 +94,7 @@ class ZeroShotClassifier:
         if len(embeddings) == 0:
             return []
         cosines = self.compute_similarities(embeddings)
-        logits = self.scale * cosines.astype(np.float64)
-        scores = softmax(logits, axis=1) if self.bias is None else expit(logits + self.bias)
+        scores = self.score(embeddings)
         answers = []
         for row, similar in zip(scores, cosines, strict=True):
             best = int(similar.argmax())
@@ -86,19 +117,50 @@ class ZeroShotClassifier:
         return float(np.quantile(self.compute_similarities(embeddings).max(axis=1), REFUSED))
 
 
-def fit_zero_shot(
-    model: ImageTextModel, prompts: Mapping[str, Sequence[str]]
-) -> ZeroShotClassifier:
+class ZeroShotModel(Predictor):
+    """A model of images and texts, asked which of some labels, given as words, an image shows."""
+
+    def __init__(self, model: Predictor, classifier: ZeroShotClassifier) -> None:
+        """Take the labels in place of the model's own.
+
+        Args:
+            model: Model that embeds images and texts.
+            classifier: Labels as vectors of that model.
+        """
+        super().__init__(ClassificationType(classifier.labels, None), model.batch_size)
+        self.value_range, self.embedding = model.value_range, model.embedding
+        self._model = model
+        self._classifier = classifier
+
+    def prepare(self, image: ImageSource) -> Arrays:
+        """Open one image and bring it to the model's size."""
+        return self._model.prepare(image)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Return `scores` [N, C] of what `prepare` has made of one image or of several joined."""
+        scores = self._classifier.score(self._model.embed_prepared(inputs))
+        return {"scores": scores.astype(np.float32)}
+
+    def open_pixels(self, image: ImageSource) -> Pixels:
+        """Open one image as the model does."""
+        return self._model.open_pixels(image)
+
+
+def fit_zero_shot(model: TextModel, prompts: Mapping[str, Sequence[str]]) -> ZeroShotClassifier:
     """Make a classifier of words: the vector of a label is the mean of those of its prompts (Radford et al., 2021).
 
     Args:
         model: Pair of an image and a text tower.
         prompts: Texts by label, whose vectors are averaged.
+
+    Raises:
+        OptionError: The model has no text tower.
     """
     rows = []
     for texts in prompts.values():
-        mean = model.embed_texts(texts).mean(axis=0)
+        mean = model.embed_text(texts).mean(axis=0)
         rows.append(mean / max(float(np.linalg.norm(mean)), 1e-12))
+    assert model.scale is not None  # of what embeds texts
     return ZeroShotClassifier(tuple(prompts), np.stack(rows), model.scale, model.bias)
 
 
