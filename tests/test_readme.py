@@ -65,6 +65,7 @@ SMALLER = {
     ],
     "vfm fit --config recipes/debug/digits.yaml": ["--trainer.max_epochs", "1"],
     "vfm classify my_images --labels": ["--base", "weights.pt"],
+    "vfm export open_clip:": ["--base", "weights.pt", "--num_images", "8"],
     "vfm embed my_images --to pair_store": ["--base", "weights.pt"],
     "vfm embed my_store --migrate": ["--base", "other.pt"],
 }
