@@ -91,7 +91,7 @@ def clean_text(text: str, clean: str) -> str:
     """Mend and simplify a text as open_clip does before it is cut into tokens.
 
     Args:
-        text: Any text.
+        text: Text of any length and script.
         clean: `lower` (broken Unicode and HTML mended, spaces made one, lower case), `whitespace` (the same in its own
             case) or `canonicalize` (lower case without punctuation).
 

@@ -37,7 +37,7 @@ def convert_tokenizer(tokenizer: Any, scale: float, bias: float | None) -> tuple
     """Return a tokenizer of the package tokenizers, and what goes with it, that gives the tokens of open_clip's.
 
     Args:
-        tokenizer: What `open_clip.get_tokenizer` gave.
+        tokenizer: Tokenizer of a pair, that `open_clip.get_tokenizer` has made.
         scale: What cosines of images and texts are multiplied by to be logits.
         bias: What is then added; None for nothing.
 

@@ -72,7 +72,7 @@ class OpenClipModel(Predictor):
             name: Name that it was opened by.
             model: Model of open_clip with a `visual`, which is moved to the device.
             tokenizer: Cuts texts into the tokens that the model takes, as tensors.
-            device: `cpu` or `cuda`.
+            device: Device that both towers run on, `cpu` or `cuda`.
 
         Raises:
             OptionError: The images of the model are made to fit in a way that bundles do not know.
