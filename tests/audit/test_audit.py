@@ -127,6 +127,22 @@ def test_checkpoint_and_bundle_are_audited_alike(checkpoint, bundle, table, tmp_
         calibrated.unlink(missing_ok=True)
 
 
+def test_groups_are_found_without_their_column(checkpoint, bundle, table, tmp_path, capsys):
+    words = ["--data", str(table), "--find-groups", "-o", str(tmp_path)]
+    assert main(["audit", str(checkpoint), *words]) == 0
+    result = read(tmp_path)
+    (first, *_) = result["found_groups"]["confirmed"]
+    assert first["gap"]["high"] < 0
+    assert result["null_scores"]["all"]["num_images"] == 180
+    assert "Found without labels: " in capsys.readouterr().out
+    page = (tmp_path / "audit.html").read_text()
+    assert page.count("Images that go wrong there") >= 1
+    assert main(["audit", str(bundle), *words]) == 0
+    assert (
+        "gives no embeddings, so groups were looked for by plain traits" in capsys.readouterr().out
+    )
+
+
 def test_clusters_widen_intervals(checkpoint, table, tmp_path):
     for name, more in {"alone": [], "together": ["--cluster", "patient"]}.items():
         words = ["--data", str(table), "-o", str(tmp_path / name), *more]

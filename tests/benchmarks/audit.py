@@ -46,7 +46,7 @@ def compare(
     listed = None if keys is None else keys.astype(str).tolist()
     sampler = ClusterSampler.from_keys(listed, len(right), seed)
     sampler.num_resamples = 300  # intervals are not what is counted here, but for `bias`
-    return compare_groups(judge(right), named, sampler)
+    return compare_groups(judge(right), named, sampler, states_power=False)
 
 
 def run_bias(seeds: int) -> Iterator[Result]:

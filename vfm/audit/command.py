@@ -10,14 +10,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from vfm_runtime.errors import OptionError
 
 from vfm.audit.calibration import measure_calibration
-from vfm.audit.comparison import ClusterSampler
+from vfm.audit.comparison import ClusterSampler, RatioMetric
 from vfm.audit.groups import GroupReport, compare_groups
 from vfm.audit.kinds import Outcomes
+from vfm.audit.null_score import measure_null_scores
 from vfm.audit.page import build_page, format_report
 from vfm.audit.rules import AuditFailed, check_rules, parse_rules
+from vfm.audit.slices import SliceSearch, find_slices, list_traits
 from vfm.audit.source import (
     AuditedData,
     AuditedModel,
@@ -29,12 +32,15 @@ from vfm.audit.source import (
     read_columns,
     require_known,
 )
-from vfm.data.dataset import Record
+from vfm.data.dataset import Record, read_source
+from vfm.report import draw_contact_sheet
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.training.meter import EnergyMeter
 
 RESULTS = "audit.json"
 PAGE = "audit.html"
+
+_NUM_SHOWN = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,8 @@ class AuditOptions:
         cluster: Column of what belongs together (patient, video, camera); intervals and tests take it as one.
         table: Table with a row for each image (path, and the columns), where the data itself is no table.
         positive: Label whose rates are compared between groups; of two labels by default the second.
+        find_groups: Look for images with something in common on which the model is worse: clusters of embeddings,
+            brightness, contrast, blur, size, shape. Found on one half, and shown where the other half confirms it.
         min_gap: Least gap between groups that matters; how many images it takes to see it is said.
         fail_on: Rules that must hold, such as "accuracy>0.9,worst_group_gap<0.1"; else the exit status is 1.
         split: Split that is audited; by default test, where the data states none val, else all.
@@ -65,6 +73,7 @@ class AuditOptions:
     cluster: str | None = None
     table: Path | None = None
     positive: str | None = None
+    find_groups: bool = False
     min_gap: float = 0.05
     fail_on: str = ""
     split: str | None = None
@@ -133,7 +142,10 @@ def audit(
     source = open_data(audited, data, options.split)
     columns, clusters = read_groups(source, options)
     print(f"Predicting {len(source.records)} images of {source.source} ...", flush=True)
-    predicted = predict_images(audited, source.records, batch_size=options.batch_size)
+    embeds = options.find_groups and audited.choose_embedding()
+    predicted = predict_images(
+        audited, source.records, batch_size=options.batch_size, embeds=embeds
+    )
     report = measure(audited, source, predicted, columns, clusters, options)
     joules = energy.read()
     report.content["cost"] = {
@@ -147,7 +159,7 @@ def audit(
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.content, indent=2, allow_nan=False) + "\n"
     (folder / RESULTS).write_text(text, encoding="utf-8")
-    build_page(report.content, report.groups).write(folder / PAGE)
+    build_page(report.content, report.groups, report.list_sheets(audited)).write(folder / PAGE)
     print(
         f"{format_report(report.content, report.groups)}\n\nWritten: {folder / RESULTS} and {folder / PAGE}"
     )
@@ -199,6 +211,33 @@ class AuditReport:
     outcomes: Outcomes
     records: list[Record]
     """Records of the images that could be read."""
+    slices: SliceSearch | None = None
+    """Groups found without labels; None where none were looked for."""
+
+    def list_sheets(self, model: AuditedModel) -> list[bytes]:
+        """Return a contact sheet for each group that was found: images that go wrong there, and counter-examples."""
+        metric = self.outcomes.compared[0]
+        sheets = []
+        for each in () if self.slices is None else self.slices.confirmed:
+            assert isinstance(metric, RatioMetric)
+            members = np.flatnonzero(each.candidate.member & (metric.denominator > 0))
+            quality = metric.numerator[members] / metric.denominator[members]
+            order = members[np.argsort(quality, kind="stable")].tolist()
+            half = min(_NUM_SHOWN, len(order) // 2)
+            chosen = [*order[:half], *order[-half:]]
+            sheets.append(
+                draw_contact_sheet(
+                    [model.predictor.open_pixels(read_source(self.records[i])) for i in chosen],
+                    [self._caption(i) for i in chosen],
+                    columns=_NUM_SHOWN,
+                    marks=[metric.numerator[i] == metric.denominator[i] for i in chosen],
+                )
+            )
+        return sheets
+
+    def _caption(self, index: int) -> str:
+        truth = "" if self.outcomes.truth is None else self.outcomes.truth[index]
+        return f"{truth}\n-> {self.outcomes.predicted[index]}"
 
     @property
     def values(self) -> dict[str, float | None]:
@@ -260,9 +299,19 @@ def measure(
         content["calibration"] = measure_calibration(
             outcomes.confidence, outcomes.right, chosen, seed=options.seed
         )
+    if outcomes.target is not None:
+        scores = measure_null_scores(
+            predicted.values, outcomes.target, keys=keys, seed=options.seed
+        )
+        content["null_scores"] = {name: score.to_dict() for name, score in scores.items()}
+    slices = None
+    if options.find_groups and isinstance(outcomes.compared[0], RatioMetric) and outcomes.truth:
+        traits = list_traits(predicted.values)
+        slices = find_slices(outcomes.compared[0], traits, predicted.vectors, sampler)
+        content["found_groups"] = slices.to_dict()
     content["coverage"] = describe_coverage(content, chosen, options)
     content["notes"] = [*model.notes, *source.notes, *outcomes.notes, *groups.notes]
-    return AuditReport(content, groups, outcomes, records)
+    return AuditReport(content, groups, outcomes, records, slices)
 
 
 def describe_coverage(
@@ -297,6 +346,20 @@ def describe_coverage(
             f"{names}: {content['groups']['num_comparisons']} comparisons"
             if columns
             else "name columns of the table: --groups site,age",
+        ),
+        row(
+            "groups without labels",
+            "found_groups" in content,
+            f"{content['found_groups']['num_candidates']} candidates"
+            if "found_groups" in content
+            else "clusters, brightness, blur, size: --find-groups (takes labels)",
+        ),
+        row(
+            "shortcuts",
+            bool(content.get("null_scores")),
+            "null score: metadata, border and look alone"
+            if content.get("null_scores")
+            else "too few images of two labels, or no labels",
         ),
         row(
             "calibration",

@@ -195,6 +195,7 @@ def compare_groups(
     sampler: ClusterSampler,
     *,
     min_gap: float = 0.05,
+    states_power: bool = True,
 ) -> GroupReport:
     """Compare each group with all other images by every metric that groups are compared by.
 
@@ -203,6 +204,7 @@ def compare_groups(
         columns: A value for each image, [N], by the name of the column.
         sampler: Draws of the images by cluster.
         min_gap: Least gap of a proportion that matters; how many images it takes to see it is said.
+        states_power: Whether it is computed what each comparison could have seen, which takes a while.
     """
     groups = list_groups(columns)
     report = GroupReport([], {}, min_gap=min_gap)
@@ -230,7 +232,7 @@ def compare_groups(
     effects = {id(m): sampler.compute_design_effect(m) for m in outcomes.compared}
     for each, value in zip(report.comparisons, adjusted, strict=True):
         each.adjusted = value
-        if is_proportion(each.metric):
+        if states_power and is_proportion(each.metric):
             _add_power(each, members[each.group], effects[id(each.metric)], report)
     return report
 

@@ -46,6 +46,8 @@ class Outcomes:
     """[N], score of what was predicted; None of a model that gives several answers an image."""
     right: Bools | None = None
     """[N], whether it is right; None without labels, or where there are several answers an image."""
+    target: NDArray[Any] | None = None
+    """True classes, int [N], or zeros and ones, [N, C], where several labels may apply; None of boxes."""
     positive: str | None = None
     """Label whose rates of selection are compared; None where there is none."""
     notes: list[str] = field(default_factory=list)
@@ -180,7 +182,7 @@ def _judge_single(
         compared = list(metrics)
     truth = None if target is None else [labels[k] for k in target.tolist()]
     predicted = [labels[k] for k in best.tolist()]
-    return Outcomes(metrics, compared, predicted, truth, confidence, right, positive)
+    return Outcomes(metrics, compared, predicted, truth, confidence, right, target, positive)
 
 
 def _judge_several(
@@ -206,7 +208,7 @@ def _judge_several(
     mean_ap = CountedMetric("mAP", average_over_classes(Ranking.average_precision, rankings))
     truth = [", ".join(labels[k] for k in applying) or "none" for applying in each]
     metrics: list[ImageMetric] = [mean_ap, exact, recall, precision, called]
-    return Outcomes(metrics, [exact, recall, precision], predicted, truth)
+    return Outcomes(metrics, [exact, recall, precision], predicted, truth, target=target)
 
 
 class BoxKind(AuditKind):

@@ -31,8 +31,10 @@ _CALIBRATION_ABOUT = (
 )
 
 
-def build_page(content: Mapping[str, Any], groups: GroupReport) -> Page:
-    """Return the page of an audit."""
+def build_page(
+    content: Mapping[str, Any], groups: GroupReport, sheets: Sequence[bytes] = ()
+) -> Page:
+    """Return the page of an audit; the sheets show the groups that were found without labels."""
     page = Page(
         f"Audit of {content['model']}",
         f"{content['data']}: {content['num_images']} images; task {content['task']}; seed {content['seed']}",
@@ -76,8 +78,12 @@ def build_page(content: Mapping[str, Any], groups: GroupReport) -> Page:
         [{"metric": name, **(metric or {})} for name, metric in content["metrics"].items()],
         ["metric", "value", "low", "high"],
     )
+    if content.get("null_scores"):
+        _add_null_scores(page, content)
     if groups.comparisons:
         _add_groups(page, groups)
+    if "found_groups" in content:
+        _add_slices(page, content["found_groups"], sheets)
     if "calibration" in content:
         _add_calibration(page, content["calibration"])
     cost = content["cost"]
@@ -128,6 +134,48 @@ def _add_groups(page: Page, groups: GroupReport) -> None:
     if groups.small:
         listed = ", ".join(f"{name} ({number})" for name, number in groups.small.items())
         page.add_text(f"Too few images to be compared: {listed}.")
+
+
+def _add_null_scores(page: Page, content: Mapping[str, Any]) -> None:
+    page.add_heading("Shortcuts: the null score")
+    page.add_text(
+        "How well the labels of these images are told without their content: by metadata of the file, the colors of "
+        "the border, brightness, contrast and sharpness alone, cross-validated. Where that comes near to the model, "
+        "the metrics above say little."
+    )
+    page.add_table(
+        [
+            {
+                "by": name,
+                "AUROC": score["auroc"]["value"],
+                "accuracy": None if score["accuracy"] is None else score["accuracy"]["value"],
+                "commonest label": score["majority"],
+                "warning": "yes" if score["warning"] else "",
+            }
+            for name, score in content["null_scores"].items()
+        ]
+    )
+
+
+def _add_slices(page: Page, result: Mapping[str, Any], sheets: Sequence[bytes]) -> None:
+    page.add_heading("Groups found without labels")
+    page.add_text(
+        f"{result['num_candidates']} sets of images with something in common were looked at on one half of the images; "
+        f"{result['num_tried']} stood out there and were tried on the other half, which confirmed "
+        f"{len(result['confirmed'])}. Values and gaps are those of the other half."
+    )
+    for each, sheet in zip(result["confirmed"], sheets, strict=True):
+        page.add_text(describe_slice(each))
+        page.add_figure(sheet, "Images that go wrong there, and after them counter-examples")
+
+
+def describe_slice(each: Mapping[str, Any]) -> str:
+    """Say in a sentence what a group found without labels is, and how the model does there."""
+    return (
+        f"{each['name']} ({each['num_images']} images): {each['value']['value']:.3f}, {each['gap']['value']:+.3f} to "
+        f"all others (95 % interval {each['gap']['low']:+.3f} to {each['gap']['high']:+.3f}; p "
+        f"{each['adjusted_p_value']:.2g})."
+    )
 
 
 def _add_calibration(page: Page, result: Mapping[str, Any]) -> None:
@@ -214,6 +262,14 @@ def format_report(content: Mapping[str, Any], groups: GroupReport) -> str:
         lines.append(describe_calibration(content["calibration"]))
     if groups.comparisons:
         lines += ["", *list_sentences(groups)]
+    if content.get("null_scores"):
+        null = content["null_scores"]["all"]
+        worst = "" if null["accuracy"] is None else f", accuracy {null['accuracy']['value']:.3f}"
+        lines.append(
+            f"Null score (metadata, border, look alone): AUROC {null['auroc']['value']:.3f}{worst}."
+        )
+    for each in content.get("found_groups", {}).get("confirmed", ()):
+        lines.append(f"Found without labels: {describe_slice(each)}")
     missing = [row for row in content["coverage"] if row["looked at"] == "NO"]
     if missing:
         lines += ["", *(f"Not looked at: {row['subject']} ({row['how']})." for row in missing)]

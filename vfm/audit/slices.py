@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from vfm.audit.comparison import (
     Floats,
     RatioMetric,
 )
+from vfm.data.file_metadata import Metadata
 
 _NUM_CLUSTERS = (5, 10, 20)
 _FRACTION = 0.2
@@ -25,6 +26,7 @@ _MOST_CONFIRMED = 10
 _EXTREMES = {
     "brightness": ("the darkest", "the brightest"),
     "contrast": ("the flattest", "the most contrasted"),
+    "saturation": ("the palest", "the most colorful"),
     "sharpness": ("the most blurred", "the sharpest"),
     "size": ("the smallest", "the largest"),
     "aspect": ("the tallest", "the widest"),
@@ -64,12 +66,30 @@ class Slice:
 
 
 class SliceSearch(NamedTuple):
-    """What a search for slices gave."""
+    """What a search for slices found."""
 
     confirmed: list[Slice]
     num_candidates: int
     num_tried: int
     """Candidates that stood out on the first half, and were tried on the other."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return {
+            "confirmed": [each.to_dict() for each in self.confirmed],
+            "num_candidates": self.num_candidates,
+            "num_tried": self.num_tried,
+        }
+
+
+def list_traits(rows: Sequence[Metadata]) -> dict[str, Floats]:
+    """Return plain properties of images by name, [N], of what each has beside its content."""
+    columns = {
+        name: np.array([float(row[name] or 0) for row in rows])
+        for name in ("brightness", "contrast", "saturation", "sharpness", "width", "height")
+    }
+    width, height = columns.pop("width"), columns.pop("height")
+    return {**columns, "size": np.sqrt(width * height), "aspect": width / np.maximum(height, 1)}
 
 
 def find_slices(
@@ -111,7 +131,6 @@ def find_slices(
         adjusted = max(adjusted, min(1.0, p_value * (len(tried) - rank)))
         if adjusted <= LEVEL:
             confirmed.append(Slice(candidate, finding, confirmation, adjusted))
-    confirmed.sort(key=lambda each: -abs(each.confirmation.gap.value))
     return SliceSearch(_drop_similar(confirmed), len(candidates), len(tried))
 
 
@@ -172,12 +191,13 @@ def _list_candidates(
 
 
 def _drop_similar(slices: list[Slice]) -> list[Slice]:
-    """Leave out slices of which most images are in one before."""
+    """Leave out slices that share most of their images, or most of its, with one before."""
     chosen: list[Slice] = []
     for each in slices:
         member = each.candidate.member
         overlaps = [
-            (member & other.candidate.member).sum() / (member | other.candidate.member).sum()
+            (member & other.candidate.member).sum()
+            / min(member.sum(), other.candidate.member.sum())
             for other in chosen
         ]
         if max(overlaps, default=0.0) < 0.5:

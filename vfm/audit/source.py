@@ -22,8 +22,10 @@ from vfm_runtime.media.image import ImageError
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction
 
 from vfm.audit.kinds import KINDS, AuditKind
+from vfm.audit.null_score import read_null_values
 from vfm.data import ImageData
 from vfm.data.dataset import Record, describe_content, hash_content, read_source
+from vfm.data.file_metadata import Metadata
 from vfm.data.table_rows import find_table, read_names
 from vfm.data.tables import read_table
 from vfm.spec import Spec
@@ -62,6 +64,16 @@ class AuditedModel:
     def training(self) -> Spec:
         """Spec of the data of the training; empty where it is not known."""
         return {} if self.checkpoint is None else self.checkpoint.data_spec or {}
+
+    def choose_embedding(self) -> bool:
+        """Choose the usual vectors; whether there are any, which the reader is told."""
+        self.predictor.choose_embedding()
+        if self.predictor.embedding is None:
+            self.notes.append(
+                "The bundle gives no embeddings, so groups were looked for by plain traits alone. Export it with "
+                "--embedding pooled."
+            )
+        return self.predictor.embedding is not None
 
     def run(self, inputs: Arrays) -> Arrays:
         """Compute what the bundle does: of a checkpoint the temperature of its calibration is applied here."""
@@ -302,8 +314,8 @@ class PredictedImages(NamedTuple):
     predictions: list[Prediction]
     vectors: NDArray[np.float32] | None
     """[N, D], embeddings; None where none were asked for."""
-    traits: dict[str, NDArray[np.float64]]
-    """Plain properties of each image by name, [N]: brightness, size."""
+    values: list[Metadata]
+    """What each image has beside its content: metadata of its file, its border and look; empty where none was read."""
     skipped: dict[str, str]
     """The reason by the name of each image that could not be read."""
     seconds: float
@@ -312,7 +324,7 @@ class PredictedImages(NamedTuple):
 class _Prepared(NamedTuple):
     opened: Opened
     inputs: Arrays | None
-    traits: dict[str, float]
+    values: Metadata
 
 
 def predict_images(
@@ -340,18 +352,22 @@ def predict_images(
 
     def prepare(index: int) -> _Prepared | str:
         try:
-            source = predictor.open_source(read_source(records[index]))
-            pixels = predictor.open_pixels(source)
-            if change is not None:
+            source = read_source(records[index])
+            content = Path(source).read_bytes() if isinstance(source, str) else source
+            pixels = predictor.open_pixels(content)
+            values: Metadata = {}
+            if change is None:
+                values = read_null_values(content if isinstance(content, bytes) else None, pixels)
+            else:
                 pixels = change(pixels, index)
             opened = predictor.task_type.open(pixels)
-            return _Prepared(opened, predictor.prepare_all(opened), measure_traits(pixels))
+            return _Prepared(opened, predictor.prepare_all(opened), values)
         except (ImageError, OSError) as error:
             return getattr(error, "reason", str(error))
 
     positions: list[int] = []
     predictions: list[Prediction] = []
-    rows: list[dict[str, float]] = []
+    rows: list[Metadata] = []
     skipped: dict[str, str] = {}
     vectors: list[NDArray[np.float32]] = []
     for batch in _iterate_ahead(prepare, len(records), batch_size):
@@ -375,17 +391,16 @@ def predict_images(
             part = {name: values[begin:end] for name, values in outputs.items()}
             predictions.append(predictor.task_type.predict(each.opened, part))
             positions.append(index)
-            rows.append(each.traits)
+            rows.append(each.values)
             begin = end
     if not predictions:
         name, reason = next(iter(skipped.items()))
         raise AuditError(
             f"None of the {len(records)} images can be read, such as {name}: {reason} Give others with --data."
         )
-    traits = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     joined = np.concatenate(vectors) if embeds else None
     seconds = time.perf_counter() - start
-    return PredictedImages(np.array(positions), predictions, joined, traits, skipped, seconds)
+    return PredictedImages(np.array(positions), predictions, joined, rows, skipped, seconds)
 
 
 def _iterate_ahead(
@@ -405,21 +420,6 @@ def _iterate_ahead(
                 batch = []
         if batch:
             yield batch
-
-
-def measure_traits(pixels: NDArray[np.uint8]) -> dict[str, float]:
-    """Return plain properties of a picture, uint8 [H, W, 3], by which images may be grouped."""
-    height, width = pixels.shape[:2]
-    step = max(1, max(height, width) // 256)
-    gray = pixels[::step, ::step].mean(axis=2)
-    edges = np.abs(np.diff(gray, axis=0)).mean() + np.abs(np.diff(gray, axis=1)).mean()
-    return {
-        "brightness": float(gray.mean()),
-        "contrast": float(gray.std()),
-        "sharpness": float(edges / max(gray.std(), 1.0)),
-        "size": float(np.sqrt(height * width)),
-        "aspect": width / height,
-    }
 
 
 def require_known(option: str, value: str, choices: Sequence[str]) -> None:
