@@ -35,6 +35,7 @@ from vfm.audit.source import (
 from vfm.data.dataset import Record, read_source
 from vfm.report import draw_contact_sheet
 from vfm.tasks.checkpoint import Checkpoint
+from vfm.tasks.results import describe_metric
 from vfm.training.meter import EnergyMeter
 
 RESULTS = "audit.json"
@@ -165,7 +166,9 @@ def audit(
     )
     broken = [row for row in report.content["rules"] if not row["holds"]]
     if broken:
-        listed = "; ".join(f"{row['rule']} (it is {_format(row['value'])})" for row in broken)
+        listed = "; ".join(
+            f"{row['rule']} (it is {describe_metric(row['value'])[0]})" for row in broken
+        )
         raise AuditFailed(
             f"{len(broken)} of {len(rules)} rules of --fail-on do not hold: {listed}. See {folder / PAGE}."
         )
@@ -182,10 +185,6 @@ def _audit_otherwise(
     module, _, name = str(checkpoint.task.audit_function).partition(":")
     chosen = {k: v for k, v in vars(options).items() if v != getattr(_DEFAULTS, k)}
     getattr(import_module(module), name)(checkpoint.path, data, out=out, trust=trust, **chosen)
-
-
-def _format(value: Any) -> str:
-    return "not measured" if value is None else f"{value:.4g}"
 
 
 def read_groups(
@@ -218,6 +217,7 @@ class AuditReport:
         """Return a contact sheet for each group that was found: images that go wrong there, and counter-examples."""
         metric = self.outcomes.compared[0]
         sheets = []
+        truth = self.outcomes.truth or [""] * len(self.records)
         for each in () if self.slices is None else self.slices.confirmed:
             assert isinstance(metric, RatioMetric)
             members = np.flatnonzero(each.candidate.member & (metric.denominator > 0))
@@ -228,16 +228,12 @@ class AuditReport:
             sheets.append(
                 draw_contact_sheet(
                     [model.predictor.open_pixels(read_source(self.records[i])) for i in chosen],
-                    [self._caption(i) for i in chosen],
+                    [f"{truth[i]}\n-> {self.outcomes.predicted[i]}" for i in chosen],
                     columns=_NUM_SHOWN,
                     marks=[metric.numerator[i] == metric.denominator[i] for i in chosen],
                 )
             )
         return sheets
-
-    def _caption(self, index: int) -> str:
-        truth = "" if self.outcomes.truth is None else self.outcomes.truth[index]
-        return f"{truth}\n-> {self.outcomes.predicted[index]}"
 
     @property
     def values(self) -> dict[str, float | None]:

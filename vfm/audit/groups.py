@@ -99,19 +99,13 @@ class GroupComparison:
         if self.num_missing is None:
             return f"{text}; for one of {wanted} there are too few images of all groups."
         if self.num_missing:
-            return f"{text}; {_round(self.num_missing):,} more are needed for one of {wanted}."
+            unit = 10 ** max(0, len(str(self.num_missing)) - 2)  # a forecast has no more digits
+            return f"{text}; {-(-self.num_missing // unit) * unit:,} more are needed for one of {wanted}."
         return f"{text}."
 
 
 def _say_points(gap: float, metric: ImageMetric) -> str:
     return f"{100 * gap:.1f} points" if is_proportion(metric) else f"{gap:.3f}"
-
-
-def _round(number: int) -> int:
-    """Return a number of images with the two digits that a forecast has."""
-    digits = max(0, len(str(number)) - 2)
-    unit = int(10**digits)
-    return -(-number // unit) * unit
 
 
 @dataclass(eq=False)
