@@ -34,6 +34,7 @@ def test_json_has_every_figure(capsys):
     assert row["size"]["gflops"] > 0
     assert row["license"] == "apache-2.0"
     assert row["commercial"] is True
+    assert row["may"] == ["sell", "redistribute", "train-others"]
     assert row["gated"] is False
     assert row["preset"] is False
 
@@ -44,7 +45,15 @@ def test_commercial_hides_what_is_forbidden_or_not_stated(capsys):
     cleared = lines(capsys, "*hiera_tiny*", "--commercial")
     assert not any("cc-by-nc" in line for line in cleared)
     assert any(line.startswith("sam2_hiera_tiny") for line in cleared)
-    assert "hidden: their licence forbids commercial use" in cleared[-1]
+    assert "hidden: their licence does not permit to sell, or they state none" in cleared[-1]
+    shared = lines(capsys, "hiera_tiny*", "--may", "redistribute,train-others")
+    assert any("cc-by-nc-4.0 (!)" in line for line in shared)
+    both = lines(capsys, "*hiera_tiny*", "--may", "redistribute,sell")
+    assert not any("cc-by-nc" in line for line in both)
+    assert "does not permit to redistribute and sell" in both[-1]
+    assert main(["models", "--may", "sel"]) == 2
+    text = "--may is 'sel': 'sel' is no use. Did you mean 'sell'? Choices: sell, redistribute, train-others."
+    assert text in capsys.readouterr().err
 
 
 def test_task_narrows_the_presets(capsys):

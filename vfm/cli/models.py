@@ -12,7 +12,7 @@ import timm
 from vfm_runtime.errors import suggest
 
 from vfm.cli.errors import UsageError
-from vfm.models.licenses import find_terms
+from vfm.models.licenses import USES, LicensedUse, find_terms
 from vfm.models.presets import PRESETS, Size, Use, measure
 
 _MOST_MEASURED = 40
@@ -28,6 +28,8 @@ class Row(NamedTuple):
     size: Size
     license: str | None
     commercial: bool
+    may: tuple[LicensedUse, ...]
+    """Uses that the licence permits."""
     gated: bool | None
     """Whether the hub asks for consent first; None where that is not known."""
     uses: tuple[str, ...]
@@ -40,6 +42,7 @@ def list_models(
     *,
     task: Use | None = None,
     commercial: bool = False,
+    may: str = "",
     json: bool = False,
 ) -> None:
     """List backbones: size, cost, input, licence of the weights, and what each is good for.
@@ -47,12 +50,21 @@ def list_models(
     Args:
         pattern: Part of a name, or a pattern such as 'convnext*'; adds what timm has besides the presets.
         task: Only presets that are good for this.
-        commercial: Leave out weights whose licence forbids commercial use, or which state none.
+        commercial: Leave out weights whose licence forbids commercial use, or which state none; short for --may sell.
+        may: Only weights whose licence permits all of these: sell, redistribute, train-others, divided by commas.
         json: Print JSON, one list of objects.
 
     Raises:
-        UsageError: Nothing has such a name.
+        UsageError: Nothing has such a name, or there is no such use.
     """
+    uses = {word.strip() for word in may.split(",") if word.strip()} | (
+        {"sell"} if commercial else set()
+    )
+    if unknown := uses - {*USES}:
+        word = min(unknown)
+        raise UsageError(
+            f"--may is '{may}': '{word}' is no use.{suggest(word, USES)} Choices: {', '.join(USES)}."
+        )
     presets = {preset.name: preset for preset in PRESETS}
     rows = [
         _make_row(preset.name, preset.size, preset.uses, preset.note, preset=True)
@@ -70,7 +82,7 @@ def list_models(
             "Without a pattern vfm models lists the presets."
         )
     rows += filter(None, map(_measure_row, others[:_MOST_MEASURED]))
-    shown = [row for row in rows if row.commercial or not commercial]
+    shown = [row for row in rows if uses <= {*row.may}]
     if json:
         plain = [row._asdict() | {"size": row.size._asdict()} for row in shown]
         print(json_format.dumps(plain, indent=2))
@@ -78,7 +90,9 @@ def list_models(
     print(_format_table(shown))
     if len(shown) < len(rows):
         num_hidden = len(rows) - len(shown)
-        print(f"{num_hidden} hidden: their licence forbids commercial use, or they state none.")
+        print(
+            f"{num_hidden} hidden: their licence does not permit to {' and '.join(sorted(uses))}, or they state none."
+        )
     if len(others) > _MOST_MEASURED:
         num_left = len(others) - _MOST_MEASURED
         print(f"{num_left} more of timm have such a name; a longer pattern shows them.")
@@ -106,7 +120,9 @@ def _make_row(name: str, size: Size, uses: tuple[str, ...], note: str, *, preset
     license = config.license if config else None
     is_open = bool(config and str(config.hf_hub_id).startswith(_OPEN))
     gated = False if is_open else None
-    return Row(name, size, license, find_terms(license).commercial, gated, uses, note, preset)
+    terms = find_terms(license)
+    may = tuple(use for use in USES if use in terms.may)
+    return Row(name, size, license, terms.commercial, may, gated, uses, note, preset)
 
 
 def _format_table(rows: Iterable[Row]) -> str:
