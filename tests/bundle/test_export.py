@@ -21,7 +21,8 @@ from vfm.cli import main
 
 ORIGIN = {"versions": {}, "seed": 0, "data": None, "weights": None}
 FILES = {
-    *("card.md", "model.onnx", "onefile.onnx", "parity.json", "preprocess.onnx", "vfm.json"),
+    *("bom.cdx.json", "card.md", "model.onnx", "onefile.onnx", "parity.json", "preprocess.onnx"),
+    "vfm.json",
     *("golden/000.png", "golden/001.png", "golden/002.png", "golden/golden.json"),
 }
 
@@ -109,7 +110,7 @@ def test_batch_of_any_size(exported, count):
 
 def test_card_has_the_results(exported):
     card = (exported.folder / "card.md").read_text()
-    assert card.startswith(f"# {exported.task.backbone.name}, {len(LABELS)} labels\n")
+    assert f"\n# {exported.task.backbone.name}, {len(LABELS)} labels\n" in card
     assert "| test | accuracy | 0.5000 | 0.4000 to 0.6000 | 9 |" in card
     assert "| test | macro_f1 |" in card
     assert f"{len(exported.parity.images)} images: largest difference" in card
@@ -300,14 +301,14 @@ def test_the_card_holds_the_quote_beside_the_meter(exported, tmp_path):
 
 
 def test_the_card_says_what_a_licence_obliges_to(exported):
-    from dataclasses import replace
-
     from vfm.bundle.card import format_card
     from vfm.tasks.checkpoint import Checkpoint
 
-    contract = replace(vfm_runtime.load(exported.folder).contract, license="dinov3-license")
+    contract = vfm_runtime.load(exported.folder).contract
     origin = {"versions": {}, "seed": 0, "data": None, "weights": {"source": "timm:x"}}
-    text = format_card(contract, exported.parity, {"": Checkpoint(exported.task, origin)})
+    licenses = {"pretrained weights": "dinov3-license"}
+    one = {"": Checkpoint(exported.task, origin)}
+    text = format_card(contract, exported.parity, one, licenses=licenses)
     assert (
         "Licence of the pretrained weights: dinov3-license; commercial use is allowed; whoever"
         in text

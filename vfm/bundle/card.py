@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import yaml
 from vfm_runtime.bundle.contract import Contract, HeadContract
 
+from vfm.bundle.lineage import DATA, HUB_LICENSES, WEIGHTS, describe_uses, list_metrics
 from vfm.bundle.parity import Parity
 from vfm.models.licenses import find_terms
 from vfm.tasks.calibration import Calibration
@@ -22,8 +24,9 @@ def format_card(
     calibrations: Mapping[str, Calibration] = MappingProxyType({}),
     precisions: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     num_bytes: int = 0,
+    licenses: Mapping[str, str | None] = MappingProxyType({}),
 ) -> str:
-    """Return the card as Markdown.
+    """Return the card as Markdown, with the fields in front by which the Hugging Face hub sorts models.
 
     Args:
         contract: Contract of the bundle that is described.
@@ -32,17 +35,19 @@ def format_card(
         calibrations: Calibrations by the names of the heads that have one.
         precisions: What was measured of each graph of fewer bits.
         num_bytes: Size of the graph of float32 with its weights.
+        licenses: Licence of each part of the model, as `list_licenses` returns them.
     """
-    origin = next(iter(checkpoints.values())).entry
     title = f"{len(contract.labels)} {'labels' if contract.heads is None else 'heads'}"
-    license_name = "none used (random start)"
-    if origin.get("weights") is not None:
-        duties = find_terms(contract.license).duties
-        license_name = (contract.license or "not stated") + (f"; {duties}" if duties else "")
+    license = licenses.get(WEIGHTS)
+    duties = find_terms(license).duties
+    stated = (license or "not stated") + (f"; {duties}" if duties else "")
     lines = [
+        *_format_front_matter(contract, checkpoints, licenses),
         f"# {contract.backbone}, {title}",
         "",
-        f"- Licence of the pretrained weights: {license_name}",
+        f"- Licence of the pretrained weights: {stated if WEIGHTS in licenses else 'none used (random start)'}",
+        f"- Licence of the training images: {licenses.get(DATA, 'not declared')}",
+        *(f"- **{line}**" for line in describe_uses(licenses)),
         f"- Input: any image; brought to {contract.size[0]} x {contract.size[1]} pixels "
         f"({contract.preprocess['fit']}, {contract.preprocess['interpolation']})",
     ]
@@ -56,6 +61,40 @@ def format_card(
         *_format_precisions(parity, precisions, num_bytes),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _format_front_matter(
+    contract: Contract, checkpoints: Mapping[str, Checkpoint], licenses: Mapping[str, str | None]
+) -> list[str]:
+    """Fields of huggingface.co/docs/hub/model-cards; a licence that the hub has no name for is `other`."""
+    task = next(iter(checkpoints.values())).task
+    tag = task.pipeline_tag
+    license = licenses.get(WEIGHTS)
+    fields: dict[str, Any] = {
+        "library_name": "vfm",
+        "pipeline_tag": tag,
+        "tags": ["vfm", "onnx", contract.task],
+    }
+    if license is not None:
+        is_named = license.lower() in HUB_LICENSES
+        fields |= {"license": license.lower()} if is_named else {"license": "other"}
+        fields |= {} if is_named else {"license_name": license}
+    if WEIGHTS in licenses:
+        fields["base_model"] = f"timm/{contract.backbone}"
+    metrics = [
+        {
+            "type": metric.name,
+            "value": round(metric.value, 4),
+            "name": f"{name} {metric.split}".strip(),
+        }
+        for name, checkpoint in checkpoints.items()
+        for metric in list_metrics(checkpoint)
+    ]
+    if metrics:
+        dataset = {"name": "images of the user", "type": "private"}
+        results = [{"task": {"type": tag}, "dataset": dataset, "metrics": metrics}]
+        fields["model-index"] = [{"name": contract.backbone, "results": results}]
+    return ["---", yaml.safe_dump(fields, sort_keys=False).rstrip(), "---", ""]
 
 
 def _format_head(
@@ -83,10 +122,7 @@ def _format_head(
         *task.describe_rules(head.rules, calibration),
         "## Results",
         "",
-        *(
-            _format_results(results, task.card_metrics)
-            or ["None were found beside the checkpoint; `vfm test` writes them."]
-        ),
+        *_format_results(checkpoint),
         *(["", *warnings] if warnings else []),
         "",
         *_format_costs(None if checkpoint.path is None else read_costs(checkpoint.path.parent)),
@@ -164,21 +200,14 @@ def _format_precisions(
     ]
 
 
-def _format_results(results: Mapping[str, Any], metrics: Mapping[str, str]) -> list[str]:
-    rows = []
-    for split, values in results.items():
-        for name, count in metrics.items():
-            v = values.get(name)
-            number = values[count] if v else 0
-            if isinstance(v, float):
-                rows.append(f"| {split} | {name} | {v:.4f} | | {number} |")
-            elif v is not None and v["low"] is not None:
-                rows.append(
-                    f"| {split} | {name} | {v['value']:.4f} | {v['low']:.4f} to {v['high']:.4f} "
-                    f"| {number} |"
-                )
+def _format_results(checkpoint: Checkpoint) -> list[str]:
+    rows = [
+        f"| {one.split} | {one.name} | {one.value:.4f} | "
+        f"{'' if one.interval is None else '{:.4f} to {:.4f} '.format(*one.interval)}| {one.num_samples} |"
+        for one in list_metrics(checkpoint)
+    ]
     if not rows:
-        return []
+        return ["None were found beside the checkpoint; `vfm test` writes them."]
     return [
         "| split | metric | value | 95 % interval | images or videos |",
         "| --- | --- | ---: | --- | ---: |",

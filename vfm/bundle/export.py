@@ -25,6 +25,13 @@ from vfm.bundle.contract import make_contract
 from vfm.bundle.drafts import load_draft, replace_folder, write_draft, write_json
 from vfm.bundle.errors import ExportError
 from vfm.bundle.golden import write_golden
+from vfm.bundle.lineage import (
+    BOM_FILE,
+    describe_uses,
+    list_licenses,
+    make_bom,
+    require_commercial,
+)
 from vfm.bundle.multi_head import choose_ood_head, name_checkpoints, require_one_backbone
 from vfm.bundle.onnx_graphs import (
     ExportedModel,
@@ -111,6 +118,8 @@ def export_files(checkpoints: Sequence[str], options: ExportOptions) -> Path:
     )
     if options.triton is not None:
         print(f"Model repository for Triton: {options.triton}")
+    for line in describe_uses(list_licenses(opened, options.data_license)):
+        print(f"WARNING: {line}. See {options.out / CARD_FILE}.")
     return options.out
 
 
@@ -152,6 +161,8 @@ def write_bundle(
     tasks = {name: one.task for name, one in checkpoints.items()}
     if len(tasks) != 1:
         require_one_backbone(tasks)
+    if options.commercial:
+        require_commercial(list_licenses(checkpoints, options.data_license))
     if paths is None:
         videos = any(task.bind_type().takes_video for task in tasks.values())
         paths = choose_images(options.images, options.num_images, videos=videos)
@@ -213,8 +224,10 @@ def _write(
     write_golden(folder, model, parity, runtimes)
     files = (folder / name for name in (MODEL_FILE, WEIGHTS_FILE))
     num_bytes = sum(file.stat().st_size for file in files if file.exists())
-    text = format_card(contract, parity, checkpoints, calibrations, written, num_bytes)
+    licenses = list_licenses(checkpoints, options.data_license)
+    text = format_card(contract, parity, checkpoints, calibrations, written, num_bytes, licenses)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
+    _write_json(folder / BOM_FILE, make_bom(folder, contract, checkpoints, licenses))
     write_manifest(folder, contract)
     return parity
 

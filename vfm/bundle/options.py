@@ -40,6 +40,9 @@ class ExportOptions:
         opset: Version of the ONNX operators; from 23 on, attention is one operator.
         num_images: How many images to compare on.
         tolerance: Largest accepted difference of a score; boxes must also overlap by 99 %.
+        data_license: Licence of the training images, as its owner names it, such as CC-BY-4.0, for card and lineage.
+        commercial: Refuse weights whose licence forbids to sell what is made of them or is not known, and training
+            images whose declared licence does.
         overwrite: Replace an existing bundle.
         base: For an adapter, the file of the backbone's weights where it is no longer at its old place; for the name of
             a backbone, a file of its weights in place of timm's.
@@ -63,6 +66,8 @@ class ExportOptions:
     opset: int = 20
     num_images: int = 64
     tolerance: float = 1e-3
+    data_license: str | None = None
+    commercial: bool = False
     overwrite: bool = False
     base: Path | None = None
     trust: Sequence[str] = ()

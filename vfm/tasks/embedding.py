@@ -19,6 +19,7 @@ class EmbeddingTask(BaseTask):
     """Embeds images by a frozen backbone; it is exported and asked, and never trained."""
 
     kind = "embedding"
+    pipeline_tag = "image-feature-extraction"
     reference_refusal = (
         "--reference is fitted on the images of a training, which a bare backbone has not had."
     )

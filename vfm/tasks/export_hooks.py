@@ -30,6 +30,8 @@ class ExportHooks:
 
     kind: str = "classification"
     """What the model does, as the contract of a bundle names it."""
+    pipeline_tag: str = "image-classification"
+    """What the Hugging Face hub calls it (huggingface.co/tasks)."""
     head: Head
     preprocess: Preprocess
 

@@ -57,6 +57,7 @@ class DetectionTask(BaseTask):
     """
 
     kind = "detection"
+    pipeline_tag = "object-detection"
     head: DetectionHead
     monitor = "val/AP"
     monitor_mode = "max"

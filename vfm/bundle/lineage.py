@@ -1,0 +1,282 @@
+"""Lineage of a bundle: what it is made of and under which licences, and its bill of materials (CycloneDX 1.7).
+
+Every statement of the bill says how it is known: `verified` against bytes by a hash, `measured` by vfm, `declared` by
+whoever made it, or `missing`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vfm_runtime.bundle.contract import Contract
+from vfm_runtime.bundle.manifest import hash_file, list_bundle_files
+
+from vfm.bundle.errors import ExportError
+from vfm.models.licenses import find_terms, list_limits
+from vfm.tasks.checkpoint import Checkpoint
+
+BOM_FILE = "bom.cdx.json"
+"""Name of the bill of materials in a bundle."""
+WEIGHTS, DATA = "pretrained weights", "training images"
+"""Parts of a model that have licences."""
+
+_Evidence = Literal["verified", "measured", "declared", "missing"]
+HUB_LICENSES = {
+    name.lower(): name
+    for name in (
+        "Apache-2.0",
+        "BSD-3-Clause",
+        "CC-BY-4.0",
+        "CC-BY-NC-4.0",
+        "CC-BY-NC-SA-4.0",
+        "MIT",
+    )
+}
+"""Names of SPDX by those that timm and the Hugging Face hub use, of licences that all of them know."""
+
+
+class StatedMetric(NamedTuple):
+    """A figure of a checkpoint's results that its task puts on the card."""
+
+    split: str
+    name: str
+    value: float
+    interval: tuple[float, float] | None
+    """Interval of 95 %; None where none was computed."""
+    num_samples: int
+    """Images or videos that it is of."""
+
+
+def list_metrics(checkpoint: Checkpoint) -> Iterator[StatedMetric]:
+    """Yield the figures that a task puts on the card, by split."""
+    for split, values in checkpoint.results.items():
+        for name, count in checkpoint.task.card_metrics.items():
+            v = values.get(name)
+            if isinstance(v, float):
+                yield StatedMetric(split, name, v, None, values[count])
+            elif v and v["low"] is not None:
+                interval = v["low"], v["high"]
+                yield StatedMetric(split, name, v["value"], interval, values[count])
+
+
+def list_licenses(
+    checkpoints: Mapping[str, Checkpoint], data_license: str | None = None
+) -> dict[str, str | None]:
+    """Return the licence of each part of a model, None where none is stated.
+
+    Weights from a random start are no part; nor are training images whose licence nobody declared, of which the bill
+    of materials says so.
+    """
+    (first, *_) = checkpoints.values()
+    licenses = {WEIGHTS: first.task.license} if first.entry.get("weights") is not None else {}
+    return licenses | ({DATA: data_license} if data_license is not None else {})
+
+
+def require_commercial(licenses: Mapping[str, str | None]) -> None:
+    """Refuse to go on where a part may not be sold.
+
+    Raises:
+        ExportError: With each such part, its licence and what it obliges to.
+    """
+    if parts := list_limits(licenses)["sell"]:
+        duties = "; ".join(
+            dict.fromkeys(find_terms(license).duties for license in licenses.values() if license)
+        )
+        raise ExportError(
+            f"--commercial was asked for, and this may not be sold: {', '.join(parts)}{f' ({duties})' * bool(duties)}. "
+            "Take other weights (vfm models --may sell), name the licence of your images (--data_license), or leave "
+            "--commercial out."
+        )
+
+
+def describe_uses(licenses: Mapping[str, str | None]) -> list[str]:
+    """Return a line for each use that some part does not permit."""
+    words = {
+        "sell": "sold",
+        "redistribute": "given to others",
+        "train-others": "used to train other models",
+    }
+    return [
+        f"Not cleared to be {words[use]}: {', '.join(parts)}"
+        for use, parts in list_limits(licenses).items()
+        if parts
+    ]
+
+
+def make_bom(
+    folder: Path,
+    contract: Contract,
+    checkpoints: Mapping[str, Checkpoint],
+    licenses: Mapping[str, str | None],
+) -> dict[str, Any]:
+    """Return the bill of materials of a bundle whose graphs are written, for JSON.
+
+    Args:
+        folder: Folder of the bundle, whose files are hashed.
+        contract: Contract of the bundle.
+        checkpoints: Where each head comes from, by its name; that of a single one is empty.
+        licenses: Licence of each part, as `list_licenses` returns them.
+
+    Returns:
+        CycloneDX 1.7 without a time, so that the same model gives the same bill. The card of the model is in the
+        component that the bill is about.
+    """
+    (first, *_) = checkpoints.values()
+    data = [_describe_data(name, checkpoint, licenses) for name, checkpoint in checkpoints.items()]
+    versions = {"vfm-runtime": importlib.metadata.version("vfm-runtime"), **first.entry["versions"]}
+    python = versions.pop("python", "unknown")
+    libraries = [
+        {
+            "type": "library",
+            "bom-ref": f"pkg:pypi/{name}@{version}",
+            "name": name,
+            "version": version,
+            "purl": f"pkg:pypi/{name}@{version}",
+            **_tag(version="measured"),
+        }
+        for name, version in versions.items()
+    ]
+    libraries.append(
+        {
+            "type": "platform",
+            "bom-ref": "python",
+            "name": "python",
+            "version": python,
+            **_tag(version="measured"),
+        }
+    )
+    files = [
+        {
+            "type": "file",
+            "bom-ref": f"file:{name}",
+            "name": name,
+            "hashes": [{"alg": "SHA-256", "content": hash_file(folder / name)}],
+            **_tag(hashes="verified"),
+        }
+        for name in list_bundle_files(folder)
+    ]
+    components = [*_describe_weights(first, contract, licenses), *data, *libraries, *files]
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.7.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.7",
+        "version": 1,
+        "metadata": {
+            "tools": {
+                "components": [
+                    {
+                        "type": "application",
+                        "name": "vfm",
+                        "version": importlib.metadata.version("vfm"),
+                    }
+                ]
+            },
+            "component": {
+                "type": "machine-learning-model",
+                "bom-ref": "model",
+                "name": f"{contract.task} by {contract.backbone}",
+                "version": first.entry.get("fingerprint") or "unknown",
+                "modelCard": _make_model_card(
+                    contract, checkpoints, [one["bom-ref"] for one in data]
+                ),
+                **_tag(
+                    version="verified" if first.entry.get("fingerprint") else "missing",
+                    performance="measured"
+                    if any(one.results for one in checkpoints.values())
+                    else "missing",
+                ),
+            },
+        },
+        "components": components,
+        "dependencies": [
+            {"ref": "model", "dependsOn": [component["bom-ref"] for component in components]}
+        ],
+    }
+
+
+def _tag(**evidence: _Evidence) -> dict[str, Any]:
+    """Say how each statement of a component is known."""
+    return {
+        "properties": [
+            {"name": f"vfm:evidence:{name}", "value": value} for name, value in evidence.items()
+        ]
+    }
+
+
+def _format_license(license: str | None) -> dict[str, Any]:
+    if license is None:
+        return {}
+    name = HUB_LICENSES.get(license.lower())
+    return {"licenses": [{"license": {"id": name} if name else {"name": license}}]}
+
+
+def _describe_weights(
+    checkpoint: Checkpoint, contract: Contract, licenses: Mapping[str, str | None]
+) -> Iterator[dict[str, Any]]:
+    report = checkpoint.entry.get("weights")
+    if report is None:
+        return
+    license = licenses[WEIGHTS]
+    described = _tag(
+        license="declared" if license else "missing", checksum="verified", origin="declared"
+    )
+    described["properties"].append({"name": "vfm:checksum", "value": str(report["after"])})
+    yield {
+        "type": "machine-learning-model",
+        "bom-ref": "weights",
+        "name": contract.backbone,
+        "description": f"Pretrained weights, from {Path(str(report['source'])).name}",
+        **_format_license(license),
+        **described,
+    }
+
+
+def _describe_data(
+    name: str, checkpoint: Checkpoint, licenses: Mapping[str, str | None]
+) -> dict[str, Any]:
+    data = checkpoint.entry.get("data") or {}
+    license = licenses.get(DATA)
+    described = _tag(
+        fingerprint="verified" if data else "missing", license="declared" if license else "missing"
+    )
+    if data:
+        described["properties"].append({"name": "vfm:fingerprint", "value": data["fingerprint"]})
+    title = f"training images{f' of {name}' * bool(name)}"
+    return {
+        "type": "data",
+        "bom-ref": f"data:{name}",
+        "name": title,
+        "data": [{"type": "dataset", "name": title}],
+        **_format_license(license),
+        **described,
+    }
+
+
+def _make_model_card(
+    contract: Contract, checkpoints: Mapping[str, Checkpoint], data: list[str]
+) -> dict[str, Any]:
+    metrics = []
+    for name, checkpoint in checkpoints.items():
+        for metric in list_metrics(checkpoint):
+            row: dict[str, Any] = {
+                "type": metric.name,
+                "value": f"{metric.value:.4f}",
+                "slice": f"{name} {metric.split}".strip(),
+            }
+            if metric.interval is not None:
+                low, high = (f"{bound:.4f}" for bound in metric.interval)
+                row["confidenceInterval"] = {"lowerBound": low, "upperBound": high}
+            metrics.append(row)
+    return {
+        "modelParameters": {
+            "task": contract.task,
+            "modelArchitecture": contract.backbone,
+            "datasets": [{"ref": ref} for ref in data],
+            "inputs": [{"format": "image"}],
+            "outputs": [{"format": kind} for kind in contract.type.outputs],
+        },
+        **({"quantitativeAnalysis": {"performanceMetrics": metrics}} if metrics else {}),
+    }
