@@ -227,7 +227,7 @@ def _write(
     licenses = list_licenses(checkpoints, options.data_license)
     text = format_card(contract, parity, checkpoints, calibrations, written, num_bytes, licenses)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
-    _write_json(folder / BOM_FILE, make_bom(folder, contract, checkpoints, licenses))
+    write_json(folder / BOM_FILE, make_bom(folder, contract, checkpoints, licenses))
     write_manifest(folder, contract)
     return parity
 
