@@ -157,7 +157,7 @@ def folder(tmp_path_factory):
 def test_every_command_and_example_runs(folder, capsys):
     pages = [page for page in PAGES if page.parent.name != "export"]
     shell = [c for p in pages for c in commands(p) if c.split()[0] in ("vfm", "vfm-runtime")]
-    assert len(shell) == 59
+    assert len(shell) == 66
     for command in shell:
         if not command.startswith("vfm serve"):  # see test_serving_commands
             run(command)

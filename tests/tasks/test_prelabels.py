@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
@@ -12,7 +13,7 @@ from PIL import Image
 from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data import DetectionData, FolderData
-from vfm.data.auto import open_boxes
+from vfm.data.auto import LABEL_LAYOUTS, open_boxes, open_data, open_labels
 from vfm.data.dataset import Record
 from vfm.tasks.prelabels import check_pre_labels, write_pre_labels
 
@@ -172,6 +173,15 @@ def test_labels_of_whole_images(images, tmp_path):
     (result,) = tasks[0]["predictions"][0]["result"]
     assert (result["type"], result["value"]) == ("choices", {"choices": ["cat", "dog"]})
     assert tasks[0]["predictions"][0]["score"] == 0.6
+    data = open_data(tmp_path / "studio", label_separator="|", val_fraction=0, test_fraction=0)
+    with pytest.warns(UserWarning, match="5 images of .* were looked at by no person"):
+        data.setup()
+    read = {
+        r.name.removeprefix("images/"): {data.labels[i] for i in r.label}
+        for split in data.records.values()
+        for r in split
+    }
+    assert read == {name: set(label.split("|")) for name, label, _, _ in rows[:-1]}
     config = ElementTree.parse(tmp_path / "studio/config.xml").getroot()
     assert config.find("Choices").get("choice") == "multiple"
 
@@ -196,3 +206,52 @@ def test_what_cannot_be_written_is_refused(images, tmp_path):
     with pytest.raises(DataError, match=r"None of the images in .* can be read"):
         write_pre_labels(new, "coco", file, images[-1:], LABELS)
     assert not new.exists()
+
+
+def test_choices_of_whole_images_are_labels(images, tmp_path):
+    rows = [(r.name, LABELS[i % 3], "0.700000", "") for i, r in enumerate(images[:-1])]
+    file = write_rows(tmp_path / "predictions.csv", CLASSES, rows)
+    folder = tmp_path / "studio"
+    write_pre_labels(folder, "labelstudio", file, images[:-1], LABELS)
+    path = folder / "tasks.json"
+    tasks = json.loads(path.read_text())
+    # A person has corrected one, has skipped one, and has not seen one that no model has seen.
+    choice = {"type": "choices", "value": {"choices": ["dog"]}}
+    other = {"type": "textarea", "value": {"text": ["blurred"]}}
+    tasks[0]["annotations"] = [{"result": [choice, other]}]
+    tasks[1]["annotations"] = [{"was_cancelled": True, "result": []}]
+    del tasks[2]["predictions"]
+    path.write_text(json.dumps(tasks))
+    assert LABEL_LAYOUTS.detect(folder) == LABEL_LAYOUTS.detect(path) == "labelstudio"
+    with pytest.warns(UserWarning, match="looked at by no person") as caught:
+        data = open_labels(folder)
+    said = " ".join(str(one.message) for one in caught)
+    assert "3 images of" in said
+    assert "1 images of" in said
+    assert "1 results of" in said
+    read = {r.name: data.labels[r.label] for split in data.records.values() for r in split}
+    expected = {f"images/{name}": label for name, label, _, _ in rows}
+    del expected["images/" + rows[2][0]]
+    assert read == {**expected, "images/a.png": "dog"}
+    for change, text in [
+        (
+            {"choices": ["cat", "dog"]},
+            "1 images of .* have several choices, such as 'images/a.png'",
+        ),
+        ({"choices": ["a|b"]}, r"task 1: the choice 'a\|b' holds '\|'"),
+        ({"choices": []}, "no label in the column 'label'"),
+    ]:
+        choice["value"] = change
+        path.write_text(json.dumps(tasks))
+        with pytest.raises(DataError, match=text), warnings.catch_warnings(action="ignore"):
+            open_labels(folder)
+    for content, text in [
+        ([{**tasks[0], "data": {"text": "x"}}], "task 1 names no image file. Its data: text"),
+        ([{"data": tasks[0]["data"], "meta": {"choices": [1]}}], "has no task with an answer"),
+    ]:
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=text):
+            open_labels(folder)
+    path.write_text(json.dumps(tasks)[:-9])
+    with pytest.raises(DataError, match="cannot be read as JSON"):
+        open_labels(folder)

@@ -15,6 +15,7 @@ from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.auto import DetectionData
 from vfm.data.folder import FolderData, read_class_folders
 from vfm.data.idx import IdxData, find_idx_files, read_idx_files
+from vfm.data.labelstudio import CHOICE_SEPARATOR, find_choices
 from vfm.data.layouts import Layout, LayoutTable
 from vfm.data.splits import SPLITS
 from vfm.data.table import TableData
@@ -60,6 +61,9 @@ LABEL_LAYOUTS: LayoutTable[LabelLayout] = LayoutTable(
             carried=("label_names",),
             fractions=("val_fraction",),
         ),
+        "labelstudio": LabelLayout(
+            find_choices, read_table_rows, module=TableData, carried=("allow_no_label",)
+        ),
         "folder": LabelLayout(Path.is_dir, read_class_folders, module=FolderData),
         "table": LabelLayout(find_table, read_table_rows, module=TableData, carried=_COLUMNS),
     },
@@ -103,9 +107,13 @@ def open_labels(
         ValueError: The data cannot be understood.
     """
     # What reads tables takes more suffixes than are looked for, and says what is wrong with a file.
-    layout = LABEL_LAYOUTS.layouts[LABEL_LAYOUTS.detect(path) if path.is_dir() else "table"]
+    is_known = path.is_dir() or find_choices(path) is not None
+    name = LABEL_LAYOUTS.detect(path) if is_known else "table"
+    layout = LABEL_LAYOUTS.layouts[name]
     options = take_options(training, layout.module, layout.carried)
-    if layout.module is TableData:
+    if name == "labelstudio" and multilabel:
+        options["label_separator"] = CHOICE_SEPARATOR
+    if name == "table":
         columns = read_table(path).columns
         if options and options["path_column"] in columns:
             if options["split_column"] not in columns:

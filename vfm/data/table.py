@@ -13,6 +13,7 @@ from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.copies import find_copies, warn_of_copies
 from vfm.data.dataset import Record, list_labels
 from vfm.data.folder import SOLVED_ON_ALL, SPLIT_FILE
+from vfm.data.labelstudio import find_choices
 from vfm.data.layouts import Reading, list_files_beside
 from vfm.data.splits import SPLITS, check_fractions, complete_splits
 from vfm.data.table_rows import SPLIT_COLUMN, TableRow, join_path, read_names, read_table_rows
@@ -50,7 +51,7 @@ class TableData(ImageData):
         """Make the data module; the table is read by `setup`.
 
         Args:
-            table: A .csv, .tsv or .parquet file.
+            table: A .csv, .tsv or .parquet file; or tasks of Label Studio with choices, a .json file or its folder.
             root: Folder that relative paths start from; by default that of the table.
             path_column: Column of the images' paths.
             label_column: Column of the labels; or a list of columns, each of a label, with 0 or 1 in them (true/false,
@@ -84,7 +85,7 @@ class TableData(ImageData):
                 "allow_no_label is for several labels an image. "
                 "Give label_separator too, or take the rows without a label out."
             )
-        self.table = Path(table)
+        self.table = find_choices(Path(table)) or Path(table)
         self.root = Path(root) if root is not None else self.table.parent
         self.path_column = path_column
         self.label_column = label_column

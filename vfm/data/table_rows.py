@@ -10,6 +10,7 @@ from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import IMAGE_SUFFIXES
 
 from vfm.data.dataset import Record
+from vfm.data.labelstudio import CHOICE_SEPARATOR
 from vfm.data.layouts import Reading, list_files_beside
 from vfm.data.table_labels import read_labels
 from vfm.data.tables import Table, read_table
@@ -55,7 +56,14 @@ def read_table_rows(
         ValueError: A column is missing, a cell means nothing, or rows contradict each other.
     """
     table = read_table(path)
-    root = root if root is not None else path.parent
+    if table.path.suffix == ".json" and label_separator is None:
+        several = [row["path"] for row in table.rows if CHOICE_SEPARATOR in row["label"]]
+        if several:
+            raise DataError(
+                f"{len(several)} images of {table.path} have several choices, such as '{several[0]}'. Give "
+                f"--data.label_separator '{CHOICE_SEPARATOR}', or leave one choice of each."
+            )
+    root = root if root is not None else table.path.parent
     names = read_names(table, path_column, root)
     label_names, labels = read_labels(table, label_column, label_separator, allow_no_label)
     multilabel = label_separator is not None or not isinstance(label_column, str)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from vfm_runtime.errors import DataError, suggest
 
 from vfm.data.class_folders import SPLIT_FOLDERS
+from vfm.data.labelstudio import find_choices, read_choices
 
 _DELIMITERS = ",;\t|"
 _SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
@@ -74,11 +75,16 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Read a .csv, .tsv or .txt file in UTF-8 whose first line names the columns, or a .parquet file.
+    """Read a .csv, .tsv or .txt file in UTF-8 whose first line names the columns, a .parquet file, or tasks of choices.
 
     Raises:
         ValueError: It is missing, empty, of another kind, or not a table.
     """
+    if tasks := find_choices(path):
+        rows = read_choices(tasks)
+        if not rows:
+            raise DataError(f"{tasks} has no task with an answer. Choose a label of each image.")
+        return Table(tasks, list(rows[0]), rows, list(range(1, len(rows) + 1)))
     if not path.is_file():
         what = "is a folder, not a table" if path.is_dir() else "does not exist"
         raise DataError(f"{path} {what} (looked in {Path.cwd()}). Check --data.table.")

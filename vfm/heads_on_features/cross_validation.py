@@ -22,8 +22,9 @@ from vfm_runtime.heads_on_features import (
 
 from vfm.heads_on_features.logistic import Problem, Scaling
 from vfm.heads_on_features.neighbors import score_neighbors
+from vfm.heads_on_features.tip_adapter import TipAdapter
 
-HeadName = Literal["neighbors", "nearest_mean", "lda", "logistic"]
+HeadName = Literal["neighbors", "nearest_mean", "lda", "logistic", "tip_adapter", "words"]
 
 FloatArray = NDArray[np.float64]
 _TOLERANCE = 1e-4
@@ -43,6 +44,8 @@ class Candidate:
     """Inverse of the penalty of logistic regression."""
     k: int = 5
     """Number of neighbors of kNN."""
+    adapter: TipAdapter | None = None
+    """Labels as words, of `tip_adapter` and `words`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +165,8 @@ class FoldFitter:
                 yield index, head.compute_logits(features)
 
     def _score_simple(self, candidate: Candidate, features: NDArray[Any]) -> FloatArray:
+        if candidate.adapter is not None:
+            return candidate.adapter.compute_logits(features, self.features, self.target)
         if candidate.head == "neighbors":
             target = self.target if self.multilabel else np.eye(self.num_labels)[self.target]
             votes = score_neighbors(features, self.features, target, k=candidate.k)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.heads_on_features import fit_nearest_mean
 from vfm_runtime.zero_shot import (
     REFUSED,
+    ZeroShotClassifier,
     fit_zero_shot,
     make_prompts,
     read_prompts,
@@ -59,7 +61,7 @@ def classify(
             or conse:NAME.
         examples: Folder with a folder of images for each class, named by it.
         labels: In place of examples: labels as words, with commas between.
-        templates: Texts that labels stand in, in place of {}; several are averaged.
+        templates: Texts that labels, or the classes of examples, stand in, in place of {}; several are averaged.
         prompts: In place of labels: JSON file with a list of texts for each label.
         text: Folder of a text encoder, by which conse:NAME reads words.
         none_below: Cosine below which an image shows none of the labels given as words.
@@ -88,7 +90,7 @@ def classify(
         )
     allowed: dict[tuple[str, ...], dict[str, object]] = {
         ("examples",): {"curve": curve, "embedding": embedding},
-        ("labels",): {"templates": templates or None},
+        ("labels", "examples"): {"templates": templates or None},
         ("labels", "prompts"): {"text": text, "none-below": none_below, "none-images": none_images},
     }
     for names, options in allowed.items():
@@ -125,7 +127,8 @@ def classify(
         )
     _refuse_contradictions(taught)
     keys = [one.sha256 for one in taught]
-    classifier = fit_few_shot(vectors, classes, keys=keys)
+    words = _read_class_names(predictor, model, sorted(counts), templates)
+    classifier = fit_few_shot(vectors, classes, keys=keys, words=words)
     judged = f": {classifier.accuracy} accuracy" if classifier.accuracy is not None else ""
     print(
         f"{len(taught)} examples of {len(counts)} classes ({min(counts.values())} to {max(counts.values())} each); "
@@ -133,7 +136,7 @@ def classify(
         file=sys.stderr,
     )
     if curve is not None:
-        points = measure_supports(vectors, classes, keys=keys, draws=draws)
+        points = measure_supports(vectors, classes, keys=keys, draws=draws, words=words)
         print(format_points(points), file=sys.stderr)
         write_curve(curve, points, f"{len(taught)} examples of {len(counts)} classes by {model}")
     if bundle is not None:
@@ -202,6 +205,19 @@ def _print_answer(one: Prepared, values: dict[str, Any], json: bool) -> None:
         print(json_format.dumps({"image": one.image.path, **values}))
     else:
         print(f"{one.image.path}: {values['label'] or 'none of these'} {values['score']:.3f}")
+
+
+def _read_class_names(
+    predictor: Predictor, model: str, names: Sequence[str], templates: Sequence[str]
+) -> ZeroShotClassifier | None:
+    """The classes of examples as words; None where the model has no text tower."""
+    if predictor.scale is not None:
+        return fit_zero_shot(predictor, make_prompts(names, templates))
+    if templates:
+        raise OptionError(
+            f"--templates is a text for words, and {model} has no text tower. Leave it out, or name a pair of towers."
+        )
+    return None
 
 
 def _list_examples(folder: Path) -> list[SourceImage]:

@@ -1,4 +1,4 @@
-"""Few-shot classifier: the frozen heads of `vfm tune` and their vote, judged by leave-one-out on a few examples."""
+"""Few-shot classifier: the frozen heads of `vfm tune`, Tip-Adapter and their vote, judged by leave-one-out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from vfm_runtime.errors import DataError
 from vfm_runtime.heads_on_features import fit_nearest_mean
+from vfm_runtime.zero_shot import ZeroShotClassifier
 
+from vfm.heads_on_features.tip_adapter import TipAdapter
 from vfm.metrics.intervals import Interval
 from vfm.training.frozen_heads import POOLED, FrozenHeads
 
@@ -31,19 +33,27 @@ class FewShotClassifier:
     """Accuracy on examples that were left out; None where nothing can judge."""
     way: str
     """How it was judged, in words."""
+    words: TipAdapter | None = None
+    """The classes as words, where the model has a text tower."""
 
     @property
     def name(self) -> str:
         """Name of the head."""
-        return "nearest mean" if self.accuracy is None else self.heads.best.name
+        if self.accuracy is not None:
+            return self.heads.best.name
+        return "Tip-Adapter, as published" if self.words is not None else "nearest mean"
 
     def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return probabilities, [M, C], of other images by their embeddings, [M, D]."""
         if self.accuracy is not None:
             return self.heads.score({POOLED[0]: embeddings})
-        heads = self.heads
-        head = fit_nearest_mean(heads.features[POOLED[0]], heads.target, heads.num_labels)
-        return np.asarray(softmax(head.compute_logits(embeddings), axis=1), np.float32)
+        examples, target = self.heads.features[POOLED[0]], self.heads.target
+        if self.words is not None:
+            logits = self.words.compute_logits(embeddings, examples, target)
+        else:
+            head = fit_nearest_mean(examples, target, self.heads.num_labels)
+            logits = head.compute_logits(embeddings)
+        return np.asarray(softmax(logits, axis=1), np.float32)
 
 
 def fit_few_shot(
@@ -52,18 +62,21 @@ def fit_few_shot(
     *,
     keys: Sequence[str] | None = None,
     seed: int = 0,
+    words: ZeroShotClassifier | None = None,
 ) -> FewShotClassifier:
     """Choose among the heads of `vfm tune` and their vote by leaving one example of each class out in turn.
 
     The accuracy is that of choosing too, whose luck is taken out of it. An example that is the only one of its class
     counts as a mistake, as its class is not known without it. Where fewer than two classes have two examples nothing
-    can be judged: nearest mean is then taken without a choice, and no accuracy is said.
+    can be judged: nearest mean is then taken without a choice, and no accuracy is said. Where the classes are given as
+    words too, words alone and Tip-Adapter are among the heads, and Tip-Adapter stands in for the nearest mean.
 
     Args:
         embeddings: Vectors of the examples, [N, D].
         labels: Class of each example, N of them.
         keys: Key of each example, such as a checksum: those of one key are left out together. By default all differ.
         seed: Seed of which examples are left out together.
+        words: The classes as words, by the text tower of the model that gave the vectors.
 
     Raises:
         DataError: There are fewer than two classes.
@@ -75,16 +88,23 @@ def fit_few_shot(
         )
     target = np.array([names.index(label) for label in labels])
     keys = [str(i) for i in range(len(labels))] if keys is None else keys
-    heads = FrozenHeads({POOLED[0]: embeddings}, target, len(names), keys, seed)
+    adapter = None
+    if words is not None:
+        rows = words.vectors[[words.labels.index(name) for name in names]]
+        adapter = TipAdapter(rows, words.scale)
+    settings = () if adapter is None else adapter.list_settings()
+    features = {POOLED[0]: embeddings}
+    heads = FrozenHeads(features, target, len(names), keys, seed, adapters=settings)
     counts = Counter(label for label, _ in set(zip(labels, keys, strict=True)))
     single = sum(count == 1 for count in counts.values())
     if len(names) - single < 2:
         way = f"not judged, since {single} of {len(names)} classes have one example"
-        return FewShotClassifier(names, heads, None, way)
+        return FewShotClassifier(names, heads, None, way, adapter)
     heads.judge(_SECONDS)
     assert heads.choice is not None
     is_left_one_out = heads.num_folds >= max(counts.values())
     way = "leave-one-out of each class" if is_left_one_out else f"{heads.num_folds} folds"
     if single:
-        way += f" ({single} of {len(names)} classes have one example, which counts as a mistake)"
-    return FewShotClassifier(names, heads, heads.choice.interval, way)
+        mistaken = "a mistake" if adapter is None else "a mistake of all but words alone"
+        way += f" ({single} of {len(names)} classes have one example, which counts as {mistaken})"
+    return FewShotClassifier(names, heads, heads.choice.interval, way, adapter)

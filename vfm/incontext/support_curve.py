@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from vfm_runtime.errors import DataError, OptionError
+from vfm_runtime.zero_shot import ZeroShotClassifier
 
 from vfm.incontext.few_shot import fit_few_shot
 from vfm.metrics import Interval
@@ -60,6 +61,7 @@ def measure_supports(
     keys: Sequence[str] | None = None,
     draws: int = 5,
     seed: int = 0,
+    words: ZeroShotClassifier | None = None,
 ) -> list[SupportPoint]:
     """Fit few-shot classifiers on random supports, and judge each on all examples that it has not learned from.
 
@@ -71,6 +73,7 @@ def measure_supports(
         keys: Key of each example, such as a checksum: those of one key are never divided.
         draws: Number of supports of each size.
         seed: Seed of the first draw.
+        words: The classes as words, where the model has a text tower.
 
     Raises:
         OptionError: There are fewer than two draws.
@@ -103,6 +106,7 @@ def measure_supports(
                 every[support].tolist(),
                 keys=[keys[int(i)] for i in support],
                 seed=seed + draw,
+                words=words,
             )
             answers = np.array(classifier.labels)[classifier.score(embeddings[~drawn]).argmax(1)]
             accuracies.append(float((answers == every[~drawn]).mean()))

@@ -19,9 +19,9 @@ from vfm_runtime.tasks.detection import THRESHOLD
 
 from vfm.data.dataset import Record
 from vfm.data.detection.annotation import read_image_header
-from vfm.data.detection.labelstudio import TASKS_FILE
 from vfm.data.detection.tiles import name_photo
 from vfm.data.detection.yolo import find_label_file
+from vfm.data.labelstudio import TASKS_FILE
 from vfm.tasks.base import SEPARATOR
 
 FORMATS = ("coco", "yolo", "labelstudio")

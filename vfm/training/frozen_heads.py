@@ -18,6 +18,7 @@ from vfm.heads_on_features import Candidate, CandidateScores, cross_validate
 from vfm.heads_on_features.cross_validation import FoldFitter, compute_metric, mark_learned
 from vfm.heads_on_features.fit import cool_head, fit_candidate
 from vfm.heads_on_features.linear import list_candidates
+from vfm.heads_on_features.tip_adapter import TipAdapter
 from vfm.metrics.ranking import Statistic
 from vfm.models.heads import Head, LinearHead, NeighborsHead, VotingHead
 from vfm.models.heads.classification import Reads
@@ -39,6 +40,8 @@ _NAMES = {
     "nearest_mean": "nearest mean",
     "lda": "LDA, shrunk",
     "logistic": "logistic regression",
+    "tip_adapter": "Tip-Adapter",
+    "words": "words alone",
 }
 _SCALINGS = {"none": "", "l2": "L2", "standardized": "standardized"}
 
@@ -85,6 +88,9 @@ class JudgedHead:
         if self.candidate.head == "neighbors":
             return NeighborsHead(self.candidate.k, reads=reads)
         solver, scaling = self.candidate.head, self.candidate.scaling
+        # Where a text tower is at hand, no model is built of the heads.
+        assert solver != "tip_adapter"
+        assert solver != "words"
         c = self.candidate.c if solver == "logistic" else None
         return LinearHead(reads=reads, solver=solver, scaling=scaling, c=c)
 
@@ -144,6 +150,8 @@ class FrozenHeads:
     """Key of each image: those of one key are never divided."""
     seed: int = 0
     """Seed of the folds."""
+    adapters: Sequence[TipAdapter] = ()
+    """Labels as words with settings to try, where a text tower goes with the pooled features."""
     heads: list[JudgedHead] = field(default_factory=list)
     """All heads that were judged, the best first."""
     vote: JudgedVote | None = None
@@ -189,6 +197,11 @@ class FrozenHeads:
         folds = self.draw_folds(self.seed)
         for reads in self.fields:
             self._cross_validate(reads, self._list_simple(), folds)
+        adapters = [
+            Candidate("tip_adapter" if one.alpha else "words", "none", adapter=one)
+            for one in self.adapters
+        ]
+        self._cross_validate(POOLED, adapters, folds)
         for reads in self.fields:
             left = allowed - (time.perf_counter() - start)
             self._cross_validate(reads, self._plan_logistic(reads, folds, left), folds)
@@ -304,7 +317,8 @@ class FrozenHeads:
             return results
         # A class without images outside the fold is not known there, whatever the numbers say.
         for result in results:
-            result.scores[~learned, target[~learned]] = -1e-9
+            if result.candidate.head != "words":
+                result.scores[~learned, target[~learned]] = -1e-9
         return [
             replace(result, metric=compute_metric(result.scores, target, self.multilabel))
             for result in results

@@ -5,9 +5,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
-
-from vfm_runtime.media.image import IMAGE_SUFFIXES
 
 from vfm.data.detection.annotation import (
     AnnotatedImage,
@@ -18,24 +15,17 @@ from vfm.data.detection.annotation import (
     require_keys,
 )
 from vfm.data.detection.files import ImageFiles
+from vfm.data.labelstudio import TASKS_FILE, choose_results, find_image_name, find_tasks
 from vfm.data.layouts import Reading
 
-TASKS_FILE = "tasks.json"
-_START = 65_536
-# Tasks as they are imported, or exported as JSON; JSON-MIN has no `data`.
-_TASKS = re.compile(rb'^\s*\[\s*\{(?s:.*)"data"\s*:\s*\{')
-_RECTANGLES = re.compile(rb'"predictions"\s*:\s*\[\s*\{|"rectanglelabels"')
+_RECTANGLES = re.compile(
+    rb'"rectanglelabels"|"predictions"\s*:\s*\[\s*\{(?!(?s:.*)"choices"\s*:\s*\[)'
+)
 
 
 def find_label_studio(root: Path) -> Path | None:
     """The file of tasks with rectangles; None where there is none."""
-    for path in [root] if root.is_file() else sorted(root.glob("*.json")):
-        if path.suffix == ".json":
-            with path.open("rb") as file:
-                start = file.read(_START)
-            if _TASKS.search(start) and _RECTANGLES.search(start):
-                return path
-    return None
+    return find_tasks(root, _RECTANGLES)
 
 
 def read_label_studio(root: Path) -> Reading[AnnotatedImage]:
@@ -58,8 +48,13 @@ def read_label_studio(root: Path) -> Reading[AnnotatedImage]:
     for number, task in enumerate(tasks, start=1):
         where = f"{path}, task {number}"
         data = require_keys(require_keys(task, ("data",), where)["data"], (), where)
-        names.append(_find_name(data, where))
-        results = _choose_results(task, events)
+        name = find_image_name(data)
+        if name is None:
+            raise BoxError(
+                f"{where} names no image file. Its data: {', '.join(data) or 'nothing'}."
+            )
+        names.append(name)
+        results = choose_results(task, events) or []
         boxes.append([box for one in results if (box := _read_rectangle(one, where, events))])
         sizes.append(next((_read_size(one) for one in results if _read_size(one)), None))
     files = ImageFiles()
@@ -74,31 +69,6 @@ def read_label_studio(root: Path) -> Reading[AnnotatedImage]:
     ]
     notes = [f"{count} {event.format(path)}" for event, count in events.items()]
     return Reading({"": images}, None, [*notes, *files.describe()])
-
-
-def _find_name(data: Mapping[str, Any], where: str) -> str:
-    """Name of the image file of a task: below the root of local files, or the end of an address."""
-    values = [data.get("image"), *data.values()]
-    for value in values:
-        if not isinstance(value, str):
-            continue
-        address = urlsplit(value)
-        local = parse_qs(address.query).get("d")
-        name = local[0] if local else unquote(address.path if address.scheme else value)
-        if name.lower().endswith(IMAGE_SUFFIXES):
-            return name.lstrip("/")
-    raise BoxError(f"{where} names no image file. Its data: {', '.join(data) or 'nothing'}.")
-
-
-def _choose_results(task: Mapping[str, Any], events: Counter[str]) -> list[Mapping[str, Any]]:
-    done = [one for one in task.get("annotations") or [] if not one.get("was_cancelled")]
-    if done:
-        return list(done[-1].get("result") or [])
-    predicted = task.get("predictions") or []
-    if predicted:
-        events["images of {} were looked at by no person: what a model predicted is taken."] += 1
-        return list(predicted[-1].get("result") or [])
-    return []
 
 
 def _read_rectangle(result: Mapping[str, Any], where: str, events: Counter[str]) -> Box | None:
