@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import vfm
 from tests.image_folders import write_image_folder
@@ -203,3 +204,38 @@ def test_a_killed_run_goes_on(weights, tmp_path):
     assert ending == [-signal.SIGKILL, -signal.SIGKILL, 0]
     _, rows = read(store)
     assert [row[0] for row in rows] == sorted(one.path for one in list_source_images(root))
+
+
+def test_images_of_12_bits_are_read_by_their_range(weights, tmp_path, capsys):
+    root, store = tmp_path / "images", tmp_path / "store"
+    root.mkdir()
+    shades = np.random.default_rng(0).integers(0, 256, (6, 24, 24), dtype=np.uint8)
+    for number, image in enumerate(shades):
+        scaled = np.rint(image * (4095 / 255)).astype(np.uint16)
+        Image.fromarray(scaled).save(root / f"{number}.png")
+    assert run(root, store, weights, "--bit-depth", "12") == 0
+    vectors, _ = read(store)
+    model = vfm.load("test_vit", base=weights)
+    np.testing.assert_allclose(
+        vectors, model.embed([np.repeat(i[..., None], 3, 2) for i in shades]), atol=1e-3
+    )
+    # The store remembers it: the query is read alike.
+    words = ["search", str(store), "--image", str(root / "3.png"), "-k", "1", "--json"]
+    assert main([*words, "--out", str(tmp_path / "found")]) == 0
+    assert "3.png" in capsys.readouterr().out
+    assert run(root, store, weights) == 1  # without it, these are other vectors
+    assert "fingerprint" in capsys.readouterr().err
+    assert run(root, tmp_path / "other", weights, "--bit-depth", "40") == 1
+    assert "bit_depth is 40. Give the bits" in capsys.readouterr().err
+    words = [
+        "embed",
+        str(root),
+        "--to",
+        str(store),
+        "--model",
+        "open_clip:a/b",
+        "--bit-depth",
+        "12",
+    ]
+    assert main(words) == 1
+    assert "open_clip:a/b reads images by rules of its own" in capsys.readouterr().err

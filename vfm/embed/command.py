@@ -38,6 +38,7 @@ def embed(
     migrate: str | None = None,
     embedding: EmbeddingSource | None = None,
     normalize: bool = True,
+    bit_depth: int | None = None,
     base: Path | None = None,
     path_column: str = "path",
     num_frames: int = 8,
@@ -64,6 +65,7 @@ def embed(
         migrate: In place of --to and --model: the model that the store is to be of.
         embedding: What the vector is made of: pooled (the default), class_token, patches or layers.
         normalize: Divide each vector by its L2 norm.
+        bit_depth: Bits that the values of images of 16 or 32 bits use, such as 12; the store remembers it.
         base: File of the backbone's weights, for an adapter, or for a name in place of timm's.
         path_column: Column of a table with the paths of the images.
         num_frames: Frames of each video of a folder, spread evenly, that are embedded beside their mean; 0 for none.
@@ -91,7 +93,7 @@ def embed(
     name = str(Path(name).absolute()) if Path(name).exists() else name
     base = None if base is None else base.absolute()
     opening: dict[str, Any] = {"model": name, "source": embedding, "normalize": normalize}
-    opening |= {"base": base, "device": device, "trust": tuple(trust)}
+    opening |= {"base": base, "bit_depth": bit_depth, "device": device, "trust": tuple(trust)}
     predictor, spec = open_embedder(**opening)
     (width,) = predictor.embed(np.zeros((8, 8, 3), np.uint8)).shape
     described = StoreModel(

@@ -11,6 +11,7 @@ from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
+from vfm.preprocess import check_bit_depth
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.image_text import IMAGE_TOWER, PREFIX, open_pair
 from vfm.tasks.predictor import TorchPredictor
@@ -21,6 +22,7 @@ def open_embedder(
     *,
     source: str | None = None,
     normalize: bool = True,
+    bit_depth: int | None = None,
     base: Path | None = None,
     device: str = "auto",
     trust: Collection[str] = (),
@@ -31,6 +33,8 @@ def open_embedder(
         model: Folder of a bundle, checkpoint, name of a backbone, or of a pair, `open_clip:NAME/WEIGHTS`.
         source: Part of the features; None for the usual one, or that of the bundle.
         normalize: Whether vectors are divided by their L2 norm; a bundle has decided that.
+        bit_depth: Bits that the values of images of 16 or 32 bits use; None for what the model was trained with. It is
+            part of the fingerprint.
         base: File of the backbone's weights, for an adapter or a name.
         device: `cpu`, `cuda`, or `auto`.
         trust: Packages besides vfm whose code a checkpoint may name.
@@ -40,6 +44,11 @@ def open_embedder(
         CheckpointError: There is no such checkpoint.
     """
     predictor: Predictor
+    if bit_depth is not None and (model.startswith(PREFIX) or Path(model).is_dir()):
+        raise OptionError(
+            f"--bit-depth is {bit_depth}, and {model} reads images by rules of its own. Leave it out, or name a "
+            "backbone or a checkpoint."
+        )
     if model.startswith(PREFIX):
         if source not in (None, IMAGE_TOWER) or not normalize:
             raise OptionError(
@@ -62,6 +71,8 @@ def open_embedder(
             )
     else:
         task = Checkpoint.open(model, base=base, trust=trust).task
+        check_bit_depth(bit_depth)
+        task.preprocess = task.preprocess.add_bit_depth(bit_depth)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         predictor = TorchPredictor(task.to(device))

@@ -219,6 +219,7 @@ def embed_query(
         name,
         source=None if is_bundle else origin.source,
         normalize=origin.normalize,
+        bit_depth=None if is_bundle else origin.bit_depth,
         base=base,
         device=device,
         trust=trust,
