@@ -29,6 +29,7 @@ SPEAKERS = (
     "vfm/bundle/export.py",
     "vfm/deepfake/data/extract.py",
     "vfm/tasks/calibrate.py",
+    "vfm/audit/doctor/command.py",
     "vfm/deepfake/shortcuts/command.py",
     "vfm/deepfake/robustness/command.py",
     "export/vfm_runtime/cli.py",

@@ -10,14 +10,25 @@ from vfm_runtime.deepfake.evidence import VERDICT_LABELS
 from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.deepfake.task import DeepfakeType
 from vfm_runtime.deepfake.verdict import Verdict
+from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.tasks.confidence import AbstainReason
 
+from vfm.audit.doctor.command import doctor
+from vfm.audit.doctor.diagnosis import DoctorOptions
+from vfm.audit.doctor.extensions import register_extension
 from vfm.cli.command import run
 from vfm.deepfake.data.manifest import write_manifest
 from vfm.deepfake.data.record import DeepfakeDataError, Item
 from vfm.deepfake.shortcuts import command as command
 from vfm.deepfake.shortcuts.known_reals import judge_known_reals
+
+register_extension(command.DeepfakeDoctor())
+
+
+@pytest.fixture(autouse=True)
+def work_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 class Says:
@@ -114,7 +125,7 @@ def test_fewer_than_twenty_known_reals_are_refused():
 
 
 def test_the_command_writes_what_gives_the_labels_away(pictures, tmp_path, capsys):
-    run("doctor", command.doctor, [str(pictures), "--shortcuts", "-o", str(tmp_path / "out")])
+    run("doctor", doctor, [str(pictures), "--shortcuts", "-o", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert "RED WARNING" in said
     assert "file format" in said
@@ -131,7 +142,7 @@ def test_by_default_the_result_lies_beside_the_manifest(pictures, tmp_path, caps
         for path in sorted((pictures / label).iterdir())
     ]
     write_manifest(tmp_path / "manifest.csv", items)
-    command.doctor(tmp_path / "manifest.csv", shortcuts=True)
+    doctor(tmp_path / "manifest.csv", shortcuts=True)
     assert (tmp_path / "shortcuts.json").is_file()
     assert (tmp_path / "shortcuts.html").is_file()
     assert str(tmp_path / "shortcuts.json") in capsys.readouterr().out
@@ -140,19 +151,53 @@ def test_by_default_the_result_lies_beside_the_manifest(pictures, tmp_path, caps
 def test_of_crops_the_videos_are_to_be_asked_too(pictures, tmp_path, capsys):
     items = [Item(str(pictures / "real/000.jpg"), "real", "a")]
     write_manifest(tmp_path / "manifest.csv", items)
-    command.doctor(tmp_path / "manifest.csv")
+    doctor(tmp_path / "manifest.csv")
     assert "These are crops" not in capsys.readouterr().out
     (tmp_path / "crop.json").write_text('{"source": "faces"}')
-    command.doctor(tmp_path)
+    doctor(tmp_path)
     assert "run vfm doctor --shortcuts on the videos, too" in capsys.readouterr().out
     with pytest.raises(
         DeepfakeDataError, match=r"holds crops of faces\. A model is asked of whole images"
     ):
-        command.doctor(tmp_path, model=tmp_path / "best.ckpt")
+        doctor(tmp_path, options=DoctorOptions(model="best.ckpt"))
+
+
+def test_the_general_checks_are_on_the_same_page(pictures, tmp_path, capsys):
+    doctor(pictures, shortcuts=True, out=tmp_path)
+    written = json.loads((tmp_path / "doctor.json").read_text())
+    assert written["num_images"] == 48
+    assert written["sections"]["shortcuts"]["warning"] is True
+    assert written["label_errors"] is None
+    page = (tmp_path / "doctor.html").read_text()
+    assert "Leaks and duplicates" in page
+    assert "RED WARNING" in page
+
+
+def test_one_video_in_two_splits_is_a_leak(pictures, tmp_path):
+    files = sorted((pictures / "real").iterdir())
+    items = [
+        Item(str(f), "real", f"v{k // 2}", split="test" if k == 1 else "train")
+        for k, f in enumerate(files)
+    ]
+    write_manifest(tmp_path / "manifest.csv", items)
+    doctor(tmp_path / "manifest.csv", out=tmp_path / "out")
+    written = json.loads((tmp_path / "out/doctor.json").read_text())
+    assert len(written["key_leaks"]) == 1
+    assert written["values"]["key_leaks"] == 1
+
+
+def test_a_folder_of_other_classes_is_of_no_special_kind(pictures, tmp_path):
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "dogs").mkdir()
+    for k, file in enumerate(sorted((pictures / "real").iterdir())):
+        (tmp_path / ("cats", "dogs")[k % 2] / file.name).write_bytes(file.read_bytes())
+    assert command.DeepfakeDoctor().read(tmp_path, "auto") is None
+    with pytest.raises(OptionError, match=r"--shortcuts goes with data of a special kind"):
+        doctor(tmp_path, shortcuts=True)
 
 
 def test_without_a_question_it_counts_and_says_what_to_ask(pictures, capsys):
-    command.doctor(pictures)
+    doctor(pictures)
     said = capsys.readouterr().out
     assert "24" in said
     assert "--shortcuts looks for what gives the labels away" in said
@@ -162,7 +207,7 @@ def test_without_a_question_it_counts_and_says_what_to_ask(pictures, capsys):
 def test_the_command_asks_a_model_of_known_reals(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "load_model", lambda path, trust: Says(FAKE))
     words = [str(pictures / "real"), "--format", "reals", "--model", "best.ckpt", "-o", str(tmp_path)]  # fmt: skip
-    run("doctor", command.doctor, words)
+    run("doctor", doctor, words)
     assert "24 of 24 known reals were called fake" in capsys.readouterr().out
     written = json.loads((tmp_path / "known_reals.json").read_text())
     assert written["num_fake"] == 24
@@ -171,13 +216,11 @@ def test_the_command_asks_a_model_of_known_reals(pictures, tmp_path, capsys, mon
 
 def test_of_data_with_fakes_only_the_reals_are_asked(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "load_model", lambda path, trust: Says(REAL))
-    command.doctor(pictures, model=tmp_path / "best.ckpt", out=tmp_path)
+    doctor(pictures, options=DoctorOptions(model="best.ckpt"), out=tmp_path)
     assert "0 of 24 known reals were called fake" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_written_names_the_option(pictures, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(
-        DeepfakeDataError, match=r"cannot be written .* Name another folder with --out"
-    ):
-        command.doctor(pictures, shortcuts=True, out=tmp_path / "file")
+    with pytest.raises(DataError, match=r"cannot be written .* Name another folder with --out"):
+        doctor(pictures, shortcuts=True, out=tmp_path / "file")

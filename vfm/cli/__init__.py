@@ -32,8 +32,8 @@ COMMANDS = {
         "cut faces out of videos and photos, for training",
     ),
     "doctor": (
-        "vfm.deepfake.shortcuts.command:doctor",
-        "deepfake data: what gives the labels away",
+        "vfm.audit.doctor.command:doctor",
+        "what is wrong with data: leaks, copies, label errors, odd files, shortcuts",
     ),
     "calibrate": (
         "vfm.tasks.calibrate:calibrate",
@@ -90,6 +90,8 @@ COMMANDS = {
         "make an ONNX bundle from a checkpoint, and prove that it agrees",
     ),
 }
+# Kinds of data with checks of their own, which `vfm doctor` asks first whether data are theirs.
+DOCTORS = ("vfm.deepfake.shortcuts.command:DeepfakeDoctor",)
 # Commands of vfm-runtime, which need no torch.
 RUNTIME = {"serve": "answer over HTTP with bundles, with a page to try it"}
 
@@ -144,6 +146,9 @@ def _run(command: str, words: list[str], *, debug: bool) -> None:
     if command in TRAINING:
         _import_function("vfm.cli.training:run")(command, words)
     elif command in COMMANDS:
+        for path in DOCTORS if command == "doctor" else ():
+            register = _import_function("vfm.audit.doctor.extensions:register_extension")
+            register(_import_function(path)())
         _import_function("vfm.cli.command:run")(
             command, _import_function(COMMANDS[command][0]), words
         )

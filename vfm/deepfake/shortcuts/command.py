@@ -1,4 +1,4 @@
-"""`vfm doctor`: what is in the data, what gives the labels away, and what a model says of known reals."""
+"""Deepfake sections of `vfm doctor`: what gives the labels away, and what a model says of known reals."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import vfm_runtime
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.deepfake.task import DeepfakeType
-from vfm_runtime.media.video import find_media
+from vfm_runtime.media.video import find_media, is_video
 
+from vfm.data.dataset import Record
+from vfm.data.layouts import Reading
 from vfm.deepfake.data.base import CROP_FILE
 from vfm.deepfake.data.layouts import Format, import_layout
 from vfm.deepfake.data.record import FAKE, LABELS, REAL, DeepfakeDataError, Item, sort_items
+from vfm.deepfake.data.splits import name_components
 from vfm.deepfake.results import SHORTCUTS
-from vfm.deepfake.shortcuts.known_reals import judge_known_reals
+from vfm.deepfake.shortcuts.known_reals import KnownReals, judge_known_reals
 from vfm.deepfake.shortcuts.page import (
     build_shortcuts_page,
     explain_names,
@@ -27,11 +30,13 @@ from vfm.deepfake.shortcuts.page import (
     list_sources,
 )
 from vfm.deepfake.shortcuts.search import find_shortcuts
+from vfm.report import Page
 from vfm.tasks import BaseTask
 from vfm.tasks.predictor import TorchPredictor
 
 PAGE = "shortcuts.html"
 KNOWN_REALS = "known_reals.json"
+_REALS = "reals"
 
 _CROP_NOTE = (
     "These are crops, all saved alike. What tells the videos apart that they were cut from (compression, length, size) "
@@ -40,77 +45,137 @@ _CROP_NOTE = (
 _NEXT = "Next: --shortcuts looks for what gives the labels away; --model CHECKPOINT asks a model of the reals."
 
 
-def doctor(
-    data: Path,
-    *,
-    shortcuts: bool = False,
-    model: Path | None = None,
-    format: Format | Literal["reals"] = "auto",
-    out: Path | None = None,
-    max_files: int = 2000,
-    seed: int = 0,
-    trust: Sequence[str] = (),
-) -> None:
-    """Look over data of deepfakes before training on it, or trusting a model with it; for these data alone.
+class DeepfakeDoctor:
+    """Sections of `vfm doctor` for real and fake images and videos: shortcuts in the files, and known reals."""
 
-    Args:
-        data: Folder of a data set, or a manifest.
-        shortcuts: Try to tell real from fake by the files alone (size, format, compression, length, name), without a
-            look at the pictures. Writes shortcuts.json and shortcuts.html.
-        model: A checkpoint, or the folder of a bundle: what it says of everything that is real in the data. Writes
-            known_reals.json.
-        format: Layout of the data as for `vfm faces`; `reals` for a folder in which everything is known to be real.
-        out: Folder for what is written; by default that of the data. -o for short.
-        max_files: Most files to look at, half of them of each label.
-        seed: Seed of the choice of files, folds and intervals.
-        trust: Packages besides vfm whose code the checkpoint may name.
+    formats: Sequence[str] = tuple(name for name in (*get_args(Format), _REALS) if name != "auto")
 
-    Raises:
-        DeepfakeDataError: The data cannot be read, or are too few for what was asked.
-    """
-    data = Path(data)
-    if format == "reals":
+    def read(self, data: Path, format: str) -> Reading[Record] | None:
+        """Return the images by split, with the video and the persons of each as its key; None where they are others.
+
+        Raises:
+            DeepfakeDataError: They cannot be read in the format that was named.
+        """
+        if format == "auto" and not data.exists():
+            return None
+        try:
+            items, notes = _read_items(data, format)
+        except DeepfakeDataError:
+            if format != "auto":
+                raise
+            return None  # of another kind: what reads it says what is wrong with it
+        splits: dict[str, list[Record]] = {}
+        for item, key in zip(items, name_components(items), strict=True):
+            if not is_video(item.path):
+                record = Record(item.path, LABELS.index(item.label), item.path, key=key)
+                splits.setdefault(item.split, []).append(record)
+        num_videos = sum(is_video(item.path) for item in items)
+        if num_videos:
+            notes = [
+                *notes,
+                f"{num_videos} videos were not opened: cut them into frames, and look at those too.",
+            ]
+        return Reading(splits, LABELS, notes)
+
+    def add_sections(
+        self,
+        page: Page,
+        data: Path,
+        *,
+        shortcuts: bool,
+        model: Path | None,
+        format: str,
+        out: Path | None,
+        max_files: int,
+        seed: int,
+        trust: Sequence[str],
+    ) -> dict[str, Any]:
+        """Count videos, look for shortcuts in the files, and ask a model of the known reals.
+
+        Args:
+            page: Page that the sections are added to.
+            data: Folder of a data set, or a manifest.
+            shortcuts: Try to tell real from fake by the files alone (size, format, compression, length, name), without
+                a look at the pictures. Writes shortcuts.json and shortcuts.html, by default beside the data.
+            model: A checkpoint, or the folder of a bundle: what it says of everything that is real in the data. Writes
+                known_reals.json.
+            format: Layout of the data as for `vfm faces`; `reals` for a folder in which everything is known to be real.
+            out: Folder for what is written; by default that of the data.
+            max_files: Most files to look at, half of them of each label.
+            seed: Seed of the choice of files, folds and intervals.
+            trust: Packages besides vfm whose code the checkpoint may name.
+
+        Raises:
+            DeepfakeDataError: The data are too few for what was asked.
+        """
+        items, _ = _read_items(data, format)
+        counts = count_files(items)
+        print(f"{data}\n\n{format_table(counts)}\n")
+        page.add_heading("Videos and stills")
+        page.add_table(counts)
+        crop_file = (data if data.is_dir() else data.parent) / CROP_FILE
+        cropped = crop_file.is_file() and (
+            json.loads(crop_file.read_text(encoding="utf-8")).get("source") == "faces"
+        )
+        if cropped:
+            print(f"Note: {_CROP_NOTE}")
+            page.add_text(_CROP_NOTE)
+        content: dict[str, Any] = {"files": counts}
+        if shortcuts:
+            result = find_shortcuts(items, max_files=max_files, seed=seed)
+            folder = _make_folder(data, out)
+            content["shortcuts"] = {"data": str(data), **result.to_dict()}
+            _write_json(folder / SHORTCUTS, content["shortcuts"])
+            build_shortcuts_page(result, str(data)).write(folder / PAGE)
+            tables = [format_table(rows) for rows in (list_features(result), list_sources(result))]
+            notes = [f"Note: {note}" for note in result.notes]
+            texts = [explain_shortcuts(result), explain_names(result), *notes]
+            print("\n\n".join([*filter(None, tables), "\n".join(filter(None, texts))]))
+            print(f"\nWritten: {folder / SHORTCUTS} and {folder / PAGE}")
+            page.add_heading("Shortcuts in the files")
+            page.add_text(f"{explain_shortcuts(result)} All figures: {PAGE}.")
+            page.add_table(list_features(result))
+        if model is not None:
+            answers = _ask_of_reals(data, items, model, cropped, max_files, trust)
+            content["known_reals"] = answers.to_dict()
+            _write_json(_make_folder(data, out) / KNOWN_REALS, content["known_reals"])
+            print(f"\nKnown reals, asked of {model}\n{answers}")
+            page.add_heading("Known reals")
+            page.add_code(str(answers))
+        if not shortcuts and model is None:
+            print(_NEXT)
+        return content
+
+
+def _read_items(data: Path, format: str) -> tuple[Sequence[Item], Sequence[str]]:
+    if format == _REALS:
         files = find_media(data, videos=True)
         named = [(file, file.relative_to(data).as_posix()) for file in files]
-        items = [Item(path=str(file), label="real", video=name) for file, name in named]
-        notes: Sequence[str] = ()
-    else:
-        reading = import_layout(data, format)
-        items, notes = sort_items(reading.entries), reading.notes
-    print(f"{data}\n\n{format_table(count_files(items))}\n")
-    crop_file = (data if data.is_dir() else data.parent) / CROP_FILE
-    cropped = crop_file.is_file() and (
-        json.loads(crop_file.read_text(encoding="utf-8")).get("source") == "faces"
-    )
-    for note in [*notes, *[_CROP_NOTE] * cropped]:
-        print(f"Note: {note}")
-    if shortcuts:
-        result = find_shortcuts(items, max_files=max_files, seed=seed)
-        folder = _make_folder(data, out)
-        _write_json(folder / SHORTCUTS, {"data": str(data), **result.to_dict()})
-        build_shortcuts_page(result, str(data)).write(folder / PAGE)
-        tables = [format_table(rows) for rows in (list_features(result), list_sources(result))]
-        notes = [f"Note: {note}" for note in result.notes]
-        texts = [explain_shortcuts(result), explain_names(result), *notes]
-        print("\n\n".join([*filter(None, tables), "\n".join(filter(None, texts))]))
-        print(f"\nWritten: {folder / SHORTCUTS} and {folder / PAGE}")
-    if model is not None:
-        if cropped:
-            raise DeepfakeDataError(
-                f"{data} holds crops of faces. A model is asked of whole images and videos, as it will be in use: give "
-                "the folder that they were cut from, or any other with --format reals."
-            )
-        asked = load_model(model, trust)
-        reals = list(dict.fromkeys(Path(item.path) for item in items if item.label == REAL))
-        # Evenly through the list: neighbors are alike.
-        step = max(1, -(-len(reals) // max(1, max_files // 2)))
-        kind = asked.task_type
-        promised = kind.pipeline.decision.fpr if isinstance(kind, DeepfakeType) else None
-        answers = judge_known_reals(asked, reals[::step], promised)
-        _write_json(_make_folder(data, out) / KNOWN_REALS, answers.to_dict())
-        print(f"\nKnown reals, asked of {model}\n{answers}")
-    if not shortcuts and model is None:
-        print(_NEXT)
+        return [Item(path=str(file), label="real", video=name) for file, name in named], ()
+    reading = import_layout(data, format)  # type: ignore[arg-type]  # another is refused there
+    return sort_items(reading.entries), reading.notes
+
+
+def _ask_of_reals(
+    data: Path,
+    items: Sequence[Item],
+    model: Path,
+    cropped: bool,
+    max_files: int,
+    trust: Sequence[str],
+) -> KnownReals:
+    if cropped:
+        raise DeepfakeDataError(
+            f"{data} holds crops of faces. A model is asked of whole images and videos, as it will be in use: give "
+            "the folder that they were cut from, or any other with --format reals."
+        )
+    asked = load_model(model, trust)
+    reals = list(dict.fromkeys(Path(item.path) for item in items if item.label == REAL))
+    # Evenly through the list: neighbors are alike.
+    step = max(1, -(-len(reals) // max(1, max_files // 2)))
+    kind = asked.task_type
+    promised = kind.pipeline.decision.fpr if isinstance(kind, DeepfakeType) else None
+    return judge_known_reals(asked, reals[::step], promised)
 
 
 def count_files(items: Sequence[Item]) -> list[dict[str, Any]]:
