@@ -112,7 +112,9 @@ def doctor(
     print(f"Page: {folder / PAGE}\nJSON: {folder / RESULTS}")
     broken = [row for row in content["rules"] if not row["holds"]]
     if broken:
-        measured = ["not measured" if r["value"] is None else f"is {r['value']:.4g}" for r in broken]
+        measured = [
+            "not measured" if r["value"] is None else f"is {r['value']:.4g}" for r in broken
+        ]
         texts = [f"{row['rule']} ({value})" for row, value in zip(broken, measured, strict=True)]
         raise AuditFailed(
             f"--fail-on: {len(broken)} of {len(rules)} rules do not hold: {', '.join(texts)}. See {folder / PAGE}."

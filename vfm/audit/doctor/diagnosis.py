@@ -194,7 +194,7 @@ def diagnose(
         if min(pair[:2]) < count <= max(pair[:2])
     ]
     result.leaks = list_leaks(result.pairs, source.splits)
-    result.key_leaks = _find_key_leaks(source)
+    result.key_leaks = list_key_leaks(source)
     result.odd = [odd for odd in list_odd_files(scan) if odd.position < count]
     result.box_doubts = list_box_doubts(source)
     result.like_names = find_like_names(source.labels)
@@ -247,7 +247,8 @@ def open_check_picture(record: Record, box: Sequence[float] = ()) -> NDArray[np.
     return shrink_image(pixels, 256)
 
 
-def _find_key_leaks(source: DoctorSource) -> list[str]:
+def list_key_leaks(source: DoctorSource) -> list[str]:
+    """Return the keys, such as patients, whose images are in two splits, sorted."""
     splits: dict[str, set[str]] = {}
     for key, split in zip(source.keys, source.splits, strict=bool(source.keys)):
         if key and split:

@@ -168,7 +168,7 @@ def _propose_pairs(
         )
         return _propose_among_many(scan, rows, targets, progress)
     large = np.array([min(scan.files[i].size) >= _LEAST_SIDE for i in rows.tolist()])
-    windows = [_WHOLE, *(_list_windows() if large.any() else [])]
+    windows = [_WHOLE, *(list_windows() if large.any() else [])]
     proposals: list[Proposal] = []
     for number, window in enumerate(windows):
         chosen = np.arange(len(rows)) if window == _WHOLE else np.flatnonzero(large)
@@ -234,7 +234,8 @@ def _propose_neighbors(vectors: Float, rows: NDArray[np.int64]) -> list[Proposal
     return proposals
 
 
-def _list_windows() -> list[Window]:
+def list_windows() -> list[Window]:
+    """Return windows of three sizes, spread evenly over an image."""
     return [
         (float(top), float(left), side)
         for side, count in _WINDOWS
@@ -308,7 +309,7 @@ def _compare_aligned(
     aligned = np.asarray(cv2.warpAffine(image, warp, (SIDE, SIDE), flags=flags), np.uint8)
     inside = (slice(_RIM, -_RIM),) * 2
     one, other = aligned[inside], template[inside]
-    details = [_take_details(values)[inside] for values in (aligned, template)]
+    details = [take_details(values)[inside] for values in (aligned, template)]
     if is_moved and min(float((abs(detail) > 1).mean()) for detail in details) < _COVERED:
         return None
     if min(float(detail.std()) for detail in details) < _FLAT:
@@ -326,7 +327,7 @@ def _compare_aligned(
     return correlation if correlation > _LEAST_CROP and is_same else None
 
 
-def _take_details(gray: NDArray[np.uint8]) -> Float:
+def take_details(gray: NDArray[np.uint8]) -> Float:
     """Return an image without its coarse shades, float32."""
     values = gray.astype(np.float32)
     smooth = cv2.GaussianBlur(values, (0, 0), 1.0)

@@ -135,7 +135,7 @@ def list_box_doubts(source: DoctorSource) -> list[BoxDoubt]:
             doubts.append(
                 BoxDoubt(record.name, labels[i], texts[i], f"tiny: {width:.3g} x {height:.3g}")
             )
-        for i, j in np.argwhere(np.triu(_compute_iou(corners), 1) > _SAME_BOX).tolist():
+        for i, j in np.argwhere(np.triu(compute_iou(corners), 1) > _SAME_BOX).tolist():
             same = labels[i] == labels[j]
             what = "twice" if same else f"as {labels[j]} too"
             doubts.append(BoxDoubt(record.name, labels[i], texts[i], f"marked {what}"))
@@ -150,7 +150,7 @@ def find_outliers(
     Args:
         features: Features of some images, [N, D].
         indices: Index of each of them.
-        most: Number of images.
+        most: Number of images to return.
     """
     if len(features) <= _NEIGHBORS:
         return []
@@ -161,7 +161,7 @@ def find_outliers(
     return [(indices[i], float(means[i])) for i in np.argsort(means, kind="stable")[:most].tolist()]
 
 
-def _compute_iou(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+def compute_iou(corners: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the intersection over union of every two boxes, [M, M]."""
     low = np.maximum(corners[:, None, :2], corners[None, :, :2])
     high = np.minimum(corners[:, None, 2:], corners[None, :, 2:])

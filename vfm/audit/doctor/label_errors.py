@@ -71,10 +71,10 @@ def find_label_errors(
     """Judge each label by probes on features that were fitted on other samples.
 
     Args:
-        features: Features, [N, D].
+        features: Features of N samples, [N, D].
         target: Class of each sample, int [N].
         keys: Key of each sample: those of one key, such as copies, are judged together.
-        num_labels: Number of classes.
+        num_labels: Number of classes, whether or not all occur.
         seed: Seed of the folds.
         progress: Told what is being done.
 
@@ -93,7 +93,7 @@ def find_label_errors(
         return None
     judged = np.flatnonzero(np.isin(target, classes))
     labels = np.searchsorted(classes, target[judged])
-    vectors = _reduce_width(features[judged])
+    vectors = reduce_width(features[judged])
     progress(f"judging {len(judged):,} labels by probes")
     folds = draw_folds([keys[i] for i in judged.tolist()], [(int(k),) for k in labels], FOLDS, seed)
     candidates = [Candidate("lda", "none")]
@@ -129,7 +129,7 @@ def find_label_errors(
     return LabelErrors(suspects, int(issues.sum()), accuracy, majority, probe, left_out)
 
 
-def _reduce_width(features: NDArray[np.float32]) -> NDArray[np.float32]:
+def reduce_width(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the first principal components of features, float32 [N, 256]; narrow ones as they are."""
     if features.shape[1] <= _WIDTH:
         return features

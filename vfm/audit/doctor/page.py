@@ -32,10 +32,15 @@ def build_page(result: Diagnosis) -> Page:
     labels = result.labels
     expected = sum(check.probability for check in result.checks)
     flagged = "not judged" if labels is None else f"{labels.num_errors:,}"
+    leaks: tuple[Any, str] = ("none stated", "splits, so nothing can leak")
+    if any(source.splits):
+        keys = f", {len(result.key_leaks)} keys in two splits" if source.keys else ""
+        count = len({pair.second for pair in result.leaks})
+        leaks = (count, f"images that another split has too{keys}")
     page.add_facts(
         {
             "Images": (result.num_images, f"read as {source.format}"),
-            "Leaks": _describe_leaks(result),
+            "Leaks": leaks,
             "Copies": (len({pair.second for pair in result.pairs}), "images beyond the first"),
             "Likely label errors": (flagged, "" if labels is None else "estimated"),
             "Check first": (len(result.checks), f"images, about {expected:.0f} of them wrong"),
@@ -79,14 +84,6 @@ def list_gaps(result: Diagnosis) -> list[str]:
     if source.has_boxes:
         texts.append("Objects without a box, and boxes that are shifted: both take a detector.")
     return texts
-
-
-def _describe_leaks(result: Diagnosis) -> tuple[Any, str]:
-    if not any(result.source.splits):
-        return "none stated", "splits, so nothing can leak"
-    count = len({pair.second for pair in result.leaks})
-    keys = f", {len(result.key_leaks)} keys in two splits" if result.source.keys else ""
-    return count, f"images that another split has too{keys}"
 
 
 def _add_checks(page: Page, result: Diagnosis) -> None:
@@ -185,8 +182,8 @@ def _add_pairs(page: Page, result: Diagnosis, pairs: Sequence[DuplicatePair]) ->
     ends = [(pair, end) for pair in shown for end in pair[:2]]
     pictures = [open_check_picture(_find_record(result, end)) for _, end in ends]
     captions = [
-        f"{_name_split(result, end)} {_find_record(result, end).name.rpartition('/')[2]}\n"
-        f"{pair.how} {pair.similarity:.3f}"
+        f"{'other:' if end >= result.num_images else result.source.splits[end]} "
+        f"{_find_record(result, end).name.rpartition('/')[2]}\n{pair.how} {pair.similarity:.3f}"
         for pair, end in ends
     ]
     page.add_figure(
@@ -210,10 +207,6 @@ def _find_record(result: Diagnosis, index: int) -> Record:
     if index >= result.num_images and result.other is not None:
         return result.other.records[index - result.num_images]
     return result.source.records[index]
-
-
-def _name_split(result: Diagnosis, index: int) -> str:
-    return "other:" if index >= result.num_images else result.source.splits[index]
 
 
 def _add_files(page: Page, result: Diagnosis) -> None:

@@ -74,7 +74,7 @@ def scan_images(
     """Open every image once, in threads; those that cannot be read are kept with the reason.
 
     Args:
-        records: Images to open.
+        records: Images to open, each a file, a part of a shard or an array.
         with_values: Indices of images whose values for the null score are wanted too.
         progress: Told how many are done.
     """

@@ -89,7 +89,7 @@ def open_source(
         raise DataError(
             f"There is no file or folder {path} (looked in {Path.cwd()}). Check the path."
         )
-    is_boxes = _is_of_boxes(path)
+    is_boxes = is_of_boxes(path)
     if key is not None and (is_boxes or not find_table(path)):
         raise DataError(
             f"--key is '{key}', a column of a table of images, but {path} is no such table. Give a .csv, .tsv or "
@@ -111,7 +111,7 @@ def open_source(
     return source
 
 
-def _is_of_boxes(path: Path) -> bool:
+def is_of_boxes(path: Path) -> bool:
     """Whether a path is of a format of boxes; a table is by its columns, since tables of labels are in CSV too."""
     names = [name for name, layout in BOX_LAYOUTS.layouts.items() if layout.find(path)]
     if names[:1] != ["csv"]:
