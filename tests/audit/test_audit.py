@@ -143,6 +143,16 @@ def test_groups_are_found_without_their_column(checkpoint, bundle, table, tmp_pa
     )
 
 
+def test_robustness_is_a_section_of_the_page(checkpoint, table, tmp_path, capsys):
+    words = ["--data", str(table), "--robustness", "--kinds", "noise,jpeg", "-o", str(tmp_path)]
+    assert main(["audit", str(checkpoint), *words]) == 0
+    result = read(tmp_path)
+    assert set(result["robustness"]["curves"]) == {"noise", "jpeg"}
+    assert result["robustness"]["clean"]["value"] == result["metrics"]["accuracy"]["value"]
+    assert "Mean corruption error 0." in capsys.readouterr().out
+    assert "noise of 0.2" in (tmp_path / "audit.html").read_text()
+
+
 def test_clusters_widen_intervals(checkpoint, table, tmp_path):
     for name, more in {"alone": [], "together": ["--cluster", "patient"]}.items():
         words = ["--data", str(table), "-o", str(tmp_path / name), *more]
@@ -182,7 +192,7 @@ def test_without_labels_what_needs_none_is_looked_at(checkpoint, table, tmp_path
         (["--fail-on", "recall>0.9"], "names 'recall', which this audit does not measure"),
         (["--split", "val"], "has no val images. Splits: .* or leave --split out"),
         (["--native"], "--native is for models that answer for videos"),
-        (["--robustness"], "--robustness is for models that answer for videos"),
+        (["--kinds", "fog"], r"There is no corruption 'fog' \(--kinds\)\. Choices: jpeg, blur"),
     ],
 )
 def test_bad_options(checkpoint, table, tmp_path, words, message, capsys):

@@ -12,12 +12,12 @@ from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.faces.crop import CropSpec
 
 from vfm.cli.command import run
+from vfm.data.corruptions import CorruptionLevel, list_levels
 from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.manifest import write_manifest
 from vfm.deepfake.data.record import DeepfakeDataError, Item
 from vfm.deepfake.data.synthetic import SyntheticDeepfakes
 from vfm.deepfake.robustness.command import audit, open_audited_data
-from vfm.deepfake.robustness.corruptions import CorruptionLevel, list_levels
 from vfm.deepfake.robustness.page import build_robustness_page, format_robustness
 from vfm.deepfake.robustness.results import CorruptedDeepfakes, measure_robustness, select_frames
 from vfm.deepfake.task import DeepfakeTask

@@ -19,6 +19,7 @@ from vfm.audit.groups import GroupReport, compare_groups
 from vfm.audit.kinds import Outcomes
 from vfm.audit.null_score import measure_null_scores
 from vfm.audit.page import build_page, format_report
+from vfm.audit.robustness import choose_kinds, measure_robustness
 from vfm.audit.rules import AuditFailed, check_rules, parse_rules
 from vfm.audit.slices import SliceSearch, find_slices, list_traits
 from vfm.audit.source import (
@@ -58,7 +59,8 @@ class AuditOptions:
         min_gap: Least gap between groups that matters; how many images it takes to see it is said.
         fail_on: Rules that must hold, such as "accuracy>0.9,worst_group_gap<0.1"; else the exit status is 1.
         split: Split that is audited; by default test, where the data states none val, else all.
-        robustness: For models that answer for videos: measure what is left of them when pictures get worse.
+        robustness: Measure what is left of the model when pictures get worse: compressed, blurred, shrunk, noisy, dark,
+            bright, pale; on at most 500 of them.
         kinds: Corruptions, separated by commas; all by default.
         num_frames: Most frames of a video, spread evenly.
         format: Layout of the data, for models that answer for videos.
@@ -133,8 +135,7 @@ def audit(
                 f"--{name.replace('_', '-')} is for models that answer for videos, which {model} does not. Leave it "
                 "out."
             )
-    if options.robustness:
-        raise OptionError("--robustness is for models that answer for videos. Leave it out.")
+    kinds = choose_kinds(options.kinds)
     rules = parse_rules(options.fail_on)
     energy, start = EnergyMeter(), time.perf_counter()
     audited = open_model(model, checkpoint, device=options.device)
@@ -148,6 +149,16 @@ def audit(
         audited, source.records, batch_size=options.batch_size, embeds=embeds
     )
     report = measure(audited, source, predicted, columns, clusters, options)
+    if options.robustness and source.columns is not None:
+        report.content["robustness"] = measure_robustness(
+            audited,
+            source,
+            clusters,
+            kinds,
+            positive=options.positive,
+            batch_size=options.batch_size,
+            seed=options.seed,
+        )
     joules = energy.read()
     report.content["cost"] = {
         "seconds": time.perf_counter() - start,
@@ -245,6 +256,8 @@ class AuditReport:
         if (calibration := self.content.get("calibration")) is not None:
             values["ece"] = calibration["ece"]
         worst = self.groups.find_worst()
+        if (robustness := self.content.get("robustness")) is not None:
+            values["mean_corruption_error"] = robustness["mean_corruption_error"]
         values["num_found_gaps"] = float(len(self.groups.found))
         values["num_skipped"] = float(self.content["num_skipped"])
         if worst is not None:
@@ -356,6 +369,13 @@ def describe_coverage(
             "null score: metadata, border and look alone"
             if content.get("null_scores")
             else "too few images of two labels, or no labels",
+        ),
+        row(
+            "worse pictures",
+            options.robustness and has_labels,
+            "compression, blur, size, noise, light: --robustness (takes labels)"
+            if not (options.robustness and has_labels)
+            else "corruptions of at most 500 images",
         ),
         row(
             "calibration",

@@ -7,6 +7,7 @@ from typing import Any
 
 from vfm.audit.calibration import draw_calibration
 from vfm.audit.groups import GroupComparison, GroupReport
+from vfm.audit.robustness import describe_robustness, draw_robustness
 from vfm.report import Page
 from vfm.report.plots import (
     COLORS,
@@ -39,23 +40,7 @@ def build_page(
         f"Audit of {content['model']}",
         f"{content['data']}: {content['num_images']} images; task {content['task']}; seed {content['seed']}",
     )
-    facts: dict[str, Any] = {
-        name.replace("_", " "): describe_metric(metric)
-        for name, metric in list(content["metrics"].items())[:4]
-    }
-    worst = groups.find_worst()
-    if worst is not None:
-        facts["worst group"] = (
-            f"{worst.result.value.value:.4f}",
-            f"{worst.group}; {'a real gap' if worst.is_real else 'no gap found'} of {worst.result.gap.value:+.3f}",
-        )
-    if "calibration" in content:
-        calibration = content["calibration"]
-        facts["calibration error"] = (
-            f"{calibration['ece']:.4f}",
-            f"perfect scores: up to {calibration['ece_of_perfect_scores']:.4f}",
-        )
-    page.add_facts(facts)
+    page.add_facts(_list_facts(content, groups))
     if content["rules"]:
         page.add_heading("Rules")
         page.add_table(
@@ -86,6 +71,8 @@ def build_page(
         _add_slices(page, content["found_groups"], sheets)
     if "calibration" in content:
         _add_calibration(page, content["calibration"])
+    if "robustness" in content:
+        _add_robustness(page, content["robustness"])
     cost = content["cost"]
     page.add_heading("Cost")
     energy = "not measured" if cost["kwh"] is None else f"{cost['kwh']:.4f} kWh"
@@ -99,6 +86,43 @@ def build_page(
             [{"file": name, "reason": reason} for name, reason in content["skipped"].items()]
         )
     return page
+
+
+def _list_facts(content: Mapping[str, Any], groups: GroupReport) -> dict[str, Any]:
+    """Return the headline figures by name."""
+    facts: dict[str, Any] = {
+        name.replace("_", " "): describe_metric(metric)
+        for name, metric in list(content["metrics"].items())[:4]
+    }
+    worst = groups.find_worst()
+    if worst is not None:
+        facts["worst group"] = (
+            f"{worst.result.value.value:.4f}",
+            f"{worst.group}; {'a real gap' if worst.is_real else 'no gap found'} of {worst.result.gap.value:+.3f}",
+        )
+    if "calibration" in content:
+        calibration = content["calibration"]
+        facts["calibration error"] = (
+            f"{calibration['ece']:.4f}",
+            f"perfect scores: up to {calibration['ece_of_perfect_scores']:.4f}",
+        )
+    return facts
+
+
+def _add_robustness(page: Page, result: dict[str, Any]) -> None:
+    page.add_heading("Robustness")
+    page.add_text(describe_robustness(result))
+    page.add_figure(
+        draw_robustness(result),
+        "Each corruption from weak to strong, with 95 % intervals; larger photos were brought to 256 pixels first",
+    )
+    page.add_table(
+        [
+            {"corruption": row["text"], **{k: row[k] for k in ("value", "low", "high")}}
+            for rows in result["curves"].values()
+            for row in rows
+        ]
+    )
 
 
 def _add_groups(page: Page, groups: GroupReport) -> None:
@@ -268,6 +292,8 @@ def format_report(content: Mapping[str, Any], groups: GroupReport) -> str:
         lines.append(
             f"Null score (metadata, border, look alone): AUROC {null['auroc']['value']:.3f}{worst}."
         )
+    if "robustness" in content:
+        lines.append(describe_robustness(content["robustness"]))
     for each in content.get("found_groups", {}).get("confirmed", ()):
         lines.append(f"Found without labels: {describe_slice(each)}")
     missing = [row for row in content["coverage"] if row["looked at"] == "NO"]

@@ -2,13 +2,13 @@ import cv2
 import numpy as np
 import pytest
 
+from vfm.data.corruptions import compress_jpeg
 from vfm.deepfake.data import augment
 from vfm.deepfake.data.augment import (
     View,
     apply_benign_edit,
     apply_edit,
     change_colors,
-    compress_jpeg,
     move_view,
 )
 from vfm.deepfake.data.portrait import draw_face

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import ArrayLike, NDArray
+
+from vfm.data.corruptions import compress_jpeg
 
 Array = NDArray[Any]
 """What OpenCV gives, whose types say less than is known."""
@@ -99,15 +100,6 @@ def move_view(view: View, generator: np.random.Generator, *, resampling: bool = 
             for image in (pixels, mask)
         )
     return View(pixels, mask.clip(0, 1) if view.is_known else view.mask)
-
-
-def compress_jpeg(pixels: Pixels, quality: int, subsampling: str = "420") -> Pixels:
-    """The image, uint8 [h, w, 3], as it comes back from a JPEG file of a quality from 1 to 100."""
-    data = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(pixels), quality, colorspace="RGB", colorsubsampling=subsampling
-    )
-    decoded: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
-    return decoded
 
 
 def apply_benign_edit(view: View, generator: np.random.Generator) -> View:

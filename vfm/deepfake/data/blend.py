@@ -17,14 +17,8 @@ from vfm_runtime.deepfake.faces.crop import TEMPLATE, CropSpec, scale_template
 from vfm_runtime.deepfake.faces.geometry import move_points
 from vfm_runtime.errors import DataError
 
-from vfm.deepfake.data.augment import (
-    Array,
-    Mask,
-    Pixels,
-    change_colors,
-    compress_jpeg,
-    jitter_colors,
-)
+from vfm.data.corruptions import compress_jpeg
+from vfm.deepfake.data.augment import Array, Mask, Pixels, change_colors, jitter_colors
 
 Points = NDArray[np.float64]
 

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from vfm_runtime.deepfake.faces.crop import CropSpec, scale_template
 from vfm_runtime.deepfake.faces.geometry import move_points
 
-from vfm.deepfake.data.augment import Array, Pixels, compress_jpeg
+from vfm.data.corruptions import compress_jpeg
+from vfm.deepfake.data.augment import Array, Pixels
 
 # A face is drawn this much larger, so that its edges are smooth.
 _SCALE = 2

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from vfm.data.corruptions import CORRUPTIONS, list_levels
 from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.layouts import Format
 from vfm.deepfake.data.record import DeepfakeDataError
 from vfm.deepfake.export import open_plain_data
-from vfm.deepfake.robustness.corruptions import CORRUPTIONS, list_levels
 from vfm.deepfake.robustness.page import build_robustness_page, format_robustness
 from vfm.deepfake.robustness.results import Split, draw_examples, measure_robustness
 from vfm.deepfake.task import DeepfakeTask

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from vfm.deepfake.robustness.corruptions import CORRUPTIONS
+from vfm.data.corruptions import CORRUPTIONS
 from vfm.deepfake.robustness.results import Robustness, RobustnessPoint
 from vfm.deepfake.shortcuts.page import format_table
 from vfm.report import Page, draw_contact_sheet

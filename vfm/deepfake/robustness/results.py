@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from vfm_runtime.media.video import choose_evenly
 
+from vfm.data.corruptions import CorruptionLevel
 from vfm.data.dataset import sample_seed
 from vfm.deepfake.crop_check import require_same_crop
 from vfm.deepfake.data.augment import View
@@ -25,7 +26,6 @@ from vfm.deepfake.data.dataset import (
 )
 from vfm.deepfake.data.record import DeepfakeDataError
 from vfm.deepfake.metrics import average_by_video, compute_auc
-from vfm.deepfake.robustness.corruptions import CorruptionLevel
 from vfm.deepfake.task import DeepfakeTask
 from vfm.metrics.ranking import Metric
 from vfm.metrics.roc import ClusteredScores

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import simplejpeg
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.demux import import_av
 from vfm_runtime.media.image import Pixels
-
-from vfm.deepfake.data.augment import compress_jpeg
 
 _KERNELS = {0.5: 5, 1: 7, 1.5: 11, 2: 13, 3: 19}
 _FILTERS = (
@@ -71,6 +70,15 @@ def list_levels(kinds: Sequence[str] = ()) -> list[CorruptionLevel]:
         if kind in kinds or not kinds
         for level in corruption.levels
     ]
+
+
+def compress_jpeg(pixels: Pixels, quality: int, subsampling: str = "420") -> Pixels:
+    """The image, uint8 [h, w, 3], as it comes back from a JPEG file of a quality from 1 to 100."""
+    data = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality, colorspace="RGB", colorsubsampling=subsampling
+    )
+    decoded: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    return decoded
 
 
 def reencode(frames: Sequence[Pixels], crf: float, *, rate: int = 25) -> list[Pixels]:

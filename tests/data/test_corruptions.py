@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage import data
 
-from vfm.deepfake.robustness.corruptions import (
+from vfm.data.corruptions import (
     CORRUPTIONS,
     CorruptionLevel,
     list_levels,

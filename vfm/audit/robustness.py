@@ -1,0 +1,211 @@
+"""Robustness audit: what is left of a model when photos get worse, what breaks first, mean corruption error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from vfm_runtime.errors import OptionError
+from vfm_runtime.media.image import Pixels
+
+from vfm.audit.comparison import ClusterSampler
+from vfm.audit.source import AuditedData, AuditedModel, predict_images
+from vfm.data.corruptions import CORRUPTIONS, Corruption
+from vfm.data.dataset import sample_seed
+from vfm.report import plot_learning_curves
+
+MOST_IMAGES = 500
+"""Images that are looked at under every corruption, spread evenly."""
+BREAK = 0.9
+"""Fraction of the metric of the photos as they are below which a corruption breaks the model."""
+
+_SIDE = 256
+_NUM_RESAMPLES = 200
+
+
+def _scale_values(pixels: Pixels, factor: float, offset: float = 0.0) -> Pixels:
+    """Return a picture whose values are multiplied and shifted, within 0 to 255."""
+    scaled: Pixels = np.rint(np.clip(pixels * factor + offset, 0, 255)).astype(np.uint8)
+    return scaled
+
+
+PHOTO_CORRUPTIONS: dict[str, Corruption] = {
+    **{kind: CORRUPTIONS[kind] for kind in ("jpeg", "blur", "resize", "noise")},
+    "dark": Corruption(
+        (0.8, 0.6, 0.4, 0.25, 0.15),
+        "exposure",
+        "darkened to {:g} of the light",
+        lambda pixels, level, _: _scale_values(pixels, level),
+    ),
+    "bright": Corruption(
+        (1.25, 1.6, 2, 3, 4),
+        "exposure",
+        "brightened to {:g} times the light",
+        lambda pixels, level, _: _scale_values(pixels, level),
+    ),
+    "contrast": Corruption(
+        (0.75, 0.5, 0.35, 0.2, 0.1),
+        "contrast",
+        "contrast of {:g}",
+        lambda pixels, level, _: _scale_values(pixels, level, (1 - level) * float(pixels.mean())),
+    ),
+}
+"""Corruptions of photos by kind; none moves what is in the picture, so that boxes stay true."""
+
+
+def choose_kinds(kinds: str) -> list[str]:
+    """Return the kinds that are named, separated by commas; all where none is.
+
+    Raises:
+        OptionError: There is no such kind.
+    """
+    names = [name.strip() for name in kinds.split(",") if name.strip()] or list(PHOTO_CORRUPTIONS)
+    unknown = [name for name in names if name not in PHOTO_CORRUPTIONS]
+    if unknown:
+        raise OptionError(
+            f"There is no corruption '{unknown[0]}' (--kinds). Choices: {', '.join(PHOTO_CORRUPTIONS)}."
+        )
+    return names
+
+
+def corrupt_photo(
+    pixels: Pixels, corruption: Corruption, level: float, generator: np.random.Generator
+) -> Pixels:
+    """Degrade a photo, uint8 [H, W, 3], at the size that it would be looked at: 256 pixels on the shorter side at most.
+
+    It comes back at its old size, so that boxes in its pixels stay true.
+    """
+    height, width = pixels.shape[:2]
+    scale = min(1.0, _SIDE / min(height, width))
+    small = pixels
+    if scale < 1:
+        size = (max(1, round(scale * width)), max(1, round(scale * height)))
+        small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    small = corruption.apply(small, level, generator)
+    if small.shape == pixels.shape:
+        return small
+    return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def measure_robustness(
+    model: AuditedModel,
+    data: AuditedData,
+    keys: Sequence[str] | None,
+    kinds: Sequence[str],
+    *,
+    positive: str | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Return the headline metric under each corruption, ready for JSON.
+
+    Args:
+        model: Model that is audited.
+        data: Images with labels.
+        keys: What belongs together, a key for each image; None where each stands alone.
+        kinds: Keys of `PHOTO_CORRUPTIONS`.
+        positive: Label whose rates count; None for the usual one.
+        batch_size: Images that go through the model at once.
+        seed: Seed of noise, filters and intervals.
+        progress: Told of each kind before it begins.
+    """
+    chosen = np.unique(
+        np.linspace(0, len(data.records) - 1, min(MOST_IMAGES, len(data.records))).round()
+    ).astype(int)
+    records = [data.records[i] for i in chosen.tolist()]
+    part = None if keys is None else [keys[i] for i in chosen.tolist()]
+
+    def measure(corruption: Corruption | None, level: float) -> dict[str, Any]:
+        def change(pixels: Pixels, index: int) -> Pixels:
+            if corruption is None:
+                return pixels
+            generator = np.random.default_rng(sample_seed(seed, 0, index))
+            return corrupt_photo(pixels, corruption, level, generator)
+
+        predicted = predict_images(model, records, batch_size=batch_size, change=change)
+        positions = predicted.positions.tolist()
+        outcomes = model.kind.judge(
+            [records[i] for i in positions],
+            predicted.predictions,
+            data.columns,
+            model.labels,
+            positive,
+        )
+        named = None if part is None else [part[i] for i in positions]
+        sampler = ClusterSampler.from_keys(named, len(positions), seed)
+        sampler.num_resamples = _NUM_RESAMPLES
+        interval = sampler.estimate(outcomes.metrics[0])
+        values = {"value": None, "low": None, "high": None}
+        return {
+            "metric": outcomes.metrics[0].name,
+            "level": level,
+            **(values if interval is None else interval.to_dict()),
+        }
+
+    clean = measure(None, 0.0)
+    curves = {}
+    for kind in kinds:
+        progress(f"Corruption {kind} ...")
+        corruption = PHOTO_CORRUPTIONS[kind]
+        curves[kind] = [
+            measure(corruption, level) | {"text": corruption.text.format(level)}
+            for level in corruption.levels
+        ]
+    errors = {
+        kind: 1 - float(np.mean([row["value"] or 0.0 for row in rows]))
+        for kind, rows in curves.items()
+    }
+    return {
+        "metric": clean["metric"],
+        "num_images": len(records),
+        "clean": clean,
+        "curves": curves,
+        "corruption_error": errors,
+        "mean_corruption_error": float(np.mean(list(errors.values()))),
+        "breaks_first": find_first_break(clean["value"], curves),
+    }
+
+
+def find_first_break(
+    clean: float | None, curves: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any] | None:
+    """Return the weakest corruption under which less than 90 % of the metric is left; None where none does that."""
+    broken = [
+        (index / len(rows), row["value"] or 0.0, kind, row)
+        for kind, rows in curves.items()
+        for index, row in enumerate(rows)
+        if clean and (row["value"] or 0.0) < BREAK * clean
+    ]
+    if not broken:
+        return None
+    _, value, kind, row = min(broken, key=lambda each: each[:2])
+    return {"kind": kind, "level": row["level"], "text": row["text"], "value": value}
+
+
+def describe_robustness(result: dict[str, Any]) -> str:
+    """Say in a sentence or two what is left, and what breaks first."""
+    text = (
+        f"Mean corruption error {result['mean_corruption_error']:.3f} over {len(result['curves'])} kinds "
+        f"({1 - (result['clean']['value'] or 0.0):.3f} of the {result['num_images']} photos as they are)."
+    )
+    first = result["breaks_first"]
+    if first is None:
+        return f"{text} None takes a tenth of the {result['metric']}."
+    return f"{text} What breaks first: {first['text']}, {result['metric']} {first['value']:.3f}."
+
+
+def draw_robustness(result: dict[str, Any]) -> bytes:
+    """Return the curves of all corruptions, from weak to strong, as PNG."""
+    clean = result["clean"]
+    series = {
+        kind: [
+            (float(index), *(row[name] for name in ("value", "low", "high")))
+            for index, row in enumerate([clean, *rows])
+            if row["value"] is not None
+        ]
+        for kind, rows in result["curves"].items()
+    }
+    return plot_learning_curves({result["metric"]: series}, xlabel="strength, 0 as they are")
