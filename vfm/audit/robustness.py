@@ -103,10 +103,10 @@ def measure_robustness(
     """Return the headline metric under each corruption, ready for JSON.
 
     Args:
-        model: Model that is audited.
-        data: Images with labels.
+        model: Model that is audited, checkpoint or bundle.
+        data: Images with their labels, all or more than are looked at.
         keys: What belongs together, a key for each image; None where each stands alone.
-        kinds: Keys of `PHOTO_CORRUPTIONS`.
+        kinds: Corruptions to measure, keys of `PHOTO_CORRUPTIONS`.
         positive: Label whose rates count; None for the usual one.
         batch_size: Images that go through the model at once.
         seed: Seed of noise, filters and intervals.
