@@ -22,7 +22,8 @@ ROWS = {
 }
 ROW = {name: row for row, names in ROWS.items() for name in names}
 RUNTIME_MAY = {"numpy", "PIL", "onnxruntime", "av", "vfm_runtime"} | set(sys.stdlib_module_names)
-TEXT_MAY = {"tokenizers", "ftfy"}
+# What an extra installs, by the only file that may import it.
+EXTRAS_MAY = {"text.py": {"tokenizers", "ftfy"}, "provenance.py": {"c2pa"}}
 SERVER_MAY = {"fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic"}
 # The only place that may import the package.
 ONLY = {
@@ -74,7 +75,7 @@ def reasons(place: Path, name: str) -> Iterator[str]:
         yield f"only {ONLY[top]} may"
     if own == "vfm_runtime":
         may = RUNTIME_MAY | (SERVER_MAY if "server" in place.parts else set())
-        may |= TEXT_MAY if place.name == "text.py" else set()
+        may |= EXTRAS_MAY.get(place.name, set())
         if top not in may and top not in ONLY:
             yield "the runtime does without it"
         return
