@@ -43,6 +43,8 @@ MOST_BOXES = 20_000
 """Boxes whose labels are judged, of images spread evenly."""
 _LEAST_BOX = 8.0
 _CONTRADICTION = 0.5
+_LEAST_DOUBT = 0.05
+"""Probability of an error below which no one need look."""
 _LEAST_SKILL = 0.3
 """Fraction of the way from chance to perfect that a probe must have come before it may doubt a label."""
 
@@ -216,7 +218,7 @@ def diagnose(
 
 
 def list_checks(result: Diagnosis) -> list[Check]:
-    """List the images to look at first: likely label errors, and copies whose labels contradict each other."""
+    """List the images to look at first, 100 at most: likely label errors, and copies whose labels contradict each other."""
     checks: dict[tuple[int, tuple[float, ...]], Check] = {}
     names = result.source.labels
     for suspect in result.labels.suspects if result.labels is not None else []:
@@ -233,7 +235,8 @@ def list_checks(result: Diagnosis) -> list[Check]:
                 last = checks.get((index, ()))
                 if last is None or last.probability < _CONTRADICTION:
                     checks[index, ()] = Check(index, text, _CONTRADICTION)
-    return sorted(checks.values(), key=lambda check: -check.probability)[:MOST_CHECKED]
+    doubtful = [check for check in checks.values() if check.probability >= _LEAST_DOUBT]
+    return sorted(doubtful, key=lambda check: -check.probability)[:MOST_CHECKED]
 
 
 def open_check_picture(record: Record, box: Sequence[float] = ()) -> NDArray[np.uint8]:
