@@ -95,36 +95,31 @@ def test_a_planted_gap_is_found_and_the_rule_breaks(checkpoint, table, tmp_path,
     assert "What was looked at, and what was not" in page
 
 
+def audit_both(checkpoint, model, table, folder):
+    results = []
+    for path in (checkpoint, model):
+        words = ["--data", str(table), "--groups", "site", "-o", str(folder / path.name)]
+        assert main(["audit", str(path), *words]) == 0
+        results.append(read(folder / path.name))
+    first, second = results
+    assert first["metrics"] == second["metrics"]
+    assert first["groups"] == second["groups"]
+    assert first["calibration"]["ece"] == pytest.approx(second["calibration"]["ece"], abs=1e-4)
+    assert (first["is_bundle"], second["is_bundle"]) == (False, True)
+
+
 def test_checkpoint_and_bundle_are_audited_alike(checkpoint, bundle, table, tmp_path):
-    main(["calibrate", str(checkpoint)])
-    calibrated = checkpoint.parent / "calibration.json"
-    fitted = tmp_path / "calibrated"
+    audit_both(checkpoint, bundle, table, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_calibrated_checkpoint_is_audited_as_its_bundle(checkpoint, table, tmp_path):
+    assert main(["calibrate", str(checkpoint)]) == 0
     try:
-        export(checkpoint, out=fitted, images=checkpoint.parents[1] / "images")
-        for name, (model, other) in {
-            "plain": (bundle, None),
-            "calibrated": (fitted, calibrated),
-        }.items():
-            if other is None:
-                calibrated.rename(tmp_path / "away.json")
-            results = []
-            for number, path in enumerate((checkpoint, model)):
-                out = tmp_path / f"{name}{number}"
-                words = ["--data", str(table), "--groups", "site", "-o", str(out)]
-                assert main(["audit", str(path), *words]) == 0
-                results.append(read(out))
-            first, second = results
-            assert first["metrics"] == second["metrics"]
-            assert first["groups"] == second["groups"]
-            assert first["calibration"]["ece"] == pytest.approx(
-                second["calibration"]["ece"], abs=1e-4
-            )
-            assert not first["is_bundle"]
-            assert second["is_bundle"]
-            if other is None:
-                (tmp_path / "away.json").rename(calibrated)
+        export(checkpoint, out=tmp_path / "fitted", images=checkpoint.parents[1] / "images")
+        audit_both(checkpoint, tmp_path / "fitted", table, tmp_path)
     finally:
-        calibrated.unlink(missing_ok=True)
+        (checkpoint.parent / "calibration.json").unlink()
 
 
 def test_groups_are_found_without_their_column(checkpoint, bundle, table, tmp_path, capsys):
@@ -153,12 +148,10 @@ def test_robustness_is_a_section_of_the_page(checkpoint, table, tmp_path, capsys
     assert "noise of 0.2" in (tmp_path / "audit.html").read_text()
 
 
-def test_clusters_widen_intervals(checkpoint, table, tmp_path):
-    for name, more in {"alone": [], "together": ["--cluster", "patient"]}.items():
-        words = ["--data", str(table), "-o", str(tmp_path / name), *more]
-        assert main(["audit", str(checkpoint), *words]) == 0
-    assert read(tmp_path / "alone")["num_clusters"] is None
-    assert read(tmp_path / "together")["num_clusters"] == 90
+def test_images_of_a_key_belong_together(checkpoint, table, tmp_path):
+    words = ["--data", str(table), "-o", str(tmp_path), "--cluster", "patient"]
+    assert main(["audit", str(checkpoint), *words]) == 0
+    assert read(tmp_path)["num_clusters"] == 90
 
 
 def test_the_test_split_of_the_training_is_the_default(checkpoint, capsys):
