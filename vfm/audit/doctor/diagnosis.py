@@ -218,7 +218,7 @@ def diagnose(
 
 
 def list_checks(result: Diagnosis) -> list[Check]:
-    """List the images to look at first, 100 at most: likely label errors, and copies whose labels contradict each other."""
+    """List the images to look at first, at most 100: likely label errors, and copies whose labels contradict."""
     checks: dict[tuple[int, tuple[float, ...]], Check] = {}
     names = result.source.labels
     for suspect in result.labels.suspects if result.labels is not None else []:
