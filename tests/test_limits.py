@@ -29,12 +29,14 @@ SPEAKERS = (
     "vfm/bundle/export.py",
     "vfm/deepfake/data/extract.py",
     "vfm/tasks/calibrate.py",
+    "vfm/audit/command.py",
     "vfm/audit/doctor/command.py",
     "vfm/deepfake/shortcuts/command.py",
     "vfm/deepfake/robustness/command.py",
     "export/vfm_runtime/cli.py",
     "export/vfm_runtime/printing.py",
     "export/vfm_runtime/teaching/command.py",
+    "export/vfm_runtime/verify_command.py",
 )
 
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))

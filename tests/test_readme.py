@@ -65,6 +65,7 @@ SMALLER = {
     ],
     "vfm fit --config recipes/debug/digits.yaml": ["--trainer.max_epochs", "1"],
     "vfm classify my_images --labels": ["--base", "weights.pt"],
+    "vfm doctor my_boxes": ["--base", "other.pt"],
     "vfm export open_clip:": ["--base", "weights.pt", "--num_images", "8"],
     "vfm embed my_images --to pair_store": ["--base", "weights.pt"],
     "vfm embed my_store --migrate": ["--base", "other.pt"],
@@ -72,6 +73,8 @@ SMALLER = {
 STAND_INS = {
     "open_clip:ViT-B-32/laion2b_s34b_b79k": "open_clip:tiny_pair",
     "vit_small_patch14_dinov2.lvd142m": "test_vit",
+    "tf_efficientnet_lite0": "test_vit",
+    "detector.ckpt": "boxes/0/checkpoints/best.ckpt",
 }
 """Models of the same kind with random weights in files, for those whose weights are fetched."""
 MY_RECIPE = """
@@ -109,6 +112,24 @@ def write_table(table: Path, root: Path) -> None:
     images = sorted(root.rglob("*.png"))
     rows = [f"{path.relative_to(table.parent).as_posix()},{path.parent.name}" for path in images]
     table.write_text("\n".join(["path,label", *rows]) + "\n", encoding="utf-8")
+
+
+def write_audited(folder: Path) -> None:
+    """The data sets of the pages on audits: tables with groups, and boxes that nothing was trained on."""
+    images = sorted((folder / "my_images").rglob("*.png"))[::4]
+    rows = [
+        f"{path.relative_to(folder).as_posix()},{path.parent.name},{'ab'[i % 2]},{i % 3},{i // 2}"
+        for i, path in enumerate(images)
+    ]
+    for name in ("hospital.csv", "table.csv"):
+        lines = ["path,label,site,age,patient", *rows]
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_image_folder(folder / "other_images", num_classes=2, images_per_class=10, seed=1)
+    boxes = write(folder / "drawn_boxes", "coco", drawn(40, 80)).rename(folder / "coco_folder")
+    photos = sorted(boxes.rglob("*.png"))
+    rows = [f"{p.relative_to(folder).as_posix()},{i % 2}" for i, p in enumerate(photos)]
+    lines = ["path,camera", *rows]
+    (folder / "cameras.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_portraits(root: Path, start: int = 0) -> None:
@@ -149,6 +170,7 @@ def folder(tmp_path_factory):
     (path / "my_recipe.yaml").write_text(MY_RECIPE)
     (path / "mine.yaml").write_text(blocks(RECIPES / "cost" / "README.md", "yaml")[0])
     write_examples(path, sorted((path / "my_images").rglob("*.png")))
+    write_audited(path)
     with contextlib.chdir(path):
         yield path
 
@@ -157,7 +179,7 @@ def folder(tmp_path_factory):
 def test_every_command_and_example_runs(folder, capsys):
     pages = [page for page in PAGES if page.parent.name != "export"]
     shell = [c for p in pages for c in commands(p) if c.split()[0] in ("vfm", "vfm-runtime")]
-    assert len(shell) == 66
+    assert len(shell) == 73
     for command in shell:
         if not command.startswith("vfm serve"):  # see test_serving_commands
             run(command)

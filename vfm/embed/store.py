@@ -58,11 +58,6 @@ class StoreModel:
     format: int = FORMAT
     """Version of this description."""
 
-    @property
-    def bit_depth(self) -> int | None:
-        """Bits of the range of values; None where the model has none."""
-        return None if self.value_range is None else int(self.value_range[1]).bit_length()
-
     def is_made_by(self, model: EmbeddingSpec | StoreModel) -> bool:
         """Whether the vectors of a model, so described, can be compared with these."""
         wanted = (model.fingerprint, model.source, model.normalize)

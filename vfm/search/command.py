@@ -215,11 +215,12 @@ def embed_query(
             f"it; words in columns are found with --where \"label = 'cat'\"; and a store by {PREFIX}NAME/WEIGHTS reads "
             "words."
         )
+    read_alike = None if is_bundle else origin.value_range
     predictor, spec = open_embedder(
         name,
         source=None if is_bundle else origin.source,
         normalize=origin.normalize,
-        bit_depth=None if is_bundle else origin.bit_depth,
+        bit_depth=None if read_alike is None else int(read_alike[1]).bit_length(),
         base=base,
         device=device,
         trust=trust,

@@ -38,7 +38,7 @@ def check_extensions(extensions: Mapping[str, Any], bundle_format: int) -> None:
     Raises:
         ContractError: With what to upgrade, or what a value may be.
     """
-    if "tokenizer" in extensions and "embedding" not in extensions:
+    if "tokenizer" in extensions and extensions.get("embedding") is None:
         raise ContractError.of("tokenizer", extensions["tokenizer"], "'embedding' beside it")
     for name, value in extensions.items():
         if bundle_format < 2:
