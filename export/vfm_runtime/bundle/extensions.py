@@ -29,6 +29,8 @@ _READERS: dict[str, Callable[[Any], object]] = {
     "embedding": EmbeddingSpec.from_dict,
     "tokenizer": TextSpec.from_dict,
 }
+_NEEDED = {"tokenizer": "embedding"}
+"""Extension that another one means nothing without."""
 _NAME = r"[A-Za-z0-9_]+"
 
 
@@ -38,8 +40,9 @@ def check_extensions(extensions: Mapping[str, Any], bundle_format: int) -> None:
     Raises:
         ContractError: With what to upgrade, or what a value may be.
     """
-    if "tokenizer" in extensions and extensions.get("embedding") is None:
-        raise ContractError.of("tokenizer", extensions["tokenizer"], "'embedding' beside it")
+    for name, other in _NEEDED.items():
+        if name in extensions and other not in extensions:
+            raise ContractError.of(name, extensions[name], f"'{other}' beside it")
     for name, value in extensions.items():
         if bundle_format < 2:
             raise ContractError(
