@@ -40,10 +40,9 @@ def check_extensions(extensions: Mapping[str, Any], bundle_format: int) -> None:
     Raises:
         ContractError: With what to upgrade, or what a value may be.
     """
-    for name, other in _NEEDED.items():
-        if name in extensions and other not in extensions:
-            raise ContractError.of(name, extensions[name], f"'{other}' beside it")
     for name, value in extensions.items():
+        if (other := _NEEDED.get(name, name)) not in extensions:
+            raise ContractError.of(name, value, f"'{other}' beside it")
         if bundle_format < 2:
             raise ContractError(
                 f"The contract has the key '{name}', which there is from format 2 on; its format is {bundle_format}. "
