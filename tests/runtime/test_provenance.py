@@ -44,7 +44,7 @@ def signed(tmp_path_factory):
     files["changed"].write_bytes(changed)
     files["list"] = folder / "authorities.pem"
     files["list"].write_text(root.certificate)
-    time.sleep(2.1)
+    time.sleep(3.1)  # a certificate is valid to the end of its last second
     return SimpleNamespace(**files)
 
 
