@@ -79,8 +79,9 @@ def _format_front_matter(
         is_named = license.lower() in HUB_LICENSES
         fields |= {"license": license.lower()} if is_named else {"license": "other"}
         fields |= {} if is_named else {"license_name": license}
-    if WEIGHTS in licenses:
-        fields["base_model"] = f"timm/{contract.backbone}"
+    report = next(iter(checkpoints.values())).entry.get("weights") or {}
+    if report.get("fetched"):  # by the hub's name of the model
+        fields["base_model"] = report["source"].removeprefix("timm:")
     metrics = [
         {
             "type": metric.name,
