@@ -122,6 +122,7 @@ def test_a_calibrated_checkpoint_is_audited_as_its_bundle(checkpoint, table, tmp
         (checkpoint.parent / "calibration.json").unlink()
 
 
+@pytest.mark.slow
 def test_groups_are_found_without_their_column(checkpoint, bundle, table, tmp_path, capsys):
     words = ["--data", str(table), "--find-groups", "-o", str(tmp_path)]
     assert main(["audit", str(checkpoint), *words]) == 0
@@ -138,6 +139,7 @@ def test_groups_are_found_without_their_column(checkpoint, bundle, table, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_robustness_is_a_section_of_the_page(checkpoint, table, tmp_path, capsys):
     words = ["--data", str(table), "--robustness", "--kinds", "noise,jpeg", "-o", str(tmp_path)]
     assert main(["audit", str(checkpoint), *words]) == 0
@@ -148,6 +150,7 @@ def test_robustness_is_a_section_of_the_page(checkpoint, table, tmp_path, capsys
     assert "noise of 0.2" in (tmp_path / "audit.html").read_text()
 
 
+@pytest.mark.slow
 def test_images_of_a_key_belong_together(checkpoint, table, tmp_path):
     words = ["--data", str(table), "-o", str(tmp_path), "--cluster", "patient"]
     assert main(["audit", str(checkpoint), *words]) == 0
@@ -213,6 +216,7 @@ def options(**changes):
     return AuditOptions(**changes)
 
 
+@pytest.mark.slow
 def test_a_group_of_one_class_is_said(checkpoint, table, tmp_path):
     other = write_table(
         table.parent / "images",

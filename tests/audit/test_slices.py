@@ -31,6 +31,7 @@ def test_a_planted_cluster_and_a_trait_are_found():
     assert row["adjusted_p_value"] < 0.01
 
 
+@pytest.mark.slow
 def test_nothing_is_invented():
     shown = 0
     for seed in range(10):

@@ -150,6 +150,7 @@ def write_boxes(folder, num=30):
     return write_table(folder, "image_path,xmin,ymin,xmax,ymax,label", rows)
 
 
+@pytest.mark.slow
 def test_boxes_are_judged_by_what_is_inside(tmp_path):
     table = write_boxes(tmp_path / "boxes")
     doctor(table, options=DoctorOptions(fix=True))

@@ -38,6 +38,7 @@ def test_clean_labels_have_no_error():
     assert found.suspects[0].error < 0.5
 
 
+@pytest.mark.slow
 def test_features_that_know_nothing_have_no_skill():
     features, labels = make_clusters()
     labels = np.random.default_rng(1).permutation(labels)
