@@ -127,7 +127,7 @@ def audit(
     data = data or images
     checkpoint = None if model.is_dir() else Checkpoint.open(model, trust=trust)
     if checkpoint is not None and checkpoint.task.audit_function is not None:
-        _audit_otherwise(checkpoint, data, out, options, trust)
+        _audit_by_task(checkpoint, data, out, options, trust)
         return
     for name in _OF_VIDEOS:
         if getattr(options, name) != getattr(_DEFAULTS, name):
@@ -185,7 +185,7 @@ def audit(
         )
 
 
-def _audit_otherwise(
+def _audit_by_task(
     checkpoint: Checkpoint,
     data: Path | None,
     out: Path | None,
@@ -225,7 +225,7 @@ class AuditReport:
     """Groups found without labels; None where none were looked for."""
 
     def list_sheets(self, model: AuditedModel) -> list[bytes]:
-        """Return a contact sheet for each group that was found: images that go wrong there, and counter-examples."""
+        """Return a contact sheet for each group that was found: its worst images first, then its best."""
         metric = self.outcomes.compared[0]
         sheets = []
         truth = self.outcomes.truth or [""] * len(self.records)

@@ -75,7 +75,7 @@ class GroupComparison:
         }
 
     def describe(self, min_gap: float) -> str:
-        """Say in a sentence or two what was found, and where nothing was what could not have been seen."""
+        """Return a sentence or two on the gap; where none was found, on the smallest that could have been seen."""
         name, gap = self.metric.name.replace("_", " "), self.result.gap.value
         value = f"{self.group}: {name} {self.result.value}"
         if self.is_real:

@@ -190,7 +190,9 @@ def _add_slices(page: Page, result: Mapping[str, Any], sheets: Sequence[bytes]) 
     )
     for each, sheet in zip(result["confirmed"], sheets, strict=True):
         page.add_text(describe_slice(each))
-        page.add_figure(sheet, "Images that go wrong there, and after them counter-examples")
+        page.add_figure(
+            sheet, "The worst images of the group, then its best, which speak against it"
+        )
 
 
 def describe_slice(each: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Draft of a bundle: a folder beside its place, loaded and proved there, and moved under its name when it is whole."""
+"""Draft of a bundle: a hidden folder beside `out`, which is renamed to it once the bundle is whole and proved."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_draft(out: Path) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Move a folder to a place, in place of what is there."""
+    """Move the folder `source` to `target`, and delete a folder that stands there."""
     if target.is_dir():
         shutil.rmtree(target)
     source.chmod(0o755)  # a temporary folder is its owner's alone

@@ -21,7 +21,7 @@ from vfm.tasks.checkpoint import Checkpoint
 BOM_FILE = "bom.cdx.json"
 """Name of the bill of materials in a bundle."""
 WEIGHTS, DATA = "pretrained weights", "training images"
-"""Parts of a model that have licences."""
+"""Names of the parts of a model whose licences are looked at."""
 
 _Evidence = Literal["verified", "measured", "declared", "missing"]
 HUB_LICENSES = {
@@ -35,7 +35,7 @@ HUB_LICENSES = {
         "MIT",
     )
 }
-"""Names of SPDX by those that timm and the Hugging Face hub use, of licences that all of them know."""
+"""SPDX identifier of each licence that the Hugging Face hub names too, by its name there."""
 
 
 class StatedMetric(NamedTuple):

@@ -223,7 +223,7 @@ def list_checks(result: Diagnosis) -> list[Check]:
     names = result.source.labels
     for suspect in result.labels.suspects if result.labels is not None else []:
         index, box = result.samples[suspect.position]
-        text = f"labelled {names[suspect.given]}, looks like {names[suspect.suggested]}"
+        text = f"labelled {names[suspect.stated]}, looks like {names[suspect.suggested]}"
         checks.setdefault((index, box), Check(index, text, suspect.error, box))
         if len(checks) >= 3 * MOST_CHECKED:
             break
@@ -410,7 +410,7 @@ def summarize(result: Diagnosis) -> dict[str, Any]:
                 {
                     "image": name(result.samples[one.position][0]),
                     "box": list(result.samples[one.position][1]),
-                    "given": source.labels[one.given],
+                    "stated": source.labels[one.stated],
                     "suggested": source.labels[one.suggested],
                     "probability": round(one.error, 4),
                 }

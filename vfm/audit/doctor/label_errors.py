@@ -25,7 +25,8 @@ class LabelSuspect(NamedTuple):
 
     position: int
     """Index among the samples that were given."""
-    given: int
+    stated: int
+    """The class that the data states."""
     suggested: int
     """The class that the probe finds most likely among the others."""
     error: float
