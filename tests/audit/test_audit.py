@@ -132,7 +132,7 @@ def test_groups_are_found_without_their_column(checkpoint, bundle, table, tmp_pa
     assert result["null_scores"]["all"]["num_images"] == 180
     assert "Found without labels: " in capsys.readouterr().out
     page = (tmp_path / "audit.html").read_text()
-    assert page.count("Images that go wrong there") >= 1
+    assert page.count("The worst images of the group, then its best") >= 1
     assert main(["audit", str(bundle), *words]) == 0
     assert (
         "gives no embeddings, so groups were looked for by plain traits" in capsys.readouterr().out
