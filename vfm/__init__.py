@@ -35,7 +35,7 @@ __version__ = "0.2.0"
 _MODULES = {
     "vfm.api": "Model load",
     "vfm.bundle.export": "export",
-    "vfm.tasks": "BaseTask ClassificationTask DetectionTask EmbeddingTask Optim",
+    "vfm.tasks": "BaseTask ClassificationTask DetectionTask EmbeddingTask Optim PretrainingTask",
     "vfm.deepfake": "DeepfakeData DeepfakeHead DeepfakeLoss DeepfakeTask SyntheticDeepfakes",
     "vfm.models.adapt": "AdaptOptions PartialFineTuning",
     "vfm.models.adaptation": "Adaptation",
@@ -45,7 +45,7 @@ _MODULES = {
     "vfm.losses": "AsymmetricLoss BinaryCrossEntropy ClassificationLoss CrossEntropy DenseLoss DetectionLoss FocalLoss "
     "Loss",
     "vfm.data": "DetectionData DigitsData FolderData IdxData ImageData ShardData SyntheticData SyntheticScenes "
-    "TableData",
+    "TableData UnlabeledData",
     "vfm.data.detection.dataset": "BoxAugment",
     "vfm.data.mixing": "Mixing",
     "vfm.preprocess": "Preprocess",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vfm.data.shards import ShardData as ShardData
     from vfm.data.synthetic import SyntheticData as SyntheticData
     from vfm.data.table import TableData as TableData
+    from vfm.data.unlabeled import UnlabeledData as UnlabeledData
 
 _HOME = {
     "DetectionData": "detection.auto",
@@ -26,6 +27,7 @@ _HOME = {
     "SyntheticData": "synthetic",
     "SyntheticScenes": "detection.synthetic",
     "TableData": "table",
+    "UnlabeledData": "unlabeled",
 }
 
 __all__ = list(_HOME)

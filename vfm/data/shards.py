@@ -40,7 +40,7 @@ class ShardData(ImageData):
         *,
         val: str | None = None,
         test: str | None = None,
-        label_file: str = "cls",
+        label_file: str | None = "cls",
         label_names: Sequence[str] = (),
         shuffle: int = 1000,
         augment: Augment = "standard",
@@ -52,7 +52,8 @@ class ShardData(ImageData):
             train: Shards to train on: a path or URL with `*` or with numbers such as `{000..127}`, or several by `::`.
             val: Shards to validate on.
             test: Shards for the test.
-            label_file: Ending of the files that hold labels: a number or a name.
+            label_file: Ending of the files that hold labels: a number or a name. null: no labels are read, as for a
+                pretraining.
             label_names: Names of the classes by number; by default the numbers or names found.
             shuffle: Images of the window from which the next one is drawn, in each worker.
             augment: Augmentation of training images, as for `ImageData`.
@@ -71,8 +72,9 @@ class ShardData(ImageData):
 
     def read(self) -> dict[str, list[Record]]:
         """List the samples of all shards."""
+        # No name of a file ends in a slash, so that no label is read where none is asked for.
         samples = {
-            split: [s for url in expand(pattern) for s in list_shard(url, self.label_file)]
+            split: [s for url in expand(pattern) for s in list_shard(url, self.label_file or "/")]
             for split, pattern in self.patterns.items()
             if pattern is not None
         }
@@ -125,6 +127,8 @@ class ShardData(ImageData):
 
     def _find_label(self, sample: TarSample, numbers: dict[str, int]) -> int:
         label = sample.label
+        if self.label_file is None:
+            return -1
         if label is None:
             raise ShardError(
                 f"'{sample.key}' in {sample.image.shard} has no file '{sample.key}.{self.label_file}' with its label. "

@@ -15,6 +15,7 @@ def score_neighbors(
     *,
     k: int = 20,
     temperature: float = 0.07,
+    leave_one_out: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Fraction of the votes of each class among the k most similar references (Wu et al., 2018).
 
@@ -26,6 +27,7 @@ def score_neighbors(
         target: Zeros and ones, or fractions, [M, C].
         k: Number of neighbors; all M where there are fewer.
         temperature: The smaller, the more the nearest count.
+        leave_one_out: Whether queries and references are the same images, none of which votes for itself.
 
     Returns:
         Votes, [N, C]; with one class a reference, each row sums to 1.
@@ -35,10 +37,12 @@ def score_neighbors(
         v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in vectors
     )
     classes = np.asarray(target, dtype=np.float32)
-    k = min(k, len(stored))
+    k = min(k, len(stored) - leave_one_out)
     rows = []
     for start in range(0, len(units), _CHUNK):
         similar = units[start : start + _CHUNK] @ stored.T
+        if leave_one_out:
+            similar[range(len(similar)), range(start, start + len(similar))] = -np.inf
         nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k]
         votes = np.take_along_axis(similar, nearest, axis=1) / temperature
         weights = np.exp(votes - votes.max(axis=1, keepdims=True))

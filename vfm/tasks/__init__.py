@@ -16,6 +16,14 @@ from vfm.tasks.base import BaseTask
 from vfm.tasks.classification.task import ClassificationTask
 from vfm.tasks.detection.task import DetectionTask
 from vfm.tasks.embedding import EmbeddingTask
+from vfm.tasks.pretraining.task import PretrainingTask
 from vfm.training.optim import Optim
 
-__all__ = ["BaseTask", "ClassificationTask", "DetectionTask", "EmbeddingTask", "Optim"]
+__all__ = [
+    "BaseTask",
+    "ClassificationTask",
+    "DetectionTask",
+    "EmbeddingTask",
+    "Optim",
+    "PretrainingTask",
+]

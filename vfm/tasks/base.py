@@ -407,12 +407,17 @@ class BaseTask(CheckpointedModel, ExportHooks):
         answers = {name: torch.from_numpy(np.stack(values)) for name, values in rows.items()}
         yield {"name": [record.name for record in records]}, answers
 
+    @property
+    def trained_head(self) -> torch.nn.Module:
+        """What learns beside the backbone, at the head's learning rate; a task may add parts of training alone."""
+        return self.head
+
     def configure_optimizers(self) -> Any:
         """AdamW, and a learning rate that changes with every step."""
         num_steps = count_steps(self.trainer, len(self._require_data().train_dataloader()))
         # A GradScaler has to divide the gradients before they are clipped; a fused step would do it after.
         fused = not has_scaler(self.trainer)
-        adamw = build_optimizer(self.backbone.model, self.head, self.optim, fused=fused)
+        adamw = build_optimizer(self.backbone.model, self.trained_head, self.optim, fused=fused)
         scheduler = build_schedule(adamw, num_steps, self.optim)
         return {"optimizer": adamw, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

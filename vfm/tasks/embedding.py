@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, Unpack
+from typing import Any, ClassVar, NoReturn, Unpack
 
 from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.embedding import OUTPUT, EmbeddingSpec
@@ -11,7 +11,7 @@ from vfm.models.backbone import ImageSize
 from vfm.models.heads.embedding import EmbeddingHead, EmbeddingSource
 from vfm.preprocess import Fit
 from vfm.tasks.base import BaseTask
-from vfm.tasks.options import TaskOptions
+from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.training.embeddings import describe_embedding
 
 
@@ -23,6 +23,8 @@ class EmbeddingTask(BaseTask):
     reference_refusal = (
         "--reference is fitted on the images of a training, which a bare backbone has not had."
     )
+
+    option_defaults: ClassVar[TaskOptions] = {**TASK_DEFAULTS, "adapt": "linear"}
 
     def __init__(
         self,
@@ -47,7 +49,6 @@ class EmbeddingTask(BaseTask):
         head = EmbeddingHead(source, normalize=normalize)
         # The layers that pool stay, so that another source can be chosen later.
         head.uses = tuple(dict.fromkeys(("pooled", *head.uses)))
-        options = {**options, "adapt": "linear"}
         super().__init__(backbone, head, image_size=image_size, fit=fit, **options)
         self.head.prepare(self.backbone.info, (OUTPUT,))
         self.eval()
@@ -71,4 +72,6 @@ class EmbeddingTask(BaseTask):
             "such as --model ClassificationTask --model.adapt linear."
         )
 
-    take_labels = evaluate = compute_metrics = write_results = _refuse_training
+    # Any, so that a task that derives from this one and does train may state their types.
+    _refused: Any = _refuse_training
+    take_labels = evaluate = compute_metrics = write_results = _refused

@@ -28,7 +28,13 @@ SOURCES: Mapping[str, str] = MappingProxyType(
 
 
 class EmbeddingHead(Head):
-    """Gives features themselves, without a layer of its own: it has nothing to learn."""
+    """Gives features themselves, without a layer of its own: it has nothing to learn.
+
+    Attributes:
+        gives_tokens: Whether the raw outputs hold the `tokens` of the patches too, for a loss that compares them.
+    """
+
+    gives_tokens = False
 
     def __init__(self, source: EmbeddingSource = "pooled", *, normalize: bool = True) -> None:
         """Choose the vector.
@@ -52,11 +58,11 @@ class EmbeddingHead(Head):
         """Make nothing: there is no layer."""
 
     def forward(self, features: Features) -> Raw:
-        """Return the `embedding`, [N, D]."""
+        """Return the `embedding`, [N, D], and the `tokens`, [N, T, D'], where they are asked for."""
         values: Tensor = getattr(features, SOURCES[self.source])
         if self.source == "patches":
             values = values.mean(1)
-        return {OUTPUT: values}
+        return {OUTPUT: values} | ({"tokens": features.tokens} if self.gives_tokens else {})
 
     def decode(self, raw: Raw, geometry: Tensor | None = None) -> dict[str, Tensor]:
         """Return the `embedding` in float32, of norm 1 where asked for."""
