@@ -16,7 +16,7 @@ def compute_effective_rank(vectors: npt.ArrayLike) -> float:
     not centered, as in the paper: centered, a collapse to one point would look like noise of full rank.
 
     Args:
-        vectors: Embeddings, [N, D].
+        vectors: Embeddings of N images, not centered, [N, D].
     """
     values = _select(vectors)
     squares = np.linalg.eigvalsh(

@@ -47,9 +47,9 @@ def measure_embeddings(
     Wu et al. (2018) do, so that no other data has to be embedded.
 
     Args:
-        vectors: Embeddings, [N, D].
+        vectors: Embeddings of the images of a split, [N, D].
         records: Image of each, with its labels if any.
-        num_classes: Number of classes.
+        num_classes: Number of classes that labels are of; 0 without labels.
     """
     metrics = {"rankme": compute_effective_rank(vectors)}
     if len(vectors) > 1:
