@@ -42,10 +42,10 @@ _MODULES = {
     "vfm.models.adapters": "Effort LoRA",
     "vfm.models.heads": "AttentionPoolHead ClassificationHead DenseHead DetectionHead DetrHead Head LinearHead "
     "MLPHead NeighborsHead VotingHead",
-    "vfm.losses": "AsymmetricLoss BinaryCrossEntropy ClassificationLoss CrossEntropy DenseLoss DetectionLoss FocalLoss "
-    "Loss",
-    "vfm.data": "DetectionData DigitsData FolderData IdxData ImageData ShardData SyntheticData SyntheticScenes "
-    "TableData UnlabeledData",
+    "vfm.losses": "AsymmetricLoss BinaryCrossEntropy CLIPLoss ClassificationLoss ContrastiveLoss CrossEntropy "
+    "DenseLoss DetectionLoss FocalLoss Loss SigLIPLoss UniCLLoss",
+    "vfm.data": "DetectionData DigitsData FolderData IdxData ImageData PairData PairShards ShardData SyntheticData "
+    "SyntheticScenes TableData UnlabeledData",
     "vfm.data.detection.dataset": "BoxAugment",
     "vfm.data.mixing": "Mixing",
     "vfm.preprocess": "Preprocess",

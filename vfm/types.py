@@ -94,6 +94,8 @@ class Batch(TypedDict):
     """int64 [N], position of each sample in its split."""
     name: list[str]
     """Path or name of each sample."""
+    texts: NotRequired[list[str]]
+    """What is written of each image; empty of one of which nothing is."""
     skipped: list[tuple[str, str]]
     """Name and reason of each sample of this batch that could not be read."""
 
@@ -130,6 +132,8 @@ def select_image(batch: Batch, position: int) -> Batch:
     )
     if "features" in batch:
         one["features"] = {name: values[part] for name, values in batch["features"].items()}
+    if "texts" in batch:
+        one["texts"] = batch["texts"][part]
     if "geometry" in batch:
         one["geometry"] = batch["geometry"][part]
     return one

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from vfm_runtime.errors import DataError, OptionError
 
+from tests.models.tiny_encoder import write_tiny_encoder
 from tests.runtime.toy_embedder import paint, write_pictures
 from vfm.cli import main
 from vfm.incontext.conse import ConseModel, open_conse
@@ -18,33 +19,8 @@ from vfm.incontext.towers import open_image_text_model
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     """A tiny random encoder of words."""
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    folder = tmp_path_factory.mktemp("encoder")
-    words = [
-        "[PAD]",
-        "[UNK]",
-        *["a", "photo", "of", "picture", ".", "cat", "dog", "shark", "tench", "goldfish", "hen"],
-    ]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", model_max_length=16
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=16,
-    )
-    transformers.BertModel(config).save_pretrained(folder)
-    return folder
+    pytest.importorskip("transformers")
+    return write_tiny_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vfm.data.digits import DigitsData as DigitsData
     from vfm.data.folder import FolderData as FolderData
     from vfm.data.idx import IdxData as IdxData
+    from vfm.data.pairs import PairData as PairData, PairShards as PairShards
     from vfm.data.shards import ShardData as ShardData
     from vfm.data.synthetic import SyntheticData as SyntheticData
     from vfm.data.table import TableData as TableData
@@ -23,6 +24,8 @@ _HOME = {
     "FolderData": "folder",
     "IdxData": "idx",
     "ImageData": "base",
+    "PairData": "pairs",
+    "PairShards": "pairs",
     "ShardData": "shards",
     "SyntheticData": "synthetic",
     "SyntheticScenes": "detection.synthetic",

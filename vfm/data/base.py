@@ -24,6 +24,7 @@ from vfm.data.dataset import (
     check_classes,
     collate,
     describe_content,
+    describe_record,
     list_labels,
     read_mtime,
 )
@@ -296,15 +297,10 @@ class ImageData(LightningDataModule, Component, ABC):
     def fingerprint(self) -> str:
         """A sha256 that changes with images, labels or split; files count by name and size."""
         self._read_once()
-        lines = []
+        lines: list[str] = []
         # The images of `predict` are known only after a prediction was asked for.
         for split in self.records.keys() - {"predict"}:
-            for record in self.records[split]:
-                line = f"{split}\t{record.name}\t{record.label}\t{describe_content(record)}"
-                if boxes := record.objects:
-                    values = boxes.corners.tobytes() + boxes.ignored.tobytes()
-                    line += "\t" + hashlib.sha256(values).hexdigest()
-                lines.append(line)
+            lines += [f"{split}\t{describe_record(record)}" for record in self.records[split]]
         text = repr(self.labels) + "\n".join(sorted(lines))
         return hashlib.sha256(text.encode()).hexdigest()
 

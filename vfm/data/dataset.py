@@ -39,6 +39,8 @@ class Record:
     """Where the objects are, whose classes `label` lists; None where the data has no boxes."""
     key: str = ""
     """What images have in common that must not be divided, such as a patient; empty where an image stands alone."""
+    texts: tuple[str, ...] = ()
+    """What is written of the image, each by itself enough; none where nothing is."""
 
 
 def read_source(record: Record) -> str | bytes | NDArray[np.uint8]:
@@ -58,6 +60,15 @@ def describe_content(record: Record) -> str:
     except OSError:
         # It will be reported as skipped when it is opened.
         return "unreadable"
+
+
+def describe_record(record: Record) -> str:
+    """What a fingerprint holds of an image: its name, its content, and all that is said of it."""
+    parts = [record.name, str(record.label), describe_content(record)]
+    if boxes := record.objects:
+        values = boxes.corners.tobytes() + boxes.ignored.tobytes()
+        parts.append(hashlib.sha256(values).hexdigest())
+    return "\t".join([*parts, *record.texts])
 
 
 def read_mtime(record: Record) -> int:
@@ -114,6 +125,8 @@ class Sample:
     index: int
     """Position in its split."""
     name: str
+    text: str = field(default="", kw_only=True)
+    """One of its texts, in training another from epoch to epoch; empty where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +190,12 @@ class ImageDataset(Dataset[Sample | Skipped]):
                 pixels = self.transform(source, sample_seed(self.seed, epoch, index))
         except ImageError as error:
             return Skipped(record.name, error.reason, target, self.preprocess.size)
-        return Sample(pixels, target, index, record.name)
+        texts, position = record.texts, 0
+        if len(texts) > 1 and self.transform is not None:
+            # The high bits: the low ones begin the augmentation.
+            position = (sample_seed(self.seed, epoch, index) >> 32) % len(texts)
+        text = texts[position] if texts else ""
+        return Sample(pixels, target, index, record.name, text=text)
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
@@ -198,7 +216,10 @@ def collate(samples: Sequence[Sample | Skipped | Batch]) -> Batch:
     bad = [sample for sample in samples if isinstance(sample, Skipped)]
     label = np.stack([s.label for s in good]) if good else np.stack([s.target for s in bad])[:0]
     kind = MultiLabels if label.ndim == 2 else Labels
-    return build_batch(good, bad, kind(torch.from_numpy(label)))
+    batch = build_batch(good, bad, kind(torch.from_numpy(label)))
+    if any(sample.text for sample in good):
+        batch["texts"] = [sample.text for sample in good]
+    return batch
 
 
 def build_batch(good: Sequence[Any], bad: Sequence[Skipped], target: Target) -> Batch:

@@ -69,7 +69,7 @@ def read_table_rows(
     multilabel = label_separator is not None or not isinstance(label_column, str)
     for column in group_columns:
         table.require(column, "--data.group_columns")
-    stated = _read_splits(table, split_column)
+    stated = read_stated_splits(table, split_column)
     # Before any draw, which an image in two rows would fail for a reason that is none.
     _check_names(table, root, names, stated, labels)
     keys = names
@@ -149,7 +149,7 @@ def _add_suffixes(table: Table, column: str, names: Sequence[str], root: Path) -
     return completed
 
 
-def _read_splits(table: Table, column: str | None) -> list[str]:
+def read_stated_splits(table: Table, column: str | None) -> list[str]:
     """The split of each row by the table; "" where it has no splits."""
     if column is not None or SPLIT_COLUMN in table.columns:
         return table.read_splits(column or SPLIT_COLUMN, "--data.split_column")

@@ -174,6 +174,8 @@ def _read_parquet(path: Path) -> Table:
 def _format_cell(value: Any) -> str:
     if value is None or value != value:  # not a number: how numpy writes an empty cell
         return ""
+    if isinstance(value, list):
+        return "\n".join(map(_format_cell, value))
     if isinstance(value, float) and value.is_integer():
         return str(int(value))  # a column of whole numbers with gaps is stored as floats
     return str(value)

@@ -8,16 +8,21 @@ from vfm.losses.classification import (
     CrossEntropy,
     FocalLoss,
 )
+from vfm.losses.contrastive import CLIPLoss, ContrastiveLoss, SigLIPLoss, UniCLLoss
 from vfm.losses.dense import DenseLoss
 from vfm.losses.detection import DetectionLoss
 
 __all__ = [
     "AsymmetricLoss",
     "BinaryCrossEntropy",
+    "CLIPLoss",
     "ClassificationLoss",
+    "ContrastiveLoss",
     "CrossEntropy",
     "DenseLoss",
     "DetectionLoss",
     "FocalLoss",
     "Loss",
+    "SigLIPLoss",
+    "UniCLLoss",
 ]
