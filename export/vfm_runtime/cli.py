@@ -1,6 +1,7 @@
 """The command `vfm-runtime`: predict, search, check, info, serve, teach and verify, without torch."""
 
 import argparse
+import csv
 import importlib.util
 import json
 import logging
@@ -16,7 +17,7 @@ from vfm_runtime.bundle.model import Model, load
 from vfm_runtime.bundle.precision import PRECISIONS
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.bundle.providers import DEVICES
-from vfm_runtime.errors import BundleError, MissingPackageError, VfmError, suggest
+from vfm_runtime.errors import BundleError, DataError, MissingPackageError, VfmError, suggest
 from vfm_runtime.media.files import describe_unread, list_files
 from vfm_runtime.media.image import UNREAD_SUFFIXES, ImageError
 from vfm_runtime.media.video import VIDEO_SUFFIXES, find_media, is_video
@@ -126,6 +127,17 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
         help="where the task cuts crops out: they are crops already",
     )
     predict.add_argument("--batch-size", type=_parse_count, default=32, help="default: 32")
+    predict.add_argument(
+        "--group", help="group of all images, where the bundle has rules by group (default: none)"
+    )
+    predict.add_argument(
+        "--group-column",
+        metavar="NAME",
+        help="column of --table with the group of each image, where the bundle has rules by group",
+    )
+    predict.add_argument(
+        "--table", type=Path, metavar="CSV", help="with a row for each image: path and the group"
+    )
     predict.add_argument("--json", action="store_true", help="one JSON object a line and image")
     predict.add_argument(
         "--labels",
@@ -230,13 +242,52 @@ def _predict(options: argparse.Namespace) -> int:
     _check_options(options, model)
     files = list(_find_files(options.images, videos=model.task_type.takes_video))
     code = OK
+    groups = _read_groups(options, files)
     for batch in _make_batches(files, options.batch_size):
-        predictions = model.predict(batch, errors="return", cropped=options.cropped)
+        predictions = model.predict(
+            batch,
+            errors="return",
+            cropped=options.cropped,
+            group=groups
+            if groups is None or isinstance(groups, str)
+            else [groups[f] for f in batch],
+        )
         for path, prediction in zip(batch, predictions, strict=True):
             if isinstance(prediction, ImageError):
                 code = FAILED
             print_prediction(path, prediction, options, model)
     return code
+
+
+def _read_groups(
+    options: argparse.Namespace, files: list[Path]
+) -> str | dict[Path, str | None] | None:
+    """Return the group of all images, or that of each by a table; None where none was given, as by an empty cell."""
+    column, table = options.group_column, options.table
+    if options.group is not None and column is not None:
+        raise _UsageError("--group is one for all images, --group-column one for each. Give one.")
+    if (column is None) != (table is None):
+        raise _UsageError("--group-column NAME goes with --table CSV, which has it. Give both.")
+    if table is None:
+        group: str | None = options.group
+        return group
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("path", column):
+        if rows and name not in rows[0]:
+            listed = ", ".join(map(str, rows[0]))
+            raise DataError(f"{table} has no column '{name}'. Columns: {listed}. Name another.")
+    by_path = {
+        os.path.realpath(table.parent / row["path"]): (row[column] or "").strip() or None
+        for row in rows
+    }
+    missing = [file for file in files if os.path.realpath(file) not in by_path]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(files)} images have no row in {table}, such as {missing[0]}. Add them; paths are "
+            "from where the table lies."
+        )
+    return {file: by_path[os.path.realpath(file)] for file in files}
 
 
 def _search(options: argparse.Namespace) -> int:

@@ -80,6 +80,11 @@ def describe_bundle(model: Model, files: dict[str, int]) -> Iterator[str]:
         if name:
             yield f"head       {name}: {head.name}, {len(head.labels)} labels"
         yield from (f"{rule:<10} {text}" for rule, text in head.describe_rules())
+    if (rules := contract.group_rules) is not None:
+        named = ", ".join(
+            n if values else f"{n} (general rule)" for n, values in rules.groups.items()
+        )
+        yield f"groups     by {rules.column}: {named}; {rules.criterion}"
     yield f"device     {model.device}"
     yield f"precision  {model.precision} (the bundle has {', '.join(model.precisions)})"
     for name, size in files.items():

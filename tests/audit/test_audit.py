@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from vfm_runtime.errors import DataError
 
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, vit
@@ -198,15 +199,13 @@ def test_bad_options(checkpoint, table, tmp_path, words, message, capsys):
 
 def test_groups_of_a_folder_need_a_table(checkpoint, table, tmp_path):
     folder = table.parent / "images"
-    with pytest.raises(
-        AuditError, match=r"is no table\. Give a CSV file with a row for each image"
-    ):
+    with pytest.raises(DataError, match=r"is no table\. Give a CSV file with a row for each image"):
         audit(checkpoint, folder, out=tmp_path, options=options(groups="site"))
     audit(checkpoint, folder, out=tmp_path, options=options(groups="site", table=table))
     assert read(tmp_path)["groups"]["num_comparisons"] == 2
     lacking = tmp_path / "few.csv"
     lacking.write_text("path,site\nclass_0/0000.png,a\n")
-    with pytest.raises(AuditError, match="179 of 180 images have no row in"):
+    with pytest.raises(DataError, match="179 of 180 images have no row in"):
         audit(checkpoint, folder, out=tmp_path, options=options(groups="site", table=lacking))
 
 

@@ -95,12 +95,6 @@ except ContractError:
     assert not {"antigravity", "tests", "tests.toys.runtime"} & set(eval(found))
 
 
-def test_an_extension_that_cannot_be_heeded_is_refused_by_name():
-    text = "The bundle needs 'group_thresholds' .*upgrade vfm-runtime"
-    with pytest.raises(ContractError, match=text):
-        Contract.from_dict(values(group_thresholds={"side": 512}))
-
-
 def test_extensions_that_are_heeded():
     contract = Contract.from_dict(
         values(

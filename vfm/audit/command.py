@@ -26,14 +26,14 @@ from vfm.audit.source import (
     AuditedData,
     AuditedModel,
     PredictedImages,
-    check_groups,
     open_data,
     open_model,
     predict_images,
-    read_columns,
+    read_rule_groups,
     require_known,
 )
 from vfm.data.dataset import Record, read_source
+from vfm.data.group_columns import check_groups
 from vfm.report import draw_contact_sheet
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.results import describe_metric
@@ -144,9 +144,10 @@ def audit(
     source = open_data(audited, data, options.split)
     columns, clusters = read_groups(source, options)
     print(f"Predicting {len(source.records)} images of {source.source} ...", flush=True)
+    rule_groups = read_rule_groups(audited, source, options.table)
     embeds = options.find_groups and audited.choose_embedding()
     predicted = predict_images(
-        audited, source.records, batch_size=options.batch_size, embeds=embeds
+        audited, source.records, batch_size=options.batch_size, embeds=embeds, groups=rule_groups
     )
     report = measure(audited, source, predicted, columns, clusters, options)
     if options.robustness and source.columns is not None:
@@ -155,6 +156,7 @@ def audit(
             source,
             clusters,
             kinds,
+            rule_groups=rule_groups,
             positive=options.positive,
             batch_size=options.batch_size,
             seed=options.seed,
@@ -203,11 +205,11 @@ def read_groups(
 ) -> tuple[dict[str, list[str]], list[str] | None]:
     """Return the values of the group columns, and the key of each image; None where each stands alone."""
     names = [name.strip() for name in options.groups.split(",") if name.strip()]
-    columns = read_columns(source, names, options.table, "--groups")
+    columns = source.read_columns(names, options.table, "--groups")
     check_groups(columns)
     if options.cluster is None:
         return columns, None
-    keys = read_columns(source, [options.cluster], options.table, "--cluster")[options.cluster]
+    keys = source.read_columns([options.cluster], options.table, "--cluster")[options.cluster]
     return columns, keys
 
 

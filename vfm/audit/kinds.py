@@ -127,22 +127,26 @@ class LabelKind(AuditKind):
         if columns is not None:
             each = [[columns[k] for k in list_labels(r)] for r in records]
         if self.multilabel:
-            thresholds = predictions[0].rules.get_thresholds(np.arange(len(labels)), 0.5)  # type: ignore[attr-defined]
-            return _judge_several(scores, each, labels, np.asarray(thresholds))
+            every = np.arange(len(labels))
+            thresholds = [p.rules.get_thresholds(every, 0.5) for p in predictions]  # type: ignore[attr-defined]
+            return _judge_several(scores, each, labels, np.stack(thresholds))
         target = None if each is None else np.array([label for (label,) in each], np.int64)
         if positive is None and len(labels) == 2:
             positive = labels[1]
-        return _judge_single(scores, target, labels, positive)
+        index = {label: k for k, label in enumerate(labels)}
+        # By the rules of a group another label than that of the highest score may be given.
+        best = np.array([index[p.label] for p in predictions])  # type: ignore[attr-defined]
+        return _judge_single(scores, best, target, labels, positive)
 
 
 def _judge_single(
     scores: NDArray[np.float32],
+    best: NDArray[np.int64],
     target: NDArray[np.int64] | None,
     labels: Labels,
     positive: str | None,
 ) -> Outcomes:
     number = len(scores)
-    best = scores.argmax(1)
     confidence = scores[np.arange(number), best].astype(np.float64)
     ones = np.ones(number)
     metrics: list[ImageMetric] = []

@@ -95,6 +95,7 @@ def measure_robustness(
     keys: Sequence[str] | None,
     kinds: Sequence[str],
     *,
+    rule_groups: Sequence[str | None] | None = None,
     positive: str | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -107,6 +108,7 @@ def measure_robustness(
         data: Images with their labels, all or more than are looked at.
         keys: What belongs together, a key for each image; None where each stands alone.
         kinds: Corruptions to measure, keys of `PHOTO_CORRUPTIONS`.
+        rule_groups: Group of each image, by whose rules it is predicted; None for the general rule.
         positive: Label whose rates count; None for the usual one.
         batch_size: Images that go through the model at once.
         seed: Seed of noise, filters and intervals.
@@ -117,6 +119,7 @@ def measure_robustness(
     ).astype(int)
     records = [data.records[i] for i in chosen.tolist()]
     part = None if keys is None else [keys[i] for i in chosen.tolist()]
+    groups = None if rule_groups is None else [rule_groups[i] for i in chosen.tolist()]
 
     def measure(corruption: Corruption | None, level: float) -> dict[str, Any]:
         def change(pixels: Pixels, index: int) -> Pixels:
@@ -125,7 +128,9 @@ def measure_robustness(
             generator = np.random.default_rng(sample_seed(seed, 0, index))
             return corrupt_photo(pixels, corruption, level, generator)
 
-        predicted = predict_images(model, records, batch_size=batch_size, change=change)
+        predicted = predict_images(
+            model, records, batch_size=batch_size, change=change, groups=groups
+        )
         positions = predicted.positions.tolist()
         outcomes = model.kind.judge(
             [records[i] for i in positions],

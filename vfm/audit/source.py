@@ -26,7 +26,8 @@ from vfm.audit.null_score import read_null_values
 from vfm.data import ImageData
 from vfm.data.dataset import Record, describe_content, hash_content, read_source
 from vfm.data.file_metadata import Metadata
-from vfm.data.table_rows import find_table, read_names
+from vfm.data.group_columns import read_columns
+from vfm.data.table_rows import find_table
 from vfm.data.tables import read_table
 from vfm.spec import Spec
 from vfm.tasks.checkpoint import Checkpoint
@@ -37,7 +38,6 @@ from vfm.tasks.predictor import TorchPredictor
 _SPLITS = ("test", "val")
 _AHEAD = 3
 _MOST_THREADS = 8
-_LEAST_PER_GROUP = 5
 
 
 class AuditError(VfmError, ValueError):
@@ -105,6 +105,8 @@ def open_model(path: Path, checkpoint: Checkpoint | None, *, device: str = "auto
         predictor = TorchPredictor(checkpoint.task.to(torch.device(device)).eval())
         if (calibration := checkpoint.calibration) is not None:
             predictor.task_type.read_rules(calibration.rules.to_dict())
+            if calibration.groups is not None:
+                predictor.task_type.set_group_rules(calibration.groups.rules)
             notes.append("The calibration beside the checkpoint is applied, as in its bundle.")
     task_type = predictor.task_type
     if task_type.name not in KINDS:
@@ -132,6 +134,19 @@ class AuditedData(NamedTuple):
     """Table that has a row for each image; None where there is none."""
     path_column: str
     notes: list[str]
+
+    def read_columns(
+        self, names: Sequence[str], table: Path | None, option: str
+    ) -> dict[str, list[str]]:
+        """Return columns of the table of the images; errors are those of `vfm.data.group_columns.read_columns`."""
+        return read_columns(
+            self.records,
+            names,
+            table or self.table,
+            option,
+            source=self.source,
+            path_column=self.path_column,
+        )
 
 
 def open_data(model: AuditedModel, path: Path | None, split: str | None) -> AuditedData:
@@ -236,74 +251,31 @@ def _require_unseen(model: AuditedModel, images: LabeledImages, records: Sequenc
             )
 
 
-def read_columns(
-    data: AuditedData, names: Sequence[str], table: Path | None, option: str
-) -> dict[str, list[str]]:
-    """Return columns of the table of the images: a value for each of them.
+def read_rule_groups(
+    model: AuditedModel, data: AuditedData, table: Path | None
+) -> list[str | None] | None:
+    """Return the group of each image by whose rules the model predicts; None of a model without rules by group.
 
-    Args:
-        data: Images that the table has rows for.
-        names: Columns that are wanted.
-        table: Table with a row for each image; None for the one that the data is.
-        option: Option that names the columns, for errors.
-
-    Raises:
-        AuditError: There is no table, no such column, or an image is not in it.
+    What holds is noted for the reader: where there is no such column, or a group that the model does not know, the
+    general rule.
     """
-    if not names:
-        return {}
+    rules = model.predictor.task_type.group_rules
+    if rules is None:
+        return None
     path = table or data.table
-    if path is None or not find_table(path):
-        raise AuditError(
-            f"{option} names the column '{names[0]}', but {data.source} is no table. Give a CSV file with a row for "
-            "each image, with a column path and this one: --table FILE."
+    if path is None or not find_table(path) or rules.column not in read_table(path).columns:
+        model.notes.append(
+            f"The model has rules by {rules.column}, but there is no such column: the general rule was audited."
         )
-    content = read_table(path)
-    column = data.path_column if data.path_column in content.columns else "path"
-    rows = dict(zip(read_names(content, column, path.parent), content.rows, strict=True))
-    for name in names:
-        if name not in content.columns:
-            raise AuditError(
-                f"{path} has no column '{name}' ({option}).{suggest(name, content.columns)} Columns: "
-                f"{', '.join(content.columns)}."
-            )
-    # A table beside a folder of images names them from where it lies, the folder from its root.
-    by_path = {str((path.parent / name).absolute()): row for name, row in rows.items()}
-    cells = [
-        rows.get(record.name)
-        or by_path.get(
-            str(Path(record.source).absolute()) if isinstance(record.source, str) else ""
-        )
-        for record in data.records
-    ]
-    missing = [r.name for r, row in zip(data.records, cells, strict=True) if row is None]
-    if missing:
-        raise AuditError(
-            f"{len(missing)} of {len(cells)} images have no row in {path}, such as {missing[0]}. Add them, or name a "
-            "table that has them (--table)."
-        )
-    return {name: [row[name].strip() for row in cells if row is not None] for name in names}
-
-
-def check_groups(columns: dict[str, list[str]]) -> None:
-    """Refuse columns by which nothing can be compared.
-
-    Raises:
-        AuditError: All images have one value, or nearly every image has its own.
-    """
-    for name, values in columns.items():
-        number = len(set(values))
-        if number == 1:
-            raise AuditError(
-                f"The column '{name}' is '{values[0]}' for all {len(values)} images, so there is nothing to compare. "
-                "Name another (--groups), or leave it out."
-            )
-        if number * _LEAST_PER_GROUP > len(values):
-            raise AuditError(
-                f"The column '{name}' has {number} values for {len(values)} images: it names images or people, not "
-                f"groups. If images of one value belong together, give --cluster {name}; else name another column "
-                "(--groups)."
-            )
+        return None
+    values = data.read_columns([rules.column], table, "--table")[rules.column]
+    groups = [value if value in rules.groups else None for value in values]
+    number = sum(group is not None and rules.groups[group] is not None for group in groups)
+    model.notes.append(
+        f"The model has rules by {rules.column}: {number} of {len(groups)} images were predicted by those of their "
+        f"group, the others by the general rule. {rules.criterion}"
+    )
+    return groups
 
 
 class PredictedImages(NamedTuple):
@@ -334,6 +306,7 @@ def predict_images(
     batch_size: int = 32,
     embeds: bool = False,
     change: Any = None,
+    groups: Sequence[str | None] | None = None,
 ) -> PredictedImages:
     """Predict for images, opened in threads ahead of the model, in order.
 
@@ -343,6 +316,7 @@ def predict_images(
         batch_size: Images that go through the model at once.
         embeds: Whether embeddings are computed too.
         change: Function of an image's pixels, uint8 [H, W, 3], and its index, that changes them first; None for none.
+        groups: Group of each image, by whose rules it is predicted; None for the general rule for all.
 
     Raises:
         AuditError: None can be read.
@@ -389,7 +363,8 @@ def predict_images(
         for index, each in good:
             end = begin + len(each.opened.images)
             part = {name: values[begin:end] for name, values in outputs.items()}
-            predictions.append(predictor.task_type.predict(each.opened, part))
+            task = predictor.task_type.for_group(None if groups is None else groups[index])
+            predictions.append(task.predict(each.opened, part))
             positions.append(index)
             rows.append(each.values)
             begin = end

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from vfm_runtime.bundle.contract import Contract, HeadContract
+from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.confidence import ConfidenceRules
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.tasks.registry import MULTI_HEAD
@@ -53,6 +54,15 @@ def make_contract(
     if embedding is not None:
         extensions["embedding"] = asdict(embedding)
     single = heads.get("")
+    for name, calibration in calibrations.items():
+        if calibration.groups is None:
+            continue
+        if single is None:
+            raise OptionError(
+                f"The calibration of '{name}' has rules by {calibration.groups.rules.column}, which a bundle of "
+                "several heads cannot hold. Export that checkpoint alone, or calibrate it without --group-column."
+            )
+        extensions["group_thresholds"] = calibration.groups.rules.to_dict()
     return Contract(
         task=MULTI_HEAD if single is None else single.task,
         labels=tuple(heads) if single is None else single.labels,

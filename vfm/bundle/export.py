@@ -53,7 +53,7 @@ from vfm.bundle.parity import (
 from vfm.bundle.precisions import compare_precision, write_precision
 from vfm.bundle.triton import write_triton
 from vfm.tasks import BaseTask
-from vfm.tasks.calibration import Calibration
+from vfm.tasks.calibration import CALIBRATION_FILE, Calibration
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.image_text import PREFIX
 from vfm.tasks.predictor import TorchPredictor
@@ -276,6 +276,11 @@ def _calibrate(
         if judged is None:
             judged = images[name]
             outputs = judged.collect_outputs(TorchPredictor(one.task).run)
+        if one.calibration is not None and one.calibration.groups is not None:
+            print(
+                f"WARNING: --calibrate fits anew, without the rules by {one.calibration.groups.rules.column} of "
+                f"{CALIBRATION_FILE}. Leave it out to take these."
+            )
         calibrations[name] = judged.fit_confidence(outputs, min_precision=options.min_precision)
     return calibrations
 

@@ -52,7 +52,7 @@ def calibrate(
     if data is None and opened.out_of_fold is not None:
         source, judged = opened.out_of_fold
         print(f"Taking the out-of-fold scores of {len(source.positions)} training images.")
-        fitted = judged.fit_confidence({}, min_precision=options.min_precision)
+        fitted = judged.fit_calibration({}, options, source)
         lines = list_confidence(fitted.rules, fitted)
         result = CalibrationResult(source, fitted.to_dict(), lines)
     else:

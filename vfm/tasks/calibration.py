@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from vfm_runtime.errors import VfmError
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
+from vfm.tasks.group_fit import GroupFit
 from vfm.tasks.labeled_images import LabeledImages
 
 MIN_IMAGES = 50
@@ -42,14 +44,17 @@ class Calibration:
     """Labels of which too little is known for a threshold of their own."""
     min_precision: float | None = None
     """Fraction of sure answers that shall be right."""
+    groups: GroupFit | None = None
+    """Rules by group; None where all images have the same."""
     origin: str | None = None
     """Where it was read from, as a sentence; None where it has just been fitted."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON, but for where it was read from."""
-        values = asdict(self) | {"rules": self.rules.to_dict(), "shared": list(self.shared)}
+        plain = asdict(replace(self, groups=None))
+        values = plain | {"rules": self.rules.to_dict(), "shared": list(self.shared)}
         del values["origin"]
-        return values
+        return values | {"groups": None if self.groups is None else self.groups.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], origin: str | None = None) -> Self:
@@ -59,7 +64,11 @@ class Calibration:
             KeyError: An entry is missing.
             ValueError: The rules make no sense.
         """
-        entries = {f.name: values[f.name] for f in fields(cls) if f.name != "origin"}
+        entries = {
+            f.name: values[f.name] for f in fields(cls) if f.name not in ("origin", "groups")
+        }
+        if (groups := values.get("groups")) is not None:
+            entries["groups"] = GroupFit.from_dict(groups)
         entries["rules"] = ConfidenceRules.from_dict(entries["rules"])
         entries["shared"] = tuple(entries["shared"])
         return cls(**entries, origin=origin)
@@ -84,6 +93,13 @@ class CalibrationOptions:
         native: Says that images are not about faces.
         num_workers: Processes that open images.
         batch_size: Images in a batch.
+        group_column: Column of the table by whose values thresholds are fitted, such as site: rates of a label are
+            made equal (--equal), or with --min-precision the precision of sure answers. Groups of too few images have
+            the general rule.
+        table: Table with a row for each image (path, and that column), where the data itself is no table.
+        equal: Which rate shall be equal in each group, tpr (by default) or fpr.
+        rate: The rate that each group shall have; by default that of all together.
+        positive: Label whose rates these are, of models of one label an image; of two labels the second.
     """
 
     min_precision: float | None = None
@@ -95,6 +111,11 @@ class CalibrationOptions:
     native: bool = False
     num_workers: int = 0
     batch_size: int = 32
+    group_column: str | None = None
+    table: Path | None = None
+    equal: str | None = None
+    rate: float | None = None
+    positive: str | None = None
 
     def refuse_others(self, accepted: Collection[str], who: str) -> None:
         """Refuse with a CalibrationError what was set, but is not among the options that someone accepts."""
@@ -105,6 +126,14 @@ class CalibrationOptions:
                 choices = ", ".join(f"--{name}" for name in accepted)
                 raise CalibrationError(
                     f"--{option.name} is {shown}, but a {who} has no such option. Choices: {choices}. Leave it out."
+                )
+
+    def refuse_ungrouped(self) -> None:
+        """Refuse with a CalibrationError what means nothing without a column of groups."""
+        for name in ("table", "equal", "rate", "positive"):
+            if (value := getattr(self, name)) is not None:
+                raise CalibrationError(
+                    f"--{name} is {value}, which is for rules by group. Add --group_column NAME, or leave it out."
                 )
 
 
@@ -186,6 +215,8 @@ def list_confidence(rules: ConfidenceRules, calibration: Calibration | None) -> 
         lines.append(
             f"Unsure beyond a distance of {rules.max_distance:.3f} from the training images"
         )
+    if calibration is not None and calibration.groups is not None:
+        lines += calibration.groups.list_lines()
     if calibration is not None and calibration.origin is not None:
         lines.append(calibration.origin)
     return lines

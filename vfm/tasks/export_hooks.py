@@ -119,7 +119,7 @@ class ExportHooks:
         opened = open_images(source, self.preprocess, needs_geometry=self.head.needs_geometry)
         images = self.open_validation(opened)
         outputs = images.collect_outputs(run, options.batch_size)
-        fitted = images.fit_confidence(outputs, min_precision=options.min_precision)
+        fitted = images.fit_calibration(outputs, options, opened.source)
         lines = list_confidence(fitted.rules, fitted)
         return CalibrationResult(opened.source, fitted.to_dict(), lines)
 

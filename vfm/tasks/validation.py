@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from vfm_runtime.tasks.base import Arrays
+from vfm_runtime.tasks.confidence import ConfidenceRules
 
-from vfm.tasks.calibration import Calibration, CalibrationError
-from vfm.tasks.labeled_images import OpenedImages
+from vfm.data.group_columns import check_groups, read_columns
+from vfm.tasks.calibration import Calibration, CalibrationError, CalibrationOptions
+from vfm.tasks.group_fit import GroupFit
+from vfm.tasks.labeled_images import LabeledImages, OpenedImages
 from vfm.tasks.labels import match_labels
 
 Run = Callable[[Arrays], Arrays]
@@ -84,6 +88,54 @@ class Validation(ABC):
         raise CalibrationError(
             f"{type(self).__name__} has no method 'fit_confidence', so nothing can be fitted on labelled images. Write "
             "one, or leave out --calibrate."
+        )
+
+    def fit_calibration(
+        self, outputs: Arrays, options: CalibrationOptions, source: LabeledImages
+    ) -> Calibration:
+        """Fit what `fit_confidence` does, and rules by group where a column of groups is named.
+
+        Args:
+            outputs: Outputs of a model of temperature 1 for all images.
+            options: Options of `vfm calibrate` that say what to hold to.
+            source: Records of these images, by which their groups are read.
+
+        Raises:
+            CalibrationError: Nothing can be fitted, or an option goes with another.
+            DataError: The column of groups is missing, constant, or names images.
+        """
+        fitted = self.fit_confidence(outputs, min_precision=options.min_precision)
+        if options.group_column is None:
+            options.refuse_ungrouped()
+            return fitted
+        data = source.data
+        columns = read_columns(
+            source.records,
+            [options.group_column],
+            options.table or getattr(data, "table", None),
+            "--group_column",
+            source=type(data).__name__,
+            path_column=getattr(data, "path_column", "path"),
+        )
+        check_groups(columns, "--group_column")
+        groups = columns[options.group_column]
+        return replace(fitted, groups=self.fit_groups(outputs, fitted.rules, groups, options))
+
+    def fit_groups(
+        self,
+        outputs: Arrays,
+        rules: ConfidenceRules,
+        groups: Sequence[str],
+        options: CalibrationOptions,
+    ) -> GroupFit:
+        """Fit rules by group; arguments are those of `fit_calibration`, with the group of each image.
+
+        Raises:
+            CalibrationError: Nothing can be fitted.
+        """
+        raise CalibrationError(
+            f"--group_column is '{options.group_column}', but {type(self).__name__} has no rules by group. Leave it "
+            "out."
         )
 
     def collect_outputs(self, run: Run, batch_size: int = 32) -> Arrays:

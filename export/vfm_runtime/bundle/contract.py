@@ -12,6 +12,7 @@ from vfm_runtime.errors import ContractError, DataError
 from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.tasks.base import REFERENCE_PORTS, TaskType
 from vfm_runtime.tasks.embedding import EmbeddingSpec
+from vfm_runtime.tasks.groups import GroupRules
 from vfm_runtime.tasks.multi_head import MultiHeadType
 from vfm_runtime.tasks.registry import MULTI_HEAD, find_task_type, list_tasks
 from vfm_runtime.tasks.tiling import Tiling
@@ -130,7 +131,7 @@ class Contract(HeadContract):
             if not isinstance(name, str) or not isinstance(version, str):
                 raise ContractError.of("versions", {name: version}, "strings only")
         check_extensions(self.extensions, self.format)
-        object.__setattr__(self, "heads", _read_heads(self.task, self.labels, self.heads))
+        object.__setattr__(self, "heads", _read_heads(self))
         if self.heads is None:
             self._take_from_type()
         elif self.rules is not None:
@@ -145,6 +146,8 @@ class Contract(HeadContract):
             return MultiHeadType({name: head.type for name, head in self.heads.items()})
         task_type = super().type
         task_type.tiling = self.tiling
+        if self.group_rules is not None:
+            task_type.set_group_rules(self.group_rules)
         return task_type
 
     @property
@@ -194,6 +197,12 @@ class Contract(HeadContract):
         """How words become vectors that are compared with embeddings; None where the bundle has no text tower."""
         values = self.extensions.get("tokenizer")
         return None if values is None else TextSpec.from_dict(values)
+
+    @property
+    def group_rules(self) -> GroupRules | None:
+        """Rules by group of images; None where all have the same."""
+        values = self.extensions.get("group_thresholds")
+        return None if values is None else GroupRules.from_dict(values)
 
     @property
     def tiling(self) -> Tiling | None:
@@ -341,15 +350,16 @@ def _check_preprocess(value: object) -> dict[str, Any]:
     return plain
 
 
-def _read_heads(
-    task: str, labels: tuple[str, ...], value: object
-) -> dict[str, HeadContract] | None:
+def _read_heads(contract: Contract) -> dict[str, HeadContract] | None:
+    task, labels, value = contract.task, contract.labels, contract.heads
     if task != MULTI_HEAD:
         if value is not None:
             raise ContractError.of("heads", value, f"null for the task '{task}'")
         return None
     if not isinstance(value, dict) or set(value) != set(labels):
         raise ContractError.of("heads", value, f"an object with the keys {', '.join(labels)}")
+    if (rules := contract.extensions.get("group_thresholds")) is not None:
+        raise ContractError.of("group_thresholds", rules, "none for several heads")
     # In the order of the labels, whatever the order of the file: it is that of the outputs.
     heads = {name: _read_head(name, value[name]) for name in labels}
     for name, head in heads.items():

@@ -1,11 +1,12 @@
-"""Extensions of a contract: optional keys of bundle format 2, some of which are reserved for later versions."""
+"""Extensions of a contract: optional keys of bundle format 2."""
 
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vfm_runtime.errors import ContractError, OptionError
+from vfm_runtime.errors import ContractError, DataError, OptionError
 from vfm_runtime.tasks.embedding import EmbeddingSpec
+from vfm_runtime.tasks.groups import GroupRules
 from vfm_runtime.tasks.tiling import Tiling
 from vfm_runtime.text import TextSpec
 from vfm_runtime.validation import is_deep
@@ -17,7 +18,8 @@ EXTENSIONS = {
     "classes: {'input': name}",
     "tiles": "large images are cut into tiles: {'side': pixels, 'overlap': fraction, 'max_tiles': count}",
     "value_range": "values of images of more than 8 bits: {'low': black, 'high': white}, numbers, low below high",
-    "group_thresholds": "thresholds by group of images: {group: [one a label]}",
+    "group_thresholds": "rules by group of images: {'column': name, 'criterion': text, 'general': rules where no group "
+    "is given, 'groups': {group: rules, or null for the general ones}}",
     "tokenizer": "a text tower beside that of images: {'file': name in the bundle, 'clean': way, 'length': tokens, "
     "'scale': number}, and maybe 'bias', a number, 'marks', texts, and 'blanked', a token",
 }
@@ -28,6 +30,7 @@ _READERS: dict[str, Callable[[Any], object]] = {
     "tiles": Tiling.from_dict,
     "embedding": EmbeddingSpec.from_dict,
     "tokenizer": TextSpec.from_dict,
+    "group_thresholds": GroupRules.from_dict,
 }
 _NEEDED = {"tokenizer": "embedding"}
 """Extension that another one means nothing without."""
@@ -55,14 +58,9 @@ def check_extensions(extensions: Mapping[str, Any], bundle_format: int) -> None:
         if name in _READERS:
             try:
                 _READERS[name](value)
-            except OptionError as error:
+            except (OptionError, DataError) as error:
                 raise ContractError.of(name, value, EXTENSIONS[name]) from error
             continue
-        if name not in _PORTS:
-            raise ContractError(
-                f"The bundle needs '{name}' ({EXTENSIONS[name]}), which this version cannot heed. To use it, upgrade "
-                "vfm-runtime: pip install --upgrade vfm-runtime."
-            )
         port = value.get(_PORTS[name]) if isinstance(value, dict) and len(value) == 1 else None
         if not isinstance(port, str) or is_deep(value) or not re.fullmatch(_NAME, port):
             raise ContractError.of(name, value, EXTENSIONS[name])

@@ -21,7 +21,8 @@ from vfm_runtime.teaching.classes import Explanation, TaughtClasses
 from vfm_runtime.teaching.state import TaughtState
 
 Errors = Literal["raise", "return"]
-_Pending = tuple[Opened, Arrays | None] | ImageError  # a source that waits for its batch
+Groups = str | Sequence[str | None] | None
+_Pending = tuple[Opened, Arrays | None, TaskType] | ImageError  # a source that waits for its batch
 
 
 class Predictor(ABC):
@@ -108,6 +109,7 @@ class Predictor(ABC):
         batch_size: int | None = None,
         errors: Errors = "raise",
         cropped: bool = False,
+        group: Groups = None,
     ) -> Any:
         """Answer for one image or video, or for each of a list.
 
@@ -118,6 +120,8 @@ class Predictor(ABC):
             errors: With `return`, an image that cannot be opened gets its `ImageError` in its place; with `raise`, it
                 is raised and the other predictions are lost.
             cropped: Where the task cuts images into crops: whether they are crops already.
+            group: Group of all images, or of each of a list, where the model has rules by group; None for the general
+                rule.
 
         Returns:
             A `Prediction` of the task for one image; of several heads a dict of them by head; a list of the same
@@ -125,14 +129,19 @@ class Predictor(ABC):
 
         Raises:
             ImageError: An image or a video cannot be opened, and `errors` is `raise`.
-            OptionError: `errors`, `batch_size` or `cropped` is none that this model knows.
+            OptionError: `errors`, `batch_size`, `cropped` or `group` is none that this model knows.
         """
         if errors not in ("raise", "return"):
             raise OptionError(f"errors is {errors!r}. Choices: 'raise', 'return'.")
         size = self.batch_size if batch_size is None else _check_batch_size(batch_size)
-        if _is_many(images):
-            return self._predict_each(images, size, errors, cropped)  # type: ignore[arg-type]
-        return self._predict_each([images], size, errors, cropped)[0]
+        sources: Sequence[Any] = images if _is_many(images) else [images]  # type: ignore[assignment]
+        groups = [group] * len(sources) if group is None or isinstance(group, str) else list(group)
+        if len(groups) != len(sources):
+            raise OptionError(
+                f"There are {len(groups)} groups for {len(sources)} images. Give one for all, or one each."
+            )
+        predictions = self._predict_each(sources, groups, size, errors, cropped)
+        return predictions if _is_many(images) else predictions[0]
 
     def embed(
         self, images: ImageSource | list[Any] | tuple[Any, ...], *, batch_size: int | None = None
@@ -278,8 +287,15 @@ class Predictor(ABC):
         return _join(rows) if rows else None
 
     def _predict_each(
-        self, sources: Iterable[Any], batch_size: int, errors: Errors, cropped: bool
+        self,
+        sources: Iterable[Any],
+        groups: Sequence[str | None],
+        batch_size: int,
+        errors: Errors,
+        cropped: bool,
     ) -> list[Prediction | ImageError]:
+        # All groups first: an unknown one shall not be refused after hours of work.
+        by_group = {group: self.task_type.for_group(group) for group in dict.fromkeys(groups)}
         predictions: list[Prediction | ImageError] = []
         pending: list[_Pending] = []
         num_rows = 0
@@ -287,12 +303,13 @@ class Predictor(ABC):
         for index, source in enumerate(sources):
             try:
                 opened = self.task_type.open(self.open_source(source), cropped=cropped)
+                task = by_group[groups[index]]
                 if len(opened.images) > batch_size:
                     predictions += self._run_pending(pending, batch_size)
                     pending, num_rows = [], 0
-                    predictions.append(self._predict_parts(opened, batch_size))
+                    predictions.append(self._predict_parts(opened, task, batch_size))
                     continue
-                pending.append((opened, self.prepare_all(opened)))
+                pending.append((opened, self.prepare_all(opened), task))
                 num_rows += len(opened.images)
             except ImageError as error:
                 if errors == "raise":
@@ -304,13 +321,13 @@ class Predictor(ABC):
                 pending, num_rows = [], 0
         return predictions + self._run_pending(pending, batch_size)
 
-    def _predict_parts(self, opened: Opened, batch_size: int) -> Prediction:
+    def _predict_parts(self, opened: Opened, task: TaskType, batch_size: int) -> Prediction:
         """Answer for a source of more images than a batch, one batch of them in memory at a time."""
         outputs = []
         for start in range(0, len(opened.images), batch_size):
             rows = [self.prepare(image) for image in opened.images[start : start + batch_size]]
             outputs.append(self.run(_join(rows)))
-        return self.task_type.predict(opened, _join(outputs))
+        return task.predict(opened, _join(outputs))
 
     def _run_pending(
         self, pending: Sequence[_Pending], batch_size: int
@@ -323,10 +340,10 @@ class Predictor(ABC):
             if isinstance(item, ImageError):
                 predictions.append(item)
                 continue
-            opened, _ = item
+            opened, _, task = item
             end = start + len(opened.images)
             part = {name: values[start:end] for name, values in outputs.items()}
-            predictions.append(self.task_type.predict(opened, part or make_empty(self.task_type)))
+            predictions.append(task.predict(opened, part or make_empty(task)))
             start = end
         return predictions
 

@@ -67,6 +67,10 @@ class DeepfakePipeline:
         self.decision = decision
         self._detector = detector
 
+    def with_decision(self, decision: Decision) -> "DeepfakePipeline":
+        """Return the same pipeline, with its detector, by other rules of the answer."""
+        return DeepfakePipeline(self.crop, decision, detector=self._detector)
+
     def collect_evidence(
         self, source: ImageSource, *, cropped: bool = False, limits: VideoLimits = LIMITS
     ) -> CropEvidence:

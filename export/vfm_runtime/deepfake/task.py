@@ -14,6 +14,7 @@ from vfm_runtime.media.image import ImageSource
 from vfm_runtime.media.video import LIMITS, VideoLimits
 from vfm_runtime.tasks.base import Arrays, Opened, TaskType
 from vfm_runtime.tasks.confidence import AbstainReason
+from vfm_runtime.validation import is_number
 
 _RULES = ("crop", "decision")
 
@@ -32,6 +33,7 @@ class DeepfakeType(TaskType):
     uses_crops = True
     draws = True
     answer_type = VerdictAnswer
+    group_keys = ("threshold", "num_reals")
     pipeline: DeepfakePipeline
 
     def __init__(self, labels: Sequence[str], rules: Mapping[str, Any] | None = None) -> None:
@@ -64,6 +66,18 @@ class DeepfakeType(TaskType):
         crop, decision = CropSpec.from_dict(rules["crop"]), Decision.from_dict(rules["decision"])
         self.pipeline = DeepfakePipeline(crop, decision)
 
+    def apply_group(self, rules: Mapping[str, Any]) -> None:
+        """Take the `threshold` of a group, and how many real ones it was fitted on; nothing is undecided below it."""
+        if not rules:
+            return
+        plain = self.pipeline.decision
+        threshold = rules.get("threshold", plain.threshold)
+        below = plain.real_below
+        if below is not None and is_number(threshold):
+            below = min(below, threshold)
+        decision = replace(plain, **{**rules, "real_below": below})
+        self.pipeline = self.pipeline.with_decision(decision)
+
     def rules_to_dict(self) -> dict[str, Any]:
         """Return `crop` and `decision` as plain values."""
         pipeline = self.pipeline
@@ -78,11 +92,12 @@ class DeepfakeType(TaskType):
 
     def predict(self, opened: Opened, outputs: Arrays) -> Verdict:
         """Return the verdict on one image or video from the rows of its crops."""
-        return self.pipeline.judge_evidence(cast(CropEvidence, opened.context), outputs)
+        verdict = self.pipeline.judge_evidence(cast(CropEvidence, opened.context), outputs)
+        return replace(verdict, group=self.group)
 
     def predictions(self, outputs: Arrays) -> list[Verdict]:
         """Return a verdict for each crop; no rule of quality applies."""
-        return list(self.pipeline.judge_crops(outputs))
+        return [replace(each, group=self.group) for each in self.pipeline.judge_crops(outputs)]
 
     def read_golden(self, row: Mapping[str, Any]) -> Verdict:
         """Rebuild the verdict of the export: rules of quality, which need the crop's pixels, are not applied anew."""

@@ -11,6 +11,7 @@ from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import ImageSource, Pixels
 from vfm_runtime.tasks.base import Agreement, Prediction, PredictionView, find_largest_difference
 from vfm_runtime.tasks.confidence import AbstainReason
+from vfm_runtime.tasks.groups import GroupChoice
 
 TASK: Final = "deepfake"
 """Name of the task, as bundles and answers have it."""
@@ -58,6 +59,9 @@ class Verdict(Prediction):
     notes: tuple[str, ...] = ()
     """What the reader of the video had to say, such as that its end is missing."""
 
+    group: GroupChoice | None = None
+    """Group that it is of, and whose rules hold; None of a model without rules by group."""
+
     def get_score(self, frame: FrameEvidence) -> float:
         """Calibrated probability of fake by one crop of `frames` alone."""
         return sigmoid(frame.logit / self.temperature)
@@ -87,6 +91,7 @@ class Verdict(Prediction):
             "num_asked": self.num_asked,
             "frames": [{**f.to_dict(), "score": self.get_score(f)} for f in self.frames],
             "notes": list(self.notes),
+            **({} if self.group is None else self.group.to_dict()),
         }
 
     def headline(self, view: PredictionView = PredictionView()) -> str:
@@ -96,7 +101,8 @@ class Verdict(Prediction):
 
     def lines(self, view: PredictionView = PredictionView()) -> list[str]:
         """Return the headline, what was decided on what grounds, and what is unusual about the video."""
-        return [f"{self.headline()}. {' '.join([self.explanation, *self.notes])}"]
+        group = [] if self.group is None else [f"By {self.group}."]
+        return [f"{self.headline()}. {' '.join([self.explanation, *group, *self.notes])}"]
 
     def draw(self, source: ImageSource, view: PredictionView = PredictionView()) -> Pixels:
         """Draw where it looks forged: over the picture, or over the crops of a video, frame by frame.
@@ -213,3 +219,5 @@ class VerdictAnswer:
     num_asked: int
     frames: list[FrameAnswer]
     notes: list[str]
+    group: str | None = None
+    group_rule: Literal["own", "general"] | None = None

@@ -99,6 +99,9 @@ class ModelInfo(HeadInfo):
     heads: dict[str, HeadInfo]
     draws: bool = Field(description="Whether `draw` gives a picture.")
     learns: bool = Field(description="Whether it can be taught classes.")
+    groups: list[str] | None = Field(
+        description="Groups that have rules; null where all are alike."
+    )
     precision: str
     device: str
     ready: bool
@@ -168,6 +171,7 @@ def _describe_model(service: Service, versions: list[ServedModel]) -> dict[str, 
         "heads": {name: _describe_head(head) for name, head in task.heads.items() if name},
         "draws": task.draws,
         "learns": default.taught is not None,
+        "groups": None if task.group_rules is None else list(task.group_rules.groups),
         "precision": default.model.precision,
         "device": default.model.device,
         "ready": service.is_ready,

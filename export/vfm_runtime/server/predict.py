@@ -4,7 +4,8 @@ import base64
 import io
 import time
 from collections.abc import Iterator
-from functools import reduce
+from copy import deepcopy
+from functools import partial, reduce
 from operator import or_
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from starlette.responses import Response
 
 from vfm_runtime.bundle.model import Model
 from vfm_runtime.bundle.predictor import make_empty
+from vfm_runtime.errors import OptionError
 from vfm_runtime.media.demux import Guard, VideoFile, VideoLimits, import_av, survey
 from vfm_runtime.media.image import Pixels
 from vfm_runtime.media.video import is_video
@@ -26,7 +28,7 @@ from vfm_runtime.server.security import TOKEN
 from vfm_runtime.server.service import DEADLINE, RequestContext, get_service
 from vfm_runtime.server.settings import Settings
 from vfm_runtime.server.uploads import Upload, check_pixels, open_picture, read_upload
-from vfm_runtime.tasks.base import Arrays, Opened, Prediction, PredictionView
+from vfm_runtime.tasks.base import Arrays, Opened, Prediction, PredictionView, TaskType
 from vfm_runtime.tasks.registry import list_answer_types
 
 router = APIRouter(tags=["files"])
@@ -50,6 +52,10 @@ FILE_BODIES = {
     "content": {media_type: {"schema": schema} for media_type, schema in _BODIES.items()},
 }
 """Bodies that hold a file, as the OpenAPI document has them."""
+_BODIES_WITH_GROUP: dict[str, Any] = deepcopy(FILE_BODIES)
+for _type in ("multipart/form-data", "application/json"):
+    _properties = _BODIES_WITH_GROUP["content"][_type]["schema"]["properties"]
+    _properties["group"] = {"type": "string", "description": "As the parameter `group`."}
 
 
 class Answer(RootModel[dict[str, Any]]):
@@ -103,7 +109,7 @@ KNOWN_PARAMETERS = Depends(_refuse_unknown_parameters)
     dependencies=[TOKEN, DEADLINE, KNOWN_PARAMETERS],
     response_model=PredictResponse,
     responses=describe_errors(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
-    openapi_extra={"requestBody": FILE_BODIES},
+    openapi_extra={"requestBody": _BODIES_WITH_GROUP},
 )
 async def predict(
     request: Request,
@@ -123,6 +129,14 @@ async def predict(
             "bundle, if left out.",
         ),
     ] = None,
+    group: Annotated[
+        str | None,
+        Query(
+            max_length=1000,
+            description="Group of the image, where the model has rules by group; also as a field of the form or a key "
+            "of the JSON. The general rule, if left out.",
+        ),
+    ] = None,
     draw: Annotated[
         bool, Query(description="Whether to draw what the model sees, where its task can be drawn.")
     ] = False,
@@ -130,11 +144,19 @@ async def predict(
     """Answer for one file: an image, or a video where the task takes them."""
     service = get_service(request)
     served = service.select_model(request, model, version)
-    task = served.model.task_type
     view = PredictionView(top=top, threshold=threshold, max_side=_MAX_DRAWN_SIDE)
     context: RequestContext = request.state.context
 
     async def answer(upload: Upload) -> Response:
+        if None not in (group, upload.group) and group != upload.group:
+            raise ApiError(
+                422,
+                f"The group is {group!r} in the address and {upload.group!r} in the body. Give one.",
+            )
+        try:
+            task = served.model.task_type.for_group(group if upload.group is None else upload.group)
+        except OptionError as error:
+            raise ApiError(422, str(error)) from error
         args = (upload, served, service.settings)
         num_pixels, num_tiled = await service.run_in_thread(_count_pixels, *args)
         # Tiles overlap and may be enlarged: they can be many more pixels than their image.
@@ -145,13 +167,13 @@ async def predict(
             else:
                 outputs, timing = await service.run_model(served, file.inputs, context.deadline)
             file = file._replace(inputs=None)
-        parts = (served, file, outputs, timing, view, draw, context)
+        parts = (served, task, file, outputs, timing, view, draw, context)
         # The prediction for one picture takes less time than the way to a thread and back; drawing it does not.
         if file.opened.context is None and not (draw and task.draws):
             return _make_response(*parts)
         return await service.run_in_thread(_make_response, *parts)
 
-    return await service.handle(request, read_upload, answer)
+    return await service.handle(request, partial(read_upload, takes_group=True), answer)
 
 
 class _OpenedFile(NamedTuple):
@@ -233,6 +255,7 @@ def _check_video(data: bytes, limits: VideoLimits, max_frames: int) -> None:
 
 def _make_response(
     served: ServedModel,
+    task: TaskType,
     file: _OpenedFile,
     outputs: Arrays,
     timing: Timing,
@@ -240,7 +263,6 @@ def _make_response(
     draw: bool,
     context: RequestContext,
 ) -> Response:
-    task = served.model.task_type
     prediction = task.predict(file.opened, outputs)
     height, width = file.size or (None, None)
     values = prediction.to_dict(view)

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from vfm_runtime.bundle.contract import parse_json
+from vfm_runtime.errors import format_value
 from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import DAMAGE, Pixels, open_image
 from vfm_runtime.server.errors import ApiError
@@ -24,6 +25,8 @@ from vfm_runtime.server.settings import Settings
 
 FIELD = "file"
 """Name of the field of a form that holds the file."""
+
+_GROUP_FIELD = "group"
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Pillow's names of the formats that are opened; others of it call programs or are rarely tested."""
@@ -102,24 +105,29 @@ class Upload(NamedTuple):
     """What the client says of it; None where it says nothing."""
     name: str = ""
     """Name of the file without folders, where the client says it."""
+    group: str | None = None
+    """Group of the image, by a field of the form or a key of the JSON; None where none is said, or none is taken."""
 
 
-async def read_upload(request: Request) -> Upload:
-    """Read a body and take the file out of it.
+async def read_upload(request: Request, *, takes_group: bool = False) -> Upload:
+    """Read a body and take the file out of it, and where the route takes one the group of the image.
 
     Raises:
         ApiError: It is of another type, malformed, or holds no file; or as of `LimitedReceive`.
     """
-    return (await read_uploads(request, most=1))[0]
+    return (await read_uploads(request, most=1, takes_group=takes_group))[0]
 
 
-async def read_uploads(request: Request, most: int = _MAX_PARTS) -> list[Upload]:
+async def read_uploads(
+    request: Request, most: int = _MAX_PARTS, *, takes_group: bool = False
+) -> list[Upload]:
     """Read a body and take the files out of it: one, or of a form up to `most`; errors are those of `read_upload`."""
     media_type = _parse_media_type(request.headers.get("content-type", ""))
     if media_type == "multipart/form-data":
-        return await _read_form(request, most)
+        return await _read_form(request, most, takes_group)
     if media_type == "application/json":
-        return [await get_service(request).run_in_thread(_decode_json, await request.body())]
+        body = await request.body()
+        return [await get_service(request).run_in_thread(_decode_json, body, takes_group)]
     is_video = _is_video(media_type)
     if is_video is None and media_type != "application/octet-stream":
         what = (
@@ -145,12 +153,16 @@ def _check_file(upload: Upload) -> Upload:
     return upload
 
 
-def _decode_json(body: bytes) -> Upload:
+def _decode_json(body: bytes, takes_group: bool) -> Upload:
     values = read_json_object(body)
-    text = values.get("data")
-    unknown = ", ".join(repr(name)[:40] for name in values if name != "data")
+    text, group = values.get("data"), values.get("group")
+    keys = ("data", "group") if takes_group else ("data",)
+    unknown = ", ".join(repr(name)[:40] for name in values if name not in keys)
     if unknown:
-        raise ApiError(422, f"The JSON object has unknown keys: {unknown}. It takes 'data' alone.")
+        takes = "'data', and maybe 'group'" if takes_group else "'data' alone"
+        raise ApiError(422, f"The JSON object has unknown keys: {unknown}. It takes {takes}.")
+    if not (group is None or isinstance(group, str)):
+        raise ApiError(422, f"'group' is {format_value(group)}. Give a string, or leave it out.")
     if not isinstance(text, str):
         raise ApiError(422, "The JSON object needs 'data', a string: the file in base64.")
     try:
@@ -159,7 +171,7 @@ def _decode_json(body: bytes) -> Upload:
         raise ApiError(
             400, f"'data' is not base64 ({error}). Leave out line breaks and any `data:` prefix."
         ) from error
-    return _check_file(Upload(data, None))
+    return _check_file(Upload(data, None, group=group))
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
@@ -200,7 +212,7 @@ class _FormParser(MultiPartParser):
         self.has_ended = True
 
 
-async def _read_form(request: Request, most: int) -> list[Upload]:
+async def _read_form(request: Request, most: int, takes_group: bool) -> list[Upload]:
     chunks = request.stream()
     assert isinstance(chunks, AsyncGenerator)
     # Names of fields are UTF-8, whatever the client says.
@@ -227,13 +239,27 @@ async def _read_form(request: Request, most: int) -> list[Upload]:
             f"The form has {len(files)} fields '{FIELD}', not {'one' if most == 1 else f'1 to {most}'}. Its fields: "
             f"{names}.",
         )
+    groups = form.getlist(_GROUP_FIELD) if takes_group else []
+    if len(groups) > 1:
+        raise ApiError(
+            400, f"The form has {len(groups)} fields '{_GROUP_FIELD}'. Send one, or none."
+        )
+    group = None
+    for field in groups:
+        assert isinstance(field, UploadFile)
+        try:
+            group = (await field.read()).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ApiError(
+                400, f"The field '{_GROUP_FIELD}' is not UTF-8. Send it as such."
+            ) from error
     uploads = []
     for file in files:
         assert isinstance(file, UploadFile)
         is_video = _is_video(_parse_media_type(file.content_type or ""))
         name = re.split(r"[/\\]", file.filename or "")[-1][:200]
         name = name if name.isprintable() else ""
-        uploads.append(_check_file(Upload(await file.read(), is_video, name)))
+        uploads.append(_check_file(Upload(await file.read(), is_video, name, group)))
     return uploads
 
 

@@ -4,6 +4,7 @@ Generic code (predictor, bundle, command line, server) calls these and never ask
 a `TaskType`, found by its name in the table of `tasks/registry.py`, and a `Prediction` that it makes.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,10 +14,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm_runtime.errors import OptionError
+from vfm_runtime.errors import ContractError, DataError, OptionError
 from vfm_runtime.media.image import ImageSource, Pixels
 from vfm_runtime.media.video import LIMITS, VideoLimits
 from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
+from vfm_runtime.tasks.groups import GroupChoice, GroupRules
 from vfm_runtime.tasks.tiling import Tiling
 
 Arrays = dict[str, NDArray[Any]]
@@ -144,6 +146,8 @@ class ConfidencePrediction(Prediction):
     """Least scores, and how unlike the training images an image may be."""
     distance: float | None = None
     """Distance of the image from those of the training; None of a model that does not measure it."""
+    group: GroupChoice | None = None
+    """Group that the image is of, and whose rules hold; None of a model without rules by group."""
 
     @property
     def reason(self) -> AbstainReason | None:
@@ -182,6 +186,8 @@ class TaskType(ABC):
         labels: Label names, in the order of the scores.
         confidence: When a prediction is confident.
         tiling: How large images are cut into tiles, of a task that takes them; None to leave them whole.
+        group_rules: Rules by group; None of a model without.
+        group: Group whose rules hold here; None of a model without rules by group.
     """
 
     name: ClassVar[str]
@@ -206,6 +212,10 @@ class TaskType(ABC):
     """Whether several labels, or none, may apply to an image."""
     draws: ClassVar[bool] = False
     """Whether `Prediction.draw` gives a picture."""
+    group_keys: ClassVar[Sequence[str]] = ()
+    """Names of the rules that may be others for a group of images; none of a task that has no rules by group."""
+    group_rules: GroupRules | None = None
+    group: GroupChoice | None = None
     answer_type: ClassVar[Any] = dict[str, Any]
     """Type of what `Prediction.to_dict` gives, by which the server documents it: a dataclass or a pydantic model."""
 
@@ -238,6 +248,55 @@ class TaskType(ABC):
     def rules_to_dict(self) -> dict[str, Any] | None:
         """Return the rules as plain values; None of a model without."""
         return self.confidence.to_dict() if self.has_rules else None
+
+    def set_group_rules(self, rules: GroupRules) -> None:
+        """Take rules by group; those of no group hold from then on, and `for_group` gives the others.
+
+        Raises:
+            ContractError: The task has no such rules, or they do not hold.
+        """
+        if not self.group_keys:
+            raise ContractError.of("group_thresholds", rules.to_dict(), f"none for '{self.name}'")
+        plain = copy.copy(self)
+        self._by_group: dict[str | None, TaskType] = {}
+        for group in (None, *rules.groups):
+            choice, values = rules.choose(group)
+            bound = self if group is None else copy.copy(plain)
+            bound.group_rules, bound.group = rules, choice
+            try:
+                if set(values) - set(self.group_keys):
+                    raise DataError(f"{sorted(set(values) - set(self.group_keys))} are no rules")
+                bound.apply_group(values)
+            except (ValueError, TypeError) as error:
+                raise ContractError.of(
+                    "group_thresholds",
+                    values,
+                    f"rules among {', '.join(self.group_keys)} ({error})",
+                ) from error
+            self._by_group[group] = bound
+
+    def apply_group(self, rules: Mapping[str, Any]) -> None:  # noqa: B027 - most tasks have no such rules
+        """Put the rules of a group, keys among `group_keys`, in the place of the general ones.
+
+        Raises:
+            ValueError: A rule does not hold.
+        """
+
+    def for_group(self, group: str | None) -> "TaskType":
+        """Return the task with the rules of a group of images; None for the rules that hold where none is known.
+
+        Raises:
+            OptionError: There is no such group, or the model has no rules by group.
+        """
+        if self.group_rules is None:
+            if group is not None:
+                raise OptionError(
+                    f"The group is {group!r}, but this model has no rules by group. Leave it out, or fit them: vfm "
+                    "calibrate CHECKPOINT DATA --group-column NAME."
+                )
+            return self
+        self.group_rules.choose(group)
+        return self._by_group[group]
 
     @property
     def heads(self) -> "Mapping[str, TaskType]":

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,8 @@ from vfm_runtime.tasks.base import (
     read_distances,
 )
 from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules, require_finite
+from vfm_runtime.tasks.groups import GroupChoice
+from vfm_runtime.validation import is_number
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,7 +28,7 @@ class LabelPrediction(ConfidencePrediction):
     """The labels of one image."""
 
     label: str
-    """The class with the highest score."""
+    """The class with the highest score, or that of the group's rule."""
     score: float
     """Probability of that class, 0 to 1."""
     scores: NDArray[np.float32]
@@ -45,8 +47,20 @@ class LabelPrediction(ConfidencePrediction):
         multilabel: bool = False,
         rules: ConfidenceRules = ConfidenceRules(),
         distance: float | None = None,
+        cutoff: tuple[int, float] | None = None,
+        group: GroupChoice | None = None,
     ) -> Self:
         """Build a prediction from one row of scores, a probability for each label.
+
+        Args:
+            scores: float [C].
+            labels: Name of each of C labels.
+            multilabel: Whether several labels, or none, may apply.
+            rules: When the prediction is sure.
+            distance: Distance from the training images; None where it is not measured.
+            cutoff: Index of a label, and the score from which on it is the label, whatever the other scores are, and
+                below which it is not; None for the label of the highest score.
+            group: Group whose rules these are.
 
         Raises:
             DataError: Scores and labels are not as many, or a score is not finite.
@@ -62,8 +76,12 @@ class LabelPrediction(ConfidencePrediction):
         require_finite("scores", row)
         row.setflags(write=False)
         best = int(row.argmax())
+        if cutoff is not None:
+            index, least = cutoff
+            others = np.where(np.arange(len(row)) == index, -1, row)
+            best = index if row[index] >= least else int(others.argmax())
         parts = names[best], float(row[best]), row, names, multilabel
-        return cls(*parts, rules=rules, distance=distance)
+        return cls(*parts, rules=rules, distance=distance, group=group)
 
     @property
     def task(self) -> str:
@@ -78,7 +96,7 @@ class LabelPrediction(ConfidencePrediction):
         """
         if self.multilabel:
             return super().reason
-        return self.rules.find_reason(int(self.scores.argmax()), self.score, self.distance)
+        return self.rules.find_reason(self.labels.index(self.label), self.score, self.distance)
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """Return the `k` best classes with their scores, best first; all of them where there are fewer."""
@@ -119,14 +137,19 @@ class LabelPrediction(ConfidencePrediction):
             values["labels"] = [label for label, _ in self.applying(view.threshold)]
         if self.distance is not None:
             values["distance"] = self.distance
+        if self.group is not None:
+            values |= self.group.to_dict()
         # A bundle without rules gives no `reason`, so that nobody reads its null as a confident prediction.
         return values if self.rules == ConfidenceRules() else {**values, "reason": self.reason}
 
     def headline(self, view: PredictionView = PredictionView()) -> str:
         """Return the best classes, or those that apply, with their scores."""
         pairs = self.applying(view.threshold) if self.multilabel else self.top(view.top)
+        if not self.multilabel and pairs[0][0] != self.label:
+            pairs = [(self.label, self.score), *(pair for pair in pairs if pair[0] != self.label)]
         best = ", ".join(f"{label} {score:.4f}" for label, score in pairs)
         best = best or f"none (nearest: {self.label} {self.score:.4f})"
+        best = best if self.group is None else f"{best} ({self.group})"
         return best if self.reason is None else f"{best} (unsure: {self.reason})"
 
     def compare(self, other: Self, *, approximate: bool = False) -> Agreement:
@@ -167,6 +190,8 @@ class LabelAnswer:
     top: list[LabelScore]
     labels: list[str] | None = None
     distance: float | None = None
+    group: str | None = None
+    group_rule: Literal["own", "general"] | None = None
     reason: AbstainReason | None = None
 
 
@@ -177,10 +202,31 @@ class ClassificationType(TaskType):
     summary = "labels whole images"
     outputs: Mapping[str, str] = {"scores": "float"}
     answer_type = LabelAnswer
+    group_keys: ClassVar[Sequence[str]] = ("cutoff", "thresholds")
+    cutoff: tuple[int, float] | None = None
+    """Label of a group's rule, by its index, and the least score at which it is given."""
+
+    def apply_group(self, rules: Mapping[str, Any]) -> None:
+        """Take `thresholds`, one a label, and `cutoff`, {'label': name, 'score': 0 to 1}."""
+        if "thresholds" in rules:
+            self.confidence = replace(self.confidence, thresholds=rules["thresholds"])
+            self.confidence.check_labels(self.labels)
+        if (cutoff := rules.get("cutoff")) is None:
+            return
+        values = cutoff if isinstance(cutoff, Mapping) else {}
+        label, score = values.get("label"), values.get("score", -1)
+        if label not in self.labels or not is_number(score) or not 0 <= score <= 1:
+            raise DataError("'cutoff' needs a 'label' of the model and a 'score' from 0 to 1")
+        self.cutoff = self.labels.index(label), float(score)
 
     def predictions(self, outputs: Arrays) -> list[LabelPrediction]:
         """Return the prediction of each row of `scores` [N, C], with its distance where there are `distances` [N]."""
-        options: dict[str, Any] = {"multilabel": self.multilabel, "rules": self.confidence}
+        options: dict[str, Any] = {
+            "multilabel": self.multilabel,
+            "rules": self.confidence,
+            "cutoff": self.cutoff,
+            "group": self.group,
+        }
         rows = zip(outputs["scores"], read_distances(outputs), strict=True)
         return [
             LabelPrediction.from_scores(row, self.labels, distance=distance, **options)
@@ -209,3 +255,4 @@ class MultilabelType(ClassificationType):
     name = "multilabel"
     uses_threshold = True
     multilabel = True
+    group_keys = ("thresholds",)

@@ -109,7 +109,7 @@ def test_an_encoding_that_is_none():
 
 
 def test_media_types():
-    assert unpack(b"x", "Image/PNG; a=b") == (b"x", False, "")
+    assert unpack(b"x", "Image/PNG; a=b") == (b"x", False, "", None)
     form = PART.replace(b"--x", b"--x y") + b"--x y--\r\n"
     assert unpack(form, 'multipart/form-data; boundary="x y"').data == b"abc"
     with pytest.raises(ApiError, match="There is no Content-Type"):
@@ -117,14 +117,19 @@ def test_media_types():
 
 
 def test_what_the_client_says_of_a_file():
-    assert unpack(b"x", "image/png") == (b"x", False, "")
-    assert unpack(b"x", "video/mp4") == (b"x", True, "")
-    assert unpack(b"x", "application/octet-stream") == (b"x", None, "")
+    assert unpack(b"x", "image/png") == (b"x", False, "", None)
+    assert unpack(b"x", "video/mp4") == (b"x", True, "", None)
+    assert unpack(b"x", "application/octet-stream") == (b"x", None, "", None)
     form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\nContent-Type: video/mp4\r\n\r\n\r\n'
     form = form.replace(b"\r\n\r\n\r\n", b"\r\n\r\nabc\r\n--x--\r\n")
-    assert unpack(form, "multipart/form-data; boundary=x") == (b"abc", True, "a")
+    assert unpack(form, "multipart/form-data; boundary=x") == (b"abc", True, "a", None)
     form = form.replace(b'; filename="a"', b"")
-    assert unpack(form, "multipart/form-data; boundary=x; charset=utf-16") == (b"abc", True, "")
+    assert unpack(form, "multipart/form-data; boundary=x; charset=utf-16") == (
+        b"abc",
+        True,
+        "",
+        None,
+    )
 
 
 @pytest.mark.parametrize("data", [bytes(range(256)) * 5000, "\xe9".encode(), b"\xe9"])
@@ -212,7 +217,7 @@ def test_bad_json(body, status, text):
 
 def test_json():
     body = json.dumps({"data": base64.b64encode(b"abc").decode()}).encode()
-    assert unpack(body, "application/json") == (b"abc", None, "")
+    assert unpack(body, "application/json") == (b"abc", None, "", None)
 
 
 def test_pixels_at_the_limit(jpeg):

@@ -49,7 +49,10 @@ class ClassificationTask(BaseTask):
     monitor = "val/accuracy"
     monitor_mode = "max"
     follows_data_size = True
-    calibration_options = ("min_precision", "batch_size")
+    calibration_options = (
+        *("min_precision", "batch_size"),
+        *("group_column", "table", "equal", "rate", "positive"),
+    )
     card_metrics = dict.fromkeys(
         ("accuracy", "mAP", "macro_f1", "top5_accuracy", "auroc"), "num_samples"
     )

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.tasks.base import Arrays
+from vfm_runtime.tasks.confidence import ConfidenceRules
 
 from vfm.data.dataset import list_labels
-from vfm.tasks.calibration import Calibration
-from vfm.tasks.classification.calibration import fit_labels
+from vfm.tasks.calibration import Calibration, CalibrationOptions
+from vfm.tasks.classification.calibration import apply_temperature, fit_labels
+from vfm.tasks.classification.groups import fit_label_groups
 from vfm.tasks.classification.results import compute_label_metrics
+from vfm.tasks.group_fit import GroupFit
 from vfm.tasks.labeled_images import ValidationError
 from vfm.tasks.results import OUT_OF_FOLD
 from vfm.tasks.validation import Validation
@@ -57,6 +60,17 @@ class OutOfFoldValidation(Validation):
         """Fit a temperature, and thresholds for each label, to the out-of-fold scores, whatever the model gives."""
         return fit_labels(self, {"scores": self.scores}, min_precision)
 
+    def fit_groups(
+        self,
+        outputs: Arrays,
+        rules: ConfidenceRules,
+        groups: Sequence[str],
+        options: CalibrationOptions,
+    ) -> GroupFit:
+        """Fit thresholds by group to the out-of-fold scores."""
+        scores = apply_temperature(self.scores, rules.temperature, self.multilabel)
+        return fit_label_groups(scores, self.truth, self.labels, rules, groups, options)
+
 
 class LabelValidation(Validation):
     """Labelled images for a model that labels images: `accuracy`, or where several labels may apply `mAP`."""
@@ -90,3 +104,14 @@ class LabelValidation(Validation):
     def fit_confidence(self, outputs: Arrays, *, min_precision: float | None = None) -> Calibration:
         """Fit a temperature, and thresholds for each label."""
         return fit_labels(self, outputs, min_precision)
+
+    def fit_groups(
+        self,
+        outputs: Arrays,
+        rules: ConfidenceRules,
+        groups: Sequence[str],
+        options: CalibrationOptions,
+    ) -> GroupFit:
+        """Fit thresholds by group."""
+        scores = apply_temperature(outputs["scores"], rules.temperature, self.multilabel)
+        return fit_label_groups(scores, self.truth, self.labels, rules, groups, options)

@@ -1,0 +1,256 @@
+"""Rules by group as `vfm calibrate` fits them: their guarantee, what is refused, and a bundle against torch."""
+
+import csv
+import json
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import vfm_runtime
+from vfm_runtime.errors import DataError, OptionError
+from vfm_runtime.tasks.confidence import ConfidenceRules
+
+from tests.image_folders import write_image_folder
+from tests.tasks.tiny import fit, vit
+from vfm.bundle.contract import make_contract
+from vfm.bundle.export import export
+from vfm.cli import main
+from vfm.data import FolderData
+from vfm.metrics.group_thresholds import count_needed, fit_cutoff
+from vfm.tasks.calibrate import calibrate
+from vfm.tasks.calibration import Calibration, CalibrationError, CalibrationOptions
+from vfm.tasks.checkpoint import Checkpoint
+from vfm.tasks.classification.groups import fit_label_groups
+from vfm.tasks.predictor import TorchPredictor
+
+LABELS = ("no", "yes")
+
+
+@pytest.mark.parametrize("at_most", [True, False])
+def test_the_rate_holds_on_average_and_its_interval_covers(at_most):
+    rates, covered = [], 0
+    for seed in range(400):
+        scores = np.random.default_rng(seed).random(60)
+        fitted = fit_cutoff(scores, 0.2, at_most=at_most)
+        rate = 1 - fitted.cutoff  # of further scores, which are uniform
+        rates.append(rate)
+        covered += fitted.low <= rate <= fitted.high
+    # On the promised side, and nearer to it than one sample is worth, up to chance.
+    low, high = (0.18, 0.2) if at_most else (0.2, 0.22)
+    assert low - 0.008 <= np.mean(rates) <= high + 0.008
+    assert covered / 400 > 0.92
+    assert count_needed(0.01, at_most=at_most) == (99 if at_most else 20)
+
+
+def draw(number=900, seed=0):
+    """Scores of two labels; those of site b are lower, site c has few images, some images have no site."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 2, number)
+    groups = rng.choice(["a", "b", "c", ""], number, p=[0.5, 0.4, 0.02, 0.08])
+    logits = 2 * truth - 1 + rng.normal(0, 1.5, number) - 1.5 * (groups == "b")
+    yes = 1 / (1 + np.exp(-logits))
+    return np.stack([1 - yes, yes], 1), truth, groups.tolist()
+
+
+def fit_groups(scores, truth, groups, labels=LABELS, rules=ConfidenceRules(), **options):
+    asked = CalibrationOptions(group_column="site", **options)
+    return fit_label_groups(scores, truth, labels, rules, groups, asked)
+
+
+@pytest.mark.parametrize("equal", ["tpr", "fpr"])
+def test_rates_of_groups_become_equal(equal):
+    scores, truth, groups = draw()
+    fitted = fit_groups(scores, truth, groups, equal=equal)
+    rows = {row["group"]: row for row in fitted.rows}
+    assert [rows[name]["own"] for name in "abc"] == [True, True, False]
+    assert fitted.rules.groups["c"] is None
+    assert abs(rows["a"]["before"] - rows["b"]["before"]) > 0.1
+    assert abs(rows["a"]["after"] - rows["b"]["after"]) < 0.02
+    assert rows["b"]["low"] < rows["b"]["after"] < rows["b"]["high"]
+    text = "\n".join(fitted.list_lines())
+    assert ("Hardt et al." in text) == (equal == "tpr")
+    assert "c: the general rule, for" in text
+    assert "law may forbid" in text
+    assert fitted.rules.general == {}
+
+
+def test_a_stated_rate_holds_without_a_group_too():
+    scores, truth, groups = draw()
+    fitted = fit_groups(scores, truth, groups, rate=0.9)
+    least = fitted.rules.general["cutoff"]["score"]
+    assert (scores[truth == 1, 1] >= least).mean() == pytest.approx(0.9, abs=0.01)
+    assert type(fitted).from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
+
+
+def test_several_labels_have_thresholds_each():
+    scores, truth, groups = draw()
+    both = np.stack([truth, 1 - truth, np.zeros_like(truth)], 1)
+    three = np.stack([scores[:, 1], scores[:, 0], scores[:, 0]], 1)
+    rules = ConfidenceRules(thresholds=(0.5, 0.4, 0.3))
+    fitted = fit_groups(three, both, groups, ("x", "y", "never"), rules)
+    thresholds = fitted.rules.groups["b"]["thresholds"]
+    assert thresholds[0] < 0.45
+    assert thresholds[2] == 0.3
+    assert fitted.rules.general == {"thresholds": [0.5, 0.4, 0.3]}
+    after = three[(truth == 1) & (np.array(groups) == "b"), 0] >= thresholds[0]
+    overall = (three[truth == 1, 0] >= 0.5).mean()
+    assert after.mean() == pytest.approx(overall, abs=0.02)
+    with pytest.raises(CalibrationError, match=r"each has thresholds of its own. Leave it out"):
+        fit_groups(three, both, groups, ("x", "y", "never"), rules, positive="x")
+
+
+def test_sure_answers_are_equally_precise():
+    scores, truth, groups = draw(3000)
+    rules = ConfidenceRules(thresholds=(0.8, 0.8))
+    fitted = fit_groups(scores, truth, groups, rules=rules, min_precision=0.85)
+    best = scores.argmax(1)
+    for group in "ab":
+        least = np.array(fitted.rules.groups[group]["thresholds"])[best]
+        sure = (np.array(groups) == group) & (scores.max(1) >= least)
+        assert (best == truth)[sure].mean() >= 0.85
+    # Too little is known of c to prove it: never less sure than all together.
+    assert min(fitted.rules.groups["c"]["thresholds"]) >= 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"equal": "odds"}, r"--equal is 'odds'\. Choices: tpr"),
+        ({"rate": 1.5}, "--rate is 1.5, but it is a fraction"),
+        ({"rate": 0.9999}, "too few for a true positive rate of 100.0%: it takes 9999"),
+        ({"positive": "maybe"}, r"--positive is 'maybe'.*Choices: no, yes"),
+        ({"min_precision": 0.9, "equal": "tpr"}, "Give one of the two"),
+    ],
+)
+def test_options_that_make_no_sense(options, match):
+    with pytest.raises(CalibrationError, match=match):
+        fit_groups(*draw(), **options)
+
+
+def test_groups_that_cannot_be_fitted():
+    scores, truth, groups = draw()
+    with pytest.raises(
+        CalibrationError,
+        match=r"No group of 'site' has enough images with the label.*there are: a ",
+    ):
+        fit_groups(scores[:30], truth[:30], groups[:30])
+    with pytest.raises(
+        CalibrationError, match="is 0% on these images, so there is nothing to make equal"
+    ):
+        fit_groups(scores, np.zeros_like(truth), groups)
+    # A group of one class alone has no rate, and keeps the general rule.
+    one_class = [
+        "d" if label == 0 and g == "a" else g for label, g in zip(truth, groups, strict=True)
+    ]
+    assert fit_groups(scores, truth, one_class).rules.groups["d"] is None
+    with pytest.raises(CalibrationError, match=r"--positive is not given.*Choices: a, b, c"):
+        fit_groups(np.ones((9, 3)), np.zeros(9, int), ["x"] * 9, ("a", "b", "c"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("groups")
+    root = write_image_folder(folder / "images", images_per_class=40)
+    data = FolderData(root, augment="none", batch_size=32, num_workers=0, val_fraction=0.2)
+    torch.manual_seed(0)
+    fit(folder, vit(), data, max_epochs=1)
+    others = write_image_folder(folder / "others", images_per_class=60, seed=5)
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "site", "same", "id"])
+        for index, path in enumerate(sorted(others.rglob("*.png"))):
+            site = "c" if index % 10 == 0 else "ab"[index % 2]
+            writer.writerow([path.relative_to(folder), path.parent.name, site, "x", index])
+    return folder / "checkpoints" / "last.ckpt", folder / "table.csv"
+
+
+def calibrate_copy(trained, folder):
+    checkpoint, table = trained
+    for name in ("last.ckpt", "results.json"):
+        if (source := checkpoint.with_name(name)).exists():
+            shutil.copy(source, folder / name)
+    words = ["--group-column", "site", "--positive", "class_1", "--equal", "fpr", "--rate", "0.3"]
+    assert main(["calibrate", str(folder / "last.ckpt"), str(table), *words]) == 0
+    return Checkpoint.open(folder / "last.ckpt"), sorted((table.parent / "others").rglob("*.png"))
+
+
+def count_called(predictor, images):
+    called = {}
+    for group in (None, "a", "b", "c"):
+        answers = predictor.predict(images, group=group)
+        called[group] = [each.label for each in answers].count("class_1")
+    return called
+
+
+def test_what_is_fitted_by_the_command_holds_in_the_contract(trained, tmp_path, capsys):
+    opened, images = calibrate_copy(trained, tmp_path)
+    assert "Of the images without 'class_1', 30.0% at most" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "calibration.json").read_text())
+    del stored["groups"]  # as it was before there were any
+    assert Calibration.from_dict(stored).groups is None
+    contract = make_contract({"": opened.task}, {"": opened.calibration}, None)
+    assert contract.group_rules.groups["c"] is None
+    called = count_called(make_torch_side(opened, contract), images[::3])
+    assert called[None] == called["c"]
+    assert called["a"] != called["b"]
+
+
+@pytest.mark.slow
+def test_the_bundle_answers_as_torch_for_each_group(trained, tmp_path):
+    opened, images = calibrate_copy(trained, tmp_path)
+    out = tmp_path / "bundle"
+    export(opened.path, out=out, images=images[0].parents[1])
+    assert "law may forbid" in (out / "card.md").read_text()
+    bundle = vfm_runtime.load(out, device="cpu")
+    torch_side = make_torch_side(opened, bundle.contract)
+    for group in (None, "a", "b", "c"):
+        ours, theirs = (side.predict(images, group=group) for side in (bundle, torch_side))
+        pairs = list(zip(ours, theirs, strict=True))
+        assert all(one.label == other.label for one, other in pairs)
+        assert all(one.compare(other).difference < 1e-4 for one, other in pairs)
+
+
+def make_torch_side(opened, contract):
+    temperature = opened.calibration.rules.temperature
+    return TorchPredictor(opened.task, contract, partial(answer_divided, opened.task, temperature))
+
+
+def answer_divided(task, temperature, pixels):
+    """What the graph gives: logits divided by the temperature of the contract."""
+    scores = task.answer(pixels)["scores"]
+    return {"scores": (scores.log() / temperature).softmax(1)}
+
+
+def test_columns_and_options_that_are_refused(trained, tmp_path):
+    checkpoint, table = trained
+
+    def run(data=table, **options):
+        calibrate(checkpoint, data, options=CalibrationOptions(**options))
+
+    with pytest.raises(
+        DataError, match=r"has no column 'sites' \(--group_column\)\. Did you mean 'site'"
+    ):
+        run(group_column="sites")
+    with pytest.raises(DataError, match="is 'x' for all 180 images"):
+        run(group_column="same")
+    with pytest.raises(DataError, match="has 180 values for 180 images: it names images"):
+        run(group_column="id")
+    with pytest.raises(
+        CalibrationError, match=r"--rate is 0.3, which is for rules by group. Add --group_column"
+    ):
+        run(rate=0.3)
+    with pytest.raises(DataError, match=r"is no table. Give a CSV file"):
+        run(table.parent / "others", group_column="site")
+    assert not checkpoint.with_name("calibration.json").exists()
+
+
+def test_several_heads_hold_no_rules_by_group(trained):
+    task = Checkpoint.open(trained[0]).task
+    groups = fit_groups(*draw())
+    calibration = Calibration(ConfidenceRules(), 900, None, None, groups=groups)
+    with pytest.raises(
+        OptionError, match="calibration of 'x' has rules by site, which a bundle of several"
+    ):
+        make_contract({"x": task, "y": task}, {"x": calibration}, None)
