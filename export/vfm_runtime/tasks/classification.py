@@ -53,7 +53,7 @@ class LabelPrediction(ConfidencePrediction):
         """Build a prediction from one row of scores, a probability for each label.
 
         Args:
-            scores: float [C].
+            scores: Probability of each label, float [C].
             labels: Name of each of C labels.
             multilabel: Whether several labels, or none, may apply.
             rules: When the prediction is sure.
