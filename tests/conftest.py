@@ -7,6 +7,8 @@ import os
 # Read when the libraries are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+# For models this small a second thread costs more than it gives, most of all where other processes want the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +40,10 @@ MODELS = {
 
 
 def pytest_collection_finish():
-    """Let the garbage collector pass over what the imports made: hundreds of thousands of objects that stay."""
+    """Make the tests faster: pass over what the imports made in collecting garbage, and have no traces of exports."""
+    # pytest listens to loggers that do not propagate, and torch writes a trace with stacks where somebody listens.
+    logging.getLogger("torch.__trace").propagate = True
+    # Hundreds of thousands of objects that stay.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)  # as it comes, it runs for a tenth of the time of the tests

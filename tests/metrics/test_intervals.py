@@ -85,9 +85,9 @@ def test_thousand_classes_take_seconds() -> None:
     target = generator.integers(0, 1000, 10_000)
     predicted = np.where(generator.random(10_000) < 0.8, target, 0)
     matrix = compute_confusion_matrix(target, predicted, 1000)
-    start = time.perf_counter()
+    start = time.process_time()
     interval = compute_interval(compute_macro_f1, matrix)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert 0 < interval.high - interval.low < 0.1
 
 

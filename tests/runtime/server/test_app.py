@@ -191,10 +191,10 @@ def test_more_requests_than_are_held(started, refused, jpeg, monkeypatch):
         )
         for _ in range(2)
     ]
-    for asker in askers:
-        asker.start()
     try:
-        assert begun.wait(20)
+        for asker in askers:
+            asker.start()
+            assert begun.wait(20)  # the first has left the queue, whose one place is for the second
         deadline = time.monotonic() + 20
         while client.app.state.service._in_flight < 2 and time.monotonic() < deadline:
             time.sleep(0.005)
