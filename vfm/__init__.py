@@ -35,7 +35,7 @@ __version__ = "0.2.0"
 _MODULES = {
     "vfm.api": "Model load",
     "vfm.bundle.export": "export",
-    "vfm.tasks": "BaseTask ClassificationTask DetectionTask EmbeddingTask Optim PretrainingTask",
+    "vfm.tasks": "BaseTask ClassificationTask DetectionTask DistillationTask EmbeddingTask Optim PretrainingTask",
     "vfm.deepfake": "DeepfakeData DeepfakeHead DeepfakeLoss DeepfakeTask SyntheticDeepfakes",
     "vfm.models.adapt": "AdaptOptions PartialFineTuning",
     "vfm.models.adaptation": "Adaptation",
@@ -43,7 +43,8 @@ _MODULES = {
     "vfm.models.heads": "AttentionPoolHead ClassificationHead DenseHead DetectionHead DetrHead Head LinearHead "
     "MLPHead NeighborsHead VotingHead",
     "vfm.losses": "AsymmetricLoss BinaryCrossEntropy CLIPLoss ClassificationLoss ContrastiveLoss CrossEntropy "
-    "DenseLoss DetectionLoss FocalLoss Loss SigLIPLoss UniCLLoss",
+    "DenseLoss DetectionLoss DistillationLoss FeatureDistillation FocalLoss LogitDistillation Loss "
+    "RelationDistillation SigLIPLoss UniCLLoss",
     "vfm.data": "DetectionData DigitsData FolderData IdxData ImageData PairData PairShards ShardData SyntheticData "
     "SyntheticScenes TableData UnlabeledData",
     "vfm.data.detection.dataset": "BoxAugment",

@@ -16,12 +16,15 @@ from vfm_runtime.bundle.manifest import hash_file, list_bundle_files
 
 from vfm.bundle.errors import ExportError
 from vfm.models.licenses import find_terms, list_limits
+from vfm.models.weights import list_teachers
 from vfm.tasks.checkpoint import Checkpoint
 
 BOM_FILE = "bom.cdx.json"
 """Name of the bill of materials in a bundle."""
 WEIGHTS, DATA = "pretrained weights", "training images"
 """Names of the parts of a model whose licences are looked at."""
+TEACHER = "teacher"
+"""Begins the names of the parts that the weights were distilled from."""
 
 _Evidence = Literal["verified", "measured", "declared", "missing"]
 HUB_LICENSES = {
@@ -67,11 +70,14 @@ def list_licenses(
 ) -> dict[str, str | None]:
     """Return the licence of each part of a model, None where none is stated.
 
-    Weights from a random start are no part; nor are training images whose licence nobody declared, of which the bill
-    of materials says so.
+    Teachers of a distillation are parts. Weights from a random start are none; nor are training images whose licence
+    nobody declared, of which the bill of materials says so.
     """
     (first, *_) = checkpoints.values()
     licenses = {WEIGHTS: first.task.license} if first.entry.get("weights") is not None else {}
+    for checkpoint in checkpoints.values():
+        for name, license in list_teachers(checkpoint.entry).items():
+            licenses[f"{TEACHER} {name}"] = license
     return licenses | ({DATA: data_license} if data_license is not None else {})
 
 
@@ -158,7 +164,20 @@ def make_bom(
         }
         for name in list_bundle_files(folder)
     ]
-    components = [*_describe_weights(first, contract, licenses), *data, *libraries, *files]
+    teachers = [
+        {
+            "type": "machine-learning-model",
+            "bom-ref": part,
+            "name": part,
+            "description": "The weights were distilled from it",
+            **_format_license(license),
+            **_tag(license="declared" if license else "missing", origin="declared"),
+        }
+        for part, license in licenses.items()
+        if part.startswith(f"{TEACHER} ")
+    ]
+    weights = _describe_weights(first, contract, licenses)
+    components = [*weights, *teachers, *data, *libraries, *files]
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.7.schema.json",
         "bomFormat": "CycloneDX",

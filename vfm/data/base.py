@@ -113,6 +113,8 @@ class ImageData(LightningDataModule, Component, ABC):
     """Splits whose images are replaced by the features that a frozen backbone gave for them; the task sets it."""
     val_is_drawn: bool = False
     """Whether the val split was drawn from the training images, to which it may be given back; known after `setup`."""
+    num_views: int | None = 0
+    """Augmentations of each image, taken in turn by epoch; 0 for ever new ones. None where the data can do no other."""
     leaves_val_out: bool = False
     """Whether a fold stands in the place of a val split that the data states; known after `setup`."""
 
@@ -308,8 +310,8 @@ class ImageData(LightningDataModule, Component, ABC):
         """A sha256 of a split's images, their order and, for files, the time of their last change."""
         digest = hashlib.sha256()
         for record in self._get_records(split):
-            changed = read_mtime(record)
-            digest.update(f"{record.name}\t{describe_content(record)}\t{changed}\n".encode())
+            text = f"{record.name}\t{describe_content(record)}\t{read_mtime(record)}\n"
+            digest.update(text.encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -420,8 +422,8 @@ class ImageData(LightningDataModule, Component, ABC):
     def _build_training_dataset(self) -> ImageDataset:
         preprocess = self._require_preprocess()
         transform = TrainTransform(self.augment, preprocess)
-        records = self._get_records("train")
-        return ImageDataset(records, preprocess, transform, self.seed, self.num_targets)
+        numbers = self.seed, self.num_targets, self.num_views or 0
+        return ImageDataset(self._get_records("train"), preprocess, transform, *numbers)
 
     def _choose_loader_options(self, split: str) -> dict[str, Any]:
         # What is stored is read in no time; handing it from process to process would take longer.
@@ -467,9 +469,8 @@ class ImageData(LightningDataModule, Component, ABC):
     def _require_preprocess(self) -> Preprocess:
         if self.preprocess is None:
             raise DataError(
-                f"{type(self).__name__} does not know the size of the model's input. "
-                "A task sets it in its setup(); without a task, say "
-                "data.preprocess = Preprocess(size=(224, 224)) before asking for a loader."
+                f"{type(self).__name__} does not know the size of the model's input. A task sets it in its setup(); "
+                "without a task, say data.preprocess = Preprocess(size=(224, 224)) before asking for a loader."
             )
         return self.preprocess
 
@@ -491,6 +492,5 @@ class ImageData(LightningDataModule, Component, ABC):
         # Not `completed`: checkpoints are saved in hooks that run before that is counted.
         counter: Any = loop.epoch_loop.batch_progress.current
         batches = int(counter.processed)
-        if batches >= loop.max_batches:
-            return Position(epochs.processed + 1, 0)
-        return Position(epochs.processed, batches)
+        is_whole = batches >= loop.max_batches
+        return Position(epochs.processed + is_whole, 0 if is_whole else batches)

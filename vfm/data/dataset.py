@@ -155,6 +155,8 @@ class ImageDataset(Dataset[Sample | Skipped]):
     """Seed of the augmentation."""
     num_labels: int = 0
     """C of multi-label targets; not needed where each image has one label."""
+    num_views: int = 0
+    """Number of augmentations of each image, which epochs take in turn; 0 for a new one in every epoch."""
     photos: Photos | None = field(default=None, init=False)
     """Which records are parts of one photo, in training; None where each is an image of its own."""
     weights: NDArray[np.float64] | None = field(default=None, init=False)
@@ -179,6 +181,8 @@ class ImageDataset(Dataset[Sample | Skipped]):
             source: Path, bytes or pixels, as `open_image` takes them.
         """
         record = self.records[index]
+        if self.num_views:
+            epoch %= self.num_views
         target = np.array(record.label)
         if isinstance(record.label, tuple):
             target = np.zeros(self.num_labels, dtype=np.float32)

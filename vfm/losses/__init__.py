@@ -11,6 +11,12 @@ from vfm.losses.classification import (
 from vfm.losses.contrastive import CLIPLoss, ContrastiveLoss, SigLIPLoss, UniCLLoss
 from vfm.losses.dense import DenseLoss
 from vfm.losses.detection import DetectionLoss
+from vfm.losses.distillation import (
+    DistillationLoss,
+    FeatureDistillation,
+    LogitDistillation,
+    RelationDistillation,
+)
 
 __all__ = [
     "AsymmetricLoss",
@@ -21,8 +27,12 @@ __all__ = [
     "CrossEntropy",
     "DenseLoss",
     "DetectionLoss",
+    "DistillationLoss",
+    "FeatureDistillation",
     "FocalLoss",
+    "LogitDistillation",
     "Loss",
+    "RelationDistillation",
     "SigLIPLoss",
     "UniCLLoss",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class LoadReport:
     backbone: str | None = None
     """Name of the backbone that the file states; a checkpoint of vfm does."""
 
+    licenses: Mapping[str, str | None] = field(default_factory=dict)
+    """Licence of each teacher that the weights were distilled from, by its name."""
     fetched: bool = False
     """Whether timm fetched them by name, rather than a file being given."""
 
@@ -93,7 +95,7 @@ def load_weights(
     """
     path = Path(path)
     current = model.state_dict()
-    stored, license, backbone = _read(path)
+    stored, stated = _read(path)
     # Wrappers put up to three prefixes before the names; without some of them most names fit.
     chains = ("".join(c) for n in range(4) for c in itertools.product(_PREFIXES, repeat=n))
     stripped = ({k.removeprefix(chain): v for k, v in stored.items()} for chain in chains)
@@ -116,8 +118,7 @@ def load_weights(
         by=by,
         before=compute_checksum(current),
         after=compute_checksum({**current, **fitting}),
-        license=license,
-        backbone=backbone,
+        **stated,
     )
     if not fitting or report.coverage < min_coverage:
         raise WeightsError(
@@ -136,8 +137,17 @@ def _join_some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], str | None, str | None]:
-    """Read the tensors of a file, and the licence and the backbone that a checkpoint of vfm states."""
+def list_teachers(entry: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the licence of each teacher, by its name, that a checkpoint's entry or its first weights tell of."""
+    return {
+        name: license
+        for part in ("weights", "teacher")
+        for name, license in ((entry.get(part) or {}).get("licenses") or {}).items()
+    }
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors of a file, and what a checkpoint of vfm states: fields of a `LoadReport`."""
     if not path.is_file():
         raise WeightsError(
             f"There is no weights file {path}. Give a .safetensors, .pth or .ckpt file."
@@ -154,7 +164,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None, str | None]:
         raise WeightsError(f"{path} holds no tensors. Give a file with a state dict.")
     entry = content.get("vfm") if isinstance(content, Mapping) else None
     if not isinstance(entry, Mapping):
-        return tensors, None, None
+        return tensors, {}
     arguments = entry["model"]["init_args"]
     try:
         adaptation = read_adaptation(arguments)
@@ -164,7 +174,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None, str | None]:
             "added. Load the task (vfm.BaseTask.load with trust), call task.adaptation.merge(task.backbone.model), "
             "and save the state dict of task.backbone.model."
         ) from error
-    return adaptation.merge_tensors(tensors), entry.get("license"), arguments.get("backbone")
+    stated = {"license": entry.get("license"), "backbone": arguments.get("backbone")}
+    return adaptation.merge_tensors(tensors), stated | {"licenses": list_teachers(entry)}
 
 
 def _translate(

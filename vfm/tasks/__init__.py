@@ -15,6 +15,7 @@ The way of `vfm fit`, from `vfm/cli/training.py`:
 from vfm.tasks.base import BaseTask
 from vfm.tasks.classification.task import ClassificationTask
 from vfm.tasks.detection.task import DetectionTask
+from vfm.tasks.distillation.task import DistillationTask
 from vfm.tasks.embedding import EmbeddingTask
 from vfm.tasks.pretraining.task import PretrainingTask
 from vfm.training.optim import Optim
@@ -23,6 +24,7 @@ __all__ = [
     "BaseTask",
     "ClassificationTask",
     "DetectionTask",
+    "DistillationTask",
     "EmbeddingTask",
     "Optim",
     "PretrainingTask",

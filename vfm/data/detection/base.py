@@ -25,6 +25,7 @@ class BoxData(ImageData, ABC):
 
     auto_batch_sizes = (8, 16)
     collate = staticmethod(collate_boxes)
+    num_views = None
     repeat_threshold: float = 0.0
     """Fraction of the images below which a class is rare, and its images come more often."""
 

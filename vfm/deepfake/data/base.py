@@ -82,6 +82,7 @@ class DeepfakeImages(ImageData, ABC):
 
     option_defaults: ClassVar[DeepfakeOptions] = DEEPFAKE_DEFAULTS
     collate = staticmethod(collate_deepfakes)
+    num_views = None
 
     def __init__(self, **options: Unpack[DeepfakeOptions]) -> None:
         """Make the data module; nothing is read yet."""
