@@ -169,14 +169,15 @@ def test_neighbors_leave_the_image_itself_out():
 
 def test_alarms_say_what_is_wrong_and_what_to_do():
     fine = {"uniformity": -2.5, "rankme": 40.0, "knn": 0.8}
-    assert list_alarms(fine, 192, 0.82) == {}
-    point = list_alarms(fine | {"uniformity": -0.001}, 192, 0.8)
+    assert list_alarms(fine, 192, 0.82, 1000) == {}
+    point = list_alarms(fine | {"uniformity": -0.001}, 192, 0.8, 1000)
     assert point["collapse"].startswith("All images get nearly the same vector (uniformity -0.001")
     assert "--model.optim.lr" in point["collapse"]
-    low = list_alarms(fine | {"rankme": 2.0}, 192, 0.8)
+    low = list_alarms(fine | {"rankme": 2.0}, 192, 0.8, 1000)
     assert low["low rank"].startswith("The vectors use 2.0 of their 192 dimensions (RankMe)")
-    falling = list_alarms(fine | {"knn": 0.6}, 192, 0.8)
+    falling = list_alarms(fine | {"knn": 0.6}, 192, 0.8, 1000)
     assert falling["falling kNN"].startswith("kNN has fallen to 0.600 from 0.800")
+    assert list_alarms(fine | {"knn": 0.6}, 192, 0.8, 20) == {}  # so few images tell nothing
 
 
 def test_an_alarm_is_given_once(tmp_path):

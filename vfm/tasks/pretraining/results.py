@@ -24,7 +24,7 @@ _COLLAPSED = -0.02
 _LEAST_RANK = 0.02
 """Effective rank, as a fraction of the highest possible, below which most of a vector says nothing."""
 _FALL = 0.05
-"""How far kNN may fall below its best before it is said."""
+"""How far kNN may fall below its best before it is said, beyond three standard errors of the difference."""
 
 
 class EmbeddingQuality(NamedTuple):
@@ -72,13 +72,16 @@ def measure_embeddings(
     return EmbeddingQuality(metrics, labeled, right)
 
 
-def list_alarms(metrics: Mapping[str, float], width: int, best_knn: float) -> dict[str, str]:
+def list_alarms(
+    metrics: Mapping[str, float], width: int, best_knn: float, num_labeled: int
+) -> dict[str, str]:
     """Return what looks wrong, in plain words, by a name for each.
 
     Args:
         metrics: Metrics of a split, of `measure_embeddings`.
         width: Width of the embeddings.
         best_knn: Highest kNN of earlier validations.
+        num_labeled: Number of images that kNN is of.
     """
     alarms = {}
     uniformity, rank, knn = (metrics.get(name) for name in ("uniformity", "rankme", "knn"))
@@ -95,7 +98,8 @@ def list_alarms(metrics: Mapping[str, float], width: int, best_knn: float) -> di
         alarms["low rank"] = (
             f"The vectors use {rank:.1f} of their {width} dimensions (RankMe), less than {_LEAST_RANK:.0%}. {remedy}"
         )
-    if knn is not None and knn < best_knn - _FALL:
+    error = 3 * (2 * best_knn * (1 - best_knn) / max(num_labeled, 1)) ** 0.5
+    if knn is not None and knn < best_knn - _FALL - error:
         alarms["falling kNN"] = (
             f"kNN has fallen to {knn:.3f} from {best_knn:.3f}, though the loss goes on: what is learned now does not "
             "tell your classes apart. Stop here (best.ckpt, or an earlier last.ckpt), or lower --model.optim.lr."

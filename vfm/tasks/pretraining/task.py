@@ -135,8 +135,11 @@ class PretrainingTask(EmbeddingTask):
         """Return loss, RankMe, uniformity, with labels kNN; warn once of each thing that looks wrong."""
         data = self._require_data()
         records = [data.records[split][i] for i in predictions.position]
-        metrics = measure_embeddings(predictions.stack(OUTPUT), records, len(data.labels)).metrics
-        for name, text in list_alarms(metrics, self.backbone.info.width, self._best_knn).items():
+        metrics, chosen, _ = measure_embeddings(
+            predictions.stack(OUTPUT), records, len(data.labels)
+        )
+        width = predictions.rows[OUTPUT][0].shape[-1]
+        for name, text in list_alarms(metrics, width, self._best_knn, len(chosen)).items():
             if name not in self._alarms:
                 rank_zero_warn(text)
             self._alarms.add(name)
