@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +28,7 @@ _LEAST_SCORE = 1e-7
 """Scores of a bundle are logits up to a constant as logarithms; below this they are noise of 32 bits."""
 
 
-class Teacher:
+class Teacher(ABC):
     """A trained model that a student learns from; it never learns itself, and is in no checkpoint.
 
     Attributes:
@@ -51,9 +52,9 @@ class Teacher:
         """Return itself: an average of the student's weights has the same teacher."""
         return self
 
+    @abstractmethod
     def compute(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return its outputs for images of its size, uint8 [N, h, w, 3]: float32 on the device of the images."""
-        raise NotImplementedError
 
     def measure_shapes(self) -> None:
         """Set `shapes`, by its outputs for an empty image."""
