@@ -34,6 +34,7 @@ PUBLIC = [
     "ClassificationTask",
     "Component",
     "ContrastiveLoss",
+    "ContrastiveTask",
     "CrossEntropy",
     "DeepfakeData",
     "DeepfakeHead",

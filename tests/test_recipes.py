@@ -16,6 +16,7 @@ import yaml
 from tests.data.boxes_written import write
 from tests.deepfake.data.faces import write_faces
 from tests.image_folders import write_image_folder
+from tests.models.tiny_encoder import write_tiny_encoder
 from vfm.cli import main
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -26,6 +27,10 @@ NAMES = (
     "classification/lora.yaml",
     "classification/lp_ft.yaml",
     "classification/multilabel.yaml",
+    "contrastive/florence_two_stage.yaml",
+    "contrastive/lit.yaml",
+    "contrastive/siglip.yaml",
+    "contrastive/unicl.yaml",
     "cluster/ddp.yaml",
     "cluster/fsdp2.yaml",
     "data/celebdf_v2.yaml",
@@ -38,6 +43,7 @@ NAMES = (
     "data/table.yaml",
     "data/voc.yaml",
     "data/yolo.yaml",
+    "debug/contrastive.yaml",
     "debug/deepfake.yaml",
     "debug/detection.yaml",
     "debug/digits.yaml",
@@ -72,6 +78,14 @@ SMALL = shlex.split(
 # Where a recipe names files or sizes that a test has not.
 OWN = {
     "classification/fashion_mnist.yaml": shlex.split(
+        "--model.backbone_args null --data.root fashion-mnist --data.val_fraction 0.25"
+    ),
+    "contrastive/florence_two_stage.yaml": shlex.split(
+        "--model.text.depth 1 --model.text.width 32"
+    ),
+    "contrastive/lit.yaml": ["--model.text.context", "16"],
+    "contrastive/siglip.yaml": shlex.split("--model.text.depth 1 --model.text.width 30"),
+    "contrastive/unicl.yaml": shlex.split(
         "--model.backbone_args null --data.root fashion-mnist --data.val_fraction 0.25"
     ),
     "cluster/ddp.yaml": ["--trainer.devices", "1"],
@@ -121,6 +135,8 @@ def write_table(folder):
     images = sorted((folder / "my_images").rglob("*.png"))
     rows = [f"{path.relative_to(folder).as_posix()},{path.parent.name}" for path in images]
     (folder / "my_images.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    pairs = [f"{row},{('a photo of a dog', 'a cat', '')[i % 3]}" for i, row in enumerate(rows)]
+    (folder / "my_pairs.csv").write_text("\n".join(["path,label,text", *pairs]), encoding="utf-8")
 
 
 def write_shards(folder):
@@ -185,6 +201,9 @@ def test_command_of_the_header_runs_a_step(name, place):
         write_faces(place / "my_faces", num_identities=10, num_frames=1, size=64)
     elif name in DEEPFAKES:
         write_faces(place / DEEPFAKES[name], num_identities=10, num_frames=1, size=64)
+    if name == "contrastive/lit.yaml":
+        pytest.importorskip("transformers")
+        write_tiny_encoder(place / "all-MiniLM-L6-v2")
     if words[0] == "test":
         learn = [*command("debug/deepfake.yaml"), "--trainer.max_epochs", "1"]
         assert main([*learn, *QUIET]) == 0

@@ -35,7 +35,8 @@ __version__ = "0.2.0"
 _MODULES = {
     "vfm.api": "Model load",
     "vfm.bundle.export": "export",
-    "vfm.tasks": "BaseTask ClassificationTask DetectionTask DistillationTask EmbeddingTask Optim PretrainingTask",
+    "vfm.tasks": "BaseTask ClassificationTask ContrastiveTask DetectionTask DistillationTask EmbeddingTask Optim "
+    "PretrainingTask",
     "vfm.deepfake": "DeepfakeData DeepfakeHead DeepfakeLoss DeepfakeTask SyntheticDeepfakes",
     "vfm.models.adapt": "AdaptOptions PartialFineTuning",
     "vfm.models.adaptation": "Adaptation",

@@ -188,7 +188,11 @@ def test_what_is_no_pair_to_export_is_refused(pair, tmp_path):
             {"fp16": True},
             "--fp16 goes with a checkpoint, and open_clip:tiny",
         ),
-        ("test_vit", {"text": True}, "test_vit reads no words: --text goes with a pair of towers"),
+        (
+            "test_vit",
+            {"text": True},
+            "--text writes a text tower, and EmbeddingTask reads no words",
+        ),
         (["open_clip:tiny_pair", "b=x.ckpt"], {}, "open_clip:tiny_pair stands beside others"),
     ]:
         with pytest.raises(ExportError) as caught:

@@ -23,6 +23,7 @@ def make_contract(
     calibrations: Mapping[str, Calibration],
     ood: OodFit | None,
     embedding: EmbeddingSpec | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
 ) -> Contract:
     """Make the contract of tasks with one backbone.
 
@@ -31,6 +32,7 @@ def make_contract(
         calibrations: Calibrations by the names of the heads that have one.
         ood: Where the training images lie, if that was fitted.
         embedding: The embedding that the graph gives, if it shall give one.
+        tokenizer: How words become tokens, if the bundle shall read words.
     """
     heads = {}
     for name, task in tasks.items():
@@ -53,6 +55,8 @@ def make_contract(
         extensions["value_range"] = dict(zip(("low", "high"), limits, strict=True))
     if embedding is not None:
         extensions["embedding"] = asdict(embedding)
+    if tokenizer is not None:
+        extensions["tokenizer"] = dict(tokenizer)
     single = heads.get("")
     for name, calibration in calibrations.items():
         if calibration.groups is None:

@@ -42,7 +42,7 @@ from vfm.bundle.onnx_graphs import (
 )
 from vfm.bundle.ood import OodFit, Reference, fit_drift_reference, fit_ood, open_training
 from vfm.bundle.options import ExportOptions
-from vfm.bundle.pair import export_pair
+from vfm.bundle.pair import TextPart, compare_texts, export_pair
 from vfm.bundle.parity import (
     Parity,
     choose_images,
@@ -90,11 +90,10 @@ def export_files(checkpoints: Sequence[str], options: ExportOptions) -> Path:
         parity = export_pair(pairs[0], options)
         print(f"Parity on {parity}\nBundle: {options.out}")
         return options.out
-    if pairs or options.text:
-        what = f"{pairs[0]} stands beside others" if pairs else f"{checkpoints[0]} reads no words"
+    if pairs:
         raise ExportError(
-            f"{what}: --text goes with a pair of towers alone, which has a bundle of its own. Give vfm export "
-            f"{PREFIX}NAME/WEIGHTS --text true, or leave it out."
+            f"{pairs[0]} stands beside others, and a pair of towers has a bundle of its own. Give vfm export "
+            f"{PREFIX}NAME/WEIGHTS alone."
         )
     files = name_checkpoints(checkpoints)
     if options.data is not None and len(files) > 1:
@@ -159,6 +158,12 @@ def write_bundle(
     """
     options.check()
     tasks = {name: one.task for name, one in checkpoints.items()}
+    if options.text and (len(tasks) != 1 or next(iter(tasks.values())).text_model is None):
+        what = "several heads" if len(tasks) != 1 else type(next(iter(tasks.values()))).__name__
+        raise ExportError(
+            f"--text writes a text tower, and {what} reads no words. Leave it out, or export a checkpoint of a "
+            f"ContrastiveTask, or a pair of towers: vfm export {PREFIX}NAME/WEIGHTS --text true."
+        )
     if len(tasks) != 1:
         require_one_backbone(tasks)
     if options.commercial:
@@ -192,13 +197,18 @@ def _write(
     options: ExportOptions,
 ) -> Parity:
     tasks = {name: one.task for name, one in checkpoints.items()}
+    reader = next(iter(tasks.values())).text_model if options.text else None
     calibrations = _calibrate(checkpoints, images, options)
     ood, samples = _use_training(checkpoints, images, options)
     owner = max(tasks.values(), key=lambda task: task.backbone.pools)
     embedding = owner.describe_embedding(options.embedding, normalize=options.normalize)
-    contract = make_contract(tasks, calibrations, ood, embedding)
+    part = None if reader is None else TextPart.of_model(reader)
+    tokenizer = None if part is None else part.describe()
+    contract = make_contract(tasks, calibrations, ood, embedding, tokenizer)
     reference = None if ood is None else ood.reference
     _write_graphs(folder, contract, tasks, reference, options)
+    if part is not None:
+        part.write(folder, contract, options.opset)
     if ood is not None:
         # What later predictions are compared with to find drift: those for validation images.
         outputs = images[choose_ood_head(tasks)].collect_outputs(open_run(folder / MODEL_FILE))
@@ -215,12 +225,13 @@ def _write(
         replace_folder(folder, rejected)
         raise_disagreement(parity, rejected)
     compare_embeddings(model, runtime, [Path(image.name) for image in parity.images])
+    facts = {} if reader is None else {"texts": compare_texts(reader, runtime)}
     written = _write_precisions(folder, images, samples, options)
     runtimes = {name: load_draft(folder, contract, name) for name in written}
     compared = [Path(image.name) for image in parity.images]
     for name, row in written.items():
         row |= compare_precision(runtimes[name], compared, parity.predictions)
-    write_json(folder / PARITY_FILE, parity.to_dict() | {"precisions": written})
+    write_json(folder / PARITY_FILE, parity.to_dict() | {"precisions": written} | facts)
     write_golden(folder, model, parity, runtimes)
     files = (folder / name for name in (MODEL_FILE, WEIGHTS_FILE))
     num_bytes = sum(file.stat().st_size for file in files if file.exists())

@@ -34,7 +34,8 @@ class ExportOptions:
         reference: Also answer how far an image is from those of the training; needed to watch for drift.
         embedding: Also give an embedding of each image, for search: pooled, class_token, patches or layers.
         normalize: With embedding: divide each vector by its L2 norm, so that products are cosines.
-        text: Also write the text tower of a pair of open_clip, and its tokenizer, so that the bundle embeds words.
+        text: Also write the text tower of a pair of open_clip or of a ContrastiveTask, and its tokenizer, so that the
+            bundle embeds words.
         one_file: Also write onefile.onnx, both graphs in one for the simplest client.
         triton: Folder to write a model repository for Triton to, in 16 bits with fp16.
         opset: Version of the ONNX operators; from 23 on, attention is one operator.

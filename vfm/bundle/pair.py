@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -19,7 +19,8 @@ from vfm_runtime.bundle.contract import (
 )
 from vfm_runtime.bundle.manifest import write_manifest
 from vfm_runtime.tasks.embedding import OUTPUT, EmbeddingType, measure_cosine
-from vfm_runtime.text import TEXT_FILE, TEXT_OUTPUT, TOKENS
+from vfm_runtime.text import TEXT_FILE, TEXT_OUTPUT, TOKENS, TextSpec
+from vfm_runtime.zero_shot import TextModel
 
 from vfm.bundle.drafts import load_draft, replace_folder, write_draft, write_json
 from vfm.bundle.errors import ExportError
@@ -36,6 +37,7 @@ from vfm.bundle.parity import (
     raise_disagreement,
 )
 from vfm.bundle.tokenizer import PROBES, convert_tokenizer
+from vfm.models.text import TowerModel
 from vfm.tasks.image_text import OpenClipModel, open_pair
 from vfm.training.checkpoint import list_versions
 
@@ -43,6 +45,53 @@ _TAKEN = frozenset(
     ["images", "out", "text", "opset", "num_images", "tolerance", "overwrite", "base", "trust"]
 )
 """Options that say something of a pair."""
+
+
+class TextPart(NamedTuple):
+    """The text tower of a bundle, and its tokenizer."""
+
+    tower: nn.Module
+    """Gives `text_embedding` of `tokens`."""
+    tokenizer: Any
+    """Tokenizer of the package tokenizers."""
+    spec: TextSpec
+
+    @classmethod
+    def of_model(cls, model: TowerModel) -> Self:
+        """Take the text tower of a trained model; its logits are those of its scale and bias."""
+        tower = model.text_tower.tower
+        assert model.scale is not None  # of what embeds texts
+        spec = replace(tower.text_spec, scale=model.scale, bias=model.bias)
+        return cls(model.text_tower.cpu().float().eval(), tower.tokenizer, spec)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the extension `tokenizer` of a contract."""
+        return {k: v for k, v in asdict(self.spec).items() if v not in (None, ())}
+
+    def write(self, folder: Path, contract: Contract, opset: int) -> None:
+        """Write tokenizer and graph into the folder of a bundle."""
+        self.tokenizer.save(str(folder / self.spec.file), pretty=False)
+        tokens = torch.zeros((2, self.spec.length), dtype=torch.int64)
+        write_graph(
+            folder / TEXT_FILE, self.tower, {TOKENS: tokens}, (TEXT_OUTPUT,), contract, opset
+        )
+
+
+def compare_texts(model: TextModel, runtime: TextModel) -> dict[str, Any]:
+    """Compare the vectors of texts by a model and by its bundle; return what to say of it.
+
+    Raises:
+        ParityError: They differ.
+    """
+    cosines = measure_cosine(model.embed_text(PROBES), runtime.embed_text(PROBES))
+    worst = float(cosines.min())
+    if not worst >= LEAST_COSINE:
+        raise ParityError(
+            f"The bundle does not read as the model does: the cosine of the two vectors of "
+            f"{PROBES[int(cosines.argmin())]!r:.60} is {worst:.6f}, and must be {LEAST_COSINE} or more. Export with "
+            "another --opset."
+        )
+    return {"num_texts": len(PROBES), "least_cosine": worst}
 
 
 def export_pair(name: str, options: ExportOptions) -> Parity:
@@ -77,10 +126,11 @@ def _write(
 ) -> Parity:
     assert model.embedding is not None
     extensions: dict[str, Any] = {"embedding": asdict(model.embedding)}
+    text = None
     if options.text:
-        tokenizer, spec = convert_tokenizer(model.tokenizer, model.scale, model.bias)
-        tokenizer.save(str(folder / spec.file), pretty=False)
-        extensions["tokenizer"] = {k: v for k, v in asdict(spec).items() if v not in (None, ())}
+        converted = convert_tokenizer(model.tokenizer, model.scale, model.bias)
+        text = TextPart(model.text_tower, *converted)
+        extensions["tokenizer"] = text.describe()
     preprocess = model.image_tower.preprocess
     contract = Contract(
         task=EmbeddingType.name,
@@ -93,13 +143,10 @@ def _write(
     )
     write_preprocess(folder / PREPROCESS_FILE, contract, preprocess, options.opset)
     pixels = torch.zeros((2, *preprocess.size, 3), dtype=torch.uint8)
-    towers: dict[str, tuple[str, nn.Module, dict[str, torch.Tensor]]]
-    towers = {MODEL_FILE: (OUTPUT, model.image_tower, {"pixels": pixels})}
-    if options.text:
-        tokens = torch.zeros((2, model.tokenizer.context_length), dtype=torch.int64)
-        towers[TEXT_FILE] = (TEXT_OUTPUT, model.text_tower, {TOKENS: tokens})
-    for file, (output, tower, inputs) in towers.items():
-        write_graph(folder / file, tower, inputs, (output,), contract, options.opset)
+    inputs = {"pixels": pixels}
+    write_graph(folder / MODEL_FILE, model.image_tower, inputs, (OUTPUT,), contract, options.opset)
+    if text is not None:
+        text.write(folder, contract, options.opset)
     runtime = load_draft(folder, contract)
     parity = compare(model, runtime, paths, options.tolerance)
     if not parity.passed:
@@ -111,17 +158,10 @@ def _write(
     compare_embeddings(model, runtime, [Path(image.name) for image in parity.images])
     facts = parity.to_dict() | {"precisions": {}}
     note = "It has no text tower; with --text it embeds words too."
-    if options.text:
+    if text is not None:
         # Which tokens they have was compared when the tokenizer was converted.
-        cosines = measure_cosine(model.embed_text(PROBES), runtime.embed_text(PROBES))
-        worst = float(cosines.min())
-        if not worst >= LEAST_COSINE:
-            raise ParityError(
-                f"The bundle does not read as the model does: the cosine of the two vectors of "
-                f"{PROBES[int(cosines.argmin())]!r:.60} is {worst:.6f}, and must be {LEAST_COSINE} or more. Export "
-                "with another --opset."
-            )
-        facts["texts"] = {"num_texts": len(PROBES), "equal_tokens": True, "least_cosine": worst}
+        facts["texts"] = compare_texts(model, runtime) | {"equal_tokens": True}
+        worst = facts["texts"]["least_cosine"]
         note = f"{len(PROBES)} texts have the same tokens, and vectors of a cosine of {worst:.6f} or more."
     write_json(folder / PARITY_FILE, facts)
     write_golden(folder, model, parity, {})

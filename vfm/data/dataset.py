@@ -194,11 +194,8 @@ class ImageDataset(Dataset[Sample | Skipped]):
                 pixels = self.transform(source, sample_seed(self.seed, epoch, index))
         except ImageError as error:
             return Skipped(record.name, error.reason, target, self.preprocess.size)
-        texts, position = record.texts, 0
-        if len(texts) > 1 and self.transform is not None:
-            # The high bits: the low ones begin the augmentation.
-            position = (sample_seed(self.seed, epoch, index) >> 32) % len(texts)
-        text = texts[position] if texts else ""
+        seed = None if self.transform is None else self.seed
+        text = choose_text(record, seed, epoch, index)
         return Sample(pixels, target, index, record.name, text=text)
 
 
@@ -206,6 +203,15 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     """Seed of one sample's augmentation, 64 bits, unrelated to those of its neighbours."""
     packed = struct.pack("<qqq", seed, epoch, index)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
+
+
+def choose_text(record: Record, seed: int | None, epoch: int, index: int) -> str:
+    """Choose a text of an image: the first, or with a seed another from epoch to epoch; empty where there is none."""
+    texts = record.texts
+    if seed is None or len(texts) < 2:
+        return texts[0] if texts else ""
+    # The high bits: the low ones begin the augmentation.
+    return texts[(sample_seed(seed, epoch, index) >> 32) % len(texts)]
 
 
 def collate(samples: Sequence[Sample | Skipped | Batch]) -> Batch:

@@ -8,20 +8,25 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from vfm.data.dataset import Record, list_labels
+from vfm.data.dataset import Record, choose_text, list_labels
 from vfm.types import Batch, Labels, MultiLabels
 
 
 class StoredFeatures(Dataset[Any]):
     """The features of one split, a whole batch at a time. Loaders may be made before they are there."""
 
-    def __init__(self, records: Sequence[Record], num_targets: int) -> None:
+    def __init__(
+        self, records: Sequence[Record], num_targets: int, seed: int | None = None
+    ) -> None:
         """Say whose features these will be.
 
         Args:
             records: The images, N.
             num_targets: Number of labels where several may apply to an image, else 0, as of the data.
+            seed: Seed by which the text of an image changes from epoch to epoch; None for the first of each.
         """
+        self.seed = seed
+        self._has_texts = any(record.texts for record in records)
         self.records = records
         self.arrays: Mapping[str, NDArray[np.float32]] = {}
         self.skipped: Mapping[int, str] = {}
@@ -64,4 +69,11 @@ class StoredFeatures(Dataset[Any]):
                 (self.records[i].name, self.skipped[i]) for i in positions if i in self.skipped
             ],
         )
+        if self._has_texts:
+            keyed = [key if isinstance(key, tuple) else (0, key) for key in keys]
+            batch["texts"] = [
+                choose_text(self.records[i], self.seed, epoch, i)
+                for epoch, i in keyed
+                if i not in self.skipped
+            ]
         return [batch]

@@ -11,9 +11,10 @@ from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
+from vfm.models.heads.embedding import IMAGE_TOWER
 from vfm.preprocess import check_bit_depth
 from vfm.tasks.checkpoint import Checkpoint
-from vfm.tasks.image_text import IMAGE_TOWER, PREFIX, open_pair
+from vfm.tasks.image_text import PREFIX, open_pair
 from vfm.tasks.predictor import TorchPredictor
 
 

@@ -57,8 +57,8 @@ def classify(
 
     Args:
         images: Folder of images, or a table of them.
-        model: Name of a backbone, checkpoint or folder of a bundle; for words open_clip:NAME/WEIGHTS, a bundle of it,
-            or conse:NAME.
+        model: Name of a backbone, checkpoint or folder of a bundle; for words open_clip:NAME/WEIGHTS, a checkpoint of
+            a ContrastiveTask, a bundle of one of these, or conse:NAME.
         examples: Folder with a folder of images for each class, named by it.
         labels: In place of examples: labels as words, with commas between.
         templates: Texts that labels, or the classes of examples, stand in, in place of {}; several are averaged.
@@ -111,7 +111,7 @@ def classify(
         texts = (
             read_prompts(prompts) if prompts else make_prompts(str(labels).split(","), templates)
         )
-        pair = open_image_text_model(model, base=base, text=text, device=device)
+        pair = open_image_text_model(model, base=base, text=text, device=device, trust=trust)
         target = None if bundle is None else (Path(model), bundle)
         _classify_by_words(shown, pair, texts, none_below, none_images, json, batch_size, target)
         return

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from timm.models.vision_transformer import Block
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vfm_runtime.errors import DataError, MissingPackageError, OptionError
 from vfm_runtime.text import TEXT_OUTPUT, TextSpec, clean_text, open_tokenizer, tokenize
+from vfm_runtime.zero_shot import TextModel
 
 from vfm.spec import Component
 
@@ -271,6 +272,14 @@ class ProjectedTextTower(nn.Module):
         """Return `text_embedding`, float32 [N, dim] of norm 1, as a bundle has it."""
         vectors = self.projection(self.tower(tokens)).float()
         return {TEXT_OUTPUT: F.normalize(vectors, dim=-1)}
+
+
+class TowerModel(TextModel, Protocol):
+    """A model of images and texts whose text tower can be exported."""
+
+    @property
+    def text_tower(self) -> ProjectedTextTower:
+        """The text tower."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:

@@ -14,6 +14,7 @@ The way of `vfm fit`, from `vfm/cli/training.py`:
 
 from vfm.tasks.base import BaseTask
 from vfm.tasks.classification.task import ClassificationTask
+from vfm.tasks.contrastive.task import ContrastiveTask
 from vfm.tasks.detection.task import DetectionTask
 from vfm.tasks.distillation.task import DistillationTask
 from vfm.tasks.embedding import EmbeddingTask
@@ -23,6 +24,7 @@ from vfm.training.optim import Optim
 __all__ = [
     "BaseTask",
     "ClassificationTask",
+    "ContrastiveTask",
     "DetectionTask",
     "DistillationTask",
     "EmbeddingTask",

@@ -13,6 +13,7 @@ from vfm_runtime.tasks.registry import find_task_type
 
 from vfm.data import ImageData
 from vfm.models.heads import Head
+from vfm.models.text import TowerModel
 from vfm.preprocess import Preprocess
 from vfm.spec import Spec
 from vfm.tasks.calibration import (
@@ -60,6 +61,11 @@ class ExportHooks:
     def labels(self) -> tuple[str, ...]:
         """Label names in the order of the scores; empty before training."""
         return self.head.labels
+
+    @property
+    def text_model(self) -> TowerModel | None:
+        """The text tower of a task that reads words; None of others."""
+        return None
 
     @property
     def multilabel(self) -> bool:

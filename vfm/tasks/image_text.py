@@ -21,14 +21,13 @@ from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.embedding import OUTPUT, EmbeddingSpec, EmbeddingType
 from vfm_runtime.text import TEXT_OUTPUT, TOKENS
 
+from vfm.models.heads.embedding import IMAGE_TOWER
 from vfm.models.tensors import compute_checksum
 from vfm.preprocess import Fit, Preprocess
 from vfm.tasks.predictor import run_torch
 
 PREFIX = "open_clip:"
 """Begins the names of open_clip's models, such as `open_clip:ViT-B-32/laion2b_s34b_b79k`."""
-IMAGE_TOWER = "image tower"
-"""Source of the vectors of a pair, where a backbone's are pooled."""
 
 
 class PairImageTower(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class TorchPredictor(Predictor):
         self._embedding_head: EmbeddingHead | None = None
         self.embedding = None if contract is None else contract.embedding
         self._inputs = tuple(self.task_type.inputs)
+        if (text := task.text_model) is not None:
+            self.scale, self.bias = text.scale, text.bias
 
     def prepare(self, image: ImageSource) -> Arrays:
         """Open one image, or one crop, and bring it to the model's size: `pixels`, and of a detector `geometry`."""
@@ -87,6 +89,14 @@ class TorchPredictor(Predictor):
         if not self._embeds_by_answer:
             self.select_embedding(source, normalize=normalize)
         return super().embed(images, batch_size=batch_size)
+
+    def embed_text(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
+        """Return the vector of one text, [D], or of each of a list, [M, D]; errors are those of `Predictor`."""
+        model = self.task.text_model
+        if model is None:
+            return super().embed_text(texts)
+        vectors = model.embed_text([texts] if isinstance(texts, str) else texts)
+        return np.asarray(vectors[0]) if isinstance(texts, str) else vectors
 
     def select_embedding(
         self, source: str | None = None, *, normalize: bool = True

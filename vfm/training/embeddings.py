@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.embedding import OUTPUT, EmbeddingSpec
 
 from vfm.models.backbone import Backbone
 from vfm.models.heads.embedding import SOURCES, EmbeddingHead
+from vfm.models.tensors import compute_checksum
 from vfm.preprocess import Preprocess
 from vfm.training.fingerprint import compute_fingerprint
 
@@ -40,4 +43,7 @@ def describe_embedding(
 ) -> EmbeddingSpec:
     """Return what the vectors of a head on a backbone are made of, with the fingerprint of the model."""
     fingerprint = compute_fingerprint(backbone, preprocess)
+    if state := head.state_dict():
+        text = fingerprint + compute_checksum(state)
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
     return EmbeddingSpec(OUTPUT, head.source, head.normalize, fingerprint)

@@ -68,7 +68,9 @@ def replace_images(task: CheckpointedModel, data: ImageData) -> None:
         return
     splits = ["train", "val"] if task.trainer.limit_val_batches else ["train"]
     data.stored = {
-        s: StoredFeatures(data.records[s], data.num_targets) for s in splits if data.records.get(s)
+        s: StoredFeatures(data.records[s], data.num_targets, data.seed if s == "train" else None)
+        for s in splits
+        if data.records.get(s)
     }
 
 

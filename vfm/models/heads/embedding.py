@@ -27,6 +27,10 @@ SOURCES: Mapping[str, str] = MappingProxyType(
 """The field of `Features` that each source reads."""
 
 
+IMAGE_TOWER = "image tower"
+"""Source of the vectors of a pair of towers, where a backbone's are pooled."""
+
+
 class EmbeddingHead(Head):
     """Gives features themselves, without a layer of its own: it has nothing to learn.
 
@@ -50,7 +54,7 @@ class EmbeddingHead(Head):
         super().__init__()
         if source not in SOURCES:
             raise OptionError(f"The embedding is '{source}'. Choices: {', '.join(SOURCES)}.")
-        self.source = source
+        self.source: str = source
         self.normalize = normalize
         self.uses = (SOURCES[source],)
 
@@ -68,3 +72,25 @@ class EmbeddingHead(Head):
         """Return the `embedding` in float32, of norm 1 where asked for."""
         vectors = raw[OUTPUT].float()
         return {OUTPUT: nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors}
+
+
+class ProjectionHead(EmbeddingHead):
+    """The image tower of a pair: a linear map of the pooled vector into the space that it shares with texts."""
+
+    def __init__(self, dim: int = 256) -> None:
+        """Choose the space.
+
+        Args:
+            dim: Numbers of a vector.
+        """
+        super().__init__("pooled")
+        self.dim = dim
+        self.source = IMAGE_TOWER
+
+    def build(self, info: FeatureInfo, num_labels: int) -> None:
+        """Make the map."""
+        self.projection = nn.Linear(info.width, self.dim, bias=False)
+
+    def forward(self, features: Features) -> Raw:
+        """Return the `embedding`, [N, dim]."""
+        return {OUTPUT: self.projection(features.pooled)}

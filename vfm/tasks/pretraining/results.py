@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,7 +109,12 @@ def list_alarms(
 
 
 def write_pretraining_results(
-    folder: Path, split: str, predictions: SplitPredictions, data: ImageData, more: dict[str, Any]
+    folder: Path,
+    split: str,
+    predictions: SplitPredictions,
+    data: ImageData,
+    more: dict[str, Any],
+    facts: Mapping[str, tuple[str, str]] = MappingProxyType({}),
 ) -> None:
     """Add a split's results to `results.json`, and write their page beside it.
 
@@ -118,6 +124,7 @@ def write_pretraining_results(
         predictions: `embedding`, [N, D], and `loss`, [N].
         data: Data that the split is of.
         more: What goes into the JSON too, `alarms` and `checkpoint` among it.
+        facts: Metrics among `more` that the page shows first: the title and a note of each.
     """
     records = [data.records[split][i] for i in predictions.position]
     losses = predictions.stack("loss")
@@ -158,6 +165,7 @@ def write_pretraining_results(
     checkpoint = results["checkpoint"] or "no checkpoint"
     page = ResultsPage(folder, split, f"{results['num_samples']} images; {checkpoint}")
     notes = {
+        **facts,
         "knn": ("kNN", "20 nearest others of this split vote"),
         "rankme": ("Effective rank", "RankMe; higher is richer"),
         "uniformity": ("Uniformity", "0 is a collapse, -4 even"),

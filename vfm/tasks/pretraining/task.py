@@ -45,6 +45,9 @@ class PretrainingTask(EmbeddingTask):
         {"knn": "num_labeled", "rankme": "num_samples"}
     )
 
+    ignored_alarms: ClassVar[frozenset[str]] = frozenset()
+    """Names of alarms that say nothing of this task."""
+
     def __init__(
         self,
         backbone: str,
@@ -140,9 +143,9 @@ class PretrainingTask(EmbeddingTask):
         )
         width = predictions.rows[OUTPUT][0].shape[-1]
         for name, text in list_alarms(metrics, width, self._best_knn, len(chosen)).items():
-            if name not in self._alarms:
+            if name not in self._alarms | self.ignored_alarms:
                 rank_zero_warn(text)
-            self._alarms.add(name)
+                self._alarms.add(name)
         self._best_knn = max(self._best_knn, metrics.get("knn", 0.0))
         return {"loss": float(predictions.stack("loss").mean()), **metrics}
 
