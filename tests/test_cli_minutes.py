@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from vfm_runtime.errors import OptionError
 
 from tests.tasks.tiny import CLI_VIT, stored
 from vfm.cli import main, minutes
 from vfm.cli.errors import UsageError
-from vfm.cli.minutes import Plan, TimedTrial, find_minutes, list_optim_words, plan_training
+from vfm.cli.minutes import find_minutes, list_trainer_words
 from vfm.training.optim import Optim
+from vfm.training.planning import Plan, TimedTrial, plan_training
 
 
 def make_trial(**changes: object) -> TimedTrial:
@@ -30,7 +32,7 @@ def test_epochs_and_validations_fill_the_time() -> None:
     taken = plan.epochs * 24 + plan.epochs / plan.validate_every * 4
     assert 0.85 * 940 < taken <= 941
     assert plan.seconds == 990
-    assert plan.list_words() == [
+    assert list_trainer_words(plan.list_trainer_options()) == [
         "--model.min_steps=0",
         "--trainer.max_steps=-1",
         f"--trainer.max_epochs={plan.epochs}",
@@ -55,7 +57,7 @@ def test_too_little_time_says_how_much_would_do() -> None:
         r"--trainer.minutes does not suffice for 10 of the 20 steps of an epoch, 1.10 s each, and a validation of 4 s. "
         "Give 0.4 more minutes for all of it, a smaller --model.image_size, or a smaller backbone."
     )
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(OptionError, match=message):
         plan_training(make_trial(), 20)
 
 
@@ -63,7 +65,7 @@ def test_a_part_of_an_epoch_is_trained_where_there_is_no_time_for_it() -> None:
     plan = plan_training(make_trial(num_images=160, accumulated=2), 28)
     # Of 17.1 s, 2.5 s may be spent on validation, and the rest is for steps of 1.1 s.
     assert (plan.epochs, plan.steps) == (1, 13)
-    assert plan.limits == ("--trainer.limit_train_batches=26", "--trainer.limit_val_batches=5")
+    assert plan.limits == {"limit_train_batches": 26, "limit_val_batches": 5}
     (note,) = plan.notes
     assert note == (
         "There is no time for a whole epoch: 13 of its 20 steps, which see 65% of the 160 training images once, and a "
@@ -75,26 +77,19 @@ def test_batches_are_smaller_where_there_are_few_steps() -> None:
     optim = Optim(lr=1e-3, backbone_factor=0.3, layer_decay=None)
     plan = plan_training(make_trial(batch_size=16, optim=optim), 1000)
     # 940 s are 855 steps of 16, which are 1,710 of 8.
-    assert plan.list_words()[:3] == [
-        "--data.batch_size=8",
-        "--model.optim.lr=0.000707",
-        "--model.optim.backbone_factor=0.3",
-    ]
+    assert (plan.batch_size, plan.learning_rate) == (8, 0.000707)
     assert plan.steps == plan.epochs * 40
     assert plan.epochs == plan_training(make_trial(), 1000).epochs
     assert plan.notes[0].startswith(
         "Batches of 8 in place of 16, for more steps, at a learning rate of 0.00071"
     )
     # No batch gets smaller than 4, and none changes where there are steps enough.
-    assert (
-        "--data.batch_size=4"
-        in plan_training(make_trial(batch_size=16, optim=optim), 200).list_words()
-    )
-    assert plan_training(make_trial(batch_size=16, optim=optim), 2000).optim_words == ()
+    assert plan_training(make_trial(batch_size=16, optim=optim), 200).batch_size == 4
+    assert plan_training(make_trial(batch_size=16, optim=optim), 2000).batch_size is None
     # A part of an epoch has the more batches, and so has the validation.
     part = plan_training(make_trial(batch_size=16, optim=optim), 28)
     assert part.steps == 53
-    assert part.limits[1] == "--trainer.limit_val_batches=20"
+    assert part.limits["limit_val_batches"] == 20
 
 
 @pytest.mark.parametrize(
@@ -129,7 +124,7 @@ def test_a_training_ends_in_time_and_goes_on_by_the_same_call(
         assert (len(trial.steps), len(trial.changes), len(trial.validated)) == (6, 4, 5)
         assert 0 < seconds < 600
         assert (trial.batch_size, trial.num_images, trial.accumulated) == (16, 48, 1)
-        return Plan(4, 2, 300.0, 24, tuple(list_optim_words(8, vars(trial.optim))), (), ("Noted.",))
+        return Plan(4, 2, 300.0, 24, 8, trial.optim.lr, notes=("Noted.",))
 
     monkeypatch.setattr(minutes, "plan_training", plan)
     words = CLI_VIT | {

@@ -12,13 +12,14 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from vfm.cli.errors import UsageError
-from vfm.cli.minutes import TimedTrial, list_trial_words
+from vfm.cli.minutes import list_trainer_words
 from vfm.cli.recipes import Recipe
 from vfm.cli.words import pop_option
 from vfm.cost.prices import HERE, PriceTable
 from vfm.cost.quote import Quote, Span
 from vfm.training.fine_tuning import FEW_IMAGES, MIN_STEPS
 from vfm.training.meter import EnergyMeter
+from vfm.training.planning import TRIAL, TimedTrial
 
 _OPTION, _PRICES = "--estimate", "--prices"
 _SPREAD = 0.15
@@ -87,7 +88,7 @@ def quote_training(
     """
     table = PriceTable.read(prices)
     trial = MeteredTrial()
-    run_trial(trial, list_trial_words())
+    run_trial(trial, list_trainer_words(TRIAL))
     if not trial.steps and not trial.changes:
         raise UsageError(
             "--estimate finds no steps to measure: the head is solved at once, or there is a single step. Leave it out."

@@ -1,223 +1,18 @@
-"""`vfm fit --trainer.minutes 20`: a short trial tells how many epochs fit into the time, counted over resumes."""
+"""`vfm fit --trainer.minutes 20`: a training that ends in time, counted over resumes."""
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from vfm_runtime.errors import OptionError
 
 from vfm.cli.errors import UsageError
 from vfm.cli.recipes import Recipe
 from vfm.cli.words import pop_option
-from vfm.training.num_steps import count_epoch_steps
-from vfm.training.optim import Optim
-
-OPTION = "--trainer.minutes"
-_WARM, _MEASURED = 3, 10
-"""Steps of the trial: those that warm up, and those that are timed."""
-_VALIDATED = 3
-"""Batches that the trial validates."""
-_MOST_VALIDATING = 0.15
-"""Fraction of the time that validations may take."""
-_NUM_VALIDATIONS = 20
-_LEAST_BATCH = 4
-"""Images of a batch that is not made smaller, however few steps there are."""
-_LEAST_STEPS = 10
-"""Steps without which a training makes no sense."""
-_SPARE = 0.05
-"""Fraction of the time kept for what is slower than in the trial."""
-
-
-@dataclass
-class TimedTrial(Callback):
-    """Times the first steps and validations of a training, and ends it."""
-
-    start: float = field(default_factory=time.perf_counter)
-    startup: float = 0.0
-    """Seconds until the first step has ended."""
-    steps: list[float] = field(default_factory=list)
-    """Seconds of each step after the warm ones, within an epoch."""
-    validated: list[float] = field(default_factory=list)
-    """Seconds of each batch that was validated."""
-    changes: list[float] = field(default_factory=list)
-    """Seconds from the last step of an epoch to the first one of the next, without validation."""
-    epoch_steps: int = 0
-    epoch_validated: int = 0
-    """Steps of an epoch, and batches of a validation."""
-    num_images: int = 0
-    """Training images."""
-    accumulated: int = 1
-    """Batches of a step."""
-    enough_steps: int = 0
-    """Steps below which batches are made smaller."""
-    batch_size: int | None = None
-    """Images of a batch where the user gave no number; None where there is nothing to choose."""
-    optim: Optim = field(default_factory=Optim)
-    """Options of the learning rate, without `auto`."""
-    _number: int = 0
-    _last: float = 0.0
-    _apart: float = 0.0
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Note the time since the step before."""
-        now, first = time.perf_counter(), args[-1] == 0
-        if self._number == 0:
-            self.startup = now - self.start
-        elif first:
-            self.changes.append(now - self._last - self._apart)
-        elif self._number >= _WARM:
-            self.steps.append(now - self._last)
-        self._number += 1
-        self._last, self._apart = now, 0.0
-        trainer.should_stop = self._number >= _WARM + _MEASURED
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to time a validation."""
-        self._apart -= time.perf_counter()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note its time."""
-        self._apart += time.perf_counter()
-        batches = min(_VALIDATED, self.epoch_validated)
-        if batches and not trainer.sanity_checking:
-            self.validated.append(self._apart / batches)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the batches.
-
-        Raises:
-            UsageError: Several processes would each take a time of their own.
-        """
-        if trainer.world_size > 1:
-            raise UsageError(
-                f"{OPTION} times one process, and there are {trainer.world_size}. Give --trainer.devices 1, or "
-                "--trainer.max_epochs in its place."
-            )
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.epoch_steps = max(1, count_epoch_steps(trainer, len(data.train_dataloader())))
-        self.epoch_validated = len(data.val_dataloader()) if data.records.get("val") else 0
-        self.num_images = len(data.records["train"])
-        self.accumulated = trainer.accumulate_grad_batches
-        task: Any = pl_module
-        self.enough_steps = task.enough_steps
-        # A mean and variance of a handful of images would spoil a net that normalizes by those of its batch.
-        learns_norms = task.backbone.has_batch_norm and not task.backbone.keeps_norm_stats
-        if data.chooses_batch_size and not learns_norms:
-            self.batch_size = data.batch_size
-        self.optim = task.optim
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long to train, so that it ends in time."""
-
-    epochs: int
-    validate_every: int
-    """Epochs from one validation to the next."""
-    seconds: float
-    """Time of the training at most, without what went before it."""
-    steps: int
-    """Optimizer steps in all."""
-    optim_words: tuple[str, ...] = ()
-    """Batch size that was chosen, and the learning rates that go with it."""
-    limits: tuple[str, ...] = ()
-    """How much of an epoch and of a validation there is time for."""
-    notes: tuple[str, ...] = ()
-    """Sentences on what was chosen, and what could not be done."""
-
-    def list_words(self) -> list[str]:
-        """Return the options of the training."""
-        minutes, seconds = divmod(math.ceil(self.seconds), 60)
-        return [
-            *self.optim_words,
-            *self.limits,
-            "--model.min_steps=0",
-            "--trainer.max_steps=-1",
-            f"--trainer.max_epochs={self.epochs}",
-            f"--trainer.check_val_every_n_epoch={self.validate_every}",
-            f"--trainer.max_time=00:{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}",
-        ]
-
-
-def list_optim_words(batch_size: int, optim: Mapping[str, Any]) -> list[str]:
-    """Return the options of a batch size and of learning rates without `auto`."""
-    names = ("lr", "backbone_factor", "layer_decay")
-    rates = [f"--model.optim.{name}={optim[name]}" for name in names if optim[name] is not None]
-    return [f"--data.batch_size={batch_size}", *rates]
-
-
-def plan_training(trial: TimedTrial, seconds: float) -> Plan:
-    """Return the epochs, and how often to validate, that fit into the time; a part of one epoch where none does.
-
-    Where the user gave no batch size, batches are halved until there are enough steps, and the learning rate falls with
-    the root of their size (Malladi et al., 2022).
-
-    Args:
-        trial: Trial that has ended, with the times that it measured.
-        seconds: Time that is left, with a start like the trial's.
-
-    Raises:
-        UsageError: Not even a few steps fit.
-    """
-    step = statistics.median(trial.steps or trial.changes)
-    change = max(0.0, statistics.median(trial.changes) - step) if trial.changes else 0.0
-    validated = statistics.median(trial.validated or [step])
-    validation = trial.epoch_validated * validated
-    left = seconds - trial.startup
-    usable = (1 - _SPARE) * left
-    size, epoch_steps = trial.batch_size or 0, trial.epoch_steps
-    while size >= 2 * _LEAST_BATCH and usable < trial.enough_steps * step:
-        size, step, epoch_steps = size // 2, step / 2, 2 * epoch_steps
-    words: list[str] = []
-    notes: list[str] = []
-    if trial.batch_size and size < trial.batch_size:
-        rate = (trial.optim.lr or 0.0) * math.sqrt(size / trial.batch_size)
-        words = list_optim_words(size, vars(trial.optim) | {"lr": float(f"{rate:.3g}")})
-        notes.append(
-            f"Batches of {size} in place of {trial.batch_size}, for more steps, at a learning rate of {rate:.2g} "
-            "(--data.batch_size, --model.optim.lr)."
-        )
-    # The time of an epoch is that of its images, whatever their batches.
-    epoch = epoch_steps * step + change
-    # At least one validation, at the end.
-    epochs = int((usable - validation) / epoch)
-    if epochs < 1:
-        shrink = max(size, 1) / (trial.batch_size or 1)
-        validates = min(trial.epoch_validated, max(1, int(_MOST_VALIDATING * usable / validated)))
-        steps = min(int((usable - validates * validated) / step), epoch_steps)
-        more = ((epoch + validation) / (1 - _SPARE) - left) / 60 + 0.05
-        if steps < _LEAST_STEPS:
-            raise UsageError(
-                f"{OPTION} does not suffice for {_LEAST_STEPS} of the {epoch_steps} steps of an epoch, {step:.2f} s "
-                f"each, and a validation of {validation:.0f} s. Give {more:.1f} more minutes for all of it, a "
-                "smaller --model.image_size, or a smaller backbone."
-            )
-        limits = [f"--trainer.limit_train_batches={steps * trial.accumulated}"]
-        if validates < trial.epoch_validated:
-            limits.append(f"--trainer.limit_val_batches={max(1, int(validates / shrink))}")
-        notes.append(
-            f"There is no time for a whole epoch: {steps} of its {epoch_steps} steps, which see "
-            f"{steps / epoch_steps:.0%} of the {trial.num_images} training images once, and a validation on "
-            f"{validates / max(trial.epoch_validated, 1):.0%} of its images. Give {more:.1f} more minutes for all."
-        )
-        return Plan(1, 1, max(left, 1.0), steps, tuple(words), tuple(limits), tuple(notes))
-    most = max(1, int(_MOST_VALIDATING * usable / max(validation, 1e-6)))
-    number = min(_NUM_VALIDATIONS, most, epochs)
-    epochs = max(number, int((usable - number * validation) / epoch))
-    every = max(1, round(epochs / number))
-    epochs = epochs // every * every
-    steps = epochs * epoch_steps
-    if steps < trial.enough_steps:
-        times = trial.enough_steps / steps
-        notes.append(
-            f"{steps} steps are few: {trial.enough_steps} would take {times:.1f} times as long."
-        )
-    return Plan(epochs, every, max(left, 1.0), steps, tuple(words), (), tuple(notes))
+from vfm.training.planning import MINUTES_OPTION, TRIAL, TimedTrial, plan_training
 
 
 def find_minutes(
@@ -228,7 +23,7 @@ def find_minutes(
     Raises:
         UsageError: It is no number above 0, or stands beside another length of the training.
     """
-    rest, typed = pop_option(words, OPTION)
+    rest, typed = pop_option(words, MINUTES_OPTION)
     sections = [recipe.get("trainer") or {} for recipe in recipes]
     values: list[Any] = [part["minutes"] for part in sections if "minutes" in part] + typed
     if not values:
@@ -243,9 +38,11 @@ def find_minutes(
     except (TypeError, ValueError):
         minutes = math.nan
     if not 0 < minutes < math.inf:
-        raise UsageError(f"{OPTION} is {values[-1]}. Give a number above 0.")
+        raise UsageError(f"{MINUTES_OPTION} is {values[-1]}. Give a number above 0.")
     if others:
-        raise UsageError(f"{OPTION} and --trainer.{others[0]} both say how long. Give one of them.")
+        raise UsageError(
+            f"{MINUTES_OPTION} and --trainer.{others[0]} both say how long. Give one of them."
+        )
     changed = [
         {**recipe, "trainer": {k: v for k, v in part.items() if k != "minutes"}}
         if "minutes" in part
@@ -255,15 +52,17 @@ def find_minutes(
     return changed, rest, minutes
 
 
-def list_trial_words() -> list[str]:
-    """Return the options of a trial: some steps and validated batches, and nothing is saved."""
-    return [
-        "--model.min_steps=0",
-        *("--trainer.max_epochs=-1", f"--trainer.max_steps={_WARM + _MEASURED}"),
-        *(f"--trainer.limit_val_batches={_VALIDATED}", "--trainer.num_sanity_val_steps=0"),
-        *("--trainer.logger=false", "--trainer.enable_checkpointing=false"),
-        *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-    ]
+def list_optim_words(batch_size: int, optim: Mapping[str, Any]) -> list[str]:
+    """Return the options of a batch size and of learning rates without `auto`."""
+    names = ("lr", "backbone_factor", "layer_decay")
+    rates = [f"--model.optim.{name}={optim[name]}" for name in names if optim[name] is not None]
+    return [f"--data.batch_size={batch_size}", *rates]
+
+
+def list_trainer_words(options: Mapping[str, Any]) -> list[str]:
+    """Return options of the Trainer as words, after the one by which a task trains no longer than they say."""
+    values = {k: str(v).lower() if isinstance(v, bool) else v for k, v in options.items()}
+    return ["--model.min_steps=0", *(f"--trainer.{name}={value}" for name, value in values.items())]
 
 
 def plan_minutes(minutes: float, run_trial: Callable[[TimedTrial, list[str]], None]) -> list[str]:
@@ -272,16 +71,25 @@ def plan_minutes(minutes: float, run_trial: Callable[[TimedTrial, list[str]], No
     Args:
         minutes: Time of the trial and the training together.
         run_trial: Trains with a callback and options.
+
+    Raises:
+        UsageError: Not even a few steps fit.
     """
     trial = TimedTrial()
-    run_trial(trial, list_trial_words())
+    run_trial(trial, list_trainer_words(TRIAL))
     if not trial.steps and not trial.changes:
-        print(f"{OPTION}: the head is solved at once; there are no steps to plan.")
+        print(f"{MINUTES_OPTION}: the head is solved at once; there are no steps to plan.")
         return []
-    plan = plan_training(trial, 60 * minutes - (time.perf_counter() - trial.start))
+    try:
+        plan = plan_training(trial, 60 * minutes - (time.perf_counter() - trial.start))
+    except OptionError as error:
+        raise UsageError(str(error)) from error
     print(
         f"{minutes:g} minutes: {plan.epochs} epochs, {plan.steps} steps, a validation after each {plan.validate_every}."
     )
     for note in plan.notes:
         print(note)
-    return plan.list_words()
+    words = list_trainer_words(plan.list_trainer_options())
+    if plan.batch_size is None:
+        return words
+    return list_optim_words(plan.batch_size, vars(trial.optim) | {"lr": plan.learning_rate}) + words

@@ -25,13 +25,7 @@ from vfm.cli.compare import compare_call, select_sections
 from vfm.cli.errors import UsageError
 from vfm.cli.estimate import pop_estimate, quote_training
 from vfm.cli.folds import cross_validate, describe_next, find_job
-from vfm.cli.minutes import (
-    OPTION,
-    TimedTrial,
-    find_minutes,
-    list_optim_words,
-    plan_minutes,
-)
+from vfm.cli.minutes import find_minutes, list_optim_words, list_trainer_words, plan_minutes
 from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
 from vfm.cli.prelabels import PreLabels
 from vfm.cli.recipes import Recipe, read_recipe, update
@@ -46,6 +40,7 @@ from vfm.training.budget import CostMeter
 from vfm.training.callbacks import get_output_dir
 from vfm.training.checkpoint import KEY, read_checkpoint
 from vfm.training.log_filters import filter_logs
+from vfm.training.planning import MINUTES_OPTION, TimedTrial
 from vfm.training.precision import choose_precision
 
 # Options of the data that do not change what it is.
@@ -267,11 +262,11 @@ def _plan_length(
         trainer = stored.get("trainer") or {}
         if trainer.get("max_time") is None:
             raise UsageError(
-                f"{OPTION} is {minutes:g}, but the run that goes on was not planned by minutes. Give "
+                f"{MINUTES_OPTION} is {minutes:g}, but the run that goes on was not planned by minutes. Give "
                 "--trainer.max_epochs."
             )
         names = ("max_epochs", "check_val_every_n_epoch", "max_time")
-        words = ["--model.min_steps=0", *(f"--trainer.{name}={trainer[name]}" for name in names)]
+        words = list_trainer_words({name: trainer[name] for name in names})
         optim = stored["model"]["init_args"].get("optim")
         size = ((stored.get("data") or {}).get("init_args") or {}).get("batch_size")
         return words + (list_optim_words(size, optim) if optim and size else [])

@@ -12,7 +12,8 @@ from vfm_runtime.errors import VfmError
 
 from vfm.data.base import ImageData, LoaderOptions
 from vfm.data.dataset import Record, list_labels
-from vfm.data.detection.auto import DetectionData
+from vfm.data.detection.auto import BOX_LAYOUTS, DetectionData
+from vfm.data.detection.csv import COLUMNS, find_tables
 from vfm.data.folder import FolderData, read_class_folders
 from vfm.data.idx import IdxData, find_idx_files, read_idx_files
 from vfm.data.labelstudio import CHOICE_SEPARATOR, find_choices
@@ -140,6 +141,15 @@ def open_boxes(path: Path, *, training: Spec | None = None) -> ImageData:
     data = DetectionData(path, val_fraction=0.0, test_fraction=0.0, **options)
     data.setup()
     return data
+
+
+def is_of_boxes(path: Path) -> bool:
+    """Whether a path is of a format of boxes; a table is by its columns, since tables of labels are in CSV too."""
+    names = [name for name, layout in BOX_LAYOUTS.layouts.items() if layout.find(path)]
+    if names[:1] != ["csv"]:
+        return bool(names)
+    table = next(iter(find_tables(path).values()))
+    return set(COLUMNS[1:5]) <= set(read_table(table).columns)
 
 
 def choose_evaluation_splits(data: ImageData, path: Path) -> list[str]:

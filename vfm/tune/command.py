@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.errors import OptionError
 
 from vfm.bundle import ExportOptions
+from vfm.data.auto import is_of_boxes
 from vfm.preprocess import Fit
 from vfm.tasks import ClassificationTask
 from vfm.training.log_filters import filter_logs, silence_trainers
@@ -24,6 +26,7 @@ from vfm.tune.backbones import (
     try_backbone,
 )
 from vfm.tune.clock import Clock, OutOfTimeError
+from vfm.tune.detectors import tune_detectors
 from vfm.tune.finetuned import FineTuner
 from vfm.tune.finish import (
     MODEL_FILE,
@@ -71,9 +74,12 @@ def tune(
 ) -> None:
     """Find and fit the best model for a few labelled images within some minutes: frozen heads first, then fine-tuning.
 
+    Of images with boxes, a detector on each backbone, trained for an equal part of the time.
+
     Args:
         data: Folder of class folders, table of images, or folder of IDX files. A test split that it states is left
-            alone; all other images are learned from, and cross-validation judges.
+            alone; all other images are learned from, and cross-validation judges. Images with boxes in any layout of
+            vfm fit: the val split, or one that is drawn, judges.
         backbone: A name of timm; vfm models lists good ones. Several, with commas between them, are compared.
         weights: A local file of its weights, in place of timm's; for several backbones one each, with commas between.
         pretrained: Fetch the weights that timm names for it.
@@ -100,6 +106,23 @@ def tune(
         options = ExportOptions(images=data if data.is_dir() else data.parent, out=export)
         options.check()
     out.mkdir(parents=True, exist_ok=True)
+    common: dict[str, Any] = {"pretrained": pretrained, "image_size": image_size}
+    if data.exists() and is_of_boxes(data):
+        of_labels = {
+            "--fit": fit,
+            "--label-column": label_column,
+            "--label-separator": label_separator,
+            "--key-column": key_column,
+            "--bit-depth": bit_depth,
+        }
+        if idle := [name for name, value in of_labels.items() if value is not None]:
+            raise OptionError(
+                f"{idle[0]} is for images with labels, and {data} has boxes. Leave it out, or train by vfm fit "
+                "--config recipes/detection/small_data.yaml, whose data takes more options."
+            )
+        pairs = split_backbones(backbone, weights)
+        tune_detectors(data, pairs, common, clock, export=options, out=out, seed=seed)
+        return
     L.seed_everything(seed, verbose=False)
     pool = open_pool(
         data,
@@ -111,7 +134,7 @@ def tune(
         bit_depth=bit_depth,
     )
     metric = "mAP" if pool.data.multilabel else "accuracy"
-    common = {"pretrained": pretrained, "image_size": image_size, "fit": fit}
+    common["fit"] = fit
     best, rows = _compare_backbones(split_backbones(backbone, weights), common, pool, clock, metric)
     frozen = best.heads.list_ways(best.seconds, best.image_size)
     print(HEADER, *(way.format_row() for way in frozen), sep="\n", flush=True)

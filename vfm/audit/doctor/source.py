@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import DataError
 
-from vfm.data.auto import LABEL_LAYOUTS
+from vfm.data.auto import LABEL_LAYOUTS, is_of_boxes
 from vfm.data.base import ImageData
 from vfm.data.class_folders import SPLIT_FOLDERS
 from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.auto import BOX_LAYOUTS, DetectionData
 from vfm.data.detection.clean import Fix
-from vfm.data.detection.csv import COLUMNS, find_tables
 from vfm.data.folder import FolderData
 from vfm.data.idx import IdxData
 from vfm.data.splits import SPLITS
@@ -109,15 +108,6 @@ def open_source(
             source = _take_module(path, layout, module)
     source.notes.extend(dict.fromkeys(str(one.message) for one in caught))
     return source
-
-
-def is_of_boxes(path: Path) -> bool:
-    """Whether a path is of a format of boxes; a table is by its columns, since tables of labels are in CSV too."""
-    names = [name for name, layout in BOX_LAYOUTS.layouts.items() if layout.find(path)]
-    if names[:1] != ["csv"]:
-        return bool(names)
-    table = next(iter(find_tables(path).values()))
-    return set(COLUMNS[1:5]) <= set(read_table(table).columns)
 
 
 def _take_module(path: Path, layout: str, data: ImageData, key: str | None = None) -> DoctorSource:

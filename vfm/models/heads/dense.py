@@ -30,7 +30,12 @@ class DenseHead(DetectionHead):
     uses = ("maps",)
 
     def __init__(
-        self, width: int = 128, depth: int = 2, max_boxes: int = 100, suppress_above: float = 0.6
+        self,
+        width: int = 128,
+        depth: int = 2,
+        max_boxes: int = 100,
+        suppress_above: float = 0.6,
+        weights: str | None = None,
     ) -> None:
         """Remember the arguments; the layers are made in `build`.
 
@@ -39,6 +44,8 @@ class DenseHead(DetectionHead):
             depth: 3 x 3 convolutions before the classes, and as many before the boxes.
             max_boxes: Most boxes in the answer for an image.
             suppress_above: IoU with a better box of the same class above which a box is left out.
+            weights: File that a training starts from, such as a checkpoint of an earlier one with this head: classes
+                of the same name go on, others are new. By default a random start.
         """
         super().__init__()
         if width < 16 or width % 16:
@@ -52,6 +59,7 @@ class DenseHead(DetectionHead):
             )
         self.width, self.depth = width, depth
         self.max_boxes, self.suppress_above = max_boxes, suppress_above
+        self.weights = weights
 
     def build(self, info: FeatureInfo, num_labels: int) -> None:
         """Make the layers, with low scores everywhere so that training does not start with a flood of objects."""

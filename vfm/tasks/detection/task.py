@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +24,7 @@ from vfm.data.detection.tiles import group_tiles
 from vfm.losses import DenseLoss, DetectionLoss, Loss
 from vfm.models.backbone import ImageSize
 from vfm.models.heads import DenseHead, DetectionHead, DetrHead
+from vfm.models.heads.head_weights import load_head_weights
 from vfm.preprocess import Preprocess
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
@@ -175,6 +177,13 @@ class DetectionTask(BaseTask):
             records = self._require_data().records
             warn_of_queries([*records["train"], *records.get("val", [])], self.head.max_objects)
             warn_of_crowds(records.get("val", []))
+
+    def take_labels(self, data: ImageData) -> None:
+        """Make the head's layers, unless it has them, and start them from those of a head that learned before."""
+        is_new = not self.labels
+        super().take_labels(data)
+        if is_new and isinstance(self.head, DenseHead) and self.head.weights is not None:
+            rank_zero_info(load_head_weights(self.head, Path(self.head.weights), "classes"))
 
     def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
         """Return a row for each box of a score of 0.01 or more, in pixels of the original image."""
