@@ -10,12 +10,14 @@ import onnxruntime
 import pytest
 import torch
 from torchvision.ops import batched_nms
-from vfm_runtime.errors import OptionError
+from vfm_runtime.errors import MismatchError, OptionError
 
 from vfm.losses import DenseLoss
 from vfm.losses.dense import assign_points
 from vfm.models.heads import DenseHead
 from vfm.models.heads.dense import suppress
+from vfm.models.heads.head_weights import load_head_weights
+from vfm.models.weights import WeightsError
 from vfm.types import FeatureInfo, Features, Objects
 
 PLAIN = FeatureInfo(48, 48, (48, 48, 48, 48), (16, 16, 16, 16))
@@ -55,6 +57,47 @@ def test_every_point_of_three_levels_answers(info: FeatureInfo) -> None:
     assert float(raw["boxes"][0, -16:, 2].mean()) == pytest.approx(4 / 4, rel=0.1)
     (raw["logits"].square().sum() + raw["boxes"].square().sum()).backward()
     assert [name for name, p in head.named_parameters() if p.grad is None] == []
+
+
+def test_a_head_starts_from_an_earlier_one(tmp_path: Path) -> None:
+    earlier = make_head()
+    torch.nn.init.normal_(earlier.classes.bias)
+    file = tmp_path / "earlier.ckpt"
+    state = {f"head.{name}": value for name, value in earlier.state_dict().items()}
+    torch.save({"state_dict": state, "vfm": {"labels": ["a", "b", "c"]}}, file)
+    torch.manual_seed(1)
+    head = DenseHead(width=32)
+    head.prepare(PYRAMID, ("new", "c", "a"))
+    fresh = head.classes.bias[0].item()
+    text = load_head_weights(head, file, "classes")
+    number = len(head.state_dict())
+    assert text == f"Head from {file}: {number} of {number} tensors; classes it knows: c, a."
+    assert head.classes.bias.tolist() == [fresh, *earlier.classes.bias[[2, 0]].tolist()]
+    torch.testing.assert_close(head.classes.weight[2], earlier.classes.weight[0])
+    torch.testing.assert_close(head.sides.weight, earlier.sides.weight)
+    # Another backbone has other widths where it enters, and the rest is of use all the same.
+    other = DenseHead(width=32)
+    other.prepare(PLAIN, ("x",))
+    assert "that meet another backbone start anew; classes it knows: none." in load_head_weights(
+        other, file, "classes"
+    )
+    torch.testing.assert_close(other.sides.weight, earlier.sides.weight)
+
+
+def test_what_is_no_earlier_head_is_refused(tmp_path: Path) -> None:
+    wide, file = make_head(width=48), tmp_path / "wide.ckpt"
+    torch.save({f"neck.{k}": v for k, v in wide.state_dict().items()}, file)
+    with pytest.raises(WeightsError, match=r"wide\.ckpt holds no DenseHead: none of its \d+ tensors"):
+        load_head_weights(make_head(), file, "classes")
+    torch.save(wide.state_dict(), file)
+    match = r"wide\.ckpt does not fit: .* is \[48.*and \[32.*--model.head.width"
+    with pytest.raises(MismatchError, match=match):
+        load_head_weights(make_head(), file, "classes")
+    with pytest.raises(WeightsError, match=r"There is no file .*none\.ckpt of a head's weights"):
+        load_head_weights(make_head(), tmp_path / "none.ckpt", "classes")
+    file.write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="cannot be read as the weights of a head"):
+        load_head_weights(make_head(), file, "classes")
 
 
 def test_suppression_is_greedy() -> None:

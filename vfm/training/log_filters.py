@@ -31,6 +31,8 @@ _WARNINGS = (
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     # Averaging and early stopping are for training alone.
     "Be aware that when using `ckpt_path`, callbacks",
+    # Weights that are sharded are averaged by no one: that is refused where it is asked for.
+    "You're using the WeightAveraging callback with a model that overrides the configure_model",
     r".*isinstance\(treespec, LeafSpec",
 )
 
