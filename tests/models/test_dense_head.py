@@ -87,7 +87,9 @@ def test_a_head_starts_from_an_earlier_one(tmp_path: Path) -> None:
 def test_what_is_no_earlier_head_is_refused(tmp_path: Path) -> None:
     wide, file = make_head(width=48), tmp_path / "wide.ckpt"
     torch.save({f"neck.{k}": v for k, v in wide.state_dict().items()}, file)
-    with pytest.raises(WeightsError, match=r"wide\.ckpt holds no DenseHead: none of its \d+ tensors"):
+    with pytest.raises(
+        WeightsError, match=r"wide\.ckpt holds no DenseHead: none of its \d+ tensors"
+    ):
         load_head_weights(make_head(), file, "classes")
     torch.save(wide.state_dict(), file)
     match = r"wide\.ckpt does not fit: .* is \[48.*and \[32.*--model.head.width"
