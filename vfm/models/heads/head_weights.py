@@ -50,17 +50,17 @@ def load_head_weights(head: Head, path: Path, class_layer: str) -> str:
             "--model.head.weights out."
         )
     fitting = {name: value for name, value in shared.items() if name not in entering}
-    known = [label for label in head.labels if label in labels]
+    shared_labels = [label for label in head.labels if label in labels]
     for name in rows & tensors.keys():
         row = current[name].clone()
-        for label in known:
+        for label in shared_labels:
             row[head.labels.index(label)] = tensors[name][labels.index(label)]
         fitting[name] = row
     head.load_state_dict({**current, **fitting})
     left = f"; {len(entering)} that meet another backbone start anew" if entering else ""
     return (
         f"Head from {path}: {len(fitting)} of {len(current)} tensors{left}; classes it knows: "
-        f"{', '.join(known) or 'none'}."
+        f"{', '.join(shared_labels) or 'none'}."
     )
 
 
