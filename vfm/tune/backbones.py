@@ -97,7 +97,7 @@ def try_backbone(
     Args:
         settings: Arguments of the task.
         pool: Images to learn from; those that cannot be read are left out.
-        clock: Time budget.
+        clock: Time budget that all backbones share.
         num_left: Number of backbones that share what is left of it.
 
     Raises:

@@ -118,7 +118,7 @@ def tune_detectors(
         path: Folder or file of images with boxes, in any layout that `vfm fit` reads.
         backbones: Names in timm, each with a file of its weights or None for timm's own.
         common: Arguments of all tasks.
-        clock: Time budget.
+        clock: Time budget that all backbones share.
         export: What to write of the finished detector; None for no bundle.
         out: Folder for model.ckpt, recipe.yaml, results.json and report.html, and a run for each backbone.
         seed: Seed of the split and of the trainings.
