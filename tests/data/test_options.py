@@ -36,6 +36,7 @@ def test_options_are_recorded_and_rebuilt():
         "fold": None,
         "bit_depth": None,
         "max_pixels": None,
+        "balance": "none",
     }
     again = build(digits.spec, base=ImageData)
     assert (again.batch_size, again.num_workers, again.seed) == (7, 0, 0)

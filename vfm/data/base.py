@@ -10,12 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypedDict, Unpack
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.tasks.tiling import Tiling
 
+from vfm.data.balance import Balance, compute_balance_weights
 from vfm.data.dataset import (
     ImageDataset,
     Record,
@@ -60,6 +63,8 @@ class LoaderOptions(TypedDict, total=False):
         bit_depth: Bits that the values of images of 16 or 32 bits use, such as 12, so that the largest of them is
             white; by default 16. It becomes part of the model. Images of 8 bits are read as they are.
         max_pixels: Pixels up to which photos are opened; above the double they are refused. By default 89,478,485.
+        balance: What comes equally often in training: label, or group for each label of each value of group_columns; a
+            head that is solved weighs images instead. By default each image comes once an epoch.
     """
 
     batch_size: int | None
@@ -69,6 +74,7 @@ class LoaderOptions(TypedDict, total=False):
     fold: int | None
     bit_depth: int | None
     max_pixels: int | None
+    balance: Balance
 
 
 LOADER_DEFAULTS: LoaderOptions = {
@@ -79,6 +85,7 @@ LOADER_DEFAULTS: LoaderOptions = {
     "fold": None,
     "bit_depth": None,
     "max_pixels": None,
+    "balance": "none",
 }
 
 
@@ -107,6 +114,8 @@ class ImageData(LightningDataModule, Component, ABC):
     """Whether several labels, or none, may apply to an image; known after `setup`."""
     group_columns: tuple[str, ...] = ()
     """Names of the records' groups."""
+    can_balance: ClassVar[bool] = False
+    """Whether `balance` may be asked for."""
     collate: Callable[[Sequence[Any]], Batch] = staticmethod(collate)
     """Joins samples to a batch."""
     stored: dict[str, StoredFeatures]
@@ -144,6 +153,12 @@ class ImageData(LightningDataModule, Component, ABC):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}. Give {least} or more.")
+        self.balance = options.get("balance", "none")
+        if self.balance != "none" and not self.can_balance:
+            raise OptionError(
+                f"balance is '{self.balance}', but {type(self).__name__} has no balanced sampling. Leave it out "
+                "(--data.balance), or give a table or a folder of labelled images."
+            )
         self.has_auto_augment = augment == "auto"
         self.augment = self.default_augment if augment == "auto" else augment
         check_augment(self.augment)
@@ -209,6 +224,13 @@ class ImageData(LightningDataModule, Component, ABC):
             self._was_read = True
         if stage in _STAGE_SPLIT:
             self._get_records(_STAGE_SPLIT[stage])
+        if stage == "fit":
+            self.weigh_records()  # what cannot be balanced is refused before any work
+
+    def weigh_records(self) -> NDArray[np.float64] | None:
+        """Return how often each training image comes, or counts, as `balance` says, [N]; None for all alike."""
+        records, columns = self._get_records("train"), self.group_columns
+        return compute_balance_weights(records, self.balance, columns, multilabel=self.multilabel)
 
     @property
     def tiling_in_use(self) -> Tiling | None:
@@ -254,7 +276,8 @@ class ImageData(LightningDataModule, Component, ABC):
         rank, world = self._rank_and_world
         dataset = self.stored.get("train") or self._pack(self._build_training_dataset(), "train")
         options: dict[str, Any] = {"seed": self.seed, "rank": rank, "num_replicas": world}
-        if isinstance(dataset, ImageDataset):
+        options["weights"] = self.weigh_records()
+        if isinstance(dataset, ImageDataset) and options["weights"] is None:
             options |= {"photos": dataset.photos, "weights": dataset.weights}
         sampler = EpochSampler(len(dataset), shuffle=True, **options)
         # Lightning asks for the first batches of a resumed training before it names the epoch.

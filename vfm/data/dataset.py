@@ -168,7 +168,7 @@ class ImageDataset(Dataset[Sample | Skipped]):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | Skipped:
         """One image, by its index, or by a pair of epoch and index as `EpochSampler` gives."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self.open_sample(index, epoch, read_source(self.records[index]))
+        return self.open_sample(index, epoch, read_source(self.records[index % len(self)]))
 
     def open_sample(
         self, index: int, epoch: int, source: str | bytes | NDArray[np.uint8]
@@ -176,13 +176,13 @@ class ImageDataset(Dataset[Sample | Skipped]):
         """One image, from what its record names or the bytes that were read from there.
 
         Args:
-            index: Position in the split.
+            index: Position in the split; of the r-th repetition in an epoch r N higher, as `EpochSampler` has it.
             epoch: Epoch, which decides on the augmentation.
             source: Path, bytes or pixels, as `open_image` takes them.
         """
-        record = self.records[index]
+        record = self.records[index % len(self)]
         if self.num_views:
-            epoch %= self.num_views
+            epoch, index = epoch % self.num_views, index % len(self)
         target = np.array(record.label)
         if isinstance(record.label, tuple):
             target = np.zeros(self.num_labels, dtype=np.float32)
@@ -196,7 +196,7 @@ class ImageDataset(Dataset[Sample | Skipped]):
             return Skipped(record.name, error.reason, target, self.preprocess.size)
         seed = None if self.transform is None else self.seed
         text = choose_text(record, seed, epoch, index)
-        return Sample(pixels, target, index, record.name, text=text)
+        return Sample(pixels, target, index % len(self), record.name, text=text)
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:

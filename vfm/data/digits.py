@@ -15,6 +15,7 @@ class DigitsData(ImageData):
     Of each digit 70 % are to train, 10 % to validate and 20 % to test; `predict` answers for the test images.
     """
 
+    can_balance = True
     # A mirrored 2 is no digit.
     default_augment: ClassVar[Augment] = "light"
     # The images are in memory: processes that open them would only cost time.

@@ -56,7 +56,8 @@ class StoredFeatures(Dataset[Any]):
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Batch]:
         """One batch, in a list as torch's loader wants it, by positions or by pairs of epoch and position."""
-        positions = [key[1] if isinstance(key, tuple) else key for key in keys]
+        # Repetitions of an image in an epoch have higher indices; their features are the same.
+        positions = [(key[1] if isinstance(key, tuple) else key) % len(self) for key in keys]
         good = np.array([i for i in positions if i not in self.skipped], dtype=np.int64)
         index = torch.from_numpy(good)
         batch = Batch(

@@ -34,6 +34,8 @@ class FolderData(ImageData):
     `predict` answers for every image below `root`, whatever the folders.
     """
 
+    can_balance = True
+
     def __init__(
         self,
         root: str | Path,

@@ -80,10 +80,13 @@ def check_groups(columns: dict[str, list[str]], option: str = "--groups") -> Non
                 f"Name another ({option}), or leave it out."
             )
         if number * _LEAST_PER_GROUP > len(values):
-            remedy = " If images of one value belong together, give --cluster." * (
-                option == "--groups"
-            )
+            remedy = f"Name another column ({option})."
+            if option == "--groups":
+                remedy = (
+                    f"If images of one value belong together, give --cluster {name}; else name another column "
+                    "(--groups)."
+                )
             raise DataError(
                 f"The column '{name}' has {number} values for {len(values)} images: it names images or people, not "
-                f"groups.{remedy} Name another column ({option})."
+                f"groups. {remedy}"
             )

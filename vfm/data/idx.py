@@ -27,6 +27,7 @@ class IdxData(ImageData):
     test images.
     """
 
+    can_balance = True
     default_augment: ClassVar[Augment] = "light"
 
     def __init__(

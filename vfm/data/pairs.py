@@ -29,6 +29,8 @@ class PairData(TableData):
     label, or a label alone, of which a task can make a text.
     """
 
+    can_balance = False
+
     def __init__(
         self,
         table: str | Path,

@@ -29,6 +29,7 @@ class SyntheticData(ImageData):
     images.
     """
 
+    can_balance = True
     # The images are in memory: processes that open them would only cost time.
     option_defaults: ClassVar[LoaderOptions] = {
         **LOADER_DEFAULTS,

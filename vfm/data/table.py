@@ -31,6 +31,8 @@ class TableData(ImageData):
     splits is followed; without one, splits are drawn. `predict` answers for every image of the table.
     """
 
+    can_balance = True
+
     def __init__(
         self,
         table: str | Path,

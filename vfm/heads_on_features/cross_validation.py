@@ -71,6 +71,7 @@ def cross_validate(
     *,
     num_labels: int | None = None,
     class_weights: ArrayLike | None = None,
+    sample_weights: ArrayLike | None = None,
     multilabel: bool = False,
 ) -> list[CandidateScores]:
     """Score every image by heads that were fitted on the other folds; candidates of one scaling share their work.
@@ -82,6 +83,7 @@ def cross_validate(
         candidates: Heads to compare.
         num_labels: Number of labels C; by default one more than the highest class.
         class_weights: How much each class counts in logistic regression, [C].
+        sample_weights: How much each image counts in logistic regression, [N], 1 on average; scores are judged alike.
         multilabel: Whether several labels, or none, may apply to an image.
 
     Returns:
@@ -96,7 +98,11 @@ def cross_validate(
         raise DataError(
             f"There is {len(numbers)} fold. Give two or more, so that each image is scored by a head fitted on others."
         )
-    options: dict[str, Any] = {"num_labels": num_labels, "class_weights": class_weights}
+    options: dict[str, Any] = {
+        "num_labels": num_labels,
+        "class_weights": class_weights,
+        "sample_weights": sample_weights,
+    }
     return score_folds(features, target, folds, candidates, multilabel=multilabel, **options)
 
 
@@ -108,6 +114,7 @@ def score_folds(
     *,
     num_labels: int | None = None,
     class_weights: ArrayLike | None = None,
+    sample_weights: ArrayLike | None = None,
     multilabel: bool = False,
 ) -> list[CandidateScores]:
     """Score the images of all folds but fold -1, by heads that were fitted on all others; else as `cross_validate`.
@@ -121,7 +128,10 @@ def score_folds(
     learned = mark_learned(labels, parts, multilabel) & (parts >= 0)
     for number in np.unique(parts[parts >= 0]).tolist():
         held_out = parts == number
-        fitted = FoldFitter(values[~held_out], labels[~held_out], count, class_weights, multilabel)
+        each = None if sample_weights is None else np.asarray(sample_weights)[~held_out]
+        fitted = FoldFitter(
+            values[~held_out], labels[~held_out], count, class_weights, multilabel, each
+        )
         for index, part in fitted.score(candidates, values[held_out]):
             logits[index, held_out] = part
     return [
@@ -139,6 +149,7 @@ class FoldFitter:
     num_labels: int
     class_weights: ArrayLike | None
     multilabel: bool
+    sample_weights: ArrayLike | None = None
 
     def score(
         self, candidates: Sequence[Candidate], features: NDArray[Any]
@@ -158,6 +169,7 @@ class FoldFitter:
                 self.num_labels,
                 self.class_weights,
                 self.multilabel,
+                self.sample_weights,
             )
             indices.sort(key=lambda index: candidates[index].c)
             heads = problem.solve_path([candidates[index].c for index in indices], _TOLERANCE)

@@ -20,6 +20,7 @@ def fit_candidate(
     *,
     num_labels: int,
     class_weights: ArrayLike | None = None,
+    sample_weights: ArrayLike | None = None,
     multilabel: bool = False,
 ) -> AffineHead:
     """Fit a candidate that is a linear head.
@@ -30,6 +31,7 @@ def fit_candidate(
         target: Classes, int [N]; or with `multilabel` zeros and ones, [N, C].
         num_labels: Number of labels C.
         class_weights: How much each class counts in logistic regression, [C].
+        sample_weights: How much each image counts in logistic regression, [N], 1 on average.
         multilabel: Whether several labels, or none, may apply to an image.
 
     Raises:
@@ -43,6 +45,7 @@ def fit_candidate(
             scaling=candidate.scaling,
             num_labels=num_labels,
             class_weights=class_weights,
+            sample_weights=sample_weights,
             multilabel=multilabel,
         )
     normalizes = candidate.scaling == "l2"

@@ -80,6 +80,7 @@ def solve_linear(
     *,
     num_labels: int | None = None,
     class_weights: ArrayLike | None = None,
+    sample_weights: ArrayLike | None = None,
     multilabel: bool = False,
 ) -> Solved:
     """Choose C and scaling by cross-validation, and fit the head on all images.
@@ -92,12 +93,14 @@ def solve_linear(
         folds: Fold of each image from 0, int [N]; or of several cross-validations, [R, N].
         num_labels: Number of labels C; by default one more than the highest class.
         class_weights: How much each class counts, [C]; with `multilabel` where the label applies.
+        sample_weights: How much each image counts where heads are fitted, [N], 1 on average; scores are judged alike.
         multilabel: Whether several labels, or none, may apply to an image.
     """
     values, labels = np.asarray(features), np.asarray(target)
     parts = np.atleast_2d(folds)
     count = labels.shape[1] if multilabel else num_labels or int(labels.max()) + 1
     weights = np.ones(count) if class_weights is None else np.asarray(class_weights)
+    each_counts = np.ones(len(values)) if sample_weights is None else np.asarray(sample_weights)
     rows, columns = _choose_part(labels, count, multilabel)
     some = labels[rows][:, columns] if multilabel else np.searchsorted(columns, labels[rows])
     candidates = list_candidates(values[rows])
@@ -110,6 +113,7 @@ def solve_linear(
                 candidates,
                 num_labels=len(columns),
                 class_weights=weights[columns],
+                sample_weights=each_counts[rows],
                 multilabel=multilabel,
             )
             for each in parts
@@ -118,6 +122,7 @@ def solve_linear(
     options: dict[str, Any] = {
         "num_labels": count,
         "class_weights": weights,
+        "sample_weights": each_counts,
         "multilabel": multilabel,
     }
     if len(rows) < len(values):

@@ -34,6 +34,7 @@ def fit_logistic_regression(
     scaling: Scaling = "l2",
     num_labels: int | None = None,
     class_weights: ArrayLike | None = None,
+    sample_weights: ArrayLike | None = None,
     multilabel: bool = False,
 ) -> AffineHead:
     """Fit logistic regression as scikit-learn's `LogisticRegression(C=c)` does, softmax or one sigmoid a label.
@@ -45,9 +46,12 @@ def fit_logistic_regression(
         scaling: What features go through; the head that is returned does it too.
         num_labels: Number of labels C; by default one more than the highest class.
         class_weights: How much each class counts, [C]; with `multilabel` where the label applies.
+        sample_weights: How much each image counts, [N], 1 on average.
         multilabel: Whether several labels, or none, may apply to an image.
     """
-    problem = Problem.build(features, target, scaling, num_labels, class_weights, multilabel)
+    problem = Problem.build(
+        features, target, scaling, num_labels, class_weights, multilabel, sample_weights
+    )
     return next(iter(problem.solve_path([c])))
 
 
@@ -73,6 +77,8 @@ class Problem:
     """int64 [N], or float64 [N, C]."""
     weights: FloatArray
     """float64 [N] for classes; [C] of the positives with several labels."""
+    sample_weights: FloatArray
+    """float64 [N], how much each image counts; for classes it is in `weights` too."""
     num_labels: int
     multilabel: bool
     basis: FloatArray
@@ -94,6 +100,7 @@ class Problem:
         num_labels: int | None,
         class_weights: ArrayLike | None,
         multilabel: bool,
+        sample_weights: ArrayLike | None = None,
     ) -> Problem:
         """Scale the features, and find their principal directions."""
         values = scale_features(features, None, scaling == "l2")
@@ -107,11 +114,13 @@ class Problem:
         labels = np.asarray(target)
         count = labels.shape[1] if multilabel else num_labels or int(labels.max()) + 1
         weights = np.ones(count) if class_weights is None else np.asarray(class_weights, np.float64)
+        each = np.ones(len(labels)) if sample_weights is None else np.asarray(sample_weights)
         basis, deviations, is_rotated = _find_directions(values)
         return cls(
             values @ basis if is_rotated else values,
             labels.astype(np.float64 if multilabel else np.int64),
-            weights if multilabel else weights[labels],
+            weights if multilabel else weights[labels] * each,
+            each.astype(np.float64),
             count,
             multilabel,
             basis,
@@ -152,7 +161,7 @@ class Problem:
         """Return weights [R, C], biases [C], and the mean loss with its penalty."""
         # Two classes: scikit-learn has one vector there, the difference of the two here.
         c = c / 2 if self.num_labels == 2 and not self.multilabel else c
-        total = len(self.rows) if self.multilabel else float(self.weights.sum())
+        total = float(self.sample_weights.sum() if self.multilabel else self.weights.sum())
         penalty = 1 / (c * total)
         some = self.rows[:: max(1, len(self.rows) // _MOST_ROWS)]
         logits = some @ (weight if self.is_rotated else self.basis @ weight) + bias
@@ -194,7 +203,7 @@ class Problem:
             rows, target = self.rows[part], self.target[part]
             logits = rows @ weight + bias
             if self.multilabel:
-                each = 1 + target * (self.weights - 1)
+                each = (1 + target * (self.weights - 1)) * self.sample_weights[part, None]
                 value = float((each * (np.logaddexp(0, logits) - target * logits)).sum())
                 residual = each * (expit(logits) - target)
             else:

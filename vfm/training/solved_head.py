@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
-from vfm_runtime.errors import DataError
+from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.heads_on_features import AffineHead
 
 from vfm.data import ImageData
@@ -110,10 +110,18 @@ def solve_head(task: CheckpointedModel, data: ImageData, stored: StoredFeatures)
             )
         _warn_of_contradictions(features[0], target, data, positions)
         weights = getattr(task.criterion, "class_weights", None)
+        each_counts = data.weigh_records()
+        is_logistic = [isinstance(h, LinearHead) and h.solver == "logistic" for h in members]
+        if each_counts is not None and not all(is_logistic):
+            raise OptionError(
+                f"--data.balance {data.balance} weighs images, which only logistic regression heeds. Give --model.head "
+                "LinearHead with the solver logistic, or leave it out."
+            )
         options = {
             "num_labels": len(data.labels),
             "multilabel": target.ndim == 2,
             "class_weights": None if weights is None else weights.cpu().numpy(),
+            "sample_weights": None if each_counts is None else each_counts[positions],
         }
         repeats = _REPEATS if len(positions) < FEW_IMAGES else 1
         folds = np.stack([_draw_folds(data, positions, data.seed + i) for i in range(repeats)])
