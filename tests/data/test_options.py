@@ -7,7 +7,8 @@ from PIL import Image
 from vfm_runtime.errors import OptionError
 
 from vfm import data
-from vfm.data.base import LOADER_DEFAULTS, ImageData, LoaderOptions
+from vfm.data.base import ImageData
+from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
 from vfm.preprocess import Preprocess
 from vfm.spec import build
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypedDict, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.tasks.tiling import Tiling
 
-from vfm.data.balance import Balance, compute_balance_weights
+from vfm.data.balance import compute_balance_weights
 from vfm.data.dataset import (
     ImageDataset,
     Record,
@@ -33,6 +33,7 @@ from vfm.data.dataset import (
 )
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.data.loader import Position, ResumableLoader, leave_finished_epoch
+from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
 from vfm.data.packed_records import pack_dataset
 from vfm.data.sampler import EpochSampler
 from vfm.data.splits import check_folds, complete_splits, draw_folds
@@ -45,48 +46,6 @@ from vfm.types import Batch
 _STAGE_SPLIT = {"fit": "train", "validate": "val", "test": "test"}
 _MOST_WORKERS = 8
 _FEW_IMAGES = 1000
-
-
-class LoaderOptions(TypedDict, total=False):
-    """The `**options` of a data module's constructor; a module states its own defaults in `option_defaults`.
-
-    Args:
-        batch_size: Images in a batch, on each process. null: 16 where fewer than 1,000 are to train, else 32; 8 or 16
-            with boxes; with --trainer.minutes fewer if so many left few steps.
-        num_workers: Processes that open images, for each training process; by default one less than its share of the
-            cores, at most 8.
-        seed: Seed of order, augmentation and splits, and of the images where they are generated.
-        folds: Number of folds for cross-validation: `vfm fit` trains as many models, each of which is judged by the
-            fold that it did not see, and then one on all images. Folds are drawn from train and a val split that is
-            drawn; a val split that the data states stays out of them, and test is never touched.
-        fold: The fold that takes the place of val, from 0, where one of them is trained by itself.
-        bit_depth: Bits that the values of images of 16 or 32 bits use, such as 12, so that the largest of them is
-            white; by default 16. It becomes part of the model. Images of 8 bits are read as they are.
-        max_pixels: Pixels up to which photos are opened; above the double they are refused. By default 89,478,485.
-        balance: What comes equally often in training: label, or group for each label of each value of group_columns; a
-            head that is solved weighs images instead. By default each image comes once an epoch.
-    """
-
-    batch_size: int | None
-    num_workers: int | None
-    seed: int
-    folds: int | None
-    fold: int | None
-    bit_depth: int | None
-    max_pixels: int | None
-    balance: Balance
-
-
-LOADER_DEFAULTS: LoaderOptions = {
-    "batch_size": None,
-    "num_workers": None,
-    "seed": 0,
-    "folds": None,
-    "fold": None,
-    "bit_depth": None,
-    "max_pixels": None,
-    "balance": "none",
-}
 
 
 class ImageData(LightningDataModule, Component, ABC):

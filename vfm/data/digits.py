@@ -4,8 +4,9 @@ from typing import ClassVar, Unpack
 
 import numpy as np
 
-from vfm.data.base import LOADER_DEFAULTS, ImageData, LoaderOptions
+from vfm.data.base import ImageData
 from vfm.data.dataset import Record
+from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
 from vfm.data.transforms import Augment
 
 

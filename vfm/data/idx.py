@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import DataError, OptionError
 
-from vfm.data.base import ImageData, LoaderOptions
+from vfm.data.base import ImageData
 from vfm.data.dataset import Record
 from vfm.data.layouts import Reading
+from vfm.data.options import LoaderOptions
 from vfm.data.transforms import Augment
 
 _STEMS = {"train": "train", "test": "t10k"}

@@ -9,9 +9,9 @@ from typing import Unpack
 
 from vfm_runtime.errors import DataError, OptionError
 
-from vfm.data.base import LoaderOptions
 from vfm.data.dataset import Record, list_labels
 from vfm.data.folder import SPLIT_FILE
+from vfm.data.options import LoaderOptions
 from vfm.data.shards import ShardData, expand
 from vfm.data.splits import SPLITS, complete_splits
 from vfm.data.table import TableData

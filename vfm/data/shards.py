@@ -14,9 +14,10 @@ from fsspec.core import url_to_fs
 from torch.utils.data import IterableDataset, get_worker_info
 from vfm_runtime.errors import OptionError
 
-from vfm.data.base import ImageData, LoaderOptions
+from vfm.data.base import ImageData
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate
 from vfm.data.loader import Position, ResumableLoader, leave_finished_epoch
+from vfm.data.options import LoaderOptions
 from vfm.data.tar import ShardError, TarImage, TarSample, list_shard, read_images
 from vfm.data.transforms import Augment
 from vfm.types import Batch

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import OptionError
 
-from vfm.data.base import LOADER_DEFAULTS, ImageData, LoaderOptions
+from vfm.data.base import ImageData
 from vfm.data.dataset import Record
+from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
 from vfm.data.splits import SPLITS
 from vfm.data.transforms import Augment
 

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, Unpack, get_args
 from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.tiling import LEAST_SIDE, Tiling
 
-from vfm.data.base import LOADER_DEFAULTS, LoaderOptions
 from vfm.data.class_folders import list_readable, write_prefix
 from vfm.data.copies import find_copies, warn_of_copies
 from vfm.data.dataset import Record
@@ -37,6 +36,7 @@ from vfm.data.detection.voc import find_voc, read_voc
 from vfm.data.detection.yolo import find_yolo, read_yolo
 from vfm.data.folder import SPLIT_FILE
 from vfm.data.layouts import Layout, LayoutTable, Reading
+from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
 from vfm.data.splits import (
     SPLITS,
     SplitRow,

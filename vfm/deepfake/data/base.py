@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal, Unpack, get_args
 from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.errors import OptionError
 
-from vfm.data.base import LOADER_DEFAULTS, ImageData, LoaderOptions
+from vfm.data.base import ImageData
 from vfm.data.dataset import Record
+from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
 from vfm.data.splits import SPLITS
 from vfm.deepfake.data.dataset import (
     BLENDED,
