@@ -13,12 +13,15 @@ import vfm_runtime
 from PIL import Image
 
 import vfm
+from tests.embed.tiny_pair import write_tiny_pair
+from tests.models.tiny_encoder import write_tiny_encoder
 from tests.tasks.tiny import trainer
 from vfm.cli import main
 from vfm.data import FolderData, PairData
 from vfm.losses import SigLIPLoss
-from vfm.models.text import SmallTextTower
+from vfm.models.text import EncoderTextTower, SmallTextTower
 from vfm.tasks import ContrastiveTask, Optim
+from vfm.tasks.contrastive import OpenClipTextTower
 
 COLORS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
 TEMPLATES = ["a {} square.", "a photo of a {}."]
@@ -187,6 +190,29 @@ def test_captions_are_retrieved_and_a_frozen_tower_stays(pairs, tmp_path, freeze
     np.testing.assert_allclose(
         again.embed_text(["a red square"]), task.eval().embed_text(["a red square"]), atol=1e-6
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["open_clip", "encoder"])
+def test_other_text_towers_train_and_are_exported(images, tmp_path, kind):
+    if kind == "open_clip":
+        pytest.importorskip("open_clip")
+        (tmp_path / "encoder").mkdir()
+        write_tiny_pair(tmp_path / "encoder")
+        text = OpenClipTextTower("tiny_pair", base=tmp_path / "encoder" / "weights.pt")
+    else:
+        pytest.importorskip("transformers")
+        text = EncoderTextTower(write_tiny_encoder(tmp_path / "encoder"), context=16)
+    task = make_task(text=text)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(task, datamodule=FolderData(images, batch_size=32, num_workers=0, augment="none"))
+    assert text.count_cut(["red", "a red square " * 40]) == 1
+    (tmp_path / "encoder").rename(tmp_path / "gone")  # the checkpoint has all that it takes
+    model = vfm.load(run.checkpoint_callback.best_model_path, device="cpu")
+    model.export(tmp_path / "bundle", images=images, num_images=6, text=True)
+    texts = ["a red photo.", "cat", "", "a picture of a dog " * 20]
+    ours = vfm_runtime.load(tmp_path / "bundle", device="cpu").embed_text(texts)
+    np.testing.assert_allclose(model.embed_text(texts), ours, atol=1e-5)
 
 
 def test_what_cannot_be_contrasted_is_refused(images, pairs, tmp_path):

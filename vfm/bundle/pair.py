@@ -59,10 +59,12 @@ class TextPart(NamedTuple):
     @classmethod
     def of_model(cls, model: TowerModel) -> Self:
         """Take the text tower of a trained model; its logits are those of its scale and bias."""
-        tower = model.text_tower.tower
-        assert model.scale is not None  # of what embeds texts
-        spec = replace(tower.text_spec, scale=model.scale, bias=model.bias)
-        return cls(model.text_tower.cpu().float().eval(), tower.tokenizer, spec)
+        module, scale, bias = model.text_tower.cpu().float().eval(), model.scale, model.bias
+        assert scale is not None  # of what embeds texts
+        tokenizer = module.tower.tokenizer
+        if not hasattr(tokenizer, "to_str"):  # not of the package tokenizers
+            return cls(module, *convert_tokenizer(tokenizer, scale, bias))
+        return cls(module, tokenizer, replace(module.tower.text_spec, scale=scale, bias=bias))
 
     def describe(self) -> dict[str, Any]:
         """Return the extension `tokenizer` of a contract."""

@@ -95,6 +95,11 @@ class MaskedTextTower(TextTower):
         tokens = super().tokenize(texts)
         return tokens[:, : max(1, int((tokens != self.pad).sum(dim=1).max()))]
 
+    def find_words(self, tokens: Tensor) -> Tensor:
+        """Return which tokens are those of a text, bool [N, length]; an empty text keeps the first that fills it up."""
+        is_word = tokens != self.pad
+        return torch.cat([torch.ones_like(is_word[:, :1]), is_word[:, 1:]], dim=1)
+
     def take_tokenizer(self, tokenizer: Any, marks: Sequence[str] = ()) -> None:
         """Take a tokenizer that fills up texts; it cuts them to the context from now on.
 
@@ -190,7 +195,7 @@ class SmallTextTower(MaskedTextTower):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the means of the last tokens, float [N, width]."""
-        mask = tokens != self.pad
+        mask = self.find_words(tokens)
         x = self.tokens(tokens) + self.positions[: tokens.shape[1]]
         bias = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, torch.finfo(x.dtype).min)
         for block in self.blocks:
@@ -252,7 +257,7 @@ class EncoderTextTower(MaskedTextTower):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the means of the last tokens, float [N, width]."""
-        mask = tokens != self.pad
+        mask = self.find_words(tokens)
         last = self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         return _average(last, mask)
 
@@ -336,7 +341,7 @@ def read_tokenizer(path: Path) -> tuple[Any, list[str]]:
 
 def _average(tokens: Tensor, mask: Tensor) -> Tensor:
     weights = mask[..., None].to(tokens.dtype)
-    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    return (tokens * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 def _import_tokenizers() -> Any:

@@ -82,8 +82,8 @@ class ContrastiveTask(PretrainingTask):
 
         Args:
             backbone: A name of timm, with or without a tag of weights.
-            text: Text tower: SmallTextTower by default, EncoderTextTower for a text encoder of a folder, or any other
-                TextTower.
+            text: Text tower: SmallTextTower by default, EncoderTextTower for a text encoder of a folder,
+                OpenClipTextTower for one of open_clip, or any other TextTower.
             loss: UniCLLoss by default, CLIPLoss, SigLIPLoss, or any other ContrastiveLoss.
             dim: Numbers of the vectors that images and texts share.
             freeze: Tower that stays as it is: none; image, as LiT has it, whose features are then computed once where
