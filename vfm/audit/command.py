@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from vfm_runtime.errors import OptionError
 
+from vfm.audit.before import JudgedModel, compare_models, require_comparable
 from vfm.audit.calibration import measure_calibration
 from vfm.audit.comparison import ClusterSampler, RatioMetric
 from vfm.audit.groups import GroupReport, compare_groups
@@ -50,6 +51,8 @@ class AuditOptions:
     """What an audit looks at.
 
     Args:
+        before: Another checkpoint or bundle of the same task and labels, such as the one before a mitigation: what
+            changed is said for each group, on the same images with paired intervals.
         groups: Columns of the table by whose values images are compared, separated by commas: site,age.
         cluster: Column of what belongs together (patient, video, camera); intervals and tests take it as one.
         table: Table with a row for each image (path, and the columns), where the data itself is no table.
@@ -72,6 +75,7 @@ class AuditOptions:
         seed: Seed of all draws.
     """
 
+    before: Path | None = None
     groups: str = ""
     cluster: str | None = None
     table: Path | None = None
@@ -150,6 +154,18 @@ def audit(
         audited, source.records, batch_size=options.batch_size, embeds=embeds, groups=rule_groups
     )
     report = measure(audited, source, predicted, columns, clusters, options)
+    if options.before is not None:
+        before = predict_before(options.before, audited, data, options, trust)
+        notes = (*before.model.notes, *before.source.notes)
+        report.content["notes"] += [f"Before: {note}" for note in notes]
+        report.content["changes"] = compare_models(
+            JudgedModel(audited, source, predicted),
+            before,
+            columns,
+            clusters,
+            positive=options.positive,
+            seed=options.seed,
+        )
     if options.robustness and source.columns is not None:
         report.content["robustness"] = measure_robustness(
             audited,
@@ -198,6 +214,23 @@ def _audit_by_task(
     module, _, name = str(checkpoint.task.audit_function).partition(":")
     chosen = {k: v for k, v in vars(options).items() if v != getattr(_DEFAULTS, k)}
     getattr(import_module(module), name)(checkpoint.path, data, out=out, trust=trust, **chosen)
+
+
+def predict_before(
+    path: Path, after: AuditedModel, data: Path | None, options: AuditOptions, trust: Sequence[str]
+) -> JudgedModel:
+    """Predict the images of an audit by the model that its model is compared with.
+
+    Raises:
+        AuditError: It is of another task, or knows other labels, or was trained on the images.
+    """
+    checkpoint = None if path.is_dir() else Checkpoint.open(path, trust=trust)
+    before = open_model(path, checkpoint, device=options.device)
+    require_comparable(after, before)
+    source = open_data(before, data, options.split)
+    groups = read_rule_groups(before, source, options.table)
+    predicted = predict_images(before, source.records, batch_size=options.batch_size, groups=groups)
+    return JudgedModel(before, source, predicted)
 
 
 def read_groups(
@@ -262,6 +295,10 @@ class AuditReport:
             values["mean_corruption_error"] = robustness["mean_corruption_error"]
         values["num_found_gaps"] = float(len(self.groups.found))
         values["num_skipped"] = float(self.content["num_skipped"])
+        if (changes := self.content.get("changes")) is not None:
+            rows = {**changes["metrics"], "worst_group_gap": changes["worst_group_gap"]}
+            for name, change in rows.items():
+                values[f"{name}_change"] = None if change is None else change["change"]["value"]
         if worst is not None:
             values["worst_group_gap"] = max(0.0, worst.harm)
             values[f"worst_group_{worst.metric.name}"] = worst.result.value.value

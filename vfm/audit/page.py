@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vfm.audit.before import add_changes, list_changes
 from vfm.audit.calibration import draw_calibration
 from vfm.audit.groups import GroupComparison, GroupReport
 from vfm.audit.robustness import describe_robustness, draw_robustness
@@ -65,6 +66,8 @@ def build_page(
     )
     if content.get("null_scores"):
         _add_null_scores(page, content)
+    if "changes" in content:
+        add_changes(page, content["changes"])
     if groups.comparisons:
         _add_groups(page, groups)
     if "found_groups" in content:
@@ -284,6 +287,8 @@ def format_report(content: Mapping[str, Any], groups: GroupReport) -> str:
     for name, metric in content["metrics"].items():
         value, note = describe_metric(metric)
         lines.append(f"{name:<24} {value}  {note}")
+    if "changes" in content:
+        lines += [f"Change: {sentence}" for sentence in list_changes(content["changes"])]
     if "calibration" in content:
         lines.append(describe_calibration(content["calibration"]))
     if groups.comparisons:
