@@ -125,6 +125,17 @@ def test_the_bundle_reads_words_without_torch(checkpoint, images, tmp_path):
     assert paths[0].parent.name in done.stdout
 
 
+@pytest.mark.slow
+def test_a_store_of_its_vectors_is_searched_by_words(checkpoint, images, tmp_path, capsys):
+    pytest.importorskip("lancedb")
+    store = str(tmp_path / "store")
+    words = ["--model", str(checkpoint), "--device", "cpu"]
+    assert main(["embed", str(images / "val"), "--to", store, *words]) == 0
+    assert main(["search", store, "--text", "a blue square.", "--k", "5", "--json", "true"]) == 0
+    nearest = json.loads(capsys.readouterr().out.splitlines()[-1])["neighbors"]
+    assert {Path(one["path"]).parent.name for one in nearest} == {"blue"}
+
+
 def test_its_backbone_starts_another_task(checkpoint):
     task = vfm.ClassificationTask("test_efficientnet", weights=checkpoint, image_size=24)
     assert task.backbone.report.coverage == 1.0

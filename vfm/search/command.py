@@ -18,6 +18,7 @@ from vfm_runtime.search import Neighbor
 from vfm.embed.models import open_embedder
 from vfm.embed.query_map import QueryMap
 from vfm.embed.store import EmbeddingStore
+from vfm.models.heads.embedding import IMAGE_TOWER
 from vfm.report import Page, draw_contact_sheet
 from vfm.search.exact import SearchResult, search_store
 from vfm.search.index import EXACT_UP_TO, IndexFacts, search_index
@@ -208,7 +209,8 @@ def embed_query(
     if base is None and origin.base is not None and name == origin.model:
         base = Path(origin.base)
     is_bundle = Path(name).is_dir()
-    if isinstance(query, str) and not is_bundle and not name.startswith(PREFIX):
+    reads_words = is_bundle or name.startswith(PREFIX) or origin.source == IMAGE_TOWER
+    if isinstance(query, str) and not reads_words:
         raise OptionError(
             f"--text '{query}' cannot be looked for: {store.uri} holds vectors of {name} ({origin.source}), a model of "
             "images alone, without a text tower. Choices: --image FILE, or --image FILE --box x,y,w,h for a part of "
