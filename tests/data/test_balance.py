@@ -53,6 +53,9 @@ def test_each_label_of_each_group_comes_equally_often(table):
     assert all(abs(count - 15) <= 2 for count in counts.values())  # 27 and 3 images of each label
     assert data.weigh_records().mean() == pytest.approx(1)
     assert read(table).weigh_records() is None
+    half = read(table, balance="group", balance_power=0.5).weigh_records()
+    assert half.mean() == pytest.approx(1)
+    assert half.max() / half.min() == pytest.approx(3)  # 27 and 3 images: of 9, the root
 
 
 def test_labels_come_equally_often(tmp_path):
@@ -129,6 +132,7 @@ def test_a_solved_head_weighs_the_images(table, tmp_path):
     ("options", "match"),
     [
         ({"group_columns": []}, r"needs to know the groups\. .*--data\.group_columns \[site\]"),
+        ({"balance_power": 0.0}, r"--data\.balance_power is 0\. Give a number above 0 up to 1"),
         ({"group_columns": ["one"]}, "'one' is 'x' for all 60 images"),
         ({"group_columns": ["id"]}, "has 60 values for 60 images"),
         (

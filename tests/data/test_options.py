@@ -38,6 +38,7 @@ def test_options_are_recorded_and_rebuilt():
         "bit_depth": None,
         "max_pixels": None,
         "balance": "none",
+        "balance_power": 1.0,
     }
     again = build(digits.spec, base=ImageData)
     assert (again.batch_size, again.num_workers, again.seed) == (7, 0, 0)

@@ -18,7 +18,12 @@ Balance = Literal["none", "label", "group"]
 
 
 def compute_balance_weights(
-    records: Sequence[Record], balance: Balance, group_columns: Sequence[str], *, multilabel: bool
+    records: Sequence[Record],
+    balance: Balance,
+    group_columns: Sequence[str],
+    *,
+    multilabel: bool,
+    power: float = 1.0,
 ) -> NDArray[np.float64] | None:
     """Return how often each image comes in proportion to others, [N], 1 on average; None for all alike.
 
@@ -28,11 +33,16 @@ def compute_balance_weights(
             labels may apply each combination.
         group_columns: Names of the records' groups.
         multilabel: Whether several labels, or none, may apply to an image.
+        power: Exponent of the weights, above 0 up to 1: at 1 all come equally often, at 0.5 rare ones half way.
 
     Raises:
-        OptionError: There is nothing to balance by.
+        OptionError: There is nothing to balance by, or the power lies outside its range.
         DataError: A column has one value, or nearly one for each image.
     """
+    if not 0 < power <= 1:
+        raise OptionError(
+            f"--data.balance_power is {power:g}. Give a number above 0 up to 1: at 1 all come equally often."
+        )
     if balance == "none":
         return None
     if balance == "label":
@@ -54,4 +64,5 @@ def compute_balance_weights(
         check_groups(columns, "--data.group_columns")
         keys = [(r.groups, None if multilabel else r.label) for r in records]
     counts = Counter(keys)
-    return np.array([len(records) / (len(counts) * counts[key]) for key in keys])
+    weights = np.array([1 / counts[key] for key in keys]) ** power
+    return np.asarray(weights / weights.mean())

@@ -113,6 +113,7 @@ class ImageData(LightningDataModule, Component, ABC):
             if value is not None and value < least:
                 raise OptionError(f"{name} is {value}. Give {least} or more.")
         self.balance = options.get("balance", "none")
+        self.balance_power = options.get("balance_power", 1.0)
         if self.balance != "none" and not self.can_balance:
             raise OptionError(
                 f"balance is '{self.balance}', but {type(self).__name__} has no balanced sampling. Leave it out "
@@ -189,7 +190,13 @@ class ImageData(LightningDataModule, Component, ABC):
     def weigh_records(self) -> NDArray[np.float64] | None:
         """Return how often each training image comes, or counts, as `balance` says, [N]; None for all alike."""
         records, columns = self._get_records("train"), self.group_columns
-        return compute_balance_weights(records, self.balance, columns, multilabel=self.multilabel)
+        return compute_balance_weights(
+            records,
+            self.balance,
+            columns,
+            multilabel=self.multilabel,
+            power=self.balance_power,
+        )
 
     @property
     def tiling_in_use(self) -> Tiling | None:

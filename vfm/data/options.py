@@ -23,6 +23,7 @@ class LoaderOptions(TypedDict, total=False):
         max_pixels: Pixels up to which photos are opened; above the double they are refused. By default 89,478,485.
         balance: What comes equally often in training: label, or group for each label of each value of group_columns; a
             head that is solved weighs images instead. By default each image comes once an epoch.
+        balance_power: How far `balance` goes, above 0 up to 1: exponent of the weights. 0.5 costs frequent groups less.
     """
 
     batch_size: int | None
@@ -33,6 +34,7 @@ class LoaderOptions(TypedDict, total=False):
     bit_depth: int | None
     max_pixels: int | None
     balance: Balance
+    balance_power: float
 
 
 LOADER_DEFAULTS: LoaderOptions = {
@@ -44,4 +46,5 @@ LOADER_DEFAULTS: LoaderOptions = {
     "bit_depth": None,
     "max_pixels": None,
     "balance": "none",
+    "balance_power": 1.0,
 }
