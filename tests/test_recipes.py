@@ -47,6 +47,8 @@ NAMES = (
     "debug/deepfake.yaml",
     "debug/detection.yaml",
     "debug/digits.yaml",
+    "debug/distillation.yaml",
+    "debug/ssl.yaml",
     "debug/synthetic.yaml",
     "deepfake/effort.yaml",
     "deepfake/ln_paired.yaml",
@@ -54,7 +56,15 @@ NAMES = (
     "deepfake/synthetic_image.yaml",
     "detection/finetune.yaml",
     "detection/small_data.yaml",
+    "distillation/features.yaml",
+    "distillation/logits.yaml",
+    "ssl/dino.yaml",
+    "ssl/lejepa.yaml",
+    "ssl/swav.yaml",
+    "ssl/visreg.yaml",
 )
+TEACHER = ["--model.teacher", "runs/0/checkpoints/best.ckpt", "--model.teacher_size", "null"]
+SMALL_VIEWS = ["--model.views.local_size", "16", "--model.views.num_local", "1"]
 BOXES = {
     "data/coco.yaml": "coco",
     "data/voc.yaml": "voc",
@@ -92,6 +102,9 @@ OWN = {
     "cluster/fsdp2.yaml": ["--trainer.devices", "1"],
     "data/shards.yaml": ["--data.train", "shards/train-{000..001}.tar"],
     "detection/small_data.yaml": ["--model.weights", "null"],
+    "distillation/features.yaml": TEACHER,
+    "distillation/logits.yaml": TEACHER,
+    **{f"ssl/{name}.yaml": SMALL_VIEWS for name in ("dino", "lejepa", "swav", "visreg")},
 }
 HEAD = """
 from torch import nn
@@ -209,13 +222,16 @@ def test_command_of_the_header_runs_a_step(name, place):
         assert main([*learn, *QUIET]) == 0
         assert main([*words, *QUIET]) == 0
         return
+    if "distillation" in name:
+        learn = [*command("debug/synthetic.yaml"), "--trainer.max_epochs", "1"]
+        assert main([*learn, *QUIET]) == 0
     joined = [
         yaml.safe_load((place / words[i + 1]).read_text())
         for i, word in enumerate(words)
         if word == "--config"
     ]
     assert any("model" in recipe for recipe in joined)
-    assert any("data" in recipe for recipe in joined)
+    assert "--data" in words or any("data" in recipe for recipe in joined)
     if not name.startswith("debug/"):
         words += ["--model.backbone", "test_vit", *OWN.get(name, ())]
     assert main([*words, *SMALL]) == 0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vfm.data import *  # noqa: F403
     from vfm.data.detection.dataset import *  # noqa: F403
     from vfm.data.mixing import *  # noqa: F403
+    from vfm.data.multi_crop import *  # noqa: F403
     from vfm.deepfake import *  # noqa: F403
     from vfm.embed.transformer import *  # noqa: F403
     from vfm.losses import *  # noqa: F403
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vfm.preprocess import *  # noqa: F403
     from vfm.spec import *  # noqa: F403
     from vfm.tasks import *  # noqa: F403
+    from vfm.tasks.self_supervised.methods import *  # noqa: F403
     from vfm.types import *  # noqa: F403
 
 guard_imports()
@@ -36,7 +38,7 @@ _MODULES = {
     "vfm.api": "Model load",
     "vfm.bundle.export": "export",
     "vfm.tasks": "BaseTask ClassificationTask ContrastiveTask DetectionTask DistillationTask EmbeddingTask Optim "
-    "PretrainingTask",
+    "PretrainingTask SelfSupervisedTask",
     "vfm.deepfake": "DeepfakeData DeepfakeHead DeepfakeLoss DeepfakeTask SyntheticDeepfakes",
     "vfm.models.adapt": "AdaptOptions PartialFineTuning",
     "vfm.models.adaptation": "Adaptation",
@@ -50,6 +52,8 @@ _MODULES = {
     "SyntheticScenes TableData UnlabeledData",
     "vfm.data.detection.dataset": "BoxAugment",
     "vfm.data.mixing": "Mixing",
+    "vfm.data.multi_crop": "MultiCrop",
+    "vfm.tasks.self_supervised.methods": "DINO LeJEPA SelfSupervisedMethod SwAV VISReg",
     "vfm.preprocess": "Preprocess",
     "vfm.spec": "Component",
     "vfm.embed.transformer": "ImageEmbedder",

@@ -19,6 +19,7 @@ from vfm.tasks.detection.task import DetectionTask
 from vfm.tasks.distillation.task import DistillationTask
 from vfm.tasks.embedding import EmbeddingTask
 from vfm.tasks.pretraining.task import PretrainingTask
+from vfm.tasks.self_supervised.task import SelfSupervisedTask
 from vfm.training.optim import Optim
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "EmbeddingTask",
     "Optim",
     "PretrainingTask",
+    "SelfSupervisedTask",
 ]

@@ -1,0 +1,166 @@
+"""SelfSupervisedTask: views, methods that lower their loss, the anchor, refusals in words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from vfm_runtime.errors import MissingPackageError, OptionError
+
+import vfm
+from tests.tasks.tiny import VIT, shapes, trainer
+from vfm.tasks import Optim, SelfSupervisedTask
+from vfm.tasks.self_supervised import methods
+
+METHODS = {
+    "VISReg": lambda: vfm.VISReg(num_slices=32, hidden_width=32, output_width=16),
+    "LeJEPA": lambda: vfm.LeJEPA(num_slices=32, hidden_width=32, output_width=16),
+    "SwAV": lambda: vfm.SwAV(num_prototypes=8, hidden_width=32, output_width=16),
+    "DINO": lambda: vfm.DINO(output_width=64, hidden_width=32, momentum=0.9),
+}
+
+
+def build(**changes):
+    settings = {"image_size": 32, "backbone_args": VIT, "optim": Optim(lr=3e-3)}
+    return SelfSupervisedTask("vit_tiny_patch16_224", **(settings | changes))
+
+
+class Losses(Callback):
+    """Keeps the mean loss of each epoch."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_train_epoch_end(self, run, task):
+        self.values.append(float(run.callback_metrics["train/loss_epoch"]))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_lowers_its_loss(tmp_path, name):
+    torch.manual_seed(0)
+    task = build(method=METHODS[name](), views=vfm.MultiCrop(num_local=2, jitter=0.1, gray=0))
+    losses = Losses()
+    made = trainer(tmp_path, max_epochs=8, callbacks=[losses], limit_val_batches=0)
+    made.fit(task, datamodule=shapes(batch_size=24))
+    assert sum(losses.values[-2:]) < sum(losses.values[:2])
+    loaded = SelfSupervisedTask.load(tmp_path / "checkpoints" / "last.ckpt")
+    assert loaded.answer(torch.zeros((1, 32, 32, 3), dtype=torch.uint8))["embedding"].shape == (
+        1,
+        32,
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_last_batch_of_one_and_no_small_views_have_a_loss(name):
+    task = build(method=METHODS[name](), views=vfm.MultiCrop(num_local=0))
+    task.take_labels(vfm.SyntheticData())
+    task.eval()
+    batch = next(iter(shapes_of_one()))
+    loss = task.compute_image_losses({}, batch)
+    assert loss.shape == (1,)
+    assert loss.isfinite().all()
+
+
+def shapes_of_one():
+    data = shapes(batch_size=1)
+    data.preprocess = build().preprocess
+    data.setup("fit")
+    return data.val_dataloader()
+
+
+def test_training_goes_on_with_teacher_and_center(tmp_path):
+    def make():
+        return build(method=METHODS["DINO"](), views=vfm.MultiCrop(num_local=0))
+
+    task = make()
+    trainer(tmp_path).fit(task, datamodule=shapes())
+    again = make()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    trainer(tmp_path / "again").fit(again, datamodule=shapes(), ckpt_path=last)
+    for key, value in again.state_dict().items():
+        assert torch.equal(value, task.state_dict()[key]), key
+
+
+def test_the_teacher_of_dino_follows_slowly(tmp_path):
+    task = build(method=METHODS["DINO"]())
+    trainer(tmp_path).fit(task, datamodule=shapes())
+    teacher = task.training_parts["method"].teacher
+    assert not any(p.requires_grad for p in teacher.parameters())
+    pairs = zip(teacher["backbone"].parameters(), task.backbone.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_views_are_those_of_the_key_and_differ_from_each_other():
+    images = torch.randn(3, 3, 32, 32)
+    crop = vfm.MultiCrop(num_local=3, local_size=16)
+    views = crop.cut(images, (0, 1, 2))
+    assert views.large.shape == (6, 3, 32, 32)
+    assert views.small.shape == (9, 3, 16, 16)
+    assert torch.equal(views.large, crop.cut(images, (0, 1, 2)).large)
+    assert not torch.equal(views.large, crop.cut(images, (0, 1, 3)).large)
+    assert not torch.equal(views.large[:3], views.large[3:])
+    whole = vfm.MultiCrop(num_local=0, global_scale=(1, 1), flip=0, jitter=0, gray=0)
+    same = whole.cut(images[:1] * 0 + 2, (0,))
+    assert same.small is None
+    assert torch.allclose(same.large, torch.full((2, 3, 32, 32), 2.0), atol=1e-5)
+
+
+def test_an_anchor_holds_features_near_their_start(tmp_path):
+    trainer(tmp_path).fit(build(method=METHODS["VISReg"]()), datamodule=shapes())
+    weights = tmp_path / "checkpoints" / "last.ckpt"
+    far = []
+    images = torch.randint(0, 255, (16, 32, 32, 3), dtype=torch.uint8)
+    for anchor in (0.0, 100.0):
+        torch.manual_seed(0)
+        task = build(method=METHODS["VISReg"](), weights=weights, anchor=anchor)
+        start = task.eval().answer(images)["embedding"].detach()
+        task.train()
+        trainer(tmp_path / str(anchor), limit_val_batches=0).fit(task, datamodule=shapes())
+        now = task.eval().answer(images)["embedding"].detach()
+        far.append(float((1 - (now * start).sum(1)).mean()))
+    assert far[1] < far[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: build(anchor=-1), r"anchor is -1\. Give a number from 0 to 100"),
+        (lambda: vfm.MultiCrop(num_global=1), r"views\.num_global is 1\. Give 2 to 8"),
+        (lambda: vfm.MultiCrop(local_scale=(0.5, 0.1)), r"views\.local_scale is \(0\.5, 0\.1\)"),
+        (lambda: vfm.VISReg(regularization=2), r"regularization is 2\. Give 0 to 1"),
+        (lambda: vfm.SwAV(num_prototypes=1), r"num_prototypes is 1\. Give 2 or more"),
+        (lambda: vfm.DINO(momentum=1), r"momentum is 1\. Give 0 to below 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(make, text):
+    with pytest.raises(OptionError, match=text):
+        make()
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="the backbone starts at random, where nothing is known"):
+        trainer(tmp_path).fit(build(anchor=1.0), datamodule=shapes())
+    views = vfm.MultiCrop(local_size=24)
+    with pytest.raises(OptionError, match="does not take small views of 24 pixels"):
+        trainer(tmp_path).fit(build(views=views), datamodule=shapes())
+
+
+def test_without_lightly_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightly.loss", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'vfm\[ssl\]'"):
+        methods.load_lightly()
+
+
+@pytest.mark.slow
+def test_lightly_is_imported_without_the_network():
+    code = (
+        "import socket\n"
+        "def refuse(*a, **k): raise SystemExit('it opened a socket')\n"
+        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "import lightly.loss\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
