@@ -140,8 +140,8 @@ class SelfSupervisedTask(PretrainingTask):
         start = self.__dict__["start"]
         if start is not None:
             with torch.no_grad():
-                known = self.head(start.to(large.device)(views.large))[OUTPUT]
-            losses["anchor"] = self.anchor * (1 - F.cosine_similarity(large, known)).mean()
+                reference = self.head(start.to(large.device)(views.large))[OUTPUT]
+            losses["anchor"] = self.anchor * (1 - F.cosine_similarity(large, reference)).mean()
         return {name: value * count for name, value in losses.items()}
 
     def compute_image_losses(self, raw: Raw, batch: Batch) -> Tensor:
