@@ -191,7 +191,7 @@ def test_what_is_no_pair_to_export_is_refused(pair, tmp_path):
         (
             "test_vit",
             {"text": True},
-            "--text writes a text tower, and EmbeddingTask reads no words",
+            "--text writes a text tower, and test_vit reads no words",
         ),
         (["open_clip:tiny_pair", "b=x.ckpt"], {}, "open_clip:tiny_pair stands beside others"),
     ]:

@@ -52,6 +52,7 @@ from vfm.bundle.parity import (
 )
 from vfm.bundle.precisions import compare_precision, write_precision
 from vfm.bundle.triton import write_triton
+from vfm.models.backbone import is_backbone_name
 from vfm.tasks import BaseTask
 from vfm.tasks.calibration import CALIBRATION_FILE, Calibration
 from vfm.tasks.checkpoint import Checkpoint
@@ -94,6 +95,11 @@ def export_files(checkpoints: Sequence[str], options: ExportOptions) -> Path:
         raise ExportError(
             f"{pairs[0]} stands beside others, and a pair of towers has a bundle of its own. Give vfm export "
             f"{PREFIX}NAME/WEIGHTS alone."
+        )
+    if options.text and (bare := [name for name in checkpoints if is_backbone_name(name)]):
+        raise ExportError(
+            f"--text writes a text tower, and {bare[0]} reads no words. Leave it out, or export a checkpoint of a "
+            f"ContrastiveTask, or a pair of towers: vfm export {PREFIX}NAME/WEIGHTS --text true."
         )
     files = name_checkpoints(checkpoints)
     if options.data is not None and len(files) > 1:
