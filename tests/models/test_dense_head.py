@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torchvision.ops import batched_nms
@@ -182,48 +179,6 @@ def test_images_without_objects_alone_are_learned_from() -> None:
     assert losses["overlap"] == 0
     assert losses["classes"] > 0
     losses["classes"].backward()
-
-
-def test_the_exported_graph_answers_alike(tmp_path: Path) -> None:
-    head = make_head().eval()
-    features = make_features(PYRAMID)
-    with torch.no_grad():
-        head.classes.bias += 4  # scores that differ
-
-    class Graph(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = head
-
-        def forward(self, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            answers = self.head.decode(self.head(Features(torch.empty(0), torch.empty(0), maps)))
-            return answers["boxes"], answers["labels"], answers["scores"]
-
-    graph = Graph().eval()
-    batch = {0: torch.export.Dim("batch")}
-    program = torch.onnx.export(
-        graph,
-        features.maps,
-        dynamic_shapes=((batch,) * len(features.maps),),
-        opset_version=20,
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    assert "NonMaxSuppression" not in {node.op_type for node in program.model.graph.all_nodes()}
-    path = tmp_path / "head.onnx"
-    program.save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
-    for number in (1, 3):
-        maps = make_features(PYRAMID, number=number).maps
-        arrays = [each.numpy() for each in maps]
-        found = session.run(None, dict(zip(names, arrays, strict=True)))
-        with torch.no_grad():
-            expected = graph(*maps)
-        np.testing.assert_allclose(found[2], expected[2], atol=1e-5)
-        ordered = (np.sort(np.asarray(each).sum(-1)) for each in (found[0], expected[0]))
-        np.testing.assert_allclose(*ordered, atol=1e-3)
 
 
 @pytest.mark.parametrize(

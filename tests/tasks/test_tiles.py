@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import vfm_runtime
@@ -101,6 +102,8 @@ def test_tiles_travel_with_the_model(best: Path, photos: Path, bundle: Path) -> 
     for path in sorted(photos.rglob("*.png")):
         expected, actual = model.predict(path), runtime.predict(path)
         assert not expected.compare(actual).changed
+    graph = onnx.load(bundle / "model.onnx").graph
+    assert "GridSample" not in {node.op_type for node in graph.node}
     # Golden images of several tiles.
     assert all(replay.passed for replay in vfm_runtime.bundle.golden.replay(runtime))
     sizes = [Image.open(path).size for path in (bundle / "golden").glob("*.png")]
