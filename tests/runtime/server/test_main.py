@@ -224,7 +224,9 @@ def test_a_signal_under_load(server, folders, jpeg, number):
     askers = [threading.Thread(target=ask) for _ in range(8)]
     for asker in askers:
         asker.start()
-    time.sleep(0.5)
+    patience = time.monotonic() + 20
+    while len(outcomes) <= 2 * len(askers) and time.monotonic() < patience:
+        time.sleep(0.05)
     before = time.monotonic()
     code = started.stop(number)
     signalled.append(before)
