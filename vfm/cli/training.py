@@ -226,7 +226,12 @@ def _run(command: str, words: list[str]) -> None:
     words, prices, asks_quote = pop_estimate(words) if command == "fit" else (words, None, False)
     root = str(_DEFAULTS["default_root_dir"])
     if command == "fit" and (job := find_job(recipes, words, root, parse)) is not None:
-        cross_validate(job, partial(start, command, [""] * len(job.recipes), job.recipes))
+
+        def start(options: list[str], version: str | None = None) -> TrainingCLI:
+            make = partial(TrainingCLI, version)
+            return _call(command, [""] * len(job.recipes), job.recipes, options, make)
+
+        cross_validate(job, start)
         return
     compare = partial(_compare_checkpoint, recipes, words, trust)
     words = resolve(command, words, recipes, root, lambda path: compare(path)[1])
@@ -247,7 +252,7 @@ def _run(command: str, words: list[str]) -> None:
         trial = partial(_run_trial, paths, recipes, words)
         quote = quote_training(prices, parse(recipes, words), trial)
         meter.quote, meter.usd_per_hour = quote.to_dict(), quote.usd_per_hour
-    start(command, paths, recipes, words, sections=sections, meter=meter, pre_labels=pre_labels)
+    _call(command, paths, recipes, words, partial(TrainingCLI, None, sections, meter, pre_labels))
 
 
 def _plan_length(
@@ -325,35 +330,6 @@ def build_parts(recipes: Sequence[Recipe], words: list[str]) -> tuple[BaseTask, 
     fixed = ["--model.pretrained=false", "--model.weights=null", "--trainer.logger=false"]
     cli = _call("fit", [""] * len(recipes), recipes, [*words, *fixed], PartsCLI)
     return cli.model, cli.datamodule, cli.dump_recipe()
-
-
-def start(
-    command: str,
-    paths: Sequence[str],
-    recipes: Sequence[Recipe],
-    words: list[str],
-    version: str | None = None,
-    sections: Recipe | None = None,
-    meter: CostMeter | None = None,
-    pre_labels: PreLabels | None = None,
-) -> TrainingCLI:
-    """Run a command by LightningCLI.
-
-    Args:
-        command: One of Lightning's commands.
-        paths: The file of each recipe; empty for one that is in none.
-        recipes: Recipes, of which the later go before the earlier.
-        words: Options, which go before recipes.
-        version: Folder of a fit below the root.
-        sections: Sections of the recipe as the call states them.
-        meter: Meter that holds what was quoted for a fit.
-        pre_labels: Pre-labels to write of a prediction.
-
-    Raises:
-        UsageError: An option, value, path or class does not fit.
-    """
-    make = partial(TrainingCLI, version, sections, meter, pre_labels)
-    return _call(command, paths, recipes, words, make)
 
 
 def _call(
