@@ -109,7 +109,7 @@ def test_the_document_of_the_api(client, started, monkeypatch):
     )
     names = {entry["name"] for entry in predict["parameters"]}
     assert names == {
-        *("model", "version", "top", "threshold", "draw"),
+        *("model", "version", "top", "threshold", "group", "draw"),
         "X-Timeout-Ms",
         "X-Request-Id",
     }
