@@ -267,6 +267,10 @@ def test_a_table_without_boxes(tmp_path):
         ({"tile": 8}, r"tile is 8\. Give the side of a tile in pixels, 32 or more"),
         ({"tile_overlap": 1.0}, r"tile_overlap is 1\.0\. Give a share from 0 to below 0\.9"),
         (
+            {"repeat_threshold": 2.0},
+            r"repeat_threshold is 2\.0\. Give a fraction of the images, from 0",
+        ),
+        (
             {"val_fraction": 0.9, "test_fraction": 0.2},
             r"Give shares from 0 that leave something to train on",
         ),

@@ -352,6 +352,9 @@ def test_first_stages_stay_as_they_are(tmp_path: Path, caplog: pytest.LogCapture
     assert all(module.training for module in model.blocks[2].modules())
     entry = stored(tmp_path / "checkpoints/best.ckpt")["vfm"]["model"]
     assert entry["init_args"]["freeze_at"] == 3
+    learning.backbone.freeze_stages(2)
+    assert not any(p.requires_grad for p in model.blocks[0].parameters())
+    assert all(p.requires_grad for p in model.blocks[1].parameters())
 
 
 def test_rectangular_input(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class Backbone(nn.Module):
         self._pools = True
         self._reads_class_token = False
         self.keeps_norm_stats = False
-        self._freezes_stages = False
+        self._frozen_by_stage: list[nn.Parameter] = []
         self.select_outputs(("pooled", "tokens"))
         data_config = timm_data.resolve_model_data_config(self.model)
         self.preprocess = Preprocess.from_timm(data_config, size=size, fit=fit)
@@ -150,22 +150,27 @@ class Backbone(nn.Module):
     def freeze_stages(self, count: int) -> None:
         """Keep the first stages as they are: no backward pass goes through them, and they stay in evaluation mode.
 
+        Those of an earlier call learn again.
+
         Args:
             count: Number of stages, the stem among them, as timm groups the layers of the model.
 
         Raises:
             BackboneError: The model has fewer.
         """
-        self._freezes_stages = count > 0
         stages = self._list_stages() if count else []
         if count > len(stages):
             raise BackboneError(
                 f"freeze_at is {count}, but '{self.name}' has {len(stages)} stages with its stem. Give 0 to "
                 f"{len(stages)} (--model.freeze_at)."
             )
+        for parameter in self._frozen_by_stage:
+            parameter.requires_grad_(True)
         parameters = dict(self.model.named_parameters())
-        for name in chain.from_iterable(stages[:count]):
-            parameters[name].requires_grad_(False)
+        of_stages = [parameters[name] for name in chain.from_iterable(stages[:count])]
+        self._frozen_by_stage = [p for p in of_stages if p.requires_grad]
+        for parameter in self._frozen_by_stage:
+            parameter.requires_grad_(False)
         self.train(self.training)
 
     def count_fine_stages(self) -> int:
@@ -201,7 +206,7 @@ class Backbone(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 learns = not module.affine or module.weight.requires_grad
                 module.train(module.training and learns and not self.keeps_norm_stats)
-        if self._freezes_stages:
+        if self._frozen_by_stage:
             for module in self.model.modules():
                 weights = list(module.parameters())
                 if weights and not any(weight.requires_grad for weight in weights):
