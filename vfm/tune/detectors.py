@@ -312,8 +312,8 @@ def _write_page(
         )
     page.add_table([dict(row) for row in rows])
     page.add_text(
-        f"Each had the same head, images and time. A licence marked (!) does not permit commercial use. Pictures of "
-        f"what the chosen one finds and misses: {best.checkpoint.parent / 'report_val.html'}. 95 % interval of its "
+        f"Each had the same head, images and time. Of a licence marked (!) it is not known that it permits commercial use. "
+        f"Pictures of what the chosen one finds and misses: {best.checkpoint.parent / 'report_val.html'}. 95 % interval of its "
         f"AP50: {interval['low']:.3f} to {interval['high']:.3f}."
     )
     page.add_heading("Next")
