@@ -312,9 +312,9 @@ def _write_page(
         )
     page.add_table([dict(row) for row in rows])
     page.add_text(
-        f"Each had the same head, images and time. Of a licence marked (!) it is not known that it permits commercial use. "
-        f"Pictures of what the chosen one finds and misses: {best.checkpoint.parent / 'report_val.html'}. 95 % interval of its "
-        f"AP50: {interval['low']:.3f} to {interval['high']:.3f}."
+        "Each had the same head, images and time. Of a licence marked (!) it is not known that it permits commercial "
+        f"use. Pictures of what the chosen one finds and misses: {best.checkpoint.parent / 'report_val.html'}. 95 % "
+        f"interval of its AP50: {interval['low']:.3f} to {interval['high']:.3f}."
     )
     page.add_heading("Next")
     page.add_code("\n".join(commands))
