@@ -55,7 +55,10 @@ SMALLER = {
         # So few steps teach nothing of blends, but that the fakes are redder.
         *("--data.mode", "plain", "--model.adapt", "full", "--model.optim.lr", "3e-3"),
     ],
-    "vfm calibrate": ["--fpr", "0.2"],
+    "vfm calibrate deepfakes": ["--fpr", "0.2"],
+    "vfm calibrate runs/0/checkpoints/best.ckpt calibration.csv --group-column site --min": [
+        *("--min-precision", "0.3"),
+    ],
     "vfm export deepfakes": ["--num_images", "8"],
     # One of so few validation images is more than a point.
     "vfm export runs/0/checkpoints/best.ckpt --images my_images -o small": ["--max_drop", "10"],
@@ -69,12 +72,41 @@ SMALLER = {
     "vfm export open_clip:": ["--base", "weights.pt", "--num_images", "8"],
     "vfm embed my_images --to pair_store": ["--base", "weights.pt"],
     "vfm embed my_store --migrate": ["--base", "other.pt"],
+    "vfm fit --config recipes/distillation/": [
+        *("--model.backbone", "test_efficientnet", "--model.image_size", "32"),
+        *("--model.teacher", "test_vit", "--model.teacher_weights", "other.pt"),
+        *("--model.teacher_size", "null"),
+        *("--trainer.max_epochs", "1", "--trainer.precision", "32-true"),
+    ],
+    "vfm fit --config recipes/ssl/": [
+        *("--model.backbone", "test_efficientnet", "--model.backbone_args", "null"),
+        *(
+            "--model.image_size",
+            "32",
+            "--model.views.local_size",
+            "32",
+            "--trainer.max_epochs",
+            "1",
+        ),
+    ],
+    "vfm fit --config recipes/contrastive/": [
+        *(
+            "--model.backbone",
+            "test_vit",
+            "--model.pretrained",
+            "false",
+            "--model.image_size",
+            "32",
+        ),
+        *("--model.text.depth", "1", "--trainer.max_epochs", "1", "--trainer.precision", "32-true"),
+    ],
 }
 STAND_INS = {
     "open_clip:ViT-B-32/laion2b_s34b_b79k": "open_clip:tiny_pair",
     "vit_small_patch14_dinov2.lvd142m": "test_vit",
     "tf_efficientnet_lite0": "test_vit",
     "detector.ckpt": "boxes/0/checkpoints/best.ckpt",
+    "defect": "class_1",
 }
 """Models of the same kind with random weights in files, for those whose weights are fetched."""
 MY_RECIPE = """
@@ -85,6 +117,15 @@ data:
   class_path: FolderData
   init_args: {root: my_images, num_workers: 0}
 trainer: {max_epochs: 1, default_root_dir: mine}
+"""
+MY_TABLE = """
+model:
+  class_path: ClassificationTask
+  init_args: {backbone: test_vit, pretrained: false, image_size: 32}
+data:
+  class_path: TableData
+  init_args: {table: calibration.csv, num_workers: 0}
+trainer: {max_epochs: 1, default_root_dir: tables}
 """
 
 
@@ -132,6 +173,19 @@ def write_audited(folder: Path) -> None:
     (folder / "cameras.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def write_grouped(folder: Path) -> None:
+    """Tables of other images than those of the training, with their sites, and of images with texts; a recipe."""
+    write_image_folder(
+        folder / "new_images", num_classes=3, images_per_class=80, size=[(40, 30)], seed=5
+    )
+    images = sorted((folder / "new_images").rglob("*.png"))
+    rows = [f"{p.relative_to(folder)},{p.parent.name},{'ab'[i % 2]}" for i, p in enumerate(images)]
+    (folder / "calibration.csv").write_text("\n".join(["path,label,site", *rows]) + "\n")
+    rows = [f"{p.relative_to(folder)},a thing of {p.parent.name}" for p in images]
+    (folder / "my_pairs.csv").write_text("\n".join(["path,text", *rows]) + "\n")
+    (folder / "my_table.yaml").write_text(MY_TABLE)
+
+
 def write_portraits(root: Path, start: int = 0) -> None:
     """Photos of a face, and the same in other colours."""
     for index in range(start, start + 12):
@@ -171,6 +225,7 @@ def folder(tmp_path_factory):
     (path / "mine.yaml").write_text(blocks(RECIPES / "cost" / "README.md", "yaml")[0])
     write_examples(path, sorted((path / "my_images").rglob("*.png")))
     write_audited(path)
+    write_grouped(path)
     with contextlib.chdir(path):
         yield path
 
@@ -179,7 +234,7 @@ def folder(tmp_path_factory):
 def test_every_command_and_example_runs(folder, capsys):
     pages = [page for page in PAGES if page.parent.name != "export"]
     shell = [c for p in pages for c in commands(p) if c.split()[0] in ("vfm", "vfm-runtime")]
-    assert len(shell) == 73
+    assert len(shell) == 91
     for command in shell:
         if not command.startswith("vfm serve"):  # see test_serving_commands
             run(command)
