@@ -65,20 +65,10 @@ class VISReg(SelfSupervisedMethod):
         self._options = {"lambda_param": regularization, "num_slices": num_slices}
         self._agreement = 1 - regularization
         self._widths = hidden_width, output_width
-        require_ranges(
-            {"regularization": (0 <= regularization <= 1, "0 to 1")},
-            regularization=regularization,
-        )
-        require_ranges(
-            {
-                "num_slices": (num_slices >= 1, "1 or more"),
-                "hidden_width": (hidden_width >= 1, "1 or more"),
-                "output_width": (output_width >= 1, "1 or more"),
-            },
-            num_slices=num_slices,
-            hidden_width=hidden_width,
-            output_width=output_width,
-        )
+        require_range("regularization", regularization, "0 to 1", 0 <= regularization <= 1)
+        require_range("num_slices", num_slices, "1 or more", num_slices >= 1)
+        require_range("hidden_width", hidden_width, "1 or more", hidden_width >= 1)
+        require_range("output_width", output_width, "1 or more", output_width >= 1)
 
     def prepare(self, backbone: Backbone) -> None:
         """Make projector and loss."""
@@ -142,16 +132,9 @@ class SwAV(SelfSupervisedMethod):
         super().__init__()
         self._widths = hidden_width, output_width
         self.num_prototypes = num_prototypes
-        require_ranges(
-            {
-                "num_prototypes": (num_prototypes >= 2, "2 or more"),
-                "hidden_width": (hidden_width >= 1, "1 or more"),
-                "output_width": (output_width >= 1, "1 or more"),
-            },
-            num_prototypes=num_prototypes,
-            hidden_width=hidden_width,
-            output_width=output_width,
-        )
+        require_range("num_prototypes", num_prototypes, "2 or more", num_prototypes >= 2)
+        require_range("hidden_width", hidden_width, "1 or more", hidden_width >= 1)
+        require_range("output_width", output_width, "1 or more", output_width >= 1)
 
     def prepare(self, backbone: Backbone) -> None:
         """Make projector, prototypes and loss."""
@@ -196,18 +179,11 @@ class DINO(SelfSupervisedMethod):
         self._widths = hidden_width, output_width
         self.momentum = momentum
         self._temperature = teacher_temperature
-        require_ranges(
-            {
-                "output_width": (output_width >= 2, "2 or more"),
-                "hidden_width": (hidden_width >= 1, "1 or more"),
-                "momentum": (0 <= momentum < 1, "0 to below 1"),
-                "teacher_temperature": (0 < teacher_temperature <= 1, "above 0, up to 1"),
-            },
-            output_width=output_width,
-            hidden_width=hidden_width,
-            momentum=momentum,
-            teacher_temperature=teacher_temperature,
-        )
+        require_range("output_width", output_width, "2 or more", output_width >= 2)
+        require_range("hidden_width", hidden_width, "1 or more", hidden_width >= 1)
+        require_range("momentum", momentum, "0 to below 1", 0 <= momentum < 1)
+        is_fit = 0 < teacher_temperature <= 1
+        require_range("teacher_temperature", teacher_temperature, "above 0, up to 1", is_fit)
 
     def prepare(self, backbone: Backbone) -> None:
         """Make projector, teacher and loss."""
@@ -289,16 +265,11 @@ def load_lightly() -> Any:
         ) from error
 
 
-def require_ranges(ranges: dict[str, tuple[bool, str]], **values: float) -> None:
-    """Refuse options of a method outside their ranges.
-
-    Args:
-        ranges: For each option whether it is good, and what is.
-        **values: The options.
+def require_range(name: str, value: float, expected: str, is_within: bool) -> None:
+    """Refuse an option of a method that is not within its range.
 
     Raises:
-        OptionError: With the first that is not good.
+        OptionError: It is not.
     """
-    for name, (good, expected) in ranges.items():
-        if not good:
-            raise OptionError(f"{name} is {values[name]}. Give {expected} (--model.method.{name}).")
+    if not is_within:
+        raise OptionError(f"{name} is {value}. Give {expected} (--model.method.{name}).")
