@@ -13,7 +13,8 @@ from vfm_runtime.errors import DataError
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, vit
 from vfm.audit.command import audit
-from vfm.audit.source import AuditError
+from vfm.audit.origins import describe_origins
+from vfm.audit.source import AuditError, open_model
 from vfm.bundle.export import export
 from vfm.cli import main
 from vfm.data import FolderData
@@ -107,6 +108,20 @@ def audit_both(checkpoint, model, table, folder):
     assert first["groups"] == second["groups"]
     assert first["calibration"]["ece"] == pytest.approx(second["calibration"]["ece"], abs=1e-4)
     assert (first["is_bundle"], second["is_bundle"]) == (False, True)
+    sources = [each["lineage"].pop("source") for each in results]
+    assert sources == ["the checkpoint", "bom.cdx.json"]
+    assert first["lineage"] == second["lineage"]
+    assert first["lineage"]["fingerprint"]
+    assert [row["part"] for row in first["lineage"]["parts"]] == ["training images"]
+    assert "there are no first weights" in first["lineage"]["remarks"][0]
+    assert [each["leaks"]["is_checked"] for each in results] == [True, False]
+    for each in results:
+        cost = each["cost"]
+        assert 0 < cost["model_seconds_per_image"] < 1 / cost["images_per_second"]
+        assert (
+            cost["joules_per_image"] is not None or "not measurable here" in cost["energy_source"]
+        )
+        assert cost["device"] == "cpu"
 
 
 def test_checkpoint_and_bundle_are_audited_alike(checkpoint, bundle, table, tmp_path):
@@ -188,6 +203,7 @@ def test_without_labels_what_needs_none_is_looked_at(checkpoint, table, tmp_path
         (["--fail-on", "accuracy=0.9"], "holds 'accuracy=0.9', which is no rule"),
         (["--fail-on", "recall>0.9"], "names 'recall', which this audit does not measure"),
         (["--split", "val"], "has no val images. Splits: .* or leave --split out"),
+        (["--conformal", "90"], "--conformal is 90. Give the fraction of images whose set shall"),
         (["--native"], "--native is for models that answer for videos"),
         (["--kinds", "fog"], r"There is no corruption 'fog' \(--kinds\)\. Choices: jpeg, blur"),
     ],
@@ -233,6 +249,28 @@ def test_images_of_the_training_are_refused(checkpoint, tmp_path):
         audit(checkpoint, copies, out=tmp_path)
 
 
+def test_copies_of_training_images_are_listed(checkpoint, table, tmp_path, capsys):
+    from vfm.tasks.checkpoint import Checkpoint
+
+    root = shutil.copytree(table.parent / "images", tmp_path / "mixed")
+    trained = Checkpoint.open(checkpoint).split("train").records[:7]
+    for index, record in enumerate(trained):
+        shutil.copy(record.source, root / "class_0" / f"copy{index}.png")
+    words = ["audit", str(checkpoint), "--data", str(root), "-o", str(tmp_path)]
+    assert main([*words, "--conformal", "0.9", "--fail-on", "num_leaks<1"]) == 1
+    captured = capsys.readouterr()
+    leaks = read(tmp_path)["leaks"]
+    assert {row["training_image"] for row in leaks["copies"]} == {r.name for r in trained}
+    assert "7 of 187 images were trained on: figures are too good." in captured.out
+    assert "num_leaks<1 (it is 7" in captured.err
+    page = (tmp_path / "audit.html").read_text()
+    assert "7 images have the same bytes as a training image" in page
+    assert "Licence and lineage" in page
+    assert "Conformal sets (LAC) at 90%: the true label is in" in captured.out
+    assert "It promises nothing of a group" in page
+    assert read(tmp_path)["conformal"]["num_measured"] == 94
+
+
 def test_images_of_the_calibration_are_refused(checkpoint, tmp_path):
     from vfm.tasks.checkpoint import Checkpoint
 
@@ -246,6 +284,19 @@ def test_images_of_the_calibration_are_refused(checkpoint, tmp_path):
             audit(checkpoint, tmp_path / "val", out=tmp_path)
     finally:
         (checkpoint.parent / "calibration.json").unlink()
+
+
+def test_a_bundle_without_its_bill_says_so_and_a_damaged_one_is_refused(bundle, tmp_path):
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    model = open_model(folder, None, device="cpu")
+    (folder / "bom.cdx.json").unlink()
+    result = describe_origins(model)
+    assert result["source"] == "the contract"
+    assert "carries no bill of materials" in result["remarks"][0]
+    (folder / "bom.cdx.json").write_text("{}")
+    message = r"bom\.cdx\.json is no bill of materials: KeyError: .* Export the bundle again"
+    with pytest.raises(AuditError, match=message):
+        describe_origins(model)
 
 
 def test_a_bundle_needs_data(bundle, tmp_path):

@@ -16,9 +16,11 @@ from vfm_runtime.errors import OptionError
 from vfm.audit.before import JudgedModel, compare_models, require_comparable
 from vfm.audit.calibration import measure_calibration
 from vfm.audit.comparison import ClusterSampler, RatioMetric
+from vfm.audit.conformal import check_level, measure_conformal
 from vfm.audit.groups import GroupReport, compare_groups
 from vfm.audit.kinds import Outcomes
 from vfm.audit.null_score import measure_null_scores
+from vfm.audit.origins import describe_origins
 from vfm.audit.page import build_page, format_report
 from vfm.audit.robustness import choose_kinds, measure_robustness
 from vfm.audit.rules import AuditFailed, check_rules, parse_rules
@@ -33,6 +35,7 @@ from vfm.audit.source import (
     read_rule_groups,
     require_known,
 )
+from vfm.cost.serving import describe_machine
 from vfm.data.dataset import Record, read_source
 from vfm.data.group_columns import check_groups
 from vfm.report import draw_contact_sheet
@@ -61,6 +64,8 @@ class AuditOptions:
             brightness, contrast, blur, size, shape. Found on one half, and shown where the other half confirms it.
         min_gap: Least gap between groups that matters; how many images it takes to see it is said.
         fail_on: Rules that must hold, such as "accuracy>0.9,worst_group_gap<0.1"; else the exit status is 1.
+        conformal: Fraction of images whose set of labels shall hold the true one, such as 0.9: one half of the images
+            sets the threshold of such sets, and the other half measures how often they hold it and how large they are.
         split: Split that is audited; by default test, where the data states none val, else all.
         robustness: Measure what is left of the model when pictures get worse: compressed, blurred, shrunk, noisy, dark,
             bright, pale; on at most 500 of them.
@@ -83,6 +88,7 @@ class AuditOptions:
     find_groups: bool = False
     min_gap: float = 0.05
     fail_on: str = ""
+    conformal: float | None = None
     split: str | None = None
     robustness: bool = False
     kinds: str = ""
@@ -143,6 +149,7 @@ def audit(
     rules = parse_rules(options.fail_on)
     energy, start = EnergyMeter(), time.perf_counter()
     audited = open_model(model, checkpoint, device=options.device)
+    check_level(options.conformal, audited.predictor.task_type.name)
     if options.positive is not None:
         require_known("positive", options.positive, audited.labels)
     source = open_data(audited, data, options.split)
@@ -150,8 +157,12 @@ def audit(
     print(f"Predicting {len(source.records)} images of {source.source} ...", flush=True)
     rule_groups = read_rule_groups(audited, source, options.table)
     embeds = options.find_groups and audited.choose_embedding()
+    joules = energy.read()
     predicted = predict_images(
         audited, source.records, batch_size=options.batch_size, embeds=embeds, groups=rule_groups
+    )
+    cost = describe_cost(
+        predicted, energy, joules, batch_size=options.batch_size, device=audited.device
     )
     report = measure(audited, source, predicted, columns, clusters, options)
     if options.before is not None:
@@ -177,13 +188,7 @@ def audit(
             batch_size=options.batch_size,
             seed=options.seed,
         )
-    joules = energy.read()
-    report.content["cost"] = {
-        "seconds": time.perf_counter() - start,
-        "images_per_second": len(predicted.predictions) / predicted.seconds,
-        "kwh": None if joules is None else joules / 3.6e6,
-        "energy_source": energy.source,
-    }
+    report.content["cost"] = {"seconds": time.perf_counter() - start, **cost}
     report.content["rules"] = check_rules(rules, report.values)
     folder = out or (Path() if checkpoint is None else model.parent)
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,6 +206,35 @@ def audit(
         raise AuditFailed(
             f"{len(broken)} of {len(rules)} rules of --fail-on do not hold: {listed}. See {folder / PAGE}."
         )
+
+
+def describe_cost(
+    predicted: PredictedImages,
+    energy: EnergyMeter,
+    before: float | None,
+    *,
+    batch_size: int,
+    device: str,
+) -> dict[str, Any]:
+    """Return what the predictions of an audit cost on this machine, ready for JSON.
+
+    Args:
+        predicted: Predictions, and how long they took.
+        energy: Meter, which is read once they are there.
+        before: Joules on the meter when they began; None where nothing counts them.
+        batch_size: Images in a batch.
+        device: Device that the model runs on.
+    """
+    after, number = energy.read(), len(predicted.predictions)
+    return {
+        "images_per_second": number / predicted.seconds,
+        "model_seconds_per_image": predicted.model_seconds / number,
+        "batch_size": batch_size,
+        "joules_per_image": None if after is None or before is None else (after - before) / number,
+        "energy_source": energy.source,
+        "device": device,
+        "machine": describe_machine(),
+    }
 
 
 def _audit_by_task(
@@ -290,11 +324,15 @@ class AuditReport:
         }
         if (calibration := self.content.get("calibration")) is not None:
             values["ece"] = calibration["ece"]
+        for method, row in self.content.get("conformal", {}).get("methods", {}).items():
+            values[f"conformal_coverage_{method}"] = row["coverage"]["value"]
         worst = self.groups.find_worst()
         if (robustness := self.content.get("robustness")) is not None:
             values["mean_corruption_error"] = robustness["mean_corruption_error"]
         values["num_found_gaps"] = float(len(self.groups.found))
         values["num_skipped"] = float(self.content["num_skipped"])
+        leaks = self.content["leaks"]
+        values["num_leaks"] = float(len(leaks["copies"])) if leaks["is_checked"] else None
         if (changes := self.content.get("changes")) is not None:
             rows = {**changes["metrics"], "worst_group_gap": changes["worst_group_gap"]}
             for name, change in rows.items():
@@ -342,10 +380,20 @@ def measure(
         "positive": outcomes.positive,
         "metrics": metrics,
         "groups": groups.to_dict(),
+        "leaks": source.leaks,
+        "lineage": describe_origins(model),
     }
     if outcomes.confidence is not None and outcomes.right is not None:
         content["calibration"] = measure_calibration(
             outcomes.confidence, outcomes.right, chosen, seed=options.seed
+        )
+    if (
+        options.conformal is not None
+        and outcomes.scores is not None
+        and outcomes.target is not None
+    ):
+        content["conformal"] = measure_conformal(
+            outcomes.scores, outcomes.target, chosen, sampler, options.conformal
         )
     if outcomes.target is not None:
         scores = measure_null_scores(
@@ -380,6 +428,7 @@ def describe_coverage(
             if has_labels
             else "no labels: give images with labels (--data)",
         ),
+        row("training images among these", content["leaks"]["is_checked"], content["leaks"]["how"]),
         row(
             "images that belong together",
             options.cluster is not None,
@@ -422,5 +471,12 @@ def describe_coverage(
             "confidence of the predicted label"
             if "calibration" in content
             else "not of this task, or no labels",
+        ),
+        row(
+            "conformal sets",
+            "conformal" in content,
+            "LAC and APS, measured on the half that did not set their threshold"
+            if "conformal" in content
+            else "sets of labels that hold the true one: --conformal 0.9 (one label an image, with labels)",
         ),
     ]

@@ -51,6 +51,8 @@ class Outcomes:
     positive: str | None = None
     """Label whose rates of selection are compared; None where there is none."""
     notes: list[str] = field(default_factory=list)
+    scores: NDArray[np.float32] | None = None
+    """Probabilities, [N, C], of a model that gives one label an image; None of others."""
 
 
 class AuditKind(ABC):
@@ -186,7 +188,9 @@ def _judge_single(
         compared = list(metrics)
     truth = None if target is None else [labels[k] for k in target.tolist()]
     predicted = [labels[k] for k in best.tolist()]
-    return Outcomes(metrics, compared, predicted, truth, confidence, right, target, positive)
+    return Outcomes(
+        *(metrics, compared, predicted, truth, confidence, right, target, positive), scores=scores
+    )
 
 
 def _judge_several(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vfm.audit.before import add_changes, list_changes
 from vfm.audit.calibration import draw_calibration
+from vfm.audit.conformal import add_conformal, describe_conformal
 from vfm.audit.groups import GroupComparison, GroupReport
+from vfm.audit.leaks import add_leaks
+from vfm.audit.origins import add_origins, list_warnings
 from vfm.audit.robustness import describe_robustness, draw_robustness
 from vfm.report import Page
 from vfm.report.plots import (
@@ -51,6 +54,7 @@ def build_page(
     page.add_table(content["coverage"])
     for note in content["notes"]:
         page.add_text(f"Note: {note}")
+    add_leaks(page, content["leaks"])
     page.add_heading("Metrics")
     page.add_text(
         "Intervals of 95 % by bootstrap"
@@ -64,31 +68,59 @@ def build_page(
         [{"metric": name, **(metric or {})} for name, metric in content["metrics"].items()],
         ["metric", "value", "low", "high"],
     )
-    if content.get("null_scores"):
-        _add_null_scores(page, content)
-    if "changes" in content:
-        add_changes(page, content["changes"])
+    _add_sections(page, content, {"null_scores": _add_null_scores, "changes": add_changes})
     if groups.comparisons:
         _add_groups(page, groups)
     if "found_groups" in content:
         _add_slices(page, content["found_groups"], sheets)
-    if "calibration" in content:
-        _add_calibration(page, content["calibration"])
-    if "robustness" in content:
-        _add_robustness(page, content["robustness"])
-    cost = content["cost"]
-    page.add_heading("Cost")
-    energy = "not measured" if cost["kwh"] is None else f"{cost['kwh']:.4f} kWh"
-    page.add_text(
-        f"{cost['seconds']:.1f} s in all, {cost['images_per_second']:.1f} images a second on this machine. Energy: "
-        f"{energy} ({cost['energy_source']})."
+    _add_sections(
+        page,
+        content,
+        {
+            "calibration": _add_calibration,
+            "conformal": add_conformal,
+            "robustness": _add_robustness,
+        },
     )
+    page.add_heading("Cost")
+    for sentence in list_costs(content["cost"]):
+        page.add_text(sentence)
+    add_origins(page, content["lineage"])
     if content["skipped"]:
         page.add_heading("Files that could not be read")
         page.add_table(
             [{"file": name, "reason": reason} for name, reason in content["skipped"].items()]
         )
     return page
+
+
+def _add_sections(
+    page: Page,
+    content: Mapping[str, Any],
+    sections: Mapping[str, Callable[[Page, Mapping[str, Any]], None]],
+) -> None:
+    """Add a section for each key of the result that holds something."""
+    for key, add in sections.items():
+        if content.get(key):
+            add(page, content[key])
+
+
+def list_costs(cost: Mapping[str, Any]) -> list[str]:
+    """Return sentences on what the predictions cost, and on which machine."""
+    machine, joules = cost["machine"], cost["joules_per_image"]
+    energy = (
+        cost["energy_source"]
+        if joules is None
+        else f"{joules:.3g} J an image ({cost['energy_source']})"
+    )
+    return [
+        f"The model: {1000 * cost['model_seconds_per_image']:.3g} ms an image, in batches of {cost['batch_size']}. "
+        f"With opening and resizing: {cost['images_per_second']:.1f} images a second. The whole audit: "
+        f"{cost['seconds']:.1f} s.",
+        f"Energy of the predictions: {energy}.",
+        f"Measured by this audit on {cost['device']}, on a machine of {machine['cores']} cores of {machine['cpu']} "
+        f"({machine['system']}), with whatever else ran there; vfm cost serve measures latencies under load.",
+    ]
 
 
 def _list_facts(content: Mapping[str, Any], groups: GroupReport) -> dict[str, Any]:
@@ -112,7 +144,7 @@ def _list_facts(content: Mapping[str, Any], groups: GroupReport) -> dict[str, An
     return facts
 
 
-def _add_robustness(page: Page, result: dict[str, Any]) -> None:
+def _add_robustness(page: Page, result: Mapping[str, Any]) -> None:
     page.add_heading("Robustness")
     page.add_text(describe_robustness(result))
     page.add_figure(
@@ -163,7 +195,7 @@ def _add_groups(page: Page, groups: GroupReport) -> None:
         page.add_text(f"Too few images to be compared: {listed}.")
 
 
-def _add_null_scores(page: Page, content: Mapping[str, Any]) -> None:
+def _add_null_scores(page: Page, scores: Mapping[str, Any]) -> None:
     page.add_heading("Shortcuts: the null score")
     page.add_text(
         "How well the labels of these images are told without their content: by metadata of the file, the colors of "
@@ -179,7 +211,7 @@ def _add_null_scores(page: Page, content: Mapping[str, Any]) -> None:
                 "commonest label": score["majority"],
                 "warning": "yes" if score["warning"] else "",
             }
-            for name, score in content["null_scores"].items()
+            for name, score in scores.items()
         ]
     )
 
@@ -291,6 +323,7 @@ def format_report(content: Mapping[str, Any], groups: GroupReport) -> str:
         lines += [f"Change: {sentence}" for sentence in list_changes(content["changes"])]
     if "calibration" in content:
         lines.append(describe_calibration(content["calibration"]))
+    lines += describe_conformal(content.get("conformal", {"methods": {}}))
     if groups.comparisons:
         lines += ["", *list_sentences(groups)]
     if content.get("null_scores"):
@@ -303,6 +336,8 @@ def format_report(content: Mapping[str, Any], groups: GroupReport) -> str:
         lines.append(describe_robustness(content["robustness"]))
     for each in content.get("found_groups", {}).get("confirmed", ()):
         lines.append(f"Found without labels: {describe_slice(each)}")
+    lines += [f"Cost: {list_costs(content['cost'])[0]}"]
+    lines += [f"Lineage: {sentence}" for sentence in list_warnings(content["lineage"])]
     missing = [row for row in content["coverage"] if row["looked at"] == "NO"]
     if missing:
         lines += ["", *(f"Not looked at: {row['subject']} ({row['how']})." for row in missing)]

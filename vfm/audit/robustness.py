@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -190,7 +190,7 @@ def find_first_break(
     return {"kind": kind, "level": row["level"], "text": row["text"], "value": value}
 
 
-def describe_robustness(result: dict[str, Any]) -> str:
+def describe_robustness(result: Mapping[str, Any]) -> str:
     """Say in a sentence or two what is left, and what breaks first."""
     text = (
         f"Mean corruption error {result['mean_corruption_error']:.3f} over {len(result['curves'])} kinds "
@@ -202,7 +202,7 @@ def describe_robustness(result: dict[str, Any]) -> str:
     return f"{text} What breaks first: {first['text']}, {result['metric']} {first['value']:.3f}."
 
 
-def draw_robustness(result: dict[str, Any]) -> bytes:
+def draw_robustness(result: Mapping[str, Any]) -> bytes:
     """Return the curves of all corruptions, from weak to strong, as PNG."""
     clean = result["clean"]
     series = {

@@ -15,6 +15,7 @@ import torch
 import vfm_runtime
 from numpy.typing import NDArray
 from scipy.special import expit, logit, softmax
+from vfm_runtime.bundle.model import Model
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.cpu_quota import count_usable_cores
 from vfm_runtime.errors import OptionError, VfmError, suggest
@@ -22,16 +23,16 @@ from vfm_runtime.media.image import ImageError
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction
 
 from vfm.audit.kinds import KINDS, AuditKind
+from vfm.audit.leaks import find_leaks
 from vfm.audit.null_score import read_null_values
 from vfm.data import ImageData
-from vfm.data.dataset import Record, describe_content, hash_content, read_source
+from vfm.data.dataset import Record, read_source
 from vfm.data.file_metadata import Metadata
 from vfm.data.group_columns import read_columns
 from vfm.data.table_rows import find_table
 from vfm.data.tables import read_table
 from vfm.spec import Spec
-from vfm.tasks.checkpoint import Checkpoint
-from vfm.tasks.labeled_images import LabeledImages
+from vfm.tasks.checkpoint import Checkpoint, find_copies
 from vfm.tasks.labels import match_labels
 from vfm.tasks.predictor import TorchPredictor
 
@@ -64,6 +65,14 @@ class AuditedModel:
     def training(self) -> Spec:
         """Spec of the data of the training; empty where it is not known."""
         return {} if self.checkpoint is None else self.checkpoint.data_spec or {}
+
+    @property
+    def device(self) -> str:
+        """Device that it runs on, such as `cpu` or `cuda`."""
+        if self.checkpoint is not None:
+            return self.checkpoint.task.device.type
+        assert isinstance(self.predictor, Model)
+        return self.predictor.device
 
     def choose_embedding(self) -> bool:
         """Choose the usual vectors; whether there are any, which the reader is told."""
@@ -134,6 +143,8 @@ class AuditedData(NamedTuple):
     """Table that has a row for each image; None where there is none."""
     path_column: str
     notes: list[str]
+    leaks: dict[str, Any]
+    """Copies of training images among them, as `find_leaks` returns them."""
 
     def read_columns(
         self, names: Sequence[str], table: Path | None, option: str
@@ -192,7 +203,7 @@ def open_data(model: AuditedModel, path: Path | None, split: str | None) -> Audi
             )
         data_name = f"{path}, {' and '.join(names)}" if named else str(path)
         described = _describe(model, data, model.kind.select(records), data_name, notes)
-        _require_unseen(model, LabeledImages(data, []), described.records)
+        _require_uncalibrated(model, described.records)
         return described
     data = model.kind.open_unlabeled(path)
     data.setup("predict")
@@ -207,48 +218,33 @@ def _describe(
     model: AuditedModel, data: ImageData, records: Sequence[Record], source: str, notes: list[str]
 ) -> AuditedData:
     columns = match_labels(data, model.labels, model.predictor.multilabel) if data.labels else None
-    table = getattr(data, "table", None)
-    return AuditedData(
-        source, list(records), columns, table, getattr(data, "path_column", "path"), notes
-    )
-
-
-def _require_unseen(model: AuditedModel, images: LabeledImages, records: Sequence[Record]) -> None:
-    """Refuse images that the model has learned from, or was calibrated on, as far as that can be known."""
-    if model.checkpoint is None:
-        return
-    contents: dict[str, str] = {}
-
-    def count_common(split: str) -> int:
-        try:
-            others = model.checkpoint.split(split).records  # type: ignore[union-attr, arg-type]
-        except VfmError:
-            return 0  # the data of the training is gone, which the page says
-        sizes = {describe_content(r) for r in others}
-        same = [r for r in records if describe_content(r) in sizes]
-        if not same:
-            return 0
-        wanted = {describe_content(r) for r in same}
-        seen = {hash_content(r) for r in others if describe_content(r) in wanted}
-        return sum(contents.setdefault(r.name, hash_content(r) or "") in seen for r in same)
-
-    number = count_common("train")
-    if 2 * number >= len(records):
+    leaks = find_leaks(model.checkpoint, records)
+    number = len(leaks["copies"])
+    if number and 2 * number >= len(records):
         raise AuditError(
             f"{number} of these {len(records)} images are training images of {model.path}: what a model has learned by "
             "heart says nothing of what it can do. Audit it on others."
         )
     if number:
-        model.notes.append(
-            f"{number} of {len(records)} images were trained on: figures are too good."
+        notes.append(f"{number} of {len(records)} images were trained on: figures are too good.")
+    table, path_column = getattr(data, "table", None), getattr(data, "path_column", "path")
+    return AuditedData(source, list(records), columns, table, path_column, notes, leaks)
+
+
+def _require_uncalibrated(model: AuditedModel, records: Sequence[Record]) -> None:
+    """Refuse images that the model was calibrated on, as far as that can be known."""
+    if model.checkpoint is None or model.checkpoint.calibration is None:
+        return
+    try:
+        others = model.checkpoint.split("val").records
+    except VfmError:
+        return  # the data of the training is gone, which the page says
+    number = len(find_copies(records, others))
+    if 2 * number >= len(records):
+        raise AuditError(
+            f"{number} of these {len(records)} images are those that {model.path} was validated and calibrated on, "
+            "so its scores fit them better than others. Audit it on others, such as a test split."
         )
-    if model.checkpoint.calibration is not None:
-        number = count_common("val")
-        if 2 * number >= len(records):
-            raise AuditError(
-                f"{number} of these {len(records)} images are those that {model.path} was validated and calibrated on, "
-                "so its scores fit them better than others. Audit it on others, such as a test split."
-            )
 
 
 def read_rule_groups(
@@ -291,6 +287,9 @@ class PredictedImages(NamedTuple):
     skipped: dict[str, str]
     """The reason by the name of each image that could not be read."""
     seconds: float
+    """Time from the first file to the last answer."""
+    model_seconds: float
+    """Part of it that the model itself took."""
 
 
 class _Prepared(NamedTuple):
@@ -322,7 +321,7 @@ def predict_images(
         AuditError: None can be read.
     """
     predictor = model.predictor
-    start = time.perf_counter()
+    start, model_seconds = time.perf_counter(), 0.0
 
     def prepare(index: int) -> _Prepared | str:
         try:
@@ -352,10 +351,12 @@ def predict_images(
             continue
         inputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         count = len(next(iter(inputs.values())))
+        begun = time.perf_counter()
         chunks = [
             model.run({name: v[k : k + batch_size] for name, v in inputs.items()})
             for k in range(0, count, batch_size)
         ]
+        model_seconds += time.perf_counter() - begun
         outputs = {name: np.concatenate([c[name] for c in chunks]) for name in chunks[0]}
         if embeds:
             vectors.append(predictor.embed_prepared(inputs))
@@ -375,7 +376,9 @@ def predict_images(
         )
     joined = np.concatenate(vectors) if embeds else None
     seconds = time.perf_counter() - start
-    return PredictedImages(np.array(positions), predictions, joined, rows, skipped, seconds)
+    return PredictedImages(
+        np.array(positions), predictions, joined, rows, skipped, seconds, model_seconds
+    )
 
 
 def _iterate_ahead(

@@ -131,7 +131,8 @@ def make_bom(
         component that the bill is about.
     """
     (first, *_) = checkpoints.values()
-    data = [_describe_data(name, checkpoint, licenses) for name, checkpoint in checkpoints.items()]
+    origins = list_origins(checkpoints, licenses)
+    data = [each for each in origins if each["type"] == "data"]
     versions = {"vfm-runtime": importlib.metadata.version("vfm-runtime"), **first.entry["versions"]}
     python = versions.pop("python", "unknown")
     libraries = [
@@ -164,20 +165,7 @@ def make_bom(
         }
         for name in list_bundle_files(folder)
     ]
-    teachers = [
-        {
-            "type": "machine-learning-model",
-            "bom-ref": part,
-            "name": part,
-            "description": "The weights were distilled from it",
-            **_format_license(license),
-            **_tag(license="declared" if license else "missing", origin="declared"),
-        }
-        for part, license in licenses.items()
-        if part.startswith(f"{TEACHER} ")
-    ]
-    weights = _describe_weights(first, contract, licenses)
-    components = [*weights, *teachers, *data, *libraries, *files]
+    components = [*origins, *libraries, *files]
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.7.schema.json",
         "bomFormat": "CycloneDX",
@@ -216,6 +204,32 @@ def make_bom(
     }
 
 
+def list_origins(
+    checkpoints: Mapping[str, Checkpoint], licenses: Mapping[str, str | None]
+) -> list[dict[str, Any]]:
+    """Return what a model comes from as components of a bill of materials: first weights, teachers, training images.
+
+    Args:
+        checkpoints: Where each head comes from, by its name; that of a single one is empty.
+        licenses: Licence of each part, as `list_licenses` returns them.
+    """
+    (first, *_) = checkpoints.values()
+    teachers = [
+        {
+            "type": "machine-learning-model",
+            "bom-ref": part,
+            "name": part,
+            "description": "The weights were distilled from it",
+            **_format_license(license),
+            **_tag(license="declared" if license else "missing", origin="declared"),
+        }
+        for part, license in licenses.items()
+        if part.startswith(f"{TEACHER} ")
+    ]
+    data = [_describe_data(name, checkpoint, licenses) for name, checkpoint in checkpoints.items()]
+    return [*_describe_weights(first, licenses), *teachers, *data]
+
+
 def _tag(**evidence: _Evidence) -> dict[str, Any]:
     """Say how each statement of a component is known."""
     return {
@@ -233,7 +247,7 @@ def _format_license(license: str | None) -> dict[str, Any]:
 
 
 def _describe_weights(
-    checkpoint: Checkpoint, contract: Contract, licenses: Mapping[str, str | None]
+    checkpoint: Checkpoint, licenses: Mapping[str, str | None]
 ) -> Iterator[dict[str, Any]]:
     report = checkpoint.entry.get("weights")
     if report is None:
@@ -246,7 +260,7 @@ def _describe_weights(
     yield {
         "type": "machine-learning-model",
         "bom-ref": "weights",
-        "name": contract.backbone,
+        "name": checkpoint.task.backbone.name,
         "description": f"Pretrained weights, from {Path(str(report['source'])).name}",
         **_format_license(license),
         **described,

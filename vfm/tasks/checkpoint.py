@@ -301,19 +301,24 @@ def require_disjoint(
         r.name for r, key in zip(records, _describe_sources(records), strict=True) if key in seen
     ]
     if copies and not common:
-        common = _find_copies(records, others)
+        common = list(find_copies(records, others))
     if common:
         raise ValidationError(
             f"{len(common)} of these {len(records)} images were {_WHY_UNSEEN[split].format(common[0])} {_SEEN_REMEDY}"
         )
 
 
-def _find_copies(records: Sequence[Record], others: Sequence[Record]) -> list[str]:
-    """Names of the images that are among others by their content; only files of equal sizes are read."""
+def find_copies(records: Sequence[Record], others: Sequence[Record]) -> dict[str, str]:
+    """Find images that are among others by their content; only files of equal sizes are read.
+
+    Returns:
+        The name of one of the others by the name of each image that has the same bytes.
+    """
     sizes = {describe_content(r) for r in others} & {describe_content(r) for r in records}
-    same_size = [r for r in others if describe_content(r) in sizes]
-    contents = {hash_content(r) for r in same_size} - {None}
-    return [r.name for r in records if describe_content(r) in sizes and hash_content(r) in contents]
+    same_size = (r for r in others if describe_content(r) in sizes)
+    contents = {content: r.name for r in same_size if (content := hash_content(r)) is not None}
+    hashes = ((r.name, hash_content(r)) for r in records if describe_content(r) in sizes)
+    return {name: contents[content] for name, content in hashes if content in contents}
 
 
 def _describe_sources(records: Sequence[Record]) -> list[Hashable]:
