@@ -104,8 +104,8 @@ def _describe_part(part: Mapping[str, Any]) -> dict[str, Any]:
 def add_origins(page: Page, result: Mapping[str, Any]) -> None:
     """Add licence and lineage to the page of an audit."""
     page.add_heading("Licence and lineage")
-    known = result["fingerprint"] or "unknown"
-    page.add_text(f"As {result['source']} says. Fingerprint of the model: {known}.")
+    fingerprint = result["fingerprint"] or "unknown"
+    page.add_text(f"As {result['source']} says. Fingerprint of the model: {fingerprint}.")
     page.add_table(
         [
             {
