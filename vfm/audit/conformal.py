@@ -53,8 +53,8 @@ def score_labels(scores: NDArray[np.float32], method: str, seed: int = 0) -> Flo
     """Return how unlike the truth each label is, [N, C]: a set holds the labels up to a threshold.
 
     Args:
-        scores: Probabilities [N, C].
-        method: One of `METHODS`.
+        scores: Probabilities of the labels of each image, [N, C].
+        method: Name of a method in `METHODS`.
         seed: Seed of the lots of APS, one for each image.
     """
     values = scores.astype(np.float64)
@@ -79,8 +79,8 @@ def measure_conformal(
     """Return coverage and sizes of conformal sets on the half that did not set their threshold, by group too.
 
     Args:
-        scores: Probabilities [N, C].
-        target: True classes [N].
+        scores: Probabilities of the labels of each image, [N, C].
+        target: True class of each image, [N].
         columns: A value for each image by the name of a group column.
         sampler: Draws of the images; what belongs together is in one half.
         level: Fraction of images whose set shall hold the true label.
