@@ -6,6 +6,7 @@ from vfm_runtime.errors import OptionError
 
 from vfm.audit.comparison import ClusterSampler
 from vfm.audit.conformal import METHODS, check_level, describe_conformal, measure_conformal
+from vfm.audit.kinds import KINDS
 
 
 def draw(number, seed):
@@ -57,6 +58,6 @@ def test_what_belongs_together_is_in_one_half_and_too_few_images_are_said():
 
 
 def test_what_has_no_such_sets_is_refused():
-    check_level(None, "detection")
+    check_level(None, KINDS["detection"], "detection")
     with pytest.raises(OptionError, match="and this one's task is 'detection'"):
-        check_level(0.9, "detection")
+        check_level(0.9, KINDS["detection"], "detection")

@@ -149,7 +149,7 @@ def audit(
     rules = parse_rules(options.fail_on)
     energy, start = EnergyMeter(), time.perf_counter()
     audited = open_model(model, checkpoint, device=options.device)
-    check_level(options.conformal, audited.predictor.task_type.name)
+    check_level(options.conformal, audited.kind, audited.predictor.task_type.name)
     if options.positive is not None:
         require_known("positive", options.positive, audited.labels)
     source = open_data(audited, data, options.split)

@@ -11,6 +11,7 @@ from vfm_runtime.errors import OptionError
 
 from vfm.audit.comparison import Bools, ClusterSampler, Floats, RatioMetric
 from vfm.audit.groups import MIN_GROUP, list_groups
+from vfm.audit.kinds import AuditKind
 from vfm.metrics.calibration import TooFewError, fit_conformal_threshold
 from vfm.report import Page
 
@@ -30,7 +31,7 @@ _ABOUT = (
 )
 
 
-def check_level(level: float | None, task: str) -> None:
+def check_level(level: float | None, kind: AuditKind, task: str) -> None:
     """Refuse a level of `--conformal` that is none, or a task that has no such sets.
 
     Raises:
@@ -43,7 +44,7 @@ def check_level(level: float | None, task: str) -> None:
             f"--conformal is {level:g}. Give the fraction of images whose set shall hold the true label, from 0.5 to "
             "below 1, such as 0.9."
         )
-    if task != "classification":
+    if not kind.gives_one_label:
         raise OptionError(
             f"--conformal is for models that give one label an image, and this one's task is '{task}'. Leave it out."
         )

@@ -58,6 +58,9 @@ class Outcomes:
 class AuditKind(ABC):
     """What an audit asks of a task."""
 
+    gives_one_label: bool = False
+    """Whether the model gives exactly one label an image, of scores that are probabilities."""
+
     @abstractmethod
     def open_data(self, path: Path, training: Spec, labels: Labels) -> ImageData:
         """Read labelled images of a folder or a table, in the splits that they state."""
@@ -99,6 +102,7 @@ class LabelKind(AuditKind):
 
     def __init__(self, *, multilabel: bool) -> None:
         self.multilabel = multilabel
+        self.gives_one_label = not multilabel
 
     def open_data(self, path: Path, training: Spec, labels: Labels) -> ImageData:
         """Read a folder or a table, by the columns of the training's where it has them."""
