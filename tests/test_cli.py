@@ -57,8 +57,9 @@ WRONG = [
         "nonsense",
         2,
         "'nonsense'",
-        "Commands: fit, validate, test, predict, models, tune, faces, doctor, calibrate, audit, embed, "
-        "classify, search, index, duplicates, cluster, select, map, cost train, cost serve, cost compare, demo, export",
+        "Commands: fit, validate, test, predict, models, tune, pretrain, faces, doctor, calibrate, audit, "
+        "embed, classify, search, index, duplicates, cluster, select, map, cost train, cost serve, cost compare, "
+        "demo, export",
     ),
     ("fit", 2, "--model", "--data", "--config"),
     ("validate", 2, "--model", "--data"),

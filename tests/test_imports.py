@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROWS = {
     9: {"cli", "api", "demo", "tune"},
-    8: {"audit", "incontext"},
+    8: {"audit", "incontext", "pretrain"},
     7: {"search", "cost"},
     6: {"deepfake", "embed"},
     5: {"bundle"},

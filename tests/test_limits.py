@@ -29,6 +29,7 @@ SPEAKERS = (
     "vfm/bundle/export.py",
     "vfm/deepfake/data/extract.py",
     "vfm/tasks/calibrate.py",
+    "vfm/pretrain/command.py",
     "vfm/audit/command.py",
     "vfm/audit/doctor/command.py",
     "vfm/deepfake/shortcuts/command.py",

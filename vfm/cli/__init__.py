@@ -27,6 +27,10 @@ COMMANDS = {
         "vfm.tune.command:tune",
         "the best model for a few labelled images, found and fitted in some minutes",
     ),
+    "pretrain": (
+        "vfm.pretrain.command:pretrain",
+        "a backbone from images without labels, for as long as a probe says that it pays",
+    ),
     "faces": (
         "vfm.deepfake.data.extract:faces",
         "cut faces out of videos and photos, for training",

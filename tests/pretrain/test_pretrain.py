@@ -1,0 +1,278 @@
+"""`vfm pretrain`: the pilot, the rounds, when they end, what goes on after a kill, alarms and refusals in words."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vfm_runtime.errors import OptionError
+
+import vfm
+from tests.image_folders import write_image_folder
+from vfm.cli import main
+from vfm.pretrain import command
+from vfm.pretrain.options import PretrainOptions, TimeBudgetError, format_time, parse_budget
+from vfm.pretrain.probe import LabeledProbe, Point, find_leaks
+from vfm.pretrain.rounds import FEWEST_STEPS, Pace, Pretrainer, open_images
+from vfm.pretrain.run import Run
+from vfm.pretrain.trend import fit_trend
+from vfm.training.meter import RunMeter
+
+TINY = ["--backbone", "test_efficientnet", "--image-size", "32", "--batch-size", "8"]
+VIEWS = ["--views.num_local", "1"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `pool` and `probe`, which share no image."""
+    root = tmp_path_factory.mktemp("pretrain")
+    write_image_folder(root / "pool", images_per_class=6, seed=1)
+    write_image_folder(root / "probe", images_per_class=6, seed=2)
+    return root
+
+
+def point(name: str = "round 1", **changes: float) -> Point:
+    values: dict[str, Any] = {"hours": 1.0, "kwh": None, "steps": 10, "knn": 0.8, "low": 0.7}
+    values |= {"high": 0.9, "rankme": 9.0, "uniformity": -2.0, "width": 16}
+    return Point(name=name, **(values | changes))
+
+
+def test_a_run_is_killed_and_goes_on_after_its_last_round(
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Pretrainer, "measure_pace", lambda self: Pace(0.0, 0.01))
+    trained: list[tuple[str, dict[str, torch.Tensor]]] = []
+
+    def train(self: Pretrainer, seconds: float) -> tuple[int, RunMeter, float]:
+        trained.append((self.method, {k: v.clone() for k, v in self.task.state_dict().items()}))
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        if len(trained) == 5:
+            monkeypatch.setattr(command, "_RESERVE", 1e9)  # there is no time for one more
+        self.pace = Pace(0.0, seconds)
+        return real(self, seconds)
+
+    real = Pretrainer.train
+    monkeypatch.setattr(Pretrainer, "train", train)
+    out = tmp_path / "out"
+    words = ["pretrain", str(images / "pool"), "--probe", str(images / "probe"), *TINY, *VIEWS]
+    words += ["--out", str(out), "--budget", "10m"]
+    with pytest.raises(KeyboardInterrupt):
+        main(words)
+    stored = json.loads((out / "results.json").read_text())["pretrain"]
+    assert [p["name"] for p in stored["pilot"]] == ["VISReg", "LeJEPA"]
+    assert [p["name"] for p in stored["rounds"]] == ["round 1"]
+    last = torch.load(out / "rounds/round_1.ckpt", weights_only=True)["state_dict"]
+    assert main(words) == 0
+    method, start = trained[4]
+    assert method == stored["method"]
+    for key, value in last.items():
+        assert torch.equal(start[key], value), key
+    text = capsys.readouterr().out
+    assert "Going on after round 1" in text
+    ended = json.loads((out / "results.json").read_text())["pretrain"]
+    assert ended["rounds"][0] == stored["rounds"][0]
+    assert ended["rounds"][1]["hours"] > stored["rounds"][0]["hours"]
+    assert ended["ended"] == "the budget is spent"
+    assert ended["start"]["kwh"] == 0.0
+    assert 0 <= ended["start"]["knn"] <= 1
+    best = max(
+        [p for p in ended["pilot"] if p["name"] == method] + ended["rounds"], key=lambda p: p["knn"]
+    )
+    assert f"Model: {out / 'model.ckpt'}, of '{best['name']}'" in text
+    picture = next((images / "probe").rglob("*.png"))
+    assert vfm.load(out / "model.ckpt").embed(str(picture)).shape == (
+        last["backbone.model.conv_head.weight"].shape[0],
+    )
+    page = (out / "report.html").read_text()
+    assert "kNN on the probe by the minutes of training" in page
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        f"--model.weights {out / 'model.ckpt'} --data FolderData --data.root {images / 'probe'}"
+        in text
+    )
+    assert main([*words, "--lr", "1e-3"]) == 1
+    assert (
+        "holds a run with lr 0.0005, and now it is 0.001. Give the same" in capsys.readouterr().err
+    )
+
+
+def test_a_budget_shorter_than_the_pilot_says_how_much_would_do(
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Pretrainer, "measure_pace", lambda self: Pace(2.0, 0.3))
+    words = ["pretrain", str(images / "pool"), "--probe", str(images / "probe"), *TINY]
+    assert main([*words, "--out", str(tmp_path), "--budget", "60s"]) == 1
+    text = capsys.readouterr().err
+    # 2 s and 10 steps of 0.3 s are a twentieth of 100 s; a fifth more is advised.
+    assert "--budget 60s is shorter than the pilot needs: 10 steps of VISReg take 5.0 s" in text
+    assert "Give --budget 2m or more" in text
+    assert FEWEST_STEPS == 10
+
+
+def test_images_of_the_probe_that_are_trained_on_are_a_leak(images: Path, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    shutil.copytree(images / "pool", pool)
+    copied = next((images / "probe").rglob("*.png"))
+    shutil.copyfile(copied, pool / "again.png")
+    probe = LabeledProbe(images / "probe", 100, 0)
+    assert find_leaks(open_images(images / "pool", 8, 0).records["train"], probe.parts[0]) == {}
+    leaks = find_leaks(open_images(pool, 8, 0).records["train"], probe.parts[0])
+    assert leaks == {copied.relative_to(images / "probe").as_posix(): "again.png"}
+
+
+def test_a_probe_with_a_val_split_is_voted_on_by_train(tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "p", images_per_class=6, splits=["train", "val", "test"])
+    probe = LabeledProbe(tmp_path / "p", 12, 0)
+    assert [len(part) for part in probe.parts] == [12, 12]
+    assert probe.parts[1][0].name.startswith("val/")
+    trainer = Pretrainer(
+        tmp_path / "p", "VISReg", PretrainOptions(backbone="test_efficientnet", image_size=32), 0
+    )
+    assert len(trainer.data.records["train"]) == 18
+    probe.prepare(trainer.task)
+    # Each image of val stands in train too: its copy is the nearest of all.
+    probe.pixels[0] = probe.pixels[1]
+    probe.parts[0] = probe.parts[1]
+    measured = probe.measure(trainer.task, "start", hours=0, kwh=0, steps=0)
+    assert measured.knn > 0.5
+    assert probe.num_judged == 12
+
+
+def test_a_line_over_log_hours_says_what_more_hours_give() -> None:
+    hours = [0.1, 0.2, 0.4, 0.8]
+    knn = [0.5 + 0.05 * math.log2(h / 0.1) for h in hours]
+    trend = fit_trend(hours, knn, 1000)
+    assert trend is not None
+    gain = trend.expect(0.8)
+    assert gain.points == pytest.approx(5.0)
+    # The least noise is one image of 1,000: Student's t of 2 degrees, 4.30, by the spread of the logarithms.
+    spread = math.sqrt(5) * math.log(2)
+    assert gain.margin == pytest.approx(100 * 4.3027 * 0.001 / spread * math.log(2), rel=1e-3)
+    assert trend.pays(0.8)
+    assert not trend.pays(0.01)
+    assert trend.expect(1e9).points == pytest.approx(100 * trend.room)
+    falling = fit_trend(hours, knn[::-1], 1000)
+    assert falling is not None
+    assert not falling.pays(100)
+    assert fit_trend(hours[:3], knn[:3], 1000) is None
+
+
+def test_rounds_end_where_the_next_one_is_within_the_noise(tmp_path: Path) -> None:
+    run = Run(tmp_path, {}, method="VISReg", round_seconds=60)
+    run.pilot = [point("VISReg", hours=0.1, knn=0.70)]
+    run.rounds = [
+        point(f"round {i}", hours=0.1 * 2**i, knn=0.7 + 0.02 * (i % 2)) for i in (1, 2, 3, 4)
+    ]
+    command.run_rounds(run, None, LabeledProbe.__new__(Fixed), 1e6)  # type: ignore[arg-type]
+    assert run.ended.startswith("another round of 60s is expected to give -0.0 points, within the ")
+    run.rounds = [point(f"round {i}", hours=0.1 * 2**i, knn=0.6 + 0.05 * i) for i in (1, 2, 3, 4)]
+    run.round_seconds = 3600
+    with pytest.raises(AttributeError):  # it would train on, by a trainer that is none
+        command.run_rounds(run, None, LabeledProbe.__new__(Fixed), 1e6)  # type: ignore[arg-type]
+
+
+class Fixed(LabeledProbe):
+    num_judged = 100  # type: ignore[assignment]
+
+
+def test_alarms_are_raised_once_in_words(tmp_path: Path) -> None:
+    run = Run(tmp_path, {})
+    flat = point(uniformity=-0.001)
+    assert run.check(flat, [], 100)[0].startswith(
+        "Collapse: all images get nearly the same vector (-0.001;"
+    )
+    assert run.check(flat, [], 100) == []
+    thin = point(rankme=1.5, width=128)
+    assert "the vectors use 1.5 of their 128 dimensions" in run.check(thin, [], 100)[0]
+    low = point("round 4", knn=0.5)
+    (text,) = run.check(low, [point(knn=0.8)], 1000)
+    assert text.startswith("The probe falls: kNN is 0.500 after 'round 4', and was 0.800.")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["--budget", "2 weeks"],
+            "--budget is '2 weeks'. Give a number above 0 with its unit: 90s",
+        ),
+        (
+            ["--methods", "VISRg"],
+            "--methods names 'VISRg'. Did you mean 'VISReg'? Choices: VISReg, LeJEPA",
+        ),
+        (
+            ["--methods", ""],
+            "--methods is empty, and there is no --teacher. Give one or more of VISReg",
+        ),
+        (["--num-probe", "2"], "--num-probe is 2. Give 4 or more."),
+        (["--probe", "nowhere"], "--probe nowhere does not exist. Give a folder of class folders"),
+        (
+            ["--probe", "one"],
+            "--probe one has 2 images of 2 classes to judge by. Give images of two classes",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    text: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_image_folder("one", num_classes=2, images_per_class=1)
+    probe = ["--probe", str(images / "probe")] if "--probe" not in words else []
+    assert main(["pretrain", str(images / "pool"), *probe, *words]) == 1
+    assert text in capsys.readouterr().err
+
+
+def test_a_folder_of_other_results_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(OptionError, match="is of another command"):
+        Run.open(tmp_path, {})
+
+
+def test_budgets_are_written_as_they_are_read() -> None:
+    assert [parse_budget(text) for text in ("90s", "30m", "2h", "1.5d")] == [90, 1800, 7200, 129600]
+    assert [format_time(seconds) for seconds in (90, 1800, 7200)] == ["90s", "30m", "2h"]
+    with pytest.raises(TimeBudgetError):
+        parse_budget("0h")
+
+
+@pytest.mark.slow
+def test_a_real_budget_is_kept(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["pretrain", str(images / "pool"), "--probe", str(images / "probe"), *TINY, *VIEWS]
+    words += [
+        "--methods",
+        "VISReg",
+        "--out",
+        str(tmp_path),
+        "--teacher",
+        "test_vit",
+        "--teacher-size",
+        "32",
+    ]
+    teacher = vfm.EmbeddingTask("test_vit", pretrained=False, image_size=32)
+    weights = tmp_path / "teacher.pth"
+    torch.save(teacher.backbone.model.state_dict(), weights)
+    assert main([*words, "--teacher-weights", str(weights), "--budget", "100s"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())["pretrain"]
+    assert {p["name"] for p in results["pilot"]} == {"VISReg", "Distillation"}
+    assert results["rounds"]
+    assert results["seconds"] < 115
+    assert results["ended"]
