@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from vfm.data.dataset import Record
 from vfm.metrics.embeddings import compute_effective_rank, compute_uniformity
 from vfm.tasks import Optim, PretrainingTask
 from vfm.tasks.pretraining.results import list_alarms, measure_embeddings
+from vfm.training.sharding import FSDP2
 
 
 class MeanColor(PretrainingTask):
@@ -191,3 +193,10 @@ def test_an_alarm_is_given_once(tmp_path):
         warnings.simplefilter("always")
         trainer(tmp_path, max_epochs=3).fit(task, datamodule=shapes())
     assert sum("nearly the same vector" in str(w.message) for w in caught) == 1
+
+
+def test_weights_are_not_sharded():
+    task = build()
+    task._trainer = SimpleNamespace(strategy=FSDP2())
+    with pytest.raises(OptionError, match=r"^MeanColor shards no parts .* --trainer\.strategy ddp"):
+        task.configure_model()

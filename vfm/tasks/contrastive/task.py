@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, Self, Unpack
 
 import numpy as np
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -303,18 +302,6 @@ class ContrastiveTask(PretrainingTask):
         """Return the sums of the loss over the pairs of this rank."""
         losses: dict[str, Tensor] = self.criterion(self.embed_pairs(raw, batch), batch)
         return losses
-
-    def configure_model(self) -> None:
-        """Refuse strategies that would leave gradients of the text tower on their ranks.
-
-        Raises:
-            OptionError: The strategy is `fsdp2`, or another that shards over the model.
-        """
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            raise OptionError(
-                f"{type(self).__name__} shards no text tower. Give --trainer.strategy ddp, with "
-                "--model.grad_checkpointing true where memory is short."
-            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch; one without a readable image still takes part in that of the other ranks."""

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Unpack
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from vfm_runtime.errors import OptionError
@@ -108,6 +109,18 @@ class PretrainingTask(EmbeddingTask):
         if not self.training_parts:
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(PARTS)}
         return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def configure_model(self) -> None:
+        """Refuse to shard the weights: gradients of the parts of training would stay on each rank.
+
+        Raises:
+            OptionError: The strategy is `fsdp2`, or another that shards over the model.
+        """
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            raise OptionError(
+                f"{type(self).__name__} shards no parts that only training needs. Give --trainer.strategy ddp, with "
+                "--model.grad_checkpointing true where memory is short."
+            )
 
     def _match_labels(self) -> None:
         """Take any labels: the model has none."""
