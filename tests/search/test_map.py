@@ -41,6 +41,8 @@ def test_the_page_holds_pictures_and_a_lasso_saves_their_paths(store, tmp_path, 
     assert [point["path"] for point in data["points"]] == paths
     assert (data["column"], data["values"]) == ("label", [["red", 15], ["green", 14]])
     with launched() as browser:
+        from playwright.sync_api import expect  # launched says if it is missing
+
         window = browser.new_page(viewport={"width": 900, "height": 600})
         faults = []
         window.on("pageerror", lambda error: faults.append(str(error)))
@@ -55,12 +57,12 @@ def test_the_page_holds_pictures_and_a_lasso_saves_their_paths(store, tmp_path, 
         for x, y in corners:
             window.mouse.move(x, max(y, 60))
         window.mouse.up()
-        assert window.locator("#count").inner_text() == "15 images chosen"
+        expect(window.locator("#count")).to_have_text("15 images chosen")
         with window.expect_download() as download:
             window.get_by_text("Save CSV").click()
         lines = download.value.path().read_text().splitlines()
         window.get_by_text("Clear").click()
-        assert window.locator("#count").inner_text() == "0 images chosen"
+        expect(window.locator("#count")).to_have_text("0 images chosen")
         assert faults == []
     assert lines[0] == "path,label"
     kinds = {line.rpartition(",")[2] for line in lines[1:]}

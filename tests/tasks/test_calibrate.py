@@ -125,7 +125,8 @@ def test_other_images_and_a_precision(moved, tmp_path):
     [
         (
             ["--fpr", "0.05"],
-            "--fpr is 0.05, but a ClassificationTask has no such option. Choices: --min_precision, --batch_size. Leave",
+            "--fpr is 0.05, but a ClassificationTask has no such option. Choices: --min_precision, --batch_size, "
+            "--group_column, --table, --equal, --rate, --positive. Leave",
         ),
         (["--cropped"], "--cropped is true, but a ClassificationTask has no such option."),
         (["--split", "all"], "--split is all, but a ClassificationTask has no such option."),
