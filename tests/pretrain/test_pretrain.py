@@ -17,6 +17,7 @@ from tests.image_folders import write_image_folder
 from vfm.cli import main
 from vfm.pretrain import command
 from vfm.pretrain.options import PretrainOptions, TimeBudgetError, format_time, parse_budget
+from vfm.pretrain.page import describe_run
 from vfm.pretrain.probe import LabeledProbe, Point, find_leaks
 from vfm.pretrain.rounds import FEWEST_STEPS, Pace, Pretrainer, open_images
 from vfm.pretrain.run import Run
@@ -171,13 +172,29 @@ def test_a_line_over_log_hours_says_what_more_hours_give() -> None:
 
 def test_rounds_end_where_the_next_one_is_within_the_noise(tmp_path: Path) -> None:
     run = Run(tmp_path, {}, method="VISReg", round_seconds=60)
-    run.pilot = [point("VISReg", hours=0.1, knn=0.70)]
+    run.start, run.pilot = point("start", knn=0.6), [point("VISReg", hours=0.1, knn=0.70)]
     run.rounds = [
         point(f"round {i}", hours=0.1 * 2**i, knn=0.7 + 0.02 * (i % 2)) for i in (1, 2, 3, 4)
     ]
     command.run_rounds(run, None, LabeledProbe.__new__(Fixed), 1e6)  # type: ignore[arg-type]
-    assert run.ended.startswith("another round of 60s is expected to give -0.0 points, within the ")
+    assert run.ended.startswith("another round of 60s is expected to give ")
+    assert run.ended.endswith("points, which is no gain")
+    trend = run.fit_trend(100)
+    assert trend is not None
+    text = " ".join(describe_run(run, trend, 100))
+    assert "kNN does not rise with the hours, so that nothing is said of many more" in text
+    run.rounds = [
+        point(f"round {i}", hours=0.1 * 2**i, knn=0.7 + 0.02 * (i == 2)) for i in (1, 2, 3, 4)
+    ]
+    run.rounds[-1] = point("round 4", hours=1.6, knn=0.715)
+    command.run_rounds(run, None, LabeledProbe.__new__(Fixed), 1e6)  # type: ignore[arg-type]
+    assert "points, within the noise of a point, 1." in run.ended
     run.rounds = [point(f"round {i}", hours=0.1 * 2**i, knn=0.6 + 0.05 * i) for i in (1, 2, 3, 4)]
+    trend = run.fit_trend(100)
+    text = " ".join(describe_run(run, trend, 100))
+    assert "As long again (1.6 hours): +5.0 +- " in text
+    assert "100 more hours: +20.0 +- " in text
+    assert "100 hours are 62 times what was measured" in text
     run.round_seconds = 3600
     with pytest.raises(AttributeError):  # it would train on, by a trainer that is none
         command.run_rounds(run, None, LabeledProbe.__new__(Fixed), 1e6)  # type: ignore[arg-type]

@@ -69,6 +69,7 @@ def pretrain(
     if run.rounds:
         print(f"Going on after {run.rounds[-1].name}, {format_time(run.spent)} of {budget} spent.")
     leaks = find_leaks(images, [record for part in judge.parts for record in part])
+    run.alarms.pop("leak", None)
     if leaks:
         name, source = next(iter(leaks.items()))
         run.alarms["leak"] = (
@@ -234,9 +235,14 @@ def run_rounds(run: Run, trainer: Pretrainer, judge: LabeledProbe, seconds: floa
         trend = run.fit_trend(judge.num_judged)
         if trend is not None and not trend.pays(length / 3600):
             gain = trend.expect(length / 3600)
+            reason = (
+                f"within the noise of a point, {100 * trend.residual:.1f}"
+                if gain.points > 0
+                else "which is no gain"
+            )
             run.ended = (
-                f"another round of {format_time(length)} is expected to give {gain.points:+.1f} points, within the "
-                f"noise of a point, {100 * trend.residual:.1f}"
+                f"another round of {format_time(length)} is expected to give {gain.points:+.1f} "
+                f"points, {reason}"
             )
             return
         left = seconds - run.elapsed - _RESERVE

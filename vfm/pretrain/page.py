@@ -39,6 +39,11 @@ def describe_run(run: Run, trend: Trend | None, num_judged: int) -> list[str]:
             f"What more hours would give cannot be said: a line takes {FEWEST_ROUNDS} rounds, and there are "
             f"{len(run.rounds)}. Give a larger --budget."
         )
+    elif trend.slope <= 0:
+        lines.append(
+            f"As long again ({trend.hours:.3g} hours): {trend.expect(trend.hours)}. kNN does not rise with the hours, "
+            "so that nothing is said of many more of them: lower --lr, or another of --methods."
+        )
     else:
         lines.append(
             f"As long again ({trend.hours:.3g} hours): {trend.expect(trend.hours)}. {_MORE:g} more hours: "
