@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from vfm_runtime.errors import DataError
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import fit, vit
 from vfm.audit.command import audit
+from vfm.audit.ood_auroc import open_other_images
 from vfm.audit.origins import describe_origins
-from vfm.audit.source import AuditError, open_model
+from vfm.audit.source import AuditedModel, AuditError, open_data, open_model
 from vfm.bundle.export import export
 from vfm.cli import main
 from vfm.data import FolderData
@@ -66,7 +68,7 @@ def table(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundle") / "bundle"
-    export(checkpoint, out=out, images=checkpoint.parents[1] / "images")
+    export(checkpoint, out=out, images=checkpoint.parents[1] / "images", reference=True)
     return out
 
 
@@ -99,8 +101,12 @@ def test_a_planted_gap_is_found_and_the_rule_breaks(checkpoint, table, tmp_path,
 
 def audit_both(checkpoint, model, table, folder):
     results = []
+    (folder / "gray").mkdir()
+    for value in range(12):
+        Image.new("RGB", (32, 32), (20 * value,) * 3).save(folder / "gray" / f"{value}.png")
     for path in (checkpoint, model):
         words = ["--data", str(table), "--groups", "site", "-o", str(folder / path.name)]
+        words += ["--ood-data", str(folder / "gray")]
         assert main(["audit", str(path), *words]) == 0
         results.append(read(folder / path.name))
     first, second = results
@@ -108,6 +114,13 @@ def audit_both(checkpoint, model, table, folder):
     assert first["groups"] == second["groups"]
     assert first["calibration"]["ece"] == pytest.approx(second["calibration"]["ece"], abs=1e-4)
     assert (first["is_bundle"], second["is_bundle"]) == (False, True)
+    auroc, other = (each["ood"]["auroc"] for each in results)
+    assert other["value"] == pytest.approx(auroc["value"], abs=0.01)
+    assert auroc["low"] < auroc["value"] < auroc["high"] or auroc["value"] == 1
+    assert first["ood"]["limit"] is None
+    beyond = second["ood"]["fraction_beyond"]
+    assert (auroc["value"] > 0.5) == (beyond["other"] >= beyond["audited"])
+    assert "OOD AUROC" in (folder / model.name / "audit.html").read_text()
     sources = [each["lineage"].pop("source") for each in results]
     assert sources == ["the checkpoint", "bom.cdx.json"]
     assert first["lineage"] == second["lineage"]
@@ -132,7 +145,8 @@ def test_checkpoint_and_bundle_are_audited_alike(checkpoint, bundle, table, tmp_
 def test_a_calibrated_checkpoint_is_audited_as_its_bundle(checkpoint, table, tmp_path):
     assert main(["calibrate", str(checkpoint)]) == 0
     try:
-        export(checkpoint, out=tmp_path / "fitted", images=checkpoint.parents[1] / "images")
+        images = checkpoint.parents[1] / "images"
+        export(checkpoint, out=tmp_path / "fitted", images=images, reference=True)
         audit_both(checkpoint, tmp_path / "fitted", table, tmp_path)
     finally:
         (checkpoint.parent / "calibration.json").unlink()
@@ -204,6 +218,7 @@ def test_without_labels_what_needs_none_is_looked_at(checkpoint, table, tmp_path
         (["--fail-on", "recall>0.9"], "names 'recall', which this audit does not measure"),
         (["--split", "val"], "has no val images. Splits: .* or leave --split out"),
         (["--conformal", "90"], "--conformal is 90. Give the fraction of images whose set shall"),
+        (["--ood-data", "nowhere"], r"There is no nowhere .* Check --ood-data"),
         (["--native"], "--native is for models that answer for videos"),
         (["--kinds", "fog"], r"There is no corruption 'fog' \(--kinds\)\. Choices: jpeg, blur"),
     ],
@@ -297,6 +312,18 @@ def test_a_bundle_without_its_bill_says_so_and_a_damaged_one_is_refused(bundle, 
     message = r"bom\.cdx\.json is no bill of materials: KeyError: .* Export the bundle again"
     with pytest.raises(AuditError, match=message):
         describe_origins(model)
+
+
+def test_other_images_are_no_images_of_the_audit_and_need_a_reference(bundle, table):
+    model = open_model(bundle, None, device="cpu")
+    root = table.parent / "images"
+    records = open_data(model, table, None).records
+    with pytest.raises(AuditError, match=r"180 of the 180 images of --ood-data .* are images of"):
+        open_other_images(model, root, records)
+    bare = SimpleNamespace(task_type=SimpleNamespace(has_reference=False))
+    model = AuditedModel(bundle, bare, model.kind)
+    with pytest.raises(AuditError, match=r"bundle carries no reference of it\. Export it without"):
+        open_other_images(model, root, [])
 
 
 def test_a_bundle_needs_data(bundle, tmp_path):

@@ -17,9 +17,11 @@ from vfm.audit.before import JudgedModel, compare_models, require_comparable
 from vfm.audit.calibration import measure_calibration
 from vfm.audit.comparison import ClusterSampler, RatioMetric
 from vfm.audit.conformal import check_level, measure_conformal
+from vfm.audit.cost_line import describe_cost
 from vfm.audit.groups import GroupReport, compare_groups
 from vfm.audit.kinds import Outcomes
 from vfm.audit.null_score import measure_null_scores
+from vfm.audit.ood_auroc import measure_ood, open_other_images
 from vfm.audit.origins import describe_origins
 from vfm.audit.page import build_page, format_report
 from vfm.audit.robustness import choose_kinds, measure_robustness
@@ -35,7 +37,6 @@ from vfm.audit.source import (
     read_rule_groups,
     require_known,
 )
-from vfm.cost.serving import describe_machine
 from vfm.data.dataset import Record, read_source
 from vfm.data.group_columns import check_groups
 from vfm.report import draw_contact_sheet
@@ -66,6 +67,8 @@ class AuditOptions:
         fail_on: Rules that must hold, such as "accuracy>0.9,worst_group_gap<0.1"; else the exit status is 1.
         conformal: Fraction of images whose set of labels shall hold the true one, such as 0.9: one half of the images
             sets the threshold of such sets, and the other half measures how often they hold it and how large they are.
+        ood_data: Folder or table of images of another kind than those that the model is for: it is measured whether
+            their distance from the training tells them from those of the audit.
         split: Split that is audited; by default test, where the data states none val, else all.
         robustness: Measure what is left of the model when pictures get worse: compressed, blurred, shrunk, noisy, dark,
             bright, pale; on at most 500 of them.
@@ -89,6 +92,7 @@ class AuditOptions:
     min_gap: float = 0.05
     fail_on: str = ""
     conformal: float | None = None
+    ood_data: Path | None = None
     split: str | None = None
     robustness: bool = False
     kinds: str = ""
@@ -154,6 +158,7 @@ def audit(
         require_known("positive", options.positive, audited.labels)
     source = open_data(audited, data, options.split)
     columns, clusters = read_groups(source, options)
+    others = open_other_images(audited, options.ood_data, source.records)
     print(f"Predicting {len(source.records)} images of {source.source} ...", flush=True)
     rule_groups = read_rule_groups(audited, source, options.table)
     embeds = options.find_groups and audited.choose_embedding()
@@ -165,6 +170,11 @@ def audit(
         predicted, energy, joules, batch_size=options.batch_size, device=audited.device
     )
     report = measure(audited, source, predicted, columns, clusters, options)
+    if others:
+        keys = None if clusters is None else [clusters[i] for i in predicted.positions]
+        report.content["ood"] = measure_ood(
+            audited, predicted, keys, others, batch_size=options.batch_size, seed=options.seed
+        )
     if options.before is not None:
         before = predict_before(options.before, audited, data, options, trust)
         notes = (*before.model.notes, *before.source.notes)
@@ -206,35 +216,6 @@ def audit(
         raise AuditFailed(
             f"{len(broken)} of {len(rules)} rules of --fail-on do not hold: {listed}. See {folder / PAGE}."
         )
-
-
-def describe_cost(
-    predicted: PredictedImages,
-    energy: EnergyMeter,
-    before: float | None,
-    *,
-    batch_size: int,
-    device: str,
-) -> dict[str, Any]:
-    """Return what the predictions of an audit cost on this machine, ready for JSON.
-
-    Args:
-        predicted: Predictions, and how long they took.
-        energy: Meter, which is read once they are there.
-        before: Joules on the meter when they began; None where nothing counts them.
-        batch_size: Images in a batch.
-        device: Device that the model runs on.
-    """
-    after, number = energy.read(), len(predicted.predictions)
-    return {
-        "images_per_second": number / predicted.seconds,
-        "model_seconds_per_image": predicted.model_seconds / number,
-        "batch_size": batch_size,
-        "joules_per_image": None if after is None or before is None else (after - before) / number,
-        "energy_source": energy.source,
-        "device": device,
-        "machine": describe_machine(),
-    }
 
 
 def _audit_by_task(
@@ -326,6 +307,8 @@ class AuditReport:
             values["ece"] = calibration["ece"]
         for method, row in self.content.get("conformal", {}).get("methods", {}).items():
             values[f"conformal_coverage_{method}"] = row["coverage"]["value"]
+        if (ood := self.content.get("ood")) is not None:
+            values["ood_auroc"] = ood["auroc"]["value"]
         worst = self.groups.find_worst()
         if (robustness := self.content.get("robustness")) is not None:
             values["mean_corruption_error"] = robustness["mean_corruption_error"]
@@ -478,5 +461,12 @@ def describe_coverage(
             "LAC and APS, measured on the half that did not set their threshold"
             if "conformal" in content
             else "sets of labels that hold the true one: --conformal 0.9 (one label an image, with labels)",
+        ),
+        row(
+            "images of another kind",
+            options.ood_data is not None,
+            f"{options.ood_data}"
+            if options.ood_data
+            else "whether distance from the training tells them: --ood-data FOLDER",
         ),
     ]

@@ -8,8 +8,10 @@ from typing import Any
 from vfm.audit.before import add_changes, list_changes
 from vfm.audit.calibration import draw_calibration
 from vfm.audit.conformal import add_conformal, describe_conformal
+from vfm.audit.cost_line import list_costs
 from vfm.audit.groups import GroupComparison, GroupReport
 from vfm.audit.leaks import add_leaks
+from vfm.audit.ood_auroc import add_ood, list_ood_sentences
 from vfm.audit.origins import add_origins, list_warnings
 from vfm.audit.robustness import describe_robustness, draw_robustness
 from vfm.report import Page
@@ -79,6 +81,7 @@ def build_page(
         {
             "calibration": _add_calibration,
             "conformal": add_conformal,
+            "ood": add_ood,
             "robustness": _add_robustness,
         },
     )
@@ -103,24 +106,6 @@ def _add_sections(
     for key, add in sections.items():
         if content.get(key):
             add(page, content[key])
-
-
-def list_costs(cost: Mapping[str, Any]) -> list[str]:
-    """Return sentences on what the predictions cost, and on which machine."""
-    machine, joules = cost["machine"], cost["joules_per_image"]
-    energy = (
-        cost["energy_source"]
-        if joules is None
-        else f"{joules:.3g} J an image ({cost['energy_source']})"
-    )
-    return [
-        f"The model: {1000 * cost['model_seconds_per_image']:.3g} ms an image, in batches of {cost['batch_size']}. "
-        f"With opening and resizing: {cost['images_per_second']:.1f} images a second. The whole audit: "
-        f"{cost['seconds']:.1f} s.",
-        f"Energy of the predictions: {energy}.",
-        f"Measured by this audit on {cost['device']}, on a machine of {machine['cores']} cores of {machine['cpu']} "
-        f"({machine['system']}), with whatever else ran there; vfm cost serve measures latencies under load.",
-    ]
 
 
 def _list_facts(content: Mapping[str, Any], groups: GroupReport) -> dict[str, Any]:
@@ -324,6 +309,7 @@ def format_report(content: Mapping[str, Any], groups: GroupReport) -> str:
     if "calibration" in content:
         lines.append(describe_calibration(content["calibration"]))
     lines += describe_conformal(content.get("conformal", {"methods": {}}))
+    lines += list_ood_sentences(content.get("ood"))
     if groups.comparisons:
         lines += ["", *list_sentences(groups)]
     if content.get("null_scores"):

@@ -25,6 +25,7 @@ from vfm_runtime.tasks.base import Arrays, Opened, Prediction
 from vfm.audit.kinds import KINDS, AuditKind
 from vfm.audit.leaks import find_leaks
 from vfm.audit.null_score import read_null_values
+from vfm.bundle.ood import Reference, embed, score_ood
 from vfm.data import ImageData
 from vfm.data.dataset import Record, read_source
 from vfm.data.file_metadata import Metadata
@@ -55,6 +56,8 @@ class AuditedModel:
     checkpoint: Checkpoint | None = None
     notes: list[str] = field(default_factory=list)
     """What the reader must know of how the model was opened."""
+    reference: Reference | None = None
+    """What measures distances from the training images of a checkpoint; None where that was not asked for."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -358,6 +361,10 @@ def predict_images(
         ]
         model_seconds += time.perf_counter() - begun
         outputs = {name: np.concatenate([c[name] for c in chunks]) for name in chunks[0]}
+        if model.reference is not None:
+            assert isinstance(predictor, TorchPredictor)
+            # Beside the answers, whose time is measured: a bundle's graph gives both at once.
+            outputs |= score_ood(model.reference, embed(predictor.task, [inputs]))
         if embeds:
             vectors.append(predictor.embed_prepared(inputs))
         begin = 0
