@@ -64,6 +64,15 @@ def test_a_last_batch_of_one_and_no_small_views_have_a_loss(name):
     assert loss.isfinite().all()
 
 
+def test_lejepa_without_small_views_is_refused():
+    method = METHODS["LeJEPA"]()
+    method.prepare(build().backbone)
+    with pytest.raises(
+        OptionError, match=r"takes small views, and num_local is 0\. Give 1 or more"
+    ):
+        method.compute(torch.zeros(2, 4, 32), torch.zeros(0, 4, 32), torch.zeros(8, 3, 32, 32))
+
+
 def shapes_of_one():
     data = shapes(batch_size=1)
     data.preprocess = build().preprocess

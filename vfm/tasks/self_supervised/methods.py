@@ -112,6 +112,19 @@ class LeJEPA(VISReg):
         super().__init__(regularization, num_slices, hidden_width, output_width)
         self._options = {"lambda_param": regularization, "sigreg_num_vectors": num_slices}
 
+    def compute(self, large: Tensor, small: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """Return the loss of the projections.
+
+        Raises:
+            OptionError: There are no small views, which lightly's loss asks for.
+        """
+        if not len(small) and large.shape[1] > 1:
+            raise OptionError(
+                "LeJEPA takes small views, and num_local is 0. Give 1 or more (--model.views.num_local, in vfm "
+                "pretrain --views.num_local), or take VISReg."
+            )
+        return super().compute(large, small, images)
+
 
 class SwAV(SelfSupervisedMethod):
     """SwAV (Caron et al., 2020): the cluster of one view is told from the others; clusters are of equal size."""
