@@ -322,7 +322,9 @@ def test_other_images_are_no_images_of_the_audit_and_need_a_reference(bundle, ta
         open_other_images(model, root, records)
     bare = SimpleNamespace(task_type=SimpleNamespace(has_reference=False))
     model = AuditedModel(bundle, bare, model.kind)
-    with pytest.raises(AuditError, match=r"bundle carries no reference of it\. Export it without"):
+    with pytest.raises(
+        AuditError, match=r"bundle carries no reference of it\. Export it with --reference"
+    ):
         open_other_images(model, root, [])
 
 
