@@ -58,10 +58,12 @@ def test_other_data_is_not_read_by_the_list_of_the_training(run, tmp_path):
     assert results["num_videos"] == len({item.key for item in items})
 
 
-def test_a_detector_trained_on_blends_alone_is_audited_on_its_split(run, tmp_path):
+def test_a_detector_trained_on_blends_alone_is_audited_on_its_split(run, tmp_path, capsys):
     words = [*FIT, *QUIET, "--data.root", str(run / "faces"), "--data.mode", "sbi"]
     assert main(["fit", *words, "--trainer.default_root_dir", str(tmp_path)]) == 0
     checkpoint = tmp_path / "checkpoints/best.ckpt"
+    assert main(["audit", str(checkpoint), "--conformal", "0.9"]) == 1
+    assert "--conformal does not go with" in capsys.readouterr().err
     assert main(["audit", str(checkpoint), "--robustness", "--kinds", "jpeg"]) == 0
     found = json.loads((checkpoint.parent / "robustness.json").read_text())
     assert found["num_videos"] == results_of(checkpoint)["num_videos"]

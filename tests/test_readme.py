@@ -89,6 +89,10 @@ SMALLER = {
             "1",
         ),
     ],
+    "vfm pretrain": [
+        *("--backbone", "test_efficientnet", "--image-size", "32", "--batch-size", "8"),
+        *("--budget", "40s", "--views.num_local", "2"),
+    ],
     "vfm fit --config recipes/contrastive/": [
         *(
             "--model.backbone",
@@ -234,7 +238,7 @@ def folder(tmp_path_factory):
 def test_every_command_and_example_runs(folder, capsys):
     pages = [page for page in PAGES if page.parent.name != "export"]
     shell = [c for p in pages for c in commands(p) if c.split()[0] in ("vfm", "vfm-runtime")]
-    assert len(shell) == 91
+    assert len(shell) == 92
     for command in shell:
         if not command.startswith("vfm serve"):  # see test_serving_commands
             run(command)
@@ -343,6 +347,10 @@ def test_installation_commands_are_those_that_ci_runs():
     assert len(installs) == 2
     for command in installs:
         assert command in script
+
+
+def test_what_is_typed_into_a_shell_is_run_above():
+    assert [page for page in PAGES if blocks(page, "sh") or blocks(page, "shell")] == []
 
 
 def test_files_to_read_exist():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Sequence
@@ -225,10 +226,22 @@ def _audit_by_task(
     options: AuditOptions,
     trust: Sequence[str],
 ) -> None:
-    """Audit a checkpoint by the function of its task, with the options that were set."""
+    """Audit a checkpoint by the function of its task, with the options that were set.
+
+    Raises:
+        OptionError: One of them is not for this task.
+    """
     module, _, name = str(checkpoint.task.audit_function).partition(":")
+    audit_task = getattr(import_module(module), name)
     chosen = {k: v for k, v in vars(options).items() if v != getattr(_DEFAULTS, k)}
-    getattr(import_module(module), name)(checkpoint.path, data, out=out, trust=trust, **chosen)
+    taken = inspect.signature(audit_task).parameters
+    if idle := [option for option in chosen if option not in taken]:
+        choices = [option for option in vars(options) if option in taken]
+        raise OptionError(
+            f"--{idle[0].replace('_', '-')} does not go with {checkpoint.path}, whose task has an audit of its own. "
+            f"Choices: {', '.join(choices)}. Leave it out."
+        )
+    audit_task(checkpoint.path, data, out=out, trust=trust, **chosen)
 
 
 def predict_before(
