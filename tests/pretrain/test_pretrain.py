@@ -18,10 +18,11 @@ from vfm.cli import main
 from vfm.pretrain import command
 from vfm.pretrain.options import PretrainOptions, TimeBudgetError, format_time, parse_budget
 from vfm.pretrain.page import describe_run
-from vfm.pretrain.probe import LabeledProbe, Point, find_leaks
+from vfm.pretrain.probe import LabeledProbe, Point
 from vfm.pretrain.rounds import FEWEST_STEPS, Pace, Pretrainer, open_images
 from vfm.pretrain.run import Run
 from vfm.pretrain.trend import fit_trend
+from vfm.tasks.checkpoint import find_copies
 from vfm.training.meter import RunMeter
 
 TINY = ["--backbone", "test_efficientnet", "--image-size", "32", "--batch-size", "8"]
@@ -128,8 +129,8 @@ def test_images_of_the_probe_that_are_trained_on_are_a_leak(images: Path, tmp_pa
     copied = next((images / "probe").rglob("*.png"))
     shutil.copyfile(copied, pool / "again.png")
     probe = LabeledProbe(images / "probe", 100, 0)
-    assert find_leaks(open_images(images / "pool", 8, 0).records["train"], probe.parts[0]) == {}
-    leaks = find_leaks(open_images(pool, 8, 0).records["train"], probe.parts[0])
+    assert find_copies(probe.parts[0], open_images(images / "pool", 8, 0).records["train"]) == {}
+    leaks = find_copies(probe.parts[0], open_images(pool, 8, 0).records["train"])
     assert leaks == {copied.relative_to(images / "probe").as_posix(): "again.png"}
 
 

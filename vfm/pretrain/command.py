@@ -12,9 +12,10 @@ from pathlib import Path
 from vfm.data.auto import open_labels
 from vfm.pretrain.options import PretrainOptions, TimeBudgetError, format_time, parse_budget
 from vfm.pretrain.page import describe_run, write_page
-from vfm.pretrain.probe import LabeledProbe, Point, find_leaks
+from vfm.pretrain.probe import LabeledProbe, Point
 from vfm.pretrain.rounds import FEWEST_STEPS, Pretrainer, open_images
 from vfm.pretrain.run import Run
+from vfm.tasks.checkpoint import find_copies
 from vfm.training.log_filters import filter_logs, silence_trainers
 
 MODEL_FILE = "model.ckpt"
@@ -68,7 +69,7 @@ def pretrain(
     run = Run.open(out, settings)
     if run.rounds:
         print(f"Going on after {run.rounds[-1].name}, {format_time(run.spent)} of {budget} spent.")
-    leaks = find_leaks(images, [record for part in judge.parts for record in part])
+    leaks = find_copies([record for part in judge.parts for record in part], images)
     run.alarms.pop("leak", None)
     if leaks:
         name, source = next(iter(leaks.items()))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from vfm_runtime.media.image import ImageError
 from vfm_runtime.tasks.embedding import OUTPUT
 
 from vfm.data.auto import SourceError, draw_indices, open_labels
-from vfm.data.dataset import Record, describe_content, list_labels, read_source
+from vfm.data.dataset import Record, list_labels, read_source
 from vfm.heads_on_features.neighbors import score_neighbors
 from vfm.metrics import compute_accuracy, compute_interval
 from vfm.tasks import BaseTask
@@ -186,40 +185,3 @@ class LabeledProbe:
 
 def _list_classes(records: Sequence[Record]) -> NDArray[np.int64]:
     return np.array([list_labels(record)[0] for record in records], np.int64)
-
-
-def find_leaks(train: Iterable[Record], probe: Iterable[Record]) -> dict[str, str]:
-    """Return the name of the image that is trained on, by that of the image of the probe that has the same bytes.
-
-    Files are read as a whole only where one of the other side has the same size.
-
-    Args:
-        train: Images that are trained on.
-        probe: Labelled images that judge the backbone.
-    """
-
-    def hash_bytes(record: Record) -> str | None:
-        try:
-            source = read_source(record)
-            content = Path(source).read_bytes() if isinstance(source, str) else bytes(source)
-        except OSError:
-            return None  # it is counted as unreadable when it is opened
-        return hashlib.sha256(content).hexdigest()
-
-    sizes: dict[str, list[Record]] = {}
-    for record in probe:
-        sizes.setdefault(describe_content(record), []).append(record)
-    met: dict[str, dict[str, list[str]]] = {}
-    leaks: dict[str, str] = {}
-    for record in train:
-        size = describe_content(record)
-        if size not in sizes:
-            continue
-        if size not in met:
-            met[size] = {}
-            for judged in sizes[size]:
-                if checksum := hash_bytes(judged):
-                    met[size].setdefault(checksum, []).append(judged.name)
-        for name in met[size].get(hash_bytes(record) or "", ()):
-            leaks.setdefault(name, record.name)
-    return leaks
