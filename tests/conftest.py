@@ -7,7 +7,7 @@ import os
 # Read when the libraries are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-# For models this small a second thread costs more than it gives, most of all where other processes want the cores.
+# Models are tiny here, and other processes want the cores. What one thread gains or costs is not measured.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
