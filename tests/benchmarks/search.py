@@ -1,6 +1,7 @@
 """Search in a store: exact against a bare product, and the index with a measured recall against other indexes.
 
     python tests/benchmarks/search.py [--quick] [--rows 994000] [--only exact|index|duplicates] [--alone]
+        [--set images|texts]
 
 Rows and queries: see search_rows.py. `ours` of the first case is exact search in rows that are in memory, `theirs` is
 `X @ q` with argpartition, in turns. The other cases are a line each: the seconds to build, the median time of a query
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from search_rows import Vectors, draw_rows
+from search_rows import SETS, Vectors, draw_rows
 from sides import in_turns, report, seconds
 
 from vfm.embed.store import EmbeddingStore, StoreModel
@@ -240,9 +241,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--only", choices=["exact", "index", "duplicates"])
     parser.add_argument("--alone", action="store_true", help="without LanceDB's defaults and faiss")
+    parser.add_argument("--set", choices=list(SETS), default="images", help="see search_rows.py")
     options = parser.parse_args()
     num_rows = 20_000 if options.quick else options.rows
-    rows, queries = draw_rows(num_rows)
+    rows, queries = draw_rows(num_rows, options.set)
     queries = queries[: 50 if options.quick else 200]
     with tempfile.TemporaryDirectory() as folder:
         store = fill_store(Path(folder) / "store", rows)

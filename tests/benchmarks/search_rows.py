@@ -1,53 +1,72 @@
 """Rows and queries for the benchmark of search: real embeddings, and draws around each of them.
 
 Embeddings of EfficientNet-Lite0 at 64 pixels of all 70,000 images of Fashion-MNIST and of 2,000 textures of fabric,
-reduced to 384 numbers by PCA, each of norm 1; they take 3 minutes of two cores, once. Around each stand 14 rows, with
-noise as long as the median distance of the 5th neighbor. Queries are real embeddings around which there are no rows.
+reduced to 384 numbers by PCA, each of norm 1; they take 3 minutes of two cores, once. Or embeddings by MiniLM, as
+wide, of 72,000 names and definitions of ImageNet's classes. Around each stand 14 rows, with noise as long as the median
+distance of the 5th neighbor. Queries are real embeddings around which there are no rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from minilm import list_texts, locate_encoder
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.decomposition import PCA
-from small_baselines import BACKBONE, build_net
+from small_baselines import build_net
 from small_sets import CACHE, FASHION, _read_idx, open_set
 from timm.data import resolve_data_config
 from torch.nn import functional as F
 
+from vfm.incontext.conse import TextEncoder
+
 SIDE, WIDTH, DRAWS = 64, 384, 14
-NUM_QUERIES = 1000
+NUM_CENTERS, NUM_QUERIES = 72_000, 1000
 
 Vectors = NDArray[np.float32]
 
 
-def compute_embeddings(cache: Path = CACHE / "search") -> Vectors:
+def compute_embeddings(name: str, cache: Path = CACHE / "search") -> Vectors:
     """Embeddings [72000, 384] of norm 1 in a fixed random order, kept in a file.
 
     Args:
+        name: Of what: one of `SETS`.
         cache: Folder of the file.
     """
-    file = cache / f"{BACKBONE}-{SIDE}-{WIDTH}.npy"
+    file = cache / f"{name}-{SIDE}-{WIDTH}.npy"
     if not file.is_file():
-        raw = np.concatenate([_embed(batch) for batch in _iterate_batches()])
-        raw = raw[np.random.default_rng(0).permutation(len(raw))]
+        vectors = SETS[name]()
         cache.mkdir(parents=True, exist_ok=True)
-        np.save(file, _normalize(PCA(WIDTH, random_state=0).fit_transform(raw)))
+        np.save(file, vectors)
     return np.asarray(np.load(file), np.float32)
 
 
-def draw_rows(num_rows: int, seed: int = 0) -> tuple[Vectors, Vectors]:
+def embed_images() -> Vectors:
+    raw = np.concatenate([_embed(batch) for batch in _iterate_batches()])
+    raw = raw[np.random.default_rng(0).permutation(len(raw))]
+    return _normalize(PCA(WIDTH, random_state=0).fit_transform(raw))
+
+
+def embed_texts() -> Vectors:
+    return TextEncoder(locate_encoder())(list_texts()[:NUM_CENTERS])
+
+
+SETS: dict[str, Callable[[], Vectors]] = {"images": embed_images, "texts": embed_texts}
+
+
+def draw_rows(num_rows: int, name: str = "images", seed: int = 0) -> tuple[Vectors, Vectors]:
     """Rows [num_rows, 384] and queries [1000, 384], all of norm 1.
 
     Args:
         num_rows: Number of rows, at most 994,000.
+        name: Of what: one of `SETS`.
         seed: Seed of the noise.
     """
-    embeddings = compute_embeddings()
+    embeddings = compute_embeddings(name)
     queries, centers = embeddings[:NUM_QUERIES], embeddings[NUM_QUERIES:]
     centers = centers[: -(-num_rows // DRAWS)]
     noise = measure_noise(embeddings)

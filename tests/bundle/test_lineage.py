@@ -12,7 +12,14 @@ from vfm_runtime.bundle.manifest import hash_file
 
 from vfm.bundle import ExportError
 from vfm.bundle.card import format_card
-from vfm.bundle.lineage import describe_uses, list_licenses, make_bom, require_commercial
+from vfm.bundle.lineage import (
+    describe_uses,
+    list_licenses,
+    list_metrics,
+    list_origins,
+    make_bom,
+    require_commercial,
+)
 from vfm.cli import main
 from vfm.models.licenses import list_limits
 from vfm.tasks.checkpoint import Checkpoint
@@ -52,8 +59,16 @@ def described(exported, monkeypatch):
     one = {"": Checkpoint(exported.task, ENTRY, RESULTS)}
     licenses = list_licenses(one, "CC-BY-4.0")
     contract = vfm_runtime.load(exported.folder).contract
+    bom = make_bom(
+        exported.folder,
+        contract,
+        list_origins(one, licenses),
+        versions=ENTRY["versions"],
+        fingerprint=ENTRY["fingerprint"],
+        metrics={"": list(list_metrics(one[""]))},
+    )
     return SimpleNamespace(
-        bom=make_bom(exported.folder, contract, one, licenses),
+        bom=bom,
         card=format_card(contract, exported.parity, one, licenses=licenses),
         licenses=licenses,
         folder=exported.folder,

@@ -2,12 +2,15 @@
 
 import json
 import random
+from importlib.metadata import version
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 import vfm_runtime
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from PIL import Image
 from skimage import data
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -24,6 +27,7 @@ from vfm.cli import main
 from vfm.tasks.image_text import open_pair
 
 open_clip = pytest.importorskip("open_clip")
+CLIP = version("open_clip_torch")
 WORDS = (
     "a photo of the Red cup, don't YOU'LL it's 12 3.5 #1 caf\u00e9 na\u00efve x_y ( ) <br> &amp; &lt;p&gt; ... !? "
     "\u65e5\u672c\u8a9e \u0440\u0443\u0441 \U0001f600 \U0001f44d\U0001f3fd sch\u00c3\u00b6n \ufb01n a\u0301 \u2177 "
@@ -90,7 +94,20 @@ def test_the_bundle_embeds_as_the_pair_does(pair):
     assert facts["passed"]
     assert facts["texts"]["equal_tokens"]
     assert facts["texts"]["least_cosine"] >= 0.9999
-    assert "texts have the same tokens" in (folder / "bundle" / "card.md").read_text()
+    card = (folder / "bundle" / "card.md").read_text()
+    assert "texts have the same tokens" in card
+    assert "pipeline_tag: zero-shot-image-classification\n" in card
+    assert "- **Not cleared to be sold: pretrained weights (no licence stated)**\n" in card
+    bill = (folder / "bundle" / "bom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_7).validate_str(bill) is None
+    parts = {part["bom-ref"]: part for part in json.loads(bill)["components"]}
+    assert {
+        "weights",
+        "file:model.onnx",
+        "file:text.onnx",
+        f"pkg:pypi/open_clip_torch@{CLIP}",
+    } <= set(parts)
+    assert str(folder) not in bill
     manifest = read_manifest(folder / "bundle")
     for name in ("text.onnx", "tokenizer.json"):
         assert manifest.files[name] == hash_file(folder / "bundle" / name)
@@ -187,6 +204,11 @@ def test_what_is_no_pair_to_export_is_refused(pair, tmp_path):
             "open_clip:tiny_pair",
             {"fp16": True},
             "--fp16 goes with a checkpoint, and open_clip:tiny",
+        ),
+        (
+            "open_clip:tiny_pair",
+            {"commercial": True},
+            "this may not be sold: pretrained weights (no licence stated)",
         ),
         (
             "test_vit",

@@ -154,6 +154,12 @@ def test_what_cannot_be_migrated(store, images, weights, others, capsys):
     words = ["search", str(store), "--image", str(list_paths(images)[0]), "--device", "cpu"]
     assert main([*words, "--model", "test_vit2", "--base", str(others)]) == 1
     assert "holds other vectors: of test_vit" in error()
+    give_up = ["embed", str(store), "--migrate", "none"]
+    assert main(give_up) == 0
+    assert f"{store} stays of test_vit; 0 vectors of third are deleted." in capsys.readouterr().out
+    assert main(give_up) == 0
+    assert "not being migrated: there is nothing to give up" in capsys.readouterr().out
+    assert main(words) == 0
     assert migrate(store.parent / "none", others) == 1
     assert "There is no store of embeddings at" in error()
 

@@ -29,6 +29,8 @@ from vfm.bundle.lineage import (
     BOM_FILE,
     describe_uses,
     list_licenses,
+    list_metrics,
+    list_origins,
     make_bom,
     require_commercial,
 )
@@ -42,7 +44,7 @@ from vfm.bundle.onnx_graphs import (
 )
 from vfm.bundle.ood import OodFit, Reference, fit_drift_reference, fit_ood, open_training
 from vfm.bundle.options import ExportOptions
-from vfm.bundle.pair import TextPart, compare_texts, export_pair
+from vfm.bundle.pair import LICENSES, TextPart, compare_texts, export_pair
 from vfm.bundle.parity import (
     Parity,
     choose_images,
@@ -90,6 +92,7 @@ def export_files(checkpoints: Sequence[str], options: ExportOptions) -> Path:
     if pairs and len(checkpoints) == 1:
         parity = export_pair(pairs[0], options)
         print(f"Parity on {parity}\nBundle: {options.out}")
+        _warn_of_uses(LICENSES, options)
         return options.out
     if pairs:
         raise ExportError(
@@ -123,9 +126,13 @@ def export_files(checkpoints: Sequence[str], options: ExportOptions) -> Path:
     )
     if options.triton is not None:
         print(f"Model repository for Triton: {options.triton}")
-    for line in describe_uses(list_licenses(opened, options.data_license)):
-        print(f"WARNING: {line}. See {options.out / CARD_FILE}.")
+    _warn_of_uses(list_licenses(opened, options.data_license), options)
     return options.out
+
+
+def _warn_of_uses(licenses: Mapping[str, str | None], options: ExportOptions) -> None:
+    for line in describe_uses(licenses):
+        print(f"WARNING: {line}. See {options.out / CARD_FILE}.")
 
 
 def _accept_options(
@@ -244,7 +251,16 @@ def _write(
     licenses = list_licenses(checkpoints, options.data_license)
     text = format_card(contract, parity, checkpoints, calibrations, written, num_bytes, licenses)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
-    write_json(folder / BOM_FILE, make_bom(folder, contract, checkpoints, licenses))
+    (first, *_) = checkpoints.values()
+    bom = make_bom(
+        folder,
+        contract,
+        list_origins(checkpoints, licenses),
+        versions=first.entry["versions"],
+        fingerprint=first.entry.get("fingerprint"),
+        metrics={name: list(list_metrics(one)) for name, one in checkpoints.items()},
+    )
+    write_json(folder / BOM_FILE, bom)
     write_manifest(folder, contract)
     return parity
 

@@ -7,7 +7,7 @@ whoever made it, or `missing`.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -115,26 +115,29 @@ def describe_uses(licenses: Mapping[str, str | None]) -> list[str]:
 def make_bom(
     folder: Path,
     contract: Contract,
-    checkpoints: Mapping[str, Checkpoint],
-    licenses: Mapping[str, str | None],
+    origins: Sequence[Mapping[str, Any]],
+    *,
+    versions: Mapping[str, str],
+    fingerprint: str | None,
+    metrics: Mapping[str, Sequence[StatedMetric]],
 ) -> dict[str, Any]:
     """Return the bill of materials of a bundle whose graphs are written, for JSON.
 
     Args:
         folder: Folder of the bundle, whose files are hashed.
         contract: Contract of the bundle.
-        checkpoints: Where each head comes from, by its name; that of a single one is empty.
-        licenses: Licence of each part, as `list_licenses` returns them.
+        origins: What the model comes from, as `list_origins` returns it.
+        versions: Versions of the packages that the model was made with, and of `python`.
+        fingerprint: Fingerprint of the model, where it has one.
+        metrics: Measured figures by the name of each head; that of a single one is empty.
 
     Returns:
         CycloneDX 1.7 without a time, so that the same model gives the same bill. The card of the model is in the
         component that the bill is about.
     """
-    (first, *_) = checkpoints.values()
-    origins = list_origins(checkpoints, licenses)
     data = [each for each in origins if each["type"] == "data"]
-    versions = {"vfm-runtime": importlib.metadata.version("vfm-runtime"), **first.entry["versions"]}
-    python = versions.pop("python", "unknown")
+    packages = {"vfm-runtime": importlib.metadata.version("vfm-runtime"), **versions}
+    python = packages.pop("python", "unknown")
     libraries = [
         {
             "type": "library",
@@ -144,7 +147,7 @@ def make_bom(
             "purl": f"pkg:pypi/{name}@{version}",
             **_tag(version="measured"),
         }
-        for name, version in versions.items()
+        for name, version in packages.items()
     ]
     libraries.append(
         {
@@ -185,15 +188,11 @@ def make_bom(
                 "type": "machine-learning-model",
                 "bom-ref": "model",
                 "name": f"{contract.task} by {contract.backbone}",
-                "version": first.entry.get("fingerprint") or "unknown",
-                "modelCard": _make_model_card(
-                    contract, checkpoints, [one["bom-ref"] for one in data]
-                ),
+                "version": fingerprint or "unknown",
+                "modelCard": _make_model_card(contract, metrics, [one["bom-ref"] for one in data]),
                 **_tag(
-                    version="verified" if first.entry.get("fingerprint") else "missing",
-                    performance="measured"
-                    if any(one.results for one in checkpoints.values())
-                    else "missing",
+                    version="verified" if fingerprint else "missing",
+                    performance="measured" if any(metrics.values()) else "missing",
                 ),
             },
         },
@@ -227,7 +226,16 @@ def list_origins(
         if part.startswith(f"{TEACHER} ")
     ]
     data = [_describe_data(name, checkpoint, licenses) for name, checkpoint in checkpoints.items()]
-    return [*_describe_weights(first, licenses), *teachers, *data]
+    report = first.entry.get("weights")
+    if report is None:
+        return [*teachers, *data]
+    weights = describe_weights(
+        first.task.backbone.name,
+        str(report["source"]),
+        str(report["after"]),
+        licenses[WEIGHTS],
+    )
+    return [weights, *teachers, *data]
 
 
 def _tag(**evidence: _Evidence) -> dict[str, Any]:
@@ -246,22 +254,24 @@ def _format_license(license: str | None) -> dict[str, Any]:
     return {"licenses": [{"license": {"id": name} if name else {"name": license}}]}
 
 
-def _describe_weights(
-    checkpoint: Checkpoint, licenses: Mapping[str, str | None]
-) -> Iterator[dict[str, Any]]:
-    report = checkpoint.entry.get("weights")
-    if report is None:
-        return
-    license = licenses[WEIGHTS]
+def describe_weights(name: str, source: str, checksum: str, license: str | None) -> dict[str, Any]:
+    """Return pretrained weights as a component of a bill of materials.
+
+    Args:
+        name: Name of the model that they are of.
+        source: Where they come from, of whose path the last part is told.
+        checksum: Checksum of the weights as they were loaded.
+        license: Licence that they are under; None where none is stated.
+    """
     described = _tag(
         license="declared" if license else "missing", checksum="verified", origin="declared"
     )
-    described["properties"].append({"name": "vfm:checksum", "value": str(report["after"])})
-    yield {
+    described["properties"].append({"name": "vfm:checksum", "value": checksum})
+    return {
         "type": "machine-learning-model",
         "bom-ref": "weights",
-        "name": checkpoint.task.backbone.name,
-        "description": f"Pretrained weights, from {Path(str(report['source'])).name}",
+        "name": name,
+        "description": f"Pretrained weights, from {Path(source).name}",
         **_format_license(license),
         **described,
     }
@@ -289,11 +299,11 @@ def _describe_data(
 
 
 def _make_model_card(
-    contract: Contract, checkpoints: Mapping[str, Checkpoint], data: list[str]
+    contract: Contract, metrics: Mapping[str, Sequence[StatedMetric]], data: list[str]
 ) -> dict[str, Any]:
-    metrics = []
-    for name, checkpoint in checkpoints.items():
-        for metric in list_metrics(checkpoint):
+    rows = []
+    for name, stated in metrics.items():
+        for metric in stated:
             row: dict[str, Any] = {
                 "type": metric.name,
                 "value": f"{metric.value:.4f}",
@@ -302,7 +312,7 @@ def _make_model_card(
             if metric.interval is not None:
                 low, high = (f"{bound:.4f}" for bound in metric.interval)
                 row["confidenceInterval"] = {"lowerBound": low, "upperBound": high}
-            metrics.append(row)
+            rows.append(row)
     return {
         "modelParameters": {
             "task": contract.task,
@@ -311,5 +321,5 @@ def _make_model_card(
             "inputs": [{"format": "image"}],
             "outputs": [{"format": kind} for kind in contract.type.outputs],
         },
-        **({"quantitativeAnalysis": {"performanceMetrics": metrics}} if metrics else {}),
+        **({"quantitativeAnalysis": {"performanceMetrics": rows}} if rows else {}),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,14 @@ from vfm_runtime.zero_shot import TextModel
 from vfm.bundle.drafts import load_draft, replace_folder, write_draft, write_json
 from vfm.bundle.errors import ExportError
 from vfm.bundle.golden import write_golden
+from vfm.bundle.lineage import (
+    BOM_FILE,
+    WEIGHTS,
+    describe_uses,
+    describe_weights,
+    make_bom,
+    require_commercial,
+)
 from vfm.bundle.onnx_graphs import write_graph, write_preprocess
 from vfm.bundle.options import ExportOptions
 from vfm.bundle.parity import (
@@ -42,9 +50,22 @@ from vfm.tasks.image_text import OpenClipModel, open_pair
 from vfm.training.checkpoint import list_versions
 
 _TAKEN = frozenset(
-    ["images", "out", "text", "opset", "num_images", "tolerance", "overwrite", "base", "trust"]
+    (
+        "images",
+        "out",
+        "text",
+        "opset",
+        "num_images",
+        "tolerance",
+        "overwrite",
+        "base",
+        "trust",
+        "commercial",
+    )
 )
 """Options that say something of a pair."""
+LICENSES: Mapping[str, str | None] = {WEIGHTS: None}
+"""Licence of the parts of a pair: open_clip states none for its tags."""
 
 
 class TextPart(NamedTuple):
@@ -117,6 +138,8 @@ def export_pair(name: str, options: ExportOptions) -> Parity:
                 f"--{field.name} goes with a checkpoint, and {name} is a pair of towers, whose bundle embeds in 32 "
                 "bits. Leave it out."
             )
+    if options.commercial:
+        require_commercial(LICENSES)
     paths = choose_images(options.images, options.num_images)
     model = open_pair(name, base=options.base, device="cpu")
     with write_draft(options.out) as draft:
@@ -140,7 +163,7 @@ def _write(
         preprocess=preprocess.to_dict(),
         backbone=model.name,
         license=None,
-        versions={**list_versions(), "open_clip": version("open_clip_torch")},
+        versions={**list_versions(), "open_clip_torch": version("open_clip_torch")},
         extensions=extensions,
     )
     write_preprocess(folder / PREPROCESS_FILE, contract, preprocess, options.opset)
@@ -168,10 +191,18 @@ def _write(
     write_json(folder / PARITY_FILE, facts)
     write_golden(folder, model, parity, {})
     height, width = preprocess.size
-    card = f"""# {model.name}
+    kind = "image-feature-extraction" if text is None else "zero-shot-image-classification"
+    limits = "".join(f"- **{line}**\n" for line in describe_uses(LICENSES))
+    card = f"""---
+library_name: vfm
+pipeline_tag: {kind}
+tags: [vfm, onnx, embedding]
+---
+
+# {model.name}
 
 - Licence of the weights: not stated; look at that of open_clip's tag
-- Input: any image; brought to {height} x {width} pixels ({preprocess.fit}, {preprocess.interpolation})
+{limits}- Input: any image; brought to {height} x {width} pixels ({preprocess.fit}, {preprocess.interpolation})
 - Fingerprint of weights and preprocessing: {model.embedding.fingerprint}
 
 ## Agreement of the bundle with the pair
@@ -180,5 +211,14 @@ def _write(
 torch {parity.torch_ms:.1f} ms.
 """
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    bom = make_bom(
+        folder,
+        contract,
+        [describe_weights(model.name, model.name, model.checksum, None)],
+        versions=contract.versions,
+        fingerprint=model.embedding.fingerprint,
+        metrics={},
+    )
+    write_json(folder / BOM_FILE, bom)
     write_manifest(folder, contract)
     return parity

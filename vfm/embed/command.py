@@ -15,7 +15,7 @@ from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.demux import import_av
 
 from vfm.embed.location import find_folder, lock_store
-from vfm.embed.migration import migrate_store, open_next
+from vfm.embed.migration import GIVEN_UP, give_up_migration, migrate_store, open_next
 from vfm.embed.models import open_embedder
 from vfm.embed.passes import embed_batches
 from vfm.embed.ray_engine import open_ray_engine
@@ -62,7 +62,8 @@ def embed(
         to: Folder of the store (LanceDB), made if missing, or the address of one in an object store.
         model: Name of a backbone, checkpoint, folder of a bundle that embeds, or open_clip:NAME/WEIGHTS, so that words
             can be searched for.
-        migrate: In place of --to and --model: the model that the store is to be of.
+        migrate: In place of --to and --model: the model that the store is to be of, or none, which gives up a migration
+            that was begun.
         embedding: What the vector is made of: pooled (the default), class_token, patches or layers.
         normalize: Divide each vector by its L2 norm.
         bit_depth: Bits that the values of images of 16 or 32 bits use, such as 12; the store remembers it.
@@ -87,6 +88,10 @@ def embed(
     if export is not None:
         check_export(export)
     uri = source if to is None else to
+    if migrate == GIVEN_UP:
+        with lock_store(uri):
+            print(give_up_migration(EmbeddingStore.open(uri)))
+        return
     images = [] if to is None else list_source_images(source, path_column, num_frames=num_frames)
     if any(image.num_frames for image in images):
         import_av()

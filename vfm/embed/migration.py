@@ -24,6 +24,9 @@ from vfm.embed.sources import FRAME_MARK, LABEL_FILE, RESERVED, Cell, SourceImag
 from vfm.embed.store import NEXT_TABLE, EmbeddingStore, StoreModel
 from vfm.embed.update import EmbedBatches, EmbedReport, update_store
 
+GIVEN_UP = "none"
+"""Stands in place of the model that a store is migrated to, for none."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredImage(SourceImage):
@@ -69,10 +72,20 @@ def open_next(store: EmbeddingStore, model: StoreModel) -> EmbeddingStore:
     if following is not None and not following.model.is_made_by(model):
         raise StoreError(
             f"{store.uri} is being migrated to {following.model.model} (fingerprint "
-            f"{following.model.fingerprint[:12]}), not to {model.model}. Go on with that one, or give it up: delete "
-            f"{store.uri}/{NEXT_TABLE}.lance."
+            f"{following.model.fingerprint[:12]}), not to {model.model}. Go on with that one, or give it up: vfm embed "
+            f"{store.uri} --migrate {GIVEN_UP}"
         )
     return following or store.create_next(model)
+
+
+def give_up_migration(store: EmbeddingStore) -> str:
+    """Delete the new vectors of a migration that was begun, and return what to say of it."""
+    following = EmbeddingStore.find(store.uri, NEXT_TABLE)
+    if following is None:
+        return f"{store.uri} is of {store.model.model}, and not being migrated: there is nothing to give up."
+    num_rows = following.num_rows
+    store.drop_next()
+    return f"{store.uri} stays of {store.model.model}; {num_rows:,} vectors of {following.model.model} are deleted."
 
 
 def migrate_store(

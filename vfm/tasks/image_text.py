@@ -79,7 +79,8 @@ class OpenClipModel(Predictor):
         super().__init__(EmbeddingType(("embedding",)))
         self.name = name
         self._preprocess = _read_preprocess(name, model.visual.preprocess_cfg)
-        parts = compute_checksum(model.state_dict()) + json.dumps(self._preprocess.to_dict())
+        self.checksum = compute_checksum(model.state_dict())
+        parts = self.checksum + json.dumps(self._preprocess.to_dict())
         fingerprint = hashlib.sha256(parts.encode()).hexdigest()[:32]
         self.embedding = EmbeddingSpec(OUTPUT, IMAGE_TOWER, True, fingerprint)
         self.tokenizer = tokenizer
