@@ -68,6 +68,7 @@ def cut_in(monkeypatch: pytest.MonkeyPatch, name: str, epoch: int = 1) -> None:
     monkeypatch.setattr(ClassificationTask, "on_train_epoch_start", fail, raising=False)
 
 
+@pytest.mark.slow
 def test_folds_judge_all_images_and_one_model_learns_from_all(folder, monkeypatch, capsys):
     two = ["--data.folds", "2"]
     assert main([*FIT, *two]) == 0

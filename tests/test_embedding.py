@@ -113,6 +113,7 @@ def test_a_bundle_of_a_bare_backbone_embeds(weights, images, tmp_path, capsys):
     assert len(answer["vector"]) == model.embed(path).size
 
 
+@pytest.mark.slow
 def test_what_cannot_embed_says_so(checkpoint, images, tmp_path):
     bundle = export(checkpoint, images=images, out=tmp_path / "bundle", num_images=8)
     assert "embedding" not in json.loads((bundle / "vfm.json").read_text())["contract"]
@@ -133,6 +134,7 @@ def test_what_cannot_embed_says_so(checkpoint, images, tmp_path):
         vfm.load("test_vitt")
 
 
+@pytest.mark.slow
 def test_a_bundle_that_embeds_otherwise_is_noticed(checkpoint, images, tmp_path, monkeypatch):
     bundle = export(
         checkpoint, images=images, out=tmp_path / "bundle", num_images=8, embedding="pooled"

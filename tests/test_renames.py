@@ -121,6 +121,7 @@ def test_recipes_and_options_hold_old_names(place, capsys):
     assert config["data"]["init_args"]["group_by"] == "video"
 
 
+@pytest.mark.slow
 def test_a_fresh_process_knows_short_names_and_old_ones(place):
     """Where nothing else has imported the classes that a recipe names."""
     (place / "old.yaml").write_text(

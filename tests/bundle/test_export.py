@@ -124,6 +124,7 @@ def test_unknown_opset_is_refused(quick, paths, tmp_path, opset):
         export_task(quick.task, paths, tmp_path / "b", origin=ORIGIN, results={}, opset=opset)
 
 
+@pytest.mark.slow
 @one_model
 def test_large_weights_go_to_their_own_file(exported, paths, tmp_path, monkeypatch):
     monkeypatch.setattr("vfm.bundle.onnx_graphs.MAX_PROTOBUF", 1000)
@@ -261,6 +262,7 @@ def test_parity_is_of_the_files_given(exported, paths):
     assert [image.name for image in exported.parity.images] == [str(path) for path in paths]
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_the_graph_and_stay_in_the_task(paths, tmp_path):
     import onnx
 

@@ -57,6 +57,7 @@ def test_result_depends_on_image_and_seed_alone(image, augment):
     assert not np.array_equal(first[0], first[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", ["standard"])
 def test_another_process_gives_the_same(image, augment):
     transform = TrainTransform(augment, SMALL)

@@ -205,6 +205,7 @@ def test_faces_are_cut_out_of_photos(tmp_path):
     assert answer.frames[0].box is not None
 
 
+@pytest.mark.slow
 def test_pictures_without_a_face_prove_nothing(checkpoint, tmp_path):
     from skimage import data
 

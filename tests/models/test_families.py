@@ -50,10 +50,24 @@ FAMILIES = [
 ]  # fmt: skip
 LARGE = "focalnet_tiny_srf"
 """timm makes it no smaller: 28 million weights, saved after each epoch."""
+SLOW = (
+    LARGE,
+    "davit_base_fl",
+    "swin_tiny_patch4_window7_224",
+    "tiny_vit_5m_224",
+    "mobilenetv3_small_050",
+    "fastvit_t8",
+)
+"""Tested with what is slow; each has a sister that always is."""
 LABELS = ("class_0", "class_1", "class_2")
 
 
-@pytest.fixture(params=FAMILIES, ids=[family.name for family in FAMILIES])
+@pytest.fixture(
+    params=[
+        pytest.param(family, id=family.name, marks=[pytest.mark.slow] * (family.name in SLOW))
+        for family in FAMILIES
+    ]
+)
 def family(request: pytest.FixtureRequest) -> Family:
     torch.manual_seed(0)
     return request.param  # type: ignore[no-any-return]

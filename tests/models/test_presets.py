@@ -41,7 +41,13 @@ def test_the_families_are_there():
         assert any(family in name for name in NAMES), family
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=NAMES)
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(preset, id=preset.name, marks=[pytest.mark.slow] * (number % 6 > 0))
+        for number, preset in enumerate(PRESETS)
+    ],
+)
 def test_the_kept_figures_are_those_of_the_model(preset):
     assert preset.size == measure(preset.name)
 

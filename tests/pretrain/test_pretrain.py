@@ -44,6 +44,7 @@ def point(name: str = "round 1", **changes: float) -> Point:
     return Point(name=name, **(values | changes))
 
 
+@pytest.mark.slow
 def test_a_run_is_killed_and_goes_on_after_its_last_round(
     images: Path,
     tmp_path: Path,

@@ -218,6 +218,7 @@ def test_an_export_takes_the_calibration_and_says_so(moved, labels, tmp_path, ca
     assert f"- {origin}" in card
 
 
+@pytest.mark.slow
 def test_the_calibration_of_another_checkpoint_is_not_used(moved, labels, tmp_path, caplog, capsys):
     assert main(["calibrate", str(moved)]) == 0
     content = torch.load(moved, weights_only=True)

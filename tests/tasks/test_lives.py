@@ -64,7 +64,8 @@ def start(script: str, *words: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("name", ["TERM", pytest.param("INT", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["TERM", "INT"])
 def test_a_signal_to_all_processes_of_a_job_saves_and_the_rest_is_as_if_unbroken(
     tmp_path: Path, name: str
 ) -> None:
@@ -148,6 +149,7 @@ trainer: {accelerator: cpu, enable_progress_bar: false, enable_model_summary: fa
 FIT = ["fit", "--config", "ok.yaml", "--ckpt_path", "last"]
 
 
+@pytest.mark.slow
 def test_last_is_the_newest_of_runs_like_the_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def test_the_largest_batch_is_found_and_the_rate_scaled(
     assert run.global_step == math.ceil(120 / 18)
 
 
+@pytest.mark.slow
 def test_a_batch_is_no_larger_than_the_epoch(tmp_path: Path) -> None:
     data = shapes(num_images=24, batch_size=2)
     fit(tmp_path, vit(), data, callbacks=[LargestBatch()])

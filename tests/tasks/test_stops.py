@@ -215,6 +215,7 @@ def test_a_stalled_rank_ends_the_job_with_every_ranks_stack(tmp_path: Path) -> N
     assert time.monotonic() - start < 120
 
 
+@pytest.mark.slow
 def test_one_process_is_watched_on_request(tmp_path: Path) -> None:
     assert EXIT_STATUS == 75
     with pytest.raises(ValueError, match=r"StallWatch got seconds 0\. Give a time above 0\."):
@@ -255,6 +256,7 @@ fit(Path(sys.argv[1]), vit(), shapes(num_workers=0), max_epochs=4, callbacks=[Ki
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     script = tmp_path / "kill.py"
     script.write_text(KILL)

@@ -88,6 +88,7 @@ def bundle(best: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -
     return export(best, images=photos, out=out, num_images=5, calibrate=False)
 
 
+@pytest.mark.slow
 def test_tiles_travel_with_the_model(best: Path, photos: Path, bundle: Path) -> None:
     tiling = Tiling(64, 0.25)
     model = vfm.load(best, device="cpu")

@@ -120,6 +120,7 @@ def test_from_a_folder_to_a_proven_bundle(
     assert "cross-validation | accuracy" in (bundle / "card.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_fine_tuning")
 def test_many_classes_of_two_images_beside_a_stated_test_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -136,6 +137,7 @@ def test_many_classes_of_two_images_beside_a_stated_test_split(
     assert "cross-validation" in results
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_fine_tuning")
 def test_two_backbones_on_several_labels_and_keys_of_a_table(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -22,6 +22,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("tune"), "coco")
 
 
+@pytest.mark.slow
 def test_backbones_are_compared_and_the_best_is_finished(
     scenes: Path,
     tmp_path: Path,

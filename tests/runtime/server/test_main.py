@@ -311,6 +311,7 @@ def workers_of(parent):
     return [int(pid) for pid, command in lines if "spawn_main" in command]
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(server, folders):
     started = server(folders / "toy", "--workers", 2)
     started.wait_for("Ready", 2)
