@@ -67,3 +67,28 @@ def test_a_detector_trained_on_blends_alone_is_audited_on_its_split(run, tmp_pat
     assert main(["audit", str(checkpoint), "--robustness", "--kinds", "jpeg"]) == 0
     found = json.loads((checkpoint.parent / "robustness.json").read_text())
     assert found["num_videos"] == results_of(checkpoint)["num_videos"]
+
+
+def test_false_alarms_are_compared_between_groups_of_videos(run, tmp_path, capsys):
+    items = write_faces(tmp_path / "other", num_identities=24, num_frames=2, size=48, seed=5)
+    manifest = tmp_path / "other/manifest.csv"
+    header, *rows = manifest.read_text().splitlines()
+    camera = {item.path: "ab"[int(item.identities[0][-1]) % 2] for item in items}
+    folder = manifest.parent.absolute().as_posix() + "/"
+    lines = [f"{row},{camera[folder + row.split(',')[0]]}" for row in rows]
+    manifest.write_text("\n".join([f"{header},camera", *lines]))
+    words = [str(run / "run/checkpoints/best.ckpt"), "--data", str(manifest.parent)]
+    words += ["--device", "cpu", "-o", str(tmp_path / "out")]
+    assert main(["audit", *words, "--groups", "camera", "--fail-on", "auroc>1"]) == 1
+    captured = capsys.readouterr()
+    assert "1 of 1 rules of --fail-on do not hold: auroc>1" in captured.err
+    assert "videos of this group" in captured.out
+    result = json.loads((tmp_path / "out/audit.json").read_text())
+    assert (result["unit"], result["num_images"], result["num_clusters"]) == ("videos", 72, 12)
+    assert result["groups"]["comparisons"][0]["metric"] == "false_positive_rate"
+    assert {each["metric"] for each in result["groups"]["comparisons"]} == set(result["metrics"])
+    assert "72 videos" in (tmp_path / "out/audit.html").read_text()
+    # The images of one video are in one group.
+    manifest.write_text("\n".join([f"{header},camera", lines[0][:-1] + "z", *lines[1:]]))
+    assert main(["audit", *words, "--groups", "camera"]) == 1
+    assert "A video is in one group" in capsys.readouterr().err

@@ -305,13 +305,13 @@ def test_a_bundle_without_its_bill_says_so_and_a_damaged_one_is_refused(bundle, 
     folder = shutil.copytree(bundle, tmp_path / "bundle")
     model = open_model(folder, None, device="cpu")
     (folder / "bom.cdx.json").unlink()
-    result = describe_origins(model)
+    result = describe_origins(folder, model.predictor)
     assert result["source"] == "the contract"
     assert "carries no bill of materials" in result["remarks"][0]
     (folder / "bom.cdx.json").write_text("{}")
     message = r"bom\.cdx\.json is no bill of materials: KeyError: .* Export the bundle again"
     with pytest.raises(AuditError, match=message):
-        describe_origins(model)
+        describe_origins(folder, model.predictor)
 
 
 def test_other_images_are_no_images_of_the_audit_and_need_a_reference(bundle, table):

@@ -1,11 +1,7 @@
 """Licence and lineage of an audited model: what may not be done with it is said, and what is not known."""
 
-from types import SimpleNamespace
-
 from tests.tasks.tiny import vit
-from vfm.audit.kinds import KINDS
 from vfm.audit.origins import describe_origins, list_warnings
-from vfm.audit.source import AuditedModel
 from vfm.tasks.checkpoint import Checkpoint
 
 ENTRY = {
@@ -20,12 +16,11 @@ ENTRY = {
 }
 
 
-def test_a_teacher_that_may_not_be_sold_is_named(monkeypatch):
+def test_a_teacher_that_may_not_be_sold_is_named(monkeypatch, tmp_path):
     task = vit()
     monkeypatch.setattr(task, "license", "apache-2.0", raising=False)
     checkpoint = Checkpoint(task, ENTRY)
-    model = AuditedModel(None, SimpleNamespace(), KINDS["classification"], checkpoint)
-    result = describe_origins(model)
+    result = describe_origins(tmp_path, checkpoint)
     rows = {row["part"]: row for row in result["parts"]}
     assert (rows["pretrained weights"]["license"], rows["pretrained weights"]["hash_is"]) == (
         "Apache-2.0",

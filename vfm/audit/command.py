@@ -5,29 +5,29 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from vfm_runtime.errors import OptionError
 
 from vfm.audit.before import JudgedModel, compare_models, require_comparable
 from vfm.audit.calibration import measure_calibration
 from vfm.audit.comparison import ClusterSampler, RatioMetric
 from vfm.audit.conformal import check_level, measure_conformal
-from vfm.audit.cost_line import describe_cost
-from vfm.audit.groups import GroupReport, compare_groups
-from vfm.audit.kinds import Outcomes
+from vfm.audit.cost_line import MeasuredPass, describe_cost
+from vfm.audit.detectors import measure_units
+from vfm.audit.groups import compare_groups
 from vfm.audit.null_score import measure_null_scores
 from vfm.audit.ood_auroc import measure_ood, open_other_images
 from vfm.audit.origins import describe_origins
 from vfm.audit.page import build_page, format_report
+from vfm.audit.report import AuditReport, describe_coverage
 from vfm.audit.robustness import choose_kinds, measure_robustness
-from vfm.audit.rules import AuditFailed, check_rules, parse_rules
-from vfm.audit.slices import SliceSearch, find_slices, list_traits
+from vfm.audit.rules import AuditFailed, Rule, check_rules, parse_rules
+from vfm.audit.slices import find_slices, list_traits
 from vfm.audit.source import (
     AuditedData,
     AuditedModel,
@@ -38,17 +38,13 @@ from vfm.audit.source import (
     read_rule_groups,
     require_known,
 )
-from vfm.data.dataset import Record, read_source
 from vfm.data.group_columns import check_groups
-from vfm.report import draw_contact_sheet
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.results import describe_metric
 from vfm.training.meter import EnergyMeter
 
 RESULTS = "audit.json"
 PAGE = "audit.html"
-
-_NUM_SHOWN = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +137,8 @@ def audit(
     """
     data = data or images
     checkpoint = None if model.is_dir() else Checkpoint.open(model, trust=trust)
-    if checkpoint is not None and checkpoint.task.audit_function is not None:
-        _audit_by_task(checkpoint, data, out, options, trust)
+    if checkpoint is not None and checkpoint.task.score_function is not None:
+        _audit_scores(model, checkpoint, data, out, options)
         return
     for name in _OF_VIDEOS:
         if getattr(options, name) != getattr(_DEFAULTS, name):
@@ -168,7 +164,11 @@ def audit(
         audited, source.records, batch_size=options.batch_size, embeds=embeds, groups=rule_groups
     )
     cost = describe_cost(
-        predicted, energy, joules, batch_size=options.batch_size, device=audited.device
+        MeasuredPass(len(predicted.predictions), predicted.seconds, predicted.model_seconds),
+        energy,
+        joules,
+        batch_size=options.batch_size,
+        device=audited.device,
     )
     report = measure(audited, source, predicted, columns, clusters, options)
     if others:
@@ -200,12 +200,27 @@ def audit(
             seed=options.seed,
         )
     report.content["cost"] = {"seconds": time.perf_counter() - start, **cost}
+    write_report(report, rules, out or choose_folder(model), report.list_sheets(audited))
+
+
+def choose_folder(model: Path) -> Path:
+    """Return the folder to write to where none is named: that of a checkpoint, of a bundle the current one."""
+    return Path() if model.is_dir() else model.parent
+
+
+def write_report(
+    report: AuditReport, rules: list[Rule], folder: Path, sheets: Sequence[bytes] = ()
+) -> None:
+    """Check the rules, and write and print an audit.
+
+    Raises:
+        AuditFailed: A rule does not hold.
+    """
     report.content["rules"] = check_rules(rules, report.values)
-    folder = out or (Path() if checkpoint is None else model.parent)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.content, indent=2, allow_nan=False) + "\n"
     (folder / RESULTS).write_text(text, encoding="utf-8")
-    build_page(report.content, report.groups, report.list_sheets(audited)).write(folder / PAGE)
+    build_page(report.content, report.groups, sheets).write(folder / PAGE)
     print(
         f"{format_report(report.content, report.groups)}\n\nWritten: {folder / RESULTS} and {folder / PAGE}"
     )
@@ -219,29 +234,68 @@ def audit(
         )
 
 
-def _audit_by_task(
-    checkpoint: Checkpoint,
-    data: Path | None,
-    out: Path | None,
-    options: AuditOptions,
-    trust: Sequence[str],
+_OF_UNITS = ("groups", "cluster", "table", "min_gap", "fail_on", "seed")
+
+
+def _audit_scores(
+    model: Path, checkpoint: Checkpoint, data: Path | None, out: Path | None, options: AuditOptions
 ) -> None:
-    """Audit a checkpoint by the function of its task, with the options that were set.
+    """Audit a checkpoint by the functions of its task, which open and score its images.
+
+    Its robustness is measured by `--robustness`, and written by itself; all else without it, or with `--groups`.
 
     Raises:
-        OptionError: One of them is not for this task.
+        OptionError: An option is not for this task.
     """
-    module, _, name = str(checkpoint.task.audit_function).partition(":")
-    audit_task = getattr(import_module(module), name)
+    task = checkpoint.task
+    functions = [_import_function(each) for each in (task.score_function, task.robustness_function)]
+    score, measure_robustly = functions
+    scored_by, corrupted_by = (inspect.signature(each).parameters for each in functions)
     chosen = {k: v for k, v in vars(options).items() if v != getattr(_DEFAULTS, k)}
-    taken = inspect.signature(audit_task).parameters
+    is_scored = bool(options.groups or options.fail_on or not options.robustness)
+    taken = {*corrupted_by} if options.robustness else set()
+    if is_scored:
+        taken |= {*scored_by, *_OF_UNITS, "robustness"}
     if idle := [option for option in chosen if option not in taken]:
         choices = [option for option in vars(options) if option in taken]
         raise OptionError(
-            f"--{idle[0].replace('_', '-')} does not go with {checkpoint.path}, whose task has an audit of its own. "
-            f"Choices: {', '.join(choices)}. Leave it out."
+            f"--{idle[0].replace('_', '-')} does not go with {model}, which opens its images by itself"
+            f"{'' if is_scored else '; of --robustness alone'}. Choices: {', '.join(choices)}. Leave it out."
         )
-    audit_task(checkpoint.path, data, out=out, trust=trust, **chosen)
+    if options.robustness:
+        passed = {k: v for k, v in chosen.items() if k in corrupted_by}
+        measure_robustly(model, data, out=out, trust=checkpoint.trust, **passed)
+    if not is_scored:
+        return
+    rules = parse_rules(options.fail_on)
+    energy, start = EnergyMeter(), time.perf_counter()
+    joules = energy.read()
+    scored = score(checkpoint, data, **{k: v for k, v in chosen.items() if k in scored_by})
+    cost = describe_cost(
+        MeasuredPass(len(scored.records), scored.seconds, scored.model_seconds),
+        energy,
+        joules,
+        batch_size=options.batch_size,
+        device=task.device.type,
+    )
+    report = measure_units(
+        model,
+        checkpoint,
+        scored,
+        groups=split_names(options.groups),
+        cluster=options.cluster,
+        table=options.table,
+        min_gap=options.min_gap,
+        seed=options.seed,
+    )
+    report.content["cost"] = {"seconds": time.perf_counter() - start, **cost}
+    write_report(report, rules, out or model.parent)
+
+
+def _import_function(path: str | None) -> Callable[..., Any]:
+    module, _, name = str(path).partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
 
 
 def predict_before(
@@ -261,83 +315,21 @@ def predict_before(
     return JudgedModel(before, source, predicted)
 
 
+def split_names(text: str) -> list[str]:
+    """Return names that are separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def read_groups(
     source: AuditedData, options: AuditOptions
 ) -> tuple[dict[str, list[str]], list[str] | None]:
     """Return the values of the group columns, and the key of each image; None where each stands alone."""
-    names = [name.strip() for name in options.groups.split(",") if name.strip()]
-    columns = source.read_columns(names, options.table, "--groups")
+    columns = source.read_columns(split_names(options.groups), options.table, "--groups")
     check_groups(columns)
     if options.cluster is None:
         return columns, None
     keys = source.read_columns([options.cluster], options.table, "--cluster")[options.cluster]
     return columns, keys
-
-
-@dataclass(eq=False)
-class AuditReport:
-    """All that an audit measured."""
-
-    content: dict[str, Any]
-    """Plain values, ready for JSON."""
-    groups: GroupReport
-    outcomes: Outcomes
-    records: list[Record]
-    """Records of the images that could be read."""
-    slices: SliceSearch | None = None
-    """Groups found without labels; None where none were looked for."""
-
-    def list_sheets(self, model: AuditedModel) -> list[bytes]:
-        """Return a contact sheet for each group that was found: its worst images first, then its best."""
-        metric = self.outcomes.compared[0]
-        sheets = []
-        truth = self.outcomes.truth or [""] * len(self.records)
-        for each in () if self.slices is None else self.slices.confirmed:
-            assert isinstance(metric, RatioMetric)
-            members = np.flatnonzero(each.candidate.member & (metric.denominator > 0))
-            quality = metric.numerator[members] / metric.denominator[members]
-            order = members[np.argsort(quality, kind="stable")].tolist()
-            half = min(_NUM_SHOWN, len(order) // 2)
-            chosen = [*order[:half], *order[-half:]]
-            sheets.append(
-                draw_contact_sheet(
-                    [model.predictor.open_pixels(read_source(self.records[i])) for i in chosen],
-                    [f"{truth[i]}\n-> {self.outcomes.predicted[i]}" for i in chosen],
-                    columns=_NUM_SHOWN,
-                    marks=[metric.numerator[i] == metric.denominator[i] for i in chosen],
-                )
-            )
-        return sheets
-
-    @property
-    def values(self) -> dict[str, float | None]:
-        """The figures that a rule may name."""
-        values = {
-            name: None if metric is None else metric["value"]
-            for name, metric in self.content["metrics"].items()
-        }
-        if (calibration := self.content.get("calibration")) is not None:
-            values["ece"] = calibration["ece"]
-        for method, row in self.content.get("conformal", {}).get("methods", {}).items():
-            values[f"conformal_coverage_{method}"] = row["coverage"]["value"]
-        if (ood := self.content.get("ood")) is not None:
-            values["ood_auroc"] = ood["auroc"]["value"]
-        worst = self.groups.find_worst()
-        if (robustness := self.content.get("robustness")) is not None:
-            values["mean_corruption_error"] = robustness["mean_corruption_error"]
-        values["num_found_gaps"] = float(len(self.groups.found))
-        values["num_skipped"] = float(self.content["num_skipped"])
-        leaks = self.content["leaks"]
-        values["num_leaks"] = float(len(leaks["copies"])) if leaks["is_checked"] else None
-        if (changes := self.content.get("changes")) is not None:
-            rows = {**changes["metrics"], "worst_group_gap": changes["worst_group_gap"]}
-            for name, change in rows.items():
-                values[f"{name}_change"] = None if change is None else change["change"]["value"]
-        if worst is not None:
-            values["worst_group_gap"] = max(0.0, worst.harm)
-            values[f"worst_group_{worst.metric.name}"] = worst.result.value.value
-            values["equalized_odds_difference"] = self.groups.compute_odds_difference()
-        return values
 
 
 def measure(
@@ -367,6 +359,7 @@ def measure(
         "is_bundle": model.checkpoint is None,
         "task": model.predictor.task_type.name,
         "data": source.source,
+        "unit": "images",
         "num_images": len(records),
         "num_clusters": sampler.num_clusters if keys is not None else None,
         "num_skipped": len(predicted.skipped),
@@ -377,7 +370,7 @@ def measure(
         "metrics": metrics,
         "groups": groups.to_dict(),
         "leaks": source.leaks,
-        "lineage": describe_origins(model),
+        "lineage": describe_origins(model.path, model.checkpoint or model.predictor),
     }
     if outcomes.confidence is not None and outcomes.right is not None:
         content["calibration"] = measure_calibration(
@@ -401,85 +394,12 @@ def measure(
         traits = list_traits(predicted.values)
         slices = find_slices(outcomes.compared[0], traits, predicted.vectors, sampler)
         content["found_groups"] = slices.to_dict()
-    content["coverage"] = describe_coverage(content, chosen, options)
+    content["coverage"] = describe_coverage(
+        content,
+        chosen,
+        clusters=f"{sampler.num_clusters} values of {options.cluster}" if options.cluster else None,
+        robustness=options.robustness,
+        ood_data=options.ood_data,
+    )
     content["notes"] = [*model.notes, *source.notes, *outcomes.notes, *groups.notes]
     return AuditReport(content, groups, outcomes, records, slices)
-
-
-def describe_coverage(
-    content: dict[str, Any], columns: dict[str, list[str]], options: AuditOptions
-) -> list[dict[str, str]]:
-    """Return a row for each subject of an audit: whether it was looked at, and how, or what it takes."""
-    has_labels = "calibration" in content or len(content["metrics"]) > 2
-
-    def row(subject: str, looked: bool, text: str) -> dict[str, str]:
-        return {"subject": subject, "looked at": "yes" if looked else "NO", "how": text}
-
-    names = ", ".join(columns)
-    return [
-        row(
-            "errors",
-            has_labels,
-            f"{content['num_images']} images, {content['num_skipped']} could not be read"
-            if has_labels
-            else "no labels: give images with labels (--data)",
-        ),
-        row("training images among these", content["leaks"]["is_checked"], content["leaks"]["how"]),
-        row(
-            "images that belong together",
-            options.cluster is not None,
-            f"{content['num_clusters']} values of {options.cluster}"
-            if options.cluster
-            else "each image counts as independent; where several show one patient or video, intervals are too narrow "
-            "(--cluster)",
-        ),
-        row(
-            "groups",
-            bool(columns),
-            f"{names}: {content['groups']['num_comparisons']} comparisons"
-            if columns
-            else "name columns of the table: --groups site,age",
-        ),
-        row(
-            "groups without labels",
-            "found_groups" in content,
-            f"{content['found_groups']['num_candidates']} candidates"
-            if "found_groups" in content
-            else "clusters, brightness, blur, size: --find-groups (takes labels)",
-        ),
-        row(
-            "shortcuts",
-            bool(content.get("null_scores")),
-            "null score: metadata, border and look alone"
-            if content.get("null_scores")
-            else "too few images of two labels, or no labels",
-        ),
-        row(
-            "worse pictures",
-            options.robustness and has_labels,
-            "compression, blur, size, noise, light: --robustness (takes labels)"
-            if not (options.robustness and has_labels)
-            else "corruptions of at most 500 images",
-        ),
-        row(
-            "calibration",
-            "calibration" in content,
-            "confidence of the predicted label"
-            if "calibration" in content
-            else "not of this task, or no labels",
-        ),
-        row(
-            "conformal sets",
-            "conformal" in content,
-            "LAC and APS, measured on the half that did not set their threshold"
-            if "conformal" in content
-            else "sets of labels that hold the true one: --conformal 0.9 (one label an image, with labels)",
-        ),
-        row(
-            "images of another kind",
-            options.ood_data is not None,
-            f"{options.ood_data}"
-            if options.ood_data
-            else "whether distance from the training tells them: --ood-data FOLDER",
-        ),
-    ]

@@ -179,7 +179,10 @@ class ClusterSampler:
         # The tests: exact where images stand alone and count whole, by permutation of whole clusters, or by the spread.
         num_inside = self.sum_clusters(member.astype(float))
         is_whole = ((num_inside == 0) | (num_inside == np.bincount(self.clusters))).all()
-        if is_proportion(metric) and not self.is_clustered:
+        is_alone = isinstance(metric, RatioMetric) and (
+            self.sum_clusters((metric.denominator > 0).astype(float)).max() <= 1
+        )
+        if is_proportion(metric) and is_alone:
             p_value, test = _test_exactly(metric, member), "exact (mid-p)"
         elif isinstance(metric, RatioMetric) and is_whole:
             p_value = self._test_by_permutation(metric, num_inside > 0)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from vfm.audit.source import PredictedImages
 from vfm.cost.serving import describe_machine
 from vfm.training.meter import EnergyMeter
 
 
+class MeasuredPass(NamedTuple):
+    """How fast images were predicted."""
+
+    num_images: int
+    seconds: float
+    """Time from the first file to the last answer."""
+    model_seconds: float
+    """Part of it that the model itself took."""
+
+
 def describe_cost(
-    predicted: PredictedImages,
+    predicted: MeasuredPass,
     energy: EnergyMeter,
     before: float | None,
     *,
@@ -21,13 +30,13 @@ def describe_cost(
     """Return what the predictions of an audit cost on this machine, ready for JSON.
 
     Args:
-        predicted: Predictions, and how long they took.
+        predicted: Number of images, and how long they took.
         energy: Meter, which is read once they are there.
         before: Joules on the meter when they began; None where nothing counts them.
         batch_size: Images in a batch.
         device: Device that the model runs on.
     """
-    after, number = energy.read(), len(predicted.predictions)
+    after, number = energy.read(), predicted.num_images
     return {
         "images_per_second": number / predicted.seconds,
         "model_seconds_per_image": predicted.model_seconds / number,

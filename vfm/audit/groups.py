@@ -44,6 +44,8 @@ class GroupComparison:
     """Smallest gap that would have been seen; None where none would, or the metric is no proportion."""
     num_missing: int | None = None
     """Further images that it takes to see the least gap that matters; None where that is not known."""
+    unit: str = "images"
+    """What is counted, in the plural."""
 
     @property
     def is_real(self) -> bool:
@@ -88,16 +90,14 @@ class GroupComparison:
         if not is_proportion(self.metric):
             return f"{value}: no gap was found ({gap:+.3f}, p {self.result.p_value:.2g})."
         if self.smallest_gap is None:
-            return (
-                f"{value}: with {self.num_images} images of this group no gap at all can be seen."
-            )
+            return f"{value}: with {self.num_images} {self.unit} of this group no gap at all can be seen."
         text = (
-            f"{value}: no gap was found; with {self.num_images} images of this group a gap under "
+            f"{value}: no gap was found; with {self.num_images} {self.unit} of this group a gap under "
             f"{_say_points(self.smallest_gap, self.metric)} cannot be seen"
         )
         wanted = _say_points(min_gap, self.metric)
         if self.num_missing is None:
-            return f"{text}; for one of {wanted} there are too few images of all groups."
+            return f"{text}; for one of {wanted} there are too few {self.unit} of all groups."
         if self.num_missing:
             unit = 10 ** max(0, len(str(self.num_missing)) - 2)  # a forecast has no more digits
             return f"{text}; {-(-self.num_missing // unit) * unit:,} more are needed for one of {wanted}."
@@ -211,14 +211,16 @@ def compare_groups(
             classes = {outcomes.truth[i] for i in np.flatnonzero(member)}
             if len(classes) == 1 and len(set(outcomes.truth)) > 1:
                 report.notes.append(
-                    f"All {number} images of {name} are '{classes.pop()}': its gap may be that of the class, and rates "
-                    "of other classes are not defined for it. Add images of other classes."
+                    f"All {number} {outcomes.unit} of {name} are '{classes.pop()}': its gap may be that of the class, "
+                    f"and rates of other classes are not defined for it. Add {outcomes.unit} of other classes."
                 )
         for metric in outcomes.compared:
             result = sampler.compare(metric, member)
             if result is not None:
                 report.comparisons.append(
-                    GroupComparison(name, number, metric, result, is_intersection)
+                    GroupComparison(
+                        name, number, metric, result, is_intersection, unit=outcomes.unit
+                    )
                 )
     report.comparisons.sort(key=lambda c: outcomes.compared.index(c.metric))
     adjusted = adjust_p_values([c.result.p_value for c in report.comparisons])

@@ -51,6 +51,8 @@ class Outcomes:
     positive: str | None = None
     """Label whose rates of selection are compared; None where there is none."""
     notes: list[str] = field(default_factory=list)
+    unit: str = "images"
+    """What N counts, in the plural: images, or videos."""
     scores: NDArray[np.float32] | None = None
     """Probabilities, [N, C], of a model that gives one label an image; None of others."""
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vfm_runtime.bundle.model import Model
+from vfm_runtime.bundle.predictor import Predictor
 
-from vfm.audit.source import AuditedModel, AuditError
+from vfm.audit.source import AuditError
 from vfm.bundle.lineage import (
     BOM_FILE,
     DATA,
@@ -18,14 +20,19 @@ from vfm.bundle.lineage import (
     list_origins,
 )
 from vfm.report import Page
+from vfm.tasks.checkpoint import Checkpoint
 
 _EVIDENCE = "vfm:evidence:"
 _HASHES = {"vfm:checksum": "checksum", "vfm:fingerprint": "fingerprint"}
 _PLAIN_USES = "Nothing that is stated of its parts stands against selling it, giving it to others, or training others."
 
 
-def describe_origins(model: AuditedModel) -> dict[str, Any]:
+def describe_origins(path: Path, model: Checkpoint | Predictor) -> dict[str, Any]:
     """Return what a model comes from and its licences: of a checkpoint by its entry, of a bundle by its bill.
+
+    Args:
+        path: Checkpoint, or folder of a bundle.
+        model: Opened checkpoint, or predictor of the bundle.
 
     Returns:
         `source`, what says so; `fingerprint` of the model; `parts`, a row for each with its licence and how that is
@@ -36,11 +43,11 @@ def describe_origins(model: AuditedModel) -> dict[str, Any]:
     """
     remarks: list[str] = []
     parts: list[dict[str, Any]]
-    if model.checkpoint is not None:
-        checkpoints = {"": model.checkpoint}
+    if isinstance(model, Checkpoint):
+        checkpoints = {"": model}
         parts = list_origins(checkpoints, list_licenses(checkpoints))
-        source, fingerprint = "the checkpoint", model.checkpoint.entry.get("fingerprint")
-    elif (file := model.path / BOM_FILE).is_file():
+        source, fingerprint = "the checkpoint", model.entry.get("fingerprint")
+    elif (file := path / BOM_FILE).is_file():
         try:
             bill = json.loads(file.read_text(encoding="utf-8"))
             fingerprint = bill["metadata"]["component"]["version"]
@@ -54,8 +61,8 @@ def describe_origins(model: AuditedModel) -> dict[str, Any]:
             ) from error
         source = BOM_FILE
     else:
-        assert isinstance(model.predictor, Model)
-        contract = model.predictor.contract
+        assert isinstance(model, Model)
+        contract = model.contract
         fingerprint, source = None, "the contract"
         parts = [{"type": "", "bom-ref": "weights", "name": contract.backbone}]
         if contract.license is not None:

@@ -44,7 +44,7 @@ def build_page(
     """Return the page of an audit; the sheets show the groups that were found without labels."""
     page = Page(
         f"Audit of {content['model']}",
-        f"{content['data']}: {content['num_images']} images; task {content['task']}; seed {content['seed']}",
+        f"{content['data']}: {content['num_images']} {content['unit']}; task {content['task']}; seed {content['seed']}",
     )
     page.add_facts(_list_facts(content, groups))
     if content["rules"]:
@@ -61,7 +61,7 @@ def build_page(
     page.add_text(
         "Intervals of 95 % by bootstrap"
         + (
-            f" over {content['num_clusters']} clusters of images that belong together."
+            f" over {content['num_clusters']} clusters of {content['unit']} that belong together."
             if content["num_clusters"]
             else " over images."
         )
@@ -163,7 +163,7 @@ def _add_groups(page: Page, groups: GroupReport) -> None:
         [
             {
                 "group": each.group,
-                "images": each.num_images,
+                each.unit: each.num_images,
                 "metric": each.metric.name.replace("_", " "),
                 "value": each.result.value.value,
                 "gap": each.result.gap.value,
@@ -177,7 +177,7 @@ def _add_groups(page: Page, groups: GroupReport) -> None:
     )
     if groups.small:
         listed = ", ".join(f"{name} ({number})" for name, number in groups.small.items())
-        page.add_text(f"Too few images to be compared: {listed}.")
+        page.add_text(f"Too few to be compared: {listed}.")
 
 
 def _add_null_scores(page: Page, scores: Mapping[str, Any]) -> None:

@@ -221,17 +221,30 @@ def _describe(
     model: AuditedModel, data: ImageData, records: Sequence[Record], source: str, notes: list[str]
 ) -> AuditedData:
     columns = match_labels(data, model.labels, model.predictor.multilabel) if data.labels else None
-    leaks = find_leaks(model.checkpoint, records)
-    number = len(leaks["copies"])
-    if number and 2 * number >= len(records):
-        raise AuditError(
-            f"{number} of these {len(records)} images are training images of {model.path}: what a model has learned by "
-            "heart says nothing of what it can do. Audit it on others."
-        )
-    if number:
-        notes.append(f"{number} of {len(records)} images were trained on: figures are too good.")
+    leaks, more = refuse_leaks(model.checkpoint, records)
+    notes += more
     table, path_column = getattr(data, "table", None), getattr(data, "path_column", "path")
     return AuditedData(source, list(records), columns, table, path_column, notes, leaks)
+
+
+def refuse_leaks(
+    checkpoint: Checkpoint | None, records: Sequence[Record]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the copies of training images as `find_leaks` does, and what the reader must know of them.
+
+    Raises:
+        AuditError: They are half of the images or more.
+    """
+    leaks = find_leaks(checkpoint, records)
+    number = len(leaks["copies"])
+    if not number or checkpoint is None:
+        return leaks, []
+    if 2 * number >= len(records):
+        raise AuditError(
+            f"{number} of these {len(records)} images are training images of {checkpoint.path}: what a model has "
+            "learned by heart says nothing of what it can do. Audit it on others."
+        )
+    return leaks, [f"{number} of {len(records)} images were trained on: figures are too good."]
 
 
 def _require_uncalibrated(model: AuditedModel, records: Sequence[Record]) -> None:

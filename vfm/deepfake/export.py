@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vfm_runtime.deepfake.faces.crop import CropSpec
 
 from vfm.deepfake.data.base import CROP_FILE
 from vfm.deepfake.data.data import DeepfakeData
 
+Split = Literal["val", "test"]
+"""A split that is scored."""
 UNSHARED = "tells real from fake, and looks at crops of faces where the others look at whole images"
 NO_REFERENCE = (
     "--reference is for models that look at whole images; one that tells real from fake has distances of its own, and "
@@ -35,29 +37,40 @@ def open_plain_data(path: Path, **options: Any) -> DeepfakeData:
     )
 
 
-def open_deepfakes(path: Path, crop: CropSpec | None) -> DeepfakeData:
-    """Read real and fake images by path, all of them as a val split where the data states none.
+def open_deepfakes(
+    path: Path, crop: CropSpec | None, splits: Sequence[Split] = ("val",), **options: Any
+) -> tuple[DeepfakeData, Split]:
+    """Read real and fake images by path: the first of some splits that the data states, or else all of them.
 
     Args:
         path: A folder, or a manifest.
         crop: How the model's training images were cut out; images of which nothing is said are taken for such.
+        splits: Splits that are looked for; the first is what all images are, where the data states none of them.
+        **options: Options of DeepfakeData that go first.
+
+    Returns:
+        The data, and the name of the split.
     """
     folder = path if path.is_dir() else path.parent
     # What crop.json says goes first; without it the images are taken for what the model was trained on.
     source = crop.source if crop is not None and not (folder / CROP_FILE).is_file() else ""
-    options: dict[str, Any] = {
+    options = {
         "cropped": source == "cropped",
         "native": source == "native",
         "crop_size": crop.size if crop is not None else 256,
         "val_fraction": 0.0,
         "test_fraction": 0.0,
+        **options,
     }
     data = open_plain_data(path, **options)
-    if not data.find().get("val"):
-        # Without a val split all of it is one: images of a train split that are no crops show only one square of each.
-        data = open_plain_data(path, **options, force_split="val")
-    data.setup("validate")
-    return data
+    stated = data.find()
+    split = next((name for name in splits if stated.get(name)), None)
+    if split is None:
+        # All of it is one split: images of a train split that are no crops show only one square of each.
+        split = splits[0]
+        data = open_plain_data(path, **options, force_split=split)
+    data.setup({"val": "validate", "test": "test"}[split])
+    return data, split
 
 
 def describe_verdict_rules(rules: Mapping[str, Any]) -> list[str]:

@@ -72,7 +72,8 @@ class DeepfakeTask(BaseTask):
     monitor_mode = "max"
     graph_divides_logits = False  # the pipeline does, after it has averaged over a video
     unshared_reason = export.UNSHARED
-    audit_function = "vfm.deepfake.robustness.command:audit"
+    robustness_function = "vfm.deepfake.robustness.command:audit"
+    score_function = "vfm.deepfake.scoring:score_videos"
     reference_refusal = export.NO_REFERENCE
     calibration_options = calibrate.OPTIONS
     card_metrics: Mapping[str, str] = MappingProxyType(
@@ -251,7 +252,7 @@ class DeepfakeTask(BaseTask):
 
     def open_data(self, path: Path, training: Spec) -> LabeledImages:
         """Read real and fake images, or a manifest of them."""
-        data = export.open_deepfakes(path, self.crop)
+        data, _ = export.open_deepfakes(path, self.crop)
         data.labels = self.labels
         return LabeledImages.select_splits(data, ["val"])
 

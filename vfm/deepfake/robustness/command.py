@@ -13,9 +13,9 @@ from vfm.data.corruptions import CORRUPTIONS, list_levels
 from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.layouts import Format
 from vfm.deepfake.data.record import DeepfakeDataError
-from vfm.deepfake.export import open_plain_data
+from vfm.deepfake.export import Split, open_plain_data
 from vfm.deepfake.robustness.page import build_robustness_page, format_robustness
-from vfm.deepfake.robustness.results import Split, draw_examples, measure_robustness
+from vfm.deepfake.robustness.results import draw_examples, measure_robustness
 from vfm.deepfake.task import DeepfakeTask
 from vfm.spec import build
 from vfm.tasks.checkpoint import Checkpoint
@@ -109,6 +109,12 @@ def open_detector(checkpoint: Path, trust: Sequence[str] = ()) -> tuple[Checkpoi
     return opened, opened.task
 
 
+def is_training_data(checkpoint: Checkpoint, data: Path | None) -> bool:
+    """Whether data are those of the training: none are named, or the folder of the training."""
+    root = (checkpoint.data_spec or {"init_args": {}})["init_args"].get("root")
+    return data is None or (root is not None and Path(root).resolve() == data.resolve())
+
+
 def open_audited_data(
     checkpoint: Checkpoint, data: Path | None, *, trust: Sequence[str] = (), **options: Any
 ) -> DeepfakeImages:
@@ -124,9 +130,7 @@ def open_audited_data(
         DeepfakeDataError: Nothing says which data to take.
     """
     trained = checkpoint.data_spec
-    root = None if trained is None else trained["init_args"].get("root")
-    is_root = data is None or (root is not None and Path(root).resolve() == data.resolve())
-    if trained is not None and is_root:
+    if trained is not None and is_training_data(checkpoint, data):
         # The mode stays: by it a split without fakes has the blends that it was validated on.
         plain = trained["init_args"] | {"edits": False, "benign_share": 0.0}
         module: DeepfakeImages = build(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +26,11 @@ from vfm.deepfake.data.dataset import (
     collate_deepfakes,
 )
 from vfm.deepfake.data.record import DeepfakeDataError
+from vfm.deepfake.export import Split
 from vfm.deepfake.metrics import average_by_video, compute_auc
 from vfm.deepfake.task import DeepfakeTask
 from vfm.metrics.ranking import Metric
 from vfm.metrics.roc import ClusteredScores
-
-Split = Literal["val", "test"]
 
 _STAGES = {"val": "validate", "test": "test"}
 
@@ -148,23 +148,14 @@ def measure_robustness(
             "both labels, or another --split."
         )
     points = []
-    skipped: set[str] = set()
+    skipped: dict[str, str] = {}
     for level in [None, *levels]:
         images = CorruptedDeepfakes(
             records, task.preprocess, seed=seed, crop=data.crop, corruption=level
         )
-        loader = DataLoader(
-            images, batch_size, num_workers=num_workers, collate_fn=collate_deepfakes
-        )
-        # NaN where an image cannot be read.
-        logits = np.full(len(records), np.nan)
-        for batch in loader:
-            skipped.update(name for name, _ in batch["skipped"])
-            if len(batch["image"]):
-                with torch.inference_mode():
-                    outputs = task.answer(batch["image"].to(task.device))
-                logits[batch["index"].numpy()] = outputs["logits"].float().cpu().numpy()
-        points.append(_measure_point(level, logits, records, task))
+        scores = score_images(task, images, batch_size=batch_size, num_workers=num_workers)
+        skipped |= scores.skipped
+        points.append(_measure_point(level, scores.logits, records, task))
     if skipped:
         warnings.warn(f"{len(skipped)} images could not be read and were left out.", stacklevel=2)
     return Robustness(
@@ -178,6 +169,34 @@ def measure_robustness(
         clean=points[0],
         points=points[1:],
     )
+
+
+class ImageScores(NamedTuple):
+    """What a model says of N images."""
+
+    logits: NDArray[np.float64]
+    """[N], NaN where an image cannot be read."""
+    skipped: dict[str, str]
+    """The reason by the name of each image that cannot be read."""
+    model_seconds: float
+    """Time that the model itself took."""
+
+
+def score_images(
+    task: DeepfakeTask, images: DeepfakeDataset, *, batch_size: int = 32, num_workers: int = 0
+) -> ImageScores:
+    """Score images in their order, on the device of the task."""
+    logits, skipped, seconds = np.full(len(images), np.nan), {}, 0.0
+    loader = DataLoader(images, batch_size, num_workers=num_workers, collate_fn=collate_deepfakes)
+    for batch in loader:
+        skipped.update(batch["skipped"])
+        if len(batch["image"]):
+            start = time.perf_counter()
+            with torch.inference_mode():
+                outputs = task.answer(batch["image"].to(task.device))
+            logits[batch["index"].numpy()] = outputs["logits"].float().cpu().numpy()
+            seconds += time.perf_counter() - start
+    return ImageScores(logits, skipped, seconds)
 
 
 @dataclass(eq=False, kw_only=True)
