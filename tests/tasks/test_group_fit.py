@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import vfm_runtime
+from vfm_runtime.cli import main as run_bundle
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
@@ -197,8 +198,60 @@ def test_what_is_fitted_by_the_command_holds_in_the_contract(trained, tmp_path, 
     assert called["a"] != called["b"]
 
 
+def predict_table(checkpoint, table, *words):
+    """Rows of predictions.csv of every image of a table, by path."""
+    root = checkpoint.parent / "out"
+    call = ["predict", "--ckpt_path", str(checkpoint), "--data", "TableData", "--data.num_workers"]
+    call += [
+        "0",
+        "--data.root",
+        str(table.parent),
+        "--data.table",
+        str(table),
+        "--trainer.default_root_dir",
+        str(root),
+    ]
+    call += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", *words]
+    code = main(call)
+    with (root / "predictions.csv").open() as file:
+        return code, {row["path"]: row for row in csv.DictReader(file)}
+
+
+def test_a_table_is_predicted_by_the_rules_of_its_groups(trained, tmp_path, capsys):
+    opened, _ = calibrate_copy(trained, tmp_path)
+    table = trained[1].with_name("to_predict.csv")
+    with trained[1].open() as file:
+        rows = list(csv.DictReader(file))[:60]
+    rows[0]["site"] = ""
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    code, plain = predict_table(opened.path, table)
+    assert (code, list(plain[rows[0]["path"]])) == (0, ["path", "label", "score", "error"])
+    assert "Rules by site lie beside" in capsys.readouterr().out
+    _, predicted = predict_table(opened.path, table, "--group-column", "site")
+    contract = make_contract({"": opened.task}, {"": opened.calibration}, None)
+    predictor = make_torch_side(opened, contract)
+    for row in rows:
+        answer = predictor.predict(table.parent / row["path"], group=row["site"] or None)
+        cells = predicted[row["path"]]
+        rule = "general" if row["site"] in ("", "c") else "own"
+        assert (cells["label"], cells["group"]) == (answer.label, row["site"])
+        assert cells["group_rule"] == rule == answer.group.rule
+        assert float(cells["score"]) == pytest.approx(answer.score, abs=1e-4)
+    # What cannot be applied is refused before anything is predicted.
+    assert predict_table(opened.path, table, "--group-column", "id")[0] == 1
+    assert "the model knows no such site. Choices: a, b, c." in capsys.readouterr().err
+    assert predict_table(opened.path, table, "--table", str(table))[0] == 2
+    assert "Add --group-column NAME" in capsys.readouterr().err
+    (tmp_path / "calibration.json").unlink()
+    assert predict_table(opened.path, table, "--group-column", "site")[0] == 1
+    assert "has no rules by group. Leave it out, or fit them" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_the_bundle_answers_as_torch_for_each_group(trained, tmp_path):
+def test_the_bundle_answers_as_torch_for_each_group(trained, tmp_path, capsys):
     opened, images = calibrate_copy(trained, tmp_path)
     out = tmp_path / "bundle"
     export(opened.path, out=out, images=images[0].parents[1])
@@ -210,6 +263,20 @@ def test_the_bundle_answers_as_torch_for_each_group(trained, tmp_path):
         pairs = list(zip(ours, theirs, strict=True))
         assert all(one.label == other.label for one, other in pairs)
         assert all(one.compare(other).difference < 1e-4 for one, other in pairs)
+    # The rows of a table, by either command.
+    _, rows = predict_table(opened.path, trained[1], "--group-column", "site")
+    words = [str(out), str(trained[1].parent / "others"), "--device", "cpu", "--json"]
+    words += ["--group-column", "site", "--table", str(trained[1])]
+    capsys.readouterr()
+    assert run_bundle(["predict", *words]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(answers) == len(rows)
+    for answer in answers:
+        (path,) = (path for path in rows if answer["image"].endswith(path))
+        cells = rows[path]
+        for name in ("label", "group", "group_rule"):
+            assert cells[name] == (answer[name] or "")
+        assert float(cells["score"]) == pytest.approx(answer["score"], abs=1e-4)
 
 
 def make_torch_side(opened, contract):

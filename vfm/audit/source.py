@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import vfm_runtime
 from numpy.typing import NDArray
-from scipy.special import expit, logit, softmax
 from vfm_runtime.bundle.model import Model
 from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.cpu_quota import count_usable_cores
@@ -32,6 +31,7 @@ from vfm.data.file_metadata import Metadata
 from vfm.data.group_columns import read_columns
 from vfm.data.table_rows import find_table
 from vfm.data.tables import read_table
+from vfm.metrics.calibration import soften_scores
 from vfm.spec import Spec
 from vfm.tasks.checkpoint import Checkpoint, find_copies
 from vfm.tasks.labels import match_labels
@@ -93,12 +93,10 @@ class AuditedModel:
         temperature = self.predictor.task_type.confidence.temperature
         if self.checkpoint is None or temperature == 1.0 or "scores" not in outputs:
             return outputs
-        scores = np.asarray(outputs["scores"], np.float64).clip(1e-30, 1.0)
-        if self.predictor.multilabel:
-            divided = expit(logit(scores.clip(max=1 - 1e-12)) / temperature)
-        else:
-            divided = softmax(np.log(scores) / temperature, axis=1)
-        return {**outputs, "scores": divided.astype(np.float32)}
+        divided = soften_scores(
+            outputs["scores"], temperature, multilabel=self.predictor.multilabel
+        )
+        return {**outputs, "scores": divided}
 
 
 def open_model(path: Path, checkpoint: Checkpoint | None, *, device: str = "auto") -> AuditedModel:

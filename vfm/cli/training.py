@@ -25,6 +25,7 @@ from vfm.cli.compare import compare_call, select_sections
 from vfm.cli.errors import UsageError
 from vfm.cli.estimate import pop_estimate, quote_training
 from vfm.cli.folds import cross_validate, describe_next, find_job
+from vfm.cli.group_column import GroupColumn, GroupRulesReader
 from vfm.cli.minutes import find_minutes, list_optim_words, list_trainer_words, plan_minutes
 from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
 from vfm.cli.prelabels import PreLabels
@@ -59,6 +60,7 @@ class TrainingCLI(LightningCLI):
         sections: Recipe | None = None,
         meter: CostMeter | None = None,
         pre_labels: PreLabels | None = None,
+        group_column: GroupColumn | None = None,
         **kwargs: Any,
     ) -> None:
         """Run a command.
@@ -68,10 +70,12 @@ class TrainingCLI(LightningCLI):
             sections: Sections of the recipe as the call states them, where it goes on with values that were chosen.
             meter: Meter that holds what was quoted for a fit.
             pre_labels: Pre-labels to write of a prediction.
+            group_column: Column with the group of each image, by whose rules a prediction is made.
             **kwargs: Options of LightningCLI's own constructor.
         """
         self.version = version
         self._pre_labels = pre_labels
+        self._group_column = group_column
         self._sections = sections or {}
         self._meter = meter
         super().__init__(**kwargs)
@@ -149,6 +153,9 @@ class TrainingCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None  # it would lie beside the runs, and belong to none
         trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "predict" and (path := self.config_init["predict"]["ckpt_path"]):
+            reader = GroupRulesReader(Path(path), self._group_column)
+            trainer.callbacks.append(reader)  # type: ignore[attr-defined]
         if self._meter is not None:
             trainer.callbacks.append(self._meter)  # type: ignore[attr-defined]
         return trainer
@@ -220,6 +227,7 @@ def _run(command: str, words: list[str]) -> None:
     words = join_values(words, short={"-c": "--config"})
     words, trust = pop_option(words, "--trust")
     words, pre_labels = PreLabels.pop(words, command)
+    words, group_column = GroupColumn.pop(words, command)
     words, paths = pop_option(words, "--config")
     recipes = [read_recipe(path) for path in paths]
     recipes, words, minutes = find_minutes(recipes, words)
@@ -252,7 +260,8 @@ def _run(command: str, words: list[str]) -> None:
         trial = partial(_run_trial, paths, recipes, words)
         quote = quote_training(prices, parse(recipes, words), trial)
         meter.quote, meter.usd_per_hour = quote.to_dict(), quote.usd_per_hour
-    _call(command, paths, recipes, words, partial(TrainingCLI, None, sections, meter, pre_labels))
+    make = partial(TrainingCLI, None, sections, meter, pre_labels, group_column)
+    _call(command, paths, recipes, words, make)
 
 
 def _plan_length(

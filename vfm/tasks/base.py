@@ -17,7 +17,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 from vfm_runtime.errors import MismatchError, OptionError
-from vfm_runtime.tasks.classification import LabelPrediction
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
 from vfm.data import ImageData
@@ -30,6 +29,7 @@ from vfm.models.heads import Head, LinearHead
 from vfm.models.heads.embedding import EmbeddingHead
 from vfm.preprocess import Fit
 from vfm.tasks.export_hooks import ExportHooks
+from vfm.tasks.label_rows import GroupedRows, list_label_rows
 from vfm.tasks.labels import match_labels
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import RESULTS_FILE, Collector, SplitPredictions
@@ -44,9 +44,6 @@ from vfm.training.optim import Auto, build_optimizer, clip_gradients, has_scaler
 from vfm.training.option_checks import list_idle_options, require_compiler
 from vfm.training.ranks import reduce_ranks
 from vfm.types import Batch, Raw, Target
-
-SEPARATOR = "|"
-"""Between the labels of one image in `predictions.csv`."""
 
 
 class BaseTask(CheckpointedModel, ExportHooks):
@@ -67,6 +64,8 @@ class BaseTask(CheckpointedModel, ExportHooks):
     """For each label of the data its index among the model's, int64 [C]; known when a validation starts."""
     criterion: Loss
     """The loss; the task's constructor sets it."""
+    grouped_rows: GroupedRows | None = None
+    """Rules by group that rows of `predictions.csv` are written by; None for plain scores."""
     evaluated: SplitPredictions | None = None
     """Predictions of the split that was validated or tested last, on its own rather than in training."""
 
@@ -387,13 +386,10 @@ class BaseTask(CheckpointedModel, ExportHooks):
 
         Where several labels may apply, those with a score of 0.5 or more stand in one cell, joined by `|`.
         """
-        rows: list[tuple[str, ...]] = []
-        for name, scores in zip(batch["name"], answers["scores"].cpu().numpy(), strict=True):
-            answer = LabelPrediction.from_scores(scores, self.labels, multilabel=self.multilabel)
-            pairs = answer.applying() if self.multilabel else answer.top(1)
-            label = SEPARATOR.join(label for label, _ in pairs)
-            rows.append((name, label, SEPARATOR.join(f"{score:.6f}" for _, score in pairs), ""))
-        return rows
+        names, scores = batch["name"], answers["scores"].cpu().numpy()
+        if self.grouped_rows is not None:
+            return list(self.grouped_rows.list_rows(names, scores))
+        return list_label_rows(names, scores, self.labels, multilabel=self.multilabel)
 
     def batch_rows(
         self, records: Sequence[Record], rows: Mapping[str, Sequence[NDArray[Any]]]

@@ -14,7 +14,8 @@ import numpy as np
 from vfm.data import ImageData
 from vfm.data.dataset import Record, list_labels
 from vfm.data.tables import write_rows
-from vfm.tasks.base import SEPARATOR, BaseTask
+from vfm.tasks.base import BaseTask
+from vfm.tasks.label_rows import SEPARATOR
 from vfm.tasks.results import OUT_OF_FOLD, SplitPredictions, read_results, save_results
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from vfm.data.detection.annotation import read_image_header
 from vfm.data.detection.tiles import name_photo
 from vfm.data.detection.yolo import find_label_file
 from vfm.data.labelstudio import TASKS_FILE
-from vfm.tasks.base import SEPARATOR
+from vfm.tasks.label_rows import SEPARATOR
 
 FORMATS = ("coco", "yolo", "labelstudio")
 """Formats of annotation tools."""
