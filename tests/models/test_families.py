@@ -138,14 +138,6 @@ def test_places_lie_where_they_are_in_the_image(family: Family) -> None:
     assert difference[-half:, :half].max() > 1.2 * difference[:half, -half:].max()
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, id=family.name, marks=[pytest.mark.slow] * (family.name == LARGE))
-        for family in FAMILIES
-    ],
-    indirect=True,
-)
 def test_it_learns_and_comes_back_from_its_checkpoint(family: Family, tmp_path: Path) -> None:
     made = task(family)
     first = trainer(tmp_path, max_epochs=1, limit_val_batches=0, enable_checkpointing=False)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
 from vfm_runtime.heads_on_features import AffineHead
 
@@ -22,7 +22,13 @@ from vfm.heads_on_features.tip_adapter import TipAdapter
 from vfm.metrics.ranking import Statistic
 from vfm.models.heads import Head, LinearHead, NeighborsHead, VotingHead
 from vfm.models.heads.classification import Reads
-from vfm.training.selection import Choice, build_criterion, build_statistic, choose_honestly
+from vfm.training.selection import (
+    Choice,
+    Remade,
+    build_criterion,
+    build_statistic,
+    choose_honestly,
+)
 from vfm.training.solved_head import FittedHead, load_members
 
 POOLED = ("pooled",)
@@ -221,7 +227,7 @@ class FrozenHeads:
                 ):
                     head.results.append(result)
         self.heads = self._rank(everything)
-        self.vote = self._combine_heads(self.heads)
+        self.vote = self._combine_heads(everything)
         self.choice = self.choose(self.candidates)
 
     def draw_folds(self, seed: int) -> NDArray[np.int64]:
@@ -243,7 +249,7 @@ class FrozenHeads:
         others = np.setdiff1d(np.arange(len(self.target)), judged)
         counts = np.isin(np.arange(len(self.target)), others).astype(np.int64)[None]
         ranked = self._rank(counts)
-        vote = self._combine_heads(ranked)
+        vote = self._combine_heads(counts)
         finalists: list[JudgedHead | JudgedVote] = [ranked[0], *([vote] if vote else [])]
         ranks = [self._build_criterion(head)(counts)[0] for head in finalists]
         return self.fit_and_score(finalists[int(np.argmax(ranks))], train, judged)
@@ -360,29 +366,59 @@ class FrozenHeads:
 
     def _list_running(self, heads: Sequence[JudgedHead]) -> list[JudgedHead]:
         """List the heads that are not worse than the best one by more than two standard errors."""
-        highest = max(head.metric for head in heads)
-        margin = 2 * _measure_error(highest, len(self.target))
-        return [head for head in heads if head.metric >= highest - margin]
+        least = self._find_least([head.metric for head in heads])
+        return [head for head in heads if head.metric >= least]
 
-    def _combine_heads(self, ranked: Sequence[JudgedHead]) -> JudgedVote | None:
-        """Return the vote of the best heads, one of each kind and of what it reads; None of a single kind.
+    def _find_least(self, metrics: ArrayLike) -> float:
+        highest = float(np.max(metrics))
+        return highest - 2 * _measure_error(highest, len(self.target))
+
+    def _choose_voters(self, counts: NDArray[np.int64]) -> Iterator[list[JudgedHead]]:
+        """Yield the best heads, one of each kind and of what it reads, for each row of how often each image counts.
 
         A kind that is clearly worse than the best one has no vote.
+
+        Args:
+            counts: int [B, N].
         """
-        kinds: dict[tuple[str, tuple[str, ...]], JudgedHead] = {}
-        for head in self._list_running(ranked):
-            kinds.setdefault((head.family, head.reads), head)
-        members = list(kinds.values())[:_MOST_VOTERS]
-        if len(members) < 2:
-            return None
+        ranks = np.stack([self._build_criterion(head)(counts) for head in self.heads])
+        metrics = np.stack([build_statistic(h.scores, self.target)(counts) for h in self.heads])
+        for order, values in zip(
+            np.argsort(-ranks, axis=0, kind="stable").T, metrics.T, strict=True
+        ):
+            least = self._find_least(values)
+            kinds: dict[tuple[str, tuple[str, ...]], JudgedHead] = {}
+            for index in order[values[order] >= least]:
+                head = self.heads[index]
+                kinds.setdefault((head.family, head.reads), head)
+            yield list(kinds.values())[:_MOST_VOTERS]
+
+    def _combine_heads(self, counts: NDArray[np.int64]) -> JudgedVote | None:
+        """Return the vote of the heads that are best by how often each image counts, [1, N]; None of a single kind."""
+        (voters,) = self._choose_voters(counts)
+        return self._make_vote(voters) if len(voters) > 1 else None
+
+    def _make_vote(self, voters: list[JudgedHead]) -> JudgedVote:
         scores: list[NDArray[np.float32]] = [
             np.mean(parts, axis=0, dtype=np.float32)
             # Members that the first repetition left behind took part in no other.
-            for parts in zip(*(member.scores for member in members), strict=False)
+            for parts in zip(*(member.scores for member in voters), strict=False)
         ]
         once = np.ones((1, len(self.target)), np.int64)
         metric = build_statistic(scores, self.target)(once)
-        return JudgedVote(members, scores, float(metric[0]))
+        return JudgedVote(voters, scores, float(metric[0]))
+
+    def _remake_vote(self, counts: NDArray[np.int64], outside: NDArray[np.int64]) -> Remade:
+        """Let each sample choose the voters anew: those that all images chose seem better on them than they are."""
+        samples: dict[tuple[int, ...], tuple[list[JudgedHead], list[int]]] = {}
+        for sample, voters in enumerate(self._choose_voters(counts)):
+            samples.setdefault(tuple(map(id, voters)), (voters, []))[1].append(sample)
+        remade = Remade(np.empty(len(counts)), np.empty(len(counts)))
+        for voters, rows in samples.values():
+            vote = self._make_vote(voters)
+            remade.criteria[rows] = self._build_criterion(vote)(counts[rows])
+            remade.metrics[rows] = build_statistic(vote.scores, self.target)(outside[rows])
+        return remade
 
     def _build_criterion(self, head: JudgedHead | JudgedVote) -> Statistic:
         criterion = build_criterion(head.scores, self.target)
@@ -396,6 +432,7 @@ class FrozenHeads:
             [build_statistic(head.scores, target) for head in heads],
             len(target),
             criteria=[self._build_criterion(head) for head in heads],
+            remake=self._remake_vote if heads[-1] is self.vote else None,
             keys=self.keys,
             seed=self.seed,
         )

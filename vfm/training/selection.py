@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,15 @@ class Choice(NamedTuple):
     """Index of the candidate that is chosen by all images."""
     interval: Interval
     """What the best candidate scores on new images, its having been chosen on these ones taken out."""
+
+
+class Remade(NamedTuple):
+    """A candidate that is made of others, made anew of the images of each of B samples."""
+
+    criteria: NDArray[np.float64]
+    """What it is chosen by, [B], of the images that a sample holds."""
+    metrics: NDArray[np.float64]
+    """Its metric, [B], of the images that a sample left out."""
 
 
 class Gain(NamedTuple):
@@ -97,6 +106,7 @@ def choose_honestly(
     num_images: int,
     *,
     criteria: Sequence[Statistic] | None = None,
+    remake: Callable[[NDArray[np.int64], NDArray[np.int64]], Remade] | None = None,
     keys: Sequence[Hashable] | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -111,6 +121,8 @@ def choose_honestly(
         statistics: Metric of each candidate by how often the images count, from out-of-fold scores.
         num_images: N, the number of images.
         criteria: What each candidate is chosen by, the highest; by default its metric.
+        remake: Makes the last candidate anew, where it was made of the others as the images had it: given how often
+            each image counts in each sample, and in what it left out, both int [B, N].
         keys: Key of each image; images of one key are drawn together. By default each is drawn by itself.
         num_resamples: Number of bootstrap samples.
         seed: Seed of the bootstrap.
@@ -124,8 +136,11 @@ def choose_honestly(
         value = float(statistics[best](once)[0])
         return Choice(best, Interval(value, 0.0, 1.0))
     outside = (counts == 0).astype(np.int64)
-    chosen = np.argmax([criterion(counts) for criterion in criteria], axis=0)
+    ranks = np.stack([criterion(counts) for criterion in criteria])
     judged = np.stack([statistic(outside) for statistic in statistics])
+    if remake is not None:
+        ranks[-1], judged[-1] = remake(counts, outside)
+    chosen = ranks.argmax(axis=0)
     values = judged[chosen, np.arange(len(chosen))]
     values = values[np.isfinite(values)]
     value = float(values.mean())
