@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from vfm_runtime.media.image import open_image
 
 import vfm
 from tests.image_folders import write_image_folder
 from vfm.cli import main
 from vfm.embed import update
 from vfm.embed.location import StoreError, lock_store
+from vfm.embed.passes import embed_batches
 from vfm.embed.sources import list_source_images
 from vfm.embed.store import EmbeddingStore
 
@@ -239,3 +241,21 @@ def test_images_of_12_bits_are_read_by_their_range(weights, tmp_path, capsys):
     ]
     assert main(words) == 1
     assert "open_clip:a/b reads images by rules of its own" in capsys.readouterr().err
+
+
+def test_what_the_model_was_given_does_not_wait_to_be_written(images):
+    class Tower:
+        embedding = None
+
+        def prepare(self, image):
+            return {"pixels": open_image(image)[None]}
+
+        def embed_prepared(self, inputs):
+            return inputs["pixels"][:, 0, 0].astype(np.float32)
+
+    unreadable = 0
+    for rows, vectors in embed_batches(Tower(), list_source_images(images), batch_size=3):
+        assert all(row.inputs is None for row in rows)
+        assert len(vectors) == sum(not row.reason for row in rows)
+        unreadable += sum(bool(row.reason) for row in rows)
+    assert unreadable == 1

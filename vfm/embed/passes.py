@@ -50,6 +50,7 @@ class Prepared(NamedTuple):
 
     image: SourceImage
     inputs: Arrays | None
+    """Taken away when the model has had it."""
     sha256: str
     reason: str = ""
     num_pooled: int = 0
@@ -72,18 +73,20 @@ def embed_batches(
     for rows in _prepare_all(predictor, images, batch_size):
         batch += rows
         if len(batch) >= batch_size:
-            yield batch, _embed_rows(predictor, batch, batch_size)
+            yield _embed_rows(predictor, batch, batch_size)
             batch = []
     if batch:
-        yield batch, _embed_rows(predictor, batch, batch_size)
+        yield _embed_rows(predictor, batch, batch_size)
 
 
 def _embed_rows(
     predictor: ImageTower, rows: Sequence[Prepared], batch_size: int
-) -> NDArray[np.float32]:
+) -> tuple[list[Prepared], NDArray[np.float32]]:
+    """Return the rows, without what the model was given, which would wait with them until they are written."""
     inputs = [row.inputs for row in rows if row.inputs is not None]
+    done = [row._replace(inputs=None) for row in rows]
     if not inputs:
-        return np.zeros((0, 0), np.float32)
+        return done, np.zeros((0, 0), np.float32)
     parts = []
     for start in range(0, len(inputs), batch_size):
         part = inputs[start : start + batch_size]
@@ -101,7 +104,7 @@ def _embed_rows(
         elif row.num_pooled:
             mean = np.mean(vectors[-row.num_pooled :], axis=0)
             vectors.append(mean / max(float(np.linalg.norm(mean)), _TINY) if normalizes else mean)
-    return np.stack(vectors)
+    return done, np.stack(vectors)
 
 
 def _prepare_all(

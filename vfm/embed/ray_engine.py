@@ -44,11 +44,8 @@ class EmbedWorker:
             )
 
     def embed(self, images: Sequence[SourceImage], batch_size: int) -> list[Batch]:
-        """Embed some images, as `embed_batches` does; what went into the model stays in the worker."""
-        return [
-            ([row._replace(inputs=None) for row in rows], vectors)
-            for rows, vectors in embed_batches(self._predictor, images, batch_size)
-        ]
+        """Embed some images, as `embed_batches` does."""
+        return list(embed_batches(self._predictor, images, batch_size))
 
 
 @contextmanager

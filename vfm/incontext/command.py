@@ -261,7 +261,7 @@ def _embed(
     ready: list[Prepared] = []
     vectors: list[np.ndarray] = []
     for batch, values in embed_batches(predictor, images, batch_size):
-        ready += [one._replace(inputs={}) for one in batch if not one.reason]
+        ready += [one for one in batch if not one.reason]
         vectors += [values] if len(values) else []
         for one in batch:
             if one.reason:

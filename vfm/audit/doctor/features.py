@@ -109,7 +109,7 @@ def embed_records(
     rows: list[Float | None] = []
     for number, (prepared, vectors) in enumerate(embed_batches(tower, images, batch_size), 1):
         computed = iter(vectors)
-        rows += [None if row.inputs is None else next(computed) for row in prepared]
+        rows += [None if row.reason else next(computed) for row in prepared]
         if number % _TICK == 0:
             progress(f"{len(rows):,} of {len(records):,} images embedded")
     width = next((len(row) for row in rows if row is not None), 1)
