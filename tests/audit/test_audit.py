@@ -171,13 +171,21 @@ def test_groups_are_found_without_their_column(checkpoint, bundle, table, tmp_pa
 
 @pytest.mark.slow
 def test_robustness_is_a_section_of_the_page(checkpoint, table, tmp_path, capsys):
-    words = ["--data", str(table), "--robustness", "--kinds", "noise,jpeg", "-o", str(tmp_path)]
+    words = [
+        "--data",
+        str(table),
+        "--robustness",
+        "--kinds",
+        "gaussian_noise,jpeg",
+        "-o",
+        str(tmp_path),
+    ]
     assert main(["audit", str(checkpoint), *words]) == 0
     result = read(tmp_path)
-    assert set(result["robustness"]["curves"]) == {"noise", "jpeg"}
+    assert set(result["robustness"]["curves"]) == {"gaussian_noise", "jpeg"}
     assert result["robustness"]["clean"]["value"] == result["metrics"]["accuracy"]["value"]
     assert "Mean corruption error 0." in capsys.readouterr().out
-    assert "noise of 0.2" in (tmp_path / "audit.html").read_text()
+    assert "Gaussian noise, strength 5 of 5" in (tmp_path / "audit.html").read_text()
 
 
 @pytest.mark.slow
@@ -220,7 +228,10 @@ def test_without_labels_what_needs_none_is_looked_at(checkpoint, table, tmp_path
         (["--conformal", "90"], "--conformal is 90. Give the fraction of images whose set shall"),
         (["--ood-data", "nowhere"], r"There is no nowhere .* Check --ood-data"),
         (["--native"], "--native is for models that answer for videos"),
-        (["--kinds", "fog"], r"There is no corruption 'fog' \(--kinds\)\. Choices: jpeg, blur"),
+        (
+            ["--kinds", "rain"],
+            r"There is no corruption 'rain' \(--kinds\)\. Choices: gaussian_noise",
+        ),
     ],
 )
 def test_bad_options(checkpoint, table, tmp_path, words, message, capsys):

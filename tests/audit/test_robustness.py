@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 from skimage import data
+from vfm_runtime.errors import OptionError
 
 from vfm.audit.robustness import (
+    COMMON,
     PHOTO_CORRUPTIONS,
+    choose_kinds,
     corrupt_photo,
     describe_robustness,
     draw_robustness,
@@ -25,7 +28,27 @@ def test_a_corruption_grows_and_keeps_the_size(kind):
     assert weak.shape == strong.shape == PHOTO.shape
     assert weak.dtype == np.uint8
     distance = [np.abs(each.astype(int) - PHOTO).mean() for each in (weak, strong)]
-    assert 0 < distance[0] < distance[1]
+    # The first two strengths of the published elastic transform move the picture most.
+    assert 0 < distance[0] < distance[1] or kind == "elastic_transform"
+    again = corrupt_photo(PHOTO, corruption, levels[-1], np.random.default_rng(0))
+    np.testing.assert_array_equal(strong, again)
+    thin = corrupt_photo(PHOTO[:9, :40], corruption, levels[-1], np.random.default_rng(0))
+    assert thin.shape == (9, 40, 3)
+
+
+def test_the_15_have_5_strengths_and_boxes_take_none_that_move_them():
+    assert len(COMMON) == 15
+    assert all(len(PHOTO_CORRUPTIONS[kind].levels) == 5 for kind in PHOTO_CORRUPTIONS)
+    assert choose_kinds("fog, crop") == ["fog", "crop"]
+    assert set(choose_kinds("")) - set(choose_kinds("", locates=True)) == {
+        "elastic_transform",
+        "crop",
+        "rotation",
+    }
+    with pytest.raises(OptionError, match="names 'crop', which moves what is in the picture"):
+        choose_kinds("crop", locates=True)
+    with pytest.raises(OptionError, match=r"no corruption 'rain' \(--kinds\). Choices: gaussian_"):
+        choose_kinds("rain")
 
 
 def rows(*values):
@@ -47,10 +70,12 @@ def test_what_breaks_first():
         "clean": rows(0.8)[0],
         "curves": curves,
         "mean_corruption_error": 0.37,
+        "averaged": ["fog", "snow", "frost"],
         "breaks_first": first,
     }
     text = describe_robustness(result)
     assert text.endswith("What breaks first: level 0, accuracy 0.600.")
-    assert "0.370 over 3 kinds (0.200 of the 9 photos as they are)" in text
+    assert "0.370 over 3 kinds of 5 strengths (0.200 of the 9 photos as they are)" in text
     assert "None takes a tenth" in describe_robustness(result | {"breaks_first": None})
-    assert draw_robustness(result).startswith(b"\x89PNG")
+    fog = result | {"curves": {"fog": rows(0.8, 0.3)}}
+    assert draw_robustness(fog, "weather").startswith(b"\x89PNG")

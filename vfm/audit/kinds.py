@@ -62,6 +62,8 @@ class AuditKind(ABC):
 
     gives_one_label: bool = False
     """Whether the model gives exactly one label an image, of scores that are probabilities."""
+    locates: bool = False
+    """Whether the model says where things are, so that a picture whose content moves has another truth."""
 
     @abstractmethod
     def open_data(self, path: Path, training: Spec, labels: Labels) -> ImageData:
@@ -227,6 +229,8 @@ def _judge_several(
 
 class BoxKind(AuditKind):
     """Models that find objects."""
+
+    locates = True
 
     def open_data(self, path: Path, training: Spec, labels: Labels) -> ImageData:
         """Read images with boxes in any layout, whole."""

@@ -13,7 +13,7 @@ from vfm.audit.groups import GroupComparison, GroupReport
 from vfm.audit.leaks import add_leaks
 from vfm.audit.ood_auroc import add_ood, list_ood_sentences
 from vfm.audit.origins import add_origins, list_warnings
-from vfm.audit.robustness import describe_robustness, draw_robustness
+from vfm.audit.robustness import add_robustness, describe_robustness
 from vfm.report import Page
 from vfm.report.plots import (
     COLORS,
@@ -82,7 +82,7 @@ def build_page(
             "calibration": _add_calibration,
             "conformal": add_conformal,
             "ood": add_ood,
-            "robustness": _add_robustness,
+            "robustness": add_robustness,
         },
     )
     page.add_heading("Cost")
@@ -127,22 +127,6 @@ def _list_facts(content: Mapping[str, Any], groups: GroupReport) -> dict[str, An
             f"perfect scores: up to {calibration['ece_of_perfect_scores']:.4f}",
         )
     return facts
-
-
-def _add_robustness(page: Page, result: Mapping[str, Any]) -> None:
-    page.add_heading("Robustness")
-    page.add_text(describe_robustness(result))
-    page.add_figure(
-        draw_robustness(result),
-        "Each corruption from weak to strong, with 95 % intervals; larger photos were brought to 256 pixels first",
-    )
-    page.add_table(
-        [
-            {"corruption": row["text"], **{k: row[k] for k in ("value", "low", "high")}}
-            for rows in result["curves"].values()
-            for row in rows
-        ]
-    )
 
 
 def _add_groups(page: Page, groups: GroupReport) -> None:

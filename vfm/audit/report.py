@@ -153,9 +153,9 @@ def describe_coverage(
         row(
             "worse pictures",
             robustness and has_labels,
-            "compression, blur, size, noise, light: --robustness (takes labels)"
+            "noise, blur, weather, compression, size, crop, rotation: --robustness (takes labels)"
             if not (robustness and has_labels)
-            else "corruptions of at most 500 images",
+            else "corruptions: see Robustness",
         ),
         row(
             "calibration",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,61 +13,55 @@ from vfm_runtime.media.image import Pixels
 
 from vfm.audit.comparison import ClusterSampler
 from vfm.audit.source import AuditedData, AuditedModel, predict_images
-from vfm.data.corruptions import CORRUPTIONS, Corruption
+from vfm.data.corruptions import Corruption
 from vfm.data.dataset import sample_seed
-from vfm.report import plot_learning_curves
+from vfm.data.photo_corruptions import EVERYDAY, IMAGENET_C, MOVING
+from vfm.report import Page, plot_learning_curves
 
-MOST_IMAGES = 500
-"""Images that are looked at under every corruption, spread evenly."""
 BREAK = 0.9
 """Fraction of the metric of the photos as they are below which a corruption breaks the model."""
 
+_ABOUT = (
+    "Kinds and strengths of noise, blur, weather and digital are those of ImageNet-C (Hendrycks and Dietterich, 2019), "
+    "whose mean corruption error is a ratio to that of AlexNet; this one is the plain mean of the errors. Photos were "
+    "brought to 256 pixels first where they are larger, and lengths in pixels follow the size of the picture."
+)
 _SIDE = 256
 _NUM_RESAMPLES = 200
 
 
-def _scale_values(pixels: Pixels, factor: float, offset: float = 0.0) -> Pixels:
-    """Return a picture whose values are multiplied and shifted, within 0 to 255."""
-    scaled: Pixels = np.rint(np.clip(pixels * factor + offset, 0, 255)).astype(np.uint8)
-    return scaled
-
-
+FAMILIES: dict[str, dict[str, Corruption]] = {**IMAGENET_C, "everyday": EVERYDAY}
+"""Corruptions by family; the first four are the 15 of ImageNet-C."""
 PHOTO_CORRUPTIONS: dict[str, Corruption] = {
-    **{kind: CORRUPTIONS[kind] for kind in ("jpeg", "blur", "resize", "noise")},
-    "dark": Corruption(
-        (0.8, 0.6, 0.4, 0.25, 0.15),
-        "exposure",
-        "darkened to {:g} of the light",
-        lambda pixels, level, _: _scale_values(pixels, level),
-    ),
-    "bright": Corruption(
-        (1.25, 1.6, 2, 3, 4),
-        "exposure",
-        "brightened to {:g} times the light",
-        lambda pixels, level, _: _scale_values(pixels, level),
-    ),
-    "contrast": Corruption(
-        (0.75, 0.5, 0.35, 0.2, 0.1),
-        "contrast",
-        "contrast of {:g}",
-        lambda pixels, level, _: _scale_values(pixels, level, (1 - level) * float(pixels.mean())),
-    ),
+    kind: corruption for family in FAMILIES.values() for kind, corruption in family.items()
 }
-"""Corruptions of photos by kind; none moves what is in the picture, so that boxes stay true."""
+"""Corruptions of photos by kind."""
+COMMON = frozenset(kind for family in IMAGENET_C.values() for kind in family)
+"""Kinds that the mean corruption error is of."""
 
 
-def choose_kinds(kinds: str) -> list[str]:
+def choose_kinds(kinds: str, *, locates: bool = False) -> list[str]:
     """Return the kinds that are named, separated by commas; all where none is.
 
+    Args:
+        kinds: Keys of `PHOTO_CORRUPTIONS`, separated by commas.
+        locates: Whether the model says where things are, so that kinds that move them are left out.
+
     Raises:
-        OptionError: There is no such kind.
+        OptionError: There is no such kind, or it moves what the boxes of the truth are around.
     """
-    names = [name.strip() for name in kinds.split(",") if name.strip()] or list(PHOTO_CORRUPTIONS)
-    unknown = [name for name in names if name not in PHOTO_CORRUPTIONS]
-    if unknown:
-        raise OptionError(
-            f"There is no corruption '{unknown[0]}' (--kinds). Choices: {', '.join(PHOTO_CORRUPTIONS)}."
-        )
+    choices = [kind for kind in PHOTO_CORRUPTIONS if not (locates and kind in MOVING)]
+    names = [name.strip() for name in kinds.split(",") if name.strip()] or choices
+    for name in names:
+        if name not in PHOTO_CORRUPTIONS:
+            raise OptionError(
+                f"There is no corruption '{name}' (--kinds). Choices: {', '.join(choices)}."
+            )
+        if name not in choices:
+            raise OptionError(
+                f"--kinds names '{name}', which moves what is in the picture, so that boxes are not where they were. "
+                f"Choices: {', '.join(choices)}."
+            )
     return names
 
 
@@ -95,6 +90,7 @@ def measure_robustness(
     keys: Sequence[str] | None,
     kinds: Sequence[str],
     *,
+    num_images: int = 200,
     rule_groups: Sequence[str | None] | None = None,
     positive: str | None = None,
     batch_size: int = 32,
@@ -108,14 +104,15 @@ def measure_robustness(
         data: Images with their labels, all or more than are looked at.
         keys: What belongs together, a key for each image; None where each stands alone.
         kinds: Corruptions to measure, keys of `PHOTO_CORRUPTIONS`.
+        num_images: Most images that are looked at under every corruption, spread evenly.
         rule_groups: Group of each image, by whose rules it is predicted; None for the general rule.
         positive: Label whose rates count; None for the usual one.
         batch_size: Images that go through the model at once.
         seed: Seed of noise, filters and intervals.
-        progress: Told of each kind before it begins.
+        progress: Told how long it will take.
     """
     chosen = np.unique(
-        np.linspace(0, len(data.records) - 1, min(MOST_IMAGES, len(data.records))).round()
+        np.linspace(0, len(data.records) - 1, min(num_images, len(data.records))).round()
     ).astype(int)
     records = [data.records[i] for i in chosen.tolist()]
     part = None if keys is None else [keys[i] for i in chosen.tolist()]
@@ -150,10 +147,16 @@ def measure_robustness(
             **(values if interval is None else interval.to_dict()),
         }
 
+    start = time.perf_counter()
     clean = measure(None, 0.0)
+    seconds = time.perf_counter() - start
+    number = sum(len(PHOTO_CORRUPTIONS[kind].levels) for kind in kinds)
+    progress(
+        f"{number} corruptions of {len(records)} images: {max(1, round(number * seconds / 60))} minutes or more, by "
+        "the pace of these images as they are ..."
+    )
     curves = {}
     for kind in kinds:
-        progress(f"Corruption {kind} ...")
         corruption = PHOTO_CORRUPTIONS[kind]
         curves[kind] = [
             measure(corruption, level) | {"text": corruption.text.format(level)}
@@ -163,13 +166,15 @@ def measure_robustness(
         kind: 1 - float(np.mean([row["value"] or 0.0 for row in rows]))
         for kind, rows in curves.items()
     }
+    averaged = [kind for kind in kinds if kind in COMMON] or list(kinds)
     return {
         "metric": clean["metric"],
         "num_images": len(records),
         "clean": clean,
         "curves": curves,
         "corruption_error": errors,
-        "mean_corruption_error": float(np.mean(list(errors.values()))),
+        "mean_corruption_error": float(np.mean([errors[kind] for kind in averaged])),
+        "averaged": averaged,
         "breaks_first": find_first_break(clean["value"], curves),
     }
 
@@ -192,8 +197,9 @@ def find_first_break(
 
 def describe_robustness(result: Mapping[str, Any]) -> str:
     """Say in a sentence or two what is left, and what breaks first."""
+    number = len(result["averaged"])
     text = (
-        f"Mean corruption error {result['mean_corruption_error']:.3f} over {len(result['curves'])} kinds "
+        f"Mean corruption error {result['mean_corruption_error']:.3f} over {number} kinds of 5 strengths "
         f"({1 - (result['clean']['value'] or 0.0):.3f} of the {result['num_images']} photos as they are)."
     )
     first = result["breaks_first"]
@@ -202,15 +208,40 @@ def describe_robustness(result: Mapping[str, Any]) -> str:
     return f"{text} What breaks first: {first['text']}, {result['metric']} {first['value']:.3f}."
 
 
-def draw_robustness(result: Mapping[str, Any]) -> bytes:
-    """Return the curves of all corruptions, from weak to strong, as PNG."""
+def draw_robustness(result: Mapping[str, Any], family: str) -> bytes:
+    """Return the curves of the corruptions of a family, from weak to strong, as PNG."""
     clean = result["clean"]
     series = {
-        kind: [
+        kind.replace("_", " "): [
             (float(index), *(row[name] for name in ("value", "low", "high")))
             for index, row in enumerate([clean, *rows])
             if row["value"] is not None
         ]
         for kind, rows in result["curves"].items()
+        if kind in FAMILIES[family]
     }
     return plot_learning_curves({result["metric"]: series}, xlabel="strength, 0 as they are")
+
+
+def add_robustness(page: Page, result: Mapping[str, Any]) -> None:
+    """Add what is left under each corruption to the page of an audit."""
+    page.add_heading("Robustness")
+    page.add_text(describe_robustness(result))
+    page.add_text(_ABOUT)
+    for family, members in FAMILIES.items():
+        if any(kind in members for kind in result["curves"]):
+            page.add_figure(
+                draw_robustness(result, family),
+                f"{family.capitalize()}: from weak to strong, with 95 % intervals",
+            )
+    page.add_table(
+        [
+            {
+                "corruption": kind.replace("_", " "),
+                **{f"strength {i + 1}": row["value"] for i, row in enumerate(rows)},
+                "mean error": result["corruption_error"][kind],
+                "strongest": rows[-1]["text"],
+            }
+            for kind, rows in result["curves"].items()
+        ]
+    )

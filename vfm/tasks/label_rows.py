@@ -21,8 +21,8 @@ def list_label_rows(
     """Return for each of N images its name, its labels and their plain scores.
 
     Args:
-        names: Names of the images.
-        scores: Probabilities, [N, C].
+        names: Names of N images, in their order.
+        scores: Probability of each label for each image, [N, C].
         labels: Names of the C labels.
         multilabel: Whether several labels may apply: those of a score of 0.5 or more.
     """
