@@ -60,6 +60,7 @@ NAMES = (
     "distillation/logits.yaml",
     "ssl/dino.yaml",
     "ssl/lejepa.yaml",
+    "ssl/mae.yaml",
     "ssl/swav.yaml",
     "ssl/visreg.yaml",
 )
@@ -104,7 +105,7 @@ OWN = {
     "detection/small_data.yaml": ["--model.weights", "null"],
     "distillation/features.yaml": TEACHER,
     "distillation/logits.yaml": TEACHER,
-    **{f"ssl/{name}.yaml": SMALL_VIEWS for name in ("dino", "lejepa", "swav", "visreg")},
+    **{f"ssl/{name}.yaml": SMALL_VIEWS for name in ("dino", "lejepa", "mae", "swav", "visreg")},
 }
 HEAD = """
 from torch import nn

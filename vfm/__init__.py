@@ -53,7 +53,7 @@ _MODULES = {
     "vfm.data.detection.dataset": "BoxAugment",
     "vfm.data.mixing": "Mixing",
     "vfm.data.multi_crop": "MultiCrop",
-    "vfm.tasks.self_supervised.methods": "DINO LeJEPA SelfSupervisedMethod SwAV VISReg",
+    "vfm.tasks.self_supervised.methods": "DINO MAE LeJEPA SelfSupervisedMethod SwAV VISReg",
     "vfm.preprocess": "Preprocess",
     "vfm.spec": "Component",
     "vfm.embed.transformer": "ImageEmbedder",

@@ -12,6 +12,7 @@ from vfm_runtime.errors import MissingPackageError, OptionError
 
 import vfm
 from tests.tasks.tiny import VIT, shapes, trainer
+from vfm.data.multi_crop import Views
 from vfm.tasks import Optim, SelfSupervisedTask
 from vfm.tasks.self_supervised import methods
 
@@ -20,6 +21,7 @@ METHODS = {
     "LeJEPA": lambda: vfm.LeJEPA(num_slices=32, hidden_width=32, output_width=16),
     "SwAV": lambda: vfm.SwAV(num_prototypes=8, hidden_width=32, output_width=16),
     "DINO": lambda: vfm.DINO(output_width=64, hidden_width=32, momentum=0.9),
+    "MAE": lambda: vfm.MAE(decoder_width=16, decoder_depth=1),
 }
 
 
@@ -65,12 +67,13 @@ def test_a_last_batch_of_one_and_no_small_views_have_a_loss(name):
 
 
 def test_lejepa_without_small_views_is_refused():
-    method = METHODS["LeJEPA"]()
-    method.prepare(build().backbone)
+    method, backbone = METHODS["LeJEPA"](), build().backbone
+    method.prepare(backbone)
+    views = methods.EmbeddedViews(Views(torch.zeros(8, 3, 32, 32), None), 4, [0], lambda _: None)
     with pytest.raises(
         OptionError, match=r"takes small views, and num_local is 0\. Give 1 or more"
     ):
-        method.compute(torch.zeros(2, 4, 32), torch.zeros(0, 4, 32), torch.zeros(8, 3, 32, 32))
+        method.compute(views, backbone)
 
 
 def shapes_of_one():
@@ -142,6 +145,8 @@ def test_an_anchor_holds_features_near_their_start(tmp_path):
         (lambda: vfm.VISReg(regularization=2), r"regularization is 2\. Give 0 to 1"),
         (lambda: vfm.SwAV(num_prototypes=1), r"num_prototypes is 1\. Give 2 or more"),
         (lambda: vfm.DINO(momentum=1), r"momentum is 1\. Give 0 to below 1"),
+        (lambda: vfm.MAE(mask_ratio=1), r"mask_ratio is 1\. Give above 0, below 1"),
+        (lambda: vfm.MAE(decoder_width=18), r"width is 18\. Give a multiple of 4 and of decoder_h"),
     ],
 )
 def test_options_out_of_range_are_refused(make, text):
@@ -155,6 +160,34 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
     views = vfm.MultiCrop(local_size=24)
     with pytest.raises(OptionError, match="does not take small views of 24 pixels"):
         trainer(tmp_path).fit(build(views=views), datamodule=shapes())
+
+
+def test_a_masked_autoencoder_takes_plain_vits_alone(tmp_path):
+    for name, kind in (("test_efficientnet", "EfficientNet"), ("eva02_tiny_patch14_224", "Eva")):
+        task = SelfSupervisedTask(name, image_size=28, method=vfm.MAE())
+        with pytest.raises(OptionError, match=f"'{name}' is {kind}. Take such a ViT"):
+            trainer(tmp_path).fit(task, datamodule=shapes())
+
+
+def test_hidden_pixels_are_all_that_counts():
+    torch.manual_seed(0)
+    task = build(method=vfm.MAE(mask_ratio=0.5, decoder_width=16, decoder_depth=1))
+    backbone, method = task.backbone.eval(), task.__dict__["method"]
+    method.prepare(backbone)
+    images = torch.rand(2, 3, 32, 32)  # four patches, of which two are seen
+    views = methods.EmbeddedViews(Views(images, None), 2, [3], lambda _: None)
+    seen = method._choose_patches(2, [3])
+    assert seen.shape == (2, 2)
+    loss = method.compute(views, backbone)["MAELoss"]
+    # Another scale or brightness of a hidden patch is the same target, and changes nothing that is seen.
+    changed = images.clone()
+    hidden = next(i for i in range(4) if i not in seen[0])
+    row, column = 16 * (hidden // 2), 16 * (hidden % 2)
+    changed[0, :, row : row + 16, column : column + 16] *= 3
+    views.images = Views(changed, None)
+    assert torch.allclose(method.compute(views, backbone)["MAELoss"], loss, atol=1e-5)
+    changed[0, :, row : row + 16, column : column + 16] = torch.rand(3, 16, 16)
+    assert not torch.allclose(method.compute(views, backbone)["MAELoss"], loss, atol=1e-3)
 
 
 def test_without_lightly_the_extra_is_named(monkeypatch):

@@ -11,13 +11,14 @@ from vfm_runtime.errors import OptionError, VfmError, suggest
 
 from vfm.data.multi_crop import MultiCrop
 from vfm.preprocess import Fit
-from vfm.tasks.self_supervised.methods import DINO, LeJEPA, SelfSupervisedMethod, SwAV, VISReg
+from vfm.tasks.self_supervised.methods import DINO, MAE, LeJEPA, SelfSupervisedMethod, SwAV, VISReg
 
 METHODS: dict[str, type[SelfSupervisedMethod]] = {
     "VISReg": VISReg,
     "LeJEPA": LeJEPA,
     "SwAV": SwAV,
     "DINO": DINO,
+    "MAE": MAE,
 }
 DISTILLATION = "Distillation"
 """Name of the method that follows a teacher."""
@@ -39,7 +40,8 @@ class PretrainOptions:
         backbone_args: More arguments for timm's create_model, such as dynamic_img_size for views of a smaller side.
         image_size: Side of the square input in pixels; null for the backbone's own.
         fit: How other aspect ratios are met: crop, squash or letterbox.
-        methods: Self-supervised methods that the pilot compares, with commas between: VISReg, LeJEPA, SwAV, DINO.
+        methods: Self-supervised methods that the pilot compares, with commas between: VISReg, LeJEPA, SwAV, DINO, MAE,
+            whose vectors are poor before they are fine-tuned.
         teacher: Backbone in timm, checkpoint or ONNX bundle, which the pilot compares as the method Distillation.
         teacher_weights: File of weights of a teacher by name, in place of timm's.
         teacher_size: Side of the input of a teacher by name in pixels; null for its own.

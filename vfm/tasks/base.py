@@ -313,7 +313,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
             images = self.preprocess.normalize(batch["image"])
             images, target = self.augment_batch(images, batch["target"], batch_idx)
             batch = {**batch, "target": target}
-            raw = self.head(self.backbone(images.contiguous(memory_format=self._layout)))
+            raw = self.encode_images(images)
         self.on_train_outputs(raw)
         losses = self.compute_losses(raw, batch)
         loss = sum_losses(losses)
@@ -321,8 +321,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         if len(losses) > 1:
             for name, value in losses.items():
                 self.log(f"train/{name}", value.detach() / divisor, batch_size=count)
-        mean = loss.detach() / divisor
-        self.log("train/loss", mean, batch_size=count, prog_bar=True, on_epoch=True)
+        self.log("train/loss", loss.detach() / divisor, True, on_epoch=True, batch_size=count)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -346,6 +345,11 @@ class BaseTask(CheckpointedModel, ExportHooks):
             batch_idx: Index of the batch in its epoch, on this rank.
         """
         return images, target
+
+    def encode_images(self, images: Tensor) -> Raw:
+        """Return the head's outputs for the images, float [N, 3, H, W], that `augment_batch` returned."""
+        raw: Raw = self.head(self.backbone(images.contiguous(memory_format=self._layout)))
+        return raw
 
     def on_train_outputs(self, raw: Raw) -> None:
         """Take what a task keeps of the head's outputs for every training batch, before the loss."""

@@ -1,19 +1,66 @@
-"""Self-supervised methods on several views of each image, by the losses of lightly: VISReg, LeJEPA, SwAV, DINO."""
+"""Self-supervised methods on views of each image: VISReg, LeJEPA, SwAV and DINO by the losses of lightly, and MAE."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
 import torch
+from timm.layers import build_sincos2d_pos_embed
+from timm.models import checkpoint_seq
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vfm_runtime.errors import MissingPackageError, OptionError
 
+from vfm.data.multi_crop import Views
 from vfm.models.backbone import Backbone
 from vfm.spec import Component
+
+
+class EmbeddedViews:
+    """Views of N images and their embeddings, which are computed where a method asks for them."""
+
+    def __init__(
+        self, images: Views, count: int, key: Sequence[int], embed: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Take the views.
+
+        Args:
+            images: Views of the images.
+            count: N, the number of images.
+            key: Numbers that what is drawn of these views hangs on.
+            embed: Gives the embeddings, [n, D], of normalized images, float [n, 3, H, W].
+        """
+        self.images = images
+        self.count = count
+        self.key = key
+        self._embed = embed
+
+    @cached_property
+    def large(self) -> Tensor:
+        """Embeddings of the global views, [Vg, N, D]."""
+        return self.divide(self._embed(self.images.large))
+
+    @cached_property
+    def small(self) -> Tensor:
+        """Embeddings of the local views, [Vl, N, D]; there may be none."""
+        if self.images.small is None:
+            return self.large[:0]
+        return self.divide(self._embed(self.images.small))
+
+    @property
+    def all(self) -> Tensor:
+        """Embeddings of all views, the global ones first, [Vg + Vl, N, D]."""
+        return torch.cat([self.large, self.small])
+
+    def divide(self, values: Tensor) -> Tensor:
+        """Return values of views, [V * N, D], as [V, N, D]."""
+        return values.reshape(-1, self.count, values.shape[-1])
 
 
 class SelfSupervisedMethod(Component, nn.Module, ABC):
@@ -24,14 +71,8 @@ class SelfSupervisedMethod(Component, nn.Module, ABC):
         """Make the layers for a backbone, which may be copied."""
 
     @abstractmethod
-    def compute(self, large: Tensor, small: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """Return means over a batch, by name.
-
-        Args:
-            large: Embeddings of the global views, [Vg, N, D].
-            small: Embeddings of the local views, [Vl, N, D]; there may be none.
-            images: The global views themselves, [Vg * N, 3, H, W].
-        """
+    def compute(self, views: EmbeddedViews, backbone: Backbone) -> dict[str, Tensor]:
+        """Return means over a batch, by name."""
 
     def update(self, backbone: Backbone) -> None:
         """Follow the backbone after a step; a method with a teacher does."""
@@ -75,12 +116,11 @@ class VISReg(SelfSupervisedMethod):
         self.projector = build_projector(backbone.info.width, *self._widths)
         self.loss = getattr(load_lightly(), self.loss_name)(**self._options)
 
-    def compute(self, large: Tensor, small: Tensor, images: Tensor) -> dict[str, Tensor]:
+    def compute(self, views: EmbeddedViews, backbone: Backbone) -> dict[str, Tensor]:
         """Return the loss of the projections."""
-        views = torch.cat([large, small])
-        projected = self.projector(views.flatten(0, 1)).float().unflatten(0, views.shape[:2])
-        first, rest = projected[: len(large)], projected[len(large) :]
-        if large.shape[1] == 1:
+        projected = views.divide(self.projector(views.all.flatten(0, 1)).float())
+        first, rest = projected[: len(views.large)], projected[len(views.large) :]
+        if views.count == 1:
             # One image has no distribution; that its views agree is all that can be asked.
             return {self.loss_name: self._agreement * (projected - first.mean(0)).square().mean()}
         return {self.loss_name: self.loss(local_proj=rest, global_proj=first)}
@@ -112,18 +152,18 @@ class LeJEPA(VISReg):
         super().__init__(regularization, num_slices, hidden_width, output_width)
         self._options = {"lambda_param": regularization, "sigreg_num_vectors": num_slices}
 
-    def compute(self, large: Tensor, small: Tensor, images: Tensor) -> dict[str, Tensor]:
+    def compute(self, views: EmbeddedViews, backbone: Backbone) -> dict[str, Tensor]:
         """Return the loss of the projections.
 
         Raises:
             OptionError: There are no small views, which lightly's loss asks for.
         """
-        if not len(small) and large.shape[1] > 1:
+        if views.images.small is None and views.count > 1:
             raise OptionError(
                 "LeJEPA takes small views, and num_local is 0. Give 1 or more (--model.views.num_local, in vfm "
                 "pretrain --views.num_local), or take VISReg."
             )
-        return super().compute(large, small, images)
+        return super().compute(views, backbone)
 
 
 class SwAV(SelfSupervisedMethod):
@@ -155,13 +195,13 @@ class SwAV(SelfSupervisedMethod):
         self.prototypes = nn.Linear(self._widths[1], self.num_prototypes, bias=False)
         self.loss = load_lightly().SwaVLoss()
 
-    def compute(self, large: Tensor, small: Tensor, images: Tensor) -> dict[str, Tensor]:
+    def compute(self, views: EmbeddedViews, backbone: Backbone) -> dict[str, Tensor]:
         """Return the loss of the similarities of projections and prototypes."""
-        views = torch.cat([large, small])
-        projected = F.normalize(self.projector(views.flatten(0, 1)).float(), dim=-1)
+        projected = F.normalize(self.projector(views.all.flatten(0, 1)).float(), dim=-1)
         directions = F.normalize(self.prototypes.weight.float(), dim=-1)
-        scores = [*(projected @ directions.T).reshape(*views.shape[:2], -1)]
-        return {"SwAVLoss": self.loss(scores[: len(large)], scores[len(large) :]).squeeze()}
+        scores = [*views.divide(projected @ directions.T)]
+        number = len(views.large)
+        return {"SwAVLoss": self.loss(scores[:number], scores[number:]).squeeze()}
 
 
 class DINO(SelfSupervisedMethod):
@@ -212,14 +252,13 @@ class DINO(SelfSupervisedMethod):
             outputs, teacher_temp=self._temperature, warmup_teacher_temp=self._temperature
         )
 
-    def compute(self, large: Tensor, small: Tensor, images: Tensor) -> dict[str, Tensor]:
+    def compute(self, views: EmbeddedViews, backbone: Backbone) -> dict[str, Tensor]:
         """Return the cross-entropy of the student's outputs and the teacher's."""
-        views = torch.cat([large, small])
-        student = [*self.projector(views.flatten(0, 1)).float().unflatten(0, views.shape[:2])]
+        student = [*views.divide(self.projector(views.all.flatten(0, 1)).float())]
         with torch.no_grad():
             self.teacher.eval()
-            pooled = self.teacher["backbone"](images).pooled
-            teacher = self.teacher["projector"](pooled).float().reshape(*large.shape[:2], -1)
+            pooled = self.teacher["backbone"](views.images.large).pooled
+            teacher = views.divide(self.teacher["projector"](pooled).float())
         center = self.loss.center.clone()
         loss = self.loss([*teacher], student)
         if not self.training:
@@ -236,6 +275,99 @@ class DINO(SelfSupervisedMethod):
                     averaged[name].lerp_(value.to(averaged[name].dtype), 1 - self.momentum)
                 else:
                     averaged[name].copy_(value)
+
+
+class MAE(SelfSupervisedMethod):
+    """MAE (He et al., 2022): pixels of hidden patches are told from the patches that are seen.
+
+    Nothing is assumed of what leaves an image the same, so that it suits images of any kind. For plain ViTs, which need
+    to run on the seen patches alone. Small views are not looked at.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        mask_ratio: float = 0.75,
+        decoder_width: int = 128,
+        decoder_depth: int = 2,
+        decoder_heads: int = 4,
+    ) -> None:
+        """Set the decoder.
+
+        Args:
+            mask_ratio: Fraction of the patches that is hidden; the authors give 0.75.
+            decoder_width: Width of the decoder, a multiple of 4 and of decoder_heads; the authors give 512.
+            decoder_depth: Number of its blocks; the authors give 8.
+            decoder_heads: Number of heads of its attention.
+
+        Raises:
+            OptionError: An option lies outside its range.
+        """
+        super().__init__()
+        self.mask_ratio = mask_ratio
+        self._decoder = decoder_width, decoder_depth, decoder_heads
+        require_range("mask_ratio", mask_ratio, "above 0, below 1", 0 < mask_ratio < 1)
+        require_range("decoder_depth", decoder_depth, "1 or more", decoder_depth >= 1)
+        require_range("decoder_heads", decoder_heads, "1 or more", decoder_heads >= 1)
+        is_fit = decoder_width > 0 and decoder_width % 4 == 0 == decoder_width % decoder_heads
+        expected = f"a multiple of 4 and of decoder_heads ({decoder_heads})"
+        require_range("decoder_width", decoder_width, expected, is_fit)
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Make the decoder.
+
+        Raises:
+            OptionError: The backbone is no plain ViT with positions that are added.
+        """
+        vit = backbone.model
+        if not isinstance(vit, VisionTransformer) or vit.pos_embed is None:
+            raise OptionError(
+                f"MAE hides patches of a plain ViT whose positions are added, and '{backbone.name}' is "
+                f"{type(vit).__name__}. Take such a ViT, such as vit_small_patch16_224, or another --model.method."
+            )
+        width, depth, heads = self._decoder
+        (side, _), grid = vit.patch_embed.patch_size, vit.patch_embed.grid_size
+        self.embed = nn.Linear(vit.embed_dim, width)
+        self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        # Fixed, as the authors have them; the order of timm's patches.
+        positions = build_sincos2d_pos_embed(list(grid), dim=width, interleave_sin_cos=True)
+        self.register_buffer("positions", positions[None])
+        self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.pixels = nn.Linear(width, 3 * side * side)
+
+    def compute(self, views: EmbeddedViews, backbone: Backbone) -> dict[str, Tensor]:
+        """Return the mean squared error of the hidden patches, each of mean 0 and variance 1."""
+        vit, images = backbone.model, views.images.large
+        tokens = vit._pos_embed(vit.patch_embed(images))
+        prefix, patches = tokens.split([vit.num_prefix_tokens, len(self.positions[0])], dim=1)
+        seen = self._choose_patches(len(images), views.key).to(images.device)[..., None]
+        encoded = torch.cat([prefix, patches.gather(1, seen.expand(-1, -1, patches.shape[2]))], 1)
+        encoded = vit.norm_pre(encoded)
+        if vit.grad_checkpointing and self.training:
+            encoded = checkpoint_seq(vit.blocks, encoded)
+        else:
+            encoded = vit.blocks(encoded)
+        encoded = vit.norm(encoded)
+        first, rest = self.embed(encoded).split([prefix.shape[1], seen.shape[1]], dim=1)
+        index = seen.expand(-1, -1, rest.shape[2])
+        drawn = self.mask_token.to(rest.dtype).expand(len(images), patches.shape[1], -1)
+        decoded = torch.cat([first, drawn.scatter(1, index, rest) + self.positions], dim=1)
+        told = self.pixels(self.norm(self.blocks(decoded)))[:, prefix.shape[1] :].float()
+        target = F.pixel_unshuffle(images, vit.patch_embed.patch_size[0]).flatten(2).transpose(1, 2)
+        target = F.layer_norm(target.float(), target.shape[2:], eps=1e-6)
+        hidden = torch.ones(told.shape[:2], device=told.device).scatter(1, seen[..., 0], 0.0)
+        loss = ((told - target).square().mean(2) * hidden).sum() / hidden.sum()
+        # Of every weight a gradient, if only 0, for which processes wait: pooling takes part in no pixel.
+        return {"MAELoss": loss + 0.0 * vit.forward_head(encoded, pre_logits=True).float().sum()}
+
+    def _choose_patches(self, count: int, key: Sequence[int]) -> Tensor:
+        """Draw the patches that are seen, int64 [N, n], at least one of each image and never all."""
+        total = len(self.positions[0])
+        number = min(max(1, round(total * (1 - self.mask_ratio))), total - 1)
+        generator = torch.Generator().manual_seed(hash((*key, 1)) % 2**63)
+        return torch.rand(count, total, generator=generator).argsort(dim=1)[:, :number]
 
 
 def build_projector(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import torch
@@ -13,21 +14,21 @@ from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.embedding import OUTPUT
 
 from vfm.data import ImageData
-from vfm.data.multi_crop import MultiCrop, Views
+from vfm.data.multi_crop import MultiCrop
 from vfm.models.backbone import ImageSize
 from vfm.models.heads.embedding import EmbeddingSource
 from vfm.preprocess import Fit
 from vfm.tasks.options import TaskOptions
 from vfm.tasks.pretraining.task import PretrainingTask
-from vfm.tasks.self_supervised.methods import SelfSupervisedMethod, VISReg
+from vfm.tasks.self_supervised.methods import EmbeddedViews, SelfSupervisedMethod, VISReg
 from vfm.types import Batch, Raw, Target
 
 
 class SelfSupervisedTask(PretrainingTask):
     """Learns a backbone from views of images that need no labels.
 
-    `best.ckpt` is that of the lowest val/loss. With VISReg and LeJEPA it goes with the worth of the features; with SwAV
-    and DINO it does not: take `last.ckpt`, or watch val/knn and val/rankme.
+    `best.ckpt` is that of the lowest val/loss. With VISReg and LeJEPA it goes with the worth of the features; with
+    SwAV, DINO and MAE it does not: take `last.ckpt`, or watch val/knn and val/rankme.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class SelfSupervisedTask(PretrainingTask):
         Args:
             backbone: A name of timm, with or without a tag of weights.
             source: Part of the features that is compared, and that the vectors are made of.
-            method: VISReg by default, or LeJEPA, SwAV, DINO, or any SelfSupervisedMethod.
+            method: VISReg by default, or LeJEPA, SwAV, DINO, MAE, or any SelfSupervisedMethod.
             views: Crops of each image that are compared.
             anchor: Weight that holds features near those of the weights that training starts from, 1 less their cosine,
                 so that what they know is not lost; 0 without.
@@ -70,7 +71,7 @@ class SelfSupervisedTask(PretrainingTask):
         # Not submodules: the method is a part of training, and the start is in no checkpoint.
         self.__dict__["method"] = method or VISReg()
         self.__dict__["start"] = None
-        self._views: Views | None = None
+        self._views: EmbeddedViews | None = None
 
     def setup(self, stage: str) -> None:
         """Leave the images as they are where augmentation is left to `auto`: the views are augmentation enough."""
@@ -123,32 +124,39 @@ class SelfSupervisedTask(PretrainingTask):
     ) -> tuple[Tensor, Target]:
         """Cut the views, and return the large ones."""
         key = (self._require_data().seed, self.current_epoch, batch_idx, self.global_rank)
-        self._views = self.views.cut(images, key)
-        return self._views.large, target
+        self._views = self._cut(images, key)
+        return images, target
+
+    def _cut(self, images: Tensor, key: Sequence[int]) -> EmbeddedViews:
+        return EmbeddedViews(self.views.cut(images, key), len(images), key, self._embed)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=self._layout)
+        vectors: Tensor = self.head(self.backbone(images))[OUTPUT]
+        return vectors
+
+    def encode_images(self, images: Tensor) -> Raw:
+        """Return nothing: the method embeds what it compares."""
+        return {}
 
     def compute_losses(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Return the sums of the method's losses, and of the distance to the start."""
-        views, count = self._views, len(batch["image"])
+        views = self._views
         assert views is not None  # of this batch, by augment_batch
         method: SelfSupervisedMethod = self.__dict__["method"]
-        large: Tensor = raw[OUTPUT]
-        small = large[:0]
-        if views.small is not None:
-            small = self.head(self.backbone(views.small))[OUTPUT]
-        shape = (-1, count, large.shape[-1])
-        losses = dict(method.compute(large.reshape(shape), small.reshape(shape), views.large))
+        losses = dict(method.compute(views, self.backbone))
         start = self.__dict__["start"]
         if start is not None:
+            large = views.large.flatten(0, 1)
             with torch.no_grad():
-                reference = self.head(start.to(large.device)(views.large))[OUTPUT]
+                reference = self.head(start.to(large.device)(views.images.large))[OUTPUT]
             losses["anchor"] = self.anchor * (1 - F.cosine_similarity(large, reference)).mean()
-        return {name: value * count for name, value in losses.items()}
+        return {name: value * views.count for name, value in losses.items()}
 
     def compute_image_losses(self, raw: Raw, batch: Batch) -> Tensor:
         """Return the mean loss of the batch for each of its images, [N], on views that are the same every time."""
         images = self.preprocess.normalize(batch["image"])
-        self._views = self.views.cut(images, [0, *batch["index"].tolist()])
-        raw = self.head(self.backbone(self._views.large))
+        self._views = self._cut(images, [0, *batch["index"].tolist()])
         return super().compute_image_losses(raw, batch)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
