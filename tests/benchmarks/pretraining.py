@@ -12,6 +12,7 @@ textile, emoji and fashion_mnist (small_sets.py):
 - knn: test images are voted on by the 20 nearest images of the pool: untrained student, teacher (EfficientNet-Lite0
   at the student's size), student after `DistillationTask` on the pool.
 - finetune: the student fine-tuned by `ClassificationTask` on 20 images a class, from random weights and distilled.
+- MAE: both, for the student after `SelfSupervisedTask` by MAE on the pool, five times as many epochs.
 - ssl: kNN as above, for a small net after `SelfSupervisedTask` on the pool of Fashion-MNIST; raw pixels beside it.
 - cache: seconds of an epoch of distillation without and with outputs of the teacher on disk.
 """
@@ -25,7 +26,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,27 @@ def measure_set(name: str, epochs: int, cells: Cells) -> None:
     )
 
 
+def mask(images: SmallSet, epochs: int) -> vfm.SelfSupervisedTask:
+    torch.manual_seed(0)
+    task = vfm.SelfSupervisedTask(
+        **STUDENT, method=vfm.MAE(), optim=vfm.Optim(lr=1.5e-3, weight_decay=0.05),
+        views=vfm.MultiCrop(num_local=0, global_scale=(0.2, 1.0), flip=0, jitter=0, gray=0),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        train(task, open_pool(images), epochs, folder)
+    return task
+
+
+def measure_masked(name: str, epochs: int, cells: Cells) -> None:
+    images = open_set(name)
+    trained = cache(partial(mask, images, epochs))
+    cells.measure(f"{name} knn MAE, {epochs} epochs", lambda: measure_knn(trained(), images))
+    cells.measure(
+        f"{name} finetune MAE, {epochs} epochs",
+        lambda: finetune(images, trained().backbone.state_dict(), 40),
+    )
+
+
 def measure_methods(epochs: int, cells: Cells) -> None:
     """Self-supervised methods on the pool of Fashion-MNIST, by kNN."""
     images = open_set("fashion_mnist")
@@ -238,9 +260,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="*", default=[], help="texts, one of which a cell's name holds"
     )
-    parser.add_argument(
-        "--epochs", type=int, help="epochs of distillation in place of the set's own"
-    )
+    parser.add_argument("--epochs", type=int, help="epochs in place of the set's own")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--summary", action="store_true", help="print what was measured")
     parser.add_argument("--quick", action="store_true", help="one epoch of emoji, nothing kept")
@@ -256,6 +276,7 @@ def main() -> None:
         if options.quick:
             cells.only = ["knn"]
         measure_set(name, options.epochs or epochs, cells)
+        measure_masked(name, 5 * (options.epochs or epochs), cells)
     if not options.quick:
         measure_methods(options.epochs or 20, cells)
         measure_cache(cells)
