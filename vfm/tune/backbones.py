@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from vfm.tasks import ClassificationTask
 from vfm.training.feature_cache import load_features
 from vfm.training.frozen_heads import JOINED
 from vfm.training.oom import read_peak_memory, reset_peak_memory
-from vfm.tune.clock import Clock, OutOfTimeError
+from vfm.tune.clock import Clock, OutOfTimeError, measure_seconds
 from vfm.tune.frozen import PoolHeads
 from vfm.tune.images import LabeledPool
 
@@ -148,15 +147,12 @@ def _require_time(num_images: int, forward: float, clock: Clock, num_left: int) 
 
 @torch.inference_mode()
 def _measure_time(task: ClassificationTask, num_images: int, runs: int) -> float:
-    """Measure the median seconds of a pass from black pixels to embeddings, after one pass in six to warm up."""
+    """Measure the median seconds of a pass from black pixels to embeddings."""
     size = (num_images, *task.preprocess.size, 3)
     pixels = torch.zeros(size, dtype=torch.uint8, device=task.device)
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        task.backbone(task.preprocess.normalize(pixels)).pooled.sum().item()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[math.ceil(runs / 6) :])
+    return measure_seconds(
+        lambda: task.backbone(task.preprocess.normalize(pixels)).pooled.sum().item(), runs
+    )
 
 
 def format_backbones(rows: list[dict[str, Any]]) -> str:

@@ -1,8 +1,11 @@
-"""Time budget of `vfm tune`: the seconds that are left, and a callback that stops a training which would overrun."""
+"""Time of `vfm tune`: the seconds that are left, a callback that stops what would overrun, and a stop-watch."""
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -74,3 +77,13 @@ class StopOverrun(Callback):
                 "smaller --image-size, or a smaller --backbone.",
                 expected,
             )
+
+
+def measure_seconds(work: Callable[[], object], runs: int) -> float:
+    """Return the median seconds of some work over several runs, without the first one in six, which warm up."""
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[math.ceil(runs / 6) :])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +32,7 @@ from vfm.training.oom import read_peak_memory, reset_peak_memory
 from vfm.training.planning import TRIAL, Plan, TimedTrial, plan_training
 from vfm.training.precision import choose_precision
 from vfm.tune.backbones import format_backbones
-from vfm.tune.clock import Clock
+from vfm.tune.clock import Clock, measure_seconds
 from vfm.tune.finish import MODEL_FILE, RECIPE_FILE
 
 OPTIM: Mapping[str, Any] = {
@@ -238,12 +236,7 @@ def _measure_latency(task: DetectionTask) -> float:
     """Measure the median seconds of one image, from black pixels to boxes."""
     task.eval()
     pixels = torch.zeros((1, *task.preprocess.size, 3), dtype=torch.uint8, device=task.device)
-    times = []
-    for _ in range(_RUNS):
-        start = time.perf_counter()
-        task.answer(pixels)["scores"].sum().item()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[math.ceil(_RUNS / 6) :])
+    return measure_seconds(lambda: task.answer(pixels)["scores"].sum().item(), _RUNS)
 
 
 def _write_recipe(path: Path, best: TriedDetector, data: Path, seed: int) -> None:
