@@ -140,6 +140,9 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     predict.add_argument("--json", action="store_true", help="one JSON object a line and image")
     predict.add_argument(
+        "--state", type=Path, metavar="DIR", help="folder of what a detector was taught"
+    )
+    predict.add_argument(
         "--labels",
         metavar="cat,dog",
         help="labels as words in place of the bundle's own, where it has a text tower",
@@ -233,7 +236,12 @@ def _load(options: argparse.Namespace, **more: Any) -> Model:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    model: Predictor = _load(options, batch_size=options.batch_size)
+    model: Predictor = _load(options, batch_size=options.batch_size, state=options.state)
+    if options.state is not None and not model.learns_boxes:
+        raise _UsageError(
+            f"--state is for detectors that were taught boxes, and {options.bundle} {model.task_type.summary}. Ask for "
+            "taught classes with `why`."
+        )
     if options.labels is not None:
         prompts = make_prompts(options.labels.split(","), options.template)
         model = ZeroShotModel(model, fit_zero_shot(model, prompts))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,12 @@ def paste_glyph(
 
 
 def glyph_scenes(
-    split: str, count: int, random: np.random.Generator, *, is_rare: bool = False
+    split: str,
+    count: int,
+    random: np.random.Generator,
+    *,
+    is_rare: bool = False,
+    kinds: Sequence[str] = tuple(EMOJI_KINDS),
 ) -> list[Drawn]:
     """Scenes of one to six glyphs on photos.
 
@@ -93,9 +99,9 @@ def glyph_scenes(
         count: Number of scenes.
         random: Draws everything.
         is_rare: Whether classes differ by up to RATIO in their number of boxes, but for the test.
+        kinds: Classes that they show.
     """
     glyphs = share_glyphs(split)
-    kinds = list(glyphs)
     weights = np.ones(len(kinds))
     if is_rare and split != "test":
         weights = RATIO ** -np.linspace(0, 1, len(kinds))

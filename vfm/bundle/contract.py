@@ -53,11 +53,12 @@ def make_contract(
     limits = task.preprocess.value_range
     if limits is not None:
         extensions["value_range"] = dict(zip(("low", "high"), limits, strict=True))
-    if embedding is not None:
-        extensions["embedding"] = asdict(embedding)
+    single = heads.get("")
+    boxes = None if single is None else task.describe_box_embedding()
+    specs = {"embedding": embedding, "box_embedding": boxes}
+    extensions |= {name: asdict(spec) for name, spec in specs.items() if spec is not None}
     if tokenizer is not None:
         extensions["tokenizer"] = dict(tokenizer)
-    single = heads.get("")
     for name, calibration in calibrations.items():
         if calibration.groups is None:
             continue

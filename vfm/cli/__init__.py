@@ -97,7 +97,11 @@ COMMANDS = {
 # Kinds of data with checks of their own, which `vfm doctor` asks first whether data are theirs.
 DOCTORS = ("vfm.deepfake.shortcuts.command:DeepfakeDoctor",)
 # Commands of vfm-runtime, which need no torch.
-RUNTIME = {"serve": "answer over HTTP with bundles, with a page to try it"}
+RUNTIME = {
+    "serve": "answer over HTTP with bundles, with a page to try it",
+    "teach": "classes that a bundle learns from a few images, or a detector from a few boxes",
+    "forget": "delete a taught class for good",
+}
 
 _HELP = """usage: vfm COMMAND [options]
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from vfm_runtime.tasks.base import Arrays, TaskType
 from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.tasks.registry import find_task_type
 
 from vfm.data import ImageData
@@ -131,6 +132,10 @@ class ExportHooks:
         fitted = images.fit_calibration(outputs, options, opened.source)
         lines = list_confidence(fitted.rules, fitted)
         return CalibrationResult(opened.source, fitted.to_dict(), lines)
+
+    def describe_box_embedding(self) -> EmbeddingSpec | None:
+        """Return what the embeddings of found boxes are made of; None of a task whose head gives none."""
+        return None
 
     def define_rules(self) -> dict[str, Any] | None:
         """Return the rules that the task itself puts into the contract; None where its calibration has them."""

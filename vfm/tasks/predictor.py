@@ -49,6 +49,7 @@ class TorchPredictor(Predictor):
         self._embeds_by_answer = contract is not None
         self._embedding_head: EmbeddingHead | None = None
         self.embedding = None if contract is None else contract.embedding
+        self.box_embedding = None if contract is None else contract.box_embedding
         self._inputs = tuple(self.task_type.inputs)
         if (text := task.text_model) is not None:
             self.scale, self.bias = text.scale, text.bias
@@ -110,8 +111,11 @@ class TorchPredictor(Predictor):
         return last
 
     def choose_embedding(self) -> None:
-        """Choose the vectors of `embed` without arguments."""
-        if not self._embeds_by_answer:
+        """Choose the vectors of `embed` without arguments, or those of boxes where the task embeds these."""
+        if self._embeds_by_answer:
+            return
+        self.box_embedding = self.task.describe_box_embedding()
+        if self.box_embedding is None:
             self.select_embedding()
 
     def embed_prepared(self, inputs: Arrays) -> NDArray[np.float32]:

@@ -136,8 +136,10 @@ class Contract(HeadContract):
             self._take_from_type()
         elif self.rules is not None:
             raise ContractError.of("rules", self.rules, "null: each of several heads has its own")
-        if self.tiling is not None and not self.type.takes_tiles:
-            raise ContractError.of("tiles", self.tiling.to_dict(), f"none for '{self.task}'")
+        uses = {"tiles": self.type.takes_tiles, "box_embedding": self.type.learns_boxes}
+        unused = [name for name, is_used in uses.items() if name in self.extensions and not is_used]
+        for name in unused:
+            raise ContractError.of(name, self.extensions[name], f"none for '{self.task}'")
 
     @cached_property
     def type(self) -> TaskType:
@@ -173,6 +175,8 @@ class Contract(HeadContract):
             outputs |= REFERENCE_PORTS
         if self.embedding is not None:
             outputs[self.embedding.output] = "float"
+        if self.box_embedding is not None:
+            outputs[self.box_embedding.output] = "float"
         return dict(self.type.inputs), outputs
 
     @property
@@ -190,6 +194,12 @@ class Contract(HeadContract):
     def embedding(self) -> EmbeddingSpec | None:
         """What the embedding is made of that the graph gives beside its answers; None where it gives none."""
         values = self.extensions.get("embedding")
+        return None if values is None else EmbeddingSpec.from_dict(values)
+
+    @property
+    def box_embedding(self) -> EmbeddingSpec | None:
+        """What the embeddings of a detector's boxes are made of; None where its graph gives none."""
+        values = self.extensions.get("box_embedding")
         return None if values is None else EmbeddingSpec.from_dict(values)
 
     @property

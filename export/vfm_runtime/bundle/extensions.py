@@ -14,6 +14,8 @@ from vfm_runtime.validation import is_deep
 EXTENSIONS = {
     "embedding": "an output of the graph with an embedding of each image: {'output': name}, and maybe 'source' and "
     "'fingerprint', texts, and 'normalize', true or false",
+    "box_embedding": "an output of a detector's graph with an embedding of each box, by which it is taught classes: an "
+    "object as 'embedding' is",
     "class_matrix": "an input of the graph with a saved default, a row for each class, which can be replaced to teach "
     "classes: {'input': name}",
     "tiles": "large images are cut into tiles: {'side': pixels, 'overlap': fraction, 'max_tiles': count}",
@@ -29,6 +31,7 @@ _PORTS = {"class_matrix": "input"}
 _READERS: dict[str, Callable[[Any], object]] = {
     "tiles": Tiling.from_dict,
     "embedding": EmbeddingSpec.from_dict,
+    "box_embedding": EmbeddingSpec.from_dict,
     "tokenizer": TextSpec.from_dict,
     "group_thresholds": GroupRules.from_dict,
 }

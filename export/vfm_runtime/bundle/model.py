@@ -89,6 +89,7 @@ class Model(Predictor):
         super().__init__(self.contract.type, batch_size)
         self.value_range = self.contract.value_range
         self.embedding = self.contract.embedding
+        self.box_embedding = self.contract.box_embedding
         if self.contract.text is not None:
             self.scale, self.bias = self.contract.text.scale, self.contract.text.bias
         self._text: TextTower | None = None

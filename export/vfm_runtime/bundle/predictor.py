@@ -17,6 +17,7 @@ from vfm_runtime.search import Neighbor, VectorTable
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction, TaskType
 from vfm_runtime.tasks.confidence import require_finite
 from vfm_runtime.tasks.embedding import EmbeddingSpec
+from vfm_runtime.teaching.boxes import TaughtBoxes
 from vfm_runtime.teaching.classes import Explanation, TaughtClasses
 from vfm_runtime.teaching.state import TaughtState
 
@@ -34,6 +35,7 @@ class Predictor(ABC):
         batch_size: Images that go through the model at once.
         value_range: Black and white of values of more than 8 bits; None where the training did not say them.
         embedding: What the vectors of `embed` are made of; None of a model that gives none.
+        box_embedding: What the embeddings of a detector's boxes are made of; None of a model that gives none.
         vectors: Images that `search` compares with; None of a model that carries none.
         scale: What cosines of images and texts are multiplied by to be logits; None of a model without a text tower.
         bias: What is then added, where each label has a probability of its own; else None.
@@ -44,6 +46,7 @@ class Predictor(ABC):
     batch_size: int
     value_range: ValueRange | None = None
     embedding: EmbeddingSpec | None = None
+    box_embedding: EmbeddingSpec | None = None
     vectors: VectorTable | None = None
     scale: float | None = None
     bias: float | None = None
@@ -52,7 +55,7 @@ class Predictor(ABC):
         self.task_type = task_type
         self.labels = task_type.labels
         self.batch_size = _check_batch_size(batch_size)
-        self._taught: TaughtClasses | None = None
+        self._taught: TaughtClasses | TaughtBoxes | None = None
 
     @property
     def multilabel(self) -> bool:
@@ -236,21 +239,42 @@ class Predictor(ABC):
         return neighbors if is_many else neighbors[0]
 
     @property
-    def taught(self) -> TaughtClasses:
+    def taught(self) -> TaughtClasses | TaughtBoxes:
         """What it was taught at run time; in memory alone unless `keep_state` named a folder.
 
         Raises:
             OptionError: The model gives no embeddings that say their fingerprint.
         """
         if self._taught is None:
-            self.choose_embedding()
-            self._taught = TaughtClasses(self)
+            self._taught = self._open_state(None)
         return self._taught
 
     def keep_state(self, folder: str | Path, *, keep_pictures: bool = False) -> None:
         """Keep what is taught in a folder, and go on from what it holds; errors are those of `TaughtClasses`."""
+        self._taught = self._open_state(Path(folder), keep_pictures=keep_pictures)
+
+    def _open_state(
+        self, folder: Path | None, *, keep_pictures: bool = False
+    ) -> TaughtClasses | TaughtBoxes:
         self.choose_embedding()
-        self._taught = TaughtClasses(self, folder, keep_pictures=keep_pictures)
+        if self.box_embedding is not None:
+            return TaughtBoxes(self, folder, keep_pictures=keep_pictures)
+        return TaughtClasses(self, folder, keep_pictures=keep_pictures)
+
+    @property
+    def learns_boxes(self) -> bool:
+        """Whether it is taught classes by boxes, which are then among the answers of `predict`."""
+        return self.box_embedding is not None
+
+    def select_task(self, group: str | None = None) -> TaskType:
+        """Return the task with the rules of a group of images, and of a detector with the classes that it was taught.
+
+        Raises:
+            OptionError: There is no such group.
+            DataError: The state of what was taught is damaged.
+        """
+        task = self.task_type.for_group(group)
+        return self._taught.extend(task) if isinstance(self._taught, TaughtBoxes) else task
 
     def choose_embedding(self) -> None:  # noqa: B027 - most models leave none
         """Choose the vectors of `embed` without arguments, where the model leaves a choice."""
@@ -258,7 +282,9 @@ class Predictor(ABC):
     def teach(self, label: str, images: ImageSource | list[Any] | tuple[Any, ...]) -> TaughtState:
         """Teach a class by one image or several; one that was taught before gets more examples.
 
-        Errors are those of `TaughtClasses.teach`, which also takes many classes at once.
+        A detector is taught by boxes: a COCO file, or a list of pairs of an image and all boxes of the class in it,
+        [M, 4], left, top, right, bottom in pixels. Errors are those of `TaughtClasses.teach` or `TaughtBoxes.teach`,
+        which also take many classes at once.
         """
         sources: list[Any] = list(images) if _is_many(images) else [images]  # type: ignore[arg-type]
         return self.taught.teach({label: sources})
@@ -276,6 +302,11 @@ class Predictor(ABC):
             ImageError: An image cannot be opened.
             StateError: Fewer than two classes were taught.
         """
+        if isinstance(self.taught, TaughtBoxes):
+            raise OptionError(
+                "This model was taught by boxes, and its taught classes are among the answers of `predict`. `why` is "
+                "for classes of whole images."
+            )
         is_many = _is_many(images)
         vectors = self.embed(list(images) if is_many else [images])  # type: ignore[arg-type]
         explanations: list[Explanation] = self.taught.explain(vectors, num_nearest)
@@ -295,7 +326,7 @@ class Predictor(ABC):
         cropped: bool,
     ) -> list[Prediction | ImageError]:
         # All groups first: an unknown one shall not be refused after hours of work.
-        by_group = {group: self.task_type.for_group(group) for group in dict.fromkeys(groups)}
+        by_group = {group: self.select_task(group) for group in dict.fromkeys(groups)}
         predictions: list[Prediction | ImageError] = []
         pending: list[_Pending] = []
         num_rows = 0
@@ -320,6 +351,14 @@ class Predictor(ABC):
                 predictions += self._run_pending(pending, batch_size)
                 pending, num_rows = [], 0
         return predictions + self._run_pending(pending, batch_size)
+
+    def compute_opened(self, opened: Opened) -> Arrays:
+        """Compute the outputs for all images of one source that is no traffic, a batch of them in memory at a time."""
+        outputs = []
+        for start in range(0, len(opened.images), self.batch_size):
+            rows = [self.prepare(one) for one in opened.images[start : start + self.batch_size]]
+            outputs.append(self.compute_outputs(_join(rows)))
+        return _join(outputs)
 
     def _predict_parts(self, opened: Opened, task: TaskType, batch_size: int) -> Prediction:
         """Answer for a source of more images than a batch, one batch of them in memory at a time."""

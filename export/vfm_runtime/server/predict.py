@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from vfm_runtime.bundle.model import Model
 from vfm_runtime.bundle.predictor import make_empty
-from vfm_runtime.errors import OptionError
+from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.demux import Guard, VideoFile, VideoLimits, import_av, survey
 from vfm_runtime.media.image import Pixels
 from vfm_runtime.media.video import is_video
@@ -154,19 +154,10 @@ async def predict(
                 f"The group is {group!r} in the address and {upload.group!r} in the body. Give one.",
             )
         try:
-            task = served.model.task_type.for_group(group if upload.group is None else upload.group)
-        except OptionError as error:
+            task = served.model.select_task(group if upload.group is None else upload.group)
+        except (DataError, OptionError) as error:
             raise ApiError(422, str(error)) from error
-        args = (upload, served, service.settings)
-        num_pixels, num_tiled = await service.run_in_thread(_count_pixels, *args)
-        # Tiles overlap and may be enlarged: they can be many more pixels than their image.
-        async with service.tile_budget.hold(num_tiled):
-            file = await service.open_in_thread(num_pixels, _open_file, *args)
-            if file.inputs is None:
-                outputs, timing = make_empty(task), Timing(0.0, 0.0)
-            else:
-                outputs, timing = await service.run_model(served, file.inputs, context.deadline)
-            file = file._replace(inputs=None)
+        file, outputs, timing = await run_upload(request, served, upload)
         parts = (served, task, file, outputs, timing, view, draw, context)
         # The prediction for one picture takes less time than the way to a thread and back; drawing it does not.
         if file.opened.context is None and not (draw and task.draws):
@@ -176,7 +167,33 @@ async def predict(
     return await service.handle(request, partial(read_upload, takes_group=True), answer)
 
 
-class _OpenedFile(NamedTuple):
+async def run_upload(
+    request: Request, served: ServedModel, upload: Upload, *, is_traffic: bool = True
+) -> tuple["OpenedFile", Arrays, Timing]:
+    """Open an uploaded file and run the model on it; of one that shows nothing to run it on the outputs are empty.
+
+    Args:
+        request: Request that it came with, whose deadline holds.
+        served: Model that answers.
+        upload: The file as it was sent.
+        is_traffic: Whether the drift monitor counts it.
+    """
+    service, context = get_service(request), request.state.context
+    args = (upload, served, service.settings)
+    num_pixels, num_tiled = await service.run_in_thread(_count_pixels, *args)
+    # Tiles overlap and may be enlarged: they can be many more pixels than their image.
+    async with service.tile_budget.hold(num_tiled):
+        file = await service.open_in_thread(num_pixels, _open_file, *args)
+        if file.inputs is None:
+            outputs, timing = make_empty(served.model.task_type), Timing(0.0, 0.0)
+        else:
+            outputs, timing = await service.run_model(
+                served, file.inputs, context.deadline, is_traffic=is_traffic
+            )
+        return file._replace(inputs=None), outputs, timing
+
+
+class OpenedFile(NamedTuple):
     """A file that is ready for the model."""
 
     opened: Opened
@@ -202,7 +219,7 @@ def _count_pixels(upload: Upload, served: ServedModel, settings: Settings) -> tu
     return height * width, num_tiles * size[0] * size[1]
 
 
-def _open_file(upload: Upload, served: ServedModel, settings: Settings) -> _OpenedFile:
+def _open_file(upload: Upload, served: ServedModel, settings: Settings) -> OpenedFile:
     started = time.monotonic()
     model = served.model
     limits = VideoLimits(
@@ -229,7 +246,7 @@ def _open_file(upload: Upload, served: ServedModel, settings: Settings) -> _Open
     if opened.context is None or model.task_type.takes_tiles:
         opened = Opened((), opened.context)  # its prediction needs no pixels
     ms = (time.monotonic() - started) * 1000
-    return _OpenedFile(opened, inputs, upload.data, size, ms)
+    return OpenedFile(opened, inputs, upload.data, size, ms)
 
 
 def _check_video(data: bytes, limits: VideoLimits, max_frames: int) -> None:
@@ -256,7 +273,7 @@ def _check_video(data: bytes, limits: VideoLimits, max_frames: int) -> None:
 def _make_response(
     served: ServedModel,
     task: TaskType,
-    file: _OpenedFile,
+    file: OpenedFile,
     outputs: Arrays,
     timing: Timing,
     view: PredictionView,
@@ -287,7 +304,7 @@ def _make_response(
 
 
 def _draw(
-    prediction: Prediction, opened: _OpenedFile, model: Model, view: PredictionView
+    prediction: Prediction, opened: OpenedFile, model: Model, view: PredictionView
 ) -> str | None:
     source = (
         opened.source if opened.size is None else open_picture(opened.source, model.value_range)

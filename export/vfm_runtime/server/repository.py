@@ -25,7 +25,7 @@ from vfm_runtime.server.bundle_paths import (
 )
 from vfm_runtime.server.metrics import Metrics
 from vfm_runtime.server.settings import Settings
-from vfm_runtime.teaching.classes import TaughtClasses
+from vfm_runtime.teaching.taught import Taught
 
 # A folder that is replaced by renaming is missing for a moment.
 _MISSES_UNTIL_GONE = 2
@@ -49,7 +49,7 @@ class ServedModel:
     """Name of its numbered folder; `1` of a bundle that is no folder of versions."""
     model: Model
     batcher: Batcher
-    taught: TaughtClasses | None = None
+    taught: Taught | None = None
     """What it is taught at run time; None without a state folder, and of models that give no embeddings."""
 
 
@@ -187,9 +187,10 @@ class Repository:
             observe=None if model.monitor is None else model.monitor.add,
         )
         taught = None
-        if settings.state is not None and model.embedding and model.embedding.fingerprint:
+        vectors = model.box_embedding or model.embedding
+        if settings.state is not None and vectors and vectors.fingerprint:
             # Vectors of other weights cannot be compared: each has a folder of its own, and a new bundle takes over.
-            weights = re.sub(r"[^0-9A-Za-z]", "_", model.embedding.fingerprint[:12])
+            weights = re.sub(r"[^0-9A-Za-z]", "_", vectors.fingerprint[:12])
             state = settings.state / name / weights
             if not state.exists() and state.parent.exists():
                 _log.warning(

@@ -1,10 +1,13 @@
 """Routes of taught classes: teach, forget, classify and why, where the server has a state folder."""
 
 import base64
+import contextlib
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, ParamSpec, TypeVar
+from functools import partial
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query
@@ -12,23 +15,26 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vfm_runtime.errors import DataError, OptionError, StateError
+from vfm_runtime.errors import DataError, OptionError, StateError, format_value
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.server.errors import ApiError, describe_errors, respond_json
-from vfm_runtime.server.predict import FILE_BODIES, KNOWN_PARAMETERS
+from vfm_runtime.server.predict import FILE_BODIES, KNOWN_PARAMETERS, run_upload
 from vfm_runtime.server.repository import ServedModel
 from vfm_runtime.server.search import embed_upload
 from vfm_runtime.server.security import TEACH_TOKEN, TOKEN
 from vfm_runtime.server.service import DEADLINE, RequestContext, Service, get_service
-from vfm_runtime.server.uploads import Upload, read_upload, read_uploads
+from vfm_runtime.server.uploads import Upload, open_picture, read_upload, read_uploads
+from vfm_runtime.teaching.boxes import MarkedImage, TaughtBoxes, check_boxes
 from vfm_runtime.teaching.classes import TaughtClasses, hash_image
 from vfm_runtime.teaching.state import TaughtExample, TaughtState, check_label
 from vfm_runtime.teaching.store import StorageError
+from vfm_runtime.teaching.taught import Taught
 
 router = APIRouter(tags=["taught classes"], dependencies=[DEADLINE, KNOWN_PARAMETERS])
 """Routes that are there with --state alone."""
 
 _MOST_NEAREST = 100
+_LONGEST_BOXES = 20_000
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -83,7 +89,7 @@ class _Asked:
 
     service: Service
     served: ServedModel
-    taught: TaughtClasses
+    taught: Taught
 
     async def run(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run work on what was taught in a thread, and tell the client why it cannot be done."""
@@ -141,33 +147,116 @@ async def get_taught(request: Request, asked: _Model) -> Response:
     responses=_ERRORS,
     openapi_extra={"requestBody": FILE_BODIES},
 )
-async def teach(request: Request, asked: _Model, label: _Label) -> Response:
-    """Teach a class by one image, or by several in fields `file` of one form; all are learned, or none."""
-    name = await asked.run(check_label, label)
+async def teach(
+    request: Request,
+    asked: _Model,
+    label: _Label,
+    boxes: Annotated[
+        str | None,
+        Query(
+            max_length=_LONGEST_BOXES,
+            description="For a detector: JSON with a list of boxes for each file, those of all objects of the class in "
+            "it, each left, top, right and bottom in pixels: [[[10, 20, 60, 90]]].",
+        ),
+    ] = None,
+) -> Response:
+    """Teach a class by one image, or by several in fields `file` of one form; all are learned, or none.
+
+    A detector is taught by `boxes` in them.
+    """
+    taught = asked.taught
+    if isinstance(taught, TaughtBoxes):
+        name, lists = await asked.run(taught.check_name, label), _parse_boxes(boxes)
+        learn = partial(_learn_boxes, request, asked, taught, name, lists)
+    elif boxes is None:
+        assert isinstance(taught, TaughtClasses)
+        name = await asked.run(check_label, label)
+        learn = partial(_learn_images, request, asked, taught, name)
+    else:
+        raise ApiError(
+            422,
+            f"The model '{asked.served.name}' is taught by whole images, and not by boxes. Leave boxes out.",
+        )
 
     async def answer(uploads: list[Upload]) -> Response:
-        vectors, pictures = [], []
-        for number, upload in enumerate(uploads, 1):
-            try:
-                vector, picture = await embed_upload(
-                    request, asked.served, upload, shrink=asked.taught.shrink_picture
-                )
-            except (ImageError, ApiError) as error:
-                if len(uploads) == 1:
-                    raise
-                code = error.code if isinstance(error, ApiError) else "bad_image"
-                status = error.status_code if isinstance(error, ApiError) else 400
-                which = f"File {number} of {len(uploads)} ({upload.name or 'without a name'})"
-                raise ApiError(
-                    status, f"{which}: {error} None of the files was learned.", code
-                ) from error
-            vectors.append(vector)
-            pictures.append(picture)
-        examples = [TaughtExample(name, hash_image(upload.data), upload.name) for upload in uploads]
-        state = await asked.run(asked.taught.add, examples, np.concatenate(vectors), pictures)
-        return asked.respond(request, state)
+        return asked.respond(request, await learn(uploads))
 
     return await asked.service.handle(request, read_uploads, answer)
+
+
+async def _learn_images(
+    request: Request, asked: _Asked, taught: TaughtClasses, name: str, uploads: list[Upload]
+) -> TaughtState:
+    vectors, pictures = [], []
+    for number, upload in enumerate(uploads, 1):
+        with _name_file(number, uploads):
+            vector, picture = await embed_upload(
+                request, asked.served, upload, shrink=taught.shrink_picture
+            )
+        vectors.append(vector)
+        pictures.append(picture)
+    examples = [TaughtExample(name, hash_image(upload.data), upload.name) for upload in uploads]
+    return await asked.run(taught.add, examples, np.concatenate(vectors), pictures)
+
+
+async def _learn_boxes(
+    request: Request,
+    asked: _Asked,
+    taught: TaughtBoxes,
+    name: str,
+    lists: list[Any],
+    uploads: list[Upload],
+) -> TaughtState:
+    if len(lists) != len(uploads):
+        raise ApiError(
+            422,
+            f"There are boxes for {len(lists)} files, and {len(uploads)} were sent. Give a list of boxes for each "
+            "file.",
+        )
+    marked = []
+    for number, (upload, boxes) in enumerate(zip(uploads, lists, strict=True), 1):
+        corners = await asked.run(check_boxes, boxes, upload.name or f"file {number}")
+        with _name_file(number, uploads):
+            file, outputs, _ = await run_upload(request, asked.served, upload, is_traffic=False)
+        located, vectors = taught.locate(file.opened.context, outputs)
+        picture = b""
+        if asked.service.settings.keep_pictures:
+            pixels = open_picture(upload.data, asked.served.model.value_range)
+            picture = await asked.service.run_in_thread(taught.shrink_picture, pixels)
+        sha256 = hash_image(upload.data)
+        image = MarkedImage(name, sha256, upload.name, corners, located, vectors, picture)
+        marked.append(image)
+    return await asked.run(taught.add, marked)
+
+
+@contextlib.contextmanager
+def _name_file(number: int, uploads: list[Upload]) -> Iterator[None]:
+    """Say which of several files it was that cannot be used."""
+    try:
+        yield
+    except (ImageError, ApiError) as error:
+        if len(uploads) == 1:
+            raise
+        code = error.code if isinstance(error, ApiError) else "bad_image"
+        status = error.status_code if isinstance(error, ApiError) else 400
+        name = uploads[number - 1].name or "without a name"
+        which = f"File {number} of {len(uploads)} ({name})"
+        raise ApiError(status, f"{which}: {error} None of the files was learned.", code) from error
+
+
+def _parse_boxes(text: str | None) -> list[Any]:
+    """Return a list of boxes for each file, which are not checked yet."""
+    try:
+        lists = json.loads(text or "")
+    except (ValueError, RecursionError):
+        lists = None
+    if not isinstance(lists, list):
+        raise ApiError(
+            422,
+            f"boxes is {format_value(text)}. A detector is taught by boxes: give JSON with a list of boxes for each "
+            "file, such as [[[10, 20, 60, 90]]].",
+        )
+    return lists
 
 
 @router.post(
@@ -214,11 +303,17 @@ async def _explain(
     request: Request, asked: _Asked, num_nearest: int, *, is_traffic: bool
 ) -> Response:
     context: RequestContext = request.state.context
+    taught = asked.taught
+    if not isinstance(taught, TaughtClasses):
+        raise ApiError(
+            422,
+            f"The model '{asked.served.name}' finds objects: what it was taught is among the answers of /predict.",
+        )
 
     async def answer(upload: Upload) -> Response:
         vector, _ = await embed_upload(request, asked.served, upload, is_traffic=is_traffic)
         # The state is looked at last: what was changed meanwhile counts.
-        (explanation,) = await asked.run(asked.taught.explain, vector, num_nearest)
+        (explanation,) = await asked.run(taught.explain, vector, num_nearest)
         values = explanation.to_dict()
         for row, evidence in zip(values["nearest"], explanation.evidence, strict=True):
             data = base64.b64encode(evidence.picture).decode("ascii")

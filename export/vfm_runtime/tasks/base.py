@@ -210,6 +210,8 @@ class TaskType(ABC):
     """Whether `PredictionView.threshold` says anything."""
     multilabel: ClassVar[bool] = False
     """Whether several labels, or none, may apply to an image."""
+    learns_boxes: ClassVar[bool] = False
+    """Whether it can be taught classes by boxes, with `add_classes`."""
     draws: ClassVar[bool] = False
     """Whether `Prediction.draw` gives a picture."""
     group_keys: ClassVar[Sequence[str]] = ()

@@ -1,10 +1,11 @@
 """Detection: predictions of models that find objects, as boxes with classes and scores."""
 
+import copy
 import importlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -31,6 +32,9 @@ from vfm_runtime.validation import is_whole
 
 THRESHOLD = 0.3
 """Least score of a box that is shown, unless another is asked for."""
+
+BOX_EMBEDDINGS = "box_embeddings"
+"""Output of a detector's graph with a vector for each of its boxes, [N, K, D], where it can be taught classes."""
 
 MIN_SCORE = 0.05
 """Boxes of a lower score are not compared: they come and go with the last digit."""
@@ -279,11 +283,36 @@ class DetectionType(TaskType):
     inputs: Mapping[str, str] = {"pixels": "uint8", "geometry": "float"}
     outputs: Mapping[str, str] = {"boxes": "float", "labels": "int64", "scores": "float"}
     takes_tiles = True
+    learns_boxes = True
     uses_threshold = True
     draws = True
     answer_type = DetectionAnswer
     category_ids: tuple[int, ...] | None = None
     """Id of each class in the COCO file of the training; None where these are 1, 2, 3 and so on, or there was none."""
+
+    _add_boxes: Callable[[Arrays], ScoredBoxes] | None = None
+
+    def add_classes(
+        self, labels: Sequence[str], threshold: float, add_boxes: Callable[[Arrays], ScoredBoxes]
+    ) -> Self:
+        """Return the task with more classes, which the model was taught.
+
+        Args:
+            labels: Their names.
+            threshold: Least score of their boxes that are shown.
+            add_boxes: Returns all boxes of one image from its row of the outputs; class indices of what was taught come
+                after those of the model.
+        """
+        task = copy.copy(self)
+        task.labels = (*self.labels, *labels)
+        before = self.confidence.thresholds or (THRESHOLD,) * len(self.labels)
+        thresholds = (*before, *(threshold for _ in labels))
+        task.confidence = replace(self.confidence, thresholds=thresholds)
+        if self.category_ids is not None:
+            first = max(self.category_ids) + 1
+            task.category_ids = (*self.category_ids, *range(first, first + len(labels)))
+        task._add_boxes = add_boxes
+        return task
 
     def read_rules(self, rules: Mapping[str, Any]) -> None:
         """Check and keep the rules of a contract: those of confidence, the ids of COCO's categories, or both.
@@ -350,19 +379,18 @@ class DetectionType(TaskType):
 
     def predictions(self, outputs: Arrays) -> list[Detections]:
         """Return the boxes of each image: `boxes` [N, K, 4], `labels` and `scores` [N, K], maybe `distances` [N]."""
-        images = zip(
-            outputs["boxes"],
-            outputs["labels"],
-            outputs["scores"],
-            read_distances(outputs),
-            strict=True,
-        )
-        return [
-            Detections.from_arrays(
-                *(boxes, class_ids, scores, self.labels),
+        predictions = []
+        for index, distance in enumerate(read_distances(outputs)):
+            row = {name: values[index] for name, values in outputs.items()}
+            if self._add_boxes is None:
+                boxes = ScoredBoxes(row["boxes"], row["labels"], row["scores"])
+            else:
+                boxes = self._add_boxes(row)
+            one = Detections.from_arrays(
+                *(*boxes, self.labels),
                 category_ids=self.category_ids,
                 rules=self.confidence,
                 distance=distance,
             )
-            for boxes, class_ids, scores, distance in images
-        ]
+            predictions.append(one)
+        return predictions

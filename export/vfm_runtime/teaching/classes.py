@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vfm_runtime.errors import OptionError, StateError
 from vfm_runtime.heads_on_features import AffineHead
@@ -20,10 +18,8 @@ from vfm_runtime.search import find_nearest
 from vfm_runtime.tasks.classification import LabelPrediction
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.teaching.head import fit_taught_head
-from vfm_runtime.teaching.state import TaughtExample, TaughtState, check_label, check_labels
-from vfm_runtime.teaching.store import StateStore
-
-_PICTURE_SIDE = 256
+from vfm_runtime.teaching.state import TaughtExample, TaughtState, check_labels
+from vfm_runtime.teaching.taught import Taught, center_vectors
 
 
 class EmbeddingModel(Protocol):
@@ -86,7 +82,7 @@ class _Fitted:
     """Vectors of the examples less their mean, of norm 1, [N, D]."""
 
 
-class TaughtClasses:
+class TaughtClasses(Taught):
     """Classes that one model was taught, in a folder or in memory; the bundle itself never changes."""
 
     def __init__(
@@ -112,17 +108,9 @@ class TaughtClasses:
                 "This model gives no embeddings that say their fingerprint, and classes are taught by embeddings. "
                 "Export it again with --embedding pooled."
             )
+        super().__init__(model.embedding.fingerprint, folder, keep_pictures=keep_pictures)
         self._model = model
-        self._keeps_pictures = keep_pictures
-        self.store = StateStore(
-            None if folder is None else Path(folder), model.embedding.fingerprint
-        )
         self._fitted: _Fitted | None = None
-
-    @property
-    def state(self) -> TaughtState:
-        """All that was taught, as it is now."""
-        return self.store.read()
 
     def teach(self, images_by_label: Mapping[str, Sequence[Any]]) -> TaughtState:
         """Teach classes by images of each; all of them are learned, or none where one cannot be opened.
@@ -168,26 +156,6 @@ class TaughtClasses:
         """Add examples whose embeddings [N, D] were computed; errors are those of `teach`."""
         return self.store.change(lambda state: state.add(examples, vectors, pictures))
 
-    def shrink_picture(self, pixels: Pixels) -> bytes:
-        """Return a small JPEG of an image, or nothing where pictures are not kept."""
-        if not self._keeps_pictures:
-            return b""
-        picture = Image.fromarray(pixels)
-        picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=85)
-        return file.getvalue()
-
-    def forget(self, label: str) -> TaughtState:
-        """Delete a class for good: its vectors, and pictures where they were kept.
-
-        Raises:
-            OptionError: No such class was taught.
-            StateError: The state cannot be written; it stays as it was.
-        """
-        name = check_label(label)
-        return self.store.change(lambda state: state.drop(name))
-
     def explain(self, vectors: NDArray[np.float32], num_nearest: int = 3) -> list[Explanation]:
         """Answer for embeddings [M, D] by the taught classes, with the nearest examples.
 
@@ -200,7 +168,7 @@ class TaughtClasses:
         scores = np.exp(logits - logits.max(axis=1, keepdims=True))
         scores /= scores.sum(axis=1, keepdims=True)
         explanations = []
-        for vector, row in zip(_center(vectors, fitted.center), scores, strict=True):
+        for vector, row in zip(center_vectors(vectors, fitted.center), scores, strict=True):
             similarities = fitted.scaled @ vector
             evidence = tuple(
                 Evidence(state.examples[i], float(similarities[i]), state.pictures[i])
@@ -225,7 +193,7 @@ class TaughtClasses:
         target = np.array([rows[example.label] for example in state.examples])
         # The mean in 64 bits, all else in 32: thousands of classes are fitted in a quarter of a second.
         center = state.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-        scaled = _center(state.vectors, center)
+        scaled = center_vectors(state.vectors, center)
         head = fit_taught_head(state.vectors, target, center, scaled)
         fitted = _Fitted(state, head, center, scaled)
         self._fitted = fitted
@@ -233,13 +201,6 @@ class TaughtClasses:
 
     def _shrink(self, image: Any) -> bytes:
         return self.shrink_picture(self._model.open_pixels(image)) if self._keeps_pictures else b""
-
-
-def _center(vectors: NDArray[np.float32], center: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return vectors [N, D] less a center, of norm 1."""
-    centered = np.asarray(vectors - center, np.float32)
-    centered /= np.maximum(np.sqrt(np.einsum("nd,nd->n", centered, centered)), 1e-12)[:, None]
-    return centered
 
 
 def format_names(names: Sequence[str]) -> str:

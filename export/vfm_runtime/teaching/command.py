@@ -12,6 +12,7 @@ from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.files import find_images
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.teaching.classes import Explanation
+from vfm_runtime.teaching.coco import read_coco
 from vfm_runtime.teaching.state import TaughtState
 
 OK, FAILED = 0, 1
@@ -32,9 +33,17 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> dict[str, An
     options = {"parents": [common, stored]}
 
     teach = commands.add_parser("teach", **options, help="teach classes by a few images")
-    teach.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+", help="examples of the class")
+    teach.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="*", help="examples of the class")
     teach.add_argument(
-        "--label", help="name of the class; without it the folder holds a folder for each class"
+        "--label",
+        "--name",
+        help="name of the class; without it the folder holds a folder for each class, or the file names them",
+    )
+    teach.add_argument(
+        "--examples",
+        type=Path,
+        metavar="COCO_FILE",
+        help="for a detector, in place of images: all boxes of the class in some images",
     )
     teach.add_argument(
         "--keep-pictures",
@@ -78,6 +87,12 @@ def _load(options: argparse.Namespace, **more: Any) -> Model:
 
 
 def _teach(options: argparse.Namespace) -> int:
+    if options.examples is not None:
+        return _teach_boxes(options)
+    if not options.images:
+        raise OptionError(
+            "There are no examples. Give images or folders of them, or of a detector --examples boxes.json."
+        )
     if options.label is not None:
         images = {options.label: list(_list_images(options.images))}
     elif len(options.images) == 1:
@@ -88,11 +103,41 @@ def _teach(options: argparse.Namespace) -> int:
             "holds a folder for each class."
         )
     model = _load(options, keep_pictures=options.keep_pictures)
+    if model.learns_boxes:
+        raise OptionError(
+            f"{options.bundle} finds objects, and is taught by boxes. Give --examples boxes.json, a COCO file, in "
+            "place of the images."
+        )
     before = model.taught.state
     state = model.taught.teach(images)
     added, number = len(state.examples) - len(before.examples), sum(map(len, images.values()))
     if added < number:
         print(f"{number - added} of {number} images were examples already", file=sys.stderr)
+    _print_state(state, options)
+    return OK
+
+
+def _teach_boxes(options: argparse.Namespace) -> int:
+    if options.images:
+        raise OptionError(
+            f"--examples names its images, and there is {options.images[0]} beside it. Leave one of them out."
+        )
+    pairs = read_coco(options.examples, options.label)
+    model = _load(options, keep_pictures=options.keep_pictures)
+    if not model.learns_boxes:
+        raise OptionError(
+            f"{options.bundle} {model.task_type.summary}, and its graph gives no embeddings of boxes, by which classes "
+            "are taught from --examples. Export a detector with a DenseHead with this version of vfm."
+        )
+    before = model.taught.state
+    state = model.taught.teach(pairs)
+    added = len(state.examples) - len(before.examples)
+    number = sum(len(boxes) for images in pairs.values() for _, boxes in images)
+    if added < number:
+        text = (
+            f"{number - added} of {number} boxes were examples already, or nothing is found there"
+        )
+        print(text, file=sys.stderr)
     _print_state(state, options)
     return OK
 

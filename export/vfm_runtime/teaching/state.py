@@ -23,17 +23,30 @@ MOST_EXAMPLES, MOST_CLASSES, MOST_BYTES = 20_000, 10_000, 2**29
 """Bounds of a state: examples, classes, and bytes of vectors and pictures."""
 _LONGEST_LABEL = 200
 _ARRAYS = ("meta", "vectors", "classes", "pictures", "ends")
+_SURROUNDINGS = "surroundings"
 
 
 @dataclass(frozen=True)
 class TaughtExample:
-    """One image that a class was taught by."""
+    """One image, or one box in an image, that a class was taught by."""
 
     label: str
     sha256: str
-    """Checksum of its file, or of its pixels."""
+    """Checksum of its file, or of its pixels; of a box, of this and its corners."""
     name: str
     """Name of its file without folders; empty of other images."""
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What an image with boxes of a class shows besides them: other objects and background, M boxes."""
+
+    label: str
+    """Class whose boxes are left out."""
+    sha256: str
+    """Checksum of the image."""
+    vectors: NDArray[np.float32]
+    """Embeddings of the other boxes, [M, D]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +62,8 @@ class TaughtState:
     """Embeddings, [N, D]; None where there are no examples."""
     pictures: tuple[bytes, ...] = ()
     """A small JPEG of each example, empty where none was kept."""
+    surroundings: tuple[Surroundings, ...] = ()
+    """What a detector's classes are told apart from; none of classes of whole images."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -68,8 +83,11 @@ class TaughtState:
         examples: Sequence[TaughtExample],
         vectors: NDArray[np.float32],
         pictures: Sequence[bytes],
+        surroundings: Sequence[Surroundings] = (),
     ) -> Self:
         """Return the state with more examples; those that it has already are left out.
+
+        Surroundings take the place of those of the same class and image.
 
         Raises:
             DataError: An image is an example of another class already, or vectors have another length.
@@ -94,12 +112,15 @@ class TaughtState:
                 f"The state holds vectors of {before.shape[1]} numbers, and the model gives {vectors.shape[1]}. Take "
                 "the model that was taught, or another state."
             )
+        new = {(one.label, one.sha256) for one in surroundings}
+        before_them = [one for one in self.surroundings if (one.label, one.sha256) not in new]
         state = replace(
             self,
             version=self.version + bool(fresh),
             examples=(*self.examples, *(examples[i] for i in fresh)),
             vectors=np.concatenate([before, vectors[fresh]]).astype(np.float32, copy=False),
             pictures=(*self.pictures, *(pictures[i] for i in fresh)),
+            surroundings=(*before_them, *surroundings),
         )
         state.check_bounds()
         return state
@@ -121,6 +142,7 @@ class TaughtState:
             examples=tuple(self.examples[i] for i in rows),
             vectors=self.vectors[rows] if rows else None,
             pictures=tuple(self.pictures[i] for i in rows),
+            surroundings=tuple(one for one in self.surroundings if one.label != label),
         )
 
     def check_bounds(self) -> None:
@@ -131,6 +153,7 @@ class TaughtState:
         """
         num_bytes = 0 if self.vectors is None else self.vectors.nbytes
         num_bytes += sum(map(len, self.pictures))
+        num_bytes += sum(one.vectors.nbytes for one in self.surroundings)
         for number, most, what in (
             (len(self.examples), MOST_EXAMPLES, "examples"),
             (len(self.labels), MOST_CLASSES, "classes"),
@@ -161,6 +184,11 @@ class TaughtState:
             "pictures": np.frombuffer(b"".join(self.pictures), np.uint8),
             "ends": np.cumsum([len(picture) for picture in self.pictures], dtype=np.int64),
         }
+        if self.surroundings:
+            # Alone in states of detectors, so that earlier versions read those of images.
+            meta["surroundings"] = [[s.label, s.sha256, len(s.vectors)] for s in self.surroundings]
+            arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+            arrays[_SURROUNDINGS] = np.concatenate([one.vectors for one in self.surroundings])
         file = io.BytesIO()
         np.savez(file, **arrays)  # type: ignore[arg-type]
         return file.getvalue()
@@ -177,14 +205,14 @@ class TaughtState:
                 if sum(info.file_size for info in archive.infolist()) > 2 * MOST_BYTES:
                     raise DataError("it is larger than a state may be")
             with np.load(path, allow_pickle=False) as arrays:
-                if set(arrays.files) != set(_ARRAYS):
+                if set(arrays.files) - {_SURROUNDINGS} != set(_ARRAYS):
                     raise DataError(f"it holds {', '.join(arrays.files[:8]) or 'nothing'}")
                 meta = json.loads(arrays["meta"].tobytes())
                 if isinstance(meta, dict) and meta.get("format") != FORMAT:
                     raise DataError(
                         f"its format is {format_value(meta.get('format'))}, and this version reads {FORMAT}"
                     )
-                parts = {name: arrays[name] for name in _ARRAYS[1:]}
+                parts = {name: arrays[name] for name in arrays.files if name != "meta"}
             return cls._build(meta, parts)
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
@@ -220,9 +248,29 @@ class TaughtState:
             examples,
             vectors if number else None,
             pictures,
+            _read_surroundings(meta, parts, labels),
         )
         state.check_bounds()
         return state
+
+
+def _read_surroundings(
+    meta: Any, parts: dict[str, NDArray[Any]], labels: Collection[str]
+) -> tuple[Surroundings, ...]:
+    rows = meta.get(_SURROUNDINGS, [])
+    if not rows and _SURROUNDINGS not in parts:
+        return ()
+    vectors, counts = parts[_SURROUNDINGS], [count for _, _, count in rows]
+    fits = all(is_whole(n) and n >= 0 for n in counts) and len(vectors) == sum(counts)
+    if not fits or vectors.dtype != np.float32 or vectors.shape[1:] != parts["vectors"].shape[1:]:
+        raise DataError("its surroundings do not go with its examples")
+    if not np.isfinite(vectors).all() or not {label for label, _, _ in rows} <= set(labels):
+        raise DataError("its surroundings are damaged")
+    ends = np.cumsum(counts)
+    return tuple(
+        Surroundings(label, str(sha256), vectors[end - count : end])
+        for (label, sha256, count), end in zip(rows, ends.tolist(), strict=True)
+    )
 
 
 def check_label(label: object) -> str:

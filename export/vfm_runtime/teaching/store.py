@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from vfm_runtime.errors import DataError, StateError
@@ -98,9 +99,7 @@ class StateStore:
 
         def replace_all(before: TaughtState) -> TaughtState:
             version = max(before.version, state.version) + 1
-            return TaughtState(
-                state.fingerprint, version, state.examples, state.vectors, state.pictures
-            )
+            return replace(state, version=version)
 
         return self.change(replace_all)
 

@@ -18,6 +18,7 @@ _REACH = 2.0
 _CANDIDATES = 300
 """Pairs of box and class that suppression chooses among."""
 _ROUNDS = 16
+_POOLED_STRIDE = 16
 
 
 class DenseHead(DetectionHead):
@@ -28,6 +29,7 @@ class DenseHead(DetectionHead):
     """
 
     uses = ("maps",)
+    embeds_boxes = True
 
     def __init__(
         self,
@@ -64,6 +66,9 @@ class DenseHead(DetectionHead):
     def build(self, info: FeatureInfo, num_labels: int) -> None:
         """Make the layers, with low scores everywhere so that training does not start with a flood of objects."""
         self.pyramid = FeaturePyramid(info.map_widths, info.map_strides, self.width)
+        # The last of the backbone's maps whose stride is nearest to 16: boxes are embedded by what lies in them there.
+        distances = [abs(math.log2(stride / _POOLED_STRIDE)) for stride in info.map_strides]
+        self._pooled = max(i for i, d in enumerate(distances) if d == min(distances))
         self.class_tower = _make_tower(self.width, self.depth)
         self.box_tower = _make_tower(self.width, self.depth)
         self.classes = nn.Conv2d(self.width, num_labels, 3, padding=1)
@@ -79,19 +84,23 @@ class DenseHead(DetectionHead):
 
         Returns:
             `logits` [N, P, C], `boxes` [N, P, 4] (center, width and height as fractions of the input), and `points`
-            [N, P, 2], where they look from.
+            [N, P, 2], where they look from. In evaluation also `features` [N, P, D], what classes are told by, and
+            `map` [N, E, h, w], a map of the backbone, of which boxes are embedded.
         """
         levels = self.pyramid(features.maps)
         parts = [
             self._look(grid, level, scale)
             for grid, level, scale in zip(levels, self.pyramid.levels, self.scales, strict=True)
         ]
-        logits, boxes, points = (torch.cat(each, 1) for each in zip(*parts, strict=True))
-        return {"logits": logits, "boxes": boxes, "points": points}
+        names = ("logits", "boxes", "points", "features")
+        columns = zip(names, zip(*parts, strict=True), strict=True)
+        raw = {n: torch.cat(each, 1) for n, each in columns if n != "features" or not self.training}
+        return raw if self.training else {**raw, "map": features.maps[self._pooled]}
 
-    def _look(self, grid: Tensor, stride: int, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits, boxes and points of one level, a map [N, D, h, w]."""
-        logits = self.classes(self.class_tower(grid)).flatten(2).transpose(1, 2)
+    def _look(self, grid: Tensor, stride: int, scale: Tensor) -> tuple[Tensor, ...]:
+        """Return logits, boxes, points and features of one level, a map [N, D, h, w]."""
+        tower = self.class_tower(grid)
+        logits = self.classes(tower).flatten(2).transpose(1, 2)
         # Sides stay float32: in half precision a box of many strides has few digits.
         sides = (scale * self.sides(self.box_tower(grid)).float()).clamp(max=8.0).exp()
         height, width = grid.shape[-2:]
@@ -105,7 +114,8 @@ class DenseHead(DetectionHead):
         left_top, right_bottom = (sides.flatten(2).transpose(1, 2)).chunk(2, -1)
         first, last = points - left_top * cell, points + right_bottom * cell
         boxes = torch.cat([(first + last) / 2, last - first], -1)
-        return logits, boxes, points.expand(grid.shape[0], -1, -1)
+        features = tower.flatten(2).transpose(1, 2)
+        return logits, boxes, points.expand(grid.shape[0], -1, -1), features
 
     @property
     def max_objects(self) -> int:
@@ -118,17 +128,50 @@ class DenseHead(DetectionHead):
         num_labels = logits.shape[-1]
         scores = logits.sigmoid().flatten(1)
         scores, index = scores.topk(min(_CANDIDATES, scores.shape[1]))
-        point = (index // num_labels).unsqueeze(-1).expand(-1, -1, 4)
-        chosen, labels = boxes.gather(1, point), index % num_labels
+        point, labels = index // num_labels, index % num_labels
+        chosen = _take(boxes, point)
         remaining = suppress(to_corners(chosen), labels, self.suppress_above)
         number = min(self.max_boxes, index.shape[1])
         scores, order = (scores * remaining).topk(number)
-        chosen = chosen.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
-        return {
+        chosen = _take(chosen, order)
+        answer = {
             "boxes": to_original(chosen, geometry),
             "labels": labels.gather(1, order),
             "scores": scores,
         }
+        if "features" in raw:
+            features = _take(raw["features"].float(), point.gather(1, order))
+            pooled = pool_boxes(raw["map"].float(), to_corners(chosen))
+            parts = [nn.functional.normalize(part, dim=-1) for part in (pooled, features)]
+            answer["box_embeddings"] = torch.cat(parts, -1) / math.sqrt(len(parts))
+        return answer
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """Return rows [N, K, D] of values [N, P, D] by their indices [N, K]."""
+    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
+def pool_boxes(grid: Tensor, corners: Tensor) -> Tensor:
+    """Return the mean of a map [N, D, h, w] within each box, [N, K, D]; a cell counts by the part that a box covers.
+
+    Args:
+        grid: Map of features.
+        corners: Left, top, right and bottom as fractions of the input, [N, K, 4].
+    """
+    corners = corners.clamp(0, 1)
+
+    def cover(first: Tensor, last: Tensor, number: int) -> Tensor:
+        edge = torch.arange(number, device=grid.device, dtype=torch.float32) / number
+        end = torch.minimum(last.unsqueeze(-1), edge + 1 / number)
+        return (end - torch.maximum(first.unsqueeze(-1), edge)).clamp(min=0)
+
+    height, width = grid.shape[-2:]
+    rows = cover(corners[..., 1], corners[..., 3], height)
+    columns = cover(corners[..., 0], corners[..., 2], width)
+    weight = (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(2)
+    weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
+    return torch.matmul(weight, grid.flatten(2).transpose(1, 2))
 
 
 def suppress(corners: Tensor, labels: Tensor, threshold: float) -> Tensor:

@@ -16,6 +16,8 @@ class DetectionHead(Head, ABC):
 
     needs_geometry = True
     gives_logits = True
+    embeds_boxes = False
+    """Whether `decode` also gives `box_embeddings` [N, K, D], by which an exported model is taught classes."""
 
     @property
     def max_objects(self) -> int | None:
@@ -42,7 +44,7 @@ class DetectionHead(Head, ABC):
 
         Returns:
             `boxes` [N, K, 4], left, top, right and bottom in pixels of the original image; `labels` int64 [N, K];
-            `scores` [N, K], 0..1.
+            `scores` [N, K], 0..1; and `box_embeddings` of a head that embeds boxes.
         """
 
 

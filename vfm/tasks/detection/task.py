@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Unpack
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from vfm_runtime.errors import MismatchError, OptionError
 from vfm_runtime.tasks.base import TaskType
+from vfm_runtime.tasks.detection import BOX_EMBEDDINGS
+from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.tasks.tiling import Tiling
 
 from vfm.data import DetectionData, ImageData
@@ -25,6 +28,7 @@ from vfm.losses import DenseLoss, DetectionLoss, Loss
 from vfm.models.backbone import ImageSize
 from vfm.models.heads import DenseHead, DetectionHead, DetrHead
 from vfm.models.heads.head_weights import load_head_weights
+from vfm.models.tensors import compute_checksum
 from vfm.preprocess import Preprocess
 from vfm.spec import Spec
 from vfm.tasks.base import BaseTask
@@ -42,6 +46,7 @@ from vfm.tasks.detection.validation import BoxValidation
 from vfm.tasks.labeled_images import LabeledImages, OpenedImages
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import SplitPredictions
+from vfm.training.fingerprint import compute_fingerprint
 from vfm.training.optim import Optim
 from vfm.types import Batch, Objects, Target, require_target
 
@@ -131,6 +136,7 @@ class DetectionTask(BaseTask):
         target = objects._replace(labels=self.columns[objects.labels])
         raw = self.compute_raw(batch)
         boxes = self.head.decode(raw, batch["geometry"])
+        boxes.pop(BOX_EMBEDDINGS, None)  # large, and of no use to metrics
         return {**boxes, "loss": self.compute_loss(raw, {**batch, "target": target})}
 
     def compute_metrics(self, split: str, predictions: SplitPredictions) -> dict[str, float]:
@@ -264,6 +270,15 @@ class DetectionTask(BaseTask):
             f"least {tiles.overlap:g} of their side, and their boxes are merged. At most {tiles.max_tiles:,} tiles."
         )
         return ["## Tiles", "", text, "", *lines]
+
+    def describe_box_embedding(self) -> EmbeddingSpec | None:
+        """Return what a dense head's embeddings of boxes are made of, with the fingerprint of model and head."""
+        if not self.head.embeds_boxes:
+            return None
+        fingerprint = compute_fingerprint(self.backbone, self.preprocess)
+        text = fingerprint + compute_checksum(self.head.state_dict())
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:32]
+        return EmbeddingSpec(BOX_EMBEDDINGS, "boxes", True, fingerprint)
 
     def open_validation(self, images: OpenedImages) -> BoxValidation:
         """Return images that are judged by COCO's average precision."""
