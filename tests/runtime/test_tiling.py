@@ -126,7 +126,7 @@ def bundles(tmp_path_factory):
     plain = toy_finder.build(root / "plain")
     with pytest.MonkeyPatch.context() as patch:
         values = {**toy_finder.contract(), "format": 2, "tiles": TILES}
-        patch.setattr(toy_finder, "contract", lambda heads: values)
+        patch.setattr(toy_finder, "contract", lambda **_: values)
         return plain, toy_finder.build(root / "tiled")
 
 

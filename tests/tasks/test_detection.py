@@ -202,6 +202,30 @@ def test_bundle_answers_as_torch(
         if index < len(together):
             np.testing.assert_allclose(together[index].scores, theirs.scores, atol=1e-4)
     assert all(replayed.passed for replayed in vfm_runtime.bundle.golden.replay(runtime))
+    if head == "dense":
+        require_same_taught(model, runtime, paths)
+    else:
+        assert runtime.box_embedding is None
+
+
+def require_same_taught(model: Any, runtime: Any, paths: list[Path]) -> None:
+    """Teach torch's side and the bundle 1, 2 and 50 classes by the boxes that they find, and compare their answers."""
+    boxes = np.unique(runtime.predict(paths[0]).boxes.round(1), axis=0)
+    boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
+    size = Image.open(paths[0]).size
+    pictures = [Image.open(path).resize(size) for path in paths]
+    pairs = [(picture, box[None]) for box in boxes for picture in pictures][:300]
+    assert model.taught.store.read().fingerprint == runtime.taught.store.read().fingerprint
+    for first, last in ((0, 1), (1, 2), (2, 50)):
+        examples = {f"taught {k}": pairs[k::50] for k in range(first, last)}
+        for side in (model, runtime):
+            side.taught.teach(examples)
+        for path in paths:
+            ours, theirs = runtime.predict(path), model.predict(path)
+            agreement = theirs.compare(ours)
+            assert not agreement.changed
+            assert agreement.difference < 1e-3
+    assert len(ours.names) == 53
 
 
 def test_resumed_training_goes_on(run: Path, files: Path, tmp_path: Path) -> None:

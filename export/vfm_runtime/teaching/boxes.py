@@ -40,6 +40,8 @@ _MOST_SURROUNDINGS = 100
 """Boxes of something else that are kept of an image, those of the highest scores."""
 _LEAST_SCORE = 0.01
 _MOST_BOXES = 500
+_CANDIDATES, _MOST_FOUND = 300, 100
+"""Pairs of box and class of one image that are looked at, and that are found at most."""
 
 
 class BoxModel(Protocol):
@@ -184,16 +186,12 @@ class TaughtBoxes(Taught):
             # A box of score 0 is one that a better box covers, there to fill up the number.
             is_located = row["scores"] > 0
             corners, vectors = row["boxes"][is_located], row[self._output][is_located]
-            scores = fitted.head.compute_scores(vectors)
-            class_ids = scores.argmax(axis=1)
-            best = scores.max(axis=1)
-            order = np.argsort(-best, kind="stable")
-            order = order[_select_distinct(corners[order], best[order])]
-            scores = np.concatenate([row["scores"], best[order]])
+            taught = _select_boxes(corners, fitted.head.compute_scores(vectors))
+            scores = np.concatenate([row["scores"], taught.scores])
             ranks = np.argsort(-scores, kind="stable")
             return ScoredBoxes(
-                np.concatenate([row["boxes"], corners[order]])[ranks],
-                np.concatenate([row["labels"], first + class_ids[order]])[ranks],
+                np.concatenate([row["boxes"], taught.boxes])[ranks],
+                np.concatenate([row["labels"], first + taught.class_ids])[ranks],
                 scores[ranks].astype(np.float32),
             )
 
@@ -276,12 +274,23 @@ def _list_pairs(label: str, examples: Sequence[Any]) -> list[tuple[Any, Any]]:
     return pairs
 
 
-def _select_distinct(corners: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the indices of boxes, best first, that no better one covers; none of a score below 0.01."""
-    count = int((scores >= _LEAST_SCORE).sum())
-    overlaps = compute_iou(corners[:count], corners[:count])
+def _select_boxes(corners: NDArray[np.float32], scores: NDArray[np.float32]) -> ScoredBoxes:
+    """Return the best pairs of a box and a class that no better box of the class covers, as a dense head does.
+
+    Args:
+        corners: Boxes, [K, 4].
+        scores: Score of each box for each class, [K, C].
+    """
+    pairs = np.argsort(-scores, axis=None, kind="stable")[:_CANDIDATES]
+    boxes, class_ids = np.divmod(pairs, scores.shape[1])
+    best = scores[boxes, class_ids]
+    count = int((best >= _LEAST_SCORE).sum())
+    boxes, class_ids, best = boxes[:count], class_ids[:count], best[:count]
+    covers = compute_iou(corners[boxes], corners[boxes]) > _SAME_IOU
+    covers &= class_ids[:, None] == class_ids
     remaining: list[int] = []
     for index in range(count):
-        if not remaining or overlaps[index, remaining].max() <= _SAME_IOU:
+        if not covers[index, remaining].any():
             remaining.append(index)
-    return np.array(remaining, np.int64)
+    rows = np.array(remaining[:_MOST_FOUND], np.int64)
+    return ScoredBoxes(corners[boxes[rows]], class_ids[rows], best[rows])

@@ -2,8 +2,10 @@
 
 import base64
 import errno
+import json
 import time
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 from vfm_runtime.server.app import create_app
@@ -13,6 +15,7 @@ from vfm_runtime.server.settings import Settings
 from vfm_runtime.teaching import store as stores
 
 from tests.runtime import toy_embedder
+from tests.runtime.server import toy_finder
 from tests.runtime.server.conftest import LOCAL, encoded
 
 RED, BLUE, GREEN = (200, 40, 40), (40, 40, 200), (40, 200, 40)
@@ -118,6 +121,60 @@ def test_what_cannot_be_taught_is_refused(
     one.post("/forget?label=red")
     few = other.post("/classify", content=red, headers=BYTES)
     assert "1 class was taught. Teach two" in text(few, 422, "invalid")
+
+
+def test_a_detector_is_taught_by_boxes(make_settings, refused, tmp_path):
+    finder = toy_finder.build(tmp_path / "finder", embeds=True)
+    gray = np.full((80, 160, 3), 120, np.uint8)
+    reds = [gray.copy(), gray.copy()]
+    left, top, right, bottom = box = [96, 40, 144, 72]
+    for image in reds:
+        image[top:bottom, left:right] = RED
+    reds[1][0, 0] = 0
+    images = [encoded(image, "PNG") for image in reds]
+    settings = make_settings(finder, keep_pictures=True)
+    with TestClient(create_app(settings), base_url=LOCAL) as client:
+
+        def teach(images=images, **names):
+            return client.post(
+                "/teach", files=form(images), params={"model": "finder", "label": "red", **names}
+            )
+
+        boxes = json.dumps([[box], [box]])
+        answer = teach(boxes=boxes)
+        assert answer.json()["classes"] == {"red": 2}
+        found = client.post("/predict?model=finder", content=images[0], headers=BYTES).json()
+        assert [row["label"] for row in found["answer"]["boxes"]].count("red") == 1
+        for names, status, text in (
+            ({}, 422, "boxes is None. A detector is taught by boxes: give JSON"),
+            ({"boxes": "[["}, 422, "boxes is '[['. A detector is taught by boxes"),
+            ({"boxes": json.dumps([[box]])}, 422, "boxes for 1 files, and 2 were sent"),
+            (
+                {"boxes": "[[[1, 2]], [[1, 2]]]"},
+                422,
+                "The boxes of 0.png are [[1, 2]]. Give a list",
+            ),
+            (
+                {"boxes": boxes, "label": "bee"},
+                422,
+                "'bee' is a class that this model was trained on",
+            ),
+            (
+                {"boxes": boxes, "model": "colors"},
+                422,
+                "is taught by whole images, and not by boxes",
+            ),
+        ):
+            assert text in refused(teach(**names), status, "invalid")
+        bad = teach([images[0], b"none"], boxes=boxes)
+        assert "File 2 of 2 (1.png): The 4 bytes are no image" in refused(bad, 400, "bad_image")
+        for route in ("/classify", "/why"):
+            answer = client.post(f"{route}?model=finder", content=images[0], headers=BYTES)
+            text = "what it was taught is among the answers of /predict"
+            assert text in refused(answer, 422, "invalid")
+        assert client.post("/forget?model=finder&label=red").json()["classes"] == {}
+        found = client.post("/predict?model=finder", content=images[0], headers=BYTES).json()
+        assert "red" not in [row["label"] for row in found["answer"]["boxes"]]
 
 
 def test_models_without_embeddings_and_servers_without_a_state(make_settings, folders, refused):

@@ -1,4 +1,4 @@
-"""Tiny bundles made by hand: one finds three boxes in every picture, the other says a label besides."""
+"""Tiny bundles made by hand: one finds three boxes in every picture, others say a label or embed the boxes besides."""
 
 import json
 
@@ -15,8 +15,18 @@ SCENES = ("indoor", "outdoor")
 SCENE_SCORES = (0.25, 0.75)
 
 
-def contract(*, heads=False):
+EMBEDDING = {
+    "output": "box_embeddings",
+    "source": "boxes",
+    "normalize": False,
+    "fingerprint": "00112233445566778899",
+}
+
+
+def contract(*, heads=False, embeds=False):
     found = {**toy.CONTRACT, "task": "detection"}
+    if embeds:
+        return {**found, "format": 2, "box_embedding": EMBEDDING}
     if not heads:
         return found
     scene = {"task": "classification", "labels": list(SCENES)}
@@ -25,13 +35,13 @@ def contract(*, heads=False):
     return {**found, "task": "several", "labels": list(both), "heads": both}
 
 
-def build(folder, *, heads=False):
-    """Write a whole bundle and return its folder; with `heads` it has two."""
+def build(folder, *, heads=False, embeds=False):
+    """Write a whole bundle and return its folder; with `heads` it has two, with `embeds` its boxes have vectors."""
     folder.mkdir()
-    values = contract(heads=heads)
+    values = contract(heads=heads, embeds=embeds)
     metadata = json.dumps(values)
     _save_preprocess(folder / "preprocess.onnx", metadata)
-    _save_model(folder / "model.onnx", metadata, heads)
+    _save_model(folder / "model.onnx", metadata, heads, embeds)
     (folder / "parity.json").write_text("{}\n")
     (folder / "card.md").write_text("# Toy\n")
     (folder / "golden").mkdir()
@@ -75,7 +85,28 @@ def _nodes(prefix):
     ]
 
 
-def _save_model(path, metadata, heads):
+def _embed_boxes():
+    """Nodes and constants that give the mean color within each box, less gray."""
+    cover = np.zeros((len(SHARES), toy.SIDE, toy.SIDE), "float32")
+    for index, (left, top, right, bottom) in enumerate(np.round(np.array(SHARES) * toy.SIDE)):
+        cover[index, int(top) : int(bottom), int(left) : int(right)] = 1
+    cover /= cover.sum(axis=(1, 2), keepdims=True)
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
+        node("Reshape", ["floats", "cells"], ["colors"]),
+        node("Sub", ["colors", "gray"], ["signed"]),
+        node("MatMul", ["cover", "signed"], ["box_embeddings"]),
+    ]
+    constants = [
+        toy._const("cells", np.array([-1, toy.SIDE**2, 3])),
+        toy._const("gray", np.float32(127.5)),
+        toy._const("cover", cover.reshape(1, len(SHARES), -1)),
+    ]
+    return nodes, constants
+
+
+def _save_model(path, metadata, heads, embeds):
     value, info = toy._const, helper.make_tensor_value_info
     prefix = "things." if heads else ""
     constants = [
@@ -97,7 +128,12 @@ def _save_model(path, metadata, heads):
         info(f"{prefix}labels", TensorProto.INT64, ["N", len(SCORES)]),
         info(f"{prefix}scores", TensorProto.FLOAT, ["N", len(SCORES)]),
     ]
-    graph = helper.make_graph(_nodes(prefix), "model", inputs, outputs, constants)
+    nodes = _nodes(prefix)
+    if embeds:
+        more, values = _embed_boxes()
+        nodes, constants = [*nodes, *more], [*constants, *values]
+        outputs.append(info("box_embeddings", TensorProto.FLOAT, ["N", len(SCORES), 3]))
+    graph = helper.make_graph(nodes, "model", inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     helper.set_model_props(model, {"vfm": metadata})
     onnx.save(model, path)
