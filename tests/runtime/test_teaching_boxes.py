@@ -224,6 +224,9 @@ def test_a_state_of_boxes_is_read_as_it_was_written_and_damage_is_refused(tmp_pa
 
 
 def test_boxes_are_embedded_by_detectors_alone():
+    task = vfm_runtime.Contract.from_dict(toy.CONTRACT).type
+    with pytest.raises(OptionError, match="is taught no classes by boxes"):
+        task.add_classes(["red"], 0.5, lambda row: None)
     values = {**toy.CONTRACT, "format": 2, "box_embedding": toy_finder.EMBEDDING}
     with pytest.raises(ContractError, match=r"'box_embedding' is .*none for 'classification'"):
         vfm_runtime.Contract.from_dict(values)

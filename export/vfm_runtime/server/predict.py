@@ -174,7 +174,7 @@ async def run_upload(
 
     Args:
         request: Request that it came with, whose deadline holds.
-        served: Model that answers.
+        served: Model that is run, with its batcher.
         upload: The file as it was sent.
         is_traffic: Whether the drift monitor counts it.
     """

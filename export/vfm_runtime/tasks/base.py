@@ -6,7 +6,7 @@ a `TaskType`, found by its name in the table of `tasks/registry.py`, and a `Pred
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Self
@@ -19,7 +19,7 @@ from vfm_runtime.media.image import ImageSource, Pixels
 from vfm_runtime.media.video import LIMITS, VideoLimits
 from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules
 from vfm_runtime.tasks.groups import GroupChoice, GroupRules
-from vfm_runtime.tasks.tiling import Tiling
+from vfm_runtime.tasks.tiling import ScoredBoxes, Tiling
 
 Arrays = dict[str, NDArray[Any]]
 """Inputs or outputs of a model, by name; the first dimension counts images."""
@@ -299,6 +299,22 @@ class TaskType(ABC):
             return self
         self.group_rules.choose(group)
         return self._by_group[group]
+
+    def add_classes(
+        self, labels: Sequence[str], threshold: float, add_boxes: Callable[[Arrays], ScoredBoxes]
+    ) -> Self:
+        """Return the task with more classes, which the model was taught.
+
+        Args:
+            labels: Names of the classes, other than those of the model.
+            threshold: Least score of their boxes that are shown.
+            add_boxes: Returns all boxes of one image from its row of the outputs; class indices of what was taught come
+                after those of the model.
+
+        Raises:
+            OptionError: The task finds no boxes.
+        """
+        raise OptionError(f"A model that {self.summary} is taught no classes by boxes.")
 
     @property
     def heads(self) -> "Mapping[str, TaskType]":

@@ -295,14 +295,7 @@ class DetectionType(TaskType):
     def add_classes(
         self, labels: Sequence[str], threshold: float, add_boxes: Callable[[Arrays], ScoredBoxes]
     ) -> Self:
-        """Return the task with more classes, which the model was taught.
-
-        Args:
-            labels: Their names.
-            threshold: Least score of their boxes that are shown.
-            add_boxes: Returns all boxes of one image from its row of the outputs; class indices of what was taught come
-                after those of the model.
-        """
+        """Return the task with more classes, by the arguments of `TaskType.add_classes`."""
         task = copy.copy(self)
         task.labels = (*self.labels, *labels)
         before = self.confidence.thresholds or (THRESHOLD,) * len(self.labels)

@@ -49,15 +49,15 @@ def fit_box_head(state: TaughtState) -> BoxHead:
     labels = np.array([example.label for example in state.examples])
     prototypes, thresholds, scales = [], [], []
     for label in state.labels:
-        own = vectors[labels == label]
+        examples = vectors[labels == label]
         parts = [one.vectors for one in state.surroundings if one.label == label]
         others = _scale(np.concatenate([*parts, vectors[labels != label]]))
-        mean = own.mean(axis=0)
+        mean = examples.mean(axis=0)
         similar = others[np.argsort(-(others @ mean), kind="stable")[:_MOST_SIMILAR]]
         away = _AWAY * similar.mean(axis=0) if len(similar) else 0.0
         prototype = _scale((mean - away)[None])[0]
         high = float(np.quantile(others @ prototype, _HIGH_QUANTILE)) if len(others) else 0.0
-        typical = float((own @ prototype).mean())
+        typical = float((examples @ prototype).mean())
         # An example that is less like its class than background is leaves no room: nothing but its like is found.
         margin = max((typical - high) / 2, _LEAST_MARGIN)
         prototypes.append(prototype)

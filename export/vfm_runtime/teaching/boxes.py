@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from vfm_runtime.errors import DataError, OptionError, format_value
 from vfm_runtime.media.image import ImageSource, Pixels
 from vfm_runtime.tasks.base import Arrays, TaskType
-from vfm_runtime.tasks.detection import DetectionType, compute_iou
+from vfm_runtime.tasks.detection import compute_iou
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.tasks.tiling import ScoredBoxes
 from vfm_runtime.teaching.box_head import BoxHead, fit_box_head
@@ -179,7 +179,6 @@ class TaughtBoxes(Taught):
         fitted = self._fit()
         if fitted is None:
             return task
-        assert isinstance(task, DetectionType)
         first = len(task.labels)
 
         def add_boxes(row: Arrays) -> ScoredBoxes:
@@ -278,7 +277,7 @@ def _select_boxes(corners: NDArray[np.float32], scores: NDArray[np.float32]) -> 
     """Return the best pairs of a box and a class that no better box of the class covers, as a dense head does.
 
     Args:
-        corners: Boxes, [K, 4].
+        corners: Left, top, right and bottom of each box, [K, 4].
         scores: Score of each box for each class, [K, C].
     """
     pairs = np.argsort(-scores, axis=None, kind="stable")[:_CANDIDATES]

@@ -156,7 +156,7 @@ def pool_boxes(grid: Tensor, corners: Tensor) -> Tensor:
     """Return the mean of a map [N, D, h, w] within each box, [N, K, D]; a cell counts by the part that a box covers.
 
     Args:
-        grid: Map of features.
+        grid: Map of the backbone, or of a pyramid, [N, D, h, w].
         corners: Left, top, right and bottom as fractions of the input, [N, K, 4].
     """
     corners = corners.clamp(0, 1)
