@@ -1,7 +1,7 @@
 """Predictor: predictions for one image or many, whatever computes them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -338,7 +338,8 @@ class Predictor(ABC):
                 if len(opened.images) > batch_size:
                     predictions += self._run_pending(pending, batch_size)
                     pending, num_rows = [], 0
-                    predictions.append(self._predict_parts(opened, task, batch_size))
+                    outputs = self._run_parts(opened, batch_size, self.run)
+                    predictions.append(task.predict(opened, outputs))
                     continue
                 pending.append((opened, self.prepare_all(opened), task))
                 num_rows += len(opened.images)
@@ -353,20 +354,18 @@ class Predictor(ABC):
         return predictions + self._run_pending(pending, batch_size)
 
     def compute_opened(self, opened: Opened) -> Arrays:
-        """Compute the outputs for all images of one source that is no traffic, a batch of them in memory at a time."""
-        outputs = []
-        for start in range(0, len(opened.images), self.batch_size):
-            rows = [self.prepare(one) for one in opened.images[start : start + self.batch_size]]
-            outputs.append(self.compute_outputs(_join(rows)))
-        return _join(outputs)
+        """Compute the outputs for all images of one source that is no traffic."""
+        return self._run_parts(opened, self.batch_size, self.compute_outputs)
 
-    def _predict_parts(self, opened: Opened, task: TaskType, batch_size: int) -> Prediction:
-        """Answer for a source of more images than a batch, one batch of them in memory at a time."""
+    def _run_parts(
+        self, opened: Opened, batch_size: int, run: Callable[[Arrays], Arrays]
+    ) -> Arrays:
+        """Run the model on all images of one source, one batch of them in memory at a time."""
         outputs = []
         for start in range(0, len(opened.images), batch_size):
             rows = [self.prepare(image) for image in opened.images[start : start + batch_size]]
-            outputs.append(self.run(_join(rows)))
-        return task.predict(opened, _join(outputs))
+            outputs.append(run(_join(rows)))
+        return _join(outputs)
 
     def _run_pending(
         self, pending: Sequence[_Pending], batch_size: int
