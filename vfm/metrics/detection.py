@@ -108,13 +108,17 @@ def compute_coco_metrics(
     parts = []
     images = [{"id": image} for image in range(1, len(truth) + 1)]
     # Classes are judged apart. The library wants a dictionary for every box, and all at once would fill gigabytes.
-    for classes in _divide_classes(detected.labels, num_labels):
+    # Classes that have few boxes together, as far as one class alone does not have many.
+    counts = np.bincount(detected.labels, minlength=num_labels).cumsum()
+    group = (counts - 1).clip(min=0) // _BOXES_AT_ONCE
+    for number in np.unique(group):
+        classes = np.flatnonzero(group == number).tolist()
         content = {
             "images": images,
             "categories": [{"id": label + 1, "name": str(label)} for label in classes],
             "annotations": [
-                row | {"id": number, "area": area, "iscrowd": int(ignored)}
-                for number, (row, area, ignored) in enumerate(
+                row | {"id": index, "area": area, "iscrowd": int(ignored)}
+                for index, (row, area, ignored) in enumerate(
                     _list_coco_rows(true, classes, true.areas, true.last), start=1
                 )
             ],
@@ -188,13 +192,6 @@ def _select_best(boxes: _FlatBoxes, most: int) -> _FlatBoxes:
     rank = position - np.maximum.accumulate(np.where(is_first, position, 0))
     chosen = order[rank < most]
     return _FlatBoxes._make(column[chosen] for column in boxes)
-
-
-def _divide_classes(labels: NDArray[np.int64], num_labels: int) -> list[list[int]]:
-    """Ranges of classes that have few boxes together, as far as one class alone does not have many."""
-    counts = np.bincount(labels, minlength=num_labels).cumsum()
-    part = (counts - 1).clip(min=0) // _BOXES_AT_ONCE
-    return [np.flatnonzero(part == number).tolist() for number in np.unique(part)]
 
 
 def _list_coco_rows(

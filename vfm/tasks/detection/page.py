@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,7 @@ def _show_pictures(
         page.add_heading(f"{name.capitalize()} images")
         pictures = [
             (
-                partial(_draw_marks, record, m, open_picture),
+                lambda record=record, m=m: draw_marked_boxes(open_picture(record), m, _CELL),
                 f"{record.name}\n{len(m.found)} found, {len(m.missed)} missed, {len(m.wrong)} wrong",
             )
             for m, record in chosen
@@ -120,9 +119,3 @@ def _mark_boxes(
     wrong = matched == -1
     captions = [f"{labels[k]} {s:.2f}" for k, s in zip(classes[wrong], scores[wrong], strict=True)]
     return Marked(true.corners[hit], true.corners[~hit & ~true.ignored], corners[wrong], captions)
-
-
-def _draw_marks(
-    record: Record, marked: Marked, open_picture: Callable[[Record], NDArray[np.uint8]]
-) -> NDArray[np.uint8]:
-    return draw_marked_boxes(open_picture(record), marked, _CELL)
