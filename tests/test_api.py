@@ -67,6 +67,7 @@ PUBLIC = [
     "LoRA",
     "LogitDistillation",
     "Loss",
+    "MAE",
     "MLPHead",
     "Mixing",
     "Model",
