@@ -188,6 +188,21 @@ def test_robustness_is_a_section_of_the_page(checkpoint, table, tmp_path, capsys
     assert "Gaussian noise, strength 5 of 5" in (tmp_path / "audit.html").read_text()
 
 
+def test_predictions_are_explained_by_maps(checkpoint, table, bundle, tmp_path, capsys):
+    words = ["--data", str(table), "--explain", "2", "-o", str(tmp_path)]
+    assert main(["audit", str(checkpoint), *words]) == 0
+    assert "Grad-CAM: more than all random maps for" in capsys.readouterr().out
+    result = read(tmp_path)["explain"]
+    assert [row["right"] for row in result["images"]] == [True, False]
+    scores = result["images"][0]["maps"]["grad_cam"]
+    assert scores["gain"] == pytest.approx(scores["insertion"] - scores["deletion"])
+    assert "Petsiuk et al., 2018" in (tmp_path / "audit.html").read_text()
+    assert main(["audit", str(bundle), *words]) == 1
+    assert "needs gradients and features" in capsys.readouterr().err
+    assert main(["audit", str(checkpoint), *words, "--explain", "-1"]) == 1
+    assert "--explain is -1" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_images_of_a_key_belong_together(checkpoint, table, tmp_path):
     words = ["--data", str(table), "-o", str(tmp_path), "--cluster", "patient"]

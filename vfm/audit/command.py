@@ -19,6 +19,7 @@ from vfm.audit.comparison import ClusterSampler, RatioMetric
 from vfm.audit.conformal import check_level, measure_conformal
 from vfm.audit.cost_line import MeasuredPass, describe_cost
 from vfm.audit.detectors import measure_units
+from vfm.audit.explain import check_explained, explain_images
 from vfm.audit.groups import compare_groups
 from vfm.audit.null_score import measure_null_scores
 from vfm.audit.ood_auroc import measure_ood, open_other_images
@@ -71,6 +72,9 @@ class AuditOptions:
             blur, weather, digital) and JPEG, resize, crop, rotation and darkness, each of 5 strengths.
         kinds: Corruptions, separated by commas; all by default.
         num_corrupted: Most images under each corruption; 200 of a model of 20 ms an image take some 10 minutes.
+        explain: Number of images whose prediction is explained by maps, half of them right ones, half the most
+            confident mistakes; each map is measured beside random ones. Of a checkpoint that gives one label an image;
+            an image takes some 200 predictions.
         num_frames: Most frames of a video, spread evenly.
         format: Layout of the data, for models that answer for videos.
         cropped: Says that images without crop.json show one face each, cut out already.
@@ -95,6 +99,7 @@ class AuditOptions:
     robustness: bool = False
     kinds: str = ""
     num_corrupted: int = 200
+    explain: int = 0
     num_frames: int = 8
     format: str = "auto"
     cropped: bool = False
@@ -154,6 +159,7 @@ def audit(
     kinds = choose_kinds(options.kinds, locates=audited.kind.locates)
     if options.num_corrupted < 1:
         raise OptionError(f"--num-corrupted is {options.num_corrupted}. Give at least 1.")
+    check_explained(audited, options.explain)
     check_level(options.conformal, audited.kind, audited.predictor.task_type.name)
     if options.positive is not None:
         require_known("positive", options.positive, audited.labels)
@@ -204,6 +210,11 @@ def audit(
             batch_size=options.batch_size,
             seed=options.seed,
         )
+    if options.explain and report.outcomes.right is not None:
+        print(f"Explaining {options.explain} images ...", flush=True)
+        report.content["explain"], report.maps = explain_images(
+            audited, report.records, report.outcomes, options.explain, options.seed
+        )
     report.content["cost"] = {"seconds": time.perf_counter() - start, **cost}
     write_report(report, rules, out or choose_folder(model), report.list_sheets(audited))
 
@@ -225,7 +236,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.content, indent=2, allow_nan=False) + "\n"
     (folder / RESULTS).write_text(text, encoding="utf-8")
-    build_page(report.content, report.groups, sheets).write(folder / PAGE)
+    build_page(report.content, report.groups, sheets, report.maps).write(folder / PAGE)
     print(
         f"{format_report(report.content, report.groups)}\n\nWritten: {folder / RESULTS} and {folder / PAGE}"
     )
@@ -405,6 +416,7 @@ def measure(
         clusters=f"{sampler.num_clusters} values of {options.cluster}" if options.cluster else None,
         robustness=options.robustness,
         ood_data=options.ood_data,
+        num_explained=options.explain,
     )
     content["notes"] = [*model.notes, *source.notes, *outcomes.notes, *groups.notes]
     return AuditReport(content, groups, outcomes, records, slices)

@@ -19,7 +19,10 @@ from vfm.metrics.ranking import Ranking
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.scored_units import ScoredUnits
 
-_NOT_OF_DETECTORS = ("groups without labels", "conformal sets", "images of another kind")
+_NOT_OF_DETECTORS = (
+    *("groups without labels", "conformal sets", "images of another kind"),
+    "what predictions hang on",
+)
 
 
 def judge_units(scored: ScoredUnits, negative: str, positive: str) -> Outcomes:

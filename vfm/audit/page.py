@@ -9,6 +9,7 @@ from vfm.audit.before import add_changes, list_changes
 from vfm.audit.calibration import draw_calibration
 from vfm.audit.conformal import add_conformal, describe_conformal
 from vfm.audit.cost_line import list_costs
+from vfm.audit.explain import add_explanations, list_explanations
 from vfm.audit.groups import GroupComparison, GroupReport
 from vfm.audit.leaks import add_leaks
 from vfm.audit.ood_auroc import add_ood, list_ood_sentences
@@ -39,9 +40,12 @@ _CALIBRATION_ABOUT = (
 
 
 def build_page(
-    content: Mapping[str, Any], groups: GroupReport, sheets: Sequence[bytes] = ()
+    content: Mapping[str, Any],
+    groups: GroupReport,
+    sheets: Sequence[bytes] = (),
+    maps: bytes = b"",
 ) -> Page:
-    """Return the page of an audit; the sheets show the groups that were found without labels."""
+    """Return the page of an audit; the sheets show groups that were found without labels, and the maps explain."""
     page = Page(
         f"Audit of {content['model']}",
         f"{content['data']}: {content['num_images']} {content['unit']}; task {content['task']}; seed {content['seed']}",
@@ -85,6 +89,8 @@ def build_page(
             "robustness": add_robustness,
         },
     )
+    if maps:
+        add_explanations(page, content["explain"], maps)
     page.add_heading("Cost")
     for sentence in list_costs(content["cost"]):
         page.add_text(sentence)
@@ -304,6 +310,7 @@ def format_report(content: Mapping[str, Any], groups: GroupReport) -> str:
         )
     if "robustness" in content:
         lines.append(describe_robustness(content["robustness"]))
+    lines += list_explanations(content.get("explain"))
     for each in content.get("found_groups", {}).get("confirmed", ()):
         lines.append(f"Found without labels: {describe_slice(each)}")
     lines += [f"Cost: {list_costs(content['cost'])[0]}"]

@@ -32,6 +32,8 @@ class AuditReport:
     """Records of the images that could be read."""
     slices: SliceSearch | None = None
     """Groups found without labels; None where none were looked for."""
+    maps: bytes = b""
+    """Sheet of explained images, PNG; empty where none were."""
 
     def list_sheets(self, model: AuditedModel) -> list[bytes]:
         """Return a contact sheet for each group that was found: its worst images first, then its best."""
@@ -93,6 +95,7 @@ def describe_coverage(
     clusters: str | None = None,
     robustness: bool = False,
     ood_data: Path | None = None,
+    num_explained: int = 0,
     others: Mapping[str, str] | None = None,
 ) -> list[dict[str, str]]:
     """Return a row for each subject of an audit: whether it was looked at, and how, or what it takes.
@@ -103,6 +106,7 @@ def describe_coverage(
         clusters: What belongs together, in words; None where each image stands alone.
         robustness: Whether worse pictures are looked at.
         ood_data: Images of another kind; None where there are none.
+        num_explained: Number of images that are explained by maps.
         others: What it takes to look at a subject, by its name, where the task has another way.
     """
     others = others or {}
@@ -177,5 +181,12 @@ def describe_coverage(
             f"{ood_data}"
             if ood_data
             else "whether distance from the training tells them: --ood-data FOLDER",
+        ),
+        row(
+            "what predictions hang on",
+            num_explained > 0 and has_labels,
+            f"maps of {num_explained} images"
+            if num_explained and has_labels
+            else "maps of some images: --explain 8 (of a checkpoint, one label an image, with labels)",
         ),
     ]

@@ -240,7 +240,6 @@ def add_robustness(page: Page, result: Mapping[str, Any]) -> None:
                 "corruption": kind.replace("_", " "),
                 **{f"strength {i + 1}": row["value"] for i, row in enumerate(rows)},
                 "mean error": result["corruption_error"][kind],
-                "strongest": rows[-1]["text"],
             }
             for kind, rows in result["curves"].items()
         ]

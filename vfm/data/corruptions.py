@@ -139,13 +139,15 @@ def _resize(pixels: Pixels, level: float, generator: np.random.Generator) -> Pix
     return np.asarray(cv2.resize(pixels, (side, side), interpolation=chosen), np.uint8)
 
 
-def _blur(pixels: Pixels, level: float, _: np.random.Generator) -> Pixels:
+def blur_picture(pixels: Pixels, level: float, _: np.random.Generator) -> Pixels:
+    """Blur by a Gaussian, whose standard deviation in pixels is the level."""
     # Four standard deviations to either side, for other levels than the usual ones.
     side = _KERNELS.get(level, 2 * round(4 * level) + 1)
     return np.asarray(cv2.GaussianBlur(pixels, (side, side), level), np.uint8)
 
 
-def _add_noise(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:
+def add_noise(pixels: Pixels, level: float, generator: np.random.Generator) -> Pixels:
+    """Add Gaussian noise, whose standard deviation is the level, for values from 0 to 1."""
     noise = generator.standard_normal(pixels.shape, np.float32) * (255 * level)
     noisy: Pixels = np.rint(np.clip(pixels + noise, 0, 255)).astype(np.uint8)
     return noisy
@@ -158,9 +160,11 @@ CORRUPTIONS = {
         "JPEG quality {:g}",
         lambda pixels, level, _: compress_jpeg(pixels, int(level)),
     ),
-    "blur": Corruption((0.5, 1, 1.5, 2, 3), "blur, sigma in pixels", "blurred by {:g} px", _blur),
+    "blur": Corruption(
+        (0.5, 1, 1.5, 2, 3), "blur, sigma in pixels", "blurred by {:g} px", blur_picture
+    ),
     "resize": Corruption((224, 112, 64), "side in pixels", "resized to {:g} px", _resize),
-    "noise": Corruption((0.01, 0.03, 0.05, 0.1, 0.2), "noise, sigma", "noise of {:g}", _add_noise),
+    "noise": Corruption((0.01, 0.03, 0.05, 0.1, 0.2), "noise, sigma", "noise of {:g}", add_noise),
     "h264": Corruption(
         (23, 28, 35, 40),
         "H.264 CRF",

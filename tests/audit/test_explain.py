@@ -1,0 +1,91 @@
+"""Attribution maps, and whether they say more than random ones."""
+
+import numpy as np
+import pytest
+import torch
+
+from vfm.audit.attribution import compute_grad_cam, split_logit
+from vfm.audit.deletion import score_map, score_random_maps
+from vfm.audit.explain import choose_images, list_explanations
+from vfm.models.heads.classification import LinearHead, MLPHead
+from vfm.tasks import ClassificationTask
+
+
+def build(backbone, head=None):
+    torch.manual_seed(0)
+    task = ClassificationTask(backbone, head, pretrained=False, image_size=64)
+    task.head.prepare(task.backbone.info, ("ant", "bee", "cat"))
+    return task.eval()
+
+
+def draw_pixels():
+    return np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("normalizes", [False, True])
+def test_contributions_of_places_sum_to_the_logit(normalizes):
+    task = build("test_efficientnet")
+    task.head.normalizes = normalizes
+    task.head.center.fill_(0.1 if normalizes else 0.0)
+    task.head.linear.bias.data.fill_(0.3)
+    pixels = draw_pixels()
+    with torch.inference_mode():
+        logit = float(task(torch.from_numpy(pixels))["logits"][0, 2])
+    parts = split_logit(task, pixels, 2)
+    assert parts.shape == (2, 2)
+    assert parts.sum() + 0.3 == pytest.approx(logit, abs=1e-5)
+
+
+def test_no_contributions_where_the_head_is_not_linear_or_reads_a_class_token():
+    assert split_logit(build("test_efficientnet", MLPHead()), draw_pixels(), 0) is None
+    assert split_logit(build("test_vit"), draw_pixels(), 0) is None
+    reads = LinearHead(reads="map_means")
+    assert split_logit(build("test_efficientnet", reads), draw_pixels(), 0) is None
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit", "test_convnext"])
+def test_grad_cam_has_a_value_for_each_place(backbone):
+    task = build(backbone)
+    for parameter in task.backbone.parameters():
+        parameter.requires_grad_(False)
+    cam = compute_grad_cam(task, draw_pixels(), 1)
+    with torch.inference_mode():
+        images = task.preprocess.normalize(torch.from_numpy(draw_pixels()))
+        size = task.backbone(images).maps[-1].shape[-2:]
+    assert cam.shape == tuple(size)
+    assert cam.min() >= 0
+    assert np.isfinite(cam).all()
+
+
+def test_a_map_that_explains_nothing_shows_as_such():
+    """The score is how bright one corner is: a map of the corner beats all random ones, one of the others does not."""
+    pixels = np.full((32, 32, 3), 20, np.uint8)
+    pixels[:8, :8] = 250
+
+    def compute_scores(batch):
+        return batch[:, :8, :8].mean(axis=(1, 2, 3)) / 255
+
+    corner = np.zeros((4, 4), np.float32)
+    corner[0, 0] = 1
+    gains = [each.gain for each in score_random_maps((4, 4), pixels, compute_scores, seed=1)]
+    right = score_map(corner, pixels, compute_scores)
+    assert right.gain > max(gains)
+    assert right.deletion < right.insertion
+    assert score_map(-corner, pixels, compute_scores).gain < min(gains)
+
+
+def test_right_ones_and_the_most_confident_mistakes_are_chosen():
+    right = np.array([True] * 6 + [False] * 4)
+    confidence = np.array([0.9] * 6 + [0.5, 0.8, 0.6, 0.7])
+    chosen = choose_images(right, confidence, 4)
+    assert chosen[2:] == [7, 9]
+    assert all(right[chosen[:2]])
+    assert len(choose_images(right, confidence, 99)) == 10
+    assert len(choose_images(np.array([True] * 5), np.ones(5), 4)) == 4
+    result = {
+        "images": [{}, {}],
+        "maps": {"grad_cam": {"num_explaining": 1, "mean_gain": 0.25}},
+        "random_gain": 0.0,
+    }
+    (sentence,) = list_explanations(result)
+    assert sentence.startswith("Grad-CAM: more than all random maps for 1 of 2 images")

@@ -1,0 +1,222 @@
+"""Explanations of an audit: maps of some images, each beside its deletion and insertion score and random maps'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from vfm_runtime.errors import OptionError
+from vfm_runtime.media.image import Pixels
+
+from vfm.audit.attribution import Map, compute_grad_cam, split_logit
+from vfm.audit.comparison import Bools, Floats
+from vfm.audit.deletion import NUM_RANDOM, enlarge_map, score_map, score_random_maps
+from vfm.audit.kinds import Outcomes
+from vfm.audit.source import AuditedModel
+from vfm.data.dataset import Record, read_source
+from vfm.report import Page, draw_contact_sheet
+from vfm.tasks.base import BaseTask
+
+NAMES = {"grad_cam": "Grad-CAM", "patches": "patch contributions"}
+"""What maps are called, by their name in the JSON."""
+
+_ABOUT = (
+    "Grad-CAM (Selvaraju et al., 2017) weighs the last feature maps by the gradient of the predicted label; patch "
+    "contributions are what each place adds to its logit, exactly, where a linear head reads the mean over the places. "
+    "Below each map stands the gain: the mean score while the pixels that it calls important are put into a blurred "
+    "picture (insertion), less that while they are taken out (deletion; Petsiuk et al., 2018). The frame is green "
+    f"where that is more than for each of {NUM_RANDOM} random maps of the same grid, which chance does once in "
+    f"{NUM_RANDOM + 1}; where it is red, the map explains nothing."
+)
+_OPACITY = 0.6
+
+
+def choose_images(right: Bools, confidence: Floats, number: int, seed: int = 0) -> list[int]:
+    """Choose images to explain: half of them right ones, by chance, and half the most confident mistakes.
+
+    Args:
+        right: Whether the predicted label is right, bool [N].
+        confidence: Score of the predicted label, [N].
+        number: Most images that are chosen, right and wrong ones.
+        seed: Seed of the choice.
+
+    Returns:
+        Indices, right ones first.
+    """
+    wrong = np.flatnonzero(~right)
+    mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")][: number // 2]
+    rest = np.flatnonzero(right)
+    generator = np.random.default_rng(seed)
+    chosen = generator.permutation(rest)[: number - len(mistakes)]
+    return [*sorted(chosen.tolist()), *mistakes.tolist()]
+
+
+def check_explained(model: AuditedModel, number: int) -> None:
+    """Refuse a number of images below 0, and a model that cannot be explained.
+
+    Raises:
+        OptionError: The number is no number of images, or the model is a bundle or gives no single label an image.
+    """
+    if number < 0:
+        raise OptionError(f"--explain is {number}. Give the number of images, 0 for none.")
+    if number and model.checkpoint is None:
+        raise OptionError(
+            f"--explain needs gradients and features, and {model.path} is a bundle, whose graph gives answers alone. "
+            "Audit the checkpoint that it was exported from, or leave it out."
+        )
+    if number and not model.kind.gives_one_label:
+        raise OptionError(
+            f"--explain is for models that give one label an image; {model.path} "
+            f"{model.predictor.task_type.summary}. Leave it out."
+        )
+
+
+def explain_images(
+    model: AuditedModel,
+    records: Sequence[Record],
+    outcomes: Outcomes,
+    number: int,
+    seed: int = 0,
+) -> tuple[dict[str, Any], bytes]:
+    """Explain some predictions of a checkpoint by maps, and measure these.
+
+    Args:
+        model: Checkpoint that is audited.
+        records: Records of the N images that were predicted.
+        outcomes: What was predicted of them, and what is true.
+        number: Number of images to explain.
+        seed: Seed of the choice and of the random maps.
+
+    Returns:
+        The result, ready for JSON, and a sheet with a row for each image, as PNG.
+    """
+    assert model.checkpoint is not None
+    assert outcomes.right is not None
+    assert outcomes.confidence is not None
+    task = model.checkpoint.task
+    rows: list[dict[str, Any]] = []
+    pictures: list[Pixels] = []
+    captions: list[str] = []
+    marks: list[bool] = []
+    for index in choose_images(outcomes.right, outcomes.confidence, number, seed):
+        pixels = model.predictor.prepare(read_source(records[index]))["pixels"]
+        label = model.labels.index(outcomes.predicted[index])
+        row: dict[str, Any] = {
+            "image": records[index].name,
+            "truth": "" if outcomes.truth is None else outcomes.truth[index],
+            "predicted": outcomes.predicted[index],
+            "score": float(outcomes.confidence[index]),
+            "right": bool(outcomes.right[index]),
+        }
+        maps = compute_maps(task, pixels, label)
+        row |= measure_maps(model, pixels[0], label, maps, seed)
+        pictures.append(pixels[0])
+        captions.append(f"{row['truth']}\n-> {row['predicted']} {row['score']:.2f}")
+        marks.append(row["right"])
+        for name, values in maps.items():
+            result = row["maps"][name]
+            pictures.append(blend_map(pixels[0], values))
+            captions.append(
+                f"{NAMES[name]}\ngain {result['gain']:+.2f}, random {row['random_gain']:+.2f}"
+            )
+            marks.append(result["explains"])
+        rows.append(row)
+    columns = len(pictures) // max(1, len(rows))
+    sheet = draw_contact_sheet(pictures, captions, columns=columns, cell=170, marks=marks)
+    names = list(rows[0]["maps"])
+    summary = {
+        name: {
+            "num_explaining": sum(row["maps"][name]["explains"] for row in rows),
+            "mean_gain": float(np.mean([row["maps"][name]["gain"] for row in rows])),
+        }
+        for name in names
+    }
+    random = float(np.mean([row["random_gain"] for row in rows]))
+    return {"images": rows, "maps": summary, "random_gain": random}, sheet
+
+
+def compute_maps(task: BaseTask, pixels: NDArray[np.uint8], label: int) -> dict[str, Map]:
+    """Return the maps of a picture at the model's size, uint8 [1, H, W, 3], that the model allows, by name."""
+    maps = {"grad_cam": compute_grad_cam(task, pixels, label)}
+    patches = split_logit(task, pixels, label)
+    return maps if patches is None else {**maps, "patches": patches}
+
+
+def measure_maps(
+    model: AuditedModel, pixels: Pixels, label: int, maps: Mapping[str, Map], seed: int
+) -> dict[str, Any]:
+    """Return the scores of the maps of a picture and whether they explain more than each of some random maps."""
+
+    def compute_scores(batch: NDArray[np.uint8]) -> NDArray[np.floating]:
+        scores: NDArray[np.floating] = model.run({"pixels": batch})["scores"][:, label]
+        return scores
+
+    random: dict[tuple[int, int], list[float]] = {}
+    results = {}
+    for name, values in maps.items():
+        shape = (values.shape[0], values.shape[1])
+        if shape not in random:
+            scored = score_random_maps(shape, pixels, compute_scores, seed=seed)
+            random[shape] = [each.gain for each in scored]
+        score = score_map(values, pixels, compute_scores)
+        results[name] = {**score.to_dict(), "explains": score.gain > max(random[shape])}
+    gains = [gain for each in random.values() for gain in each]
+    return {"maps": results, "random_gain": float(np.mean(gains))}
+
+
+def blend_map(pixels: Pixels, values: Map) -> Pixels:
+    """Draw a map over a picture, uint8 [H, W, 3]: what speaks for the label glows, the more the stronger."""
+    heat = enlarge_map(values, (pixels.shape[0], pixels.shape[1])).clip(min=0)
+    heat = heat / max(float(heat.max()), 1e-12)
+    colors = cv2.applyColorMap(np.rint(255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    strength = (_OPACITY * heat)[..., None]
+    dimmed = 0.7 * pixels + 0.3 * pixels.mean()
+    blended: Pixels = np.rint(dimmed * (1 - strength) + colors[..., ::-1] * strength).astype(
+        np.uint8
+    )
+    return blended
+
+
+def list_explanations(result: Mapping[str, Any] | None) -> list[str]:
+    """Return a sentence for each kind of map on how many images it explains; none where there are no maps."""
+    if result is None:
+        return []
+    number = len(result["images"])
+    return [
+        f"{NAMES[name][0].upper()}{NAMES[name][1:]}: more than all random maps for {row['num_explaining']} of {number} "
+        f"images (mean gain {row['mean_gain']:+.3f}, of random maps {result['random_gain']:+.3f})."
+        for name, row in result["maps"].items()
+    ]
+
+
+def add_explanations(page: Page, result: Mapping[str, Any], sheet: bytes) -> None:
+    """Add the maps to the page of an audit."""
+    page.add_heading("Explanations")
+    page.add_text(_ABOUT)
+    for sentence in list_explanations(result):
+        page.add_text(sentence)
+    if "patches" not in result["maps"]:
+        page.add_text(
+            "Without patch contributions: the head is not linear, or the vector that it reads is no mean over the "
+            "places, as a class token is none."
+        )
+    page.add_figure(sheet, "Right predictions, then the most confident mistakes (red)")
+    page.add_table(
+        [
+            {
+                "image": row["image"],
+                "truth": row["truth"],
+                "predicted": row["predicted"],
+                "score": row["score"],
+                "map": NAMES[name],
+                **{k: scores[k] for k in ("deletion", "insertion", "gain")},
+                "random": row["random_gain"],
+                "explains": "yes" if scores["explains"] else "no",
+            }
+            for row in result["images"]
+            for name, scores in row["maps"].items()
+        ]
+    )
