@@ -198,7 +198,7 @@ def test_predictions_are_explained_by_maps(checkpoint, table, bundle, tmp_path, 
     assert scores["gain"] == pytest.approx(scores["insertion"] - scores["deletion"])
     assert "Petsiuk et al., 2018" in (tmp_path / "audit.html").read_text()
     assert main(["audit", str(bundle), *words]) == 1
-    assert "needs gradients and features" in capsys.readouterr().err
+    assert "is a bundle without. Audit the checkpoint" in capsys.readouterr().err
     assert main(["audit", str(checkpoint), *words, "--explain", "-1"]) == 1
     assert "--explain is -1" in capsys.readouterr().err
 

@@ -1,12 +1,15 @@
 """Attribution maps, and whether they say more than random ones."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from vfm.audit.attribution import compute_grad_cam, split_logit
 from vfm.audit.deletion import score_map, score_random_maps
 from vfm.audit.explain import choose_images, list_explanations
+from vfm.audit.linear_graph import open_linear_graph
+from vfm.audit.source import AuditError
 from vfm.models.heads.classification import LinearHead, MLPHead
 from vfm.tasks import ClassificationTask
 
@@ -89,3 +92,51 @@ def test_right_ones_and_the_most_confident_mistakes_are_chosen():
     }
     (sentence,) = list_explanations(result)
     assert sentence.startswith("Grad-CAM: more than all random maps for 1 of 2 images")
+
+
+def write_graph(path, pool):
+    """A graph of 1 x 1 convolution, pooling, centering and a linear layer."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "conv": rng.normal(size=(5, 3, 1, 1)),
+        "center": rng.normal(size=5),
+        "weight": rng.normal(size=(2, 5)),
+        "bias": np.array([0.5, -0.5]),
+    }
+    make = onnx.helper.make_node
+    nodes = [
+        make("Cast", ["pixels"], ["float"], to=onnx.TensorProto.FLOAT),
+        make("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
+        make("Conv", ["nchw", "conv"], ["map"], strides=[4, 4]),
+        make(pool, ["map"], ["mean"]),
+        make("Flatten", ["mean"], ["flat"]),
+        make("Sub", ["flat", "center"], ["centered"]),
+        make("Gemm", ["centered", "weight", "bias"], ["logits"], transB=1),
+        make("Softmax", ["logits"], ["scores"]),
+    ]
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "graph",
+        [info("pixels", onnx.TensorProto.UINT8, [1, 16, 16, 3])],
+        [info("scores", onnx.TensorProto.FLOAT, [1, 2])],
+        [onnx.numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+
+
+def test_contributions_of_a_bundle_sum_to_its_logit(tmp_path):
+    write_graph(tmp_path / "model.onnx", "GlobalAveragePool")
+    graph = open_linear_graph(tmp_path / "model.onnx")
+    pixels = draw_pixels()[:, :16, :16]
+    parts = graph.split_logit(pixels, 1)
+    logits = graph.session.run(["logits"], {"pixels": pixels})[0]
+    assert parts.shape == (4, 4)
+    assert parts.sum() - 0.5 == pytest.approx(logits[0, 1], abs=1e-3)
+    wrong = graph._replace(bias=graph.bias + 9)
+    with pytest.raises(AuditError, match="miss its logit by 9"):
+        wrong.split_logit(pixels, 1)
+    # The largest value of a map is no sum over its places.
+    write_graph(tmp_path / "model.onnx", "GlobalMaxPool")
+    assert open_linear_graph(tmp_path / "model.onnx") is None

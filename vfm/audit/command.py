@@ -19,7 +19,7 @@ from vfm.audit.comparison import ClusterSampler, RatioMetric
 from vfm.audit.conformal import check_level, measure_conformal
 from vfm.audit.cost_line import MeasuredPass, describe_cost
 from vfm.audit.detectors import measure_units
-from vfm.audit.explain import check_explained, explain_images
+from vfm.audit.explain import explain_images, open_maps
 from vfm.audit.groups import compare_groups
 from vfm.audit.null_score import measure_null_scores
 from vfm.audit.ood_auroc import measure_ood, open_other_images
@@ -73,8 +73,8 @@ class AuditOptions:
         kinds: Corruptions, separated by commas; all by default.
         num_corrupted: Most images under each corruption; 200 of a model of 20 ms an image take some 10 minutes.
         explain: Number of images whose prediction is explained by maps, half of them right ones, half the most
-            confident mistakes; each map is measured beside random ones. Of a checkpoint that gives one label an image;
-            an image takes some 200 predictions.
+            confident mistakes; each map is measured beside random ones. For one label an image, of
+            which each takes some 200 predictions; a bundle gives patch contributions alone.
         num_frames: Most frames of a video, spread evenly.
         format: Layout of the data, for models that answer for videos.
         cropped: Says that images without crop.json show one face each, cut out already.
@@ -159,7 +159,7 @@ def audit(
     kinds = choose_kinds(options.kinds, locates=audited.kind.locates)
     if options.num_corrupted < 1:
         raise OptionError(f"--num-corrupted is {options.num_corrupted}. Give at least 1.")
-    check_explained(audited, options.explain)
+    compute_maps = open_maps(audited, options.explain)
     check_level(options.conformal, audited.kind, audited.predictor.task_type.name)
     if options.positive is not None:
         require_known("positive", options.positive, audited.labels)
@@ -210,10 +210,15 @@ def audit(
             batch_size=options.batch_size,
             seed=options.seed,
         )
-    if options.explain and report.outcomes.right is not None:
+    if compute_maps is not None and report.outcomes.right is not None:
         print(f"Explaining {options.explain} images ...", flush=True)
         report.content["explain"], report.maps = explain_images(
-            audited, report.records, report.outcomes, options.explain, options.seed
+            audited,
+            compute_maps,
+            report.records,
+            report.outcomes,
+            options.explain,
+            options.seed,
         )
     report.content["cost"] = {"seconds": time.perf_counter() - start, **cost}
     write_report(report, rules, out or choose_folder(model), report.list_sheets(audited))

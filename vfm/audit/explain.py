@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -15,11 +16,14 @@ from vfm.audit.attribution import Map, compute_grad_cam, split_logit
 from vfm.audit.comparison import Bools, Floats
 from vfm.audit.deletion import NUM_RANDOM, enlarge_map, score_map, score_random_maps
 from vfm.audit.kinds import Outcomes
+from vfm.audit.linear_graph import open_linear_graph
 from vfm.audit.source import AuditedModel
 from vfm.data.dataset import Record, read_source
 from vfm.report import Page, draw_contact_sheet
 from vfm.tasks.base import BaseTask
 
+MapFunction = Callable[[NDArray[np.uint8], int], dict[str, Map]]
+"""Maps a picture, uint8 [1, H, W, 3], and the index of a label to maps by name."""
 NAMES = {"grad_cam": "Grad-CAM", "patches": "patch contributions"}
 """What maps are called, by their name in the JSON."""
 
@@ -54,37 +58,50 @@ def choose_images(right: Bools, confidence: Floats, number: int, seed: int = 0) 
     return [*sorted(chosen.tolist()), *mistakes.tolist()]
 
 
-def check_explained(model: AuditedModel, number: int) -> None:
-    """Refuse a number of images below 0, and a model that cannot be explained.
+def open_maps(model: AuditedModel, number: int) -> MapFunction | None:
+    """Return what computes the maps of a picture at the model's size, by name; None where no image is to be explained.
+
+    Of a bundle these are patch contributions alone, where its graph ends in a linear layer on a mean over the places.
 
     Raises:
-        OptionError: The number is no number of images, or the model is a bundle or gives no single label an image.
+        OptionError: The number is no number of images, or the model gives no single label an image, or is a bundle
+            with another end.
     """
     if number < 0:
         raise OptionError(f"--explain is {number}. Give the number of images, 0 for none.")
-    if number and model.checkpoint is None:
-        raise OptionError(
-            f"--explain needs gradients and features, and {model.path} is a bundle, whose graph gives answers alone. "
-            "Audit the checkpoint that it was exported from, or leave it out."
-        )
-    if number and not model.kind.gives_one_label:
+    if not number:
+        return None
+    if not model.kind.gives_one_label:
         raise OptionError(
             f"--explain is for models that give one label an image; {model.path} "
             f"{model.predictor.task_type.summary}. Leave it out."
         )
+    if model.checkpoint is not None:
+        return partial(compute_maps, model.checkpoint.task)
+    file = model.path / "model.onnx"
+    graph = open_linear_graph(file) if file.is_file() else None
+    if graph is None:
+        raise OptionError(
+            f"--explain needs gradients, or a linear layer on the mean over the places of a picture at the end of the "
+            f"graph, and {model.path} is a bundle without. Audit the checkpoint that it was exported from, or leave it "
+            "out."
+        )
+    return lambda pixels, label: {"patches": graph.split_logit(pixels, label)}
 
 
 def explain_images(
     model: AuditedModel,
+    compute: MapFunction,
     records: Sequence[Record],
     outcomes: Outcomes,
     number: int,
     seed: int = 0,
 ) -> tuple[dict[str, Any], bytes]:
-    """Explain some predictions of a checkpoint by maps, and measure these.
+    """Explain some predictions by maps, and measure these.
 
     Args:
-        model: Checkpoint that is audited.
+        model: Model that is audited.
+        compute: Function that computes the maps, as `open_maps` returns it.
         records: Records of the N images that were predicted.
         outcomes: What was predicted of them, and what is true.
         number: Number of images to explain.
@@ -93,10 +110,8 @@ def explain_images(
     Returns:
         The result, ready for JSON, and a sheet with a row for each image, as PNG.
     """
-    assert model.checkpoint is not None
     assert outcomes.right is not None
     assert outcomes.confidence is not None
-    task = model.checkpoint.task
     rows: list[dict[str, Any]] = []
     pictures: list[Pixels] = []
     captions: list[str] = []
@@ -111,7 +126,7 @@ def explain_images(
             "score": float(outcomes.confidence[index]),
             "right": bool(outcomes.right[index]),
         }
-        maps = compute_maps(task, pixels, label)
+        maps = compute(pixels, label)
         row |= measure_maps(model, pixels[0], label, maps, seed)
         pictures.append(pixels[0])
         captions.append(f"{row['truth']}\n-> {row['predicted']} {row['score']:.2f}")
