@@ -16,6 +16,7 @@ import pytest
 import torch
 import vfm_runtime
 from PIL import Image
+from vfm_runtime.errors import VfmError
 
 import vfm
 from tests.data.boxes_written import write
@@ -26,6 +27,7 @@ from vfm.data import DetectionData, SyntheticScenes
 from vfm.data.detection.dataset import BoxAugment
 from vfm.models.heads import DenseHead, DetectionHead, DetrHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
+from vfm.training import lp_ft
 
 ARGS = {"embed_dim": 96, "depth": 1, "num_heads": 3, "patch_size": 8}
 PLAIN = BoxAugment(mosaic=0, zoom=(1, 1), flip=0, colors="none", close_mosaic=0)
@@ -445,3 +447,36 @@ def test_eight_scenes_are_learned_by_heart(
     made.fit(learning, datamodule=data)
     assert made.global_step == steps
     assert float(made.callback_metrics["val/AP50"]) > 0.9
+
+
+def test_the_class_layer_is_solved_on_the_training_boxes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = scenes(num_images=32)
+    made = task(head=DenseHead(width=32, depth=1), lp_ft=True, optim=Optim(lr=1e-9))
+    with caplog.at_level("INFO"):
+        trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(made, datamodule=data)
+    found = re.search(
+        r"Class layer solved on ([\d,]+) points, .* of which (\d+) % have", caplog.text
+    )
+    assert found is not None
+    assert int(found[2]) > 60  # of three classes
+    assert made.training
+    # So it answers for other images too.
+    logits = []
+    made.eval()
+    for batch in data.build_plain_loader("val"):
+        raw = made.compute_raw(batch)
+        objects = batch["target"]
+        owner = torch.repeat_interleave(torch.arange(len(objects.counts)), objects.counts)
+        distance = (raw["points"][owner] - objects.boxes[:, None, :2]).abs().sum(-1)
+        best = distance.argmin(1)
+        logits.append((raw["logits"][owner, best].argmax(1) == objects.labels).float())
+    assert torch.cat(logits).mean() > 0.5
+
+
+def test_classes_that_go_on_are_not_solved_anew(best: Path, tmp_path: Path) -> None:
+    made = task(head=DenseHead(width=32, depth=1), lp_ft=True)
+    made.head.weights = str(best)
+    with pytest.raises(VfmError, match=r"the classes anew, and --model\.head\.weights .* goes"):
+        lp_ft.solve_head(made, scenes())

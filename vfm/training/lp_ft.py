@@ -11,9 +11,11 @@ from vfm_runtime.errors import VfmError
 from vfm.data import ImageData
 from vfm.data.feature_dataset import StoredFeatures
 from vfm.models.heads import LinearHead
+from vfm.models.heads.dense import DenseHead
 from vfm.training import solved_head
 from vfm.training.checkpoint import CheckpointedModel
 from vfm.training.feature_cache import load_task_features
+from vfm.training.solved_classes import solve_classes
 
 _CHUNK = 8192
 _STEPS = 100
@@ -27,21 +29,31 @@ class ProbeError(VfmError, ValueError):
 def solve_head(task: CheckpointedModel, data: ImageData) -> None:
     """Solve the head on the training split: a LinearHead as the linear probe is, C and scaling by cross-validation.
 
-    Of any other head the task's own loss is minimized by L-BFGS, with all training images in every step.
+    Of a DenseHead the class layer alone is solved. Of any other head the task's own loss is minimized by L-BFGS, with
+    all training images in every step.
 
     Raises:
-        ProbeError: The head reads feature maps, or the strategy shards it.
+        ProbeError: The head reads feature maps, goes on from a file, or the strategy shards it.
     """
-    if "maps" in task.head.uses:
+    is_dense = isinstance(task.head, DenseHead)
+    if is_dense and task.head.weights is not None:
+        raise ProbeError(
+            f"--model.lp_ft true solves the classes anew, and --model.head.weights {task.head.weights} goes on with "
+            "those of a file. Leave one of them out."
+        )
+    if "maps" in task.head.uses and not is_dense:
         raise ProbeError(
             f"--model.lp_ft true needs a head that reads no feature maps; {type(task.head).__name__} does. "
-            "Leave it out, or take LinearHead, MLPHead or AttentionPoolHead."
+            "Leave it out, or take LinearHead, MLPHead, AttentionPoolHead, or DenseHead for boxes."
         )
     if isinstance(task.trainer.strategy, ModelParallelStrategy):
         raise ProbeError(
             "--model.lp_ft true does not go with FSDP2, which shards the head. Train the head alone first "
             "(--model.adapt linear), and go on from its checkpoint."
         )
+    if is_dense:
+        solve_classes(task, data)
+        return
     stored = load_task_features(task, data, "train")
     if type(task.head) is LinearHead:
         solved_head.solve_head(task, data, stored)

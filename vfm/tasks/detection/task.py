@@ -82,6 +82,7 @@ class DetectionTask(BaseTask):
         fit: Literal["squash", "letterbox"] = "squash",
         loss: DetectionLoss | DenseLoss | Loss | None = None,
         multi_scale: float = 0.0,
+        lp_ft: bool = False,
         **options: Unpack[TaskOptions],
     ) -> None:
         """Build the backbone; the head's layers follow when the labels are known.
@@ -95,12 +96,15 @@ class DetectionTask(BaseTask):
                 any other Loss of the head's outputs.
             multi_scale: Train on inputs up to this fraction smaller and larger than `image_size`, such as 0.3; the
                 backbone must take several sizes (--model.backbone_args.dynamic_img_size true for a ViT).
+            lp_ft: Solve the class layer of a DenseHead on points in the training boxes before the first step.
             **options: Options of every task.
 
         Raises:
             ValueError: The size does not fit the backbone's stride, or an argument lies outside its range.
         """
-        super().__init__(backbone, head or DetrHead(), image_size=image_size, fit=fit, **options)
+        super().__init__(
+            backbone, head or DetrHead(), image_size=image_size, fit=fit, lp_ft=lp_ft, **options
+        )
         if fit not in ("squash", "letterbox"):
             raise OptionError(
                 f"fit is '{fit}', which would cut objects away. Choices: squash, letterbox (--model.fit)."
