@@ -52,12 +52,16 @@ def test_the_page_holds_pictures_and_a_lasso_saves_their_paths(store, tmp_path, 
         box = window.locator("canvas").bounding_box()
         middle = box["x"] + box["width"] / 2
         corners = [(2, 2), (2, 590), (middle, 590), (middle, 60)]
+        window.evaluate(
+            "last = [-9, -9]; canvas.addEventListener('pointermove', (e) => { last = [e.x, e.y]; })"
+        )
         window.mouse.move(2, 60)
         window.mouse.down()
         for x, y in corners:
             window.mouse.move(x, max(y, 60))
             # A browser joins moves that come in one frame, and the corners between them would be lost.
-            window.evaluate("new Promise(requestAnimationFrame)")
+            reached = "([x, y]) => Math.hypot(last[0] - x, last[1] - y) < 2"
+            window.wait_for_function(reached, arg=[x, max(y, 60)])
         window.mouse.up()
         expect(window.locator("#count")).to_have_text("15 images chosen")
         with window.expect_download() as download:
