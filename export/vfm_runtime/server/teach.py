@@ -34,7 +34,8 @@ router = APIRouter(tags=["taught classes"], dependencies=[DEADLINE, KNOWN_PARAME
 """Routes that are there with --state alone."""
 
 _MOST_NEAREST = 100
-_LONGEST_BOXES = 20_000
+_LONGEST_BOXES = 4000
+"""Characters, of up to 12 bytes in an address; the HTTP parser takes 64 KiB of it."""
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
