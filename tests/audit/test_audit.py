@@ -185,7 +185,9 @@ def test_robustness_is_a_section_of_the_page(checkpoint, table, tmp_path, capsys
     assert set(result["robustness"]["curves"]) == {"gaussian_noise", "jpeg"}
     assert result["robustness"]["clean"]["value"] == result["metrics"]["accuracy"]["value"]
     assert "Mean corruption error 0." in capsys.readouterr().out
-    assert "Gaussian noise, strength 5 of 5" in (tmp_path / "audit.html").read_text()
+    page = (tmp_path / "audit.html").read_text()
+    assert "gaussian noise" in page
+    assert "strength 5" in page
 
 
 def test_predictions_are_explained_by_maps(checkpoint, table, bundle, tmp_path, capsys):
