@@ -91,7 +91,7 @@ SMALLER = {
     ],
     "vfm pretrain": [
         *("--backbone", "test_efficientnet", "--image-size", "32", "--batch-size", "8"),
-        *("--budget", "40s", "--views.num_local", "2"),
+        *("--budget", "90s", "--views.num_local", "2"),
     ],
     "vfm fit --config recipes/contrastive/": [
         *(
