@@ -379,7 +379,7 @@ class FrozenHeads:
         A kind that is clearly worse than the best one has no vote.
 
         Args:
-            counts: int [B, N].
+            counts: How often each of the N images is in each of B samples, int [B, N].
         """
         ranks = np.stack([self._build_criterion(head)(counts) for head in self.heads])
         metrics = np.stack([build_statistic(h.scores, self.target)(counts) for h in self.heads])

@@ -44,10 +44,10 @@ def solve_classes(task: CheckpointedModel, data: ImageData) -> None:
         layer.weight.copy_(weight.view_as(layer.weight))
         assert layer.bias is not None
         layer.bias.copy_(bias)
-        own = goals.sum(1) > 0
-        right = (inputs[own] @ weight.T + bias).argmax(1) == goals[own].argmax(1)
+        in_boxes = goals.sum(1) > 0
+        right = (inputs[in_boxes] @ weight.T + bias).argmax(1) == goals[in_boxes].argmax(1)
         rank_zero_info(
-            f"Class layer solved on {len(goals):,} points, {int(own.sum()):,} of them in boxes, of which "
+            f"Class layer solved on {len(goals):,} points, {int(in_boxes.sum()):,} of them in boxes, of which "
             f"{100 * float(right.float().mean()):.0f} % have the right class."
         )
     if task.trainer.world_size > 1:
@@ -98,7 +98,7 @@ def _choose_points(
         objects: Objects of the N images.
         num_cells: Shortest and longest side, in cells, of the boxes that it learns.
         num_labels: Number of labels C.
-        generator: Draws the background.
+        generator: Draws the points without an object.
     """
     count, (height, width) = len(grid), grid.shape[-2:]
     rows, columns = ((torch.arange(n) + 0.5) / n for n in (height, width))
@@ -137,5 +137,5 @@ def _minimize_loss(inputs: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
         return loss
 
     solver.step(compute_loss)  # type: ignore[no-untyped-call]
-    found = (weight / spread).detach()
-    return found, bias.detach() - found @ mean
+    unscaled = (weight / spread).detach()
+    return unscaled, bias.detach() - unscaled @ mean
