@@ -41,7 +41,7 @@ class PretrainOptions:
         image_size: Side of the square input in pixels; null for the backbone's own.
         fit: How other aspect ratios are met: crop, squash or letterbox.
         methods: Self-supervised methods that the pilot compares, with commas between: VISReg, LeJEPA, SwAV, DINO, MAE,
-            whose vectors are poor before they are fine-tuned.
+            whose vectors its authors fine-tune before they are of use.
         teacher: Backbone in timm, checkpoint or ONNX bundle, which the pilot compares as the method Distillation.
         teacher_weights: File of weights of a teacher by name, in place of timm's.
         teacher_size: Side of the input of a teacher by name in pixels; null for its own.
