@@ -387,8 +387,7 @@ def test_a_class_is_taught_by_dropping_pictures(opened, tmp_path):
     colors = {"red": (200, 40, 40), MARKUP: (40, 40, 200)}
     with Running(bundle, state=tmp_path / "state", keep_pictures=True) as running:
         page = opened(running.url)
-        page.wait_for_selector("#taught:not([hidden])")
-        assert page.inner_text("#taught-about") == "Nothing was taught yet."
+        page.wait_for_selector("#taught-about:has-text('Nothing was taught yet.')")
         for index, (name, color) in enumerate(colors.items()):
             (path,) = toy_embedder.write_pictures(tmp_path / str(index), color, 1)
             page.fill("#taught-label", name)
