@@ -7,8 +7,10 @@ import pytest
 import vfm_runtime
 from PIL import Image
 from vfm_runtime.cli import main
-from vfm_runtime.errors import ContractError, DataError, OptionError
-from vfm_runtime.tasks.tiling import Region
+from vfm_runtime.errors import ContractError, DataError, OptionError, StateError
+from vfm_runtime.tasks.base import Opened
+from vfm_runtime.tasks.detection import DetectionType, choose_classes
+from vfm_runtime.tasks.tiling import Region, ScoredBoxes
 from vfm_runtime.teaching.state import Surroundings, TaughtExample, TaughtState
 
 from tests.runtime import toy
@@ -70,31 +72,69 @@ def coco(tmp_path):
 
 def test_a_class_is_found_after_one_box_and_forgotten(model, finder, tmp_path):
     before = {path: path.read_bytes() for path in finder.rglob("*") if path.is_file()}
-    plain = model.predict(paint(RED, FIRST, 5))
-    state = model.teach("red", [(paint(RED, SECOND), [SECOND])])
+    plain = model.predict(paint(RED, SECOND, 5))
+    state = model.teach("red", [(paint(RED, FIRST), [FIRST])])
     assert state.counts == {"red": 1}
     # Elsewhere in another picture, and by another process too.
     again = vfm_runtime.load(finder, device="cpu", state=tmp_path / "state")
     for one in (model, again):
-        box, *_ = find(one, "red", paint(RED, FIRST, 5))
-        np.testing.assert_allclose(box, FIRST, atol=1e-4)
-        assert find(one, "red", paint(BLUE, FIRST, 5)) == []
+        box, *_ = find(one, "red", paint(RED, SECOND, 5))
+        np.testing.assert_allclose(box, SECOND, atol=1e-4)
+        assert find(one, "red", paint(BLUE, SECOND, 5)) == []
     model.teach("blue", [(paint(BLUE, FIRST, 1), FIRST[None]), (paint(BLUE, SECOND), SECOND[None])])
-    prediction = again.predict(paint(BLUE, FIRST, 5))
+    prediction = again.predict(paint(BLUE, SECOND, 5))
     assert prediction.names == (*toy.LABELS, "red", "blue")
     assert "blue" in prediction.above().labels
     assert "red" not in prediction.above().labels
     assert list(prediction.scores) == sorted(prediction.scores, reverse=True)
     assert prediction.to_coco(1)[0]["category_id"] == prediction.class_ids[0] + 1
-    # The old classes are as they were.
+    # The object that was taught has one box, and all others are as they were.
+    assert prediction.above().labels == ["blue", "cat"]
     old = prediction.class_ids < len(toy.LABELS)
-    assert prediction.scores[old].tolist() == plain.scores.tolist()
+    assert prediction.scores[old].tolist() == [plain.scores[0], plain.scores[2]]
     again.forget("red")
-    assert find(model, "red", paint(RED, FIRST, 5)) == []
+    assert find(model, "red", paint(RED, SECOND, 5)) == []
     assert {one.label for one in again.taught.state.surroundings} == {"blue"}
     again.forget("blue")
-    assert model.predict(paint(RED, FIRST, 5)) == plain
+    assert model.predict(paint(RED, SECOND, 5)) == plain
     assert before == {path: path.read_bytes() for path in finder.rglob("*") if path.is_file()}
+
+
+def test_an_object_has_one_box_of_a_trained_and_a_taught_class():
+    """Two trained classes, 0 and 1, and two taught ones."""
+    one, same, other = [0, 0, 10, 10], [0, 0, 10, 9], [5, 0, 15, 10]
+    rows = [
+        (one, 0, 0.6),  # covered by the taught class of the higher score
+        (same, 2, 0.8),
+        (one, 3, 0.7),  # covered by the other taught class
+        (one, 2, 0.5),  # of the class that covers it
+        (one, 1, 0.4),  # not shown
+        (other, 1, 0.6),  # overlaps by a third alone
+        ([50, 0, 60, 10], 3, 0.6),  # as likely as the trained class, which stays
+        ([50, 0, 60, 10], 1, 0.6),
+        ([50, 0, 60, 10], 0, 0.5),  # two trained classes are as they were
+    ]
+    boxes, class_ids, scores = (np.array(column) for column in zip(*rows, strict=True))
+    candidates = ScoredBoxes(boxes.astype(np.float32), class_ids, scores.astype(np.float32))
+    remaining = choose_classes(candidates, scores >= 0.5, 2)
+    expected = [row for index, row in enumerate(rows) if index not in (0, 2, 6)]
+    assert remaining.boxes.tolist() == [box for box, _, _ in expected]
+    assert remaining.class_ids.tolist() == [label for _, label, _ in expected]
+    # Of what nothing was taught everything stays.
+    assert len(choose_classes(candidates, scores >= 0.5, 4).scores) == len(rows)
+
+
+def test_an_object_that_two_tiles_show_as_two_classes_has_one_box():
+    task = DetectionType(toy.LABELS).add_classes(
+        ["red"], 0.5, lambda row: ScoredBoxes(row["boxes"], row["labels"], row["scores"])
+    )
+    outputs = {
+        "boxes": np.array([[[30, 0, 50, 20]], [[0, 0, 20, 20]]], np.float32),
+        "labels": np.array([[0], [len(toy.LABELS)]]),
+        "scores": np.array([[0.6], [0.7]], np.float32),
+    }
+    opened = Opened([], [Region(0, 0, 60, 60), Region(30, 0, 90, 60)])
+    assert task.predict(opened, outputs).labels == ["red"]
 
 
 def test_boxes_that_it_has_and_at_which_nothing_is_found(model):
@@ -126,7 +166,7 @@ def test_boxes_that_it_has_and_at_which_nothing_is_found(model):
 def test_what_is_no_example_is_refused(model, label, examples, text):
     with pytest.raises((OptionError, DataError), match=text):
         model.teach(label, examples)
-    with pytest.raises(OptionError, match="This model was taught by boxes"):
+    with pytest.raises(StateError, match="No class was taught"):
         model.why(paint(RED, FIRST))
 
 
@@ -144,6 +184,12 @@ def test_the_commands_teach_predict_and_forget(finder, coco, tmp_path, capsys):
     assert "version 2: 2 examples of 2 classes" in text
     code, text = run("predict", coco.parent / "0.png", "--json")
     assert [box["label"] for box in json.loads(text)["boxes"]].count("red") == 1
+    code, text = run("why", coco.parent / "0.png", "--nearest", "1", "--json")
+    nearest = {box["label"]: box["nearest"] for box in json.loads(text)["boxes"]}
+    assert (nearest["red"][0]["name"], nearest["cat"]) == ("0.png", [])
+    code, text = run("why", coco.parent / "0.png", "--nearest", "1")
+    assert "0.png: cat 0.9000 [16.0, 16.0, 80.0, 48.0]\n" in text
+    assert "[96.0, 40.0, 144.0, 72.0]; nearest: 0.png (red, 1.000)" in text
     assert "1 class" in run("forget", "blue")[1]
     for words, expected in (
         (("teach", coco.parent), "is taught by boxes. Give --examples boxes.json"),
@@ -177,6 +223,20 @@ def test_coco_files_that_cannot_be_used(model, coco, change, text):
     coco.write_text(json.dumps(json.loads(coco.read_text()) | change))
     with pytest.raises(DataError, match=text):
         model.teach("red", str(coco))
+
+
+def test_the_nearest_boxes_say_why(model):
+    model.teach("red", [(paint(RED, FIRST, seed), [FIRST]) for seed in range(2)])
+    model.teach("blue", [(paint(BLUE, FIRST), [FIRST])])
+    answer, same = model.why([paint(RED, SECOND, 5)] * 2, num_nearest=3)
+    assert answer.to_dict() == same.to_dict()
+    assert answer.prediction.labels == ["red", "cat"]
+    taught, trained = answer.evidence
+    assert trained == ()
+    assert [one.example.label for one in taught] == ["red", "red", "blue"]
+    assert taught[0].similarity > 0.99 > taught[2].similarity
+    assert answer.version == 2
+    assert model.why(paint(RED, CORNER), num_nearest=0).evidence[0] == ()
 
 
 def test_a_file_with_one_other_category_gives_the_class(model, coco):

@@ -14,8 +14,9 @@ from vfm_runtime.validation import is_deep
 EXTENSIONS = {
     "embedding": "an output of the graph with an embedding of each image: {'output': name}, and maybe 'source' and "
     "'fingerprint', texts, and 'normalize', true or false",
-    "box_embedding": "an output of a detector's graph with an embedding of each box, by which it is taught classes: an "
-    "object as 'embedding' is",
+    "box_embedding": "an output of a detector's graph with an embedding of each box, by which it is taught classes (of "
+    "boxes of a trained and a taught class that overlap by more than a half and are both shown, the one of the higher "
+    "score stays): an object as 'embedding' is",
     "class_matrix": "an input of the graph with a saved default, a row for each class, which can be replaced to teach "
     "classes: {'input': name}",
     "tiles": "large images are cut into tiles: {'side': pixels, 'overlap': fraction, 'max_tiles': count}",

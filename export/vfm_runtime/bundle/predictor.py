@@ -17,7 +17,7 @@ from vfm_runtime.search import Neighbor, VectorTable
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction, TaskType
 from vfm_runtime.tasks.confidence import require_finite
 from vfm_runtime.tasks.embedding import EmbeddingSpec
-from vfm_runtime.teaching.boxes import TaughtBoxes
+from vfm_runtime.teaching.boxes import BoxExplanation, TaughtBoxes
 from vfm_runtime.teaching.classes import Explanation, TaughtClasses
 from vfm_runtime.teaching.state import TaughtState
 
@@ -298,19 +298,26 @@ class Predictor(ABC):
     ) -> Any:
         """Answer for one image by the taught classes, with the examples nearest to it; a list for a list.
 
+        Returns:
+            An `Explanation`, or a list of them; of a detector a `BoxExplanation`, with examples for each taught box.
+
         Raises:
             ImageError: An image cannot be opened.
-            StateError: Fewer than two classes were taught.
+            StateError: Fewer than two classes were taught, or none of boxes.
         """
-        if isinstance(self.taught, TaughtBoxes):
-            raise OptionError(
-                "This model was taught by boxes, and its taught classes are among the answers of `predict`. `why` is "
-                "for classes of whole images."
-            )
         is_many = _is_many(images)
-        vectors = self.embed(list(images) if is_many else [images])  # type: ignore[arg-type]
-        explanations: list[Explanation] = self.taught.explain(vectors, num_nearest)
+        sources: list[Any] = list(images) if is_many else [images]  # type: ignore[arg-type]
+        explanations: list[Explanation] | list[BoxExplanation]
+        if isinstance(self.taught, TaughtBoxes):
+            explanations = [self._explain_boxes(self.taught, one, num_nearest) for one in sources]
+        else:
+            explanations = self.taught.explain(self.embed(sources), num_nearest)
         return explanations if is_many else explanations[0]
+
+    def _explain_boxes(self, taught: TaughtBoxes, source: Any, num_nearest: int) -> BoxExplanation:
+        opened = self.task_type.open(self.open_source(source))
+        outputs = self.compute_opened(opened)
+        return taught.explain(self.task_type, opened, outputs, num_nearest)
 
     def prepare_all(self, opened: Opened) -> Arrays | None:
         """Bring all images of one source to the model's size, joined; None where there are none."""

@@ -4,7 +4,7 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -25,7 +25,7 @@ from vfm_runtime.server.security import TEACH_TOKEN, TOKEN
 from vfm_runtime.server.service import DEADLINE, RequestContext, Service, get_service
 from vfm_runtime.server.uploads import Upload, open_picture, read_upload, read_uploads
 from vfm_runtime.teaching.boxes import MarkedImage, TaughtBoxes, check_boxes
-from vfm_runtime.teaching.classes import TaughtClasses, hash_image
+from vfm_runtime.teaching.classes import Evidence, TaughtClasses, hash_image
 from vfm_runtime.teaching.state import TaughtExample, TaughtState, check_label
 from vfm_runtime.teaching.store import StorageError
 from vfm_runtime.teaching.taught import Taught
@@ -67,7 +67,9 @@ class NearestExample(BaseModel):
     similarity: float
     name: str
     sha256: str
-    picture: str | None = Field(description="A data: URL of a small JPEG, where pictures are kept.")
+    picture: str | None = Field(
+        description="A data: URL of a small JPEG of the image or box, where pictures are kept."
+    )
 
 
 class ClassifyResponse(BaseModel):
@@ -79,6 +81,26 @@ class ClassifyResponse(BaseModel):
     score: float
     top: list[LabelShare]
     nearest: list[NearestExample]
+    state_version: int = Field(description="Version of the state that answered.")
+    ms: float
+    request_id: str
+
+
+class ExplainedBox(BaseModel):
+    """A box that is shown, left, top, right and bottom in pixels; of a taught class with the nearest examples."""
+
+    box: list[float]
+    label: str
+    score: float
+    nearest: list[NearestExample]
+
+
+class BoxesResponse(BaseModel):
+    """The boxes of a detector that are shown, and what those of taught classes rest on."""
+
+    model: str
+    version: str
+    boxes: list[ExplainedBox]
     state_version: int = Field(description="Version of the state that answered.")
     ms: float
     request_id: str
@@ -220,12 +242,12 @@ async def _learn_boxes(
         with _name_file(number, uploads):
             file, outputs, _ = await run_upload(request, asked.served, upload, is_traffic=False)
         located, vectors = taught.locate(file.opened.context, outputs)
-        picture = b""
-        if asked.service.settings.keep_pictures:
+        pictures: list[bytes] = []
+        if taught.keeps_pictures:
             pixels = open_picture(upload.data, asked.served.model.value_range)
-            picture = await asked.service.run_in_thread(taught.shrink_picture, pixels)
+            pictures = await asked.service.run_in_thread(taught.crop_boxes, pixels, corners)
         sha256 = hash_image(upload.data)
-        image = MarkedImage(name, sha256, upload.name, corners, located, vectors, picture)
+        image = MarkedImage(name, sha256, upload.name, corners, located, vectors, pictures)
         marked.append(image)
     return await asked.run(taught.add, marked)
 
@@ -281,13 +303,18 @@ async def forget(request: Request, asked: _Model, label: _Label) -> Response:
 )
 async def classify(request: Request, asked: _Model) -> Response:
     """Answer for one image by the taught classes."""
+    if not isinstance(asked.taught, TaughtClasses):
+        raise ApiError(
+            422,
+            f"The model '{asked.served.name}' finds objects: what it was taught is among the answers of /predict.",
+        )
     return await _explain(request, asked, 0, is_traffic=True)
 
 
 @router.post(
     "/why",
     dependencies=[TEACH_TOKEN],
-    response_model=ClassifyResponse,
+    response_model=ClassifyResponse | BoxesResponse,
     responses=_ERRORS,
     openapi_extra={"requestBody": FILE_BODIES},
 )
@@ -296,7 +323,7 @@ async def explain(
     asked: _Model,
     nearest: Annotated[int, Query(ge=0, le=_MOST_NEAREST, description="Examples to show.")] = 3,
 ) -> Response:
-    """Answer for one image by the taught classes, with the examples nearest to it."""
+    """Answer for one image by the taught classes, with the examples nearest to it, or to each box of a detector."""
     return await _explain(request, asked, nearest, is_traffic=False)
 
 
@@ -304,25 +331,27 @@ async def _explain(
     request: Request, asked: _Asked, num_nearest: int, *, is_traffic: bool
 ) -> Response:
     context: RequestContext = request.state.context
-    taught = asked.taught
-    if not isinstance(taught, TaughtClasses):
-        raise ApiError(
-            422,
-            f"The model '{asked.served.name}' finds objects: what it was taught is among the answers of /predict.",
-        )
+    taught, served = asked.taught, asked.served
 
     async def answer(upload: Upload) -> Response:
-        vector, _ = await embed_upload(request, asked.served, upload, is_traffic=is_traffic)
         # The state is looked at last: what was changed meanwhile counts.
-        (explanation,) = await asked.run(taught.explain, vector, num_nearest)
-        values = explanation.to_dict()
-        for row, evidence in zip(values["nearest"], explanation.evidence, strict=True):
-            data = base64.b64encode(evidence.picture).decode("ascii")
-            row["picture"] = f"data:image/jpeg;base64,{data}" if data else None
+        if isinstance(taught, TaughtBoxes):
+            file, outputs, _ = await run_upload(request, served, upload, is_traffic=is_traffic)
+            task = served.model.task_type
+            boxes = await asked.run(taught.explain, task, file.opened, outputs, num_nearest)
+            values = boxes.to_dict()
+            for row, some in zip(values["boxes"], boxes.evidence, strict=True):
+                _add_pictures(row["nearest"], some)
+        else:
+            assert isinstance(taught, TaughtClasses)
+            vector, _ = await embed_upload(request, served, upload, is_traffic=is_traffic)
+            (explanation,) = await asked.run(taught.explain, vector, num_nearest)
+            values = explanation.to_dict()
+            _add_pictures(values["nearest"], explanation.evidence)
         return respond_json(
             {
-                "model": asked.served.name,
-                "version": asked.served.version,
+                "model": served.name,
+                "version": served.version,
                 **values,
                 "ms": round((time.monotonic() - context.started) * 1000, 3),
                 "request_id": context.request_id,
@@ -330,3 +359,9 @@ async def _explain(
         )
 
     return await asked.service.handle(request, read_upload, answer)
+
+
+def _add_pictures(rows: Sequence[dict[str, Any]], evidence: Sequence[Evidence]) -> None:
+    for row, one in zip(rows, evidence, strict=True):
+        data = base64.b64encode(one.picture).decode("ascii")
+        row["picture"] = f"data:image/jpeg;base64,{data}" if data else None

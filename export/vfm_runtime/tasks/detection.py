@@ -45,6 +45,9 @@ MIN_IOU = 0.99
 ROUGH_IOU = 0.9
 """The same where one of the predictions was computed in fewer bits."""
 
+SAME_OBJECT_IOU = 0.5
+"""Overlap above which boxes of a trained and of a taught class show one object."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detections(ConfidencePrediction):
@@ -115,8 +118,11 @@ class Detections(ConfidencePrediction):
         least = (
             self.rules.get_thresholds(self.class_ids, THRESHOLD) if threshold is None else threshold
         )
-        is_shown = self.scores >= np.float32(least)
-        parts = self.boxes[is_shown], self.class_ids[is_shown], self.scores[is_shown], self.names
+        return self.select(self.scores >= np.float32(least))
+
+    def select(self, rows: NDArray[np.bool_] | Sequence[int]) -> Self:
+        """Return some of the boxes, by their indices or by a mask [K]."""
+        parts = self.boxes[rows], self.class_ids[rows], self.scores[rows], self.names
         more = {"category_ids": self.category_ids, "rules": self.rules, "distance": self.distance}
         return self.from_arrays(*parts, **more)  # type: ignore[arg-type]
 
@@ -267,7 +273,10 @@ class BoxAnswer:
 
 @dataclass(frozen=True)
 class DetectionAnswer:
-    """Plain values of `Detections`; without `distance` and `reason` where the model measures no distance."""
+    """Plain values of `Detections`; without `distance` and `reason` where the model measures no distance.
+
+    An object is not shown twice as of a trained and of a taught class: the higher score stays.
+    """
 
     task: Literal["detection"]
     boxes: list[BoxAnswer]
@@ -291,11 +300,16 @@ class DetectionType(TaskType):
     """Id of each class in the COCO file of the training; None where these are 1, 2, 3 and so on, or there was none."""
 
     _add_boxes: Callable[[Arrays], ScoredBoxes] | None = None
+    _num_trained = 0
+    """Classes of the training, which come before those that were taught."""
 
     def add_classes(
         self, labels: Sequence[str], threshold: float, add_boxes: Callable[[Arrays], ScoredBoxes]
     ) -> Self:
-        """Return the task with more classes, by the arguments of `TaskType.add_classes`."""
+        """Return the task with more classes, by the arguments of `TaskType.add_classes`.
+
+        An object that is shown gets one box where one of two classes was taught (`choose_classes`).
+        """
         task = copy.copy(self)
         task.labels = (*self.labels, *labels)
         before = self.confidence.thresholds or (THRESHOLD,) * len(self.labels)
@@ -304,7 +318,7 @@ class DetectionType(TaskType):
         if self.category_ids is not None:
             first = max(self.category_ids) + 1
             task.category_ids = (*self.category_ids, *range(first, first + len(labels)))
-        task._add_boxes = add_boxes
+        task._add_boxes, task._num_trained = add_boxes, len(self.labels)
         return task
 
     def read_rules(self, rules: Mapping[str, Any]) -> None:
@@ -361,7 +375,7 @@ class DetectionType(TaskType):
             (prediction,) = parts
             return prediction
         tiles = [ScoredBoxes(part.boxes, part.class_ids, part.scores) for part in parts]
-        boxes, class_ids, scores = merge_tiles(opened.context, tiles)
+        boxes, class_ids, scores = self._choose_classes(merge_tiles(opened.context, tiles))
         distances = [part.distance for part in parts if part.distance is not None]
         return Detections.from_arrays(
             *(boxes, class_ids, scores, self.labels),
@@ -378,7 +392,7 @@ class DetectionType(TaskType):
             if self._add_boxes is None:
                 boxes = ScoredBoxes(row["boxes"], row["labels"], row["scores"])
             else:
-                boxes = self._add_boxes(row)
+                boxes = self._choose_classes(self._add_boxes(row))
             one = Detections.from_arrays(
                 *(*boxes, self.labels),
                 category_ids=self.category_ids,
@@ -387,3 +401,36 @@ class DetectionType(TaskType):
             )
             predictions.append(one)
         return predictions
+
+    def _choose_classes(self, candidates: ScoredBoxes) -> ScoredBoxes:
+        if self._add_boxes is None:
+            return candidates
+        least = self.confidence.get_thresholds(candidates.class_ids, THRESHOLD)
+        return choose_classes(candidates, candidates.scores >= np.float32(least), self._num_trained)
+
+
+def choose_classes(
+    candidates: ScoredBoxes, is_shown: NDArray[np.bool_], num_trained: int
+) -> ScoredBoxes:
+    """Leave one box to an object that is shown both as of a trained and of a taught class, or of two taught classes.
+
+    Of boxes of two such classes that overlap by an IoU above a half, the one of the higher score stays; of equal
+    scores that of the class of the lower index, which is the trained one. Boxes of one class, of two trained classes,
+    and of scores below the thresholds are as they were.
+
+    Args:
+        candidates: K boxes of one image.
+        is_shown: Whether the score of each reaches its threshold, [K].
+        num_trained: Number of trained classes; those of higher index were taught.
+    """
+    boxes, class_ids, scores = candidates
+    is_taught = class_ids >= num_trained
+    remaining = np.ones(len(scores), bool)
+    for index in np.lexsort((class_ids, -scores)).tolist():
+        if not (remaining[index] and is_shown[index]):
+            continue
+        covered = compute_iou(boxes[index : index + 1], boxes)[0] > SAME_OBJECT_IOU
+        covered &= is_shown & (class_ids != class_ids[index]) & (is_taught | is_taught[index])
+        # A better box that overlaps with this one would have taken it away before: only worse ones are covered.
+        remaining &= ~covered
+    return ScoredBoxes(boxes[remaining], class_ids[remaining], scores[remaining])

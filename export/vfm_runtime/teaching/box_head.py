@@ -32,7 +32,7 @@ class BoxHead:
 
     def compute_scores(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return a score for each class, 0 to 1, float32 [K, C], of embeddings [K, D]."""
-        cosines = _scale(vectors) @ self.prototypes.T
+        cosines = scale_vectors(vectors) @ self.prototypes.T
         logits = (cosines - self.thresholds) * self.scales
         return np.asarray(0.5 + 0.5 * np.tanh(0.5 * logits), np.float32)
 
@@ -45,17 +45,17 @@ def fit_box_head(state: TaughtState) -> BoxHead:
     of the examples.
     """
     assert state.vectors is not None
-    vectors = _scale(state.vectors)
+    vectors = scale_vectors(state.vectors)
     labels = np.array([example.label for example in state.examples])
     prototypes, thresholds, scales = [], [], []
     for label in state.labels:
         examples = vectors[labels == label]
         parts = [one.vectors for one in state.surroundings if one.label == label]
-        others = _scale(np.concatenate([*parts, vectors[labels != label]]))
+        others = scale_vectors(np.concatenate([*parts, vectors[labels != label]]))
         mean = examples.mean(axis=0)
         similar = others[np.argsort(-(others @ mean), kind="stable")[:_MOST_SIMILAR]]
         away = _AWAY * similar.mean(axis=0) if len(similar) else 0.0
-        prototype = _scale((mean - away)[None])[0]
+        prototype = scale_vectors((mean - away)[None])[0]
         high = float(np.quantile(others @ prototype, _HIGH_QUANTILE)) if len(others) else 0.0
         typical = float((examples @ prototype).mean())
         # An example that is less like its class than background is leaves no room: nothing but its like is found.
@@ -68,5 +68,6 @@ def fit_box_head(state: TaughtState) -> BoxHead:
     )
 
 
-def _scale(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def scale_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return vectors [N, D] of norm 1."""
     return center_vectors(vectors, np.zeros(vectors.shape[1], np.float32))

@@ -11,14 +11,21 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vfm_runtime.errors import DataError, OptionError, format_value
+from vfm_runtime.errors import DataError, OptionError, StateError, format_value
 from vfm_runtime.media.image import ImageSource, Pixels
-from vfm_runtime.tasks.base import Arrays, TaskType
-from vfm_runtime.tasks.detection import compute_iou
+from vfm_runtime.search import find_nearest
+from vfm_runtime.tasks.base import Arrays, Opened, TaskType
+from vfm_runtime.tasks.detection import Detections, compute_iou
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.tasks.tiling import ScoredBoxes
-from vfm_runtime.teaching.box_head import BoxHead, fit_box_head
-from vfm_runtime.teaching.classes import format_names, hash_image, name_image
+from vfm_runtime.teaching.box_head import BoxHead, fit_box_head, scale_vectors
+from vfm_runtime.teaching.classes import (
+    Evidence,
+    format_names,
+    format_nearest,
+    hash_image,
+    name_image,
+)
 from vfm_runtime.teaching.coco import read_coco
 from vfm_runtime.teaching.state import (
     Surroundings,
@@ -72,8 +79,31 @@ class MarkedImage(NamedTuple):
     """Boxes that the detector finds, [K, 4], best first."""
     vectors: NDArray[np.float32]
     """Their embeddings, [K, D]."""
-    picture: bytes = b""
-    """A small JPEG of the image; empty where none is kept."""
+    pictures: Sequence[bytes] = ()
+    """A small JPEG of each example, [M]; none where none are kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class BoxExplanation:
+    """The boxes of one image that are shown, and the examples nearest to those of taught classes. K boxes."""
+
+    prediction: Detections
+    evidence: tuple[tuple[Evidence, ...], ...]
+    """Examples for each box, [K], the nearest first; none for a box of a trained class."""
+    version: int
+    """Version of the state that answered."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the pictures, ready for JSON."""
+        rows = zip(self.prediction.to_dict()["boxes"], self.evidence, strict=True)
+        boxes = [{**box, "nearest": [one.to_dict() for one in some]} for box, some in rows]
+        return {"boxes": boxes, "state_version": self.version}
+
+    def lines(self) -> list[str]:
+        """Return each box and its examples for the shell."""
+        boxes = [self.prediction.select([row]).headline() for row in range(len(self.evidence))]
+        rows = zip(boxes, self.evidence, strict=True)
+        return [box + format_nearest(some) for box, some in rows] or [self.prediction.headline()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,14 +182,14 @@ class TaughtBoxes(Taught):
         examples, vectors, pictures, surroundings = [], [], [], []
         for image in marked:
             overlaps = compute_iou(image.boxes, image.corners)
-            for box, row in zip(image.boxes, overlaps, strict=True):
+            for index, (box, row) in enumerate(zip(image.boxes, overlaps, strict=True)):
                 if row.max(initial=0.0) < _SAME_IOU:
                     continue
                 text = f"{image.sha256} {np.round(box, 1).tolist()}"
                 sha256 = hashlib.sha256(text.encode()).hexdigest()
                 examples.append(TaughtExample(image.label, sha256, image.name))
                 vectors.append(image.vectors[int(row.argmax())])
-                pictures.append(image.picture)
+                pictures.append(image.pictures[index] if image.pictures else b"")
             others = image.vectors[overlaps.max(axis=0, initial=0.0) < _OTHER_IOU]
             others = others[:_MOST_SURROUNDINGS]
             surroundings.append(Surroundings(image.label, image.sha256, others))
@@ -175,10 +205,47 @@ class TaughtBoxes(Taught):
         return self.store.change(lambda state: state.add(examples, stacked, pictures, surroundings))
 
     def extend(self, task: TaskType) -> TaskType:
-        """Return a task that also finds what was taught; the task itself where that is nothing."""
+        """Return a task that also finds what was taught; the task itself where that is nothing.
+
+        An object that is shown both as of a trained and of a taught class keeps the box of the higher score alone.
+        """
+        fitted = self._fit()
+        return task if fitted is None else self._extend(task, fitted)
+
+    def explain(
+        self, task: TaskType, opened: Opened, outputs: Arrays, num_nearest: int = 3
+    ) -> BoxExplanation:
+        """Answer for an image that was opened by its outputs, with the examples nearest to boxes of taught classes.
+
+        Raises:
+            StateError: Nothing was taught.
+        """
         fitted = self._fit()
         if fitted is None:
-            return task
+            raise StateError("No class was taught. Teach one, whose boxes can be told from others.")
+        prediction = self._extend(task, fitted).predict(opened, outputs)
+        assert isinstance(prediction, Detections)
+        shown = prediction.above()
+        corners, vectors = self.locate(opened.context, outputs)
+        examples = fitted.state.examples
+        evidence: list[tuple[Evidence, ...]] = []
+        assert fitted.state.vectors is not None
+        scaled = scale_vectors(fitted.state.vectors)
+        for box, class_id in zip(shown.boxes, shown.class_ids, strict=True):
+            if class_id < len(task.labels):
+                evidence.append(())
+                continue
+            # A taught class has the detector's own boxes, but where tiles cut an object.
+            row = int(compute_iou(box[None], corners)[0].argmax())
+            similarities = scaled @ scale_vectors(vectors[row : row + 1])[0]
+            some = [
+                Evidence(examples[i], float(similarities[i]), fitted.state.pictures[i])
+                for i in find_nearest(similarities, num_nearest)
+            ]
+            evidence.append(tuple(some))
+        return BoxExplanation(shown, tuple(evidence), fitted.state.version)
+
+    def _extend(self, task: TaskType, fitted: _Fitted) -> TaskType:
         first = len(task.labels)
 
         def add_boxes(row: Arrays) -> ScoredBoxes:
@@ -214,13 +281,23 @@ class TaughtBoxes(Taught):
         order = order[scores.reshape(-1)[order] > 0]
         return corners.reshape(-1, 4)[order], vectors.reshape(-1, vectors.shape[-1])[order]
 
+    def crop_boxes(self, pixels: Pixels, corners: NDArray[np.float32]) -> list[bytes]:
+        """Return a small JPEG of what each box [M, 4] of an image shows."""
+        height, width = pixels.shape[:2]
+        low = np.floor(corners[:, :2]).clip(0, [width - 1, height - 1]).astype(int)
+        high = np.ceil(corners[:, 2:]).clip(low + 1, [width, height]).astype(int)
+        return [
+            self.shrink_picture(np.ascontiguousarray(pixels[top:bottom, left:right]))
+            for (left, top), (right, bottom) in zip(low.tolist(), high.tolist(), strict=True)
+        ]
+
     def _mark(self, label: str, image: Any, boxes: ArrayLike) -> MarkedImage:
         name, model = name_image(image), self._model
         corners = check_boxes(boxes, name or "an image")
         opened = model.task_type.open(model.open_source(image))
         located, vectors = self.locate(opened.context, model.compute_opened(opened))
-        picture = self.shrink_picture(model.open_pixels(image)) if self._keeps_pictures else b""
-        return MarkedImage(label, hash_image(image), name, corners, located, vectors, picture)
+        pictures = self.crop_boxes(model.open_pixels(image), corners) if self.keeps_pictures else ()
+        return MarkedImage(label, hash_image(image), name, corners, located, vectors, pictures)
 
     def _fit(self) -> _Fitted | None:
         """Fit the head anew where the state has changed; None where nothing was taught."""

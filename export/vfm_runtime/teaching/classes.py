@@ -40,15 +40,20 @@ class Evidence:
 
     example: TaughtExample
     similarity: float
-    """Cosine of both vectors, the mean of all examples subtracted."""
+    """Cosine of both vectors, of whole images with the mean of all examples subtracted."""
     picture: bytes
-    """JPEG of the example, shrunk; empty where pictures are not kept."""
+    """JPEG of the image or box, shrunk; empty where pictures are not kept."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the example without its picture, ready for JSON."""
         example = self.example
         values = {"label": example.label, "similarity": self.similarity}
         return {**values, "name": example.name, "sha256": example.sha256}
+
+    def headline(self) -> str:
+        """Return the example and its similarity for the shell."""
+        example = self.example
+        return f"{example.name or example.sha256[:12]} ({example.label}, {self.similarity:.3f})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +75,10 @@ class Explanation:
             "nearest": [one.to_dict() for one in self.evidence],
             "state_version": self.version,
         }
+
+    def lines(self) -> list[str]:
+        """Return the answer and the examples for the shell."""
+        return [self.prediction.headline() + format_nearest(self.evidence)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +209,13 @@ class TaughtClasses(Taught):
         return fitted
 
     def _shrink(self, image: Any) -> bytes:
-        return self.shrink_picture(self._model.open_pixels(image)) if self._keeps_pictures else b""
+        return self.shrink_picture(self._model.open_pixels(image)) if self.keeps_pictures else b""
+
+
+def format_nearest(evidence: Sequence[Evidence]) -> str:
+    """Return the examples that an answer rests on, to stand after it; nothing where there are none."""
+    nearest = ", ".join(one.headline() for one in evidence)
+    return f"; nearest: {nearest}" if nearest else ""
 
 
 def format_names(names: Sequence[str]) -> str:

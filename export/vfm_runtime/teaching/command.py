@@ -11,6 +11,7 @@ from vfm_runtime.bundle.model import Model, load
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.files import find_images
 from vfm_runtime.media.image import ImageError
+from vfm_runtime.teaching.boxes import BoxExplanation
 from vfm_runtime.teaching.classes import Explanation
 from vfm_runtime.teaching.coco import read_coco
 from vfm_runtime.teaching.state import TaughtState
@@ -156,7 +157,7 @@ def _why(options: argparse.Namespace) -> int:
 
 
 def _print_answer(
-    file: Path, answer: Explanation | ImageError, options: argparse.Namespace
+    file: Path, answer: Explanation | BoxExplanation | ImageError, options: argparse.Namespace
 ) -> None:
     if isinstance(answer, ImageError):
         print(f"error: {answer}", file=sys.stderr)
@@ -166,11 +167,8 @@ def _print_answer(
     if options.json:
         print(json.dumps({"image": str(file), **answer.to_dict()}))
         return
-    nearest = ", ".join(
-        f"{one.example.name or one.example.sha256[:12]} ({one.example.label}, {one.similarity:.3f})"
-        for one in answer.evidence
-    )
-    print(f"{file}: {answer.prediction.headline()}" + (f"; nearest: {nearest}" if nearest else ""))
+    for line in answer.lines():
+        print(f"{file}: {line}")
 
 
 def _show_taught(options: argparse.Namespace) -> int:

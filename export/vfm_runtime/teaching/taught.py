@@ -32,7 +32,7 @@ class Taught:
         Raises:
             DataError: The state of the folder is damaged, or of another model.
         """
-        self._keeps_pictures = keep_pictures
+        self.keeps_pictures = keep_pictures
         self.store = StateStore(None if folder is None else Path(folder), fingerprint)
 
     @property
@@ -42,7 +42,7 @@ class Taught:
 
     def shrink_picture(self, pixels: Pixels) -> bytes:
         """Return a small JPEG of an image, or nothing where pictures are not kept."""
-        if not self._keeps_pictures:
+        if not self.keeps_pictures:
             return b""
         picture = Image.fromarray(pixels)
         picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))

@@ -2,11 +2,13 @@
 
 import base64
 import errno
+import io
 import json
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 from vfm_runtime.server.app import create_app
 from vfm_runtime.server.main import serve
@@ -168,10 +170,20 @@ def test_a_detector_is_taught_by_boxes(make_settings, refused, tmp_path):
             assert text in refused(teach(**names), status, "invalid")
         bad = teach([images[0], b"none"], boxes=boxes)
         assert "File 2 of 2 (1.png): The 4 bytes are no image" in refused(bad, 400, "bad_image")
-        for route in ("/classify", "/why"):
-            answer = client.post(f"{route}?model=finder", content=images[0], headers=BYTES)
-            text = "what it was taught is among the answers of /predict"
-            assert text in refused(answer, 422, "invalid")
+        answer = client.post("/classify?model=finder", content=images[0], headers=BYTES)
+        text = "what it was taught is among the answers of /predict"
+        assert text in refused(answer, 422, "invalid")
+        answer = client.post("/why?model=finder&nearest=1", content=images[0], headers=BYTES).json()
+        assert answer["state_version"] == 1
+        (red,) = [row for row in answer["boxes"] if row["label"] == "red"]
+        assert red["box"] == pytest.approx(box)
+        (nearest,) = red["nearest"]
+        assert nearest["similarity"] == pytest.approx(1)
+        # What the box showed, and no more of its picture.
+        data = base64.b64decode(nearest["picture"].partition(",")[2])
+        kept = np.asarray(Image.open(io.BytesIO(data)))
+        assert kept.shape == (32, 48, 3)
+        assert np.abs(kept.astype(int) - RED).max() < 12
         assert client.post("/forget?model=finder&label=red").json()["classes"] == {}
         found = client.post("/predict?model=finder", content=images[0], headers=BYTES).json()
         assert "red" not in [row["label"] for row in found["answer"]["boxes"]]
