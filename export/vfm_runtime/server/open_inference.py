@@ -99,6 +99,7 @@ class ModelInfo(HeadInfo):
     heads: dict[str, HeadInfo]
     draws: bool = Field(description="Whether `draw` gives a picture.")
     learns: bool = Field(description="Whether it can be taught classes.")
+    learns_boxes: bool = Field(description="Whether it would be taught by boxes.")
     groups: list[str] | None = Field(
         description="Groups that have rules; null where all are alike."
     )
@@ -170,8 +171,8 @@ def _describe_model(service: Service, versions: list[ServedModel]) -> dict[str, 
         **_describe_head(task),
         "heads": {name: _describe_head(head) for name, head in task.heads.items() if name},
         "draws": task.draws,
-        # The page teaches whole images: it draws no boxes.
-        "learns": default.taught is not None and not default.model.learns_boxes,
+        "learns": default.taught is not None,
+        "learns_boxes": default.model.learns_boxes,
         "groups": None if task.group_rules is None else list(task.group_rules.groups),
         "precision": default.model.precision,
         "device": default.model.device,

@@ -24,7 +24,7 @@ from vfm_runtime.server.search import embed_upload
 from vfm_runtime.server.security import TEACH_TOKEN, TOKEN
 from vfm_runtime.server.service import DEADLINE, RequestContext, Service, get_service
 from vfm_runtime.server.uploads import Upload, open_picture, read_upload, read_uploads
-from vfm_runtime.teaching.boxes import MarkedImage, TaughtBoxes, check_boxes
+from vfm_runtime.teaching.boxes import THRESHOLD, MarkedImage, TaughtBoxes, check_boxes
 from vfm_runtime.teaching.classes import Evidence, TaughtClasses, hash_image
 from vfm_runtime.teaching.state import TaughtExample, TaughtState, check_label
 from vfm_runtime.teaching.store import StorageError
@@ -49,6 +49,9 @@ class TaughtResponse(BaseModel):
     model: str
     state_version: int = Field(description="How often it was changed.")
     classes: dict[str, int] = Field(description="Number of examples by class.")
+    threshold: float | None = Field(
+        description="Least score of boxes of taught classes that are shown; null of whole images."
+    )
     keeps_pictures: bool
     request_id: str
 
@@ -130,6 +133,7 @@ class _Asked:
                 "model": self.served.name,
                 "state_version": state.version,
                 "classes": state.counts,
+                "threshold": THRESHOLD if isinstance(self.taught, TaughtBoxes) else None,
                 "keeps_pictures": self.service.settings.keep_pictures,
                 "request_id": request.state.context.request_id,
             }

@@ -233,3 +233,23 @@ def color_at(page, share_x, share_y):
       return [...canvas.getContext("2d").getImageData(Math.round(left), Math.round(top), 1, 1).data];
     }"""
     return page.evaluate(script, [share_x, share_y])
+
+
+def draw_box(page, shares):
+    """Draw a box, given in shares of the picture, by the mouse."""
+    script = """() => {
+      const picture = document.getElementById("marked");
+      const bounds = document.getElementById("marks").getBoundingClientRect();
+      const [width, height] = [picture.naturalWidth, picture.naturalHeight];
+      const scale = Math.min(bounds.width / width, bounds.height / height);
+      const left = bounds.left + (bounds.width - width * scale) / 2;
+      const top = bounds.top + (bounds.height - height * scale) / 2;
+      return [left, top, width * scale, height * scale];
+    }"""
+    page.locator("#marks").scroll_into_view_if_needed()
+    left, top, width, height = page.evaluate(script)
+    corners = [(left + x * width, top + y * height) for x, y in (shares[2:], shares[:2])]
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    page.mouse.move(*corners[1], steps=3)
+    page.mouse.up()

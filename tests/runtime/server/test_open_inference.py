@@ -61,6 +61,7 @@ def test_models(client):
         "heads": {},
         "draws": False,
         "learns": False,
+        "learns_boxes": False,
         "groups": None,
         "precision": "fp32",
         "device": "cpu",

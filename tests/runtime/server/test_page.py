@@ -1,14 +1,18 @@
 """The demo page in a real browser, against the real server."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import vfm_runtime
+from PIL import Image
 from skimage import data
 
 from tests.runtime import toy_embedder
+from tests.runtime.server import toy_finder
 from tests.runtime.server.browsing import (
     CONTRAST,
     FAULTS,
@@ -18,6 +22,7 @@ from tests.runtime.server.browsing import (
     Windows,
     ask,
     color_at,
+    draw_box,
     dropped,
     launched,
     make_bundles,
@@ -410,6 +415,63 @@ def test_a_class_is_taught_by_dropping_pictures(opened, tmp_path):
         page.fill("#taught-label", " ")
         page.dispatch_event("#taught-drop", "drop", {"dataTransfer": dropped(page, query)})
         assert page.inner_text("#taught-status") == "Name the class first."
+
+
+def test_a_detector_is_taught_by_drawing_boxes(opened, tmp_path):
+    bundle = toy_finder.build(tmp_path / "finder", embeds=True)
+    pixels = np.full((120, 160, 3), 120, np.uint8)
+    for left, top, right, bottom in toy_finder.SHARES[1:]:
+        rows, columns = (
+            slice(round(120 * top), round(120 * bottom)),
+            slice(round(160 * left), round(160 * right)),
+        )
+        pixels[rows, columns] = (200, 40, 40)
+    path = tmp_path / "red.png"
+    Image.fromarray(pixels).save(path)
+    with Running(bundle, state=tmp_path / "state", keep_pictures=True) as running:
+        page = opened(running.url)
+        page.wait_for_selector("#taught-about:has-text('Nothing was taught yet.')")
+        page.dispatch_event("#taught-drop", "drop", {"dataTransfer": dropped(page, path)})
+        page.wait_for_function("document.getElementById('marked').naturalWidth === 160")
+        for count, shares in enumerate(toy_finder.SHARES[1:], 1):
+            draw_box(page, shares)
+            page.wait_for_selector(f"#marks[aria-label^='{count} box']")
+        boxes = json.loads(page.input_value("#marks-text"))
+        expected_boxes = np.array(toy_finder.SHARES[1:]) * [160, 120, 160, 120]
+        np.testing.assert_allclose(boxes, expected_boxes, atol=1)
+        page.click("#marks-teach")
+        page.wait_for_selector("#taught-status:has-text('Name the class first.')")
+        page.fill("#taught-label", "red")
+        # A box too many is taken away, and may be typed too.
+        draw_box(page, (0.4, 0.1, 0.5, 0.3))
+        page.wait_for_selector("#marks[aria-label^='3 boxes']")
+        page.click("#marks-undo")
+        page.wait_for_selector("#marks[aria-label^='2 boxes']")
+        page.fill("#marks-text", json.dumps(boxes[:1]))
+        page.dispatch_event("#marks-text", "change")
+        page.wait_for_selector("#marks[aria-label^='1 box ']")
+        assert page.evaluate(CONTRAST)[0] >= 4.5
+        assert page.evaluate(FAULTS) == []
+        page.click("#marks-teach")
+        page.wait_for_selector("#taught-list li:has-text('1 example')")
+        page.wait_for_selector("#marking", state="hidden")
+        ask(page, path)
+        page.wait_for_selector(".card.taught .nearest img")
+        assert page.locator(".found .name").all_inner_texts() == ["cat", "red", "red"]
+        # As the model has it, and in a color of its own.
+        assert page.inner_text(".slide output") == "as the model has it"
+        assert color_at(page, 0.6, 0.7)[:3] == [0xF5, 0x82, 0x31]
+        assert page.faults == []
+        page.fill("#taught-label", "bee")
+        page.dispatch_event("#taught-drop", "drop", {"dataTransfer": dropped(page, path)})
+        page.wait_for_selector("#marking:not([hidden])")
+        page.click("#marks-teach")
+        page.wait_for_selector("#taught-status:has-text('Draw a box around every object')")
+        page.fill("#marks-text", "[96, 60, 144, 108]")
+        page.dispatch_event("#marks-text", "change")
+        page.click("#marks-teach")
+        page.wait_for_selector("#taught-status:has-text('this model was trained on')")
+        assert page.is_visible("#marking")
 
 
 def test_a_page_asks_for_the_token_to_teach_with(opened, tmp_path, monkeypatch):

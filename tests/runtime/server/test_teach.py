@@ -144,7 +144,7 @@ def test_a_detector_is_taught_by_boxes(make_settings, refused, tmp_path):
 
         boxes = json.dumps([[box], [box]])
         answer = teach(boxes=boxes)
-        assert answer.json()["classes"] == {"red": 2}
+        assert (answer.json()["classes"], answer.json()["threshold"]) == ({"red": 2}, 0.5)
         found = client.post("/predict?model=finder", content=images[0], headers=BYTES).json()
         assert [row["label"] for row in found["answer"]["boxes"]].count("red") == 1
         for names, status, text in (

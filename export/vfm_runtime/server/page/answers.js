@@ -3,7 +3,7 @@
 import { colorOf } from "./boxes.js";
 
 const MOST_ROWS = 60;
-const SHOWN_FROM = 0.3; // as vfm_runtime.tasks.detection.THRESHOLD
+export const SHOWN_FROM = 0.3; // as vfm_runtime.tasks.detection.THRESHOLD
 const REASONS = {
   low_score: "Not sure: the score is lower than this label needs.",
   unlike_training: "Not sure: this is unlike what the model has learnt from.",

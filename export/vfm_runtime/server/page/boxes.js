@@ -24,7 +24,7 @@ export function inkOn(color) {
 }
 
 /** Where a picture of this size lies in the stage that shows the whole of it. */
-function fitted(canvas, size) {
+export function fitted(canvas, size) {
   const scale = Math.min(canvas.clientWidth / size.width, canvas.clientHeight / size.height);
   return {
     scale,
@@ -37,7 +37,7 @@ function fitted(canvas, size) {
  * Draw boxes with their captions, the best on top.
  *
  * @param canvas As large as the stage.
- * @param boxes `{box, label, score, color}`, corners in pixels of the picture.
+ * @param boxes `{box, label, score, color}`, corners in pixels of the picture; those that a user draws have no score.
  * @param size `{width, height}` of the picture.
  * @param chosen The box to bring out, or null.
  */
@@ -82,7 +82,7 @@ function drawCaption(pen, item, place, taken) {
   pen.font = "600 12px system-ui, sans-serif";
   pen.textBaseline = "middle";
   const name = item.label.length > 28 ? `${item.label.slice(0, 27)}…` : item.label;
-  const text = `${name} ${item.score.toFixed(2)}`;
+  const text = item.score === undefined ? name : `${name} ${item.score.toFixed(2)}`;
   const width = pen.measureText(text).width + 10;
   const x = place.left + item.box[0] * place.scale - 1;
   const y = place.top + item.box[1] * place.scale;

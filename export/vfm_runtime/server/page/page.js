@@ -187,7 +187,7 @@ function showAnswer(reply) {
   const model = currentModel();
   const heads = headsOf(reply);
   // A model that was replaced meanwhile by one of another task is not listed yet.
-  const about = (name) => (name ? model?.heads[name] : model) ?? { labels: [], thresholds: null };
+  const about = (name) => taught.widen((name ? model?.heads[name] : model) ?? { labels: [], thresholds: null });
   const boxes = (name) => ({
     ...about(name),
     id: `threshold-${name}`,
@@ -395,5 +395,6 @@ function wire() {
 
 wire();
 const version = () => (currentModel()?.versions.length > 1 ? at("version").value : "");
-const taught = wireTaught({ model: currentModel, version, file: () => state.file, token: () => state.token });
+const again = () => { if (state.file) ask(); };
+const taught = wireTaught({ model: currentModel, version, file: () => state.file, token: () => state.token, again });
 loadModels();

@@ -1,6 +1,7 @@
-// The panel of taught classes: teach by dropping pictures, forget, and why an answer is as it is.
+// The panel of taught classes: teach by pictures or by boxes in them, forget, and why an answer is as it is.
 
-import { barList, make, percent } from "./answers.js";
+import { barList, make, percent, SHOWN_FROM } from "./answers.js";
+import { wireMarking } from "./marking.js";
 import { send, Trouble } from "./network.js";
 
 const at = (id) => document.getElementById(id);
@@ -9,10 +10,12 @@ const MOST_FILES = 32; // of one form, as the server takes them
 /**
  * Wire the panel. It shows where the server has a state folder and the model gives embeddings.
  *
- * @param asked What is asked: `model()`, `version()`, `file()`, and `token()` of the page.
+ * @param asked What is asked: `model()`, `version()`, `file()`, and `token()` of the page; `again()` asks once more.
  */
 export function wireTaught(asked) {
-  const panel = { token: "", classes: {}, teaching: false };
+  const panel = { token: "", classes: {}, threshold: null, teaching: false };
+  const marking = wireMarking(() => at("taught-label").value.trim());
+  const byBoxes = () => Boolean(asked.model()?.learns_boxes);
 
   function path(route, more = {}) {
     const names = { model: asked.model()?.name, version: asked.version(), ...more };
@@ -23,7 +26,14 @@ export function wireTaught(asked) {
   /** List what the chosen model was taught; the panel stays away where nothing can be. */
   async function show() {
     at("taught").hidden = !asked.model()?.learns;
+    marking.close();
     if (at("taught").hidden) return;
+    at("taught-how").textContent = byBoxes()
+      ? "Name a class, drop a picture here, and draw a box around every object of the class. It counts at once, for everyone who asks this server."
+      : "Name a class, and drop a few pictures of it here. It counts at once, for everyone who asks this server.";
+    at("taught-choose").textContent = byBoxes() ? "Choose a picture" : "Choose pictures";
+    at("taught-drop").textContent = byBoxes() ? "Drop a picture here to draw on" : "Drop pictures of the class here";
+    at("taught-files").multiple = !byBoxes();
     try {
       list(await send("GET", path("taught"), { token: asked.token() }));
     } catch (trouble) {
@@ -31,8 +41,8 @@ export function wireTaught(asked) {
     }
   }
 
-  function list({ classes, state_version: version }) {
-    panel.classes = classes;
+  function list({ classes, state_version: version, threshold }) {
+    Object.assign(panel, { classes, threshold });
     const names = Object.keys(classes);
     at("taught-names").replaceChildren(...names.map((name) => make("option", { value: name })));
     at("taught-list").replaceChildren(...names.map((name) => {
@@ -42,7 +52,7 @@ export function wireTaught(asked) {
       return make("li", {}, make("span", { className: "name" }, name), make("span", { className: "soft number" }, count), button);
     }));
     at("taught-about").textContent = names.length
-      ? `Version ${version} of what it was taught.` + (names.length < 2 ? " It needs a second class to choose." : "")
+      ? `Version ${version} of what it was taught.` + (names.length < 2 && !byBoxes() ? " It needs a second class to choose." : "")
       : "Nothing was taught yet.";
   }
 
@@ -53,7 +63,12 @@ export function wireTaught(asked) {
     try {
       list(await send("POST", route, { token: panel.token || asked.token(), body }));
       tell(done);
-      await ask();
+      if (byBoxes()) {
+        marking.close();
+        asked.again();
+      } else {
+        await ask();
+      }
     } catch (trouble) {
       explain(trouble);
     } finally {
@@ -65,11 +80,12 @@ export function wireTaught(asked) {
     const label = at("taught-label").value.trim();
     const pictures = [...files];
     if (!pictures.length) return;
-    if (!label) {
-      tell("Name the class first.");
-      at("taught-label").focus();
+    if (byBoxes()) {
+      tell(pictures.length > 1 ? "One picture at a time: this is the first." : "");
+      marking.open(pictures[0]);
       return;
     }
+    if (!isNamed(label)) return;
     if (pictures.length > MOST_FILES) {
       tell(`${pictures.length} pictures at once; ${MOST_FILES} is the most. Drop fewer.`);
       return;
@@ -79,17 +95,40 @@ export function wireTaught(asked) {
     change(path("teach", { label }), body, `Learned ${pictures.length} of ${label}.`);
   }
 
+  function teachBoxes() {
+    const label = at("taught-label").value.trim();
+    const { file, boxes } = marking.marked();
+    if (!isNamed(label)) return;
+    if (!boxes.length) {
+      tell("Draw a box around every object of the class first.");
+      return;
+    }
+    const body = new FormData();
+    body.append("file", file);
+    change(path("teach", { label, boxes: JSON.stringify([boxes]) }), body, `Learned ${label} from ${file.name}.`);
+  }
+
+  /** What a detector answers with: its own classes, then those that it was taught. */
+  function widen(head) {
+    const names = Object.keys(panel.classes);
+    if (!byBoxes() || !names.length) return head;
+    const before = head.thresholds ?? head.labels.map(() => SHOWN_FROM);
+    return { ...head, labels: [...head.labels, ...names], thresholds: [...before, ...names.map(() => panel.threshold)] };
+  }
+
   /** Show the answer of the taught classes for the file of the page, beside that of the bundle. */
   async function ask() {
     document.querySelector(".card.taught")?.remove();
     const file = asked.file();
-    if (at("taught").hidden || !file || file.type.startsWith("video/") || Object.keys(panel.classes).length < 2) return;
+    if (at("taught").hidden || !file || file.type.startsWith("video/") || Object.keys(panel.classes).length < (byBoxes() ? 1 : 2)) return;
     const body = new FormData();
     body.append("file", file);
     try {
       const answer = await send("POST", path("why", { nearest: 4 }), { token: panel.token || asked.token(), body });
       document.querySelector(".card.taught")?.remove();
-      if (asked.file() === file) at("cards").prepend(card(answer));
+      if (asked.file() !== file) return;
+      if (answer.boxes) at("cards").append(...boxCards(answer));
+      else at("cards").prepend(card(answer));
     } catch (trouble) {
       explain(trouble);
     }
@@ -112,6 +151,8 @@ export function wireTaught(asked) {
     at("taught-files").click();
   });
   at("taught-files").addEventListener("change", () => { teach(at("taught-files").files); at("taught-files").value = ""; });
+  at("marks-teach").addEventListener("click", teachBoxes);
+  at("taught-label").addEventListener("input", marking.paint);
   at("taught-token").addEventListener("change", () => { panel.token = at("taught-token").value.trim(); tell("The token is used from now on."); ask(); });
   // What is dropped here is an example, not a question.
   for (const kind of ["dragover", "dragleave", "drop"]) {
@@ -122,24 +163,45 @@ export function wireTaught(asked) {
       if (kind === "drop") teach(event.dataTransfer.files);
     });
   }
-  return { show, ask };
+  return { show, ask, widen };
 }
 
 function tell(text) {
   at("taught-status").textContent = text;
 }
 
-function card(answer) {
-  const rows = answer.nearest.map(({ label, name, similarity, picture }) => make("li", {},
+function isNamed(label) {
+  if (label) return true;
+  tell("Name the class first.");
+  at("taught-label").focus();
+  return false;
+}
+
+function nearestList(nearest) {
+  const rows = nearest.map(({ label, name, similarity, picture }) => make("li", {},
     // Only what the server itself encodes: nothing is loaded from elsewhere.
     picture?.startsWith("data:image/jpeg;base64,") ? make("img", { src: picture, alt: `Example of ${label}` }) : null,
     make("span", { className: "name" }, label, make("span", { className: "place" }, ` ${name}`)),
     make("span", { className: "number" }, similarity.toFixed(2))));
+  return make("ol", { className: "nearest" }, ...rows);
+}
+
+/** The examples that the boxes of taught classes rest on; nothing where there is no such box. */
+function boxCards({ boxes }) {
+  const taught = boxes.filter(({ nearest }) => nearest.length);
+  if (!taught.length) return [];
+  const parts = taught.map(({ label, score, nearest }) => make("div", {},
+    make("p", { className: "found-class" }, make("span", { className: "name" }, label), ` ${percent(score)}`),
+    nearestList(nearest)));
+  return [make("article", { className: "card taught" }, make("h3", { className: "kind" }, "Taught class · nearest examples"), ...parts)];
+}
+
+function card(answer) {
   return make("article", { className: "card taught" },
     make("h3", { className: "kind" }, "Taught class"),
     make("p", { className: "headline" }, answer.label),
     make("p", { className: "soft" }, `Score ${percent(answer.score)}`),
     barList(answer.top),
     make("h4", {}, "Nearest examples"),
-    make("ol", { className: "nearest" }, ...rows));
+    nearestList(answer.nearest));
 }
