@@ -149,19 +149,19 @@ if run.is_global_zero:
 """
 
 
-def _run_equal(tmp_path: Path, how: str, accumulate: int = 1) -> dict[str, Any]:
-    script, out = tmp_path / "equal.py", tmp_path / f"{how}{accumulate}"
+def _run_script(out: Path, text: str, how: str, *more: str) -> None:
     out.mkdir()
-    script.write_text(EQUAL)
+    script = out / "script.py"
+    script.write_text(text)
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, str(script), how, str(out), str(accumulate)],
+        [sys.executable, str(script), how, str(out), *more],
         cwd=root,
         env={
             "PYTHONPATH": str(root),
             "OMP_NUM_THREADS": "1",
             "PATH": "/usr/bin:/bin",
-            "VFM_CACHE": str(tmp_path / f"cache-{how}"),
+            "VFM_CACHE": str(out.parent / f"cache-{how}"),
         },
         capture_output=True,
         text=True,
@@ -169,6 +169,11 @@ def _run_equal(tmp_path: Path, how: str, accumulate: int = 1) -> dict[str, Any]:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _run_equal(tmp_path: Path, how: str, accumulate: int = 1) -> dict[str, Any]:
+    out = tmp_path / f"{how}{accumulate}"
+    _run_script(out, EQUAL, how, str(accumulate))
     found: dict[str, Any] = json.loads((out / "found.json").read_text())
     found["state"] = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return found
@@ -197,3 +202,45 @@ def test_two_ranks_train_as_one(tmp_path: Path, how: str, accumulate: int) -> No
     assert one["state"].keys() == two["state"].keys()
     for name, value in one["state"].items():
         assert torch.allclose(value, two["state"][name], atol=1e-6), name
+
+
+SOLVED = """
+import json, sys
+from pathlib import Path
+import lightning as L
+import torch
+from tests.tasks.test_detection import scenes, task
+from tests.tasks.tiny import trainer
+from vfm import DenseHead
+from vfm.training import lp_ft
+
+solve = lp_ft.solve_head
+
+def compare(one, data):
+    before = one.head.classes.weight.detach().clone()
+    solve(one, data)
+    # Before the strategy wraps the model, which would make the ranks equal in any case.
+    rows = [torch.empty_like(before).flatten() for _ in range(2)]
+    torch.distributed.all_gather(rows, one.head.classes.weight.detach().flatten())
+    (out / f"{one.global_rank}.json").write_text(json.dumps([
+        torch.equal(*rows), torch.equal(before, one.head.classes.weight), one.training
+    ]))
+
+lp_ft.solve_head, out = compare, Path(sys.argv[2])
+L.seed_everything(0)
+data = scenes(num_images=16, num_workers=0)
+run = trainer(out, devices=2, strategy="ddp", max_steps=1, limit_val_batches=0)
+run.fit(task(head=DenseHead(width=32, depth=1), lp_ft=True), datamodule=data)
+"""
+
+
+@pytest.mark.slow
+def test_all_ranks_begin_with_the_class_layer_that_one_solved(tmp_path: Path) -> None:
+    _run_script(tmp_path / "run", SOLVED, "ddp")
+    for rank in range(2):
+        are_equal, is_as_drawn, is_training = json.loads(
+            (tmp_path / "run" / f"{rank}.json").read_text()
+        )
+        assert are_equal
+        assert not is_as_drawn
+        assert is_training

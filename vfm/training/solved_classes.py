@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.data import ImageData
@@ -29,31 +29,35 @@ def solve_classes(task: CheckpointedModel, data: ImageData) -> None:
     """Set the class layer of a DenseHead to a logistic regression on points inside and outside of the training boxes.
 
     So many points of images without augmentation as 20,000 allow are looked at, by the tower as it was drawn; towers
-    and boxes learn in training. Ranks take what rank 0 found.
+    and boxes learn in training. Rank 0 looks at its part of the images, and the other ranks take what it found.
     """
     head = task.head
     assert isinstance(head, DenseHead)
-    was_training = task.training
-    task.eval()
-    inputs, goals = _collect_points(task, head, data)
-    if not (goals > 0).any():
-        rank_zero_warn("No point lies within a training box: the class layer starts at random.")
-    else:
-        layer = head.classes
-        weight, bias = _minimize_loss(inputs, goals)
-        layer.weight.copy_(weight.view_as(layer.weight))
-        assert layer.bias is not None
-        layer.bias.copy_(bias)
-        in_boxes = goals.sum(1) > 0
-        right = (inputs[in_boxes] @ weight.T + bias).argmax(1) == goals[in_boxes].argmax(1)
-        rank_zero_info(
-            f"Class layer solved on {len(goals):,} points, {int(in_boxes.sum()):,} of them in boxes, of which "
-            f"{100 * float(right.float().mean()):.0f} % have the right class."
-        )
+    if task.trainer.is_global_zero:
+        was_training = task.training
+        task.eval()
+        _set_layer(head.classes, *_collect_points(task, head, data))
+        task.train(was_training)
     if task.trainer.world_size > 1:
         for parameter in head.classes.parameters():
             torch.distributed.broadcast(parameter.data, src=0)
-    task.train(was_training)
+
+
+def _set_layer(layer: nn.Conv2d, inputs: Tensor, goals: Tensor) -> None:
+    """Set a layer [C, D, 3, 3] by what it sees of M points, [M, 9 D], and the scores that it should give, [M, C]."""
+    if not (goals > 0).any():
+        rank_zero_warn("No point lies within a training box: the class layer starts at random.")
+        return
+    weight, bias = _minimize_loss(inputs, goals)
+    layer.weight.copy_(weight.view_as(layer.weight))
+    assert layer.bias is not None
+    layer.bias.copy_(bias)
+    in_boxes = goals.sum(1) > 0
+    right = (inputs[in_boxes] @ weight.T + bias).argmax(1) == goals[in_boxes].argmax(1)
+    rank_zero_info(
+        f"Class layer solved on {len(goals):,} points, {int(in_boxes.sum()):,} of them in boxes, of which "
+        f"{100 * float(right.float().mean()):.0f} % have the right class."
+    )
 
 
 def _collect_points(
