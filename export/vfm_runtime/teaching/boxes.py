@@ -223,9 +223,8 @@ class TaughtBoxes(Taught):
         fitted = self._fit()
         if fitted is None:
             raise StateError("No class was taught. Teach one, whose boxes can be told from others.")
-        prediction = self._extend(task, fitted).predict(opened, outputs)
-        assert isinstance(prediction, Detections)
-        shown = prediction.above()
+        prediction: Any = self._extend(task, fitted).predict(opened, outputs)
+        shown: Detections = prediction.above()
         corners, vectors = self.locate(opened.context, outputs)
         examples = fitted.state.examples
         evidence: list[tuple[Evidence, ...]] = []
