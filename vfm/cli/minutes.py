@@ -85,7 +85,8 @@ def plan_minutes(minutes: float, run_trial: Callable[[TimedTrial, list[str]], No
     except OptionError as error:
         raise UsageError(str(error)) from error
     print(
-        f"{minutes:g} minutes: {plan.epochs} epochs, {plan.steps} steps, a validation after each {plan.validate_every}."
+        f"{minutes:g} minute{'s' * (minutes != 1)}: {plan.epochs} epochs, {plan.steps} steps, a validation after each "
+        f"{plan.validate_every}."
     )
     for note in plan.notes:
         print(note)
