@@ -64,9 +64,14 @@ def test_a_detector_trained_on_blends_alone_is_audited_on_its_split(run, tmp_pat
     checkpoint = tmp_path / "checkpoints/best.ckpt"
     assert main(["audit", str(checkpoint), "--conformal", "0.9"]) == 1
     assert "--conformal does not go with" in capsys.readouterr().err
-    assert main(["audit", str(checkpoint), "--robustness", "--kinds", "jpeg"]) == 0
-    found = json.loads((checkpoint.parent / "robustness.json").read_text())
-    assert found["num_videos"] == results_of(checkpoint)["num_videos"]
+    assert main(["audit", str(checkpoint), "--robustness", "--kinds", "fog"]) == 1
+    assert "no corruption 'fog' (--kinds). Choices: jpeg, blur" in capsys.readouterr().err
+    words = ["--robustness", "--kinds", "jpeg,h264", "--fail-on", "mean_corruption_error<2"]
+    assert main(["audit", str(checkpoint), *words]) == 0
+    found = json.loads((checkpoint.parent / "audit.json").read_text())
+    assert found["num_images"] == results_of(checkpoint)["num_videos"]
+    assert [row["level"] for row in found["robustness"]["curves"]["h264"]] == [23, 28, 35, 40]
+    assert "JPEG quality 10" in (checkpoint.parent / "audit.html").read_text()
 
 
 def test_false_alarms_are_compared_between_groups_of_videos(run, tmp_path, capsys):

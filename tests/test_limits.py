@@ -33,7 +33,6 @@ SPEAKERS = (
     "vfm/audit/command.py",
     "vfm/audit/doctor/command.py",
     "vfm/deepfake/shortcuts/command.py",
-    "vfm/deepfake/robustness/command.py",
     "export/vfm_runtime/cli.py",
     "export/vfm_runtime/printing.py",
     "export/vfm_runtime/teaching/command.py",

@@ -67,6 +67,7 @@ def test_what_breaks_first():
     result = {
         "metric": "accuracy",
         "num_images": 9,
+        "unit": "photos",
         "clean": rows(0.8)[0],
         "curves": curves,
         "mean_corruption_error": 0.37,
@@ -75,7 +76,7 @@ def test_what_breaks_first():
     }
     text = describe_robustness(result)
     assert text.endswith("What breaks first: level 0, accuracy 0.600.")
-    assert "0.370 over 3 kinds of 5 strengths (0.200 of the 9 photos as they are)" in text
+    assert "0.370 over 3 kinds (0.200 of the 9 photos as they are)" in text
     assert "None takes a tenth" in describe_robustness(result | {"breaks_first": None})
-    fog = result | {"curves": {"fog": rows(0.8, 0.3)}}
+    fog = result | {"curves": {"fog": rows(0.8, 0.3)}, "families": {"weather": ["fog"]}}
     assert draw_robustness(fog, "weather").startswith(b"\x89PNG")

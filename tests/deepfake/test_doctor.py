@@ -132,7 +132,7 @@ def test_the_command_writes_what_gives_the_labels_away(pictures, tmp_path, capsy
     written = json.loads((tmp_path / "out/shortcuts.json").read_text())
     assert written["metadata_auc"]["value"] > 0.99
     assert written["warning"] is True
-    assert "RED WARNING" in (tmp_path / "out/shortcuts.html").read_text()
+    assert "RED WARNING" in (tmp_path / "out/doctor.html").read_text()
 
 
 def test_by_default_the_result_lies_beside_the_manifest(pictures, tmp_path, capsys):
@@ -144,7 +144,6 @@ def test_by_default_the_result_lies_beside_the_manifest(pictures, tmp_path, caps
     write_manifest(tmp_path / "manifest.csv", items)
     doctor(tmp_path / "manifest.csv", shortcuts=True)
     assert (tmp_path / "shortcuts.json").is_file()
-    assert (tmp_path / "shortcuts.html").is_file()
     assert str(tmp_path / "shortcuts.json") in capsys.readouterr().out
 
 

@@ -11,9 +11,10 @@ from vfm_runtime.media.image import ImageError
 from vfm.data import file_metadata as metadata
 from vfm.data.file_metadata import estimate_jpeg_quality, read_metadata
 from vfm.deepfake.data.record import DeepfakeDataError, Item
-from vfm.deepfake.shortcuts.page import build_shortcuts_page, explain_names, explain_shortcuts
+from vfm.deepfake.shortcuts.page import add_shortcuts, explain_names, explain_shortcuts
 from vfm.deepfake.shortcuts.search import choose_files, find_shortcuts
 from vfm.metrics.separation import measure_separation
+from vfm.report import Page
 
 
 def noise(random, width=32, height=24):
@@ -216,7 +217,9 @@ def test_trap_16_real_jpeg_and_fake_png_is_a_red_warning(tmp_path):
     )
     assert explain_shortcuts(found).startswith("RED WARNING: the files give the labels away")
     assert "file format" in explain_shortcuts(found)
-    assert "RED WARNING" in build_shortcuts_page(found, "a").to_html()
+    page = Page("Doctor", "")
+    add_shortcuts(page, found)
+    assert "RED WARNING" in page.to_html()
 
 
 @pytest.mark.parametrize(
@@ -271,7 +274,9 @@ def test_nothing_to_tell_apart_by_is_said(tmp_path):
     assert not found.features
     text = "No shortcut: size, format, compression and length are the same"
     assert explain_shortcuts(found).startswith(text)
-    assert "not defined" in build_shortcuts_page(found, "a").to_html()
+    page = Page("Doctor", "")
+    add_shortcuts(page, found)
+    assert text in page.to_html()
 
 
 def test_names_are_told_apart_from_what_a_model_sees(tmp_path):

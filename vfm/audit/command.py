@@ -42,6 +42,7 @@ from vfm.audit.source import (
 from vfm.data.group_columns import check_groups
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.results import describe_metric
+from vfm.tasks.scored_units import AuditedUnits
 from vfm.training.meter import EnergyMeter
 
 RESULTS = "audit.json"
@@ -69,9 +70,11 @@ class AuditOptions:
             their distance from the training tells them from those of the audit.
         split: Split that is audited; by default test, where the data states none val, else all.
         robustness: Measure what is left of the model when pictures get worse: the 15 corruptions of ImageNet-C (noise,
-            blur, weather, digital) and JPEG, resize, crop, rotation and darkness, each of 5 strengths.
+            blur, weather, digital) and JPEG, resize, crop, rotation and darkness, each of 5 strengths; of models that
+            answer for videos JPEG, blur, resize, noise and H.264.
         kinds: Corruptions, separated by commas; all by default.
-        num_corrupted: Most images under each corruption; 200 of a model of 20 ms an image take some 10 minutes.
+        num_corrupted: Most images, or videos, under each corruption; 200 images of a model of 20 ms an image take some
+            10 minutes.
         explain: Number of images whose prediction is explained by maps, half of them right ones, half the most
             confident mistakes; each map is measured beside random ones. For one label an image, of
             which each takes some 200 predictions; a bundle gives patch contributions alone.
@@ -144,8 +147,8 @@ def audit(
     """
     data = data or images
     checkpoint = None if model.is_dir() else Checkpoint.open(model, trust=trust)
-    if checkpoint is not None and checkpoint.task.score_function is not None:
-        _audit_scores(model, checkpoint, data, out, options)
+    if checkpoint is not None and checkpoint.task.units_function is not None:
+        _audit_units(model, checkpoint, data, out, options)
         return
     for name in _OF_VIDEOS:
         if getattr(options, name) != getattr(_DEFAULTS, name):
@@ -241,7 +244,9 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.content, indent=2, allow_nan=False) + "\n"
     (folder / RESULTS).write_text(text, encoding="utf-8")
-    build_page(report.content, report.groups, sheets, report.maps).write(folder / PAGE)
+    build_page(report.content, report.groups, sheets, report.maps, report.corrupted).write(
+        folder / PAGE
+    )
     print(
         f"{format_report(report.content, report.groups)}\n\nWritten: {folder / RESULTS} and {folder / PAGE}"
     )
@@ -255,68 +260,59 @@ def write_report(
         )
 
 
-_OF_UNITS = ("groups", "cluster", "table", "min_gap", "fail_on", "seed")
+_OF_UNITS = (
+    *("groups", "cluster", "table", "min_gap", "fail_on", "seed"),
+    *("robustness", "kinds", "num_corrupted"),
+)
 
 
-def _audit_scores(
+def _audit_units(
     model: Path, checkpoint: Checkpoint, data: Path | None, out: Path | None, options: AuditOptions
 ) -> None:
-    """Audit a checkpoint by the functions of its task, which open and score its images.
-
-    Its robustness is measured by `--robustness`, and written by itself; all else without it, or with `--groups`.
+    """Audit a checkpoint whose task opens and scores its images by itself.
 
     Raises:
         OptionError: An option is not for this task.
+        AuditError: Robustness is asked for, and there is one label only.
     """
-    task = checkpoint.task
-    functions = [_import_function(each) for each in (task.score_function, task.robustness_function)]
-    score, measure_robustly = functions
-    scored_by, corrupted_by = (inspect.signature(each).parameters for each in functions)
+    module, _, name = str(checkpoint.task.units_function).partition(":")
+    open_units: Callable[..., AuditedUnits] = getattr(import_module(module), name)
+    opening = inspect.signature(open_units).parameters
     chosen = {k: v for k, v in vars(options).items() if v != getattr(_DEFAULTS, k)}
-    is_scored = bool(options.groups or options.fail_on or not options.robustness)
-    taken = {*corrupted_by} if options.robustness else set()
-    if is_scored:
-        taken |= {*scored_by, *_OF_UNITS, "robustness"}
-    if idle := [option for option in chosen if option not in taken]:
-        choices = [option for option in vars(options) if option in taken]
+    if idle := [option for option in chosen if option not in {*opening, *_OF_UNITS}]:
+        choices = [option for option in vars(options) if option in {*opening, *_OF_UNITS}]
         raise OptionError(
-            f"--{idle[0].replace('_', '-')} does not go with {model}, which opens its images by itself"
-            f"{'' if is_scored else '; of --robustness alone'}. Choices: {', '.join(choices)}. Leave it out."
+            f"--{idle[0].replace('_', '-')} does not go with {model}, which opens its images by itself. Choices: "
+            f"{', '.join(choices)}. Leave it out."
         )
-    if options.robustness:
-        passed = {k: v for k, v in chosen.items() if k in corrupted_by}
-        measure_robustly(model, data, out=out, trust=checkpoint.trust, **passed)
-    if not is_scored:
-        return
     rules = parse_rules(options.fail_on)
     energy, start = EnergyMeter(), time.perf_counter()
+    units = open_units(checkpoint, data, **{k: v for k, v in chosen.items() if k in opening})
+    kinds = choose_kinds(options.kinds, units.corruptions) if options.robustness else []
     joules = energy.read()
-    scored = score(checkpoint, data, **{k: v for k, v in chosen.items() if k in scored_by})
+    scored = units.score()
     cost = describe_cost(
         MeasuredPass(len(scored.records), scored.seconds, scored.model_seconds),
         energy,
         joules,
         batch_size=options.batch_size,
-        device=task.device.type,
+        device=checkpoint.task.device.type,
     )
     report = measure_units(
         model,
         checkpoint,
+        units,
         scored,
         groups=split_names(options.groups),
         cluster=options.cluster,
         table=options.table,
         min_gap=options.min_gap,
+        kinds=kinds,
+        num_corrupted=options.num_corrupted,
         seed=options.seed,
     )
     report.content["cost"] = {"seconds": time.perf_counter() - start, **cost}
     write_report(report, rules, out or model.parent)
-
-
-def _import_function(path: str | None) -> Callable[..., Any]:
-    module, _, name = str(path).partition(":")
-    function: Callable[..., Any] = getattr(import_module(module), name)
-    return function
 
 
 def predict_before(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,19 @@ from vfm.audit.calibration import measure_calibration
 from vfm.audit.comparison import ClusterSampler, CountedMetric, ImageMetric, RatioMetric
 from vfm.audit.groups import compare_groups
 from vfm.audit.kinds import Outcomes
+from vfm.audit.null_score import measure_null_scores, read_null_values
 from vfm.audit.origins import describe_origins
 from vfm.audit.report import AuditReport, describe_coverage
+from vfm.audit.robustness import estimate_row, measure_curves
 from vfm.audit.source import AuditError, refuse_leaks
+from vfm.data.corruptions import Corruption
+from vfm.data.dataset import read_source
+from vfm.data.file_metadata import Metadata
 from vfm.data.group_columns import check_groups, read_columns
 from vfm.metrics.ranking import Ranking
+from vfm.report import draw_contact_sheet
 from vfm.tasks.checkpoint import Checkpoint
-from vfm.tasks.scored_units import ScoredUnits
+from vfm.tasks.scored_units import AuditedUnits, ScoredUnits
 
 _NOT_OF_DETECTORS = (
     *("groups without labels", "conformal sets", "images of another kind"),
@@ -81,15 +88,89 @@ def read_unit_columns(
     return columns
 
 
+def read_unit_values(units: AuditedUnits, scored: ScoredUnits) -> list[Metadata]:
+    """Return what the first image of each unit has beside its content, N entries; errors are those of reading it."""
+    _, first = np.unique(scored.positions, return_index=True)
+    values = []
+    for index in first.tolist():
+        source = read_source(scored.records[index])
+        content = Path(source).read_bytes() if isinstance(source, str) else source
+        pixels = units.open(scored.records[index])
+        values.append(read_null_values(content if isinstance(content, bytes) else None, pixels))
+    return values
+
+
+def measure_unit_robustness(
+    units: AuditedUnits,
+    scored: ScoredUnits,
+    labels: Sequence[str],
+    kinds: Sequence[str],
+    *,
+    number: int = 200,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return AUC and rates of a detector under each corruption, ready for JSON.
+
+    Args:
+        units: Images or videos.
+        scored: What the detector says of them as they are.
+        labels: What is to pass, and what is to be found.
+        kinds: Corruptions to measure, keys of those of the units.
+        number: Most units that are looked at under every corruption.
+        seed: Seed of the intervals.
+
+    Raises:
+        AuditError: All units have one label.
+    """
+    if len(set(scored.positive.tolist())) < 2:
+        only = labels[int(scored.positive[0])]
+        raise AuditError(
+            f"All {len(scored.positive)} {scored.name} of {scored.source} are {only}, so --robustness has nothing to "
+            "tell them from. Give data with both labels, or another --split."
+        )
+
+    def measure(corruption: Corruption | None, level: float) -> dict[str, Any]:
+        changed = units.score(corruption, level, number=number)
+        outcomes = judge_units(changed, labels[0], labels[1])
+        every = np.ones((1, len(changed.scores)), np.int64)
+        rates = {each.name: float(each.compute(every)[0]) for each in outcomes.metrics[1:]}
+        return estimate_row(outcomes, changed.clusters, seed) | {"rates": rates}
+
+    return measure_curves(
+        measure,
+        {kind: units.corruptions[kind] for kind in kinds},
+        families={"all kinds": kinds},
+        averaged=kinds,
+        about=units.about_corruptions,
+        unit=scored.name,
+    )
+
+
+def draw_corrupted(units: AuditedUnits, kinds: Sequence[str]) -> bytes:
+    """Return a picture of an image with the positive label, as it is and under each corruption, as PNG."""
+    record = next(each for each in units.records if each.label == 1)
+    shown = [("as it is", units.open(record))]
+    for kind in kinds:
+        corruption = units.corruptions[kind]
+        shown += [
+            (corruption.text.format(level), units.open(record, corruption, level))
+            for level in corruption.levels
+        ]
+    return draw_contact_sheet([pixels for _, pixels in shown], [text for text, _ in shown])
+
+
 def measure_units(
     path: Path,
     checkpoint: Checkpoint,
+    units: AuditedUnits,
     scored: ScoredUnits,
     *,
     groups: list[str],
     cluster: str | None = None,
     table: Path | None = None,
     min_gap: float = 0.05,
+    kinds: Sequence[str] = (),
+    num_corrupted: int = 200,
     seed: int = 0,
 ) -> AuditReport:
     """Measure all that the scores of a detector tell.
@@ -97,15 +178,19 @@ def measure_units(
     Args:
         path: Path of the checkpoint.
         checkpoint: Checkpoint of the detector.
-        scored: What it says of N videos or images.
+        units: N videos or images.
+        scored: What it says of them.
         groups: Columns by whose values these are compared.
         cluster: Column of what belongs together; None for what the data itself says, such as people.
         table: Table with these columns; None for that of the data.
         min_gap: Least gap of a rate that matters.
+        kinds: Corruptions under which robustness is measured; none for no such section.
+        num_corrupted: Most units under each.
         seed: Seed of all draws.
 
     Raises:
-        AuditError: Most images are those of the training, or a video is in two groups.
+        AuditError: Most images are those of the training, a video is in two groups, or robustness is asked for of one
+            label alone.
         DataError: A column is missing, constant, or names single videos.
     """
     columns = read_unit_columns(scored, groups, table, "--groups")
@@ -114,7 +199,8 @@ def measure_units(
     if cluster is not None:
         keys = read_unit_columns(scored, [cluster], table, "--cluster")[cluster]
     leaks, notes = refuse_leaks(checkpoint, scored.records)
-    outcomes = judge_units(scored, *checkpoint.task.labels)
+    labels = checkpoint.task.labels
+    outcomes = judge_units(scored, labels[0], labels[1])
     sampler = ClusterSampler.from_keys(keys, len(scored.scores), seed)
     report = compare_groups(outcomes, columns, sampler, min_gap=min_gap)
     intervals = {each.name: sampler.estimate(each) for each in outcomes.metrics}
@@ -131,7 +217,7 @@ def measure_units(
         "num_skipped": len(scored.skipped),
         "skipped": scored.skipped,
         "seed": seed,
-        "labels": list(checkpoint.task.labels),
+        "labels": list(labels),
         "positive": outcomes.positive,
         "threshold": scored.threshold,
         "metrics": {k: None if v is None else v.to_dict() for k, v in intervals.items()},
@@ -141,15 +227,22 @@ def measure_units(
         "calibration": measure_calibration(outcomes.confidence, outcomes.right, columns, seed=seed),
         "notes": [*scored.notes, *notes, *report.notes],
     }
+    null = measure_null_scores(
+        read_unit_values(units, scored), scored.positive.astype(np.int64), keys=keys, seed=seed
+    )
+    content["null_scores"] = {name: score.to_dict() for name, score in null.items()}
+    corrupted = b""
+    if kinds:
+        content["robustness"] = measure_unit_robustness(
+            units, scored, labels, kinds, number=num_corrupted, seed=seed
+        )
+        corrupted = draw_corrupted(units, kinds)
     number = f"{sampler.num_clusters} values of {cluster}"
     content["coverage"] = describe_coverage(
         content,
         columns,
         clusters=number if cluster else f"{sampler.num_clusters} {scored.cluster_name}",
-        others={
-            "shortcuts": "vfm doctor DATA --shortcuts, for models of this task",
-            "worse pictures": "vfm audit --robustness writes a page of its own for models of this task",
-            **dict.fromkeys(_NOT_OF_DETECTORS, "not for models of this task"),
-        },
+        robustness=bool(kinds),
+        others=dict.fromkeys(_NOT_OF_DETECTORS, "not for models of this task"),
     )
-    return AuditReport(content, report, outcomes, list(scored.records))
+    return AuditReport(content, report, outcomes, list(scored.records), corrupted=corrupted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from vfm.audit.before import add_changes, list_changes
@@ -44,8 +45,17 @@ def build_page(
     groups: GroupReport,
     sheets: Sequence[bytes] = (),
     maps: bytes = b"",
+    corrupted: bytes = b"",
 ) -> Page:
-    """Return the page of an audit; the sheets show groups that were found without labels, and the maps explain."""
+    """Return the page of an audit.
+
+    Args:
+        content: Result of the audit.
+        groups: Comparisons of groups.
+        sheets: A picture of each group that was found without labels.
+        maps: Picture of the maps that explain predictions.
+        corrupted: Picture of an image under each corruption.
+    """
     page = Page(
         f"Audit of {content['model']}",
         f"{content['data']}: {content['num_images']} {content['unit']}; task {content['task']}; seed {content['seed']}",
@@ -86,7 +96,7 @@ def build_page(
             "calibration": _add_calibration,
             "conformal": add_conformal,
             "ood": add_ood,
-            "robustness": add_robustness,
+            "robustness": partial(add_robustness, sheet=corrupted),
         },
     )
     if maps:

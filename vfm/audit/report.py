@@ -34,6 +34,8 @@ class AuditReport:
     """Groups found without labels; None where none were looked for."""
     maps: bytes = b""
     """Sheet of explained images, PNG; empty where none were."""
+    corrupted: bytes = b""
+    """Sheet of an image under each corruption, PNG; empty where none was drawn."""
 
     def list_sheets(self, model: AuditedModel) -> list[bytes]:
         """Return a contact sheet for each group that was found: its worst images first, then its best."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -12,6 +12,7 @@ from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import Pixels
 
 from vfm.audit.comparison import ClusterSampler
+from vfm.audit.kinds import Outcomes
 from vfm.audit.source import AuditedData, AuditedModel, predict_images
 from vfm.data.corruptions import Corruption
 from vfm.data.dataset import sample_seed
@@ -40,20 +41,26 @@ COMMON = frozenset(kind for family in IMAGENET_C.values() for kind in family)
 """Kinds that the mean corruption error is of."""
 
 
-def choose_kinds(kinds: str, *, locates: bool = False) -> list[str]:
+def choose_kinds(
+    kinds: str,
+    corruptions: Mapping[str, Corruption] = PHOTO_CORRUPTIONS,
+    *,
+    locates: bool = False,
+) -> list[str]:
     """Return the kinds that are named, separated by commas; all where none is.
 
     Args:
-        kinds: Keys of `PHOTO_CORRUPTIONS`, separated by commas.
+        kinds: Keys of the corruptions, separated by commas.
+        corruptions: Corruptions by kind.
         locates: Whether the model says where things are, so that kinds that move them are left out.
 
     Raises:
         OptionError: There is no such kind, or it moves what the boxes of the truth are around.
     """
-    choices = [kind for kind in PHOTO_CORRUPTIONS if not (locates and kind in MOVING)]
+    choices = [kind for kind in corruptions if not (locates and kind in MOVING)]
     names = [name.strip() for name in kinds.split(",") if name.strip()] or choices
     for name in names:
-        if name not in PHOTO_CORRUPTIONS:
+        if name not in corruptions:
             raise OptionError(
                 f"There is no corruption '{name}' (--kinds). Choices: {', '.join(choices)}."
             )
@@ -137,44 +144,86 @@ def measure_robustness(
             positive,
         )
         named = None if part is None else [part[i] for i in positions]
-        sampler = ClusterSampler.from_keys(named, len(positions), seed)
-        sampler.num_resamples = _NUM_RESAMPLES
-        interval = sampler.estimate(outcomes.metrics[0])
-        values = {"value": None, "low": None, "high": None}
-        return {
-            "metric": outcomes.metrics[0].name,
-            "level": level,
-            **(values if interval is None else interval.to_dict()),
-        }
+        return estimate_row(outcomes, named, seed)
 
-    start = time.perf_counter()
-    clean = measure(None, 0.0)
-    seconds = time.perf_counter() - start
-    number = sum(len(PHOTO_CORRUPTIONS[kind].levels) for kind in kinds)
-    progress(
-        f"{number} corruptions of {len(records)} images: {max(1, round(number * seconds / 60))} minutes or more, by "
-        "the pace of these images as they are ..."
+    return measure_curves(
+        measure,
+        {kind: PHOTO_CORRUPTIONS[kind] for kind in kinds},
+        families=FAMILIES,
+        averaged=[kind for kind in kinds if kind in COMMON] or list(kinds),
+        about=_ABOUT,
+        unit="photos",
+        progress=progress,
     )
-    curves = {}
-    for kind in kinds:
-        corruption = PHOTO_CORRUPTIONS[kind]
-        curves[kind] = [
-            measure(corruption, level) | {"text": corruption.text.format(level)}
+
+
+def estimate_row(outcomes: Outcomes, keys: Sequence[str] | None, seed: int) -> dict[str, Any]:
+    """Return the headline metric with its interval, its name and the number of images, ready for JSON."""
+    metric, number = outcomes.metrics[0], len(outcomes.predicted)
+    sampler = ClusterSampler.from_keys(keys, number, seed)
+    sampler.num_resamples = _NUM_RESAMPLES
+    interval = sampler.estimate(metric)
+    values = {"value": None, "low": None, "high": None}
+    row = values if interval is None else interval.to_dict()
+    return {"metric": metric.name, "num_images": number, **row}
+
+
+def measure_curves(
+    measure: Callable[[Corruption | None, float], dict[str, Any]],
+    corruptions: Mapping[str, Corruption],
+    *,
+    families: Mapping[str, Iterable[str]],
+    averaged: Sequence[str],
+    about: str,
+    unit: str,
+    progress: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Return what is left under each corruption, ready for JSON.
+
+    Args:
+        measure: Function that measures a row, as `estimate_row` makes it, under a corruption and level; None for the
+            images as they are.
+        corruptions: Corruptions by kind.
+        families: Kinds by the family that they are drawn with.
+        averaged: Kinds that the mean corruption error is of.
+        about: How images are degraded, for the reader.
+        unit: What rows are of, in the plural: photos or videos.
+        progress: Told how long it will take.
+    """
+    start = time.perf_counter()
+    clean = measure(None, 0.0) | {"level": 0.0, "text": "as they are"}
+    seconds = time.perf_counter() - start
+    number = sum(len(corruption.levels) for corruption in corruptions.values())
+    progress(
+        f"{number} corruptions of {clean['num_images']} {unit}: {max(1, round(number * seconds / 60))} minutes or "
+        "more, by the pace of these images as they are ..."
+    )
+    curves = {
+        kind: [
+            measure(corruption, level) | {"level": level, "text": corruption.text.format(level)}
             for level in corruption.levels
         ]
+        for kind, corruption in corruptions.items()
+    }
     errors = {
         kind: 1 - float(np.mean([row["value"] or 0.0 for row in rows]))
         for kind, rows in curves.items()
     }
-    averaged = [kind for kind in kinds if kind in COMMON] or list(kinds)
     return {
         "metric": clean["metric"],
-        "num_images": len(records),
+        "num_images": clean["num_images"],
+        "unit": unit,
+        "about": about,
         "clean": clean,
         "curves": curves,
+        "families": {
+            name: chosen
+            for name, members in families.items()
+            if (chosen := [kind for kind in members if kind in curves])
+        },
         "corruption_error": errors,
         "mean_corruption_error": float(np.mean([errors[kind] for kind in averaged])),
-        "averaged": averaged,
+        "averaged": list(averaged),
         "breaks_first": find_first_break(clean["value"], curves),
     }
 
@@ -197,10 +246,9 @@ def find_first_break(
 
 def describe_robustness(result: Mapping[str, Any]) -> str:
     """Say in a sentence or two what is left, and what breaks first."""
-    number = len(result["averaged"])
     text = (
-        f"Mean corruption error {result['mean_corruption_error']:.3f} over {number} kinds of 5 strengths "
-        f"({1 - (result['clean']['value'] or 0.0):.3f} of the {result['num_images']} photos as they are)."
+        f"Mean corruption error {result['mean_corruption_error']:.3f} over {len(result['averaged'])} kinds "
+        f"({1 - (result['clean']['value'] or 0.0):.3f} of the {result['num_images']} {result['unit']} as they are)."
     )
     first = result["breaks_first"]
     if first is None:
@@ -210,30 +258,27 @@ def describe_robustness(result: Mapping[str, Any]) -> str:
 
 def draw_robustness(result: Mapping[str, Any], family: str) -> bytes:
     """Return the curves of the corruptions of a family, from weak to strong, as PNG."""
-    clean = result["clean"]
     series = {
         kind.replace("_", " "): [
             (float(index), *(row[name] for name in ("value", "low", "high")))
-            for index, row in enumerate([clean, *rows])
+            for index, row in enumerate([result["clean"], *result["curves"][kind]])
             if row["value"] is not None
         ]
-        for kind, rows in result["curves"].items()
-        if kind in FAMILIES[family]
+        for kind in result["families"][family]
     }
     return plot_learning_curves({result["metric"]: series}, xlabel="strength, 0 as they are")
 
 
-def add_robustness(page: Page, result: Mapping[str, Any]) -> None:
-    """Add what is left under each corruption to the page of an audit."""
+def add_robustness(page: Page, result: Mapping[str, Any], sheet: bytes = b"") -> None:
+    """Add what is left under each corruption to the page of an audit, with a sheet of what was done to an image."""
     page.add_heading("Robustness")
     page.add_text(describe_robustness(result))
-    page.add_text(_ABOUT)
-    for family, members in FAMILIES.items():
-        if any(kind in members for kind in result["curves"]):
-            page.add_figure(
-                draw_robustness(result, family),
-                f"{family.capitalize()}: from weak to strong, with 95 % intervals",
-            )
+    page.add_text(result["about"])
+    for family in result["families"]:
+        page.add_figure(
+            draw_robustness(result, family),
+            f"{family.capitalize()}: from weak to strong, with 95 % intervals",
+        )
     page.add_table(
         [
             {
@@ -244,3 +289,14 @@ def add_robustness(page: Page, result: Mapping[str, Any]) -> None:
             for kind, rows in result["curves"].items()
         ]
     )
+    if "rates" in result["clean"]:
+        rows = [row for each in result["curves"].values() for row in each]
+        page.add_table(
+            [
+                {"pictures": row["text"], result["metric"]: row["value"]}
+                | {name.replace("_", " "): value for name, value in row["rates"].items()}
+                for row in (result["clean"], *rows)
+            ]
+        )
+    if sheet:
+        page.add_figure(sheet, "One image under each corruption, as the model sees it")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import simplejpeg
-from vfm_runtime.errors import DataError, OptionError
+from vfm_runtime.errors import DataError
 from vfm_runtime.media.demux import import_av
 from vfm_runtime.media.image import Pixels
 
@@ -35,41 +35,6 @@ class Corruption(NamedTuple):
     """The corruption in words, with braces for its level."""
     apply: Callable[[Pixels, float, np.random.Generator], Pixels]
     """Degrades a picture, uint8 [H, W, 3], at a level; random numbers are for noise, and for the filter of a resize."""
-
-
-class CorruptionLevel(NamedTuple):
-    """One kind at one level."""
-
-    kind: str
-    """Key of `CORRUPTIONS`."""
-    level: float
-    """Level in the unit of the kind."""
-
-    def __str__(self) -> str:
-        return CORRUPTIONS[self.kind].text.format(self.level)
-
-    def apply(self, pixels: Pixels, generator: np.random.Generator) -> Pixels:
-        """Return the picture, uint8 [H, W, 3], degraded: of the same size, but for a resize to fewer pixels."""
-        return CORRUPTIONS[self.kind].apply(pixels, self.level, generator)
-
-
-def list_levels(kinds: Sequence[str] = ()) -> list[CorruptionLevel]:
-    """All levels of some kinds of `CORRUPTIONS`, or of all.
-
-    Raises:
-        ValueError: There is no such kind.
-    """
-    unknown = [kind for kind in kinds if kind not in CORRUPTIONS]
-    if unknown:
-        raise OptionError(
-            f"There is no corruption '{unknown[0]}'. Choices: {', '.join(CORRUPTIONS)}."
-        )
-    return [
-        CorruptionLevel(kind, level)
-        for kind, corruption in CORRUPTIONS.items()
-        if kind in kinds or not kinds
-        for level in corruption.levels
-    ]
 
 
 def compress_jpeg(pixels: Pixels, quality: int, subsampling: str = "420") -> Pixels:

@@ -72,8 +72,7 @@ class DeepfakeTask(BaseTask):
     monitor_mode = "max"
     graph_divides_logits = False  # the pipeline does, after it has averaged over a video
     unshared_reason = export.UNSHARED
-    robustness_function = "vfm.deepfake.robustness.command:audit"
-    score_function = "vfm.deepfake.scoring:score_videos"
+    units_function = "vfm.deepfake.scoring:open_videos"
     reference_refusal = export.NO_REFERENCE
     calibration_options = calibrate.OPTIONS
     card_metrics: Mapping[str, str] = MappingProxyType(

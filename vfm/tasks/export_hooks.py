@@ -47,12 +47,9 @@ class ExportHooks:
     """Names of the options of `vfm calibrate` that the task takes."""
     card_metrics: Mapping[str, str] = MappingProxyType({})
     """Metrics of `results.json` that the card lists, each with the entry that counts what it is of."""
-    robustness_function: str | None = None
-    """Function that measures the robustness of a checkpoint whose images no audit can open, as `module:name`; it takes
-    the checkpoint, the data, `out`, `trust`, and the options of `vfm audit` that were set."""
-    score_function: str | None = None
-    """Function that scores labelled images or videos for the audit of such a checkpoint, as `module:name`; it takes the
-    opened checkpoint, the data and options of `vfm audit`, and returns `ScoredUnits`."""
+    units_function: str | None = None
+    """Function that opens labelled images or videos for the audit of a checkpoint whose images no audit can open, as
+    `module:name`; it takes the opened checkpoint, the data and options of `vfm audit`, and returns `AuditedUnits`."""
     serving_comment: str = (
         "# One image a request: uint8 RGB, of any size.\n"
         "# What the answers mean, and when one is unsure, is said in vfm.json of the bundle.\n"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.media.image import Pixels
 
+from vfm.data.corruptions import Corruption
 from vfm.data.dataset import Record
 
 
@@ -44,3 +47,39 @@ class ScoredUnits:
     """Time from the first file to the last score."""
     model_seconds: float
     """Part of it that the model itself took."""
+
+
+class AuditedUnits(ABC):
+    """Labelled images or videos that a detector can score, as they are and corrupted.
+
+    Attributes:
+        records: The images that are scored.
+        corruptions: What they can be corrupted by, by kind.
+        about_corruptions: How that is done, for the reader.
+    """
+
+    records: Sequence[Record]
+    corruptions: Mapping[str, Corruption]
+    about_corruptions: str
+
+    @abstractmethod
+    def score(
+        self, corruption: Corruption | None = None, level: float = 0.0, *, number: int | None = None
+    ) -> ScoredUnits:
+        """Score the units.
+
+        Args:
+            corruption: What degrades the images first; None to leave them as they are.
+            level: One of its levels.
+            number: Most units that are scored, spread evenly; None for all.
+        """
+
+    @abstractmethod
+    def open(
+        self, record: Record, corruption: Corruption | None = None, level: float = 0.0
+    ) -> Pixels:
+        """Return an image as the model sees it, uint8 [H, W, 3].
+
+        Raises:
+            ImageError: It cannot be read.
+        """

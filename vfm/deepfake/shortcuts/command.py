@@ -22,7 +22,7 @@ from vfm.deepfake.data.splits import name_components
 from vfm.deepfake.results import SHORTCUTS
 from vfm.deepfake.shortcuts.known_reals import KnownReals, judge_known_reals
 from vfm.deepfake.shortcuts.page import (
-    build_shortcuts_page,
+    add_shortcuts,
     explain_names,
     explain_shortcuts,
     format_table,
@@ -34,7 +34,6 @@ from vfm.report import Page
 from vfm.tasks import BaseTask
 from vfm.tasks.predictor import TorchPredictor
 
-PAGE = "shortcuts.html"
 KNOWN_REALS = "known_reals.json"
 _REALS = "reals"
 
@@ -96,7 +95,7 @@ class DeepfakeDoctor:
             page: Page that the sections are added to.
             data: Folder of a data set, or a manifest.
             shortcuts: Try to tell real from fake by the files alone (size, format, compression, length, name), without
-                a look at the pictures. Writes shortcuts.json and shortcuts.html, by default beside the data.
+                a look at the pictures. Writes shortcuts.json, by default beside the data.
             model: A checkpoint, or the folder of a bundle: what it says of everything that is real in the data. Writes
                 known_reals.json.
             format: Layout of the data as for `vfm faces`; `reals` for a folder in which everything is known to be real.
@@ -126,15 +125,12 @@ class DeepfakeDoctor:
             folder = _make_folder(data, out)
             content["shortcuts"] = {"data": str(data), **result.to_dict()}
             _write_json(folder / SHORTCUTS, content["shortcuts"])
-            build_shortcuts_page(result, str(data)).write(folder / PAGE)
+            add_shortcuts(page, result)
             tables = [format_table(rows) for rows in (list_features(result), list_sources(result))]
             notes = [f"Note: {note}" for note in result.notes]
             texts = [explain_shortcuts(result), explain_names(result), *notes]
             print("\n\n".join([*filter(None, tables), "\n".join(filter(None, texts))]))
-            print(f"\nWritten: {folder / SHORTCUTS} and {folder / PAGE}")
-            page.add_heading("Shortcuts in the files")
-            page.add_text(f"{explain_shortcuts(result)} All figures: {PAGE}.")
-            page.add_table(list_features(result))
+            print(f"\nWritten: {folder / SHORTCUTS}")
         if model is not None:
             answers = _ask_of_reals(data, items, model, cropped, max_files, trust)
             content["known_reals"] = answers.to_dict()

@@ -1,4 +1,4 @@
-"""Shortcuts page: the result of `find_shortcuts` as words, as a table to print, and as HTML."""
+"""Shortcuts section: the result of `find_shortcuts` as words, as a table to print, and as HTML."""
 
 from __future__ import annotations
 
@@ -97,25 +97,16 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def build_shortcuts_page(result: Shortcuts, where: str) -> Page:
-    """The page of a result, with the name of the data as its subtitle."""
-    page = Page("Shortcuts in the data", where)
-    seen = ("not defined", "")
-    if result.seen:
-        seen = (f"{result.seen.auc:.3f}", f"{result.seen.low:.3f} to {result.seen.high:.3f}")
-    page.add_facts(
-        {
-            "AUC by metadata": seen,
-            "Verdict": "red warning" if result.warning else "no warning",
-            "Real": (result.num_files[REAL], "one file of each video"),
-            "Fake": (result.num_files[FAKE], "one file of each video"),
-        }
-    )
+def add_shortcuts(page: Page, result: Shortcuts) -> None:
+    """Add a result to the page of the doctor."""
+    page.add_heading("Shortcuts in the files")
     for text in (explain_shortcuts(result), explain_names(result), *result.notes):
         if text:
             page.add_text(text)
-    page.add_heading("What tells real from fake")
-    page.add_text(_ABOUT.format(limit=LIMIT))
+    page.add_text(
+        f"{_ABOUT.format(limit=LIMIT)} One file of each video: {result.num_files[REAL]} real, "
+        f"{result.num_files[FAKE]} fake."
+    )
     rows = list_features(result)
     if rows:
         lines = _list_joint(result) | {f.title: f.separation for f in result.features}
@@ -125,16 +116,14 @@ def build_shortcuts_page(result: Shortcuts, where: str) -> Page:
         )
         page.add_table(rows)
     if sources := list_sources(result):
-        page.add_heading("Methods, data sets and splits")
         page.add_text(
             "Reals of two sources should not be told apart either: where they are, and the classes differ in their "
             "share of each, a model that knows the source knows the label."
         )
         page.add_table(sources)
     if result.failures:
-        page.add_heading("Not read")
+        page.add_text("Not read:")
         page.add_table([failure._asdict() for failure in result.failures[:20]])
-    return page
 
 
 def _list_joint(result: Shortcuts) -> dict[str, Separation]:

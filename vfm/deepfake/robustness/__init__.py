@@ -1,1 +1,0 @@
-"""Robustness of deepfake detectors: corruptions, what they cost, and the page that says so."""
