@@ -112,7 +112,7 @@ def measure_unit_robustness(
     """Return AUC and rates of a detector under each corruption, ready for JSON.
 
     Args:
-        units: Images or videos.
+        units: Images or videos that can be scored under each corruption.
         scored: What the detector says of them as they are.
         labels: What is to pass, and what is to be found.
         kinds: Corruptions to measure, keys of those of the units.
@@ -178,7 +178,7 @@ def measure_units(
     Args:
         path: Path of the checkpoint.
         checkpoint: Checkpoint of the detector.
-        units: N videos or images.
+        units: N videos or images that it scores.
         scored: What it says of them.
         groups: Columns by whose values these are compared.
         cluster: Column of what belongs together; None for what the data itself says, such as people.

@@ -51,7 +51,7 @@ def build_page(
 
     Args:
         content: Result of the audit.
-        groups: Comparisons of groups.
+        groups: Comparisons of groups, with what could not be seen.
         sheets: A picture of each group that was found without labels.
         maps: Picture of the maps that explain predictions.
         corrupted: Picture of an image under each corruption.

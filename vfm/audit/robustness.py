@@ -51,7 +51,7 @@ def choose_kinds(
 
     Args:
         kinds: Keys of the corruptions, separated by commas.
-        corruptions: Corruptions by kind.
+        corruptions: Corruptions that there are, by kind.
         locates: Whether the model says where things are, so that kinds that move them are left out.
 
     Raises:
@@ -183,7 +183,7 @@ def measure_curves(
     Args:
         measure: Function that measures a row, as `estimate_row` makes it, under a corruption and level; None for the
             images as they are.
-        corruptions: Corruptions by kind.
+        corruptions: Corruptions that there are, by kind.
         families: Kinds by the family that they are drawn with.
         averaged: Kinds that the mean corruption error is of.
         about: How images are degraded, for the reader.
