@@ -243,6 +243,11 @@ def _predict(options: argparse.Namespace) -> int:
             "taught classes with `why`."
         )
     if options.labels is not None:
+        if options.group is not None or options.group_column is not None:
+            raise _UsageError(
+                "A group has rules for the labels of the bundle, and --labels gives others. Leave out --group and "
+                "--group-column, or --labels."
+            )
         prompts = make_prompts(options.labels.split(","), options.template)
         model = ZeroShotModel(model, fit_zero_shot(model, prompts))
     elif options.template:

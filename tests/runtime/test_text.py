@@ -83,6 +83,7 @@ def test_labels_are_words_in_production(bundle, tmp_path, capsys):
     for more, text in [
         (["--template", "a cat"], "'a cat' has 0 times {}"),
         (["--draw", "x"], "only boxes and heatmaps of one can be drawn"),
+        (["--group", "a"], "A group has rules for the labels of the bundle, and --labels gives"),
     ]:
         assert main([*words, *more]) in (1, 2)
         assert text in capsys.readouterr().err

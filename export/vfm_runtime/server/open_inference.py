@@ -14,6 +14,7 @@ from vfm_runtime.server.security import TOKEN
 from vfm_runtime.server.service import DEADLINE, RequestContext, Service, get_service
 from vfm_runtime.server.tensors import (
     LENGTH_HEADER,
+    NO_GROUPS,
     InferRequest,
     InferResponse,
     Question,
@@ -218,6 +219,8 @@ async def check_model_ready(request: Request, model: str, version: str | None = 
 @router.post(f"{_VERSION}/infer", **_INFER)
 async def infer(request: Request, model: str, version: str | None = None) -> Response:
     """Run a model on tensors, in JSON or with binary data behind it."""
+    if "group" in request.query_params:
+        raise ApiError(422, f"The address has a group, but {NO_GROUPS}.")
     service = get_service(request)
     served = service.select_model(request, model, version)
     inputs, outputs = describe_tensors(served.model)

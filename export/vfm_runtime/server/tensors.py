@@ -45,6 +45,11 @@ class TensorMetadata(BaseModel):
         return f"'{self.name}', {self.datatype} of shape [{', '.join(sides)}]"
 
 
+NO_GROUPS = (
+    "tensors come without rules, so a group changes nothing here: leave it out, or POST /predict, which applies the "
+    "rules of a group"
+)
+"""Why a group of images is refused with tensors."""
 _MOST_ENTRIES = 64
 """Of an object or a list of a request: pydantic would describe each of a million wrong ones."""
 _FewEntries = (FailFast(), Field(max_length=_MOST_ENTRIES))
@@ -76,6 +81,8 @@ class Parameters(RequestPart, extra="allow"):
         foreign = [name for name in names if name.startswith(("shared_memory", "classification"))]
         if foreign:
             raise DataError(f"{reprlib.repr(foreign)} is not offered")
+        if "group" in names:
+            raise DataError(NO_GROUPS)
         return self
 
 

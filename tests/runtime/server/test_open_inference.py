@@ -270,7 +270,17 @@ BAD_REQUESTS = [
         {"inputs": [entry()], "parameters": {"binary_data_output": 1}},
         "'parameters.binary_data_output' is 1: Input should be a valid boolean.",
     ),
+    (
+        {"inputs": [entry()], "parameters": {"group": "a"}},
+        "tensors come without rules, so a group changes nothing here: leave it out, or POST",
+    ),
 ]
+
+
+def test_a_group_in_the_address_is_refused(client, refused):
+    answer = client.post("/v2/models/toy/infer?group=a", json={"inputs": [entry()]})
+    text = refused(answer, 422, "invalid")
+    assert text.startswith("The address has a group, but tensors come without rules")
 
 
 @pytest.mark.parametrize(("given", "text"), BAD_REQUESTS, ids=[text for _, text in BAD_REQUESTS])
