@@ -13,6 +13,9 @@ from vfm_runtime.errors import MismatchError
 Raw = dict[str, Tensor]
 """What a head's forward gives: named tensors, before they are decoded to an answer."""
 
+StepKey = tuple[int, int, int, int]
+"""Where in a training a step is: seed of the data, epoch, index of the batch in its epoch, and rank."""
+
 T = TypeVar("T")
 
 

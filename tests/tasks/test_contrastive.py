@@ -15,7 +15,8 @@ from PIL import Image
 import vfm
 from tests.embed.tiny_pair import write_tiny_pair
 from tests.models.tiny_encoder import write_tiny_encoder
-from tests.tasks.tiny import trainer
+from tests.tasks.test_nonfinite import spoil_features
+from tests.tasks.tiny import require_report, trainer
 from vfm.cli import main
 from vfm.data import FolderData, PairData
 from vfm.losses import SigLIPLoss
@@ -201,6 +202,13 @@ def test_captions_are_retrieved_and_a_frozen_tower_stays(pairs, tmp_path, freeze
     np.testing.assert_allclose(
         again.embed_text(["a red square"]), task.eval().embed_text(["a red square"]), atol=1e-6
     )
+
+
+def test_a_step_that_is_no_number_is_done_again_with_the_same_texts(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("VFM_CACHE", str(tmp_path / "cache"))
+    data = FolderData(images, batch_size=16, num_workers=0, augment="none")
+    step = require_report(tmp_path, make_task(freeze="image"), data, spoil_features)
+    assert step.keys() == {"image_to_text", "text_to_image"}
 
 
 @pytest.mark.slow

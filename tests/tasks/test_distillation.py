@@ -11,7 +11,7 @@ from vfm_runtime.errors import OptionError
 
 import vfm
 from tests.image_folders import write_image_folder
-from tests.tasks.tiny import VIT, shapes, trainer
+from tests.tasks.tiny import VIT, Spoil, shapes, trainer
 from vfm.bundle.export import export
 from vfm.bundle.lineage import list_licenses, require_commercial
 from vfm.losses.distillation import Standardize, resample_tokens
@@ -20,6 +20,7 @@ from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.distillation.cache import TeacherCache
 from vfm.tasks.distillation.teacher import BundleTeacher, open_teacher
 from vfm.training.checkpoint import CheckpointError
+from vfm.training.nonfinite import NonFiniteLossError, replay
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,22 @@ def test_later_epochs_do_not_run_the_teacher(best, tmp_path):
         trainer(tmp_path, max_epochs=5).fit(again, datamodule=shapes(augment="light"))
     # Its shapes are asked for by one image; view 0 and val are on disk from the run before; view 1 is computed once.
     assert sum(seen) - 1 == 48
+
+
+def test_statistics_that_are_no_numbers_are_named_and_the_step_is_done_again(best, tmp_path):
+    task = build(best, cache_views=1)
+
+    def change(batch, position):
+        task.training_parts["loss"].statistics["embedding"].mean[position] = float("nan")
+
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"1 statistics of the model are no numbers .*\(training_parts\.loss\.statistics\.embedding\.mean\)",
+    ):
+        trainer(tmp_path, callbacks=[Spoil(change)]).fit(task, datamodule=shapes())
+    again = replay(tmp_path / "nonfinite")
+    assert again.step.keys() == {"features"}
+    assert np.isnan([*again.step.values(), *again.images.values()]).all()
 
 
 def test_kept_outputs_are_those_of_the_view(best, tmp_path):

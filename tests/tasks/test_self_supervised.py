@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lightning.pytorch import Callback
 from vfm_runtime.errors import MissingPackageError, OptionError
 
 import vfm
-from tests.tasks.tiny import VIT, shapes, trainer
+from tests.tasks.tiny import VIT, require_report, shapes, trainer
 from vfm.data.multi_crop import Views
 from vfm.tasks import Optim, SelfSupervisedTask
 from vfm.tasks.self_supervised import methods
@@ -53,6 +54,32 @@ def test_a_method_lowers_its_loss(tmp_path, name):
         1,
         32,
     )
+
+
+class Brittle(vfm.MAE):
+    """A method that an image of one color breaks."""
+
+    values: ClassVar[list[float]] = []
+
+    def compute(self, views, backbone):
+        losses = super().compute(views, backbone)
+        if self.training:
+            self.values.append(float(losses["MAELoss"].detach() * views.count))
+        spread = views.images.large.flatten(2).std(2).amax(1)
+        return {**losses, "spread": torch.where(spread < 1e-3, torch.nan, 0.0).mean()}
+
+
+def blacken(batch, position):
+    batch["image"][position] = 0
+
+
+def test_a_step_that_is_no_number_is_done_again_on_the_same_views(tmp_path):
+    trainer(tmp_path / "first").fit(build(method=METHODS["MAE"]()), datamodule=shapes())
+    start = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    task = build(method=Brittle(decoder_width=16), weights=start, anchor=1.0)
+    step = require_report(tmp_path, task, shapes(), blacken, trust=["tests"])
+    assert step["MAELoss"] == Brittle.values[-1] == pytest.approx(Brittle.values[1])
+    assert 0 < step["anchor"] < 16
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -141,7 +141,7 @@ def test_a_loss_that_is_no_number_stops_with_names_batch_and_state(tmp_path: Pat
     assert name in text
     folder = tmp_path / "nonfinite"
     assert f"Batch and state from before the step: {folder}" in text
-    losses = replay(folder)
+    losses = replay(folder).images
     assert name in losses
     assert len(losses) == 16
     assert all(value > 0 for value in losses.values())

@@ -105,12 +105,16 @@ class Spoil(Callback):
 
 
 def require_report(
-    root: Path, task: BaseTask, data: Any, change: Callable[[Any, int], None]
-) -> None:
+    root: Path, task: BaseTask, data: Any, change: Callable[[Any, int], None], **load: Any
+) -> dict[str, float]:
     """A loss that one image makes no number ends in a report of it alone, and can be replayed from what was saved.
 
     Args:
         change: Spoils the image at a position of a batch, such that its loss is no number.
+        **load: How the checkpoint is loaded.
+
+    Returns:
+        The losses of the step, done again.
     """
     spoil = Spoil(change)
     with pytest.raises(NonFiniteLossError) as caught:
@@ -119,8 +123,11 @@ def require_report(
     assert "The loss is nan in epoch 0, step 1" in str(caught.value)
     assert "It is not finite for these images alone" in str(caught.value)
     assert f"Images: {names[2]}.\n" in str(caught.value)
-    losses = replay(root / "nonfinite")
+    again = replay(root / "nonfinite", **load)
+    losses = again.images
     assert list(losses) == names
     assert len(losses) > 3
     finite = [bool(torch.tensor(loss).isfinite()) for loss in losses.values()]
     assert finite == [position != 2 for position in range(len(names))]
+    assert torch.tensor([*again.step.values()]).isnan().any()
+    return again.step

@@ -43,7 +43,7 @@ from vfm.training.num_steps import count_steps, extend_training
 from vfm.training.optim import Auto, build_optimizer, clip_gradients, has_scaler
 from vfm.training.option_checks import list_idle_options, require_compiler
 from vfm.training.ranks import reduce_ranks
-from vfm.types import Batch, Raw, Target
+from vfm.types import Batch, Raw, StepKey, Target
 
 
 class BaseTask(CheckpointedModel, ExportHooks):
@@ -136,8 +136,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
 
     def compute_losses(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """Return sums by name over a batch, so that each image, or object, weighs alike; a task may add terms."""
-        losses: dict[str, Tensor] = self.criterion(raw, batch)
-        return losses
+        return dict(self.criterion(raw, batch))
 
     @final
     def compute_loss(self, raw: Raw, batch: Batch) -> Tensor:
@@ -296,26 +295,30 @@ class BaseTask(CheckpointedModel, ExportHooks):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch; `on_before_optimizer_step` makes every image, or object, of a step count alike."""
         self._counted += batch["target"].loss_divisor
+        key = (self._require_data().seed, self.current_epoch, batch_idx, self.global_rank)
         if len(batch["image"]):
-            loss = self._compute_train_loss(batch, batch_idx)
+            loss = self._compute_train_loss(batch, key)
         else:
             # Every file of the batch was unreadable; other ranks still wait for gradients of every weight.
-            learning = (p for p in self.parameters() if p.requires_grad)
-            loss = torch.stack([p.sum() * 0.0 for p in learning]).sum()
-        require_finite(self, loss, batch)
+            loss = torch.stack([p.sum() * 0.0 for p in self.parameters() if p.requires_grad]).sum()
+        require_finite(self, loss, batch, key)
         return loss / self._require_data().batch_size
 
-    def _compute_train_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the total loss of a batch that is not empty; log it and its parts as means."""
+    def compute_train_losses(self, batch: Batch, key: StepKey) -> dict[str, Tensor]:
+        """Return sums by name over a batch that is not empty, augmented as the key says."""
         if "features" in batch:
             raw = self.compute_raw(batch)
         else:
             images = self.preprocess.normalize(batch["image"])
-            images, target = self.augment_batch(images, batch["target"], batch_idx)
+            images, target = self.augment_batch(images, batch["target"], key)
             batch = {**batch, "target": target}
             raw = self.encode_images(images)
         self.on_train_outputs(raw)
-        losses = self.compute_losses(raw, batch)
+        return self.compute_losses(raw, batch)
+
+    def _compute_train_loss(self, batch: Batch, key: StepKey) -> Tensor:
+        """Return the total loss of a batch that is not empty; log it and its parts as means."""
+        losses = self.compute_train_losses(batch, key)
         loss = sum_losses(losses)
         divisor, count = max(batch["target"].loss_divisor, 1), len(batch["image"])
         if len(losses) > 1:
@@ -334,15 +337,13 @@ class BaseTask(CheckpointedModel, ExportHooks):
         if count != whole and gradients:
             torch._foreach_mul_(gradients, whole / max(count, 1.0))
 
-    def augment_batch(
-        self, images: Tensor, target: Target, batch_idx: int
-    ) -> tuple[Tensor, Target]:
+    def augment_batch(self, images: Tensor, target: Target, key: StepKey) -> tuple[Tensor, Target]:
         """Change a training batch; a task may mix images and targets here, or scale them.
 
         Args:
             images: Normalized images, float [N, 3, H, W].
             target: Target of the batch, as the data gives it.
-            batch_idx: Index of the batch in its epoch, on this rank.
+            key: What is drawn hangs on these numbers alone, so that a step can be done again.
         """
         return images, target
 
@@ -478,8 +479,7 @@ class BaseTask(CheckpointedModel, ExportHooks):
         if self.trainer.sanity_checking or predictions is None:
             return
         # Each rank has gathered the whole split, but AP of thousands of images takes long and gigabytes.
-        is_first = self.trainer.is_global_zero
-        metrics = self.compute_metrics(split, predictions) if is_first else {}
+        metrics = self.compute_metrics(split, predictions) if self.trainer.is_global_zero else {}
         for name, value in self.trainer.strategy.broadcast(metrics).items():
             self.log(f"{split}/{name}", value, prog_bar=name != "loss", rank_zero_only=False)
         if write:

@@ -32,7 +32,7 @@ from vfm.training.fingerprint import (
     compute_golden_features,
 )
 from vfm.training.optim import Optim
-from vfm.types import Batch, Features, Raw
+from vfm.types import Batch, Features, Raw, StepKey
 
 KEY = "vfm"
 """Entry of the checkpoint that holds everything of vfm."""
@@ -150,6 +150,17 @@ class CheckpointedModel(Component, L.LightningModule, ABC):
     @abstractmethod
     def compute_loss(self, raw: Raw, batch: Batch) -> Tensor:
         """Return the sum of the losses of a batch."""
+
+    @abstractmethod
+    def compute_train_losses(self, batch: Batch, key: StepKey) -> dict[str, Tensor]:
+        """Return sums by name over a batch, as the step of training computes them that the key names."""
+
+    def compute_eval_loss(self, batch: Batch) -> Tensor:
+        """Return the sum of the losses of a batch, as a validation computes them."""
+        return self.compute_loss(self.compute_raw(batch), batch)
+
+    def restore_parts(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make what only training needs, which `load` leaves out, from the tensors of the checkpoint."""
 
     def forward(self, pixels: Tensor) -> Raw:
         """Return the raw outputs of the head.

@@ -36,7 +36,7 @@ from vfm.tasks.results import OUT_OF_FOLD, RESULTS_FILE, SCORES_FILE, SplitPredi
 from vfm.training.callbacks import list_callbacks
 from vfm.training.optim import Auto
 from vfm.training.solved_head import FOLDS, SolvedHead, solve_head
-from vfm.types import Batch, Labels, MultiLabels, Target, require_target
+from vfm.types import Batch, Labels, MultiLabels, StepKey, Target, require_target
 
 
 class ClassificationTask(BaseTask):
@@ -262,14 +262,11 @@ class ClassificationTask(BaseTask):
             )
             rank_zero_info(f"Results out of fold: {checkpoint.parent / RESULTS_FILE}")
 
-    def augment_batch(
-        self, images: Tensor, target: Target, batch_idx: int
-    ) -> tuple[Tensor, Target]:
+    def augment_batch(self, images: Tensor, target: Target, key: StepKey) -> tuple[Tensor, Target]:
         """Blend the batch's images and labels, as `mixing` says."""
         if not (self.mixing.mixup or self.mixing.cutmix):
             return images, target
         assert isinstance(target, Labels)
-        key = (self._require_data().seed, self.current_epoch, batch_idx, self.global_rank)
         images, shares = self.mixing(images, encode_one_hot(target.label, len(self.labels)), key)
         return images, target._replace(label=shares)
 

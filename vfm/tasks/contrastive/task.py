@@ -159,9 +159,10 @@ class ContrastiveTask(PretrainingTask):
             parts.append(self.text_tower(tokens)[TEXT_OUTPUT].cpu().numpy())
         return np.concatenate(parts)
 
-    def build_parts(self, data: ImageData) -> dict[str, nn.Module]:
+    def build_parts(self, data: ImageData | None) -> dict[str, nn.Module]:
         """Make the text tower, with a tokenizer of the texts of the training where it has none."""
         tower: TextTower = self.__dict__["_tower"]
+        assert data is not None  # of a checkpoint the text tower is there
         prompts = (text for texts in self._texts_by_label for text in texts)
         asked = (text for texts in self._prompts.values() for text in texts)
         captions = (text for record in data.records["train"] for text in record.texts)
@@ -278,11 +279,11 @@ class ContrastiveTask(PretrainingTask):
         captions = batch.get("texts") or [""] * len(batch["image"])
         target, texts = batch["target"], []
         assert isinstance(target, Labels)
-        seed = self._require_data().seed
         rows = zip(captions, target.label.tolist(), batch["index"].tolist(), strict=True)
         for caption, label, index in rows:
             if not caption:
                 choices = self._texts_by_label[label]
+                seed = self._require_data().seed
                 drawn = sample_seed(seed, self.current_epoch, index) >> 32 if self.training else 0
                 caption = choices[drawn % len(choices)]
             texts.append(caption)
@@ -305,6 +306,7 @@ class ContrastiveTask(PretrainingTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch; one without a readable image still takes part in that of the other ranks."""
+        batch = {**batch, "texts": self.list_texts(batch)}
         if len(batch["image"]) or self.trainer.world_size == 1:
             return super().training_step(batch, batch_idx)
         nothing = super().training_step(batch, batch_idx)

@@ -48,7 +48,7 @@ from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import SplitPredictions
 from vfm.training.fingerprint import compute_fingerprint
 from vfm.training.optim import Optim
-from vfm.types import Batch, Objects, Target, require_target
+from vfm.types import Batch, Objects, StepKey, Target, require_target
 
 _OPTIM = Optim(
     lr=5e-4, weight_decay=1e-4, max_grad_norm=0.1, backbone_factor=0.2, freeze_ratio=0.02, ema=0.998
@@ -123,13 +123,11 @@ class DetectionTask(BaseTask):
         self.criterion = loss or (DenseLoss() if dense else DetectionLoss())
         self._multi_scale = multi_scale
 
-    def augment_batch(
-        self, images: Tensor, target: Target, batch_idx: int
-    ) -> tuple[Tensor, Target]:
+    def augment_batch(self, images: Tensor, target: Target, key: StepKey) -> tuple[Tensor, Target]:
         """Scale the images to the size that is this batch's turn: a function of seed, epoch and batch."""
         if not self._multi_scale:
             return images, target
-        draw = np.random.default_rng([self._require_data().seed, self.current_epoch, batch_idx])
+        draw = np.random.default_rng(key[:3])
         factor = 1 + self._multi_scale * (2 * draw.random() - 1)
         size = [max(1, round(n * factor / self._stride)) * self._stride for n in images.shape[2:]]
         return F.interpolate(images, size=size, mode="bilinear", antialias=True), target

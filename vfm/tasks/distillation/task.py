@@ -101,7 +101,7 @@ class DistillationTask(PretrainingTask):
             data.num_views = self.cache_views
         super().setup(stage)
 
-    def build_parts(self, data: ImageData) -> dict[str, nn.Module]:
+    def build_parts(self, data: ImageData | None) -> dict[str, nn.Module]:
         """Open the teacher, and make the layers between student and teacher."""
         teacher = open_teacher(**self._teacher_options)
         loss: DistillationLoss = self.__dict__["criterion"]
@@ -138,7 +138,7 @@ class DistillationTask(PretrainingTask):
         teacher: Teacher = self.__dict__["teacher"]
         loss: DistillationLoss = self.__dict__["criterion"]
         pixels = batch["image"]
-        if not self.cache_views:
+        if not self.cache_views or self._trainer is None:
             outputs = teacher.answer(pixels)
             return {f"teacher_{name}": outputs[name] for name in loss.uses}
         trainer = self.trainer

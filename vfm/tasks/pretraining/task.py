@@ -69,11 +69,12 @@ class PretrainingTask(EmbeddingTask):
         self.train()
 
     @abstractmethod
-    def build_parts(self, data: ImageData) -> dict[str, nn.Module]:
+    def build_parts(self, data: ImageData | None) -> dict[str, nn.Module]:
         """Make the modules that only training needs, by name; at least one.
 
         Args:
-            data: Data that is trained on, which has read its records.
+            data: Data that is trained on, which has read its records; None where one batch is computed anew, by a
+                checkpoint.
         """
 
     @abstractmethod
@@ -110,6 +111,12 @@ class PretrainingTask(EmbeddingTask):
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(PARTS)}
         return super().load_state_dict(state_dict, *args, **kwargs)
 
+    def restore_parts(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make what only training needs, with the weights of the checkpoint that the task was loaded from."""
+        if not self.training_parts:
+            self.training_parts.update(self.build_parts(None))
+            self.load_state_dict(tensors)
+
     def configure_model(self) -> None:
         """Refuse to shard the weights: gradients of the parts of training would stay on each rank.
 
@@ -140,6 +147,10 @@ class PretrainingTask(EmbeddingTask):
         """Return the loss of each image, [N]; by default the mean of its batch, which compares images."""
         total = torch.stack([*self.compute_losses(raw, batch).values()]).sum()
         return (total / len(batch["image"])).expand(len(batch["image"]))
+
+    def compute_eval_loss(self, batch: Batch) -> Tensor:
+        """Return the sum of the losses of a batch, as a validation computes them."""
+        return self.compute_image_losses(self.compute_raw(batch), batch).sum()
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Return the `embedding`, [N, D], and the `loss` of each image."""

@@ -21,7 +21,7 @@ from vfm.preprocess import Fit
 from vfm.tasks.options import TaskOptions
 from vfm.tasks.pretraining.task import PretrainingTask
 from vfm.tasks.self_supervised.methods import EmbeddedViews, SelfSupervisedMethod, VISReg
-from vfm.types import Batch, Raw, Target
+from vfm.types import Batch, Raw, StepKey, Target
 
 
 class SelfSupervisedTask(PretrainingTask):
@@ -80,7 +80,7 @@ class SelfSupervisedTask(PretrainingTask):
             data.augment = "none"
         super().setup(stage)
 
-    def build_parts(self, data: ImageData) -> dict[str, nn.Module]:
+    def build_parts(self, data: ImageData | None) -> dict[str, nn.Module]:
         """Make the layers of the method, and keep the start where it is an anchor.
 
         Raises:
@@ -88,12 +88,14 @@ class SelfSupervisedTask(PretrainingTask):
         """
         method: SelfSupervisedMethod = self.__dict__["method"]
         if self.anchor:
-            if self.backbone.report is None:
+            # Of a checkpoint the backbone is no longer the one that training started from.
+            origin = type(self)(**self.__dict__["_init_args"]) if self.source else self
+            if origin.backbone.report is None:
                 raise OptionError(
                     f"anchor is {self.anchor}, and the backbone starts at random, where nothing is known that could be "
                     "held. Give weights (--model.weights FILE or --model.pretrained true), or leave --model.anchor out."
                 )
-            self.__dict__["start"] = copy.deepcopy(self.backbone).eval().requires_grad_(False)
+            self.__dict__["start"] = copy.deepcopy(origin.backbone).eval().requires_grad_(False)
         self._try_small_views()
         method.prepare(self.backbone)
         rank_zero_info(
@@ -119,11 +121,8 @@ class SelfSupervisedTask(PretrainingTask):
         finally:
             self.backbone.train(was_training)
 
-    def augment_batch(
-        self, images: Tensor, target: Target, batch_idx: int
-    ) -> tuple[Tensor, Target]:
+    def augment_batch(self, images: Tensor, target: Target, key: StepKey) -> tuple[Tensor, Target]:
         """Cut the views, and return the large ones."""
-        key = (self._require_data().seed, self.current_epoch, batch_idx, self.global_rank)
         self._views = self._cut(images, key)
         return images, target
 
