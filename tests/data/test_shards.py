@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import webdataset
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from vfm_runtime.media.image import open_image
 
-from vfm.data import ShardData
+import vfm
+from tests.tasks.tiny import VIT, fit, require_equal, trainer, vit
+from vfm.data import PairShards, ShardData
 from vfm.data.loader import Position
 from vfm.data.shards import ShardStream, expand
 from vfm.data.tar import ShardError, list_shard
+from vfm.models.text import SmallTextTower
 from vfm.preprocess import Preprocess
 
 COUNTS = (7, 5, 11)
@@ -34,7 +43,8 @@ def write_shards(folder: Path, counts: tuple[int, ...] = COUNTS, names: bool = F
                 file = io.BytesIO()
                 Image.fromarray(pixels).save(file, "PNG")
                 label = f"kind{number % 3}".encode() if names else str(number % 3).encode()
-                tar.write({"__key__": f"{number:05d}", "png": file.getvalue(), "cls": label})
+                files = {"png": file.getvalue(), "cls": label, "txt": f"number {number}".encode()}
+                tar.write({"__key__": f"{number:05d}", **files})
                 number += 1
     return str(folder / f"{{000..{len(counts) - 1:03d}}}.tar")
 
@@ -159,11 +169,6 @@ def test_a_memory_file_system_is_as_good_as_a_disk(pattern: str) -> None:
 
 
 def test_training_on_shards_resumes_sample_for_sample(pattern: str, tmp_path: Path) -> None:
-    import lightning as L
-    from lightning.pytorch.callbacks import ModelCheckpoint
-
-    from tests.tasks.tiny import fit, require_equal, trainer, vit
-
     L.seed_everything(0)
     each = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1)
     task = vit(image_size=16)
@@ -174,6 +179,76 @@ def test_training_on_shards_resumes_sample_for_sample(pattern: str, tmp_path: Pa
         again, datamodule=shard_data(pattern), ckpt_path=middle, weights_only=True
     )
     require_equal(task.state_dict(), again.state_dict())
+
+
+class Seen(L.Callback):
+    def __init__(self) -> None:
+        self.names: list[list[str]] = []
+
+    def on_train_batch_start(self, run: Any, task: Any, batch: Any, batch_idx: int) -> None:
+        self.names.append(batch["name"])
+
+
+def pretrain(
+    kind: str, pattern: str, out: Path, *callbacks: L.Callback, seed: int, **options: Any
+) -> tuple[dict[str, Any], list[list[str]]]:
+    """Return the weights after three epochs, and the images of each step."""
+    L.seed_everything(seed, verbose=False)
+    loading: Any = {"batch_size": 4, "num_workers": 0, "shuffle": 6}
+    settings: Any = {"image_size": 32, "backbone_args": VIT, "drop_path": 0.2}
+    task: Any = vfm.SelfSupervisedTask("vit_tiny_patch16_224", **settings)
+    data: ShardData = ShardData(pattern, label_file=None, **loading)
+    if kind == "pairs":
+        text = SmallTextTower(16, 1, 2, context=8, vocab_size=300)
+        task = vfm.ContrastiveTask("vit_tiny_patch16_224", text, dim=8, **settings)
+        data = PairShards(pattern, **loading)
+    seen = Seen()
+    each = ModelCheckpoint(out, every_n_train_steps=2, save_top_k=-1)
+    callbacks = (seen, each, *callbacks)
+    trainer(out, max_epochs=3, limit_val_batches=0, callbacks=[*callbacks]).fit(
+        task, datamodule=data, **options
+    )
+    return task.state_dict(), seen.names
+
+
+KILL = """
+import os, signal, sys
+from pathlib import Path
+import lightning as L
+from tests.data.test_shards import pretrain
+
+class Kill(L.Callback):
+    def on_train_batch_start(self, run, task, batch, batch_idx):
+        if (run.current_epoch, batch_idx) == (1, 3):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+pretrain(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Kill(), seed=3)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["views", "pairs"])
+def test_a_pretraining_killed_within_a_shard_goes_on_with_the_rest_to_the_same_end(
+    pattern: str, tmp_path: Path, kind: str
+) -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", KILL, kind, pattern, str(tmp_path / "cut")],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": f"{root}:{root / 'export'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    # Eight images of the second epoch are done, and no shards together have as many.
+    (last,) = (tmp_path / "cut").glob("*step=8.ckpt")
+    assert not list((tmp_path / "cut").glob("*step=1?.ckpt"))
+    weights, names = pretrain(kind, pattern, tmp_path / "whole", seed=3)
+    rest = pretrain(kind, pattern, tmp_path / "rest", seed=9, ckpt_path=last, weights_only=True)
+    assert rest[1] == names[8:]
+    require_equal(weights, rest[0])
 
 
 @pytest.mark.parametrize("keep", [700, 9_000, 20_000, None])
@@ -207,7 +282,7 @@ def test_what_is_no_shard_is_said(pattern: str, tmp_path: Path) -> None:
     text.write_text("no tar " * 500)
     with pytest.raises(ShardError, match="is no tar file without compression"):
         list_shard(str(text), "cls")
-    with pytest.raises(ShardError, match=r"has no file '00000.txt' with its label"):
-        shard_data(pattern, label_file="txt")
+    with pytest.raises(ShardError, match=r"has no file '00000.json' with its label"):
+        shard_data(pattern, label_file="json")
     with pytest.raises(ShardError, match=r"has the label '1', which is none of a\."):
         shard_data(pattern, label_names=["a"])

@@ -143,7 +143,10 @@ class SelfSupervisedTask(PretrainingTask):
         views = self._views
         assert views is not None  # of this batch, by augment_batch
         method: SelfSupervisedMethod = self.__dict__["method"]
-        losses = dict(method.compute(views, self.backbone))
+        # What a method draws hangs on the step alone too, so that a training that goes on ends as an unbroken one.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(hash((*views.key, 2)))
+            losses = dict(method.compute(views, self.backbone))
         start = self.__dict__["start"]
         if start is not None:
             large = views.large.flatten(0, 1)
