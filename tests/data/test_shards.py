@@ -265,6 +265,17 @@ def test_a_shard_cut_off_is_said(pattern: str, keep: int | None) -> None:
     assert str(shard) in str(caught.value)
 
 
+def test_all_shards_that_are_cut_off_are_counted_and_listed(pattern: str) -> None:
+    first, _, last = map(Path, expand(pattern))
+    for shard in (first, last):
+        shard.write_bytes(shard.read_bytes()[:3500])
+    with pytest.raises(
+        ShardError,
+        match=rf"2 of 3 shards are cut off\. Copy them again:\n{first} after \d samples\n{last} after \d samples$",
+    ):
+        shard_data(pattern)
+
+
 def test_a_shard_cut_off_after_it_was_listed_is_said(pattern: str) -> None:
     data = shard_data(pattern)
     shard = Path(expand(pattern)[1])

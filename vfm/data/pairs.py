@@ -17,7 +17,7 @@ from vfm.data.splits import SPLITS, complete_splits
 from vfm.data.table import TableData
 from vfm.data.table_rows import SPLIT_COLUMN, join_path, read_names, read_stated_splits
 from vfm.data.tables import Table, read_table, write_rows
-from vfm.data.tar import list_shard
+from vfm.data.tar import list_shards
 from vfm.data.transforms import Augment
 from vfm.spec import Spec
 
@@ -207,8 +207,7 @@ class PairShards(ShardData):
                     s.key,
                     texts=tuple(filter(None, map(str.strip, (s.label or "").splitlines()))),
                 )
-                for url in expand(pattern)
-                for s in list_shard(url, self.text_file)
+                for s in list_shards(expand(pattern), self.text_file)
             ]
             silent = [record.name for record in records if not record.texts]
             _warn_of_silence(silent, len(records), f"{pattern}, --data.text_file {self.text_file}")

@@ -18,7 +18,7 @@ from vfm.data.base import ImageData
 from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate
 from vfm.data.loader import Position, ResumableLoader, leave_finished_epoch
 from vfm.data.options import LoaderOptions
-from vfm.data.tar import ShardError, TarImage, TarSample, list_shard, read_images
+from vfm.data.tar import ShardError, TarImage, TarSample, list_shards, read_images
 from vfm.data.transforms import Augment
 from vfm.types import Batch
 
@@ -75,7 +75,7 @@ class ShardData(ImageData):
         """List the samples of all shards."""
         # No name of a file ends in a slash, so that no label is read where none is asked for.
         samples = {
-            split: [s for url in expand(pattern) for s in list_shard(url, self.label_file or "/")]
+            split: list_shards(expand(pattern), self.label_file or "/")
             for split, pattern in self.patterns.items()
             if pattern is not None
         }

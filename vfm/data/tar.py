@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,14 @@ _BLOCK = 512
 
 class ShardError(VfmError, ValueError):
     """A shard cannot be read, or does not hold what was expected."""
+
+
+class CutShardError(ShardError):
+    """A shard ends before its samples do."""
+
+    def __init__(self, url: str, where: str) -> None:
+        super().__init__(f"The shard {url} is cut off {where}. Copy it again.")
+        self.summary = f"{url} {where}"
 
 
 class TarImage(NamedTuple):
@@ -63,8 +71,31 @@ def read_images(images: Iterable[TarImage]) -> Iterator[bytes]:
                 data: bytes = file.read(image.size)
                 if len(data) < image.size:
                     end = image.offset + image.size
-                    raise _report_cut(shard, f"before byte {end:,}")
+                    raise CutShardError(shard, f"before byte {end:,}")
                 yield data
+
+
+def list_shards(urls: Sequence[str], label_file: str) -> list[TarSample]:
+    """The samples of several shards, one after the other; arguments and errors are those of `list_shard`.
+
+    Raises:
+        ShardError: A shard cannot be used; all that are cut off are counted and listed.
+    """
+    samples: list[TarSample] = []
+    cut: list[CutShardError] = []
+    for url in urls:
+        try:
+            samples += list_shard(url, label_file)
+        except CutShardError as error:
+            cut.append(error)
+    if len(cut) > 1:
+        listed = "\n".join(error.summary for error in cut)
+        raise ShardError(
+            f"{len(cut)} of {len(urls)} shards are cut off. Copy them again:\n{listed}"
+        )
+    if cut:
+        raise cut[0]
+    return samples
 
 
 def list_shard(url: str, label_file: str) -> list[TarSample]:
@@ -120,12 +151,12 @@ def _scan(url: str, label_file: str) -> list[TarSample]:
             # A tar file ends with two empty blocks: without them, its end is missing, and samples with it.
             file.seek(tar.offset)
             if file.read(_BLOCK) != bytes(_BLOCK):
-                raise _report_cut(url, f"after {len(images)} samples")
+                raise CutShardError(url, f"after {len(images)} samples")
     except (tarfile.TarError, EOFError) as error:
         with fsspec.open(url, "rb") as file:
             magic: bytes = file.read(_BLOCK)[257:262]
         if magic == b"ustar":
-            raise _report_cut(url, f"after {len(images)} samples") from error
+            raise CutShardError(url, f"after {len(images)} samples") from error
         raise ShardError(
             f"{url} is no tar file without compression: {error}. Unpack a .tar.gz; images gain nothing by it."
         ) from error
@@ -134,7 +165,3 @@ def _scan(url: str, label_file: str) -> list[TarSample]:
         which = f"'{missing[0]}' has a label but no image" if missing else "it holds no image"
         raise ShardError(f"{url}: {which}. Endings of images: {', '.join(_IMAGES)}.")
     return [TarSample(key, image, labels.get(key)) for key, image in images.items()]
-
-
-def _report_cut(url: str, where: str) -> ShardError:
-    return ShardError(f"The shard {url} is cut off {where}. Copy it again.")

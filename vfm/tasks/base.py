@@ -42,6 +42,7 @@ from vfm.training.nonfinite import require_finite
 from vfm.training.num_steps import count_steps, extend_training
 from vfm.training.optim import Auto, build_optimizer, clip_gradients, has_scaler
 from vfm.training.option_checks import list_idle_options, require_compiler
+from vfm.training.randomness import draw_by_key
 from vfm.training.ranks import reduce_ranks
 from vfm.types import Batch, Raw, StepKey, Target
 
@@ -296,16 +297,23 @@ class BaseTask(CheckpointedModel, ExportHooks):
         """Loss of a batch; `on_before_optimizer_step` makes every image, or object, of a step count alike."""
         self._counted += batch["target"].loss_divisor
         key = (self._require_data().seed, self.current_epoch, batch_idx, self.global_rank)
-        if len(batch["image"]):
-            loss = self._compute_train_loss(batch, key)
+        divisor, count = max(batch["target"].loss_divisor, 1), len(batch["image"])
+        if count:
+            losses = self.compute_train_losses(batch, key)
+            loss = sum_losses(losses)
+            if len(losses) > 1:
+                for name, value in losses.items():
+                    self.log(f"train/{name}", value.detach() / divisor, batch_size=count)
+            self.log("train/loss", loss.detach() / divisor, True, on_epoch=True, batch_size=count)
         else:
             # Every file of the batch was unreadable; other ranks still wait for gradients of every weight.
             loss = torch.stack([p.sum() * 0.0 for p in self.parameters() if p.requires_grad]).sum()
         require_finite(self, loss, batch, key)
         return loss / self._require_data().batch_size
 
+    @draw_by_key
     def compute_train_losses(self, batch: Batch, key: StepKey) -> dict[str, Tensor]:
-        """Return sums by name over a batch that is not empty, augmented as the key says."""
+        """Return sums by name over a batch that is not empty; all that is drawn for them hangs on the key."""
         if "features" in batch:
             raw = self.compute_raw(batch)
         else:
@@ -315,17 +323,6 @@ class BaseTask(CheckpointedModel, ExportHooks):
             raw = self.encode_images(images)
         self.on_train_outputs(raw)
         return self.compute_losses(raw, batch)
-
-    def _compute_train_loss(self, batch: Batch, key: StepKey) -> Tensor:
-        """Return the total loss of a batch that is not empty; log it and its parts as means."""
-        losses = self.compute_train_losses(batch, key)
-        loss = sum_losses(losses)
-        divisor, count = max(batch["target"].loss_divisor, 1), len(batch["image"])
-        if len(losses) > 1:
-            for name, value in losses.items():
-                self.log(f"train/{name}", value.detach() / divisor, batch_size=count)
-        self.log("train/loss", loss.detach() / divisor, True, on_epoch=True, batch_size=count)
-        return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the gradient the mean over all that a step counts: a rank's or an accumulated batch may be smaller."""

@@ -21,6 +21,7 @@ from vfm.preprocess import Fit
 from vfm.tasks.options import TaskOptions
 from vfm.tasks.pretraining.task import PretrainingTask
 from vfm.tasks.self_supervised.methods import EmbeddedViews, SelfSupervisedMethod, VISReg
+from vfm.training.randomness import draw_by
 from vfm.types import Batch, Raw, StepKey, Target
 
 
@@ -143,10 +144,7 @@ class SelfSupervisedTask(PretrainingTask):
         views = self._views
         assert views is not None  # of this batch, by augment_batch
         method: SelfSupervisedMethod = self.__dict__["method"]
-        # What a method draws hangs on the step alone too, so that a training that goes on ends as an unbroken one.
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(hash((*views.key, 2)))
-            losses = dict(method.compute(views, self.backbone))
+        losses = dict(method.compute(views, self.backbone))
         start = self.__dict__["start"]
         if start is not None:
             large = views.large.flatten(0, 1)
@@ -158,8 +156,10 @@ class SelfSupervisedTask(PretrainingTask):
     def compute_image_losses(self, raw: Raw, batch: Batch) -> Tensor:
         """Return the mean loss of the batch for each of its images, [N], on views that are the same every time."""
         images = self.preprocess.normalize(batch["image"])
-        self._views = self._cut(images, [0, *batch["index"].tolist()])
-        return super().compute_image_losses(raw, batch)
+        key = [0, *batch["index"].tolist()]
+        self._views = self._cut(images, key)
+        with draw_by(key, self.device):
+            return super().compute_image_losses(raw, batch)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Let the method follow the step."""
