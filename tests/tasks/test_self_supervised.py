@@ -43,7 +43,7 @@ class Losses(Callback):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_lowers_its_loss(tmp_path, name):
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     task = build(method=METHODS[name](), views=vfm.MultiCrop(num_local=2, jitter=0.1, gray=0))
     losses = Losses()
     made = trainer(tmp_path, max_epochs=8, callbacks=[losses], limit_val_batches=0)
@@ -96,7 +96,7 @@ def test_a_last_batch_of_one_and_no_small_views_have_a_loss(name):
 def test_lejepa_without_small_views_is_refused():
     method, backbone = METHODS["LeJEPA"](), build().backbone
     method.prepare(backbone)
-    views = methods.EmbeddedViews(Views(torch.zeros(8, 3, 32, 32), None), 4, [0], lambda _: None)
+    views = methods.EmbeddedViews(Views(torch.zeros(8, 3, 32, 32), None), [[0]] * 4, lambda _: None)
     with pytest.raises(
         OptionError, match=r"takes small views, and num_local is 0\. Give 1 or more"
     ):
@@ -135,14 +135,17 @@ def test_the_teacher_of_dino_follows_slowly(tmp_path):
 def test_views_are_those_of_the_key_and_differ_from_each_other():
     images = torch.randn(3, 3, 32, 32)
     crop = vfm.MultiCrop(num_local=3, local_size=16)
-    views = crop.cut(images, (0, 1, 2))
+    keys = [(0, 1, i) for i in range(3)]
+    views = crop.cut(images, keys)
     assert views.large.shape == (6, 3, 32, 32)
     assert views.small.shape == (9, 3, 16, 16)
-    assert torch.equal(views.large, crop.cut(images, (0, 1, 2)).large)
-    assert not torch.equal(views.large, crop.cut(images, (0, 1, 3)).large)
+    alone = crop.cut(images[1:2], keys[1:2])
+    torch.testing.assert_close(views.large[1::3], alone.large)
+    torch.testing.assert_close(views.small[1::3], alone.small)
+    assert not torch.equal(alone.large, crop.cut(images[1:2], keys[2:]).large)
     assert not torch.equal(views.large[:3], views.large[3:])
     whole = vfm.MultiCrop(num_local=0, global_scale=(1, 1), flip=0, jitter=0, gray=0)
-    same = whole.cut(images[:1] * 0 + 2, (0,))
+    same = whole.cut(images[:1] * 0 + 2, [(0,)])
     assert same.small is None
     assert torch.allclose(same.large, torch.full((2, 3, 32, 32), 2.0), atol=1e-5)
 
@@ -202,8 +205,8 @@ def test_hidden_pixels_are_all_that_counts():
     backbone, method = task.backbone.eval(), task.__dict__["method"]
     method.prepare(backbone)
     images = torch.rand(2, 3, 32, 32)  # four patches, of which two are seen
-    views = methods.EmbeddedViews(Views(images, None), 2, [3], lambda _: None)
-    seen = method._choose_patches(2, [3])
+    views = methods.EmbeddedViews(Views(images, None), [[3], [4]], lambda _: None)
+    seen = method._choose_patches(1, [[3], [4]])
     assert seen.shape == (2, 2)
     loss = method.compute(views, backbone)["MAELoss"]
     # Another scale or brightness of a hidden patch is the same target, and changes nothing that is seen.

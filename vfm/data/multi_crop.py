@@ -27,7 +27,7 @@ class MultiCrop:
     """Views that a self-supervised method compares: large crops, and small ones (Caron et al., 2020).
 
     Crops are cut out of the image at the model's size, with other brightness, contrast and saturation, mirrored or
-    not, some of them without color. The same key gives the same views.
+    not, some of them without color. The views of an image hang on its key alone, not on its batch.
 
     Raises:
         OptionError: A value is outside its range.
@@ -76,33 +76,33 @@ class MultiCrop:
                     f"views.{name} is {getattr(self, name)}. Give {expected} (--model.views.{name})."
                 )
 
-    def cut(self, images: Tensor, key: Sequence[int]) -> Views:
+    def cut(self, images: Tensor, keys: Sequence[Sequence[int]]) -> Views:
         """Cut the views of a batch.
 
         Args:
             images: Normalized images, float [N, 3, H, W].
-            key: Numbers from 0; the same ones draw the same.
+            keys: Numbers from 0 for each of the N images; the same ones draw the same.
         """
-        generator = torch.Generator().manual_seed(hash(tuple(key)) % 2**63)
+        shape = 9, self.num_global + self.num_local
+        draws = draw_uniform(shape, keys).movedim(0, 2).to(images.device)
         size = tuple(images.shape[2:])
         local = size if self.local_size is None else (self.local_size, self.local_size)
-        large = self._cut_kind(images, self.num_global, self.global_scale, size, generator)
+        large = self._cut_kind(images, draws[:, : self.num_global], self.global_scale, size)
         small = None
         if self.num_local:
-            small = self._cut_kind(images, self.num_local, self.local_scale, local, generator)
+            small = self._cut_kind(images, draws[:, self.num_global :], self.local_scale, local)
         return Views(large, small)
 
     def _cut_kind(
         self,
         images: Tensor,
-        count: int,
+        draws: Tensor,
         scale: tuple[float, float],
         size: tuple[int, ...],
-        generator: torch.Generator,
     ) -> Tensor:
-        """Return `count` crops of each image, [count * N, 3, h, w]."""
-        number = count * len(images)
-        draw = torch.rand((8, number), generator=generator).to(images.device)
+        """Return crops of each image by numbers that were drawn, [9, V, N], as [V * N, 3, h, w]."""
+        count, draw = draws.shape[1], draws.flatten(1)
+        number = draw.shape[1]
         area = scale[0] + (scale[1] - scale[0]) * draw[0]
         ratio = torch.exp((2 * draw[1] - 1) * math.log(4 / 3)).sqrt()
         width, height = (area.sqrt() * ratio).clamp(max=1), (area.sqrt() / ratio).clamp(max=1)
@@ -122,9 +122,15 @@ class MultiCrop:
         mean = crops.mean((1, 2, 3), keepdim=True)
         crops = mean + contrast * (crops - mean)
         gray = crops.mean(1, keepdim=True)
-        is_gray = torch.rand(number, generator=generator).to(images.device) < self.gray
-        saturation = torch.where(is_gray.reshape(-1, 1, 1, 1), 0.0, saturation)
+        saturation = torch.where((draw[8] < self.gray).reshape(-1, 1, 1, 1), 0.0, saturation)
         return gray + saturation * (crops - gray)
+
+
+def draw_uniform(shape: tuple[int, ...], keys: Sequence[Sequence[int]]) -> Tensor:
+    """Return numbers from 0 to 1 for each of N keys, float32 [N, *shape]; the same key gives the same ones."""
+    generator = torch.Generator()
+    seeds = (hash(tuple(key)) % 2**63 for key in keys)
+    return torch.stack([torch.rand(shape, generator=generator.manual_seed(s)) for s in seeds])
 
 
 def _is_range(scale: Sequence[float]) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vfm_runtime.errors import MissingPackageError, OptionError
 
-from vfm.data.multi_crop import Views
+from vfm.data.multi_crop import Views, draw_uniform
 from vfm.models.backbone import Backbone
 from vfm.spec import Component
 
@@ -26,19 +26,18 @@ class EmbeddedViews:
     """Views of N images and their embeddings, which are computed where a method asks for them."""
 
     def __init__(
-        self, images: Views, count: int, key: Sequence[int], embed: Callable[[Tensor], Tensor]
+        self, images: Views, keys: Sequence[Sequence[int]], embed: Callable[[Tensor], Tensor]
     ) -> None:
         """Take the views.
 
         Args:
             images: Views of the images.
-            count: N, the number of images.
-            key: Numbers that what is drawn of these views hangs on.
+            keys: For each of the N images numbers that what is drawn of its views hangs on.
             embed: Gives the embeddings, [n, D], of normalized images, float [n, 3, H, W].
         """
         self.images = images
-        self.count = count
-        self.key = key
+        self.count = len(keys)
+        self.keys = keys
         self._embed = embed
 
     @cached_property
@@ -342,7 +341,9 @@ class MAE(SelfSupervisedMethod):
         vit, images = backbone.model, views.images.large
         tokens = vit._pos_embed(vit.patch_embed(images))
         prefix, patches = tokens.split([vit.num_prefix_tokens, len(self.positions[0])], dim=1)
-        seen = self._choose_patches(len(images), views.key).to(images.device)[..., None]
+        seen = self._choose_patches(len(images) // views.count, views.keys).to(images.device)[
+            ..., None
+        ]
         encoded = torch.cat([prefix, patches.gather(1, seen.expand(-1, -1, patches.shape[2]))], 1)
         encoded = vit.norm_pre(encoded)
         if vit.grad_checkpointing and self.training:
@@ -362,12 +363,12 @@ class MAE(SelfSupervisedMethod):
         # Of every weight a gradient, if only 0, for which processes wait: pooling takes part in no pixel.
         return {"MAELoss": loss + 0.0 * vit.forward_head(encoded, pre_logits=True).float().sum()}
 
-    def _choose_patches(self, count: int, key: Sequence[int]) -> Tensor:
-        """Draw the patches that are seen, int64 [N, n], at least one of each image and never all."""
+    def _choose_patches(self, num_views: int, keys: Sequence[Sequence[int]]) -> Tensor:
+        """Draw the patches that are seen, int64 [V * N, n], at least one of each view and never all."""
         total = len(self.positions[0])
         number = min(max(1, round(total * (1 - self.mask_ratio))), total - 1)
-        generator = torch.Generator().manual_seed(hash((*key, 1)) % 2**63)
-        return torch.rand(count, total, generator=generator).argsort(dim=1)[:, :number]
+        draws = draw_uniform((num_views, total), [(*key, 1) for key in keys])
+        return draws.transpose(0, 1).flatten(0, 1).argsort(dim=1)[:, :number]
 
 
 def build_projector(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any, Unpack
 
 import torch
@@ -21,8 +20,8 @@ from vfm.preprocess import Fit
 from vfm.tasks.options import TaskOptions
 from vfm.tasks.pretraining.task import PretrainingTask
 from vfm.tasks.self_supervised.methods import EmbeddedViews, SelfSupervisedMethod, VISReg
-from vfm.training.randomness import draw_by
-from vfm.types import Batch, Raw, StepKey, Target
+from vfm.training.randomness import draw_by, draw_by_key
+from vfm.types import Batch, Raw, StepKey
 
 
 class SelfSupervisedTask(PretrainingTask):
@@ -72,7 +71,6 @@ class SelfSupervisedTask(PretrainingTask):
         # Not submodules: the method is a part of training, and the start is in no checkpoint.
         self.__dict__["method"] = method or VISReg()
         self.__dict__["start"] = None
-        self._views: EmbeddedViews | None = None
 
     def setup(self, stage: str) -> None:
         """Leave the images as they are where augmentation is left to `auto`: the views are augmentation enough."""
@@ -122,27 +120,26 @@ class SelfSupervisedTask(PretrainingTask):
         finally:
             self.backbone.train(was_training)
 
-    def augment_batch(self, images: Tensor, target: Target, key: StepKey) -> tuple[Tensor, Target]:
-        """Cut the views, and return the large ones."""
-        self._views = self._cut(images, key)
-        return images, target
+    @draw_by_key
+    def compute_train_losses(self, batch: Batch, key: StepKey) -> dict[str, Tensor]:
+        """Return the sums of the method's losses on views of this epoch, and of the distance to the start."""
+        return self._compare_views(batch, key[:2])
 
-    def _cut(self, images: Tensor, key: Sequence[int]) -> EmbeddedViews:
-        return EmbeddedViews(self.views.cut(images, key), len(images), key, self._embed)
+    def compute_losses(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
+        """Return the same sums on views that are the same every time."""
+        with draw_by(batch["index"].tolist(), self.device):
+            return self._compare_views(batch, (0,))
 
     def _embed(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=self._layout)
         vectors: Tensor = self.head(self.backbone(images))[OUTPUT]
         return vectors
 
-    def encode_images(self, images: Tensor) -> Raw:
-        """Return nothing: the method embeds what it compares."""
-        return {}
-
-    def compute_losses(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
-        """Return the sums of the method's losses, and of the distance to the start."""
-        views = self._views
-        assert views is not None  # of this batch, by augment_batch
+    def _compare_views(self, batch: Batch, key: tuple[int, ...]) -> dict[str, Tensor]:
+        """Return sums over a batch, on the views that a key and the indices of the images say."""
+        images = self.preprocess.normalize(batch["image"])
+        keys = [(*key, index) for index in batch["index"].tolist()]
+        views = EmbeddedViews(self.views.cut(images, keys), keys, self._embed)
         method: SelfSupervisedMethod = self.__dict__["method"]
         losses = dict(method.compute(views, self.backbone))
         start = self.__dict__["start"]
@@ -152,14 +149,6 @@ class SelfSupervisedTask(PretrainingTask):
                 reference = self.head(start.to(large.device)(views.images.large))[OUTPUT]
             losses["anchor"] = self.anchor * (1 - F.cosine_similarity(large, reference)).mean()
         return {name: value * views.count for name, value in losses.items()}
-
-    def compute_image_losses(self, raw: Raw, batch: Batch) -> Tensor:
-        """Return the mean loss of the batch for each of its images, [N], on views that are the same every time."""
-        images = self.preprocess.normalize(batch["image"])
-        key = [0, *batch["index"].tolist()]
-        self._views = self._cut(images, key)
-        with draw_by(key, self.device):
-            return super().compute_image_losses(raw, batch)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Let the method follow the step."""
