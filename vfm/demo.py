@@ -24,7 +24,7 @@ from vfm_runtime.errors import StateError
 
 from vfm.bundle.export import export
 from vfm.data import DigitsData
-from vfm.data.dataset import list_labels
+from vfm.data.records import list_labels
 from vfm.report import (
     Page,
     draw_contact_sheet,

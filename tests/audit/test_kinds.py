@@ -7,8 +7,8 @@ from vfm_runtime.tasks.detection import Detections
 
 from vfm.audit.comparison import ClusterSampler
 from vfm.audit.kinds import KINDS
-from vfm.data.dataset import Record
 from vfm.data.detection.annotation import Annotation
+from vfm.data.records import Record
 
 
 def measure(outcomes):

@@ -36,8 +36,8 @@ from vfm.audit.groups import GroupReport, compare_groups
 from vfm.audit.kinds import Outcomes
 from vfm.audit.slices import find_slices
 from vfm.data.balance import compute_balance_weights
-from vfm.data.dataset import Record, read_source
 from vfm.data.idx import read_idx_files
+from vfm.data.records import Record, read_source
 from vfm.heads_on_features.logistic import fit_logistic_regression
 
 Result = dict[str, Any]

@@ -31,7 +31,7 @@ from sides import report
 from trainings import quiet, train
 
 from vfm.data.base import ImageData
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.dataset import collate_deepfakes
 from vfm.deepfake.data.synthetic import SyntheticDeepfakes

@@ -37,8 +37,8 @@ from trainings import quiet
 from vfm_runtime.tasks.tiling import Tiling
 
 from vfm import DetectionData, DetectionTask
-from vfm.data.dataset import Record
 from vfm.data.detection.tiles import get_region, is_centered_in, share_out
+from vfm.data.records import Record
 from vfm.metrics.detection import DetectedBoxes, TrueBoxes, compute_ap50, match_detections
 from vfm.tasks import BaseTask
 

@@ -34,8 +34,8 @@ from vfm.audit.doctor.features import describe_thumbnails, embed_records, open_t
 from vfm.audit.doctor.label_errors import find_label_errors
 from vfm.audit.doctor.scan import scan_images
 from vfm.audit.doctor.source import choose_evenly
-from vfm.data.dataset import Record
 from vfm.data.idx import read_idx_files
+from vfm.data.records import Record
 from vfm.heads_on_features import Candidate, cross_validate
 
 FOLDER = Path(__file__).parents[2] / ".cache" / "assets"

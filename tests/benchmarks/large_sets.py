@@ -28,11 +28,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from vfm_runtime.tasks.tiling import Tiling
 
-from vfm.data.dataset import Record
 from vfm.data.detection import dataset
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.dataset import BoxAugment, BoxDataset, collate_boxes
 from vfm.data.detection.tiles import cut_record
+from vfm.data.records import Record
 from vfm.data.sampler import EpochSampler
 from vfm.data.workers import prepare_worker
 from vfm.metrics.detection import DetectedBoxes, TrueBoxes, compute_coco_metrics

@@ -14,7 +14,7 @@ from vfm_runtime.tasks.confidence import ConfidenceRules
 from tests.tasks.tiny import shapes, vit
 from vfm.bundle.onnx_graphs import ExportedModel
 from vfm.data import SyntheticScenes
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.deepfake.validation import DeepfakeValidation
 from vfm.tasks.calibration import CalibrationError
 from vfm.tasks.classification.calibration import apply_temperature, fit_labels

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from vfm.data import SyntheticScenes
-from vfm.data.dataset import Record
 from vfm.data.decode import Source
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.dataset import BoxAugment, BoxDataset
 from vfm.data.detection.transforms import Geometric, Picture, Region, cut
+from vfm.data.records import Record
 from vfm.data.transforms import AugmentError
 from vfm.preprocess import Preprocess
 

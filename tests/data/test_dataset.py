@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate, sample_seed
+from vfm.data.dataset import ImageDataset, Sample, Skipped, collate, sample_seed
+from vfm.data.records import Record
 from vfm.data.sampler import EpochSampler
 from vfm.data.synthetic import draw_shape
 from vfm.data.transforms import TrainTransform

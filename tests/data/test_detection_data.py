@@ -13,11 +13,11 @@ from vfm_runtime.tasks.tiling import Tiling
 from tests.data.box_writing import Drawn
 from tests.data.boxes_written import LABELS, WRITERS, drawn, write
 from vfm.data import DetectionData, sampler
-from vfm.data.dataset import Record
 from vfm.data.detection import dataset
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.dataset import collate_boxes
 from vfm.data.detection.tiles import cut_record, group_tiles
+from vfm.data.records import Record
 from vfm.preprocess import Preprocess
 from vfm.tasks.detection.results import join_boxes
 

@@ -10,9 +10,10 @@ import pytest
 
 from tests.image_folders import write_image_folder
 from vfm.data import FolderData, packed_records
-from vfm.data.dataset import ImageDataset, Record
+from vfm.data.dataset import ImageDataset
 from vfm.data.detection.annotation import Annotation
 from vfm.data.packed_records import PackedRecords, pack_dataset
+from vfm.data.records import Record
 from vfm.preprocess import Preprocess
 
 

@@ -24,8 +24,8 @@ import vfm
 from tests.tasks.tiny import VIT, fit, require_equal, trainer, vit
 from vfm.data import PairShards, ShardData
 from vfm.data.loader import Position
-from vfm.data.shards import ShardStream, expand
-from vfm.data.tar import ShardError, list_shard
+from vfm.data.shards import ShardStream
+from vfm.data.tar import ShardError, expand_shards, list_shard
 from vfm.models.text import SmallTextTower
 from vfm.preprocess import Preprocess
 
@@ -162,7 +162,7 @@ def test_a_memory_file_system_is_as_good_as_a_disk(pattern: str) -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")
-    for shard in expand(pattern):
+    for shard in expand_shards(pattern):
         memory.pipe(f"/far/{Path(shard).name}", Path(shard).read_bytes())
     far = shard_data("memory://far/*.tar")
     assert sorted(names(far.train_dataloader())) == [f"{i:05d}" for i in range(23)]
@@ -253,7 +253,7 @@ def test_a_pretraining_killed_within_a_shard_goes_on_with_the_rest_to_the_same_e
 
 @pytest.mark.parametrize("keep", [700, 9_000, 20_000, None])
 def test_a_shard_cut_off_is_said(pattern: str, keep: int | None) -> None:
-    shard = Path(expand(pattern)[2])
+    shard = Path(expand_shards(pattern)[2])
     whole = shard.read_bytes()
     # Without a number: only the empty blocks at the end are gone, as when a copy stops between two files.
     keep = keep or -(-len(whole.rstrip(bytes(1))) // 512) * 512
@@ -266,7 +266,7 @@ def test_a_shard_cut_off_is_said(pattern: str, keep: int | None) -> None:
 
 
 def test_all_shards_that_are_cut_off_are_counted_and_listed(pattern: str) -> None:
-    first, _, last = map(Path, expand(pattern))
+    first, _, last = map(Path, expand_shards(pattern))
     for shard in (first, last):
         shard.write_bytes(shard.read_bytes()[:3500])
     with pytest.raises(
@@ -278,7 +278,7 @@ def test_all_shards_that_are_cut_off_are_counted_and_listed(pattern: str) -> Non
 
 def test_a_shard_cut_off_after_it_was_listed_is_said(pattern: str) -> None:
     data = shard_data(pattern)
-    shard = Path(expand(pattern)[1])
+    shard = Path(expand_shards(pattern)[1])
     shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(ShardError, match=r"001.tar is cut off before byte [\d,]+\. Copy"):
         list(data.train_dataloader())
@@ -286,7 +286,7 @@ def test_a_shard_cut_off_after_it_was_listed_is_said(pattern: str) -> None:
 
 def test_what_is_no_shard_is_said(pattern: str, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"No shard matches 'nothing/\*.tar'"):
-        expand("nothing/*.tar")
+        expand_shards("nothing/*.tar")
     with pytest.raises(ShardError, match="cannot be reached"):
         list_shard(str(tmp_path / "gone.tar"), "cls")
     text = tmp_path / "text.tar"

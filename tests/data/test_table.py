@@ -9,7 +9,7 @@ import pytest
 
 from tests.image_folders import write_image_folder
 from vfm.data import ImageData, TableData
-from vfm.data.dataset import list_labels
+from vfm.data.records import list_labels
 from vfm.data.splits import split_by_key
 from vfm.preprocess import Preprocess
 from vfm.spec import build

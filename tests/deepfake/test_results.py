@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from vfm_runtime.deepfake.decision import Decision
 
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.results import (

@@ -14,7 +14,7 @@ from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data import DetectionData, FolderData
 from vfm.data.auto import LABEL_LAYOUTS, open_boxes, open_data, open_labels
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.tasks.prelabels import check_pre_labels, write_pre_labels
 
 LABELS = ("cat", "a b & c", "dog")

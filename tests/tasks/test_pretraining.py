@@ -19,7 +19,7 @@ import vfm
 from tests.image_folders import write_image_folder
 from tests.tasks.tiny import VIT, shapes, trainer
 from vfm.bundle.export import export
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.metrics.embeddings import compute_effective_rank, compute_uniformity
 from vfm.tasks import Optim, PretrainingTask
 from vfm.tasks.pretraining.results import list_alarms, measure_embeddings

@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 import vfm
 from tests.tasks.tiny import fit, require_equal, shapes, stored, trainer, vit
-from vfm.data.dataset import Record
 from vfm.data.mixing import Mixing
+from vfm.data.records import Record
 from vfm.losses import FocalLoss
 from vfm.models.heads import MLPHead
 from vfm.tasks import ClassificationTask, Optim

@@ -13,7 +13,8 @@ from vfm_runtime.tasks.confidence import ConfidenceRules
 
 import tests.toys.runtime  # noqa: F401  # registers the side of production
 from vfm.data import ImageData
-from vfm.data.dataset import Record, collate
+from vfm.data.dataset import collate
+from vfm.data.records import Record
 from vfm.losses import Loss
 from vfm.models.heads import Head
 from vfm.tasks import BaseTask

@@ -18,9 +18,9 @@ from vfm.audit.report import AuditReport, describe_coverage
 from vfm.audit.robustness import estimate_row, measure_curves
 from vfm.audit.source import AuditError, refuse_leaks
 from vfm.data.corruptions import Corruption
-from vfm.data.dataset import read_source
 from vfm.data.file_metadata import Metadata
 from vfm.data.group_columns import check_groups, read_columns
+from vfm.data.records import read_source
 from vfm.metrics.ranking import Ranking
 from vfm.report import draw_contact_sheet
 from vfm.tasks.checkpoint import Checkpoint

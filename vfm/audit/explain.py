@@ -18,7 +18,7 @@ from vfm.audit.deletion import NUM_RANDOM, enlarge_map, score_map, score_random_
 from vfm.audit.kinds import Outcomes
 from vfm.audit.linear_graph import open_linear_graph
 from vfm.audit.source import AuditedModel
-from vfm.data.dataset import Record, read_source
+from vfm.data.records import Record, read_source
 from vfm.report import Page, draw_contact_sheet
 from vfm.tasks.base import BaseTask
 

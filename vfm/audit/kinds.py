@@ -15,10 +15,10 @@ from vfm_runtime.tasks.base import Prediction
 from vfm.audit.comparison import Bools, CountedMetric, Floats, ImageMetric, RatioMetric
 from vfm.data import ImageData
 from vfm.data.auto import open_boxes, open_labels
-from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.tiles import group_tiles
 from vfm.data.folder import FolderData
 from vfm.data.idx import find_idx_files
+from vfm.data.records import Record, list_labels
 from vfm.data.table import TableData
 from vfm.data.tables import read_table
 from vfm.metrics.classification import average_f1

@@ -7,7 +7,7 @@ from typing import Any
 
 from vfm_runtime.errors import VfmError
 
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.report import Page
 from vfm.tasks.checkpoint import Checkpoint, find_copies
 

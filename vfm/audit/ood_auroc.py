@@ -12,7 +12,7 @@ from vfm_runtime.errors import VfmError
 from vfm.audit.comparison import ClusterSampler, CountedMetric
 from vfm.audit.source import AuditedModel, AuditError, PredictedImages, predict_images
 from vfm.bundle.ood import embed, fit_reference, open_training
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.metrics.ranking import Ranking
 from vfm.report import Page
 from vfm.tasks.checkpoint import find_copies

@@ -14,7 +14,7 @@ from vfm.audit.groups import GroupReport
 from vfm.audit.kinds import Outcomes
 from vfm.audit.slices import SliceSearch
 from vfm.audit.source import AuditedModel
-from vfm.data.dataset import Record, read_source
+from vfm.data.records import Record, read_source
 from vfm.report import draw_contact_sheet
 
 _NUM_SHOWN = 6

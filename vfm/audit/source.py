@@ -26,9 +26,9 @@ from vfm.audit.leaks import find_leaks
 from vfm.audit.null_score import read_null_values
 from vfm.bundle.ood import Reference, embed, score_ood
 from vfm.data import ImageData
-from vfm.data.dataset import Record, read_source
 from vfm.data.file_metadata import Metadata
 from vfm.data.group_columns import read_columns
+from vfm.data.records import Record, read_source
 from vfm.data.table_rows import find_table
 from vfm.data.tables import read_table
 from vfm.metrics.calibration import soften_scores

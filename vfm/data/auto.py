@@ -11,7 +11,6 @@ import numpy as np
 from vfm_runtime.errors import VfmError
 
 from vfm.data.base import ImageData
-from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.auto import BOX_LAYOUTS, DetectionData
 from vfm.data.detection.csv import COLUMNS, find_tables
 from vfm.data.folder import FolderData, read_class_folders
@@ -19,6 +18,7 @@ from vfm.data.idx import IdxData, find_idx_files, read_idx_files
 from vfm.data.labelstudio import CHOICE_SEPARATOR, find_choices
 from vfm.data.layouts import Layout, LayoutTable
 from vfm.data.options import LoaderOptions
+from vfm.data.records import Record, list_labels
 from vfm.data.splits import SPLITS
 from vfm.data.table import TableData
 from vfm.data.table_rows import TABLE_SUFFIXES, find_table, read_table_rows

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import OptionError
 
-from vfm.data.dataset import Record
 from vfm.data.group_columns import check_groups
+from vfm.data.records import Record
 
 Balance = Literal["none", "label", "group"]
 """What comes equally often: nothing, the labels, or each label of each group."""

@@ -19,22 +19,19 @@ from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.tasks.tiling import Tiling
 
 from vfm.data.balance import compute_balance_weights
-from vfm.data.dataset import (
-    ImageDataset,
+from vfm.data.dataset import ImageDataset, Sample, Skipped, collate
+from vfm.data.feature_dataset import StoredFeatures
+from vfm.data.loader import Position, ResumableLoader, leave_finished_epoch
+from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
+from vfm.data.packed_records import pack_dataset
+from vfm.data.records import (
     Record,
-    Sample,
-    Skipped,
     check_classes,
-    collate,
     describe_content,
     describe_record,
     list_labels,
     read_mtime,
 )
-from vfm.data.feature_dataset import StoredFeatures
-from vfm.data.loader import Position, ResumableLoader, leave_finished_epoch
-from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
-from vfm.data.packed_records import pack_dataset
 from vfm.data.sampler import EpochSampler
 from vfm.data.splits import check_folds, complete_splits, draw_folds
 from vfm.data.transforms import Augment, TrainTransform, check_augment

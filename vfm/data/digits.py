@@ -5,8 +5,8 @@ from typing import ClassVar, Unpack
 import numpy as np
 
 from vfm.data.base import ImageData
-from vfm.data.dataset import Record
 from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
+from vfm.data.records import Record
 from vfm.data.transforms import Augment
 
 

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from vfm.data.dataset import Record, choose_text, list_labels
+from vfm.data.dataset import choose_text
+from vfm.data.records import Record, list_labels
 from vfm.types import Batch, Labels, MultiLabels
 
 

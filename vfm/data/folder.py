@@ -12,9 +12,9 @@ from vfm_runtime.errors import DataError
 from vfm.data.base import ImageData
 from vfm.data.class_folders import check_class_names, list_images, read_tree, write_prefix
 from vfm.data.copies import find_copies, warn_of_copies
-from vfm.data.dataset import Record, list_labels
 from vfm.data.layouts import Reading
 from vfm.data.options import LoaderOptions
+from vfm.data.records import Record, list_labels
 from vfm.data.splits import SplitRow, check_fractions, read_split, write_split
 from vfm.data.transforms import Augment
 from vfm.spec import Spec

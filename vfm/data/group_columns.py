@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vfm_runtime.errors import DataError
 
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.data.table_rows import find_table, read_names
 from vfm.data.tables import read_table
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data.base import ImageData
-from vfm.data.dataset import Record
 from vfm.data.layouts import Reading
 from vfm.data.options import LoaderOptions
+from vfm.data.records import Record
 from vfm.data.transforms import Augment
 
 _STEMS = {"train": "train", "test": "t10k"}

@@ -12,7 +12,8 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.data.dataset import ImageDataset, Record
+from vfm.data.dataset import ImageDataset
+from vfm.data.records import Record
 
 FEW = 10_000
 """Records below which packing is not worth its time."""

@@ -9,15 +9,15 @@ from typing import Unpack
 
 from vfm_runtime.errors import DataError, OptionError
 
-from vfm.data.dataset import Record, list_labels
 from vfm.data.folder import SPLIT_FILE
 from vfm.data.options import LoaderOptions
-from vfm.data.shards import ShardData, expand
+from vfm.data.records import Record, list_labels
+from vfm.data.shards import ShardData
 from vfm.data.splits import SPLITS, complete_splits
 from vfm.data.table import TableData
 from vfm.data.table_rows import SPLIT_COLUMN, join_path, read_names, read_stated_splits
 from vfm.data.tables import Table, read_table, write_rows
-from vfm.data.tar import list_shards
+from vfm.data.tar import expand_shards, list_shards
 from vfm.data.transforms import Augment
 from vfm.spec import Spec
 
@@ -207,7 +207,7 @@ class PairShards(ShardData):
                     s.key,
                     texts=tuple(filter(None, map(str.strip, (s.label or "").splitlines()))),
                 )
-                for s in list_shards(expand(pattern), self.text_file)
+                for s in list_shards(expand_shards(pattern), self.text_file)
             ]
             silent = [record.name for record in records if not record.texts]
             _warn_of_silence(silent, len(records), f"{pattern}, --data.text_file {self.text_file}")

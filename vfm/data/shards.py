@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-from fsspec.core import url_to_fs
 from torch.utils.data import IterableDataset, get_worker_info
 from vfm_runtime.errors import OptionError
 
 from vfm.data.base import ImageData
-from vfm.data.dataset import ImageDataset, Record, Sample, Skipped, collate
+from vfm.data.dataset import ImageDataset, Sample, Skipped, collate
 from vfm.data.loader import Position, ResumableLoader, leave_finished_epoch
 from vfm.data.options import LoaderOptions
-from vfm.data.tar import ShardError, TarImage, TarSample, list_shards, read_images
+from vfm.data.records import Record
+from vfm.data.tar import ShardError, TarImage, TarSample, expand_shards, list_shards, read_images
 from vfm.data.transforms import Augment
 from vfm.types import Batch
 
 _START = Position(0, 0)
-_NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class ShardData(ImageData):
@@ -75,7 +72,7 @@ class ShardData(ImageData):
         """List the samples of all shards."""
         # No name of a file ends in a slash, so that no label is read where none is asked for.
         samples = {
-            split: list_shards(expand(pattern), self.label_file or "/")
+            split: list_shards(expand_shards(pattern), self.label_file or "/")
             for split, pattern in self.patterns.items()
             if pattern is not None
         }
@@ -253,34 +250,6 @@ class ShardLoader(ResumableLoader):
     def start_at(self, position: Position) -> None:
         """Make the next iteration start at a position."""
         self._resumed = position
-
-
-def expand(pattern: str) -> list[str]:
-    """The shards that a pattern names, sorted.
-
-    Raises:
-        ShardError: There are none.
-    """
-    urls = [url for part in pattern.split("::") for url in _expand_one(part)]
-    if not urls:
-        raise ShardError(
-            f"No shard matches '{pattern}'. Give a path or URL with * or with numbers such as "
-            "train-{000..127}.tar; several are joined by ::"
-        )
-    return urls
-
-
-def _expand_one(pattern: str) -> list[str]:
-    if numbers := _NUMBERS.search(pattern):
-        first, last = numbers[1], numbers[2]
-        names = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
-        before, after = pattern[: numbers.start()], pattern[numbers.end() :]
-        return [url for name in names for url in _expand_one(before + name + after)]
-    if "*" not in pattern:
-        return [pattern]
-    fs, path = url_to_fs(pattern)
-    remote = "://" in pattern
-    return [fs.unstrip_protocol(p) if remote else str(Path(p)) for p in sorted(fs.glob(path))]
 
 
 def _shuffle_in_window(

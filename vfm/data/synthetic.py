@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from vfm_runtime.errors import OptionError
 
 from vfm.data.base import ImageData
-from vfm.data.dataset import Record
 from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
+from vfm.data.records import Record
 from vfm.data.splits import SPLITS
 from vfm.data.transforms import Augment
 

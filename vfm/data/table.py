@@ -11,11 +11,11 @@ from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data.base import ImageData
 from vfm.data.copies import find_copies, warn_of_copies
-from vfm.data.dataset import Record, list_labels
 from vfm.data.folder import SOLVED_ON_ALL, SPLIT_FILE
 from vfm.data.labelstudio import find_choices
 from vfm.data.layouts import Reading, list_files_beside
 from vfm.data.options import LoaderOptions
+from vfm.data.records import Record, list_labels
 from vfm.data.splits import SPLITS, check_fractions, complete_splits
 from vfm.data.table_rows import SPLIT_COLUMN, TableRow, join_path, read_names, read_table_rows
 from vfm.data.tables import read_table, write_rows

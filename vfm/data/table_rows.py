@@ -9,9 +9,9 @@ from typing import NamedTuple
 from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import IMAGE_SUFFIXES
 
-from vfm.data.dataset import Record
 from vfm.data.labelstudio import CHOICE_SEPARATOR
 from vfm.data.layouts import Reading, list_files_beside
+from vfm.data.records import Record
 from vfm.data.table_labels import read_labels
 from vfm.data.tables import Table, read_table
 

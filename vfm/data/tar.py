@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -15,6 +16,7 @@ from vfm_runtime.errors import VfmError
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm", "pgm")
 _BLOCK = 512
+_NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class ShardError(VfmError, ValueError):
@@ -165,3 +167,31 @@ def _scan(url: str, label_file: str) -> list[TarSample]:
         which = f"'{missing[0]}' has a label but no image" if missing else "it holds no image"
         raise ShardError(f"{url}: {which}. Endings of images: {', '.join(_IMAGES)}.")
     return [TarSample(key, image, labels.get(key)) for key, image in images.items()]
+
+
+def expand_shards(pattern: str) -> list[str]:
+    """The shards that a pattern names, sorted.
+
+    Raises:
+        ShardError: There are none.
+    """
+    urls = [url for part in pattern.split("::") for url in _expand_part(part)]
+    if not urls:
+        raise ShardError(
+            f"No shard matches '{pattern}'. Give a path or URL with * or with numbers such as "
+            "train-{000..127}.tar; several are joined by ::"
+        )
+    return urls
+
+
+def _expand_part(pattern: str) -> list[str]:
+    if numbers := _NUMBERS.search(pattern):
+        first, last = numbers[1], numbers[2]
+        names = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
+        before, after = pattern[: numbers.start()], pattern[numbers.end() :]
+        return [url for name in names for url in _expand_part(before + name + after)]
+    if "*" not in pattern:
+        return [pattern]
+    fs, path = url_to_fs(pattern)
+    remote = "://" in pattern
+    return [fs.unstrip_protocol(p) if remote else str(Path(p)) for p in sorted(fs.glob(path))]

@@ -7,9 +7,9 @@ from typing import Unpack
 
 from vfm.data.base import ImageData
 from vfm.data.class_folders import SPLIT_FOLDERS, list_images, write_prefix
-from vfm.data.dataset import Record
 from vfm.data.folder import SPLIT_FILE
 from vfm.data.options import LoaderOptions
+from vfm.data.records import Record
 from vfm.data.splits import SPLITS, check_fractions, split_by_class
 from vfm.data.table_rows import SPLIT_COLUMN, find_table, join_path, read_names
 from vfm.data.tables import read_table, write_rows

@@ -18,7 +18,7 @@ from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.deepfake.faces.quality import measure_sharpness
 from vfm_runtime.media.image import ImageError
 
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.record import LABELS

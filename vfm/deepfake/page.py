@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vfm_runtime.deepfake.evidence import sigmoid
 from vfm_runtime.media.bit_depth import ValueRange
 
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.deepfake.metrics import Videos, select_method
 from vfm.metrics.ranking import Ranking
 from vfm.report import Curve, plot_curves

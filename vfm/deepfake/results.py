@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.media.bit_depth import ValueRange
 
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.deepfake.data.dataset import DeepfakeRecord, require_deepfakes
 from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.metrics import (

@@ -16,7 +16,8 @@ from vfm_runtime.media.image import ImageError, Pixels
 from vfm_runtime.media.video import choose_evenly
 
 from vfm.data.corruptions import CORRUPTIONS, Corruption
-from vfm.data.dataset import Record, sample_seed
+from vfm.data.dataset import sample_seed
+from vfm.data.records import Record
 from vfm.deepfake.crop_check import require_same_crop
 from vfm.deepfake.data.augment import View
 from vfm.deepfake.data.base import DeepfakeImages

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from vfm_runtime.errors import DataError
 
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.data.tar import ShardError, list_shard
 from vfm.embed.location import StoreError
 from vfm.embed.query_map import (
@@ -20,8 +20,8 @@ from vfm.embed.query_map import (
     fit_query_map,
     measure_query_map,
 )
-from vfm.embed.sources import FRAME_MARK, LABEL_FILE, RESERVED, Cell, SourceImage
-from vfm.embed.store import NEXT_TABLE, EmbeddingStore, StoreModel
+from vfm.embed.sources import FRAME_MARK, LABEL_FILE, Cell, SourceImage
+from vfm.embed.store import NEXT_TABLE, RESERVED, EmbeddingStore, StoreModel
 from vfm.embed.update import EmbedBatches, EmbedReport, update_store
 
 GIVEN_UP = "none"

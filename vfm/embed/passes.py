@@ -18,7 +18,7 @@ from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 from vfm_runtime.zero_shot import TextModel
 
-from vfm.data.dataset import read_source
+from vfm.data.records import read_source
 from vfm.data.tar import ShardError
 from vfm.embed.sources import FRAME_MARK, SourceImage
 

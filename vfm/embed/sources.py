@@ -17,14 +17,11 @@ from vfm_runtime.media.image import IMAGE_SUFFIXES, ImageError, Pixels, open_ima
 from vfm_runtime.media.video import VIDEO_SUFFIXES, is_video, read_video
 
 from vfm.data.class_folders import SPLIT_FOLDERS, list_images, write_prefix
-from vfm.data.dataset import Record, describe_content, read_mtime
-from vfm.data.shards import expand
+from vfm.data.records import Record, describe_content, read_mtime
 from vfm.data.table_rows import join_path, read_names
 from vfm.data.tables import read_table
-from vfm.data.tar import ShardError, list_shard
-
-RESERVED = ("path", "sha256", "vector", "vfm_source", "vfm_stamp")
-"""Columns of every store; those of a table are stored beside them."""
+from vfm.data.tar import ShardError, expand_shards, list_shard
+from vfm.embed.store import RESERVED
 
 FRAME_MARK = "#t="
 """Stands between the path of a video and the seconds of one of its frames, as in a media fragment's address."""
@@ -120,7 +117,7 @@ def open_stored(path: str, value_range: ValueRange | None = None) -> Pixels:
 def _list_shards(pattern: str) -> list[SourceImage]:
     remote = "://" in pattern
     images = []
-    for url in expand(pattern):
+    for url in expand_shards(pattern):
         shard = url if remote else Path(url).absolute().as_posix()
         images += [
             SourceImage(

@@ -26,6 +26,8 @@ NEXT_TABLE = "embeddings_next"
 """Vectors of the model that a store is being migrated to."""
 MAP_TABLE = "embeddings_map"
 """Map from these vectors to those of the store."""
+RESERVED = ("path", "sha256", "vector", "vfm_source", "vfm_stamp")
+"""Columns of every store; those of a table are stored beside them."""
 
 _KEY = b"vfm"
 _INDEX = "vfm"

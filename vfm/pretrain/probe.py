@@ -17,7 +17,7 @@ from vfm_runtime.media.image import ImageError
 from vfm_runtime.tasks.embedding import OUTPUT
 
 from vfm.data.auto import SourceError, draw_indices, open_labels
-from vfm.data.dataset import Record, list_labels, read_source
+from vfm.data.records import Record, list_labels, read_source
 from vfm.heads_on_features.neighbors import score_neighbors
 from vfm.metrics import compute_accuracy, compute_interval
 from vfm.tasks import BaseTask

@@ -12,7 +12,6 @@ from vfm_runtime.errors import OptionError
 from vfm.embed.location import lock_store
 from vfm.embed.store import EmbeddingStore
 from vfm.search.index import EXACT_UP_TO, build_index
-from vfm.search.vector_bundle import write_vector_bundle
 
 
 def index(
@@ -45,6 +44,9 @@ def index(
                 f"--bundle {bundle} writes a copy that carries the rows, and all of them are compared. "
                 f"{'Name its folder with -o OUT.' if out is None else 'Leave --recall out.'}"
             )
+        # The index itself is built without torch, which takes seconds to import.
+        from vfm.search.vector_bundle import write_vector_bundle
+
         table = write_vector_bundle(store, bundle, out, where=where)
         if json:
             print(json_format.dumps({"bundle": str(out), "num_rows": len(table.vectors)}))

@@ -9,8 +9,7 @@ from typing import Any
 
 from vfm_runtime.errors import OptionError, suggest
 
-from vfm.embed.sources import RESERVED
-from vfm.embed.store import EmbeddingStore
+from vfm.embed.store import RESERVED, EmbeddingStore
 from vfm.search.filters import parse_filter
 
 

@@ -20,7 +20,7 @@ from vfm_runtime.errors import MismatchError, OptionError
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
 from vfm.data import ImageData
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.losses import Loss
 from vfm.losses.base import sum_losses
 from vfm.models.adapt import resolve_adaptation

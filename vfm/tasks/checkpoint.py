@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from vfm.data import ImageData
-from vfm.data.dataset import Record, describe_content, hash_content
+from vfm.data.records import Record, describe_content, hash_content
 from vfm.data.tar import TarImage
 from vfm.models.backbone import is_backbone_name
 from vfm.spec import Spec, build

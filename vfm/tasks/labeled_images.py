@@ -18,8 +18,9 @@ from vfm_runtime.tasks.base import Arrays
 
 from vfm.data import ImageData
 from vfm.data.auto import choose_evaluation_splits
-from vfm.data.dataset import Record, Skipped, describe_content
+from vfm.data.dataset import Skipped
 from vfm.data.detection.tiles import group_tiles
+from vfm.data.records import Record, describe_content
 from vfm.preprocess import Preprocess
 
 MAX_IMAGES = 2000

@@ -11,7 +11,7 @@ from torch import Tensor
 from vfm_runtime.errors import VfmError
 
 from vfm.data import ImageData
-from vfm.data.dataset import list_labels
+from vfm.data.records import list_labels
 
 ClassWeights = Literal["balanced"] | dict[str, float] | None
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vfm.data import ImageData
-from vfm.data.dataset import Record, list_labels
+from vfm.data.records import Record, list_labels
 from vfm.data.tables import write_rows
 from vfm.tasks.base import BaseTask
 from vfm.tasks.label_rows import SEPARATOR

@@ -17,11 +17,11 @@ import yaml
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.tasks.detection import THRESHOLD
 
-from vfm.data.dataset import Record
 from vfm.data.detection.annotation import read_image_header
 from vfm.data.detection.tiles import name_photo
 from vfm.data.detection.yolo import find_label_file
 from vfm.data.labelstudio import TASKS_FILE
+from vfm.data.records import Record
 from vfm.tasks.label_rows import SEPARATOR
 
 FORMATS = ("coco", "yolo", "labelstudio")

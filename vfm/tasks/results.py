@@ -14,7 +14,7 @@ from torch import Tensor
 from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import Record, read_source
+from vfm.data.records import Record, read_source
 from vfm.report import Page, draw_contact_sheet
 from vfm.training.ranks import gather_ranks
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vfm_runtime.media.image import Pixels
 
 from vfm.data.corruptions import Corruption
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)

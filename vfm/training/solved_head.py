@@ -15,8 +15,8 @@ from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.heads_on_features import AffineHead
 
 from vfm.data import ImageData
-from vfm.data.dataset import list_labels
 from vfm.data.feature_dataset import StoredFeatures
+from vfm.data.records import list_labels
 from vfm.data.splits import draw_folds
 from vfm.heads_on_features import Candidate, cross_validate, solve_linear
 from vfm.heads_on_features.cross_validation import (

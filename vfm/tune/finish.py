@@ -14,7 +14,7 @@ from PIL import Image
 from vfm.bundle import ExportOptions
 from vfm.bundle.export import write_bundle
 from vfm.bundle.parity import Parity
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.tasks import ClassificationTask
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tune.backbones import TriedBackbone

@@ -15,7 +15,7 @@ from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data import ImageData
 from vfm.data.auto import LABEL_LAYOUTS, SelectedData, draw_indices, open_data
-from vfm.data.dataset import Record, list_labels
+from vfm.data.records import Record, list_labels
 from vfm.data.splits import draw_folds
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from tests.audit.doctor.conftest import draw_scene
 from vfm.audit.doctor import duplicates
 from vfm.audit.doctor.duplicates import DuplicatePair, find_duplicate_images, list_leaks
 from vfm.audit.doctor.scan import scan_images
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 
 
 def find_pairs(folder):

@@ -17,8 +17,8 @@ from vfm.audit.doctor.label_errors import import_cleanlab
 from vfm.audit.doctor.page import build_page
 from vfm.audit.doctor.source import DoctorSource, open_source
 from vfm.audit.rules import AuditFailed, check_rules, parse_rules
-from vfm.data.dataset import Record
 from vfm.data.layouts import Reading
+from vfm.data.records import Record
 from vfm.data.splits import SPLITS
 
 PAGE, RESULTS = "doctor.html", "doctor.json"

@@ -30,7 +30,7 @@ from vfm.audit.doctor.label_errors import LabelErrors, LabelSuspect, find_label_
 from vfm.audit.doctor.scan import Scan, scan_images, shrink_image
 from vfm.audit.doctor.source import DoctorSource, choose_evenly
 from vfm.audit.null_score import NullScore, measure_null_scores
-from vfm.data.dataset import Record, list_labels, read_source
+from vfm.data.records import Record, list_labels, read_source
 
 MOST_CHECKED = 100
 """Images in the list of those to check first."""

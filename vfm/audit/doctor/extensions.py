@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from vfm.data.dataset import Record
 from vfm.data.layouts import Reading
+from vfm.data.records import Record
 from vfm.report import Page
 
 

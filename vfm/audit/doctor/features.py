@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from vfm_runtime.errors import OptionError
 
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.embed.models import open_embedder
 from vfm.embed.passes import ImageTower, embed_batches
 from vfm.embed.sources import SourceImage

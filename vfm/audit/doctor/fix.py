@@ -10,8 +10,8 @@ from vfm_runtime.errors import OptionError
 from vfm.audit.doctor.diagnosis import Diagnosis
 from vfm.audit.doctor.duplicates import number_groups
 from vfm.audit.doctor.source import DoctorSource
-from vfm.data.dataset import list_labels
 from vfm.data.detection.csv import COLUMNS
+from vfm.data.records import list_labels
 from vfm.data.tables import write_rows
 
 FILE = "cleaned.csv"

@@ -9,7 +9,7 @@ from vfm.audit.doctor.diagnosis import Diagnosis, open_check_picture
 from vfm.audit.doctor.duplicates import DuplicatePair
 from vfm.audit.doctor.facts import count_classes, count_formats
 from vfm.audit.null_score import NULL_FEATURES
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.report import Page, draw_contact_sheet
 from vfm.report.plots import plot_bars
 

@@ -19,8 +19,8 @@ from vfm_runtime.cpu_quota import count_usable_cores
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.audit.null_score import read_null_values
-from vfm.data.dataset import Record, read_source
 from vfm.data.file_metadata import Metadata
+from vfm.data.records import Record, read_source
 from vfm.data.tar import ShardError
 
 SIDE = 64

@@ -15,11 +15,11 @@ from vfm_runtime.errors import DataError
 from vfm.data.auto import LABEL_LAYOUTS, is_of_boxes
 from vfm.data.base import ImageData
 from vfm.data.class_folders import SPLIT_FOLDERS
-from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.auto import BOX_LAYOUTS, DetectionData
 from vfm.data.detection.clean import Fix
 from vfm.data.folder import FolderData
 from vfm.data.idx import IdxData
+from vfm.data.records import Record, list_labels
 from vfm.data.splits import SPLITS
 from vfm.data.table import TableData
 from vfm.data.table_rows import find_table, join_path, read_names

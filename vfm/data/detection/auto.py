@@ -14,7 +14,6 @@ from vfm_runtime.tasks.tiling import LEAST_SIDE, Tiling
 
 from vfm.data.class_folders import list_readable, write_prefix
 from vfm.data.copies import find_copies, warn_of_copies
-from vfm.data.dataset import Record
 from vfm.data.detection.annotation import AnnotatedImage, BoxError
 from vfm.data.detection.base import BoxData
 from vfm.data.detection.clean import (
@@ -37,6 +36,7 @@ from vfm.data.detection.yolo import find_yolo, read_yolo
 from vfm.data.folder import SPLIT_FILE
 from vfm.data.layouts import Layout, LayoutTable, Reading
 from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
+from vfm.data.records import Record
 from vfm.data.splits import (
     SPLITS,
     SplitRow,

@@ -10,11 +10,11 @@ import numpy as np
 from vfm_runtime.tasks.tiling import Tiling
 
 from vfm.data.base import ImageData
-from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.annotation import Annotation, read_image_header
 from vfm.data.detection.dataset import BoxAugment, BoxDataset, collate_boxes
 from vfm.data.detection.tiles import cut_record, group_tiles
 from vfm.data.options import LoaderOptions
+from vfm.data.records import Record, list_labels
 from vfm.data.sampler import compute_repeat_factors
 
 

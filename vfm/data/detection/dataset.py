@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import ImageDataset, Record, Skipped, build_batch, read_source, sample_seed
+from vfm.data.dataset import ImageDataset, Skipped, build_batch, sample_seed
 from vfm.data.decode import Source
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.tiles import find_photos, name_photo
 from vfm.data.detection.transforms import Geometric, Picture
+from vfm.data.records import Record, read_source
 from vfm.data.transforms import AugmentError, TrainTransform, build_jitter
 from vfm.preprocess import Geometry, convert_corners
 from vfm.renames import accept_old_keys

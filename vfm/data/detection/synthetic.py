@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import OptionError
 
-from vfm.data.dataset import Record
 from vfm.data.detection.annotation import Annotation
 from vfm.data.detection.base import BoxData
 from vfm.data.detection.dataset import BoxAugment
 from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
+from vfm.data.records import Record
 from vfm.data.splits import SPLITS
 from vfm.data.synthetic import compute_color, draw_mask, name_classes
 

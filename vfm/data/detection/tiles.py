@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.tasks.tiling import Region, Tiling
 
-from vfm.data.dataset import Record
 from vfm.data.detection.annotation import Annotation, Tile
+from vfm.data.records import Record
 from vfm.data.sampler import Photos
 
 _LEAST_VISIBLE = 0.3

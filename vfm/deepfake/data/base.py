@@ -15,8 +15,8 @@ from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.errors import OptionError
 
 from vfm.data.base import ImageData
-from vfm.data.dataset import Record
 from vfm.data.options import LOADER_DEFAULTS, LoaderOptions
+from vfm.data.records import Record
 from vfm.data.splits import SPLITS
 from vfm.deepfake.data.dataset import (
     BLENDED,

@@ -12,7 +12,7 @@ from vfm_runtime.errors import OptionError
 from vfm_runtime.media.files import find_images
 from vfm_runtime.media.image import IMAGE_SUFFIXES
 
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.data.splits import SPLITS, check_fractions
 from vfm.deepfake.data.base import CROP_FILE, DeepfakeImages, DeepfakeOptions, write_crop
 from vfm.deepfake.data.dataset import BLENDED, DeepfakeRecord

@@ -15,15 +15,8 @@ from vfm_runtime.deepfake.faces.geometry import move_points
 from vfm_runtime.errors import DataError
 from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.data.dataset import (
-    ImageDataset,
-    Record,
-    Sample,
-    Skipped,
-    build_batch,
-    read_source,
-    sample_seed,
-)
+from vfm.data.dataset import ImageDataset, Sample, Skipped, build_batch, sample_seed
+from vfm.data.records import Record, read_source
 from vfm.deepfake.data.augment import Array, Mask, Pixels, View, apply_benign_edit, apply_edit
 from vfm.deepfake.data.blend import self_blend
 from vfm.deepfake.data.pairs import Pairs

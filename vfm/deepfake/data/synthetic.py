@@ -11,7 +11,7 @@ import numpy as np
 from vfm_runtime.deepfake.faces.crop import CropSpec
 from vfm_runtime.errors import OptionError
 
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 from vfm.deepfake.data.augment import Array, Mask, Pixels, change_colors
 from vfm.deepfake.data.base import DEEPFAKE_DEFAULTS, DeepfakeImages, DeepfakeOptions
 from vfm.deepfake.data.blend import fit_affine, mask_face

@@ -13,8 +13,8 @@ from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.deepfake.task import DeepfakeType
 from vfm_runtime.media.video import find_media, is_video
 
-from vfm.data.dataset import Record
 from vfm.data.layouts import Reading
+from vfm.data.records import Record
 from vfm.deepfake.data.base import CROP_FILE
 from vfm.deepfake.data.layouts import Format, import_layout
 from vfm.deepfake.data.record import FAKE, LABELS, REAL, DeepfakeDataError, Item, sort_items

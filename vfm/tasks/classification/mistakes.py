@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.data.dataset import Record
+from vfm.data.records import Record
 
 
 class Mistake(NamedTuple):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.confidence import ConfidenceRules
 
-from vfm.data.dataset import list_labels
+from vfm.data.records import list_labels
 from vfm.tasks.calibration import Calibration, CalibrationOptions
 from vfm.tasks.classification.calibration import apply_temperature, fit_labels
 from vfm.tasks.classification.groups import fit_label_groups

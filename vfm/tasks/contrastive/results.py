@@ -12,7 +12,7 @@ from vfm_runtime.tasks.embedding import OUTPUT
 from vfm_runtime.text import TEXT_OUTPUT
 
 from vfm.data import ImageData
-from vfm.data.dataset import Record, list_labels
+from vfm.data.records import Record, list_labels
 from vfm.losses.contrastive import TEXT_ID
 from vfm.metrics import compute_accuracy, compute_interval
 from vfm.metrics.retrieval import Recall, measure_retrieval

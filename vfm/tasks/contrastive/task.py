@@ -18,7 +18,8 @@ from vfm_runtime.text import TEXT_OUTPUT
 from vfm_runtime.zero_shot import TEMPLATES, fit_zero_shot, make_prompts
 
 from vfm.data import ImageData
-from vfm.data.dataset import list_labels, sample_seed
+from vfm.data.dataset import sample_seed
+from vfm.data.records import list_labels
 from vfm.losses import ContrastiveLoss, UniCLLoss
 from vfm.losses.contrastive import TEXT_ID
 from vfm.models.backbone import ImageSize

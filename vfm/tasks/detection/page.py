@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.tasks.detection import compute_iou
 
-from vfm.data.dataset import Record
 from vfm.data.detection.dataset import load_pixels
+from vfm.data.records import Record
 from vfm.metrics.detection import IOU, DetectedBoxes, TrueBoxes, assign_boxes
 from vfm.report import plots
 from vfm.report.drawing import Marked, draw_marked_boxes

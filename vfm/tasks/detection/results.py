@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.tasks.tiling import ScoredBoxes, merge_tiles
 
-from vfm.data.dataset import Record
 from vfm.data.detection.dataset import load_pixels
 from vfm.data.detection.tiles import get_region, group_tiles, is_centered_in
+from vfm.data.records import Record
 from vfm.metrics.detection import (
     MAX_BOXES,
     DetectedBoxes,

@@ -21,9 +21,9 @@ from vfm_runtime.tasks.tiling import Tiling
 
 from vfm.data import DetectionData, ImageData
 from vfm.data.auto import open_boxes, take_options
-from vfm.data.dataset import Record, list_labels
 from vfm.data.detection.base import BoxData
 from vfm.data.detection.tiles import group_tiles
+from vfm.data.records import Record, list_labels
 from vfm.losses import DenseLoss, DetectionLoss, Loss
 from vfm.models.backbone import ImageSize
 from vfm.models.heads import DenseHead, DetectionHead, DetrHead

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vfm_runtime.tasks.embedding import OUTPUT
 
 from vfm.data import ImageData
-from vfm.data.dataset import Record, list_labels
+from vfm.data.records import Record, list_labels
 from vfm.heads_on_features.neighbors import score_neighbors
 from vfm.metrics import compute_accuracy, compute_interval, compute_mean_average_precision
 from vfm.metrics.embeddings import compute_effective_rank, compute_uniformity
