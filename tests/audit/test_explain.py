@@ -7,7 +7,8 @@ import torch
 
 from vfm.audit.attribution import compute_grad_cam, split_logit
 from vfm.audit.deletion import score_map, score_random_maps
-from vfm.audit.explain import choose_images, list_explanations
+from vfm.audit.explain import choose_images, list_answers, list_explanations
+from vfm.audit.kinds import Outcomes
 from vfm.audit.linear_graph import open_linear_graph
 from vfm.audit.source import AuditError
 from vfm.models.heads.classification import LinearHead, MLPHead
@@ -92,6 +93,24 @@ def test_right_ones_and_the_most_confident_mistakes_are_chosen():
     }
     (sentence,) = list_explanations(result)
     assert sentence.startswith("Grad-CAM: more than all random maps for 1 of 2 images")
+
+
+def test_of_several_labels_each_that_is_given_is_explained():
+    given = np.array([[1, 1, 0], [0, 0, 0], [0, 1, 1], [1, 0, 0]], bool)
+    target = np.array([[1, 1, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0]])
+    scores = np.where(given, 0.8, 0.1)
+    scores[2, 2] = 0.9
+    outcomes = Outcomes([], [], [""] * 4, [""] * 4, target=target, scores=scores, asserted=given)
+    # Of image 1 nothing is given; what image 0 lacks makes none of its labels wrong.
+    answers = list_answers(outcomes, ("ant", "bee", "cat"), 9)
+    assert [(a.image, a.label, a.right) for a in answers] == [
+        *((0, 0, True), (0, 1, True), (3, 0, True)),
+        *((2, 1, True), (2, 2, False)),
+    ]
+    assert answers[-1].score == 0.9
+    outcomes.asserted = given & False
+    with pytest.raises(AuditError, match="None of the 4 images is given a label, so --explain"):
+        list_answers(outcomes, ("ant", "bee", "cat"), 9)
 
 
 def write_graph(path, pool):

@@ -76,8 +76,8 @@ class AuditOptions:
         num_corrupted: Most images, or videos, under each corruption; 200 images of a model of 20 ms an image take some
             10 minutes.
         explain: Number of images whose prediction is explained by maps, half of them right ones, half the most
-            confident mistakes; each map is measured beside random ones. For one label an image, of
-            which each takes some 200 predictions; a bundle gives patch contributions alone.
+            confident mistakes; each map is measured beside random ones, which takes some 200 predictions. Where several
+            labels may apply, each that is given has a map; a bundle gives patch contributions alone.
         num_frames: Most frames of a video, spread evenly.
         format: Layout of the data, for models that answer for videos.
         cropped: Says that images without crop.json show one face each, cut out already.
@@ -213,7 +213,7 @@ def audit(
             batch_size=options.batch_size,
             seed=options.seed,
         )
-    if compute_maps is not None and report.outcomes.right is not None:
+    if compute_maps is not None and report.outcomes.target is not None:
         print(f"Explaining {options.explain} images ...", flush=True)
         report.content["explain"], report.maps = explain_images(
             audited,

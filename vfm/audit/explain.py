@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ from vfm.audit.comparison import Bools, Floats
 from vfm.audit.deletion import NUM_RANDOM, enlarge_map, score_map, score_random_maps
 from vfm.audit.kinds import Outcomes
 from vfm.audit.linear_graph import open_linear_graph
-from vfm.audit.source import AuditedModel
+from vfm.audit.source import AuditedModel, AuditError
 from vfm.data.records import Record, read_source
 from vfm.report import Page, draw_contact_sheet
 from vfm.tasks.base import BaseTask
@@ -36,6 +36,19 @@ _ABOUT = (
     f"{NUM_RANDOM + 1}; where it is red, the map explains nothing."
 )
 _OPACITY = 0.6
+
+
+class Answer(NamedTuple):
+    """A label that an image is given, to be explained."""
+
+    image: int
+    """Index of the image."""
+    label: int
+    """Index of the label."""
+    score: float
+    """Probability of the label."""
+    right: bool
+    """Whether it applies."""
 
 
 def choose_images(right: Bools, confidence: Floats, number: int, seed: int = 0) -> list[int]:
@@ -58,22 +71,69 @@ def choose_images(right: Bools, confidence: Floats, number: int, seed: int = 0) 
     return [*sorted(chosen.tolist()), *mistakes.tolist()]
 
 
+def list_answers(
+    outcomes: Outcomes, labels: Sequence[str], number: int, seed: int = 0
+) -> list[Answer]:
+    """List the labels to explain: that of each chosen image, or where several may apply each that is given.
+
+    Of such a model an image is right where all that is given is; no label that is missing can be explained.
+
+    Args:
+        outcomes: Predictions of N images, with their truth.
+        labels: Label names of the model.
+        number: Most images that are chosen, right and wrong ones.
+        seed: Seed of the choice.
+
+    Raises:
+        AuditError: No image is given a label.
+    """
+    if outcomes.asserted is None:
+        assert outcomes.right is not None
+        assert outcomes.confidence is not None
+        return [
+            Answer(
+                i,
+                labels.index(outcomes.predicted[i]),
+                float(outcomes.confidence[i]),
+                bool(outcomes.right[i]),
+            )
+            for i in choose_images(outcomes.right, outcomes.confidence, number, seed)
+        ]
+    assert outcomes.target is not None
+    assert outcomes.scores is not None
+    asserted, scores = outcomes.asserted, outcomes.scores
+    wrong = asserted & (outcomes.target == 0)
+    answered = np.flatnonzero(asserted.any(axis=1))
+    if not len(answered):
+        raise AuditError(
+            f"None of the {len(asserted)} images is given a label, so --explain has nothing to explain. Lower the "
+            "thresholds (vfm calibrate), or leave it out."
+        )
+    confidence = np.where(wrong, scores, 0.0).max(axis=1)
+    chosen = choose_images(~wrong.any(axis=1)[answered], confidence[answered], number, seed)
+    return [
+        Answer(i, k, float(scores[i, k]), not wrong[i, k])
+        for i in answered[chosen].tolist()
+        for k in np.flatnonzero(asserted[i]).tolist()
+    ]
+
+
 def open_maps(model: AuditedModel, number: int) -> MapFunction | None:
     """Return what computes the maps of a picture at the model's size, by name; None where no image is to be explained.
 
     Of a bundle these are patch contributions alone, where its graph ends in a linear layer on a mean over the places.
 
     Raises:
-        OptionError: The number is no number of images, or the model gives no single label an image, or is a bundle
-            with another end.
+        OptionError: The number is no number of images, or the model does not label whole images, or is a bundle with
+            another end.
     """
     if number < 0:
         raise OptionError(f"--explain is {number}. Give the number of images, 0 for none.")
     if not number:
         return None
-    if not model.kind.gives_one_label:
+    if model.kind.locates:
         raise OptionError(
-            f"--explain is for models that give one label an image; {model.path} "
+            f"--explain is for models that label whole images; {model.path} "
             f"{model.predictor.task_type.summary}. Leave it out."
         )
     if model.checkpoint is not None:
@@ -110,21 +170,18 @@ def explain_images(
     Returns:
         The result, ready for JSON, and a sheet with a row for each image, as PNG.
     """
-    assert outcomes.right is not None
-    assert outcomes.confidence is not None
     rows: list[dict[str, Any]] = []
     pictures: list[Pixels] = []
     captions: list[str] = []
     marks: list[bool] = []
-    for index in choose_images(outcomes.right, outcomes.confidence, number, seed):
+    for index, label, probability, right in list_answers(outcomes, model.labels, number, seed):
         pixels = model.predictor.prepare(read_source(records[index]))["pixels"]
-        label = model.labels.index(outcomes.predicted[index])
         row: dict[str, Any] = {
             "image": records[index].name,
             "truth": "" if outcomes.truth is None else outcomes.truth[index],
-            "predicted": outcomes.predicted[index],
-            "score": float(outcomes.confidence[index]),
-            "right": bool(outcomes.right[index]),
+            "predicted": model.labels[label],
+            "score": probability,
+            "right": right,
         }
         maps = compute(pixels, label)
         row |= measure_maps(model, pixels[0], label, maps, seed)

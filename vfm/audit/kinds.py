@@ -54,7 +54,9 @@ class Outcomes:
     unit: str = "images"
     """What N counts, in the plural: images, or videos."""
     scores: NDArray[np.float32] | None = None
-    """Probabilities, [N, C], of a model that gives one label an image; None of others."""
+    """Probabilities, [N, C], of a model that labels whole images; None of others."""
+    asserted: Bools | None = None
+    """[N, C], which labels are given where several may apply; None of other models."""
 
 
 class AuditKind(ABC):
@@ -224,7 +226,15 @@ def _judge_several(
     mean_ap = CountedMetric("mAP", average_over_classes(Ranking.average_precision, rankings))
     truth = [", ".join(labels[k] for k in applying) or "none" for applying in each]
     metrics: list[ImageMetric] = [mean_ap, exact, recall, precision, called]
-    return Outcomes(metrics, [exact, recall, precision], predicted, truth, target=target)
+    return Outcomes(
+        metrics,
+        [exact, recall, precision],
+        predicted,
+        truth,
+        target=target,
+        scores=scores,
+        asserted=is_called > 0,
+    )
 
 
 class BoxKind(AuditKind):

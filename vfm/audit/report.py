@@ -189,6 +189,6 @@ def describe_coverage(
             num_explained > 0 and has_labels,
             f"maps of {num_explained} images"
             if num_explained and has_labels
-            else "maps of some images: --explain 8 (one label an image, with labels)",
+            else "maps of some images: --explain 8 (of models that label whole images, with labels)",
         ),
     ]
