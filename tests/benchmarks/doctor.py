@@ -29,14 +29,14 @@ from doctor_data import CLIPS, KINDS, cut_tiles, plant_leaks, read_photos
 from PIL import Image
 from vfm_runtime.media.video import read_video
 
-from vfm.audit.doctor.duplicates import find_duplicate_images, number_groups
 from vfm.audit.doctor.features import describe_thumbnails, embed_records, open_tower
 from vfm.audit.doctor.label_errors import find_label_errors
-from vfm.audit.doctor.scan import scan_images
 from vfm.audit.doctor.source import choose_evenly
 from vfm.data.idx import read_idx_files
 from vfm.data.records import Record
 from vfm.heads_on_features import Candidate, cross_validate
+from vfm.search.image_duplicates import find_duplicate_images, number_groups
+from vfm.search.image_scan import scan_images
 
 FOLDER = Path(__file__).parents[2] / ".cache" / "assets"
 FASHION = Path("/usr/share/datasets/fashion-mnist")

@@ -10,19 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from vfm_runtime.errors import OptionError
 
 import vfm
+from tests.audit.doctor.conftest import draw_scene
 from tests.image_folders import write_image_folder
 from vfm.cli import main
 from vfm.pretrain import command
+from vfm.pretrain.command import report_leaks
+from vfm.pretrain.leaks import find_leaks
 from vfm.pretrain.options import PretrainOptions, TimeBudgetError, format_time, parse_budget
 from vfm.pretrain.page import describe_run
 from vfm.pretrain.probe import LabeledProbe, Point
 from vfm.pretrain.rounds import FEWEST_STEPS, Pace, Pretrainer, open_images
 from vfm.pretrain.run import Run
 from vfm.pretrain.trend import fit_trend
-from vfm.tasks.checkpoint import find_copies
 from vfm.training.meter import RunMeter
 
 TINY = ["--backbone", "test_efficientnet", "--image-size", "32", "--batch-size", "8"]
@@ -124,15 +127,53 @@ def test_a_budget_shorter_than_the_pilot_says_how_much_would_do(
     assert FEWEST_STEPS == 10
 
 
-def test_images_of_the_probe_that_are_trained_on_are_a_leak(images: Path, tmp_path: Path) -> None:
-    pool = tmp_path / "pool"
-    shutil.copytree(images / "pool", pool)
-    copied = next((images / "probe").rglob("*.png"))
-    shutil.copyfile(copied, pool / "again.png")
-    probe = LabeledProbe(images / "probe", 100, 0)
-    assert find_copies(probe.parts[0], open_images(images / "pool", 8, 0).records["train"]) == {}
-    leaks = find_copies(probe.parts[0], open_images(pool, 8, 0).records["train"])
-    assert leaks == {copied.relative_to(images / "probe").as_posix(): "again.png"}
+def test_images_that_judge_and_are_trained_on_are_leaks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = 0
+    for folder, count in (
+        ("pool", 6),
+        ("probe/train/a", 2),
+        ("probe/train/b", 2),
+        ("probe/test/a", 2),
+        ("new", 2),
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(count):
+            draw_scene(number := number + 1).save(tmp_path / folder / f"{i}.png")
+    pool, probe, new = (tmp_path / name for name in ("pool", "probe", "new"))
+    judge = LabeledProbe(probe, 100, 0)
+    run = Run(tmp_path, {})
+    report_leaks(run, judge, new, open_images(pool, 2, 0).records["train"], 60.0)
+    assert capsys.readouterr().out == ""
+    shutil.copyfile(probe / "train" / "a" / "0.png", pool / "equal.png")
+    with Image.open(probe / "train" / "b" / "1.png") as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(pool / "mirrored.jpg")
+    with Image.open(probe / "test" / "a" / "1.png") as image:
+        image.resize((80, 80)).save(pool / "smaller.jpg")
+    with Image.open(new / "0.png") as image:
+        image.save(pool / "again.jpg")
+    report_leaks(run, judge, new, open_images(pool, 2, 0).records["train"], 60.0)
+    assert {leak[1:] for leak in run.leaks} == {
+        ("train/a/0.png", "equal.png", "same file"),
+        ("train/b/1.png", "mirrored.jpg", "mirrored near-copy"),
+        ("test/a/1.png", "smaller.jpg", "near-copy"),
+        ("0.png", "again.jpg", "near-copy"),
+    }
+    assert capsys.readouterr().out.splitlines() == [*run.alarms.values()]
+    assert run.alarms["leak of the probe"].startswith(
+        "Leak: 2 of 4 images of the probe are among those trained on, 1 of them as near-copies, such as "
+        "'train/a/0.png' ('equal.png', same file). Figures on the probe may be better"
+    )
+    leaks, notes = find_leaks(
+        {"new": open_images(new, 2, 0).records["train"]},
+        open_images(pool, 2, 0).records["train"],
+        1,
+    )
+    assert leaks == []
+    assert notes == [
+        "Near-copies were looked for among 1 of the 10 images to train on, of 1 of 2 that judge; equal files among all."
+    ]
 
 
 def test_a_probe_with_a_val_split_is_voted_on_by_train(tmp_path: Path) -> None:

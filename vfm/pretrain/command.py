@@ -10,18 +10,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vfm.data.auto import open_labels
+from vfm.data.records import Record
+from vfm.pretrain.leaks import MOST_OPENED, describe_leaks, find_leaks
 from vfm.pretrain.options import PretrainOptions, TimeBudgetError, format_time, parse_budget
 from vfm.pretrain.page import describe_run, write_page
 from vfm.pretrain.probe import LabeledProbe, Point
 from vfm.pretrain.rounds import FEWEST_STEPS, Pretrainer, open_images
 from vfm.pretrain.run import Run
-from vfm.tasks.checkpoint import find_copies
 from vfm.training.log_filters import filter_logs, silence_trainers
 
 MODEL_FILE = "model.ckpt"
 PILOT = 0.05
 """Fraction of the budget that the pilot trains each method for."""
 NUM_ROUNDS = 10
+_FEWEST_OPENED, _OPENED_A_SECOND = 1000, 10
+"""Images opened to find near-copies: at least, and for each second of the budget."""
 _RESERVE = 3.0
 """Seconds for the page."""
 _DEFAULTS = PretrainOptions()
@@ -32,6 +35,7 @@ def pretrain(
     data: Path,
     *,
     probe: Path,
+    test: Path | None = None,
     budget: str = "1h",
     options: PretrainOptions = _DEFAULTS,
     out: Path = Path("pretrain"),
@@ -50,6 +54,8 @@ def pretrain(
             is stated. Labels are not read.
         probe: Labelled images that judge: a folder of class folders, a table, or IDX files. Of train and val splits,
             val is voted on by train; else each image by all others. A test split is left alone.
+        test: Images of a later test, of which none should be trained on, nor a near-copy: said where there are. What
+            the probe states as its test split is looked at likewise.
         budget: Time for all of it, such as 90s, 30m, 2h or 1.5d.
         options: What is trained, and how.
         out: Folder for model.ckpt (the best round), curve.png, report.html and results.json.
@@ -69,15 +75,7 @@ def pretrain(
     run = Run.open(out, settings)
     if run.rounds:
         print(f"Going on after {run.rounds[-1].name}, {format_time(run.spent)} of {budget} spent.")
-    leaks = find_copies([record for part in judge.parts for record in part], images)
-    run.alarms.pop("leak", None)
-    if leaks:
-        name, source = next(iter(leaks.items()))
-        run.alarms["leak"] = (
-            f"Leak: {len(leaks)} of {sum(map(len, judge.parts))} images of the probe are among those trained on, such "
-            f"as '{name}' ('{source}'). kNN may be better than on images that are new: take them out of {data}."
-        )
-        print(run.alarms["leak"])
+    report_leaks(run, judge, test, images, seconds)
     print(
         f"{len(images)} images to train on; probe: {judge.num_judged} images of {len(judge.labels)} classes, "
         f"{judge.kind}.",
@@ -109,6 +107,36 @@ def pretrain(
     print("", *lines, "", sep="\n")
     print(f"Model: {out / MODEL_FILE}, of '{run.best.name}'\nPage: {out / 'report.html'}")
     print(f"Time: {format_time(run.spent)} of {budget}\nNext: {command}")
+
+
+def report_leaks(
+    run: Run, judge: LabeledProbe, test: Path | None, images: list[Record], seconds: float
+) -> None:
+    """Raise the alarms of images of the probe and of test sets that are trained on, and print them.
+
+    Args:
+        run: The run, which keeps the alarms.
+        judge: The probe, perhaps with a test split.
+        test: Images of a later test; None for none.
+        images: Images to train on.
+        seconds: Budget of the whole run; a short one looks at fewer images.
+    """
+    judging = {
+        "the probe": [record for part in judge.parts for record in part],
+        "the probe's test split": judge.held_out,
+    }
+    if test is not None:
+        splits = open_labels(test).records
+        whole = [record for part in splits.values() for record in part]
+        judging[f"--test {test}"] = splits.get("test") or whole
+    most = max(_FEWEST_OPENED, min(MOST_OPENED, int(_OPENED_A_SECOND * seconds)))
+    run.leaks, notes = find_leaks(judging, images, most)
+    run.alarms = {name: text for name, text in run.alarms.items() if not name.startswith("leak")}
+    for what, records in judging.items():
+        if leaks := [leak for leak in run.leaks if leak.set == what]:
+            run.alarms[f"leak of {what}"] = describe_leaks(leaks, what, len(records))
+            print(run.alarms[f"leak of {what}"])
+    print(*notes, sep="\n", end="\n" * bool(notes), flush=True)
 
 
 def run_pilot(

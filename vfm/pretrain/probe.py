@@ -57,7 +57,7 @@ class Point:
 class LabeledProbe:
     """Labelled images, and what kNN makes of them: of val by train where both are stated, else of each by all others.
 
-    A test split is left alone.
+    A test split is left alone, `held_out`.
     """
 
     def __init__(self, path: Path, num_images: int, seed: int) -> None:
@@ -106,6 +106,7 @@ class LabeledProbe:
             )
         self.path = path
         self.labels = data.labels
+        self.held_out = data.records.get("test", [])
         self.pixels: list[NDArray[np.uint8]] = []
 
     @property

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from vfm_runtime.errors import OptionError
 
+from vfm.pretrain.leaks import Leak
 from vfm.pretrain.probe import Point
 from vfm.pretrain.trend import Trend, fit_trend
 from vfm.tasks.pretraining.results import list_alarms
@@ -52,6 +53,8 @@ class Run:
     rounds: list[Point] = field(default_factory=list)
     """A point after each round of the chosen method."""
     alarms: dict[str, str] = field(default_factory=dict)
+    leaks: list[Leak] = field(default_factory=list)
+    """Images that judge, and are trained on."""
     energy_source: str = ""
     ended: str = ""
     """Why training ended."""
@@ -148,6 +151,7 @@ class Run:
             "round_seconds": self.round_seconds,
             "rounds": [point.to_dict() for point in self.rounds],
             "alarms": self.alarms,
+            "leaks": [leak._asdict() for leak in self.leaks],
             "energy_source": self.energy_source,
             "ended": self.ended,
             **more,

@@ -4,10 +4,10 @@ import numpy as np
 from PIL import Image
 
 from tests.audit.doctor.conftest import draw_scene
-from vfm.audit.doctor import duplicates
-from vfm.audit.doctor.duplicates import DuplicatePair, find_duplicate_images, list_leaks
-from vfm.audit.doctor.scan import scan_images
 from vfm.data.records import Record
+from vfm.search import image_duplicates as duplicates
+from vfm.search.image_duplicates import DuplicatePair, find_duplicate_images, list_leaks
+from vfm.search.image_scan import scan_images
 
 
 def find_pairs(folder):

@@ -11,12 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.audit.doctor.duplicates import (
-    DuplicatePair,
-    find_duplicate_images,
-    list_leaks,
-    number_groups,
-)
 from vfm.audit.doctor.facts import (
     BoxDoubt,
     OddFile,
@@ -27,10 +21,16 @@ from vfm.audit.doctor.facts import (
 )
 from vfm.audit.doctor.features import THUMBNAILS, describe_thumbnails, embed_records, open_tower
 from vfm.audit.doctor.label_errors import LabelErrors, LabelSuspect, find_label_errors
-from vfm.audit.doctor.scan import Scan, scan_images, shrink_image
 from vfm.audit.doctor.source import DoctorSource, choose_evenly
-from vfm.audit.null_score import NullScore, measure_null_scores
+from vfm.audit.null_score import NullScore, measure_null_scores, read_null_values
 from vfm.data.records import Record, list_labels, read_source
+from vfm.search.image_duplicates import (
+    DuplicatePair,
+    find_duplicate_images,
+    list_leaks,
+    number_groups,
+)
+from vfm.search.image_scan import Scan, scan_images, shrink_image
 
 MOST_CHECKED = 100
 """Images in the list of those to check first."""
@@ -183,7 +183,7 @@ def diagnose(
     has_labels = bool(source.labels) and (targets.ndim == 2 or bool((targets >= 0).any()))
     classes = [min(list_labels(record), default=-1) for record in source.records]
     probed = choose_evenly(classes, options.max_files, options.seed) if has_labels else []
-    scan = scan_images(records, with_values=probed, progress=progress)
+    scan = scan_images(records, with_values=probed, read_values=read_null_values, progress=progress)
     result = Diagnosis(source, scan, other, notes=[*source.notes])
     features = _compute_features(result, records, options, progress)
     vectors = features if options.model is not None else None

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.audit.doctor.scan import Scan
 from vfm.audit.doctor.source import DoctorSource
 from vfm.data.records import list_labels
+from vfm.search.image_scan import Scan
 from vfm.search.neighbor_graph import build_graph
 
 TINY_SIDE, HUGE_PIXELS = 32, 50_000_000

@@ -8,11 +8,11 @@ from pathlib import Path
 from vfm_runtime.errors import OptionError
 
 from vfm.audit.doctor.diagnosis import Diagnosis
-from vfm.audit.doctor.duplicates import number_groups
 from vfm.audit.doctor.source import DoctorSource
 from vfm.data.detection.csv import COLUMNS
 from vfm.data.records import list_labels
 from vfm.data.tables import write_rows
+from vfm.search.image_duplicates import number_groups
 
 FILE = "cleaned.csv"
 DOUBT = "doubt"

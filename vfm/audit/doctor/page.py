@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from vfm.audit.doctor.diagnosis import Diagnosis, open_check_picture
-from vfm.audit.doctor.duplicates import DuplicatePair
 from vfm.audit.doctor.facts import count_classes, count_formats
 from vfm.audit.null_score import NULL_FEATURES
 from vfm.data.records import Record
 from vfm.report import Page, draw_contact_sheet
 from vfm.report.plots import plot_bars
+from vfm.search.image_duplicates import DuplicatePair
 
 _SHOWN_PAIRS, _SHOWN_CHECKS, _SHOWN_ROWS = 12, 24, 20
 _MOST_BARS = 25

@@ -18,7 +18,6 @@ from PIL import Image
 from vfm_runtime.cpu_quota import count_usable_cores
 from vfm_runtime.media.image import ImageError, open_image
 
-from vfm.audit.null_score import read_null_values
 from vfm.data.file_metadata import Metadata
 from vfm.data.records import Record, read_source
 from vfm.data.tar import ShardError
@@ -27,6 +26,8 @@ SIDE = 64
 """Side of a thumbnail in pixels."""
 COLOR_SIDE = 16
 """Side of a thumbnail in colors."""
+ReadValues = Callable[[bytes | None, NDArray[np.uint8]], Metadata]
+"""Gives values of an image beside its content, from the bytes of its file, or None, and its pixels."""
 _AHEAD = 64
 _TICK = 5000
 
@@ -46,7 +47,7 @@ class ScannedFile(NamedTuple):
     reason: str = ""
     """Why it cannot be read."""
     values: Metadata | None = None
-    """Values for the null score; None where they were not asked for."""
+    """Values beside its content; None where they were not asked for."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,15 @@ def scan_images(
     records: Sequence[Record],
     *,
     with_values: Collection[int] = (),
+    read_values: ReadValues | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Scan:
     """Open every image once, in threads; those that cannot be read are kept with the reason.
 
     Args:
         records: Images to open, each a file, a part of a shard or an array.
-        with_values: Indices of images whose values for the null score are wanted too.
+        with_values: Indices of images whose values beside their content are wanted too.
+        read_values: Reads these.
         progress: Told how many are done.
     """
     gray = np.zeros((len(records), SIDE, SIDE), np.uint8)
@@ -84,7 +87,7 @@ def scan_images(
     wanted = set(with_values)
 
     def open_one(index: int) -> ScannedFile:
-        file, pixels = _open_record(records[index], index in wanted)
+        file, pixels = _open_record(records[index], read_values if index in wanted else None)
         if pixels is not None:
             small = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
             gray[index] = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
@@ -122,14 +125,16 @@ def _run_ahead(
         yield pending.popleft().result()
 
 
-def _open_record(record: Record, with_values: bool) -> tuple[ScannedFile, NDArray[np.uint8] | None]:
+def _open_record(
+    record: Record, read_values: ReadValues | None
+) -> tuple[ScannedFile, NDArray[np.uint8] | None]:
     try:
         source = read_source(record)
         content = Path(source).read_bytes() if isinstance(source, str) else source
         checksum = hashlib.sha256(bytes(content)).hexdigest()
         pixels = open_image(content)
         data = content if isinstance(content, bytes) else None
-        values = read_null_values(data, pixels) if with_values else None
+        values = read_values(data, pixels) if read_values is not None else None
     except ImageError as error:
         return ScannedFile("", reason=error.reason), None
     except (OSError, ShardError) as error:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from vfm.audit.doctor.scan import COLOR_SIDE, SIDE, Scan
+from vfm.search.image_scan import COLOR_SIDE, SIDE, Scan
 from vfm.search.neighbor_graph import build_graph
 
 MOST_CROPPED = 8000
@@ -51,6 +51,8 @@ _CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-4)
 Float = NDArray[np.float32]
 Window = tuple[float, float, float]
 """Top, left and side, as fractions of the image."""
+Proposal = tuple[float, int, int, Window, bool]
+_WHOLE: Window = (0.0, 0.0, 1.0)
 
 
 class DuplicatePair(NamedTuple):
@@ -95,6 +97,34 @@ def find_duplicate_images(
     proposals = _propose_pairs(scan, rows, notes, progress)
     if vectors is not None:
         proposals += _propose_neighbors(vectors[rows], rows)
+    return pairs + _confirm_proposals(scan, proposals, notes), notes
+
+
+def find_near_copies(scan: Scan, start: int) -> tuple[list[DuplicatePair], list[str]]:
+    """Find near-copies, mirrored ones too but no crops, among the images before a position of those from it on.
+
+    Args:
+        scan: Images that were opened.
+        start: Index of the first image that is compared with all before it.
+
+    Returns:
+        Pairs, the most similar first, and notes on what was not compared.
+    """
+    targets = _describe(scan.gray[:start])
+    chosen = np.arange(start, len(scan.files))
+    proposals: list[Proposal] = []
+    for mirrored in (False, True):
+        queries = _describe(_cut(scan.gray[start:], _WHOLE, mirrored))
+        for one, other, similarity in _compare(queries, chosen, targets, _PROPOSED_WHOLE):
+            proposals.append((similarity, one, other, _WHOLE, mirrored))
+    notes: list[str] = []
+    return _confirm_proposals(scan, proposals, notes), notes
+
+
+def _confirm_proposals(
+    scan: Scan, proposals: Iterable[Proposal], notes: list[str]
+) -> list[DuplicatePair]:
+    """Return the proposed pairs that are one, the most similar first."""
     best: dict[tuple[int, int], tuple[float, Window, bool]] = {}
     for similarity, whole, part, window, mirrored in proposals:
         if similarity > best.get((whole, part), (-2.0,))[0]:
@@ -116,7 +146,7 @@ def find_duplicate_images(
         if pair is not None:
             near.append(pair)
             done.add(ends)
-    return pairs + sorted(near, key=lambda pair: -pair.similarity), notes
+    return sorted(near, key=lambda pair: -pair.similarity)
 
 
 def number_groups(pairs: Iterable[DuplicatePair], num_images: int) -> NDArray[np.int64]:
@@ -150,10 +180,6 @@ def list_leaks(pairs: Sequence[DuplicatePair], splits: Sequence[str]) -> list[Du
             elif others:
                 leaks.append(DuplicatePair(others[0], index, "by way of others", 0.0))
     return leaks
-
-
-Proposal = tuple[float, int, int, Window, bool]
-_WHOLE: Window = (0.0, 0.0, 1.0)
 
 
 def _propose_pairs(
@@ -209,7 +235,8 @@ def _compare(
     for start in range(0, len(chosen), _BLOCK):
         part = chosen[start : start + _BLOCK]
         similarity = queries[start : start + _BLOCK] @ targets.T
-        similarity[np.arange(len(part)), part] = -1
+        own = part < len(targets)
+        similarity[np.flatnonzero(own), part[own]] = -1
         hit = np.flatnonzero(similarity.max(axis=1) >= least)
         count = min(_PER_ROW, similarity.shape[1])
         nearest = np.argpartition(-similarity[hit], count - 1, axis=1)[:, :count]
