@@ -48,11 +48,11 @@ def find_leaks(
     compared = [rest[i] for i in _spread(len(rest), most)]
     scan = scan_images([*opened, *(record for _, record in compared)])
     pairs, notes = find_near_copies(scan, len(opened))
-    found = set()
+    named: set[int] = set()
     for first, second, how, _ in pairs:
         source, number = min(first, second), max(first, second) - len(opened)
-        if number not in found:
-            found.add(number)
+        if number not in named:
+            named.add(number)
             what, record = compared[number]
             leaks.append(Leak(what, record.name, opened[source].name, how))
     if len(opened) < len(trained) or len(compared) < len(rest):
