@@ -244,3 +244,59 @@ def test_all_ranks_begin_with_the_class_layer_that_one_solved(tmp_path: Path) ->
         assert are_equal
         assert not is_as_drawn
         assert is_training
+
+
+PRETRAIN = """
+import json, sys
+from pathlib import Path
+import lightning as L
+import torch
+import vfm
+from tests.tasks.tiny import VIT, shapes, trainer
+from vfm.models.text import SmallTextTower
+from vfm.tasks import Optim
+
+torch.optim.AdamW = lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr)
+how, out, kind = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+L.seed_everything(0)
+ranks = 1 if how == "one" else 2
+
+class Gradients(L.Callback):
+    found = []
+
+    def on_before_optimizer_step(self, run, task, optimizer):
+        self.found.append({n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None})
+
+settings = {"image_size": 32, "backbone_args": VIT, "optim": Optim(lr=0.1)}
+name = "vit_tiny_patch16_224"
+if kind == "views":
+    task = vfm.SelfSupervisedTask(name, method=vfm.MAE(decoder_width=16, decoder_depth=1), **settings)
+elif kind == "distillation":
+    loss = vfm.FeatureDistillation(tokens=0.5, standardize=False)
+    task = vfm.DistillationTask(name, teacher=sys.argv[4], loss=loss, **settings)
+else:
+    loss = {"unicl": vfm.UniCLLoss, "siglip": vfm.SigLIPLoss}[kind]()
+    task = vfm.ContrastiveTask(name, SmallTextTower(16, 1, 2, context=8, vocab_size=300), loss=loss, dim=8, **settings)
+# The last batch is a small one.
+data = shapes(num_workers=0, batch_size=16 // ranks, num_images=84, augment="light")
+run = trainer(out, devices=ranks, strategy="auto" if ranks == 1 else "ddp", max_epochs=2, callbacks=[Gradients()],
+              limit_val_batches=0)
+run.fit(task, datamodule=data)
+if run.is_global_zero:
+    torch.save({"gradients": Gradients.found, "state": task.state_dict()}, out / "found.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["unicl", "siglip", "views", "distillation"])
+def test_two_ranks_pretrain_as_one(tmp_path: Path, best: Path, kind: str) -> None:
+    for how in ("one", "ddp"):
+        _run_script(tmp_path / how, PRETRAIN, how, kind, str(best))
+    one, two = (torch.load(tmp_path / how / "found.pt") for how in ("one", "ddp"))
+    assert len(one["gradients"]) == len(two["gradients"]) == 6
+    for step, (first, second) in enumerate(zip(one["gradients"], two["gradients"], strict=True), 1):
+        largest = max(float(value.abs().max()) for value in first.values())
+        for name, value in first.items():
+            assert torch.allclose(value, second[name], atol=1e-6 * largest + 2e-5), (step, name)
+    for name, value in one["state"].items():
+        assert torch.allclose(value, two["state"][name], atol=2e-6), name
