@@ -96,13 +96,13 @@ ranks = 1 if how == "one" else 2
 strategy = {"one": "auto", "ddp": "ddp"}.get(how) or "fsdp2"
 
 class Losses(Callback):
-    found = []
+    kept = []
 
     def on_train_batch_end(self, run, task, outputs, batch, batch_idx):
         loss = outputs["loss"].detach() * 16 / ranks * accumulate  # summed over this rank's images
         if ranks > 1:
             torch.distributed.all_reduce(loss)
-        self.found.append(loss.item() / 16)
+        self.kept.append(loss.item() / 16)
 
 task = vit(**settings)
 if accumulate == 3:
@@ -262,10 +262,10 @@ L.seed_everything(0)
 ranks = 1 if how == "one" else 2
 
 class Gradients(L.Callback):
-    found = []
+    kept = []
 
     def on_before_optimizer_step(self, run, task, optimizer):
-        self.found.append({n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None})
+        self.kept.append({n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None})
 
 settings = {"image_size": 32, "backbone_args": VIT, "optim": Optim(lr=0.1)}
 name = "vit_tiny_patch16_224"
@@ -283,7 +283,7 @@ run = trainer(out, devices=ranks, strategy="auto" if ranks == 1 else "ddp", max_
               limit_val_batches=0)
 run.fit(task, datamodule=data)
 if run.is_global_zero:
-    torch.save({"gradients": Gradients.found, "state": task.state_dict()}, out / "found.pt")
+    torch.save({"gradients": Gradients.kept, "state": task.state_dict()}, out / "found.pt")
 """
 
 

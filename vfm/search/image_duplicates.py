@@ -235,8 +235,8 @@ def _compare(
     for start in range(0, len(chosen), _BLOCK):
         part = chosen[start : start + _BLOCK]
         similarity = queries[start : start + _BLOCK] @ targets.T
-        own = part < len(targets)
-        similarity[np.flatnonzero(own), part[own]] = -1
+        has_itself = part < len(targets)
+        similarity[np.flatnonzero(has_itself), part[has_itself]] = -1
         hit = np.flatnonzero(similarity.max(axis=1) >= least)
         count = min(_PER_ROW, similarity.shape[1])
         nearest = np.argpartition(-similarity[hit], count - 1, axis=1)[:, :count]
