@@ -43,7 +43,7 @@ MEBI = 2**20
 
 def read_memory(process: int | str, names: tuple[str, ...]) -> float:
     """MiB of a process, summed over lines of /proc."""
-    file = "status" if names[0].startswith("Vm") else "smaps_rollup"
+    file = "status" if names[0].startswith(("Vm", "Rss")) else "smaps_rollup"
     lines = Path(f"/proc/{process}/{file}").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.split(":")[0] in names) / 1024
 
