@@ -17,7 +17,7 @@ import vfm
 from tests.audit.doctor.conftest import draw_scene
 from tests.image_folders import write_image_folder
 from vfm.cli import main
-from vfm.pretrain import command
+from vfm.pretrain import command, rounds
 from vfm.pretrain.command import report_leaks
 from vfm.pretrain.leaks import find_leaks
 from vfm.pretrain.options import PretrainOptions, TimeBudgetError, format_time, parse_budget
@@ -27,6 +27,7 @@ from vfm.pretrain.rounds import FEWEST_STEPS, Pace, Pretrainer, open_images
 from vfm.pretrain.run import Run
 from vfm.pretrain.trend import fit_trend
 from vfm.training.meter import RunMeter
+from vfm.training.oom import read_free_memory
 
 TINY = ["--backbone", "test_efficientnet", "--image-size", "32", "--batch-size", "8"]
 VIEWS = ["--views.num_local", "1"]
@@ -336,3 +337,35 @@ def test_a_real_budget_is_kept(
     assert results["rounds"]
     assert results["seconds"] < 115
     assert results["ended"]
+
+
+@pytest.mark.parametrize(
+    ("free", "remedy"),
+    [(40_000_000, "--batch-size 8, or a smaller --image-size"), (1000, "Give a")],
+)
+def test_a_batch_that_memory_does_not_hold_is_refused(
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    remedy: str,
+) -> None:
+    monkeypatch.setattr(rounds, "read_free_memory", lambda: free)
+    words = ["pretrain", str(images / "pool"), "--probe", str(images / "probe"), *TINY]
+    assert main([*words, "--batch-size", "32", "--out", str(tmp_path)]) == 1
+    text = capsys.readouterr().err
+    assert "A step of VISReg with " in text
+    assert "GB are free" in text
+    assert remedy in text
+
+
+def test_free_memory_is_that_of_the_control_group_where_it_has_less(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    assert read_free_memory(meminfo, tmp_path) is None
+    meminfo.write_text("MemTotal: 4000 kB\nMemAvailable: 3000 kB\n")
+    assert read_free_memory(meminfo, tmp_path) == 3_072_000
+    (tmp_path / "memory.current").write_text("1000\n")
+    for limit, free in (("max\n", 3_072_000), ("5000\n", 4000)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert read_free_memory(meminfo, tmp_path) == free

@@ -13,8 +13,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch import Callback
-from vfm_runtime.errors import DataError
+from vfm_runtime.errors import DataError, OptionError
 
+from vfm.cost.steps import LEAST_IMAGES, trace_memory
 from vfm.data import ImageData
 from vfm.data.idx import IdxData, find_idx_files
 from vfm.data.unlabeled import UnlabeledData
@@ -23,12 +24,15 @@ from vfm.tasks.distillation import DistillationTask
 from vfm.tasks.pretraining.task import PretrainingTask
 from vfm.tasks.self_supervised import SelfSupervisedTask
 from vfm.training.meter import RunMeter
+from vfm.training.oom import read_free_memory
 from vfm.training.optim import Optim
 from vfm.training.planning import TRIAL, TimedTrial
 from vfm.training.precision import choose_precision
 
 FEWEST_STEPS = 10
 """Steps without which a round makes no sense."""
+_FILLED = 0.8
+"""Part of the free memory that a batch may fill which an error advises."""
 _OVERRUN = 1.25
 """How much longer than foreseen a round may take before it is cut off."""
 
@@ -87,8 +91,33 @@ class Pretrainer:
             )
         return SelfSupervisedTask(method=METHODS[self.method](), views=options.views, **common)
 
+    def check_memory(self) -> None:
+        """Refuse a batch whose step needs more memory than is free: the system would kill the process without a word.
+
+        GPUs are left to the error that torch raises there.
+
+        Raises:
+            OptionError: It needs more; the message names a batch that fits.
+        """
+        free = None if torch.cuda.is_available() else read_free_memory()
+        batch_size = min(self.options.batch_size, len(self.data.records["train"]))
+        # Steps of 2 and 4 images are followed, and such small ones fit.
+        if free is None or batch_size <= LEAST_IMAGES:
+            return
+        predict = trace_memory(self.build_task, self.data, choose_precision())
+        if (needed := predict(batch_size)) <= free:
+            return
+        fitting = [size for size in (2**i for i in range(1, 20)) if predict(size) < _FILLED * free]
+        remedy = f"--batch-size {fitting[-1]}, or a" if fitting else "a"
+        raise OptionError(
+            f"A step of {self.method} with {batch_size} images at once needs about {needed / 1e9:.1f} GB of memory, "
+            f"and {free / 1e9:.1f} GB are free. Give {remedy} smaller --image-size, --backbone or "
+            "--views.num_local."
+        )
+
     def measure_pace(self) -> Pace:
         """Time some steps of a model that is thrown away."""
+        self.check_memory()
         trial = TimedTrial()
         self._fit(self.build_task(), [trial], dict(TRIAL))
         step = statistics.median(trial.steps or trial.changes)

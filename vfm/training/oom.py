@@ -122,6 +122,26 @@ def read_peak_memory() -> int:
     return _read_resident("VmHWM") if _STATUS.is_file() else 0
 
 
+def read_free_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Return the bytes that this machine has free, or its control group if those are fewer; None where unknown.
+
+    Args:
+        meminfo: File in which Linux tells its memory.
+        cgroup: Folder of the control group that a container sees.
+    """
+    if not meminfo.is_file():
+        return None
+    lines = meminfo.read_text(encoding="utf-8").splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    limit, used = cgroup / "memory.max", cgroup / "memory.current"
+    # Without a limit it is the word max; the root group has neither file.
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdecimal():
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
 def _read_resident(name: str) -> int:
     lines = _STATUS.read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
