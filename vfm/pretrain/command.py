@@ -153,6 +153,7 @@ def run_pilot(
 
     Raises:
         TimeBudgetError: The budget is too short.
+        OptionError: A step needs more memory than is free.
     """
     seed = run.settings["seed"]
     names = [run.method] if run.method is not None else run.settings["methods"]
@@ -161,6 +162,7 @@ def run_pilot(
     for name in names:
         trainer = Pretrainer(data, name, options, seed)
         if not judge.pixels:
+            trainer.check_memory()
             judge.prepare(trainer.task)
             begun = time.perf_counter()
             start = judge.measure(trainer.task, "start", hours=0.0, kwh=0.0, steps=0)

@@ -117,7 +117,6 @@ class Pretrainer:
 
     def measure_pace(self) -> Pace:
         """Time some steps of a model that is thrown away."""
-        self.check_memory()
         trial = TimedTrial()
         self._fit(self.build_task(), [trial], dict(TRIAL))
         step = statistics.median(trial.steps or trial.changes)
