@@ -145,7 +145,7 @@ run = trainer(out, devices=ranks, strategy=strategy, max_epochs=2, callbacks=[Lo
 run.fit(task, datamodule=data)
 if run.is_global_zero:
     metrics = {k: float(v) for k, v in run.callback_metrics.items() if k.startswith("val/")}
-    (out / "found.json").write_text(json.dumps({"losses": Losses.found, "metrics": metrics}))
+    (out / "found.json").write_text(json.dumps({"losses": Losses.kept, "metrics": metrics}))
 """
 
 
