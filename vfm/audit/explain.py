@@ -39,7 +39,7 @@ _OPACITY = 0.6
 
 
 class Answer(NamedTuple):
-    """A label that an image is given, to be explained."""
+    """A label that the model gives to an image, for which a map is drawn."""
 
     image: int
     """Index of the image."""
