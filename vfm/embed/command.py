@@ -14,6 +14,7 @@ import numpy as np
 from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.demux import import_av
 
+from vfm.embed.lightning_engine import make_lightning_engine
 from vfm.embed.location import find_folder, lock_store
 from vfm.embed.migration import GIVEN_UP, give_up_migration, migrate_store, open_next
 from vfm.embed.models import open_embedder
@@ -45,7 +46,7 @@ def embed(
     drop_gone: bool = False,
     half: bool = False,
     export: Path | None = None,
-    engine: Literal["local", "ray"] = "local",
+    engine: Literal["local", "lightning", "ray"] = "local",
     workers: int = 0,
     device: str = "auto",
     batch_size: int = 32,
@@ -73,8 +74,9 @@ def embed(
         drop_gone: Delete rows of this source whose images are gone; leave those out that a migration cannot read.
         half: Keep vectors in 16 bits, in a new store.
         export: Also write all rows to a .parquet or .npz file.
-        engine: Where the model runs: local, in this process, or ray, in workers of a cluster of Ray.
-        workers: Number of workers of Ray; by default one for each GPU of the cluster, or for each CPU without.
+        engine: Where the model runs: local, in this process; lightning, in processes of this machine; or ray, in
+            workers of a cluster of Ray, which start again when they are killed.
+        workers: Number of processes or workers; by default one for each GPU, or for each CPU without.
         device: cpu, cuda, or auto for CUDA where there is one.
         batch_size: Images that go through the model at once.
         trust: Packages besides vfm whose code the checkpoint may name.
@@ -82,7 +84,7 @@ def embed(
     Raises:
         StoreError: The store holds vectors of another model, or another process writes to it.
         DataError: The source holds no images.
-        EngineError: Ray's workers die, or cannot open the model.
+        EngineError: Processes or workers die, or cannot open the model.
     """
     name = _check_options(to, model, migrate, batch_size, num_frames)
     if export is not None:
@@ -115,6 +117,8 @@ def embed(
         if engine == "ray":
             cluster = open_ray_engine(opening, spec, batch_size=batch_size, num_workers=workers)
             run = stack.enter_context(cluster)
+        elif engine == "lightning":
+            run = make_lightning_engine(opening, spec, batch_size=batch_size, num_workers=workers)
         stack.enter_context(lock_store(uri))
         if to is None:
             store, report = _migrate(uri, described, run, drop_gone)

@@ -9,49 +9,22 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from vfm_runtime.errors import MissingPackageError, OptionError, VfmError
+from vfm_runtime.errors import MissingPackageError, OptionError
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
-from vfm.embed.models import open_embedder
-from vfm.embed.passes import Prepared, embed_batches
 from vfm.embed.sources import SourceImage
+from vfm.embed.workers import ERRAND, EmbeddedBatch, EmbedWorker, EngineError
 
-_BATCHES = 8
-"""Batches of one errand of a worker: what it does again after it was killed."""
 _AHEAD = 2
 """Errands of each worker that are under way, so that none waits for the next."""
 _RETRIES = 3
 """Times that an errand is done again whose worker died."""
 
-Batch = tuple[list[Prepared], NDArray[np.float32]]
-
-
-class EngineError(VfmError, RuntimeError):
-    """The workers of a cluster cannot do their work; the message says what to do."""
-
-
-class EmbedWorker:
-    """One process of the cluster with the model."""
-
-    def __init__(self, opening: Mapping[str, Any], fingerprint: str) -> None:
-        self._predictor, spec = open_embedder(**opening)
-        if spec.fingerprint != fingerprint:
-            raise EngineError(
-                f"The worker has other weights of {opening['model']} (fingerprint {spec.fingerprint[:12]}) than the "
-                f"process that started it ({fingerprint[:12]}). Copy the same file to every machine."
-            )
-
-    def embed(self, images: Sequence[SourceImage], batch_size: int) -> list[Batch]:
-        """Embed some images, as `embed_batches` does."""
-        return list(embed_batches(self._predictor, images, batch_size))
-
 
 @contextmanager
 def open_ray_engine(
     opening: Mapping[str, Any], spec: EmbeddingSpec, *, batch_size: int, num_workers: int = 0
-) -> Iterator[Callable[[Sequence[SourceImage]], Iterator[Batch]]]:
+) -> Iterator[Callable[[Sequence[SourceImage]], Iterator[EmbeddedBatch]]]:
     """Start workers on a cluster; what is yielded does the work of `embed_batches`, in the order in which they end.
 
     The cluster is the one of RAY_ADDRESS, or one of this machine that ends with the block. It starts by a fork, which
@@ -95,8 +68,8 @@ def open_ray_engine(
 
 def _embed_by_workers(
     ray: Any, workers: Sequence[Any], batch_size: int, images: Sequence[SourceImage]
-) -> Iterator[Batch]:
-    size = _BATCHES * batch_size
+) -> Iterator[EmbeddedBatch]:
+    size = ERRAND * batch_size
     starts = iter(range(0, len(images), size))
     pending: dict[Any, Any] = {}
 

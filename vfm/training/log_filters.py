@@ -34,6 +34,8 @@ _WARNINGS = (
     # Weights that are sharded are averaged by no one: that is refused where it is asked for.
     "You're using the WeightAveraging callback with a model that overrides the configure_model",
     r".*isinstance\(treespec, LeafSpec",
+    # What vfm embed predicts is in files.
+    "predict returned None",
 )
 
 
