@@ -129,7 +129,7 @@ def test_a_budget_shorter_than_the_pilot_says_how_much_would_do(
 
 
 def test_images_that_judge_and_are_trained_on_are_leaks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = 0
     for folder, count in (
@@ -166,6 +166,17 @@ def test_images_that_judge_and_are_trained_on_are_leaks(
         "Leak: 2 of 4 images of the probe are among those trained on, 1 of them as near-copies, such as "
         "'train/a/0.png' ('equal.png', same file). Figures on the probe may be better"
     )
+    # A run that goes on does not look again, but where there is more to compare.
+    looks: list[int] = []
+    monkeypatch.setattr(
+        command, "find_leaks", lambda *_: (run.leaks, [str(looks.append(1) or "looked")])
+    )
+    again = Run.open(tmp_path, {})
+    assert (again.leaks, again.alarms) == (run.leaks, run.alarms)
+    report_leaks(again, judge, new, open_images(pool, 2, 0).records["train"], 1e9)
+    assert looks == []
+    report_leaks(again, judge, None, open_images(pool, 2, 0).records["train"], 60.0)
+    assert looks == [1]
     leaks, notes = find_leaks(
         {"new": open_images(new, 2, 0).records["train"]},
         open_images(pool, 2, 0).records["train"],
@@ -358,6 +369,17 @@ def test_a_batch_that_memory_does_not_hold_is_refused(
     assert "A step of VISReg with " in text
     assert "GB are free" in text
     assert remedy in text
+
+
+def test_a_run_that_goes_on_does_not_trace_its_memory_again(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Pretrainer(images / "pool", "MAE", PretrainOptions(batch_size=8), 0)
+    monkeypatch.setattr(rounds, "read_free_memory", lambda: 1000)
+    monkeypatch.setattr(rounds, "trace_memory", lambda *_: lambda size: 90.0 * size)
+    assert trainer.check_memory(None) == 720
+    monkeypatch.delattr(rounds, "trace_memory")
+    assert trainer.check_memory(720) == 720
 
 
 def test_free_memory_is_that_of_the_control_group_where_it_has_less(tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ def report_leaks(
 ) -> None:
     """Raise the alarms of images of the probe and of test sets that are trained on, and print them.
 
+    A run that goes on keeps what it found, unless there is more to compare by now.
+
     Args:
         run: The run, which keeps the alarms.
         judge: The probe, perhaps with a test split.
@@ -130,13 +132,20 @@ def report_leaks(
         whole = [record for part in splits.values() for record in part]
         judging[f"--test {test}"] = splits.get("test") or whole
     most = max(_FEWEST_OPENED, min(MOST_OPENED, int(_OPENED_A_SECOND * seconds)))
+    compared = {what: len(records) for what, records in judging.items()}
+    opened = min(most, max(len(images), sum(compared.values())))
+    compared |= {"images to train on": len(images), "images to open": opened}
+    if run.compared == compared:
+        return
     run.leaks, notes = find_leaks(judging, images, most)
+    run.compared = compared
     run.alarms = {name: text for name, text in run.alarms.items() if not name.startswith("leak")}
     for what, records in judging.items():
         if leaks := [leak for leak in run.leaks if leak.set == what]:
             run.alarms[f"leak of {what}"] = describe_leaks(leaks, what, len(records))
             print(run.alarms[f"leak of {what}"])
     print(*notes, sep="\n", end="\n" * bool(notes), flush=True)
+    run.save()
 
 
 def run_pilot(
@@ -158,22 +167,21 @@ def run_pilot(
     seed = run.settings["seed"]
     names = [run.method] if run.method is not None else run.settings["methods"]
     trainer: Pretrainer | None = None
-    judged_in = 0.0
     for name in names:
         trainer = Pretrainer(data, name, options, seed)
         if not judge.pixels:
-            trainer.check_memory()
+            run.step_bytes = trainer.check_memory(run.step_bytes)
             judge.prepare(trainer.task)
-            begun = time.perf_counter()
-            start = judge.measure(trainer.task, "start", hours=0.0, kwh=0.0, steps=0)
-            judged_in = time.perf_counter() - begun
             if run.start is None:
-                run.start = start
-                print(format_point(start), flush=True)
+                begun = time.perf_counter()
+                run.start = judge.measure(trainer.task, "start", hours=0.0, kwh=0.0, steps=0)
+                run.judged_in = time.perf_counter() - begun
+                print(format_point(run.start), flush=True)
+                run.save()
         if name in [point.name for point in run.pilot]:
             continue
         length = PILOT * seconds
-        require_budget(run, trainer, seconds, len(names), judged_in)
+        require_budget(run, trainer, seconds, len(names))
         point = train_round(run, trainer, judge, name, length)
         run.pilot.append(point)
         run.save()
@@ -183,7 +191,7 @@ def run_pilot(
         run.method = best.name
         print(describe_choice(run.pilot, judge.num_judged), flush=True)
         left = seconds - run.elapsed - _RESERVE
-        run.round_seconds = max(left / NUM_ROUNDS - judged_in, PILOT * seconds / 2)
+        run.round_seconds = max(left / NUM_ROUNDS - run.judged_in, PILOT * seconds / 2)
     if trainer.method != run.method:
         trainer = Pretrainer(data, run.method, options, seed)
     trainer.restore(run.find_checkpoint(run.trained[-1]), len(run.trained))
@@ -191,9 +199,7 @@ def run_pilot(
     return trainer
 
 
-def require_budget(
-    run: Run, trainer: Pretrainer, seconds: float, num_methods: int, judged_in: float
-) -> None:
+def require_budget(run: Run, trainer: Pretrainer, seconds: float, num_methods: int) -> None:
     """Refuse a budget whose share for a pilot is not enough for a few steps.
 
     Args:
@@ -201,7 +207,6 @@ def require_budget(
         trainer: The method, whose pace is measured.
         seconds: Budget of the whole run.
         num_methods: Number of methods of the pilot.
-        judged_in: Seconds of a look at the probe.
 
     Raises:
         TimeBudgetError: It is too short; it says how much would do.
@@ -210,7 +215,7 @@ def require_budget(
     pace = trainer.measure_pace()
     least = pace.startup + FEWEST_STEPS * pace.step
     # What is not training must not take more than half.
-    apart = num_methods * (run.elapsed - before + judged_in) + before
+    apart = num_methods * (run.elapsed - before + run.judged_in) + before
     needed = max(least / PILOT, 2 * apart)
     if needed > seconds:
         raise TimeBudgetError(

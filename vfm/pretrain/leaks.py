@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
+from vfm_runtime.media.video import choose_evenly
 
 from vfm.data.records import Record
 from vfm.search.image_duplicates import find_near_copies
@@ -44,8 +44,8 @@ def find_leaks(
         copies = find_copies(records, trained)
         leaks += [Leak(what, name, source, "same file") for name, source in copies.items()]
         rest += [(what, record) for record in records if record.name not in copies]
-    opened = [trained[i] for i in _spread(len(trained), most)]
-    compared = [rest[i] for i in _spread(len(rest), most)]
+    opened = [trained[i] for i in choose_evenly(len(trained), most)]
+    compared = [rest[i] for i in choose_evenly(len(rest), most)]
     scan = scan_images([*opened, *(record for _, record in compared)])
     pairs, notes = find_near_copies(scan, len(opened))
     named: set[int] = set()
@@ -77,11 +77,4 @@ def describe_leaks(leaks: Sequence[Leak], what: str, total: int) -> str:
         f"Leak: {len(leaks)} of {total} images of {what} are among those trained on, {near} of them as near-copies, "
         f"such as '{first.name}' ('{first.source}', {first.how}). Figures on {what} may be better than on images that "
         "are new: take those that results.json lists out of the images to train on."
-    )
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Return up to `most` positions of `count`, at even distances."""
-    return (
-        np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist() if count else []
     )

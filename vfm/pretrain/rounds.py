@@ -91,22 +91,30 @@ class Pretrainer:
             )
         return SelfSupervisedTask(method=METHODS[self.method](), views=options.views, **common)
 
-    def check_memory(self) -> None:
+    def check_memory(self, needed: float | None) -> float | None:
         """Refuse a batch whose step needs more memory than is free: the system would kill the process without a word.
 
         GPUs are left to the error that torch raises there.
 
+        Args:
+            needed: What an earlier look returned, which is not repeated while so much is free; None for none.
+
+        Returns:
+            Bytes that a step needs; None where they are not looked at.
+
         Raises:
-            OptionError: It needs more; the message names a batch that fits.
+            OptionError: It needs more than is free; the message names a batch that fits.
         """
         free = None if torch.cuda.is_available() else read_free_memory()
         batch_size = min(self.options.batch_size, len(self.data.records["train"]))
         # Steps of 2 and 4 images are followed, and such small ones fit.
         if free is None or batch_size <= LEAST_IMAGES:
-            return
+            return None
+        if needed is not None and needed <= free:
+            return needed
         predict = trace_memory(self.build_task, self.data, choose_precision())
         if (needed := predict(batch_size)) <= free:
-            return
+            return needed
         fitting = [size for size in (2**i for i in range(1, 20)) if predict(size) < _FILLED * free]
         remedy = f"--batch-size {fitting[-1]}, or a" if fitting else "a"
         raise OptionError(

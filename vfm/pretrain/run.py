@@ -55,6 +55,12 @@ class Run:
     alarms: dict[str, str] = field(default_factory=dict)
     leaks: list[Leak] = field(default_factory=list)
     """Images that judge, and are trained on."""
+    compared: dict[str, int] = field(default_factory=dict)
+    """How many images of what were looked at for leaks, by its name; none before."""
+    step_bytes: float | None = None
+    """Memory that a step needs; None where it was not looked at."""
+    judged_in: float = 0.0
+    """Seconds of a look at the probe."""
     energy_source: str = ""
     ended: str = ""
     """Why training ended."""
@@ -94,6 +100,10 @@ class Run:
             round_seconds=stored["round_seconds"],
             rounds=[Point(**point) for point in stored["rounds"]],
             alarms=stored["alarms"],
+            leaks=[Leak(**leak) for leak in stored["leaks"]],
+            compared=stored.get("compared", {}),
+            step_bytes=stored.get("step_bytes"),
+            judged_in=stored.get("judged_in", 0.0),
             energy_source=stored["energy_source"],
         )
 
@@ -152,6 +162,9 @@ class Run:
             "rounds": [point.to_dict() for point in self.rounds],
             "alarms": self.alarms,
             "leaks": [leak._asdict() for leak in self.leaks],
+            "compared": self.compared,
+            "step_bytes": self.step_bytes,
+            "judged_in": self.judged_in,
             "energy_source": self.energy_source,
             "ended": self.ended,
             **more,
