@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from vfm.data import ImageData, PairData, PairShards
+from vfm.data.token_batches import TokenBatchSampler
 from vfm.preprocess import Preprocess
 from vfm.spec import build
 
@@ -146,3 +147,76 @@ def test_shards_hold_texts(tmp_path):
     assert set(batch["name"]) == {"0", "2"}
     assert set(batch["texts"]) <= {"an apple", "ein Apfel", "a pear"}
     assert len(batch["texts"]) == 2
+
+
+def count_words(records):
+    return np.array([max(len(text.split()) for text in record.texts) for record in records])
+
+
+def open_budget(folder, lengths, count=count_words, **options):
+    """Pairs whose i-th image has a text of so many words."""
+    table = write_pairs(folder, [f"{i}.png,{'a ' * n}," for i, n in enumerate(lengths)])
+    data = PairData(table, **QUIET | options)
+    data.count_tokens = count
+    return open_pairs(data)
+
+
+def list_batches(loader, epoch):
+    loader.sampler.set_epoch(epoch)
+    return [batch["index"].tolist() for batch in loader]
+
+
+def test_a_budget_of_tokens_joins_texts_of_like_length(tmp_path):
+    lengths = [3, 40, 4, 5, 39, 4, 2, 7, 20, 3, 21, 2, 8, 3]
+    data = open_budget(tmp_path, lengths, token_budget=80, batch_size=6)
+    loader = data.train_dataloader()
+    epochs = [list_batches(loader, epoch) for epoch in range(4)]
+    assert {len(batches) for batches in epochs} == {len(loader)}
+    assert epochs[0] != epochs[1]
+    assert list_batches(loader, 2) == epochs[2]
+    words = count_words(data.records["train"])
+    for batches in epochs:
+        assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+        for batch in batches:
+            assert 2 <= len(batch) <= 6
+            assert len(batch) * words[batch].max() <= 80
+        filled = sum(len(batch) * words[batch].max() for batch in batches)
+        assert filled < 1.4 * words.sum()
+    # In the middle of an epoch the rest of its batches is left.
+    state = loader.state_dict()
+    again = data.train_dataloader()
+    again.load_state_dict({**state, "epoch": 3, "batches": 2})
+    assert [batch["index"].tolist() for batch in again] == epochs[3][2:]
+    with pytest.raises(ValueError, match=r"have changed: token budget \(99 to 80\)"):
+        again.load_state_dict({**state, "batches": 1, "token_budget": 99})
+
+
+def test_ranks_share_each_batch_of_a_budget():
+    counts = np.random.default_rng(0).integers(2, 60, 101)
+    ranks = [
+        TokenBatchSampler(counts, budget=200, most=16, rank=rank, num_replicas=2)
+        for rank in range(2)
+    ]
+    batches = [[[index for _, index in batch] for batch in sampler] for sampler in ranks]
+    assert [len(b) for b in batches[0]] == [len(b) for b in batches[1]]
+    assert len(batches[0]) == len(ranks[0])
+    seen = [i for rank in batches for b in rank for i in b]
+    assert len(seen) == len(set(seen)) == 100
+    for pair in zip(*batches, strict=True):
+        assert not set(pair[0]) & set(pair[1])
+        assert all(len(b) * counts[b].max() <= 200 for b in pair)
+
+
+def test_a_budget_that_cannot_be_met_is_refused(tmp_path):
+    data = open_budget(tmp_path, [3, 50], token_budget=60)
+    with pytest.raises(
+        ValueError,
+        match=r"token_budget is 60, and the longest training text takes 50 tokens: two of them, .* Give 100 or more",
+    ):
+        data.train_dataloader()
+    data.count_tokens = None
+    with pytest.raises(
+        ValueError,
+        match=r"token_budget is 60, and the task has no text tower .* give --model ContrastiveTask",
+    ):
+        data.train_dataloader()

@@ -285,3 +285,30 @@ def test_long_captions_are_cut_and_said(images, pairs, tmp_path):
         trainer(tmp_path, fast_dev_run=True).fit(
             make_task(), datamodule=PairData(long, batch_size=16, num_workers=0)
         )
+
+
+def test_a_budget_of_tokens_is_counted_by_the_tower(images, tmp_path):
+    names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png"))[:40]
+    rows = [
+        f"{name},{('a small square of a color ' * 3) if i % 4 == 0 else 'red' + str(i)},"
+        for i, name in enumerate(names)
+    ]
+    table = tmp_path / "pairs.csv"
+    table.write_text("\n".join(["path,text,label", *rows, f"{names[0]}x,,square"]) + "\n")
+    (images / f"{names[0]}x").write_bytes((images / names[0]).read_bytes())
+    data = PairData(
+        table, root=images, label_column="label", token_budget=64, batch_size=16, val_fraction=0.0,
+        num_workers=0, augment="none",
+    )  # fmt: skip
+    task = make_task(freeze="image")
+    shapes = []
+    task.on_train_batch_start = lambda batch, _: shapes.append(
+        task.text_tower.tower.tokenize(task.list_texts(batch)).shape
+    )
+    run = trainer(tmp_path, max_epochs=2, limit_val_batches=0)
+    run.fit(task, datamodule=data)
+    assert len(shapes) == 2 * run.num_training_batches
+    assert sum(n for n, _ in shapes) == 82
+    assert all(n * length <= 64 and n <= 16 for n, length in shapes)
+    assert {length for _, length in shapes} > {16}
+    (images / f"{names[0]}x").unlink()

@@ -70,6 +70,8 @@ class ImageData(LightningDataModule, Component, ABC):
     """Whether several labels, or none, may apply to an image; known after `setup`."""
     group_columns: tuple[str, ...] = ()
     """Names of the records' groups."""
+    count_tokens: Callable[[Sequence[Record]], NDArray[np.int64]] | None = None
+    """Counts the tokens that the longest text of each image takes; a task with a text tower sets it."""
     can_balance: ClassVar[bool] = False
     """Whether `balance` may be asked for."""
     collate: Callable[[Sequence[Any]], Batch] = staticmethod(collate)

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 from vfm_runtime.errors import DataError
 
 from vfm.data.sampler import EpochSampler
+from vfm.data.token_batches import TokenBatchSampler
 
 
 class Position(NamedTuple):
@@ -30,7 +31,7 @@ class ResumableLoader(DataLoader[Any]):
         Args:
             dataset: The training split.
             position: Gives the position at the time of the call.
-            **kwargs: Options of torch's loader; the sampler should be an `EpochSampler`.
+            **kwargs: Options of torch's loader; the sampler should be an `EpochSampler` or a `TokenBatchSampler`.
         """
         super().__init__(dataset, **kwargs)
         # Public and of the same name as the argument: Lightning makes loaders anew from their attributes.
@@ -40,10 +41,14 @@ class ResumableLoader(DataLoader[Any]):
     def epoch_numbers(self) -> dict[str, int]:
         """What must be equal for a position to mean the same samples, by names for a message."""
         replicas = int(getattr(self.sampler, "num_replicas", 1))
-        return {
-            "num_images": len(cast(Sized, self.dataset)),
-            "global_batch_size": (self.batch_size or 1) * replicas,
-        }
+        numbers = {"num_images": len(cast(Sized, self.dataset))}
+        if isinstance(self.sampler, TokenBatchSampler):
+            return numbers | {
+                "global_batch_size": self.sampler.most * replicas,
+                "token_budget": self.sampler.budget * replicas,
+                "num_batches": len(self.sampler),
+            }
+        return numbers | {"global_batch_size": (self.batch_size or 1) * replicas}
 
     def state_dict(self) -> dict[str, int]:
         """The position, and what must be equal for it to mean the same samples."""
@@ -72,7 +77,7 @@ class ResumableLoader(DataLoader[Any]):
     def start_at(self, position: Position) -> None:
         """Make the next iteration start at a position."""
         # Lightning's `overfit_batches` puts a plain sampler in place, which has no position.
-        if isinstance(self.sampler, EpochSampler):
+        if isinstance(self.sampler, EpochSampler | TokenBatchSampler):
             self.sampler.set_epoch(position.epoch)
             self.sampler.start = position.batches * (self.batch_size or 1)
 

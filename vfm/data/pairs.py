@@ -10,6 +10,7 @@ from typing import Unpack
 from vfm_runtime.errors import DataError, OptionError
 
 from vfm.data.folder import SPLIT_FILE
+from vfm.data.loader import ResumableLoader, leave_finished_epoch
 from vfm.data.options import LoaderOptions
 from vfm.data.records import Record, list_labels
 from vfm.data.shards import ShardData
@@ -18,6 +19,7 @@ from vfm.data.table import TableData
 from vfm.data.table_rows import SPLIT_COLUMN, join_path, read_names, read_stated_splits
 from vfm.data.tables import Table, read_table, write_rows
 from vfm.data.tar import expand_shards, list_shards
+from vfm.data.token_batches import BatchDataset, TokenBatchSampler
 from vfm.data.transforms import Augment
 from vfm.spec import Spec
 
@@ -41,6 +43,7 @@ class PairData(TableData):
         text_separator: str | None = "\n",
         label_column: str | None = None,
         needs_text: bool = False,
+        token_budget: int | None = None,
         split_column: str | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.0,
@@ -58,6 +61,9 @@ class PairData(TableData):
                 too; null where a cell is one text.
             label_column: Column of labels, for images that have one; a cell may be empty.
             needs_text: Whether images with a label and no text are left out.
+            token_budget: Tokens of a training batch on each process: images with texts of like length come together, as
+                many as fit, at most batch_size. A batch counts as its images times the tokens of its longest text. By
+                default texts come in any order, batch_size at once.
             split_column: Column with train, val or test; by default `split`, where there is one.
             val_fraction: Fraction of the images for validation, where the table has no split for it.
             test_fraction: Fraction of the images for the test, where the table has no splits.
@@ -86,6 +92,7 @@ class PairData(TableData):
         self.text_separator = text_separator
         self.pair_label_column = label_column
         self.needs_text = needs_text
+        self.token_budget = token_budget
         self._table: Table | None = None
         self._names: list[str] = []
 
@@ -141,6 +148,33 @@ class PairData(TableData):
             seed=self.seed,
         )
         return {split: sorted(some, key=lambda r: r.name) for split, some in drawn.items()}
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches in a new order every epoch, augmented, resumable; with a budget of tokens of texts of like length."""
+        if self.token_budget is None:
+            return super().train_dataloader()
+        if self.count_tokens is None:
+            raise OptionError(
+                f"token_budget is {self.token_budget}, and the task has no text tower whose tokens could be counted. "
+                "Leave it out (--data.token_budget), or give --model ContrastiveTask."
+            )
+        leave_finished_epoch(self.trainer)
+        rank, world = self._rank_and_world
+        dataset = self.stored.get("train") or self._pack(self._build_training_dataset(), "train")
+        sampler = TokenBatchSampler(
+            self.count_tokens(self.records["train"]),
+            budget=self.token_budget,
+            most=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            num_replicas=world,
+        )
+        # Lightning asks for the first batches of a resumed training before it names the epoch.
+        sampler.set_epoch(self._find_position().epoch)
+        options = self._choose_loader_options("train") | {"batch_size": None}
+        return ResumableLoader(
+            BatchDataset(dataset), position=self._find_position, sampler=sampler, **options
+        )
 
     def keep_split(self, folder: Path) -> Spec:
         """Write the table with a column of splits to a run's folder, as `splits.csv`."""

@@ -9,7 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +23,8 @@ from vfm.spec import Component
 
 _MOST_TEXTS = 1_000_000
 """Texts that a tokenizer is made of; of more, the first."""
+_AT_ONCE = 4096
+"""Texts that are counted at once, which bounds the memory of their tokens."""
 _PADDINGS = ("[PAD]", "<pad>", "<|pad|>")
 
 
@@ -62,6 +66,10 @@ class TextTower(Component, nn.Module, ABC):
         tokens = torch.from_numpy(tokenize(self.tokenizer, self.text_spec, texts))
         return tokens.to(next(self.parameters()).device)
 
+    def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Return how many tokens each text takes in a batch of texts no longer, [M]: here all of the context."""
+        return np.full(len(texts), self.text_spec.length)
+
     def count_cut(self, texts: Iterable[str]) -> int:
         """Return how many texts are longer than the tower's context, and so are cut."""
         return sum(
@@ -94,6 +102,14 @@ class MaskedTextTower(TextTower):
         """Return the tokens of texts, as long as the longest of these: what fills up changes nothing."""
         tokens = super().tokenize(texts)
         return tokens[:, : max(1, int((tokens != self.pad).sum(dim=1).max()))]
+
+    def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Return the number of tokens of each text, [M], which is what it is filled up to among texts no longer."""
+        parts = [
+            (tokenize(self.tokenizer, self.text_spec, texts[start : start + _AT_ONCE]) != self.pad)
+            for start in range(0, len(texts), _AT_ONCE)
+        ]
+        return np.concatenate([part.sum(axis=1) for part in parts] or [np.zeros(0, np.int64)])
 
     def find_words(self, tokens: Tensor) -> Tensor:
         """Return which tokens are those of a text, bool [N, length]; an empty text keeps the first that fills it up."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Unpack
 
@@ -19,7 +20,7 @@ from vfm_runtime.zero_shot import TEMPLATES, fit_zero_shot, make_prompts
 
 from vfm.data import ImageData
 from vfm.data.dataset import sample_seed
-from vfm.data.records import list_labels
+from vfm.data.records import Record, list_labels
 from vfm.losses import ContrastiveLoss, UniCLLoss
 from vfm.losses.contrastive import TEXT_ID
 from vfm.models.backbone import ImageSize
@@ -249,6 +250,7 @@ class ContrastiveTask(PretrainingTask):
             )
         is_new = not self.training_parts
         super().take_labels(data)
+        data.count_tokens = self.count_tokens
         if is_new and captions:
             some = sorted(captions)[:: max(1, len(captions) // _NUM_COUNTED)]
             tower = self.text_tower.tower
@@ -259,6 +261,19 @@ class ContrastiveTask(PretrainingTask):
                 )
             learning = sum(p.numel() for p in self.text_tower.parameters() if p.requires_grad)
             rank_zero_info(f"Text tower: {learning:,} weights learn.")
+
+    def count_tokens(self, records: Sequence[Record]) -> NDArray[np.int64]:
+        """Return how many tokens the longest text of each image takes, [N]: of its captions, or else of its label."""
+        tower = self.text_tower.tower
+        of_label = [int(tower.count_tokens(texts).max()) for texts in self._texts_by_label]
+        of_text = iter(tower.count_tokens([text for record in records for text in record.texts]))
+        return np.array(
+            [
+                max(islice(of_text, len(record.texts)), default=0)
+                or of_label[list_labels(record)[0]]
+                for record in records
+            ]
+        )
 
     def _write_prompts(self, data: ImageData) -> None:
         """Make the texts of each label, for training and for validation."""
