@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from vfm_runtime.deepfake.decision import Decision
+from vfm_runtime.errors import DataError
 
 from vfm.deepfake.calibrate import (
     CalibrationEvidence,
@@ -21,9 +23,11 @@ from vfm.deepfake.calibrate import (
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.data.synthetic import SyntheticDeepfakes
+from vfm.deepfake.groups import fit_video_groups, read_video_groups
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.metrics import average_by_video
-from vfm.deepfake.results import OPERATING_POINT, fingerprint_videos
+from vfm.deepfake.operating_point import OPERATING_POINT, OperatingPoint
+from vfm.deepfake.results import fingerprint_videos
 from vfm.deepfake.task import DeepfakeTask
 from vfm.metrics.calibration import TooFewError
 from vfm.tasks import BaseTask, Optim
@@ -145,6 +149,20 @@ def test_an_option_of_another_task_is_refused_by_name(checkpoint):
         calibrate(checkpoint, options=CalibrationOptions(min_precision=0.9))
 
 
+def test_a_column_of_groups_needs_a_table(checkpoint):
+    with pytest.raises(DataError, match=r"SyntheticDeepfakes is no table\. Give a CSV file"):
+        calibrate(checkpoint, options=CalibrationOptions(fpr=0.2, group_column="site"))
+    with pytest.raises(CalibrationError, match=r"--table is x\.csv, which is for rules by group"):
+        calibrate(checkpoint, options=CalibrationOptions(fpr=0.2, table=Path("x.csv")))
+
+
+def test_a_video_is_in_one_group(tmp_path):
+    (tmp_path / "t.csv").write_text("path,site\na,x\nb,y\n")
+    frames = [replace(record(name, 0), item=Item("", "real", "one")) for name in "ab"]
+    with pytest.raises(CalibrationError, match="b has 'y' in the column 'site', but another image"):
+        read_video_groups(frames, "site", tmp_path / "t.csv", "--group_column", source="data")
+
+
 def test_a_damaged_operating_point_is_written_anew(checkpoint):
     path = checkpoint.parent / OPERATING_POINT
     path.write_text("{}x")
@@ -247,3 +265,26 @@ def test_each_data_set_is_described():
     assert rules.fpr is not None
     assert details["fpr_at_most"] > rules.fpr
     assert torch.tensor(details["decisions"]["tpr"]) > 0.5
+
+
+def test_false_alarms_of_groups_become_equal():
+    seen = evidence(800, 400)
+    groups = ["ab"[i % 2] if i % 40 else ("c" if i % 80 else "") for i in range(1200)]
+    is_b = np.array(groups) == "b"
+    videos = seen.videos._replace(logits=seen.videos.logits + 0.8 * is_b)
+    rules = fit_decision(seen._replace(videos=videos), fpr=0.1, miss=None, abstain=0)
+    fit = fit_video_groups(videos, groups, rules, 0.1, "site")
+    rows = {row["group"]: row for row in fit.rows}
+    assert [rows[name]["own"] for name in "abc"] == [True, True, False]
+    assert fit.rules.groups["c"] is None
+    assert rows["b"]["before"] - rows["a"]["before"] > 0.05
+    assert rows["a"]["after"] == pytest.approx(rows["b"]["after"], abs=0.01)
+    assert rows["b"]["low"] < 0.1 < rows["b"]["high"]
+    assert fit.rules.groups["b"]["threshold"] > rules.limit > fit.rules.groups["a"]["threshold"]
+    assert "Of the real videos of each group 10.0% at most" in fit.list_lines()[0]
+    point = OperatingPoint(rules, fit)
+    assert OperatingPoint.from_dict(json.loads(json.dumps(point.to_dict()))) == point
+    with pytest.raises(
+        CalibrationError, match=r"enough real videos for a false alarm rate of 0.1%: it takes 999"
+    ):
+        fit_video_groups(videos, groups, rules, 0.001, "site")

@@ -14,7 +14,9 @@ from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.bundle.golden import replay
 from vfm_runtime.deepfake.decision import Decision, decide
 from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.errors import OptionError
 from vfm_runtime.media.image import open_image
+from vfm_runtime.tasks.groups import GroupRules
 
 import vfm
 from tests.bundle.in_memory import export_task
@@ -24,12 +26,14 @@ from vfm.bundle import ParityError
 from vfm.bundle.card import format_card
 from vfm.bundle.export import export
 from vfm.bundle.parity import ImageParity, Parity, choose_images
+from vfm.cli import main
 from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.head import DeepfakeHead
-from vfm.deepfake.results import OPERATING_POINT
+from vfm.deepfake.operating_point import OPERATING_POINT, OperatingPoint
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import BaseTask, Optim
 from vfm.tasks.checkpoint import Checkpoint
+from vfm.tasks.group_fit import GroupFit
 
 SIDE = 48
 ORIGIN = {"versions": {}, "seed": 0, "data": None, "weights": None}
@@ -84,7 +88,14 @@ def checkpoint(faces, tmp_path_factory):
         task.head.linear.bias -= task.eval()(torch.from_numpy(pixels))["logits"].median()
     path = root / "checkpoints" / "spread.ckpt"
     made.save_checkpoint(path)
-    (path.parent / OPERATING_POINT).write_text(json.dumps(RULES.to_dict()))
+    by_camera = GroupRules(
+        column="camera",
+        criterion="Equal false alarms.",
+        general={},
+        groups={"a": {"threshold": 0.6, "num_reals": 50}, "b": None},
+    )
+    point = OperatingPoint(RULES, GroupFit(by_camera, [], "Fakes found", 0.5, 0.6))
+    (path.parent / OPERATING_POINT).write_text(json.dumps(point.to_dict()))
     results = {
         "test": {
             "num_samples": 90,
@@ -225,3 +236,56 @@ def test_too_few_images_and_videos(faces):
         choose_images(faces / "clips", 5, videos=True)
     with pytest.raises(ParityError, match=r"holds 0 images; parity needs at least 5"):
         choose_images(faces / "clips", 5)
+
+
+def test_the_audit_of_the_bundle_is_that_of_the_checkpoint(checkpoint, bundle, tmp_path, capsys):
+    items = write_faces(tmp_path / "other", num_identities=12, num_frames=2, size=SIDE, seed=5)
+    rows = [f"{item.path},{'ab'[int(item.identities[0][-1]) % 2]}" for item in items]
+    (tmp_path / "cameras.csv").write_text("\n".join(["path,camera", *rows]))
+    words = ["--data", str(tmp_path / "other"), "--table", str(tmp_path / "cameras.csv")]
+    found = []
+    for path in (checkpoint, bundle):
+        out = tmp_path / path.name
+        assert main(["audit", str(path), *words, "--groups", "camera", "-o", str(out), *CPU]) == 0
+        found.append(json.loads((out / "audit.json").read_text()))
+    ours, theirs = found
+    assert (ours["is_bundle"], theirs["is_bundle"]) == (False, True)
+    for key in ("metrics", "groups", "labels", "num_images", "threshold", "null_scores"):
+        assert round_floats(ours[key]) == round_floats(theirs[key])
+    assert ours["calibration"]["ece"] == pytest.approx(theirs["calibration"]["ece"], abs=1e-4)
+    note = "The model has rules by camera: 18 of 36 videos were judged by those of their group"
+    assert all(any(each.startswith(note) for each in one["notes"]) for one in found)
+    # The threshold of one group is another than the general one, and its rates are those by it.
+    rates = [row["value"] for row in ours["groups"]["comparisons"]]
+    plain = main(["audit", str(bundle), *words[:2], "-o", str(tmp_path / "plain"), *CPU])
+    result = json.loads((tmp_path / "plain/audit.json").read_text())
+    assert plain == 0
+    assert rates
+    assert "there is no such column: the general rule was audited" in str(result["notes"])
+    assert result["metrics"]["true_positive_rate"] != ours["metrics"]["true_positive_rate"]
+    assert main(["audit", str(bundle), *CPU]) == 1
+    assert "is a bundle, which names no data" in capsys.readouterr().err
+
+
+CPU = ["--device", "cpu"]
+
+
+def round_floats(values):
+    return json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 5))
+
+
+def test_each_group_has_its_threshold_in_torch_and_in_the_bundle(checkpoint, bundle, faces):
+    sides = [vfm.load(checkpoint, device="cpu"), vfm_runtime.load(bundle, device="cpu")]
+    crops = sorted((faces / "crops").rglob("*.png"))
+    labels = {}
+    for group in (None, "a", "b"):
+        ours, theirs = (side.predict(crops, group=group) for side in sides)
+        labels[group] = [each.label for each in ours]
+        assert labels[group] == [each.label for each in theirs]
+        assert all(a.compare(b).difference < 1e-4 for a, b in zip(ours, theirs, strict=True))
+    assert labels[None] == labels["b"]
+    assert labels["a"].count("fake") < labels["b"].count("fake")
+    for side in sides:
+        with pytest.raises(OptionError, match=r"the model knows no such camera\. Choices: a, b"):
+            side.predict(crops[0], group="c")
+    assert "rules by camera" in (bundle / "card.md").read_text().lower()

@@ -18,6 +18,7 @@ from vfm.deepfake.data.record import Item
 from vfm.deepfake.scoring import AuditedVideos, CorruptedDeepfakes, select_frames
 from vfm.deepfake.task import DeepfakeTask
 from vfm.report import Page
+from vfm.tasks.predictor import TorchPredictor
 from vfm.training.checkpoint import CheckpointError
 
 SIDE = 48
@@ -51,9 +52,10 @@ def faces(root, **options):
 
 def open_units(root, task, *, num_frames=8, seed=0):
     data = faces(root)
-    records = select_frames(task, data, "test", num_frames)
+    records = select_frames(task.preprocess, task.crop, data, "test", num_frames)
     images = CorruptedDeepfakes(records, task.preprocess, crop=data.crop, seed=seed)
-    return AuditedVideos(task=task, images=images, source="test")
+    path = task.source or root / "last.ckpt"
+    return AuditedVideos(predictor=TorchPredictor(task), path=path, images=images, source="test")
 
 
 def measure(units, *kinds, number=99, seed=0):
@@ -72,6 +74,7 @@ def task():
         image_size=32,
     )
     task.head.prepare(task.backbone.info, ("real", "fake"))
+    task.crop = CropSpec(source="cropped", size=SIDE)
 
     def answer(pixels):
         steps = pixels.float().diff(dim=2).abs().mean(dim=(1, 2, 3))
@@ -137,7 +140,7 @@ def test_the_threshold_is_that_of_the_operating_point(root, task, tmp_path):
     assert "No operating point lies beside" in units.score().notes[1]
     rules = Decision(threshold=0.5, temperature=2.0)
     (tmp_path / "operating_point.json").write_text(json.dumps(rules.to_dict()))
-    scored = units.score()
+    scored = open_units(root, task).score()
     assert scored.threshold == pytest.approx(1 / (1 + np.exp(-0.5)))
     assert len(scored.notes) == 1
 

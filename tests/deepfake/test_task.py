@@ -26,7 +26,7 @@ from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.data.synthetic import METHODS, SyntheticDeepfakes
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.loss import DeepfakeLoss
-from vfm.deepfake.results import OPERATING_POINT
+from vfm.deepfake.operating_point import OPERATING_POINT
 from vfm.deepfake.task import DeepfakeTask
 from vfm.tasks import BaseTask, Optim
 from vfm.tasks.results import SplitPredictions

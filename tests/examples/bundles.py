@@ -19,7 +19,7 @@ from tests.tasks.tiny import trainer
 from vfm.bundle.export import export
 from vfm.deepfake.data.data import DeepfakeData
 from vfm.deepfake.head import DeepfakeHead
-from vfm.deepfake.results import OPERATING_POINT
+from vfm.deepfake.operating_point import OPERATING_POINT
 from vfm.deepfake.task import DeepfakeTask
 from vfm.models.heads import DetrHead
 from vfm.tasks import DetectionTask, Optim

@@ -7,10 +7,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import vfm_runtime
+from vfm_runtime.bundle.manifest import read_bundle
+from vfm_runtime.bundle.model import Model
 from vfm_runtime.errors import OptionError
 
 from vfm.audit.before import JudgedModel, compare_models, require_comparable
@@ -42,7 +44,7 @@ from vfm.audit.source import (
 from vfm.data.group_columns import check_groups
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.results import describe_metric
-from vfm.tasks.scored_units import AuditedUnits
+from vfm.tasks.scored_units import AuditedUnits, find_units
 from vfm.training.meter import EnergyMeter
 
 RESULTS = "audit.json"
@@ -147,8 +149,9 @@ def audit(
     """
     data = data or images
     checkpoint = None if model.is_dir() else Checkpoint.open(model, trust=trust)
-    if checkpoint is not None and checkpoint.task.units_function is not None:
-        _audit_units(model, checkpoint, data, out, options)
+    task_name = read_bundle(model).task if checkpoint is None else checkpoint.task.kind
+    if (open_units := find_units(task_name)) is not None:
+        _audit_units(model, checkpoint, open_units, data, out, options)
         return
     for name in _OF_VIDEOS:
         if getattr(options, name) != getattr(_DEFAULTS, name):
@@ -267,16 +270,19 @@ _OF_UNITS = (
 
 
 def _audit_units(
-    model: Path, checkpoint: Checkpoint, data: Path | None, out: Path | None, options: AuditOptions
+    model: Path,
+    checkpoint: Checkpoint | None,
+    open_units: Callable[..., AuditedUnits],
+    data: Path | None,
+    out: Path | None,
+    options: AuditOptions,
 ) -> None:
-    """Audit a checkpoint whose task opens and scores its images by itself.
+    """Audit a checkpoint or bundle whose task opens and scores its images by itself.
 
     Raises:
         OptionError: An option is not for this task.
         AuditError: Robustness is asked for, and there is one label only.
     """
-    module, _, name = str(checkpoint.task.units_function).partition(":")
-    open_units: Callable[..., AuditedUnits] = getattr(import_module(module), name)
     opening = inspect.signature(open_units).parameters
     chosen = {k: v for k, v in vars(options).items() if v != getattr(_DEFAULTS, k)}
     if idle := [option for option in chosen if option not in {*opening, *_OF_UNITS}]:
@@ -287,7 +293,8 @@ def _audit_units(
         )
     rules = parse_rules(options.fail_on)
     energy, start = EnergyMeter(), time.perf_counter()
-    units = open_units(checkpoint, data, **{k: v for k, v in chosen.items() if k in opening})
+    opened = checkpoint or vfm_runtime.load(model, device=options.device, precision="fp32")
+    units = open_units(opened, data, **{k: v for k, v in chosen.items() if k in opening})
     kinds = choose_kinds(options.kinds, units.corruptions) if options.robustness else []
     joules = energy.read()
     scored = units.score()
@@ -296,7 +303,7 @@ def _audit_units(
         energy,
         joules,
         batch_size=options.batch_size,
-        device=checkpoint.task.device.type,
+        device=opened.device if isinstance(opened, Model) else opened.task.device.type,
     )
     report = measure_units(
         model,
@@ -312,7 +319,7 @@ def _audit_units(
         seed=options.seed,
     )
     report.content["cost"] = {"seconds": time.perf_counter() - start, **cost}
-    write_report(report, rules, out or model.parent)
+    write_report(report, rules, out or choose_folder(model))
 
 
 def predict_before(

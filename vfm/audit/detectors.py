@@ -43,7 +43,8 @@ def judge_units(scored: ScoredUnits, negative: str, positive: str) -> Outcomes:
         positive: Label of what is to be found.
     """
     truth = scored.positive.astype(float)
-    called = scored.scores > scored.threshold
+    limits = scored.threshold if scored.group_thresholds is None else scored.group_thresholds
+    called = scored.scores > limits
     false = RatioMetric("false_positive_rate", called * (1 - truth), 1 - truth, False)
     hits = RatioMetric("true_positive_rate", called * truth, truth)
     auroc = CountedMetric("auroc", Ranking(scored.scores, scored.positive).auroc)
@@ -161,7 +162,7 @@ def draw_corrupted(units: AuditedUnits, kinds: Sequence[str]) -> bytes:
 
 def measure_units(
     path: Path,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     units: AuditedUnits,
     scored: ScoredUnits,
     *,
@@ -176,8 +177,8 @@ def measure_units(
     """Measure all that the scores of a detector tell.
 
     Args:
-        path: Path of the checkpoint.
-        checkpoint: Checkpoint of the detector.
+        path: Path of the checkpoint, or of the bundle's folder.
+        checkpoint: Checkpoint of the detector; None of a bundle.
         units: N videos or images that it scores.
         scored: What it says of them.
         groups: Columns by whose values these are compared.
@@ -199,7 +200,7 @@ def measure_units(
     if cluster is not None:
         keys = read_unit_columns(scored, [cluster], table, "--cluster")[cluster]
     leaks, notes = refuse_leaks(checkpoint, scored.records)
-    labels = checkpoint.task.labels
+    labels = units.predictor.labels
     outcomes = judge_units(scored, labels[0], labels[1])
     sampler = ClusterSampler.from_keys(keys, len(scored.scores), seed)
     report = compare_groups(outcomes, columns, sampler, min_gap=min_gap)
@@ -208,8 +209,8 @@ def measure_units(
     assert outcomes.right is not None
     content: dict[str, Any] = {
         "model": str(path),
-        "is_bundle": False,
-        "task": checkpoint.task.kind,
+        "is_bundle": checkpoint is None,
+        "task": units.predictor.task_type.name,
         "data": scored.source,
         "unit": scored.name,
         "num_images": len(scored.scores),
@@ -223,7 +224,7 @@ def measure_units(
         "metrics": {k: None if v is None else v.to_dict() for k, v in intervals.items()},
         "groups": report.to_dict(),
         "leaks": leaks,
-        "lineage": describe_origins(path, checkpoint),
+        "lineage": describe_origins(path, checkpoint or units.predictor),
         "calibration": measure_calibration(outcomes.confidence, outcomes.right, columns, seed=seed),
         "notes": [*scored.notes, *notes, *report.notes],
     }

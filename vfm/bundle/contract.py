@@ -59,15 +59,16 @@ def make_contract(
     extensions |= {name: asdict(spec) for name, spec in specs.items() if spec is not None}
     if tokenizer is not None:
         extensions["tokenizer"] = dict(tokenizer)
-    for name, calibration in calibrations.items():
-        if calibration.groups is None:
+    for name, each in tasks.items():
+        groups = calibrations[name].groups if name in calibrations else each.define_group_rules()
+        if groups is None:
             continue
         if single is None:
             raise OptionError(
-                f"The calibration of '{name}' has rules by {calibration.groups.rules.column}, which a bundle of "
-                "several heads cannot hold. Export that checkpoint alone, or calibrate it without --group-column."
+                f"The calibration of '{name}' has rules by {groups.rules.column}, which a bundle of several heads "
+                "cannot hold. Export that checkpoint alone, or calibrate it without --group-column."
             )
-        extensions["group_thresholds"] = calibration.groups.rules.to_dict()
+        extensions["group_thresholds"] = groups.rules.to_dict()
     return Contract(
         task=MULTI_HEAD if single is None else single.task,
         labels=tuple(heads) if single is None else single.labels,

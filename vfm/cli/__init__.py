@@ -96,6 +96,8 @@ COMMANDS = {
 }
 # Kinds of data with checks of their own, which `vfm doctor` asks first whether data are theirs.
 DOCTORS = ("vfm.deepfake.shortcuts.command:DeepfakeDoctor",)
+# Tasks whose images `vfm audit` opens by a function of theirs.
+AUDITED_UNITS = {"deepfake": "vfm.deepfake.scoring:open_videos"}
 # Commands of vfm-runtime, which need no torch.
 RUNTIME = {
     "serve": "answer over HTTP with bundles, with a page to try it",
@@ -157,6 +159,9 @@ def _run(command: str, words: list[str], *, debug: bool) -> None:
         for path in DOCTORS if command == "doctor" else ():
             register = _import_function("vfm.audit.doctor.extensions:register_extension")
             register(_import_function(path)())
+        for task, path in AUDITED_UNITS.items() if command == "audit" else ():
+            register = _import_function("vfm.tasks.scored_units:register_units")
+            register(task, _import_function(path))
         _import_function("vfm.cli.command:run")(
             command, _import_function(COMMANDS[command][0]), words
         )

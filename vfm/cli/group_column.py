@@ -57,12 +57,12 @@ class GroupRulesReader(Callback):
         """Find the group of each image.
 
         Raises:
-            OptionError: There are no rules by group, or there is no such group.
+            OptionError: There are no rules by group, or there is no such group, or the task applies none to images.
             DataError: There is no table, no such column, or an image is not in it.
         """
         assert isinstance(pl_module, BaseTask)
         calibration = Checkpoint(pl_module, {}, path=self._path).calibration
-        rules = None if calibration is None or calibration.groups is None else calibration.groups
+        rules = calibration.groups if calibration is not None else pl_module.define_group_rules()
         if self._asked is None:
             if rules is not None and trainer.is_global_zero:
                 column = rules.rules.column
@@ -72,6 +72,12 @@ class GroupRulesReader(Callback):
                 )
             return
         column, table = self._asked
+        if calibration is None and rules is not None:
+            raise OptionError(
+                f"--group-column is '{column}', but predictions.csv of {self._path} has one row an image, by the "
+                "general rule. Leave it out, or export the checkpoint and ask its bundle: vfm-runtime predict BUNDLE "
+                f"VIDEO --group-column {rules.rules.column} --table CSV."
+            )
         if calibration is None or rules is None:
             raise OptionError(
                 f"--group-column is '{column}', but {self._path} has no rules by group. Leave it out, or fit them: vfm "

@@ -20,16 +20,18 @@ from vfm_runtime.media.image import ImageError
 
 from vfm.data.records import Record
 from vfm.deepfake.data.base import DeepfakeImages
-from vfm.deepfake.data.dataset import DeepfakeRecord
+from vfm.deepfake.data.dataset import DeepfakeRecord, require_deepfakes
 from vfm.deepfake.data.record import LABELS
 from vfm.deepfake.export import open_plain_data
-from vfm.deepfake.metrics import Videos
-from vfm.deepfake.results import (
-    OPERATING_POINT,
-    count_decisions,
-    fingerprint_videos,
-    join_records,
+from vfm.deepfake.groups import (
+    find_table,
+    fit_video_groups,
+    read_video_groups,
+    require_groups,
 )
+from vfm.deepfake.metrics import Key, Videos
+from vfm.deepfake.operating_point import OPERATING_POINT, OperatingPoint
+from vfm.deepfake.results import count_decisions, fingerprint_videos, join_records
 from vfm.metrics.calibration import (
     TooFewError,
     bound_rate,
@@ -45,7 +47,7 @@ from vfm.tasks.validation import Run
 
 OPTIONS = (
     *("fpr", "miss", "abstain", "split", "cropped", "native"),
-    *("batch_size", "num_workers"),
+    *("batch_size", "num_workers", "group_column", "table"),
 )
 """Options of `vfm calibrate` that a detector takes."""
 
@@ -75,26 +77,52 @@ def calibrate_videos(
     """Fit the temperature and the threshold of a detector on videos that it was not trained on.
 
     Raises:
-        CalibrationError: The videos were tested on, or are all real or all fake.
+        CalibrationError: The videos were tested on, or are all real or all fake, or a video is in two groups.
+        DataError: The column of groups is missing, constant, or names videos.
         TooFewError: There are too few real videos for the fraction.
     """
+    if options.group_column is None:
+        options.refuse_ungrouped()
     images = cast(DeepfakeImages, source.data)
     images.batch_size, images.num_workers = options.batch_size, options.num_workers
     records, split = source.records, options.split or "val"
     require_untested(records, folder)
     require_both(records, split)
     splits = list(dict.fromkeys(name for name, _ in source.positions))
+    by_video = _read_groups(source, options)  # before what takes long
     evidence = collect_evidence(run, crop, images, splits)
+    fpr = _FPR if options.fpr is None else options.fpr
     rules = fit_decision(
         evidence,
-        fpr=_FPR if options.fpr is None else options.fpr,
+        fpr=fpr,
         miss=options.miss,
         abstain=_ABSTAIN if options.abstain is None else options.abstain,
     )
     rules = replace(rules, calibration=fingerprint_videos(records))
+    groups = None
+    if options.group_column is not None:
+        names = [by_video[key] for key in evidence.videos.keys]
+        groups = fit_video_groups(evidence.videos, names, rules, fpr, options.group_column)
     details = {"split": split, **describe_calibration(evidence, rules)}
-    files = {OPERATING_POINT: rules.to_dict()}
-    return CalibrationResult(source, details, _report_lines(details, rules), files)
+    files = {OPERATING_POINT: OperatingPoint(rules, groups).to_dict()}
+    lines = [*_report_lines(details, rules), *([] if groups is None else groups.list_lines())]
+    return CalibrationResult(source, details, lines, files)
+
+
+def _read_groups(source: LabeledImages, options: CalibrationOptions) -> dict[Key, str]:
+    """Return the group of each video; none where no column is named."""
+    if options.group_column is None:
+        return {}
+    images = cast(DeepfakeImages, source.data)
+    groups = read_video_groups(
+        require_deepfakes(source.records),
+        options.group_column,
+        options.table or find_table(images),
+        "--group_column",
+        source=type(images).__name__,
+    )
+    require_groups(groups.values(), options.group_column, "--group_column")
+    return groups
 
 
 def require_untested(records: Sequence[Record], folder: Path) -> None:

@@ -73,8 +73,13 @@ def open_deepfakes(
     return data, split
 
 
-def describe_verdict_rules(rules: Mapping[str, Any]) -> list[str]:
-    """Lines of the card on `crop` and `decision`: how faces are cut out, verdicts reached, and what a score is not."""
+def describe_verdict_rules(rules: Mapping[str, Any], by_group: Sequence[str]) -> list[str]:
+    """Lines of the card on how faces are cut out, verdicts reached, and what a score is not.
+
+    Args:
+        rules: `crop` and `decision` of the contract.
+        by_group: Sentences on thresholds by group; none where there are none.
+    """
     crop, decision = rules["crop"], rules["decision"]
     faces = f", face: {crop['policy']}, detector: {crop['detector']}"
     threshold = "none is calibrated: 0.5 is assumed, and nothing is known of false alarms"
@@ -93,6 +98,7 @@ def describe_verdict_rules(rules: Mapping[str, Any]) -> list[str]:
         f"{faces if crop['source'] == 'faces' else ''}",
         f"- Of a video {decision['num_frames']} frames; its score is that of their mean logit",
         f"- Threshold: {threshold}",
+        *(f"- {line}" for line in by_group),
         f"- Undecided outside of: {', '.join(stated)}",
         "- A score is no proof. The model knows the kinds of forgery that it was trained on: one for faces says "
         "nothing of images or videos that are generated whole, nor the other way round.",

@@ -25,13 +25,12 @@ from vfm.deepfake.metrics import (
     average_by_video,
     compute_deepfake_results,
 )
+from vfm.deepfake.operating_point import OPERATING_POINT, OperatingPoint
 from vfm.deepfake.page import write_deepfake_page
 from vfm.metrics.calibration import bound_rate, measure_reliability
 from vfm.metrics.separation import SHORTCUT_LIMIT
 from vfm.tasks.results import SplitPredictions, read_results, save_results
 
-OPERATING_POINT = "operating_point.json"
-"""Beside the checkpoint, from `vfm calibrate`: `Decision.to_dict`, and nothing else."""
 SHORTCUTS = "shortcuts.json"
 """Beside the data's manifest: what `vfm doctor --shortcuts` found."""
 _INVERTED = 0.4
@@ -209,7 +208,7 @@ def _judge_operating_point(folder: Path, videos: Videos, fingerprint: str) -> di
     rules, note = Decision(), None
     point = None
     if path.is_file():
-        stored = Decision.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        stored = OperatingPoint.read(path).decision
         if fingerprint == stored.calibration:
             note = (
                 f"{OPERATING_POINT} was calibrated on these very videos, so its rates here would prove nothing. "

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from vfm_runtime.bundle.model import Model
+from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.deepfake.evidence import sigmoid
+from vfm_runtime.deepfake.faces.crop import CropSpec
+from vfm_runtime.deepfake.task import DeepfakeType
 from vfm_runtime.media.image import ImageError, Pixels
 from vfm_runtime.media.video import choose_evenly
+from vfm_runtime.tasks.groups import GroupRules
 
 from vfm.data.corruptions import CORRUPTIONS, Corruption
 from vfm.data.dataset import sample_seed
 from vfm.data.records import Record
+from vfm.data.tables import read_table
 from vfm.deepfake.crop_check import require_same_crop
 from vfm.deepfake.data.augment import View
 from vfm.deepfake.data.base import DeepfakeImages
@@ -28,14 +34,17 @@ from vfm.deepfake.data.dataset import (
     collate_deepfakes,
     require_deepfakes,
 )
-from vfm.deepfake.data.layouts import MANIFEST, Format
+from vfm.deepfake.data.layouts import Format
 from vfm.deepfake.data.record import DeepfakeDataError
 from vfm.deepfake.export import Split, open_deepfakes, open_plain_data
-from vfm.deepfake.metrics import average_by_video
+from vfm.deepfake.groups import find_table, read_video_groups
+from vfm.deepfake.metrics import Key, average_by_video
 from vfm.deepfake.results import fingerprint_videos, select_most_fake
 from vfm.deepfake.task import DeepfakeTask
+from vfm.preprocess import Preprocess
 from vfm.spec import build
 from vfm.tasks.checkpoint import Checkpoint
+from vfm.tasks.predictor import TorchPredictor
 from vfm.tasks.scored_units import AuditedUnits, ScoredUnits
 
 _STAGES = {"val": "validate", "test": "test"}
@@ -62,16 +71,21 @@ class CorruptedDeepfakes(DeepfakeDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedVideos(AuditedUnits):
-    """Real and fake videos that a task scores by the mean logit of their frames over the temperature."""
+    """Real and fake videos that are scored by the mean logit of their frames over the temperature."""
 
-    task: DeepfakeTask
-    """On its device."""
+    predictor: Predictor
+    path: Path
+    """The checkpoint, or the folder of the bundle."""
     images: CorruptedDeepfakes
     """All frames that are scored."""
     source: str
     """What they are of, in words."""
     table: Path | None = None
     """Table with a row for each image; None where there is none."""
+    groups: Mapping[Key, str | None] = field(default_factory=dict)
+    """Group of each video, by whose threshold it is judged; None, or no entry, for the general one."""
+    notes: Sequence[str] = ()
+    """What the reader must know of how they were opened."""
     batch_size: int = 32
     num_workers: int = 0
 
@@ -126,9 +140,8 @@ class AuditedVideos(AuditedUnits):
             skipped.update(batch["skipped"])
             if len(batch["image"]):
                 begun = time.perf_counter()
-                with torch.inference_mode():
-                    outputs = self.task.answer(batch["image"].to(self.task.device))
-                logits[batch["index"].numpy()] = outputs["logits"].float().cpu().numpy()
+                outputs = self.predictor.compute_outputs({"pixels": batch["image"].numpy()})
+                logits[batch["index"].numpy()] = outputs["logits"]
                 seconds += time.perf_counter() - begun
         rows = np.flatnonzero(np.isfinite(logits))
         if not len(rows):
@@ -136,13 +149,19 @@ class AuditedVideos(AuditedUnits):
             raise DeepfakeDataError(
                 f"None of the {len(records)} images of {self.source} can be read: {reason} Give others with --data."
             )
-        if self.task.judges_all_faces:
+        task_type = _require_type(self.predictor)
+        if task_type.pipeline.crop.policy == "all":
             items = [records[i].item for i in rows.tolist()]
             rows = rows[select_most_fake(logits[rows].astype(np.float32), items)]
         read = [records[i] for i in rows.tolist()]
         videos = average_by_video(logits[rows], [r.label for r in read], [r.item.key for r in read])
         clusters = dict(zip(videos.of_frame.tolist(), (r.component for r in read), strict=True))
-        rules = self.task.decision
+        rules = task_type.pipeline.decision
+        limits = {
+            group: sigmoid(_require_type(self.predictor, group).pipeline.decision.limit)
+            for group in set(self.groups.values())
+        }
+        by_group = [limits.get(self.groups.get(key), sigmoid(rules.limit)) for key in videos.keys]
         return ScoredUnits(
             name="videos",
             source=self.source,
@@ -151,6 +170,7 @@ class AuditedVideos(AuditedUnits):
             scores=np.array([sigmoid(each / rules.temperature) for each in videos.logits]),
             positive=videos.fake,
             threshold=sigmoid(rules.limit),
+            group_thresholds=np.array(by_group) if limits else None,
             clusters=[clusters[i] for i in range(len(videos.keys))],
             cluster_name="people, with all that shows them",
             table=self.table,
@@ -163,18 +183,28 @@ class AuditedVideos(AuditedUnits):
     def _list_notes(self) -> list[str]:
         notes = [
             "The unit is the video. Its score counts on either side of the threshold, also where production would "
-            "leave it undecided."
+            "leave it undecided.",
+            *self.notes,
         ]
-        if self.task.decision.threshold is None:
+        if _require_type(self.predictor).pipeline.decision.threshold is None:
+            where, path = "lies beside the checkpoint", str(self.path)
+            if isinstance(self.predictor, Model):
+                where, path = "is in the bundle", "CHECKPOINT"
             notes.append(
-                "No operating point lies beside the checkpoint, so a score of 0.5 was taken for the threshold: false "
-                f"positive rates are those of nothing calibrated (vfm calibrate {self.task.source} DATA)."
+                f"No operating point {where}, so a score of 0.5 was taken for the threshold: false positive rates are "
+                f"those of nothing calibrated (vfm calibrate {path} DATA)."
             )
         return notes
 
 
+def _require_type(predictor: Predictor, group: str | None = None) -> DeepfakeType:
+    task_type = predictor.task_type.for_group(group)
+    assert isinstance(task_type, DeepfakeType)
+    return task_type
+
+
 def open_videos(
-    checkpoint: Checkpoint,
+    model: Checkpoint | Model,
     data: Path | None = None,
     *,
     split: Split | None = None,
@@ -182,21 +212,23 @@ def open_videos(
     format: Format = "auto",
     cropped: bool = False,
     native: bool = False,
+    table: Path | None = None,
     batch_size: int = 32,
     num_workers: int = 0,
     device: str = "auto",
     seed: int = 0,
 ) -> AuditedVideos:
-    """Open the videos of a split, and bring the model to its device.
+    """Open the videos of a split, and bring the model of a checkpoint to its device.
 
     Args:
-        checkpoint: Checkpoint of a DeepfakeTask.
+        model: Checkpoint of a DeepfakeTask, or a bundle, which stays on its device.
         data: Folder or manifest; None, or the folder of the training, for the data and the splits of the training.
         split: Split to score; by default test, of other data val where they state no test, else all of them.
         num_frames: Most frames of a video, spread evenly.
         format: Layout of the data, where there is no manifest.
         cropped: Says that images without crop.json show one face each, cut out already.
         native: Says that images are not about faces.
+        table: Table with the groups by which the model has thresholds; None for that of the data.
         batch_size: Images in a batch.
         num_workers: Processes that open images.
         device: cpu, cuda, or auto for a GPU where there is one.
@@ -205,43 +237,88 @@ def open_videos(
     Raises:
         DeepfakeDataError: Nothing says which data to take, or the model was calibrated on these videos.
         CheckpointError: The images are cut out in another way than those of the training.
+        CalibrationError: The images of one video are of different groups.
     """
-    task = checkpoint.task
-    assert isinstance(task, DeepfakeTask)
-    task.require_trained()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    task.to(torch.device(device)).eval()
+    path = model.path
+    assert path is not None  # it was opened from a file
+    if isinstance(model, Model):
+        predictor: Predictor = model
+        preprocess = _read_preprocess(model)
+    else:
+        task = model.task
+        assert isinstance(task, DeepfakeTask)
+        task.require_trained()
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        predictor = TorchPredictor(task.to(torch.device(device)).eval())
+        preprocess = task.preprocess
+    pipeline = _require_type(predictor).pipeline
     stated = {name: True for name, is_set in (("cropped", cropped), ("native", native)) if is_set}
     images: DeepfakeImages
     name: Split = split or "test"
-    if data is None or is_training_data(checkpoint, data):
-        images = open_training_data(checkpoint)
+    if isinstance(model, Checkpoint) and (data is None or is_training_data(model, data)):
+        images = open_training_data(model)
+    elif data is None:
+        raise DeepfakeDataError(
+            f"{path} is a bundle, which names no data. Give a folder of real and fake images, or a manifest: --data "
+            "PATH."
+        )
     elif split is not None:
         images = open_plain_data(data, format=format, **stated)
     else:
-        images, name = open_deepfakes(data, task.crop, ("test", "val"), format=format, **stated)
-    records = select_frames(task, images, name, num_frames)
-    rules = task.decision
+        images, name = open_deepfakes(data, pipeline.crop, ("test", "val"), format=format, **stated)
+    records = select_frames(preprocess, pipeline.crop, images, name, num_frames)
+    rules = pipeline.decision
     if rules.calibration is not None and rules.calibration == fingerprint_videos(
         images.list_records(name)
     ):
         raise DeepfakeDataError(
-            f"{checkpoint.path} was calibrated on these videos, so its threshold fits them better than others. Audit "
+            f"{path} was calibrated on these videos, so its threshold fits them better than others. Audit "
             "it on others, or calibrate it on others (vfm calibrate)."
         )
-    root = getattr(images, "root", None)
-    manifest = None if root is None else Path(root) / MANIFEST
-    if data is not None and data.is_file():
-        manifest = data
+    source = f"{name} of {data or getattr(images, 'root', None) or type(images).__name__}"
+    manifest = find_table(images)
+    groups, notes = _read_rule_groups(
+        predictor.task_type.group_rules, records, table or manifest, source
+    )
     return AuditedVideos(
-        task=task,
-        images=CorruptedDeepfakes(records, task.preprocess, crop=images.crop, seed=seed),
-        source=f"{name} of {data or root or type(images).__name__}",
-        table=manifest if manifest is not None and manifest.is_file() else None,
+        predictor=predictor,
+        path=path,
+        images=CorruptedDeepfakes(records, preprocess, crop=images.crop, seed=seed),
+        source=source,
+        table=manifest,
+        groups=groups,
+        notes=notes,
         batch_size=batch_size,
         num_workers=num_workers,
     )
+
+
+def _read_preprocess(model: Model) -> Preprocess:
+    """Return the preprocessing of a bundle, whose resizing is the graph that the bundle carries."""
+    limits = model.value_range
+    bit_depth = None if limits is None else int(limits[1]).bit_length()
+    return Preprocess(**model.contract.preprocess).add_bit_depth(bit_depth)
+
+
+def _read_rule_groups(
+    rules: GroupRules | None, records: Sequence[DeepfakeRecord], table: Path | None, source: str
+) -> tuple[dict[Key, str | None], list[str]]:
+    """Return the group of each video by whose threshold it is judged, and what the reader must know of that."""
+    if rules is None:
+        return {}, []
+    if table is None or rules.column not in read_table(table).columns:
+        return {}, [
+            f"The model has rules by {rules.column}, but there is no such column: the general rule was audited."
+        ]
+    values = read_video_groups(records, rules.column, table, "--table", source=source)
+    groups = {key: value if value in rules.groups else None for key, value in values.items()}
+    number = sum(group is not None and rules.groups[group] is not None for group in groups.values())
+    note = (
+        f"The model has rules by {rules.column}: {number} of {len(groups)} videos were judged by those of their group, "
+        f"the others by the general rule. {rules.criterion}"
+    )
+    return groups, [note]
 
 
 def is_training_data(checkpoint: Checkpoint, data: Path) -> bool:
@@ -270,18 +347,17 @@ def open_training_data(checkpoint: Checkpoint) -> DeepfakeImages:
 
 
 def select_frames(
-    task: DeepfakeTask, data: DeepfakeImages, split: Split, num_frames: int
+    preprocess: Preprocess, crop: CropSpec, data: DeepfakeImages, split: Split, num_frames: int
 ) -> list[DeepfakeRecord]:
     """Set data up, and return the images of a split, of each video no more than some frames, spread evenly.
 
     Raises:
-        CheckpointError: The images are cut out in another way than the task's.
+        CheckpointError: The images are cut out in another way than the model's.
         ValueError: num_frames is below 1, or the split is empty.
     """
-    data.preprocess = task.preprocess
+    data.preprocess = preprocess
     data.setup(_STAGES[split])
-    if task.crop is not None:
-        require_same_crop(data.crop, task.crop)
+    require_same_crop(data.crop, crop)
     records = data.list_records(split)
     videos: dict[tuple[str, ...], list[int]] = {}
     for position, record in enumerate(records):

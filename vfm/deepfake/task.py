@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,8 @@ from vfm.deepfake.data.record import FAKE
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.loss import DeepfakeLoss
 from vfm.deepfake.metrics import compute_auc, select_method
-from vfm.deepfake.results import OPERATING_POINT, join_records, write_deepfake_results
+from vfm.deepfake.operating_point import OPERATING_POINT, OperatingPoint
+from vfm.deepfake.results import join_records, write_deepfake_results
 from vfm.deepfake.target import DeepfakeTarget
 from vfm.deepfake.validation import DeepfakeValidation
 from vfm.losses import Loss
@@ -40,6 +40,7 @@ from vfm.tasks.calibration import (
     CalibrationOptions,
     CalibrationResult,
 )
+from vfm.tasks.group_fit import GroupFit
 from vfm.tasks.labeled_images import LabeledImages, OpenedImages, ValidationError
 from vfm.tasks.options import TASK_DEFAULTS, TaskOptions
 from vfm.tasks.results import SplitPredictions
@@ -72,7 +73,6 @@ class DeepfakeTask(BaseTask):
     monitor_mode = "max"
     graph_divides_logits = False  # the pipeline does, after it has averaged over a video
     unshared_reason = export.UNSHARED
-    units_function = "vfm.deepfake.scoring:open_videos"
     reference_refusal = export.NO_REFERENCE
     calibration_options = calibrate.OPTIONS
     card_metrics: Mapping[str, str] = MappingProxyType(
@@ -125,11 +125,22 @@ class DeepfakeTask(BaseTask):
         Raises:
             CheckpointError: The file is damaged.
         """
+        return self._read_point().decision
+
+    def define_group_rules(self) -> GroupFit | None:
+        """Thresholds by group of the same file; None where it has none.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        return self._read_point().groups
+
+    def _read_point(self) -> OperatingPoint:
         path = self.source.parent / OPERATING_POINT if self.source is not None else None
         if path is None or not path.is_file():
-            return Decision()
+            return OperatingPoint(Decision())
         try:
-            return Decision.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return OperatingPoint.read(path)
         except ValueError as error:
             raise CheckpointError(
                 f"{path} is no operating point: {error}. Write it anew (vfm calibrate {self.source} DATA), or remove "
@@ -293,7 +304,11 @@ class DeepfakeTask(BaseTask):
         self, rules: Mapping[str, Any] | None, calibration: Calibration | None
     ) -> list[str]:
         """How the model cuts faces out and decides, and what its answers are not."""
-        return [] if rules is None else export.describe_verdict_rules(rules)
+        if rules is None:
+            return []
+        groups = self.define_group_rules()
+        lines = [] if groups is None else groups.list_lines()
+        return export.describe_verdict_rules(rules, lines)
 
     def _require_data(self) -> DeepfakeImages:
         data = super()._require_data()

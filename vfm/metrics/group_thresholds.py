@@ -56,15 +56,25 @@ def fit_cutoff(scores: npt.ArrayLike, fraction: float, *, at_most: bool) -> Grou
         above = values[values > edge]
         cutoff = (edge + (above[0] if len(above) else 1.0)) / 2
         passing = len(above)
-        shape = passing + 1, number - passing
+        above_edge = passing
     else:
         edge = -fit_conformal_threshold(-values, 1 - fraction, "samples")
         below = values[values < edge]
         cutoff = (edge + (below[-1] if len(below) else 0.0)) / 2
         passing = number - len(below)
-        shape = passing, number - passing + 1
-    low, high = betaincinv(*shape, [0.025, 0.975]).tolist()
-    return GroupCutoff(float(cutoff), number, low, high)
+        above_edge = passing - 1
+    return GroupCutoff(float(cutoff), number, *bound_share(above_edge, number))
+
+
+def bound_share(num_above: int, number: int) -> tuple[float, float]:
+    """Return the 95 % interval of the fraction of further samples above one of some samples, by its rank among these.
+
+    Args:
+        num_above: Samples above that one.
+        number: Samples, with that one.
+    """
+    low, high = betaincinv(num_above + 1, number - num_above, [0.025, 0.975]).tolist()
+    return low, high
 
 
 def fit_group_cutoffs(

@@ -23,6 +23,7 @@ from vfm.tasks.calibration import (
     CalibrationResult,
     list_confidence,
 )
+from vfm.tasks.group_fit import GroupFit
 from vfm.tasks.labeled_images import LabeledImages, OpenedImages, ValidationError, open_images
 from vfm.tasks.validation import Run, Validation
 
@@ -47,9 +48,6 @@ class ExportHooks:
     """Names of the options of `vfm calibrate` that the task takes."""
     card_metrics: Mapping[str, str] = MappingProxyType({})
     """Metrics of `results.json` that the card lists, each with the entry that counts what it is of."""
-    units_function: str | None = None
-    """Function that opens labelled images or videos for the audit of a checkpoint whose images no audit can open, as
-    `module:name`; it takes the opened checkpoint, the data and options of `vfm audit`, and returns `AuditedUnits`."""
     serving_comment: str = (
         "# One image a request: uint8 RGB, of any size.\n"
         "# What the answers mean, and when one is unsure, is said in vfm.json of the bundle.\n"
@@ -74,8 +72,11 @@ class ExportHooks:
         return self.kind == "multilabel"
 
     def bind_type(self) -> TaskType:
-        """Return the task on the side of production, with this task's labels and its own rules."""
-        return find_task_type(self.kind)(self.labels, self.complete_rules(self.define_rules()))
+        """Return the task on the side of production, with this task's labels and rules, those by group too."""
+        task_type = find_task_type(self.kind)(self.labels, self.complete_rules(self.define_rules()))
+        if (groups := self.define_group_rules()) is not None:
+            task_type.set_group_rules(groups.rules)
+        return task_type
 
     def open_data(self, path: Path, training: Spec) -> LabeledImages:
         """Open labelled images that have nothing to do with the training: the val split where they state one, else all.
@@ -136,6 +137,10 @@ class ExportHooks:
 
     def define_rules(self) -> dict[str, Any] | None:
         """Return the rules that the task itself puts into the contract; None where its calibration has them."""
+        return None
+
+    def define_group_rules(self) -> GroupFit | None:
+        """Return the rules by group that the task itself states; None where its calibration has them, or none."""
         return None
 
     def complete_rules(self, rules: dict[str, Any] | None) -> dict[str, Any] | None:

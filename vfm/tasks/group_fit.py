@@ -59,7 +59,7 @@ class GroupFit:
             label = f", {row['label']}" if len(names) > 1 else ""
             if not row["own"]:
                 lines.append(
-                    f"{row['group']}{label}: the general rule, for {row['num']} images that count are too few"
+                    f"{row['group']}{label}: the general rule, for {row['num']} that count are too few"
                 )
                 continue
             lines.append(
@@ -73,7 +73,6 @@ class GroupFit:
                 f"{general} pairs of group and label have the general rule: too few images of them"
             )
         lines.append(
-            f"{self.metric} on these images: {self.before:.4f} by the general rule, {self.after:.4f} by those of the "
-            "groups"
+            f"{self.metric} here: {self.before:.4f} by the general rule, {self.after:.4f} by those of the groups"
         )
         return [*lines, LEGAL]

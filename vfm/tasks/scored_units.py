@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.bundle.predictor import Predictor
 from vfm_runtime.media.image import Pixels
 
 from vfm.data.corruptions import Corruption
@@ -32,7 +33,9 @@ class ScoredUnits:
     positive: NDArray[np.bool_]
     """[N], whether it is the true one."""
     threshold: float
-    """Probability above which the positive label is given."""
+    """Probability above which the positive label is given, by the general rule."""
+    group_thresholds: NDArray[np.float64] | None = None
+    """[N], the same by the rule of each unit's group; None where the general rule holds for all."""
     clusters: Sequence[str]
     """[N], what belongs together, such as videos of one person."""
     cluster_name: str
@@ -53,11 +56,13 @@ class AuditedUnits(ABC):
     """Labelled images or videos that a detector can score, as they are and corrupted.
 
     Attributes:
+        predictor: The detector, of a checkpoint or of a bundle.
         records: The images that are scored.
         corruptions: What they can be corrupted by, by kind.
         about_corruptions: How that is done, for the reader.
     """
 
+    predictor: Predictor
     records: Sequence[Record]
     corruptions: Mapping[str, Corruption]
     about_corruptions: str
@@ -83,3 +88,21 @@ class AuditedUnits(ABC):
         Raises:
             ImageError: It cannot be read.
         """
+
+
+_functions: dict[str, Callable[..., AuditedUnits]] = {}
+
+
+def register_units(task: str, function: Callable[..., AuditedUnits]) -> None:
+    """Have audits open the images of a task, by the name that bundles have for it, by a function of its own.
+
+    Args:
+        task: Name of the task.
+        function: Takes an opened checkpoint or bundle, the data, and options of `vfm audit`.
+    """
+    _functions[task] = function
+
+
+def find_units(task: str) -> Callable[..., AuditedUnits] | None:
+    """Return the function that was registered for a task; None where there is none."""
+    return _functions.get(task)
