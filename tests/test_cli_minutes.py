@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.tasks.tiny import CLI_VIT, stored
 from vfm.cli import main, minutes
 from vfm.cli.errors import UsageError
 from vfm.cli.minutes import find_minutes, list_trainer_words
+from vfm.data import ImageData
 from vfm.training.optim import Optim
 from vfm.training.planning import Plan, TimedTrial, plan_training
 
@@ -134,7 +136,17 @@ def test_a_training_ends_in_time_and_goes_on_by_the_same_call(
         "--ckpt_path": "last",
     }
     call = ["fit", *(word for pair in words.items() for word in pair)]
-    assert main(call) == 0
+    setup = ImageData.setup
+
+    def warn_and_set_up(data: ImageData, stage: str) -> None:
+        warnings.warn("Two images are alike.", stacklevel=1)
+        setup(data, stage)
+
+    monkeypatch.setattr(ImageData, "setup", warn_and_set_up)
+    with pytest.warns(UserWarning, match="Two images are alike") as warned:
+        assert main(call) == 0
+    # The trial, which set up the same data, said nothing.
+    assert [str(one.message) for one in warned].count("Two images are alike.") == 1
     out = capsys.readouterr().out
     assert "10 minutes: 4 epochs, 24 steps, a validation after each 2.\nNoted.\n" in out
     assert [path.name for path in tmp_path.iterdir()] == ["0"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -298,7 +299,10 @@ def _run_trial(
     """Train with a trial's callback and options, which go before the words."""
     replaced = {option.partition("=")[0] for option in options}
     rest = [word for word in words if word.partition("=")[0] not in replaced]
-    _call("fit", paths, recipes, [*rest, *options], partial(TrialCLI, trial))
+    # The training says all of it again.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _call("fit", paths, recipes, [*rest, *options], partial(TrialCLI, trial))
 
 
 def _compare_checkpoint(
