@@ -1,5 +1,7 @@
 """Stores by address: `file://` as LanceDB itself opens it, and what is no address."""
 
+import os
+
 import pytest
 
 from tests.embed.test_embed import read, run
@@ -30,6 +32,7 @@ def test_a_store_by_its_address(weights, tmp_path, capsys, monkeypatch):
     assert main(["index", uri]) == 1
     assert f"{uri} has 6 rows; recall is measured with at least 1,000" in capsys.readouterr().err
     assert set(seen) == {f"file://{folder}"}  # by LanceDB's own way for addresses
+    assert int(os.environ["LANCE_DEFAULT_IO_BUFFER_SIZE"]) < 2**30  # memory of compaction
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "my store"]
     with lock_store(str(folder)):  # one store, by whatever name
         assert run(images, uri, weights) == 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from vfm_runtime.errors import VfmError
+from vfm_runtime.errors import MissingPackageError, VfmError
 
 LOCK_FILE = ".vfm.lock"
 
@@ -34,6 +36,26 @@ def find_folder(uri: str) -> Path | None:
             "file:///data/my_store."
         )
     return Path(url2pathname(parts.path))
+
+
+def connect_database(uri: str) -> Any:
+    """Connect to the database of LanceDB that a store lies in, which reads little ahead.
+
+    Raises:
+        MissingPackageError: LanceDB is not installed.
+    """
+    # LanceDB reads 2 GiB ahead, so that compaction would hold half a million rows.
+    os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", f"{64 * 2**20}")
+    try:
+        import lancedb
+    except ImportError as error:
+        raise MissingPackageError(
+            "A store of embeddings takes LanceDB, which is not installed: pip install 'vfm[search]'."
+        ) from error
+    folder = find_folder(uri)
+    if folder is not None and "://" in uri:
+        uri = f"file://{folder.as_posix()}"  # LanceDB takes %20 in an address as it stands
+    return lancedb.connect(uri)
 
 
 @contextmanager

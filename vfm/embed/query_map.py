@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
-from vfm.embed.location import explain_failure
-from vfm.embed.store import MAP_TABLE, NEXT_TABLE, EmbeddingStore, StoreModel, connect
+from vfm.embed.location import connect_database, explain_failure
+from vfm.embed.store import MAP_TABLE, NEXT_TABLE, EmbeddingStore, StoreModel
 
 NUM_FITTED = 4096
 """Images at most that a map is fitted on."""
@@ -74,7 +74,7 @@ class QueryMap:
         following = EmbeddingStore.find(store.uri, NEXT_TABLE)
         if following is None or not following.model.is_made_by(model):
             return None
-        database = connect(store.uri)
+        database = connect_database(store.uri)
         if MAP_TABLE not in database.list_tables().tables:
             return None
         table = database.open_table(MAP_TABLE)
@@ -94,7 +94,7 @@ class QueryMap:
         flat = pa.FixedSizeListArray.from_arrays(pa.array(self.matrix.ravel()), width)
         table = pa.table([pa.array(range(len(self.matrix)), pa.int32()), flat], schema=schema)
         with explain_failure(store.uri):
-            connect(store.uri).create_table(MAP_TABLE, table, mode="overwrite")
+            connect_database(store.uri).create_table(MAP_TABLE, table, mode="overwrite")
 
 
 def fit_query_map(store: EmbeddingStore, following: EmbeddingStore) -> QueryMap:

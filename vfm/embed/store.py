@@ -13,11 +13,16 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.errors import MissingPackageError
 from vfm_runtime.media.bit_depth import ValueRange
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
-from vfm.embed.location import LOCK_FILE, StoreError, explain_failure, find_folder
+from vfm.embed.location import (
+    LOCK_FILE,
+    StoreError,
+    connect_database,
+    explain_failure,
+    find_folder,
+)
 
 FORMAT = 1
 """Version of what a store's metadata says; newer ones are refused."""
@@ -116,7 +121,7 @@ class EmbeddingStore:
                 )
             return None
         try:
-            database = connect(uri)
+            database = connect_database(uri)
             if table_name not in database.list_tables().tables:
                 return None
             table = database.open_table(table_name)
@@ -142,7 +147,7 @@ class EmbeddingStore:
         schema = pa.schema([*columns, *_infer_fields(rows).items()])
         schema = schema.with_metadata({_KEY: json.dumps(asdict(model)).encode()})
         with explain_failure(uri):
-            table = connect(uri).create_table(TABLE, schema=schema, exist_ok=True)
+            table = connect_database(uri).create_table(TABLE, schema=schema, exist_ok=True)
         return cls(uri, table, model)
 
     def create_next(self, model: StoreModel) -> Self:
@@ -155,7 +160,7 @@ class EmbeddingStore:
         schema = schema.set(index, pa.field("vector", dtype))
         schema = schema.with_metadata({_KEY: json.dumps(asdict(model)).encode()})
         with explain_failure(self.uri):
-            table = connect(self.uri).create_table(NEXT_TABLE, schema=schema)
+            table = connect_database(self.uri).create_table(NEXT_TABLE, schema=schema)
         return type(self)(self.uri, table, model)
 
     def replace_by(self, other: Self) -> Self:
@@ -172,7 +177,9 @@ class EmbeddingStore:
         )
         with explain_failure(self.uri):
             # A new version of the table, which others see from the moment when its manifest is there.
-            table = connect(self.uri).create_table(TABLE, rows, schema=schema, mode="overwrite")
+            table = connect_database(self.uri).create_table(
+                TABLE, rows, schema=schema, mode="overwrite"
+            )
             swapped = type(self)(self.uri, table, other.model)
             swapped.compact()
             swapped.drop_next()
@@ -182,7 +189,7 @@ class EmbeddingStore:
         """Delete the vectors of the model that the store was being migrated to, and the map of its queries."""
         with explain_failure(self.uri):
             for name in (NEXT_TABLE, MAP_TABLE):
-                connect(self.uri).drop_table(name, ignore_missing=True)
+                connect_database(self.uri).drop_table(name, ignore_missing=True)
 
     @property
     def num_rows(self) -> int:
@@ -473,24 +480,6 @@ def _infer_fields(rows: Sequence[Any]) -> dict[str, Any]:
         if len(types) == 1:
             fields_by_name[name] = kinds.get(types.pop(), pa.string())
     return fields_by_name
-
-
-def connect(uri: str) -> Any:
-    """Connect to the database of LanceDB that a store lies in.
-
-    Raises:
-        MissingPackageError: LanceDB is not installed.
-    """
-    try:
-        import lancedb
-    except ImportError as error:
-        raise MissingPackageError(
-            "A store of embeddings takes LanceDB, which is not installed: pip install 'vfm[search]'."
-        ) from error
-    folder = find_folder(uri)
-    if folder is not None and "://" in uri:
-        uri = f"file://{folder.as_posix()}"  # LanceDB takes %20 in an address as it stands
-    return lancedb.connect(uri)
 
 
 def _describe_vectors(made_of: StoreModel | EmbeddingSpec) -> str:
