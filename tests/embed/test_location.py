@@ -45,7 +45,7 @@ def test_unreadable_files_of_an_object_store_are_all_said(capsys):
     command._list_unreadable("s3://bucket/store", {f"{i}.png": "broken" for i in range(9)})
     error = capsys.readouterr().err
     assert error.count(".png: broken") == 9
-    assert "9 images could not be read and have no vector: see those above." in error
+    assert "9 images could not be read, so no row was written: see those above." in error
 
 
 def test_what_is_no_address(tmp_path):

@@ -228,6 +228,22 @@ def test_the_commands_teach_explain_and_forget(embedder, tmp_path, capsys):
     assert "2 paths, and no class. Give --label" in run("teach", *green, code=1).err
     assert "Give one with a folder of images for each" in run("teach", green[0], code=1).err
     assert "nearest is -1. Give 0 or more." in run("why", green[0], "--nearest", "-1", code=1).err
+    # A state that is not there, as of a mistyped folder, must not replace that of a replica.
+    state[1] = str(tmp_path / "stat")
+    shown = run("taught", "--export", tmp_path / "none.npz", code=1)
+    assert f"Nothing was taught in {state[1]}, so that there is nothing to export." in shown.err
+    assert not (tmp_path / "none.npz").exists()
+    # The folder of a server has a state for each model and its weights.
+    served = tmp_path / "served" / "cats" / "0123456789ab"
+    served.mkdir(parents=True)
+    (tmp_path / "state" / "taught.npz").rename(served / "taught.npz")
+    for folder in (served.parents[1], served.parent):
+        state[1] = str(folder)
+        shown = run("taught", code=1)
+        assert f"{folder} is the state of a server, which keeps one for each" in shown.err
+        assert f"Give that of this model: {served}." in shown.err
+    state[1] = str(served)
+    assert "6 examples of 3 classes" in run("taught").out
 
 
 def draw_examples(counts, width=24, seed=0):

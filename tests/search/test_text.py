@@ -75,6 +75,7 @@ def test_what_is_no_query_of_words(run, tmp_path):
     write_store(store, np.eye(4, dtype=np.float32))
     for words, text in [
         (["--text", "a cat"], "of m (pooled), a model of images alone, without a text tower"),
+        (["--text", "a cat", "--model", "n"], "holds vectors of m (pooled), a model of images"),
         (["--text", "a cat"], "a store by open_clip:NAME/WEIGHTS reads words."),
         (["--text", " "], "--text is ' '. Give words alone, such as --text 'a red cup'"),
         (["--text", "a", "--box", "1,1,2,2"], "--text is 'a' and --box 1,1,2,2. Give words alone"),

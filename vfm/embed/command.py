@@ -201,4 +201,5 @@ def _list_unreadable(uri: str, unreadable: Mapping[str, str]) -> None:
         _tell(f"unreadable: {path}: {reason}")
     if unreadable:
         where = "those above" if folder is None else f"{UNREADABLE_FILE} in the store"
-        _tell(f"{len(unreadable):,} images could not be read and have no vector: see {where}.")
+        number = "1 image" if len(unreadable) == 1 else f"{len(unreadable):,} images"
+        _tell(f"{number} could not be read, so no row was written: see {where}.")

@@ -85,8 +85,8 @@ def classify(
     chosen = [name for name, value in ways.items() if value is not None]
     if len(chosen) != 1:
         raise OptionError(
-            f"{' and '.join(f'--{name}' for name in chosen) or 'Nothing'} says what the classes are. Give one of "
-            "--examples DIR, --labels cat,dog and --prompts FILE."
+            f"{' and '.join(f'--{name}' for name in chosen) or 'Nothing'} {'say' if chosen else 'says'} what the "
+            "classes are. Give one of --examples DIR, --labels cat,dog and --prompts FILE."
         )
     allowed: dict[tuple[str, ...], dict[str, object]] = {
         ("examples",): {"curve": curve, "embedding": embedding},
@@ -203,8 +203,11 @@ def _classify_by_words(
 def _print_answer(one: Prepared, values: dict[str, Any], json: bool) -> None:
     if json:
         print(json_format.dumps({"image": one.image.path, **values}))
+    elif values["label"] is None:
+        # The score is that of the label it would have had.
+        print(f"{one.image.path}: none of these, highest cosine {values['similarity']:.3f}")
     else:
-        print(f"{one.image.path}: {values['label'] or 'none of these'} {values['score']:.3f}")
+        print(f"{one.image.path}: {values['label']} {values['score']:.3f}")
 
 
 def _read_class_names(

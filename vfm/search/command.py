@@ -212,10 +212,10 @@ def embed_query(
     reads_words = is_bundle or name.startswith(PREFIX) or origin.source == IMAGE_TOWER
     if isinstance(query, str) and not reads_words:
         raise OptionError(
-            f"--text '{query}' cannot be looked for: {store.uri} holds vectors of {name} ({origin.source}), a model of "
-            "images alone, without a text tower. Choices: --image FILE, or --image FILE --box x,y,w,h for a part of "
-            f"it; words in columns are found with --where \"label = 'cat'\"; and a store by {PREFIX}NAME/WEIGHTS reads "
-            "words."
+            f"--text '{query}' cannot be looked for: {store.uri} holds vectors of {origin.model} ({origin.source}), a "
+            "model of images alone, without a text tower. Choices: --image FILE, or --image FILE --box x,y,w,h for a "
+            f"part of it; words in columns are found with --where \"label = 'cat'\"; and a store by "
+            f"{PREFIX}NAME/WEIGHTS reads words."
         )
     read_alike = None if is_bundle else origin.value_range
     predictor, spec = open_embedder(

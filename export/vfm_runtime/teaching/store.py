@@ -36,8 +36,11 @@ class StateStore:
             fingerprint: Fingerprint of the model's vectors.
 
         Raises:
-            DataError: The state of the folder is damaged, or of another model.
+            DataError: The state of the folder is damaged, or of another model, or the folder is that of a server, with
+                states below it.
         """
+        if folder is not None and not (folder / STATE_FILE).exists():
+            _refuse_server_folder(folder)
         self.folder = folder
         self._fingerprint = fingerprint
         self._lock = threading.RLock()
@@ -82,8 +85,18 @@ class StateStore:
             return self._state
 
     def export(self, path: Path) -> TaughtState:
-        """Write the state to a file, which `import_file` of another replica reads."""
+        """Write the state to a file, which `import_file` of another replica reads.
+
+        Raises:
+            StateError: Nothing was ever taught, and would replace what the other was taught.
+            StorageError: The file cannot be written.
+        """
         state = self.read()
+        if state.version == 0:
+            place = "" if self.folder is None else f" in {self.folder}"
+            raise StateError(
+                f"Nothing was taught{place}, so that there is nothing to export. Check the folder, or teach first."
+            )
         _replace_file(path, state.to_bytes(), 0)
         return state
 
@@ -134,6 +147,18 @@ class StateStore:
             yield
         finally:
             os.close(handle)
+
+
+def _refuse_server_folder(folder: Path) -> None:
+    """Refuse a folder that has no state, and states below it: it would look as if nothing was taught."""
+    below = sorted(
+        path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{STATE_FILE}")
+    )
+    if below:
+        raise DataError(
+            f"{folder} is the state of a server, which keeps one for each model and its weights, NAME/FINGERPRINT. "
+            f"Give that of this model: {', '.join(map(str, below))}."
+        )
 
 
 def _take_stamp(path: Path) -> _Stamp | None:
