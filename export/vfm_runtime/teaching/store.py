@@ -93,9 +93,9 @@ class StateStore:
         """
         state = self.read()
         if state.version == 0:
-            place = "" if self.folder is None else f" in {self.folder}"
+            where = "" if self.folder is None else f" in {self.folder}"
             raise StateError(
-                f"Nothing was taught{place}, so that there is nothing to export. Check the folder, or teach first."
+                f"Nothing was taught{where}, so that there is nothing to export. Check the folder, or teach first."
             )
         _replace_file(path, state.to_bytes(), 0)
         return state
