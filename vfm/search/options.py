@@ -38,10 +38,10 @@ def require_column(option: str, name: str | None, store: str, columns: Sequence[
         )
 
 
-def check_table(export: Path | None) -> None:
-    """Refuse a table of results that is no .csv file, with an OptionError."""
-    if export is not None and export.suffix != ".csv":
-        raise OptionError(f"--export is {export}. Give a .csv file, or take --json true for JSON.")
+def check_table(path: Path | None, option: str = "--export") -> None:
+    """Refuse a table of results, given by an option, that is no .csv file, with an OptionError."""
+    if path is not None and path.suffix != ".csv":
+        raise OptionError(f"{option} is {path}. Give a .csv file, or take --json true for JSON.")
 
 
 def write_table(file: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
