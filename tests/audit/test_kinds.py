@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from vfm_runtime.tasks.classification import LabelPrediction
 from vfm_runtime.tasks.detection import Detections
 
+from vfm.audit.calibration import measure_calibration
 from vfm.audit.comparison import ClusterSampler
-from vfm.audit.kinds import KINDS
+from vfm.audit.kinds import KINDS, Outcomes
 from vfm.data.detection.annotation import Annotation
 from vfm.data.records import Record
 
@@ -91,3 +93,21 @@ def test_boxes():
 def annotate(boxes):
     corners = np.array(boxes, np.float32).reshape(-1, 4)
     return Annotation(corners, np.zeros(len(boxes), bool), (100, 100))
+
+
+def test_a_group_whose_scores_are_too_sure_has_a_higher_temperature():
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.standard_normal((2000, 3))
+    target = np.array([rng.choice(3, p=row) for row in softmax(logits, axis=1)])
+    site = np.where(np.arange(2000) % 2, "a", "b")
+    logits[site == "b"] *= 2
+    scores = softmax(logits, axis=1).astype(np.float32)
+    right = scores.argmax(1) == target
+    outcomes = Outcomes([], [], [], None, target=target, scores=scores)
+    result = measure_calibration(
+        scores.max(1).astype(float), right, {"site": site.tolist()}, fit=outcomes.fit_temperature
+    )
+    found = {row["group"]: row["temperature"] for row in result["groups"]}
+    assert found["site=a"] == pytest.approx(1, abs=0.15)
+    assert found["site=b"] == pytest.approx(2, abs=0.3)
+    assert found["site=a"] < result["temperature"] < found["site=b"]

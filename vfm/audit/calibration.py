@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,12 @@ _NUM_NULL = 200
 
 
 def measure_calibration(
-    confidence: Floats, right: Bools, columns: Mapping[str, Sequence[str]], *, seed: int = 0
+    confidence: Floats,
+    right: Bools,
+    columns: Mapping[str, Sequence[str]],
+    *,
+    fit: Callable[[Bools], float] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Return how far confidences lie from how often they are right, by group too, and what abstaining buys.
 
@@ -30,13 +35,15 @@ def measure_calibration(
         confidence: Score of the predicted label, [N].
         right: Whether it is right, [N].
         columns: A value for each image by the name of a group column.
+        fit: Returns the temperature that would suit the scores of some images best, bool [N]; None for no such figure.
         seed: Seed of the labels that perfect scores would have.
     """
     groups = []
     for name, member, is_intersection in list_groups(columns):
         if is_intersection or member.sum() < _LEAST_GROUP:
             continue
-        groups.append({"group": name, **_measure_error(confidence[member], right[member], seed)})
+        row = {"group": name, **_measure_error(confidence[member], right[member], seed)}
+        groups.append(row if fit is None else {**row, "temperature": fit(member)})
     order = np.argsort(-confidence, kind="stable")
     risk = np.cumsum(~right[order]) / np.arange(1, len(right) + 1)
     # Images of one confidence are answered together: which of them comes first says nothing.
@@ -55,6 +62,7 @@ def measure_calibration(
     picks = np.unique(np.linspace(0, len(risk) - 1, _NUM_POINTS).astype(int))
     return {
         **_measure_error(confidence, right, seed),
+        **({} if fit is None else {"temperature": fit(np.ones(len(right), bool))}),
         "mean_confidence": float(confidence.mean()),
         "bins": [each._asdict() for each in list_bins(confidence, right)],
         "groups": groups,

@@ -398,7 +398,11 @@ def measure(
     }
     if outcomes.confidence is not None and outcomes.right is not None:
         content["calibration"] = measure_calibration(
-            outcomes.confidence, outcomes.right, chosen, seed=options.seed
+            outcomes.confidence,
+            outcomes.right,
+            chosen,
+            fit=outcomes.fit_temperature if len(model.labels) > 1 else None,
+            seed=options.seed,
         )
     if (
         options.conformal is not None

@@ -233,6 +233,11 @@ def _add_calibration(page: Page, result: Mapping[str, Any]) -> None:
     )
     page.add_text("What abstaining buys: answering only the most confident images.")
     page.add_table(result["risk_coverage"])
+    if "temperature" in result:
+        page.add_text(
+            f"Temperature {result['temperature']:.2f}: what the logits would best be divided by. Above 1 the scores "
+            "are too sure, below it not sure enough; by group it says which scores are off more than the rest."
+        )
     if result["groups"]:
         page.add_table(
             [
@@ -242,6 +247,7 @@ def _add_calibration(page: Page, result: Mapping[str, Any]) -> None:
                     "ECE": row["ece"],
                     "perfect scores up to": row["ece_of_perfect_scores"],
                     "overconfidence": row["overconfidence"],
+                    **({"temperature": row["temperature"]} if "temperature" in row else {}),
                 }
                 for row in result["groups"]
             ]
