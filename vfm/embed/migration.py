@@ -161,9 +161,7 @@ def list_stored_images(store: EmbeddingStore) -> list[SourceImage]:
             rows.append((path, columns, stamp))
     records = dict(_find_shard_records([path for path, *_ in rows]))
     return [
-        StoredImage(
-            path, records.get(path, Record(path, -1, path)), columns, num_frames[path], stamp
-        )
+        StoredImage(path, columns, num_frames[path], records.get(path), stamp)
         for path, columns, stamp in rows
     ]
 

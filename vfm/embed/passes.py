@@ -143,6 +143,6 @@ def _prepare_video(predictor: ImageTower, video: SourceImage, checksum: str) -> 
             f"{video.path}{FRAME_MARK}{frame.time:.3f}",
             {**video.columns, "time": frame.time},
         )
-        image = SourceImage(path, video.record, columns)
+        image = SourceImage(path, columns, part=video.record)
         rows.append(Prepared(image, predictor.prepare(frame.pixels), checksum))
     return [*rows, Prepared(video, None, checksum, num_pooled=len(rows))]

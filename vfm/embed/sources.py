@@ -40,12 +40,17 @@ class SourceImage:
 
     path: str
     """Absolute path, by which a store knows it."""
-    record: Record
-    """Record of the file, or of the part of a shard, that holds the image."""
     columns: Mapping[str, Cell]
     """Value by column, such as its label; None, or NaN in a column of numbers, where it has none."""
     num_frames: int = 0
     """Of a video, the frames to embed, spread evenly; 0 of an image."""
+    part: Record | None = None
+    """Record of what holds the image where that is not the file at `path`, such as a part of a shard."""
+
+    @property
+    def record(self) -> Record:
+        """Record of what holds the image; one of a file is made when asked for: a million take 90 MB."""
+        return self.part or Record(self.path, -1, self.path)
 
     @property
     def stamp(self) -> str:
@@ -122,8 +127,8 @@ def _list_shards(pattern: str) -> list[SourceImage]:
         images += [
             SourceImage(
                 f"{shard}#{sample.key}",
-                Record(sample.image, -1, sample.key),
                 {"label": sample.label},
+                part=Record(sample.image, -1, sample.key),
             )
             for sample in list_shard(shard, LABEL_FILE)
         ]
@@ -146,7 +151,7 @@ def _list_folder(root: Path, num_frames: int) -> list[SourceImage]:
         if columns is None:
             columns = shared[folder, is_clip] = _describe_folder(folder, has_splits, is_clip)
         path = (absolute + name).replace(os.sep, "/")
-        images.append(SourceImage(path, Record(path, -1, path), columns, num_frames * is_clip))
+        images.append(SourceImage(path, columns, num_frames * is_clip))
     return images
 
 
@@ -180,7 +185,7 @@ def _list_table(file: Path, path_column: str) -> list[SourceImage]:
                 f"{table.where(index)}: '{name}' is in the table twice. Keep one row for each image."
             )
         values = {column: cells[column][index] for column in columns}
-        images.append(SourceImage(path, Record(path, -1, name), values))
+        images.append(SourceImage(path, values))
     return images
 
 

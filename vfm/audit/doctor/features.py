@@ -105,7 +105,7 @@ def embed_records(
     progress: Callable[[str], None],
 ) -> Float:
     """Return the embedding of each image, float32 [N, D]; zeros where the model cannot open it."""
-    images = [SourceImage(record.name, record, {}) for record in records]
+    images = [SourceImage(record.name, {}, part=record) for record in records]
     rows: list[Float | None] = []
     for number, (prepared, vectors) in enumerate(embed_batches(tower, images, batch_size), 1):
         computed = iter(vectors)
