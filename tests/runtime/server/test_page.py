@@ -484,8 +484,22 @@ def test_a_page_asks_for_the_token_to_teach_with(opened, tmp_path, monkeypatch):
         page.fill("#taught-label", "red")
         page.set_input_files("#taught-files", path)
         page.wait_for_selector("#taught-token-field:not([hidden])")
-        assert page.inner_text("#taught-status").startswith("The token is missing.")
+        assert "takes a token of its own" in page.inner_text("#taught-status")
         page.fill("#taught-token", TOKEN)
         page.dispatch_event("#taught-token", "change")
         page.set_input_files("#taught-files", path)
         page.wait_for_selector("#taught-list li")
+        (other,) = toy_embedder.write_pictures(tmp_path / "blue", (40, 40, 200), 1)
+        page.fill("#taught-label", "blue")
+        page.set_input_files("#taught-files", other)
+        page.wait_for_selector("#taught-list li:nth-child(2)")
+        # Who may not teach is answered all the same, without the examples.
+        page = opened(running.url)
+        page.wait_for_selector("#taught-list li:nth-child(2)")
+        ask(page, path)
+        page.wait_for_selector(".card.taught .headline")
+        assert page.inner_text(".card.taught .headline") == "red"
+        assert page.query_selector(".card.taught .nearest") is None
+        page.fill("#taught-token", TOKEN)
+        page.dispatch_event("#taught-token", "change")
+        page.wait_for_selector(".card.taught .nearest li")

@@ -124,7 +124,7 @@ export function wireTaught(asked) {
     const body = new FormData();
     body.append("file", file);
     try {
-      const answer = await send("POST", path("why", { nearest: 4 }), { token: panel.token || asked.token(), body });
+      const answer = await answerWith(body);
       document.querySelector(".card.taught")?.remove();
       if (asked.file() !== file) return;
       if (answer.boxes) at("cards").append(...boxCards(answer));
@@ -134,10 +134,23 @@ export function wireTaught(asked) {
     }
   }
 
+  /** Answer by the taught classes with the nearest examples, which are shown to those who may teach alone. */
+  async function answerWith(body) {
+    try {
+      return await send("POST", path("why", { nearest: 4 }), { token: panel.token || asked.token(), body });
+    } catch (trouble) {
+      if (trouble.code !== "unauthorized") throw trouble;
+      explain(trouble);
+      // A detector's answer has the boxes of taught classes already.
+      return byBoxes() ? { boxes: [] } : send("POST", path("classify"), { token: asked.token(), body });
+    }
+  }
+
   function explain(trouble) {
     if (!(trouble instanceof Trouble)) throw trouble;
-    tell(trouble.message || trouble.plain);
-    if (trouble.code !== "unauthorized") return;
+    const isRefused = trouble.code === "unauthorized";
+    tell(isRefused ? "To teach, to forget and to see the nearest examples takes a token of its own." : trouble.message || trouble.plain);
+    if (!isRefused) return;
     panel.token = "";
     at("taught-token-field").hidden = false;
   }
@@ -202,6 +215,5 @@ function card(answer) {
     make("p", { className: "headline" }, answer.label),
     make("p", { className: "soft" }, `Score ${percent(answer.score)}`),
     barList(answer.top),
-    make("h4", {}, "Nearest examples"),
-    nearestList(answer.nearest));
+    ...(answer.nearest.length ? [make("h4", {}, "Nearest examples"), nearestList(answer.nearest)] : []));
 }
