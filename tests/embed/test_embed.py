@@ -123,6 +123,10 @@ def test_what_cannot_go_together_is_refused(images, weights, tmp_path, capsys):
     with lock_store(str(store)):
         assert run(images / "val", store, weights) == 1
     assert "Another process is writing to" in capsys.readouterr().err
+    assert run(images / "val", store, weights, "--model", "conse:test_vit") == 1
+    assert "vfm classify --labels reads it. Name the backbone alone: test_vit." in (
+        capsys.readouterr().err
+    )
     assert run(images / "val", images, weights) == 1
     assert "exists and is no store of embeddings" in capsys.readouterr().err
     assert run(images / "val", store, weights, "--export", "x.csv") == 1

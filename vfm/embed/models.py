@@ -45,6 +45,11 @@ def open_embedder(
         CheckpointError: There is no such checkpoint.
     """
     predictor: Predictor
+    scheme, mark, name = model.partition(":")
+    if mark and scheme == "conse":
+        raise OptionError(
+            f"{model} gives no embeddings of images: vfm classify --labels reads it. Name the backbone alone: {name}."
+        )
     if bit_depth is not None and (model.startswith(PREFIX) or Path(model).is_dir()):
         raise OptionError(
             f"--bit-depth is {bit_depth}, and {model} reads images by rules of its own. Leave it out, or name a "
