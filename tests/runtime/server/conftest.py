@@ -11,6 +11,7 @@ from vfm_runtime.server.settings import Settings
 
 from tests.runtime import toy, toy_deepfake
 from tests.runtime.server import toy_finder
+from tests.runtime.server.browsing import Windows, launched
 
 LOCAL = "http://127.0.0.1"
 
@@ -99,3 +100,16 @@ def threads_end():
     while any(t.name == "batcher" for t in set(threading.enumerate()) - before):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def opened(browser):
+    """Open an address in a window of its own."""
+    with Windows(browser) as windows:
+        yield windows.open
