@@ -94,7 +94,10 @@ class QueryMap:
         flat = pa.FixedSizeListArray.from_arrays(pa.array(self.matrix.ravel()), width)
         table = pa.table([pa.array(range(len(self.matrix)), pa.int32()), flat], schema=schema)
         with explain_failure(store.uri):
-            connect_database(store.uri).create_table(MAP_TABLE, table, mode="overwrite")
+            database = connect_database(store.uri)
+            # LanceDB warns where there is nothing to overwrite.
+            mode = "overwrite" if MAP_TABLE in database.list_tables().tables else "create"
+            database.create_table(MAP_TABLE, table, mode=mode)
 
 
 def fit_query_map(store: EmbeddingStore, following: EmbeddingStore) -> QueryMap:
