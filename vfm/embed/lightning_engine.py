@@ -22,7 +22,7 @@ from vfm_runtime.errors import OptionError
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
 from vfm.embed.sources import SourceImage
-from vfm.embed.workers import ERRAND, EmbeddedBatch, EmbedWorker, EngineError
+from vfm.embed.workers import ERRAND, REMEDY, EmbeddedBatch, EmbedWorker, EngineError
 from vfm.training.log_filters import filter_logs
 
 _SUFFIX = ".rows"
@@ -136,9 +136,7 @@ def _embed_by_processes(
             run.result()
         except ProcessException as error:
             raise EngineError(
-                f"A process that embeds has ended: {str(error).strip().splitlines()[-1]} What is written stays: run "
-                "the same command again, with fewer --workers or a smaller --batch-size where memory ran out, or with "
-                "--engine local."
+                f"A process that embeds has ended: {str(error).strip().splitlines()[-1]} {REMEDY}"
             ) from error
         finally:
             launcher = trainer.strategy.launcher

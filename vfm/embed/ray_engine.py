@@ -13,7 +13,7 @@ from vfm_runtime.errors import MissingPackageError, OptionError
 from vfm_runtime.tasks.embedding import EmbeddingSpec
 
 from vfm.embed.sources import SourceImage
-from vfm.embed.workers import ERRAND, EmbeddedBatch, EmbedWorker, EngineError
+from vfm.embed.workers import ERRAND, REMEDY, EmbeddedBatch, EmbedWorker, EngineError
 
 _AHEAD = 2
 """Errands of each worker that are under way, so that none waits for the next."""
@@ -57,9 +57,7 @@ def open_ray_engine(
         yield partial(_embed_by_workers, ray, workers, batch_size)
     except ray.exceptions.RayError as error:
         raise EngineError(
-            f"The workers of Ray cannot go on: {str(error).strip().splitlines()[-1]} What is written stays: run the "
-            "same command again, with fewer --workers or a smaller --batch-size where memory ran out, or with --engine "
-            "local."
+            f"The workers of Ray cannot go on: {str(error).strip().splitlines()[-1]} {REMEDY}"
         ) from error
     finally:
         if is_started_here:

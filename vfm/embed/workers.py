@@ -19,6 +19,11 @@ ERRAND = 8
 EmbeddedBatch = tuple[list[Prepared], NDArray[np.float32]]
 """Rows, and the vectors [n, D] of those that could be read."""
 
+REMEDY = (
+    "What is written stays: run the same command again, with fewer --workers or a smaller --batch-size where memory "
+    "ran out, or with --engine local."
+)
+
 
 class EngineError(VfmError, RuntimeError):
     """The workers of an engine cannot do their work; the message says what to do."""

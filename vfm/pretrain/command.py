@@ -114,7 +114,7 @@ def report_leaks(
 ) -> None:
     """Raise the alarms of images of the probe and of test sets that are trained on, and print them.
 
-    A run that goes on keeps what it found, unless there is more to compare by now.
+    A run that goes on keeps the leaks that it has named, unless there are other images to compare by now.
 
     Args:
         run: The run, which keeps the alarms.
