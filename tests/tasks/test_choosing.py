@@ -18,7 +18,6 @@ from vfm.deepfake.data.synthetic import SyntheticDeepfakes
 from vfm.deepfake.task import DeepfakeTask
 from vfm.models.heads import MLPHead
 from vfm.tasks import ClassificationTask, DetectionTask
-from vfm.training.choosing import compute_half_width
 
 ENOUGH = {"num_images": 240}
 """60 of them to validate."""
@@ -76,33 +75,25 @@ def test_equal_metrics_are_told_apart_by_the_loss(
 
 
 @pytest.mark.parametrize(
-    ("losses", "best"),
+    ("accuracies", "best"),
     [
-        ([0.5, 0.4, 0.48], 2),  # above by less than 20 %
-        ([0.5, 0.4, 0.49], 1),
-        ([0.5, 0.4, 0.47, 0.49], 2),  # the lowest is remembered, not the last that was kept
-        ([0.5, 0.4, math.nan, 0.45], 3),
+        ([0.9, 0.75, 0.7], 1),  # the interval of 0.9 of 24 ends at 0.724
+        ([0.5, 0.9, 0.73, 0.75, 0.6], 3),  # the highest is remembered, not what was kept
+        ([0.5, 0.9, math.nan], 2),  # as an AUC of one class is
     ],
 )
-def test_of_few_images_the_last_of_good_loss_is_taken_and_said(
-    tmp_path: Path, losses: list[float], best: int
+def test_of_few_images_the_last_that_chance_explains_is_taken_and_said(
+    tmp_path: Path, accuracies: list[float], best: int
 ) -> None:
-    task = make([(1 - 0.1 * epoch, loss) for epoch, loss in enumerate(losses)])
+    task = make([(accuracy, 0.1 * (1 + epoch)) for epoch, accuracy in enumerate(accuracies)])
     message = (
         "24 validation samples are too few to choose a checkpoint by val/accuracy: the 95 % interval of a fraction of "
-        r"so few is up to ± 0\.19 wide. The last checkpoint is taken whose val/loss is at most 20% above the lowest. "
+        r"so few is up to ± 0\.19 wide. The last checkpoint is taken whose val/accuracy is within that of the highest. "
         "--data.folds 5 judges by all images."
     )
     with pytest.warns(UserWarning, match=message):
-        trainer = fit(tmp_path, task, max_epochs=len(losses))
+        fit(tmp_path, task, max_epochs=len(accuracies))
     assert find_best_epoch(tmp_path) == best
-    assert trainer.checkpoint_callback is not None
-    assert trainer.checkpoint_callback.monitor == "val/loss"  # type: ignore[attr-defined]
-
-
-def test_the_width_is_that_of_wilson() -> None:
-    # p 0.5, n 10: 0.237 to 0.763 (Agresti and Coull, 1998)
-    assert compute_half_width(10) == pytest.approx(0.263, abs=1e-3)
 
 
 class CutAfter(Callback):
@@ -112,6 +103,14 @@ class CutAfter(Callback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.current_epoch == self.epoch:
             raise InterruptedError
+
+
+def test_a_resumed_training_remembers_the_highest_of_few(tmp_path: Path) -> None:
+    script, few = [(0.9, 0.5), (0.75, 0.5), (0.7, 0.5), (0.7, 0.5)], {"num_images": 96}
+    with pytest.raises(InterruptedError):
+        run(tmp_path, script, few, callbacks=[CutAfter(2)])
+    run(tmp_path, script, few, ckpt_path=str(tmp_path / "checkpoints/last.ckpt"))
+    assert find_best_epoch(tmp_path) == 1
 
 
 @pytest.mark.parametrize("of_before", [False, True])

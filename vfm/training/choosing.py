@@ -1,8 +1,7 @@
-"""Checkpoint choice: the best by a metric, equal ones by the loss; where few samples judge, the last of good loss."""
+"""Checkpoint choice: the best by a metric, equal ones by the loss; where few samples judge, the last as good as it."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,32 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vfm.data import ImageData
+from vfm.metrics.intervals import compute_wilson
 from vfm.models.tensors import copy_whole, read_plain
 
 LOSS = "val/loss"
-"""What breaks ties, and chooses where few samples judge."""
+"""What breaks ties, and ends a training with patience where few samples judge."""
 FEW = 50
 """Images, objects or videos to judge by below which a metric that counts them takes too few values to choose by."""
 
-_Z = 1.96
-
-
-def compute_half_width(count: int) -> float:
-    """Return the largest half-width of the 95 % interval of a fraction of `count` samples (Wilson, 1927)."""
-    return _Z * math.sqrt(0.25 / count + (_Z / (2 * count)) ** 2) / (1 + _Z**2 / count)
-
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt` by a metric, of equal ones that of the lowest loss; with few samples to judge by, by the loss.
+    """Keeps `best.ckpt` by a metric, of equal ones that of the lowest loss; with few samples to judge by, the last.
 
-    Losses of few samples differ by chance, and what trained longer is mostly better: there the last checkpoint is the
-    best unless its loss is above the lowest by more than a standard error, which for losses spread as widely as they
-    are large is the lowest over the root of the count.
+    The highest of many metrics of few samples is so by luck, and what trained longer, at a falling rate, is mostly
+    better. So the last checkpoint is taken there, but for those whose metric is below the 95 % interval of the highest
+    (Wilson, 1927).
 
-    Its state in a checkpoint is that of Lightning's ModelCheckpoint and the loss: checkpoints without it can be gone on
-    from, and a resumed training chooses as one that was not cut.
+    Its state in a checkpoint is that of Lightning's ModelCheckpoint, the loss and the highest metric: checkpoints without
+    these can be gone on from, and a resumed training chooses as one that was not cut.
     """
 
     def __init__(self, monitor: str, mode: str, **options: Any) -> None:
         """Set the metric, whether it should be `max` or `min`, and other options of ModelCheckpoint."""
         super().__init__(monitor=monitor, mode=mode, filename="best", **options)
         self.least_loss: Tensor | None = None
-        self._tolerance = 0.0
+        self.peak: Tensor | None = None
+        self._num_judged = 0
 
     @property
     def state_key(self) -> str:
@@ -52,17 +46,18 @@ class BestCheckpoint(ModelCheckpoint):
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose by the loss where few samples judge, and say what that choice is worth."""
+        """Choose the last where few samples judge, and say what a choice by these would be worth."""
         super().setup(trainer, pl_module, stage)
-        count, metric = _count_judged(trainer, pl_module), self.monitor
-        if metric == LOSS or not 0 < count < FEW:
+        count = _count_judged(trainer, pl_module)
+        if self.mode != "max" or not 0 < count < FEW:
             return
-        self.monitor, self.mode, self._tolerance = LOSS, "min", count**-0.5
+        self._num_judged = count
         if stage == "fit" and trainer.datamodule.fold is None:  # type: ignore[attr-defined]
+            low, high = compute_wilson(0.5, count)
             rank_zero_warn(
-                f"{count} validation samples are too few to choose a checkpoint by {metric}: the 95 % interval of a "
-                f"fraction of so few is up to ± {compute_half_width(count):.2f} wide. The last checkpoint is taken "
-                f"whose {LOSS} is at most {self._tolerance:.0%} above the lowest. --data.folds 5 judges by all images."
+                f"{count} validation samples are too few to choose a checkpoint by {self.monitor}: the 95 % interval of "
+                f"a fraction of so few is up to ± {(high - low) / 2:.2f} wide. The last checkpoint is taken whose "
+                f"{self.monitor} is within that of the highest. --data.folds 5 judges by all images."
             )
 
     def on_load_checkpoint(
@@ -102,14 +97,14 @@ class BestCheckpoint(ModelCheckpoint):
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return whether a validation is the best so far: by the metric, or as good with a lower loss.
 
-        Where few samples judge, it is if its loss is not above the lowest by more than a standard error.
+        Where few samples judge, it is if chance can explain how far it is below the highest.
         """
         loss = trainer.callback_metrics.get(LOSS)
-        if self._tolerance and current is not None and self.least_loss is not None:
-            least = self.least_loss.to(current.device)
-            self.least_loss = torch.fmin(least, current)
-            within = bool(current <= least * (1 + self._tolerance))
-            return trainer.strategy.reduce_boolean_decision(within)
+        if self._num_judged and current is not None:
+            self.peak = current if self.peak is None else self.peak.to(current.device).fmax(current)
+            lowest, _ = compute_wilson(float(self.peak), self._num_judged)
+            # A metric that is not a number, such as an AUC of one class, tells no checkpoint from another.
+            return trainer.strategy.reduce_boolean_decision(not float(current) < lowest)
         is_best = super().check_monitor_top_k(trainer, current)
         if not is_best and current is not None and self.best_model_score is not None:
             is_tie = _wins_tie(current, self.best_model_score, loss, self.least_loss)
@@ -119,13 +114,13 @@ class BestCheckpoint(ModelCheckpoint):
         return is_best
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of ModelCheckpoint, and the loss of the best."""
-        return super().state_dict() | {"least_loss": self.least_loss}
+        """Return the state of ModelCheckpoint, the loss of the best, and the highest metric of few samples."""
+        return super().state_dict() | {"least_loss": self.least_loss, "peak": self.peak}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state; one of an earlier version has no loss."""
+        """Take over a state; one of an earlier version has neither loss nor highest metric."""
         super().load_state_dict(state_dict)
-        self.least_loss = state_dict.get("least_loss")
+        self.least_loss, self.peak = state_dict.get("least_loss"), state_dict.get("peak")
 
 
 class Patience(EarlyStopping):
