@@ -23,14 +23,14 @@ FEW = 50
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt` by a metric, of equal ones that of the lowest loss; with few samples to judge by, the last.
+    """Keeps `best.ckpt` by a metric, of equal ones that of the lowest loss; with few to judge by, the last.
 
     The highest of many metrics of few samples is so by luck, and what trained longer, at a falling rate, is mostly
     better. So the last checkpoint is taken there, but for those whose metric is below the 95 % interval of the highest
     (Wilson, 1927).
 
-    Its state in a checkpoint is that of Lightning's ModelCheckpoint, the loss and the highest metric: checkpoints without
-    these can be gone on from, and a resumed training chooses as one that was not cut.
+    Its state in a checkpoint is that of Lightning's ModelCheckpoint, the loss and the highest metric: checkpoints
+    without these can be gone on from, and a resumed training chooses as one that was not cut.
     """
 
     def __init__(self, monitor: str, mode: str, **options: Any) -> None:
@@ -55,8 +55,8 @@ class BestCheckpoint(ModelCheckpoint):
         if stage == "fit" and trainer.datamodule.fold is None:  # type: ignore[attr-defined]
             low, high = compute_wilson(0.5, count)
             rank_zero_warn(
-                f"{count} validation samples are too few to choose a checkpoint by {self.monitor}: the 95 % interval of "
-                f"a fraction of so few is up to ± {(high - low) / 2:.2f} wide. The last checkpoint is taken whose "
+                f"{count} validation samples are too few to choose a checkpoint by {self.monitor}: the 95 % interval "
+                f"of a fraction of so few is up to ± {(high - low) / 2:.2f} wide. The last checkpoint is taken whose "
                 f"{self.monitor} is within that of the highest. --data.folds 5 judges by all images."
             )
 
