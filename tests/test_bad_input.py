@@ -262,6 +262,10 @@ COMMANDS: list[tuple[str, str]] = [
     ),
     ("--model.head MLPHead --model.head.hidden 0", r"hidden is 0"),
     ("--data.label_separator ''", r"label_separator is empty"),
+    (
+        "--data.token_budget 400",
+        r"There is no option 'data\.token_budget'\. It is one of PairData\.\nTableData takes: table",
+    ),
     ("--data.tabel x.csv", r"There is no option 'data\.tabel'.*Did you mean 'table'"),
 ]
 

@@ -220,3 +220,15 @@ def test_a_budget_that_cannot_be_met_is_refused(tmp_path):
         match=r"token_budget is 60, and the task has no text tower .* give --model ContrastiveTask",
     ):
         data.train_dataloader()
+
+
+def test_a_budget_of_tokens_that_saves_nothing_is_said(tmp_path):
+    data = open_budget(
+        tmp_path, [3] * 8, lambda records: np.full(len(records), 77), token_budget=310
+    )
+    with pytest.warns(
+        UserWarning,
+        match=r"token_budget is 310, and every training text takes 77 tokens, .* open_clip: it saves nothing\. "
+        r"Leave it out \(--data.token_budget\) and give --data.batch_size 4, which is the same",
+    ):
+        assert len(data.train_dataloader()) == 2

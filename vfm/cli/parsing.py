@@ -126,8 +126,10 @@ def _explain_unknown_option(refusal: _Refusal, words: str) -> str:
         option = f"{group[1]}.{option}"
     if refusal.owner:
         choices = list(_list_arguments(refusal.owner))
+        takers = _find_takers(refusal.owner, option)
+        hint = f" It is one of {', '.join(takers)}." if takers else suggest(option, choices)
         listed = f"\n{refusal.owner_name} takes: {', '.join(choices)}."
-        return f"There is no option '{refusal.key}.{option}'.{suggest(option, choices)}{listed}"
+        return f"There is no option '{refusal.key}.{option}'.{hint}{listed}"
     # `trianer.max_epochs` is wrong in its first part, `trainer.max_epoch` in its last.
     groups = sorted({name.partition(".")[0] for name in refusal.options})
     hint = suggest(option, refusal.options) or suggest(option.partition(".")[0], groups)
@@ -205,6 +207,13 @@ def _list_arguments(path: str) -> Iterator[str]:
             yield from (f"{name}.{field.name}" for field in dataclasses.fields(hint))
         else:
             yield name
+
+
+def _find_takers(path: str, option: str) -> list[str]:
+    """Find the components of the same kind that have an option, by their names."""
+    component: Any = locate(path)
+    base = [cls for cls in component.__mro__ if cls.__module__.startswith("vfm.")][-1]
+    return [cls.__name__ for cls in list_concrete(base) if option in list_arguments(cls)]
 
 
 def list_concrete(base: type) -> list[type]:

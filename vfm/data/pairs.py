@@ -161,14 +161,23 @@ class PairData(TableData):
         leave_finished_epoch(self.trainer)
         rank, world = self._rank_and_world
         dataset = self.stored.get("train") or self._pack(self._build_training_dataset(), "train")
+        num_tokens = self.count_tokens(self.records["train"])
         sampler = TokenBatchSampler(
-            self.count_tokens(self.records["train"]),
+            num_tokens,
             budget=self.token_budget,
             most=self.batch_size,
             seed=self.seed,
             rank=rank,
             num_replicas=world,
         )
+        if num_tokens.min() == num_tokens.max() and rank == 0:
+            warnings.warn(
+                f"token_budget is {self.token_budget}, and every training text takes {num_tokens[0]} tokens, as all do "
+                "in text towers that fill each up to their context, such as those of open_clip: it saves nothing. "
+                f"Leave it out (--data.token_budget) and give --data.batch_size "
+                f"{min(self.batch_size, self.token_budget // int(num_tokens[0]))}, which is the same.",
+                stacklevel=2,
+            )
         # Lightning asks for the first batches of a resumed training before it names the epoch.
         sampler.set_epoch(self._find_position().epoch)
         options = self._choose_loader_options("train") | {"batch_size": None}
@@ -193,7 +202,11 @@ class PairData(TableData):
 
 
 class PairShards(ShardData):
-    """Images with texts in webdataset shards: `KEY.jpg` and its text `KEY.txt`, each line a text by itself."""
+    """Images with texts in webdataset shards: `KEY.jpg` and its text `KEY.txt`, each line a text by itself.
+
+    There is no budget of tokens: shards are read from front to back, so that texts of like length could be joined
+    within a window alone, and epochs and processes would have unequally many batches.
+    """
 
     def __init__(
         self,
