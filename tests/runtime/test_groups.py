@@ -10,6 +10,7 @@ from vfm_runtime import load
 from vfm_runtime.bundle.contract import Contract
 from vfm_runtime.cli import main
 from vfm_runtime.errors import ContractError, OptionError
+from vfm_runtime.tasks.confidence import ConfidenceRules
 
 from tests.runtime import toy, toy_deepfake, toy_several
 
@@ -76,7 +77,9 @@ def test_what_is_refused(grouped, bundle):
         ({"column": ""}, "'group_thresholds' is .*expected rules by group of images"),
         ({"groups": {}}, "'group_thresholds' is"),
         ({"groups": {"a": 3}}, "'group_thresholds' is"),
-        ({"groups": {"a": {"temperature": 2}}}, r"\['temperature'\] are no rules"),
+        ({"groups": {"a": {"heat": 2}}}, r"\['heat'\] are no rules"),
+        ({"groups": {"a": {"temperature": 0}}}, "'temperature' needs a number above 0"),
+        ({"groups": {"a": {"temperature": "hot"}}}, "'temperature' needs a number above 0"),
         ({"groups": {"a": {"thresholds": [0.5]}}}, "3, one for each label"),
         (
             {"groups": {"a": {"cutoff": {"label": "dog", "score": 0.5}}}},
@@ -88,6 +91,23 @@ def test_what_is_refused(grouped, bundle):
 def test_rules_that_do_not_hold(changes, match):
     with pytest.raises(ContractError, match=match):
         Contract.from_dict(contract({**RULES, **changes}))
+
+
+def test_scores_of_a_group_are_those_of_its_temperature():
+    rules = {**RULES, "general": {}, "groups": {"a": {"temperature": 4.0}, "b": None}}
+    base = {**toy.CONTRACT, "rules": ConfidenceRules(temperature=2.0).to_dict()}
+    task = Contract.from_dict(contract(rules, base)).type
+    logits = np.array([[3.0, 1.0, -2.0]])
+
+    def soften(temperature):
+        powers = np.exp(logits / temperature)
+        return (powers / powers.sum()).astype(np.float32)
+
+    outputs = {"scores": soften(2.0)}  # as the graph gives them, over the model's own temperature
+    for group, temperature in ((None, 2.0), ("a", 4.0), ("b", 2.0)):
+        (answer,) = task.for_group(group).predictions(outputs)
+        assert answer.scores == pytest.approx(soften(temperature)[0], rel=1e-5)
+        assert answer.score == answer.scores.max()
 
 
 def test_the_contract_keeps_them():

@@ -102,6 +102,30 @@ def test_several_labels_have_thresholds_each():
         fit_groups(three, both, groups, ("x", "y", "never"), rules, positive="x")
 
 
+def test_scores_of_groups_become_calibrated():
+    scores, truth, groups = draw(4000)
+    member = np.array(groups) == "a"
+    logs = np.log(scores[member]) * 3  # site a is over-confident
+    scores[member] = np.exp(logs) / np.exp(logs).sum(1, keepdims=True)
+    fitted = fit_groups(scores, truth, groups, equal="calibration", rules=ConfidenceRules(temperature=2.0))
+    rows = {row["group"]: row for row in fitted.rows}
+    # 3 times what logits of ±1 with a spread of 1.5 take (1.5² / 2), over a model's own temperature of 2.
+    assert fitted.rules.groups["a"]["temperature"] == pytest.approx(2 * 3 * 1.125, rel=0.15)
+    assert rows["a"]["after"] < rows["a"]["before"] / 2
+    assert fitted.after < fitted.before
+    text = "\n".join(fitted.list_lines())
+    assert "a: temperature 6." in text
+    assert "the expected calibration error here was 0." in text
+    assert type(fitted).from_dict(json.loads(json.dumps(fitted.to_dict()))) == fitted
+    few = fit_groups(scores[:300], truth[:300], groups[:300], equal="calibration")
+    assert few.rules.groups["c"] is None
+    with pytest.raises(CalibrationError, match=r"No group of 'site' has the 50 images that a temp"):
+        fit_groups(scores[:60], truth[:60], groups[:60], equal="calibration")
+    both = np.stack([truth, 1 - truth], 1)
+    with pytest.raises(CalibrationError, match=r"for models of one label .* Choices: tpr, fpr"):
+        fit_groups(scores, both, groups, equal="calibration")
+
+
 def test_sure_answers_are_equally_precise():
     scores, truth, groups = draw(3000)
     rules = ConfidenceRules(thresholds=(0.8, 0.8))
@@ -119,6 +143,7 @@ def test_sure_answers_are_equally_precise():
     ("options", "match"),
     [
         ({"equal": "odds"}, r"--equal is 'odds'\. Choices: tpr"),
+        ({"equal": "calibration", "rate": 0.5}, "--rate is 0.5, for rates of a label, and"),
         ({"rate": 1.5}, "--rate is 1.5, but it is a fraction"),
         ({"rate": 0.9999}, "too few for a true positive rate of 100.0%: it takes 9999"),
         ({"positive": "maybe"}, r"--positive is 'maybe'.*Choices: no, yes"),
@@ -167,12 +192,15 @@ def trained(tmp_path_factory):
     return folder / "checkpoints" / "last.ckpt", folder / "table.csv"
 
 
-def calibrate_copy(trained, folder):
+RATES = ("--positive", "class_1", "--equal", "fpr", "--rate", "0.3")
+
+
+def calibrate_copy(trained, folder, asked=RATES):
     checkpoint, table = trained
     for name in ("last.ckpt", "results.json"):
         if (source := checkpoint.with_name(name)).exists():
             shutil.copy(source, folder / name)
-    words = ["--group-column", "site", "--positive", "class_1", "--equal", "fpr", "--rate", "0.3"]
+    words = ["--group-column", "site", *asked]
     assert main(["calibrate", str(folder / "last.ckpt"), str(table), *words]) == 0
     return Checkpoint.open(folder / "last.ckpt"), sorted((table.parent / "others").rglob("*.png"))
 
@@ -251,8 +279,9 @@ def test_a_table_is_predicted_by_the_rules_of_its_groups(trained, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_the_bundle_answers_as_torch_for_each_group(trained, tmp_path, capsys):
-    opened, images = calibrate_copy(trained, tmp_path)
+@pytest.mark.parametrize("asked", [RATES, ("--equal", "calibration")])
+def test_the_bundle_answers_as_torch_for_each_group(trained, tmp_path, capsys, asked):
+    opened, images = calibrate_copy(trained, tmp_path, asked)
     out = tmp_path / "bundle"
     export(opened.path, out=out, images=images[0].parents[1])
     assert "law may forbid" in (out / "card.md").read_text()

@@ -20,6 +20,7 @@ from vfm_runtime.cpu_quota import count_usable_cores
 from vfm_runtime.errors import OptionError, VfmError, suggest
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.tasks.base import Arrays, Opened, Prediction
+from vfm_runtime.tasks.confidence import soften_scores
 
 from vfm.audit.kinds import KINDS, AuditKind
 from vfm.audit.leaks import find_leaks
@@ -31,7 +32,6 @@ from vfm.data.group_columns import read_columns
 from vfm.data.records import Record, read_source
 from vfm.data.table_rows import find_table
 from vfm.data.tables import read_table
-from vfm.metrics.calibration import soften_scores
 from vfm.spec import Spec
 from vfm.tasks.checkpoint import Checkpoint, find_copies
 from vfm.tasks.labels import match_labels

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq, minimize_scalar
-from scipy.special import betaincinv, expit, logit, softmax
+from scipy.special import betaincinv, expit
 from vfm_runtime.errors import DataError, VfmError
 
 FloatArray = npt.NDArray[np.float64]
@@ -23,26 +23,6 @@ _SLACK = 1e-9
 
 class TooFewError(VfmError, ValueError):
     """Too few samples for a threshold with a guarantee; the text says how many it takes."""
-
-
-def soften_scores(
-    scores: npt.ArrayLike, temperature: float, *, multilabel: bool = False
-) -> npt.NDArray[np.float32]:
-    """Return the probabilities, float32 [N, C], that logits over a temperature give, from those of plain logits.
-
-    Args:
-        scores: Probabilities, [N, C], of one label an image, or of each label by itself.
-        temperature: What logits are divided by, as a calibration fitted it.
-        multilabel: Whether each label has a probability of its own.
-    """
-    if temperature == 1.0:
-        return np.asarray(scores, np.float32)
-    values = np.asarray(scores, np.float64).clip(1e-30, 1.0)
-    if multilabel:
-        divided = expit(logit(values.clip(max=1 - 1e-12)) / temperature)
-    else:
-        divided = softmax(np.log(values) / temperature, axis=1)
-    return np.asarray(divided, np.float32)
 
 
 def fit_temperature(logits: npt.ArrayLike, positive: npt.ArrayLike) -> float:

@@ -93,11 +93,12 @@ class CalibrationOptions:
         native: Says that images are not about faces.
         num_workers: Processes that open images.
         batch_size: Images in a batch.
-        group_column: Column of the table by whose values thresholds are fitted, such as site: rates of a label are
-            made equal (--equal), or with --min-precision the precision of sure answers. Groups of too few images have
+        group_column: Column of the table by whose values rules are fitted, such as site: rates of a label are made
+            equal (--equal), or with --min-precision the precision of sure answers. Groups of too few images have
             the general rule.
         table: Table with a row for each image (path, and that column), where the data itself is no table.
-        equal: Which rate shall be equal in each group, tpr (by default) or fpr.
+        equal: What shall be equal in each group: a rate, tpr (by default) or fpr; or calibration, by a temperature
+            each, so that a score means the same in all of them.
         rate: The rate that each group shall have; by default that of all together.
         positive: Label whose rates these are, of models of one label an image; of two labels the second.
     """

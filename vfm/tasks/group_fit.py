@@ -21,7 +21,7 @@ class GroupFit:
     rules: GroupRules
     rows: Sequence[Mapping[str, Any]]
     """For each group and label: `group`, `label`, `num` samples, `cutoff`, `own`, and rates `before`, `after`, `low`,
-    `high`."""
+    `high`. Of temperatures: `group`, `label`, `num`, `own`, `temperature`, and calibration errors `before`, `after`."""
     metric: str
     """What `before` and `after` are, over all images that have a group."""
     before: float
@@ -60,6 +60,12 @@ class GroupFit:
             if not row["own"]:
                 lines.append(
                     f"{row['group']}{label}: the general rule, for {row['num']} that count are too few"
+                )
+                continue
+            if "temperature" in row:
+                lines.append(
+                    f"{row['group']}: temperature {row['temperature']:.3f}, fitted on {row['num']}; the expected "
+                    f"calibration error here was {row['before']:.4f} and is {row['after']:.4f}"
                 )
                 continue
             lines.append(

@@ -8,8 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 from vfm_runtime.tasks.base import TaskType
 from vfm_runtime.tasks.classification import LabelPrediction
-
-from vfm.metrics.calibration import soften_scores
+from vfm_runtime.tasks.confidence import soften_scores
 
 SEPARATOR = "|"
 """Between the labels of one image in `predictions.csv`."""

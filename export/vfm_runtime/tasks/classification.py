@@ -18,7 +18,12 @@ from vfm_runtime.tasks.base import (
     find_largest_difference,
     read_distances,
 )
-from vfm_runtime.tasks.confidence import AbstainReason, ConfidenceRules, require_finite
+from vfm_runtime.tasks.confidence import (
+    AbstainReason,
+    ConfidenceRules,
+    require_finite,
+    soften_scores,
+)
 from vfm_runtime.tasks.groups import GroupChoice
 from vfm_runtime.validation import is_number
 
@@ -202,12 +207,20 @@ class ClassificationType(TaskType):
     summary = "labels whole images"
     outputs: Mapping[str, str] = {"scores": "float"}
     answer_type = LabelAnswer
-    group_keys: ClassVar[Sequence[str]] = ("cutoff", "thresholds")
+    group_keys: ClassVar[Sequence[str]] = ("cutoff", "temperature", "thresholds")
     cutoff: tuple[int, float] | None = None
     """Label of a group's rule, by its index, and the least score at which it is given."""
+    further_temperature: float = 1.0
+    """What the logits behind the scores of a group are divided by, beyond the model's temperature."""
 
     def apply_group(self, rules: Mapping[str, Any]) -> None:
-        """Take `thresholds`, one a label, and `cutoff`, {'label': name, 'score': 0 to 1}."""
+        """Take `thresholds`, one a label, `cutoff`, {'label': name, 'score': 0 to 1}, and `temperature`."""
+        if "temperature" in rules:
+            temperature = rules["temperature"]
+            if not is_number(temperature) or temperature <= 0:
+                raise DataError("'temperature' needs a number above 0, that logits are divided by")
+            # The scores of the graph are of logits over the model's own.
+            self.further_temperature = temperature / self.confidence.temperature
         if "thresholds" in rules:
             self.confidence = replace(self.confidence, thresholds=rules["thresholds"])
             self.confidence.check_labels(self.labels)
@@ -227,7 +240,8 @@ class ClassificationType(TaskType):
             "cutoff": self.cutoff,
             "group": self.group,
         }
-        rows = zip(outputs["scores"], read_distances(outputs), strict=True)
+        scores = soften_scores(outputs["scores"], self.further_temperature)
+        rows = zip(scores, read_distances(outputs), strict=True)
         return [
             LabelPrediction.from_scores(row, self.labels, distance=distance, **options)
             for row, distance in rows

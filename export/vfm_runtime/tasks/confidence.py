@@ -113,6 +113,30 @@ class ConfidenceRules(StoredRules):
         return values if self.thresholds is None else values | {"thresholds": list(self.thresholds)}
 
 
+def soften_scores(
+    scores: ArrayLike, temperature: float, *, multilabel: bool = False
+) -> NDArray[np.float32]:
+    """Return the probabilities, float32 [N, C], that logits over a temperature give, from those of plain logits.
+
+    Args:
+        scores: Probabilities, [N, C], of one label an image, or of each label by itself.
+        temperature: What logits are divided by, as a calibration fitted it.
+        multilabel: Whether each label has a probability of its own.
+    """
+    if temperature == 1.0:
+        return np.asarray(scores, np.float32)
+    values = np.asarray(scores, np.float64).clip(1e-30, 1.0)
+    if multilabel:
+        values = values.clip(max=1 - 1e-12)
+        logits = np.log(values) - np.log1p(-values)
+        divided = np.exp(-np.logaddexp(0.0, -logits / temperature))
+    else:
+        logs = np.log(values) / temperature
+        powers = np.exp(logs - logs.max(axis=1, keepdims=True))
+        divided = powers / powers.sum(axis=1, keepdims=True)
+    return np.asarray(divided, np.float32)
+
+
 def require_finite(what: str, *arrays: ArrayLike) -> None:
     """Refuse outputs of a model, named in the plural, that are NaN or infinite, with a DataError."""
     if not all(np.isfinite(array).all() for array in arrays):

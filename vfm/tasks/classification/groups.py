@@ -1,4 +1,4 @@
-"""Rules by group of classifiers: thresholds at which groups have equal rates, or equally precise sure answers."""
+"""Rules by group of classifiers: thresholds for equal rates or equally precise sure answers, and temperatures."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import suggest
-from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.confidence import ConfidenceRules, soften_scores
 from vfm_runtime.tasks.groups import GroupRules
 
-from vfm.metrics.calibration import find_precision_cut
+from vfm.metrics.calibration import (
+    compute_calibration_error,
+    find_precision_cut,
+    fit_class_temperature,
+)
 from vfm.metrics.group_thresholds import GroupCutoff, count_needed, fit_cutoff, fit_group_cutoffs
-from vfm.tasks.calibration import CalibrationError, CalibrationOptions
+from vfm.tasks.calibration import MIN_IMAGES, CalibrationError, CalibrationOptions
 from vfm.tasks.group_fit import GroupFit
 
 _LEVEL = 0.95
 _RATES = {"tpr": "true positive rate", "fpr": "false positive rate"}
 _APPLIES = 0.5
+_TINY = 1e-30
 
 Floats = NDArray[np.float64]
 
@@ -52,10 +57,12 @@ def fit_label_groups(
             )
         return _fit_precision(scores, truth, rules, groups, options)
     equal = options.equal or "tpr"
+    if equal == "calibration":
+        return _fit_temperatures(scores, truth, rules, groups, options)
     if equal not in _RATES:
         raise CalibrationError(
             f"--equal is '{equal}'. Choices: tpr (of images with the label, equal fractions are found), fpr (of images "
-            "without it, equal fractions are called so by mistake)."
+            "without it, equal fractions are called so by mistake), calibration (a temperature for each group)."
         )
     if options.rate is not None and not 0 < options.rate < 1:
         raise CalibrationError(
@@ -226,6 +233,68 @@ def _fit_precision(
         column=str(options.group_column), criterion=criterion, general={}, groups=by_group
     )
     return GroupFit(fitted, rows, "Sure answers", float(sure.mean()), float(after.mean()))
+
+
+def _fit_temperatures(
+    scores: Floats,
+    truth: NDArray[Any],
+    rules: ConfidenceRules,
+    groups: Sequence[str],
+    options: CalibrationOptions,
+) -> GroupFit:
+    """Fit for each group the temperature at which its scores are probabilities."""
+    if truth.ndim == 2:
+        raise CalibrationError(
+            "--equal is 'calibration', which is for models of one label an image, and here several labels may apply. "
+            "Choices: tpr, fpr."
+        )
+    for name in ("rate", "positive"):
+        if (value := getattr(options, name)) is not None:
+            raise CalibrationError(
+                f"--{name} is {value}, for rates of a label, and --equal calibration fits temperatures. Leave one of "
+                "the two out."
+            )
+    names, softened = np.asarray(groups, dtype=object), scores.copy()
+    rows: list[dict[str, Any]] = []
+    for group in sorted(set(groups) - {""}):
+        mine = names == group
+        num = int(mine.sum())
+        row = {"group": group, "label": "temperature", "num": num, "own": num >= MIN_IMAGES}
+        if row["own"]:
+            further = fit_class_temperature(np.log(scores[mine].clip(min=_TINY)), truth[mine])
+            softened[mine] = soften_scores(scores[mine], further)
+            row |= {
+                "temperature": further * rules.temperature,
+                "before": _measure_error(scores[mine], truth[mine]),
+                "after": _measure_error(softened[mine], truth[mine]),
+            }
+        rows.append(row)
+    if not any(row["own"] for row in rows):
+        counts = ", ".join(f"{row['group']} {row['num']}" for row in rows[:5])
+        raise CalibrationError(
+            f"No group of '{options.group_column}' has the {MIN_IMAGES} images that a temperature takes (there are: "
+            f"{counts}). Add images, or leave out --group_column."
+        )
+    criterion = (
+        "In each group scores are the probabilities of being right, by a temperature of its own (Guo et al., On "
+        "calibration of modern neural networks, 2017); labels stay."
+    )
+    fitted = GroupRules(
+        column=str(options.group_column),
+        criterion=criterion,
+        general={},
+        groups={
+            row["group"]: {"temperature": row["temperature"]} if row["own"] else None
+            for row in rows
+        },
+    )
+    metric, grouped = "Expected calibration error", names != ""
+    before, after = (_measure_error(each[grouped], truth[grouped]) for each in (scores, softened))
+    return GroupFit(fitted, rows, metric, before, after)
+
+
+def _measure_error(scores: Floats, truth: NDArray[Any]) -> float:
+    return compute_calibration_error(scores.max(1), scores.argmax(1) == truth)
 
 
 class _LabelFit(NamedTuple):
