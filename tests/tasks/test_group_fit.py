@@ -107,7 +107,9 @@ def test_scores_of_groups_become_calibrated():
     member = np.array(groups) == "a"
     logs = np.log(scores[member]) * 3  # site a is over-confident
     scores[member] = np.exp(logs) / np.exp(logs).sum(1, keepdims=True)
-    fitted = fit_groups(scores, truth, groups, equal="calibration", rules=ConfidenceRules(temperature=2.0))
+    fitted = fit_groups(
+        scores, truth, groups, equal="calibration", rules=ConfidenceRules(temperature=2.0)
+    )
     rows = {row["group"]: row for row in fitted.rows}
     # 3 times what logits of ±1 with a spread of 1.5 take (1.5² / 2), over a model's own temperature of 2.
     assert fitted.rules.groups["a"]["temperature"] == pytest.approx(2 * 3 * 1.125, rel=0.15)

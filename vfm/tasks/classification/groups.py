@@ -254,20 +254,18 @@ def _fit_temperatures(
                 f"--{name} is {value}, for rates of a label, and --equal calibration fits temperatures. Leave one of "
                 "the two out."
             )
-    names, softened = np.asarray(groups, dtype=object), scores.copy()
+    names = np.asarray(groups, dtype=object)
     rows: list[dict[str, Any]] = []
     for group in sorted(set(groups) - {""}):
-        mine = names == group
-        num = int(mine.sum())
+        of_group, true = scores[names == group], truth[names == group]
+        right, num = of_group.argmax(1) == true, len(true)
         row = {"group": group, "label": "temperature", "num": num, "own": num >= MIN_IMAGES}
+        row["before"] = row["after"] = compute_calibration_error(of_group.max(1), right)
         if row["own"]:
-            further = fit_class_temperature(np.log(scores[mine].clip(min=_TINY)), truth[mine])
-            softened[mine] = soften_scores(scores[mine], further)
-            row |= {
-                "temperature": further * rules.temperature,
-                "before": _measure_error(scores[mine], truth[mine]),
-                "after": _measure_error(softened[mine], truth[mine]),
-            }
+            further = fit_class_temperature(np.log(of_group.clip(min=_TINY)), true)
+            softened = soften_scores(of_group, further)
+            row["temperature"] = further * rules.temperature
+            row["after"] = compute_calibration_error(softened.max(1), right)
         rows.append(row)
     if not any(row["own"] for row in rows):
         counts = ", ".join(f"{row['group']} {row['num']}" for row in rows[:5])
@@ -288,13 +286,13 @@ def _fit_temperatures(
             for row in rows
         },
     )
-    metric, grouped = "Expected calibration error", names != ""
-    before, after = (_measure_error(each[grouped], truth[grouped]) for each in (scores, softened))
-    return GroupFit(fitted, rows, metric, before, after)
 
-
-def _measure_error(scores: Floats, truth: NDArray[Any]) -> float:
-    return compute_calibration_error(scores.max(1), scores.argmax(1) == truth)
+    # Within groups: over all of them, too high scores of one and too low ones of another cancel out.
+    before, after = (
+        float(np.average([row[side] for row in rows], weights=[row["num"] for row in rows]))
+        for side in ("before", "after")
+    )
+    return GroupFit(fitted, rows, "Expected calibration error within groups", before, after)
 
 
 class _LabelFit(NamedTuple):
