@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from vfm_runtime.errors import VfmError
 
 from tests.audit.test_audit import bundle, checkpoint, options, read, table  # noqa: F401 - fixtures
 from vfm.audit.before import describe_change, require_comparable
@@ -85,3 +86,9 @@ def test_models_that_cannot_be_compared():
         require_comparable(after, make_model(before, "detection", ("x", "y")))
     with pytest.raises(AuditError, match=r"only one of it and b.ckpt knows the label 'y'"):
         require_comparable(after, make_model(before, "classification", ("x", "z")))
+
+
+def test_a_model_before_that_is_not_there_is_refused_first(checkpoint, table, tmp_path, capsys):  # noqa: F811
+    with pytest.raises(VfmError, match="There is no checkpoint .*gone.ckpt"):
+        audit(checkpoint, table, out=tmp_path, options=options(before=tmp_path / "gone.ckpt"))
+    assert "Predicting" not in capsys.readouterr().out

@@ -169,6 +169,7 @@ def audit(
     check_level(options.conformal, audited.kind, audited.predictor.task_type.name)
     if options.positive is not None:
         require_known("positive", options.positive, audited.labels)
+    earlier = None if options.before is None else open_before(audited, options, trust)
     source = open_data(audited, data, options.split)
     columns, clusters = read_groups(source, options)
     others = open_other_images(audited, options.ood_data, source.records)
@@ -192,8 +193,8 @@ def audit(
         report.content["ood"] = measure_ood(
             audited, predicted, keys, others, batch_size=options.batch_size, seed=options.seed
         )
-    if options.before is not None:
-        before = predict_before(options.before, audited, data, options, trust)
+    if earlier is not None:
+        before = predict_before(earlier, data, options)
         notes = (*before.model.notes, *before.source.notes)
         report.content["notes"] += [f"Before: {note}" for note in notes]
         report.content["changes"] = compare_models(
@@ -322,17 +323,26 @@ def _audit_units(
     write_report(report, rules, out or choose_folder(model))
 
 
-def predict_before(
-    path: Path, after: AuditedModel, data: Path | None, options: AuditOptions, trust: Sequence[str]
-) -> JudgedModel:
-    """Predict the images of an audit by the model that its model is compared with.
+def open_before(after: AuditedModel, options: AuditOptions, trust: Sequence[str]) -> AuditedModel:
+    """Open the model that another one is compared with.
 
     Raises:
-        AuditError: It is of another task, or knows other labels, or was trained on the images.
+        AuditError: It is of another task, or knows other labels.
     """
+    path = options.before
+    assert path is not None
     checkpoint = None if path.is_dir() else Checkpoint.open(path, trust=trust)
     before = open_model(path, checkpoint, device=options.device)
     require_comparable(after, before)
+    return before
+
+
+def predict_before(before: AuditedModel, data: Path | None, options: AuditOptions) -> JudgedModel:
+    """Predict the images of an audit by the model that its model is compared with.
+
+    Raises:
+        AuditError: It was trained on the images.
+    """
     source = open_data(before, data, options.split)
     groups = read_rule_groups(before, source, options.table)
     predicted = predict_images(before, source.records, batch_size=options.batch_size, groups=groups)
