@@ -89,6 +89,6 @@ def test_models_that_cannot_be_compared():
 
 
 def test_a_model_before_that_is_not_there_is_refused_first(checkpoint, table, tmp_path, capsys):  # noqa: F811
-    with pytest.raises(VfmError, match="There is no checkpoint .*gone.ckpt"):
+    with pytest.raises(VfmError, match=r"There is no checkpoint .*gone.ckpt"):
         audit(checkpoint, table, out=tmp_path, options=options(before=tmp_path / "gone.ckpt"))
     assert "Predicting" not in capsys.readouterr().out
