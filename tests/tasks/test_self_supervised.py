@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -121,6 +122,28 @@ def test_training_goes_on_with_teacher_and_center(tmp_path):
     trainer(tmp_path / "again").fit(again, datamodule=shapes(), ckpt_path=last)
     for key, value in again.state_dict().items():
         assert torch.equal(value, task.state_dict()[key]), key
+
+
+def test_a_validation_with_dino_waits_for_no_other_rank(monkeypatch):
+    center = pytest.importorskip("lightly.models.modules.center")
+    calls: list[torch.Tensor] = []
+    ranks = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        get_world_size=lambda: 2,
+        all_reduce=calls.append,
+    )
+    monkeypatch.setattr(center, "dist", ranks)
+    method, backbone = METHODS["DINO"](), build().backbone
+    method.prepare(backbone)
+    images = Views(torch.randn(8, 3, 32, 32), None)
+    views = methods.EmbeddedViews(images, [[0]] * 4, lambda crops: backbone(crops).pooled)
+    before = method.loss.center.clone()
+    method.eval().compute(views, backbone)
+    assert not calls
+    assert torch.equal(method.loss.center, before)
+    method.train().compute(views, backbone)
+    assert len(calls) == 1
 
 
 def test_the_teacher_of_dino_follows_slowly(tmp_path):

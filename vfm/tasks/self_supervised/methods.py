@@ -247,9 +247,7 @@ class DINO(SelfSupervisedMethod):
         self.teacher = nn.ModuleDict(
             {"backbone": copy.deepcopy(backbone), "projector": copy.deepcopy(self.projector)}
         ).requires_grad_(False)
-        self.loss = load_lightly().DINOLoss(
-            outputs, teacher_temp=self._temperature, warmup_teacher_temp=self._temperature
-        )
+        self.loss = _make_dino_loss(outputs, self._temperature)
 
     def compute(self, views: EmbeddedViews, backbone: Backbone) -> dict[str, Tensor]:
         """Return the cross-entropy of the student's outputs and the teacher's."""
@@ -258,11 +256,7 @@ class DINO(SelfSupervisedMethod):
             self.teacher.eval()
             pooled = self.teacher["backbone"](views.images.large).pooled
             teacher = views.divide(self.teacher["projector"](pooled).float())
-        center = self.loss.center.clone()
-        loss = self.loss([*teacher], student)
-        if not self.training:
-            self.loss.center.copy_(center)  # validation must not move it
-        return {"DINOLoss": loss}
+        return {"DINOLoss": self.loss([*teacher], student)}
 
     @torch.no_grad()
     def update(self, backbone: Backbone) -> None:
@@ -395,6 +389,18 @@ class UnitNorm(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Return the vectors [N, D], of norm 1."""
         return F.normalize(values, dim=-1)
+
+
+def _make_dino_loss(num_outputs: int, temperature: float) -> nn.Module:
+    """Return lightly's loss, whose center moves in training alone."""
+
+    class CenteredLoss(load_lightly().DINOLoss):  # type: ignore[misc]
+        def update_center(self, teacher_out: Tensor) -> None:
+            # It waits for the other ranks, and these may have no such batch in a validation.
+            if self.training:
+                super().update_center(teacher_out)
+
+    return CenteredLoss(num_outputs, teacher_temp=temperature, warmup_teacher_temp=temperature)
 
 
 def load_lightly() -> Any:
