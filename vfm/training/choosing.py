@@ -26,8 +26,7 @@ class BestCheckpoint(ModelCheckpoint):
     """Keeps `best.ckpt` by a metric, of equal ones that of the lowest loss; with few to judge by, the last.
 
     The highest of many metrics of few samples is so by luck, and what trained longer, at a falling rate, is mostly
-    better. So the last checkpoint is taken there, but for those whose metric is below the 95 % interval of the highest
-    (Wilson, 1927).
+    better. So there the last checkpoint is taken whose metric lies in the 95 % interval of the highest (Wilson, 1927).
 
     Its state in a checkpoint is that of Lightning's ModelCheckpoint, the loss and the highest metric: checkpoints
     without these can be gone on from, and a resumed training chooses as one that was not cut.
