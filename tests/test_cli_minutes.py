@@ -46,7 +46,13 @@ def test_epochs_and_validations_fill_the_time() -> None:
 def test_long_validations_are_few() -> None:
     plan = plan_training(make_trial(validated=[10.0]), 1000)
     assert plan.epochs / plan.validate_every * 80 <= 0.16 * 941
-    assert plan_training(make_trial(epoch_validated=0, validated=[]), 1000).epochs > 30
+    unjudged = make_trial(epoch_validated=0, validated=[])
+    assert plan_training(unjudged, 1000).epochs > 30
+    (note,) = plan_training(unjudged, 28).notes
+    assert note == (
+        "There is no time for a whole epoch: 15 of its 20 steps, which see 75% of the 0 training images once. Give 0.2 "
+        "more minutes for all."
+    )
 
 
 def test_epochs_of_one_step_are_planned() -> None:
@@ -115,6 +121,29 @@ def test_a_recipe_may_say_the_minutes_and_the_call_goes_before_it() -> None:
     recipes, words, minutes = find_minutes([recipe], ["--trainer.minutes=7", "--x=1"])
     assert (recipes, words, minutes) == ([{"trainer": {"devices": 1}}], ["--x=1"], 7)
     assert find_minutes([recipe], [])[2] == 5
+
+
+@pytest.mark.parametrize(("limit", "validated"), [("0", 0), ("0.5", 1)])
+def test_the_trial_validates_no_more_than_the_training(
+    limit: str,
+    validated: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def plan(trial: TimedTrial, seconds: float) -> Plan:
+        assert trial.epoch_validated == validated
+        assert bool(trial.validated) == bool(validated)
+        raise OptionError("Planned enough.")
+
+    monkeypatch.setattr(minutes, "plan_training", plan)
+    words = CLI_VIT | {
+        "--trainer.limit_val_batches": limit,
+        "--trainer.minutes": "10",
+        "--trainer.default_root_dir": str(tmp_path),
+    }
+    assert main(["fit", *(word for pair in words.items() for word in pair)]) == 2
+    assert "Planned enough." in capsys.readouterr().err
 
 
 def test_a_training_ends_in_time_and_goes_on_by_the_same_call(

@@ -35,12 +35,15 @@ def count_steps(trainer: Trainer, num_batches: int) -> int:
 
 def count_epoch_steps(trainer: Trainer, num_batches: int) -> int:
     """Return the optimizer steps of an epoch whose loader has so many batches on each process."""
-    limit = trainer.limit_train_batches
-    if isinstance(limit, int):
-        num_batches = min(num_batches, limit)
-    elif limit is not None:
-        num_batches = int(num_batches * limit)
-    return math.ceil(num_batches / trainer.accumulate_grad_batches)
+    limited = limit_batches(num_batches, trainer.limit_train_batches)
+    return math.ceil(limited / trainer.accumulate_grad_batches)
+
+
+def limit_batches(num_batches: int, limit: float | None) -> int:
+    """Return how many batches a limit of the Trainer leaves: an int is their number, a float their fraction."""
+    if limit is None:
+        return num_batches
+    return min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
 
 
 def extend_training(trainer: Trainer, num_batches: int, min_steps: int) -> None:

@@ -13,19 +13,18 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from vfm_runtime.errors import OptionError
 
-from vfm.training.num_steps import count_epoch_steps
+from vfm.training.num_steps import count_epoch_steps, limit_batches
 from vfm.training.optim import Optim
 
 MINUTES_OPTION = "--trainer.minutes"
 _WARM, _MEASURED = 3, 10
 """Steps of the trial: those that warm up, and those that are timed."""
 _VALIDATED = 3
-"""Batches that the trial validates."""
+"""Batches that the trial validates at most."""
 TRIAL: Mapping[str, Any] = MappingProxyType(
     {
         "max_epochs": -1,
         "max_steps": _WARM + _MEASURED,
-        "limit_val_batches": _VALIDATED,
         "num_sanity_val_steps": 0,
         "logger": False,
         "enable_checkpointing": False,
@@ -33,7 +32,7 @@ TRIAL: Mapping[str, Any] = MappingProxyType(
         "enable_model_summary": False,
     }
 )
-"""Options of a trial's Trainer: some steps and validated batches, and nothing is saved."""
+"""Options of a trial's Trainer: some steps, and nothing is saved."""
 _MOST_VALIDATING = 0.15
 """Fraction of the time that validations may take."""
 _NUM_VALIDATIONS = 20
@@ -100,7 +99,7 @@ class TimedTrial(Callback):
             self.validated.append(self._apart / batches)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the batches.
+        """Count the batches, and let the trial validate few of them.
 
         Raises:
             OptionError: Several processes would each take a time of their own.
@@ -112,7 +111,10 @@ class TimedTrial(Callback):
             )
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.epoch_steps = max(1, count_epoch_steps(trainer, len(data.train_dataloader())))
-        self.epoch_validated = len(data.val_dataloader()) if data.records.get("val") else 0
+        if data.records.get("val") and trainer.limit_val_batches:
+            number = len(data.val_dataloader())
+            self.epoch_validated = limit_batches(number, trainer.limit_val_batches)
+            trainer.limit_val_batches = min(_VALIDATED, self.epoch_validated)
         self.num_images = len(data.records["train"])
         self.accumulated = trainer.accumulate_grad_batches
         task: Any = pl_module
@@ -205,10 +207,12 @@ def plan_training(trial: TimedTrial, seconds: float) -> Plan:
         limits = {"limit_train_batches": steps * trial.accumulated}
         if validates < trial.epoch_validated:
             limits["limit_val_batches"] = max(1, int(validates / shrink))
+        part = validates / max(trial.epoch_validated, 1)
+        validated_part = f", and a validation on {part:.0%} of its images" if validates else ""
         notes.append(
             f"There is no time for a whole epoch: {steps} of its {epoch_steps} steps, which see "
-            f"{steps / epoch_steps:.0%} of the {trial.num_images} training images once, and a validation on "
-            f"{validates / max(trial.epoch_validated, 1):.0%} of its images. Give {more:.1f} more minutes for all."
+            f"{steps / epoch_steps:.0%} of the {trial.num_images} training images once{validated_part}. Give "
+            f"{more:.1f} more minutes for all."
         )
         return Plan(1, 1, max(left, 1.0), steps, limits=limits, notes=tuple(notes), **chosen)
     most = max(1, int(_MOST_VALIDATING * usable / max(validation, 1e-6)))
