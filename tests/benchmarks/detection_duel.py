@@ -69,6 +69,8 @@ def ours(
     words += ["--seed_everything", seed, "--data.seed", seed, "--data.num_workers", 0]
     for option, value in get_options(name).items():
         words += [f"--data.{option}", value]
+    if "val_fraction" in get_options(name):
+        words += ["--trainer.limit_val_batches", 0]  # all tiles of the one photo are trained on
     words += ["--trainer.default_root_dir", out, "--trainer.enable_progress_bar", "false"]
     length = ["--model.min_steps", 0, "--trainer.max_epochs", 1]
     words += length if quick else ["--trainer.minutes", f"{seconds / 60:g}"]
