@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from vfm_runtime.bundle.contract import Contract
-from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.confidence import ConfidenceRules, soften_scores
 
 from tests.tasks.tiny import shapes, vit
 from vfm.bundle.onnx_graphs import ExportedModel
@@ -17,7 +17,7 @@ from vfm.data import SyntheticScenes
 from vfm.data.records import Record
 from vfm.deepfake.validation import DeepfakeValidation
 from vfm.tasks.calibration import CalibrationError
-from vfm.tasks.classification.calibration import apply_temperature, fit_labels
+from vfm.tasks.classification.calibration import fit_labels
 from vfm.tasks.classification.validation import LabelValidation
 from vfm.tasks.detection.validation import BoxValidation
 from vfm.tasks.labeled_images import LabeledImages, OpenedImages, open_images
@@ -75,7 +75,7 @@ def test_sure_answers_are_right_as_often_as_asked():
     found = fit_labels(labelled(truth), {"scores": scores}, min_precision=0.9)
     assert found.shared == ()
     others, true = answers(20000, 2.0, seed=2)
-    fitted = apply_temperature(others, found.rules.temperature, False)
+    fitted = soften_scores(others, found.rules.temperature)
     best = fitted.argmax(1)
     sure = fitted.max(1) >= np.array(found.rules.thresholds)[best]
     right = best == np.array(true)
@@ -115,7 +115,7 @@ def test_a_label_that_is_often_wrong_asks_for_more_than_all_together():
     assert "ant" in found.shared
     ant, bee, cat, _ = found.rules.thresholds
     assert ant > cat >= bee
-    fitted = apply_temperature(scores, found.rules.temperature, False)[:40]
+    fitted = soften_scores(scores, found.rules.temperature)[:40]
     assert (truth[:40] == 0)[fitted.max(1) >= ant].all()
 
 
@@ -209,4 +209,6 @@ def test_the_graph_gives_what_was_fitted(multilabel, temperature):
     with torch.inference_mode():
         plain = task.answer(pixels)["scores"].numpy()
         graph = ExportedModel(contract, {"": task}).eval()(pixels)["scores"].numpy()
-    np.testing.assert_allclose(graph, apply_temperature(plain, temperature, multilabel), atol=1e-5)
+    np.testing.assert_allclose(
+        graph, soften_scores(plain, temperature, multilabel=multilabel), atol=1e-5
+    )

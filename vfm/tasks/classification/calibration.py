@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 from vfm_runtime.tasks.base import Arrays
-from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.confidence import ConfidenceRules, soften_scores
 
 from vfm.metrics.calibration import (
     compute_calibration_error,
@@ -65,26 +64,12 @@ def fit_labels(
     return calibration
 
 
-def apply_temperature(
-    scores: NDArray[Any], temperature: float, multilabel: bool
-) -> NDArray[np.float64]:
-    """Return what scores become when the logits behind them are divided by a temperature.
-
-    Args:
-        scores: [N, C], softmax of logits, or with `multilabel` their sigmoid.
-        temperature: Divisor of the logits, above 0.
-        multilabel: Whether labels are independent.
-    """
-    if multilabel:
-        return np.asarray(expit(_compute_logits(scores) / temperature))
-    return np.asarray(softmax(_compute_logs(scores) / temperature, axis=1))
-
-
 def _fit_single_label(
     images: Validation, scores: NDArray[Any], min_precision: float | None
 ) -> Calibration:
-    temperature = fit_class_temperature(_compute_logs(scores), images.truth)
-    chance = apply_temperature(scores, temperature, False)
+    logits = np.log(np.maximum(np.asarray(scores, np.float64), _TINY))
+    temperature = fit_class_temperature(logits, images.truth)
+    chance = soften_scores(scores, temperature)
     best = chance.argmax(axis=1)
     right = best == images.truth
     thresholds: tuple[float, ...] | None = None
@@ -104,7 +89,7 @@ def _fit_single_label(
 
 
 def _fit_thresholds(
-    scores: NDArray[np.float64],
+    scores: NDArray[Any],
     best: NDArray[np.int64],
     right: NDArray[np.bool_],
     labels: tuple[str, ...],
@@ -147,8 +132,9 @@ def _fit_thresholds(
 
 def _fit_multilabel(images: Validation, scores: NDArray[Any]) -> Calibration:
     truth = images.truth.astype(bool)
-    temperature = fit_label_temperature(_compute_logits(scores), truth)
-    chance = apply_temperature(scores, temperature, True)
+    likely = np.clip(np.asarray(scores, np.float64), _EDGE, 1 - _EDGE)
+    temperature = fit_label_temperature(np.log(likely) - np.log1p(-likely), truth)
+    chance = soften_scores(scores, temperature, multilabel=True)
     occurs = np.asarray(truth.any(axis=0)).tolist()
     thresholds = [
         find_best_f1(chance[:, k], truth[:, k])[0] if occurs[k] else _APPLIES
@@ -167,12 +153,3 @@ def _fit_multilabel(images: Validation, scores: NDArray[Any]) -> Calibration:
         measure_error(chance),
         list_absent(images.labels, occurs, images.num_images, _APPLIES),
     )
-
-
-def _compute_logs(scores: NDArray[Any]) -> NDArray[np.float64]:
-    return np.log(np.maximum(np.asarray(scores, np.float64), _TINY))
-
-
-def _compute_logits(scores: NDArray[Any]) -> NDArray[np.float64]:
-    chance = np.clip(np.asarray(scores, np.float64), _EDGE, 1 - _EDGE)
-    return np.log(chance) - np.log1p(-chance)

@@ -25,7 +25,7 @@ _RATES = {"tpr": "true positive rate", "fpr": "false positive rate"}
 _APPLIES = 0.5
 _TINY = 1e-30
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 
 def fit_label_groups(

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.tasks.base import Arrays
-from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.confidence import ConfidenceRules, soften_scores
 
 from vfm.data.records import list_labels
 from vfm.tasks.calibration import Calibration, CalibrationOptions
-from vfm.tasks.classification.calibration import apply_temperature, fit_labels
+from vfm.tasks.classification.calibration import fit_labels
 from vfm.tasks.classification.groups import fit_label_groups
 from vfm.tasks.classification.results import compute_label_metrics
 from vfm.tasks.group_fit import GroupFit
@@ -68,7 +68,7 @@ class OutOfFoldValidation(Validation):
         options: CalibrationOptions,
     ) -> GroupFit:
         """Fit thresholds by group to the out-of-fold scores."""
-        scores = apply_temperature(self.scores, rules.temperature, self.multilabel)
+        scores = soften_scores(self.scores, rules.temperature, multilabel=self.multilabel)
         return fit_label_groups(scores, self.truth, self.labels, rules, groups, options)
 
 
@@ -113,5 +113,5 @@ class LabelValidation(Validation):
         options: CalibrationOptions,
     ) -> GroupFit:
         """Fit thresholds by group."""
-        scores = apply_temperature(outputs["scores"], rules.temperature, self.multilabel)
+        scores = soften_scores(outputs["scores"], rules.temperature, multilabel=self.multilabel)
         return fit_label_groups(scores, self.truth, self.labels, rules, groups, options)
