@@ -1,14 +1,17 @@
 """Planted faults found by `vfm doctor`: leaks among tiles and frames, label errors of Fashion-MNIST, time.
 
-    python tests/benchmarks/doctor.py [--only leaks|labels|time] [--images 5000] [--quick]
+    python tests/benchmarks/doctor.py [--only leaks|labels|boxes|time] [--images 5000] [--minutes 10] [--quick]
 
 Leaks: copies of tiles of packaged photos, and of frames of packaged clips, in the other split: equal files, re-encoded
 (half to full size, quality 40 to 90), cropped (60 to 90 % of the area) and mirrored. Two tiles of one photo, or two
 frames of one clip, that are found beside them are natural: listed, and not counted. Precision is over pairs of
 different photos and clips. Labels: 3 % of Fashion-MNIST, half of them uniform, half to the class that a probe confuses
-theirs with most; how many are in the most suspicious twentieth, and of the 100 first, beside what was expected. `time`
-is the whole command, in another process, seconds by the clock and of the CPU. Weights of EfficientNet-Lite0 and clips
-are fetched by tests/fetch_assets.py; what needs them is left out without. --quick takes less than 50 s of the CPU.
+theirs with most; how many are in the most suspicious twentieth, and of the 100 first, beside what was expected. Boxes:
+of 3 % of the glyphs' boxes of detection_sets.py a third each is left out, moved by 30 to 60 % of a side, or misnamed; a
+detector learns for --minutes from the train split as it then is, and doubts its boxes and those of the test split; how
+many of the errors are among the most doubtful, as many as a twentieth of the boxes. `time` is the whole command, in
+another process, seconds by the clock and of the CPU. Weights of EfficientNet-Lite0 and clips are fetched by
+tests/fetch_assets.py; what needs them is left out without. --quick takes less than 50 s of the CPU.
 """
 
 from __future__ import annotations
@@ -25,9 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from doctor_data import CLIPS, KINDS, cut_tiles, plant_leaks, read_photos
+from detection_sets import write_set
+from doctor_data import CLIPS, KINDS, cut_tiles, plant_box_errors, plant_leaks, read_photos
+from fashion_mnist import RECIPES, lite0_weights, run
 from PIL import Image
 from vfm_runtime.media.video import read_video
+from vfm_runtime.tasks.detection import compute_iou
 
 from vfm.audit.doctor.features import describe_thumbnails, embed_records, open_tower
 from vfm.audit.doctor.label_errors import find_label_errors
@@ -41,6 +47,8 @@ from vfm.search.image_scan import scan_images
 FOLDER = Path(__file__).parents[2] / ".cache" / "assets"
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 MODEL = "tf_efficientnet_lite0"
+SPLITS = ("train", "test")
+"""Splits of the boxes into which errors are planted: the detector learns from the first, and never sees the second."""
 
 
 def find_weights() -> Path | None:
@@ -140,6 +148,92 @@ def plant_errors(
     return given, planted
 
 
+def measure_boxes(minutes: float, folder: Path) -> None:
+    root = write_set("glyphs", folder)
+    planted = {split: plant_in_split(root / split, seed) for seed, split in enumerate(SPLITS)}
+    words = ["--config", RECIPES / "detection/small_data.yaml", "--data.root", root]
+    words += [
+        "--model.weights",
+        lite0_weights(),
+        "--model.image_size",
+        320,
+        "--data.num_workers",
+        0,
+    ]
+    words += ["--trainer.minutes", minutes, "--trainer.default_root_dir", folder / "runs"]
+    detector = folder / "runs/0/checkpoints/best.ckpt"
+    if not detector.is_file():
+        run("fit", *words)
+    for split in SPLITS:
+        start, out = time.process_time(), folder / f"doctor-{split}"
+        run("doctor", root / split, "--detector", detector, "--no-label-errors", "--out", out)
+        errors = json.loads((out / "doctor.json").read_text(encoding="utf-8"))["box_errors"]
+        twentieth = errors["suspects"][: errors["num_judged"] // 20]
+        hits = {each: is_suspected(each, twentieth) for each in planted[split]}
+        print_row(
+            cell=f"box errors, {split}",
+            boxes=errors["num_judged"],
+            **{
+                f"{problem}_in_top_5%": float(
+                    np.mean([v for e, v in hits.items() if e[2] == problem])
+                )
+                for problem in ("missing", "shifted", "class")
+            },
+            all=float(np.mean(list(hits.values()))),
+            planted=len(hits),
+            cpu_s=time.process_time() - start,
+        )
+
+
+def list_corners(sides: list[float]) -> list[float]:
+    left, top, width, height = sides
+    return [left, top, left + width, top + height]
+
+
+def list_sides(corners: list[float]) -> list[float]:
+    left, top, right, bottom = corners
+    return [left, top, right - left, bottom - top]
+
+
+def plant_in_split(folder: Path, seed: int) -> list[tuple[str, tuple[float, ...], str]]:
+    """Plant errors into the boxes of a split, once, and return them with the names of their images."""
+    path, kept = (
+        folder / "_annotations.coco.json",
+        folder.parent.with_suffix(f".{folder.name}.json"),
+    )
+    if not kept.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        boxes = [
+            (a["image_id"], list_corners(a["bbox"]), a["category_id"] - 1)
+            for a in content["annotations"]
+        ]
+        given, planted = plant_box_errors(boxes, len(content["categories"]), 0.03, seed)
+        content["annotations"] = [
+            {
+                "id": k,
+                "image_id": image,
+                "category_id": label + 1,
+                "iscrowd": 0,
+                "bbox": list_sides(c),
+            }
+            for k, (image, c, label) in enumerate(given)
+        ]
+        kept.write_text(json.dumps([[names[i], c, problem] for i, c, problem in planted]))
+        path.write_text(json.dumps(content), encoding="utf-8")
+    return [(name, tuple(box), problem) for name, box, problem in json.loads(kept.read_text())]
+
+
+def is_suspected(
+    planted: tuple[str, tuple[float, ...], str], suspects: list[dict[str, Any]]
+) -> bool:
+    name, corners, _ = planted
+    boxes = [
+        s[key] for s in suspects if s["image"].endswith(name) for key in ("box", "suggested_box")
+    ]
+    return bool((compute_iou(np.array([corners]), np.array(boxes).reshape(-1, 4)) > 0.3).any())
+
+
 def measure_time(num_images: int) -> None:
     """The whole command on photos of 640 x 480, and on Fashion-MNIST where weights are at hand."""
     with tempfile.TemporaryDirectory() as folder:
@@ -174,16 +268,25 @@ def time_command(cell: str, words: list[str], folder: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=["leaks", "labels", "time"])
+    parser.add_argument("--only", choices=["leaks", "labels", "boxes", "time"])
     parser.add_argument("--images", type=int, default=5000, help="images of Fashion-MNIST")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of the detector's training")
+    parser.add_argument("--out", type=Path, help="folder for the boxes and their detector")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    parts = [options.only] if options.only else ["leaks", "labels"] + ["time"] * (not options.quick)
+    parts = (
+        [options.only]
+        if options.only
+        else ["leaks", "labels"] + ["boxes", "time"] * (not options.quick)
+    )
     if "leaks" in parts:
         measure_leaks(15 if options.quick else 40, range(1 if options.quick else 3))
     if "labels" in parts and FASHION.is_dir():
         names = ["thumbnails"] + [MODEL] * (find_weights() is not None and not options.quick)
         measure_labels(2000 if options.quick else options.images, names)
+    if "boxes" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            measure_boxes(options.minutes, options.out or Path(folder))
     if "time" in parts:
         measure_time(200 if options.quick else 2000)
 

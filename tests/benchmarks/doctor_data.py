@@ -133,3 +133,38 @@ def crop_randomly(picture: Image.Image, random: np.random.Generator) -> Image.Im
     )
     box = (left, top, left + size[0], top + size[1])
     return picture.resize(picture.size, Image.Resampling.BICUBIC, box=box)
+
+
+def plant_box_errors(
+    boxes: list[tuple[int, list[float], int]], num_labels: int, fraction: float, seed: int
+) -> tuple[list[tuple[int, list[float], int]], list[tuple[int, list[float], str]]]:
+    """Leave out, move or rename a fraction of boxes, a third each.
+
+    Args:
+        boxes: Image, corners in pixels and class of each.
+        num_labels: Number of classes.
+        fraction: Part of them that is changed.
+        seed: Draws which, and how.
+
+    Returns:
+        The boxes that stay, and of each change the image, the corners of the object, and what was done.
+    """
+    random = np.random.default_rng(seed)
+    number = max(3, round(fraction * len(boxes)))
+    chosen = random.permutation(len(boxes))[:number].tolist()
+    given, planted = list(boxes), []
+    for turn, index in enumerate(chosen):
+        image, corners, label = boxes[index]
+        problem = ("missing", "shifted", "class")[turn % 3]
+        planted.append((image, corners, problem))
+        if problem == "class":
+            given[index] = image, corners, int(label + random.integers(1, num_labels)) % num_labels
+        elif problem == "shifted":
+            left, top, right, bottom = corners
+            width, height = right - left, bottom - top
+            # By 30 to 60 % of a side, which leaves half or less of what both cover.
+            across, down = random.choice([-1, 1], 2) * random.uniform(0.3, 0.6, 2)
+            moved = [left + across * width, top + down * height]
+            given[index] = image, [*moved, moved[0] + width, moved[1] + height], label
+    left_out = {index for turn, index in enumerate(chosen) if turn % 3 == 0}
+    return [each for index, each in enumerate(given) if index not in left_out], planted

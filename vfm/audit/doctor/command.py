@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vfm_runtime.errors import DataError, OptionError
 
+from vfm.audit.doctor.box_errors import open_detector
 from vfm.audit.doctor.diagnosis import VALUES, Diagnosis, DoctorOptions, diagnose, summarize
 from vfm.audit.doctor.extensions import DoctorExtension, list_extensions
 from vfm.audit.doctor.fix import FILE, require_files, write_cleaned
@@ -70,6 +71,11 @@ def doctor(
         source = _open(data, options)
     if extension is None and options.label_errors and source.labels:
         import_cleanlab()
+    detector = (
+        None
+        if options.detector is None
+        else open_detector(options.detector, source, device=options.device, trust=trust)
+    )
     if options.fix:
         require_files(source)
     folder = Path("doctor") if out is None else Path(out)
@@ -85,6 +91,7 @@ def doctor(
         source,
         plain,
         other=None if against is None else _open(against, _DEFAULTS),
+        detector=detector,
         progress=lambda text: print(text, file=sys.stderr, flush=True),
     )
     page, content = build_page(result), summarize(result)
@@ -150,6 +157,11 @@ def describe(result: Diagnosis) -> list[str]:
         )
     if result.box_doubts:
         lines.append(f"Boxes: {len(result.box_doubts):,} doubtful.")
+    if result.box_errors is not None:
+        lines.append(
+            f"Boxes that the detector sees otherwise: {len(result.box_errors.likely):,} of "
+            f"{result.box_errors.num_judged:,} and of what it finds beside them."
+        )
     if result.like_names:
         lines.append(f"Class names that may be one: {' and '.join(result.like_names[0])}.")
     if "all" in result.null_scores:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.media.drawing import draw_boxes
 from vfm_runtime.media.image import ImageError, open_image
 
+from vfm.audit.doctor.box_errors import BoxErrors, judge_boxes
 from vfm.audit.doctor.facts import (
     BoxDoubt,
     OddFile,
@@ -23,6 +25,7 @@ from vfm.audit.doctor.features import THUMBNAILS, describe_thumbnails, embed_rec
 from vfm.audit.doctor.label_errors import LabelErrors, LabelSuspect, find_label_errors
 from vfm.audit.doctor.source import DoctorSource, choose_evenly
 from vfm.audit.null_score import NullScore, measure_null_scores, read_null_values
+from vfm.audit.source import AuditedModel
 from vfm.data.records import Record, list_labels, read_source
 from vfm.search.image_duplicates import (
     DuplicatePair,
@@ -36,7 +39,7 @@ MOST_CHECKED = 100
 """Images in the list of those to check first."""
 VALUES = (
     *("unreadable", "odd_files", "duplicates", "leaks", "key_leaks", "shared", "label_errors"),
-    *("box_doubts", "like_names", "null_auroc"),
+    *("box_doubts", "box_errors", "like_names", "null_auroc"),
 )
 """Names of the figures that rules are about; duplicates and label errors are fractions, the others counts."""
 MOST_BOXES = 20_000
@@ -74,6 +77,7 @@ class DoctorOptions:
             for vfm embed. By default thumbnails do, which take no weights.
         base: File of the backbone's weights, in place of timm's.
         image_size: Side of a backbone's input in pixels.
+        detector: Checkpoint or bundle that finds objects, by which boxes are doubted: missing, shifted, misnamed.
         label_errors: Doubt labels by cross-validated probes; takes cleanlab, of the extra doctor.
         fix: Also write a cleaned table; no image is touched.
         fail_on: Rules that must hold, else the exit status is 1, such as "leaks<1,label_errors<0.02".
@@ -89,6 +93,7 @@ class DoctorOptions:
     model: str | None = None
     base: Path | None = None
     image_size: int | None = None
+    detector: Path | None = None
     label_errors: bool = True
     fix: bool = False
     fail_on: str = ""
@@ -116,6 +121,7 @@ class Diagnosis:
     """Images of the data set, and index of the one in the other that they are."""
     odd: list[OddFile] = field(default_factory=list)
     box_doubts: list[BoxDoubt] = field(default_factory=list)
+    box_errors: BoxErrors | None = None
     like_names: list[tuple[str, str]] = field(default_factory=list)
     null_scores: dict[str, NullScore] = field(default_factory=dict)
     labels: LabelErrors | None = None
@@ -152,6 +158,7 @@ class Diagnosis:
             None if self.other is None else float(len({p.first for p in self.shared})),
             labels.num_errors / judged if labels is not None and judged else None,
             float(len(self.box_doubts)) if self.source.has_boxes else None,
+            None if self.box_errors is None else float(len(self.box_errors.likely)),
             float(len(self.like_names)),
             None if score is None else score.auroc.value,
         )
@@ -163,6 +170,7 @@ def diagnose(
     options: DoctorOptions,
     *,
     other: DoctorSource | None = None,
+    detector: AuditedModel | None = None,
     progress: Progress = lambda _: None,
 ) -> Diagnosis:
     """Look at everything in a data set that can be wrong before training.
@@ -171,6 +179,7 @@ def diagnose(
         source: Images of the data set.
         options: What is looked at.
         other: Data set in which none of them should be.
+        detector: Model that finds objects, by which the boxes are doubted.
         progress: Told what is being done.
 
     Raises:
@@ -210,6 +219,10 @@ def diagnose(
         )
     if has_labels and options.label_errors:
         _judge_labels(result, features, options, progress)
+    if detector is not None:
+        progress(f"finding objects in {len(source.records):,} images")
+        result.box_errors = judge_boxes(detector, source, read, options.batch_size)
+        result.notes += result.box_errors.notes
     result.checks = list_checks(result)
     rows_read = np.flatnonzero(read)
     if len(rows_read):
@@ -239,12 +252,22 @@ def list_checks(result: Diagnosis) -> list[Check]:
     return sorted(doubtful, key=lambda check: -check.probability)[:MOST_CHECKED]
 
 
-def open_check_picture(record: Record, box: Sequence[float] = ()) -> NDArray[np.uint8]:
-    """Return an image for a contact sheet, small; of a box its surroundings; a gray field where it cannot be read."""
+def open_check_picture(
+    record: Record, box: Sequence[float] = (), marks: Mapping[str, Sequence[float]] = {}
+) -> NDArray[np.uint8]:
+    """Return an image for a contact sheet, small; of a box its surroundings; a gray field where it cannot be read.
+
+    Args:
+        record: Record of the image.
+        box: Corners of what is shown, in pixels; empty for all of it.
+        marks: Corners of a box by the color in which it is drawn.
+    """
     try:
         pixels = open_image(read_source(record))
     except (ImageError, OSError):
         return np.full((64, 64, 3), 200, np.uint8)
+    if marks:
+        pixels = draw_boxes(pixels, list(marks.values()), colors=list(marks))
     if len(box):
         pixels = _cut_box(pixels, box)
     return shrink_image(pixels, 256)
@@ -427,6 +450,24 @@ def summarize(result: Diagnosis) -> dict[str, Any]:
                     "probability": round(check.probability, 4),
                 }
                 for check in result.checks
+            ],
+        },
+        "box_errors": None
+        if result.box_errors is None
+        else {
+            "num_judged": result.box_errors.num_judged,
+            "suspects": [
+                {
+                    "image": name(one.position),
+                    "problem": one.problem,
+                    "box": list(one.box),
+                    "suggested_box": list(one.suggested),
+                    "stated": source.labels[one.stated] if one.stated >= 0 else None,
+                    "suggested": source.labels[one.found],
+                    "doubt": round(one.doubt, 4),
+                    "is_likely": one.is_likely,
+                }
+                for one in result.box_errors.suspects
             ],
         },
         "box_doubts": [doubt._asdict() for doubt in result.box_doubts],

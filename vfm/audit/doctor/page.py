@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.audit.doctor.box_errors import MISSING, PROBLEMS, BoxSuspect
 from vfm.audit.doctor.diagnosis import Diagnosis, open_check_picture
 from vfm.audit.doctor.facts import count_classes, count_formats
 from vfm.audit.null_score import NULL_FEATURES
 from vfm.data.records import Record
 from vfm.report import Page, draw_contact_sheet
+from vfm.report.drawing import FOUND, WRONG
 from vfm.report.plots import plot_bars
 from vfm.search.image_duplicates import DuplicatePair
 
@@ -52,6 +58,7 @@ def build_page(result: Diagnosis) -> Page:
     _add_files(page, result)
     _add_classes(page, result)
     _add_boxes(page, result)
+    _add_box_errors(page, result)
     _add_null_scores(page, result)
     _add_outliers(page, result)
     page.add_heading("What was not looked at")
@@ -81,8 +88,10 @@ def list_gaps(result: Diagnosis) -> list[str]:
         texts.append(
             "Labels: there are none, so label errors, balance and null scores are left out."
         )
-    if source.has_boxes:
-        texts.append("Objects without a box, and boxes that are shifted: both take a detector.")
+    if source.has_boxes and result.box_errors is None:
+        texts.append(
+            "Objects without a box, and boxes that are shifted: name a detector of these classes with --detector."
+        )
     return texts
 
 
@@ -263,6 +272,41 @@ def _add_boxes(page: Page, result: Diagnosis) -> None:
         f"{len(result.box_doubts)} boxes are doubtful. Training clips or drops those that leave their image."
     )
     page.add_table([doubt._asdict() for doubt in result.box_doubts[:_SHOWN_ROWS]])
+
+
+def _add_box_errors(page: Page, result: Diagnosis) -> None:
+    errors = result.box_errors
+    if errors is None:
+        return
+    page.add_heading("Boxes that the detector sees otherwise")
+    counts = Counter(suspect.problem for suspect in errors.suspects if suspect.is_likely)
+    listed = ", ".join(f"{counts[problem]} {text}" for problem, text in PROBLEMS.items())
+    page.add_text(
+        f"{errors.num_judged} boxes were judged. Likely: {listed}, of which the detector is as sure as, on average, of "
+        "boxes that it finds as they are stated. Doubt is its score, less what speaks for the box as it stands; it is "
+        "no probability of an error."
+    )
+    shown = errors.suspects[:_SHOWN_CHECKS]
+    if not shown:
+        return
+    records, names = result.source.records, result.source.labels
+    captions = [
+        f"{number}. {each.doubt:.2f} {each.problem}\n{each.describe(names)}"
+        for number, each in enumerate(shown, 1)
+    ]
+    page.add_figure(
+        draw_contact_sheet(
+            [_draw_suspect(records[each.position], each) for each in shown], captions
+        ),
+        f"The first {len(shown)}: the stated box red, what the detector finds green",
+    )
+
+
+def _draw_suspect(record: Record, suspect: BoxSuspect) -> NDArray[np.uint8]:
+    ends = np.array([suspect.box, suspect.suggested])
+    marks = {} if suspect.problem == MISSING else {WRONG: suspect.box}
+    around = [*ends[:, :2].min(axis=0), *ends[:, 2:].max(axis=0)]
+    return open_check_picture(record, around, marks | {FOUND: suspect.suggested})
 
 
 def _add_null_scores(page: Page, result: Diagnosis) -> None:
