@@ -4,6 +4,8 @@ import csv
 import json
 import shutil
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tests.tasks.tiny import fit, vit
 from vfm.bundle.contract import make_contract
 from vfm.bundle.export import export
 from vfm.cli import main
+from vfm.cli.group_column import GroupColumn, GroupRulesReader
 from vfm.data import FolderData
 from vfm.metrics.group_thresholds import count_needed, fit_cutoff
 from vfm.tasks.calibrate import calibrate
@@ -352,3 +355,16 @@ def test_several_heads_hold_no_rules_by_group(trained):
         OptionError, match="calibration of 'x' has rules by site, which a bundle of several"
     ):
         make_contract({"x": task, "y": task}, {"x": calibration}, None)
+
+
+def test_a_table_of_one_row_an_image_has_no_rules_of_videos(monkeypatch):
+    task = vit()
+    rules = SimpleNamespace(rules=SimpleNamespace(column="site"))
+    monkeypatch.setattr(task, "define_group_rules", lambda: rules)
+    reader = GroupRulesReader(Path("best.ckpt"), GroupColumn("site", None))
+    message = (
+        r"--group-column is 'site', but predictions.csv of best.ckpt has one row an image, by the general rule. Leave "
+        "it out, or export the checkpoint and ask its bundle: vfm-runtime predict BUNDLE VIDEO --group-column site"
+    )
+    with pytest.raises(OptionError, match=message):
+        reader.on_predict_start(SimpleNamespace(), task)
