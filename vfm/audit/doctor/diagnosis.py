@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from vfm_runtime.media.drawing import draw_boxes
 from vfm_runtime.media.image import ImageError, open_image
 
 from vfm.audit.doctor.box_errors import BoxErrors, judge_boxes
@@ -252,22 +251,12 @@ def list_checks(result: Diagnosis) -> list[Check]:
     return sorted(doubtful, key=lambda check: -check.probability)[:MOST_CHECKED]
 
 
-def open_check_picture(
-    record: Record, box: Sequence[float] = (), marks: Mapping[str, Sequence[float]] = {}
-) -> NDArray[np.uint8]:
-    """Return an image for a contact sheet, small; of a box its surroundings; a gray field where it cannot be read.
-
-    Args:
-        record: Record of the image.
-        box: Corners of what is shown, in pixels; empty for all of it.
-        marks: Corners of a box by the color in which it is drawn.
-    """
+def open_check_picture(record: Record, box: Sequence[float] = ()) -> NDArray[np.uint8]:
+    """Return an image for a contact sheet, small; of a box its surroundings; a gray field where it cannot be read."""
     try:
         pixels = open_image(read_source(record))
     except (ImageError, OSError):
         return np.full((64, 64, 3), 200, np.uint8)
-    if marks:
-        pixels = draw_boxes(pixels, list(marks.values()), colors=list(marks))
     if len(box):
         pixels = _cut_box(pixels, box)
     return shrink_image(pixels, 256)
@@ -385,12 +374,23 @@ def _cut_box(
     pixels: NDArray[np.uint8], box: Sequence[float], margin: float = 0.3
 ) -> NDArray[np.uint8]:
     """Return a box of an image with some of its surroundings."""
+    x0, y0, x1, y1 = place_cut(pixels, box, margin)
+    return np.ascontiguousarray(pixels[y0:y1, x0:x1])
+
+
+def place_cut(
+    pixels: NDArray[np.uint8], box: Sequence[float], margin: float
+) -> tuple[int, int, int, int]:
+    """Return the corners of a box with a margin, a fraction of its sides, within an image, in whole pixels."""
     height, width = pixels.shape[:2]
     left, top, right, bottom = box
     across, down = margin * (right - left), margin * (bottom - top)
-    x0, y0 = max(0, int(left - across)), max(0, int(top - down))
-    x1, y1 = min(width, int(right + across) + 1), min(height, int(bottom + down) + 1)
-    return np.ascontiguousarray(pixels[y0:y1, x0:x1])
+    return (
+        max(0, int(left - across)),
+        max(0, int(top - down)),
+        min(width, int(right + across) + 1),
+        min(height, int(bottom + down) + 1),
+    )
 
 
 def summarize(result: Diagnosis) -> dict[str, Any]:

@@ -8,19 +8,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from vfm_runtime.media.image import open_image
 
 from vfm.audit.doctor.box_errors import MISSING, PROBLEMS, BoxSuspect
-from vfm.audit.doctor.diagnosis import Diagnosis, open_check_picture
+from vfm.audit.doctor.diagnosis import Diagnosis, open_check_picture, place_cut
 from vfm.audit.doctor.facts import count_classes, count_formats
 from vfm.audit.null_score import NULL_FEATURES
-from vfm.data.records import Record
+from vfm.data.records import Record, read_source
 from vfm.report import Page, draw_contact_sheet
-from vfm.report.drawing import FOUND, WRONG
+from vfm.report.drawing import Marked, draw_marked_boxes
 from vfm.report.plots import plot_bars
 from vfm.search.image_duplicates import DuplicatePair
 
 _SHOWN_PAIRS, _SHOWN_CHECKS, _SHOWN_ROWS = 12, 24, 20
 _MOST_BARS = 25
+_SIDE = 160
 
 _PARTS = {
     "metadata": "size, format and compression",
@@ -294,19 +296,22 @@ def _add_box_errors(page: Page, result: Diagnosis) -> None:
         f"{number}. {each.doubt:.2f} {each.problem}\n{each.describe(names)}"
         for number, each in enumerate(shown, 1)
     ]
+    pictures = [_draw_suspect(records[each.position], each) for each in shown]
     page.add_figure(
-        draw_contact_sheet(
-            [_draw_suspect(records[each.position], each) for each in shown], captions
-        ),
+        draw_contact_sheet(pictures, captions, columns=4, cell=_SIDE),
         f"The first {len(shown)}: the stated box red, what the detector finds green",
     )
 
 
 def _draw_suspect(record: Record, suspect: BoxSuspect) -> NDArray[np.uint8]:
-    ends = np.array([suspect.box, suspect.suggested])
-    marks = {} if suspect.problem == MISSING else {WRONG: suspect.box}
+    pixels = open_image(read_source(record))  # the detector read it too
+    ends = np.array([suspect.box, suspect.suggested], np.float32)
     around = [*ends[:, :2].min(axis=0), *ends[:, 2:].max(axis=0)]
-    return open_check_picture(record, around, marks | {FOUND: suspect.suggested})
+    x0, y0, x1, y1 = place_cut(pixels, around, 0.8)
+    stated, found = (ends - np.array([x0, y0, x0, y0], np.float32))[:, None]
+    wrong = stated[: int(suspect.problem != MISSING)]
+    marked = Marked(found, stated[:0], wrong, captions=[""] * len(wrong))
+    return draw_marked_boxes(pixels[y0:y1, x0:x1], marked, _SIDE)
 
 
 def _add_null_scores(page: Page, result: Diagnosis) -> None:
