@@ -166,7 +166,7 @@ def measure_boxes(minutes: float, folder: Path) -> None:
         run("fit", *words)
     for split in SPLITS:
         start, out = time.process_time(), folder / f"doctor-{split}"
-        run("doctor", root / split, "--detector", detector, "--no-label-errors", "--out", out)
+        run("doctor", root / split, "--detector", detector, "--label_errors", "false", "--out", out)
         errors = json.loads((out / "doctor.json").read_text(encoding="utf-8"))["box_errors"]
         twentieth = errors["suspects"][: errors["num_judged"] // 20]
         hits = {each: is_suspected(each, twentieth) for each in planted[split]}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ PROBLEMS = {
 """What each problem of a box means, in the plural."""
 _APART = 0.1
 """Intersection over union below which a detection and a box are not of one object."""
+_LIKELY = 0.5
 _FITS = 0.7
 """Intersection over union from which a box fits its object."""
 
@@ -49,19 +48,15 @@ class BoxSuspect(NamedTuple):
     """Class of the box; -1 of a missing one."""
     found: int
     """Class that the detector finds."""
-    score: float
-    """Score of what the detector finds."""
-    overlap: float
-    """Intersection over union of both; 0 of a missing one."""
     doubt: float
-    """The score less what speaks for the box as it stands; above 0 and at most 1."""
-    is_likely: bool = False
-    """Whether the detector is as sure of it as, on average, of the boxes of that class that it finds as stated."""
+    """Score of what the detector finds, less what speaks for the box as it stands; above 0 and at most 1."""
 
     def describe(self, labels: Sequence[str]) -> str:
-        """Return the classes in words."""
-        found = labels[self.found]
-        return f"{labels[self.stated]} -> {found}" if self.problem == CONFUSED else found
+        """Return in words what is doubted."""
+        looks = f"looks like {labels[self.found]}"
+        if self.problem == MISSING:
+            return f"no box, {looks}"
+        return f"labelled {labels[self.stated]}, {looks}" + " beside it" * (self.problem == SHIFTED)
 
 
 @dataclass(frozen=True)
@@ -77,8 +72,8 @@ class BoxErrors:
 
     @property
     def likely(self) -> list[BoxSuspect]:
-        """Those that are likely wrong."""
-        return [suspect for suspect in self.suspects if suspect.is_likely]
+        """Those that are more likely wrong than not, as far as the detector knows."""
+        return [suspect for suspect in self.suspects if suspect.doubt >= _LIKELY]
 
 
 def open_detector(
@@ -163,8 +158,7 @@ def find_box_errors(truth: Sequence[TrueBoxes], found: Sequence[DetectedBoxes]) 
     A detection near which there is no box doubts that all objects have one, by its score. One on a box of another class
     doubts that class, by how much its score exceeds the best of the stated class there. One of the same class that
     overlaps the box by less than 0.7 doubts the place, by how much its score exceeds the best of one that fits, and
-    the more the less they overlap. The problems are those of ObjectLab (Tkachenko et al., 2023); what is likely is
-    judged as in confident learning (Northcutt et al., 2021), by the mean score of the class where it is right.
+    the more the less they overlap. The problems are those of ObjectLab (Tkachenko et al., 2023).
 
     Args:
         truth: Boxes of each image as they are stated.
@@ -173,18 +167,12 @@ def find_box_errors(truth: Sequence[TrueBoxes], found: Sequence[DetectedBoxes]) 
     Returns:
         The most doubtful first; each box, and each object without one, once.
     """
-    pairs = [_ImagePair(*each) for each in zip(truth, found, strict=True)]
-    agreed = [agreement for pair in pairs for agreement in pair.list_agreements()]
-    usual = {
-        label: statistics.fmean(score for other, score in agreed if other == label)
-        for label in {label for label, _ in agreed}
-    }
-    suspects = []
-    for position, pair in enumerate(pairs):
-        for suspect in (*pair.doubt_boxes(), *pair.find_missing()):
-            is_sure = suspect.score >= usual.get(suspect.found, math.inf)
-            is_clear = suspect.problem != SHIFTED or suspect.overlap < IOU
-            suspects.append(suspect._replace(position=position, is_likely=is_sure and is_clear))
+    suspects = [
+        suspect._replace(position=position)
+        for position, each in enumerate(zip(truth, found, strict=True))
+        for pair in [_ImagePair(*each)]
+        for suspect in (*pair.doubt_boxes(), *pair.find_missing())
+    ]
     return sorted(suspects, key=lambda suspect: -suspect.doubt)
 
 
@@ -198,13 +186,6 @@ class _ImagePair:
         # A detection speaks of the box that it overlaps most.
         self.is_near = (self.iou >= _APART) & (self.iou == self.iou.max(axis=0, initial=0))
         self.judged = np.flatnonzero(~truth.ignored & self.is_near.any(axis=1)).tolist()
-
-    def list_agreements(self) -> Iterator[tuple[int, float]]:
-        """Yield class and best score of each box that is found where it is stated."""
-        for k in self.judged:
-            agrees = self.is_same[k] & self.is_near[k] & (self.iou[k] >= IOU)
-            if agrees.any():
-                yield int(self.truth.labels[k]), float(self.found.scores[agrees].max())
 
     def doubt_boxes(self) -> Iterator[BoxSuspect]:
         """Yield the boxes whose place or class something speaks against."""
@@ -221,9 +202,7 @@ class _ImagePair:
             index = int(doubts.argmax())
             if doubts[index] > 0:
                 box, label = _list(self.truth.corners[k]), int(self.truth.labels[k])
-                yield self._suspect(
-                    problem, index, box, label, float(iou[index]), float(doubts[index])
-                )
+                yield self._suspect(problem, index, box, label, float(doubts[index]))
 
     def find_missing(self) -> Iterator[BoxSuspect]:
         """Yield what is found where no box is, each object once."""
@@ -234,22 +213,14 @@ class _ImagePair:
             if alone[index] and self.found.scores[index] > 0:
                 # Other detections of the same object, whatever their class.
                 alone &= between[index] < _APART
-                yield self._suspect(
-                    MISSING, index, _list(corners[index]), -1, 0.0, float(self.found.scores[index])
-                )
+                box, doubt = _list(corners[index]), float(self.found.scores[index])
+                yield self._suspect(MISSING, index, box, -1, doubt)
 
     def _suspect(
-        self,
-        problem: str,
-        index: int,
-        box: tuple[float, ...],
-        label: int,
-        overlap: float,
-        doubt: float,
+        self, problem: str, index: int, box: tuple[float, ...], label: int, doubt: float
     ) -> BoxSuspect:
         suggested, found = _list(self.found.corners[index]), int(self.found.labels[index])
-        score = float(self.found.scores[index])
-        return BoxSuspect(-1, problem, box, suggested, label, found, score, overlap, doubt)
+        return BoxSuspect(-1, problem, box, suggested, label, found, doubt)
 
 
 def _list(box: NDArray[Any]) -> tuple[float, ...]:

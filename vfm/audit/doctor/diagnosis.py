@@ -230,7 +230,7 @@ def diagnose(
 
 
 def list_checks(result: Diagnosis) -> list[Check]:
-    """List the images to look at first, at most 100: likely label errors, and copies whose labels contradict."""
+    """List the images to look at first, at most 100: likely errors of labels and boxes, copies that contradict."""
     checks: dict[tuple[int, tuple[float, ...]], Check] = {}
     names = result.source.labels
     for suspect in result.labels.suspects if result.labels is not None else []:
@@ -239,6 +239,9 @@ def list_checks(result: Diagnosis) -> list[Check]:
         checks.setdefault((index, box), Check(index, text, suspect.error, box))
         if len(checks) >= 3 * MOST_CHECKED:
             break
+    for one in result.box_errors.likely if result.box_errors is not None else []:
+        check = Check(one.position, one.describe(names), one.doubt, one.box)
+        checks.setdefault((one.position, one.box), check)
     for pair in result.pairs if not result.source.has_boxes else []:
         labels = [result.source.describe_labels(end) for end in pair[:2]]
         if all(labels) and labels[0] != labels[1]:
@@ -465,7 +468,6 @@ def summarize(result: Diagnosis) -> dict[str, Any]:
                     "stated": source.labels[one.stated] if one.stated >= 0 else None,
                     "suggested": source.labels[one.found],
                     "doubt": round(one.doubt, 4),
-                    "is_likely": one.is_likely,
                 }
                 for one in result.box_errors.suspects
             ],

@@ -103,9 +103,7 @@ def _add_checks(page: Page, result: Diagnosis) -> None:
     page.add_heading(f"Check these {len(result.checks)} first")
     expected = sum(check.probability for check in result.checks)
     labels = result.labels
-    text = (
-        f"About {expected:.0f} of these {len(result.checks)} are wrong, as far as the probe knows."
-    )
+    text = f"About {expected:.0f} of these {len(result.checks)} are wrong, as far as what judged them knows."
     if labels is not None:
         text += (
             f" Each label was judged by a probe ({labels.probe}) that had not seen it, whose own answers agree with "
@@ -281,19 +279,18 @@ def _add_box_errors(page: Page, result: Diagnosis) -> None:
     if errors is None:
         return
     page.add_heading("Boxes that the detector sees otherwise")
-    counts = Counter(suspect.problem for suspect in errors.suspects if suspect.is_likely)
+    counts = Counter(suspect.problem for suspect in errors.likely)
     listed = ", ".join(f"{counts[problem]} {text}" for problem, text in PROBLEMS.items())
     page.add_text(
-        f"{errors.num_judged} boxes were judged. Likely: {listed}, of which the detector is as sure as, on average, of "
-        "boxes that it finds as they are stated. Doubt is its score, less what speaks for the box as it stands; it is "
-        "no probability of an error."
+        f"{errors.num_judged} boxes were judged. Likely: {listed}. Doubt is the score of what the detector finds, less "
+        "what speaks for the box as it stands; likely is a doubt of 0.5 or more, which a weak detector seldom has."
     )
     shown = errors.suspects[:_SHOWN_CHECKS]
     if not shown:
         return
     records, names = result.source.records, result.source.labels
     captions = [
-        f"{number}. {each.doubt:.2f} {each.problem}\n{each.describe(names)}"
+        f"{number}. {each.doubt:.2f} {each.problem}\n{each.describe(names).partition(', ')[2]}"
         for number, each in enumerate(shown, 1)
     ]
     pictures = [_draw_suspect(records[each.position], each) for each in shown]
