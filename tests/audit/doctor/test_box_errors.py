@@ -110,7 +110,7 @@ def test_a_detector_adds_its_doubts_to_page_json_and_rules(boxes, tmp_path, monk
     out = capsys.readouterr().out
     assert "Boxes that the detector sees otherwise: " in out
     # The others are for the test.
-    assert "The detector has learned from 6 of these 8 images, whose boxes it doubts less" in out
+    assert "The detector has learned from 6 of these 8 images, whose boxes it may doubt less" in out
 
 
 def test_what_is_no_detector_of_these_boxes_is_refused(boxes, scenes, tmp_path, monkeypatch):

@@ -118,26 +118,25 @@ def judge_boxes(
     usable = [i for i, r in enumerate(source.records) if read[i] and r.objects is not None]
     records = [source.records[i] for i in usable]
     predicted = predict_images(model, records, batch_size=batch_size)
+    answers: list[Any] = predicted.predictions
     index = {name: k for k, name in enumerate(source.labels)}
     columns = np.array([index.get(name, -1) for name in model.labels], np.int64)
     is_unknown = np.isin(source.labels, unknown)
     truth, found = [], []
-    for position, prediction in zip(
-        predicted.positions.tolist(), predicted.predictions, strict=True
-    ):
+    for position, answer in zip(predicted.positions.tolist(), answers, strict=True):
         record = records[position]
         stated = select_truth(record, [record], range(len(source.labels)))
         truth.append(stated._replace(ignored=stated.ignored | is_unknown[stated.labels]))
-        labels = columns[prediction.class_ids]
-        known = labels >= 0
+        labels = columns[answer.class_ids]
+        is_shared = labels >= 0
         found.append(
-            DetectedBoxes(prediction.boxes[known], labels[known], prediction.scores[known])
+            DetectedBoxes(answer.boxes[is_shared], labels[is_shared], answer.scores[is_shared])
         )
     notes = []
     if learned := len(find_leaks(model.checkpoint, records)["copies"]):
         notes.append(
-            f"The detector has learned from {learned} of these {len(records)} images, whose boxes it doubts less than "
-            "it should. --data.fold 0 with --data.folds 2 in its training keeps half of the images from it."
+            f"The detector has learned from {learned} of these {len(records)} images, whose boxes it may doubt less "
+            "than it should. --data.fold 0 with --data.folds 2 in its training keeps half of the images from it."
         )
     if unknown:
         notes.append(
