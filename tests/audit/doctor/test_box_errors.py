@@ -47,13 +47,13 @@ def test_each_problem_is_named_once_with_its_doubt():
     ]
     suspects = find_box_errors(truth, found)
     # Of the ignored box nothing is said, nor a second time of what the first image lacks.
-    assert [(s.position, s.problem, s.stated, s.found) for s in suspects] == [
+    assert [(s.position, s.problem, s.label, s.suggested_label) for s in suspects] == [
         (0, "missing", -1, 1),
         (1, "class", 0, 1),
         (2, "shifted", 0, 0),
     ]
     missing, confused, shifted = suspects
-    assert missing.box == missing.suggested == tuple(LAST)
+    assert missing.box == missing.suggested_box == tuple(LAST)
     assert (missing.doubt, confused.doubt) == pytest.approx((0.7, 0.9 - 0.2))
     overlap = 15 / 65
     assert shifted.doubt == pytest.approx(0.8 * (1 - overlap / 0.7))

@@ -42,21 +42,21 @@ class BoxSuspect(NamedTuple):
     """One of PROBLEMS."""
     box: tuple[float, ...]
     """Corners of the stated box in pixels; of a missing one those that the detector finds."""
-    suggested: tuple[float, ...]
+    suggested_box: tuple[float, ...]
     """Corners that the detector finds."""
-    stated: int
+    label: int
     """Class of the box; -1 of a missing one."""
-    found: int
+    suggested_label: int
     """Class that the detector finds."""
     doubt: float
     """Score of what the detector finds, less what speaks for the box as it stands; above 0 and at most 1."""
 
     def describe(self, labels: Sequence[str]) -> str:
         """Return in words what is doubted."""
-        looks = f"looks like {labels[self.found]}"
+        looks = f"looks like {labels[self.suggested_label]}"
         if self.problem == MISSING:
             return f"no box, {looks}"
-        return f"labelled {labels[self.stated]}, {looks}" + " beside it" * (self.problem == SHIFTED)
+        return f"labelled {labels[self.label]}, {looks}" + " beside it" * (self.problem == SHIFTED)
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,14 @@ def judge_boxes(
     index = {name: k for k, name in enumerate(source.labels)}
     columns = np.array([index.get(name, -1) for name in model.labels], np.int64)
     is_unknown = np.isin(source.labels, unknown)
-    truth, found = [], []
+    truth, detected = [], []
     for position, answer in zip(predicted.positions.tolist(), answers, strict=True):
         record = records[position]
         stated = select_truth(record, [record], range(len(source.labels)))
         truth.append(stated._replace(ignored=stated.ignored | is_unknown[stated.labels]))
         labels = columns[answer.class_ids]
         is_shared = labels >= 0
-        found.append(
+        detected.append(
             DetectedBoxes(answer.boxes[is_shared], labels[is_shared], answer.scores[is_shared])
         )
     notes = []
@@ -142,7 +142,7 @@ def judge_boxes(
         notes.append(
             f"The detector knows no {_join(unknown)}: boxes of these classes it does not judge."
         )
-    suspects = find_box_errors(truth, found)
+    suspects = find_box_errors(truth, detected)
     positions = [usable[i] for i in predicted.positions.tolist()]
     return BoxErrors(
         [suspect._replace(position=positions[suspect.position]) for suspect in suspects],
@@ -151,7 +151,9 @@ def judge_boxes(
     )
 
 
-def find_box_errors(truth: Sequence[TrueBoxes], found: Sequence[DetectedBoxes]) -> list[BoxSuspect]:
+def find_box_errors(
+    truth: Sequence[TrueBoxes], detected: Sequence[DetectedBoxes]
+) -> list[BoxSuspect]:
     """Compare boxes with those of a detector, which best has not learned from them.
 
     A detection near which there is no box doubts that all objects have one, by its score. One on a box of another class
@@ -161,14 +163,14 @@ def find_box_errors(truth: Sequence[TrueBoxes], found: Sequence[DetectedBoxes]) 
 
     Args:
         truth: Boxes of each image as they are stated.
-        found: Detections in each, of any score, with the same class indices.
+        detected: Detections in each, of any score, with the same class indices.
 
     Returns:
         The most doubtful first; each box, and each object without one, once.
     """
     suspects = [
         suspect._replace(position=position)
-        for position, each in enumerate(zip(truth, found, strict=True))
+        for position, each in enumerate(zip(truth, detected, strict=True))
         for pair in [_ImagePair(*each)]
         for suspect in (*pair.doubt_boxes(), *pair.find_missing())
     ]
@@ -178,17 +180,17 @@ def find_box_errors(truth: Sequence[TrueBoxes], found: Sequence[DetectedBoxes]) 
 class _ImagePair:
     """The boxes of an image as stated, and as found."""
 
-    def __init__(self, truth: TrueBoxes, found: DetectedBoxes) -> None:
-        self.truth, self.found = truth, found
-        self.iou = compute_iou(truth.corners.reshape(-1, 4), found.corners.reshape(-1, 4))
-        self.is_same = truth.labels[:, None] == found.labels[None]
+    def __init__(self, truth: TrueBoxes, detected: DetectedBoxes) -> None:
+        self.truth, self.detected = truth, detected
+        self.iou = compute_iou(truth.corners.reshape(-1, 4), detected.corners.reshape(-1, 4))
+        self.is_same = truth.labels[:, None] == detected.labels[None]
         # A detection speaks of the box that it overlaps most.
         self.is_near = (self.iou >= _APART) & (self.iou == self.iou.max(axis=0, initial=0))
         self.judged = np.flatnonzero(~truth.ignored & self.is_near.any(axis=1)).tolist()
 
     def doubt_boxes(self) -> Iterator[BoxSuspect]:
         """Yield the boxes whose place or class something speaks against."""
-        scores = self.found.scores
+        scores = self.detected.scores
         for k in self.judged:
             iou, same, near = self.iou[k], self.is_same[k], self.is_near[k]
             shift = scores - (scores * (same & (iou >= _FITS))).max()
@@ -206,20 +208,21 @@ class _ImagePair:
     def find_missing(self) -> Iterator[BoxSuspect]:
         """Yield what is found where no box is, each object once."""
         alone = ~self.is_near.any(axis=0)
-        corners = self.found.corners.reshape(-1, 4)
+        corners = self.detected.corners.reshape(-1, 4)
         between = compute_iou(corners, corners)
-        for index in np.argsort(-self.found.scores, kind="stable").tolist():
-            if alone[index] and self.found.scores[index] > 0:
+        for index in np.argsort(-self.detected.scores, kind="stable").tolist():
+            if alone[index] and self.detected.scores[index] > 0:
                 # Other detections of the same object, whatever their class.
                 alone &= between[index] < _APART
-                box, doubt = _list(corners[index]), float(self.found.scores[index])
+                box, doubt = _list(corners[index]), float(self.detected.scores[index])
                 yield self._suspect(MISSING, index, box, -1, doubt)
 
     def _suspect(
         self, problem: str, index: int, box: tuple[float, ...], label: int, doubt: float
     ) -> BoxSuspect:
-        suggested, found = _list(self.found.corners[index]), int(self.found.labels[index])
-        return BoxSuspect(-1, problem, box, suggested, label, found, doubt)
+        suggested_box = _list(self.detected.corners[index])
+        suggested_label = int(self.detected.labels[index])
+        return BoxSuspect(-1, problem, box, suggested_box, label, suggested_label, doubt)
 
 
 def _list(box: NDArray[Any]) -> tuple[float, ...]:

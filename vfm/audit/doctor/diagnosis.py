@@ -464,9 +464,9 @@ def summarize(result: Diagnosis) -> dict[str, Any]:
                     "image": name(one.position),
                     "problem": one.problem,
                     "box": list(one.box),
-                    "suggested_box": list(one.suggested),
-                    "stated": source.labels[one.stated] if one.stated >= 0 else None,
-                    "suggested": source.labels[one.found],
+                    "suggested_box": list(one.suggested_box),
+                    "stated": source.labels[one.label] if one.label >= 0 else None,
+                    "suggested": source.labels[one.suggested_label],
                     "doubt": round(one.doubt, 4),
                 }
                 for one in result.box_errors.suspects

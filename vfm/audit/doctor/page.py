@@ -302,12 +302,12 @@ def _add_box_errors(page: Page, result: Diagnosis) -> None:
 
 def _draw_suspect(record: Record, suspect: BoxSuspect) -> NDArray[np.uint8]:
     pixels = open_image(read_source(record))  # the detector read it too
-    ends = np.array([suspect.box, suspect.suggested], np.float32)
+    ends = np.array([suspect.box, suspect.suggested_box], np.float32)
     around = [*ends[:, :2].min(axis=0), *ends[:, 2:].max(axis=0)]
     x0, y0, x1, y1 = place_cut(pixels, around, 0.8)
-    stated, found = (ends - np.array([x0, y0, x0, y0], np.float32))[:, None]
+    stated, seen = (ends - np.array([x0, y0, x0, y0], np.float32))[:, None]
     wrong = stated[: int(suspect.problem != MISSING)]
-    marked = Marked(found, stated[:0], wrong, captions=[""] * len(wrong))
+    marked = Marked(seen, stated[:0], wrong, captions=[""] * len(wrong))
     return draw_marked_boxes(pixels[y0:y1, x0:x1], marked, _SIDE)
 
 
