@@ -103,6 +103,11 @@ def _list_parameters(dependant: Any) -> Iterator[str]:
 KNOWN_PARAMETERS = Depends(_refuse_unknown_parameters)
 """Stands among the dependencies of a route that refuses parameters it does not know."""
 
+ModelName = Annotated[str | None, Query(description="Name; needed where several are served.")]
+"""Parameter of a route that one of the models answers."""
+ModelVersion = Annotated[str | None, Query(description="The highest, if left out.")]
+"""Parameter of such a route, beside the name."""
+
 
 @router.post(
     "/predict",
@@ -113,10 +118,8 @@ KNOWN_PARAMETERS = Depends(_refuse_unknown_parameters)
 )
 async def predict(
     request: Request,
-    model: Annotated[
-        str | None, Query(description="Name; needed where several are served.")
-    ] = None,
-    version: Annotated[str | None, Query(description="The highest, if left out.")] = None,
+    model: ModelName = None,
+    version: ModelVersion = None,
     top: Annotated[
         int, Query(ge=1, le=_MAX_LABELS, description="Best classes to list, of classifiers.")
     ] = 5,

@@ -16,7 +16,7 @@ from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.media.image import Pixels
 from vfm_runtime.media.video import is_video
 from vfm_runtime.server.errors import ApiError, describe_errors, respond_json
-from vfm_runtime.server.predict import FILE_BODIES, KNOWN_PARAMETERS
+from vfm_runtime.server.predict import FILE_BODIES, KNOWN_PARAMETERS, ModelName, ModelVersion
 from vfm_runtime.server.repository import ServedModel
 from vfm_runtime.server.security import TOKEN
 from vfm_runtime.server.service import DEADLINE, RequestContext, get_service
@@ -79,10 +79,8 @@ class SearchResponse(BaseModel):
 )
 async def search(
     request: Request,
-    model: Annotated[
-        str | None, Query(description="Name; needed where several are served.")
-    ] = None,
-    version: Annotated[str | None, Query(description="The highest, if left out.")] = None,
+    model: ModelName = None,
+    version: ModelVersion = None,
     k: Annotated[int, Query(ge=1, le=_MOST_NEIGHBORS, description="Images to list.")] = 10,
 ) -> Response:
     """Find the images of a bundle that are most like one sent, or like words; all of them are compared."""

@@ -18,7 +18,13 @@ from starlette.responses import Response
 from vfm_runtime.errors import DataError, OptionError, StateError, format_value
 from vfm_runtime.media.image import ImageError
 from vfm_runtime.server.errors import ApiError, describe_errors, respond_json
-from vfm_runtime.server.predict import FILE_BODIES, KNOWN_PARAMETERS, run_upload
+from vfm_runtime.server.predict import (
+    FILE_BODIES,
+    KNOWN_PARAMETERS,
+    ModelName,
+    ModelVersion,
+    run_upload,
+)
 from vfm_runtime.server.repository import ServedModel
 from vfm_runtime.server.search import embed_upload
 from vfm_runtime.server.security import TEACH_TOKEN, TOKEN
@@ -142,10 +148,8 @@ class _Asked:
 
 def _select_taught(
     request: Request,
-    model: Annotated[
-        str | None, Query(description="Name; needed where several are served.")
-    ] = None,
-    version: Annotated[str | None, Query(description="The highest, if left out.")] = None,
+    model: ModelName = None,
+    version: ModelVersion = None,
 ) -> _Asked:
     service = get_service(request)
     served = service.select_model(request, model, version)
