@@ -232,7 +232,7 @@ def match_detections(
             scores = boxes.scores[of_label]
             order = np.argsort(-scores, kind="stable")
             ignored = true.ignored[true_of_label]
-            table = _compute_overlaps(
+            table = compute_overlaps(
                 boxes.corners[of_label][order], true.corners[true_of_label], ignored
             )
             matched = assign_boxes(table, ignored, iou)
@@ -258,7 +258,7 @@ def count_confusions(
         sure = boxes.scores >= least[boxes.labels]
         order = np.argsort(-boxes.scores[sure], kind="stable")
         labels = boxes.labels[sure][order]
-        table = _compute_overlaps(boxes.corners[sure][order], true.corners, true.ignored)
+        table = compute_overlaps(boxes.corners[sure][order], true.corners, true.ignored)
         # A crowd takes in detections of its class alone, as for AP.
         table[true.ignored & (labels[:, None] != true.labels)] = 0
         matched = assign_boxes(table, true.ignored, IOU)
@@ -316,7 +316,7 @@ def _compute_areas(corners: NDArray[Any]) -> NDArray[Any]:
     return areas
 
 
-def _compute_overlaps(
+def compute_overlaps(
     detected: NDArray[np.float32], true: NDArray[np.float32], ignored: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Overlap of K detections with M boxes, [K, M]: IoU; with ignored ones the part of the detection, as in COCO."""

@@ -64,6 +64,14 @@ def test_each_problem_is_named_once_with_its_doubt():
     ]
 
 
+def test_within_a_crowd_nothing_is_missing():
+    crowd = [0, 0, 200, 200]
+    truth = [state(crowd, BOX, labels=[0, 0], ignored=[0])]
+    seen = find(BOX, LAST, [10, 40, 50, 80], labels=[1, 0, 0], scores=[0.7, 0.9, 0.6])
+    (confused,) = find_box_errors(truth, [seen])
+    assert (confused.problem, confused.box) == ("class", tuple(BOX))
+
+
 def test_what_nearly_fits_is_doubted_little():
     truth = [state(BOX, labels=[0]), state(BOX, labels=[0]), state(labels=[])]
     found = [

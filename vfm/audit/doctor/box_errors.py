@@ -15,7 +15,7 @@ from vfm_runtime.tasks.detection import compute_iou
 from vfm.audit.doctor.source import DoctorSource
 from vfm.audit.leaks import find_leaks
 from vfm.audit.source import AuditedModel, open_model, predict_images
-from vfm.metrics.detection import IOU, DetectedBoxes, TrueBoxes
+from vfm.metrics.detection import IOU, DetectedBoxes, TrueBoxes, compute_overlaps
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.detection.results import select_truth
 
@@ -182,16 +182,18 @@ class _ImagePair:
 
     def __init__(self, truth: TrueBoxes, detected: DetectedBoxes) -> None:
         self.truth, self.detected = truth, detected
-        self.iou = compute_iou(truth.corners.reshape(-1, 4), detected.corners.reshape(-1, 4))
+        self.corners = detected.corners.reshape(-1, 4)
+        overlaps = compute_overlaps(self.corners, truth.corners.reshape(-1, 4), truth.ignored).T
+        self.is_alone = overlaps.max(axis=0, initial=0) < _APART
+        self.iou = overlaps * ~truth.ignored[:, None]
         self.is_same = truth.labels[:, None] == detected.labels[None]
         # A detection speaks of the box that it overlaps most.
         self.is_near = (self.iou >= _APART) & (self.iou == self.iou.max(axis=0, initial=0))
-        self.judged = np.flatnonzero(~truth.ignored & self.is_near.any(axis=1)).tolist()
 
     def doubt_boxes(self) -> Iterator[BoxSuspect]:
         """Yield the boxes whose place or class something speaks against."""
         scores = self.detected.scores
-        for k in self.judged:
+        for k in np.flatnonzero(self.is_near.any(axis=1)).tolist():
             iou, same, near = self.iou[k], self.is_same[k], self.is_near[k]
             shift = scores - (scores * (same & (iou >= _FITS))).max()
             shift = np.where(near & same & (iou < _FITS), shift * (1 - iou / _FITS), 0)
@@ -207,20 +209,18 @@ class _ImagePair:
 
     def find_missing(self) -> Iterator[BoxSuspect]:
         """Yield what is found where no box is, each object once."""
-        alone = ~self.is_near.any(axis=0)
-        corners = self.detected.corners.reshape(-1, 4)
-        between = compute_iou(corners, corners)
+        alone, between = self.is_alone.copy(), compute_iou(self.corners, self.corners)
         for index in np.argsort(-self.detected.scores, kind="stable").tolist():
             if alone[index] and self.detected.scores[index] > 0:
                 # Other detections of the same object, whatever their class.
                 alone &= between[index] < _APART
-                box, doubt = _list(corners[index]), float(self.detected.scores[index])
+                box, doubt = _list(self.corners[index]), float(self.detected.scores[index])
                 yield self._suspect(MISSING, index, box, -1, doubt)
 
     def _suspect(
         self, problem: str, index: int, box: tuple[float, ...], label: int, doubt: float
     ) -> BoxSuspect:
-        suggested_box = _list(self.detected.corners[index])
+        suggested_box = _list(self.corners[index])
         suggested_label = int(self.detected.labels[index])
         return BoxSuspect(-1, problem, box, suggested_box, label, suggested_label, doubt)
 
