@@ -150,11 +150,16 @@ if run.is_global_zero:
 
 
 def _run_script(out: Path, text: str, how: str, *more: str) -> None:
+    done = _end_script(out, text, how, *more)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _end_script(out: Path, text: str, how: str, *more: str) -> subprocess.CompletedProcess[str]:
     out.mkdir()
     script = out / "script.py"
     script.write_text(text)
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(script), how, str(out), *more],
         cwd=root,
         env={
@@ -168,7 +173,6 @@ def _run_script(out: Path, text: str, how: str, *more: str) -> None:
         check=False,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def _run_equal(tmp_path: Path, how: str, accumulate: int = 1) -> dict[str, Any]:
@@ -300,3 +304,35 @@ def test_two_ranks_pretrain_as_one(tmp_path: Path, best: Path, kind: str) -> Non
             assert torch.allclose(value, second[name], atol=1e-6 * largest + 2e-5), (step, name)
     for name, value in one["state"].items():
         assert torch.allclose(value, two["state"][name], atol=2e-6), name
+
+
+NOT_FINITE = """
+import sys
+from pathlib import Path
+import lightning as L
+import vfm
+from tests.tasks.tiny import shapes, trainer
+
+class Spoil(L.Callback):
+    def on_train_batch_start(self, run, task, *_):
+        if run.global_rank == 1 and run.global_step == 1:
+            method = task.training_parts["method"]
+            compute = method.compute
+            method.compute = lambda *views: {k: v * float("nan") for k, v in compute(*views).items()}
+
+L.seed_everything(0)
+method = vfm.DINO(output_width=32, hidden_width=16)
+task = vfm.SelfSupervisedTask("test_efficientnet", method=method, image_size=32)
+run = trainer(Path(sys.argv[2]), devices=2, strategy="ddp", max_epochs=2, callbacks=[Spoil()], limit_val_batches=0)
+run.fit(task, datamodule=shapes(num_workers=0, batch_size=8, augment="light"))
+"""
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_one_rank_ends_both_with_its_images(tmp_path: Path) -> None:
+    ended = _end_script(tmp_path / "run", NOT_FINITE, "ddp")
+    assert ended.returncode != 0
+    # The rank whose loss it is tries its images one by one, while the other is gone.
+    assert "The loss of another rank is not finite" in ended.stderr
+    assert "It is not finite for " in ended.stderr
+    assert list((tmp_path / "run").rglob("nonfinite/batch_rank1.safetensors"))
