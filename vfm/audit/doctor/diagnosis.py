@@ -469,7 +469,9 @@ def summarize(result: Diagnosis) -> dict[str, Any]:
                     "suggested": source.labels[one.suggested_label],
                     "doubt": round(one.doubt, 4),
                 }
-                for one in result.box_errors.suspects
+                for one in result.box_errors.suspects[
+                    : max(MOST_CHECKED, result.box_errors.num_judged // 10)
+                ]
             ],
         },
         "box_doubts": [doubt._asdict() for doubt in result.box_doubts],
