@@ -16,6 +16,7 @@ from vfm.audit.doctor.source import DoctorSource
 from vfm.audit.leaks import find_leaks
 from vfm.audit.source import AuditedModel, open_model, predict_images
 from vfm.metrics.detection import IOU, DetectedBoxes, TrueBoxes, compute_overlaps
+from vfm.tasks.calibration import list_some
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.detection.results import select_truth
 
@@ -29,6 +30,7 @@ PROBLEMS = {
 _APART = 0.1
 """Intersection over union below which a detection and a box are not of one object."""
 _LIKELY = 0.5
+"""Doubt from which an error is likely: on planted errors about two of three such suspects were right."""
 _FITS = 0.7
 """Intersection over union from which a box fits its object."""
 
@@ -97,8 +99,8 @@ def open_detector(
         )
     if not set(source.labels) & set(model.labels):
         raise OptionError(
-            f"--detector is {path}, which finds {_join(model.labels)}, but the boxes are of {_join(source.labels)}. "
-            "Give a detector of these classes, or leave it out."
+            f"--detector is {path}, which finds {list_some(model.labels)}, but the boxes are of "
+            f"{list_some(source.labels)}. Give a detector of these classes, or leave it out."
         )
     return model
 
@@ -140,7 +142,7 @@ def judge_boxes(
         )
     if unknown:
         notes.append(
-            f"The detector knows no {_join(unknown)}: boxes of these classes it does not judge."
+            f"The detector knows no {list_some(unknown)}: boxes of these classes it does not judge."
         )
     suspects = find_box_errors(truth, detected)
     positions = [usable[i] for i in predicted.positions.tolist()]
@@ -157,9 +159,9 @@ def find_box_errors(
     """Compare boxes with those of a detector, which best has not learned from them.
 
     A detection near which there is no box doubts that all objects have one, by its score. One on a box of another class
-    doubts that class, by how much its score exceeds the best of the stated class there. One of the same class that
-    overlaps the box by less than 0.7 doubts the place, by how much its score exceeds the best of one that fits, and
-    the more the less they overlap. The problems are those of ObjectLab (Tkachenko et al., 2023).
+    doubts that class: by its score less the best score of the stated class there. One of the same class whose IoU with
+    the box is below 0.7 doubts the place: by its score less the best score of one that fits, times 1 - IoU / 0.7.
+    The problems are those of ObjectLab (Tkachenko et al., 2023).
 
     Args:
         truth: Boxes of each image as they are stated.
@@ -227,7 +229,3 @@ class _ImagePair:
 
 def _list(box: NDArray[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in box)
-
-
-def _join(labels: Sequence[str]) -> str:
-    return ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
