@@ -1,7 +1,6 @@
 """`vfm demo`: the whole job, and a report of it."""
 
 import json
-import statistics
 
 import lightning.pytorch  # noqa: F401 - its log keeps the stderr of its import
 import pytest
@@ -9,8 +8,8 @@ import vfm_runtime
 
 from vfm.cli import main
 
-SEEDS = (1, 3)
-"""Those of the figures in tests/benchmarks/RESULTS.md are 0 to 4; the lowest of them is that of 3."""
+SEED = 3
+"""Of the seeds 0 to 4 that were measured the one with the lowest accuracy."""
 SECTIONS = (
     "Learning curve",
     "Where it errs",
@@ -52,14 +51,10 @@ def test_demo_in_short(tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_demo_reaches_its_accuracy(tmp_path, capfd):
-    found = []
-    for seed in SEEDS:
-        out = tmp_path / str(seed)
-        assert main(["demo", "-o", str(out), "--seed", str(seed)]) == 0
-        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-        assert report["runtime"]["accuracy"] == pytest.approx(report["test"]["accuracy"]["value"])
-        found.append(report["test"]["accuracy"]["value"])
-    with capfd.disabled():
-        print(f"\nTest accuracy of seeds {SEEDS}: {found}, mean {statistics.fmean(found):.4f}")
-    assert min(found) >= 0.95
+def test_demo_reaches_its_accuracy(tmp_path):
+    out = tmp_path / "demo"
+    assert main(["demo", "-o", str(out), "--seed", str(SEED)]) == 0
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    accuracy = report["test"]["accuracy"]["value"]
+    assert report["runtime"]["accuracy"] == pytest.approx(accuracy)
+    assert accuracy >= 0.95

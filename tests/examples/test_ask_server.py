@@ -60,7 +60,7 @@ def ask(*words, token=TOKEN):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
         env=environment,
     )
     return done.returncode, done.stdout, done.stderr
@@ -194,5 +194,5 @@ def test_the_real_server(tmp_path):
         assert "The server answers 401" in errors
     finally:
         server.terminate()
-        server.communicate(timeout=60)
+        server.communicate(timeout=300)
     assert server.returncode == 0

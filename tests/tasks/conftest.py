@@ -19,6 +19,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def best(run: Path) -> Path:
     return run / "checkpoints" / "best.ckpt"

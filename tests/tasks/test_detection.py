@@ -431,16 +431,20 @@ def test_boxes_are_no_labels_of_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("head", "norm", "steps"), [(DetrHead, 0.1, 290), (DenseHead, 10.0, 145)])
+@pytest.mark.parametrize(
+    ("head", "norm", "steps"),
+    [(DetrHead(num_queries=20), 0.1, 290), (DenseHead(width=64), 10.0, 145)],
+    ids=["detr", "dense"],
+)
 def test_eight_scenes_are_learned_by_heart(
-    tmp_path: Path, head: type[DetectionHead], norm: float, steps: int
+    tmp_path: Path, head: DetectionHead, norm: float, steps: int
 ) -> None:
     L.seed_everything(0)
     made = trainer(tmp_path, max_epochs=steps, check_val_every_n_epoch=steps)
     learning = task(
         image_size=128,
         backbone_args=ARGS | {"depth": 4},
-        head=head(),
+        head=head,
         optim=Optim(lr=1e-3, max_grad_norm=norm, weight_decay=1e-4),
     )
     data = Same(num_images=16, image_size=128, batch_size=8, augment=PLAIN)

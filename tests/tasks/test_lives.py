@@ -74,7 +74,7 @@ def test_a_signal_to_all_processes_of_a_job_saves_and_the_rest_is_as_if_unbroken
     whole = averaging()
     data = shapes(**DATA | {"num_workers": 0})
     fit(tmp_path / "whole", whole, data, max_epochs=3)
-    printed, _ = job.communicate(timeout=240)
+    printed, _ = job.communicate(timeout=600)
     last = tmp_path / name / "checkpoints" / "last.ckpt"
     assert job.returncode == 128 + getattr(signal, f"SIG{name}"), printed
     assert f"Stopped by SIG{name} and saved; go on with --ckpt_path {last}" in printed
@@ -193,13 +193,13 @@ def test_two_jobs_at_once_are_each_gone_on_with(tmp_path: Path) -> None:
         time.sleep(0.05)
     for job in jobs:
         os.killpg(job.pid, signal.SIGTERM)
-    assert [job.wait(timeout=120) for job in jobs] == [128 + signal.SIGTERM] * 2
+    assert [job.wait(timeout=600) for job in jobs] == [128 + signal.SIGTERM] * 2
     stopped = {path: stored(path)["epoch"] for path in runs.glob("*/checkpoints/last.ckpt")}
     assert len(stopped) == 2
     for rate in rates:
         epochs = str(max(stopped.values()) + 3)
         rest = start(script, *FIT, "--model.optim.lr", rate, *words, epochs)
-        printed, _ = rest.communicate(timeout=240)
+        printed, _ = rest.communicate(timeout=600)
         assert rest.returncode == 0, printed
         (path,) = (path for path in stopped if str(path.relative_to(tmp_path)) in printed)
         assert f"Going on from {path.relative_to(tmp_path)}" in printed

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ def test_two_ranks_answer_as_one(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(json.loads((checkpoint.parent / "results.json").read_text())["test"])
@@ -171,7 +173,7 @@ def _end_script(out: Path, text: str, how: str, *more: str) -> subprocess.Comple
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
 
 
@@ -181,6 +183,11 @@ def _run_equal(tmp_path: Path, how: str, accumulate: int = 1) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / "found.json").read_text())
     found["state"] = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return found
+
+
+@pytest.fixture(scope="module")
+def trained_as_one(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Any]]:
+    return functools.cache(lambda number: _run_equal(tmp_path_factory.mktemp("one"), "one", number))
 
 
 @pytest.mark.slow
@@ -196,8 +203,10 @@ def _run_equal(tmp_path: Path, how: str, accumulate: int = 1) -> dict[str, Any]:
         pytest.param("ddp", 5, id="a solved head"),
     ],
 )
-def test_two_ranks_train_as_one(tmp_path: Path, how: str, accumulate: int) -> None:
-    one = _run_equal(tmp_path, "one", accumulate)
+def test_two_ranks_train_as_one(
+    tmp_path: Path, trained_as_one: Callable[[int], dict[str, Any]], how: str, accumulate: int
+) -> None:
+    one = trained_as_one(accumulate)
     two = _run_equal(tmp_path, how, accumulate)
     assert len(one["losses"]) == len(two["losses"]) > 4
     # Those of boxes are tens: the last digits of a float32 there are 4e-6.
@@ -261,42 +270,54 @@ from vfm.models.text import SmallTextTower
 from vfm.tasks import Optim
 
 torch.optim.AdamW = lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr)
-how, out, kind = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-L.seed_everything(0)
+how, out, teacher = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 ranks = 1 if how == "one" else 2
 
 class Gradients(L.Callback):
-    kept = []
+    def __init__(self):
+        self.kept = []
 
     def on_before_optimizer_step(self, run, task, optimizer):
         self.kept.append({n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None})
 
 settings = {"image_size": 32, "backbone_args": VIT, "optim": Optim(lr=0.1)}
 name = "vit_tiny_patch16_224"
-if kind == "views":
-    task = vfm.SelfSupervisedTask(name, method=vfm.MAE(decoder_width=16, decoder_depth=1), **settings)
-elif kind == "distillation":
-    loss = vfm.FeatureDistillation(tokens=0.5, standardize=False)
-    task = vfm.DistillationTask(name, teacher=sys.argv[4], loss=loss, **settings)
-else:
-    loss = {"unicl": vfm.UniCLLoss, "siglip": vfm.SigLIPLoss}[kind]()
-    task = vfm.ContrastiveTask(name, SmallTextTower(16, 1, 2, context=8, vocab_size=300), loss=loss, dim=8, **settings)
-# The last batch is a small one.
-data = shapes(num_workers=0, batch_size=16 // ranks, num_images=84, augment="light")
-run = trainer(out, devices=ranks, strategy="auto" if ranks == 1 else "ddp", max_epochs=2, callbacks=[Gradients()],
-              limit_val_batches=0)
-run.fit(task, datamodule=data)
-if run.is_global_zero:
-    torch.save({"gradients": Gradients.kept, "state": task.state_dict()}, out / "found.pt")
+for kind in sys.argv[4:]:
+    L.seed_everything(0)
+    if kind == "views":
+        task = vfm.SelfSupervisedTask(name, method=vfm.MAE(decoder_width=16, decoder_depth=1), **settings)
+    elif kind == "distillation":
+        loss = vfm.FeatureDistillation(tokens=0.5, standardize=False)
+        task = vfm.DistillationTask(name, teacher=teacher, loss=loss, **settings)
+    else:
+        loss = {"unicl": vfm.UniCLLoss, "siglip": vfm.SigLIPLoss}[kind]()
+        text = SmallTextTower(16, 1, 2, context=8, vocab_size=300)
+        task = vfm.ContrastiveTask(name, text, loss=loss, dim=8, **settings)
+    # The last batch is a small one.
+    data = shapes(num_workers=0, batch_size=16 // ranks, num_images=84, augment="light")
+    gradients = Gradients()
+    run = trainer(out / kind, devices=ranks, strategy="auto" if ranks == 1 else "ddp", max_epochs=2,
+                  callbacks=[gradients], limit_val_batches=0)
+    run.fit(task, datamodule=data)
+    if run.is_global_zero:
+        torch.save({"gradients": gradients.kept, "state": task.state_dict()}, out / f"{kind}.pt")
 """
+KINDS = ("unicl", "siglip", "views", "distillation")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, best: Path) -> dict[str, Path]:
+    """What one process and two keep of each kind."""
+    root = tmp_path_factory.mktemp("pretrained")
+    for how in ("one", "ddp"):
+        _run_script(root / how, PRETRAIN, how, str(best), *KINDS)
+    return {how: root / how for how in ("one", "ddp")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["unicl", "siglip", "views", "distillation"])
-def test_two_ranks_pretrain_as_one(tmp_path: Path, best: Path, kind: str) -> None:
-    for how in ("one", "ddp"):
-        _run_script(tmp_path / how, PRETRAIN, how, kind, str(best))
-    one, two = (torch.load(tmp_path / how / "found.pt") for how in ("one", "ddp"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_pretrain_as_one(pretrained: dict[str, Path], kind: str) -> None:
+    one, two = (torch.load(pretrained[how] / f"{kind}.pt") for how in ("one", "ddp"))
     assert len(one["gradients"]) == len(two["gradients"]) == 6
     for step, (first, second) in enumerate(zip(one["gradients"], two["gradients"], strict=True), 1):
         largest = max(float(value.abs().max()) for value in first.values())

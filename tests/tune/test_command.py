@@ -128,7 +128,7 @@ def test_many_classes_of_two_images_beside_a_stated_test_split(
     splits = ("train", "val", "test")
     root = write_image_folder(tmp_path / "i", num_classes=20, images_per_class=1, splits=splits)
     out = tmp_path / "out"
-    text = run(capsys, str(root), *TINY, "--minutes", "0.5", "--out", str(out))
+    text = run(capsys, str(root), *TINY, "--minutes", "5", "--out", str(out))
     assert "40 images of 20 classes to learn from" in text
     assert f"Next: vfm test --ckpt_path {out / 'model.ckpt'}" in text
     assert main(["test", "--ckpt_path", str(out / "model.ckpt")]) == 0
@@ -150,7 +150,7 @@ def test_two_backbones_on_several_labels_and_keys_of_a_table(
     ]
     table, out = tmp_path / "images.csv", tmp_path / "out"
     table.write_text("\n".join(["path,kinds,patient", *rows]) + "\n")
-    words = [*TINY, "--minutes", "0.5", "--out", str(out)]
+    words = [*TINY, "--minutes", "5", "--out", str(out)]
     words[1] = "test_vit,test_convnext"
     columns = ("--label-column", "kinds", "--label-separator", "|", "--key-column", "patient")
     text = run(capsys, str(table), *words, *columns)

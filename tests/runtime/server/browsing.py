@@ -96,7 +96,7 @@ class Running:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not self._server.started:
             assert self._thread.is_alive(), "the server did not start"
             assert time.monotonic() < until
@@ -142,7 +142,7 @@ class Windows:
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("console", hear)
         page.on("pageerror", lambda error: page.faults.append(str(error)))
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(120_000)
         page.goto(url)
         return page
 

@@ -96,7 +96,7 @@ def threads_end():
     before = set(threading.enumerate())
     yield
     gc.collect()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while any(t.name == "batcher" for t in set(threading.enumerate()) - before):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -11,7 +11,7 @@ import time
 import uvicorn
 from vfm_runtime.server.app import create_app
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 class Live:

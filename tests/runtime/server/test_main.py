@@ -158,7 +158,7 @@ class Server:
         return [line["message"] for line in self.lines if text in line.get("message", "")]
 
     def wait_for(self, text, count=1):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(self.messages(text)) < count:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -170,12 +170,12 @@ class Server:
 
     def ask(self, path, data=None, headers=None, **options):
         request = urllib.request.Request(self.address + path, data, headers or {})
-        with urllib.request.urlopen(request, timeout=30, **options) as answer:
+        with urllib.request.urlopen(request, timeout=120, **options) as answer:
             return answer.status, answer.read()
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(300)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def server(tmp_path):
 def test_a_broken_bundle_ends_the_start(server, tmp_path, workers):
     (tmp_path / "none").mkdir()
     started = server(tmp_path / "none", "--workers", workers)
-    assert started.process.wait(60) == main.FAILED
+    assert started.process.wait(300) == main.FAILED
     assert "Traceback" not in started.log.read_text()
     assert started.messages(f"{tmp_path / 'none'} is not a bundle")
     assert not list(tmp_path.glob("vfm-metrics-*"))
@@ -318,7 +318,7 @@ def test_workers_end_with_their_parent(server, folders):
     workers = workers_of(started.process.pid)
     assert len(workers) == 2
     started.stop(signal.SIGKILL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(Path(f"/proc/{pid}/cwd").exists() for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
