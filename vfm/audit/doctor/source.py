@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,12 @@ class DoctorSource:
     notes: list[str] = field(default_factory=list)
     """What reading the data warned of."""
 
-    @property
+    @cached_property
     def has_boxes(self) -> bool:
         """Whether objects are marked by boxes."""
         return any(record.objects is not None for record in self.records)
 
-    @property
+    @cached_property
     def target(self) -> NDArray[np.int64]:
         """Class of each image, [N], -1 where it is not known; of several labels zeros and ones, [N, C]."""
         if not self.multilabel and not self.has_boxes:
