@@ -1,12 +1,13 @@
 """Planted faults found by `vfm doctor`: leaks among tiles and frames, label errors of Fashion-MNIST, time.
 
-    python tests/benchmarks/doctor.py [--only leaks|labels|boxes|time] [--images 5000] [--minutes 10] [--quick]
+    python tests/benchmarks/doctor.py [--only leaks|labels|several|boxes|time] [--images 5000] [--minutes 10] [--quick]
 
 Leaks: copies of tiles of packaged photos, and of frames of packaged clips, in the other split: equal files, re-encoded
 (half to full size, quality 40 to 90), cropped (60 to 90 % of the area) and mirrored. Two tiles of one photo, or two
 frames of one clip, that are found beside them are natural: listed, and not counted. Precision is over pairs of
 different photos and clips. Labels: 3 % of Fashion-MNIST, half of them uniform, half to the class that a probe confuses
-theirs with most; how many are in the most suspicious twentieth, and of the 100 first, beside what was expected. Boxes:
+theirs with most; how many are in the most suspicious twentieth, and of the 100 first, beside what was expected.
+Several: the same where several labels may apply, each a yes or no; 3 % of the yeses taken away, as many added. Boxes:
 of 3 % of the glyphs' boxes of detection_sets.py a third each is left out, moved by 30 to 60 % of a side, or misnamed; a
 detector learns for --minutes from the train split as it then is, and doubts its boxes and those of the test split; how
 many of the errors are among the most doubtful, as many as a twentieth of the boxes. `time` is the whole command, in
@@ -32,6 +33,7 @@ from detection_sets import write_set
 from doctor_data import CLIPS, KINDS, cut_tiles, plant_box_errors, plant_leaks, read_photos
 from fashion_mnist import RECIPES, lite0_weights, run
 from PIL import Image
+from vfm_runtime.media.image import open_image
 from vfm_runtime.media.video import read_video
 from vfm_runtime.tasks.detection import compute_iou
 
@@ -39,7 +41,7 @@ from vfm.audit.doctor.features import describe_thumbnails, embed_records, open_t
 from vfm.audit.doctor.label_errors import find_label_errors
 from vfm.audit.doctor.source import choose_evenly
 from vfm.data.idx import read_idx_files
-from vfm.data.records import Record
+from vfm.data.records import Record, read_source
 from vfm.heads_on_features import Candidate, cross_validate
 from vfm.search.image_duplicates import find_duplicate_images, number_groups
 from vfm.search.image_scan import scan_images
@@ -126,6 +128,63 @@ def measure_labels(num_images: int, names: list[str]) -> None:
             probe_accuracy=errors.accuracy,
             cpu_s=time.process_time() - start,
         )
+
+
+def measure_several_labels(num_images: int, names: list[str]) -> None:
+    """Up to three items of Fashion-MNIST in a square of four, whose kinds are the labels."""
+    items = read_idx_files(FASHION).splits["train"][: 2 * num_images]
+    random = np.random.default_rng(0)
+    truth = np.zeros((num_images, 10), np.int64)
+    pictures = np.zeros((num_images, 2, 28, 2, 28), np.uint8)
+    for row, picture in zip(truth, pictures, strict=True):
+        chosen = random.choice(len(items), random.integers(4), replace=False)
+        for index, spot in zip(chosen, random.permutation(4), strict=False):
+            picture[spot // 2, :, spot % 2] = read_array(items[index])
+            row[items[index].label] = 1
+    records = [
+        Record(np.repeat(picture.reshape(56, 56, 1), 3, axis=2), -1, str(i))
+        for i, picture in enumerate(pictures)
+    ]
+    given = truth.copy()
+    for wrong in (1, 0):  # some are missing, some are too many
+        cells = np.argwhere(truth == wrong)
+        some = cells[random.permutation(len(cells))[: round(0.03 * truth.sum())]]
+        given[some[:, 0], some[:, 1]] = 1 - wrong
+    scan = scan_images(records)
+    for name in names:
+        start = time.process_time()
+        if name == "thumbnails":
+            features = describe_thumbnails(scan.gray, scan.colors)
+        else:
+            tower = open_tower(MODEL, base=find_weights(), image_size=64, device="cpu")
+            features = embed_records(tower, records, 64, lambda _: None)
+        errors = find_label_errors(features, given, [record.name for record in records], 10)
+        assert errors is not None
+        is_right = [
+            given[s.position, k] != truth[s.position, k]
+            for s in errors.suspects
+            for k in [max(s.stated, s.suggested)]
+        ]
+        planted = int((given != truth).sum())
+        print_row(
+            cell=f"errors of several labels, {name}",
+            images=num_images,
+            judged=errors.num_judged,
+            planted=planted,
+            estimated=errors.num_errors,
+            **{"in_top_5%": sum(is_right[: errors.num_judged // 20]) / planted},
+            right_of_100_first=int(sum(is_right[:100])),
+            expected_of_100_first=sum(s.error for s in errors.suspects[:100]),
+            probe_accuracy=errors.accuracy,
+            majority=errors.majority,
+            skill=errors.skill,
+            cpu_s=time.process_time() - start,
+        )
+
+
+def read_array(record: Record) -> np.ndarray[Any, Any]:
+    pixels = open_image(read_source(record))
+    return pixels[..., 0] if pixels.ndim == 3 else pixels
 
 
 def plant_errors(
@@ -269,7 +328,7 @@ def time_command(cell: str, words: list[str], folder: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=["leaks", "labels", "boxes", "time"])
+    parser.add_argument("--only", choices=["leaks", "labels", "several", "boxes", "time"])
     parser.add_argument("--images", type=int, default=5000, help="images of Fashion-MNIST")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the detector's training")
     parser.add_argument("--out", type=Path, help="folder for the boxes and their detector")
@@ -278,13 +337,16 @@ def main() -> None:
     parts = (
         [options.only]
         if options.only
-        else ["leaks", "labels"] + ["boxes", "time"] * (not options.quick)
+        else ["leaks", "labels", "several"] + ["boxes", "time"] * (not options.quick)
     )
     if "leaks" in parts:
         measure_leaks(15 if options.quick else 40, range(1 if options.quick else 3))
     if "labels" in parts and FASHION.is_dir():
         names = ["thumbnails"] + [MODEL] * (find_weights() is not None and not options.quick)
         measure_labels(2000 if options.quick else options.images, names)
+    if "several" in parts and FASHION.is_dir():
+        names = ["thumbnails"] + [MODEL] * (find_weights() is not None and not options.quick)
+        measure_several_labels(500 if options.quick else options.images, names)
     if "boxes" in parts:
         with tempfile.TemporaryDirectory() as folder:
             measure_boxes(options.minutes, options.out or Path(folder))

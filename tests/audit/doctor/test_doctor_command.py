@@ -124,6 +124,42 @@ def test_a_key_in_two_splits_is_said(scenes):
         doctor(folder, options=DoctorOptions(key="patient"))
 
 
+def test_labels_of_which_several_apply_are_doubted_one_by_one(scenes, capsys):
+    """Halves of two colors are the labels; one is missing, one too many, and a picture has none."""
+    pictures, rows, random = {}, [], np.random.default_rng(0)
+    for k in range(120):
+        pixels = np.asarray(draw_scene(k, 32), float) * 0.2
+        has = random.random(2) < 0.5
+        pixels[:16, :, 0] += 150 * has[0]
+        pixels[16:, :, 1] += 150 * has[1]
+        pictures[f"{k}.png"] = Image.fromarray(pixels.astype(np.uint8))
+        rows.append([name for name, applies in zip(("red", "green"), has, strict=True) if applies])
+    missing = next(k for k in range(120) if rows[k] == ["red", "green"])
+    rows[missing] = ["red"]
+    excess = next(k for k in range(120) if rows[k] == [])
+    rows[excess] = ["green"]
+    folder = scenes(pictures)
+    cells = [f"{k}.png,{'|'.join(labels)}" for k, labels in enumerate(rows)]
+    table = write_table(folder, "path,label", cells)
+    run("doctor", doctor, [str(table), "--label-separator", "|", "--fix", "true"])
+    said = capsys.readouterr().out
+    assert "of 240 labels, yes or no of each image, are likely wrong" in said
+    first, second, third, *_ = read_results()["label_errors"]["suspects"]
+    found = {(one["image"], one["stated"], one["suggested"]) for one in (first, second)}
+    assert found == {(f"{missing}.png", None, "green"), (f"{excess}.png", "green", None)}
+    assert min(first["probability"], second["probability"]) > third["probability"]
+    doubts = {row["path"]: row["doubt"] for row in read_csv(Path("doctor/cleaned.csv")).rows}
+    assert doubts[str(folder / f"{missing}.png")] == "green"
+    assert doubts[str(folder / f"{excess}.png")] == "-green"
+    reasons = [check["reason"] for check in read_results()["check_first"]["images"]]
+    assert "not labelled green, which it shows" in reasons
+    assert "labelled green, which it does not show" in reasons
+    with pytest.raises(
+        DataError, match=r"--label-separator is '\|', what stands between .* is no such table"
+    ):
+        doctor(folder, options=DoctorOptions(label_separator="|"))
+
+
 def test_without_labels_the_rest_is_looked_at_and_it_says_so(scenes, capsys):
     folder = scenes({f"{k}.png": draw_scene(k // 2) for k in range(4)})
     for data in (folder, write_table(folder, "path", [f"{k}.png" for k in range(4)])):

@@ -145,9 +145,10 @@ def describe(result: Diagnosis) -> list[str]:
     if result.other is not None:
         lines.append(f"Shared with {result.other.path}: {values['shared']:.0f} images.")
     if result.labels is not None:
-        what = "boxes" if source.has_boxes else "images"
+        kind = "boxes" if source.has_boxes else "images"
+        what = "labels, yes or no of each image," if source.multilabel else kind
         lines.append(
-            f"Labels: about {result.labels.num_errors:,} of {len(result.labels.suspects):,} {what} are likely wrong "
+            f"Labels: about {result.labels.num_errors:,} of {result.labels.num_judged:,} {what} are likely wrong "
             f"(probe of {result.features}, right on {result.labels.accuracy:.1%})."
         )
     if result.checks:
@@ -176,6 +177,7 @@ def _open(path: Path, options: DoctorOptions) -> DoctorSource:
         path,
         path_column=options.path_column,
         label_column=options.label_column,
+        label_separator=options.label_separator,
         key=options.key,
     )
 

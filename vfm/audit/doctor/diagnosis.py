@@ -72,6 +72,7 @@ class DoctorOptions:
         key: Column of a table with what must not be divided by a split, such as a patient.
         path_column: Column of a table with the paths of the images.
         label_column: Column of a table with their labels; where there is none, the images have none.
+        label_separator: Text between the labels of a cell, such as "|", where several labels, or none, may apply.
         model: Model whose embeddings find near-copies, label errors and outliers: a backbone, checkpoint or bundle, as
             for vfm embed. By default thumbnails do, which take no weights.
         base: File of the backbone's weights, in place of timm's.
@@ -89,6 +90,7 @@ class DoctorOptions:
     key: str | None = None
     path_column: str = "path"
     label_column: str = "label"
+    label_separator: str | None = None
     model: str | None = None
     base: Path | None = None
     image_size: int | None = None
@@ -146,7 +148,6 @@ class Diagnosis:
         """Return the figures that rules of `--fail-on` are about; None where something was not looked at."""
         copies = {pair.second for pair in self.pairs}
         labels = self.labels
-        judged = 0 if labels is None else len(labels.suspects)
         score = self.null_scores.get("all")
         figures: tuple[float | None, ...] = (
             float(sum(bool(f.reason) for f in self.scan.files[: self.num_images])),
@@ -155,7 +156,7 @@ class Diagnosis:
             float(len({pair.second for pair in self.leaks})),
             float(len(self.key_leaks)) if self.source.keys else None,
             None if self.other is None else float(len({p.first for p in self.shared})),
-            labels.num_errors / judged if labels is not None and judged else None,
+            None if labels is None else labels.num_errors / labels.num_judged,
             float(len(self.box_doubts)) if self.source.has_boxes else None,
             None if self.box_errors is None else float(len(self.box_errors.likely)),
             float(len(self.like_names)),
@@ -235,8 +236,8 @@ def list_checks(result: Diagnosis) -> list[Check]:
     names = result.source.labels
     for suspect in result.labels.suspects if result.labels is not None else []:
         index, box = result.samples[suspect.position]
-        text = f"labelled {names[suspect.stated]}, looks like {names[suspect.suggested]}"
-        checks.setdefault((index, box), Check(index, text, suspect.error, box))
+        check = Check(index, suspect.describe(names), suspect.error, box)
+        checks.setdefault((index, box), check)
         if len(checks) >= 3 * MOST_CHECKED:
             break
     for one in result.box_errors.likely if result.box_errors is not None else []:
@@ -301,13 +302,10 @@ def _judge_labels(
     read = scan.readable[: result.num_images]
     if source.has_boxes:
         samples, features, target = _describe_boxes(source, read, options, progress)
-    elif source.multilabel:
-        result.notes.append(
-            "Label errors are not looked for where several labels may apply to an image."
-        )
-        return
     else:
-        indices = [i for i in np.flatnonzero(read).tolist() if source.target[i] >= 0]
+        indices = np.flatnonzero(read).tolist()
+        if not source.multilabel:
+            indices = [i for i in indices if source.target[i] >= 0]
         samples = [(i, ()) for i in indices]
         features, target = features[indices], source.target[indices]
     if not samples:
@@ -319,7 +317,8 @@ def _judge_labels(
     )
     if labels is None:
         result.notes.append(
-            "Label errors are not looked for: it takes two classes with five images each, copies counted once."
+            "Label errors are not looked for: it takes two classes with five images each, copies counted once; where "
+            "several labels may apply, one that five images have and five have not."
         )
     elif labels.skill < _LEAST_SKILL:
         result.notes.append(
@@ -427,7 +426,7 @@ def summarize(result: Diagnosis) -> dict[str, Any]:
         "label_errors": None
         if labels is None
         else {
-            "num_judged": len(labels.suspects),
+            "num_judged": labels.num_judged,
             "num_left_out": labels.num_left_out,
             "estimated": labels.num_errors,
             "probe": labels.probe,
@@ -436,8 +435,8 @@ def summarize(result: Diagnosis) -> dict[str, Any]:
                 {
                     "image": name(result.samples[one.position][0]),
                     "box": list(result.samples[one.position][1]),
-                    "stated": source.labels[one.stated],
-                    "suggested": source.labels[one.suggested],
+                    "stated": source.labels[one.stated] if one.stated >= 0 else None,
+                    "suggested": source.labels[one.suggested] if one.suggested >= 0 else None,
                     "probability": round(one.error, 4),
                 }
                 for one in labels.suspects[: max(MOST_CHECKED, labels.num_errors)]

@@ -63,9 +63,16 @@ def write_cleaned(result: Diagnosis, path: Path) -> dict[str, int]:
             if not corners:
                 rows.append(head | dict.fromkeys(COLUMNS[1:], ""))
     else:
-        doubts = {
-            result.samples[one.position][0]: source.labels[one.suggested] for one in result.flagged
-        }
+        doubts: dict[int, str] = {}
+        for one in result.flagged:
+            # Of several labels a - is before one that does not apply, as what is to be taken away.
+            text = (
+                source.labels[one.suggested]
+                if one.suggested >= 0
+                else f"-{source.labels[one.stated]}"
+            )
+            index = result.samples[one.position][0]
+            doubts[index] = f"{doubts[index]}|{text}" if index in doubts else text
         columns = ["path", *["label"] * bool(source.labels), *["split"] * has_splits]
         columns += [*["key"] * bool(source.keys), *[DOUBT] * (result.labels is not None)]
         for index in rows_kept:

@@ -71,7 +71,12 @@ class DoctorSource:
 
 
 def open_source(
-    path: Path, *, path_column: str = "path", label_column: str = "label", key: str | None = None
+    path: Path,
+    *,
+    path_column: str = "path",
+    label_column: str = "label",
+    label_separator: str | None = None,
+    key: str | None = None,
 ) -> DoctorSource:
     """Read the images of a folder or a table with the labels or boxes that they have, and the splits that are stated.
 
@@ -79,10 +84,11 @@ def open_source(
         path: Folder of class folders, of IDX files, of images alone or with boxes in any format; or a table.
         path_column: Column of a table with the paths of the images.
         label_column: Column of a table with their labels; without it, they have none.
+        label_separator: Text between the labels of a cell, where several, or none, may apply to an image.
         key: Column of a table with what must not be divided by a split, such as a patient.
 
     Raises:
-        DataError: There is no such path, or its data have no such column.
+        DataError: There is no such path, it is no table that an option is for, or it has no such column.
         ValueError: The data cannot be understood.
     """
     if not path.exists():
@@ -90,17 +96,25 @@ def open_source(
             f"There is no file or folder {path} (looked in {Path.cwd()}). Check the path."
         )
     is_boxes = is_of_boxes(path)
-    if key is not None and (is_boxes or not find_table(path)):
-        raise DataError(
-            f"--key is '{key}', a column of a table of images, but {path} is no such table. Give a .csv, .tsv or "
-            ".parquet file with the columns path, label and that one, or leave --key out."
-        )
+    for option, value, what in (
+        ("--key", key, "a column of a table of images"),
+        (
+            "--label-separator",
+            label_separator,
+            "what stands between the labels in a table of images",
+        ),
+    ):
+        if value is not None and (is_boxes or not find_table(path)):
+            raise DataError(
+                f"{option} is '{value}', {what}, but {path} is no such table. Give a .csv, .tsv or .parquet file with "
+                f"the columns path and label, or leave {option} out."
+            )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if is_boxes:
             source = _take_module(path, BOX_LAYOUTS.detect(path), DetectionData(path, **_DRAWN))
         elif find_table(path):
-            source = _open_table(path, path_column, label_column, key)
+            source = _open_table(path, path_column, label_column, label_separator, key)
         else:
             layout = LABEL_LAYOUTS.detect(path)
             module = (
@@ -127,14 +141,22 @@ def _take_module(path: Path, layout: str, data: ImageData, key: str | None = Non
     )
 
 
-def _open_table(path: Path, path_column: str, label_column: str, key: str | None) -> DoctorSource:
+def _open_table(
+    path: Path,
+    path_column: str,
+    label_column: str,
+    label_separator: str | None,
+    key: str | None,
+) -> DoctorSource:
     table = read_table(path)
     if key is not None:
         table.require(key, "--key")
     if label_column in table.columns:
         options: dict[str, Any] = {"path_column": path_column, "label_column": label_column}
-        groups = [key] if key is not None else []
-        module = TableData(path, group_columns=groups, **options, **_DRAWN)
+        options |= {"group_columns": [key] if key is not None else []}
+        if label_separator is not None:
+            options |= {"label_separator": label_separator, "allow_no_label": True}
+        module = TableData(path, **options, **_DRAWN)
         return _take_module(path, "table", module, key)
     names = read_names(table, path_column, path.parent)
     records = [Record(join_path(path.parent, name), -1, name) for name in names]
