@@ -23,6 +23,7 @@ from tests.assets import missing
 # Lightning looks whether the root logger has a handler when it is imported: only then does caplog see its messages.
 logging.getLogger().addHandler(logging.NullHandler())
 
+LONGEST = ("test_readme.py", "test_demo.py")
 LABELS = ("ant", "bee", "cat", "dog")
 # Height and width; odd ones, thin ones and one pixel.
 SIZES = (
@@ -37,6 +38,11 @@ MODELS = {
     "davit_tiny": {"image_size": 64, "fit": "letterbox", "backbone_args": DAVIT},
     "test_efficientnet": {"image_size": 40, "fit": "squash"},
 }
+
+
+def pytest_collection_modifyitems(items):
+    """Put files with a test of minutes first, so that of two processes neither waits long for the other at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_collection_finish():
