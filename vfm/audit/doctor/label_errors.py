@@ -59,7 +59,7 @@ class LabelErrors:
     """Fraction that would be right if the commonest class were always said."""
     probe: str
     num_left_out: int = 0
-    """Samples of classes that are too small to be judged."""
+    """Labels of classes that are too small to be judged."""
 
     @property
     def skill(self) -> float:
