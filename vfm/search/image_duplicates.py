@@ -42,6 +42,8 @@ _LEAST_DETAIL, _LEAST_LOCAL = 0.7, 0.5
 _FLAT, _FLAT_DIFFERENCE = 2.5, 1.25
 """Spread of details, in gray levels, below which only nearly equal pixels make a copy, and their mean difference."""
 _COLOR_DIFFERENCE = 20.0
+_GROUND, _LEAST_STANDING = 12.0, 0.05
+"""Distance from the median color of what stands on a ground, and the fraction of an image that is enough to compare."""
 _COVERED = 0.25
 """Fraction of an image that details must cover for it to be called a crop."""
 _RIM = 4
@@ -346,10 +348,12 @@ def _compare_aligned(
     # Block by block: two photos with one bright frame agree as a whole, and in no block.
     blocks = [detail.reshape(4, 14, 4, 14).swapaxes(1, 2).reshape(16, 196) for detail in details]
     centered = [block - block.mean(axis=1, keepdims=True) for block in blocks]
-    spread = np.minimum(*(block.std(axis=1) for block in centered))
+    spreads = np.stack([block.std(axis=1) for block in centered])
     norms = np.prod([np.linalg.norm(block, axis=1) for block in centered], axis=0)
     local = (centered[0] * centered[1]).sum(axis=1) / np.maximum(norms, 1e-6)
-    local = local[spread > 1] if (spread > 1).any() else local
+    # A block that is plain in one and full of details in the other tells the two apart.
+    tells = (spreads.min(axis=0) > 1) | (spreads.max(axis=0) > _FLAT)
+    local = local[tells] if tells.any() else local
     is_same = float(local.mean()) > _LEAST_DETAIL and float(np.quantile(local, 0.2)) > _LEAST_LOCAL
     return correlation if correlation > _LEAST_CROP and is_same else None
 
@@ -371,5 +375,9 @@ def _have_like_colors(scan: Scan, whole: int, part: int, warp: Float, mirrored: 
         np.ascontiguousarray(colors), scaled, (COLOR_SIDE, COLOR_SIDE), flags=flags
     )
     inside = (slice(1, -1),) * 2
-    difference = moved[inside].astype(np.float32) - scan.colors[part][inside]
-    return bool(np.abs(difference).mean() < _COLOR_DIFFERENCE)
+    both = np.stack([moved[inside], scan.colors[part][inside]]).astype(np.float32).reshape(2, -1, 3)
+    # A plain ground, which is more than half of an image, would hide the colors of what stands on it.
+    ground = np.median(both[1], axis=0)
+    stands = (np.abs(both - ground).max(axis=2) > _GROUND).any(axis=0)
+    chosen = both[:, stands] if stands.mean() > _LEAST_STANDING else both
+    return bool(np.abs(chosen[0] - chosen[1]).mean() < _COLOR_DIFFERENCE)

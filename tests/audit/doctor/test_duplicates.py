@@ -1,7 +1,7 @@
 """Duplicates: copies that were saved anew, cropped or mirrored, and leaks between splits."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.audit.doctor.conftest import draw_scene
 from vfm.data.records import Record
@@ -55,6 +55,25 @@ def test_smooth_pictures_of_one_color_are_told_apart(scenes):
         scenes({n: Image.fromarray(p.astype(np.uint8)) for n, p in pictures.items()})
     )
     assert list(named) == [frozenset(("sky0", "again"))]
+
+
+def draw_disc(color, side, start, has_spots=True):
+    """A disc on white, perhaps with two spots."""
+    picture = Image.new("RGB", (200, 200), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((start, start, start + side, start + side), fill=color)
+    for left in (0.2, 0.5) if has_spots else ():
+        ends = [start + side * part for part in (left, 0.3, left + 0.2, 0.5)]
+        draw.ellipse(ends, fill="white")
+    return picture
+
+
+def test_other_objects_on_a_plain_ground_are_no_crops(scenes):
+    red, brown = (216, 40, 40), (150, 70, 60)  # of one brightness
+    pictures = {"1.png": draw_disc(red, 110, 25), "2.png": draw_disc(red, 90, 50)}
+    assert find_pairs(scenes(pictures))[0] == {frozenset("12"): "crop"}
+    for other in (draw_disc(brown, 90, 50), draw_disc(red, 90, 50, has_spots=False)):
+        assert find_pairs(scenes(pictures | {"2.png": other}))[0] == {}
 
 
 def test_among_many_images_crops_are_left_out_and_it_says_so(scenes, monkeypatch):
