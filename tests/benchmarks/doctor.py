@@ -53,7 +53,7 @@ from vfm.data.idx import read_idx_files
 from vfm.data.records import Record, read_source
 from vfm.heads_on_features import Candidate, cross_validate
 from vfm.search.image_duplicates import find_duplicate_images, number_groups
-from vfm.search.image_scan import scan_images
+from vfm.search.image_scan import Scan, scan_images
 
 FOLDER = Path(__file__).parents[2] / ".cache" / "assets"
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -112,6 +112,13 @@ def find_leaks(
             )
 
 
+def compute_features(name: str, records: list[Record], scan: Scan) -> np.ndarray[Any, Any]:
+    if name == "thumbnails":
+        return describe_thumbnails(scan.gray, scan.colors)
+    tower = open_tower(MODEL, base=find_weights(), image_size=64, device="cpu")
+    return embed_records(tower, records, 64, lambda _: None)
+
+
 def measure_labels(num_images: int, names: list[str]) -> None:
     records = read_idx_files(FASHION).splits["train"]
     chosen = choose_evenly([int(record.label) for record in records], num_images, 0)  # type: ignore[arg-type]
@@ -120,11 +127,7 @@ def measure_labels(num_images: int, names: list[str]) -> None:
     scan = scan_images(records)
     for name in names:
         start = time.process_time()
-        if name == "thumbnails":
-            features = describe_thumbnails(scan.gray, scan.colors)
-        else:
-            tower = open_tower(MODEL, base=find_weights(), image_size=64, device="cpu")
-            features = embed_records(tower, records, 64, lambda _: None)
+        features = compute_features(name, records, scan)
         given, planted = plant_errors(features, truth)
         keys = [str(index) for index in range(len(truth))]
         errors = find_label_errors(features, given, keys, 10)
@@ -156,7 +159,7 @@ def measure_several_labels(num_images: int, names: list[str]) -> None:
     pictures = np.zeros((num_images, 2, 28, 2, 28), np.uint8)
     for row, picture in zip(truth, pictures, strict=True):
         chosen = random.choice(len(items), random.integers(4), replace=False)
-        for index, spot in zip(chosen, random.permutation(4), strict=False):
+        for index, spot in zip(chosen, random.permutation(4)[: len(chosen)], strict=True):
             picture[spot // 2, :, spot % 2] = read_array(items[index])
             row[items[index].label] = 1
     records = [
@@ -171,11 +174,7 @@ def measure_several_labels(num_images: int, names: list[str]) -> None:
     scan = scan_images(records)
     for name in names:
         start = time.process_time()
-        if name == "thumbnails":
-            features = describe_thumbnails(scan.gray, scan.colors)
-        else:
-            tower = open_tower(MODEL, base=find_weights(), image_size=64, device="cpu")
-            features = embed_records(tower, records, 64, lambda _: None)
+        features = compute_features(name, records, scan)
         errors = find_label_errors(features, given, [record.name for record in records], 10)
         assert errors is not None
         is_right = [

@@ -98,7 +98,7 @@ def find_label_errors(
     Raises:
         MissingPackageError: cleanlab is not installed.
     """
-    import_cleanlab()
+    import_cleanlab()  # that it is missing is said before any work
     if target.ndim == 2:
         return _judge_several(features, target, keys, seed, progress)
     sizes = np.array(
