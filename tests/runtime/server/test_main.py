@@ -152,7 +152,9 @@ class Server:
 
     @property
     def lines(self):
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line]
+        # The last line can be half written; a line is whole once its end stands there.
+        written = self.log.read_text().split("\n")[:-1]
+        return [json.loads(line) for line in written if line]
 
     def messages(self, text):
         return [line["message"] for line in self.lines if text in line.get("message", "")]
