@@ -17,6 +17,7 @@ def score(scores, positive, clusters):
         source="test",
         records=[],
         positions=np.arange(len(scores)),
+        image_scores=np.asarray(scores, float),
         scores=np.asarray(scores, float),
         positive=np.asarray(positive, bool),
         threshold=0.6,

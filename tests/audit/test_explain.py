@@ -7,9 +7,16 @@ import torch
 
 from vfm.audit.attribution import compute_grad_cam, split_logit
 from vfm.audit.deletion import score_map, score_random_maps
-from vfm.audit.explain import choose_images, list_answers, list_explanations
+from vfm.audit.explain import (
+    ExplainedPicture,
+    choose_images,
+    explain_pictures,
+    list_answers,
+    list_explanations,
+)
 from vfm.audit.kinds import Outcomes
 from vfm.audit.linear_graph import open_linear_graph
+from vfm.audit.report import describe_coverage
 from vfm.audit.source import AuditError
 from vfm.models.heads.classification import LinearHead, MLPHead
 from vfm.tasks import ClassificationTask
@@ -76,6 +83,12 @@ def test_a_map_that_explains_nothing_shows_as_such():
     assert right.gain > max(gains)
     assert right.deletion < right.insertion
     assert score_map(-corner, pixels, compute_scores).gain < min(gains)
+    row = "", "", "", 0.9, True, pixels, compute_scores
+    maps = {"grad_cam": corner, "patches": np.zeros((4, 4), np.float32)}
+    result, _ = explain_pictures([ExplainedPicture(*row, maps)], seed=1)
+    explains = [each["explains"] for each in result["images"][0]["maps"].values()]
+    # A map of one value puts the rows in from the top, which happens to begin with the corner.
+    assert explains == [True, False]
 
 
 def test_right_ones_and_the_most_confident_mistakes_are_chosen():
@@ -109,8 +122,10 @@ def test_of_several_labels_each_that_is_given_is_explained():
     ]
     assert answers[-1].score == 0.9
     outcomes.asserted = given & False
-    with pytest.raises(AuditError, match="None of the 4 images is given a label, so --explain"):
-        list_answers(outcomes, ("ant", "bee", "cat"), 9)
+    assert list_answers(outcomes, ("ant", "bee", "cat"), 9) == []
+    values = {"leaks": {"is_checked": False, "how": ""}, "metrics": {}, "unit": "images"}
+    row = describe_coverage(values | {"num_images": 4, "num_skipped": 0}, {}, num_explained=0)[-1]
+    assert (row["looked at"], row["how"][:30]) == ("NO", "nothing is above its threshold")
 
 
 def write_graph(path, pool):

@@ -246,7 +246,23 @@ def test_the_audit_of_the_bundle_is_that_of_the_checkpoint(checkpoint, bundle, t
     found = []
     for path in (checkpoint, bundle):
         out = tmp_path / path.name
-        assert main(["audit", str(path), *words, "--groups", "camera", "-o", str(out), *CPU]) == 0
+        assert (
+            main(
+                [
+                    "audit",
+                    str(path),
+                    *words,
+                    "--groups",
+                    "camera",
+                    "--explain",
+                    "1",
+                    "-o",
+                    str(out),
+                    *CPU,
+                ]
+            )
+            == 0
+        )
         found.append(json.loads((out / "audit.json").read_text()))
     ours, theirs = found
     assert (ours["is_bundle"], theirs["is_bundle"]) == (False, True)

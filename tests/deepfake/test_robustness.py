@@ -4,11 +4,18 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.faces.crop import CropSpec
 
-from vfm.audit.detectors import draw_corrupted, measure_unit_robustness, read_unit_values
+from vfm.audit.detectors import (
+    draw_corrupted,
+    judge_units,
+    list_unit_pictures,
+    measure_unit_robustness,
+    read_unit_values,
+)
 from vfm.audit.robustness import add_robustness
 from vfm.audit.source import AuditError
 from vfm.data.corruptions import CORRUPTIONS
@@ -143,6 +150,32 @@ def test_the_threshold_is_that_of_the_operating_point(root, task, tmp_path):
     scored = open_units(root, task).score()
     assert scored.threshold == pytest.approx(1 / (1 + np.exp(-0.5)))
     assert len(scored.notes) == 1
+
+
+def test_what_is_called_fake_is_explained_by_its_most_fake_frame(root, task):
+    """The fake score is how bright a crop is: frames of a video grow brighter, and real and fake alike do."""
+
+    def answer(pixels):
+        brightness = pixels.float().mean(3)
+        heatmaps = torch.nn.functional.adaptive_avg_pool2d(brightness, 4) / 255
+        return {"logits": (brightness.mean((1, 2)) - 120) / 20, "heatmaps": heatmaps}
+
+    task.answer = answer
+    task.preprocess = type(task.preprocess)(size=(32, 32), fit="squash")
+    units = open_units(root, task)
+    scored = units.score()
+    outcomes = judge_units(scored, "real", "fake")
+    pictures = list(list_unit_pictures(units, scored, outcomes, 4))
+    assert [each.truth for each in pictures] == ["fake", "fake", "real", "real"]
+    assert [each.right for each in pictures] == [True, True, False, False]
+    assert {each.name[-6:] for each in pictures} == {"_2.png"}
+    for each in pictures:
+        assert each.predicted == "fake"
+        assert each.score > 0.5
+        assert each.compute_scores(each.pixels[None])[0] == pytest.approx(each.score)
+        # A class token is no mean over the places, so that there are no patch contributions.
+        assert set(each.maps) == {"grad_cam", "heatmap"}
+    assert pictures[2].score >= pictures[3].score
 
 
 def test_unreadable_images_are_counted_and_one_label_is_refused(root, task, tmp_path):

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vfm.models.heads.classification import LinearHead
 from vfm.tasks.base import BaseTask
 
 Map = NDArray[np.float32]
@@ -28,7 +27,7 @@ def compute_grad_cam(task: BaseTask, pixels: NDArray[np.uint8], label: int) -> M
     Args:
         task: Task whose head gives logits, in evaluation mode.
         pixels: Picture at the model's size, uint8 [1, H, W, 3].
-        label: Index of the label.
+        label: Index of the label; 0 of a head with one logit.
     """
     model = task.backbone.model
     module = model.get_submodule(model.feature_info[-1]["module"])
@@ -36,7 +35,7 @@ def compute_grad_cam(task: BaseTask, pixels: NDArray[np.uint8], label: int) -> M
         images = task.preprocess.normalize(torch.from_numpy(pixels).to(task.device))
         # Of a frozen backbone nothing else would ask for gradients.
         features = task.backbone(images.detach().requires_grad_(True))
-        logit = task.head(features)["logits"][0, label]
+        logit = task.head(features)["logits"].flatten()[label]
         before, after = activations
         used = after if after.ndim == 4 else before
         (gradient,) = torch.autograd.grad(logit, used)
@@ -78,15 +77,15 @@ def split_logit(task: BaseTask, pixels: NDArray[np.uint8], label: int) -> Map | 
     brought to norm 1 first, their norm is taken as given.
 
     Args:
-        task: Task of labels, in evaluation mode.
+        task: Task whose head gives logits, in evaluation mode.
         pixels: Picture at the model's size, uint8 [1, H, W, 3].
-        label: Index of the label.
+        label: Index of the label; 0 of a head with one logit.
 
     Returns:
         None where the head is not linear, or reads no mean.
     """
-    head = task.head
-    if not isinstance(head, LinearHead) or head.uses != ("pooled",):
+    linear = task.head.get_linear()
+    if linear is None:
         return None
     with torch.inference_mode():
         images = task.preprocess.normalize(torch.from_numpy(pixels).to(task.device))
@@ -99,10 +98,11 @@ def split_logit(task: BaseTask, pixels: NDArray[np.uint8], label: int) -> Map | 
                 break
         else:
             return None
-        weight = head.linear.weight[label].float()
-        if head.normalizes:
-            values = values - head.center
-            weight = weight / (pooled - head.center).norm()
+        weight = linear.weight[label].float()
+        if linear.center is not None:
+            values, pooled = values - linear.center, pooled - linear.center
+        if linear.normalizes:
+            weight = weight / pooled.norm()
         return _to_array(values @ weight / (values.shape[0] * values.shape[1]))
 
 

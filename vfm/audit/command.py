@@ -21,7 +21,13 @@ from vfm.audit.comparison import ClusterSampler, RatioMetric
 from vfm.audit.conformal import check_level, measure_conformal
 from vfm.audit.cost_line import MeasuredPass, describe_cost
 from vfm.audit.detectors import measure_units
-from vfm.audit.explain import explain_images, open_maps
+from vfm.audit.explain import (
+    explain_pictures,
+    list_answers,
+    list_pictures,
+    open_maps,
+    require_number,
+)
 from vfm.audit.groups import compare_groups
 from vfm.audit.null_score import measure_null_scores
 from vfm.audit.ood_auroc import measure_ood, open_other_images
@@ -217,16 +223,12 @@ def audit(
             batch_size=options.batch_size,
             seed=options.seed,
         )
-    if compute_maps is not None and report.outcomes.target is not None:
-        print(f"Explaining {options.explain} images ...", flush=True)
-        report.content["explain"], report.maps = explain_images(
-            audited,
-            compute_maps,
-            report.records,
-            report.outcomes,
-            options.explain,
-            options.seed,
+    if compute_maps is not None and report.answers:
+        print(f"Explaining {len(report.answers)} answers ...", flush=True)
+        pictures = list_pictures(
+            audited, compute_maps, report.records, report.outcomes.truth, report.answers
         )
+        report.content["explain"], report.maps = explain_pictures(pictures, options.seed)
     report.content["cost"] = {"seconds": time.perf_counter() - start, **cost}
     write_report(report, rules, out or choose_folder(model), report.list_sheets(audited))
 
@@ -266,7 +268,7 @@ def write_report(
 
 _OF_UNITS = (
     *("groups", "cluster", "table", "min_gap", "fail_on", "seed"),
-    *("robustness", "kinds", "num_corrupted"),
+    *("robustness", "kinds", "num_corrupted", "explain"),
 )
 
 
@@ -297,6 +299,7 @@ def _audit_units(
     opened = checkpoint or vfm_runtime.load(model, device=options.device, precision="fp32")
     units = open_units(opened, data, **{k: v for k, v in chosen.items() if k in opening})
     kinds = choose_kinds(options.kinds, units.corruptions) if options.robustness else []
+    require_number(options.explain)
     joules = energy.read()
     scored = units.score()
     cost = describe_cost(
@@ -317,6 +320,7 @@ def _audit_units(
         min_gap=options.min_gap,
         kinds=kinds,
         num_corrupted=options.num_corrupted,
+        num_explained=options.explain,
         seed=options.seed,
     )
     report.content["cost"] = {"seconds": time.perf_counter() - start, **cost}
@@ -432,13 +436,17 @@ def measure(
         traits = list_traits(predicted.values)
         slices = find_slices(outcomes.compared[0], traits, predicted.vectors, sampler)
         content["found_groups"] = slices.to_dict()
+    has_truth = outcomes.target is not None
+    answers = []
+    if options.explain and has_truth:
+        answers = list_answers(outcomes, model.labels, options.explain, options.seed)
     content["coverage"] = describe_coverage(
         content,
         chosen,
         clusters=f"{sampler.num_clusters} values of {options.cluster}" if options.cluster else None,
         robustness=options.robustness,
         ood_data=options.ood_data,
-        num_explained=options.explain,
+        num_explained=len(answers) if options.explain and has_truth else None,
     )
     content["notes"] = [*model.notes, *source.notes, *outcomes.notes, *groups.notes]
-    return AuditReport(content, groups, outcomes, records, slices)
+    return AuditReport(content, groups, outcomes, records, slices, answers)

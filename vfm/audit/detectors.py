@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from vfm.audit.calibration import measure_calibration
 from vfm.audit.comparison import ClusterSampler, CountedMetric, ImageMetric, RatioMetric
+from vfm.audit.explain import ExplainedPicture, choose_images, compute_maps, explain_pictures
 from vfm.audit.groups import compare_groups
 from vfm.audit.kinds import Outcomes
 from vfm.audit.null_score import measure_null_scores, read_null_values
@@ -24,12 +25,10 @@ from vfm.data.records import read_source
 from vfm.metrics.ranking import Ranking
 from vfm.report import draw_contact_sheet
 from vfm.tasks.checkpoint import Checkpoint
+from vfm.tasks.predictor import TorchPredictor
 from vfm.tasks.scored_units import AuditedUnits, ScoredUnits
 
-_NOT_OF_DETECTORS = (
-    *("groups without labels", "conformal sets", "images of another kind"),
-    "what predictions hang on",
-)
+_NOT_OF_DETECTORS = ("groups without labels", "conformal sets", "images of another kind")
 
 
 def judge_units(scored: ScoredUnits, negative: str, positive: str) -> Outcomes:
@@ -160,6 +159,42 @@ def draw_corrupted(units: AuditedUnits, kinds: Sequence[str]) -> bytes:
     return draw_contact_sheet([pixels for _, pixels in shown], [text for text, _ in shown])
 
 
+def list_unit_pictures(
+    units: AuditedUnits, scored: ScoredUnits, outcomes: Outcomes, number: int, seed: int = 0
+) -> Iterator[ExplainedPicture]:
+    """Yield some units that are called positive, by the image of each that has the highest score, with its maps.
+
+    Args:
+        units: Images or videos that are scored.
+        scored: What the detector says of the N of them.
+        outcomes: What was predicted of them, and what is true.
+        number: Most units: half of them right ones, by chance, and half the surest false alarms.
+        seed: Seed of the choice.
+    """
+    assert outcomes.right is not None
+    assert outcomes.positive is not None
+    assert outcomes.truth is not None
+    called = np.flatnonzero(np.array(outcomes.predicted) == outcomes.positive)
+    for k in choose_images(outcomes.right[called], scored.scores[called], number, seed):
+        unit = int(called[k])
+        images = np.flatnonzero(scored.positions == unit)
+        best = int(images[scored.image_scores[images].argmax()])
+        pixels = units.open(scored.records[best])
+        maps = {"heatmap": units.compute_heatmap(pixels)}
+        if isinstance(units.predictor, TorchPredictor):
+            maps = compute_maps(units.predictor.task, pixels[None], 0) | maps
+        yield ExplainedPicture(
+            scored.records[best].name,
+            outcomes.truth[unit],
+            outcomes.positive,
+            float(scored.image_scores[best]),
+            bool(outcomes.right[unit]),
+            pixels,
+            units.score_pixels,
+            maps,
+        )
+
+
 def measure_units(
     path: Path,
     checkpoint: Checkpoint | None,
@@ -172,6 +207,7 @@ def measure_units(
     min_gap: float = 0.05,
     kinds: Sequence[str] = (),
     num_corrupted: int = 200,
+    num_explained: int = 0,
     seed: int = 0,
 ) -> AuditReport:
     """Measure all that the scores of a detector tell.
@@ -187,6 +223,7 @@ def measure_units(
         min_gap: Least gap of a rate that matters.
         kinds: Corruptions under which robustness is measured; none for no such section.
         num_corrupted: Most units under each.
+        num_explained: Most units whose score is explained by maps.
         seed: Seed of all draws.
 
     Raises:
@@ -238,12 +275,24 @@ def measure_units(
             units, scored, labels, kinds, number=num_corrupted, seed=seed
         )
         corrupted = draw_corrupted(units, kinds)
+    maps = b""
+    pictures = list(list_unit_pictures(units, scored, outcomes, num_explained, seed))
+    if pictures:
+        about = (
+            f"The score that is explained is that of {outcomes.positive}, of the image of each of the {scored.name} "
+            f"that has the highest; what is called {labels[0]} has no map. The model's own heatmap is what its head "
+            "says of each place, as production shows it."
+        )
+        content["explain"], maps = explain_pictures(pictures, seed, about)
     number = f"{sampler.num_clusters} values of {cluster}"
     content["coverage"] = describe_coverage(
         content,
         columns,
         clusters=number if cluster else f"{sampler.num_clusters} {scored.cluster_name}",
         robustness=bool(kinds),
+        num_explained=len(pictures) if num_explained else None,
         others=dict.fromkeys(_NOT_OF_DETECTORS, "not for models of this task"),
     )
-    return AuditReport(content, report, outcomes, list(scored.records), corrupted=corrupted)
+    return AuditReport(
+        content, report, outcomes, list(scored.records), maps=maps, corrupted=corrupted
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,17 +14,21 @@ from vfm_runtime.media.image import Pixels
 
 from vfm.audit.attribution import Map, compute_grad_cam, split_logit
 from vfm.audit.comparison import Bools, Floats
-from vfm.audit.deletion import NUM_RANDOM, enlarge_map, score_map, score_random_maps
+from vfm.audit.deletion import NUM_RANDOM, Scores, enlarge_map, score_map, score_random_maps
 from vfm.audit.kinds import Outcomes
 from vfm.audit.linear_graph import open_linear_graph
-from vfm.audit.source import AuditedModel, AuditError
+from vfm.audit.source import AuditedModel
 from vfm.data.records import Record, read_source
 from vfm.report import Page, draw_contact_sheet
 from vfm.tasks.base import BaseTask
 
 MapFunction = Callable[[NDArray[np.uint8], int], dict[str, Map]]
 """Maps a picture, uint8 [1, H, W, 3], and the index of a label to maps by name."""
-NAMES = {"grad_cam": "Grad-CAM", "patches": "patch contributions"}
+NAMES = {
+    "grad_cam": "Grad-CAM",
+    "patches": "patch contributions",
+    "heatmap": "the model's own heatmap",
+}
 """What maps are called, by their name in the JSON."""
 
 _ABOUT = (
@@ -49,6 +53,27 @@ class Answer(NamedTuple):
     """Probability of the label."""
     right: bool
     """Whether it applies."""
+
+
+class ExplainedPicture(NamedTuple):
+    """A picture with the score that is explained of it, and the maps that shall do so."""
+
+    name: str
+    """Name of the image."""
+    truth: str
+    """What is true of it, in a word or two."""
+    predicted: str
+    """What the score is of, in a word or two."""
+    score: float
+    """Probability of it."""
+    right: bool
+    """Whether it applies."""
+    pixels: Pixels
+    """Picture at the model's size, uint8 [H, W, 3]."""
+    compute_scores: Scores
+    """Gives the score for pictures of that size."""
+    maps: Mapping[str, Map]
+    """Maps by name."""
 
 
 def choose_images(right: Bools, confidence: Floats, number: int, seed: int = 0) -> list[int]:
@@ -84,8 +109,8 @@ def list_answers(
         number: Most images that are chosen, right and wrong ones.
         seed: Seed of the choice.
 
-    Raises:
-        AuditError: No image is given a label.
+    Returns:
+        None at all where several may apply and no image is given one.
     """
     if outcomes.asserted is None:
         assert outcomes.right is not None
@@ -104,11 +129,6 @@ def list_answers(
     asserted, scores = outcomes.asserted, outcomes.scores
     wrong = asserted & (outcomes.target == 0)
     answered = np.flatnonzero(asserted.any(axis=1))
-    if not len(answered):
-        raise AuditError(
-            f"None of the {len(asserted)} images is given a label, so --explain has nothing to explain. Lower the "
-            "thresholds (vfm calibrate), or leave it out."
-        )
     confidence = np.where(wrong, scores, 0.0).max(axis=1)
     chosen = choose_images(~wrong.any(axis=1)[answered], confidence[answered], number, seed)
     return [
@@ -127,8 +147,7 @@ def open_maps(model: AuditedModel, number: int) -> MapFunction | None:
         OptionError: The number is no number of images, or the model does not label whole images, or is a bundle with
             another end.
     """
-    if number < 0:
-        raise OptionError(f"--explain is {number}. Give the number of images, 0 for none.")
+    require_number(number)
     if not number:
         return None
     if model.kind.locates:
@@ -149,65 +168,96 @@ def open_maps(model: AuditedModel, number: int) -> MapFunction | None:
     return lambda pixels, label: {"patches": graph.split_logit(pixels, label)}
 
 
-def explain_images(
+def list_pictures(
     model: AuditedModel,
     compute: MapFunction,
     records: Sequence[Record],
-    outcomes: Outcomes,
-    number: int,
-    seed: int = 0,
-) -> tuple[dict[str, Any], bytes]:
-    """Explain some predictions by maps, and measure these.
+    truth: Sequence[str] | None,
+    answers: Sequence[Answer],
+) -> Iterator[ExplainedPicture]:
+    """Yield the image of each label that is to be explained, with its maps.
 
     Args:
         model: Model that is audited.
         compute: Function that computes the maps, as `open_maps` returns it.
         records: Records of the N images that were predicted.
-        outcomes: What was predicted of them, and what is true.
-        number: Number of images to explain.
-        seed: Seed of the choice and of the random maps.
+        truth: What is true of them, [N], in words; None where nobody knows.
+        answers: Labels to explain.
+    """
+    for index, label, score, right in answers:
+        pixels = model.predictor.prepare(read_source(records[index]))["pixels"]
+        yield ExplainedPicture(
+            records[index].name,
+            "" if truth is None else truth[index],
+            model.labels[label],
+            score,
+            right,
+            pixels[0],
+            partial(_compute_scores, model, label),
+            compute(pixels, label),
+        )
+
+
+def _compute_scores(
+    model: AuditedModel, label: int, pixels: NDArray[np.uint8]
+) -> NDArray[np.floating]:
+    scores: NDArray[np.floating] = model.run({"pixels": pixels})["scores"][:, label]
+    return scores
+
+
+def require_number(number: int) -> None:
+    """Refuse a number of images to explain that is none.
+
+    Raises:
+        OptionError: It is below 0.
+    """
+    if number < 0:
+        raise OptionError(f"--explain is {number}. Give the number of images, 0 for none.")
+
+
+def explain_pictures(
+    pictures: Iterable[ExplainedPicture], seed: int = 0, about: str = ""
+) -> tuple[dict[str, Any], bytes]:
+    """Measure the maps of some pictures, and draw them.
+
+    Args:
+        pictures: What is explained, right answers first; one or more, all with the same kinds of maps.
+        seed: Seed of the random maps.
+        about: What is explained of each, for the reader, where that is not its label.
 
     Returns:
-        The result, ready for JSON, and a sheet with a row for each image, as PNG.
+        The result, ready for JSON, and a sheet with a row for each picture, as PNG.
     """
     rows: list[dict[str, Any]] = []
-    pictures: list[Pixels] = []
-    captions: list[str] = []
-    marks: list[bool] = []
-    for index, label, probability, right in list_answers(outcomes, model.labels, number, seed):
-        pixels = model.predictor.prepare(read_source(records[index]))["pixels"]
+    cells: list[tuple[Pixels, str, bool]] = []
+    for each in pictures:
         row: dict[str, Any] = {
-            "image": records[index].name,
-            "truth": "" if outcomes.truth is None else outcomes.truth[index],
-            "predicted": model.labels[label],
-            "score": probability,
-            "right": right,
+            "image": each.name,
+            "truth": each.truth,
+            "predicted": each.predicted,
+            "score": each.score,
+            "right": each.right,
         }
-        maps = compute(pixels, label)
-        row |= measure_maps(model, pixels[0], label, maps, seed)
-        pictures.append(pixels[0])
-        captions.append(f"{row['truth']}\n-> {row['predicted']} {row['score']:.2f}")
-        marks.append(row["right"])
-        for name, values in maps.items():
+        row |= measure_maps(each, seed)
+        caption = f"{each.truth}\n-> {each.predicted} {each.score:.2f}"
+        cells.append((each.pixels, caption, each.right))
+        for name, values in each.maps.items():
             result = row["maps"][name]
-            pictures.append(blend_map(pixels[0], values))
-            captions.append(
-                f"{NAMES[name]}\ngain {result['gain']:+.2f}, random {row['random_gain']:+.2f}"
-            )
-            marks.append(result["explains"])
+            caption = f"{NAMES[name]}\ngain {result['gain']:+.2f}, random {row['random_gain']:+.2f}"
+            cells.append((blend_map(each.pixels, values), caption, result["explains"]))
         rows.append(row)
-    columns = len(pictures) // max(1, len(rows))
-    sheet = draw_contact_sheet(pictures, captions, columns=columns, cell=170, marks=marks)
-    names = list(rows[0]["maps"])
+    images, captions, marks = zip(*cells, strict=True)
+    columns = len(cells) // len(rows)
+    sheet = draw_contact_sheet(images, captions, columns=columns, cell=170, marks=marks)
     summary = {
         name: {
             "num_explaining": sum(row["maps"][name]["explains"] for row in rows),
             "mean_gain": float(np.mean([row["maps"][name]["gain"] for row in rows])),
         }
-        for name in names
+        for name in rows[0]["maps"]
     }
     random = float(np.mean([row["random_gain"] for row in rows]))
-    return {"images": rows, "maps": summary, "random_gain": random}, sheet
+    return {"about": about, "images": rows, "maps": summary, "random_gain": random}, sheet
 
 
 def compute_maps(task: BaseTask, pixels: NDArray[np.uint8], label: int) -> dict[str, Map]:
@@ -217,24 +267,20 @@ def compute_maps(task: BaseTask, pixels: NDArray[np.uint8], label: int) -> dict[
     return maps if patches is None else {**maps, "patches": patches}
 
 
-def measure_maps(
-    model: AuditedModel, pixels: Pixels, label: int, maps: Mapping[str, Map], seed: int
-) -> dict[str, Any]:
+def measure_maps(picture: ExplainedPicture, seed: int) -> dict[str, Any]:
     """Return the scores of the maps of a picture and whether they explain more than each of some random maps."""
-
-    def compute_scores(batch: NDArray[np.uint8]) -> NDArray[np.floating]:
-        scores: NDArray[np.floating] = model.run({"pixels": batch})["scores"][:, label]
-        return scores
-
+    pixels, compute_scores = picture.pixels, picture.compute_scores
     random: dict[tuple[int, int], list[float]] = {}
     results = {}
-    for name, values in maps.items():
+    for name, values in picture.maps.items():
         shape = (values.shape[0], values.shape[1])
         if shape not in random:
             scored = score_random_maps(shape, pixels, compute_scores, seed=seed)
             random[shape] = [each.gain for each in scored]
         score = score_map(values, pixels, compute_scores)
-        results[name] = {**score.to_dict(), "explains": score.gain > max(random[shape])}
+        # A map of one value has no order, so that its gain is that of the rows from top to bottom.
+        explains = bool(np.ptp(values) > 0) and score.gain > max(random[shape])
+        results[name] = {**score.to_dict(), "explains": explains}
     gains = [gain for each in random.values() for gain in each]
     return {"maps": results, "random_gain": float(np.mean(gains))}
 
@@ -268,9 +314,13 @@ def add_explanations(page: Page, result: Mapping[str, Any], sheet: bytes) -> Non
     """Add the maps to the page of an audit."""
     page.add_heading("Explanations")
     page.add_text(_ABOUT)
+    if result["about"]:
+        page.add_text(result["about"])
     for sentence in list_explanations(result):
         page.add_text(sentence)
-    if "patches" not in result["maps"]:
+    if "grad_cam" not in result["maps"]:
+        page.add_text("Without Grad-CAM, which takes gradients: a bundle has none.")
+    elif "patches" not in result["maps"]:
         page.add_text(
             "Without patch contributions: the head is not linear, or the vector that it reads is no mean over the "
             "places, as a class token is none."

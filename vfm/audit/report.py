@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vfm.audit.comparison import RatioMetric
+from vfm.audit.explain import Answer
 from vfm.audit.groups import GroupReport
 from vfm.audit.kinds import Outcomes
 from vfm.audit.slices import SliceSearch
@@ -32,6 +33,8 @@ class AuditReport:
     """Records of the images that could be read."""
     slices: SliceSearch | None = None
     """Groups found without labels; None where none were looked for."""
+    answers: Sequence[Answer] = ()
+    """Labels that are to be explained."""
     maps: bytes = b""
     """Sheet of explained images, PNG; empty where none were."""
     corrupted: bytes = b""
@@ -97,7 +100,7 @@ def describe_coverage(
     clusters: str | None = None,
     robustness: bool = False,
     ood_data: Path | None = None,
-    num_explained: int = 0,
+    num_explained: int | None = None,
     others: Mapping[str, str] | None = None,
 ) -> list[dict[str, str]]:
     """Return a row for each subject of an audit: whether it was looked at, and how, or what it takes.
@@ -108,7 +111,7 @@ def describe_coverage(
         clusters: What belongs together, in words; None where each image stands alone.
         robustness: Whether worse pictures are looked at.
         ood_data: Images of another kind; None where there are none.
-        num_explained: Number of images that are explained by maps.
+        num_explained: Number of answers that are explained by maps; None where that was not asked for.
         others: What it takes to look at a subject, by its name, where the task has another way.
     """
     others = others or {}
@@ -186,9 +189,11 @@ def describe_coverage(
         ),
         row(
             "what predictions hang on",
-            num_explained > 0 and has_labels,
-            f"maps of {num_explained} images"
-            if num_explained and has_labels
-            else "maps of some images: --explain 8 (of models that label whole images, with labels)",
+            bool(num_explained),
+            f"maps of {num_explained} answers"
+            if num_explained
+            else "maps of some images: --explain 8 (takes labels)"
+            if num_explained is None
+            else "nothing is above its threshold, so there is nothing to explain (vfm calibrate)",
         ),
     ]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vfm_runtime.deepfake.evidence import VERDICT_LABELS
 from vfm_runtime.errors import OptionError
 
-from vfm.models.heads.head import Head
+from vfm.models.heads.head import Head, LinearReading
 from vfm.types import FeatureInfo, Features, Raw
 
 # The memory bank holds whole numbers: half an ulp of float32 near 1, and an average of weights copies them as they are
@@ -76,6 +76,10 @@ class DeepfakeHead(Head):
         nothing = torch.zeros(self.bank_size, info.width, dtype=torch.int32)
         self.register_buffer("memory_bank", nothing)
         self.register_load_state_dict_pre_hook(_rename_bank)  # type: ignore[no-untyped-call]
+
+    def get_linear(self) -> LinearReading:
+        """Return the weight of the one logit."""
+        return LinearReading(self.linear.weight, None, self.normalize)
 
     def forward(self, features: Features) -> Raw:
         """What is said of N images with a grid of h x w tokens.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from vfm_runtime.bundle.model import Model
 from vfm_runtime.bundle.predictor import Predictor
@@ -167,7 +168,8 @@ class AuditedVideos(AuditedUnits):
             source=self.source,
             records=read,
             positions=videos.of_frame,
-            scores=np.array([sigmoid(each / rules.temperature) for each in videos.logits]),
+            image_scores=_compute_scores(logits[rows], rules.temperature),
+            scores=_compute_scores(videos.logits, rules.temperature),
             positive=videos.fake,
             threshold=sigmoid(rules.limit),
             group_thresholds=np.array(by_group) if limits else None,
@@ -179,6 +181,17 @@ class AuditedVideos(AuditedUnits):
             seconds=time.perf_counter() - start,
             model_seconds=seconds,
         )
+
+    def score_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return the probability that crops are fake, [N], as `AuditedUnits` has it."""
+        logits = self.predictor.compute_outputs({"pixels": pixels})["logits"]
+        return _compute_scores(logits, _require_type(self.predictor).pipeline.decision.temperature)
+
+    def compute_heatmap(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Return where the head of the model says that a crop is forged, [h, w], 0 to 1."""
+        outputs = self.predictor.compute_outputs({"pixels": pixels[None]})
+        heatmap: NDArray[np.float32] = outputs["heatmaps"][0]
+        return heatmap
 
     def _list_notes(self) -> list[str]:
         notes = [
@@ -195,6 +208,10 @@ class AuditedVideos(AuditedUnits):
                 f"those of nothing calibrated (vfm calibrate {path} DATA)."
             )
         return notes
+
+
+def _compute_scores(logits: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
+    return np.array([sigmoid(each / temperature) for each in logits.tolist()])
 
 
 def _require_type(predictor: Predictor, group: str | None = None) -> DeepfakeType:

@@ -28,6 +28,8 @@ class ScoredUnits:
     """[F], the images that were scored."""
     positions: NDArray[np.int64]
     """[F], index of the unit of each image."""
+    image_scores: NDArray[np.float64]
+    """[F], probability of the positive label of each image alone."""
     scores: NDArray[np.float64]
     """[N], probability of the positive label."""
     positive: NDArray[np.bool_]
@@ -88,6 +90,14 @@ class AuditedUnits(ABC):
         Raises:
             ImageError: It cannot be read.
         """
+
+    @abstractmethod
+    def score_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return the probability of the positive label, [N], of images as the model sees them, uint8 [N, H, W, 3]."""
+
+    @abstractmethod
+    def compute_heatmap(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Return what the detector itself says of each place, [h, w], of an image as it sees it, uint8 [H, W, 3]."""
 
 
 _functions: dict[str, Callable[..., AuditedUnits]] = {}

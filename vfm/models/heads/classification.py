@@ -12,7 +12,7 @@ from vfm_runtime.errors import OptionError
 from vfm_runtime.heads_on_features import LEAST_VOTE, AffineHead
 
 from vfm.models.decoder import split_heads
-from vfm.models.heads.head import Head
+from vfm.models.heads.head import Head, LinearReading
 from vfm.types import FeatureInfo, Features, Raw
 
 Reads = Literal["pooled", "map_means", "both"]
@@ -104,6 +104,14 @@ class LinearHead(ClassificationHead):
                 self.center.copy_(torch.from_numpy(affine.center))
             self.is_normalized.fill_(affine.normalizes)
         self.normalizes = affine.normalizes
+
+    def get_linear(self) -> LinearReading | None:
+        """Return weight and center; None where features are not the pooled vector alone."""
+        if self.uses != ("pooled",):
+            return None
+        return LinearReading(
+            self.linear.weight, self.center if self.normalizes else None, self.normalizes
+        )
 
     def forward(self, features: Features) -> Raw:
         """Return `logits`, [N, C]."""

@@ -5,13 +5,24 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from vfm.renames import list_old_keys
 from vfm.spec import Component
 from vfm.types import FeatureInfo, Features, Raw
+
+
+class LinearReading(NamedTuple):
+    """How a head reads one vector of each image linearly: logits = unit(pooled - center) @ weight.T + bias."""
+
+    weight: Tensor
+    """[C, D]."""
+    center: Tensor | None
+    """[D]; None where the vector is not centered."""
+    normalizes: bool
+    """Whether the vector is brought to norm 1 before the weight."""
 
 
 class Head(Component, nn.Module, ABC):
@@ -48,6 +59,10 @@ class Head(Component, nn.Module, ABC):
     @abstractmethod
     def build(self, info: FeatureInfo, num_labels: int) -> None:
         """Make the layers for features of these sizes, and this number of labels."""
+
+    def get_linear(self) -> LinearReading | None:
+        """Return how the logits are read from the pooled vector alone; None of a head that does more."""
+        return None
 
     @abstractmethod
     def forward(self, features: Features) -> Raw:
