@@ -266,6 +266,10 @@ def test_the_audit_of_the_bundle_is_that_of_the_checkpoint(checkpoint, bundle, t
         found.append(json.loads((out / "audit.json").read_text()))
     ours, theirs = found
     assert (ours["is_bundle"], theirs["is_bundle"]) == (False, True)
+    maps = [set(each["explain"]["maps"]) for each in found]
+    assert maps == [{"grad_cam", "patches", "heatmap"}, {"heatmap"}]
+    page = (tmp_path / bundle.name / "audit.html").read_text()
+    assert "Without Grad-CAM, which takes gradients: a bundle has none" in page
     for key in ("metrics", "groups", "labels", "num_images", "threshold", "null_scores"):
         assert round_floats(ours[key]) == round_floats(theirs[key])
     assert ours["calibration"]["ece"] == pytest.approx(theirs["calibration"]["ece"], abs=1e-4)

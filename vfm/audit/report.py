@@ -190,7 +190,7 @@ def describe_coverage(
         row(
             "what predictions hang on",
             bool(num_explained),
-            f"maps of {num_explained} answers"
+            f"answers with maps: {num_explained}"
             if num_explained
             else "maps of some images: --explain 8 (takes labels)"
             if num_explained is None
