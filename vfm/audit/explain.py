@@ -182,7 +182,7 @@ def list_pictures(
         compute: Function that computes the maps, as `open_maps` returns it.
         records: Records of the N images that were predicted.
         truth: What is true of them, [N], in words; None where nobody knows.
-        answers: Labels to explain.
+        answers: Labels that are to be explained, as `list_answers` returns them.
     """
     for index, label, score, right in answers:
         pixels = model.predictor.prepare(read_source(records[index]))["pixels"]
