@@ -67,7 +67,7 @@ def test_a_head_starts_from_an_earlier_one(tmp_path: Path) -> None:
     head = DenseHead(width=32)
     head.prepare(PYRAMID, ("new", "c", "a"))
     fresh = head.classes.bias[0].item()
-    text = load_head_weights(head, file, "classes")
+    text = load_head_weights(head, file)
     number = len(head.state_dict())
     assert text == f"Head from {file}: {number} of {number} tensors; classes it knows: c, a."
     assert head.classes.bias.tolist() == [fresh, *earlier.classes.bias[[2, 0]].tolist()]
@@ -77,7 +77,7 @@ def test_a_head_starts_from_an_earlier_one(tmp_path: Path) -> None:
     other = DenseHead(width=32)
     other.prepare(PLAIN, ("x",))
     assert "that meet another backbone start anew; classes it knows: none." in load_head_weights(
-        other, file, "classes"
+        other, file
     )
     torch.testing.assert_close(other.sides.weight, earlier.sides.weight)
 
@@ -88,16 +88,16 @@ def test_what_is_no_earlier_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         WeightsError, match=r"wide\.ckpt holds no DenseHead: none of its \d+ tensors"
     ):
-        load_head_weights(make_head(), file, "classes")
+        load_head_weights(make_head(), file)
     torch.save(wide.state_dict(), file)
     match = r"wide\.ckpt does not fit: .* is \[48.*and \[32.*--model.head.width"
     with pytest.raises(MismatchError, match=match):
-        load_head_weights(make_head(), file, "classes")
+        load_head_weights(make_head(), file)
     with pytest.raises(WeightsError, match=r"There is no file .*none\.ckpt of a head's weights"):
-        load_head_weights(make_head(), tmp_path / "none.ckpt", "classes")
+        load_head_weights(make_head(), tmp_path / "none.ckpt")
     file.write_bytes(b"nothing")
     with pytest.raises(WeightsError, match="cannot be read as the weights of a head"):
-        load_head_weights(make_head(), file, "classes")
+        load_head_weights(make_head(), file)
 
 
 def test_suppression_is_greedy() -> None:

@@ -479,8 +479,19 @@ def test_the_class_layer_is_solved_on_the_training_boxes(
     assert torch.cat(logits).mean() > 0.5
 
 
-def test_classes_that_go_on_are_not_solved_anew(best: Path, tmp_path: Path) -> None:
-    made = task(head=DenseHead(width=32, depth=1), lp_ft=True)
-    made.head.weights = str(best)
-    with pytest.raises(VfmError, match=r"the classes anew, and --model\.head\.weights .* goes"):
-        lp_ft.solve_head(made, scenes())
+def test_classes_that_go_on_are_not_solved_anew(tmp_path: Path) -> None:
+    data = scenes()
+    data.setup("fit")
+    earlier = task(head=DenseHead(width=32, depth=1))
+    earlier.take_labels(data)
+    state = {f"head.{name}": value for name, value in earlier.head.state_dict().items()}
+    for labels, loaded in ((earlier.labels, earlier.labels), (("x", "y", "z"), ())):
+        torch.save({"state_dict": state, "vfm": {"labels": list(labels)}}, tmp_path / "e.ckpt")
+        head = DenseHead(width=32, depth=1, weights=str(tmp_path / "e.ckpt"))
+        made = task(head=head, lp_ft=True)
+        made.take_labels(data)
+        assert head.loaded_labels == loaded
+    made.head.loaded_labels = earlier.labels
+    match = r"the classes anew, and --model\.head\.weights .*e\.ckpt goes on .* \(class_0, class_1"
+    with pytest.raises(VfmError, match=match):
+        lp_ft.solve_head(made, data)

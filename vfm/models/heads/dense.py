@@ -26,10 +26,14 @@ class DenseHead(DetectionHead):
 
     Many points learn from each object, so that few steps suffice. Its loss is `DenseLoss`. Suppression is a part of the
     exported graph, made of plain tensor operations.
+
+    Attributes:
+        loaded_labels: Labels whose rows of the class layer came from the file of `weights`.
     """
 
     uses = ("maps",)
     embeds_boxes = True
+    loaded_labels: tuple[str, ...] = ()
 
     def __init__(
         self,

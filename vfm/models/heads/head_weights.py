@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from vfm_runtime.errors import MismatchError
 
-from vfm.models.heads.head import Head
+from vfm.models.heads.dense import DenseHead
 from vfm.models.tensors import UnreadableFileError, find_tensors, read_plain
 from vfm.models.weights import WeightsError
 
@@ -18,13 +18,14 @@ _PREFIX = "head."
 
 
 @torch.no_grad()
-def load_head_weights(head: Head, path: Path, class_layer: str) -> str:
+def load_head_weights(head: DenseHead, path: Path) -> str:
     """Set what fits of a head from a checkpoint or a file of its tensors, and return in words what did.
 
+    Rows of the class layer whose labels the file lacks keep their start.
+
     Args:
-        head: Head with layers; `labels` name the rows of its class layer.
+        head: Head with layers; its `labels` name the rows of its class layer.
         path: A checkpoint of vfm, or a `.safetensors` file of a head's tensors.
-        class_layer: Name of the layer that has a row for each label; rows of other labels keep their start.
 
     Raises:
         WeightsError: The file cannot be read, or holds no such head.
@@ -32,7 +33,7 @@ def load_head_weights(head: Head, path: Path, class_layer: str) -> str:
     """
     tensors, labels = _read(path)
     current = head.state_dict()
-    rows = {f"{class_layer}.weight", f"{class_layer}.bias"}
+    rows = {"classes.weight", "classes.bias"}
     shared = {name: tensors[name] for name in current if name in tensors and name not in rows}
     if not shared:
         raise WeightsError(
@@ -50,17 +51,17 @@ def load_head_weights(head: Head, path: Path, class_layer: str) -> str:
             "--model.head.weights out."
         )
     fitting = {name: value for name, value in shared.items() if name not in entering}
-    shared_labels = [label for label in head.labels if label in labels]
+    head.loaded_labels = tuple(label for label in head.labels if label in labels)
     for name in rows & tensors.keys():
         row = current[name].clone()
-        for label in shared_labels:
+        for label in head.loaded_labels:
             row[head.labels.index(label)] = tensors[name][labels.index(label)]
         fitting[name] = row
     head.load_state_dict({**current, **fitting})
     left = f"; {len(entering)} that meet another backbone start anew" if entering else ""
     return (
         f"Head from {path}: {len(fitting)} of {len(current)} tensors{left}; classes it knows: "
-        f"{', '.join(shared_labels) or 'none'}."
+        f"{', '.join(head.loaded_labels) or 'none'}."
     )
 
 

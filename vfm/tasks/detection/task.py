@@ -191,7 +191,7 @@ class DetectionTask(BaseTask):
         is_new = not self.labels
         super().take_labels(data)
         if is_new and isinstance(self.head, DenseHead) and self.head.weights is not None:
-            rank_zero_info(load_head_weights(self.head, Path(self.head.weights), "classes"))
+            rank_zero_info(load_head_weights(self.head, Path(self.head.weights)))
 
     def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
         """Return a row for each box of a score of 0.01 or more, in pixels of the original image."""
