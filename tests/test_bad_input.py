@@ -266,6 +266,12 @@ COMMANDS: list[tuple[str, str]] = [
         "--data.token_budget 400",
         r"There is no option 'data\.token_budget'\. It is one of PairData\.\nTableData takes: table",
     ),
+    (
+        "--model.freeze_at null",
+        r"--model\.freeze_at is null, which it cannot be\. Leave it out for its default, 0\.$",
+    ),
+    ("--model.optim.lr null", r"--model\.optim\.lr is 'null'\. Expected a number\.$"),
+    ("--data.augment null", r"--data\.augment is null, .* its default, auto\.$"),
     ("--data.tabel x.csv", r"There is no option 'data\.tabel'.*Did you mean 'table'"),
 ]
 

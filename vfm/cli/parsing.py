@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pydoc import locate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 from vfm_runtime.errors import suggest
@@ -54,6 +54,30 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
         return parser.parse_args(words)
     except argparse.ArgumentError as error:
         raise UsageError(rewrite(str(error), list_options(parser))) from error
+
+
+def refuse_nulls(key: str, value: Any) -> None:
+    """Refuse null for the arguments of a component, at any depth, whose types do not have it; jsonargparse takes it.
+
+    Args:
+        key: Option that holds the component, such as `model`.
+        value: What was parsed for it.
+
+    Raises:
+        UsageError: With the argument, and its default.
+    """
+    if not isinstance(value, Namespace) or "init_args" not in value:
+        return
+    component: Any = locate(value.class_path)
+    hints = list_arguments(component)
+    parameters = inspect.signature(component).parameters
+    for name, argument in vars(value.init_args).items():
+        hint = hints.get(name, Any)
+        options = get_args(hint) or (hint,)
+        if argument is None and not {Any, type(None), inspect.Parameter.empty} & set(options):
+            remedy = f"Leave it out for its default, {parameters[name].default}."
+            raise UsageError(f"--{key}.{name} is null, which it cannot be. {remedy}")
+        refuse_nulls(f"{key}.{name}", argument)
 
 
 def list_options(parser: ArgumentParser) -> list[str]:
@@ -172,6 +196,8 @@ def _explain_wrong_value(refusal: _Refusal, _: str) -> str:
         expected = re.findall(r"Expected an? (?!path)(.+)", tried)
         value = "".join(re.findall(r"Given value: (.*)", rest)[:1])
     types = list(dict.fromkeys(map(_name_type, expected)))
+    if value == "None":  # as Python writes null
+        value, types = "null", [name for name in types if name != "null"]
     hint = suggest(value, re.findall(r"'([^']+)'", " ".join(types)))
     return f"--{refusal.key} is '{value}'. Expected {' or '.join(types)}.{hint}"
 

@@ -28,7 +28,7 @@ from vfm.cli.estimate import pop_estimate, quote_training
 from vfm.cli.folds import cross_validate, describe_next, find_job
 from vfm.cli.group_column import GroupColumn, GroupRulesReader
 from vfm.cli.minutes import find_minutes, list_optim_words, list_trainer_words, plan_minutes
-from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, rewrite
+from vfm.cli.parsing import OPTIONS, find_root_cause, list_options, refuse_nulls, rewrite
 from vfm.cli.prelabels import PreLabels
 from vfm.cli.recipes import Recipe, read_recipe, update
 from vfm.cli.resume import claim_run, count_runs, resolve
@@ -89,6 +89,8 @@ class TrainingCLI(LightningCLI):
         except argparse.ArgumentError as error:
             options = list_options(self._subcommand_parsers[args[0]])
             raise UsageError(rewrite(str(error), options)) from error
+        for section in ("model", "data"):
+            refuse_nulls(section, self.config[args[0]].get(section))
 
     def instantiate_classes(self) -> None:
         """Make the task, the data and the Trainer; what a constructor refuses reads as it said it."""
