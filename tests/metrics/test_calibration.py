@@ -195,6 +195,15 @@ def test_the_temperature_of_independent_labels_is_found(sharpness):
     assert fit_label_temperature(logits * sharpness, truth) == pytest.approx(sharpness, rel=0.1)
 
 
+def test_rare_labels_of_few_images_do_not_raise_the_temperature():
+    fitted = []
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        logits = random.normal(-5, 2.5, (60, 20))
+        fitted.append(fit_label_temperature(logits, random.random(logits.shape) < expit(logits)))
+    assert np.mean(fitted) == pytest.approx(1, abs=0.03)
+
+
 def test_calibration_error_by_hand():
     assert compute_calibration_error([0.8] * 10, [True] * 6 + [False] * 4) == pytest.approx(0.2)
     assert compute_calibration_error([0.0, 1.0], [False, True]) == 0

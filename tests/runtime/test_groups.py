@@ -93,15 +93,17 @@ def test_rules_that_do_not_hold(changes, match):
         Contract.from_dict(contract({**RULES, **changes}))
 
 
-def test_scores_of_a_group_are_those_of_its_temperature():
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_scores_of_a_group_are_those_of_its_temperature(task):
     rules = {**RULES, "general": {}, "groups": {"a": {"temperature": 4.0}, "b": None}}
-    base = {**toy.CONTRACT, "rules": ConfidenceRules(temperature=2.0).to_dict()}
+    base = {**toy.CONTRACT, "task": task, "rules": ConfidenceRules(temperature=2.0).to_dict()}
     task = Contract.from_dict(contract(rules, base)).type
-    logits = np.array([[3.0, 1.0, -2.0]])
+    logits = np.array([[19.0, 1.0, -2.0]])  # a score that float32 takes for 1 is softened too
 
     def soften(temperature):
         powers = np.exp(logits / temperature)
-        return (powers / powers.sum()).astype(np.float32)
+        total = 1 + powers if task.multilabel else powers.sum()
+        return (powers / total).astype(np.float32)
 
     outputs = {"scores": soften(2.0)}  # as the graph gives them, over the model's own temperature
     for group, temperature in ((None, 2.0), ("a", 4.0), ("b", 2.0)):

@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 import torch
 import vfm_runtime
+from scipy.special import expit
 from vfm_runtime.cli import main as run_bundle
 from vfm_runtime.errors import DataError, OptionError
-from vfm_runtime.tasks.confidence import ConfidenceRules
+from vfm_runtime.tasks.confidence import ConfidenceRules, soften_scores
 
 from tests.image_folders import write_image_folder
+from tests.tasks.test_multilabel import stripes, write_stripes
 from tests.tasks.tiny import fit, vit
 from vfm.bundle.contract import make_contract
 from vfm.bundle.export import export
 from vfm.cli import main
 from vfm.cli.group_column import GroupColumn, GroupRulesReader
 from vfm.data import FolderData
+from vfm.metrics.calibration import compute_calibration_error
 from vfm.metrics.group_thresholds import count_needed, fit_cutoff
 from vfm.tasks.calibrate import calibrate
 from vfm.tasks.calibration import Calibration, CalibrationError, CalibrationOptions
@@ -126,9 +129,29 @@ def test_scores_of_groups_become_calibrated():
     assert few.rules.groups["c"] is None
     with pytest.raises(CalibrationError, match=r"No group of 'site' has the 50 images that a temp"):
         fit_groups(scores[:60], truth[:60], groups[:60], equal="calibration")
-    both = np.stack([truth, 1 - truth], 1)
-    with pytest.raises(CalibrationError, match=r"for models of one label .* Choices: tpr, fpr"):
-        fit_groups(scores, both, groups, equal="calibration")
+
+
+def test_scores_of_several_labels_become_calibrated_and_the_same_labels_apply():
+    random = np.random.default_rng(0)
+    logits = random.normal(-1, 2, (2000, 3))
+    truth = (random.random(logits.shape) < expit(logits)).astype(np.float32)
+    groups = random.choice(["a", "b", "c", ""], 2000, p=[0.5, 0.4, 0.02, 0.08])
+    is_sharp = groups == "a"
+    scores = expit(logits * np.where(is_sharp, 3, 1)[:, None]).astype(np.float32)
+    rules = ConfidenceRules(temperature=2.0, thresholds=(0.9, 0.5, 0.2))
+    fitted = fit_groups(scores, truth, groups.tolist(), ("x", "y", "z"), rules, equal="calibration")
+    rule = fitted.rules.groups["a"]
+    assert rule["temperature"] == pytest.approx(2 * 3, rel=0.1)
+    assert fitted.rules.groups["b"]["temperature"] == pytest.approx(2, rel=0.1)
+    assert fitted.rules.groups["c"] is None
+    assert "probabilities that a label applies" in fitted.list_lines()[0]
+    assert fitted.after < fitted.before / 2
+    softened = soften_scores(scores[is_sharp], rule["temperature"] / 2, multilabel=True)
+    applies = softened >= np.array(rule["thresholds"])
+    assert (applies == (scores[is_sharp] >= np.array(rules.thresholds))).all()
+    for k in range(3):
+        error = compute_calibration_error(softened[:, k], truth[is_sharp, k] > 0)
+        assert error < compute_calibration_error(scores[is_sharp, k], truth[is_sharp, k] > 0) / 2
 
 
 def test_sure_answers_are_equally_precise():
@@ -194,6 +217,23 @@ def trained(tmp_path_factory):
         for index, path in enumerate(sorted(others.rglob("*.png"))):
             site = "c" if index % 10 == 0 else "ab"[index % 2]
             writer.writerow([path.relative_to(folder), path.parent.name, site, "x", index])
+    return folder / "checkpoints" / "last.ckpt", folder / "table.csv"
+
+
+@pytest.fixture(scope="module")
+def trained_several(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("several")
+    torch.manual_seed(0)
+    data = stripes(write_stripes(folder / "images"))
+    fit(folder, vit(multilabel=True, fit="squash"), data, max_epochs=2)
+    with write_stripes(folder / "others", seed=1).open() as file:
+        rows = list(csv.DictReader(file))
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "site"])
+        for index, row in enumerate(rows):
+            site = "c" if index < 10 else "ab"[index % 2]
+            writer.writerow([f"others/{row['path']}", row["label"], site])
     return folder / "checkpoints" / "last.ckpt", folder / "table.csv"
 
 
@@ -284,11 +324,19 @@ def test_a_table_is_predicted_by_the_rules_of_its_groups(trained, tmp_path, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [RATES, ("--equal", "calibration")])
-def test_the_bundle_answers_as_torch_for_each_group(trained, tmp_path, capsys, asked):
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        ("trained", RATES),
+        ("trained", ("--equal", "calibration")),
+        ("trained_several", ("--equal", "calibration")),
+    ],
+)
+def test_the_bundle_answers_as_torch_for_each_group(request, tmp_path, capsys, kind, asked):
+    trained = request.getfixturevalue(kind)
     opened, images = calibrate_copy(trained, tmp_path, asked)
     out = tmp_path / "bundle"
-    export(opened.path, out=out, images=images[0].parents[1])
+    export(opened.path, out=out, images=trained[1].parent / "others")
     assert "law may forbid" in (out / "card.md").read_text()
     bundle = vfm_runtime.load(out, device="cpu")
     torch_side = make_torch_side(opened, bundle.contract)
@@ -297,8 +345,13 @@ def test_the_bundle_answers_as_torch_for_each_group(trained, tmp_path, capsys, a
         pairs = list(zip(ours, theirs, strict=True))
         assert all(one.label == other.label for one, other in pairs)
         assert all(one.compare(other).difference < 1e-4 for one, other in pairs)
+        assert [one.to_dict().get("labels") for one in ours] == [
+            other.to_dict().get("labels") for other in theirs
+        ]
+        assert ask_server(out, images[0], group) == pytest.approx(ours[0].scores, abs=1e-5)
     # The rows of a table, by either command.
-    _, rows = predict_table(opened.path, trained[1], "--group-column", "site")
+    several = ["--data.label_separator", "|"] if kind == "trained_several" else []
+    _, rows = predict_table(opened.path, trained[1], "--group-column", "site", *several)
     words = [str(out), str(trained[1].parent / "others"), "--device", "cpu", "--json"]
     words += ["--group-column", "site", "--table", str(trained[1])]
     capsys.readouterr()
@@ -308,9 +361,31 @@ def test_the_bundle_answers_as_torch_for_each_group(trained, tmp_path, capsys, a
     for answer in answers:
         (path,) = (path for path in rows if answer["image"].endswith(path))
         cells = rows[path]
-        for name in ("label", "group", "group_rule"):
+        for name in ("group", "group_rule"):
             assert cells[name] == (answer[name] or "")
-        assert float(cells["score"]) == pytest.approx(answer["score"], abs=1e-4)
+        labels = answer.get("labels", [answer["label"]])
+        assert cells["label"] == "|".join(labels)
+        scores = {each["label"]: each["score"] for each in answer["top"]}
+        written = [float(score) for score in cells["score"].split("|") if score]
+        assert written == pytest.approx([scores[label] for label in labels], abs=1e-4)
+
+
+def ask_server(bundle, path, group):
+    """Scores of all labels that the server gives for an image of a group, in the order of the labels."""
+    from starlette.testclient import TestClient
+    from vfm_runtime.server.app import create_app
+    from vfm_runtime.server.settings import Settings
+
+    from tests.runtime.server.conftest import LOCAL
+
+    with TestClient(
+        create_app(Settings(bundles=(str(bundle),), device="cpu")), base_url=LOCAL
+    ) as client:
+        form = {} if group is None else {"group": group}
+        answer = client.post("/predict", files={"file": path.read_bytes()}, data=form)
+    assert answer.status_code == 200, answer.text
+    rows = sorted(answer.json()["answer"]["top"], key=lambda row: row["label"])
+    return [row["score"] for row in rows]
 
 
 def make_torch_side(opened, contract):
@@ -321,6 +396,8 @@ def make_torch_side(opened, contract):
 def answer_divided(task, temperature, pixels):
     """What the graph gives: logits divided by the temperature of the contract."""
     scores = task.answer(pixels)["scores"]
+    if task.multilabel:
+        return {"scores": (scores.logit() / temperature).sigmoid()}
     return {"scores": (scores.log() / temperature).softmax(1)}
 
 

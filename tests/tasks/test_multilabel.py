@@ -22,10 +22,10 @@ from vfm.tasks.labels import LabelError
 NAMES = ("blue", "green", "red")
 
 
-def write_stripes(root: Path) -> Path:
+def write_stripes(root: Path, seed: int = 0) -> Path:
     """Pictures with a stripe of each colour that applies."""
     root.mkdir(exist_ok=True)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     rows = []
     for number in range(120):
         image = random.integers(0, 60, (32, 36, 3), dtype=np.uint8)

@@ -21,7 +21,7 @@ from vfm.data.idx import find_idx_files
 from vfm.data.records import Record, list_labels
 from vfm.data.table import TableData
 from vfm.data.tables import read_table
-from vfm.metrics.calibration import fit_class_temperature
+from vfm.metrics.calibration import fit_score_temperature
 from vfm.metrics.classification import average_f1
 from vfm.metrics.detection import DetectedBoxes, TrueBoxes, compute_ap50, match_detections
 from vfm.metrics.ranking import Ranking, average_over_classes, rank_classes
@@ -60,14 +60,13 @@ class Outcomes:
     """[N, C], which labels are given where several may apply; None of other models."""
 
     def fit_temperature(self, member: Bools) -> float:
-        """Return what the logits of some images, bool [N], would best be divided by, of one label an image: 1 is best.
+        """Return what the logits of some images, bool [N], would best be divided by: 1 is best.
 
         Scores are taken as they are: above 1 they are too sure, below it not sure enough.
         """
         assert self.scores is not None
         assert self.target is not None
-        logs = np.log(np.maximum(self.scores[member], np.finfo(np.float32).tiny))
-        return fit_class_temperature(logs, self.target[member])
+        return fit_score_temperature(self.scores[member], self.target[member])
 
 
 class AuditKind(ABC):

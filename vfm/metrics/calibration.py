@@ -19,6 +19,9 @@ _NUM_BINS = 15
 _LEAST_TEMPERATURE, _MOST_TEMPERATURE = 0.05, 20.0
 # 0.01 * 700 is a little more than 7 in binary; what is whole must not be rounded up.
 _SLACK = 1e-9
+_TINY = float(np.finfo(np.float32).tiny)
+# Scores keep this far from 0 and 1, half a step of float32 below 1, so that their logits are finite: at most 17.
+_EDGE = 2.0**-25
 
 
 class TooFewError(VfmError, ValueError):
@@ -106,6 +109,9 @@ def fit_class_temperature(log_scores: npt.ArrayLike, target: npt.ArrayLike) -> f
 def fit_label_temperature(logits: npt.ArrayLike, target: npt.ArrayLike) -> float:
     """The same for independent labels: the least negative log-likelihood over all images and labels, 0.05 to 20.
 
+    One label is taken to be true of an image that lacks it, and one not to be of an image that has it, among all: for
+    each label by itself it would make rare labels of few images look more frequent than they are.
+
     Args:
         logits: float [N, C], one for each image and label.
         target: [N, C] of zeros and ones.
@@ -119,9 +125,39 @@ def fit_label_temperature(logits: npt.ArrayLike, target: npt.ArrayLike) -> float
             f"The logits have shape {values.shape}, the true labels {truth.shape}. Pass [N, C] twice, of at least one "
             "image and label."
         )
-    support = truth.sum(axis=0)
-    soft_target = np.where(truth, (support + 1) / (support + 2), 1 / (len(truth) - support + 2))
+    support = truth.sum()
+    soft_target = np.where(truth, (support + 1) / (support + 2), 1 / (truth.size - support + 2))
     return _find_minimum(lambda temperature: _sum_nll(values / temperature, soft_target))
+
+
+def fit_score_temperature(scores: npt.ArrayLike, target: npt.ArrayLike) -> float:
+    """The temperature that suits the logits behind probabilities best: 1 where these are right as they are.
+
+    Args:
+        scores: float [N, C], probabilities of one label an image, or of each label by itself.
+        target: True classes, int [N]; or [N, C] of zeros and ones where several labels may apply.
+
+    Raises:
+        ValueError: The shapes do not fit, or there are no images.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if np.ndim(target) == 1:
+        return fit_class_temperature(np.log(np.maximum(values, _TINY)), target)
+    values = np.clip(values, _EDGE, 1 - _EDGE)
+    return fit_label_temperature(np.log(values) - np.log1p(-values), target)
+
+
+def measure_score_error(scores: npt.ArrayLike, target: npt.ArrayLike) -> float:
+    """Expected calibration error of the best label's score, or the mean over labels where several may apply.
+
+    Arguments are those of `fit_score_temperature`.
+    """
+    values, truth = np.asarray(scores), np.asarray(target)
+    if truth.ndim == 1:
+        return compute_calibration_error(values.max(axis=1), values.argmax(axis=1) == truth)
+    # Each label by itself: together, the many that hardly ever apply would hide the rest.
+    columns = zip(values.T, truth.T, strict=True)
+    return float(np.mean([compute_calibration_error(*column) for column in columns]))
 
 
 def _find_minimum(compute_loss: Callable[[float], float]) -> float:

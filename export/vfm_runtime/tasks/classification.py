@@ -240,7 +240,9 @@ class ClassificationType(TaskType):
             "cutoff": self.cutoff,
             "group": self.group,
         }
-        scores = soften_scores(outputs["scores"], self.further_temperature)
+        scores = soften_scores(
+            outputs["scores"], self.further_temperature, multilabel=self.multilabel
+        )
         rows = zip(scores, read_distances(outputs), strict=True)
         return [
             LabelPrediction.from_scores(row, self.labels, distance=distance, **options)
@@ -269,4 +271,4 @@ class MultilabelType(ClassificationType):
     name = "multilabel"
     uses_threshold = True
     multilabel = True
-    group_keys = ("thresholds",)
+    group_keys = ("temperature", "thresholds")

@@ -127,7 +127,7 @@ def soften_scores(
         return np.asarray(scores, np.float32)
     values = np.asarray(scores, np.float64).clip(1e-30, 1.0)
     if multilabel:
-        values = values.clip(max=1 - 1e-12)
+        values = values.clip(max=1 - 2**-25)  # what float32 rounds to 1 is no further from it
         logits = np.log(values) - np.log1p(-values)
         divided = np.exp(-np.logaddexp(0.0, -logits / temperature))
     else:

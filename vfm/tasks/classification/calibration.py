@@ -11,11 +11,10 @@ from vfm_runtime.tasks.base import Arrays
 from vfm_runtime.tasks.confidence import ConfidenceRules, soften_scores
 
 from vfm.metrics.calibration import (
-    compute_calibration_error,
     find_best_f1,
     find_precision_cut,
-    fit_class_temperature,
-    fit_label_temperature,
+    fit_score_temperature,
+    measure_score_error,
 )
 from vfm.tasks.calibration import (
     Calibration,
@@ -29,9 +28,6 @@ from vfm.tasks.validation import Validation
 
 _LEVEL = 0.95
 """Confidence at which a precision is proved."""
-_TINY = float(np.finfo(np.float32).tiny)
-# Scores keep this far from 0 and 1, half a step of float32 below 1, so that their logits are finite: at most 17.
-_EDGE = 2.0**-25
 _APPLIES = 0.5
 
 log = logging.getLogger(__name__)
@@ -67,8 +63,7 @@ def fit_labels(
 def _fit_single_label(
     images: Validation, scores: NDArray[Any], min_precision: float | None
 ) -> Calibration:
-    logits = np.log(np.maximum(np.asarray(scores, np.float64), _TINY))
-    temperature = fit_class_temperature(logits, images.truth)
+    temperature = fit_score_temperature(scores, images.truth)
     chance = soften_scores(scores, temperature)
     best = chance.argmax(axis=1)
     right = best == images.truth
@@ -81,8 +76,8 @@ def _fit_single_label(
     return Calibration(
         ConfidenceRules(temperature=temperature, thresholds=thresholds),
         images.num_images,
-        compute_calibration_error(scores.max(axis=1), right),
-        compute_calibration_error(chance.max(axis=1), right),
+        measure_score_error(scores, images.truth),
+        measure_score_error(chance, images.truth),
         shared,
         min_precision,
     )
@@ -132,8 +127,7 @@ def _fit_thresholds(
 
 def _fit_multilabel(images: Validation, scores: NDArray[Any]) -> Calibration:
     truth = images.truth.astype(bool)
-    likely = np.clip(np.asarray(scores, np.float64), _EDGE, 1 - _EDGE)
-    temperature = fit_label_temperature(np.log(likely) - np.log1p(-likely), truth)
+    temperature = fit_score_temperature(scores, truth)
     chance = soften_scores(scores, temperature, multilabel=True)
     occurs = np.asarray(truth.any(axis=0)).tolist()
     thresholds = [
@@ -141,15 +135,10 @@ def _fit_multilabel(images: Validation, scores: NDArray[Any]) -> Calibration:
         for k in range(len(occurs))
     ]
 
-    def measure_error(values: NDArray[Any]) -> float:
-        # Each label on its own: together, the many that hardly ever apply would hide the rest.
-        columns = zip(values.T, truth.T, strict=True)
-        return float(np.mean([compute_calibration_error(*column) for column in columns]))
-
     return Calibration(
         ConfidenceRules(temperature=temperature, thresholds=tuple(thresholds)),
         images.num_images,
-        measure_error(scores),
-        measure_error(chance),
+        measure_score_error(scores, truth),
+        measure_score_error(chance, truth),
         list_absent(images.labels, occurs, images.num_images, _APPLIES),
     )

@@ -12,9 +12,9 @@ from vfm_runtime.tasks.confidence import ConfidenceRules, soften_scores
 from vfm_runtime.tasks.groups import GroupRules
 
 from vfm.metrics.calibration import (
-    compute_calibration_error,
     find_precision_cut,
-    fit_class_temperature,
+    fit_score_temperature,
+    measure_score_error,
 )
 from vfm.metrics.group_thresholds import GroupCutoff, count_needed, fit_cutoff, fit_group_cutoffs
 from vfm.tasks.calibration import MIN_IMAGES, CalibrationError, CalibrationOptions
@@ -23,7 +23,6 @@ from vfm.tasks.group_fit import GroupFit
 _LEVEL = 0.95
 _RATES = {"tpr": "true positive rate", "fpr": "false positive rate"}
 _APPLIES = 0.5
-_TINY = 1e-30
 
 Floats = NDArray[np.floating[Any]]
 
@@ -242,12 +241,8 @@ def _fit_temperatures(
     groups: Sequence[str],
     options: CalibrationOptions,
 ) -> GroupFit:
-    """Fit for each group the temperature at which its scores are probabilities."""
-    if truth.ndim == 2:
-        raise CalibrationError(
-            "--equal is 'calibration', which is for models of one label an image, and here several labels may apply. "
-            "Choices: tpr, fpr."
-        )
+    """Fit for each group the temperature at which its scores are probabilities; predicted labels stay."""
+    multilabel = truth.ndim == 2
     for name in ("rate", "positive"):
         if (value := getattr(options, name)) is not None:
             raise CalibrationError(
@@ -255,17 +250,25 @@ def _fit_temperatures(
                 "the two out."
             )
     names = np.asarray(groups, dtype=object)
+    by_group: dict[str, dict[str, Any] | None] = dict.fromkeys(sorted(set(groups) - {""}))
     rows: list[dict[str, Any]] = []
-    for group in sorted(set(groups) - {""}):
+    for group in by_group:
         of_group, true = scores[names == group], truth[names == group]
-        right, num = of_group.argmax(1) == true, len(true)
+        num = len(true)
         row = {"group": group, "label": "temperature", "num": num, "own": num >= MIN_IMAGES}
-        row["before"] = row["after"] = compute_calibration_error(of_group.max(1), right)
+        row["before"] = row["after"] = measure_score_error(of_group, true)
         if row["own"]:
-            further = fit_class_temperature(np.log(of_group.clip(min=_TINY)), true)
-            softened = soften_scores(of_group, further)
+            further = fit_score_temperature(of_group, true)
+            softened = soften_scores(of_group, further, multilabel=multilabel)
             row["temperature"] = further * rules.temperature
-            row["after"] = compute_calibration_error(softened.max(1), right)
+            row["after"] = measure_score_error(softened, true)
+            rule: dict[str, Any] = {"temperature": row["temperature"]}
+            if multilabel:
+                # Thresholds go with the scores, so that the same labels apply.
+                plain = rules.get_thresholds(np.arange(scores.shape[1]), _APPLIES)
+                (moved,) = soften_scores(plain[None], further, multilabel=True)
+                rule["thresholds"] = moved.tolist()
+            by_group[group] = rule
         rows.append(row)
     if not any(row["own"] for row in rows):
         counts = ", ".join(f"{row['group']} {row['num']}" for row in rows[:5])
@@ -273,18 +276,13 @@ def _fit_temperatures(
             f"No group of '{options.group_column}' has the {MIN_IMAGES} images that a temperature takes (there are: "
             f"{counts}). Add images, or leave out --group_column."
         )
+    meaning = "that a label applies" if multilabel else "of being right"
     criterion = (
-        "In each group scores are the probabilities of being right, by a temperature of its own (Guo et al., On "
+        f"In each group scores are the probabilities {meaning}, by a temperature of its own (Guo et al., On "
         "calibration of modern neural networks, 2017); labels stay."
     )
     fitted = GroupRules(
-        column=str(options.group_column),
-        criterion=criterion,
-        general={},
-        groups={
-            row["group"]: {"temperature": row["temperature"]} if row["own"] else None
-            for row in rows
-        },
+        column=str(options.group_column), criterion=criterion, general={}, groups=by_group
     )
 
     # Within groups: over all of them, too high scores of one and too low ones of another cancel out.
