@@ -23,7 +23,7 @@ from vfm.deepfake.calibrate import (
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.record import LABELS, Item
 from vfm.deepfake.data.synthetic import SyntheticDeepfakes
-from vfm.deepfake.groups import fit_video_groups, read_video_groups
+from vfm.deepfake.groups import fit_video_groups, fit_video_temperatures, read_video_groups
 from vfm.deepfake.head import DeepfakeHead
 from vfm.deepfake.metrics import average_by_video
 from vfm.deepfake.operating_point import OPERATING_POINT, OperatingPoint
@@ -154,6 +154,8 @@ def test_a_column_of_groups_needs_a_table(checkpoint):
         calibrate(checkpoint, options=CalibrationOptions(fpr=0.2, group_column="site"))
     with pytest.raises(CalibrationError, match=r"--table is x\.csv, which is for rules by group"):
         calibrate(checkpoint, options=CalibrationOptions(fpr=0.2, table=Path("x.csv")))
+    with pytest.raises(CalibrationError, match=r"--equal is 'tpr'\. Choices: fpr .*, calibration"):
+        calibrate(checkpoint, options=CalibrationOptions(group_column="site", equal="tpr"))
 
 
 def test_a_video_is_in_one_group(tmp_path):
@@ -288,3 +290,33 @@ def test_false_alarms_of_groups_become_equal():
         CalibrationError, match=r"enough real videos for a false alarm rate of 0.1%: it takes 999"
     ):
         fit_video_groups(videos, groups, rules, 0.001, "site")
+
+
+def test_scores_of_groups_become_calibrated_and_verdicts_stay():
+    seen = evidence(800, 800, shift=2.0)
+    names = np.array(["a", "b", "a", "b", "upside down", ""] * 266 + ["c"] * 4)
+    logits = (seen.videos.logits - 1) * np.where(names == "a", 4.0, 1.0)
+    videos = seen.videos._replace(logits=np.where(names == "upside down", -logits, logits))
+    rules = fit_decision(seen._replace(videos=videos), fpr=0.1, miss=0.05, abstain=0)
+    fit = fit_video_temperatures(videos, names.tolist(), rules, "site")
+    a, b = (fit.rules.groups[name] for name in "ab")
+    assert a["temperature"] == pytest.approx(4 * b["temperature"], rel=0.2)
+    (row,) = (row for row in fit.rows if row["group"] == "b")
+    assert row["after"] < row["before"] / 2
+    assert fit.after < fit.before
+    divided = videos.logits[names == "a"]
+    assert rules.real_below is not None
+    for limit, moved in ((rules.limit, a["threshold"]), (rules.real_below, a["real_below"])):
+        above = divided / a["temperature"] > moved
+        assert (above == (divided / rules.temperature > limit)).all()
+    text = "\n".join(fit.list_lines())
+    assert "c: the general rule, for its 0 real and 4 fake ones are too few: it takes 25" in text
+    assert "upside down: the general rule, for its real ones have no lower scores than" in text
+    point = OperatingPoint(rules, fit)
+    assert OperatingPoint.from_dict(json.loads(json.dumps(point.to_dict()))) == point
+    some = slice(790, 810)
+    few = average_by_video(videos.logits[some], videos.fake[some], videos.keys[some])
+    with pytest.raises(
+        CalibrationError, match=r"No group of 'site' .*\(x: its 10 real and 10 fake"
+    ):
+        fit_video_temperatures(few, ["x"] * 20, rules, "site")

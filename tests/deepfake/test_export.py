@@ -21,6 +21,7 @@ from vfm_runtime.tasks.groups import GroupRules
 import vfm
 from tests.bundle.in_memory import export_task
 from tests.deepfake.data.faces import write_faces
+from tests.runtime.server.conftest import ask_server
 from tests.tasks.tiny import trainer
 from vfm.bundle import ParityError
 from vfm.bundle.card import format_card
@@ -92,7 +93,11 @@ def checkpoint(faces, tmp_path_factory):
         column="camera",
         criterion="Equal false alarms.",
         general={},
-        groups={"a": {"threshold": 0.6, "num_reals": 50}, "b": None},
+        groups={
+            "a": {"threshold": 0.6, "num_reals": 50},
+            "b": None,
+            "c": {"temperature": 3.0, "threshold": -0.1},  # twice the general one's, half its limit
+        },
     )
     point = OperatingPoint(RULES, GroupFit(by_camera, [], "Fakes found", 0.5, 0.6))
     (path.parent / OPERATING_POINT).write_text(json.dumps(point.to_dict()))
@@ -294,18 +299,29 @@ def round_floats(values):
     return json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 5))
 
 
-def test_each_group_has_its_threshold_in_torch_and_in_the_bundle(checkpoint, bundle, faces):
+def test_each_group_has_its_rules_in_torch_in_the_bundle_and_in_the_server(
+    checkpoint, bundle, faces
+):
     sides = [vfm.load(checkpoint, device="cpu"), vfm_runtime.load(bundle, device="cpu")]
     crops = sorted((faces / "crops").rglob("*.png"))
-    labels = {}
-    for group in (None, "a", "b"):
+    labels, logits, scores = {}, {}, {}
+    for group in (None, "a", "b", "c"):
         ours, theirs = (side.predict(crops, group=group) for side in sides)
         labels[group] = [each.label for each in ours]
         assert labels[group] == [each.label for each in theirs]
         assert all(a.compare(b).difference < 1e-4 for a, b in zip(ours, theirs, strict=True))
-    assert labels[None] == labels["b"]
+        logits[group] = np.array([each.logit for each in ours if each.logit is not None])
+        scores[group] = np.array([each.score for each in ours if each.logit is not None])
+    assert labels[None] == labels["b"] == labels["c"]
     assert labels["a"].count("fake") < labels["b"].count("fake")
+    assert scores["c"] == pytest.approx(1 / (1 + np.exp(-logits[None] / 3)))
+    assert abs(scores["c"] - scores[None]).max() > 0.05
+    for group in "ac":
+        answer = ask_server(bundle, crops[0], group)
+        verdict = sides[1].predict(crops[0], group=group)
+        assert (answer["label"], answer["group_rule"]) == (verdict.label, "own")
+        assert answer["score"] == pytest.approx(verdict.score, abs=1e-5)
     for side in sides:
-        with pytest.raises(OptionError, match=r"the model knows no such camera\. Choices: a, b"):
-            side.predict(crops[0], group="c")
+        with pytest.raises(OptionError, match=r"the model knows no such camera\. Choices: a, b, c"):
+            side.predict(crops[0], group="d")
     assert "rules by camera" in (bundle / "card.md").read_text().lower()

@@ -120,11 +120,15 @@ def test_the_contract_keeps_them():
         Contract.from_dict(contract(base=toy_several.CONTRACT))
 
 
-def test_a_detector_of_fakes_has_a_threshold_by_group():
+def test_a_detector_of_fakes_has_a_threshold_and_a_temperature_by_group():
     rules = {
         **RULES,
         "general": {},
-        "groups": {"a": {"threshold": -9.0, "num_reals": 120}, "b": None},
+        "groups": {
+            "a": {"threshold": -9.0, "num_reals": 120},
+            "b": None,
+            "c": {"temperature": 4.0, "threshold": 4.5, "real_below": 0.2},
+        },
     }
     base = toy_deepfake.contract(decision={"threshold": 9.0, "real_below": 1.0})
     task = Contract.from_dict(contract(rules, base)).type
@@ -137,9 +141,12 @@ def test_a_detector_of_fakes_has_a_threshold_by_group():
     assert (plain.label, a.label) == ("real", "fake")
     assert (a.to_dict()["group"], a.to_dict()["group_rule"]) == ("a", "own")
     assert "By site a: own rule." in a.lines()[0]
-    bad = {**rules, "groups": {"a": {"threshold": "high"}}}
-    with pytest.raises(ContractError, match="'threshold'"):
-        Contract.from_dict(contract(bad, base))
+    (c,) = task.for_group("c").predictions({**outputs, "logits": np.float32([2])})
+    assert (c.label, c.score) == ("undecided", pytest.approx(1 / (1 + np.exp(-0.5))))
+    for name, value in (("threshold", "high"), ("temperature", 0), ("real_below", 10.0)):
+        bad = {**rules, "groups": {"a": {name: value}}}
+        with pytest.raises(ContractError, match=f"'{name}' is"):
+            Contract.from_dict(contract(bad, base))
 
 
 def test_the_command(grouped, tmp_path, capsys):

@@ -17,6 +17,7 @@ from vfm_runtime.errors import DataError, OptionError
 from vfm_runtime.tasks.confidence import ConfidenceRules, soften_scores
 
 from tests.image_folders import write_image_folder
+from tests.runtime.server.conftest import ask_server
 from tests.tasks.test_multilabel import stripes, write_stripes
 from tests.tasks.tiny import fit, vit
 from vfm.bundle.contract import make_contract
@@ -348,7 +349,9 @@ def test_the_bundle_answers_as_torch_for_each_group(request, tmp_path, capsys, k
         assert [one.to_dict().get("labels") for one in ours] == [
             other.to_dict().get("labels") for other in theirs
         ]
-        assert ask_server(out, images[0], group) == pytest.approx(ours[0].scores, abs=1e-5)
+        served = {row["label"]: row["score"] for row in ask_server(out, images[0], group)["top"]}
+        scores = [served[label] for label in bundle.labels]
+        assert scores == pytest.approx(ours[0].scores, abs=1e-5)
     # The rows of a table, by either command.
     several = ["--data.label_separator", "|"] if kind == "trained_several" else []
     _, rows = predict_table(opened.path, trained[1], "--group-column", "site", *several)
@@ -368,24 +371,6 @@ def test_the_bundle_answers_as_torch_for_each_group(request, tmp_path, capsys, k
         scores = {each["label"]: each["score"] for each in answer["top"]}
         written = [float(score) for score in cells["score"].split("|") if score]
         assert written == pytest.approx([scores[label] for label in labels], abs=1e-4)
-
-
-def ask_server(bundle, path, group):
-    """Scores of all labels that the server gives for an image of a group, in the order of the labels."""
-    from starlette.testclient import TestClient
-    from vfm_runtime.server.app import create_app
-    from vfm_runtime.server.settings import Settings
-
-    from tests.runtime.server.conftest import LOCAL
-
-    with TestClient(
-        create_app(Settings(bundles=(str(bundle),), device="cpu")), base_url=LOCAL
-    ) as client:
-        form = {} if group is None else {"group": group}
-        answer = client.post("/predict", files={"file": path.read_bytes()}, data=form)
-    assert answer.status_code == 200, answer.text
-    rows = sorted(answer.json()["answer"]["top"], key=lambda row: row["label"])
-    return [row["score"] for row in rows]
 
 
 def make_torch_side(opened, contract):

@@ -26,6 +26,7 @@ from vfm.deepfake.export import open_plain_data
 from vfm.deepfake.groups import (
     find_table,
     fit_video_groups,
+    fit_video_temperatures,
     read_video_groups,
     require_groups,
 )
@@ -47,7 +48,7 @@ from vfm.tasks.validation import Run
 
 OPTIONS = (
     *("fpr", "miss", "abstain", "split", "cropped", "native"),
-    *("batch_size", "num_workers", "group_column", "table"),
+    *("batch_size", "num_workers", "group_column", "table", "equal"),
 )
 """Options of `vfm calibrate` that a detector takes."""
 
@@ -77,12 +78,18 @@ def calibrate_videos(
     """Fit the temperature and the threshold of a detector on videos that it was not trained on.
 
     Raises:
-        CalibrationError: The videos were tested on, or are all real or all fake, or a video is in two groups.
+        CalibrationError: The videos were tested on, or are all real or all fake, or a video is in two groups;
+            or `equal` is no choice.
         DataError: The column of groups is missing, constant, or names videos.
         TooFewError: There are too few real videos for the fraction.
     """
     if options.group_column is None:
         options.refuse_ungrouped()
+    if options.equal not in (None, "fpr", "calibration"):
+        raise CalibrationError(
+            f"--equal is '{options.equal}'. Choices: fpr (of the real videos of each group the same fraction is called "
+            "fake, which is the default), calibration (a temperature for each group)."
+        )
     images = cast(DeepfakeImages, source.data)
     images.batch_size, images.num_workers = options.batch_size, options.num_workers
     records, split = source.records, options.split or "val"
@@ -101,8 +108,12 @@ def calibrate_videos(
     rules = replace(rules, calibration=fingerprint_videos(records))
     groups = None
     if options.group_column is not None:
-        names = [by_video[key] for key in evidence.videos.keys]
-        groups = fit_video_groups(evidence.videos, names, rules, fpr, options.group_column)
+        videos, column = evidence.videos, options.group_column
+        names = [by_video[key] for key in videos.keys]
+        if options.equal == "calibration":
+            groups = fit_video_temperatures(videos, names, rules, column)
+        else:
+            groups = fit_video_groups(videos, names, rules, fpr, column)
     details = {"split": split, **describe_calibration(evidence, rules)}
     files = {OPERATING_POINT: OperatingPoint(rules, groups).to_dict()}
     lines = [*_report_lines(details, rules), *([] if groups is None else groups.list_lines())]

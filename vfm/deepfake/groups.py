@@ -1,4 +1,4 @@
-"""Thresholds by group of detectors: equal false alarms on the real videos of each site, camera or set of people."""
+"""Rules by group of detectors: thresholds for equal false alarms on real videos of each site, and temperatures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from vfm_runtime.deepfake.decision import Decision
 from vfm_runtime.deepfake.evidence import FAKE, sigmoid
+from vfm_runtime.errors import DataError
 from vfm_runtime.tasks.groups import GroupRules
 
 from vfm.data.group_columns import check_groups, read_columns
@@ -16,9 +17,13 @@ from vfm.deepfake.data.base import DeepfakeImages
 from vfm.deepfake.data.dataset import DeepfakeRecord
 from vfm.deepfake.data.layouts import MANIFEST
 from vfm.deepfake.metrics import Key, Videos
-from vfm.metrics.calibration import fit_conformal_threshold
+from vfm.metrics.calibration import (
+    fit_conformal_threshold,
+    fit_temperature,
+    measure_reliability,
+)
 from vfm.metrics.group_thresholds import bound_share, count_needed
-from vfm.tasks.calibration import CalibrationError
+from vfm.tasks.calibration import MIN_IMAGES, CalibrationError
 from vfm.tasks.group_fit import GroupFit
 
 
@@ -126,3 +131,57 @@ def fit_video_groups(
         for some in (rules.limit, limits[counted])
     )
     return GroupFit(fitted, rows, "Fakes found", before, after)
+
+
+def fit_video_temperatures(
+    videos: Videos, groups: Sequence[str], rules: Decision, column: str
+) -> GroupFit:
+    """Fit for each group the temperature at which its scores are probabilities; verdicts stay.
+
+    Both labels weigh the same, as in the general temperature. Arguments are those of `fit_video_groups`.
+
+    Raises:
+        CalibrationError: No group has enough videos.
+    """
+    names = np.asarray(groups, dtype=object)
+    values, least = videos.logits / rules.temperature, MIN_IMAGES // 2
+    by_group: dict[str, dict[str, Any] | None] = dict.fromkeys(sorted(set(groups) - {""}))
+    rows: list[dict[str, Any]] = []
+    for group in by_group:
+        mine = names == group
+        logits, fake = values[mine], videos.fake[mine]
+        num_fakes, num_reals = int(fake.sum()), int((~fake).sum())
+        row = {"group": group, "label": "temperature", "num": len(fake), "own": False}
+        row["before"] = row["after"] = measure_reliability(logits, fake)["ece"]
+        rows.append(row)
+        if min(num_fakes, num_reals) < least:
+            row["reason"] = (
+                f"its {num_reals} real and {num_fakes} fake ones are too few: it takes {least} each"
+            )
+            continue
+        try:
+            further = fit_temperature(logits, fake)
+        except DataError:  # with both labels there, this is why
+            row["reason"] = "its real ones have no lower scores than its fake ones"
+            continue
+        row |= {
+            "own": True,
+            "temperature": further * rules.temperature,
+            "after": measure_reliability(logits / further, fake)["ece"],
+        }
+        # Limits go with the scores, so that verdicts are the same.
+        limits = {"threshold": rules.limit, "real_below": rules.real_below}
+        moved = {name: limit / further for name, limit in limits.items() if limit is not None}
+        by_group[group] = {"temperature": row["temperature"], **moved}
+    if not any(row["own"] for row in rows):
+        reasons = "; ".join(f"{row['group']}: {row['reason']}" for row in rows[:5])
+        raise CalibrationError(
+            f"No group of '{column}' has videos that a temperature can be fitted on ({reasons}). Add some, or leave "
+            "out --group_column."
+        )
+    criterion = (
+        "In each group scores are the probabilities of being fake where half of the videos are, by a temperature of "
+        "its own (Guo et al., On calibration of modern neural networks, 2017); verdicts stay."
+    )
+    fitted = GroupRules(column=column, criterion=criterion, general={}, groups=by_group)
+    return GroupFit.average_errors(fitted, rows)

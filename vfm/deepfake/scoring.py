@@ -84,7 +84,7 @@ class AuditedVideos(AuditedUnits):
     table: Path | None = None
     """Table with a row for each image; None where there is none."""
     groups: Mapping[Key, str | None] = field(default_factory=dict)
-    """Group of each video, by whose threshold it is judged; None, or no entry, for the general one."""
+    """Group of each video, by whose rules it is judged; None, or no entry, for the general ones."""
     notes: Sequence[str] = ()
     """What the reader must know of how they were opened."""
     batch_size: int = 32
@@ -157,22 +157,23 @@ class AuditedVideos(AuditedUnits):
         read = [records[i] for i in rows.tolist()]
         videos = average_by_video(logits[rows], [r.label for r in read], [r.item.key for r in read])
         clusters = dict(zip(videos.of_frame.tolist(), (r.component for r in read), strict=True))
-        rules = task_type.pipeline.decision
-        limits = {
-            group: sigmoid(_require_type(self.predictor, group).pipeline.decision.limit)
-            for group in set(self.groups.values())
+        decisions = {
+            group: _require_type(self.predictor, group).pipeline.decision
+            for group in {None, *self.groups.values()}
         }
-        by_group = [limits.get(self.groups.get(key), sigmoid(rules.limit)) for key in videos.keys]
+        by_video = [decisions[self.groups.get(key)] for key in videos.keys]
+        limits = np.array([sigmoid(rules.limit) for rules in by_video])
         return ScoredUnits(
             name="videos",
             source=self.source,
             records=read,
             positions=videos.of_frame,
-            image_scores=_compute_scores(logits[rows], rules.temperature),
-            scores=_compute_scores(videos.logits, rules.temperature),
+            # By the general temperature, as `score_pixels` has them, whose scores stand beside these.
+            image_scores=_compute_scores(logits[rows] / decisions[None].temperature),
+            scores=_compute_scores(videos.logits / [rules.temperature for rules in by_video]),
             positive=videos.fake,
-            threshold=sigmoid(rules.limit),
-            group_thresholds=np.array(by_group) if limits else None,
+            threshold=sigmoid(decisions[None].limit),
+            group_thresholds=limits if self.groups else None,
             clusters=[clusters[i] for i in range(len(videos.keys))],
             cluster_name="people, with all that shows them",
             table=self.table,
@@ -185,7 +186,7 @@ class AuditedVideos(AuditedUnits):
     def score_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return the probability that crops are fake, [N], as `AuditedUnits` has it."""
         logits = self.predictor.compute_outputs({"pixels": pixels})["logits"]
-        return _compute_scores(logits, _require_type(self.predictor).pipeline.decision.temperature)
+        return _compute_scores(logits / _require_type(self.predictor).pipeline.decision.temperature)
 
     def compute_heatmap(self, pixels: Pixels) -> NDArray[np.float32]:
         """Return where the head of the model says that a crop is forged, [h, w], 0 to 1."""
@@ -210,8 +211,8 @@ class AuditedVideos(AuditedUnits):
         return notes
 
 
-def _compute_scores(logits: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
-    return np.array([sigmoid(each / temperature) for each in logits.tolist()])
+def _compute_scores(calibrated: NDArray[np.floating]) -> NDArray[np.float64]:
+    return np.array([sigmoid(each) for each in calibrated.tolist()])
 
 
 def _require_type(predictor: Predictor, group: str | None = None) -> DeepfakeType:

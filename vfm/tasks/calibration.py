@@ -97,8 +97,8 @@ class CalibrationOptions:
             equal (--equal), or with --min-precision the precision of sure answers. Groups of too few images have
             the general rule.
         table: Table with a row for each image (path, and that column), where the data itself is no table.
-        equal: What shall be equal in each group: a rate, tpr (by default) or fpr; or calibration, by a temperature
-            each, so that a score means the same in all of them.
+        equal: What shall be equal in each group: a rate, tpr (by default; of models that call videos real or not it is
+            always fpr) or fpr; or calibration, by a temperature each, so that a score means the same in all of them.
         rate: The rate that each group shall have; by default that of all together.
         positive: Label whose rates these are, of models of one label an image; of two labels the second.
     """

@@ -21,13 +21,28 @@ class GroupFit:
     rules: GroupRules
     rows: Sequence[Mapping[str, Any]]
     """For each group and label: `group`, `label`, `num` samples, `cutoff`, `own`, and rates `before`, `after`, `low`,
-    `high`. Of temperatures: `group`, `label`, `num`, `own`, `temperature`, and calibration errors `before`, `after`."""
+    `high`. Of temperatures: `group`, `label`, `num`, `own`, `temperature`, and calibration errors `before`, `after`. Of
+    those that are not their own also a `reason`, where it is another than that too few count."""
     metric: str
     """What `before` and `after` are, over all images that have a group."""
     before: float
     """By the general rule alone."""
     after: float
     """By the rules of the groups."""
+
+    @classmethod
+    def average_errors(cls, rules: GroupRules, rows: Sequence[Mapping[str, Any]]) -> Self:
+        """Make the fit of temperatures, with the mean of the calibration errors within the groups that have one.
+
+        Over all groups at once, too high scores of one and too low ones of another would cancel out.
+        """
+        counted = [row for row in rows if row["before"] is not None]
+        total = sum(row["num"] for row in counted)
+        before, after = (
+            float(sum(row[side] * row["num"] for row in counted) / total)
+            for side in ("before", "after")
+        )
+        return cls(rules, rows, "Expected calibration error within groups", before, after)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -58,9 +73,8 @@ class GroupFit:
                 continue  # of many labels those without a cutoff of their own are counted below
             label = f", {row['label']}" if len(names) > 1 else ""
             if not row["own"]:
-                lines.append(
-                    f"{row['group']}{label}: the general rule, for {row['num']} that count are too few"
-                )
+                reason = row.get("reason", f"{row['num']} that count are too few")
+                lines.append(f"{row['group']}{label}: the general rule, for {reason}")
                 continue
             if "temperature" in row:
                 lines.append(

@@ -33,7 +33,7 @@ class DeepfakeType(TaskType):
     uses_crops = True
     draws = True
     answer_type = VerdictAnswer
-    group_keys = ("threshold", "num_reals")
+    group_keys = ("threshold", "num_reals", "temperature", "real_below")
     pipeline: DeepfakePipeline
 
     def __init__(self, labels: Sequence[str], rules: Mapping[str, Any] | None = None) -> None:
@@ -67,16 +67,17 @@ class DeepfakeType(TaskType):
         self.pipeline = DeepfakePipeline(crop, decision)
 
     def apply_group(self, rules: Mapping[str, Any]) -> None:
-        """Take the `threshold` of a group, and how many real ones it was fitted on; nothing is undecided below it."""
+        """Take values of the decision, such as `threshold` and `temperature`.
+
+        A threshold below the general `real_below` takes its place, so that nothing lies between them.
+        """
         if not rules:
             return
-        plain = self.pipeline.decision
-        threshold = rules.get("threshold", plain.threshold)
-        below = plain.real_below
-        if below is not None and is_number(threshold):
-            below = min(below, threshold)
-        decision = replace(plain, **{**rules, "real_below": below})
-        self.pipeline = self.pipeline.with_decision(decision)
+        plain, values = self.pipeline.decision, dict(rules)
+        below, threshold = plain.real_below, rules.get("threshold", plain.threshold)
+        if "real_below" not in rules and below is not None and is_number(threshold):
+            values["real_below"] = min(below, threshold)
+        self.pipeline = self.pipeline.with_decision(replace(plain, **values))
 
     def rules_to_dict(self) -> dict[str, Any]:
         """Return `crop` and `decision` as plain values."""

@@ -36,6 +36,16 @@ def settings_for(folders):
     return make
 
 
+def ask_server(bundle, path, group):
+    """Answer of a server with one bundle to an image of a group, sent as a form; None for no group."""
+    settings = Settings(bundles=(str(bundle),), device="cpu", num_threads=1)
+    with TestClient(create_app(settings), base_url=LOCAL) as client:
+        form = {} if group is None else {"group": group}
+        answer = client.post("/predict", files={"file": path.read_bytes()}, data=form)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["answer"]
+
+
 @pytest.fixture
 def started(settings_for):
     """Starts an application and gives a client of it, which is closed at the end of the test."""

@@ -284,13 +284,7 @@ def _fit_temperatures(
     fitted = GroupRules(
         column=str(options.group_column), criterion=criterion, general={}, groups=by_group
     )
-
-    # Within groups: over all of them, too high scores of one and too low ones of another cancel out.
-    before, after = (
-        float(np.average([row[side] for row in rows], weights=[row["num"] for row in rows]))
-        for side in ("before", "after")
-    )
-    return GroupFit(fitted, rows, "Expected calibration error within groups", before, after)
+    return GroupFit.average_errors(fitted, rows)
 
 
 class _LabelFit(NamedTuple):
