@@ -23,6 +23,8 @@ pytest.importorskip("lancedb")
 def test_a_killed_worker_loses_and_doubles_nothing(weights, tmp_path, capsys, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's workers stand back behind all else by default, and starve beside tests that run at the same time.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     root = write_image_folder(tmp_path / "images", num_classes=2, images_per_class=60)
     (root / "broken.png").write_bytes(b"no image")
