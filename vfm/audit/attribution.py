@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
+from vfm_runtime.tasks.detection import compute_iou
 
+from vfm.models.heads.detection import to_corners
 from vfm.tasks.base import BaseTask
+from vfm.types import Raw
 
 Map = NDArray[np.float32]
 _TOLERANCE = 1e-4
@@ -43,6 +47,69 @@ def compute_grad_cam(task: BaseTask, pixels: NDArray[np.uint8], label: int) -> M
     values, slopes = (_arrange_places(each.detach(), size) for each in (used, gradient))
     weights = slopes.mean(dim=(0, 1))
     return _to_array((values @ weights).clamp(min=0))
+
+
+def compute_box_map(
+    task: BaseTask, pixels: NDArray[np.uint8], corners: NDArray[np.floating], label: int
+) -> Map:
+    """Return what each place adds to the logit of a box, [h, w], 0 and above: gradient times activation.
+
+    Zhao et al., Gradient-based instance-specific visual explanations for object specification and object
+    discrimination, 2024. Summed over the feature maps that the head reads, on the grid of the finest.
+
+    Args:
+        task: Task whose head finds boxes, in evaluation mode.
+        pixels: Picture at the model's size, uint8 [1, H, W, 3].
+        corners: Left, top, right, bottom of the box as fractions of the picture, [4].
+        label: Index of its class.
+    """
+    with torch.enable_grad():
+        images = task.preprocess.normalize(torch.from_numpy(pixels).to(task.device))
+        # Of a frozen backbone nothing else would ask for gradients.
+        features = task.backbone(images.detach().requires_grad_(True))
+        raw = task.head(features)
+        candidate = int(_compare_candidates(raw, corners, label)[0].argmax())
+        logit = raw["logits"][0, candidate, label]
+        gradients = torch.autograd.grad(logit, features.maps, allow_unused=True)
+    total = torch.zeros(features.maps[0].shape[-2:], device=task.device)
+    for values, slopes in zip(features.maps, gradients, strict=True):
+        if slopes is not None:
+            parts = (values.detach() * slopes).sum(dim=1, keepdim=True).float()
+            enlarged = F.interpolate(parts, total.shape, mode="bilinear")[0, 0]
+            # What one place of a coarse map adds is dealt out to all that it covers.
+            total += enlarged * (parts.numel() / total.numel())
+    return _to_array(total.clamp(min=0))
+
+
+def score_box(
+    task: BaseTask, corners: NDArray[np.floating], label: int, pixels: NDArray[np.uint8]
+) -> NDArray[np.floating]:
+    """Return how well a box is found in each of N pictures, [N]: the highest score of its class times the IoU with it.
+
+    Petsiuk et al., Black-box explanation of object detectors via saliency maps (D-RISE), 2021.
+
+    Args:
+        task: Task whose head finds boxes, in evaluation mode.
+        corners: Left, top, right, bottom of the box as fractions of the picture, [4].
+        label: Index of its class.
+        pixels: Pictures at the model's size, uint8 [N, H, W, 3].
+    """
+    with torch.inference_mode():
+        raw = task(torch.from_numpy(pixels).to(task.device))
+    best: NDArray[np.floating] = _compare_candidates(raw, corners, label).max(axis=1)
+    return best
+
+
+def _compare_candidates(
+    raw: Raw, corners: NDArray[np.floating], label: int
+) -> NDArray[np.floating]:
+    """Return the score of each candidate for a box times its IoU with one, [N, Q]."""
+    boxes = to_corners(raw["boxes"].detach().float()).cpu().numpy()
+    scores = raw["logits"][..., label].detach().float().sigmoid().cpu().numpy()
+    similarity: NDArray[np.floating] = scores * compute_iou(
+        corners[None], boxes.reshape(-1, 4)
+    ).reshape(scores.shape)
+    return similarity
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,19 @@ from vfm.audit.conformal import check_level, measure_conformal
 from vfm.audit.cost_line import MeasuredPass, describe_cost
 from vfm.audit.detectors import measure_units
 from vfm.audit.explain import (
+    Answer,
+    ExplainedPicture,
     explain_pictures,
     list_answers,
     list_pictures,
     open_maps,
     require_number,
+)
+from vfm.audit.explain_boxes import (
+    ABOUT_BOXES,
+    list_box_answers,
+    list_box_pictures,
+    require_gradients,
 )
 from vfm.audit.groups import compare_groups
 from vfm.audit.null_score import measure_null_scores
@@ -48,6 +57,7 @@ from vfm.audit.source import (
     require_known,
 )
 from vfm.data.group_columns import check_groups
+from vfm.data.records import Record
 from vfm.tasks.checkpoint import Checkpoint
 from vfm.tasks.results import describe_metric
 from vfm.tasks.scored_units import AuditedUnits, find_units
@@ -172,7 +182,7 @@ def audit(
     kinds = choose_kinds(options.kinds, locates=audited.kind.locates)
     if options.num_corrupted < 1:
         raise OptionError(f"--num-corrupted is {options.num_corrupted}. Give at least 1.")
-    compute_maps = open_maps(audited, options.explain)
+    list_explained = open_pictures(audited, options.explain)
     check_level(options.conformal, audited.kind, audited.predictor.task_type.name)
     if options.positive is not None:
         require_known("positive", options.positive, audited.labels)
@@ -224,12 +234,13 @@ def audit(
             batch_size=options.batch_size,
             seed=options.seed,
         )
-    if compute_maps is not None and report.answers:
+    if list_explained is not None and report.answers:
         print(f"Explaining {len(report.answers)} answers ...", flush=True)
-        pictures = list_pictures(
-            audited, compute_maps, report.records, report.outcomes.truth, report.answers
+        report.content["explain"], report.maps = explain_pictures(
+            list_explained(report.records, report.answers),
+            options.seed,
+            ABOUT_BOXES if audited.kind.locates else "",
         )
-        report.content["explain"], report.maps = explain_pictures(pictures, options.seed)
     report.content["cost"] = {"seconds": time.perf_counter() - start, **cost}
     write_report(report, rules, out or choose_folder(model), report.list_sheets(audited))
 
@@ -326,6 +337,23 @@ def _audit_units(
     )
     report.content["cost"] = {"seconds": time.perf_counter() - start, **cost}
     write_report(report, rules, out or choose_folder(model))
+
+
+def open_pictures(
+    model: AuditedModel, number: int
+) -> Callable[[Sequence[Record], Sequence[Answer]], Iterator[ExplainedPicture]] | None:
+    """Return what yields pictures of answers with their maps; None where no image is to be explained.
+
+    Raises:
+        OptionError: The number is no number of images, or the model is a bundle that gives no such maps.
+    """
+    require_number(number)
+    if not number:
+        return None
+    if model.kind.locates:
+        require_gradients(model)
+        return partial(list_box_pictures, model)
+    return partial(list_pictures, model, open_maps(model))
 
 
 def open_before(after: AuditedModel, options: AuditOptions, trust: Sequence[str]) -> AuditedModel:
@@ -437,10 +465,21 @@ def measure(
         traits = list_traits(predicted.values)
         slices = find_slices(outcomes.compared[0], traits, predicted.vectors, sampler)
         content["found_groups"] = slices.to_dict()
-    has_truth = outcomes.target is not None
+    has_truth = source.columns is not None
     answers = []
-    if options.explain and has_truth:
-        answers = list_answers(outcomes, model.labels, options.explain, options.seed)
+    if options.explain and source.columns is not None:
+        answers = (
+            list_box_answers(
+                records,
+                predicted.predictions,
+                source.columns,
+                model.labels,
+                options.explain,
+                options.seed,
+            )
+            if model.kind.locates
+            else list_answers(outcomes, model.labels, options.explain, options.seed)
+        )
     content["coverage"] = describe_coverage(
         content,
         chosen,

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from vfm_runtime.errors import OptionError
+from vfm_runtime.media.drawing import draw_boxes
 from vfm_runtime.media.image import Pixels
 
 from vfm.audit.attribution import Map, compute_grad_cam, split_logit
@@ -28,6 +29,7 @@ NAMES = {
     "grad_cam": "Grad-CAM",
     "patches": "patch contributions",
     "heatmap": "the model's own heatmap",
+    "box": "contributions to the box",
 }
 """What maps are called, by their name in the JSON."""
 
@@ -47,12 +49,16 @@ class Answer(NamedTuple):
 
     image: int
     """Index of the image."""
+    truth: str
+    """What is true there, in a word or two."""
     label: int
     """Index of the label."""
     score: float
     """Probability of the label."""
     right: bool
     """Whether it applies."""
+    corners: NDArray[np.float32] | None = None
+    """Left, top, right and bottom of the box that has the label, in pixels of the image, [4]; None of a whole image."""
 
 
 class ExplainedPicture(NamedTuple):
@@ -74,6 +80,8 @@ class ExplainedPicture(NamedTuple):
     """Gives the score for pictures of that size."""
     maps: Mapping[str, Map]
     """Maps by name."""
+    corners: NDArray[np.floating] | None = None
+    """Left, top, right and bottom of the box whose score it is, in pixels of the picture, [4]; None of the whole."""
 
 
 def choose_images(right: Bools, confidence: Floats, number: int, seed: int = 0) -> list[int]:
@@ -112,12 +120,14 @@ def list_answers(
     Returns:
         None at all where several may apply and no image is given one.
     """
+    assert outcomes.truth is not None
     if outcomes.asserted is None:
         assert outcomes.right is not None
         assert outcomes.confidence is not None
         return [
             Answer(
                 i,
+                outcomes.truth[i],
                 labels.index(outcomes.predicted[i]),
                 float(outcomes.confidence[i]),
                 bool(outcomes.right[i]),
@@ -132,29 +142,20 @@ def list_answers(
     confidence = np.where(wrong, scores, 0.0).max(axis=1)
     chosen = choose_images(~wrong.any(axis=1)[answered], confidence[answered], number, seed)
     return [
-        Answer(i, k, float(scores[i, k]), not wrong[i, k])
+        Answer(i, outcomes.truth[i], k, float(scores[i, k]), not wrong[i, k])
         for i in answered[chosen].tolist()
         for k in np.flatnonzero(asserted[i]).tolist()
     ]
 
 
-def open_maps(model: AuditedModel, number: int) -> MapFunction | None:
-    """Return what computes the maps of a picture at the model's size, by name; None where no image is to be explained.
+def open_maps(model: AuditedModel) -> MapFunction:
+    """Return what computes the maps of a picture at the model's size, by name.
 
     Of a bundle these are patch contributions alone, where its graph ends in a linear layer on a mean over the places.
 
     Raises:
-        OptionError: The number is no number of images, or the model does not label whole images, or is a bundle with
-            another end.
+        OptionError: The model is a bundle with another end.
     """
-    require_number(number)
-    if not number:
-        return None
-    if model.kind.locates:
-        raise OptionError(
-            f"--explain is for models that label whole images; {model.path} "
-            f"{model.predictor.task_type.summary}. Leave it out."
-        )
     if model.checkpoint is not None:
         return partial(compute_maps, model.checkpoint.task)
     file = model.path / "model.onnx"
@@ -172,7 +173,6 @@ def list_pictures(
     model: AuditedModel,
     compute: MapFunction,
     records: Sequence[Record],
-    truth: Sequence[str] | None,
     answers: Sequence[Answer],
 ) -> Iterator[ExplainedPicture]:
     """Yield the image of each label that is to be explained, with its maps.
@@ -181,14 +181,13 @@ def list_pictures(
         model: Model that is audited.
         compute: Function that computes the maps, as `open_maps` returns it.
         records: Records of the N images that were predicted.
-        truth: What is true of them, [N], in words; None where nobody knows.
         answers: Labels that are to be explained, as `list_answers` returns them.
     """
-    for index, label, score, right in answers:
+    for index, truth, label, score, right, _ in answers:
         pixels = model.predictor.prepare(read_source(records[index]))["pixels"]
         yield ExplainedPicture(
             records[index].name,
-            "" if truth is None else truth[index],
+            truth,
             model.labels[label],
             score,
             right,
@@ -240,15 +239,17 @@ def explain_pictures(
         }
         row |= measure_maps(each, seed)
         caption = f"{each.truth}\n-> {each.predicted} {each.score:.2f}"
-        cells.append((each.pixels, caption, each.right))
+        cells.append((draw_corners(each.pixels, each.corners), caption, each.right))
         for name, values in each.maps.items():
             result = row["maps"][name]
             caption = f"{NAMES[name]}\ngain {result['gain']:+.2f}, random {row['random_gain']:+.2f}"
-            cells.append((blend_map(each.pixels, values), caption, result["explains"]))
+            blended = draw_corners(blend_map(each.pixels, values), each.corners)
+            cells.append((blended, caption, result["explains"]))
         rows.append(row)
     images, captions, marks = zip(*cells, strict=True)
     columns = len(cells) // len(rows)
-    sheet = draw_contact_sheet(images, captions, columns=columns, cell=170, marks=marks)
+    cell = 170 if columns > 2 else 300
+    sheet = draw_contact_sheet(images, captions, columns=columns, cell=cell, marks=marks)
     summary = {
         name: {
             "num_explaining": sum(row["maps"][name]["explains"] for row in rows),
@@ -285,6 +286,11 @@ def measure_maps(picture: ExplainedPicture, seed: int) -> dict[str, Any]:
     return {"maps": results, "random_gain": float(np.mean(gains))}
 
 
+def draw_corners(pixels: Pixels, corners: NDArray[np.floating] | None) -> Pixels:
+    """Draw the box that is explained, [4], on a picture, uint8 [H, W, 3]; None leaves it as it is."""
+    return pixels if corners is None else draw_boxes(pixels, corners[None], colors=["#00e5ff"])
+
+
 def blend_map(pixels: Pixels, values: Map) -> Pixels:
     """Draw a map over a picture, uint8 [H, W, 3]: what speaks for the label glows, the more the stronger."""
     heat = enlarge_map(values, (pixels.shape[0], pixels.shape[1])).clip(min=0)
@@ -318,9 +324,9 @@ def add_explanations(page: Page, result: Mapping[str, Any], sheet: bytes) -> Non
         page.add_text(result["about"])
     for sentence in list_explanations(result):
         page.add_text(sentence)
-    if "grad_cam" not in result["maps"]:
+    if {"grad_cam", "box"}.isdisjoint(result["maps"]):
         page.add_text("Without Grad-CAM, which takes gradients: a bundle has none.")
-    elif "patches" not in result["maps"]:
+    elif {"patches", "box"}.isdisjoint(result["maps"]):
         page.add_text(
             "Without patch contributions: the head is not linear, or the vector that it reads is no mean over the "
             "places, as a class token is none."

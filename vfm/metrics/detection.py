@@ -227,24 +227,38 @@ def match_detections(
     number = np.zeros(num_labels, np.int64)
     for index, (true, boxes) in enumerate(zip(truth, detections, strict=True)):
         np.add.at(number, true.labels[~true.ignored], 1)
+        matched = match_image(true, boxes, iou)
         for label in np.unique(boxes.labels).tolist():
-            of_label, true_of_label = boxes.labels == label, true.labels == label
-            scores = boxes.scores[of_label]
-            order = np.argsort(-scores, kind="stable")
-            ignored = true.ignored[true_of_label]
-            table = compute_overlaps(
-                boxes.corners[of_label][order], true.corners[true_of_label], ignored
-            )
-            matched = assign_boxes(table, ignored, iou)
-            counted = matched != _IGNORED
+            counted = (boxes.labels == label) & (matched != _IGNORED)
             right = matched[counted] >= 0
-            rows[label].append((scores[order][counted], right, np.full(len(right), index)))
+            rows[label].append((boxes.scores[counted], right, np.full(len(right), index)))
     classes = []
     for parts, num_true in zip(rows, number.tolist(), strict=True):
         scores, right, image = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = np.argsort(-scores, kind="stable")
         classes.append(ClassDetections(scores[order], right[order], image[order], num_true))
     return classes
+
+
+def match_image(true: TrueBoxes, boxes: DetectedBoxes, iou: float = IOU) -> NDArray[np.int64]:
+    """Give the detections of an image, the best first, the true boxes of their class.
+
+    Args:
+        true: True boxes of the image.
+        boxes: Detected boxes of the image.
+        iou: Least overlap of a right detection.
+
+    Returns:
+        [K], 0 and above for a right detection, -1 for a false one, -2 for one that does not count.
+    """
+    matched = np.full(len(boxes.labels), _WRONG)
+    for label in np.unique(boxes.labels).tolist():
+        rows, of_label = np.flatnonzero(boxes.labels == label), true.labels == label
+        rows = rows[np.argsort(-boxes.scores[rows], kind="stable")]
+        ignored = true.ignored[of_label]
+        table = compute_overlaps(boxes.corners[rows], true.corners[of_label], ignored)
+        matched[rows] = assign_boxes(table, ignored, iou)
+    return matched
 
 
 def count_confusions(
