@@ -1,25 +1,34 @@
 """Attribution maps, and whether they say more than random ones."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
 import torch
+from vfm_runtime.errors import OptionError
+from vfm_runtime.tasks.tiling import Tiling
 
 from vfm.audit.attribution import compute_grad_cam, split_logit
 from vfm.audit.deletion import score_map, score_random_maps
 from vfm.audit.explain import (
+    Answer,
     ExplainedPicture,
     choose_images,
     explain_pictures,
     list_answers,
     list_explanations,
 )
-from vfm.audit.kinds import Outcomes
+from vfm.audit.explain_boxes import ABOUT_BOXES, list_box_pictures, require_gradients
+from vfm.audit.kinds import KINDS, Outcomes
 from vfm.audit.linear_graph import open_linear_graph
 from vfm.audit.report import describe_coverage
-from vfm.audit.source import AuditError
+from vfm.audit.source import AuditedModel, AuditError
+from vfm.data.records import Record
+from vfm.models.heads import DenseHead
 from vfm.models.heads.classification import LinearHead, MLPHead
-from vfm.tasks import ClassificationTask
+from vfm.tasks import ClassificationTask, DetectionTask
+from vfm.tasks.predictor import TorchPredictor
 
 
 def build(backbone, head=None):
@@ -126,6 +135,36 @@ def test_of_several_labels_each_that_is_given_is_explained():
     values = {"leaks": {"is_checked": False, "how": ""}, "metrics": {}, "unit": "images"}
     row = describe_coverage(values | {"num_images": 4, "num_skipped": 0}, {}, num_explained=0)[-1]
     assert (row["looked at"], row["how"][:30]) == ("NO", "nothing is above its threshold")
+
+
+def test_a_box_is_explained_on_the_tile_in_which_it_was_found():
+    torch.manual_seed(0)
+    task = DetectionTask(
+        "test_efficientnet", DenseHead(width=16, depth=1), pretrained=False, image_size=64
+    )
+    task.head.prepare(task.backbone.info, ("ant", "bee"))
+    task.head.classes.weight.data.mul_(30)
+    task.preprocess = task.preprocess.add_tiles(Tiling(64))
+    predictor = TorchPredictor(task.eval())
+    picture = np.random.default_rng(0).integers(0, 255, (64, 110, 3)).astype(np.uint8)
+    boxes = predictor.predict(picture)
+    label, score, corners = int(boxes.class_ids[0]), float(boxes.scores[0]), boxes.boxes[0]
+    model = AuditedModel("a.ckpt", predictor, KINDS["detection"], SimpleNamespace(task=task))
+    answer = Answer(0, "ant", label, score, True, corners)
+    (one,) = list_box_pictures(model, [Record(picture, (), "0")], [answer])
+    left = next(x for x in range(47) if (picture[:, x : x + 64] == one.pixels).all())
+    assert one.corners == pytest.approx(corners - np.array([left, 0, left, 0]), abs=1e-3)
+    assert one.compute_scores(one.pixels[None])[0] == pytest.approx(score, abs=1e-4)
+    assert one.maps["box"].shape == (16, 16)
+    assert one.maps["box"].max() > 0
+    assert one.maps["box"].min() == 0
+    result, _ = explain_pictures([one], about=ABOUT_BOXES)
+    assert set(result["images"][0]["maps"]) == {"box"}
+    model.checkpoint = None
+    with pytest.raises(
+        OptionError, match=r"--explain needs gradients to explain boxes, and a\.ckpt"
+    ):
+        require_gradients(model)
 
 
 def write_graph(path, pool):

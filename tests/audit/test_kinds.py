@@ -8,6 +8,7 @@ from vfm_runtime.tasks.detection import Detections
 
 from vfm.audit.calibration import measure_calibration
 from vfm.audit.comparison import ClusterSampler
+from vfm.audit.explain_boxes import list_box_answers
 from vfm.audit.kinds import KINDS, Outcomes
 from vfm.data.detection.annotation import Annotation
 from vfm.data.records import Record
@@ -88,6 +89,14 @@ def test_boxes():
     assert values["boxes_per_image"] == 1
     assert values["AP50"] == pytest.approx(2 / 3)
     assert outcomes.truth == ["1 objects", "2 objects", "0 objects"]
+    answers = list_box_answers(records, predictions, [0], ("cat",), 2)
+    # One of the right boxes by chance, and the false alarm.
+    assert [(each.right, each.truth) for each in answers] == [
+        (True, "cat"),
+        (False, "no such object"),
+    ]
+    assert answers[0].corners.tolist() == box
+    assert answers[1].image == 2
 
 
 def annotate(boxes):

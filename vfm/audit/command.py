@@ -96,7 +96,7 @@ class AuditOptions:
         explain: Number of images whose prediction is explained by maps, half of them right ones, half the most
             confident mistakes; each map is measured beside random ones, which takes some 200 predictions. Where several
             labels may apply, each that is given has a map; of models that answer for videos, those of the label that
-            is to be found. A bundle gives what takes no gradients.
+            is to be found, and of boxes the best right ones and false alarms. A bundle gives what takes no gradients.
         num_frames: Most frames of a video, spread evenly.
         format: Layout of the data, for models that answer for videos.
         cropped: Says that images without crop.json show one face each, cut out already.
