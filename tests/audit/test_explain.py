@@ -155,7 +155,7 @@ def test_a_box_is_explained_on_the_tile_in_which_it_was_found():
     left = next(x for x in range(47) if (picture[:, x : x + 64] == one.pixels).all())
     assert one.corners == pytest.approx(corners - np.array([left, 0, left, 0]), abs=1e-3)
     assert one.compute_scores(one.pixels[None])[0] == pytest.approx(score, abs=1e-4)
-    assert one.maps["box"].shape == (16, 16)
+    assert one.maps["box"].shape == (8, 8)
     assert one.maps["box"].max() > 0
     assert one.maps["box"].min() == 0
     result, _ = explain_pictures([one], about=ABOUT_BOXES)

@@ -97,9 +97,9 @@ def list_box_pictures(
             offset = row[:2] if opened.context is None else row[:2] + opened.context[tile][:2]
             # As fractions of what the model sees.
             box = (corners - np.tile(offset, 2)) / np.tile(row[2:4], 2)
-            (found,) = score_box(task, box, label, pixels[None])
-            if found > best:
-                best, parts = found, (pixels, box)
+            (similarity,) = score_box(task, box, label, pixels[None])
+            if similarity > best:
+                best, parts = similarity, (pixels, box)
         assert parts is not None
         pixels, box = parts
         yield ExplainedPicture(
