@@ -87,7 +87,7 @@ def test_a_planted_gap_is_found_and_the_rule_breaks(checkpoint, table, tmp_path,
     assert found["site=b"]["gap"]["high"] < 0
     assert result["groups"]["worst"]["group"].startswith("site=b")
     assert "age=old" not in found
-    assert result["calibration"]["num_images"] == 180
+    assert result["calibration"]["num_answers"] == 180
     assert sum(row["num"] for row in result["calibration"]["bins"]) == 180
     assert [row["holds"] for row in result["rules"]] == [False, True]
     assert "1 of 2 rules of --fail-on do not hold: worst_group_gap<0.1 (it is 0." in captured.err

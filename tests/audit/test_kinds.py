@@ -9,7 +9,7 @@ from vfm_runtime.tasks.detection import Detections
 from vfm.audit.calibration import measure_calibration
 from vfm.audit.comparison import ClusterSampler
 from vfm.audit.explain_boxes import list_box_answers
-from vfm.audit.kinds import KINDS, Outcomes
+from vfm.audit.kinds import KINDS, Outcomes, ScoredAnswers
 from vfm.data.detection.annotation import Annotation
 from vfm.data.records import Record
 
@@ -66,6 +66,9 @@ def test_several_labels():
     assert values["mAP"] == pytest.approx((1 + (1 + 2 / 3) / 2) / 2, abs=0.1)
     assert outcomes.truth[0] == "ant, bee"
     assert outcomes.predicted[2] == "none"
+    assert outcomes.scored.scores.tolist() == pytest.approx(np.ravel(rows).tolist())
+    assert outcomes.scored.right.tolist() == [True, True, True, False, False, True, True, False]
+    assert outcomes.scored.image.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_boxes():
@@ -89,6 +92,9 @@ def test_boxes():
     assert values["boxes_per_image"] == 1
     assert values["AP50"] == pytest.approx(2 / 3)
     assert outcomes.truth == ["1 objects", "2 objects", "0 objects"]
+    assert outcomes.scored.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert outcomes.scored.right.tolist() == [True, True, False]
+    assert outcomes.scored.image.tolist() == [0, 1, 2]
     answers = list_box_answers(records, predictions, [0], ("cat",), 2)
     # One of the right boxes by chance, and the false alarm.
     assert [(each.right, each.truth) for each in answers] == [
@@ -113,9 +119,8 @@ def test_a_group_whose_scores_are_too_sure_has_a_higher_temperature():
     scores = softmax(logits, axis=1).astype(np.float32)
     right = scores.argmax(1) == target
     outcomes = Outcomes([], [], [], None, target=target, scores=scores)
-    result = measure_calibration(
-        scores.max(1).astype(float), right, {"site": site.tolist()}, fit=outcomes.fit_temperature
-    )
+    answers = ScoredAnswers(scores.max(1).astype(float), right, np.arange(2000), "labels")
+    result = measure_calibration(answers, {"site": site.tolist()}, fit=outcomes.fit_temperature)
     found = {row["group"]: row["temperature"] for row in result["groups"]}
     assert found["site=a"] == pytest.approx(1, abs=0.15)
     assert found["site=b"] == pytest.approx(2, abs=0.3)

@@ -17,7 +17,7 @@ from vfm_runtime.bundle.model import Model
 from vfm_runtime.errors import OptionError
 
 from vfm.audit.before import JudgedModel, compare_models, require_comparable
-from vfm.audit.calibration import measure_calibration
+from vfm.audit.calibration import measure_abstention, measure_calibration
 from vfm.audit.comparison import ClusterSampler, RatioMetric
 from vfm.audit.conformal import check_level, measure_conformal
 from vfm.audit.cost_line import MeasuredPass, describe_cost
@@ -439,14 +439,16 @@ def measure(
         "leaks": source.leaks,
         "lineage": describe_origins(model.path, model.checkpoint or model.predictor),
     }
-    if outcomes.confidence is not None and outcomes.right is not None:
+    if outcomes.scored is not None:
+        has_logits = outcomes.scores is not None and len(model.labels) > 1
         content["calibration"] = measure_calibration(
-            outcomes.confidence,
-            outcomes.right,
+            outcomes.scored,
             chosen,
-            fit=outcomes.fit_temperature if len(model.labels) > 1 else None,
+            fit=outcomes.fit_temperature if has_logits else None,
             seed=options.seed,
         )
+        if outcomes.confidence is not None and outcomes.right is not None:
+            content["calibration"] |= measure_abstention(outcomes.confidence, outcomes.right)
     if (
         options.conformal is not None
         and outcomes.scores is not None

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from vfm.audit.calibration import measure_calibration
+from vfm.audit.calibration import measure_abstention, measure_calibration
 from vfm.audit.comparison import ClusterSampler, CountedMetric, ImageMetric, RatioMetric
 from vfm.audit.explain import ExplainedPicture, choose_images, compute_maps, explain_pictures
 from vfm.audit.groups import compare_groups
-from vfm.audit.kinds import Outcomes
+from vfm.audit.kinds import Outcomes, ScoredAnswers
 from vfm.audit.null_score import measure_null_scores, read_null_values
 from vfm.audit.origins import describe_origins
 from vfm.audit.report import AuditReport, describe_coverage
@@ -244,6 +244,8 @@ def measure_units(
     intervals = {each.name: sampler.estimate(each) for each in outcomes.metrics}
     assert outcomes.confidence is not None
     assert outcomes.right is not None
+    images = np.arange(len(outcomes.right))
+    answers = ScoredAnswers(outcomes.confidence, outcomes.right, images, "verdicts")
     content: dict[str, Any] = {
         "model": str(path),
         "is_bundle": checkpoint is None,
@@ -262,7 +264,8 @@ def measure_units(
         "groups": report.to_dict(),
         "leaks": leaks,
         "lineage": describe_origins(path, checkpoint or units.predictor),
-        "calibration": measure_calibration(outcomes.confidence, outcomes.right, columns, seed=seed),
+        "calibration": measure_calibration(answers, columns, seed=seed)
+        | measure_abstention(outcomes.confidence, outcomes.right),
         "notes": [*scored.notes, *notes, *report.notes],
     }
     null = measure_null_scores(

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,33 @@ from vfm.data.table import TableData
 from vfm.data.tables import read_table
 from vfm.metrics.calibration import fit_score_temperature
 from vfm.metrics.classification import average_f1
-from vfm.metrics.detection import DetectedBoxes, TrueBoxes, compute_ap50, match_detections
+from vfm.metrics.detection import (
+    DetectedBoxes,
+    TrueBoxes,
+    compute_ap50,
+    match_detections,
+    match_image,
+)
 from vfm.metrics.ranking import Ranking, average_over_classes, rank_classes
 from vfm.spec import Spec
 from vfm.tasks.detection.results import select_truth
 
 Labels = Sequence[str]
+
+
+class ScoredAnswers(NamedTuple):
+    """Answers whose scores say how likely each is right: M of them for N images."""
+
+    scores: Floats
+    """[M], 0 to 1."""
+    right: Bools
+    """[M], whether each is right."""
+    image: NDArray[np.int64]
+    """[M], index of its image."""
+    name: str
+    """What they are, in the plural."""
+    remedy: str = "Remedy: vfm calibrate, on other images than these."
+    """What helps where the scores are off."""
 
 
 @dataclass(eq=False)
@@ -58,6 +79,8 @@ class Outcomes:
     """Probabilities, [N, C], of a model that labels whole images; None of others."""
     asserted: Bools | None = None
     """[N, C], which labels are given where several may apply; None of other models."""
+    scored: ScoredAnswers | None = None
+    """Answers by which calibration is judged; None without labels, or where no answer was given."""
 
     def fit_temperature(self, member: Bools) -> float:
         """Return what the logits of some images, bool [N], would best be divided by: 1 is best.
@@ -208,9 +231,12 @@ def _judge_single(
         compared = list(metrics)
     truth = None if target is None else [labels[k] for k in target.tolist()]
     predicted = [labels[k] for k in best.tolist()]
-    return Outcomes(
+    outcomes = Outcomes(
         *(metrics, compared, predicted, truth, confidence, right, target, positive), scores=scores
     )
+    if right is not None:
+        outcomes.scored = ScoredAnswers(confidence, right, np.arange(number), "predicted labels")
+    return outcomes
 
 
 def _judge_several(
@@ -244,6 +270,12 @@ def _judge_several(
         target=target,
         scores=scores,
         asserted=is_called > 0,
+        scored=ScoredAnswers(
+            scores.astype(np.float64).ravel(),
+            target.ravel() > 0,
+            np.repeat(np.arange(len(scores)), len(labels)),
+            "labels, each a yes or no for an image",
+        ),
     )
 
 
@@ -301,7 +333,28 @@ class BoxKind(AuditKind):
             [ap50, recall, precision, alarms, boxes], [recall, alarms, ap50], predicted, None
         )
         outcomes.truth = [f"{int(number)} objects" for number in num_true]
+        outcomes.scored = _list_scored_boxes(truth, shown)
         return outcomes
+
+
+def _list_scored_boxes(truth: Sequence[TrueBoxes], shown: Sequence[Any]) -> ScoredAnswers | None:
+    """Return the boxes that are shown of each image; None where there are none."""
+    scores, right, image = [], [], []
+    for index, (true, each) in enumerate(zip(truth, shown, strict=True)):
+        matched = match_image(true, DetectedBoxes(each.boxes, each.class_ids, each.scores))
+        counted = matched >= -1
+        scores.append(each.scores[counted].astype(np.float64))
+        right.append(matched[counted] >= 0)
+        image.append(np.full(counted.sum(), index))
+    if not sum(map(len, scores)):
+        return None
+    return ScoredAnswers(
+        np.concatenate(scores),
+        np.concatenate(right),
+        np.concatenate(image),
+        "boxes that are shown; right is one of the class and an overlap (IoU) of 0.5",
+        "The score of a box is to rank it; what is shown is decided by the thresholds of vfm calibrate.",
+    )
 
 
 KINDS: dict[str, AuditKind] = {

@@ -35,8 +35,8 @@ _GROUPS_ABOUT = (
     "Hochberg). No gap found is no proof that there is none: what could not have been seen is said."
 )
 _CALIBRATION_ABOUT = (
-    "How far the score of the predicted label lies from how often it is right, in bins of equal mass. Beside the error "
-    "stands the one that perfectly calibrated scores would not exceed in 95 of 100 audits of as many images."
+    "How far scores lie from how often they are right, in bins of equal mass. Beside the error stands the one that "
+    "perfectly calibrated scores would not exceed in 95 of 100 audits of as many answers, if each stood alone."
 )
 
 
@@ -227,12 +227,14 @@ def describe_slice(each: Mapping[str, Any]) -> str:
 def _add_calibration(page: Page, result: Mapping[str, Any]) -> None:
     page.add_heading("Calibration")
     page.add_text(_CALIBRATION_ABOUT)
-    page.add_text(describe_calibration(result))
-    page.add_figure(
-        draw_calibration(result), "Reliability, and the errors among the most confident answers"
-    )
-    page.add_text("What abstaining buys: answering only the most confident images.")
-    page.add_table(result["risk_coverage"])
+    page.add_text(f"{result['num_answers']:,} {result['answers']}. {describe_calibration(result)}")
+    if "risk_coverage" in result:
+        caption = "Reliability, and the errors among the most confident answers"
+        page.add_figure(draw_calibration(result), caption)
+        page.add_text("What abstaining buys: answering only the most confident images.")
+        page.add_table(result["risk_coverage"])
+    else:
+        page.add_figure(draw_calibration(result), "Reliability")
     if "temperature" in result:
         page.add_text(
             f"Temperature {result['temperature']:.2f}: what the logits would best be divided by. Above 1 the scores "
@@ -243,7 +245,7 @@ def _add_calibration(page: Page, result: Mapping[str, Any]) -> None:
             [
                 {
                     "group": row["group"],
-                    "images": row["num_images"],
+                    "answers": row["num_answers"],
                     "ECE": row["ece"],
                     "perfect scores up to": row["ece_of_perfect_scores"],
                     "overconfidence": row["overconfidence"],
@@ -262,7 +264,7 @@ def describe_calibration(result: Mapping[str, Any]) -> str:
     side = "too sure" if result["overconfidence"] > 0 else "not sure enough"
     return (
         f"Calibration error {error:.3f}, more than perfect scores would have ({limit:.3f}): the model is {side} by "
-        f"{abs(result['overconfidence']):.3f} on average. Remedy: vfm calibrate, on other images than these."
+        f"{abs(result['overconfidence']):.3f} on average. {result['remedy']}"
     )
 
 

@@ -169,9 +169,9 @@ def describe_coverage(
         row(
             "calibration",
             "calibration" in content,
-            "confidence of the predicted label"
+            f"scores of {content['calibration']['answers']}"
             if "calibration" in content
-            else "not of this task, or no labels",
+            else "no labels, or no answer above its threshold",
         ),
         row(
             "conformal sets",
