@@ -12,8 +12,11 @@ ROOT = Path(__file__).parents[1]
 MOST_LINES = 500
 MOST_BYTES = 500_000
 PACKAGES = (ROOT / "vfm", ROOT / "export" / "vfm_runtime")
-# Weights of the face detector, which production needs without a download.
-VENDORED = {"export/vfm_runtime/deepfake/faces/weights/onet.onnx"}
+# Weights of the face detector, which production needs without a download, and of a detector's head, which no hub has.
+VENDORED = {
+    "export/vfm_runtime/deepfake/faces/weights/onet.onnx",
+    "vfm/models/heads/objects.safetensors",
+}
 # What these say is for the user.
 SPEAKERS = (
     "vfm/cli/",

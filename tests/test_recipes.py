@@ -55,6 +55,7 @@ NAMES = (
     "deepfake/sbi_real_only.yaml",
     "deepfake/synthetic_image.yaml",
     "detection/finetune.yaml",
+    "detection/objects.yaml",
     "detection/small_data.yaml",
     "distillation/features.yaml",
     "distillation/logits.yaml",
@@ -71,6 +72,7 @@ BOXES = {
     "data/voc.yaml": "voc",
     "data/yolo.yaml": "yolo",
     "detection/finetune.yaml": "coco",
+    "detection/objects.yaml": "coco",
     "detection/small_data.yaml": "csv",
 }
 """The format of the boxes that a recipe reads."""
@@ -102,6 +104,7 @@ OWN = {
     "cluster/ddp.yaml": ["--trainer.devices", "1"],
     "cluster/fsdp2.yaml": ["--trainer.devices", "1"],
     "data/shards.yaml": ["--data.train", "shards/train-{000..001}.tar"],
+    "detection/objects.yaml": ["--model.weights", "null"],
     "detection/small_data.yaml": ["--model.weights", "null"],
     "distillation/features.yaml": TEACHER,
     "distillation/logits.yaml": TEACHER,

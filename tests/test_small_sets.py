@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.assets import missing
+from vfm.models.heads.head_weights import OBJECTS
 
 SCRIPTS = Path(__file__).parent / "benchmarks"
 
@@ -20,11 +21,12 @@ SCRIPTS = Path(__file__).parent / "benchmarks"
 def scripts():
     sys.path.insert(0, str(SCRIPTS))
     try:
+        import scenes
         import small_results
         import small_sets
     finally:
         sys.path.remove(str(SCRIPTS))
-    return SimpleNamespace(sets=small_sets, results=small_results)
+    return SimpleNamespace(sets=small_sets, results=small_results, scenes=scenes)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,16 @@ def test_no_draw_holds_a_test_image(faces):
     assert not contents & {path.read_bytes() for path, _ in faces.test}
     rest = faces.list_rest(faces.draw(5, seed=0))
     assert len(rest) == len(set(rest)) == 190
+
+
+def test_the_packaged_head_has_seen_nothing_that_tests_show(scripts):
+    card = json.loads(OBJECTS.with_suffix(".json").read_text())
+    shown = {f"{ord(glyph):x}" for glyph in "".join(scripts.sets.EMOJI_KINDS.values())}
+    assert len(shown) > 800
+    assert len(card["glyphs"]) > 500
+    assert not shown & set(card["glyphs"])
+    grounds = {name for names in scripts.scenes.GROUNDS.values() for name in names}
+    assert not (grounds | set(scripts.sets._GROUNDS)) & set(card["photo_names"])
 
 
 def test_files_are_written_once(scripts, faces):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from vfm_runtime.errors import MismatchError, OptionError
 
 from vfm.losses import DenseLoss
 from vfm.losses.dense import assign_points
+from vfm.models.backbone import Backbone
 from vfm.models.heads import DenseHead
 from vfm.models.heads.dense import suppress
-from vfm.models.heads.head_weights import load_head_weights
+from vfm.models.heads.head_weights import OBJECTS, choose_start, load_head_weights
+from vfm.models.tensors import compute_checksum
 from vfm.models.weights import WeightsError
 from vfm.types import FeatureInfo, Features, Objects
 
@@ -80,6 +83,43 @@ def test_a_head_starts_from_an_earlier_one(tmp_path: Path) -> None:
         other, file
     )
     torch.testing.assert_close(other.sides.weight, earlier.sides.weight)
+
+
+def test_a_head_that_has_seen_objects_fits_its_backbone() -> None:
+    assert OBJECTS.stat().st_size < 4e6
+    head, backbone = DenseHead(), Backbone("tf_efficientnet_lite0", pretrained=False)
+    backbone.select_outputs(head.uses)
+    head.prepare(backbone.info, ("a", "b"))
+    fresh = {name: value.clone() for name, value in head.classes.state_dict().items()}
+    number = len(head.state_dict())
+    text = load_head_weights(head, OBJECTS)
+    assert text == f"Head from {OBJECTS}: {number - 2} of {number} tensors; classes it knows: none."
+    tensors = {k: v.half() for k, v in head.state_dict().items() if not k.startswith("classes.")}
+    card = json.loads(OBJECTS.with_suffix(".json").read_text())
+    assert compute_checksum(tensors) == card["checksum"]
+    torch.testing.assert_close(dict(head.classes.state_dict()), fresh)
+
+
+def test_what_a_head_starts_from() -> None:
+    lite, other = "tf_efficientnet_lite0", "vit_tiny_patch16_224"
+
+    def choose(weights: str | None, backbone: str, *, is_pretrained: bool, **arguments: int) -> Any:
+        head = DenseHead(weights=weights, **arguments)
+        return choose_start(head, backbone, is_pretrained=is_pretrained)
+
+    assert choose("auto", f"{lite}.in1k", is_pretrained=True) == (OBJECTS, "")
+    for backbone, is_pretrained, width in (
+        (other, True, 128),
+        (lite, False, 128),
+        (lite, True, 64),
+    ):
+        path, text = choose("auto", backbone, is_pretrained=is_pretrained, width=width)
+        assert path is None
+        assert "starts at random: that one which has seen objects is the default for tf_eff" in text
+    for weights in (None, "none"):
+        assert choose(weights, lite, is_pretrained=True) == (None, "")
+    assert choose("objects", other, is_pretrained=False) == (OBJECTS, "")
+    assert choose("my.ckpt", lite, is_pretrained=True) == (Path("my.ckpt"), "")
 
 
 def test_what_is_no_earlier_head_is_refused(tmp_path: Path) -> None:

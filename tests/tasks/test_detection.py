@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,6 @@ import pytest
 import torch
 import vfm_runtime
 from PIL import Image
-from vfm_runtime.errors import VfmError
 
 import vfm
 from tests.data.boxes_written import write
@@ -27,7 +27,6 @@ from vfm.data import DetectionData, SyntheticScenes
 from vfm.data.detection.dataset import BoxAugment
 from vfm.models.heads import DenseHead, DetectionHead, DetrHead
 from vfm.tasks import BaseTask, DetectionTask, Optim
-from vfm.training import lp_ft
 
 ARGS = {"embed_dim": 96, "depth": 1, "num_heads": 3, "patch_size": 8}
 PLAIN = BoxAugment(mosaic=0, zoom=(1, 1), flip=0, colors="none", close_mosaic=0)
@@ -485,13 +484,15 @@ def test_classes_that_go_on_are_not_solved_anew(tmp_path: Path) -> None:
     earlier = task(head=DenseHead(width=32, depth=1))
     earlier.take_labels(data)
     state = {f"head.{name}": value for name, value in earlier.head.state_dict().items()}
-    for labels, loaded in ((earlier.labels, earlier.labels), (("x", "y", "z"), ())):
-        torch.save({"state_dict": state, "vfm": {"labels": list(labels)}}, tmp_path / "e.ckpt")
-        head = DenseHead(width=32, depth=1, weights=str(tmp_path / "e.ckpt"))
+    file = tmp_path / "earlier.ckpt"
+    for labels in (earlier.labels, ("class_1", "x", "y"), ("x", "y", "z")):
+        torch.save({"state_dict": state, "vfm": {"labels": list(labels)}}, file)
+        head = DenseHead(width=32, depth=1, weights=str(file))
         made = task(head=head, lp_ft=True)
-        made.take_labels(data)
-        assert head.loaded_labels == loaded
-    made.head.loaded_labels = earlier.labels
-    match = r"the classes anew, and --model\.head\.weights .*e\.ckpt goes on .* \(class_0, class_1"
-    with pytest.raises(VfmError, match=match):
-        lp_ft.solve_head(made, data)
+        trainer(tmp_path, max_steps=0).fit(made, datamodule=data)
+        assert head.loaded_labels == tuple(x for x in earlier.labels if x in labels)
+        rows = [label in head.loaded_labels for label in made.labels]
+        source = [labels.index(label) for label in head.loaded_labels]
+        torch.testing.assert_close(head.classes.weight[rows], earlier.head.classes.weight[source])
+        unsolved = -math.log(99)
+        assert (head.classes.bias[[not row for row in rows]] - unsolved).abs().gt(1e-3).all()

@@ -67,4 +67,5 @@ def test_the_optimizer_is_that_of_the_recipe() -> None:
     arguments = yaml.safe_load(path.read_text())["model"]["init_args"]
     assert dict(detectors.OPTIM) == arguments["optim"]
     assert arguments["head"] == {"class_path": "DenseHead"}
-    assert arguments["norm_stats"] == detectors.TASK["norm_stats"]
+    for name in ("norm_stats", "lp_ft"):
+        assert arguments[name] == detectors.TASK[name]

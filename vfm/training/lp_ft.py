@@ -33,16 +33,10 @@ def solve_head(task: CheckpointedModel, data: ImageData) -> None:
     all training images in every step.
 
     Raises:
-        ProbeError: The head reads feature maps, goes on from a file, or the strategy shards it.
+        ProbeError: The head reads feature maps, or the strategy shards it.
     """
-    head = task.head
-    is_dense = isinstance(head, DenseHead)
-    if isinstance(head, DenseHead) and head.loaded_labels:
-        raise ProbeError(
-            f"--model.lp_ft true solves the classes anew, and --model.head.weights {head.weights} goes on with those "
-            f"of a file ({', '.join(head.loaded_labels[:3])}). Leave one of them out."
-        )
-    if "maps" in head.uses and not is_dense:
+    is_dense = isinstance(task.head, DenseHead)
+    if "maps" in task.head.uses and not is_dense:
         raise ProbeError(
             f"--model.lp_ft true needs a head that reads no feature maps; {type(task.head).__name__} does. "
             "Leave it out, or take LinearHead, MLPHead, AttentionPoolHead, or DenseHead for boxes."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vfm.data import ImageData
@@ -28,30 +28,35 @@ _STEPS, _DECAY = 60, 1e-2
 def solve_classes(task: CheckpointedModel, data: ImageData) -> None:
     """Set the class layer of a DenseHead to a logistic regression on points inside and outside of the training boxes.
 
-    So many points of images without augmentation as 20,000 allow are looked at, by the tower as it was drawn; towers
-    and boxes learn in training. Rank 0 looks at its part of the images, and the other ranks take what it found.
+    So many points of images without augmentation as 20,000 allow are looked at, by the tower as it is; towers and boxes
+    learn in training. Rows of classes that go on from a file stay. Rank 0 looks at its part of the images, and the
+    other ranks take what it found.
     """
     head = task.head
     assert isinstance(head, DenseHead)
+    if set(head.labels) == set(head.loaded_labels):
+        return
     if task.trainer.is_global_zero:
         was_training = task.training
         task.eval()
-        _set_layer(head.classes, *_collect_points(task, head, data))
+        _set_classes(head, *_collect_points(task, head, data))
         task.train(was_training)
     if task.trainer.world_size > 1:
         for parameter in head.classes.parameters():
             torch.distributed.broadcast(parameter.data, src=0)
 
 
-def _set_layer(layer: nn.Conv2d, inputs: Tensor, goals: Tensor) -> None:
-    """Set a layer [C, D, 3, 3] by what it sees of M points, [M, 9 D], and the scores that it should give, [M, C]."""
+def _set_classes(head: DenseHead, inputs: Tensor, goals: Tensor) -> None:
+    """Set the new classes by what their layer sees of M points, [M, 9 D], and the scores it should give, [M, C]."""
     if not (goals > 0).any():
         rank_zero_warn("No point lies within a training box: the class layer starts at random.")
         return
     weight, bias = _minimize_loss(inputs, goals)
-    layer.weight.copy_(weight.view_as(layer.weight))
+    rows = [k for k, label in enumerate(head.labels) if label not in head.loaded_labels]
+    layer = head.classes
     assert layer.bias is not None
-    layer.bias.copy_(bias)
+    layer.weight[rows] = weight[rows].view_as(layer.weight[rows]).to(layer.weight)
+    layer.bias[rows] = bias[rows].to(layer.bias)
     in_boxes = goals.sum(1) > 0
     right = (inputs[in_boxes] @ weight.T + bias).argmax(1) == goals[in_boxes].argmax(1)
     rank_zero_info(

@@ -45,7 +45,7 @@ OPTIM: Mapping[str, Any] = {
     "ema": 0.998,
 }
 """Optimizer of recipes/detection/small_data.yaml."""
-TASK: Mapping[str, Any] = {"min_steps": 0, "norm_stats": "keep"}
+TASK: Mapping[str, Any] = {"min_steps": 0, "norm_stats": "keep", "lp_ft": True}
 _PAGE_FILE = "report.html"
 _RUNS = 12
 _SPARE = 0.05

@@ -41,7 +41,7 @@ class DenseHead(DetectionHead):
         depth: int = 2,
         max_boxes: int = 100,
         suppress_above: float = 0.6,
-        weights: str | None = None,
+        weights: str | None = "auto",
     ) -> None:
         """Remember the arguments; the layers are made in `build`.
 
@@ -50,8 +50,10 @@ class DenseHead(DetectionHead):
             depth: 3 x 3 convolutions before the classes, and as many before the boxes.
             max_boxes: Most boxes in the answer for an image.
             suppress_above: IoU with a better box of the same class above which a box is left out.
-            weights: File that a training starts from, such as a checkpoint of an earlier one with this head: classes
-                of the same name go on, others are new. By default a random start.
+            weights: What a training starts from: objects, a packaged head that has learned from generated scenes what
+                an object is; none, a random start; or a file, such as a checkpoint of an earlier training with this
+                head, whose classes of the same name go on while others are new. By default objects where that was
+                measured to help; the log says what it is.
         """
         super().__init__()
         if width < 16 or width % 16:

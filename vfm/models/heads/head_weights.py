@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,35 @@ from vfm.models.heads.dense import DenseHead
 from vfm.models.tensors import UnreadableFileError, find_tensors, read_plain
 from vfm.models.weights import WeightsError
 
+OBJECTS = Path(__file__).with_name("objects.safetensors")
+"""A DenseHead without classes that learned what an object is from generated scenes; `objects.json` is its card."""
+
 _PREFIX = "head."
+
+
+def choose_start(head: DenseHead, backbone: str, *, is_pretrained: bool) -> tuple[Path | None, str]:
+    """Return the file that a head starts from, None for a random start, and why in words, if there is more to say.
+
+    Args:
+        head: Head whose `weights` say what is asked for.
+        backbone: Name of its backbone.
+        is_pretrained: Whether that has learned before, too.
+    """
+    if head.weights in (None, "none"):
+        return None, ""
+    if head.weights == "objects":
+        return OBJECTS, ""
+    if head.weights != "auto":
+        return Path(head.weights), ""
+    card = json.loads(OBJECTS.with_suffix(".json").read_text(encoding="utf-8"))
+    is_measured = backbone.partition(".")[0] in card["backbones"] and is_pretrained
+    if is_measured and (head.width, head.depth) == (card["width"], card["depth"]):
+        return OBJECTS, ""
+    return None, (
+        "The head starts at random: that one which has seen objects is the default for "
+        f"{', '.join(card['backbones'])} with their weights, a width of {card['width']} and a depth of "
+        f"{card['depth']} alone, with which it was measured to help (--model.head.weights objects)."
+    )
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from vfm.data.records import Record, list_labels
 from vfm.losses import DenseLoss, DetectionLoss, Loss
 from vfm.models.backbone import ImageSize
 from vfm.models.heads import DenseHead, DetectionHead, DetrHead
-from vfm.models.heads.head_weights import load_head_weights
+from vfm.models.heads.head_weights import choose_start, load_head_weights
 from vfm.models.tensors import compute_checksum
 from vfm.preprocess import Preprocess
 from vfm.spec import Spec
@@ -190,8 +190,13 @@ class DetectionTask(BaseTask):
         """Make the head's layers, unless it has them, and start them from those of a head that learned before."""
         is_new = not self.labels
         super().take_labels(data)
-        if is_new and isinstance(self.head, DenseHead) and self.head.weights is not None:
-            rank_zero_info(load_head_weights(self.head, Path(self.head.weights)))
+        if is_new and isinstance(self.head, DenseHead):
+            is_pretrained = self.backbone.report is not None
+            path, text = choose_start(self.head, self.backbone.name, is_pretrained=is_pretrained)
+            if path is not None:
+                text = load_head_weights(self.head, path)
+            if text:
+                rank_zero_info(text)
 
     def list_predictions(self, batch: Batch, answers: dict[str, Tensor]) -> list[tuple[str, ...]]:
         """Return a row for each box of a score of 0.01 or more, in pixels of the original image."""
