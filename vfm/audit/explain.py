@@ -50,7 +50,7 @@ class Answer(NamedTuple):
     image: int
     """Index of the image."""
     truth: str
-    """What is true there, in a word or two."""
+    """What is true of the image, or of the box, in a word or two."""
     label: int
     """Index of the label."""
     score: float

@@ -77,7 +77,7 @@ def list_box_answers(
 def list_box_pictures(
     model: AuditedModel, records: Sequence[Record], answers: Sequence[Answer]
 ) -> Iterator[ExplainedPicture]:
-    """Yield the image of each box that is to be explained, or the tile in which it was found, with its map.
+    """Yield a picture with its map for each box that is to be explained: the image, or the tile that shows the box.
 
     Args:
         model: Checkpoint that is audited.

@@ -161,7 +161,9 @@ def fit_video_temperatures(
             continue
         try:
             further = fit_temperature(logits, fake)
-        except DataError:  # with both labels there, this is why
+        except (
+            DataError
+        ):  # it refuses one label alone, which was counted above, and reals that score no lower
             row["reason"] = "its real ones have no lower scores than its fake ones"
             continue
         row |= {
